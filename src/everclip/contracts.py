@@ -1,0 +1,291 @@
+"""The types that the rooms hand to each other. No behaviour beyond what a type needs, and no torch at run time.
+
+The words are those of the documentation: a *scenario* yields *tasks*; an *evaluation set* is what one column of
+the score matrix measures; a *protocol* decides what a method may know when it is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol as TypingProtocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from everclip.data.table import Table
+
+Features = dict[str, "Tensor"]
+"""Per-sample outputs of an encoder, leading dimension `N`; `"embedding"` `(N, D)` of unit norm is always there."""
+
+Kind = Literal["classification", "retrieval", "pairs"]
+View = Literal["train", "eval"]
+Order = Literal["shuffle", "cycle", "once"]
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One output column of a classifier; merging of equal names is already decided."""
+
+    key: str
+    name: str
+    templates: tuple[str, ...] = ("{}",)
+    tasks: tuple[int, ...] = ()
+    seen: bool = True
+
+    def prompts(self) -> tuple[str, ...]:
+        """Return the class name put into every template."""
+        return tuple(template.format(self.name) for template in self.templates)
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Everything a method may know at test time: its classes, and the task if the protocol tells it."""
+
+    entries: tuple[ClassEntry, ...]
+    known_task: int | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the entries, in column order."""
+        return tuple(entry.key for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """How a set is scored.
+
+    Attributes:
+        name: how results call it.
+        space: the answers on offer: the set's `own`, those `seen` up to the row, or `all` of the scenario. For
+            retrieval the same words choose the pool of candidates.
+        known_task: whether the method is told which task a test sample belongs to.
+        unseen: what a set does that was not learned yet under `space="seen"`: be scored on its `own` answers, or
+            `skip` the cell.
+    """
+
+    name: str
+    space: Literal["own", "seen", "all"] = "own"
+    known_task: bool = False
+    unseen: Literal["own", "skip"] = "skip"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of a stream: training data and what may be known about it."""
+
+    index: int
+    name: str
+    train: Table
+    val: Table | None = None
+    classes: tuple[ClassEntry, ...] | None = None
+    language: str | None = None
+    time: str | None = None
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Data that one column of the result measures.
+
+    `task` is the index of the task it belongs to, `None` for what was known before and for the retention suite.
+    `pool` names the retrieval pool a set shares with others under the protocol spaces `seen` and `all`.
+    """
+
+    name: str
+    kind: Kind
+    data: Table
+    task: int | None = None
+    group: Literal["task", "known", "retention"] = "task"
+    classes: tuple[ClassEntry, ...] | None = None
+    pool: str = "main"
+
+
+@runtime_checkable
+class Scenario(TypingProtocol):
+    """Ordered tasks, evaluation sets and protocols."""
+
+    name: str
+    base: Table | None
+    base_val: Table | None
+    eval_sets: Sequence[EvalSet]
+    protocols: Sequence[EvalProtocol]
+
+    @property
+    def tasks(self) -> Iterable[Task]:
+        """The tasks in the order of learning; may be open-ended."""
+
+    def label_space(self, eval_set: EvalSet, row: int, protocol: EvalProtocol) -> LabelSpace | None:
+        """Return what a method may know when `eval_set` is scored at `row`; `None` means there is no such cell."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A weighted part of a stream; shares are exact by construction, whatever the sizes."""
+
+    table: Table
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where the batches of one phase come from. Which sample stands at which place is a pure function of the seed.
+
+    Attributes:
+        sources: one table, or several that are mixed by weight.
+        batch_size: samples per step over all processes.
+        view: `train` augments images and draws captions, `eval` does neither.
+        order: `shuffle` permutes anew each epoch, `cycle` repeats the given order, `once` stops after one pass.
+        columns: what a batch holds: any of `image`, `tokens`, `label`, `id`, `features`.
+        classes: the label space of column `label`.
+        templates: texts of the classes or captions, `{}` stands for the name.
+    """
+
+    sources: tuple[Source, ...]
+    batch_size: int
+    view: View = "train"
+    order: Order = "shuffle"
+    columns: tuple[str, ...] = ("image", "tokens", "positives")
+    classes: tuple[ClassEntry, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a learning-rate factor and a weight decay.
+
+    Attributes:
+        names: names of parameters of the method's module.
+        lr_scale: factor on the learning rate.
+        weight_decay: overrides that of the training configuration.
+        row_scale: name of a buffer `(rows, 1)` that scales updates row by row (TEIR).
+    """
+
+    names: tuple[str, ...]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    row_scale: str | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training that a method declares and the engine carries out.
+
+    Attributes:
+        name: how the log and checkpoints call it.
+        streams: stream name -> stream; every step takes one batch of each.
+        param_groups: what trains; empty with `optimiser=None`.
+        optimiser: overrides the name in the training configuration; `None` means one pass without gradient.
+        steps: number of optimiser steps; `None` = from the training budget and the size of the stream `main`.
+        lr: overrides the learning rate of the training configuration.
+        repeats: how often the phase runs in a row (each repeat restarts its schedule).
+    """
+
+    name: str
+    streams: Mapping[str, Stream]
+    param_groups: tuple[ParamGroup, ...] = ()
+    optimiser: str | None = "default"
+    steps: int | None = None
+    lr: float | None = None
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a step stands; the only clock that a method may read."""
+
+    task: int
+    phase: str
+    repeat: int
+    step: int
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs, counted by code from the module itself."""
+
+    trainable_parameters: int
+    stored_parameters: int
+    active_parameters: int
+    bytes: int
+    buffer_bytes: int = 0
+    extra_per_image: str = "none"
+    growth_per_task: str = "none"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method relies on; checked against scenario, backbone and configuration before a run starts."""
+
+    borders: bool = True
+    past_data: bool = False
+    reference_data: bool = False
+    supervision: frozenset[str] = frozenset({"labels", "captions"})
+    transformer_blocks: bool = False
+    batch_dependent: bool = False
+    all_tasks_at_once: bool = False
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a method may look back on: the data of earlier tasks and of the base, as far as its slots ask for it."""
+
+    tasks: tuple[Task, ...] = ()
+    base: Table | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+Validate = Callable[[], Mapping[str, float]]
+"""Scores the method as it is now on the validation data of everything learned so far: name -> score in [0, 1]."""
+
+Batch = dict[str, dict[str, Any]]
+"""stream name -> column name -> values"""
+
+
+@runtime_checkable
+class Method(TypingProtocol):
+    """How to learn a task and how to predict. `everclip.methods.base.Method` implements it with shared slots."""
+
+    needs: Needs
+
+    def begin_task(self, task: Task, past: Past) -> None:
+        """Grow, freeze, copy a teacher."""
+
+    def phases(self, task: Task, past: Past) -> list[Phase]:
+        """Declare what to train on; the engine owns every loop, stream and cursor."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The training step: named losses, whose sum is trained."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Update running means and the like, after each optimiser step."""
+
+    def end_phase(self, task: Task, phase: Phase) -> None:
+        """Solve, switch, discard."""
+
+    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
+        """Merge, select, fill the buffer."""
+
+    def encode_images(self, pixels: Tensor, known_task: int | None = None) -> Features:
+        """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch."""
+
+    def encode_texts(self, tokens: Tensor) -> Features:
+        """Encode token ids `(N, L)`."""
+
+    def class_bank(self, space: LabelSpace) -> Features:
+        """Return one text embedding per class entry."""
+
+    def similarity(self, images: Features, texts: Features) -> Tensor:
+        """Return cosines `(N, M)`."""
+
+    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> Tensor:
+        """Return scores `(N, C)`, one column per class entry."""
+
+    def structure(self) -> dict[str, Any]:
+        """Describe the grown shape as JSON, so that it can be rebuilt before tensors are loaded."""
+
+    def describe(self) -> Cost:
+        """Count parameters and bytes."""
+
+
+Modules = Iterator[tuple[str, "nn.Module"]]

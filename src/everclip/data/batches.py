@@ -1,0 +1,161 @@
+"""From streams to batches: which samples a step takes, decoded and tokenised ahead of time in threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from everclip.config import AugmentConfig, CaptionConfig
+from everclip.contracts import Stream
+from everclip.data.captions import draw_caption
+from everclip.data.images import ImageStore, PixelFormat, augment
+from everclip.data.order import generator, key_of, place, share
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+
+Tokenise = Callable[[list[str]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Turns (stream, step) into tensors; a pure function of its settings, so any step can be asked for.
+
+    Attributes:
+        pixels: what the image tower takes.
+        preprocess: the backbone's own transform, for the view `eval`.
+        tokenise: texts to token ids `(N, L)`.
+        augment, captions: settings of the view `train`.
+        seed: the run's seed.
+        store: keeps decoded pictures.
+        rank, world: this process and how many there are; each takes its slice of the same global batch.
+    """
+
+    pixels: PixelFormat
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenise: Tokenise
+    augment: AugmentConfig
+    captions: CaptionConfig
+    seed: int
+    store: ImageStore
+    rank: int = 0
+    world: int = 1
+
+    def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
+        """Return this process's samples of one step as (table, position) pairs."""
+        if stream.batch_size % self.world:
+            raise ConfigError(
+                f"training.batch_size: a batch of {stream.batch_size} cannot be shared by {self.world} processes "
+                f"equally; take a multiple of {self.world}."
+            )
+        local = stream.batch_size // self.world
+        start = step * stream.batch_size + self.rank * local
+        size = stream_size(stream)
+        stop = min(start + local, size) if stream.order == "once" else start + local
+        return [self._one(stream, scope, position) for position in range(start, stop)]
+
+    def _one(self, stream: Stream, scope: str, position: int) -> tuple[Table, int]:
+        which, inner = (0, position) if len(stream.sources) == 1 else share(
+            position, [source.weight for source in stream.sources]
+        )
+        table = stream.sources[which].table
+        return table, place(inner, len(table), stream.order, f"{self.seed}/{scope}/{which}")
+
+    def batch(self, stream: Stream, scope: str, step: int) -> dict[str, Any]:
+        """Return the columns of one step.
+
+        Args:
+            stream: what to read.
+            scope: names task, phase and stream; enters every random draw.
+            step: 0-based step within the phase.
+
+        Returns:
+            `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
+            `(N,)` int64 (equal keys mark the same caption or picture), `label` `(N,)`, `id` (list of N), as far as
+            `stream.columns` asks.
+        """
+        rows = self.places(stream, scope, step)
+        draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
+        batch: dict[str, Any] = {"id": [table.ids[i] for table, i in rows]}
+        if "image" in stream.columns:
+            pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
+            batch["image"] = torch.stack(pictures)
+        if "tokens" in stream.columns:
+            texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
+            batch["caption"] = texts
+            batch["tokens"] = self.tokenise(texts)
+            batch["text_key"] = _keys(texts)
+            batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
+        if "label" in stream.columns:
+            batch["label"] = _labels(stream, rows)
+        return batch
+
+    def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
+        picture = self.store.get(table, position)
+        if stream.view == "train":
+            return self.pixels.tensor(augment(picture, self.pixels.size, self.augment, draw))
+        return self.preprocess(picture)
+
+    def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
+        caption = str(table.value("caption", position))
+        if stream.view != "train":
+            return caption
+        words = table.value("keywords", position) if table.has("keywords") else None
+        return draw_caption(caption, words, self.captions, draw)
+
+    def batches(
+        self, stream_of: dict[str, Stream], scope: str, start: int, stop: int, workers: int
+    ) -> Iterator[dict[str, dict[str, Any]]]:
+        """Yield the batches of steps `start` to `stop`, prepared `workers + 1` steps ahead when there are workers."""
+
+        def make(step: int) -> dict[str, dict[str, Any]]:
+            return {name: self.batch(s, f"{scope}/{name}", step) for name, s in stream_of.items()}
+
+        if workers == 0:
+            yield from (make(step) for step in range(start, stop))
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="everclip-batch") as pool:
+            waiting: deque[Future[dict[str, dict[str, Any]]]] = deque()
+            try:
+                for step in range(start, stop):
+                    while len(waiting) <= workers and step + len(waiting) < stop:
+                        waiting.append(pool.submit(make, step + len(waiting)))
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def stream_size(stream: Stream) -> int:
+    """Return how many samples one pass over a stream holds."""
+    return sum(len(source.table) for source in stream.sources)
+
+
+def _identity(table: Table, position: int) -> str:
+    """What makes two samples positives of each other: their concept if given, else the image itself."""
+    for column in ("concept", "image_id"):
+        if table.has(column):
+            value = table.value(column, position)
+            if value is not None:
+                return str(value)
+    return table.ids[position]
+
+
+def _keys(values: list[str]) -> torch.Tensor:
+    # 62 bits of a keyed hash: comparable between processes, unlike Python's own hash.
+    return torch.tensor([key_of(value) >> 66 for value in values], dtype=torch.int64)
+
+
+def _labels(stream: Stream, rows: list[tuple[Table, int]]) -> torch.Tensor:
+    index = {entry.key: i for i, entry in enumerate(stream.classes or ())}
+    labels = []
+    for table, position in rows:
+        key = table.value("class_key", position)
+        if key not in index:
+            raise DataError(f"{table.name}, id {table.ids[position]}: class {key!r} is not one of the stream's.")
+        labels.append(index[key])
+    return torch.tensor(labels, dtype=torch.int64)

@@ -1,0 +1,32 @@
+"""Drawing one training caption of a sample: its caption, a template around it, or some of its keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from everclip.config import CaptionConfig
+
+
+def draw_caption(
+    caption: str, keywords: Sequence[str] | None, config: CaptionConfig, draw: np.random.Generator
+) -> str:
+    """Return the text that stands for a sample in one step.
+
+    Args:
+        caption: the sample's own caption.
+        keywords: words that also fit it; may be empty or `None`.
+        config: probabilities and templates.
+        draw: the sample's own generator.
+    """
+    choice, which, count = draw.random(3)
+    words = list(keywords or ())
+    if words and choice < config.keyword_probability:
+        most = min(config.keywords, len(words))
+        picked = draw.permutation(len(words))[: 1 + int(count * most)]
+        return ", ".join(words[int(i)] for i in picked)
+    plain = choice >= config.keyword_probability + config.template_probability
+    if plain or not config.templates:
+        return caption
+    return config.templates[int(which * len(config.templates))].format(caption)

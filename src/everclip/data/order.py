@@ -1,0 +1,66 @@
+"""Which sample stands at which place of a stream: pure functions of (seed, place).
+
+Nothing here has a state, so a stream resumes at any step by asking for that step. That is what makes resume exact
+and multi-process order identical to that of one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+
+def key_of(*parts: object) -> int:
+    """Return a 128-bit integer that depends on every part (and on nothing else, such as the process)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def generator(*parts: object) -> np.random.Generator:
+    """Return a generator whose draws are a function of `parts`; same parts, same draws, on every machine."""
+    return np.random.Generator(np.random.Philox(key=key_of(*parts)))
+
+
+def unit_hash(*parts: object) -> float:
+    """Map `parts` to [0, 1): the hash by which samples are assigned to splits."""
+    return (key_of(*parts) >> 75) / float(1 << 53)
+
+
+@lru_cache(maxsize=64)
+def _permutation(size: int, key: str, epoch: int) -> npt.NDArray[np.int64]:
+    return generator("order", key, epoch).permutation(size).astype(np.int64)
+
+
+def place(position: int, size: int, order: str, key: str) -> int:
+    """Return the index of the sample at `position` of an endless stream over `size` samples.
+
+    Args:
+        position: 0-based place in the stream.
+        size: number of samples, at least 1.
+        order: `shuffle` (a new permutation each epoch), `cycle` or `once` (as given).
+        key: names the stream; holds the seed.
+    """
+    epoch, offset = divmod(position, size)
+    return int(_permutation(size, key, epoch)[offset]) if order == "shuffle" else offset
+
+
+def share(position: int, weights: Sequence[float]) -> tuple[int, int]:
+    """Return `(source, position within that source)` for a place in a mixed stream.
+
+    After any number of places each source has had its exact share, rounded up or down: sources are peeled off one
+    by one, each taking the places where floor(place * weight) steps up. Fractions keep this exact for ever.
+    """
+    exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
+    for source in range(len(exact) - 1):
+        rest = sum(exact[source:], Fraction(0))
+        quota = exact[source] / rest
+        taken = int(position * quota)
+        if int((position + 1) * quota) > taken:
+            return source, taken
+        position -= taken
+    return len(exact) - 1, position

@@ -1,0 +1,198 @@
+"""Classification from scores: predictions with stated ties, hits, per-class accuracy, calibration, template ensembles.
+
+Everything is per item, so an evaluation set may be fed in chunks of any size. Accuracies are fractions in [0,
+1]; what has no items is `None`. Ties go to the lowest class index.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def classify(scores: Tensor) -> Tensor:
+    """Best class of every item; of equal scores the lowest class index.
+
+    Args:
+        scores: `(N, C)`, C >= 1. `-inf` marks a class that is not allowed.
+
+    Returns:
+        `(N,)` int64.
+
+    Raises:
+        ValueError: the shape is not `(N, C)` with C >= 1, or an item has a NaN score (which argmax would
+            choose).
+    """
+    _check_scores(scores)
+    return scores.argmax(dim=1)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float | None:
+    """Fraction of equal entries of two `(N,)` tensors; `None` for N = 0.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_labels(predictions, labels)
+    return float((predictions == labels).double().mean()) if len(labels) else None
+
+
+def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Whether the label is among the k best classes, with the tie rule of `classify`.
+
+    With `k > C` every class is among the best and every item is a hit.
+
+    Args:
+        scores: `(N, C)`.
+        labels: `(N,)` class indices.
+        k: at least 1.
+
+    Returns:
+        `(N,)` bool.
+
+    Raises:
+        ValueError: `k < 1`, a label outside `0..C-1`, a NaN score, or shapes that do not fit.
+    """
+    if k < 1:
+        raise ValueError(f"k must be positive, it is {k}")
+    _check_scores(scores)
+    _check_labels(scores[:, 0], labels, classes=scores.shape[1])
+    own = scores.gather(1, labels[:, None])
+    index = torch.arange(scores.shape[1], device=scores.device)
+    ahead = (scores > own) | ((scores == own) & (index < labels[:, None]))
+    return ahead.sum(dim=1) < k
+
+
+def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """Accuracy of each class; `None` for a class without items.
+
+    Args:
+        predictions: `(N,)` class indices.
+        labels: `(N,)` class indices.
+        classes: C.
+
+    Raises:
+        ValueError: the shapes differ, or a label lies outside `0..C-1`.
+    """
+    _check_labels(predictions, labels, classes)
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    right = torch.bincount(labels[predictions == labels], minlength=classes).tolist()
+    return [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
+
+
+def mean_per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> float | None:
+    """Mean of `per_class_accuracy` over the classes that have items; `None` if there are none."""
+    known = [value for value in per_class_accuracy(predictions, labels, classes) if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float | None:
+    """`sum_b n_b / N |accuracy_b - confidence_b|` over equal-width bins `(lo, hi]` of the largest probability.
+
+    Guo et al. 2017 (arXiv 1706.04599), eq. 3. Report the logit scale with it: fine-tuning moves that.
+
+    Args:
+        probabilities: `(N, C)` rows that sum to 1.
+        labels: `(N,)`.
+        bins: number of bins.
+
+    Raises:
+        ValueError: rows are no probabilities (logits given by mistake), or shapes or labels do not fit.
+    """
+    _check_scores(probabilities)
+    _check_labels(probabilities[:, 0], labels, classes=probabilities.shape[1])
+    if bins < 1:
+        raise ValueError(f"bins must be positive, it is {bins}")
+    values = probabilities.double()
+    if bool((values < 0).any()) or bool(((values.sum(dim=1) - 1).abs() > 1e-2).any()):
+        raise ValueError("expected calibration error needs probabilities, whose rows sum to 1")
+    if not len(labels):
+        return None
+    predictions = classify(probabilities)
+    confidence = values.gather(1, predictions[:, None])[:, 0]
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
+    bucket = torch.bucketize(confidence, edges)
+    gap = (predictions == labels).double() - confidence
+    # n_b |mean gap| = |sum of gaps|
+    return float(torch.bincount(bucket, weights=gap, minlength=bins).abs().sum() / len(labels))
+
+
+def ambiguous(cosines: Tensor, tolerance: float = 1e-5) -> Tensor:
+    """Items whose two best cosines lie within `tolerance` in fp32: rounding decides them, so they are counted apart.
+
+    They are exempt from the check that predictions do not depend on the batch. With one class no item is
+    ambiguous.
+
+    Args:
+        cosines: `(N, C)` cosines, not yet multiplied by the logit scale; `-inf` marks a class that is not
+            allowed.
+        tolerance: largest difference that counts as a tie.
+
+    Returns:
+        `(N,)` bool.
+
+    Raises:
+        ValueError: a score above 1 (scaled logits given by mistake), NaN, or a shape other than `(N, C)`.
+    """
+    _check_scores(cosines)
+    values = cosines.float()
+    if bool((values > 1.01).any()):
+        raise ValueError("a cosine above 1: give cosines, not logits, or the tolerance means something else")
+    if values.shape[1] == 1:
+        return torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    best = values.topk(2, dim=1).values
+    return (best[:, 0] - best[:, 1]) <= tolerance
+
+
+def ensemble_bank(template_features: Tensor) -> Tensor:
+    """CLIP's template ensemble: the mean of the unit rows, brought back to unit norm (arXiv 2103.00020, sec. 3.1.4).
+
+    Differentiable and without host synchronisation, so a training step may use it; therefore values are not
+    checked, and templates that cancel exactly give a zero vector.
+
+    Args:
+        template_features: `(..., T, D)`, one row per template of a class, of any norm.
+
+    Returns:
+        `(..., D)` unit vectors.
+
+    Raises:
+        ValueError: no templates.
+    """
+    if template_features.ndim < 2 or template_features.shape[-2] == 0:
+        raise ValueError(f"a class needs (T, D) template features with T >= 1, got {tuple(template_features.shape)}")
+    return functional.normalize(functional.normalize(template_features, dim=-1).mean(dim=-2), dim=-1)
+
+
+def ensemble_banks(template_features: Iterable[Tensor]) -> Tensor:
+    """`ensemble_bank` of every class where classes have different numbers of templates.
+
+    Args:
+        template_features: C tensors `(T_c, D)`.
+
+    Returns:
+        `(C, D)` unit vectors, row by row what `ensemble_bank` gives.
+
+    Raises:
+        ValueError: no classes, or a class without templates.
+    """
+    rows = [ensemble_bank(features) for features in template_features]
+    if not rows:
+        raise ValueError("a bank needs at least one class")
+    return torch.stack(rows)
+
+
+def _check_scores(scores: Tensor) -> None:
+    if scores.ndim != 2 or scores.shape[1] == 0:
+        raise ValueError(f"scores must be (N, C) with C >= 1, got {tuple(scores.shape)}")
+    bad = scores.isnan().any(dim=1)
+    if bool(bad.any()):
+        raise ValueError(f"item {int(bad.int().argmax())} has a NaN score")
+
+
+def _check_labels(predictions: Tensor, labels: Tensor, classes: int | None = None) -> None:
+    if predictions.shape != labels.shape or labels.ndim != 1:
+        raise ValueError(f"expected (N,) twice, got {tuple(predictions.shape)} and {tuple(labels.shape)}")
+    if classes is not None and len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise ValueError(f"a label lies outside 0..{classes - 1}")

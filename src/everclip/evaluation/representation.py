@@ -1,0 +1,313 @@
+"""The embedding space: gap, alignment, uniformity, rotation, similarity of two spaces, effective dimension.
+
+All functions take `(N, D)` features of any norm, bring the rows to unit norm and compute in float64. Two
+feature sets that are compared hold the same items in the same rows. A degenerate input (too few rows,
+identical rows, a zero row) gives `None` and a warning, never NaN; a feature that is not finite raises
+`ValueError`.
+
+Metrics over pairs of items (uniformity, RSA, self-angle) walk over blocks of rows, or over a seeded subsample
+where `sample` is given.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 1024  # rows of a cosine matrix held at once
+_FLAT = 1e-20  # mean squared distance from the centre below which unit rows are the same row, rounded
+
+
+def modality_gap(images: Tensor, texts: Tensor) -> float | None:
+    """`|| mean(X) - mean(Y) ||_2` of the two sets (Liang et al., arXiv 2203.02053). `(N, D)` and `(M, D)`."""
+    pair = _units("modality_gap", images, texts)
+    return None if pair is None else float((pair[0].mean(dim=0) - pair[1].mean(dim=0)).norm())
+
+
+def alignment(images: Tensor, texts: Tensor, alpha: float = 2.0) -> float | None:
+    """`mean_i || x_i - y_i ||_2^alpha` of matched rows (Wang and Isola, arXiv 2005.10242); 0 is perfect."""
+    _check_pairs(images, texts)
+    pair = _units("alignment", images, texts)
+    return None if pair is None else float((pair[0] - pair[1]).norm(dim=1).pow(alpha).mean())
+
+
+def uniformity(features: Tensor, t: float = 2.0, sample: int | None = None, seed: int = 0) -> float | None:
+    """`log mean_{i<j} exp(-t || x_i - x_j ||^2)` (Wang and Isola, arXiv 2005.10242); identical rows give 0.
+
+    Args:
+        features: `(N, D)`, at least two rows.
+        t: scale.
+        sample: use this many rows at most, chosen by `probe_rows`; `None` uses all, in blocks.
+        seed: of the subsample.
+    """
+    units = _units("uniformity", _probe(features, sample, seed), least=2)
+    if units is None:
+        return None
+    x, pairs = units[0], len(units[0]) * (len(units[0]) - 1) // 2
+    total = sum(float(torch.exp(-t * (2 - 2 * part).clamp(min=0)).sum()) for part, in _cosine_pairs(x))
+    return math.log(total / pairs) if total > 0 else None
+
+
+def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
+    """`(N,)` degrees between the old and the new embedding of each item (Mod-X, arXiv 2211.12065)."""
+    _check_pairs(before, after, width=True)
+    pair = _units("rotation_angles", before, after)
+    if pair is None:
+        return None
+    x, y = pair
+    # Equals arccos(x.y) but keeps small angles, which arccos loses in rounding, and needs no clamp: unmoved
+    # is 0.
+    return torch.rad2deg(2 * torch.atan2((x - y).norm(dim=1), (x + y).norm(dim=1)))
+
+
+def self_angle_change(before: Tensor, after: Tensor) -> Tensor | None:
+    """`(N, N)` degrees `| arccos(x_i.x_j) after - before |` (Mod-X, arXiv 2211.12065). Quadratic in memory."""
+    _check_pairs(before, after)
+    pair = _units("self_angle_change", before, after)
+    if pair is None:
+        return None
+    angles = [torch.rad2deg(torch.arccos((x @ x.T).clamp(-1, 1))) for x in pair]
+    change: Tensor = (angles[1] - angles[0]).abs()
+    return change.fill_diagonal_(0.0)  # an item's angle to itself does not move, its rounding does
+
+
+def mean_self_angle_change(
+    before: Tensor, after: Tensor, sample: int | None = None, seed: int = 0
+) -> float | None:
+    """Mean of `self_angle_change` over pairs `i < j`, in degrees, block by block."""
+    _check_pairs(before, after)
+    pair = _units("mean_self_angle_change", _probe(before, sample, seed), _probe(after, sample, seed),
+    least=2) if pair is None:
+        return None
+    total, count = 0.0, 0
+    for old, new in _cosine_pairs(*pair):
+        total += float((new.clamp(-1, 1).arccos() - old.clamp(-1, 1).arccos()).abs().sum())
+        count += len(old)
+    return math.degrees(total / count)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float | None:
+    """`|| Yc^T Xc ||_F^2 / ( || Xc^T Xc ||_F || Yc^T Yc ||_F )`, columns centred (arXiv 1905.00414).
+
+    Widths may differ. Biased upwards where N is not much larger than D (random features of N = D give about
+    0.5): use `unbiased_cka` there.
+    """
+    _check_pairs(x, y)
+    pair = _units("linear_cka", x, y, least=2)
+    if pair is None:
+        return None
+    a, b = (rows - rows.mean(dim=0) for rows in pair)
+    if _flat(a) or _flat(b):
+        return _undefined("linear_cka", "all rows are the same")
+    return float((b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
+
+
+def unbiased_cka(x: Tensor, y: Tensor) -> float | None:
+    """CKA with the unbiased `HSIC_1` (Song et al. 2012; Nguyen et al., arXiv 2010.15327), on uncentred Gram matrices.
+
+    `HSIC_1(K, L) = [ tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1 ] / ( n(n-3) )`, K and L with zero
+    diagonal. Computed from `D x D` products, so no `N x N` matrix is needed. Needs 4 rows.
+    """
+    _check_pairs(x, y)
+    pair = _units("unbiased_cka", x, y, least=4)
+    if pair is None:
+        return None
+    if any(_flat(rows - rows.mean(dim=0)) for rows in pair):
+        return _undefined("unbiased_cka", "all rows are the same")
+    cross, own_x, own_y = (_hsic(a, b) for a, b in (pair, (pair[0], pair[0]), (pair[1], pair[1])))
+    if own_x <= 0 or own_y <= 0:
+        return _undefined("unbiased_cka", "a space has no unbiased variance")
+    return cross / math.sqrt(own_x * own_y)
+
+
+def rsa_pearson(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) -> float | None:
+    """Pearson correlation of the upper triangles of the two cosine matrices (Kriegeskorte et al. 2008).
+
+    Args:
+        x: `(N, D)`, at least three rows.
+        y: `(N, D')`, the same items.
+        sample: use this many rows at most, chosen by `probe_rows`; `None` uses all (`N^2 / 2` numbers are
+            held).
+        seed: of the subsample.
+    """
+    triangles = _triangles("rsa_pearson", x, y, sample, seed)
+    return None if triangles is None else _correlation("rsa_pearson", *triangles)
+
+
+def rsa_spearman(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) -> float | None:
+    """Spearman's rank correlation of the two triangles, ties at their mean rank; arguments as `rsa_pearson`."""
+    triangles = _triangles("rsa_spearman", x, y, sample, seed)
+    return None if triangles is None else _correlation("rsa_spearman", *(_mean_ranks(part) for part in
+    triangles))
+
+
+def effective_rank(features: Tensor) -> float | None:
+    """`exp(entropy(s / sum s))`, s = singular values of the centred matrix (Roy and Vetterli 2007)."""
+    centred = _centred("effective_rank", features)
+    if centred is None:
+        return None
+    values = torch.linalg.svdvals(centred)
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+def participation_ratio(features: Tensor) -> float | None:
+    """`(sum l)^2 / sum l^2`, l = eigenvalues of the covariance: the number of directions that carry variance."""
+    centred = _centred("participation_ratio", features)
+    if centred is None:
+        return None
+    # Both sums are norms, so no decomposition is needed.
+    return float(centred.square().sum().square() / (centred.T @ centred).square().sum())
+
+
+def probe_rows(n: int, sample: int | None, seed: int) -> Tensor:
+    """Ascending indices of the rows a pairwise metric looks at: all, or `sample` of them drawn without replacement."""
+    if sample is None or n <= sample:
+        return torch.arange(n)
+    generator = np.random.Generator(np.random.Philox(seed))
+    return torch.from_numpy(np.sort(generator.choice(n, size=sample, replace=False)))
+
+
+def measure(
+    images: Tensor,
+    texts: Tensor,
+    before: tuple[Tensor, Tensor] | None = None,
+    *,
+    sample: int | None = 2000,
+    seed: int = 0,
+) -> dict[str, float | None]:
+    """Everything a row of the result records; the names are always there.
+
+    Args:
+        images: `(N, D)` features; row i of both belongs together.
+        texts: `(N, D)` features.
+        before: images and texts of row 0, the same items in the same order. Without it the comparisons are
+            `None`.
+        sample: rows used at most by the pairwise metrics; recorded as `pairwise_rows`.
+        seed: of that subsample.
+
+    Returns:
+        `modality_gap`, `alignment`; for `image_` and `text_`: `uniformity`, `effective_rank`,
+        `participation_ratio`, and against `before`: `rotation_deg`, `self_angle_change_deg` (means), `cka`,
+        `cka_unbiased`, `rsa_pearson`, `rsa_spearman`; `rows` and `pairwise_rows`.
+
+    Raises:
+        ValueError: rows do not match, or a feature is not finite.
+    """
+    values: dict[str, float | None] = {
+        "rows": float(len(images)),
+        "pairwise_rows": float(len(probe_rows(len(images), sample, seed))),
+        "modality_gap": modality_gap(images, texts),
+        "alignment": alignment(images, texts),
+    }
+    for index, (side, now) in enumerate((("image", images), ("text", texts))):
+        values[f"{side}_uniformity"] = uniformity(now, sample=sample, seed=seed)
+        values[f"{side}_effective_rank"] = effective_rank(now)
+        values[f"{side}_participation_ratio"] = participation_ratio(now)
+        changes = _against(None if before is None else before[index], now, sample, seed)
+        values |= {f"{side}_{name}": value for name, value in changes.items()}
+    return values
+
+
+def _against(before: Tensor | None, now: Tensor, sample: int | None, seed: int) -> dict[str, float | None]:
+    names = ("rotation_deg", "self_angle_change_deg", "cka", "cka_unbiased", "rsa_pearson", "rsa_spearman")
+    if before is None:
+        return dict.fromkeys(names)
+    angles = rotation_angles(before, now)
+    values = (
+        None if angles is None else float(angles.mean()),
+        mean_self_angle_change(before, now, sample, seed),
+        linear_cka(before, now),
+        unbiased_cka(before, now),
+        rsa_pearson(before, now, sample, seed),
+        rsa_spearman(before, now, sample, seed),
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def _undefined(metric: str, reason: str) -> None:
+    warnings.warn(f"{metric} is undefined: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def _units(metric: str, *features: Tensor, least: int = 1) -> tuple[Tensor, ...] | None:
+    """Unit rows in float64, or `None` with a warning."""
+    units: list[Tensor] = []
+    for rows in features:
+        if rows.ndim != 2:
+            raise ValueError(f"{metric} needs (N, D) features, got {tuple(rows.shape)}")
+        bad = ~rows.isfinite().all(dim=1)
+        if bool(bad.any()):
+            raise ValueError(f"{metric}: row {int(bad.int().argmax())} has a feature that is not finite")
+        if len(rows) < least:
+            return _undefined(metric, f"{len(rows)} rows, at least {least} are needed")
+        exact = rows.detach().to("cpu" if rows.device.type == "mps" else rows.device).double()  # MPS: no
+        float64 norms = exact.norm(dim=1, keepdim=True) if bool((norms == 0).any()):
+            return _undefined(metric, f"row {int((norms == 0).int().argmax())} is zero")
+        units.append(exact / norms)
+    return tuple(units)
+
+
+def _check_pairs(x: Tensor, y: Tensor, width: bool = False) -> None:
+    if len(x) != len(y) or (width and x.shape != y.shape):
+        raise ValueError(f"rows must match: {tuple(x.shape)} and {tuple(y.shape)}")
+
+
+def _probe(features: Tensor, sample: int | None, seed: int) -> Tensor:
+    return features[probe_rows(len(features), sample, seed).to(features.device)]
+
+
+def _cosine_pairs(*spaces: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cosines of all pairs `i < j`, flat and block by block, for each space."""
+    n = len(spaces[0])
+    column = torch.arange(n, device=spaces[0].device)
+    for start in range(0, n, _BLOCK):
+        upper = column[start:] > column[start : start + _BLOCK, None]
+        yield tuple((x[start : start + _BLOCK] @ x[start:].T)[upper] for x in spaces)
+
+
+def _flat(centred: Tensor) -> bool:
+    return float(centred.square().sum()) <= _FLAT * len(centred)
+
+
+def _centred(metric: str, features: Tensor) -> Tensor | None:
+    units = _units(metric, features, least=2)
+    if units is None:
+        return None
+    centred = units[0] - units[0].mean(dim=0)
+    return _undefined(metric, "all rows are the same") if _flat(centred) else centred
+
+
+def _hsic(x: Tensor, y: Tensor) -> float:
+    n = len(x)
+    diagonal_x, diagonal_y = x.square().sum(dim=1), y.square().sum(dim=1)
+    trace = (x.T @ y).square().sum() - diagonal_x @ diagonal_y
+    sums_x, sums_y = x @ x.sum(dim=0) - diagonal_x, y @ y.sum(dim=0) - diagonal_y
+    total = trace + sums_x.sum() * sums_y.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (sums_x @ sums_y)
+    return float(total) / (n * (n - 3))
+
+
+def _triangles(
+    metric: str, x: Tensor, y: Tensor, sample: int | None, seed: int
+) -> tuple[Tensor, Tensor] | None:
+    _check_pairs(x, y)
+    pair = _units(metric, _probe(x, sample, seed), _probe(y, sample, seed), least=3)
+    if pair is None:
+        return None
+    parts = list(_cosine_pairs(*pair))
+    return torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts])
+
+
+def _correlation(metric: str, a: Tensor, b: Tensor) -> float | None:
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(a.norm() * b.norm())
+    if scale <= _FLAT * len(a):
+        return _undefined(metric, "all cosines are the same")
+    return float(a @ b) / scale
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    # Rounded, because equal pairs of rows may differ in the last bit of a matrix product.
+    _, place, counts = torch.unique(values.round(decimals=12), return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]

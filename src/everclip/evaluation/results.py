@@ -1,0 +1,184 @@
+"""The typed result of a run: `results.json`, what reports and comparisons read. No torch here.
+
+Everything in it is a pure function of configuration, data and seed, except the two timing fields `cost` and
+`provenance`. Undefined numbers are null, never NaN or 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from everclip.errors import DataError
+
+SCHEMA_VERSION = 1
+FILE = "results.json"
+
+
+class Part(BaseModel):
+    """Base of all parts of a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(Part):
+    """One measured number: `value` in its own unit (shares in [0, 1]), with its confidence interval.
+
+    `n` is the number of queries behind it; `low` and `high` are null where no interval is defined.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+
+    @field_validator("value", "low", "high")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise ValueError("a result is a finite number or null")
+        return value
+
+
+class Column(Part):
+    """An evaluation set."""
+
+    name: str
+    kind: Literal["classification", "retrieval", "pairs"]
+    group: Literal["task", "known", "retention"]
+    task: int | None
+    samples: int
+    classes: int | None = None
+
+
+class TaskInfo(Part):
+    """A task of the stream, as the result names it."""
+
+    index: int
+    name: str
+    samples: int
+    validation_samples: int = 0
+    classes: int | None = None
+    language: str | None = None
+    time: str | None = None
+
+
+class Row(Part):
+    """One moment of evaluation.
+
+    `index` 0 is before training; `task` is the index of the task just learned (null for row 0 and for a method that
+    learns everything at once). `scores[column][protocol][metric]`. `step` and `samples` count from the run's start.
+    `ambiguous[column]` counts items whose two best cosines differ by less than 1e-5.
+    """
+
+    index: int
+    task: int | None
+    label: str
+    step: int
+    samples: int
+    scores: dict[str, dict[str, dict[str, Score]]]
+    per_class: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    representation: dict[str, float | None] = Field(default_factory=dict)
+    ambiguous: dict[str, int] = Field(default_factory=dict)
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+class Matrix(Part):
+    """The headline score matrix: `values[row][column]` of one metric under one protocol, null = no such cell."""
+
+    protocol: str
+    metric: str
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float | None]]
+
+
+class Answer(Part):
+    """What the model said about one example at one row: best answers with cosines, best first."""
+
+    row: int
+    answers: list[tuple[str, float]]
+    correct: bool
+
+
+class Example(Part):
+    """One evaluation picture, followed over the rows. `picture` is a path inside the run folder."""
+
+    column: str
+    id: str
+    picture: str
+    truth: str
+    answers: list[Answer]
+
+
+class Event(Part):
+    """Something a reader of the numbers must know: a fallback, a stop, a changed environment."""
+
+    kind: str
+    message: str
+    row: int | None = None
+
+
+class Results(Part):
+    """The whole result of one run: method x scenario x backbone x seed."""
+
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["running", "finished", "stopped"]
+    benchmark: str
+    title: str
+    summary: str
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    seed: int
+    protocols: list[dict[str, Any]]
+    headline: dict[str, str]
+    tasks: list[TaskInfo]
+    columns: list[Column]
+    rows: list[Row]
+    matrix: Matrix
+    metrics: dict[str, float | None]
+    examples: list[Example] = Field(default_factory=list)
+    events: list[Event] = Field(default_factory=list)
+    cost: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `results.json` so that a reader sees the old or the new file, never half of one."""
+        from everclip.files import write_text_atomic
+
+        write_text_atomic(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Results:
+        """Read the result of a run folder (or a results file).
+
+        Raises:
+            DataError: if there is none, or it does not fit the schema; names the field.
+        """
+        path = Path(folder)
+        path = path if path.suffix == ".json" else path / FILE
+        if not path.is_file():
+            raise DataError(f"{path}: no such result. A run folder holds {FILE} once its first row is measured.")
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not a result of schema version {SCHEMA_VERSION}: {error}") from error
+
+    def score(self, row: int, column: str, protocol: str, metric: str) -> Score | None:
+        """Return one score, or `None` where there is no such cell."""
+        return self.rows[row].scores.get(column, {}).get(protocol, {}).get(metric)
+
+    def without_timing(self) -> dict[str, Any]:
+        """Return everything that must be equal between an interrupted and an uninterrupted run."""
+        document: Mapping[str, Any] = self.model_dump(mode="json")
+        return {key: value for key, value in document.items() if key not in ("cost", "provenance", "events")}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the published JSON schema of `results.json`."""
+    return Results.model_json_schema()

@@ -1,0 +1,229 @@
+"""Intervals: which differences are resolved and which lie inside the noise.
+
+Wilson's interval for one proportion, a seeded paired bootstrap over images for the difference of two models
+on the same items, and a t interval over seeds. Values are fractions unless the caller feeds something else. A
+result is a function of the items and the seed alone: neither their order nor the block size changes it.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_BLOCK = 1 << 20  # resampled items held at once; 8 MiB per float64 array
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A two-sided confidence interval, `low <= high`, in the unit of the values."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of `a - b` over paired items with its bootstrap interval.
+
+    `resolved` says that the difference may be called one: the interval excludes 0, and the images on which
+    `a` and `b` differ are numerous enough that a unanimous sign test could reject at the same level (a
+    percentile bootstrap over a handful of images is otherwise far too sure of itself).
+    """
+
+    mean: float
+    low: float
+    high: float
+    resolved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean over seeds, unbiased standard deviation, and t interval of the mean. `None` with a single seed."""
+
+    mean: float
+    standard_deviation: float | None
+    low: float | None
+    high: float | None
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927): inside [0, 1], sane at 0 and at `n` successes.
+
+    `( p + z^2/2n +- z sqrt( p(1-p)/n + z^2/4n^2 ) ) / ( 1 + z^2/n )` with `p = successes / n`.
+
+    Raises:
+        ValueError: `n < 1`, `successes` outside `0..n`, or `confidence` outside (0, 1).
+    """
+    _check_confidence(confidence)
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} is no proportion")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # The ends are exact at no and at all successes; rounding would leave 1e-17 there.
+    low = 0.0 if successes == 0 else max(0.0, (centre - half) / scale)
+    high = 1.0 if successes == n else min(1.0, (centre + half) / scale)
+    return Interval(low, high)
+
+
+def paired_bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> Difference:
+    """Percentile bootstrap of `mean(a - b)` of two models on the same items (Efron and Tibshirani 1993).
+
+    Args:
+        a: `(N,)` outcome per item of one model, e.g. hit or miss.
+        b: `(N,)` outcome of the other model on the same items, in the same order.
+        seed: seed of the Philox generator.
+        draws: number of resamples.
+        confidence: level of the interval.
+        groups: `(N,)` image id of each item, if several queries share an image. Images are then resampled,
+            each with all its items: queries of one image are no independent evidence.
+
+    Raises:
+        ValueError: lengths differ, no items, a value is not finite, `draws < 1`, or `confidence` outside (0,
+            1).
+    """
+    first, second = _vector(a, "a"), _vector(b, "b")
+    if len(first) != len(second):
+        raise ValueError(f"a has {len(first)} items, b has {len(second)}: they are not paired")
+    difference = first - second
+    cells, counts = _cells(difference, groups)
+    interval = _percentile(_resampled_means(cells, counts, seed, draws), confidence)
+    differing = int(counts[cells[:, 0] != 0].sum())
+    decidable = 2.0 ** (1 - differing) <= 1 - confidence
+    excludes_zero = interval.low > 0 or interval.high < 0
+    return Difference(float(difference.mean()), interval.low, interval.high, excludes_zero and decidable)
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    seed: int,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> Interval:
+    """Percentile bootstrap interval of a mean that is no proportion (average precision, reciprocal rank...).
+
+    Args:
+        values: `(N,)` one value per item.
+        seed: seed of the Philox generator.
+        draws: number of resamples.
+        confidence: level of the interval.
+        groups: `(N,)` image id of each item; images are resampled, as in `paired_bootstrap`.
+
+    Raises:
+        ValueError: no items, a value is not finite, `draws < 1`, or `confidence` outside (0, 1).
+    """
+    cells, counts = _cells(_vector(values, "values"), groups)
+    return _percentile(_resampled_means(cells, counts, seed, draws), confidence)
+
+
+def seed_spread(values: ArrayLike, confidence: float = 0.95) -> Spread:
+    """Mean and spread over seeds or task orders, with Student's t interval `mean +- t_{n-1} sd / sqrt(n)`.
+
+    Raises:
+        ValueError: no values, a value is not finite, or `confidence` outside (0, 1).
+    """
+    _check_confidence(confidence)
+    items = _vector(values, "values")
+    mean = float(items.mean())
+    if len(items) == 1:
+        return Spread(mean, None, None, None)
+    deviation = float(items.std(ddof=1))
+    half = _t_quantile(confidence, len(items) - 1) * deviation / math.sqrt(len(items))
+    return Spread(mean, deviation, mean - half, mean + half)
+
+
+def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    items = np.asarray(values, dtype=np.float64)
+    if items.ndim != 1 or not len(items):
+        raise ValueError(f"{name} must be one-dimensional and not empty, its shape is {items.shape}")
+    if not np.isfinite(items).all():
+        raise ValueError(f"{name}[{int(np.argmin(np.isfinite(items)))}] is not finite")
+    return items
+
+
+def _cells(
+    values: NDArray[np.float64], groups: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Distinct (sum, size) pairs of the images `(U, 2)`, sorted, and how many images have each `(U,)`."""
+    if groups is None:
+        distinct, counts = np.unique(values, return_counts=True)
+        return np.stack([distinct, np.ones_like(distinct)], axis=1), counts.astype(np.int64)
+    ids = np.asarray(groups)
+    if ids.shape != values.shape:
+        raise ValueError(f"groups has shape {ids.shape}, the items have {values.shape}")
+    _, member = np.unique(ids, return_inverse=True)
+    images = np.stack([np.bincount(member, weights=values), np.bincount(member)], axis=1)
+    cells, counts = np.unique(images, axis=0, return_counts=True)
+    return cells, counts.astype(np.int64)
+
+
+def _resampled_means(
+    cells: NDArray[np.float64], counts: NDArray[np.int64], seed: int, draws: int
+) -> NDArray[np.float64]:
+    """`(draws,)` means of samples of images drawn with replacement."""
+    if draws < 1:
+        raise ValueError(f"draws must be positive, it is {draws}")
+    images = int(counts.sum())
+    generator = np.random.Generator(np.random.Philox(seed))
+    # Hits and misses have few distinct values. How often each occurs in a resample is multinomial, so drawing
+    # those counts is the same bootstrap at a cost that does not grow with the number of images.
+    few = 16 * len(cells) <= images
+    flat = cells if few else np.repeat(cells, counts, axis=0)
+    means = np.empty(draws)
+    step = max(1, _BLOCK // len(flat))
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        if few:
+            totals = generator.multinomial(images, counts / images, size=size) @ cells
+            means[start : start + size] = totals[:, 0] / totals[:, 1]
+        else:
+            drawn = generator.integers(images, size=(size, images))
+            means[start : start + size] = flat[:, 0][drawn].sum(axis=1) / flat[:, 1][drawn].sum(axis=1)
+    return means
+
+
+def _percentile(means: NDArray[np.float64], confidence: float) -> Interval:
+    _check_confidence(confidence)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), it is {confidence}")
+
+
+def _t_quantile(confidence: float, freedom: int) -> float:
+    """`t` with `P(|T| < t) = confidence`, by bisection on `theta = atan(t / sqrt(freedom))`."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _t_central(middle, freedom) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def _t_central(theta: float, freedom: int) -> float:
+    """`P(|T| < sqrt(freedom) tan theta)`: the finite series of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
