@@ -1,4 +1,4 @@
-"""Classification from scores: predictions with stated ties, hits, per-class accuracy, calibration, template ensembles.
+"""Classification from scores: predictions with stated ties, hits, calibration, template ensembles.
 
 Everything is per item, so an evaluation set may be fed in chunks of any size. Accuracies are fractions in [0,
 1]; what has no items is `None`. Ties go to the lowest class index.
@@ -88,7 +88,7 @@ def mean_per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float | None:
-    """`sum_b n_b / N |accuracy_b - confidence_b|` over equal-width bins `(lo, hi]` of the largest probability.
+    """`sum_b n_b / N |accuracy_b - confidence_b|` over equal bins `(lo, hi]` of the top probability.
 
     Guo et al. 2017 (arXiv 1706.04599), eq. 3. Report the logit scale with it: fine-tuning moves that.
 
@@ -114,15 +114,16 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
     bucket = torch.bucketize(confidence, edges)
     gap = (predictions == labels).double() - confidence
-    # n_b |mean gap| = |sum of gaps|
-    return float(torch.bincount(bucket, weights=gap, minlength=bins).abs().sum() / len(labels))
+    # n_b |mean gap| = |sum of gaps|; on the CPU, because sums over indices have no fixed order on a GPU
+    sums = torch.bincount(bucket.cpu(), weights=gap.cpu(), minlength=bins)
+    return float(sums.abs().sum() / len(labels))
 
 
 def ambiguous(cosines: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Items whose two best cosines lie within `tolerance` in fp32: rounding decides them, so they are counted apart.
+    """Items whose two best cosines lie within `tolerance` in fp32, so that rounding decides them.
 
-    They are exempt from the check that predictions do not depend on the batch. With one class no item is
-    ambiguous.
+    They are counted apart and exempt from the check that predictions do not depend on the batch. With one
+    class no item is ambiguous.
 
     Args:
         cosines: `(N, C)` cosines, not yet multiplied by the logit scale; `-inf` marks a class that is not
@@ -146,7 +147,7 @@ def ambiguous(cosines: Tensor, tolerance: float = 1e-5) -> Tensor:
 
 
 def ensemble_bank(template_features: Tensor) -> Tensor:
-    """CLIP's template ensemble: the mean of the unit rows, brought back to unit norm (arXiv 2103.00020, sec. 3.1.4).
+    """CLIP's template ensemble: mean of the unit rows, brought back to unit norm (arXiv 2103.00020).
 
     Differentiable and without host synchronisation, so a training step may use it; therefore values are not
     checked, and templates that cancel exactly give a zero vector.
@@ -161,7 +162,7 @@ def ensemble_bank(template_features: Tensor) -> Tensor:
         ValueError: no templates.
     """
     if template_features.ndim < 2 or template_features.shape[-2] == 0:
-        raise ValueError(f"a class needs (T, D) template features with T >= 1, got {tuple(template_features.shape)}")
+        raise ValueError(f"a class needs (T, D) features with T >= 1, got {tuple(template_features.shape)}")
     return functional.normalize(functional.normalize(template_features, dim=-1).mean(dim=-2), dim=-1)
 
 
@@ -194,5 +195,5 @@ def _check_scores(scores: Tensor) -> None:
 def _check_labels(predictions: Tensor, labels: Tensor, classes: int | None = None) -> None:
     if predictions.shape != labels.shape or labels.ndim != 1:
         raise ValueError(f"expected (N,) twice, got {tuple(predictions.shape)} and {tuple(labels.shape)}")
-    if classes is not None and len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if classes is not None and bool(((labels < 0) | (labels >= classes)).any()):
         raise ValueError(f"a label lies outside 0..{classes - 1}")

@@ -22,6 +22,7 @@ CLL-CLIP (arXiv 2401.17186); Koh et al., i-Blurry (arXiv 2110.10031) for the any
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 Row = Sequence[float | None]
 Scores = Sequence[Row]
@@ -97,7 +98,7 @@ def backward_transfer(scores: Scores) -> float | None:
 
 
 def forward_transfer(scores: Scores, before: Row | None) -> float | None:
-    """`mean_{j>=1} ( R[j-1, j] - R0[j] )` (GEM FWT), with the pre-trained model where GEM has random weights."""
+    """`mean_{j>=1} ( R[j-1, j] - R0[j] )` (GEM FWT); GEM has random weights for the pre-trained model."""
     tasks = _tasks(scores, before)
     if before is None:
         return None
@@ -110,7 +111,7 @@ def learning_accuracy(scores: Scores) -> float | None:
 
 
 def zero_shot_degradation(scores: Scores, before: Row | None) -> float | None:
-    """`mean_{j>=1} ( max(R0[j], R[0..j-1, j]) - R[j-1, j] )`, at least 0 (ZSD of the survey of VLM continual learning).
+    """`mean_{j>=1} ( max(R0[j], R[0..j-1, j]) - R[j-1, j] )` >= 0 (ZSD, survey of VLM continual learning).
 
     How far the score of a task lies under its best zero-shot score at the moment before it is learned.
     """
@@ -179,7 +180,7 @@ def worst_set_drop(before: Row | None, after: Row | None) -> float | None:
 
 
 def average_incremental(stage_scores: Row) -> float | None:
-    """`mean_i A_i` over one score per stage (CIL "Avg", online `A_avg`); `A_i` is sample-weighted over seen classes."""
+    """`mean_i A_i` over one score per stage (CIL "Avg", online `A_avg`), all seen classes in each."""
     _check([stage_scores])
     return _mean(stage_scores)
 
@@ -198,7 +199,7 @@ def anytime_area(samples: Sequence[float], scores: Row) -> float | None:
         ValueError: lengths differ, or `samples` does not increase.
     """
     _check([samples, scores])
-    if any(b <= a for a, b in zip(samples, samples[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(samples)):
         raise ValueError("samples must increase strictly")
     if len(samples) < 2:
         return None
@@ -304,8 +305,7 @@ def _row(scores: Scores, row: int | None) -> int | None:
 
 
 def _suite_means(before: Row | None, after: Row | None) -> tuple[float | None, float | None]:
-    if before is not None and after is not None:
-        _check([before, after])
+    _check([row for row in (before, after) if row is not None])
     return (None if before is None else _mean(before)), (None if after is None else _mean(after))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1024  # rows of a cosine matrix held at once
+_CONSTANT = 1e-28  # variance of cosines that are equal but for rounding in float64
 _FLAT = 1e-20  # mean squared distance from the centre below which unit rows are the same row, rounded
 
 
@@ -47,8 +48,11 @@ def uniformity(features: Tensor, t: float = 2.0, sample: int | None = None, seed
     if units is None:
         return None
     x, pairs = units[0], len(units[0]) * (len(units[0]) - 1) // 2
-    total = sum(float(torch.exp(-t * (2 - 2 * part).clamp(min=0)).sum()) for part, in _cosine_pairs(x))
-    return math.log(total / pairs) if total > 0 else None
+    total = sum(float(torch.exp(-t * (2 - 2 * part).clamp(min=0)).sum()) for (part,) in _cosine_pairs(x))
+    if total == 0:
+        _undefined("uniformity", f"exp underflows at t = {t}")
+        return None
+    return math.log(total / pairs)
 
 
 def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
@@ -64,7 +68,7 @@ def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
 
 
 def self_angle_change(before: Tensor, after: Tensor) -> Tensor | None:
-    """`(N, N)` degrees `| arccos(x_i.x_j) after - before |` (Mod-X, arXiv 2211.12065). Quadratic in memory."""
+    """`(N, N)` degrees `| arccos(x_i.x_j) after - before |` (Mod-X, arXiv 2211.12065). Quadratic memory."""
     _check_pairs(before, after)
     pair = _units("self_angle_change", before, after)
     if pair is None:
@@ -79,8 +83,9 @@ def mean_self_angle_change(
 ) -> float | None:
     """Mean of `self_angle_change` over pairs `i < j`, in degrees, block by block."""
     _check_pairs(before, after)
-    pair = _units("mean_self_angle_change", _probe(before, sample, seed), _probe(after, sample, seed),
-    least=2) if pair is None:
+    probes = _probe(before, sample, seed), _probe(after, sample, seed)
+    pair = _units("mean_self_angle_change", *probes, least=2)
+    if pair is None:
         return None
     total, count = 0.0, 0
     for old, new in _cosine_pairs(*pair):
@@ -101,12 +106,13 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
         return None
     a, b = (rows - rows.mean(dim=0) for rows in pair)
     if _flat(a) or _flat(b):
-        return _undefined("linear_cka", "all rows are the same")
+        _undefined("linear_cka", "all rows are the same")
+        return None
     return float((b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 
 
 def unbiased_cka(x: Tensor, y: Tensor) -> float | None:
-    """CKA with the unbiased `HSIC_1` (Song et al. 2012; Nguyen et al., arXiv 2010.15327), on uncentred Gram matrices.
+    """CKA with the unbiased `HSIC_1` on uncentred Gram matrices (Nguyen et al., arXiv 2010.15327).
 
     `HSIC_1(K, L) = [ tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1 ] / ( n(n-3) )`, K and L with zero
     diagonal. Computed from `D x D` products, so no `N x N` matrix is needed. Needs 4 rows.
@@ -116,10 +122,12 @@ def unbiased_cka(x: Tensor, y: Tensor) -> float | None:
     if pair is None:
         return None
     if any(_flat(rows - rows.mean(dim=0)) for rows in pair):
-        return _undefined("unbiased_cka", "all rows are the same")
+        _undefined("unbiased_cka", "all rows are the same")
+        return None
     cross, own_x, own_y = (_hsic(a, b) for a, b in (pair, (pair[0], pair[0]), (pair[1], pair[1])))
     if own_x <= 0 or own_y <= 0:
-        return _undefined("unbiased_cka", "a space has no unbiased variance")
+        _undefined("unbiased_cka", "a space has no unbiased variance")
+        return None
     return cross / math.sqrt(own_x * own_y)
 
 
@@ -138,10 +146,11 @@ def rsa_pearson(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) 
 
 
 def rsa_spearman(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) -> float | None:
-    """Spearman's rank correlation of the two triangles, ties at their mean rank; arguments as `rsa_pearson`."""
+    """Spearman's rank correlation of the two triangles, ties at their mean rank (see `rsa_pearson`)."""
     triangles = _triangles("rsa_spearman", x, y, sample, seed)
-    return None if triangles is None else _correlation("rsa_spearman", *(_mean_ranks(part) for part in
-    triangles))
+    if triangles is None:
+        return None
+    return _correlation("rsa_spearman", _mean_ranks(triangles[0]), _mean_ranks(triangles[1]))
 
 
 def effective_rank(features: Tensor) -> float | None:
@@ -154,7 +163,7 @@ def effective_rank(features: Tensor) -> float | None:
 
 
 def participation_ratio(features: Tensor) -> float | None:
-    """`(sum l)^2 / sum l^2`, l = eigenvalues of the covariance: the number of directions that carry variance."""
+    """`(sum l)^2 / sum l^2`, l = eigenvalues of the covariance: how many directions carry variance."""
     centred = _centred("participation_ratio", features)
     if centred is None:
         return None
@@ -163,7 +172,7 @@ def participation_ratio(features: Tensor) -> float | None:
 
 
 def probe_rows(n: int, sample: int | None, seed: int) -> Tensor:
-    """Ascending indices of the rows a pairwise metric looks at: all, or `sample` of them drawn without replacement."""
+    """Ascending indices of the rows a pairwise metric uses: all, or `sample` drawn without replacement."""
     if sample is None or n <= sample:
         return torch.arange(n)
     generator = np.random.Generator(np.random.Philox(seed))
@@ -241,10 +250,15 @@ def _units(metric: str, *features: Tensor, least: int = 1) -> tuple[Tensor, ...]
         if bool(bad.any()):
             raise ValueError(f"{metric}: row {int(bad.int().argmax())} has a feature that is not finite")
         if len(rows) < least:
-            return _undefined(metric, f"{len(rows)} rows, at least {least} are needed")
-        exact = rows.detach().to("cpu" if rows.device.type == "mps" else rows.device).double()  # MPS: no
-        float64 norms = exact.norm(dim=1, keepdim=True) if bool((norms == 0).any()):
-            return _undefined(metric, f"row {int((norms == 0).int().argmax())} is zero")
+            _undefined(metric, f"{len(rows)} rows, at least {least} are needed")
+            return None
+        # MPS has no float64.
+        where = torch.device("cpu") if rows.device.type == "mps" else rows.device
+        exact = rows.detach().to(where).double()
+        norms = exact.norm(dim=1, keepdim=True)
+        if bool((norms == 0).any()):
+            _undefined(metric, f"row {int((norms == 0).int().argmax())} is zero")
+            return None
         units.append(exact / norms)
     return tuple(units)
 
@@ -276,7 +290,10 @@ def _centred(metric: str, features: Tensor) -> Tensor | None:
     if units is None:
         return None
     centred = units[0] - units[0].mean(dim=0)
-    return _undefined(metric, "all rows are the same") if _flat(centred) else centred
+    if _flat(centred):
+        _undefined(metric, "all rows are the same")
+        return None
+    return centred
 
 
 def _hsic(x: Tensor, y: Tensor) -> float:
@@ -301,13 +318,17 @@ def _triangles(
 
 def _correlation(metric: str, a: Tensor, b: Tensor) -> float | None:
     a, b = a - a.mean(), b - b.mean()
-    scale = float(a.norm() * b.norm())
-    if scale <= _FLAT * len(a):
-        return _undefined(metric, "all cosines are the same")
-    return float(a @ b) / scale
+    # Each on its own: a constant times something large would pass, and correlate rounding errors.
+    if min(float(a.square().mean()), float(b.square().mean())) <= _CONSTANT:
+        _undefined(metric, "all cosines are the same")
+        return None
+    return float(a @ b / (a.norm() * b.norm()))
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
-    # Rounded, because equal pairs of rows may differ in the last bit of a matrix product.
-    _, place, counts = torch.unique(values.round(decimals=12), return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
+    # Rounded, because equal pairs of rows may differ in the last bit of a matrix product. On the CPU, because
+    # sums over indices have no fixed order on a GPU.
+    values = values.cpu().round(decimals=12)
+    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    ranks: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
+    return ranks[place]

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 23
-"""Scores held at once: 32 MiB as float32, about 250 MiB with what is derived from them."""
+BLOCK_ELEMENTS = 1 << 21
+"""Scores held at once: 8 MiB as float32, under 100 MiB with all that is derived from them.
+
+Larger blocks leave the cache of a CPU and are slower."""
 
 _SLICE = 4096  # gallery rows in float64 at a time, so that a large gallery is never copied whole
 
@@ -38,6 +40,7 @@ class Positives:
     indices: Tensor
 
     def __post_init__(self) -> None:
+        """Refuse offsets that do not fit and duplicates, which would count twice in AP and recall."""
         counts = self.counts
         if self.offsets[0] != 0 or int(self.offsets[-1]) != len(self.indices) or bool((counts < 0).any()):
             raise ValueError("offsets must rise from 0 to the number of indices")
@@ -105,7 +108,7 @@ class Ranks:
 
 
 class TopK(NamedTuple):
-    """The best gallery items: `indices` `(Q, k)` int64 in the original numbering, `scores` `(Q, k)` float32."""
+    """The best gallery items, best first: `indices` `(Q, k)` int64 and `scores` `(Q, k)` float32."""
 
     indices: Tensor
     scores: Tensor
@@ -148,14 +151,17 @@ def positive_ranks(
     if bool(none.any()) and empty == "error":
         raise ValueError(f"query {int(none.int().argmax())} has no positive in the gallery")
     ranks = torch.empty(len(positives.indices), dtype=torch.int64)
+    query_of = positives.rows
     for start, keys, _ in _blocks(queries, gallery, block_elements):
         low, high = (int(positives.offsets[at]) for at in (start, start + len(keys)))
-        rows = (positives.rows[low:high] - start).to(keys.device)
+        rows = (query_of[low:high] - start).to(keys.device)
         own = keys[rows, positives.indices[low:high].to(keys.device)]
-        for part in torch.arange(high - low, device=keys.device).split(max(1, len(keys))):
+        # As many positives at once as the block has queries: many positives per query must not burst it.
+        for at in range(0, high - low, len(keys)):
+            part = slice(at, at + len(keys))
             ahead = keys[rows[part]] > own[part, None]
-            ranks[low + part.cpu()] = ahead.sum(dim=1).cpu() + 1
-    order = torch.argsort(positives.rows * (len(gallery) + 1) + ranks)
+            ranks[low:high][part] = ahead.sum(dim=1, dtype=torch.int32).cpu() + 1
+    order = torch.argsort(query_of * (len(gallery) + 1) + ranks)
     kept_queries = (~none).nonzero()[:, 0]
     offsets = torch.cat([positives.offsets[:1], positives.offsets[1:][~none]])
     return Ranks(kept_queries, offsets, ranks[order])
@@ -209,7 +215,7 @@ def hits_at_k(ranks: Ranks, k: int) -> Tensor:
 
 
 def hit_at_k(ranks: Ranks, k: int) -> float | None:
-    """"R@k" of CLIP papers: fraction of queries with at least one positive among the top k."""
+    """The "R@k" of CLIP papers: fraction of queries with at least one positive among the top k."""
     return _mean(hits_at_k(ranks, k))
 
 
@@ -246,6 +252,22 @@ def mean_rank(ranks: Ranks) -> float | None:
     return _mean(best_ranks(ranks))
 
 
+def rank_churn(old: Tensor, new: Tensor) -> float | None:
+    """Mean Jaccard similarity of the old and the new top-k sets, both `(Q, k)` indices; 1 = nothing moved.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if old.shape != new.shape or old.ndim != 2:
+        raise ValueError(f"expected (Q, k) twice, got {tuple(old.shape)} and {tuple(new.shape)}")
+    if not old.numel():
+        return None
+    rows = max(1, BLOCK_ELEMENTS // old.shape[1] ** 2)
+    blocks = [slice(at, at + rows) for at in range(0, len(old), rows)]
+    common = torch.cat([(old[b][:, :, None] == new[b][:, None, :]).sum(dim=(1, 2)) for b in blocks])
+    return _mean(common / (2 * old.shape[1] - common))
+
+
 def evaluate_pairs(
     images: Tensor,
     texts: Tensor,
@@ -274,7 +296,7 @@ def evaluate_pairs(
     Raises:
         ValueError: an owner outside `0..N-1`, `folds` outside `1..N`, or what `positive_ranks` refuses.
     """
-    if owner.shape != texts.shape[:1] or (len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(images)):
+    if owner.shape != texts.shape[:1] or bool(((owner < 0) | (owner >= len(images))).any()):
         raise ValueError(f"owner must be (M,) indices of the {len(images)} images")
     if not 1 <= folds <= len(images):
         raise ValueError(f"{folds} folds of {len(images)} images")

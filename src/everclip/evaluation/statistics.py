@@ -39,6 +39,21 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Flips:
+    """What an update breaks and what it repairs, as fractions of all items (Yan et al., arXiv 2011.09161).
+
+    Attributes:
+        negative: NFR, `P(old right and new wrong)`.
+        positive: PFR, `P(old wrong and new right)`; the change of accuracy is `positive - negative`.
+        relative_negative: `NFR / ( acc_old (1 - acc_new) )`, 1 for independent errors; `None` if that is 0.
+    """
+
+    negative: float
+    positive: float
+    relative_negative: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Spread:
     """Mean over seeds, unbiased standard deviation, and t interval of the mean. `None` with a single seed."""
 
@@ -144,6 +159,26 @@ def seed_spread(values: ArrayLike, confidence: float = 0.95) -> Spread:
     return Spread(mean, deviation, mean - half, mean + half)
 
 
+def flips(old: ArrayLike, new: ArrayLike) -> Flips:
+    """Negative and positive flip rates of two models on the same items.
+
+    Args:
+        old: `(N,)` hit (1) or miss (0) of the old model; for retrieval, "a positive among the top k".
+        new: `(N,)` the same of the new model.
+
+    Raises:
+        ValueError: lengths differ, no items, or an outcome other than 0 and 1.
+    """
+    was, now = _vector(old, "old"), _vector(new, "new")
+    if len(was) != len(now):
+        raise ValueError(f"old has {len(was)} items, new has {len(now)}: they are not paired")
+    if not np.isin(np.concatenate([was, now]), (0, 1)).all():
+        raise ValueError("flips needs outcomes 0 and 1")
+    negative = float((was * (1 - now)).mean())
+    chance = float(was.mean() * (1 - now.mean()))
+    return Flips(negative, float(((1 - was) * now).mean()), negative / chance if chance else None)
+
+
 def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
     items = np.asarray(values, dtype=np.float64)
     if items.ndim != 1 or not len(items):
@@ -164,9 +199,10 @@ def _cells(
     if ids.shape != values.shape:
         raise ValueError(f"groups has shape {ids.shape}, the items have {values.shape}")
     _, member = np.unique(ids, return_inverse=True)
-    images = np.stack([np.bincount(member, weights=values), np.bincount(member)], axis=1)
-    cells, counts = np.unique(images, axis=0, return_counts=True)
-    return cells, counts.astype(np.int64)
+    sizes = np.bincount(member).astype(np.float64)
+    images = np.stack([np.bincount(member, weights=values), sizes], axis=1)
+    cells, times = np.unique(images, axis=0, return_counts=True)
+    return cells, times.astype(np.int64)
 
 
 def _resampled_means(
