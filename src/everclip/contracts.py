@@ -6,13 +6,14 @@ the score matrix measures; a *protocol* decides what a method may know when it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol as TypingProtocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from everclip.config import TrainingConfig
     from everclip.data.table import Table
 
 Features = dict[str, "Tensor"]
@@ -114,8 +115,15 @@ class Scenario(TypingProtocol):
     def tasks(self) -> Iterable[Task]:
         """The tasks in the order of learning; may be open-ended."""
 
-    def label_space(self, eval_set: EvalSet, row: int, protocol: EvalProtocol) -> LabelSpace | None:
-        """Return what a method may know when `eval_set` is scored at `row`; `None` means there is no such cell."""
+    def label_space(
+        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
+    ) -> LabelSpace | None:
+        """Return what a method may know when `eval_set` is scored after the tasks `learned`; `None` = no cell."""
+
+    def pool(
+        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
+    ) -> Sequence[EvalSet] | None:
+        """Return the retrieval sets whose samples are candidates; `None` = no such cell."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,8 @@ class Phase:
         streams: stream name -> stream; every step takes one batch of each.
         param_groups: what trains; empty with `optimiser=None`.
         optimiser: overrides the name in the training configuration; `None` means one pass without gradient.
-        steps: number of optimiser steps; `None` = from the training budget and the size of the stream `main`.
+        steps: number of optimiser steps; `None` = from the training budget and the size of the first source of
+            the stream `main` (so that replay costs no extra steps).
         lr: overrides the learning rate of the training configuration.
         repeats: how often the phase runs in a row (each repeat restarts its schedule).
     """
@@ -208,7 +217,7 @@ class Cost:
     stored_parameters: int
     active_parameters: int
     bytes: int
-    buffer_bytes: int = 0
+    buffer_samples: int = 0
     extra_per_image: str = "none"
     growth_per_task: str = "none"
 
@@ -228,11 +237,19 @@ class Needs:
 
 @dataclass(frozen=True)
 class Past:
-    """What a method may look back on: the data of earlier tasks and of the base, as far as its slots ask for it."""
+    """What a method may look back on, and the training settings of the run.
+
+    Attributes:
+        tasks: the earlier tasks, in order.
+        base: the backbone's own training data, where the scenario has them.
+        training: the run's training configuration (batch size, budget...).
+        seed: the run's seed.
+    """
 
     tasks: tuple[Task, ...] = ()
     base: Table | None = None
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingConfig | None = None
+    seed: int = 0
 
 
 Validate = Callable[[], Mapping[str, float]]
@@ -286,6 +303,3 @@ class Method(TypingProtocol):
 
     def describe(self) -> Cost:
         """Count parameters and bytes."""
-
-
-Modules = Iterator[tuple[str, "nn.Module"]]

@@ -12,6 +12,10 @@ from pathlib import Path
 from everclip.errors import CheckpointError
 
 
+def crash_point(name: str) -> None:
+    """A place where tests kill the process; does nothing."""
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -49,7 +53,9 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            crash_point(f"before renaming {path.name}")
             os.replace(aside, path)
+            crash_point(f"after renaming {path.name}")
             sync_folder(path.parent)
         finally:
             aside.unlink(missing_ok=True)
@@ -73,13 +79,14 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         try:
             aside.mkdir(parents=True)
             yield aside
+            crash_point(f"before syncing {path.name}")
             for file in sorted(aside.iterdir()):
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
             sync_folder(aside)
-            if path.exists():
-                shutil.rmtree(path)
+            crash_point(f"before renaming {path.name}")
             os.replace(aside, path)
+            crash_point(f"after renaming {path.name}")
             sync_folder(path.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class BatchMaker:
     store: ImageStore
     rank: int = 0
     world: int = 1
+    _class_tokens: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
 
     def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
         """Return this process's samples of one step as (table, position) pairs."""
@@ -75,8 +76,8 @@ class BatchMaker:
 
         Returns:
             `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
-            `(N,)` int64 (equal keys mark the same caption or picture), `label` `(N,)`, `id` (list of N), as far as
-            `stream.columns` asks.
+            `(N,)` int64 (equal keys mark the same caption or picture), `label` `(N,)` with `class_tokens` `(C, L)`
+            (first template of each class), `id` (list of N), as far as `stream.columns` asks.
         """
         rows = self.places(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
@@ -92,7 +93,14 @@ class BatchMaker:
             batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
         if "label" in stream.columns:
             batch["label"] = _labels(stream, rows)
+            batch["class_tokens"] = self._tokens_of_classes(stream)
         return batch
+
+    def _tokens_of_classes(self, stream: Stream) -> torch.Tensor:
+        prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
+        if prompts not in self._class_tokens:
+            self._class_tokens[prompts] = self.tokenise(list(prompts))
+        return self._class_tokens[prompts]
 
     def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
         picture = self.store.get(table, position)

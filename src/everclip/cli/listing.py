@@ -1,0 +1,29 @@
+"""What there is to choose from. No torch."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from everclip import registry
+
+
+def catalogue() -> dict[str, list[dict[str, Any]]]:
+    """Return methods, benchmarks and built-in backbones with one line each."""
+    methods = [
+        {"name": e.name, "summary": e.summary, "aliases": list(e.aliases)} for e in registry.methods().values()
+    ]
+    benchmarks = [{"name": e.tag, "summary": e.summary} for e in registry.benchmarks().values()]
+    return {"methods": methods, "benchmarks": benchmarks, "backbones": _backbones()}
+
+
+def _backbones() -> list[dict[str, Any]]:
+    import json
+
+    found = []
+    for folder in sorted(resources.files("everclip.models.builtin").iterdir(), key=lambda p: p.name):
+        card = folder.joinpath("card.json")
+        if card.is_file():
+            summary = json.loads(card.read_text(encoding="utf-8")).get("summary", "")
+            found.append({"name": f"builtin:{folder.name}", "summary": summary})
+    return found

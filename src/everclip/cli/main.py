@@ -1,0 +1,171 @@
+"""The command line: parse, call, print. Heavy imports happen inside the verbs, so that `ls` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everclip.errors import ConfigError, EverclipError
+
+app = typer.Typer(
+    name="everclip",
+    help="Keep a CLIP model up to date: learn a stream of tasks, measure what is gained and lost, stop and resume.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings as key=value: method=replay seed=1 training.epochs=5 output=runs/mine"),
+]
+
+
+def _print_json(document: object) -> None:
+    typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+@app.command(name="ls")
+def list_names(
+    what: Annotated[str, typer.Argument(help="methods, benchmarks or backbones; default all")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List methods, benchmarks and built-in backbones.
+
+    Example: everclip ls methods
+    """
+    from everclip.cli.listing import catalogue
+
+    found = catalogue()
+    if what and what not in found:
+        raise ConfigError(f"ls: {what!r} is nothing to list; choose from {', '.join(found)}.")
+    chosen = {what: found[what]} if what else found
+    if as_json:
+        _print_json(chosen)
+        return
+    for title, entries in chosen.items():
+        typer.echo(f"{title}:")
+        width = max((len(e["name"]) for e in entries), default=0)
+        for entry in entries:
+            aliases = f"  (also: {', '.join(entry['aliases'])})" if entry.get("aliases") else ""
+            typer.echo(f"  {entry['name']:<{width}}  {entry['summary']}{aliases}")
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A benchmark (emoji-time, emoji-time@1) or a YAML file.")],
+    settings: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result (or plan) as JSON.")] = False,
+) -> None:
+    """Run a benchmark with a method, or continue a run that was stopped (the same command again).
+
+    Example: everclip run emoji-time method=replay seed=1 output=runs/replay
+    """
+    from everclip.config import resolve_config
+
+    resolved = resolve_config(config, settings or [])
+    if dry_run:
+        from everclip.cli.plan import plan, print_plan
+
+        planned = plan(resolved)
+        _print_json(planned) if as_json else print_plan(planned)
+        return
+    from everclip.cli.summary import print_results
+    from everclip.run import execute
+
+    results = execute(resolved)
+    if as_json:
+        _print_json(results.model_dump(mode="json"))
+    else:
+        print_results(results, Path(resolved.output))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+) -> None:
+    """Write report.html (one self-contained file) and figures/ of a run.
+
+    Example: everclip report runs/emoji-time-replay-s0
+    """
+    from everclip.report import write_report
+
+    typer.echo(str(write_report(folder)))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders; runs of one method are its seeds.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write a page: FILE.html.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare runs of different benchmarks all the same.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put runs side by side, with differences and intervals.
+
+    Example: everclip compare runs/finetune runs/replay -o compare.html
+    """
+    from everclip.report import compare as compare_runs
+    from everclip.report import comparison_text, write_comparison
+
+    comparison = compare_runs(folders, force=force)
+    if as_json:
+        _print_json(comparison.model_dump(mode="json"))
+    else:
+        typer.echo(comparison_text(comparison))
+    if output is not None:
+        typer.echo(str(write_comparison(folders, output, force=force)))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/demo"),
+    settings: Overrides = None,
+) -> None:
+    """The five-minute tour: new emoji, year by year, with four methods; ends with a table and a report.
+
+    Example: everclip demo
+    """
+    from everclip.cli.demo import run_demo
+
+    run_demo(output, settings or [])
+
+
+@app.callback()
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Handle options that stand before a verb."""
+    if version:
+        from everclip import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors become one clear message and an exit code (docs/exit-codes.md)."""
+    try:
+        app(standalone_mode=False)
+    except EverclipError as error:
+        typer.echo(f"everclip: {error}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        typer.echo("everclip: stopped at once; what was saved before is intact.", err=True)
+        sys.exit(130)
+    except typer.TyperException as error:  # wrong usage: click's own message and code
+        error.show()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

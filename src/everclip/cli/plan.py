@@ -1,0 +1,96 @@
+"""`--dry-run`: what a run would do, counted from the same code that does it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from everclip.config import RunConfig
+from everclip.run import Run
+from everclip.training.budget import phase_steps
+from everclip.training.progress import clock
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """Return tasks, steps, parameters, memory, disk and time of a run that is not started.
+
+    Time is extrapolated from one measured training batch and one evaluation batch on this machine.
+    """
+    run = Run(config)
+    cost = run.learner.method.describe()
+    tasks = []
+    for task in run.tasks:
+        phases = run.learner.plan(task)
+        steps = sum(phase_steps(p, config.training) * p.repeats for p in phases)
+        tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
+        run.learner.tasks.append(task)
+    weights = cost.bytes
+    moments = 2 * 4 * cost.trainable_parameters if config.training.optimiser == "adamw" else 4 * cost.trainable_parameters
+    timing = _measure(run, config)
+    steps = sum(task["steps"] for task in tasks)
+    pictures = sum(len(s.data) for s in run.scenario.eval_sets)
+    rows = len(run.tasks) + 1
+    return {
+        "benchmark": config.benchmark,
+        "method": config.method.name,
+        "backbone": config.backbone.name,
+        "output": config.output,
+        "tasks": tasks,
+        "steps": steps,
+        "rows": rows,
+        "trainable_parameters": cost.trainable_parameters,
+        "stored_parameters": cost.stored_parameters,
+        "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
+        "disk_mb": round((config.checkpoint.keep + 1) * (weights + moments) / 1e6, 1),
+        "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
+        "seconds": round(steps * timing["step"] + rows * pictures * timing["picture"], 1),
+    }
+
+
+def _existing(path: Path) -> Path:
+    path = path.resolve()
+    return path if path.exists() else _existing(path.parent)
+
+
+def _measure(run: Run, config: RunConfig) -> dict[str, float]:
+    """Time one forward and backward pass of a real batch (the weights are not changed) and one encoding."""
+    import torch
+
+    from everclip.contracts import Progress
+
+    task, learner = run.tasks[0], run.learner
+    learner.tasks = []
+    learner.method.begin_task(task, learner.past())
+    phases = learner.plan(task)
+    timing = {"step": 0.0}
+    if phases:
+        batch = {n: learner._maker.batch(s, "plan", 0) for n, s in phases[0].streams.items()}
+        for _ in range(2):  # the first pass warms up
+            started = time.monotonic()
+            losses = learner.method(batch, Progress(0, "plan", 0, 0, 1, config.seed))
+            torch.stack(list(losses.values())).sum().backward()
+            timing["step"] = time.monotonic() - started
+        learner.method.zero_grad()
+    pixels = torch.zeros(32, 3, learner.method.backbone.pixels.size, learner.method.backbone.pixels.size)
+    with torch.inference_mode():
+        started = time.monotonic()
+        learner.method.encode_images(pixels)
+        # A text of an evaluation set costs about as much as a picture; counted once more.
+        timing["picture"] = 2 * (time.monotonic() - started) / 32
+    return timing
+
+
+def print_plan(planned: dict[str, Any]) -> None:
+    """Print a plan for people."""
+    typer.echo(f"{planned['benchmark']} with {planned['method']} on {planned['backbone']}, into {planned['output']}")
+    for task in planned["tasks"]:
+        typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")
+    typer.echo(f"  {planned['rows']} rows of evaluation, {planned['steps']} steps in all")
+    typer.echo(f"  parameters: {planned['trainable_parameters']:,} trained of {planned['stored_parameters']:,}")
+    typer.echo(f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)")
+    typer.echo(f"  disk for checkpoints: {planned['disk_mb']} MB of {planned['disk_free_mb']} MB free")
+    typer.echo(f"  time, extrapolated from one measured batch: about {clock(planned['seconds'])}")

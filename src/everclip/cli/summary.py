@@ -1,0 +1,29 @@
+"""A finished run in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from everclip.evaluation.results import Results
+
+
+def percent(value: float | None) -> str:
+    """Return a share as percent, or a dash where it is undefined."""
+    return "    -" if value is None else f"{100 * value:5.1f}"
+
+
+def print_results(results: Results, folder: Path) -> None:
+    """Print the headline matrix and where everything is."""
+    matrix = results.matrix
+    width = max(len(name) for name in [*matrix.rows, "before"])
+    columns = [max(5, len(name)) for name in matrix.columns]
+    typer.echo(f"{results.title}: {matrix.metric} in the pool `{matrix.protocol}`, percent (retention sets: own metric)")
+    header = "  ".join(f"{n:>{w}}" for n, w in zip(matrix.columns, columns, strict=True))
+    typer.echo(f"{'after':<{width}}  {header}")
+    for label, values in zip(matrix.rows, matrix.values, strict=True):
+        cells = "  ".join(f"{percent(v):>{w}}" for v, w in zip(values, columns, strict=True))
+        typer.echo(f"{label:<{width}}  {cells}")
+    report = folder / "report.html"
+    typer.echo(f"results: {folder / 'results.json'}" + (f"\nreport:  {report}" if report.is_file() else ""))

@@ -1,0 +1,98 @@
+"""From the rows measured so far to the whole typed result: matrix, derived metrics, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everclip.contracts import EvalSet, Task
+from everclip.evaluation.matrix import summary
+from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
+
+
+def column_info(s: EvalSet) -> Column:
+    """Describe an evaluation set as a column of the result."""
+    classes = None if s.classes is None else len(s.classes)
+    return Column(name=s.name, kind=s.kind, group=s.group, task=s.task, samples=len(s.data), classes=classes)
+
+
+def task_info(task: Task) -> TaskInfo:
+    """Describe a task as the result names it."""
+    return TaskInfo(
+        index=task.index,
+        name=task.name,
+        samples=len(task.train),
+        validation_samples=0 if task.val is None else len(task.val),
+        classes=None if task.classes is None else len(task.classes),
+        language=task.language,
+        time=task.time,
+    )
+
+
+def headline_value(row: Row, column: Column, headline: Mapping[str, str]) -> float | None:
+    """Return a column's headline value at a row.
+
+    Columns of another kind than the headline's metric (a retention set that is classified, say) show their own
+    main metric: accuracy, or the mean of Recall@1 both ways.
+    """
+    scores = row.scores.get(column.name, {}).get(headline["protocol"])
+    if scores is None:
+        return None
+    own = "accuracy" if column.kind == "classification" else "mean_r1"
+    score = scores.get(headline["metric"], scores.get(own))
+    return None if score is None else score.value
+
+
+def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> Matrix:
+    """Return the headline score matrix over all columns, row 0 included."""
+    return Matrix(
+        protocol=headline["protocol"],
+        metric=headline["metric"],
+        rows=[row.label for row in rows],
+        columns=[column.name for column in columns],
+        values=[[headline_value(row, column, headline) for column in columns] for row in rows],
+    )
+
+
+def flat_metrics(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> dict[str, float | None]:
+    """Return every derived number under a flat name; undefined is null.
+
+    The matrix metrics are over the task columns; `known_*`, `retention_*` and `new_*` are means over the columns of
+    a group at row 0 (`before`) and at the last row (`last`), and their difference (`change`).
+    """
+    if not rows:
+        return {}
+
+    def values(row: Row, group: str) -> list[float | None]:
+        return [headline_value(row, c, headline) for c in columns if c.group == group]
+
+    learned = [values(row, "task") for row in rows[1:]]
+    suites = (values(rows[0], "retention"), values(rows[-1], "retention"))
+    flat = summary(learned, values(rows[0], "task"), suites[0] or None, suites[1] or None)
+    flat["worst_retention_drop"] = flat.pop("worst_set_drop")
+    for name, group in (("known", "known"), ("retention", "retention"), ("new", "task")):
+        before, last = _mean(values(rows[0], group)), _mean(values(rows[-1], group))
+        flat[f"{name}_before"], flat[f"{name}_last"] = before, last
+        flat[f"{name}_change"] = None if before is None or last is None else last - before
+    return flat
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return sum(given) / len(given) if given and len(given) == len(values) else None
+
+
+def add_answers(
+    examples: Sequence[Example], row: int, answers: Mapping[str, Mapping[int, Any]],
+    positions: Mapping[str, Sequence[int]],
+) -> list[Example]:
+    """Return the examples with what the model said at one row added."""
+    given = {(name, position): value for name, found in answers.items() for position, value in found.items()}
+    result, order = [], [(name, position) for name, chosen in positions.items() for position in chosen]
+    for example, place in zip(examples, order, strict=True):
+        if place in given:
+            best, correct = given[place]
+            answer = Answer(row=row, answers=best, correct=correct)
+            example = example.model_copy(update={"answers": [*example.answers, answer]})
+        result.append(example)
+    return result

@@ -1,0 +1,36 @@
+"""Encoding texts in blocks, equal texts once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from everclip.contracts import Features
+
+BLOCK = 256
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Return where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+@torch.no_grad()
+def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Features:
+    """Encode texts with a method, equal texts once.
+
+    Returns:
+        Features with leading dimension `len(texts)`, float32 on the CPU.
+    """
+    unique = list(dict.fromkeys(texts))
+    device = device_of(method)
+    parts: list[Features] = []
+    for start in range(0, len(unique), block):
+        tokens = method.backbone.tokenise(unique[start : start + block]).to(device)
+        parts.append({k: v.float().cpu() for k, v in method.encode_texts(tokens).items()})
+    index = {text: i for i, text in enumerate(unique)}
+    where = torch.tensor([index[text] for text in texts], dtype=torch.int64)
+    return {key: torch.cat([part[key] for part in parts])[where] for key in parts[0]} if parts else {}
+

@@ -1,0 +1,192 @@
+"""One row of the score matrix: every evaluation set under every protocol, from features encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from everclip.config import EvaluationConfig
+from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
+from everclip.evaluation import classification, pools, retrieval
+from everclip.evaluation.encode import Encoder, Tick
+from everclip.evaluation.results import Score
+from everclip.evaluation.statistics import bootstrap_mean, wilson
+
+Outcomes = dict[str, torch.Tensor]
+"""`column/protocol/metric` -> `(N,)` float32 per item: what paired comparisons resample."""
+
+
+@dataclass
+class RowScores:
+    """What was measured at one row."""
+
+    scores: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    ambiguous: dict[str, int] = field(default_factory=dict)
+    outcomes: Outcomes = field(default_factory=dict)
+    answers: dict[str, dict[int, tuple[list[tuple[str, float]], bool]]] = field(default_factory=dict)
+    features: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+class RowScorer:
+    """Scores a method on a scenario.
+
+    Args:
+        scenario: evaluation sets, protocols, label spaces.
+        encoder: features, encoded once.
+        config: confidence, top-k.
+        seed: of the bootstrap.
+        examples: evaluation set name -> positions of the pictures whose answers are recorded.
+    """
+
+    def __init__(
+        self, scenario: Any, encoder: Encoder, config: EvaluationConfig, seed: int,
+        examples: Mapping[str, Sequence[int]],
+    ) -> None:
+        self._scenario, self._encoder, self._config, self._seed = scenario, encoder, config, seed
+        self._examples = examples
+
+    def row(self, method: Any, learned: Collection[int], tick: Tick) -> RowScores:
+        """Measure everything once. The method is put into evaluation mode and left there."""
+        method.eval()
+        result = RowScores()
+        keys = method.encoder_keys()
+        images = self._encoder.images(method, keys, tick)
+        texts = {
+            s.name: self._encoder.texts(method, keys, pools.captions(s))
+            for s in self._scenario.eval_sets if s.kind == "retrieval"
+        }
+        for s in self._scenario.eval_sets:
+            result.scores[s.name] = {}
+            for protocol in self._scenario.protocols:
+                found = images
+                if protocol.known_task and self._task_matters(method):
+                    found = self._encoder.images(method, keys, tick, s.task)
+                if s.kind == "retrieval":
+                    self._retrieval(result, s, protocol, learned, found, texts)
+                else:
+                    self._classification(result, s, protocol, learned, found[s.name], method, keys)
+            if s.kind == "retrieval":
+                result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
+        return result
+
+    # -- classification ---------------------------------------------------------------------------------------
+
+    def _classification(
+        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, learned: Collection[int], images: Features,
+        method: Any, keys: Mapping[str, str],
+    ) -> None:
+        space = self._scenario.label_space(s, learned, protocol)
+        if space is None:
+            return
+        bank = self._encoder.bank(method, keys, space)
+        with torch.inference_mode():
+            cosines = method.class_scores(images, space, bank).float()
+        index = {key: i for i, key in enumerate(space.keys)}
+        labels = torch.tensor([index[str(key)] for key in s.data.column("class_key")], dtype=torch.int64)
+        predictions = classification.classify(cosines)
+        hits = {"accuracy": predictions == labels, "top5": classification.top_k_hits(cosines, labels, 5)}
+        scores = {name: self._share(result, s, protocol, name, values) for name, values in hits.items()}
+        per_class = classification.per_class_accuracy(predictions, labels, len(space.entries))
+        given = [value for value in per_class if value is not None]
+        scores["mean_class_accuracy"] = Score(value=sum(given) / len(given) if given else None, n=len(given))
+        probabilities = torch.softmax(float(method.backbone.logit_scale.detach()) * cosines.double(), dim=1)
+        ece = classification.expected_calibration_error(probabilities, labels)
+        scores["ece"] = Score(value=ece, n=len(labels))
+        result.scores[s.name][protocol.name] = scores
+        if protocol.name == self._shown(s):
+            result.per_class[s.name] = {e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None}
+            if bool((cosines.abs() <= 1.01).all()):
+                result.ambiguous[s.name] = int(classification.ambiguous(cosines).sum())
+            names = [entry.name for entry in space.entries]
+            self._answer(result, s, cosines, names, predictions == labels)
+
+    # -- retrieval --------------------------------------------------------------------------------------------
+
+    def _retrieval(
+        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, learned: Collection[int],
+        images: Mapping[str, Features], texts: Mapping[str, Features],
+    ) -> None:
+        pool = self._scenario.pool(s, learned, protocol)
+        if pool is None:
+            return
+        own = (images[s.name]["embedding"], texts[s.name]["embedding"])
+        ranked = pools.rank(
+            s, own, pool,
+            torch.cat([images[p.name]["embedding"] for p in pool]),
+            torch.cat([texts[p.name]["embedding"] for p in pool]),
+        )
+        directions = (("text_to_image", ranked.text_to_image), ("image_to_text", ranked.image_to_text))
+        scores: dict[str, Score] = {}
+        for k in self._config.top_k:
+            hits = {name: retrieval.hits_at_k(ranks, k) for name, ranks in directions}
+            for name, values in hits.items():
+                scores[f"{name}_r{k}"] = self._share(result, s, protocol, f"{name}_r{k}", values)
+            both = pools.both_ways(ranked, hits["text_to_image"], hits["image_to_text"])
+            scores[f"mean_r{k}"] = self._mean(result, s, protocol, f"mean_r{k}", both)
+        for name, ranks in directions:
+            n = len(ranks.queries)
+            scores[f"{name}_median_rank"] = Score(value=retrieval.median_rank(ranks), n=n)
+            scores[f"{name}_map"] = Score(value=retrieval.mean_average_precision(ranks), n=n)
+        result.scores[s.name][protocol.name] = scores
+        if protocol.name == self._shown(s):
+            self._retrieval_answers(result, s, own[0], ranked)
+
+    def _retrieval_answers(self, result: RowScores, s: EvalSet, images: torch.Tensor, ranked: pools.Ranked) -> None:
+        chosen = list(self._examples.get(s.name, ()))
+        best = retrieval.top_k(images, ranked.gallery, 3)
+        close = best.scores[:, 0] - best.scores[:, 1] <= 1e-5 if best.scores.shape[1] > 1 else torch.zeros(0)
+        result.ambiguous[s.name] = int(close.sum())
+        hits = retrieval.hits_at_k(ranked.image_to_text, 1)
+        query = {identity: i for i, identity in enumerate(ranked.images)}
+        names = pools.identities(s)
+        for position in chosen:
+            pairs = zip(best.indices[position].tolist(), best.scores[position].tolist(), strict=True)
+            answers = [(ranked.candidates[i], round(score, 4)) for i, score in pairs]
+            correct = bool(hits[query[names[position]]])
+            result.answers.setdefault(s.name, {})[position] = (answers, correct)
+
+    def _answer(
+        self, result: RowScores, s: EvalSet, cosines: torch.Tensor, names: Sequence[str], hits: torch.Tensor
+    ) -> None:
+        chosen = list(self._examples.get(s.name, ()))
+        for position in chosen:
+            best = torch.argsort(cosines[position], descending=True, stable=True)[:3]
+            answers = [(names[int(i)], round(float(cosines[position, i]), 4)) for i in best]
+            result.answers.setdefault(s.name, {})[position] = (answers, bool(hits[position]))
+
+    # -- shared -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _task_matters(method: Any) -> bool:
+        """Whether pictures are encoded differently when the task is known; if not, nothing is encoded again."""
+        return bool(getattr(method, "encodes_by_task", False))
+
+    def _shown(self, s: EvalSet) -> str:
+        """The protocol whose details (examples, per-class values) a set shows: the headline's."""
+        names = [protocol.name for protocol in self._scenario.protocols]
+        headline = self._scenario.spec.headline.protocol
+        return headline if headline in names else names[0]
+
+    def _share(
+        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, metric: str, hits: torch.Tensor
+    ) -> Score:
+        result.outcomes[f"{s.name}/{protocol.name}/{metric}"] = hits.float()
+        right, n = int(hits.sum()), len(hits)
+        if n == 0:
+            return Score(value=None)
+        interval = wilson(right, n, self._config.confidence)
+        return Score(value=right / n, low=interval.low, high=interval.high, n=n)
+
+    def _mean(
+        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, metric: str, values: torch.Tensor
+    ) -> Score:
+        result.outcomes[f"{s.name}/{protocol.name}/{metric}"] = values.float()
+        if not len(values):
+            return Score(value=None)
+        interval = bootstrap_mean(values.numpy(), self._seed, confidence=self._config.confidence)
+        return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))
+

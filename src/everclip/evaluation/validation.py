@@ -1,0 +1,80 @@
+"""Validation data: what merging and other choices are made on, never the test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from everclip.contracts import EvalSet, LabelSpace, Task
+from everclip.data.images import ImageStore
+from everclip.data.table import Table
+from everclip.evaluation import pools, retrieval
+from everclip.evaluation.banks import device_of, encode_prompts
+from everclip.scenarios.base import merge_entries
+
+
+def validation_scores(
+    method: Any, tasks: Sequence[Task], base_val: Table | None, store: ImageStore
+) -> Mapping[str, float]:
+    """Score the method on the validation pictures of everything learned so far.
+
+    Args:
+        method: as it is now.
+        tasks: the tasks so far, the newest last.
+        base_val: validation part of the base.
+        store: decoded pictures.
+
+    Returns:
+        `old` (base and earlier tasks) and `new` (the newest task), as far as there are pictures: accuracy for tasks
+        with classes, else the mean of Recall@1 both ways in the pool of all validation pictures. In [0, 1]. Giving
+        old and new equal weight keeps a small task from being outvoted by a large past.
+    """
+    parts = [t.val for t in tasks[:-1] if t.val is not None]
+    labelled = tasks[-1].classes is not None
+    if base_val is not None and not labelled:
+        parts = [base_val, *parts]
+    sides = {"old": [p for p in parts if len(p)], "new": [v for v in (tasks[-1].val,) if v is not None and len(v)]}
+    tables = {name: Table.concat(found, name) for name, found in sides.items() if found}
+    method.eval()
+    images = {name: _encode(method, table, store) for name, table in tables.items()}
+    if labelled:
+        entries = merge_entries([e for t in tasks for e in t.classes or ()])
+        return {name: _accuracy(method, table, images[name], LabelSpace(entries)) for name, table in tables.items()}
+    return _recalls(method, tables, images)
+
+
+@torch.inference_mode()
+def _encode(method: Any, table: Table, store: ImageStore) -> torch.Tensor:
+    device = device_of(method)
+    parts = []
+    for start in range(0, len(table), 256):
+        rows = range(start, min(start + 256, len(table)))
+        pixels = torch.stack([method.backbone.preprocess(store.get(table, i)) for i in rows])
+        parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def _accuracy(method: Any, table: Table, images: torch.Tensor, space: LabelSpace) -> float:
+    scores = method.class_scores({"embedding": images}, space, method.class_bank(space))
+    index = {key: i for i, key in enumerate(space.keys)}
+    labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
+    return float((scores.argmax(dim=1) == labels).float().mean())
+
+
+def _recalls(method: Any, tables: Mapping[str, Table], images: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
+    texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}
+    pool = list(sets.values())
+    pool_images = torch.cat([images[s.name] for s in pool])
+    pool_texts = torch.cat([texts[s.name] for s in pool])
+    scores = {}
+    for name, s in sets.items():
+        ranked = pools.rank(s, (images[name], texts[name]), pool, pool_images, pool_texts)
+        both = pools.both_ways(
+            ranked, retrieval.hits_at_k(ranked.text_to_image, 1), retrieval.hits_at_k(ranked.image_to_text, 1)
+        )
+        scores[name] = float(both.double().mean())
+    return scores

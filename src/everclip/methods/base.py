@@ -1,0 +1,278 @@
+"""The concrete `Method`: contrastive or class fine-tuning with the four slots trainable, replay, penalties, merge.
+
+A method of one's own subclasses it and overrides what differs; the engine owns every loop, stream and cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from everclip.config import TrainingConfig
+from everclip.contracts import (
+    Batch, ClassEntry, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Source, Stream, Task, Validate,
+)
+from everclip.data.table import Table
+from everclip.evaluation.banks import encode_prompts
+from everclip.evaluation.classification import ensemble_banks
+from everclip.methods import merge, penalties
+from everclip.methods.losses import class_cross_entropy, contrastive
+from everclip.methods.settings import MethodSettings
+from everclip.methods.trainable import choose, decay_groups
+from everclip.models.backbone import Backbone
+from everclip.scenarios.base import merge_entries
+from everclip.training.buffer import Buffer
+
+MAX_SCALE = 100.0
+"""CLIP's bound on the logit scale (arXiv 2103.00020, section 2.5)."""
+
+
+class Method(nn.Module):
+    """How to learn a task and how to predict.
+
+    Args:
+        backbone: the CLIP; the method owns it from here on.
+        settings: an instance of `Settings`.
+        seed: the run's seed (decides what a buffer keeps).
+
+    Class attributes:
+        Settings: the pydantic model of the method's settings.
+        needs: what the method relies on, checked before a run starts.
+        encodes_by_task: whether `encode_images` uses `known_task` (then each set is encoded per known task too).
+    """
+
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    needs: ClassVar[Needs] = Needs()
+    encodes_by_task: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone, settings: MethodSettings, seed: int = 0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.settings = settings
+        self.seed = seed
+        self.preset = type(self).__name__
+        self.notes: dict[str, Any] = {}
+        self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.trainable)]
+        self._penalties = penalties.build(settings.penalties)
+        self._anchors: dict[str, merge.Weights] = {}
+        self._mean: merge.RunningMean | None = None
+        replay = settings.replay
+        self.buffer = None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed)
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def begin_task(self, task: Task, past: Past) -> None:
+        """Mark what trains, and keep the weights that penalties and merging look back on."""
+        self.mark_trainable()
+        if self.buffer is not None:
+            if task.classes is not None:
+                self.buffer.by_class()
+            if self.settings.replay.base and self.buffer.seen == 0 and past.base is not None:
+                self.buffer.offer("base", past.base)
+        keep = self.settings.merge
+        if self._penalties or (keep.kind == "wise-ft" and keep.reference == "task-start"):
+            self._anchors["task-start"] = self._snapshot()
+        if keep.kind == "wise-ft" and keep.reference == "initial" and "initial" not in self._anchors:
+            self._anchors["initial"] = self._snapshot()
+        if keep.kind == "running-mean":
+            self._mean = merge.RunningMean(self._snapshot()) if keep.start == 0 else None
+
+    def mark_trainable(self) -> None:
+        """Let gradients flow to the parameters of the slot `trainable`, and to no other."""
+        chosen = set(self._trainable)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in chosen)
+
+    def phases(self, task: Task, past: Past) -> list[Phase]:
+        """Declare one phase over the task's samples, mixed with the buffer's."""
+        sources = [Source(task.train)]
+        classes = task.classes
+        stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
+        if stored is not None:
+            share = self.settings.replay.share
+            share = len(stored) / (len(stored) + len(task.train)) if share is None else share
+            sources = [Source(task.train, 1 - share), Source(stored, share)]
+            earlier = [entry for t in past.tasks for entry in t.classes or ()]
+            classes = merge_entries([*earlier, *(task.classes or ())]) if task.classes else None
+        return [self.phase("train", tuple(sources), classes if self.uses_labels(task) else None, past.training)]
+
+    def phase(
+        self, name: str, sources: tuple[Source, ...], classes: tuple[ClassEntry, ...] | None,
+        training: TrainingConfig | None,
+    ) -> Phase:
+        """Return a phase that trains the slot's parameters on one mixed stream called `main`."""
+        columns = ("image", "label") if classes else ("image", "tokens")
+        batch_size = training.batch_size if training else 64
+        stream = Stream(sources, batch_size, columns=columns, classes=classes)
+        return Phase(name, {"main": stream}, decay_groups(self._trainable, self))
+
+    def uses_labels(self, task: Task) -> bool:
+        """Whether this task is learned from class names rather than from captions."""
+        return self.settings.loss == "labels" or (self.settings.loss == "auto" and task.classes is not None)
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """The training step: named losses whose sum is trained."""
+        columns = batch["main"]
+        image = self.backbone.encode_image(columns["image"])
+        scale = self.backbone.logit_scale.clamp(max=MAX_SCALE)
+        if "label" in columns:
+            bank = self.backbone.encode_text(columns["class_tokens"])
+            smoothing = self.settings.label_smoothing
+            losses = {"labels": class_cross_entropy(image, bank, columns["label"], scale, smoothing)}
+        else:
+            text = self.backbone.encode_text(columns["tokens"])
+            losses = {"contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])}
+        if self._penalties:
+            now = {name: self.get_parameter(name) for name in self._trainable}
+            for name, penalty in self._penalties.items():
+                losses[name] = penalty(now, self._anchors["task-start"])
+        return losses
+
+    def after_step(self, progress: Progress) -> None:
+        """Take a snapshot into the running mean where one is due."""
+        keep = self.settings.merge
+        late_enough = progress.step >= keep.start * progress.steps
+        if keep.kind != "running-mean" or progress.step % keep.every or not late_enough:
+            return
+        if self._mean is None:
+            self._mean = merge.RunningMean(self._snapshot())
+        else:
+            self._mean.add(self._snapshot())
+
+    def end_phase(self, task: Task, phase: Phase) -> None:
+        """Nothing to do by default."""
+
+    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
+        """Merge weights, then show the task's samples to the buffer."""
+        keep = self.settings.merge
+        if keep.kind == "wise-ft":
+            self._interpolate(validate)
+        elif keep.kind == "running-mean" and self._mean is not None:
+            self._put(self._mean.mean)
+            self._mean = None
+        self._anchors.pop("task-start", None)
+        if self.buffer is not None:
+            self.buffer.offer(f"task {task.index}", task.train)
+
+    def _interpolate(self, validate: Validate) -> None:
+        keep = self.settings.merge
+        before, after = self._anchors[keep.reference], self._snapshot()
+
+        def apply(alpha: float) -> None:
+            self._put(merge.interpolate(before, after, alpha))
+
+        if keep.alpha == "sweep":
+            chosen, table = merge.sweep(keep.grid, apply, validate)
+            self.notes["merge"] = {"alpha": chosen, "chosen_on": "validation", "sweep": table}
+        else:
+            apply(float(keep.alpha))
+            self.notes["merge"] = {"alpha": float(keep.alpha)}
+
+    def _origins(self, past: Past) -> Mapping[str, Table]:
+        tables = {f"task {task.index}": task.train for task in past.tasks}
+        return tables if past.base is None else {**tables, "base": past.base}
+
+    def _snapshot(self) -> merge.Weights:
+        return {name: tensor.detach().clone() for name, tensor in self._mergeable().items()}
+
+    def _mergeable(self) -> dict[str, torch.Tensor]:
+        """Trainable parameters, and running statistics (batch norm) of the towers."""
+        chosen = {name: self.get_parameter(name).data for name in self._trainable}
+        parameters = {name for name, _ in self.named_parameters()}
+        state = self.state_dict()
+        return chosen | {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+
+    def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        target = self._mergeable()
+        for name, tensor in weights.items():
+            target[name].copy_(tensor)
+
+    # -- predicting -------------------------------------------------------------------------------------------
+
+    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
+        """Encode images `(N, 3, S, S)`; sample by sample, never depending on the rest of the batch."""
+        return {"embedding": self.backbone.encode_image(pixels)}
+
+    def encode_texts(self, tokens: torch.Tensor) -> Features:
+        """Encode token ids `(N, L)`."""
+        return {"embedding": self.backbone.encode_text(tokens)}
+
+    def class_bank(self, space: LabelSpace) -> Features:
+        """Return class embeddings `(C, D)`: unit mean over the templates of each class."""
+        prompts = [entry.prompts() for entry in space.entries]
+        flat = [text for texts in prompts for text in texts]
+        encoded = encode_prompts(self, flat)
+        parts = torch.split(encoded["embedding"], [len(texts) for texts in prompts])
+        return {"embedding": ensemble_banks(parts)}
+
+    def similarity(self, images: Features, texts: Features) -> torch.Tensor:
+        """Return cosines `(N, M)`."""
+        return images["embedding"] @ texts["embedding"].T
+
+    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
+        """Return scores `(N, C)`: cosines with the class embeddings."""
+        return self.similarity(images, bank)
+
+    def encoder_keys(self) -> dict[str, str]:
+        """Return what image and text encodings depend on, for caches: one fingerprint per tower."""
+        return self.backbone.fingerprints()
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        """Return the grown shape as JSON; the base class never grows."""
+        return {}
+
+    def grow(self, structure: Mapping[str, Any]) -> None:
+        """Rebuild the shape that `structure` described, before tensors are loaded."""
+
+    def extra_tensors(self) -> dict[str, torch.Tensor]:
+        """Return tensors that a checkpoint needs besides parameters and buffers."""
+        extra = {f"anchor.{kind}.{n}": t for kind, w in self._anchors.items() for n, t in w.items()}
+        if self._mean is not None:
+            extra |= {f"mean.{name}": tensor for name, tensor in self._mean.mean.items()}
+        return extra
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return JSON that a checkpoint needs besides tensors."""
+        return {
+            "buffer": None if self.buffer is None else self.buffer.state(),
+            "mean_count": None if self._mean is None else self._mean.count,
+            "notes": self.notes,
+        }
+
+    def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `extra_tensors` and `extra_state` returned."""
+        self._anchors, mean = {}, {}
+        for key, tensor in tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "anchor":
+                which, _, name = rest.partition(".")
+                self._anchors.setdefault(which, {})[name] = tensor
+            elif kind == "mean":
+                mean[rest] = tensor
+        count = state.get("mean_count")
+        self._mean = None if count is None else merge.RunningMean(mean, int(count))
+        self.notes = dict(state.get("notes", {}))
+        if self.buffer is not None and state.get("buffer") is not None:
+            self.buffer.restore(state["buffer"])
+
+    def describe(self) -> Cost:
+        """Count parameters and bytes from the module itself."""
+        tensors = list(self.parameters())
+        chosen = set(self._trainable)
+        trained = sum(p.numel() for n, p in self.named_parameters() if n in chosen)
+        stored = sum(p.numel() for p in tensors)
+        held = 0 if self.buffer is None else len(self.buffer)
+        growth = "none" if self.buffer is None else f"replay buffer ({self.settings.replay.kind})"
+        return Cost(
+            trainable_parameters=trained,
+            stored_parameters=stored,
+            active_parameters=stored,
+            bytes=sum(p.numel() * p.element_size() for p in tensors),
+            buffer_samples=held,
+            growth_per_task=growth,
+        )

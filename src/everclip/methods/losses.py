@@ -1,0 +1,92 @@
+"""Losses shared by methods: contrastive with several positives, and cross entropy against class texts."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+def gather_with_gradient(features: torch.Tensor) -> torch.Tensor:
+    """Concatenate `(N, D)` features of all processes to `(W * N, D)`; gradients flow back to every process.
+
+    With one process this is the identity. Processes must hold equally many rows.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return features
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(features), dim=0)
+
+
+def gather(values: torch.Tensor) -> torch.Tensor:
+    """Concatenate tensors of all processes along dimension 0, without gradient."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts, dim=0)
+
+
+def contrastive(
+    image: torch.Tensor,
+    text: torch.Tensor,
+    scale: torch.Tensor,
+    image_key: torch.Tensor | None = None,
+    text_key: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Symmetric contrastive loss over the global batch (CLIP, Radford et al. 2021, arXiv 2103.00020, figure 3).
+
+    Pair (i, j) is positive if i = j, or if the pictures or the captions of i and j are equal (equal keys); the
+    target of a row is spread evenly over its positives (as in supervised contrastive learning, Khosla et al. 2020,
+    arXiv 2004.11362, the outer-sum form). Without repeats this is exactly CLIP's loss. Each process computes its own
+    rows against the columns of all, which together with averaged gradients equals one process on the whole batch.
+
+    Args:
+        image, text: unit embeddings `(N, D)` of this process.
+        scale: factor on cosines, scalar.
+        image_key, text_key: `(N,)` int64; equal keys mark the same picture (or concept) and the same caption.
+
+    Returns:
+        Scalar: mean over both directions and over this process's rows.
+    """
+    all_image, all_text = gather_with_gradient(image), gather_with_gradient(text)
+    per_image = scale * image @ all_text.T
+    per_text = scale * text @ all_image.T
+    targets = _targets(len(image), len(all_image), image_key, text_key, image.device).to(per_image.dtype)
+    return 0.5 * (_soft_cross_entropy(per_image, targets) + _soft_cross_entropy(per_text, targets))
+
+
+def _targets(
+    rows: int, columns: int, image_key: torch.Tensor | None, text_key: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    rank = dist.get_rank() if columns > rows else 0
+    own = torch.arange(rows, device=device) + rank * rows
+    positive = own[:, None] == torch.arange(columns, device=device)[None, :]
+    for key in (image_key, text_key):
+        if key is not None:
+            positive = positive | (key[:, None] == gather(key)[None, :])
+    return positive / positive.sum(dim=1, keepdim=True)
+
+
+def _soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -(targets * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+
+
+def class_cross_entropy(
+    image: torch.Tensor,
+    bank: torch.Tensor,
+    labels: torch.Tensor,
+    scale: torch.Tensor,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Cross entropy of scaled cosines against class texts (ZSCL, arXiv 2303.06628, section 3; smoothing 0.2 there).
+
+    Args:
+        image: unit embeddings `(N, D)`.
+        bank: unit class embeddings `(C, D)`, with gradient if the text tower trains.
+        labels: `(N,)` positions in the bank.
+        scale: factor on cosines, scalar.
+        smoothing: label smoothing in [0, 1].
+    """
+    return F.cross_entropy((scale * image @ bank.T).float(), labels, label_smoothing=smoothing)

@@ -1,0 +1,74 @@
+"""The slot `merge`: interpolation and means of weights. Floating tensors only; the rest is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+Weights = dict[str, torch.Tensor]
+
+
+def interpolate(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], alpha: float) -> Weights:
+    """Return `(1 - alpha) * before + alpha * after`, tensor by tensor (WiSE-FT, arXiv 2109.01903, equation 1).
+
+    The ends are exact: alpha 0 gives `before` and alpha 1 gives `after` bit for bit. Integer tensors are taken from
+    `after`; the logit scale is interpolated as stored, in log space.
+
+    Raises:
+        ValueError: if names or shapes differ.
+    """
+    if before.keys() != after.keys():
+        raise ValueError(f"weights to merge have different names: {sorted(before.keys() ^ after.keys())[:5]}")
+    merged = {}
+    for name, new in after.items():
+        old = before[name]
+        if old.shape != new.shape:
+            raise ValueError(f"{name}: weights to merge have shapes {tuple(old.shape)} and {tuple(new.shape)}")
+        if not new.is_floating_point() or alpha == 1:
+            merged[name] = new.clone()
+        elif alpha == 0:
+            merged[name] = old.clone()
+        else:
+            merged[name] = (1 - alpha) * old + alpha * new
+    return merged
+
+
+class RunningMean:
+    """Plain mean of the start model and all snapshots (weight ensemble of ZSCL, arXiv 2303.06628, section 3.3)."""
+
+    def __init__(self, start: Mapping[str, torch.Tensor], count: int = 0) -> None:
+        self.mean = {k: v.detach().clone() for k, v in start.items() if v.is_floating_point()}
+        self.count = count
+
+    def add(self, snapshot: Mapping[str, torch.Tensor]) -> None:
+        """Take one more model into the mean: n += 1; mean = (n * mean + snapshot) / (n + 1)."""
+        self.count += 1
+        for name, mean in self.mean.items():
+            mean.mul_(self.count).add_(snapshot[name].detach()).div_(self.count + 1)
+
+
+def sweep(
+    grid: tuple[float, ...], apply: Callable[[float], None], validate: Callable[[], Mapping[str, float]]
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Choose alpha on validation data: the best mean over all validation sets, the smaller alpha in a tie.
+
+    Args:
+        grid: candidates.
+        apply: loads the weights of one candidate.
+        validate: scores the model as it is now.
+
+    Returns:
+        The choice, and every candidate's scores (recorded in the result).
+    """
+    table: dict[str, dict[str, float]] = {}
+    best, best_score = grid[0], float("-inf")
+    for alpha in grid:
+        apply(alpha)
+        scores = dict(validate())
+        table[str(alpha)] = scores
+        mean = sum(scores.values()) / max(1, len(scores))
+        if mean > best_score + 1e-12:
+            best, best_score = alpha, mean
+    apply(best)
+    return best, table

@@ -1,0 +1,431 @@
+"""The run loop: config -> scenario + backbone + method -> for each task learn, evaluate, checkpoint -> report.
+
+A run is a folder. It can be stopped anywhere; the same command continues it and ends bit-identical.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from everclip.config import RunConfig, resolve_config
+from everclip.contracts import Task
+from everclip.data.order import unit_hash
+from everclip.errors import ConfigError, Interrupted
+from everclip.evaluation import representation
+from everclip.evaluation.assemble import add_answers, build_matrix, column_info, flat_metrics, task_info
+from everclip.evaluation.encode import Encoder
+from everclip.evaluation.results import Event, Example, Results, Row
+from everclip.evaluation.scoring import RowScorer, RowScores
+from everclip.files import crash_point, write_bytes_atomic
+from everclip.learner import Cursor, Learner, learner_for
+from everclip.scenarios.base import ListScenario
+from everclip.scenarios.load import load_scenario
+from everclip.training import environment
+from everclip.training.checkpoint import Checkpoints
+from everclip.training.engine import StepLog
+from everclip.training.progress import Progress
+from everclip.training.run_folder import RunFolder
+from everclip.training.signals import StopRequest
+from everclip.training.trackers import Trackers
+
+LEARN, EVALUATE = "learn", "evaluate"
+
+
+@dataclass
+class Place:
+    """Where a run stands. `task` counts tasks; `stage` is what comes next for it (row 0 is the stage before task 0).
+
+    Everything here is JSON and goes into every checkpoint.
+    """
+
+    task: int = -1
+    stage: str = EVALUATE
+    step: int = 0
+    samples: int = 0
+    log_size: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    checkpoints: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=environment.fixed)
+
+
+def execute(target: str | RunConfig, *overrides: str, progress: Progress | None = None, **settings: Any) -> Results:
+    """Run a benchmark or YAML file to its end, or continue it where it stopped.
+
+    Args:
+        target: `emoji-time`, a YAML file, or a resolved configuration.
+        overrides: `key=value` texts.
+        progress: where progress is shown.
+        settings: overrides as keywords, `method="replay"`, `seed=1`.
+
+    Returns:
+        The result, also written to `results.json` in the run folder.
+
+    Raises:
+        EverclipError: with the cause and what to do; `exit_code` says which kind.
+    """
+    if isinstance(target, RunConfig):
+        config = target
+    else:
+        config = resolve_config(target, [*overrides, *(f"{key}={value}" for key, value in settings.items())])
+    return Run(config, progress).execute()
+
+
+class Run:
+    """One method x scenario x backbone x seed, in one folder."""
+
+    def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
+        self.config = config
+        self.path = Path(config.output)
+        self.scenario = load_scenario(config.scenario)
+        self.learner: Learner = learner_for(config, self.scenario)
+        self._main = self.learner.accelerator.is_main_process
+        self.progress = progress or Progress(quiet=not self._main)
+        self.tasks = self._tasks(self.scenario)
+        self.checkpoints = Checkpoints(self.path, config.checkpoint)
+        self.place = Place()
+        self._headline = self.scenario.spec.headline.model_dump()
+        self._examples = choose_examples(self.scenario, config.evaluation.examples)
+        check_fit(self.learner, self.tasks)
+
+    def _tasks(self, scenario: ListScenario) -> Sequence[Task]:
+        at_once = self.learner.method.needs.all_tasks_at_once
+        return (scenario.at_once() if at_once else scenario).tasks
+
+    def execute(self) -> Results:
+        """Do what is left of the run; see `everclip.execute`."""
+        with RunFolder(self.path, self.config, self._main) as folder, StopRequest() as stop:
+            self._folder, self._stop = folder, stop
+            self._trackers = Trackers(self.config if self._main else None)
+            cursor = self._resume()
+            self._saved_at = time.monotonic()
+            try:
+                while not self._finished():
+                    cursor = self._advance(cursor)
+            except Interrupted:
+                self._write_results("stopped")
+                raise
+            results = self._write_results("finished")
+            self._trackers.finish()
+        if self.config.report and self._main:
+            from everclip.report import write_report
+
+            write_report(self.path)
+        return results
+
+    def _finished(self) -> bool:
+        return self.place.task >= len(self.tasks)
+
+    def _advance(self, cursor: Cursor) -> Cursor:
+        """Do the next stage, then write a checkpoint that knows it is done."""
+        if self.place.stage == LEARN:
+            self._learn(self.tasks[self.place.task], cursor)
+            self.place.stage = EVALUATE
+        else:
+            self._evaluate()
+            self.place.task += 1
+            self.place.stage = LEARN
+        cursor = Cursor()
+        self._save(cursor, {})
+        if self.place.stage == LEARN:
+            self._write_results("running")
+        return cursor
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def _learn(self, task: Task, cursor: Cursor) -> None:
+        started = time.monotonic()
+        total = self._steps_of(task)
+        self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", total, cursor.step)
+
+        def on_step(log: StepLog, now: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
+            self.place.step += 1
+            self.place.samples += log.samples
+            losses = {name: float(value) for name, value in log.losses.items()}
+            self._log_step(task, now, log, losses)
+            loss = sum(losses.values())
+            self.progress.update(now.step, f"loss {loss:.3f}  {self._rate(log.samples)}")
+            crash_point("after step")
+            if self._stop.name is not None or self._save_due():
+                self._save(now, optimiser())
+                self._stop.check()
+
+        self._step_clock = time.monotonic()
+        self.learner.learn(task, cursor, on_step)
+        self.progress.finish()
+        self._spend("training", started)
+
+    def _steps_of(self, task: Task) -> int:
+        from everclip.training.budget import phase_steps
+
+        return sum(phase_steps(p, self.config.training) * p.repeats for p in self.learner.plan(task))
+
+    def _rate(self, samples: int) -> str:
+        now = time.monotonic()
+        self._step_seconds = now - self._step_clock
+        self._step_clock = now
+        return f"{samples / max(1e-9, self._step_seconds):.0f} pairs/s"
+
+    def _log_step(self, task: Task, cursor: Cursor, log: StepLog, losses: dict[str, float]) -> None:
+        entry: dict[str, Any] = {"task": task.index, "phase": cursor.phase, "step": self.place.step, **losses,
+                                 "lr": log.lr, "samples": self.place.samples}
+        if log.grad_norm is not None:
+            entry["grad_norm"] = float(log.grad_norm)
+        self._folder.log(entry)
+        self._trackers.log({k: v for k, v in entry.items() if k not in ("task", "phase", "step")}, self.place.step)
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        started = time.monotonic()
+        index = len(self.place.rows)
+        label = "before" if index == 0 else self.tasks[index - 1].name
+        self.progress.start(f"evaluate ({label})", 0)
+
+        def tick(done: int, total: int) -> None:
+            self.progress.update(done, f"of {total} pictures")
+            crash_point("in evaluation")
+            self._stop.check()
+
+        scores = self._scorer().row(self.learner.method, self._learned(index), tick)
+        row = self._row(index, label, scores)
+        if self._main:
+            self._write_row_files(index, scores)
+        self.place.rows.append(row.model_dump(mode="json"))
+        examples = [Example(**e) for e in self.place.examples] or self._new_examples()
+        answered = add_answers(examples, index, scores.answers, self._examples)
+        self.place.examples = [e.model_dump(mode="json") for e in answered]
+        self.progress.finish()
+        self._spend("evaluation", started)
+        self._trackers.log(
+            {f"row/{k}": v for k, v in self._metrics().items() if v is not None}, self.place.step
+        )
+
+    def _scorer(self) -> RowScorer:
+        if not hasattr(self, "_row_scorer"):
+            accelerator = self.learner.accelerator
+            cache = self.config.evaluation.cache
+            encoder = Encoder(
+                self.scenario.eval_sets, self.learner.method.backbone.preprocess, self.learner.store,
+                self.config.evaluation.batch_size, None if cache is None else Path(cache),
+                accelerator.process_index, accelerator.num_processes,
+            )
+            self._row_scorer = RowScorer(
+                self.scenario, encoder, self.config.evaluation, self.config.seed, self._examples
+            )
+        return self._row_scorer
+
+    def _learned(self, index: int) -> set[int]:
+        if self.learner.method.needs.all_tasks_at_once:
+            return {t.index for t in self.scenario.tasks} if index else set()
+        return set(range(index))
+
+    def _row(self, index: int, label: str, scores: RowScores) -> Row:
+        notes = {} if index == 0 else dict(self.learner.method.notes)
+        at_once = self.learner.method.needs.all_tasks_at_once
+        return Row(
+            index=index,
+            task=None if index == 0 or at_once else index - 1,
+            label=label,
+            step=self.place.step,
+            samples=self.place.samples,
+            scores=scores.scores,
+            per_class=scores.per_class,
+            representation=self._representation(index, scores),
+            ambiguous=scores.ambiguous,
+            notes=notes,
+        )
+
+    def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
+        """Measure the embedding space on the known set if there is one, else on all retrieval sets together."""
+        known = [s.name for s in self.scenario.eval_sets if s.kind == "retrieval" and s.group != "task"]
+        names = known or [s.name for s in self.scenario.eval_sets if s.kind == "retrieval"]
+        if not names:
+            return {}
+        images, texts = (torch.cat([scores.features[name][side] for name in names]) for side in (0, 1))
+        before = None
+        if index > 0:
+            held = load_file(self.path / "rows" / "000.features.safetensors")
+            before = (held["images"], held["texts"])
+        elif self._main:
+            write_bytes_atomic(
+                self.path / "rows" / "000.features.safetensors",
+                save({"images": images.contiguous(), "texts": texts.contiguous()}),
+            )
+        sample = self.config.evaluation.representation_samples
+        return representation.measure(images, texts, before, sample=sample, seed=self.config.seed)
+
+    def _write_row_files(self, index: int, scores: RowScores) -> None:
+        outcomes = {name: values.contiguous() for name, values in scores.outcomes.items()}
+        write_bytes_atomic(self.path / "rows" / f"{index:03d}.safetensors", save(outcomes))
+        if index == 0:
+            for example, (name, position) in zip(self._new_examples(), self._places(), strict=True):
+                table = next(s.data for s in self.scenario.eval_sets if s.name == name)
+                picture = self.learner.store.get(table, position).copy()
+                picture.thumbnail((128, 128))
+                file = io.BytesIO()
+                picture.save(file, "PNG")
+                write_bytes_atomic(self.path / example.picture, file.getvalue())
+
+    def _places(self) -> list[tuple[str, int]]:
+        return [(name, position) for name, chosen in self._examples.items() for position in chosen]
+
+    def _new_examples(self) -> list[Example]:
+        examples = []
+        for number, (name, position) in enumerate(self._places()):
+            s = next(s for s in self.scenario.eval_sets if s.name == name)
+            column = "caption" if s.kind == "retrieval" else "class_name"
+            truth = str(s.data.value(column, position))
+            picture = f"examples/{number:03d}.png"
+            examples.append(Example(column=name, id=s.data.ids[position], picture=picture, truth=truth, answers=[]))
+        return examples
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> Cursor:
+        """Continue from the newest good checkpoint, or begin."""
+        found = self.checkpoints.latest()
+        if found is None:
+            self._folder.rewind_log(0)
+            return Cursor()
+        self.place = Place(**found.state["place"])
+        cursor = self.learner.restore(found.tensors, found.state["learner"])
+        done = self.place.task + (self.place.stage == EVALUATE and self.place.task >= 0)
+        self.learner.tasks = list(self.tasks[: max(0, done)])
+        self._folder.rewind_log(self.place.log_size)
+        for problem in found.damaged:
+            self._event("damaged checkpoint", f"{problem}; continued from {found.path.name}")
+        now = environment.fixed()
+        if now != self.place.environment:
+            self._event("changed environment", f"{self.place.environment} -> {now}: bit-identity is not promised")
+            self.place.environment = now
+        self.progress.say(f"continuing {self.path} at step {self.place.step}")
+        return cursor
+
+    def _event(self, kind: str, message: str) -> None:
+        self.place.events.append(Event(kind=kind, message=message, row=len(self.place.rows) or None).model_dump())
+        self.progress.say(f"note: {kind}: {message}")
+
+    def _save_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        if every is not None:
+            return self.place.step % every == 0
+        cost = self.place.checkpoints.get("longest", 0.0)
+        # Rare enough that writing stays below `max_share` of the time, however slow the disk or large the model.
+        due = max(self.config.checkpoint.every_seconds, cost / self.config.checkpoint.max_share)
+        decision = time.monotonic() - self._saved_at > due
+        if self.learner.accelerator.num_processes > 1:
+            from everclip.training.processes import everywhere
+
+            decision = bool(everywhere(self.learner.accelerator, lambda: decision))
+        return decision
+
+    def _save(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
+        started = time.monotonic()
+        if self._main:
+            self.place.log_size = self._folder.log_size()
+            state = {"place": vars(self.place), "learner": self.learner.state(cursor)}
+            path = self.checkpoints.save(self.learner.tensors(cursor, optimiser), state)
+            spent = time.monotonic() - started
+            costs = self.place.checkpoints
+            costs["longest"] = max(spent, costs.get("longest", 0.0))
+            costs["written"] = costs.get("written", 0) + 1
+            costs["bytes"] = sum(f.stat().st_size for f in path.iterdir())
+        self._spend("checkpoints", started)
+        self._saved_at = time.monotonic()
+        self.learner.accelerator.wait_for_everyone()
+
+    def _spend(self, stage: str, started: float) -> None:
+        self.place.seconds[stage] = self.place.seconds.get(stage, 0.0) + time.monotonic() - started
+
+    # -- results ----------------------------------------------------------------------------------------------
+
+    def _metrics(self) -> dict[str, float | None]:
+        columns = [column_info(s) for s in self.scenario.eval_sets]
+        return flat_metrics([Row(**row) for row in self.place.rows], columns, self._headline)
+
+    def _write_results(self, status: Any) -> Results:
+        spec, method = self.scenario.spec, self.learner.method
+        columns = [column_info(s) for s in self.scenario.eval_sets]
+        rows = [Row(**row) for row in self.place.rows]
+        results = Results(
+            status=status,
+            benchmark=self.config.benchmark,
+            title=spec.title or spec.name,
+            summary=spec.summary,
+            method={"name": self.config.method.name, "settings": method.settings.model_dump(mode="json"),
+                    "cost": vars(method.describe())},
+            backbone={"name": method.backbone.name, "weights": self.config.backbone.weights},
+            seed=self.config.seed,
+            protocols=[p.model_dump() for p in spec.protocols],
+            headline=self._headline,
+            tasks=[task_info(task) for task in self.tasks],
+            columns=columns,
+            rows=rows,
+            matrix=build_matrix(rows, columns, self._headline),
+            metrics=flat_metrics(rows, columns, self._headline),
+            examples=[Example(**e) for e in self.place.examples],
+            events=[Event(**e) for e in self.place.events],
+            cost=self._cost(),
+            provenance=self._provenance(),
+        )
+        if self._main and rows:
+            results.write(self.path)
+        return results
+
+    def _cost(self) -> dict[str, Any]:
+        seconds = {name: round(value, 3) for name, value in self.place.seconds.items()}
+        return {"seconds": seconds, "seconds_total": round(sum(seconds.values()), 3),
+                "checkpoints": dict(self.place.checkpoints)}
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            **environment.describe(str(self.learner.accelerator.device)),
+            "processes": self.learner.accelerator.num_processes,
+            "precision": self.config.training.precision,
+            "seed": self.config.seed,
+            "data": self.scenario.data_fingerprints,
+            "towers": self.learner.method.backbone.fingerprints(),
+        }
+
+
+def choose_examples(scenario: ListScenario, count: int) -> dict[str, list[int]]:
+    """Choose the pictures whose answers are followed: per set those of lowest hash, so every run shows the same."""
+    chosen = {}
+    for s in scenario.eval_sets:
+        order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
+        chosen[s.name] = sorted(order[:count])
+    return chosen
+
+
+def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
+    """Check before the first step that method and scenario fit.
+
+    Raises:
+        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have.
+    """
+    merging = learner.method.settings.merge
+    for task in tasks:
+        if merging.kind == "wise-ft" and merging.alpha == "sweep" and not (task.val is not None and len(task.val)):
+            raise ConfigError(
+                f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
+                "raise scenario.split.validation, or set a fixed method.merge.alpha."
+            )
+        labels = learner.method.uses_labels(task)
+        if labels and task.classes is None:
+            raise ConfigError(f"method.loss: `labels` needs classes, but task {task.name!r} has none; use captions.")
+        if not labels and not task.train.has("caption"):
+            raise ConfigError(f"method.loss: `captions` needs a column `caption`, but task {task.name!r} has none.")
+        wanted = "labels" if labels else "captions"
+        if wanted not in learner.method.needs.supervision:
+            raise ConfigError(f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r}).")

@@ -1,0 +1,70 @@
+"""From a validated document to a scenario: read the data, split it, cut it into tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from everclip.config import validated
+from everclip.contracts import EvalProtocol, EvalSet, Task
+from everclip.data.sources import load_source
+from everclip.data.splits import carve
+from everclip.data.table import Table
+from everclip.scenarios import classes, domains, time
+from everclip.scenarios.base import ListScenario, matcher, require_rows, retention_set, split
+from everclip.scenarios.spec import ScenarioSpec
+
+Groups = list[tuple[str, Table, Table, Any]]
+"""(task name, training rows, test rows, classes or None)"""
+
+_KINDS: dict[str, Callable[[ScenarioSpec, Table, Table], Groups]] = {
+    "time": time.groups,
+    "classes": classes.groups,
+    "domains": domains.groups,
+    "single": domains.single,
+}
+
+
+def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> ListScenario:
+    """Build the scenario that a YAML document describes.
+
+    Args:
+        document: see `everclip.scenarios.spec.ScenarioSpec`.
+        root: folder that relative data paths start from.
+
+    Raises:
+        ConfigError: for a document that does not fit.
+        DataError: for data that cannot be read, or a part without rows.
+    """
+    spec = validated(ScenarioSpec, document, "scenario")
+    table = load_source(spec.data.source, spec.data.options(), root)
+    train, test = split(table, spec)
+    test = matcher(spec.evaluate_where)(test)
+    tasks, sets = [], []
+    base = base_val = None
+    if spec.base is not None:
+        keep = matcher(spec.base.where)
+        base, base_val = carve(keep(train).renamed(spec.base.name), spec.split.validation)
+        known = keep(test).renamed(spec.base.name)
+        require_rows(known, f"base {spec.base.name!r}", spec.base.where)
+        sets.append(EvalSet(spec.base.name, _kind(spec), known, None, "known"))
+    for index, (name, rows, held_out, entries) in enumerate(_KINDS[spec.kind](spec, train, test)):
+        require_rows(rows, f"task {name!r} (training)", {})
+        require_rows(held_out, f"task {name!r} (test)", {})
+        kept, val = carve(rows.renamed(name), spec.split.validation)
+        times = rows.column("time") if rows.has("time") else []
+        tasks.append(Task(index, name, kept, val, entries, spec.data.language, _span(times)))
+        sets.append(EvalSet(name, _kind(spec), held_out.renamed(name), index, "task", entries))
+    sets += [retention_set(part, test) for part in spec.retention]
+    protocols = tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols)
+    return ListScenario(spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.source: table.fingerprint})
+
+
+def _kind(spec: ScenarioSpec) -> Any:
+    return "classification" if spec.kind == "classes" else "retrieval"
+
+
+def _span(times: list[Any]) -> str | None:
+    given = sorted({str(value) for value in times if value is not None})
+    return None if not given else given[0] if len(given) == 1 else f"{given[0]} to {given[-1]}"

@@ -1,0 +1,29 @@
+"""The order of classes or domains: as listed, as found, sorted, or drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from everclip.data.order import generator
+from everclip.errors import ConfigError, did_you_mean
+from everclip.scenarios.spec import ScenarioSpec
+
+
+def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
+    """Return `values` in the order that `spec.order` asks for.
+
+    Raises:
+        ConfigError: if a listed order names something that is not there.
+    """
+    if isinstance(spec.order, tuple):
+        for value in spec.order:
+            if value not in values:
+                raise ConfigError(f"scenario.order: {value!r} is none of the {what}.{did_you_mean(value, values)}")
+        return list(spec.order)
+    if spec.order == "given":
+        return list(values)
+    by_name = sorted(values)
+    if spec.order == "sorted":
+        return by_name
+    permutation = generator("order", spec.name, spec.order_seed).permutation(len(by_name))
+    return [by_name[int(i)] for i in permutation]

@@ -1,0 +1,116 @@
+"""The YAML form of a scenario, validated. A benchmark and a user's own stream are the same document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from everclip.config import Frozen
+
+Where = dict[str, Any]
+"""Column -> value, list of values, or `{from: a, to: b}` (both inclusive, either may be absent)."""
+
+
+class DataSpec(Frozen):
+    """Where the samples come from. `columns` maps canonical names to those of the file."""
+
+    source: str
+    language: str | None = None
+    styles: list[str] | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """Return what was set, as `load_source` takes it."""
+        given = {"language": self.language, "styles": self.styles, "columns": self.columns or None}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class SplitSpec(Frozen):
+    """What is held out. `test` is a share (by hash of the id), or `column` names one that marks test rows.
+
+    `validation` is the share of the training rows that is carved off by hash, of every task and of the base alike.
+    """
+
+    test: float | None = Field(None, gt=0, lt=1)
+    column: str | None = None
+    validation: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SplitSpec:
+        if (self.test is None) == (self.column is None):
+            raise ValueError("set either split.test (a share) or split.column (a column that marks test rows)")
+        return self
+
+
+class GroupSpec(Frozen):
+    """Rows by condition: what was known before, or one task."""
+
+    name: str
+    where: Where = Field(default_factory=dict)
+
+
+class RetentionSpec(Frozen):
+    """An evaluation set that is never trained on: it shows what zero-shot ability is lost."""
+
+    name: str
+    kind: Literal["classification", "retrieval"] = "classification"
+    where: Where = Field(default_factory=dict)
+    templates: tuple[str, ...] = ("{}",)
+
+
+class ProtocolSpec(Frozen):
+    """See `everclip.contracts.EvalProtocol`."""
+
+    name: str
+    space: Literal["own", "seen", "all"] = "own"
+    known_task: bool = False
+    unseen: Literal["own", "skip"] = "skip"
+
+
+class HeadlineSpec(Frozen):
+    """Which protocol and metric the score matrix and everything derived from it use."""
+
+    protocol: str
+    metric: str
+
+
+class ScenarioSpec(Frozen):
+    """A stream of tasks, its evaluation sets and protocols.
+
+    `kind` decides how the rows become tasks: `time` by ranges of the column `time` (or any `where`), `classes` by
+    groups of classes, `domains` by the values of a column, `single` takes all rows as one task.
+    """
+
+    name: str
+    version: int = Field(ge=1)
+    summary: str
+    title: str = ""
+    kind: Literal["time", "classes", "domains", "single"]
+    data: DataSpec
+    split: SplitSpec
+    evaluate_where: Where = Field(default_factory=dict)
+    tasks: tuple[GroupSpec, ...] = ()
+    column: str | None = Field(None, description="domains: the column whose values are the domains")
+    order: tuple[str, ...] | Literal["given", "sorted", "seed"] = "given"
+    per_task: int | None = Field(None, ge=1, description="classes: new classes per task")
+    first_task: int | None = Field(None, ge=1, description="classes: classes of the first task")
+    order_seed: int = 0
+    class_templates: tuple[str, ...] = ("{}",)
+    base: GroupSpec | None = None
+    retention: tuple[RetentionSpec, ...] = ()
+    protocols: tuple[ProtocolSpec, ...] = (ProtocolSpec(name="own"),)
+    headline: HeadlineSpec
+
+    @model_validator(mode="after")
+    def _fits(self) -> ScenarioSpec:
+        names = [protocol.name for protocol in self.protocols]
+        if self.headline.protocol not in names:
+            raise ValueError(f"headline.protocol {self.headline.protocol!r} is none of {', '.join(names)}")
+        if self.kind == "time" and not self.tasks:
+            raise ValueError("a scenario of kind `time` needs `tasks` (name and where)")
+        if self.kind == "domains" and not self.column:
+            raise ValueError("a scenario of kind `domains` needs `column`")
+        if self.kind == "classes" and not self.per_task:
+            raise ValueError("a scenario of kind `classes` needs `per_task`")
+        return self

@@ -1,0 +1,24 @@
+"""From a budget in steps, epochs or samples to optimiser steps."""
+
+from __future__ import annotations
+
+import math
+
+from everclip.config import TrainingConfig
+from everclip.contracts import Phase
+
+
+def phase_steps(phase: Phase, config: TrainingConfig) -> int:
+    """Return how many optimiser steps a phase takes.
+
+    An epoch is one pass over the first source of the stream `main`: mixing replay in costs no extra steps.
+    """
+    if phase.steps is not None:
+        return phase.steps
+    if config.steps is not None:
+        return config.steps
+    stream = phase.streams["main"]
+    if config.samples is not None:
+        return math.ceil(config.samples / stream.batch_size)
+    assert config.epochs is not None  # TrainingConfig requires one of the three
+    return math.ceil(config.epochs * len(stream.sources[0].table) / stream.batch_size)

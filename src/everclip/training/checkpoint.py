@@ -1,0 +1,135 @@
+"""Checkpoints: tensors (safetensors) and JSON in a folder that is there whole or not at all. No pickle.
+
+A checkpoint is `checkpoints/NNNNNNNN/` with `tensors.safetensors`, `state.json` and `manifest.json` (sizes and
+SHA-256 of both). The folder is written aside, synced, renamed. The newest one whose checksums hold is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from everclip.config import CheckpointConfig
+from everclip.errors import CheckpointError
+from everclip.files import folder_atomic
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"\d{8}")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint read back, and what was wrong with newer ones."""
+
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    path: Path
+    damaged: tuple[str, ...] = ()
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        folder: the run folder.
+        config: how many are kept, and the disk budget.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder = folder / "checkpoints"
+        self._config = config
+
+    def numbered(self) -> list[Path]:
+        """Return the checkpoint folders, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
+
+    def save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
+        """Write a new checkpoint, then remove those that are no longer kept.
+
+        Raises:
+            CheckpointError: if the disk is full or its budget too small; the last good checkpoint is untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._clean()
+        existing = self.numbered()
+        path = self.folder / f"{int(existing[-1].name) + 1 if existing else 1:08d}"
+        self._check_budget(sum(t.numel() * t.element_size() for t in tensors.values()))
+        with folder_atomic(path) as aside:
+            # Clones, because safetensors refuses tensors that share memory (tied weights, views).
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / TENSORS)
+            (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+            files = {n: {"bytes": (aside / n).stat().st_size, "sha256": _digest(aside / n)} for n in (TENSORS, STATE)}
+            (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": files}), encoding="utf-8")
+        for old in self.numbered()[: -self._config.keep]:
+            shutil.rmtree(old)
+        return path
+
+    def _clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for left in self.folder.glob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _check_budget(self, wanted: int) -> None:
+        budget = self._config.disk_budget_mb
+        if budget is None:
+            return
+        used = sum(f.stat().st_size for p in self.numbered() for f in p.iterdir())
+        if (used + wanted) / 1e6 > budget:
+            raise CheckpointError(
+                f"{self.folder}: another checkpoint of {wanted / 1e6:.1f} MB beside {used / 1e6:.1f} MB exceeds "
+                f"checkpoint.disk_budget_mb={budget}. Raise it, or lower checkpoint.keep."
+            )
+
+    def latest(self) -> Loaded | None:
+        """Read the newest checkpoint whose checksums hold; `None` if there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: if there are checkpoints but every one is damaged; lists what is wrong with each.
+        """
+        damaged: list[str] = []
+        for path in reversed(self.numbered()):
+            problem = self.problem(path)
+            if problem is None:
+                state = json.loads((path / STATE).read_text(encoding="utf-8"))
+                return Loaded(load_file(path / TENSORS), state, path, tuple(damaged))
+            damaged.append(f"{path.name}: {problem}")
+        if damaged:
+            listed = "\n".join(f"  {line}" for line in damaged)
+            raise CheckpointError(
+                f"{self.folder}: every checkpoint is damaged:\n{listed}\nTo start over, remove the run folder or "
+                "choose another output."
+            )
+        return None
+
+    @staticmethod
+    def problem(path: Path) -> str | None:
+        """Return what is wrong with a checkpoint folder, `None` if its checksums hold."""
+        try:
+            files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+            for name in (TENSORS, STATE):
+                size = (path / name).stat().st_size
+                if size != files[name]["bytes"]:
+                    return f"{name} has {size} bytes, expected {files[name]['bytes']}"
+                if _digest(path / name) != files[name]["sha256"]:
+                    return f"{name} does not match its checksum"
+        except FileNotFoundError as error:
+            return f"{Path(str(error.filename)).name} is missing"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{MANIFEST} cannot be read ({error})"
+        return None

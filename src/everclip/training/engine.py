@@ -1,0 +1,198 @@
+"""The phase engine: it owns every loop, stream, optimiser and cursor, so that every method resumes exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from everclip.config import TrainingConfig
+from everclip.contracts import Phase, Progress
+from everclip.data.batches import BatchMaker
+from everclip.data.order import key_of
+from everclip.errors import DivergedError
+from everclip.training.budget import phase_steps
+from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
+from everclip.training.schedules import learning_rate
+
+SCALER = "scaler|"
+"""Prefix of the gradient scaler's state among the optimiser's tensors."""
+
+
+@dataclass
+class StepLog:
+    """What one step reports: losses, rate, norm of the gradient; `losses` may still live on the device."""
+
+    step: int
+    losses: dict[str, torch.Tensor]
+    lr: float
+    grad_norm: torch.Tensor | None
+    samples: int
+
+
+@dataclass
+class Hooks:
+    """What the run loop wants to know: after every step, and how to stop."""
+
+    after_step: Callable[[StepLog, Callable[[], dict[str, torch.Tensor]]], None]
+    inspect_every: int = 1
+    fail_after: Callable[[Progress], None] = field(default=lambda progress: None)
+
+
+class Engine:
+    """Trains one phase at a time.
+
+    Args:
+        accelerator: device, precision, processes.
+        maker: streams to batches.
+        config: optimiser, schedule, budget, clipping.
+        seed: enters every random draw.
+    """
+
+    def __init__(self, accelerator: Accelerator, maker: BatchMaker, config: TrainingConfig, seed: int) -> None:
+        self.accelerator, self.maker, self.config, self.seed = accelerator, maker, config, seed
+
+    def run(
+        self,
+        method: Any,
+        phase: Phase,
+        task: int,
+        repeat: int,
+        hooks: Hooks,
+        start: int = 0,
+        optimiser_state: Mapping[str, torch.Tensor] | None = None,
+    ) -> int:
+        """Train `phase` from step `start` to its end.
+
+        Args:
+            method: the module; its `forward` is the training step.
+            phase: what to train on.
+            task, repeat: enter the scope of all random draws.
+            hooks: called after each step with its log and a function that returns the optimiser's tensors.
+            start: first step to take (earlier ones were done before an interruption).
+            optimiser_state: the optimiser's tensors at `start`.
+
+        Returns:
+            The number of steps of the phase.
+
+        Raises:
+            DivergedError: if a loss or gradient is NaN, infinite or above `training.loss_limit`.
+        """
+        steps = phase_steps(phase, self.config)
+        if steps == 0 or not phase.param_groups:
+            return steps
+        method.train()
+        module, optimiser = self._prepare(method, phase, optimiser_state)
+        scope = f"{task}/{phase.name}/{repeat}"
+        waiting: list[StepLog] = []
+        batches = self.maker.batches(dict(phase.streams), scope, start, steps, self.config.workers)
+        for step, batch in zip(range(start, steps), batches, strict=True):
+            progress = Progress(task, phase.name, repeat, step, steps, self.seed)
+            log = self._step(module, method, optimiser, phase, self._to_device(batch), progress)
+            method.after_step(progress)
+            waiting.append(log)
+            if len(waiting) >= hooks.inspect_every or step + 1 == steps:
+                self._inspect(waiting, progress)
+                waiting.clear()
+            hooks.after_step(log, lambda: self._optimiser_tensors(optimiser))
+            hooks.fail_after(progress)
+        return steps
+
+    def _prepare(
+        self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        # Wrapped anew for every phase: a module that grew must be seen by DDP again.
+        optimiser = build_optimiser(method, phase, self.config)
+        if state:
+            self._load(optimiser, state)
+        if self.accelerator.num_processes == 1:
+            return method, optimiser
+        # Not `accelerator.prepare_model`: it replaces `forward` in place, once more at every phase.
+        device = self.accelerator.device
+        ids = [device.index] if device.type == "cuda" else None
+        wrapped = nn.parallel.DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
+        return wrapped, optimiser
+
+    def _optimiser_tensors(self, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+        tensors = optimiser_tensors(optimiser)
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            tensors |= {f"{SCALER}{k}": torch.tensor(float(v), dtype=torch.float64)
+                        for k, v in scaler.state_dict().items()}
+        return tensors
+
+    def _load(self, optimiser: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
+        own = {k: v for k, v in state.items() if not k.startswith(SCALER)}
+        load_optimiser(optimiser, own)
+        scaled = {k.removeprefix(SCALER): v.item() for k, v in state.items() if k.startswith(SCALER)}
+        if scaled and self.accelerator.scaler is not None:
+            scaled["growth_interval"] = int(scaled["growth_interval"])
+            scaled["_growth_tracker"] = int(scaled["_growth_tracker"])
+            self.accelerator.scaler.load_state_dict(scaled)
+
+    def _step(
+        self, module: nn.Module, method: nn.Module, optimiser: torch.optim.Optimizer, phase: Phase,
+        batch: dict[str, dict[str, Any]], progress: Progress,
+    ) -> StepLog:
+        rate = learning_rate(
+            progress.step, progress.steps, self.config.lr if phase.lr is None else phase.lr,
+            self.config.schedule, self.config.warmup, self.config.cooldown,
+        )
+        set_rate(optimiser, rate)
+        rank = self.accelerator.process_index
+        # Dropout and the like inside open_clip: keyed by place and rank, so nothing random needs to be stored.
+        torch.manual_seed(key_of(self.seed, progress.task, progress.phase, progress.repeat, progress.step, rank) % 2**63)
+        with self.accelerator.autocast():
+            losses = module(batch, progress)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(total)
+        norm = self._update(optimiser)
+        samples = sum(stream.batch_size for stream in phase.streams.values())
+        return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples)
+
+    def _update(self, optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
+        """Clip and step; with fp16 the scaler undoes its factor first and skips steps whose gradient overflowed."""
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(optimiser)
+        norm = None
+        if self.config.clip_norm is not None:
+            trained = [p for group in optimiser.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
+        if scaler is None:
+            optimiser.step()
+            return norm
+        scaler.step(optimiser)
+        scaler.update()
+        return None
+
+    def _to_device(self, batch: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        device = self.accelerator.device
+        if device.type == "cpu":
+            return batch
+        return {
+            name: {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in columns.items()}
+            for name, columns in batch.items()
+        }
+
+    def _inspect(self, logs: list[StepLog], progress: Progress) -> None:
+        """Stop a diverged run before it can overwrite a good checkpoint."""
+        for log in logs:
+            values = {name: float(value) for name, value in log.losses.items()}
+            if log.grad_norm is not None:
+                values["gradient norm"] = float(log.grad_norm)
+            for name, value in values.items():
+                exploded = name != "gradient norm" and value > self.config.loss_limit
+                if not math.isfinite(value) or exploded:
+                    raise DivergedError(
+                        f"task {progress.task}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
+                        f"{name} is {value} (limit {self.config.loss_limit:g}, learning rate {log.lr:g}). The last "
+                        "good checkpoint is kept; lower training.lr, lengthen training.warmup or set "
+                        "training.clip_norm, then run with a new output."
+                    )

@@ -1,0 +1,69 @@
+"""Where a result comes from: versions, hardware, threads, state of the source tree."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("everclip", "torch", "torchvision", "open_clip_torch", "timm", "accelerate", "safetensors", "numpy",
+            "pillow", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide low bits of a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def fixed() -> dict[str, Any]:
+    """Return what must not change for a resumed run to be bit-identical."""
+    return {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Return the provenance fields that describe the machine and the sources."""
+    return {
+        **fixed(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "git": _git(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the tree everclip was imported from; `None` for an installed package."""
+    here = Path(__file__).resolve().parent
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return {"commit": commit, "changed_files": len(ask("status", "--porcelain").splitlines())} if commit else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

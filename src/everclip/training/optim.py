@@ -1,0 +1,57 @@
+"""Optimisers from parameter groups, and their state as named tensors (no pickle)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from everclip.config import TrainingConfig
+from everclip.contracts import Phase
+
+
+def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Return AdamW or SGD over the phase's parameter groups; each group keeps its `lr_scale`."""
+    groups = [
+        {
+            "params": [module.get_parameter(name) for name in group.names],
+            "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
+            "lr_scale": group.lr_scale,
+            "names": list(group.names),
+        }
+        for group in phase.param_groups
+    ]
+    kind = config.optimiser if phase.optimiser == "default" else phase.optimiser
+    if kind == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, times the group's own factor."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimiser's state as `parameter|key` -> tensor."""
+    tensors = {}
+    for group in optimiser.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimiser.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"{name}|{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `optimiser_tensors` returned."""
+    place = {n: p for g in optimiser.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+    for key, tensor in tensors.items():
+        name, _, slot = key.partition("|")
+        parameter = place[name]
+        # AdamW counts steps on the CPU; everything else lives beside the parameter.
+        device = torch.device("cpu") if slot == "step" else parameter.device
+        optimiser.state[parameter][slot] = tensor.to(device).clone()

@@ -1,0 +1,118 @@
+"""A run's folder: one process at a time, one configuration for good, and a log that can be wound back."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from everclip.config import RunConfig
+from everclip.errors import RunFolderError
+from everclip.files import write_text_atomic
+
+CONFIG, LOG, LOCK = "config.yaml", "metrics.jsonl", ".lock"
+
+
+class RunFolder:
+    """Owns a run folder while it is open (a context manager).
+
+    Args:
+        path: the folder; made when absent.
+        config: the run's configuration.
+        owner: whether this process writes (the first of several).
+
+    Raises:
+        RunFolderError: if another process holds the folder, or it belongs to another configuration.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, owner: bool = True) -> None:
+        self.path, self._owner = path, owner
+        self._lock: IO[str] | None = None
+        if not owner:
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"output: {path} cannot be made ({error.strerror}). Choose another output=.") from error
+        self._take_lock()
+        self._check_config(config)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()  # which frees it; a killed process frees it too
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        lock = open(self.path / LOCK, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise RunFolderError(
+                f"{self.path}: another process is at work in this run folder (process {holder}). Wait for it, stop "
+                "it, or choose another output."
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def _check_config(self, config: RunConfig) -> None:
+        file = self.path / CONFIG
+        wanted = config.identity()
+        if file.is_file():
+            held = yaml.safe_load(file.read_text(encoding="utf-8"))
+            there = RunConfig.model_validate(held).identity()
+            changes = differences(there, wanted)
+            if changes:
+                listed = "\n".join(f"  {line}" for line in changes)
+                raise RunFolderError(
+                    f"{self.path}: this run folder belongs to another configuration:\n{listed}\nUse the same "
+                    "settings to continue it, or choose another output=."
+                )
+        document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text_atomic(file, document)
+
+    # -- log --------------------------------------------------------------------------------------------------
+
+    def rewind_log(self, size: int) -> None:
+        """Cut the log back to what the checkpoint knew, so that steps done again are not logged twice."""
+        file = self.path / LOG
+        if self._owner and file.is_file() and file.stat().st_size > size:
+            os.truncate(file, size)
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line of JSON."""
+        if self._owner:
+            with open(self.path / LOG, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def log_size(self) -> int:
+        """Return the size of the log in bytes, after making it durable."""
+        file = self.path / LOG
+        if not file.is_file():
+            return 0
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            return os.fstat(handle).st_size
+        finally:
+            os.close(handle)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """List what differs between two configurations as `key: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

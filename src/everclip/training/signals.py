@@ -1,0 +1,40 @@
+"""SIGTERM and SIGINT ask a run to stop at the next safe place; a second SIGINT stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from everclip.errors import Interrupted
+
+
+class StopRequest:
+    """A flag that signals set while the block is entered.
+
+    Outside the main thread signals cannot be caught; the flag then stays down.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came; call it only where the state is saved."""
+        if self.name is not None:
+            raise Interrupted(f"stopped by {self.name}; everything up to here is saved. The same command continues.")

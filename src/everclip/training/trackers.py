@@ -1,0 +1,46 @@
+"""Experiment trackers (TensorBoard, Weights & Biases, MLflow...) through accelerate, beside `metrics.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from everclip.config import RunConfig
+from everclip.errors import ConfigError, did_you_mean
+
+
+class Trackers:
+    """The trackers that a configuration names; none for `config=None`.
+
+    Raises:
+        ConfigError: for an unknown tracker, or one whose package is not installed.
+    """
+
+    def __init__(self, config: RunConfig | None) -> None:
+        self._open: list[Any] = []
+        if config is None or not config.trackers:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        for name in config.trackers:
+            if name not in LOGGER_TYPE_TO_CLASS:
+                raise ConfigError(f"trackers: {name!r} is not known.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}")
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            folder = Path(config.output) / "trackers"
+            options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+            try:
+                self._open.append(kind(Path(config.output).name, **options))
+            except ImportError as error:
+                raise ConfigError(f"trackers: {name} needs its package: pip install everclip[track] ({error}).") from error
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers at a step."""
+        for tracker in self._open:
+            tracker.log(dict(values), step=step)
+
+    def finish(self) -> None:
+        """Flush and close."""
+        for tracker in self._open:
+            tracker.finish()
+        self._open = []

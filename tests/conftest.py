@@ -1,0 +1,40 @@
+"""Shared fixtures: the two-layer CLIP, its stream, and one thread so that numbers do not depend on the machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model `model/` and the data `data.parquet`, made once per session."""
+    import micro
+
+    folder = tmp_path_factory.mktemp("micro")
+    micro.write_model(folder / "model")
+    micro.write_data(folder / "data.parquet")
+    for kind in ("time", "classes", "domains", "single"):
+        text = yaml.safe_dump(micro.scenario(kind, folder / "data.parquet"))
+        (folder / f"{kind}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def micro_config(micro_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function (kind, *overrides) -> RunConfig on the micro model, writing below `tmp_path`."""
+    from everclip.config import resolve_config
+
+    def make(kind: str, *overrides: str, output: str = "run") -> Any:
+        fixed = [f"backbone={micro_folder / 'model'}", f"output={tmp_path / output}", "training.threads=1",
+                 "training.device=cpu", "report=false"]
+        return resolve_config(str(micro_folder / f"{kind}.yaml"), [*fixed, *overrides])
+
+    return make
