@@ -33,8 +33,13 @@ def micro_config(micro_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     from everclip.config import resolve_config
 
     def make(kind: str, *overrides: str, output: str = "run") -> Any:
-        fixed = [f"backbone={micro_folder / 'model'}", f"output={tmp_path / output}", "training.threads=1",
-                 "training.device=cpu", "report=false"]
+        fixed = [
+            f"backbone={micro_folder / 'model'}",
+            f"output={tmp_path / output}",
+            "training.threads=1",
+            "training.device=cpu",
+            "report=false",
+        ]
         return resolve_config(str(micro_folder / f"{kind}.yaml"), [*fixed, *overrides])
 
     return make

@@ -15,11 +15,29 @@ from PIL import Image
 WORDS = ("red", "green", "blue", "grey", "dark", "bright", "round", "square", "large", "small")
 MODEL = {
     "embed_dim": 32,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "mlp_ratio": 2.0},
-    "text_cfg": {"context_length": 12, "vocab_size": 514, "width": 32, "heads": 2, "layers": 2, "mlp_ratio": 2.0},
+    "vision_cfg": {
+        "image_size": 16,
+        "layers": 2,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+        "mlp_ratio": 2.0,
+    },
+    "text_cfg": {
+        "context_length": 12,
+        "vocab_size": 514,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+        "mlp_ratio": 2.0,
+    },
 }
-PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic",
-              "resize_mode": "shortest"}
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
 
 
 def write_model(folder: Path) -> Path:
@@ -29,7 +47,9 @@ def write_model(folder: Path) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS})
+    )
     (folder / "merges.txt.gz").write_bytes(gzip.compress(b"#version: micro", mtime=0))
     torch.manual_seed(0)
     save_file(CLIP(**MODEL).state_dict(), folder / "open_clip_model.safetensors")
@@ -47,18 +67,43 @@ def picture(colour: tuple[int, int, int], shape: int, draw: np.random.Generator)
     return file.getvalue()
 
 
-def write_data(path: Path, things: int = 12, drawings: int = 5) -> Path:
+def write_data(path: Path, things: int = 16, drawings: int = 6) -> Path:
     """Write a Parquet of `things` x `drawings` pictures with captions, classes, years and styles."""
     draw = np.random.default_rng(0)
-    rows: dict[str, list[object]] = {k: [] for k in ("id", "image_id", "image", "caption", "keywords", "class_key",
-                                                     "class_name", "concept", "time", "style", "test")}
+    rows: dict[str, list[object]] = {
+        k: []
+        for k in (
+            "id",
+            "image_id",
+            "image",
+            "caption",
+            "keywords",
+            "class_key",
+            "class_name",
+            "concept",
+            "time",
+            "style",
+            "test",
+        )
+    }
     for thing in range(things):
         colour = tuple(int(v) for v in draw.integers(0, 200, 3))
         name = f"{WORDS[thing % 10]} {WORDS[(thing * 3 + 1) % 10]} {thing}"
         for number in range(drawings):
             key = f"{thing}-{number}"
-            values = (key, key, picture(colour, thing, draw), name, [WORDS[thing % 10]], f"class-{thing % 6}",
-                      f"class {thing % 6}", str(thing), 2000 + thing % 4, f"style-{number % 3}", number == 0)
+            values = (
+                key,
+                key,
+                picture(colour, thing, draw),
+                name,
+                [WORDS[thing % 10]],
+                f"class-{thing % 6}",
+                f"class {thing % 6}",
+                str(thing),
+                2000 + thing % 4,
+                f"style-{number % 3}",
+                number == 0,
+            )
             for column, value in zip(rows, values, strict=True):
                 rows[column].append(value)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +114,12 @@ def write_data(path: Path, things: int = 12, drawings: int = 5) -> Path:
 def scenario(kind: str, data: Path) -> dict[str, object]:
     """Return a scenario document of a kind over the small stream."""
     document: dict[str, object] = {
-        "name": f"micro-{kind}", "version": 1, "summary": "a small stream for tests", "kind": kind,
-        "data": {"source": str(data)}, "split": {"column": "test", "validation": 0.3},
+        "name": f"micro-{kind}",
+        "version": 1,
+        "summary": "a small stream for tests",
+        "kind": kind,
+        "data": {"source": str(data)},
+        "split": {"column": "test", "validation": 0.3},
         "retention": [{"name": "groups", "where": {"time": 2000}, "templates": ["{}", "a {}"]}],
         "protocols": [{"name": "own"}, {"name": "seen", "space": "seen"}, {"name": "all", "space": "all"}],
         "headline": {"protocol": "all", "metric": "mean_r1"},

@@ -122,7 +122,9 @@ class TrainingConfig(Frozen):
     def _one_budget(self) -> TrainingConfig:
         given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"set exactly one of {', '.join(BUDGET_KEYS)} (found: {', '.join(given) or 'none'})")
+            raise ValueError(
+                f"set exactly one of {', '.join(BUDGET_KEYS)} (found: {', '.join(given) or 'none'})"
+            )
         return self
 
 
@@ -290,7 +292,9 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
     name = document.pop("benchmark", None)
     if not isinstance(name, str):
         found = ", ".join(document) or "nothing"
-        raise ConfigError(f"{target}: expected the key `benchmark` (a run) or `kind` (a scenario); found {found}.")
+        raise ConfigError(
+            f"{target}: expected the key `benchmark` (a run) or `kind` (a scenario); found {found}."
+        )
     if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute():
         name = str(Path(target).parent / name)
     return document, registry.benchmark_entry(name)
@@ -313,8 +317,9 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
         if key not in known:
             raise ConfigError(f"{key}: unknown key.{did_you_mean(key, known)}")
     scenario = dict(entry.document)
-    defaults = {key: scenario.pop(key) for key in ("training", "backbone", "method", "evaluation")
-                if key in scenario}
+    defaults = {
+        key: scenario.pop(key) for key in ("training", "backbone", "method", "evaluation") if key in scenario
+    }
     document = merge(_expand(defaults), user)
     for key in ("training", "method", "evaluation", "checkpoint", "backbone"):
         if not isinstance(document.get(key, {}), Mapping):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol as TypingProtocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, runtime_checkable
+from typing import Protocol as TypingProtocol
 
 if TYPE_CHECKING:
     from torch import Tensor

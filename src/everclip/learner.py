@@ -77,8 +77,15 @@ class Learner:
         self.store = ImageStore()
         backbone = method.backbone
         self._maker = BatchMaker(
-            backbone.pixels, backbone.preprocess, backbone.tokenise, training.augment, training.captions, seed,
-            self.store, self.accelerator.process_index, self.accelerator.num_processes,
+            backbone.pixels,
+            backbone.preprocess,
+            backbone.tokenise,
+            training.augment,
+            training.captions,
+            seed,
+            self.store,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
         )
         self.engine = Engine(self.accelerator, self._maker, training, seed)
 
@@ -143,8 +150,14 @@ class Learner:
 
         index = len(self.tasks)
         ids = [f"{index}/{i}" for i in range(len(images))]
-        columns = pa.table({"id": ids, "image_id": ids, "image": pa.array(list(images), pa.binary()),
-                            "caption": list(captions)})
+        columns = pa.table(
+            {
+                "id": ids,
+                "image_id": ids,
+                "image": pa.array(list(images), pa.binary()),
+                "caption": list(captions),
+            }
+        )
         budget = self.training.model_copy(update={"steps": steps, "epochs": None, "samples": None})
         self.engine = Engine(self.accelerator, self._maker, budget, self.seed)
         self.learn(Task(index, f"batch {index}", Table(columns, name=f"batch {index}")))
@@ -164,7 +177,9 @@ class Learner:
             device = device_of(self.method)
             blocks = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
             pixels = (torch.stack([self.method.backbone.preprocess(p) for p in b]).to(device) for b in blocks)
-            found["images"] = torch.cat([self.method.encode_images(p)["embedding"].float().cpu() for p in pixels])
+            found["images"] = torch.cat(
+                [self.method.encode_images(p)["embedding"].float().cpu() for p in pixels]
+            )
         if texts:
             found["texts"] = encode_prompts(self.method, texts)["embedding"]
         return found
@@ -254,8 +269,12 @@ class Learner:
 
     @classmethod
     def create(
-        cls, backbone: str = "builtin:tiny", method: str = "finetune", training: Mapping[str, Any] | None = None,
-        seed: int = 0, **settings: Any,
+        cls,
+        backbone: str = "builtin:tiny",
+        method: str = "finetune",
+        training: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        **settings: Any,
     ) -> Learner:
         """Build a learner from names: a backbone, a method preset with settings, and a training configuration."""
         from everclip.config import BackboneConfig, MethodConfig, merge
@@ -264,7 +283,9 @@ class Learner:
         entry = method_entry(method)
         chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
         config = validated(TrainingConfig, {"epochs": 5, **(training or {})}, "training")
-        return cls(build_method(chosen, load_backbone(BackboneConfig(name=backbone), seed), seed), config, seed)
+        return cls(
+            build_method(chosen, load_backbone(BackboneConfig(name=backbone), seed), seed), config, seed
+        )
 
     @classmethod
     def load(cls, folder: Path | str) -> Learner:
@@ -279,7 +300,9 @@ class Learner:
 
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
-            raise CheckpointError(f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none.")
+            raise CheckpointError(
+                f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
+            )
         document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         found = Checkpoints(folder, _default_checkpoints()).latest()
         if found is None:
@@ -288,7 +311,9 @@ class Learner:
         backbone = load_backbone(backbone_config, document["seed"])
         method = build_method(MethodConfig(**document["method"]), backbone, document["seed"])
         learner = cls(method, TrainingConfig(**document["training"]), document["seed"])
-        learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, found.state)
+        learner.restore(
+            {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, found.state
+        )
         return learner
 
 

@@ -109,7 +109,9 @@ def methods() -> dict[str, MethodEntry]:
     for entry in entries:
         for name in (entry.name, *entry.aliases):
             if name in taken:
-                raise ConfigError(f"{entry.origin}: the method name {name!r} is already taken by {taken[name]}.")
+                raise ConfigError(
+                    f"{entry.origin}: the method name {name!r} is already taken by {taken[name]}."
+                )
             taken[name] = entry.origin
         found[entry.name] = entry
     return found

@@ -59,7 +59,9 @@ class Place:
     environment: dict[str, Any] = field(default_factory=environment.fixed)
 
 
-def execute(target: str | RunConfig, *overrides: str, progress: Progress | None = None, **settings: Any) -> Results:
+def execute(
+    target: str | RunConfig, *overrides: str, progress: Progress | None = None, **settings: Any
+) -> Results:
     """Run a benchmark or YAML file to its end, or continue it where it stopped.
 
     Args:
@@ -177,12 +179,20 @@ class Run:
         return f"{samples / max(1e-9, self._step_seconds):.0f} pairs/s"
 
     def _log_step(self, task: Task, cursor: Cursor, log: StepLog, losses: dict[str, float]) -> None:
-        entry: dict[str, Any] = {"task": task.index, "phase": cursor.phase, "step": self.place.step, **losses,
-                                 "lr": log.lr, "samples": self.place.samples}
+        entry: dict[str, Any] = {
+            "task": task.index,
+            "phase": cursor.phase,
+            "step": self.place.step,
+            **losses,
+            "lr": log.lr,
+            "samples": self.place.samples,
+        }
         if log.grad_norm is not None:
             entry["grad_norm"] = float(log.grad_norm)
         self._folder.log(entry)
-        self._trackers.log({k: v for k, v in entry.items() if k not in ("task", "phase", "step")}, self.place.step)
+        self._trackers.log(
+            {k: v for k, v in entry.items() if k not in ("task", "phase", "step")}, self.place.step
+        )
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
@@ -216,9 +226,13 @@ class Run:
             accelerator = self.learner.accelerator
             cache = self.config.evaluation.cache
             encoder = Encoder(
-                self.scenario.eval_sets, self.learner.method.backbone.preprocess, self.learner.store,
-                self.config.evaluation.batch_size, None if cache is None else Path(cache),
-                accelerator.process_index, accelerator.num_processes,
+                self.scenario.eval_sets,
+                self.learner.method.backbone.preprocess,
+                self.learner.store,
+                self.config.evaluation.batch_size,
+                None if cache is None else Path(cache),
+                accelerator.process_index,
+                accelerator.num_processes,
             )
             self._row_scorer = RowScorer(
                 self.scenario, encoder, self.config.evaluation, self.config.seed, self._examples
@@ -287,7 +301,9 @@ class Run:
             column = "caption" if s.kind == "retrieval" else "class_name"
             truth = str(s.data.value(column, position))
             picture = f"examples/{number:03d}.png"
-            examples.append(Example(column=name, id=s.data.ids[position], picture=picture, truth=truth, answers=[]))
+            examples.append(
+                Example(column=name, id=s.data.ids[position], picture=picture, truth=truth, answers=[])
+            )
         return examples
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -307,13 +323,17 @@ class Run:
             self._event("damaged checkpoint", f"{problem}; continued from {found.path.name}")
         now = environment.fixed()
         if now != self.place.environment:
-            self._event("changed environment", f"{self.place.environment} -> {now}: bit-identity is not promised")
+            self._event(
+                "changed environment", f"{self.place.environment} -> {now}: bit-identity is not promised"
+            )
             self.place.environment = now
         self.progress.say(f"continuing {self.path} at step {self.place.step}")
         return cursor
 
     def _event(self, kind: str, message: str) -> None:
-        self.place.events.append(Event(kind=kind, message=message, row=len(self.place.rows) or None).model_dump())
+        self.place.events.append(
+            Event(kind=kind, message=message, row=len(self.place.rows) or None).model_dump()
+        )
         self.progress.say(f"note: {kind}: {message}")
 
     def _save_due(self) -> bool:
@@ -363,8 +383,11 @@ class Run:
             benchmark=self.config.benchmark,
             title=spec.title or spec.name,
             summary=spec.summary,
-            method={"name": self.config.method.name, "settings": method.settings.model_dump(mode="json"),
-                    "cost": vars(method.describe())},
+            method={
+                "name": self.config.method.name,
+                "settings": method.settings.model_dump(mode="json"),
+                "cost": vars(method.describe()),
+            },
             backbone={"name": method.backbone.name, "weights": self.config.backbone.weights},
             seed=self.config.seed,
             protocols=[p.model_dump() for p in spec.protocols],
@@ -385,8 +408,11 @@ class Run:
 
     def _cost(self) -> dict[str, Any]:
         seconds = {name: round(value, 3) for name, value in self.place.seconds.items()}
-        return {"seconds": seconds, "seconds_total": round(sum(seconds.values()), 3),
-                "checkpoints": dict(self.place.checkpoints)}
+        return {
+            "seconds": seconds,
+            "seconds_total": round(sum(seconds.values()), 3),
+            "checkpoints": dict(self.place.checkpoints),
+        }
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -416,16 +442,26 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
     """
     merging = learner.method.settings.merge
     for task in tasks:
-        if merging.kind == "wise-ft" and merging.alpha == "sweep" and not (task.val is not None and len(task.val)):
+        if (
+            merging.kind == "wise-ft"
+            and merging.alpha == "sweep"
+            and not (task.val is not None and len(task.val))
+        ):
             raise ConfigError(
                 f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
                 "raise scenario.split.validation, or set a fixed method.merge.alpha."
             )
         labels = learner.method.uses_labels(task)
         if labels and task.classes is None:
-            raise ConfigError(f"method.loss: `labels` needs classes, but task {task.name!r} has none; use captions.")
+            raise ConfigError(
+                f"method.loss: `labels` needs classes, but task {task.name!r} has none; use captions."
+            )
         if not labels and not task.train.has("caption"):
-            raise ConfigError(f"method.loss: `captions` needs a column `caption`, but task {task.name!r} has none.")
+            raise ConfigError(
+                f"method.loss: `captions` needs a column `caption`, but task {task.name!r} has none."
+            )
         wanted = "labels" if labels else "captions"
         if wanted not in learner.method.needs.supervision:
-            raise ConfigError(f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r}).")
+            raise ConfigError(
+                f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
+            )

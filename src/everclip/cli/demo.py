@@ -21,7 +21,9 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
         output: folder of the runs; encoded features of the start model are shared between them.
         overrides: settings for all runs.
     """
-    typer.echo("A CLIP that stopped learning in 2015 meets the emoji of 2016 to 2022 (real drawings, small model).")
+    typer.echo(
+        "A CLIP that stopped learning in 2015 meets the emoji of 2016 to 2022 (real drawings, small model)."
+    )
     folders = []
     for number, method in enumerate(METHODS, start=1):
         folder = output / method

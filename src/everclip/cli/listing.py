@@ -11,7 +11,8 @@ from everclip import registry
 def catalogue() -> dict[str, list[dict[str, Any]]]:
     """Return methods, benchmarks and built-in backbones with one line each."""
     methods = [
-        {"name": e.name, "summary": e.summary, "aliases": list(e.aliases)} for e in registry.methods().values()
+        {"name": e.name, "summary": e.summary, "aliases": list(e.aliases)}
+        for e in registry.methods().values()
     ]
     benchmarks = [{"name": e.tag, "summary": e.summary} for e in registry.benchmarks().values()]
     return {"methods": methods, "benchmarks": benchmarks, "backbones": _backbones()}

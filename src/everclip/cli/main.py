@@ -102,8 +102,12 @@ def report(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Run folders; runs of one method are its seeds.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write a page: FILE.html.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compare runs of different benchmarks all the same.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write a page: FILE.html.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare runs of different benchmarks all the same.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put runs side by side, with differences and intervals.

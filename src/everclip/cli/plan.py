@@ -29,7 +29,11 @@ def plan(config: RunConfig) -> dict[str, Any]:
         tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
         run.learner.tasks.append(task)
     weights = cost.bytes
-    moments = 2 * 4 * cost.trainable_parameters if config.training.optimiser == "adamw" else 4 * cost.trainable_parameters
+    moments = (
+        2 * 4 * cost.trainable_parameters
+        if config.training.optimiser == "adamw"
+        else 4 * cost.trainable_parameters
+    )
     timing = _measure(run, config)
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
@@ -86,11 +90,17 @@ def _measure(run: Run, config: RunConfig) -> dict[str, float]:
 
 def print_plan(planned: dict[str, Any]) -> None:
     """Print a plan for people."""
-    typer.echo(f"{planned['benchmark']} with {planned['method']} on {planned['backbone']}, into {planned['output']}")
+    typer.echo(
+        f"{planned['benchmark']} with {planned['method']} on {planned['backbone']}, into {planned['output']}"
+    )
     for task in planned["tasks"]:
         typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")
     typer.echo(f"  {planned['rows']} rows of evaluation, {planned['steps']} steps in all")
-    typer.echo(f"  parameters: {planned['trainable_parameters']:,} trained of {planned['stored_parameters']:,}")
-    typer.echo(f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)")
+    typer.echo(
+        f"  parameters: {planned['trainable_parameters']:,} trained of {planned['stored_parameters']:,}"
+    )
+    typer.echo(
+        f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"
+    )
     typer.echo(f"  disk for checkpoints: {planned['disk_mb']} MB of {planned['disk_free_mb']} MB free")
     typer.echo(f"  time, extrapolated from one measured batch: about {clock(planned['seconds'])}")

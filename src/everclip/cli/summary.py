@@ -19,7 +19,9 @@ def print_results(results: Results, folder: Path) -> None:
     matrix = results.matrix
     width = max(len(name) for name in [*matrix.rows, "before"])
     columns = [max(5, len(name)) for name in matrix.columns]
-    typer.echo(f"{results.title}: {matrix.metric} in the pool `{matrix.protocol}`, percent (retention sets: own metric)")
+    typer.echo(
+        f"{results.title}: {matrix.metric} in the pool `{matrix.protocol}`, percent (retention sets: own metric)"
+    )
     header = "  ".join(f"{n:>{w}}" for n, w in zip(matrix.columns, columns, strict=True))
     typer.echo(f"{'after':<{width}}  {header}")
     for label, values in zip(matrix.rows, matrix.values, strict=True):

@@ -60,8 +60,10 @@ class BatchMaker:
         return [self._one(stream, scope, position) for position in range(start, stop)]
 
     def _one(self, stream: Stream, scope: str, position: int) -> tuple[Table, int]:
-        which, inner = (0, position) if len(stream.sources) == 1 else share(
-            position, [source.weight for source in stream.sources]
+        which, inner = (
+            (0, position)
+            if len(stream.sources) == 1
+            else share(position, [source.weight for source in stream.sources])
         )
         table = stream.sources[which].table
         return table, place(inner, len(table), stream.order, f"{self.seed}/{scope}/{which}")
@@ -164,6 +166,8 @@ def _labels(stream: Stream, rows: list[tuple[Table, int]]) -> torch.Tensor:
     for table, position in rows:
         key = table.value("class_key", position)
         if key not in index:
-            raise DataError(f"{table.name}, id {table.ids[position]}: class {key!r} is not one of the stream's.")
+            raise DataError(
+                f"{table.name}, id {table.ids[position]}: class {key!r} is not one of the stream's."
+            )
         labels.append(index[key])
     return torch.tensor(labels, dtype=torch.int64)

@@ -85,9 +85,7 @@ class PixelFormat:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def augment(
-    picture: Image.Image, size: int, config: AugmentConfig, draw: np.random.Generator
-) -> Image.Image:
+def augment(picture: Image.Image, size: int, config: AugmentConfig, draw: np.random.Generator) -> Image.Image:
     """Crop, resize, turn, flip and recolour a picture.
 
     Args:

@@ -13,8 +13,19 @@ import pyarrow.parquet as pq
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 
-CANONICAL = ("id", "image_id", "image", "caption", "keywords", "class_key", "class_name", "concept", "language",
-             "time", "split")
+CANONICAL = (
+    "id",
+    "image_id",
+    "image",
+    "caption",
+    "keywords",
+    "class_key",
+    "class_name",
+    "concept",
+    "language",
+    "time",
+    "split",
+)
 
 
 def load_source(source: str, options: Mapping[str, Any], root: Path | None = None) -> Table:
@@ -63,7 +74,9 @@ def _builtin(source: str, options: Mapping[str, Any]) -> Table:
     columns = columns.filter(pa.compute.is_valid(columns.column("name")))
     rename = {"name": "caption", "emoji_id": "concept", "year": "time", "subgroup": "class_key"}
     columns = columns.rename_columns([rename.get(name, name) for name in columns.column_names])
-    spoken = [str(key).replace("-", " ").replace(" & ", " and ") for key in columns.column("class_key").to_pylist()]
+    spoken = [
+        str(key).replace("-", " ").replace(" & ", " and ") for key in columns.column("class_key").to_pylist()
+    ]
     return Table(columns.append_column("class_name", pa.array(spoken)), name=source)
 
 
@@ -81,7 +94,9 @@ def _text_table(path: Path) -> pa.Table:
         if path.suffix == ".jsonl":
             return json.read_json(path)
         delimiter = "\t" if path.suffix == ".tsv" else ","
-        return csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True))
+        return csv.read_csv(
+            path, parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        )
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable {path.suffix[1:]} file ({error}).") from error
 
@@ -89,15 +104,20 @@ def _text_table(path: Path) -> pa.Table:
 def _canonical(columns: pa.Table, mapping: Mapping[str, str], path: Path) -> pa.Table:
     for wanted, found in mapping.items():
         if wanted not in CANONICAL:
-            raise ConfigError(f"data.columns.{wanted}: not a canonical column.{did_you_mean(wanted, CANONICAL)}")
+            raise ConfigError(
+                f"data.columns.{wanted}: not a canonical column.{did_you_mean(wanted, CANONICAL)}"
+            )
         if found not in columns.column_names:
-            raise DataError(f"{path}: no column {found!r} (for {wanted})."
-                            f"{did_you_mean(found, columns.column_names)}")
+            raise DataError(
+                f"{path}: no column {found!r} (for {wanted}).{did_you_mean(found, columns.column_names)}"
+            )
     back = {found: wanted for wanted, found in mapping.items()}
     columns = columns.rename_columns([back.get(name, name) for name in columns.column_names])
     if "image" not in columns.column_names:
-        raise DataError(f"{path}: no column `image` (bytes, or paths below {path.parent}); columns are "
-                        f"{', '.join(columns.column_names)}. Name it with data.columns.image=NAME.")
+        raise DataError(
+            f"{path}: no column `image` (bytes, or paths below {path.parent}); columns are "
+            f"{', '.join(columns.column_names)}. Name it with data.columns.image=NAME."
+        )
     columns = _with_bytes(columns, path)
     if "id" not in columns.column_names:
         hashes = [hashlib.sha256(value.as_py()).hexdigest()[:16] for value in columns.column("image")]

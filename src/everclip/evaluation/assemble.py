@@ -54,7 +54,9 @@ def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mappi
     )
 
 
-def flat_metrics(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> dict[str, float | None]:
+def flat_metrics(
+    rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]
+) -> dict[str, float | None]:
     """Return every derived number under a flat name; undefined is null.
 
     The matrix metrics are over the task columns; `known_*`, `retention_*` and `new_*` are means over the columns of
@@ -83,7 +85,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def add_answers(
-    examples: Sequence[Example], row: int, answers: Mapping[str, Mapping[int, Any]],
+    examples: Sequence[Example],
+    row: int,
+    answers: Mapping[str, Mapping[int, Any]],
     positions: Mapping[str, Sequence[int]],
 ) -> list[Example]:
     """Return the examples with what the model said at one row added."""

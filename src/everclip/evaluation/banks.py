@@ -33,4 +33,3 @@ def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Fea
     index = {text: i for i, text in enumerate(unique)}
     where = torch.tensor([index[text] for text in texts], dtype=torch.int64)
     return {key: torch.cat([part[key] for part in parts])[where] for key in parts[0]} if parts else {}
-

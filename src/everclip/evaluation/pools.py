@@ -40,7 +40,8 @@ class Side:
     def of(cls, sets: Sequence[EvalSet]) -> Side:
         """Collect them over several sets, whose rows are counted through."""
         return cls(
-            _first_rows([i for s in sets for i in identities(s)]), _first_rows([c for s in sets for c in captions(s)])
+            _first_rows([i for s in sets for i in identities(s)]),
+            _first_rows([c for s in sets for c in captions(s)]),
         )
 
 
@@ -107,8 +108,13 @@ def rank(
         if text_query[caption] not in asked[identity]:
             asked[identity].append(text_query[caption])
     return Ranked(
-        text_to_image, image_to_text, list(queries.texts), list(queries.images), list(asked.values()),
-        list(gallery.texts), gallery_texts,
+        text_to_image,
+        image_to_text,
+        list(queries.texts),
+        list(queries.images),
+        list(asked.values()),
+        list(gallery.texts),
+        gallery_texts,
     )
 
 

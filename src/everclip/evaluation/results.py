@@ -151,7 +151,9 @@ class Results(Part):
         """Write `results.json` so that a reader sees the old or the new file, never half of one."""
         from everclip.files import write_text_atomic
 
-        write_text_atomic(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+        write_text_atomic(
+            folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+        )
 
     @classmethod
     def read(cls, folder: Path | str) -> Results:
@@ -163,7 +165,9 @@ class Results(Part):
         path = Path(folder)
         path = path if path.suffix == ".json" else path / FILE
         if not path.is_file():
-            raise DataError(f"{path}: no such result. A run folder holds {FILE} once its first row is measured.")
+            raise DataError(
+                f"{path}: no such result. A run folder holds {FILE} once its first row is measured."
+            )
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:

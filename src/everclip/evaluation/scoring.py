@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from everclip.config import EvaluationConfig
-from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
+from everclip.contracts import EvalProtocol, EvalSet, Features
 from everclip.evaluation import classification, pools, retrieval
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Score
@@ -43,7 +43,11 @@ class RowScorer:
     """
 
     def __init__(
-        self, scenario: Any, encoder: Encoder, config: EvaluationConfig, seed: int,
+        self,
+        scenario: Any,
+        encoder: Encoder,
+        config: EvaluationConfig,
+        seed: int,
         examples: Mapping[str, Sequence[int]],
     ) -> None:
         self._scenario, self._encoder, self._config, self._seed = scenario, encoder, config, seed
@@ -57,7 +61,8 @@ class RowScorer:
         images = self._encoder.images(method, keys, tick)
         texts = {
             s.name: self._encoder.texts(method, keys, pools.captions(s))
-            for s in self._scenario.eval_sets if s.kind == "retrieval"
+            for s in self._scenario.eval_sets
+            if s.kind == "retrieval"
         }
         for s in self._scenario.eval_sets:
             result.scores[s.name] = {}
@@ -76,8 +81,14 @@ class RowScorer:
     # -- classification ---------------------------------------------------------------------------------------
 
     def _classification(
-        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, learned: Collection[int], images: Features,
-        method: Any, keys: Mapping[str, str],
+        self,
+        result: RowScores,
+        s: EvalSet,
+        protocol: EvalProtocol,
+        learned: Collection[int],
+        images: Features,
+        method: Any,
+        keys: Mapping[str, str],
     ) -> None:
         space = self._scenario.label_space(s, learned, protocol)
         if space is None:
@@ -98,7 +109,9 @@ class RowScorer:
         scores["ece"] = Score(value=ece, n=len(labels))
         result.scores[s.name][protocol.name] = scores
         if protocol.name == self._shown(s):
-            result.per_class[s.name] = {e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None}
+            result.per_class[s.name] = {
+                e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None
+            }
             if bool((cosines.abs() <= 1.01).all()):
                 result.ambiguous[s.name] = int(classification.ambiguous(cosines).sum())
             names = [entry.name for entry in space.entries]
@@ -107,15 +120,22 @@ class RowScorer:
     # -- retrieval --------------------------------------------------------------------------------------------
 
     def _retrieval(
-        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, learned: Collection[int],
-        images: Mapping[str, Features], texts: Mapping[str, Features],
+        self,
+        result: RowScores,
+        s: EvalSet,
+        protocol: EvalProtocol,
+        learned: Collection[int],
+        images: Mapping[str, Features],
+        texts: Mapping[str, Features],
     ) -> None:
         pool = self._scenario.pool(s, learned, protocol)
         if pool is None:
             return
         own = (images[s.name]["embedding"], texts[s.name]["embedding"])
         ranked = pools.rank(
-            s, own, pool,
+            s,
+            own,
+            pool,
             torch.cat([images[p.name]["embedding"] for p in pool]),
             torch.cat([texts[p.name]["embedding"] for p in pool]),
         )
@@ -135,7 +155,9 @@ class RowScorer:
         if protocol.name == self._shown(s):
             self._retrieval_answers(result, s, own[0], ranked)
 
-    def _retrieval_answers(self, result: RowScores, s: EvalSet, images: torch.Tensor, ranked: pools.Ranked) -> None:
+    def _retrieval_answers(
+        self, result: RowScores, s: EvalSet, images: torch.Tensor, ranked: pools.Ranked
+    ) -> None:
         chosen = list(self._examples.get(s.name, ()))
         best = retrieval.top_k(images, ranked.gallery, 3)
         close = best.scores[:, 0] - best.scores[:, 1] <= 1e-5 if best.scores.shape[1] > 1 else torch.zeros(0)
@@ -189,4 +211,3 @@ class RowScorer:
             return Score(value=None)
         interval = bootstrap_mean(values.numpy(), self._seed, confidence=self._config.confidence)
         return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))
-

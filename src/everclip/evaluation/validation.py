@@ -35,13 +35,19 @@ def validation_scores(
     labelled = tasks[-1].classes is not None
     if base_val is not None and not labelled:
         parts = [base_val, *parts]
-    sides = {"old": [p for p in parts if len(p)], "new": [v for v in (tasks[-1].val,) if v is not None and len(v)]}
+    sides = {
+        "old": [p for p in parts if len(p)],
+        "new": [v for v in (tasks[-1].val,) if v is not None and len(v)],
+    }
     tables = {name: Table.concat(found, name) for name, found in sides.items() if found}
     method.eval()
     images = {name: _encode(method, table, store) for name, table in tables.items()}
     if labelled:
         entries = merge_entries([e for t in tasks for e in t.classes or ()])
-        return {name: _accuracy(method, table, images[name], LabelSpace(entries)) for name, table in tables.items()}
+        return {
+            name: _accuracy(method, table, images[name], LabelSpace(entries))
+            for name, table in tables.items()
+        }
     return _recalls(method, tables, images)
 
 
@@ -64,7 +70,9 @@ def _accuracy(method: Any, table: Table, images: torch.Tensor, space: LabelSpace
     return float((scores.argmax(dim=1) == labels).float().mean())
 
 
-def _recalls(method: Any, tables: Mapping[str, Table], images: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def _recalls(
+    method: Any, tables: Mapping[str, Table], images: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
     texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}
     pool = list(sets.values())

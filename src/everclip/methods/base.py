@@ -13,7 +13,19 @@ from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import (
-    Batch, ClassEntry, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Source, Stream, Task, Validate,
+    Batch,
+    ClassEntry,
+    Cost,
+    Features,
+    LabelSpace,
+    Needs,
+    Past,
+    Phase,
+    Progress,
+    Source,
+    Stream,
+    Task,
+    Validate,
 )
 from everclip.data.table import Table
 from everclip.evaluation.banks import encode_prompts
@@ -97,10 +109,15 @@ class Method(nn.Module):
             sources = [Source(task.train, 1 - share), Source(stored, share)]
             earlier = [entry for t in past.tasks for entry in t.classes or ()]
             classes = merge_entries([*earlier, *(task.classes or ())]) if task.classes else None
-        return [self.phase("train", tuple(sources), classes if self.uses_labels(task) else None, past.training)]
+        return [
+            self.phase("train", tuple(sources), classes if self.uses_labels(task) else None, past.training)
+        ]
 
     def phase(
-        self, name: str, sources: tuple[Source, ...], classes: tuple[ClassEntry, ...] | None,
+        self,
+        name: str,
+        sources: tuple[Source, ...],
+        classes: tuple[ClassEntry, ...] | None,
         training: TrainingConfig | None,
     ) -> Phase:
         """Return a phase that trains the slot's parameters on one mixed stream called `main`."""
@@ -124,7 +141,9 @@ class Method(nn.Module):
             losses = {"labels": class_cross_entropy(image, bank, columns["label"], scale, smoothing)}
         else:
             text = self.backbone.encode_text(columns["tokens"])
-            losses = {"contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])}
+            losses = {
+                "contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])
+            }
         if self._penalties:
             now = {name: self.get_parameter(name) for name in self._trainable}
             for name, penalty in self._penalties.items():

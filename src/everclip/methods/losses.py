@@ -58,7 +58,11 @@ def contrastive(
 
 
 def _targets(
-    rows: int, columns: int, image_key: torch.Tensor | None, text_key: torch.Tensor | None, device: torch.device
+    rows: int,
+    columns: int,
+    image_key: torch.Tensor | None,
+    text_key: torch.Tensor | None,
+    device: torch.device,
 ) -> torch.Tensor:
     rank = dist.get_rank() if columns > rows else 0
     own = torch.arange(rows, device=device) + rank * rows

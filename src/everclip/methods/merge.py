@@ -9,7 +9,9 @@ import torch
 Weights = dict[str, torch.Tensor]
 
 
-def interpolate(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], alpha: float) -> Weights:
+def interpolate(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], alpha: float
+) -> Weights:
     """Return `(1 - alpha) * before + alpha * after`, tensor by tensor (WiSE-FT, arXiv 2109.01903, equation 1).
 
     The ends are exact: alpha 0 gives `before` and alpha 1 gives `after` bit for bit. Integer tensors are taken from
@@ -24,7 +26,9 @@ def interpolate(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Te
     for name, new in after.items():
         old = before[name]
         if old.shape != new.shape:
-            raise ValueError(f"{name}: weights to merge have shapes {tuple(old.shape)} and {tuple(new.shape)}")
+            raise ValueError(
+                f"{name}: weights to merge have shapes {tuple(old.shape)} and {tuple(new.shape)}"
+            )
         if not new.is_floating_point() or alpha == 1:
             merged[name] = new.clone()
         elif alpha == 0:

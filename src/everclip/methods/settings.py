@@ -10,7 +10,13 @@ from everclip.config import Frozen
 from everclip.errors import did_you_mean
 
 PARTS = (
-    "image", "text", "image-projection", "text-projection", "image-layernorm", "text-layernorm", "logit-scale",
+    "image",
+    "text",
+    "image-projection",
+    "text-projection",
+    "image-layernorm",
+    "text-layernorm",
+    "logit-scale",
 )
 """What `trainable` may name."""
 

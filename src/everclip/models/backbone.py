@@ -153,8 +153,9 @@ def _load_weights(clip: nn.Module, path: Path) -> None:
         raise ConfigError(
             f"backbone: no weights at {path}. Put them there, or set backbone.weights=random to start from scratch."
         )
-    state = {key: value.float() if value.is_floating_point() else value
-             for key, value in load_file(path).items()}
+    state = {
+        key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()
+    }
     missing, unexpected = clip.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ConfigError(
@@ -167,12 +168,16 @@ def _from_open_clip(config: BackboneConfig, seed: int) -> Backbone:
     hub = config.name.startswith("hf-hub:")
     if not hub and config.name not in open_clip.list_models():
         known = [*open_clip.list_models(), "builtin:tiny"]
-        raise ConfigError(f"backbone: {config.name!r} is neither a folder nor an open_clip model."
-                          f"{did_you_mean(config.name, known)}")
+        raise ConfigError(
+            f"backbone: {config.name!r} is neither a folder nor an open_clip model."
+            f"{did_you_mean(config.name, known)}"
+        )
     if not hub and config.weights is None:
         tags = open_clip.list_pretrained_tags_by_model(config.name)
-        raise ConfigError(f"backbone: {config.name} needs backbone.weights: a file, 'random', or one of "
-                          f"{', '.join(tags) or '(no tags)'}.")
+        raise ConfigError(
+            f"backbone: {config.name} needs backbone.weights: a file, 'random', or one of "
+            f"{', '.join(tags) or '(no tags)'}."
+        )
     pretrained = None if hub or config.weights == "random" else config.weights
     try:
         with torch.random.fork_rng(devices=[]):

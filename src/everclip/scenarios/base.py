@@ -116,7 +116,9 @@ def _condition(column: str, wanted: Any) -> Callable[[Any], bool]:
     if isinstance(wanted, dict):
         unknown = set(wanted) - {"from", "to"}
         if unknown:
-            raise ConfigError(f"where.{column}: unknown key {sorted(unknown)[0]!r}; expected `from` and `to`.")
+            raise ConfigError(
+                f"where.{column}: unknown key {sorted(unknown)[0]!r}; expected `from` and `to`."
+            )
         low, high = wanted.get("from"), wanted.get("to")
         return lambda v: v is not None and (low is None or v >= low) and (high is None or v <= high)
     if isinstance(wanted, list | tuple):
@@ -136,7 +138,9 @@ def split(table: Table, spec: ScenarioSpec) -> tuple[Table, Table]:
     return table.where(column, lambda v: not held(v)), table.where(column, held)
 
 
-def class_entries(table: Table, templates: Sequence[str], tasks: tuple[int, ...] = ()) -> tuple[ClassEntry, ...]:
+def class_entries(
+    table: Table, templates: Sequence[str], tasks: tuple[int, ...] = ()
+) -> tuple[ClassEntry, ...]:
     """Return the classes of a table in order of first appearance; key and name come from its columns."""
     names = table.column("class_name") if table.has("class_name") else table.column("class_key")
     entries = {}

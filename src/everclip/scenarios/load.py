@@ -58,7 +58,9 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
         sets.append(EvalSet(name, _kind(spec), held_out.renamed(name), index, "task", entries))
     sets += [retention_set(part, test) for part in spec.retention]
     protocols = tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols)
-    return ListScenario(spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.source: table.fingerprint})
+    return ListScenario(
+        spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.source: table.fingerprint}
+    )
 
 
 def _kind(spec: ScenarioSpec) -> Any:

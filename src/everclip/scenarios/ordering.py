@@ -18,7 +18,9 @@ def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
     if isinstance(spec.order, tuple):
         for value in spec.order:
             if value not in values:
-                raise ConfigError(f"scenario.order: {value!r} is none of the {what}.{did_you_mean(value, values)}")
+                raise ConfigError(
+                    f"scenario.order: {value!r} is none of the {what}.{did_you_mean(value, values)}"
+                )
         return list(spec.order)
     if spec.order == "given":
         return list(values)

@@ -39,7 +39,9 @@ class SplitSpec(Frozen):
     @model_validator(mode="after")
     def _one_rule(self) -> SplitSpec:
         if (self.test is None) == (self.column is None):
-            raise ValueError("set either split.test (a share) or split.column (a column that marks test rows)")
+            raise ValueError(
+                "set either split.test (a share) or split.column (a column that marks test rows)"
+            )
         return self
 
 

@@ -31,7 +31,9 @@ class Buffer:
 
     def offer(self, origin: str, table: Table) -> None:
         """Show the buffer every sample of a table once, in order."""
-        groups = table.column("class_key") if table.has("class_key") and self._by_class else [origin] * len(table)
+        groups = (
+            table.column("class_key") if table.has("class_key") and self._by_class else [origin] * len(table)
+        )
         offered = [(origin, name, str(group)) for name, group in zip(table.ids, groups, strict=True)]
         if self.kind == "all":
             self.items.extend(offered)
@@ -71,7 +73,7 @@ class Buffer:
         while left:
             open_groups = [g for g, members in groups.items() if quota[g] < len(members)]
             each = max(1, left // len(open_groups))
-            for group in open_groups[: left]:
+            for group in open_groups[:left]:
                 take = min(each, len(groups[group]) - quota[group], left)
                 quota[group] += take
                 left -= take
@@ -88,13 +90,17 @@ class Buffer:
         parts = []
         for origin in dict.fromkeys(item[0] for item in self.items):
             if origin not in tables:
-                raise CheckpointError(f"replay: the data of {origin!r} are gone, but the buffer refers to them.")
+                raise CheckpointError(
+                    f"replay: the data of {origin!r} are gone, but the buffer refers to them."
+                )
             table = tables[origin]
             place = {name: i for i, name in enumerate(table.ids)}
             wanted = [item[1] for item in self.items if item[0] == origin]
             gone = [name for name in wanted if name not in place]
             if gone:
-                raise CheckpointError(f"replay: {len(gone)} stored samples are no longer in {origin!r} ({gone[0]}...).")
+                raise CheckpointError(
+                    f"replay: {len(gone)} stored samples are no longer in {origin!r} ({gone[0]}...)."
+                )
             parts.append(table.select([place[name] for name in wanted]))
         return Table.concat(parts, "replay")
 

@@ -74,7 +74,10 @@ class Checkpoints:
             # Clones, because safetensors refuses tensors that share memory (tied weights, views).
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / TENSORS)
             (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-            files = {n: {"bytes": (aside / n).stat().st_size, "sha256": _digest(aside / n)} for n in (TENSORS, STATE)}
+            files = {
+                n: {"bytes": (aside / n).stat().st_size, "sha256": _digest(aside / n)}
+                for n in (TENSORS, STATE)
+            }
             (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": files}), encoding="utf-8")
         for old in self.numbered()[: -self._config.keep]:
             shutil.rmtree(old)

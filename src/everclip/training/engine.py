@@ -54,7 +54,9 @@ class Engine:
         seed: enters every random draw.
     """
 
-    def __init__(self, accelerator: Accelerator, maker: BatchMaker, config: TrainingConfig, seed: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, maker: BatchMaker, config: TrainingConfig, seed: int
+    ) -> None:
         self.accelerator, self.maker, self.config, self.seed = accelerator, maker, config, seed
 
     def run(
@@ -122,8 +124,10 @@ class Engine:
         tensors = optimiser_tensors(optimiser)
         scaler = self.accelerator.scaler
         if scaler is not None:
-            tensors |= {f"{SCALER}{k}": torch.tensor(float(v), dtype=torch.float64)
-                        for k, v in scaler.state_dict().items()}
+            tensors |= {
+                f"{SCALER}{k}": torch.tensor(float(v), dtype=torch.float64)
+                for k, v in scaler.state_dict().items()
+            }
         return tensors
 
     def _load(self, optimiser: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
@@ -136,17 +140,28 @@ class Engine:
             self.accelerator.scaler.load_state_dict(scaled)
 
     def _step(
-        self, module: nn.Module, method: nn.Module, optimiser: torch.optim.Optimizer, phase: Phase,
-        batch: dict[str, dict[str, Any]], progress: Progress,
+        self,
+        module: nn.Module,
+        method: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        phase: Phase,
+        batch: dict[str, dict[str, Any]],
+        progress: Progress,
     ) -> StepLog:
         rate = learning_rate(
-            progress.step, progress.steps, self.config.lr if phase.lr is None else phase.lr,
-            self.config.schedule, self.config.warmup, self.config.cooldown,
+            progress.step,
+            progress.steps,
+            self.config.lr if phase.lr is None else phase.lr,
+            self.config.schedule,
+            self.config.warmup,
+            self.config.cooldown,
         )
         set_rate(optimiser, rate)
         rank = self.accelerator.process_index
         # Dropout and the like inside open_clip: keyed by place and rank, so nothing random needs to be stored.
-        torch.manual_seed(key_of(self.seed, progress.task, progress.phase, progress.repeat, progress.step, rank) % 2**63)
+        torch.manual_seed(
+            key_of(self.seed, progress.task, progress.phase, progress.repeat, progress.step, rank) % 2**63
+        )
         with self.accelerator.autocast():
             losses = module(batch, progress)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
@@ -177,7 +192,9 @@ class Engine:
         if device.type == "cpu":
             return batch
         return {
-            name: {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in columns.items()}
+            name: {
+                k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in columns.items()
+            }
             for name, columns in batch.items()
         }
 

@@ -12,8 +12,18 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("everclip", "torch", "torchvision", "open_clip_torch", "timm", "accelerate", "safetensors", "numpy",
-            "pillow", "pyarrow")
+PACKAGES = (
+    "everclip",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "timm",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "pyarrow",
+)
 
 
 def versions() -> dict[str, str]:
@@ -59,11 +69,17 @@ def _git() -> dict[str, Any] | None:
     here = Path(__file__).resolve().parent
 
     def ask(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
         commit = ask("rev-parse", "HEAD")
-        return {"commit": commit, "changed_files": len(ask("status", "--porcelain").splitlines())} if commit else None
+        return (
+            {"commit": commit, "changed_files": len(ask("status", "--porcelain").splitlines())}
+            if commit
+            else None
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -26,7 +26,9 @@ def start_processes(config: TrainingConfig) -> Accelerator:
         ConfigError: if a GPU is asked for and there is none, or fp16 without a GPU.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("training.device: 'cuda' was asked for, but torch sees no GPU. Use device=cpu or auto.")
+        raise ConfigError(
+            "training.device: 'cuda' was asked for, but torch sees no GPU. Use device=cpu or auto."
+        )
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

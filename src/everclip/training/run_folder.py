@@ -38,7 +38,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunFolderError(f"output: {path} cannot be made ({error.strerror}). Choose another output=.") from error
+            raise RunFolderError(
+                f"output: {path} cannot be made ({error.strerror}). Choose another output=."
+            ) from error
         self._take_lock()
         self._check_config(config)
 
@@ -114,5 +116,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """List what differs between two configurations as `key: old -> new`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+        return [
+            d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))
+        ]
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

@@ -37,4 +37,6 @@ class StopRequest:
     def check(self) -> None:
         """Raise `Interrupted` if a signal came; call it only where the state is saved."""
         if self.name is not None:
-            raise Interrupted(f"stopped by {self.name}; everything up to here is saved. The same command continues.")
+            raise Interrupted(
+                f"stopped by {self.name}; everything up to here is saved. The same command continues."
+            )

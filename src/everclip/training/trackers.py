@@ -25,14 +25,18 @@ class Trackers:
 
         for name in config.trackers:
             if name not in LOGGER_TYPE_TO_CLASS:
-                raise ConfigError(f"trackers: {name!r} is not known.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}")
+                raise ConfigError(
+                    f"trackers: {name!r} is not known.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}"
+                )
             kind = LOGGER_TYPE_TO_CLASS[name]
             folder = Path(config.output) / "trackers"
             options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
             try:
                 self._open.append(kind(Path(config.output).name, **options))
             except ImportError as error:
-                raise ConfigError(f"trackers: {name} needs its package: pip install everclip[track] ({error}).") from error
+                raise ConfigError(
+                    f"trackers: {name} needs its package: pip install everclip[track] ({error})."
+                ) from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers at a step."""
