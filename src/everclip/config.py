@@ -317,7 +317,7 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
         if key not in known:
             raise ConfigError(f"{key}: unknown key.{did_you_mean(key, known)}")
     scenario = dict(entry.document)
-    defaults = {
+    defaults: dict[str, Any] = {
         key: scenario.pop(key) for key in ("training", "backbone", "method", "evaluation") if key in scenario
     }
     document = merge(_expand(defaults), user)

@@ -5,7 +5,6 @@ A run is a folder. It can be stopped anywhere; the same command continues it and
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
-from everclip.data.order import unit_hash
 from everclip.errors import ConfigError, Interrupted
-from everclip.evaluation import representation
-from everclip.evaluation.assemble import add_answers, build_matrix, column_info, flat_metrics, task_info
-from everclip.evaluation.encode import Encoder
+from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
+from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import Event, Example, Results, Row
-from everclip.evaluation.scoring import RowScorer, RowScores
-from everclip.files import crash_point, write_bytes_atomic
+from everclip.files import crash_point
 from everclip.learner import Cursor, Learner, learner_for
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
@@ -97,7 +92,16 @@ class Run:
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
         self.place = Place()
         self._headline = self.scenario.spec.headline.model_dump()
-        self._examples = choose_examples(self.scenario, config.evaluation.examples)
+        accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
+        self._recorder = RowRecorder(
+            self.path,
+            self.scenario,
+            config,
+            backbone.preprocess,
+            self.learner.store,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
         check_fit(self.learner, self.tasks)
 
     def _tasks(self, scenario: ListScenario) -> Sequence[Task]:
@@ -199,7 +203,11 @@ class Run:
     def _evaluate(self) -> None:
         started = time.monotonic()
         index = len(self.place.rows)
+        at_once = self.learner.method.needs.all_tasks_at_once
         label = "before" if index == 0 else self.tasks[index - 1].name
+        task = None if index == 0 or at_once else index - 1
+        everything = {t.index for t in self.scenario.tasks}
+        learned = set(range(index)) if not at_once else everything if index else set()
         self.progress.start(f"evaluate ({label})", 0)
 
         def tick(done: int, total: int) -> None:
@@ -207,104 +215,22 @@ class Run:
             crash_point("in evaluation")
             self._stop.check()
 
-        scores = self._scorer().row(self.learner.method, self._learned(index), tick)
-        row = self._row(index, label, scores)
-        if self._main:
-            self._write_row_files(index, scores)
+        row, examples = self._recorder.measure(
+            self.learner.method,
+            label,
+            index,
+            task,
+            learned,
+            (self.place.step, self.place.samples),
+            tick,
+            [Example(**e) for e in self.place.examples],
+        )
         self.place.rows.append(row.model_dump(mode="json"))
-        examples = [Example(**e) for e in self.place.examples] or self._new_examples()
-        answered = add_answers(examples, index, scores.answers, self._examples)
-        self.place.examples = [e.model_dump(mode="json") for e in answered]
+        self.place.examples = [e.model_dump(mode="json") for e in examples]
         self.progress.finish()
         self._spend("evaluation", started)
-        self._trackers.log(
-            {f"row/{k}": v for k, v in self._metrics().items() if v is not None}, self.place.step
-        )
-
-    def _scorer(self) -> RowScorer:
-        if not hasattr(self, "_row_scorer"):
-            accelerator = self.learner.accelerator
-            cache = self.config.evaluation.cache
-            encoder = Encoder(
-                self.scenario.eval_sets,
-                self.learner.method.backbone.preprocess,
-                self.learner.store,
-                self.config.evaluation.batch_size,
-                None if cache is None else Path(cache),
-                accelerator.process_index,
-                accelerator.num_processes,
-            )
-            self._row_scorer = RowScorer(
-                self.scenario, encoder, self.config.evaluation, self.config.seed, self._examples
-            )
-        return self._row_scorer
-
-    def _learned(self, index: int) -> set[int]:
-        if self.learner.method.needs.all_tasks_at_once:
-            return {t.index for t in self.scenario.tasks} if index else set()
-        return set(range(index))
-
-    def _row(self, index: int, label: str, scores: RowScores) -> Row:
-        notes = {} if index == 0 else dict(self.learner.method.notes)
-        at_once = self.learner.method.needs.all_tasks_at_once
-        return Row(
-            index=index,
-            task=None if index == 0 or at_once else index - 1,
-            label=label,
-            step=self.place.step,
-            samples=self.place.samples,
-            scores=scores.scores,
-            per_class=scores.per_class,
-            representation=self._representation(index, scores),
-            ambiguous=scores.ambiguous,
-            notes=notes,
-        )
-
-    def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
-        """Measure the embedding space on the known set if there is one, else on all retrieval sets together."""
-        known = [s.name for s in self.scenario.eval_sets if s.kind == "retrieval" and s.group != "task"]
-        names = known or [s.name for s in self.scenario.eval_sets if s.kind == "retrieval"]
-        if not names:
-            return {}
-        images, texts = (torch.cat([scores.features[name][side] for name in names]) for side in (0, 1))
-        before = None
-        if index > 0:
-            held = load_file(self.path / "rows" / "000.features.safetensors")
-            before = (held["images"], held["texts"])
-        elif self._main:
-            write_bytes_atomic(
-                self.path / "rows" / "000.features.safetensors",
-                save({"images": images.contiguous(), "texts": texts.contiguous()}),
-            )
-        sample = self.config.evaluation.representation_samples
-        return representation.measure(images, texts, before, sample=sample, seed=self.config.seed)
-
-    def _write_row_files(self, index: int, scores: RowScores) -> None:
-        outcomes = {name: values.contiguous() for name, values in scores.outcomes.items()}
-        write_bytes_atomic(self.path / "rows" / f"{index:03d}.safetensors", save(outcomes))
-        if index == 0:
-            for example, (name, position) in zip(self._new_examples(), self._places(), strict=True):
-                table = next(s.data for s in self.scenario.eval_sets if s.name == name)
-                picture = self.learner.store.get(table, position).copy()
-                picture.thumbnail((128, 128))
-                file = io.BytesIO()
-                picture.save(file, "PNG")
-                write_bytes_atomic(self.path / example.picture, file.getvalue())
-
-    def _places(self) -> list[tuple[str, int]]:
-        return [(name, position) for name, chosen in self._examples.items() for position in chosen]
-
-    def _new_examples(self) -> list[Example]:
-        examples = []
-        for number, (name, position) in enumerate(self._places()):
-            s = next(s for s in self.scenario.eval_sets if s.name == name)
-            column = "caption" if s.kind == "retrieval" else "class_name"
-            truth = str(s.data.value(column, position))
-            picture = f"examples/{number:03d}.png"
-            examples.append(
-                Example(column=name, id=s.data.ids[position], picture=picture, truth=truth, answers=[])
-            )
-        return examples
+        metrics = {f"row/{k}": v for k, v in self._metrics().items() if v is not None}
+        self._trackers.log(metrics, self.place.step)
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -423,15 +349,6 @@ class Run:
             "data": self.scenario.data_fingerprints,
             "towers": self.learner.method.backbone.fingerprints(),
         }
-
-
-def choose_examples(scenario: ListScenario, count: int) -> dict[str, list[int]]:
-    """Choose the pictures whose answers are followed: per set those of lowest hash, so every run shows the same."""
-    chosen = {}
-    for s in scenario.eval_sets:
-        order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
-        chosen[s.name] = sorted(order[:count])
-    return chosen
 
 
 def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:

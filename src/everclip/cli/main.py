@@ -167,8 +167,8 @@ def main() -> None:
         typer.echo("everclip: stopped at once; what was saved before is intact.", err=True)
         sys.exit(130)
     except typer.TyperException as error:  # wrong usage: click's own message and code
-        error.show()
-        sys.exit(error.exit_code)
+        typer.echo(f"everclip: {error} See everclip --help.", err=True)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """
     run = Run(config)
     cost = run.learner.method.describe()
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for task in run.tasks:
         phases = run.learner.plan(task)
         steps = sum(phase_steps(p, config.training) * p.repeats for p in phases)
@@ -76,7 +76,7 @@ def _measure(run: Run, config: RunConfig) -> dict[str, float]:
         for _ in range(2):  # the first pass warms up
             started = time.monotonic()
             losses = learner.method(batch, Progress(0, "plan", 0, 0, 1, config.seed))
-            torch.stack(list(losses.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
             timing["step"] = time.monotonic() - started
         learner.method.zero_grad()
     pixels = torch.zeros(32, 3, learner.method.backbone.pixels.size, learner.method.backbone.pixels.size)

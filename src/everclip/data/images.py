@@ -80,8 +80,8 @@ class PixelFormat:
 
     def tensor(self, picture: Image.Image) -> torch.Tensor:
         """Return normalised pixels `(3, size, size)`."""
-        pixels = np.asarray(picture, dtype=np.float32) / 255.0
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
+        pixels = (np.asarray(picture, dtype=np.float32) / np.float32(255) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

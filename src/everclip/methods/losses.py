@@ -16,7 +16,7 @@ def gather_with_gradient(features: torch.Tensor) -> torch.Tensor:
         return features
     from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(features), dim=0)
+    return torch.cat(all_gather(features), dim=0)  # type: ignore[no-untyped-call]
 
 
 def gather(values: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,8 @@ def choose(clip: nn.Module, wanted: Iterable[str]) -> list[str]:
 
 def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, ...]:
     """Split parameters into those with weight decay and those without (vectors, norms, embeddings, scales)."""
-    decayed, plain = [], []
+    decayed: list[str] = []
+    plain: list[str] = []
     for name in names:
         parameter = module.get_parameter(name)
         lookup = name.endswith(("positional_embedding", "class_embedding", "token_embedding.weight"))

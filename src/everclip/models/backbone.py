@@ -74,7 +74,7 @@ class Backbone(nn.Module):
     @property
     def logit_scale(self) -> torch.Tensor:
         """The factor on cosines (not its logarithm), a scalar tensor with gradient."""
-        scale: torch.Tensor = self.clip.logit_scale.exp()  # type: ignore[union-attr,operator]
+        scale: torch.Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
         return scale
 
     def fingerprints(self) -> dict[str, str]:

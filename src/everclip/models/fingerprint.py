@@ -14,9 +14,5 @@ def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         data = tensor.detach().cpu().contiguous()
-        digest.update(
-            memoryview(data.view(torch.uint8).numpy())
-            if data.numel() and data.dim()
-            else data.reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -143,7 +143,7 @@ def class_entries(
 ) -> tuple[ClassEntry, ...]:
     """Return the classes of a table in order of first appearance; key and name come from its columns."""
     names = table.column("class_name") if table.has("class_name") else table.column("class_key")
-    entries = {}
+    entries: dict[str, ClassEntry] = {}
     for key, name in zip(table.column("class_key"), names, strict=True):
         if key is not None:
             entries.setdefault(str(key), ClassEntry(str(key), str(name), tuple(templates), tasks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from everclip.data.table import Table
@@ -22,7 +23,7 @@ def groups(spec: ScenarioSpec, train: Table, test: Table) -> list[tuple[str, Tab
     first = spec.first_task or spec.per_task
     cuts = [0, *range(first, len(order), spec.per_task), len(order)]
     parts = []
-    for index, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for index, (start, stop) in enumerate(pairwise(cuts)):
         keys = order[start:stop]
         rows, held_out = (t.where("class_key", set(keys).__contains__) for t in (train, test))
         found = {e.key: e for e in class_entries(rows, spec.class_templates, (index,))}

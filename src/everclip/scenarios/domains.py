@@ -17,11 +17,12 @@ def groups(spec: ScenarioSpec, train: Table, test: Table) -> list[tuple[str, Tab
     values = [str(v) for v in dict.fromkeys(train.column(column)) if v is not None]
     if not values:
         raise DataError(f"{train.name}: the column {column!r} holds no values, so there are no domains.")
-    parts = []
-    for value in ordered(values, spec, f"values of {column!r}"):
-        # `value` is bound as a default: closures made in a loop would otherwise all see the last one.
-        parts.append((value, *(t.where(column, lambda v, w=value: str(v) == w) for t in (train, test)), None))
-    return parts
+    chosen = ordered(values, spec, f"values of {column!r}")
+    return [(value, _only(train, column, value), _only(test, column, value), None) for value in chosen]
+
+
+def _only(table: Table, column: str, value: str) -> Table:
+    return table.where(column, lambda found: str(found) == value)
 
 
 def single(spec: ScenarioSpec, train: Table, test: Table) -> list[tuple[str, Table, Table, Any]]:

@@ -53,7 +53,7 @@ class RunFolder:
             self._lock = None
 
     def _take_lock(self) -> None:
-        lock = open(self.path / LOCK, "a+", encoding="utf-8")
+        lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -1,0 +1,43 @@
+# Everything needs only Python (>= 3.11) and make; the first target called makes .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread per worker: two workers on two cores, and numbers that do not depend on the machine.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+WORKERS ?= 2
+
+.PHONY: install demo test test-all lint format bench clean
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## new emoji, year by year, with four methods: a table and a report
+	$(BIN)/everclip demo
+
+test: install  ## every tier, the exhaustive versions left out
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: install  ## every test that needs neither a GPU nor private data
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not shared_data and not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## ratios against named baselines, one table per benchmark
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

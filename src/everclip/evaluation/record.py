@@ -1,0 +1,153 @@
+"""Measuring one row and writing down what later comparisons need: outcomes per item, features, example pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from everclip.config import RunConfig
+from everclip.data.images import ImageStore
+from everclip.data.order import unit_hash
+from everclip.evaluation import representation
+from everclip.evaluation.assemble import add_answers
+from everclip.evaluation.encode import Encoder, Tick
+from everclip.evaluation.results import Example, Row
+from everclip.evaluation.scoring import RowScorer, RowScores
+from everclip.files import write_bytes_atomic
+
+THUMBNAIL = 128
+
+
+class RowRecorder:
+    """Scores rows of a run and keeps their files in the run folder (`rows/`, `examples/`).
+
+    Args:
+        path: the run folder.
+        scenario: evaluation sets and protocols.
+        config: the run's configuration.
+        preprocess: the backbone's evaluation transform.
+        store: decoded pictures.
+        rank, world: this process and how many there are; only the first writes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        scenario: Any,
+        config: RunConfig,
+        preprocess: Any,
+        store: ImageStore,
+        rank: int,
+        world: int,
+    ) -> None:
+        self._path, self._scenario, self._store, self._writes = path, scenario, store, rank == 0
+        self._seed, self._settings = config.seed, config.evaluation
+        self._chosen = choose_examples(scenario, config.evaluation.examples)
+        cache = None if config.evaluation.cache is None else Path(config.evaluation.cache)
+        encoder = Encoder(
+            scenario.eval_sets, preprocess, store, config.evaluation.batch_size, cache, rank, world
+        )
+        self._scorer = RowScorer(scenario, encoder, config.evaluation, config.seed, self._chosen)
+
+    def measure(
+        self,
+        method: Any,
+        label: str,
+        index: int,
+        task: int | None,
+        learned: Collection[int],
+        place: tuple[int, int],
+        tick: Tick,
+        examples: Sequence[Example],
+    ) -> tuple[Row, list[Example]]:
+        """Measure a row.
+
+        Args:
+            method: as it is now.
+            label, index, task: how the row is called, its number, and the task just learned.
+            learned: indices of all tasks learned so far.
+            place: (optimiser steps, samples) so far.
+            tick: called with progress; may raise to stop.
+            examples: the examples with the answers of earlier rows.
+
+        Returns:
+            The row, and the examples with this row's answers added.
+        """
+        scores = self._scorer.row(method, learned, tick)
+        row = Row(
+            index=index,
+            task=task,
+            label=label,
+            step=place[0],
+            samples=place[1],
+            scores=scores.scores,
+            per_class=scores.per_class,
+            representation=self._representation(index, scores),
+            ambiguous=scores.ambiguous,
+            notes={} if index == 0 else dict(method.notes),
+        )
+        if self._writes:
+            outcomes = {name: values.contiguous() for name, values in scores.outcomes.items()}
+            write_bytes_atomic(self._path / "rows" / f"{index:03d}.safetensors", save(outcomes))
+            if index == 0:
+                self._write_pictures()
+        return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)
+
+    def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
+        """Measure the embedding space on what was known if there is such a set, else on all retrieval sets."""
+        sets = [s for s in self._scenario.eval_sets if s.kind == "retrieval"]
+        names = [s.name for s in sets if s.group != "task"] or [s.name for s in sets]
+        if not names:
+            return {}
+        images, texts = (torch.cat([scores.features[name][side] for name in names]) for side in (0, 1))
+        file = self._path / "rows" / "000.features.safetensors"
+        before = None
+        if index > 0:
+            held = load_file(file)
+            before = (held["images"], held["texts"])
+        elif self._writes:
+            write_bytes_atomic(file, save({"images": images.contiguous(), "texts": texts.contiguous()}))
+        return representation.measure(
+            images, texts, before, sample=self._settings.representation_samples, seed=self._seed
+        )
+
+    def _places(self) -> list[tuple[Any, int]]:
+        by_name = {s.name: s for s in self._scenario.eval_sets}
+        return [(by_name[name], position) for name, chosen in self._chosen.items() for position in chosen]
+
+    def _new_examples(self) -> list[Example]:
+        examples = []
+        for number, (s, position) in enumerate(self._places()):
+            truth = s.data.value("caption" if s.kind == "retrieval" else "class_name", position)
+            examples.append(
+                Example(
+                    column=s.name,
+                    id=s.data.ids[position],
+                    picture=f"examples/{number:03d}.png",
+                    truth=str(truth),
+                    answers=[],
+                )
+            )
+        return examples
+
+    def _write_pictures(self) -> None:
+        for example, (s, position) in zip(self._new_examples(), self._places(), strict=True):
+            picture = self._store.get(s.data, position).copy()
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            write_bytes_atomic(self._path / example.picture, file.getvalue())
+
+
+def choose_examples(scenario: Any, count: int) -> dict[str, list[int]]:
+    """Choose the pictures whose answers are followed: per set those of lowest hash, so every run shows the same."""
+    chosen = {}
+    for s in scenario.eval_sets:
+        order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
+        chosen[s.name] = sorted(order[:count])
+    return chosen
