@@ -211,7 +211,7 @@ class Run:
         self.progress.start(f"evaluate ({label})", 0)
 
         def tick(done: int, total: int) -> None:
-            self.progress.update(done, f"of {total} pictures")
+            self.progress.update(done, "pictures", total)
             crash_point("in evaluation")
             self._stop.check()
 

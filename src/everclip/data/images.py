@@ -38,6 +38,9 @@ def decode(data: bytes, name: str) -> Image.Image:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise DataError(f"{name}: picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read.")
+        if picture.mode.startswith("I"):
+            # Pillow clips 16-bit grey at 255 instead of scaling it, which turns such a picture white.
+            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             ground = Image.new("RGBA", picture.size, "white")
             return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")

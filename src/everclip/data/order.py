@@ -52,8 +52,9 @@ def place(position: int, size: int, order: str, key: str) -> int:
 def share(position: int, weights: Sequence[float]) -> tuple[int, int]:
     """Return `(source, position within that source)` for a place in a mixed stream.
 
-    After any number of places each source has had its exact share, rounded up or down: sources are peeled off one
-    by one, each taking the places where floor(place * weight) steps up. Fractions keep this exact for ever.
+    Sources are peeled off one by one, each taking the places where floor(place * weight) steps up; fractions keep
+    this exact for ever. After any number of places each of two sources has had its exact share, rounded up or down;
+    with k > 2 sources the roundings of those before add up, so that one is ahead by less than k - 1 places.
     """
     exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
     for source in range(len(exact) - 1):

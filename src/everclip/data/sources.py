@@ -118,7 +118,7 @@ def _canonical(columns: pa.Table, mapping: Mapping[str, str], path: Path) -> pa.
             f"{path}: no column `image` (bytes, or paths below {path.parent}); columns are "
             f"{', '.join(columns.column_names)}. Name it with data.columns.image=NAME."
         )
-    columns = _with_bytes(columns, path)
+    columns = _with_text_names(_with_bytes(columns, path))
     if "id" not in columns.column_names:
         hashes = [hashlib.sha256(value.as_py()).hexdigest()[:16] for value in columns.column("image")]
         seen: dict[str, int] = {}
@@ -131,7 +131,26 @@ def _canonical(columns: pa.Table, mapping: Mapping[str, str], path: Path) -> pa.
             columns = columns.append_column("image_id", pa.array(hashes))
     if "class_key" not in columns.column_names and "class_name" in columns.column_names:
         columns = columns.append_column("class_key", columns.column("class_name"))
+    _require_unique_ids(columns, path)
     return columns
+
+
+def _with_text_names(columns: pa.Table) -> pa.Table:
+    """Turn numbers that serve as names into text: label files often number their classes and samples."""
+    for name in ("id", "image_id", "caption", "class_key", "class_name", "concept"):
+        if name in columns.column_names and pa.types.is_integer(columns.column(name).type):
+            place = columns.column_names.index(name)
+            columns = columns.set_column(place, name, columns.column(name).cast(pa.string()))
+    return columns
+
+
+def _require_unique_ids(columns: pa.Table, path: Path) -> None:
+    """Refuse an id that stands twice: pictures and features are remembered by it."""
+    first: dict[Any, int] = {}
+    for row, value in enumerate(columns.column("id").to_pylist()):
+        if value in first:
+            raise DataError(f"{path}, row {row + 1}: id {value!r} stands in row {first[value] + 1} already.")
+        first[value] = row
 
 
 def _with_bytes(columns: pa.Table, path: Path) -> pa.Table:

@@ -46,7 +46,7 @@ def describe(device: str) -> dict[str, Any]:
     """Return the provenance fields that describe the machine and the sources."""
     return {
         **fixed(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "git": _git(),
@@ -54,7 +54,8 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -41,8 +41,9 @@ class Progress:
         if not self._live:
             self.say(f"{label}: {total - done} steps" if total else label)
 
-    def update(self, done: int, note: str = "") -> None:
-        """Report that `done` steps of the stage are done."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Report that `done` steps of the stage are done; `total` where it was not known at the start."""
+        self._total = self._total if total is None else total
         now = time.monotonic()
         if self._quiet or (now - self._last < self._every and done < self._total):
             return
