@@ -106,9 +106,15 @@ class Buffer:
 
     def state(self) -> dict[str, Any]:
         """Return the content as JSON."""
-        return {"seen": self.seen, "items": [list(item) for item in self.items]}
+        # What it balances over is part of it: a run resumed inside a task does not begin the task again.
+        return {
+            "seen": self.seen,
+            "items": [list(item) for item in self.items],
+            "by_class": self._by_class,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the content back from `state`."""
         self.seen = int(state["seen"])
+        self._by_class = bool(state.get("by_class", False))
         self.items = [(str(o), str(i), str(g)) for o, i, g in state["items"]]
