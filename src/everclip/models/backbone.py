@@ -16,6 +16,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -126,7 +127,10 @@ def _from_folder(folder: Path, config: BackboneConfig, seed: int) -> Backbone:
     for key in ("model_cfg", "preprocess_cfg"):
         if key not in document:
             raise ConfigError(f"backbone: {folder / CONFIG}: the key {key!r} is missing.")
-    clip = _random_clip(document["model_cfg"], seed)
+    model_cfg = document["model_cfg"]
+    if config.patch_dropout is not None:
+        model_cfg["vision_cfg"]["patch_dropout"] = config.patch_dropout
+    clip = _random_clip(model_cfg, seed)
     if config.weights != "random":
         _load_weights(clip, folder / (config.weights or WEIGHTS))
     text = document["model_cfg"]["text_cfg"]
@@ -153,10 +157,14 @@ def _load_weights(clip: nn.Module, path: Path) -> None:
         raise ConfigError(
             f"backbone: no weights at {path}. Put them there, or set backbone.weights=random to start from scratch."
         )
-    state = {
-        key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()
-    }
-    missing, unexpected = clip.load_state_dict(state, strict=False)
+    try:
+        stored = load_file(path)
+        state = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
+        missing, unexpected = clip.load_state_dict(state, strict=False)
+    except SafetensorError as error:
+        raise ConfigError(f"backbone: {path} is no readable safetensors file ({error}).") from error
+    except RuntimeError as error:  # tensors of another shape, listed by torch
+        raise ConfigError(f"backbone: {path} does not fit its configuration: {error}") from error
     if missing or unexpected:
         raise ConfigError(
             f"backbone: {path} does not fit its configuration: missing {sorted(missing)[:5]}, "
@@ -208,4 +216,4 @@ def _assemble(clip: nn.Module, tokenizer: Any, preprocess_cfg: dict[str, Any], n
         interpolation=preprocess_cfg.get("interpolation"),
         resize_mode=preprocess_cfg.get("resize_mode"),
     )
-    return Backbone(clip, tokenizer, preprocess, PixelFormat(side, mean, std), name)
+    return Backbone(clip, tokenizer, preprocess, PixelFormat(side, mean, std), name).eval()
