@@ -120,7 +120,16 @@ def _condition(column: str, wanted: Any) -> Callable[[Any], bool]:
                 f"where.{column}: unknown key {sorted(unknown)[0]!r}; expected `from` and `to`."
             )
         low, high = wanted.get("from"), wanted.get("to")
-        return lambda v: v is not None and (low is None or v >= low) and (high is None or v <= high)
+
+        def within(value: Any) -> bool:
+            try:
+                return value is not None and (low is None or value >= low) and (high is None or value <= high)
+            except TypeError as error:
+                raise ConfigError(
+                    f"where.{column}: the range {wanted} cannot be compared with the column's {value!r}."
+                ) from error
+
+        return within
     if isinstance(wanted, list | tuple):
         return lambda v: v in wanted
     return lambda v: v == wanted
