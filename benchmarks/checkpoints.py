@@ -42,7 +42,11 @@ def main() -> str:
     rows = [
         ("one checkpoint in the middle of a task (weights and both moments)", f"{size / 1e6:.1f} MB", ""),
         ("writing it, synced to disk and checksummed", f"{middle:.3f} s", ""),
-        (f"share of run time at the default interval ({interval:.0f} s)", f"{100 * middle / interval:.2f} %", "<= 2 %"),
+        (
+            f"share of run time at the default interval ({interval:.0f} s)",
+            f"{100 * middle / interval:.2f} %",
+            "<= 2 %",
+        ),
     ]
     return table("Checkpoints of builtin:tiny (benchmarks/checkpoints.py)", rows, ("what", "median", "aim"))
 

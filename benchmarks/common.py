@@ -27,7 +27,7 @@ def alternate(
     """Time two things in turn (A B, B A, A B...), so that a drifting machine favours neither; seconds per call."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + warmup):
-        for which in ((0, 1) if number % 2 == 0 else (1, 0)):
+        for which in (0, 1) if number % 2 == 0 else (1, 0):
             started = time.perf_counter()
             (first, second)[which]()
             if number >= warmup:

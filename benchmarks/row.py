@@ -41,7 +41,9 @@ def main() -> str:
                 keys = method.encoder_keys()
                 encoder.images(method, keys, lambda done, total: None)
                 if s.kind == "retrieval":
-                    encoder.texts(method, keys, [str(c) for p in pool or () for c in p.data.column("caption")])
+                    encoder.texts(
+                        method, keys, [str(c) for p in pool or () for c in p.data.column("caption")]
+                    )
                 else:
                     encoder.bank(method, keys, scenario.label_space(s, set(), protocol))  # type: ignore[arg-type]
 

@@ -14,7 +14,12 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     """Run each in a process of its own, so that none inherits another's memory or threads."""
-    parts = ["# Benchmarks", "", "Written by `make bench`. Ratios are measured in one process, alternating.", ""]
+    parts = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Ratios are measured in one process, alternating.",
+        "",
+    ]
     for name in ("step.py", "row.py", "checkpoints.py"):
         done = subprocess.run([sys.executable, str(HERE / name)], capture_output=True, text=True, check=True)
         print(done.stdout)

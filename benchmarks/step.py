@@ -58,7 +58,10 @@ def bare_loop(batches: list[dict[str, dict[str, Any]]], training: Any) -> Any:
     clip.train()
     decayed = [p for p in clip.parameters() if p.dim() >= 2]
     plain = [p for p in clip.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": training.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=training.lr, betas=training.betas, eps=training.eps)
     loss = ClipLoss()
 
@@ -105,8 +108,11 @@ def main() -> str:
     middle, low, high = ratio(baseline, ours)
     rate = BATCH * STEPS / sorted(ours)[len(ours) // 2]
     memory = {
-        which: float(subprocess.run([sys.executable, __file__, "--peak", which], capture_output=True, text=True,
-                                    check=True).stdout)
+        which: float(
+            subprocess.run(
+                [sys.executable, __file__, "--peak", which], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for which in ("bare", "engine")
     }
     rows = [

@@ -32,10 +32,12 @@ class BackboneConfig(Frozen):
     """Which CLIP to start from.
 
     `weights` is a tag or file for open_clip names; `random` starts from scratch (seeded by the run).
+    `patch_dropout` overrides the share of image patches that training drops (FLIP, arXiv 2212.00794).
     """
 
     name: str = "builtin:tiny"
     weights: str | None = None
+    patch_dropout: float | None = Field(None, ge=0, lt=1)
 
 
 class MethodConfig(Frozen):
@@ -57,6 +59,7 @@ class AugmentConfig(Frozen):
         hue: largest hue shift as a fraction of the colour circle.
         grey: probability of dropping colour.
         zoom_out: probability of pasting the picture smaller on its ground, down to half its side.
+        blur: probability of a Gaussian blur of up to 3 % of the side (outlines and texture go, shapes stay).
     """
 
     crop_min: float = Field(0.9, gt=0, le=1)
@@ -67,6 +70,7 @@ class AugmentConfig(Frozen):
     hue: float = Field(0.0, ge=0, le=0.5)
     grey: float = Field(0.0, ge=0, le=1)
     zoom_out: float = Field(0.0, ge=0, le=1)
+    blur: float = Field(0.0, ge=0, le=1)
 
 
 class CaptionConfig(Frozen):

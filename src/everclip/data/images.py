@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageFilter, UnidentifiedImageError
 
 from everclip.config import AugmentConfig
 from everclip.data.table import Table
@@ -110,6 +110,8 @@ def augment(picture: Image.Image, size: int, config: AugmentConfig, draw: np.ran
         result = result.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
     if unit[9] < config.flip:
         result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if unit[10] < config.blur:
+        result = result.filter(ImageFilter.GaussianBlur(float(unit[11]) * 0.03 * size))
     if config.colour or config.hue or config.grey:
         result = _recolour(result, config, draw.random(5))
     return result

@@ -191,7 +191,10 @@ def _from_open_clip(config: BackboneConfig, seed: int) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key_of("backbone", seed) % 2**63)
             clip, _, _ = open_clip.create_model_and_transforms(
-                config.name, pretrained=pretrained, load_weights=config.weights != "random"
+                config.name,
+                pretrained=pretrained,
+                load_weights=config.weights != "random",
+                force_patch_dropout=config.patch_dropout,
             )
     except (RuntimeError, OSError, ValueError) as error:
         raise ConfigError(
