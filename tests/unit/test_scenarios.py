@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import micro
 import pytest
 
+import micro
 from everclip.contracts import EvalProtocol
 from everclip.errors import ConfigError, DataError, EverclipError
 from everclip.registry import benchmarks
@@ -234,11 +234,11 @@ def test_at_once_joins_all_tasks_and_changes_no_evaluation(
     ("kind", "changes", "error", "match"),
     [
         ("time", {"tasks": []}, ConfigError, "needs `tasks`"),
-        ("time", {"tasks": [{"name": "none", "where": {"time": 1990}}]}, DataError, r"task 'none' \(training\) holds no"),
+        ("time", {"tasks": [{"name": "none", "where": {"time": 1990}}]}, DataError, r"task .none. .* holds no"),
         ("time", {"base": {"name": "b", "where": {"time": 1}}}, DataError, "base 'b' holds no rows"),
         ("time", {"retention": [{"name": "r", "where": {"time": 1}}]}, DataError, "retention set 'r' holds no rows"),
         ("time", {"evaluate_where": {"tme": 1}}, DataError, r"no column 'tme'\. Did you mean 'time'"),
-        ("time", {"base": {"name": "b", "where": {"time": {"form": 1}}}}, ConfigError, r"where\.time: unknown key 'form'"),
+        ("time", {"base": {"name": "b", "where": {"time": {"form": 1}}}}, ConfigError, "unknown key .form."),
         ("time", {"headline": {"protocol": "al", "metric": "x"}}, ConfigError, "'al' is none of own, seen, all"),
         ("time", {"split": {}}, ConfigError, "set either split.test"),
         ("time", {"split": {"test": 0.1, "column": "test"}}, ConfigError, "set either split.test"),
