@@ -26,7 +26,12 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the system says while `path` is written into one clear error.
+
+    Raises:
+        CheckpointError: if the disk is full, or the file cannot be written for another reason.
+    """
     try:
         yield
     except OSError as error:
@@ -36,7 +41,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full ({free / 1e6:.0f} MB free). What was saved before is intact: make room, "
                 "then give the same command again."
             ) from error
-        raise
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}). What was saved before is intact."
+        ) from error
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -47,7 +54,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             with open(aside, "wb") as file:
                 file.write(data)
@@ -59,6 +66,15 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             sync_folder(path.parent)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written in `folder`; call it only where no other process writes."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -75,7 +91,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    with _disk_errors(path):
+    with disk_errors(path):
         try:
             aside.mkdir(parents=True)
             yield aside

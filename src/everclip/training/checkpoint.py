@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from everclip.config import CheckpointConfig
 from everclip.errors import CheckpointError
-from everclip.files import folder_atomic
+from everclip.files import clear_leftovers, folder_atomic
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"\d{8}")
@@ -41,6 +43,19 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    # Clones, because safetensors refuses tensors that share memory (tied weights, views).
+    copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:
+        # It hides the system's error in its text; a full disk must be told from a bug.
+        system = re.search(r"os error (\d+)", str(error))
+        if system is None:
+            raise
+        raise OSError(int(system[1]), os.strerror(int(system[1])), str(path)) from error
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
@@ -52,6 +67,8 @@ class Checkpoints:
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = folder / "checkpoints"
         self._config = config
+        # A damaged checkpoint must not take the place of a good one among those kept.
+        self._damaged: set[Path] = set()
 
     def numbered(self) -> list[Path]:
         """Return the checkpoint folders, oldest first."""
@@ -66,27 +83,22 @@ class Checkpoints:
             CheckpointError: if the disk is full or its budget too small; the last good checkpoint is untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._clean()
+        clear_leftovers(self.folder)
         existing = self.numbered()
         path = self.folder / f"{int(existing[-1].name) + 1 if existing else 1:08d}"
         self._check_budget(sum(t.numel() * t.element_size() for t in tensors.values()))
         with folder_atomic(path) as aside:
-            # Clones, because safetensors refuses tensors that share memory (tied weights, views).
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, aside / TENSORS)
+            _write_tensors(tensors, aside / TENSORS)
             (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
             files = {
                 n: {"bytes": (aside / n).stat().st_size, "sha256": _digest(aside / n)}
                 for n in (TENSORS, STATE)
             }
             (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": files}), encoding="utf-8")
-        for old in self.numbered()[: -self._config.keep]:
-            shutil.rmtree(old)
+        good = [p for p in self.numbered() if p not in self._damaged]
+        for old in {*self._damaged, *good[: -self._config.keep]}:
+            shutil.rmtree(old, ignore_errors=True)
         return path
-
-    def _clean(self) -> None:
-        """Remove what a killed process left half written."""
-        for left in self.folder.glob(".*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
 
     def _check_budget(self, wanted: int) -> None:
         budget = self._config.disk_budget_mb
@@ -112,6 +124,7 @@ class Checkpoints:
                 state = json.loads((path / STATE).read_text(encoding="utf-8"))
                 return Loaded(load_file(path / TENSORS), state, path, tuple(damaged))
             damaged.append(f"{path.name}: {problem}")
+            self._damaged.add(path)
         if damaged:
             listed = "\n".join(f"  {line}" for line in damaged)
             raise CheckpointError(

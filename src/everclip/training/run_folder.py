@@ -13,7 +13,7 @@ import yaml
 
 from everclip.config import RunConfig
 from everclip.errors import RunFolderError
-from everclip.files import write_text_atomic
+from everclip.files import clear_leftovers, disk_errors, write_text_atomic
 
 CONFIG, LOG, LOCK = "config.yaml", "metrics.jsonl", ".lock"
 
@@ -42,6 +42,8 @@ class RunFolder:
                 f"output: {path} cannot be made ({error.strerror}). Choose another output=."
             ) from error
         self._take_lock()
+        for part in (path, path / "rows", path / "examples"):
+            clear_leftovers(part)
         self._check_config(config)
 
     def __enter__(self) -> RunFolder:
@@ -96,7 +98,8 @@ class RunFolder:
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line of JSON."""
         if self._owner:
-            with open(self.path / LOG, "a", encoding="utf-8") as file:
+            file_name = self.path / LOG
+            with disk_errors(file_name), open(file_name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def log_size(self) -> int:
@@ -104,12 +107,9 @@ class RunFolder:
         file = self.path / LOG
         if not file.is_file():
             return 0
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-            return os.fstat(handle).st_size
-        finally:
-            os.close(handle)
+        with disk_errors(file), open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+            return os.fstat(handle.fileno()).st_size
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
