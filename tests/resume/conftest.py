@@ -1,0 +1,46 @@
+"""Fixtures of the resume tier: configurations of the cases, and their uninterrupted references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import resume_harness as harness
+
+
+@pytest.fixture
+def case_config(micro_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function (case, *overrides, output=) -> RunConfig."""
+
+    def make(case: str, *overrides: str, output: str = "run") -> Any:
+        kind, fixed = harness.overrides_of(case)
+        return micro_config(kind, *fixed, *overrides, output=output)
+
+    return make
+
+
+@pytest.fixture
+def reference(case_config: Callable[..., Any]) -> Callable[..., Path]:
+    """Return a function (case, *overrides) -> folder of the same run, uninterrupted."""
+
+    def make(case: str, *overrides: str) -> Path:
+        config = case_config(case, *overrides, output="reference")
+        harness.run(config)
+        return Path(config.output)
+
+    return make
+
+
+@pytest.fixture
+def arguments(micro_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function (case, *overrides) -> the words of the command that runs it into `tmp_path / "run"`."""
+
+    def make(case: str, *overrides: str) -> list[str]:
+        kind, fixed = harness.overrides_of(case)
+        place = [f"backbone={micro_folder / 'model'}", f"output={tmp_path / 'run'}", "report=false"]
+        machine = ["training.threads=1", "training.device=cpu"]
+        return ["run", str(micro_folder / f"{kind}.yaml"), *place, *machine, *fixed, *overrides]
+
+    return make

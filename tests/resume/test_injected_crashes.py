@@ -1,0 +1,99 @@
+"""A run killed at any crash point (every write, every step, every evaluated batch) ends bit-identical."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import resume_harness as harness
+
+BEGINNING = [
+    ("before renaming config.yaml", 1),
+    ("after renaming config.yaml", 1),
+    ("in evaluation", 1),
+    ("in evaluation", 2),
+    ("before renaming N.features.safetensors", 1),
+    ("after renaming N.features.safetensors", 1),
+    ("before renaming N.safetensors", 1),
+    ("after renaming N.safetensors", 1),
+    ("before renaming N.png", 1),
+    ("after renaming N.png", 2),
+    ("before syncing N", 1),
+    ("before renaming N", 1),
+    ("before renaming results.json", 1),
+]
+"""(kind of crash point, its how-manieth): one kill each until row 0 is measured."""
+TASK = [
+    ("after step", 1),
+    ("before syncing N", 1),
+    ("before renaming N", 1),
+    ("after renaming N", 1),  # the first step is saved
+    ("after step", 2),  # the second is, the third is not
+    ("before syncing N", 2),  # the third is, the end of the task is not
+    ("before renaming N", 1),
+    ("in evaluation", 1),  # the end of the task is
+    ("in evaluation", 3),
+    ("before renaming N.safetensors", 1),
+    ("after renaming N.safetensors", 1),
+    ("before syncing N", 1),
+    ("before renaming results.json", 1),  # the row is
+]
+"""The same for every task of three steps."""
+END = [("before renaming results.json", 1), ("after renaming results.json", 1)]
+ALL_KINDS = {kind for kind, _ in [*BEGINNING, *TASK, *END]}
+
+
+def test_crash_points_stand_at_every_write_step_and_evaluation(case_config: Callable[..., Any]) -> None:
+    config = case_config("finetune")
+    passed = [harness.kind_of(point) for point in harness.crash_points(config)]
+    assert set(passed) == ALL_KINDS
+    # Two tasks of three steps; a checkpoint per step, per task learned, per row; several batches per row.
+    assert passed.count("after step") == 6
+    assert passed.count("before renaming N") == 6 + 2 + 3
+    assert passed.count("in evaluation") > 3
+
+
+@pytest.mark.parametrize("case", harness.CASES)
+def test_a_run_killed_dozens_of_times_ends_bit_identical(
+    case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
+) -> None:
+    config, expected = case_config(case), reference(case)
+    task = TASK if case != "zero-shot" else [(k, n) for k, n in TASK if k != "after step" and n == 1]
+    kills = [*BEGINNING, *task * (1 if case == "joint" else 2), *END]
+    for place, (kind, number) in enumerate(kills):
+        assert harness.killed_at(config, number, kind), f"kill {place}: {kind}, {number}"
+    assert harness.run(config).events == []
+    harness.assert_same_end(Path(config.output), expected)
+
+
+def _single_kill(case: str, number: int, case_config: Callable[..., Any], expected: Path) -> bool:
+    config = case_config(case, output=f"run-{number}")
+    killed = harness.killed_at(config, number)
+    if killed:
+        assert harness.run(config).events == []
+    harness.assert_same_end(Path(config.output), expected)
+    return killed
+
+
+@pytest.mark.parametrize("case", ["finetune", "replay-balanced"])
+def test_one_kill_in_each_task_ends_bit_identical(
+    case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
+) -> None:
+    expected = reference(case)
+    points = harness.crash_points(case_config(case, output="points"))
+    steps = [i for i, point in enumerate(points, 1) if point == "after step"]
+    for number in (steps[1], steps[-2]):
+        assert _single_kill(case, number, case_config, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", harness.CASES)
+def test_one_kill_at_every_crash_point_ends_bit_identical(
+    case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
+) -> None:
+    expected, number = reference(case), 1
+    while _single_kill(case, number, case_config, expected):
+        number += 1
+    assert number == len(harness.crash_points(case_config(case, output="points"))) + 1
