@@ -1,0 +1,98 @@
+"""Whether runs may stand side by side: same benchmark, same headline, same evaluation sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everclip.errors import DataError
+from everclip.report.runs import Run
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):  # an empty one says nothing
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def refuse_mixture(runs: Sequence[Run], force: bool) -> list[str]:
+    """Return notes on how runs differ in what they measured, if that was forced.
+
+    Raises:
+        DataError: if they differ and it was not forced; shows the difference.
+    """
+    first = runs[0]
+    found = [line for run in runs[1:] for line in _differences(first, run)]
+    if found and not force:
+        raise DataError(
+            "these runs do not measure the same thing:\n  " + "\n  ".join(found)
+            + "\nNumbers of different benchmarks say nothing about each other; `force` compares them all the same."
+        )
+    return [f"Compared by force: {line}" for line in found]
+
+
+def _differences(first: Run, other: Run) -> list[str]:
+    lines: list[str] = []
+    checks = [("benchmark", _benchmark), ("headline", _headline), ("evaluation sets", _sets)]
+    if _benchmark(first) == _benchmark(other):  # `emoji-time@1 (changed)` may be changed in two ways
+        checks.append(("scenario", _scenario))
+    for what, of in checks:
+        mine, theirs = of(first), of(other)
+        if mine != theirs:
+            lines.append(f"{what}: {_shown(mine, theirs)} in {first.folder}, {_shown(theirs, mine)} in {other.folder}")
+    return lines
+
+
+def _benchmark(run: Run) -> list[str]:
+    return [run.results.benchmark]
+
+
+def _headline(run: Run) -> list[str]:
+    return [f"{run.results.matrix.metric} under protocol {run.results.matrix.protocol}"]
+
+
+def _sets(run: Run) -> list[str]:
+    return [f"{column.name} ({column.group}, {column.samples} items)" for column in run.results.columns]
+
+
+def _scenario(run: Run) -> list[str]:
+    found = run.config.get("scenario")
+    return [f"{key}={value}" for key, value in flatten(found).items()] if isinstance(found, Mapping) else []
+
+
+def _shown(mine: Sequence[str], theirs: Sequence[str]) -> str:
+    """What only this side has; of long lists the common part says nothing."""
+    own = [item for item in mine if item not in theirs]
+    return ", ".join(own) if own else "nothing more" if len(mine) != len(theirs) else "another order"
+
+
+def warnings_about(runs: Sequence[Run]) -> list[str]:
+    """Return what a reader must know before trusting the table."""
+    notes = [
+        f"{run.folder} ({run.name}, seed {run.results.seed}) is {run.results.status}: "
+        f"{run.learned_count(run.last)} of {len(run.results.tasks)} tasks are learned."
+        for run in runs if run.results.status != "finished"
+    ]
+    for what, of in (("backbone", lambda run: run.results.backbone), ("data", _data)):
+        if any(of(run) != of(runs[0]) for run in runs):
+            notes.append(f"The runs do not share the same {what}; part of a difference may come from there.")
+    twice = [key for key, n in Counter((run.name, run.results.seed, _frozen(run)) for run in runs).items() if n > 1]
+    notes += [f"{name}, seed {seed}, was run more than once: not independent." for name, seed, _ in twice]
+    if any(run.confidence != runs[0].confidence for run in runs):
+        notes.append("The runs were evaluated at different confidence levels.")
+    return notes
+
+
+def _data(run: Run) -> Any:
+    return run.results.provenance.get("data")
+
+
+def _frozen(run: Run) -> str:
+    return repr(sorted(flatten({k: v for k, v in run.config.items() if k in ("method", "training")}).items()))

@@ -1,0 +1,233 @@
+"""The few numbers a run is judged by, each with its interval, and differences of them.
+
+A quantity names cells of the score matrix by the *group* of their column (known, task, retention), never by the
+name of a set, so it means the same for every benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from everclip.evaluation.results import Column
+from everclip.evaluation.statistics import Interval, paired_bootstrap
+from everclip.report.intervals import (
+    DRAWS,
+    Array,
+    difference_interval,
+    enough_differ,
+    mean_interval,
+    stratified_bootstrap,
+)
+from everclip.report.runs import Run
+
+Key = Literal["known", "new", "taught", "retention", "average", "forgetting"]
+SEED = 0
+
+WILSON = "intervals of the sets, taken as independent (Wilson, Newcombe)"
+BOOTSTRAP = "bootstrap over items"
+PAIRED = "paired bootstrap over items"
+
+
+class Estimate(BaseModel):
+    """A number with its interval; `how` says where the interval comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    how: str = ""
+
+
+class Change(Estimate):
+    """A difference. `resolved` says that it may be called one; `paired` that the same items were compared."""
+
+    resolved: bool
+    paired: bool = False
+
+    @property
+    def nothing(self) -> bool:
+        """Whether not a single item changed, as for a method that trains nothing."""
+        return self.paired and self.value == self.low == self.high == 0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Which cells make up a quantity: every column at every row, as a mean or as forgetting."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[int, ...]
+    kind: Literal["mean", "forgetting"] = "mean"
+
+    def statistic(self, means: Sequence[Array]) -> Array:
+        """Return the quantity from the scores `(..., R)` of each column."""
+        if self.kind == "mean":
+            parts = [values.mean(axis=-1) for values in means]
+        else:
+            parts = [values[..., :-1].max(axis=-1) - values[..., -1] for values in means]
+        return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
+
+
+def terms(run: Run, key: Key, row: int | None = None) -> Terms | None:
+    """Return the cells of a quantity at a row (the last one by default); `None` where it has none."""
+    row = run.last if row is None else row
+    if row < 0:
+        return None
+    if key in ("average", "forgetting"):
+        return _matrix_terms(run, key) if row == run.last else None
+    columns = run.columns("task" if key in ("new", "taught") else "known" if key == "known" else "retention")
+    if key == "taught":
+        learned = run.learned(run.last)
+        columns = [column for column in columns if column.task in learned]
+    return Terms(tuple(columns), (row,)) if columns else None
+
+
+def _matrix_terms(run: Run, key: str) -> Terms | None:
+    # The metric itself decides whether it is defined (square matrix, no cell missing); here only its cells.
+    if run.results.metrics.get(key) is None:
+        return None
+    columns, rows = run.columns("task"), tuple(range(1, len(run.results.rows)))
+    if len(columns) != len(rows):
+        return None
+    if key == "average":
+        return Terms(tuple(columns), rows)
+    return Terms(tuple(columns[:-1]), rows, "forgetting")
+
+
+def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | None:
+    """Return a quantity with its interval; `None` as soon as one of its cells is missing."""
+    scores = None if cells is None else _scores(run, cells)
+    if cells is None or scores is None:
+        return None
+    value = float(cells.statistic(scores))
+    if len(cells.columns) == len(cells.rows) == 1:
+        score = run.score(cells.rows[0], cells.columns[0])
+        return Estimate(value=value, low=score and score.low, high=score and score.high, how="of the set itself")
+    # Several rows of one set hold the same items, so only their outcomes tell how they move together.
+    blocks = _blocks(run, cells) if len(cells.rows) > 1 else None
+    if blocks is not None:
+        found = stratified_bootstrap(blocks, cells.statistic, SEED, draws, run.confidence)
+        return Estimate(value=value, low=found.low, high=found.high, how=f"{BOOTSTRAP} ({draws:,} draws)")
+    combined = _combined(run, cells)
+    if combined is None:
+        return Estimate(value=value)
+    return Estimate(value=value, low=combined.low, high=combined.high, how=WILSON)
+
+
+def metric(run: Run, key: Key, draws: int = DRAWS) -> Estimate | None:
+    """Return a quantity at the last row; what the result itself holds wins over a recomputation."""
+    found = estimate(run, terms(run, key), draws)
+    if key not in ("average", "forgetting"):
+        return found
+    value = run.results.metrics.get(key)
+    if value is None:
+        return None
+    return found if found is not None and abs(found.value - value) < 1e-6 else Estimate(value=value)
+
+
+def difference(
+    first: Run, cells: Terms | None, second: Run, others: Terms | None, draws: int = DRAWS
+) -> Change | None:
+    """Return `first - second` with a paired interval where both hold outcomes of the same items.
+
+    Falls back to the intervals of each, and says so in `how`.
+    """
+    a, b = estimate(first, cells, 1), estimate(second, others, 1)
+    if cells is None or others is None or a is None or b is None:
+        return None
+    value = a.value - b.value
+    blocks, other = _blocks(first, cells), _blocks(second, others)
+    if blocks is not None and other is not None and [len(x) for x in blocks] == [len(x) for x in other]:
+        return _paired(cells, others, blocks, other, value, first.confidence, draws)
+    mine, theirs = _combined(first, cells), _combined(second, others)
+    if mine is None or theirs is None:
+        return Change(value=value, resolved=False, how="no intervals are known")
+    found = difference_interval(a.value, mine, b.value, theirs)
+    return Change(value=value, low=found.low, high=found.high, resolved=found.low > 0 or found.high < 0, how=WILSON)
+
+
+def _paired(
+    cells: Terms, others: Terms, blocks: list[Array], other: list[Array], value: float, level: float, draws: int
+) -> Change:
+    how = f"{PAIRED} ({draws:,} draws)"
+    if len(blocks) == 1 and cells.kind == "mean":
+        found = paired_bootstrap(blocks[0].mean(axis=1), other[0].mean(axis=1), SEED, draws, level)
+        return Change(value=value, low=found.low, high=found.high, resolved=found.resolved, paired=True, how=how)
+
+    def statistic(means: Sequence[Array]) -> Array:
+        width = len(cells.rows)
+        return cells.statistic([m[..., :width] for m in means]) - others.statistic([m[..., width:] for m in means])
+
+    joined = [np.concatenate(pair, axis=1) for pair in zip(blocks, other, strict=True)]
+    interval = stratified_bootstrap(joined, statistic, SEED, draws, level)
+    same_rows = all(a.shape == b.shape for a, b in zip(blocks, other, strict=True))
+    resolved = interval.low > 0 or interval.high < 0
+    resolved = resolved and (not same_rows or enough_differ(blocks, other, level))
+    return Change(value=value, low=interval.low, high=interval.high, resolved=resolved, paired=True, how=how)
+
+
+def change_since_start(run: Run, key: Key, row: int | None = None, draws: int = DRAWS) -> Change | None:
+    """Return how a quantity moved between row 0 and a row (the last one by default)."""
+    row = run.last if row is None else row
+    if row < 1:
+        return None
+    return difference(run, terms(run, key, row), run, terms(run, key, 0), draws)
+
+
+def column_change(run: Run, column: Column, row: int, since: int, draws: int = DRAWS) -> Change | None:
+    """Return how one set moved between two rows."""
+    return difference(run, Terms((column,), (row,)), run, Terms((column,), (since,)), draws)
+
+
+def _scores(run: Run, cells: Terms) -> list[Array] | None:
+    columns: list[Array] = []
+    for column in cells.columns:
+        values = [score.value if (score := run.score(row, column)) else None for row in cells.rows]
+        if any(value is None for value in values):
+            return None
+        columns.append(np.array(values, dtype=np.float64))
+    return columns or None
+
+
+def _blocks(run: Run, cells: Terms) -> list[Array] | None:
+    """Per column `(N, R)` outcomes of its items at the rows."""
+    blocks: list[Array] = []
+    for column in cells.columns:
+        rows = [run.outcomes(row, column) for row in cells.rows]
+        held = [values for values in rows if values is not None]
+        if len(held) != len(rows) or len({len(values) for values in held}) != 1:
+            return None
+        blocks.append(np.stack(held, axis=1))
+    return blocks
+
+
+def _combined(run: Run, cells: Terms) -> Interval | None:
+    values: list[float] = []
+    parts: list[Interval] = []
+    for column in cells.columns:
+        row = [_known_interval(run, index, column) for index in cells.rows]
+        found = [entry for entry in row if entry is not None]
+        if len(found) != len(row):
+            return None
+        if cells.kind == "forgetting":
+            best, now = max(found[:-1], key=lambda entry: entry[0]), found[-1]
+            values.append(best[0] - now[0])
+            parts.append(difference_interval(*best, *now))
+        else:
+            # Rows of one set share its items; taking them as fully dependent errs on the wide side.
+            values.append(sum(value for value, _ in found) / len(found))
+            low, high = (sum(getattr(part, end) for _, part in found) / len(found) for end in ("low", "high"))
+            parts.append(Interval(low, high))
+    return mean_interval(values, parts)
+
+
+def _known_interval(run: Run, row: int, column: Column) -> tuple[float, Interval] | None:
+    score = run.score(row, column)
+    if score is None or score.value is None or score.low is None or score.high is None:
+        return None
+    return score.value, Interval(score.low, score.high)

@@ -1,0 +1,48 @@
+"""The command that gives a run again, with exactly the settings that differ from its benchmark's."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from everclip.config import BUDGET_KEYS, resolve_config
+from everclip.errors import EverclipError
+from everclip.report.runs import Run
+
+_IGNORED = ("output", "checkpoint", "trackers", "report", "benchmark", "training.workers", "evaluation.cache")
+
+
+def command(run: Run) -> str:
+    """Return the shell command, whatever way the run was started.
+
+    A benchmark that is not found by its name (a user's own file) leaves what the run recorded, else the short form.
+    """
+    benchmark = run.results.benchmark.removesuffix(" (changed)")
+    words = [f"method={run.name}", f"seed={run.results.seed}"]
+    try:
+        default = resolve_config(benchmark, words).model_dump(mode="json")
+        words += [f"{key}={_value(value)}" for key, value in _changed(default, run.config)]
+    except EverclipError:
+        recorded = run.results.provenance.get("command")
+        if recorded:
+            return shlex.join(map(str, recorded)) if isinstance(recorded, list | tuple) else str(recorded)
+    return shlex.join(["everclip", "run", benchmark, *words])
+
+
+def _changed(default: Mapping[str, Any], found: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    changes: list[tuple[str, Any]] = []
+    for key, value in found.items():
+        name = f"{path}{key}"
+        if name in _IGNORED or default.get(key) == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
+            changes += _changed(default[key], value, f"{name}.")
+        elif not (value is None and key in BUDGET_KEYS):  # setting one budget clears the others by itself
+            changes.append((name.replace("method.settings.", "method."), value))
+    return changes
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,145 @@
+"""A run folder as reports read it: the typed result, the configuration, and the outcome of every item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.errors import ConfigError, DataError
+from everclip.evaluation.results import Column, Results, Row, Score
+from everclip.registry import read_yaml
+
+Group = Literal["known", "task", "retention"]
+
+_PREFERRED = {
+    "classification": ("accuracy", "mean_class_accuracy"),
+    "retrieval": ("mean_r1", "text_to_image_r1", "image_to_text_r1"),
+    "pairs": ("accuracy",),
+}
+
+
+class Run:
+    """One run folder, read once. Works for a run that is still going on.
+
+    Raises:
+        DataError: if the folder holds no readable result.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.results = Results.read(self.folder)
+        self.config, self.config_problem = _read_config(self.folder)
+        self._files: dict[int, dict[str, NDArray[np.float64]] | None] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of the method."""
+        return str(self.results.method.get("name", "unnamed method"))
+
+    @property
+    def last(self) -> int:
+        """The position of the last row; -1 if there is none."""
+        return len(self.results.rows) - 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task of the stream was learned."""
+        return self.learned_count(self.last) == len(self.results.tasks)
+
+    @property
+    def all_at_once(self) -> bool:
+        """Whether the method learned the whole stream in one go, as an upper bound does."""
+        return any(row.task is None for row in self.results.rows[1:])
+
+    @cached_property
+    def confidence(self) -> float:
+        """The level of all intervals."""
+        section = self.config.get("evaluation")
+        value = section.get("confidence", 0.95) if isinstance(section, Mapping) else 0.95
+        return float(value) if isinstance(value, int | float) and 0 < value < 1 else 0.95
+
+    def label(self, row: Row) -> str:
+        """Return what a row is called: `before`, `after 2016`."""
+        return row.label if row.index == 0 or row.label.startswith("after") else f"after {row.label}"
+
+    def columns(self, group: Group) -> list[Column]:
+        """Return the evaluation sets of a group, tasks in the order of learning."""
+        found = [column for column in self.results.columns if column.group == group]
+        return sorted(found, key=lambda c: -1 if c.task is None else c.task) if group == "task" else found
+
+    def learned_count(self, row: int) -> int:
+        """Return how many tasks the model of a row has learned."""
+        return len(self.learned(row))
+
+    def learned(self, row: int) -> set[int]:
+        """Return the tasks that the model of a row has learned."""
+        done: set[int] = set()
+        for entry in self.results.rows[1 : row + 1]:
+            # A row without a task after row 0 is that of a method that learns everything at once.
+            done |= {entry.task} if entry.task is not None else {task.index for task in self.results.tasks}
+        return done
+
+    def cell(self, column: Column) -> tuple[str, str]:
+        """Return the protocol and metric that a column shows: the headline's, or the nearest it has."""
+        protocols: set[str] = set()
+        metrics: dict[str, set[str]] = {}
+        for row in self.results.rows:
+            for protocol, scores in row.scores.get(column.name, {}).items():
+                protocols.add(protocol)
+                metrics.setdefault(protocol, set()).update(scores)
+        matrix = self.results.matrix
+        order = [matrix.protocol, "all", "seen", "own", *sorted(protocols)]
+        protocol = next((name for name in order if name in protocols), matrix.protocol)
+        wanted = (matrix.metric, *_PREFERRED[column.kind], *sorted(metrics.get(protocol, ())))
+        return protocol, next((m for m in wanted if m in metrics.get(protocol, ())), matrix.metric)
+
+    def score(self, row: int, column: Column) -> Score | None:
+        """Return the headline score of a column at a row; `None` where there is no such cell."""
+        protocol, metric = self.cell(column)
+        found = self.results.score(row, column.name, protocol, metric)
+        return found if found is not None and found.value is not None else None
+
+    def outcomes(self, row: int, column: Column) -> NDArray[np.float64] | None:
+        """Return `(N,)` outcomes per item behind `score`, or `None` if the run does not hold them.
+
+        Outcomes whose mean is not the score (a metric that weighs items) are no outcomes of it.
+        """
+        score = self.score(row, column)
+        items = self._items(self.results.rows[row])
+        if score is None or score.value is None or items is None:
+            return None
+        protocol, metric = self.cell(column)
+        values = items.get(f"{column.name}/{protocol}/{metric}")
+        if values is None or values.ndim != 1 or not len(values) or not bool(np.isfinite(values).all()):
+            return None
+        return values if abs(float(values.mean()) - score.value) < 1e-4 else None
+
+    def _items(self, row: Row) -> dict[str, NDArray[np.float64]] | None:
+        if row.index not in self._files:
+            self._files[row.index] = _read_items(self.folder / "rows" / f"{row.index:03d}.safetensors")
+        return self._files[row.index]
+
+
+def _read_items(path: Path) -> dict[str, NDArray[np.float64]] | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        return {name: np.asarray(values, dtype=np.float64) for name, values in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: the outcomes of this row cannot be read ({error}).") from error
+
+
+def _read_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
+    try:
+        return read_yaml(folder / "config.yaml"), None
+    except ConfigError as error:
+        # The numbers stand without it, so a report is still worth having; it says what is missing.
+        return {}, str(error)

@@ -1,0 +1,264 @@
+"""What the template of a run's report shows, as plain values: tiles, matrix, tables, examples, provenance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from everclip.evaluation.results import Answer, Column, Example
+from everclip.report import cost, formats
+from everclip.report.definitions import METRICS, Definition, define, why_undefined
+from everclip.report.pictures import inline_picture
+from everclip.report.quantities import Change, Estimate, Key, change_since_start, column_change, metric
+from everclip.report.runs import Group, Run
+
+GROUPS: tuple[tuple[Group, str], ...] = (
+    ("known", "known before"), ("task", "tasks, in the order of learning"), ("retention", "never trained on"),
+)
+Named = list[tuple[str, Change]]
+
+
+def tiles(run: Run) -> list[dict[str, str]]:
+    """Return the key numbers; a number that is not defined says why."""
+    part = "" if run.complete else f", {run.learned_count(run.last)} of {len(run.results.tasks)} learned"
+    rows: list[tuple[Key, str, str, str]] = [
+        ("new", "New", "new_last", f"mean of all task sets at the last row{part}"),
+        ("known", "Known", "known_last", "what was known before the stream"),
+        ("retention", "Retention", "retention_last", "mean of the sets never trained on"),
+        ("average", "Average", "average", METRICS["average"].text),
+        ("forgetting", "Forgetting", "forgetting", METRICS["forgetting"].text),
+    ]
+    found = [_tile(run, *row) for row in rows]
+    spent = cost.total_seconds(run.results.cost)
+    if spent is not None:
+        found.append({"label": "Time", "value": formats.seconds(spent), "range": "", "change": "",
+                      "note": "wall clock of the whole run"})
+    return found
+
+
+def _tile(run: Run, key: Key, label: str, name: str, note: str) -> dict[str, str]:
+    value: Estimate | None = metric(run, key)
+    if value is None:
+        return {"label": label, "value": formats.NOT_DEFINED, "range": "", "change": "",
+                "note": why_undefined(name, run.results)}
+    lost = key == "forgetting"
+    shown = formats.plain_percent(value.value) if lost else formats.percent(value.value)
+    change = None if key in ("average", "forgetting") else change_since_start(run, key)
+    return {"label": f"{label}, points" if lost else label, "value": shown,
+            "range": formats.span(value.low, value.high, 1),
+            "change": verdict(change, " since row 0") if change else "", "note": note}
+
+
+def verdict(change: Change | None, since: str = "") -> str:
+    """Return `−9.9 points`, and say so where that is not resolved."""
+    if change is None:
+        return formats.NOT_DEFINED
+    if change.nothing:
+        return f"no change{since}"
+    return f"{formats.points(change.value)} points{since}{'' if change.resolved else ', not resolved'}"
+
+
+def matrix(run: Run) -> dict[str, Any]:
+    """Return the heat map: column groups, heads, and per row its cells."""
+    groups = [(title, run.columns(group)) for group, title in GROUPS]
+    columns = [column for _, found in groups for column in found]
+    rows = run.results.rows
+    scores = [[run.score(index, column) for column in columns] for index in range(len(rows))]
+    top = max([s.value for row in scores for s in row if s is not None and s.value is not None] + [1e-9])
+    table = []
+    for row, found in zip(rows, scores, strict=True):
+        cells = []
+        for column, score in zip(columns, found, strict=True):
+            value = score.value if score else None
+            cells.append({
+                "value": "" if value is None else formats.plain_percent(value),
+                "range": formats.span(score.low, score.high) if score else "",
+                "heat": 0 if value is None else round(max(value, 0) / top, 3),
+                "learned": row.index > 0 and column.task is not None and row.task == column.task,
+            })
+        table.append({"label": run.label(row), "cells": cells, "step": row.step, "samples": row.samples})
+    return {"groups": [(title, len(found)) for title, found in groups if found], "rows": table,
+            "columns": [_head(run, column) for column in columns]}
+
+
+def _head(run: Run, column: Column) -> dict[str, Any]:
+    protocol, name = run.cell(column)
+    usual = (protocol, name) == (run.results.matrix.protocol, run.results.matrix.metric)
+    return {"name": column.name, "samples": column.samples, "kind": column.kind,
+            "note": "" if usual else f"{name}, protocol {protocol}"}
+
+
+def lost_per_task(run: Run) -> Named:
+    """Return, for every task learned before the last one, the last score minus the best earlier one."""
+    found: Named = []
+    for column in run.columns("task"):
+        if column.task not in run.learned(run.last - 1):
+            continue
+        scored = [(run.score(row, column), row) for row in range(1, run.last)]
+        earlier = [(s.value, row) for s, row in scored if s is not None and s.value is not None]
+        best = max(earlier, default=None)
+        change = column_change(run, column, run.last, best[1]) if best else None
+        if change is not None:
+            found.append((column.name, change))
+    return found
+
+
+def kept(run: Run) -> Named:
+    """Return how the known and the retention sets moved since row 0."""
+    if run.last < 1:
+        return []
+    columns = [*run.columns("known"), *run.columns("retention")]
+    pairs = [(column.name, column_change(run, column, run.last, 0)) for column in columns]
+    return [(name, change) for name, change in pairs if change is not None]
+
+
+def change_rows(entries: Named) -> list[dict[str, str]]:
+    """Return differences as table rows."""
+    return [{"name": name, "change": "0.0" if change.nothing else formats.points(change.value),
+             "range": formats.span(change.low, change.high, 1),
+             "verdict": "no change" if change.nothing else "resolved" if change.resolved else "not resolved",
+             "how": change.how} for name, change in entries]
+
+
+def metrics(run: Run) -> list[dict[str, str]]:
+    """Return the derived metrics, known names first, each with its definition or why it is not defined."""
+    held = run.results.metrics
+    names = [name for name in METRICS if name in held] + [name for name in held if name not in METRICS]
+    found = []
+    for name in names:
+        definition, value = define(name), held[name]
+        text = _metric_value(definition, value)
+        found.append({"name": name, "label": definition.label or name, "value": text, "text": definition.text,
+                      "formula": definition.formula, "better": definition.better,
+                      "why": "" if value is not None else why_undefined(name, run.results)})
+    return found
+
+
+def _metric_value(definition: Definition, value: float | None) -> str:
+    if value is None:
+        return formats.NOT_DEFINED
+    if definition.unit == "percent":
+        return formats.percent(value)
+    if definition.unit == "points":
+        # A loss is named by its own name: a plus before it would read as a gain.
+        signed = formats.plain_percent if definition.better == "lower" else formats.points
+        return f"{signed(value)} points"
+    return formats.number(value, 3)
+
+
+def all_scores(run: Run) -> list[dict[str, str]]:
+    """Return every set under every protocol and metric: row 0, last row, and the difference."""
+    if run.last < 0:
+        return []
+    first, last = run.results.rows[0].scores, run.results.rows[run.last].scores
+    found = []
+    for column in run.results.columns:
+        for protocol, scores in last.get(column.name, {}).items():
+            for name, score in scores.items():
+                before = first.get(column.name, {}).get(protocol, {}).get(name)
+                found.append(_score_row(column.name, protocol, name, before.value if before else None, score.value)
+                             | {"range": "" if "rank" in name else formats.span(score.low, score.high, 1),
+                                "n": f"{score.n:,}" if score.n else ""})
+    return found
+
+
+def _score_row(column: str, protocol: str, name: str, before: float | None, now: float | None) -> dict[str, str]:
+    change = None if before is None or now is None else now - before
+    if "rank" in name:  # a place in a list, no share
+        shown = [formats.number(value) for value in (before, now, change)]
+    else:
+        shown = [formats.percent(before), formats.percent(now), formats.points(change)]
+    return {"column": column, "protocol": protocol, "metric": name,
+            "before": shown[0], "last": shown[1], "change": shown[2]}
+
+
+def examples(run: Run) -> list[dict[str, Any]]:
+    """Return the examples by evaluation set: picture, truth, and what the model said row by row."""
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for example in run.results.examples:
+        grouped.setdefault(example.column, []).append(_example(run, example))
+    order = [column.name for group, _ in GROUPS for column in run.columns(group)]
+    names = [name for name in order if name in grouped] + [name for name in grouped if name not in order]
+    return [{"column": name, "examples": grouped[name]} for name in names]
+
+
+def _example(run: Run, example: Example) -> dict[str, Any]:
+    labels = {row.index: run.label(row) for row in run.results.rows}
+    said = [_said(answer, labels.get(answer.row, f"row {answer.row}")) for answer in example.answers]
+    return {"id": example.id, "truth": example.truth, "picture": inline_picture(run.folder, example.picture),
+            "said": said}
+
+
+def _said(answer: Answer, label: str) -> dict[str, Any]:
+    best = answer.answers[0] if answer.answers else None
+    return {"label": label, "best": best[0] if best else "nothing", "correct": answer.correct,
+            "cosine": formats.number(best[1], 2) if best else "",
+            "others": [name for name, _ in answer.answers[1:]]}
+
+
+def events(run: Run) -> list[dict[str, str]]:
+    """Return what a reader must know: the run's own events, and what this report had to do without."""
+    labels = {row.index: run.label(row) for row in run.results.rows}
+    found = [{"kind": event.kind, "message": event.message,
+              "row": "" if event.row is None else labels.get(event.row, f"row {event.row}")}
+             for event in run.results.events]
+    if run.results.status != "finished":
+        done, tasks = run.learned_count(run.last), len(run.results.tasks)
+        found.insert(0, {"kind": run.results.status, "row": "",
+                         "message": f"This run is not finished: {done} of {tasks} tasks are learned and measured."})
+    if run.config_problem:
+        found.append({"kind": "configuration", "message": run.config_problem, "row": ""})
+    return found
+
+
+def doubtful(run: Run) -> str:
+    """Say which items of the last row are too close to call; they are few in a sound model."""
+    found = {name: n for row in run.results.rows[-1:] for name, n in row.ambiguous.items() if n}
+    if not found:
+        return ""
+    listed = ", ".join(f"{name}: {n}" for name, n in found.items())
+    return (
+        "Items whose two best answers differ by less than 1e-5 at the last row, and so may come out either way on "
+        f"another machine: {listed}."
+    )
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """Return where the numbers come from, flattened to readable lines."""
+    results = run.results
+    tree: dict[str, Any] = {
+        "benchmark": results.benchmark,
+        "method": {key: value for key, value in results.method.items() if key != "cost"},
+        "backbone": results.backbone,
+        "seed": results.seed,
+        "protocols": {str(p.get("name", i)): p for i, p in enumerate(results.protocols)},
+        **results.provenance,
+    }
+    return _lines(tree)
+
+
+def _lines(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            lines += _lines(value, f"{name}.")
+        else:
+            lines.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return lines
+
+
+def costs(run: Run) -> list[tuple[str, str]]:
+    """Return what the run and the method itself cost, but for the seconds."""
+    counted = run.results.method.get("cost")
+    return cost.facts(counted if isinstance(counted, Mapping) else {}) + cost.facts(run.results.cost)
+
+
+def how_measured(run: Run) -> str:
+    """Return the line under the matrix that says what its cells are."""
+    headline = run.results.matrix
+    level = formats.percent(run.confidence, 0)
+    return f"{headline.metric}, protocol {headline.protocol}, in percent; below it the {level} interval"
+
+

@@ -1,0 +1,149 @@
+"""The headline of a report, computed from the numbers. What lies inside the interval is called not resolved."""
+
+from __future__ import annotations
+
+import re
+
+from everclip.report.formats import number, percent, span
+from everclip.report.quantities import Change, Estimate, change_since_start, estimate, metric, terms
+from everclip.report.runs import Run
+
+
+def headline(run: Run) -> str:
+    """Return what a run achieved, in a sentence."""
+    if run.last < 0:
+        return f"{run.name}: no row has been measured yet."
+    if run.last == 0:
+        return _before_training(run)
+    return f"{_when(run)}{_scores(run)}{_balance(run)}."
+
+
+def share(found: Estimate) -> str:
+    """Return `46 % (44–48)`, or `6.5 % (4.9–8.5)` where whole percents would say too little."""
+    interval = span(found.low, found.high, _digits(found.value))
+    return f"{whole_percent(found.value)} ({interval})" if interval else whole_percent(found.value)
+
+
+def whole_percent(value: float) -> str:
+    """Return a share in whole percents, with a decimal below ten."""
+    return percent(value, _digits(value))
+
+
+def _digits(value: float) -> int:
+    return 0 if abs(value) >= 0.095 else 1
+
+
+def whole_points(value: float) -> str:
+    """Return percentage points as people say them: whole, but with a decimal where it would round away."""
+    return number(abs(100 * value), 0 if abs(value) >= 0.0095 else 1)
+
+
+def _verb(run: Run) -> tuple[str, str, str]:
+    """What the headline metric says in words: verb, preposition, ending."""
+    name = run.results.matrix.metric
+    rank = re.fullmatch(r"(?:mean|text_to_image|image_to_text)_r(\d+)", name)
+    if rank:
+        ending = "" if rank[1] == "1" else f" within the first {rank[1]} answers"
+        return "finds", "of", ending
+    if name in ("accuracy", "mean_class_accuracy"):
+        return "recognises", "of", ""
+    return "scores", "on", f" ({name})"
+
+
+def _before_training(run: Run) -> str:
+    verb, preposition, ending = _verb(run)
+    new, known = estimate(run, terms(run, "new", 0)), estimate(run, terms(run, "known", 0))
+    said = [f"{share(new)} {preposition} what it is about to be taught"] if new else []
+    said += [f"{share(known)} {preposition} what it knows already"] if known else []
+    state = {"running": "is still running", "stopped": "stopped", "finished": "is finished"}[run.results.status]
+    rest = f"No task has been learned yet (the run {state}): learning and forgetting are not defined."
+    if not said:
+        return f"Row 0 of {run.name} is measured. {rest}"
+    return f"Before any training, {run.name} {verb} {' and '.join(said)}{ending}. {rest}"
+
+
+def _when(run: Run) -> str:
+    done, tasks = run.learned_count(run.last), len(run.results.tasks)
+    plural = "task" if tasks == 1 else "tasks"
+    if run.complete:
+        return f"After {tasks} {plural}, {run.name} "
+    state = "stopped" if run.results.status == "stopped" else "not finished"
+    return f"After {done} of {tasks} {plural} ({state}), {run.name} "
+
+
+def _scores(run: Run) -> str:
+    verb, preposition, ending = _verb(run)
+    taught, known = estimate(run, terms(run, "taught")), estimate(run, terms(run, "known"))
+    before, change = estimate(run, terms(run, "known", 0)), change_since_start(run, "known")
+    said = [f"{share(taught)} {preposition} what it was taught"] if taught else []
+    if known:
+        said.append(f"{share(known)} {preposition} what it knew before{_direction(before, change)}")
+    if not said:
+        return "was measured, but no cell of the headline is scored"
+    return f"{verb} {' and '.join(said)}{ending}"
+
+
+def _direction(before: Estimate | None, change: Change | None) -> str:
+    if before is None or change is None:
+        return ""
+    if change.nothing:
+        return ", exactly as before"
+    if not change.resolved:
+        return f", against {whole_percent(before.value)} at the start (not resolved)"
+    return f", {'down' if change.value < 0 else 'up'} from {whole_percent(before.value)}"
+
+
+def _balance(run: Run) -> str:
+    """`: learned +12 points, forgot 10`."""
+    learned, known = change_since_start(run, "taught"), change_since_start(run, "known")
+    said: list[str] = []
+    if learned is not None:
+        said.append(_learned(learned))
+    if known is not None:
+        said.append(_forgot(known))
+    else:
+        lost = metric(run, "forgetting")
+        if lost is not None:
+            interval = span(lost.low, lost.high)
+            resolved = lost.low is None or lost.low > 0
+            ending = f" ({interval})" if interval else ""
+            said.append(f"forgot {whole_points(lost.value)} of earlier tasks{ending}" if resolved and lost.value > 0
+                        else f"forgetting of earlier tasks not resolved{ending}")
+    return f": {', '.join(said)}" if said else ""
+
+
+def _learned(change: Change) -> str:
+    if change.nothing:
+        return "learned nothing"
+    if not change.resolved:
+        return f"what it learned is not resolved ({_around(change)})"
+    amount = whole_points(change.value)
+    return f"learned +{amount} points" if change.value > 0 else f"got worse by {amount} points at what it was taught"
+
+
+def _forgot(change: Change) -> str:
+    if change.nothing:
+        return "forgot nothing"
+    if not change.resolved:
+        return f"what it forgot is not resolved ({_around(change)})"
+    return f"forgot {whole_points(change.value)}" if change.value < 0 else f"gained {whole_points(change.value)} there"
+
+
+def _around(change: Change) -> str:
+    return f"{span(change.low, change.high, 1)} points" if change.low is not None else "no interval"
+
+
+def retention(run: Run) -> str:
+    """Return what became of the sets that are never trained on, in a sentence; nothing if there are none."""
+    change, columns = change_since_start(run, "retention"), run.columns("retention")
+    before, now = estimate(run, terms(run, "retention", 0)), estimate(run, terms(run, "retention"))
+    if change is None or before is None or now is None:
+        return ""
+    suite = "The retention set, never trained on," if len(columns) == 1 else (
+        f"The {len(columns)} retention sets, never trained on,")
+    if change.nothing:
+        return f"{suite} stayed exactly at {whole_percent(now.value)}."
+    went = f"went from {whole_percent(before.value)} to {share(now)}"
+    if not change.resolved:
+        return f"{suite} {went}: not resolved."
+    return f"{suite} {went}: {'lost' if change.value < 0 else 'gained'} {whole_points(change.value)} points."

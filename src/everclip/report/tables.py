@@ -1,0 +1,95 @@
+"""A comparison in the terminal."""
+
+from __future__ import annotations
+
+import io
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from everclip.report.comparison import LABELS, QUANTITIES, Comparison, Difference, describe
+from everclip.report.formats import NOT_DEFINED, points, span
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the main table: one line per method, percent with intervals.
+
+    Names go in as plain text, so that markup in a user's name is shown and not obeyed.
+    """
+    what = f"{comparison.benchmark}: {comparison.metric}, protocol {comparison.protocol}, in percent"
+    table = _table(what)
+    keys = [*QUANTITIES, "seconds"]
+    for key in keys:
+        table.add_column(LABELS[key], justify="right", overflow="fold")
+    for method in comparison.methods:
+        seeds = f" ({len(method.members)} seeds)" if len(method.members) > 1 else ""
+        values = {**method.values, "seconds": method.seconds}
+        table.add_row(Text(method.label + seeds), *(_cell(describe(values[key], key)) for key in keys))
+    return table
+
+
+def _table(title: str) -> Table:
+    table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("method", overflow="fold")
+    return table
+
+
+def _cell(text: str) -> Text:
+    """The interval stands below its number: the table then fits 80 characters."""
+    value, bracket, rest = text.partition(" (")
+    return Text(f"{value}\n{rest.replace(')', '')}" if bracket else value)
+
+
+def difference_table(comparison: Comparison) -> Table | None:
+    """Return differences against the baseline in points; `None` if there is but one method."""
+    if not comparison.differences:
+        return None
+    table = _table(f"Against {comparison.baseline}, in points (n.r. = not resolved)")
+    for key in QUANTITIES:
+        table.add_column(LABELS[key], justify="right", overflow="fold")
+    for method in comparison.methods:
+        found = {d.quantity: d for d in comparison.differences if d.method == method.label}
+        if found:
+            table.add_row(Text(method.label), *(_cell(describe_difference(found[key])) for key in QUANTITIES))
+    return table
+
+
+def describe_difference(difference: Difference) -> str:
+    """Return `+12.0 (9.8–14.1)`, with `n.r.` where the interval holds 0."""
+    change = difference.change
+    if change is None:
+        return NOT_DEFINED
+    if change.nothing:
+        return "0.0 (same answers)"
+    interval = span(change.low, change.high, 1)
+    shown = f"{points(change.value)} ({interval})" if interval else points(change.value)
+    return shown if change.resolved else f"{shown} n.r."
+
+
+def comparison_text(comparison: Comparison, width: int = 120) -> str:
+    """Return the whole comparison as plain text, for logs and files."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    for line in comparison.leaders:
+        console.print(Text(line))
+    console.print(comparison_table(comparison))
+    differences = difference_table(comparison)
+    if differences is not None:
+        console.print(differences)
+    for note in (*comparison.notes, *methods_of_intervals(comparison)):
+        console.print(Text(note))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def methods_of_intervals(comparison: Comparison) -> list[str]:
+    """Say where the intervals come from, and why a difference is missing."""
+    hows = [d.change.how for d in comparison.differences if d.change is not None]
+    lines = [f"Intervals of differences: {'; '.join(dict.fromkeys(hows))}."] if hows else []
+    missing: dict[str, list[str]] = {}
+    for d in comparison.differences:
+        if d.why_not and LABELS[d.quantity] not in missing.setdefault(d.why_not, []):
+            missing[d.why_not].append(LABELS[d.quantity])
+    return lines + [f"{' and '.join(names)} not defined: {why}." for why, names in missing.items()]

@@ -1,0 +1,253 @@
+"""The report of a run: self-contained, safe, honest about what is not defined, and complete at every moment.
+
+Proven here: no request leaves the page; names cannot inject; a run with one row, null metrics, a missing picture
+or no configuration still gets a report; intervals and the headline follow the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report_fixtures as synthetic
+from PIL import Image
+
+from everclip.errors import DataError
+from everclip.evaluation.results import Event, Example, Score
+from everclip.evaluation.statistics import Interval, wilson
+from everclip.report import write_report
+from everclip.report.canvas import plain
+from everclip.report.definitions import METRICS, why_undefined
+from everclip.report.formats import number, points, seconds, span
+from everclip.report.intervals import difference_interval, mean_interval, stratified_bootstrap
+from everclip.report.pictures import inline_picture
+from everclip.report.quantities import change_since_start, estimate, metric, terms
+from everclip.report.runs import Run
+from everclip.report.sentences import headline
+
+FIGURES = ("matrix", "curves", "forgetting", "retention", "representation", "cost")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report."""
+    folder = synthetic.write_run(tmp_path_factory.mktemp("run") / "finetune", "finetune")
+    write_report(folder)
+    return folder
+
+
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def loads(html: str) -> list[str]:
+    """Every address the page would load or lead to."""
+    found = re.findall(r"""(?:src|href|action|poster|data)\s*=\s*["']([^"']*)""", html)
+    return found + re.findall(r"url\(([^)]*)\)", html) + re.findall(r"@import[^;]*", html)
+
+
+def test_page_loads_nothing(finished: Path) -> None:
+    for address in loads(page(finished)):
+        assert address.strip("'\"").startswith(("data:", "#")), address
+    assert "<script" not in page(finished)
+
+
+def test_page_has_the_promised_parts_in_order(finished: Path) -> None:
+    html = page(finished)
+    parts = ["headline", "tiles", "Score matrix", "Every set over time", "Forgetting per task",
+             "What was known before", "The embedding space", "Cost", "Derived metrics", "Examples", "Events",
+             "Provenance"]
+    places = [html.index(part, html.index("<body>")) for part in parts]
+    assert places == sorted(places)
+    assert '<html lang="en">' in html
+    assert html.count("<svg") == html.count('role="img" aria-label=') >= 10
+    assert len(re.findall(r' id="([^"]+)"', html)) == len(set(re.findall(r' id="([^"]+)"', html)))
+    assert "✓ right" in html
+    assert "✗ wrong" in html
+    assert "everclip run emoji-time@1 method=finetune seed=0" in html
+    assert "data:image/png;base64," in html
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_there_and_not_empty(finished: Path, name: str) -> None:
+    with Image.open(finished / "figures" / f"{name}.png") as image:
+        assert min(image.size) >= 100
+        assert len(image.convert("RGB").quantize(64).getcolors()) > 20
+
+
+def test_headline_follows_the_numbers(finished: Path) -> None:
+    run = Run(finished)
+    said = headline(run)
+    known, before = estimate(run, terms(run, "known")), estimate(run, terms(run, "known", 0))
+    assert known is not None
+    assert before is not None
+    assert said.startswith("After 5 tasks, finetune finds ")
+    assert f"{100 * known.value:.0f}\u00a0%" in said
+    assert f"down from {100 * before.value:.0f}\u00a0%" in said
+    assert "learned +31 points, forgot 16" in said
+
+
+def test_a_method_that_trains_nothing_changes_nothing(tmp_path: Path) -> None:
+    run = Run(synthetic.write_run(tmp_path, "zero-shot"))
+    assert "exactly as before: learned nothing, forgot nothing" in headline(run)
+    change = change_since_start(run, "known")
+    assert change is not None
+    assert change.nothing
+    assert not change.resolved
+
+
+def test_overlap_is_called_not_resolved(tmp_path: Path) -> None:
+    found, _ = synthetic.results("finetune", rows=2)
+    first = found.rows[0].scores["known"]["all"]["mean_r1"]
+    near = Score(value=(first.value or 0) - 0.01, low=(first.low or 0) - 0.01, high=(first.high or 0) - 0.01, n=first.n)
+    last = found.rows[1].model_copy(update={"scores": {**found.rows[1].scores, "known": {"all": {"mean_r1": near}}}})
+    run = Run(synthetic.write_run(tmp_path, "finetune", paired=False, rows=2))
+    found.model_copy(update={"rows": [found.rows[0], last]}).write(tmp_path)
+    said = headline(Run(run.folder))
+    assert "(not resolved)" in said
+    assert "what it forgot is not resolved" in said
+
+
+def test_one_row_says_what_is_not_defined(tmp_path: Path) -> None:
+    folder = synthetic.write_run(tmp_path, rows=1, status="running")
+    (folder / "examples" / "1.png").unlink()
+    (folder / "figures").mkdir()
+    (folder / "figures" / "forgetting.png").write_bytes(b"of an earlier report")
+    (folder / "figures" / "mine.png").write_bytes(b"not ours")
+    write_report(folder)
+    html = page(folder)
+    assert "Before any training, finetune finds" in html
+    assert "No task has been learned yet" in html
+    assert "not defined" in html
+    assert "needs one row per task; this run has 0 of 5" in html
+    assert "This run is not finished: 0 of 5 tasks" in html
+    assert html.count("picture missing") == 1
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "matrix.png", "curves.png", "representation.png", "cost.png", "mine.png"}
+
+
+def test_no_row_no_column_no_metric(tmp_path: Path) -> None:
+    found, _ = synthetic.results(rows=1)
+    bare = found.model_copy(update={"rows": [], "columns": [], "metrics": {"forgetting": None}, "examples": [],
+                                    "events": [], "cost": {}, "provenance": {}})
+    bare.write(tmp_path)
+    write_report(tmp_path)
+    html = page(tmp_path)
+    assert "no row has been measured yet" in html
+    assert "config.yaml" in html  # said to be missing
+
+
+def test_joint_has_no_square_matrix_and_says_so(tmp_path: Path) -> None:
+    run = Run(synthetic.write_run(tmp_path, "joint"))
+    assert why_undefined("average", run.results).endswith("this run has one row for all tasks at once")
+    assert run.complete
+    assert headline(run).startswith("After 5 tasks, joint finds")
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"'&$x^{$ {{ 7*7 }}"
+    found, _ = synthetic.results("finetune", rows=2)
+    rename = {"2016": evil}
+    columns = [c.model_copy(update={"name": rename.get(c.name, c.name)}) for c in found.columns]
+    rows = [r.model_copy(update={"label": evil, "scores": {rename.get(k, k): v for k, v in r.scores.items()}})
+            for r in found.rows]
+    example = Example(column=evil, id=evil, picture="examples/0.png", truth=evil, answers=[])
+    folder = synthetic.write_run(tmp_path, "finetune", paired=False, rows=2)
+    found.model_copy(update={
+        "columns": columns, "rows": rows, "examples": [example], "title": evil, "summary": evil,
+        "method": {"name": evil}, "events": [Event(kind=evil, message=evil)], "cost": {evil: evil},
+        "provenance": {evil: evil, "command": evil}, "metrics": {**found.metrics, evil: 0.5},
+    }).write(folder)
+    write_report(folder)
+    html = page(folder)
+    assert "<script" not in html
+    assert "49" not in re.findall(r"<h1>(.*?)</h1>", html)[0]
+    assert "&lt;script&gt;" in html
+    assert all(address.startswith(("data:", "#")) for address in loads(html))
+
+
+def test_pictures_come_only_from_the_run_folder(tmp_path: Path) -> None:
+    folder = synthetic.write_run(tmp_path / "run", rows=1)
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (folder / "text.png").write_text("no picture")
+    assert inline_picture(folder, "../secret.png") is None
+    assert inline_picture(folder, str(tmp_path / "secret.png")) is None
+    assert inline_picture(folder, "text.png") is None
+    assert inline_picture(folder, "missing.png") is None
+    assert inline_picture(folder, "") is None
+    found = inline_picture(folder, "examples/0.png")
+    assert found is not None
+    assert found.startswith("data:image/png;base64,")
+
+
+def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "big.png")
+    found = inline_picture(tmp_path, "big.png")
+    assert found is not None
+    assert len(found) < 200_000 < (tmp_path / "big.png").stat().st_size
+
+
+def test_no_result_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+        write_report(tmp_path)
+
+
+def test_outcomes_that_do_not_belong_to_the_score_are_not_used(tmp_path: Path) -> None:
+    folder = synthetic.write_run(tmp_path, rows=2)
+    _, items = synthetic.results(rows=2)
+    key = "known/all/mean_r1"
+    synthetic.save_items(folder, [items[0], {**items[1], key: 1 - items[1][key]}])
+    change = change_since_start(Run(folder), "known")
+    assert change is not None
+    assert not change.paired
+    assert "independent" in change.how
+
+
+def test_metric_of_the_result_wins(tmp_path: Path) -> None:
+    found, _ = synthetic.results("finetune")
+    folder = synthetic.write_run(tmp_path, "finetune", metrics={**found.metrics, "average": 0.5})
+    value = metric(Run(folder), "average")
+    assert value is not None
+    assert (value.value, value.low) == (0.5, None)
+
+
+def test_every_undefined_metric_has_a_reason() -> None:
+    found, _ = synthetic.results(rows=1)
+    for name in METRICS:
+        assert why_undefined(name, found)
+    assert why_undefined("from_elsewhere", found)
+
+
+def test_stratified_bootstrap_of_one_block_is_near_wilson() -> None:
+    hits = np.repeat([1.0, 0.0], [60, 140])[:, None]
+    found = stratified_bootstrap([hits], lambda means: means[0][..., 0], seed=0)
+    exact = wilson(60, 200)
+    assert found.low == pytest.approx(exact.low, abs=0.01)
+    assert found.high == pytest.approx(exact.high, abs=0.01)
+    assert found == stratified_bootstrap([hits[::-1]], lambda means: means[0][..., 0], seed=0)
+
+
+def test_intervals_of_sums_and_differences() -> None:
+    one = Interval(0.4, 0.6)
+    four = mean_interval([0.5] * 4, [one] * 4)
+    assert (four.low, four.high) == pytest.approx((0.45, 0.55))
+    gap = difference_interval(0.5, one, 0.5, one)
+    assert (gap.low, gap.high) == pytest.approx((-0.1 * 2**0.5, 0.1 * 2**0.5))
+    # Newcombe (1998), table II, contrast 56/70 - 48/80, method 10: 0.0524 to 0.3339.
+    a, b = wilson(56, 70), wilson(48, 80)
+    found = difference_interval(56 / 70, a, 48 / 80, b)
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+@pytest.mark.parametrize(("shown", "expected"), [
+    (number(-0.04), "0.0"), (number(-1.26), "\u22121.3"), (number(None), "not defined"),
+    (points(0.1), "+10.0"), (points(-0.1), "\u221210.0"), (points(0.0001), "0.0"),
+    (span(0.44, 0.48), "44–48"), (span(-0.02, 0.01), "\u22122 to 1"), (span(None, 1.0), ""),
+    (seconds(8.14), "8.1\u00a0s"), (seconds(250), "4\u00a0min 10\u00a0s"), (seconds(7500), "2\u00a0h 05\u00a0min"),
+    (plain("a$b\nc"), r"a\$b c"),
+])
+def test_numbers_as_readers_see_them(shown: str, expected: str) -> None:
+    assert shown == expected

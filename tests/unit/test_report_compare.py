@@ -1,0 +1,202 @@
+"""Comparisons: who may stand side by side, which differences are resolved, several seeds, tables and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report_fixtures as synthetic
+from PIL import Image
+
+from everclip.errors import DataError
+from everclip.report import (
+    Comparison,
+    compare,
+    comparison_table,
+    comparison_text,
+    difference_table,
+    write_comparison,
+)
+
+METHODS = ("zero-shot", "finetune", "replay", "wise-ft", "joint")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One run per method."""
+    root = tmp_path_factory.mktemp("runs")
+    return {method: synthetic.write_run(root / method, method) for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def found(folders: dict[str, Path]) -> Comparison:
+    return compare(list(folders.values()))
+
+
+def difference(found: Comparison, method: str, quantity: str):  # type: ignore[no-untyped-def]
+    return next(d for d in found.differences if (d.method, d.quantity) == (method, quantity))
+
+
+def test_single_runs_are_compared_item_by_item(found: Comparison) -> None:
+    change = difference(found, "finetune", "known").change
+    assert change.resolved
+    assert change.paired
+    assert "10,000 draws" in change.how
+    assert change.low < change.value < change.high < 0
+    assert found.baseline == "zero-shot"
+    assert difference(found, "finetune", "forgetting").change.low > 0
+
+
+def test_values_are_those_of_the_results(found: Comparison) -> None:
+    results, _ = synthetic.results("replay")
+    method = next(m for m in found.methods if m.label == "replay")
+    names = {"known": "known_last", "new": "new_last", "average": "average", "forgetting": "forgetting"}
+    for key, name in names.items():
+        value = method.values[key]
+        assert value is not None
+        assert value.value == pytest.approx(results.metrics[name])
+        assert value.low is not None
+        assert value.high is not None
+        assert value.low <= value.value <= value.high
+
+
+def test_what_joint_cannot_have_is_not_defined_with_a_reason(found: Comparison) -> None:
+    joint = next(m for m in found.methods if m.label == "joint")
+    assert joint.values["average"] is None
+    lacking = difference(found, "joint", "average")
+    assert lacking.change is None
+    assert "one row for all tasks at once" in lacking.why_not
+
+
+def test_a_bound_is_no_rival(found: Comparison) -> None:
+    assert found.leaders[0].startswith("replay is best at what is new")
+    assert found.leaders[-1].startswith("joint learns everything at once")
+
+
+def test_unpaired_runs_fall_back_and_say_so(tmp_path: Path) -> None:
+    runs = [synthetic.write_run(tmp_path / m, m, paired=False) for m in ("finetune", "replay")]
+    found = compare(runs)
+    change = difference(found, "replay", "new").change
+    assert not change.paired
+    assert not change.resolved
+    assert "Wilson" in change.how
+    assert "not resolved" in found.leaders[0]
+    assert "n.r." in comparison_text(found)
+    assert "Wilson" in comparison_text(found)
+
+
+def test_pairing_narrows_the_interval(found: Comparison, tmp_path: Path) -> None:
+    loose = compare([synthetic.write_run(tmp_path / m, m, paired=False) for m in ("zero-shot", "finetune")])
+    for key in ("known", "new", "retention", "average", "forgetting"):
+        paired, other = difference(found, "finetune", key).change, difference(loose, "finetune", key).change
+        assert paired.value == pytest.approx(other.value)
+        assert paired.high - paired.low < other.high - other.low
+
+
+def test_equal_runs_are_the_same_answers(tmp_path: Path) -> None:
+    first = synthetic.write_run(tmp_path / "a", "zero-shot")
+    second = synthetic.write_run(tmp_path / "b", "zero-shot", name="frozen")
+    change = difference(compare([first, second]), "frozen", "new").change
+    assert change.nothing
+    assert not change.resolved
+    assert "same answers" in comparison_text(compare([first, second]))
+
+
+def test_seeds_become_mean_and_spread(tmp_path: Path) -> None:
+    runs = [synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for m in ("finetune", "replay") for s in (0, 1, 2)]
+    found = compare(runs)
+    assert [len(m.members) for m in found.methods] == [3, 3]
+    value = found.methods[0].values["new"]
+    single = [compare([run]).methods[0].values["new"] for run in runs[:3]]
+    assert value is not None
+    assert value.value == pytest.approx(np.mean([v.value for v in single if v]))
+    assert value.deviation == pytest.approx(np.std([v.value for v in single if v], ddof=1))
+    change = difference(found, "replay", "known").change
+    assert "3 paired seeds" in change.how
+    assert change.resolved
+    assert "(3 seeds)" in comparison_text(found, 160)
+
+
+def test_other_settings_are_another_method(tmp_path: Path) -> None:
+    first = synthetic.write_run(tmp_path / "a", "replay")
+    second = synthetic.write_run(tmp_path / "b", "replay", 1)
+    text = (second / "config.yaml").read_text(encoding="utf-8")
+    (second / "config.yaml").write_text(text.replace("settings: {}", "settings: {size: 50}"), encoding="utf-8")
+    assert [m.label for m in compare([first, second]).methods] == ["replay (no size)", "replay (size=50)"]
+
+
+def test_the_same_folder_twice_counts_once(folders: dict[str, Path]) -> None:
+    assert len(compare([folders["replay"], folders["replay"] / "."]).methods[0].members) == 1
+
+
+def test_other_benchmarks_are_refused_with_the_difference(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = synthetic.write_run(tmp_path / "other", "replay", benchmark="emoji-styles@1")
+    with pytest.raises(DataError, match=r"emoji-time@1.*emoji-styles@1"):
+        compare([folders["finetune"], other])
+    assert any("by force" in note for note in compare([folders["finetune"], other], force=True).notes)
+
+
+def test_other_headlines_and_sets_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    results, _ = synthetic.results("replay")
+    matrix = results.matrix.model_copy(update={"protocol": "own"})
+    own = synthetic.write_run(tmp_path / "own", "replay", matrix=matrix)
+    with pytest.raises(DataError, match="headline: mean_r1 under protocol all"):
+        compare([folders["finetune"], own])
+    fewer = synthetic.write_run(tmp_path / "fewer", "replay", columns=results.columns[:-1])
+    with pytest.raises(DataError, match="evaluation sets: subgroups"):
+        compare([folders["finetune"], fewer])
+
+
+def test_unfinished_runs_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    part = synthetic.write_run(tmp_path / "part", "replay", rows=3, status="stopped")
+    found = compare([folders["finetune"], part])
+    assert any("2 of 5 tasks" in note for note in found.notes)
+    assert difference(found, "replay", "average").change is None
+
+
+def test_baseline_by_name(folders: dict[str, Path]) -> None:
+    both = [folders["finetune"], folders["replay"]]
+    assert compare(both, baseline="replay").differences[0].method == "finetune"
+    with pytest.raises(DataError, match="Did you mean 'replay'"):
+        compare(both, baseline="replai")
+    with pytest.raises(DataError, match="nothing to compare"):
+        compare([])
+
+
+def test_json_holds_everything(found: Comparison) -> None:
+    document = json.loads(found.model_dump_json())
+    assert Comparison.model_validate(document) == found
+    assert json.dumps(document, allow_nan=False)
+
+
+def test_tables_show_markup_in_names_and_fit_a_terminal(folders: dict[str, Path], tmp_path: Path) -> None:
+    evil = synthetic.write_run(tmp_path / "evil", "replay", name="[red]x[/red]")
+    found = compare([folders["finetune"], evil])
+    text = comparison_text(found, 80)
+    assert "[red]" in text.replace("\n", "")
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    assert comparison_table(found).row_count == 2
+    assert difference_table(compare([evil])) is None
+
+
+def test_page_is_self_contained_and_escaped(folders: dict[str, Path], tmp_path: Path) -> None:
+    evil = synthetic.write_run(tmp_path / "evil", "replay", name="<script>alert(1)</script>")
+    path = write_comparison([folders["finetune"], folders["joint"], evil], tmp_path / "out")
+    html = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "out" / "comparison.html"
+    assert "<script" not in html
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", html)
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    for name in ("tradeoff", "bars", "curve-known", "curve-new", "curve-retention"):
+        with Image.open(tmp_path / "out" / "figures" / f"{name}.png") as image:
+            assert len(image.convert("RGB").quantize(64).getcolors()) > 20
+
+
+def test_page_at_a_given_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    path = write_comparison([folders["finetune"]], tmp_path / "one.html")
+    assert path == tmp_path / "one.html"
+    assert (tmp_path / "one-figures" / "bars.png").is_file()
