@@ -26,7 +26,8 @@ def main() -> str:
     learner, task, _, training = setting()
     moments: dict[str, torch.Tensor] = {}
     engine = Engine(learner.accelerator, learner._maker, training, 0)
-    engine.run(learner.method, learner.plan(task)[0], 0, 0, Hooks(lambda log, state: moments.update(state())))
+    hooks = Hooks(after_step=lambda log: True, save=lambda step, state: moments.update(state()))
+    engine.run(learner.method, learner.plan(task)[0], 0, 0, hooks)
     config = CheckpointConfig()
     seconds, size = [], 0
     with tempfile.TemporaryDirectory() as folder:

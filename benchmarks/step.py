@@ -84,7 +84,7 @@ def engine_loop() -> tuple[Any, list[dict[str, dict[str, Any]]], Any]:
     learner, task, batches, training = setting()
     engine = Engine(learner.accelerator, Premade(batches), training, 0)  # type: ignore[arg-type]
     phase = learner.plan(task)[0]
-    hooks = Hooks(lambda log, optimiser: None)
+    hooks = Hooks()
 
     def steps() -> None:
         engine.run(learner.method, phase, 0, 0, hooks)

@@ -154,7 +154,6 @@ class CheckpointConfig(Frozen):
     every_steps: int | None = Field(None, ge=1)
     max_share: float = Field(0.02, gt=0, le=1)
     keep: int = Field(2, ge=1)
-    keep_tasks: bool = Field(False, description="also keep the model as it was after each task")
     disk_budget_mb: float | None = Field(None, gt=0)
 
 

@@ -144,16 +144,15 @@ class Stream:
         batch_size: samples per step over all processes.
         view: `train` augments images and draws captions, `eval` does neither.
         order: `shuffle` permutes anew each epoch, `cycle` repeats the given order, `once` stops after one pass.
-        columns: what a batch holds: any of `image`, `tokens`, `label`, `id`, `features`.
+        columns: what a batch holds besides `id`: any of `image`, `tokens` and `label`.
         classes: the label space of column `label`.
-        templates: texts of the classes or captions, `{}` stands for the name.
     """
 
     sources: tuple[Source, ...]
     batch_size: int
     view: View = "train"
     order: Order = "shuffle"
-    columns: tuple[str, ...] = ("image", "tokens", "positives")
+    columns: tuple[str, ...] = ("image", "tokens")
     classes: tuple[ClassEntry, ...] | None = None
 
 
@@ -165,13 +164,11 @@ class ParamGroup:
         names: names of parameters of the method's module.
         lr_scale: factor on the learning rate.
         weight_decay: overrides that of the training configuration.
-        row_scale: name of a buffer `(rows, 1)` that scales updates row by row (TEIR).
     """
 
     names: tuple[str, ...]
     lr_scale: float = 1.0
     weight_decay: float | None = None
-    row_scale: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,9 +177,10 @@ class Phase:
 
     Attributes:
         name: how the log and checkpoints call it.
-        streams: stream name -> stream; every step takes one batch of each.
-        param_groups: what trains; empty with `optimiser=None`.
-        optimiser: overrides the name in the training configuration; `None` means one pass without gradient.
+        streams: stream name -> stream; every step takes one batch of each. The budget counts the stream `main`.
+        param_groups: what trains.
+        optimiser: `default` takes that of the training configuration; `None` means one pass over the streams
+            without gradient, for closed-form methods: `forward` sees every batch and accumulates what it needs.
         steps: number of optimiser steps; `None` = from the training budget and the size of the first source of
             the stream `main` (so that replay costs no extra steps).
         lr: overrides the learning rate of the training configuration.
@@ -225,14 +223,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method relies on; checked against scenario, backbone and configuration before a run starts."""
+    """What a method relies on; checked against the scenario before a run starts.
 
-    borders: bool = True
-    past_data: bool = False
-    reference_data: bool = False
+    Attributes:
+        supervision: what it can learn from: `labels` (class names), `captions`, or both.
+        all_tasks_at_once: whether the run joins all tasks into one (an upper bound, not a continual learner).
+    """
+
     supervision: frozenset[str] = frozenset({"labels", "captions"})
-    transformer_blocks: bool = False
-    batch_dependent: bool = False
     all_tasks_at_once: bool = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -41,7 +41,17 @@ class Cursor:
     optimiser: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-OnStep = Callable[[StepLog, Cursor, Optimiser], None]
+class Watcher(Protocol):
+    """What a loop over a learner wants to know; see `everclip.training.engine.Hooks`."""
+
+    def after_step(self, log: StepLog) -> bool:
+        """Count a step; return whether a checkpoint is due."""
+
+    def report(self, logs: Sequence[StepLog]) -> None:
+        """Show and record steps."""
+
+    def save(self, cursor: Cursor, optimiser: Optimiser) -> None:
+        """Write a checkpoint."""
 
 
 class Learner:
@@ -99,13 +109,13 @@ class Learner:
         """Return the phases that learning `task` now would take."""
         return self.method.phases(task, self.past())
 
-    def learn(self, task: Task, cursor: Cursor | None = None, on_step: OnStep | None = None) -> None:
+    def learn(self, task: Task, cursor: Cursor | None = None, watcher: Watcher | None = None) -> None:
         """Learn one task, or the rest of it.
 
         Args:
             task: what to learn.
-            cursor: where to go on; kept up to date, so that `on_step` can save it.
-            on_step: called after every step.
+            cursor: where to go on; kept up to date, so that a watcher can save it.
+            watcher: follows the steps.
 
         Raises:
             DivergedError: if the loss became NaN, infinite or exploded.
@@ -118,7 +128,7 @@ class Learner:
         while cursor.phase < len(phases):
             phase = phases[cursor.phase]
             while cursor.repeat < phase.repeats:
-                self._run_phase(task, phase, cursor, on_step)
+                self._run_phase(task, phase, cursor, watcher)
                 cursor.repeat, cursor.step, cursor.optimiser = cursor.repeat + 1, 0, {}
             self.method.end_phase(task, phase)
             cursor.phase, cursor.repeat = cursor.phase + 1, 0
@@ -126,42 +136,22 @@ class Learner:
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         self.tasks.append(task)
 
-    def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, on_step: OnStep | None) -> None:
-        def after_step(log: StepLog, optimiser: Optimiser) -> None:
-            cursor.step = log.step + 1
-            if on_step is not None:
-                on_step(log, cursor, optimiser)
-
+    def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
         # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
-        every = 1 if self.accelerator.device.type == "cpu" else 10
+        hooks = Hooks(inspect_every=1 if self.accelerator.device.type == "cpu" else 10)
+        if watcher is not None:
+
+            def save(step: int, optimiser: Optimiser) -> None:
+                cursor.step = step
+                watcher.save(cursor, optimiser)
+
+            hooks = Hooks(watcher.after_step, watcher.report, save, hooks.inspect_every)
         start, state = cursor.step, cursor.optimiser
         cursor.optimiser = {}
-        self.engine.run(self.method, phase, task.index, cursor.repeat, Hooks(after_step, every), start, state)
+        self.engine.run(self.method, phase, task.index, cursor.repeat, hooks, start, state)
 
     def _validate(self, task: Task) -> Mapping[str, float]:
         return validation_scores(self.method, [*self.tasks, task], self.base_val, self.store)
-
-    def observe(self, images: Sequence[bytes], captions: Sequence[str], steps: int = 1) -> None:
-        """Learn from one raw batch of encoded pictures and captions, `steps` optimiser steps long.
-
-        Each call is a task of its own, so a stream without borders is a loop over this.
-        """
-        import pyarrow as pa
-
-        index = len(self.tasks)
-        ids = [f"{index}/{i}" for i in range(len(images))]
-        columns = pa.table(
-            {
-                "id": ids,
-                "image_id": ids,
-                "image": pa.array(list(images), pa.binary()),
-                "caption": list(captions),
-            }
-        )
-        budget = self.training.model_copy(update={"steps": steps, "epochs": None, "samples": None})
-        self.engine = Engine(self.accelerator, self._maker, budget, self.seed)
-        self.learn(Task(index, f"batch {index}", Table(columns, name=f"batch {index}")))
-        self.engine = Engine(self.accelerator, self._maker, self.training, self.seed)
 
     # -- predicting -------------------------------------------------------------------------------------------
 

@@ -153,21 +153,7 @@ class Run:
         started = time.monotonic()
         total = self._steps_of(task)
         self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", total, cursor.step)
-
-        def on_step(log: StepLog, now: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
-            self.place.step += 1
-            self.place.samples += log.samples
-            losses = {name: float(value) for name, value in log.losses.items()}
-            self._log_step(task, now, log, losses)
-            loss = sum(losses.values())
-            self.progress.update(now.step, f"loss {loss:.3f}  {self._rate(log.samples)}")
-            crash_point("after step")
-            if self._stop.name is not None or self._save_due():
-                self._save(now, optimiser())
-                self._stop.check()
-
-        self._step_clock = time.monotonic()
-        self.learner.learn(task, cursor, on_step)
+        self.learner.learn(task, cursor, _Watch(self, task, cursor))
         self.progress.finish()
         self._spend("training", started)
 
@@ -176,27 +162,27 @@ class Run:
 
         return sum(phase_steps(p, self.config.training) * p.repeats for p in self.learner.plan(task))
 
-    def _rate(self, samples: int) -> str:
-        now = time.monotonic()
-        self._step_seconds = now - self._step_clock
-        self._step_clock = now
-        return f"{samples / max(1e-9, self._step_seconds):.0f} pairs/s"
+    def count(self, log: StepLog) -> bool:
+        """Count one step; return whether a checkpoint is due after it."""
+        self.place.step += 1
+        self.place.samples += log.samples
+        return self._stop.name is not None or self._save_due()
 
-    def _log_step(self, task: Task, cursor: Cursor, log: StepLog, losses: dict[str, float]) -> None:
-        entry: dict[str, Any] = {
-            "task": task.index,
-            "phase": cursor.phase,
-            "step": self.place.step,
-            **losses,
-            "lr": log.lr,
-            "samples": self.place.samples,
-        }
-        if log.grad_norm is not None:
-            entry["grad_norm"] = float(log.grad_norm)
-        self._folder.log(entry)
-        self._trackers.log(
-            {k: v for k, v in entry.items() if k not in ("task", "phase", "step")}, self.place.step
-        )
+    def record(self, task: Task, cursor: Cursor, logs: Sequence[StepLog]) -> None:
+        """Write steps to the log and to the trackers."""
+        first = self.place.step - len(logs)
+        for offset, log in enumerate(logs, start=1):
+            values = {name: float(value) for name, value in log.losses.items()} | {"lr": log.lr}
+            if log.grad_norm is not None:
+                values["grad_norm"] = float(log.grad_norm)
+            self._folder.log({"task": task.index, "phase": cursor.phase, "step": first + offset, **values})
+            self._trackers.log(values, first + offset)
+            crash_point("after step")
+
+    def save(self, cursor: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Write a checkpoint in the middle of a phase, then stop if a signal asked for it."""
+        self._save(cursor, optimiser())
+        self._stop.check()
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
@@ -349,6 +335,30 @@ class Run:
             "data": self.scenario.data_fingerprints,
             "towers": self.learner.method.backbone.fingerprints(),
         }
+
+
+class _Watch:
+    """Follows the learning of one task for a run: counts, shows, records, saves."""
+
+    def __init__(self, run: Run, task: Task, cursor: Cursor) -> None:
+        self._run, self._task, self._cursor = run, task, cursor
+        self._clock = time.monotonic()
+
+    def after_step(self, log: StepLog) -> bool:
+        """Count a step; return whether a checkpoint is due."""
+        return self._run.count(log)
+
+    def report(self, logs: Sequence[StepLog]) -> None:
+        """Show and record steps."""
+        self._run.record(self._task, self._cursor, logs)
+        loss = sum(float(value) for value in logs[-1].losses.values())
+        before, self._clock = self._clock, time.monotonic()
+        rate = sum(log.samples for log in logs) / max(1e-9, self._clock - before)
+        self._run.progress.update(logs[-1].step + 1, f"loss {loss:.3f}  {rate:.0f} samples/s")
+
+    def save(self, cursor: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Write a checkpoint."""
+        self._run.save(cursor, optimiser)
 
 
 def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:

@@ -10,7 +10,7 @@ from everclip.methods.base import Method
 class Joint(Method):
     """One phase over all data. The run loop joins the tasks, since `needs.all_tasks_at_once` says so."""
 
-    needs = Needs(borders=False, past_data=True, all_tasks_at_once=True)
+    needs = Needs(all_tasks_at_once=True)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the joined tasks and, where the scenario has it, the base."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from everclip.contracts import Needs, Past, Phase, Task
+from everclip.contracts import Past, Phase, Task
 from everclip.methods.base import Method
 
 
 class ZeroShot(Method):
     """The frozen backbone; its only state is the list of class names, which the scenario holds."""
-
-    needs = Needs(borders=False)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare nothing to train."""

@@ -6,6 +6,7 @@ import math
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
+from everclip.data.batches import stream_size
 
 
 def phase_steps(phase: Phase, config: TrainingConfig) -> int:
@@ -13,6 +14,8 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
 
     An epoch is one pass over the first source of the stream `main`: mixing replay in costs no extra steps.
     """
+    if phase.optimiser is None:
+        return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
     if phase.steps is not None:
         return phase.steps
     if config.steps is not None:

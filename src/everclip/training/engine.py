@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +37,21 @@ class StepLog:
 
 @dataclass
 class Hooks:
-    """What the run loop wants to know: after every step, and how to stop."""
+    """How a loop follows the engine without making it wait for the device.
 
-    after_step: Callable[[StepLog, Callable[[], dict[str, torch.Tensor]]], None]
+    Attributes:
+        after_step: counts a step; returns whether a checkpoint is due. Must not read tensors.
+        report: is given logs whose losses were found good, `inspect_every` at a time; may read tensors.
+        save: writes a checkpoint after `step` steps of the phase, with a function that returns the optimiser's state.
+        inspect_every: how many steps are looked at together (reading a loss makes a GPU wait).
+    """
+
+    after_step: Callable[[StepLog], bool] = field(default=lambda log: False)
+    report: Callable[[Sequence[StepLog]], None] = field(default=lambda logs: None)
+    save: Callable[[int, Callable[[], dict[str, torch.Tensor]]], None] = field(
+        default=lambda step, state: None
+    )
     inspect_every: int = 1
-    fail_after: Callable[[Progress], None] = field(default=lambda progress: None)
 
 
 class Engine:
@@ -86,28 +96,32 @@ class Engine:
             DivergedError: if a loss or gradient is NaN, infinite or above `training.loss_limit`.
         """
         steps = phase_steps(phase, self.config)
-        if steps == 0 or not phase.param_groups:
+        if start >= steps:
             return steps
-        method.train()
+        method.train(phase.optimiser is not None)
         module, optimiser = self._prepare(method, phase, optimiser_state)
         scope = f"{task}/{phase.name}/{repeat}"
         waiting: list[StepLog] = []
         batches = self.maker.batches(dict(phase.streams), scope, start, steps, self.config.workers)
         for step, batch in zip(range(start, steps), batches, strict=True):
             progress = Progress(task, phase.name, repeat, step, steps, self.seed)
-            log = self._step(module, method, optimiser, phase, self._to_device(batch), progress)
+            waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
             method.after_step(progress)
-            waiting.append(log)
-            if len(waiting) >= hooks.inspect_every or step + 1 == steps:
+            due = hooks.after_step(waiting[-1])
+            if due or len(waiting) >= hooks.inspect_every or step + 1 == steps:
+                # Before anything is saved: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
-                waiting.clear()
-            hooks.after_step(log, lambda: self._optimiser_tensors(optimiser))
-            hooks.fail_after(progress)
+                hooks.report(waiting)
+                waiting = []
+            if due:
+                hooks.save(step + 1, lambda: self._optimiser_tensors(optimiser))
         return steps
 
     def _prepare(
         self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+    ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+        if phase.optimiser is None:
+            return method, None
         # Wrapped anew for every phase: a module that grew must be seen by DDP again.
         optimiser = build_optimiser(method, phase, self.config)
         if state:
@@ -120,7 +134,9 @@ class Engine:
         wrapped = nn.parallel.DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
         return wrapped, optimiser
 
-    def _optimiser_tensors(self, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+        if optimiser is None:
+            return {}
         tensors = optimiser_tensors(optimiser)
         scaler = self.accelerator.scaler
         if scaler is not None:
@@ -142,34 +158,36 @@ class Engine:
     def _step(
         self,
         module: nn.Module,
-        method: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimiser: torch.optim.Optimizer | None,
         phase: Phase,
         batch: dict[str, dict[str, Any]],
         progress: Progress,
     ) -> StepLog:
+        base = self.config.lr if phase.lr is None else phase.lr
         rate = learning_rate(
             progress.step,
             progress.steps,
-            self.config.lr if phase.lr is None else phase.lr,
+            base,
             self.config.schedule,
             self.config.warmup,
             self.config.cooldown,
         )
-        set_rate(optimiser, rate)
-        rank = self.accelerator.process_index
-        # Dropout and the like inside open_clip: keyed by place and rank, so nothing random needs to be stored.
-        torch.manual_seed(
-            key_of(self.seed, progress.task, progress.phase, progress.repeat, progress.step, rank) % 2**63
-        )
-        with self.accelerator.autocast():
+        self._seed_dropout(progress)
+        with self.accelerator.autocast(), torch.set_grad_enabled(optimiser is not None):
             losses = module(batch, progress)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(total)
-        norm = self._update(optimiser)
         samples = sum(stream.batch_size for stream in phase.streams.values())
+        if optimiser is None:
+            return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, 0.0, None, samples)
+        set_rate(optimiser, rate)
+        optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
+        norm = self._update(optimiser)
         return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples)
+
+    def _seed_dropout(self, at: Progress) -> None:
+        """Key what is random inside open_clip by place and rank, so that no generator's state needs storing."""
+        rank = self.accelerator.process_index
+        torch.manual_seed(key_of(self.seed, at.task, at.phase, at.repeat, at.step, rank) % 2**63)
 
     def _update(self, optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
         """Clip and step; with fp16 the scaler undoes its factor first and skips steps whose gradient overflowed."""
