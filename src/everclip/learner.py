@@ -8,26 +8,43 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from accelerate import Accelerator
 from PIL import Image
 
-from everclip.config import RunConfig, TrainingConfig, validated
+from everclip.config import (
+    BackboneConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    MethodConfig,
+    RunConfig,
+    TrainingConfig,
+    merge,
+    validated,
+)
 from everclip.contracts import ClassEntry, LabelSpace, Past, Phase, Task
 from everclip.data.batches import BatchMaker
 from everclip.data.images import ImageStore, decode
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError
 from everclip.evaluation.banks import device_of, encode_prompts
+from everclip.evaluation.encode import Encoder
+from everclip.evaluation.results import Score
+from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import validation_scores
+from everclip.files import write_text_atomic
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
+from everclip.registry import method_entry
+from everclip.scenarios.base import ListScenario
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.engine import Engine, Hooks, StepLog
 from everclip.training.processes import start_processes
 from everclip.training.run_folder import CONFIG
 
 Optimiser = Callable[[], dict[str, torch.Tensor]]
+Scores = dict[str, dict[str, dict[str, Score]]]
 
 
 @dataclass
@@ -197,6 +214,19 @@ class Learner:
         best = scores.max(dim=1)
         return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
 
+    def evaluate(self, scenario: ListScenario, config: EvaluationConfig | None = None) -> Scores:
+        """Score the learner as it is now on every evaluation set of a scenario, under every protocol.
+
+        Returns:
+            `[set][protocol][metric]` -> `Score` with its interval.
+        """
+        settings = config or EvaluationConfig()
+        backbone = self.method.backbone
+        encoder = Encoder(scenario.eval_sets, backbone.preprocess, self.store, settings.batch_size)
+        learned = {task.index for task in self.tasks}
+        scorer = RowScorer(scenario, encoder, settings, self.seed, {})
+        return scorer.row(self.method, learned, lambda done, total: None).scores
+
     @staticmethod
     def _picture(image: str | Path | bytes | Image.Image) -> Image.Image:
         if isinstance(image, Image.Image):
@@ -240,16 +270,12 @@ class Learner:
 
     def save(self, folder: Path | str) -> Path:
         """Save the learner as it is now (between tasks) as a checkpoint in `folder`, with its settings."""
-        from everclip.files import write_text_atomic
-
         folder = Path(folder)
-        checkpoints = Checkpoints(folder, _default_checkpoints())
+        checkpoints = Checkpoints(folder, CheckpointConfig())
         cursor = Cursor()
         path = checkpoints.save(self.tensors(cursor, {}), {**self.state(cursor), "kind": "learner"})
-        import yaml
-
         document = {
-            "backbone": {"name": self.method.backbone.name},
+            "backbone": self.method.backbone.config.model_dump(mode="json"),
             "method": {"name": self.method.preset, "settings": self.method.settings.model_dump(mode="json")},
             "training": self.training.model_dump(mode="json"),
             "seed": self.seed,
@@ -267,9 +293,6 @@ class Learner:
         **settings: Any,
     ) -> Learner:
         """Build a learner from names: a backbone, a method preset with settings, and a training configuration."""
-        from everclip.config import BackboneConfig, MethodConfig, merge
-        from everclip.registry import method_entry
-
         entry = method_entry(method)
         chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
         config = validated(TrainingConfig, {"epochs": 5, **(training or {})}, "training")
@@ -284,17 +307,13 @@ class Learner:
         Raises:
             CheckpointError: if there is none.
         """
-        import yaml
-
-        from everclip.config import BackboneConfig, MethodConfig
-
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise CheckpointError(
                 f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
             )
         document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        found = Checkpoints(folder, _default_checkpoints()).latest()
+        found = Checkpoints(folder, CheckpointConfig()).latest()
         if found is None:
             raise CheckpointError(f"{folder}: there is no checkpoint yet.")
         backbone_config = BackboneConfig(**document["backbone"])
@@ -305,12 +324,6 @@ class Learner:
             {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, found.state
         )
         return learner
-
-
-def _default_checkpoints() -> Any:
-    from everclip.config import CheckpointConfig
-
-    return CheckpointConfig()
 
 
 def learner_for(config: RunConfig, scenario: Any) -> Learner:

@@ -320,9 +320,11 @@ class Run:
 
     def _cost(self) -> dict[str, Any]:
         seconds = {name: round(value, 3) for name, value in self.place.seconds.items()}
+        total = sum(seconds.values())
         return {
+            **environment.consumption(total, str(self.learner.accelerator.device)),
             "seconds": seconds,
-            "seconds_total": round(sum(seconds.values()), 3),
+            "seconds_total": round(total, 3),
             "checkpoints": dict(self.place.checkpoints),
         }
 

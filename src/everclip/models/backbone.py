@@ -56,6 +56,7 @@ class Backbone(nn.Module):
         self.preprocess = preprocess
         self.pixels = pixels
         self.name = name
+        self.config = BackboneConfig(name=name)
 
     def tokenise(self, texts: list[str]) -> torch.Tensor:
         """Return token ids `(N, L)`, int64."""
@@ -114,10 +115,13 @@ def load_backbone(config: BackboneConfig | str, seed: int = 0) -> Backbone:
         config = BackboneConfig(name=config)
     name = config.name
     if name.startswith("builtin:"):
-        return _from_folder(builtin_folder(name.removeprefix("builtin:")), config, seed)
-    if name.startswith("local-dir:") or Path(name).is_dir():
-        return _from_folder(Path(name.removeprefix("local-dir:")), config, seed)
-    return _from_open_clip(config, seed)
+        backbone = _from_folder(builtin_folder(name.removeprefix("builtin:")), config, seed)
+    elif name.startswith("local-dir:") or Path(name).is_dir():
+        backbone = _from_folder(Path(name.removeprefix("local-dir:")), config, seed)
+    else:
+        backbone = _from_open_clip(config, seed)
+    backbone.config = config
+    return backbone
 
 
 def _from_folder(folder: Path, config: BackboneConfig, seed: int) -> Backbone:

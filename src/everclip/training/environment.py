@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -51,6 +52,21 @@ def describe(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "git": _git(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+WATTS_PER_THREAD, WATTS_PER_GPU = 10.0, 500.0
+"""Assumed power, for an order of magnitude only; nothing is measured."""
+
+
+def consumption(seconds: float, device: str) -> dict[str, Any]:
+    """Return the peak memory of this process, and an estimate of the energy with the assumption behind it."""
+    watts = WATTS_PER_GPU if device.startswith("cuda") else WATTS_PER_THREAD * torch.get_num_threads()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "peak_memory_mb": round(peak, 1),
+        "energy_wh": round(seconds * watts / 3600, 3),
+        "energy_assumption": f"estimated: {watts:g} W while the run is at work, not measured",
     }
 
 
