@@ -133,42 +133,46 @@ def page(document: dict[str, Any]) -> str:
 
 PAGE = """# builtin:tiny
 
-A small CLIP in open_clip's own architecture that everclip itself trained, from random weights, on the emoji known up to
-and including 2015, in English: **the model that stopped learning**. It exists so that everything in everclip runs with
-no network. Written by `scripts/build_tiny.py`; the same facts for programs: `card.json`.
+A small CLIP in open_clip's own architecture that everclip itself trained, from random weights, on
+the emoji known up to and including 2015, in English: **the model that stopped learning**. It exists
+so that everything in everclip runs with no network. Written by `scripts/build_tiny.py`; the same
+facts for programs: `card.json`.
 
 ## What it can do
 
-Name retrieval on {candidates} held-out drawings (one per known emoji, in a drawing style in which that emoji was never
-trained on; emoji that share a drawing with another are left out), among all {candidates} names or drawings. In
-parentheses 95 % Wilson intervals. Chance is {chance}.
+Name retrieval on {candidates} held-out drawings (one per known emoji, in a drawing style in which
+that emoji was never trained on; emoji that share a drawing with another are left out), among all
+{candidates} names or drawings. In parentheses 95 % Wilson intervals. Chance is {chance}.
 
 | direction | Recall@1 | Recall@5 |
 |---|---|---|
 | text to image | {t1} | {t5} |
 | image to text | {i1} | {i5} |
 
-Asked for the Unicode subgroup of a known emoji (99 classes, a question no training caption asks), it is right in
-{subgroup:.1f} % of cases.
+Asked for the Unicode subgroup of a known emoji (99 classes, a question no training caption asks),
+it is right in {subgroup:.1f} % of cases.
 
 ## Architecture
 
-{parameters:,} parameters, {megabytes:.1f} MB in half precision. Image tower: ViT, 48 px, patch 8, width 192, 6 blocks.
-Text tower: causal transformer, width 128, 3 blocks, 32 tokens of an own byte-pair vocabulary of 2,000 entries, learned on
-the names and keywords known in 2015 (`scripts/build_bpe.py`). Joint space: 192 dimensions.
+{parameters:,} parameters, {megabytes:.1f} MB in half precision. Image tower: ViT, 48 px, patch 8,
+width 192, 6 blocks. Text tower: causal transformer, width 128, 3 blocks, 32 tokens of an own byte-
+pair vocabulary of 2,000 entries, learned on the names and keywords known in 2015
+(`scripts/build_bpe.py`). Joint space: 192 dimensions.
 
 ## Data
 
-{drawings:,} training drawings of `builtin:emoji` (two of the three styles of each emoji; {validation} further drawings are
-set aside for validation by hash and never trained on), with English names, a few templates around them, and sampled
-keywords. The drawings are Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0); names and keywords are
-Unicode CLDR's. Licences stand beside the data.
+{drawings:,} training drawings of `builtin:emoji` (two of the three styles of each emoji;
+{validation} further drawings are set aside for validation by hash and never trained on), with
+English names, a few templates around them, and sampled keywords. The drawings are Noto Emoji
+(Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0); names and keywords are Unicode
+CLDR's. Licences stand beside the data.
 
 ## Recipe
 
-`everclip run emoji-base`, then `python scripts/build_tiny.py runs/emoji-base-finetune-s0`. {steps:,} steps,
-{samples:,} samples, {minutes:.0f} minutes on {threads} thread(s) of {device} while another job kept the other core busy.
-Settings were chosen on validation drawings, never on the held-out ones.
+`everclip run emoji-base`, then `python scripts/build_tiny.py runs/emoji-base-finetune-s0`.
+{steps:,} steps, {samples:,} samples, {minutes:.0f} minutes on {threads} thread(s) of {device} while
+another job kept the other core busy. Settings were chosen on validation drawings, never on the
+held-out ones.
 
 ```yaml
 {recipe}
@@ -176,11 +180,12 @@ Settings were chosen on validation drawings, never on the held-out ones.
 
 ## Limits
 
-* What limits it is transfer between drawing styles from two drawings per emoji, not fitting: on drawings it was trained on
-  it is nearly always right. A picture in a style other than these three is further away still.
+* What limits it is transfer between drawing styles from two drawings per emoji, not fitting: on
+  drawings it was trained on it is nearly always right. A picture in a style other than these three
+  is further away still.
 * It knows nothing but emoji: no photographs, no sentences, no language but English.
-* It is small on purpose. What is seen on it about methods (what is learned, what is forgotten) is not what a large CLIP
-  would show in numbers.
+* It is small on purpose. What is seen on it about methods (what is learned, what is forgotten) is
+  not what a large CLIP would show in numbers.
 """
 
 
