@@ -332,3 +332,36 @@ def learner_for(config: RunConfig, scenario: Any) -> Learner:
     backbone = load_backbone(config.backbone, config.seed)
     method = build_method(config.method, backbone, config.seed)
     return Learner(method, config.training, config.seed, accelerator, scenario.base, scenario.base_val)
+
+
+def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
+    """Check before the first step that method and scenario fit.
+
+    Raises:
+        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have.
+    """
+    merging = learner.method.settings.merge
+    for task in tasks:
+        if (
+            merging.kind == "wise-ft"
+            and merging.alpha == "sweep"
+            and not (task.val is not None and len(task.val))
+        ):
+            raise ConfigError(
+                f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
+                "raise scenario.split.validation, or set a fixed method.merge.alpha."
+            )
+        labels = learner.method.uses_labels(task)
+        if labels and task.classes is None:
+            raise ConfigError(
+                f"method.loss: `labels` needs classes, but task {task.name!r} has none; use captions."
+            )
+        if not labels and not task.train.has("caption"):
+            raise ConfigError(
+                f"method.loss: `captions` needs a column `caption`, but task {task.name!r} has none."
+            )
+        wanted = "labels" if labels else "captions"
+        if wanted not in learner.method.needs.supervision:
+            raise ConfigError(
+                f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
+            )

@@ -15,23 +15,26 @@ import torch
 
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
-from everclip.errors import ConfigError, Interrupted
+from everclip.errors import Interrupted
 from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.files import crash_point
-from everclip.learner import Cursor, Learner, learner_for
+from everclip.learner import Cursor, Learner, check_fit, learner_for
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.engine import StepLog
+from everclip.training.processes import agree
 from everclip.training.progress import Progress
 from everclip.training.run_folder import RunFolder
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 
 LEARN, EVALUATE = "learn", "evaluate"
+AGREE_EVERY = 8
+"""Steps between agreements of several processes on stopping and saving: each makes the devices wait."""
 
 
 @dataclass
@@ -118,6 +121,7 @@ class Run:
             try:
                 while not self._finished():
                     cursor = self._advance(cursor)
+                    self._stop_if_asked()
             except Interrupted:
                 self._write_results("stopped")
                 raise
@@ -166,7 +170,7 @@ class Run:
         """Count one step; return whether a checkpoint is due after it."""
         self.place.step += 1
         self.place.samples += log.samples
-        return self._stop.name is not None or self._save_due()
+        return self._save_due()
 
     def record(self, task: Task, cursor: Cursor, logs: Sequence[StepLog]) -> None:
         """Write steps to the log and to the trackers."""
@@ -182,7 +186,12 @@ class Run:
     def save(self, cursor: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Write a checkpoint in the middle of a phase, then stop if a signal asked for it."""
         self._save(cursor, optimiser())
-        self._stop.check()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Raise `Interrupted` on all processes if a signal reached any; only where the state is saved."""
+        if agree(self.learner.accelerator, self._stop.name is not None):
+            self._stop.check(anyway=True)
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
@@ -199,7 +208,8 @@ class Run:
         def tick(done: int, total: int) -> None:
             self.progress.update(done, "pictures", total)
             crash_point("in evaluation")
-            self._stop.check()
+            if self.learner.accelerator.num_processes == 1:
+                self._stop.check()  # several processes stop together, between the stages
 
         row, examples = self._recorder.measure(
             self.learner.method,
@@ -249,18 +259,18 @@ class Run:
         self.progress.say(f"note: {kind}: {message}")
 
     def _save_due(self) -> bool:
+        """Whether to write a checkpoint after this step; processes agree, since a signal may reach them apart."""
         every = self.config.checkpoint.every_steps
-        if every is not None:
-            return self.place.step % every == 0
+        if every is not None and self.place.step % every == 0:
+            return True
+        processes = self.learner.accelerator.num_processes
+        if processes > 1 and self.place.step % AGREE_EVERY:
+            return False
         cost = self.place.checkpoints.get("longest", 0.0)
         # Rare enough that writing stays below `max_share` of the time, however slow the disk or large the model.
-        due = max(self.config.checkpoint.every_seconds, cost / self.config.checkpoint.max_share)
-        decision = time.monotonic() - self._saved_at > due
-        if self.learner.accelerator.num_processes > 1:
-            from everclip.training.processes import everywhere
-
-            decision = bool(everywhere(self.learner.accelerator, lambda: decision))
-        return decision
+        wait = max(self.config.checkpoint.every_seconds, cost / self.config.checkpoint.max_share)
+        late = every is None and time.monotonic() - self._saved_at > wait
+        return agree(self.learner.accelerator, self._stop.name is not None or late)
 
     def _save(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
         started = time.monotonic()
@@ -361,36 +371,3 @@ class _Watch:
     def save(self, cursor: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Write a checkpoint."""
         self._run.save(cursor, optimiser)
-
-
-def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
-    """Check before the first step that method and scenario fit.
-
-    Raises:
-        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have.
-    """
-    merging = learner.method.settings.merge
-    for task in tasks:
-        if (
-            merging.kind == "wise-ft"
-            and merging.alpha == "sweep"
-            and not (task.val is not None and len(task.val))
-        ):
-            raise ConfigError(
-                f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
-                "raise scenario.split.validation, or set a fixed method.merge.alpha."
-            )
-        labels = learner.method.uses_labels(task)
-        if labels and task.classes is None:
-            raise ConfigError(
-                f"method.loss: `labels` needs classes, but task {task.name!r} has none; use captions."
-            )
-        if not labels and not task.train.has("caption"):
-            raise ConfigError(
-                f"method.loss: `captions` needs a column `caption`, but task {task.name!r} has none."
-            )
-        wanted = "labels" if labels else "captions"
-        if wanted not in learner.method.needs.supervision:
-            raise ConfigError(
-                f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
-            )

@@ -79,12 +79,20 @@ class Encoder:
         if self._cache is None:
             return make()
         path = self._cache / f"{key}.safetensors"
-        if path.is_file():
+        if self._agreed(path.is_file()):
             return load_file(path)
         features = make()
         if self._rank == 0:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
+
+    def _agreed(self, flag: bool) -> bool:
+        """Return what the first process sees: if one read the cache while another encoded, both would wait for ever."""
+        if self._world == 1:
+            return flag
+        box = [flag]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
 
     @torch.inference_mode()
     def _encode(self, method: Any, tick: Tick, known_task: int | None) -> Features:

@@ -24,7 +24,10 @@ _VARIABLES = {TEXT: "currentColor", MUTED: "var(--muted)", GRID: "var(--grid)", 
     colour: f"var(--s{index})" for index, colour in enumerate(SERIES, start=1)
 }
 _SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "everclip", "font.family": "sans-serif", "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "everclip",
+    "font.family": "sans-serif",
+    "font.size": 10,
 }
 
 

@@ -17,16 +17,28 @@ SETTLED = ("known", "new", "retention", "average")
 
 def tradeoff(comparison: Comparison) -> Picture | None:
     """Draw what was learned over what was kept; up and to the right is better."""
-    placed = [(i, m, x, y) for i, m in enumerate(comparison.methods)
-              if (x := m.values["known"]) is not None and (y := m.values["new"]) is not None]
+    placed = [
+        (i, m, x, y)
+        for i, m in enumerate(comparison.methods)
+        if (x := m.values["known"]) is not None and (y := m.values["new"]) is not None
+    ]
     if not placed:
         return None
     figure = blank(4.6, 3.6)
     axes = figure.add_subplot()
     for index, method, x, y in placed:
-        axes.errorbar([100 * x.value], [100 * y.value], xerr=_reach(x), yerr=_reach(y), color=series(index),
-                      marker=MARKERS[index % len(MARKERS)], markersize=8, linestyle="none", elinewidth=1.4,
-                      label=plain(method.label, 34))
+        axes.errorbar(
+            [100 * x.value],
+            [100 * y.value],
+            xerr=_reach(x),
+            yerr=_reach(y),
+            color=series(index),
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=8,
+            linestyle="none",
+            elinewidth=1.4,
+            label=plain(method.label, 34),
+        )
     dress(axes)
     axes.grid(axis="x", color=axes.get_ygridlines()[0].get_color(), linewidth=0.6)
     axes.set_xlabel("known before, percent at the end")
@@ -54,9 +66,12 @@ def curves(comparison: Comparison) -> list[tuple[str, Picture]]:
         axes.set_xlabel("tasks learned")
         axes.set_title(f"{LABELS[key]}, percent", fontsize=10.5, loc="left", color=TEXT)
         _legend(figure, 2)
-        said = "; ".join(f"{m.label}: {', '.join(plain_percent(p.value.value) for p in m.curves[key])}"
-                         for _, m in methods)
-        found.append((key, finish(figure, f"curve-{key}", f"{LABELS[key]} in percent over the tasks. {said}.")))
+        said = "; ".join(
+            f"{m.label}: {', '.join(plain_percent(p.value.value) for p in m.curves[key])}" for _, m in methods
+        )
+        found.append(
+            (key, finish(figure, f"curve-{key}", f"{LABELS[key]} in percent over the tasks. {said}."))
+        )
     return found
 
 
@@ -64,12 +79,25 @@ def _line(axes: Axes, method: Method, key: str, index: int) -> None:
     points = method.curves[key]
     # All tasks learned at once: nothing was measured on the way, so the line is no path.
     leaps = any(b.tasks - a.tasks > 1 for a, b in pairwise(points))
-    axes.plot([p.tasks for p in points], [100 * p.value.value for p in points], color=series(index),
-              marker=MARKERS[index % len(MARKERS)], markersize=5, linewidth=1.7, label=plain(method.label, 34),
-              linestyle=":" if leaps else ("-", "--", "-.")[index // len(MARKERS) % 3])
+    axes.plot(
+        [p.tasks for p in points],
+        [100 * p.value.value for p in points],
+        color=series(index),
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=5,
+        linewidth=1.7,
+        label=plain(method.label, 34),
+        linestyle=":" if leaps else ("-", "--", "-.")[index // len(MARKERS) % 3],
+    )
     band = [(p.tasks, v.low, v.high) for p in points if (v := p.value).low is not None and v.high is not None]
-    axes.fill_between([b[0] for b in band], [100 * b[1] for b in band], [100 * b[2] for b in band],
-                      color=series(index), alpha=0.13, linewidth=0)
+    axes.fill_between(
+        [b[0] for b in band],
+        [100 * b[1] for b in band],
+        [100 * b[2] for b in band],
+        color=series(index),
+        alpha=0.13,
+        linewidth=0,
+    )
 
 
 def bars(comparison: Comparison) -> Picture:
@@ -84,7 +112,9 @@ def bars(comparison: Comparison) -> Picture:
         dress(axes, grid="x")
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.set_xlim(left=0)
-        axes.set_yticks(range(len(methods)), [plain(m.label) for m in methods] if place == 0 else [""] * len(methods))
+        axes.set_yticks(
+            range(len(methods)), [plain(m.label) for m in methods] if place == 0 else [""] * len(methods)
+        )
         axes.set_title(LABELS[key], fontsize=10.5, loc="left", color=TEXT)
     said = "; ".join(f"{MEANINGS[key]}: {_listed(methods, key)}" for key in shown)
     return finish(figure, "bars", f"Final scores in percent. {said}.")
@@ -97,7 +127,9 @@ def _bar(axes: Axes, row: int, value: Value | None) -> None:
     axes.barh([row], [100 * value.value], color=series(row), height=0.6)
     reach = _reach(value)
     if reach is not None:
-        axes.errorbar([100 * value.value], [row], xerr=reach, color=TEXT, linestyle="none", elinewidth=1.2, capsize=2)
+        axes.errorbar(
+            [100 * value.value], [row], xerr=reach, color=TEXT, linestyle="none", elinewidth=1.2, capsize=2
+        )
 
 
 def _listed(methods: Sequence[Method], key: str) -> str:
@@ -112,5 +144,11 @@ def _reach(value: Value) -> list[list[float]] | None:
 
 
 def _legend(figure: Figure, columns: int) -> None:
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns,
-                  frameon=False, fontsize=9, labelcolor=TEXT)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        labelcolor=TEXT,
+    )

@@ -58,8 +58,10 @@ def _context(found: Comparison) -> dict[str, Any]:
         "heads": [(LABELS[key], MEANINGS[key]) for key in QUANTITIES],
         "table": _main(found),
         "differences": _differences(found),
-        "columns": [{"name": name, "group": group, "values": [describe(m.columns[name], "") for m in found.methods]}
-                    for name, group in found.column_groups.items()],
+        "columns": [
+            {"name": name, "group": group, "values": [describe(m.columns[name], "") for m in found.methods]}
+            for name, group in found.column_groups.items()
+        ],
         "notes": found.notes,
         "fine": methods_of_intervals(found),
         "tradeoff": compare_figures.tradeoff(found),
@@ -70,9 +72,12 @@ def _context(found: Comparison) -> dict[str, Any]:
 
 def _main(found: Comparison) -> list[dict[str, Any]]:
     return [
-        {"label": method.label, "members": method.members,
-         "cells": [_split(describe(method.values[key], key)) for key in QUANTITIES],
-         "seconds": describe(method.seconds, "seconds")}
+        {
+            "label": method.label,
+            "members": method.members,
+            "cells": [_split(describe(method.values[key], key)) for key in QUANTITIES],
+            "seconds": describe(method.seconds, "seconds"),
+        }
         for method in found.methods
     ]
 
@@ -82,9 +87,15 @@ def _differences(found: Comparison) -> list[dict[str, Any]]:
     for method in found.methods:
         mine = {d.quantity: d for d in found.differences if d.method == method.label}
         if mine:
-            cells = [{"text": _split(describe_difference(mine[key]).removesuffix(" n.r.")),
-                      "open": (change := mine[key].change) is not None and not change.resolved and not change.nothing}
-                     for key in QUANTITIES]
+            cells = [
+                {
+                    "text": _split(describe_difference(mine[key]).removesuffix(" n.r.")),
+                    "open": (change := mine[key].change) is not None
+                    and not change.resolved
+                    and not change.nothing,
+                }
+                for key in QUANTITIES
+            ]
             rows.append({"label": method.label, "cells": cells})
     return rows
 

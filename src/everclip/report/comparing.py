@@ -66,10 +66,17 @@ def compare(
     methods = [_method(team, draws) for team in teams]
     found = runs[0].results
     return Comparison(
-        benchmark=found.benchmark, title=found.title, protocol=found.matrix.protocol, metric=found.matrix.metric,
-        confidence=runs[0].confidence, tasks=[task.name for task in found.tasks],
-        column_groups={column.name: column.group for column in _columns(runs[0])}, baseline=first.label,
-        methods=methods, leaders=_leaders(teams, methods, draws), notes=notes,
+        benchmark=found.benchmark,
+        title=found.title,
+        protocol=found.matrix.protocol,
+        metric=found.matrix.metric,
+        confidence=runs[0].confidence,
+        tasks=[task.name for task in found.tasks],
+        column_groups={column.name: column.group for column in _columns(runs[0])},
+        baseline=first.label,
+        methods=methods,
+        leaders=_leaders(teams, methods, draws),
+        notes=notes,
         differences=[
             _difference(key, team, first, draws) for team in teams if team is not first for key in QUANTITIES
         ],
@@ -137,19 +144,30 @@ def _baseline(teams: Sequence[Team], label: str | None) -> Team:
     for team in teams:
         if team.label == label:
             return team
-    raise DataError(f"baseline {label!r}: no such method.{did_you_mean(label, [team.label for team in teams])}")
+    raise DataError(
+        f"baseline {label!r}: no such method.{did_you_mean(label, [team.label for team in teams])}"
+    )
 
 
 def _method(team: Team, draws: int) -> Method:
     first = team.runs[0]
     members = [
-        Member(folder=str(run.folder), seed=run.results.seed, status=run.results.status,
-               tasks_learned=run.learned_count(run.last)) for run in team.runs
+        Member(
+            folder=str(run.folder),
+            seed=run.results.seed,
+            status=run.results.status,
+            tasks_learned=run.learned_count(run.last),
+        )
+        for run in team.runs
     ]
     return Method(
-        label=team.label, name=first.name, members=members,
+        label=team.label,
+        name=first.name,
+        members=members,
         values={key: _value(team, partial(metric, key=key, draws=draws)) for key in QUANTITIES},
-        columns={column.name: _value(team, partial(_of_column, name=column.name)) for column in _columns(first)},
+        columns={
+            column.name: _value(team, partial(_of_column, name=column.name)) for column in _columns(first)
+        },
         curves={key: _curve(team, key) for key in CURVES},
         seconds=_value(team, _seconds),
     )
@@ -176,8 +194,14 @@ def _value(team: Team, of: Callable[[Run], Estimate | None]) -> Value | None:
     if len(found) == 1:
         return Value(**found[0].model_dump())
     spread = seed_spread([estimated.value for estimated in found], team.runs[0].confidence)
-    return Value(value=spread.mean, low=spread.low, high=spread.high, seeds=len(found),
-                 deviation=spread.standard_deviation, how=f"t interval over {len(found)} seeds, items fixed")
+    return Value(
+        value=spread.mean,
+        low=spread.low,
+        high=spread.high,
+        seeds=len(found),
+        deviation=spread.standard_deviation,
+        how=f"t interval over {len(found)} seeds, items fixed",
+    )
 
 
 def _at(run: Run, key: Key, row: int) -> Estimate | None:
@@ -200,7 +224,11 @@ def _difference(key: Key, team: Team, other: Team, draws: int) -> Difference:
     if change is None:
         lacking = next((t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)), None)
         name = key if key in ("average", "forgetting") else f"{key}_last"
-        why = f"{lacking.label}: {why_undefined(name, lacking.runs[0].results)}" if lacking else "not comparable"
+        why = (
+            f"{lacking.label}: {why_undefined(name, lacking.runs[0].results)}"
+            if lacking
+            else "not comparable"
+        )
     return Difference(quantity=key, method=team.label, baseline=other.label, change=change, why_not=why)
 
 
@@ -211,13 +239,23 @@ def _change(key: Key, team: Team, other: Team, draws: int) -> Change | None:
     mine_by_seed, theirs_by_seed = _by_seed(key, team), _by_seed(key, other)
     if mine_by_seed is None or theirs_by_seed is None:
         return None
-    if len(team.runs) > 1 and mine_by_seed.keys() == theirs_by_seed.keys() and len(mine_by_seed) == len(team.runs):
+    if (
+        len(team.runs) > 1
+        and mine_by_seed.keys() == theirs_by_seed.keys()
+        and len(mine_by_seed) == len(team.runs)
+    ):
         gaps = [mine_by_seed[seed] - theirs_by_seed[seed] for seed in mine_by_seed]
         spread = seed_spread(gaps, team.runs[0].confidence)
         low, high = spread.low, spread.high
         resolved = low is not None and high is not None and (low > 0 or high < 0)
-        return Change(value=spread.mean, low=low, high=high, resolved=resolved, paired=True,
-                      how=f"t interval over {len(mine_by_seed)} paired seeds, items fixed")
+        return Change(
+            value=spread.mean,
+            low=low,
+            high=high,
+            resolved=resolved,
+            paired=True,
+            how=f"t interval over {len(mine_by_seed)} paired seeds, items fixed",
+        )
     return _unpaired(key, team, other, draws)
 
 
@@ -233,8 +271,13 @@ def _unpaired(key: Key, team: Team, other: Team, draws: int) -> Change | None:
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return Change(value=a.value - b.value, resolved=False, how="no intervals are known")
     found = difference_interval(a.value, Interval(a.low, a.high), b.value, Interval(b.low, b.high))
-    return Change(value=a.value - b.value, low=found.low, high=found.high, resolved=found.low > 0 or found.high < 0,
-                  how=f"not paired: {a.how}, and {b.how}")
+    return Change(
+        value=a.value - b.value,
+        low=found.low,
+        high=found.high,
+        resolved=found.low > 0 or found.high < 0,
+        how=f"not paired: {a.how}, and {b.how}",
+    )
 
 
 def _leaders(teams: Sequence[Team], methods: Sequence[Method], draws: int) -> list[str]:
@@ -247,8 +290,11 @@ def _leaders(teams: Sequence[Team], methods: Sequence[Method], draws: int) -> li
     things: tuple[tuple[Key, str], ...] = (("new", "what is new"), ("known", "what was known before"))
     for key, thing in things:
         ranked = sorted(
-            ((value, index) for index, method in enumerate(methods)
-             if index not in bounds and (value := method.values[key]) is not None),
+            (
+                (value, index)
+                for index, method in enumerate(methods)
+                if index not in bounds and (value := method.values[key]) is not None
+            ),
             key=lambda entry: -entry[0].value,
         )
         if len(ranked) < 2:
@@ -263,7 +309,11 @@ def _leaders(teams: Sequence[Team], methods: Sequence[Method], draws: int) -> li
             said.append(f"{ahead}; {rival}, a difference that is not resolved.")
     for index in bounds:
         new, known = methods[index].values["new"], methods[index].values["known"]
-        reached = [f"{share(value)} of {thing}" for value, thing in ((new, "the new"), (known, "the known")) if value]
+        reached = [
+            f"{share(value)} of {thing}" for value, thing in ((new, "the new"), (known, "the known")) if value
+        ]
         if said and reached:
-            said.append(f"{methods[index].label} learns everything at once and reaches {' and '.join(reached)}.")
+            said.append(
+                f"{methods[index].label} learns everything at once and reaches {' and '.join(reached)}."
+            )
     return said

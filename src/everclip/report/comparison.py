@@ -9,7 +9,11 @@ from everclip.report.quantities import Change, Estimate, Key
 
 QUANTITIES: tuple[Key, ...] = ("known", "new", "retention", "average", "forgetting")
 LABELS = {
-    "known": "Known", "new": "New", "retention": "Retention", "average": "Average", "forgetting": "Forgetting",
+    "known": "Known",
+    "new": "New",
+    "retention": "Retention",
+    "average": "Average",
+    "forgetting": "Forgetting",
     "seconds": "Seconds",
 }
 MEANINGS = {

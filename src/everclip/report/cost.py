@@ -36,7 +36,9 @@ def total_seconds(cost: Mapping[str, Any]) -> float | None:
 
 def facts(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return everything but the seconds as (name, readable value)."""
-    flat = [(name, value) for name, value in _flatten(cost) if not name.startswith(("seconds", "total seconds"))]
+    flat = [
+        (name, value) for name, value in _flatten(cost) if not name.startswith(("seconds", "total seconds"))
+    ]
     flat = [(name, value) for name, value in flat if not _stage_name(name.replace(" ", "_"))]
     return [(_without_unit(name), _readable(name, value)) for name, value in flat]
 

@@ -68,17 +68,31 @@ def curve(axes: Axes, run: Run, column: Column, colour: str) -> None:
     """Draw one set over the rows with its interval band."""
     places = positions(run)
     scores = [run.score(row, column) for row in range(len(places))]
-    points = [(x, s.value, s.low, s.high) for x, s in zip(places, scores, strict=True) if s and s.value is not None]
+    points = [
+        (x, s.value, s.low, s.high) for x, s in zip(places, scores, strict=True) if s and s.value is not None
+    ]
     xs, ys = [p[0] for p in points], [100 * p[1] for p in points]
     axes.plot(xs, ys, color=colour, marker="o", markersize=4, linewidth=1.8)
     band = [(x, low, high) for x, _, low, high in points if low is not None and high is not None]
     if len(band) > 1:
-        axes.fill_between([b[0] for b in band], [100 * b[1] for b in band], [100 * b[2] for b in band],
-                          color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(
+            [b[0] for b in band],
+            [100 * b[1] for b in band],
+            [100 * b[2] for b in band],
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
+        )
     elif band:
         axes.vlines(band[0][0], 100 * band[0][1], 100 * band[0][2], color=colour, linewidth=1.4)
-    learned_at = next((x for x, row in zip(places, run.results.rows, strict=True)
-                       if row.index > 0 and column.task is not None and row.task == column.task), None)
+    learned_at = next(
+        (
+            x
+            for x, row in zip(places, run.results.rows, strict=True)
+            if row.index > 0 and column.task is not None and row.task == column.task
+        ),
+        None,
+    )
     if learned_at is not None:
         axes.axvline(learned_at, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
 
@@ -137,8 +151,16 @@ def changes(name: str, entries: Sequence[tuple[str, Change]], label: str, alt: s
         if change.low is not None and change.high is not None:
             axes.hlines(y, 100 * change.low, 100 * change.high, color=SERIES[0], linewidth=2)
         face = SERIES[0] if change.resolved else GROUND
-        axes.plot([100 * change.value], [y], marker="o", markersize=7, color=SERIES[0], markerfacecolor=face,
-                  markeredgewidth=1.6, linestyle="none")
+        axes.plot(
+            [100 * change.value],
+            [y],
+            marker="o",
+            markersize=7,
+            color=SERIES[0],
+            markerfacecolor=face,
+            markeredgewidth=1.6,
+            linestyle="none",
+        )
     axes.axvline(0, color=MUTED, linewidth=1)
     dress(axes, grid="x")
     axes.set_yticks(range(len(entries)), [plain(title) for title, _ in entries])
@@ -166,7 +188,9 @@ def representation(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]
     figure = blank(2.9 * across, 2.0 * down)
     for index, (key, lines) in enumerate(shown):
         _lines_panel(figure.add_subplot(down, across, index + 1), run, key, lines)
-    return panels, finish(figure, "representation", "Measurements of the embedding space over the tasks learned.")
+    return panels, finish(
+        figure, "representation", "Measurements of the embedding space over the tasks learned."
+    )
 
 
 Lines = dict[str, list[tuple[int, float]]]
@@ -175,7 +199,9 @@ Lines = dict[str, list[tuple[int, float]]]
 def _lines(run: Run, key: str) -> Lines:
     found: Lines = {}
     for side, name in (("", key), ("pictures", f"image_{key}"), ("texts", f"text_{key}")):
-        values = [(x, row.representation.get(name)) for x, row in zip(positions(run), run.results.rows, strict=True)]
+        values = [
+            (x, row.representation.get(name)) for x, row in zip(positions(run), run.results.rows, strict=True)
+        ]
         points = [(x, value) for x, value in values if value is not None]
         if points:
             found[side] = points
@@ -184,8 +210,15 @@ def _lines(run: Run, key: str) -> Lines:
 
 def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
     for index, (side, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points, strict=True), color=series(index), marker=MARKERS[index], markersize=4,
-                  linewidth=1.6, linestyle=("-", "--")[index % 2], label=side)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=series(index),
+            marker=MARKERS[index],
+            markersize=4,
+            linewidth=1.6,
+            linestyle=("-", "--")[index % 2],
+            label=side,
+        )
     dress(axes)
     tasks = len(run.results.tasks)
     axes.set_xlim(-0.3, max(tasks, 1) + 0.3)
@@ -197,12 +230,25 @@ def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
     axes.set_title(REPRESENTATION[key].label + unit, fontsize=10.5, loc="left", color=TEXT)
     if any(lines):
         # Beside the title, where no line can run through it.
-        axes.legend(frameon=False, fontsize=8, labelcolor=TEXT, handlelength=1.5, columnspacing=0.7, ncols=2,
-                    loc="lower right", bbox_to_anchor=(1.02, 0.98), borderaxespad=0, handletextpad=0.4)
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            labelcolor=TEXT,
+            handlelength=1.5,
+            columnspacing=0.7,
+            ncols=2,
+            loc="lower right",
+            bbox_to_anchor=(1.02, 0.98),
+            borderaxespad=0,
+            handletextpad=0.4,
+        )
 
 
 def _lines_alt(key: str, lines: Lines) -> str:
-    said = [f"{side or 'value'} {', '.join(number(value, 2) for _, value in points)}" for side, points in lines.items()]
+    said = [
+        f"{side or 'value'} {', '.join(number(value, 2) for _, value in points)}"
+        for side, points in lines.items()
+    ]
     return f"{REPRESENTATION[key].label} over the rows: {'; '.join(said)}."
 
 
@@ -214,7 +260,9 @@ def spent(run: Run) -> Picture | None:
     figure: Figure = blank(4.4, 0.5 + 0.34 * len(parts))
     axes = figure.add_subplot()
     bars = axes.barh(range(len(parts)), list(parts.values()), color=SERIES[0], height=0.62)
-    axes.bar_label(bars, [canvas.plain(seconds(value)) for value in parts.values()], padding=4, color=TEXT, fontsize=9)
+    axes.bar_label(
+        bars, [canvas.plain(seconds(value)) for value in parts.values()], padding=4, color=TEXT, fontsize=9
+    )
     dress(axes, grid="")
     axes.set_yticks(range(len(parts)), [plain(name) for name in parts])
     axes.set_ylim(len(parts) - 0.4, -0.6)

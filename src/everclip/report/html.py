@@ -25,8 +25,11 @@ FILE = "report.html"
 def environment() -> Environment:
     """Return the template environment. Escaping is always on: names come from users' data."""
     return Environment(
-        loader=PackageLoader("everclip.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("everclip.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
@@ -63,7 +66,9 @@ def write_pictures(folder: Path, pictures: Iterable[Picture | None]) -> None:
     kept = {f"{picture.name}.png": picture.png for picture in pictures if picture is not None}
     for name, data in kept.items():
         write_bytes_atomic(folder / name, data)
-    known = {f"{name}.png" for name in ("matrix", "curves", "forgetting", "retention", "representation", "cost")}
+    known = {
+        f"{name}.png" for name in ("matrix", "curves", "forgetting", "retention", "representation", "cost")
+    }
     for name in known - set(kept):
         (folder / name).unlink(missing_ok=True)
 

@@ -32,7 +32,8 @@ def refuse_mixture(runs: Sequence[Run], force: bool) -> list[str]:
     found = [line for run in runs[1:] for line in _differences(first, run)]
     if found and not force:
         raise DataError(
-            "these runs do not measure the same thing:\n  " + "\n  ".join(found)
+            "these runs do not measure the same thing:\n  "
+            + "\n  ".join(found)
             + "\nNumbers of different benchmarks say nothing about each other; `force` compares them all the same."
         )
     return [f"Compared by force: {line}" for line in found]
@@ -46,7 +47,9 @@ def _differences(first: Run, other: Run) -> list[str]:
     for what, of in checks:
         mine, theirs = of(first), of(other)
         if mine != theirs:
-            lines.append(f"{what}: {_shown(mine, theirs)} in {first.folder}, {_shown(theirs, mine)} in {other.folder}")
+            lines.append(
+                f"{what}: {_shown(mine, theirs)} in {first.folder}, {_shown(theirs, mine)} in {other.folder}"
+            )
     return lines
 
 
@@ -78,12 +81,15 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
     notes = [
         f"{run.folder} ({run.name}, seed {run.results.seed}) is {run.results.status}: "
         f"{run.learned_count(run.last)} of {len(run.results.tasks)} tasks are learned."
-        for run in runs if run.results.status != "finished"
+        for run in runs
+        if run.results.status != "finished"
     ]
     for what, of in (("backbone", lambda run: run.results.backbone), ("data", _data)):
         if any(of(run) != of(runs[0]) for run in runs):
             notes.append(f"The runs do not share the same {what}; part of a difference may come from there.")
-    twice = [key for key, n in Counter((run.name, run.results.seed, _frozen(run)) for run in runs).items() if n > 1]
+    twice = [
+        key for key, n in Counter((run.name, run.results.seed, _frozen(run)) for run in runs).items() if n > 1
+    ]
     notes += [f"{name}, seed {seed}, was run more than once: not independent." for name, seed, _ in twice]
     if any(run.confidence != runs[0].confidence for run in runs):
         notes.append("The runs were evaluated at different confidence levels.")

@@ -107,7 +107,9 @@ def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | No
     value = float(cells.statistic(scores))
     if len(cells.columns) == len(cells.rows) == 1:
         score = run.score(cells.rows[0], cells.columns[0])
-        return Estimate(value=value, low=score and score.low, high=score and score.high, how="of the set itself")
+        return Estimate(
+            value=value, low=score and score.low, high=score and score.high, how="of the set itself"
+        )
     # Several rows of one set hold the same items, so only their outcomes tell how they move together.
     blocks = _blocks(run, cells) if len(cells.rows) > 1 else None
     if blocks is not None:
@@ -148,20 +150,32 @@ def difference(
     if mine is None or theirs is None:
         return Change(value=value, resolved=False, how="no intervals are known")
     found = difference_interval(a.value, mine, b.value, theirs)
-    return Change(value=value, low=found.low, high=found.high, resolved=found.low > 0 or found.high < 0, how=WILSON)
+    return Change(
+        value=value, low=found.low, high=found.high, resolved=found.low > 0 or found.high < 0, how=WILSON
+    )
 
 
 def _paired(
-    cells: Terms, others: Terms, blocks: list[Array], other: list[Array], value: float, level: float, draws: int
+    cells: Terms,
+    others: Terms,
+    blocks: list[Array],
+    other: list[Array],
+    value: float,
+    level: float,
+    draws: int,
 ) -> Change:
     how = f"{PAIRED} ({draws:,} draws)"
     if len(blocks) == 1 and cells.kind == "mean":
         found = paired_bootstrap(blocks[0].mean(axis=1), other[0].mean(axis=1), SEED, draws, level)
-        return Change(value=value, low=found.low, high=found.high, resolved=found.resolved, paired=True, how=how)
+        return Change(
+            value=value, low=found.low, high=found.high, resolved=found.resolved, paired=True, how=how
+        )
 
     def statistic(means: Sequence[Array]) -> Array:
         width = len(cells.rows)
-        return cells.statistic([m[..., :width] for m in means]) - others.statistic([m[..., width:] for m in means])
+        return cells.statistic([m[..., :width] for m in means]) - others.statistic(
+            [m[..., width:] for m in means]
+        )
 
     joined = [np.concatenate(pair, axis=1) for pair in zip(blocks, other, strict=True)]
     interval = stratified_bootstrap(joined, statistic, SEED, draws, level)

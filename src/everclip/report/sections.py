@@ -14,7 +14,9 @@ from everclip.report.quantities import Change, Estimate, Key, change_since_start
 from everclip.report.runs import Group, Run
 
 GROUPS: tuple[tuple[Group, str], ...] = (
-    ("known", "known before"), ("task", "tasks, in the order of learning"), ("retention", "never trained on"),
+    ("known", "known before"),
+    ("task", "tasks, in the order of learning"),
+    ("retention", "never trained on"),
 )
 Named = list[tuple[str, Change]]
 
@@ -32,22 +34,38 @@ def tiles(run: Run) -> list[dict[str, str]]:
     found = [_tile(run, *row) for row in rows]
     spent = cost.total_seconds(run.results.cost)
     if spent is not None:
-        found.append({"label": "Time", "value": formats.seconds(spent), "range": "", "change": "",
-                      "note": "wall clock of the whole run"})
+        found.append(
+            {
+                "label": "Time",
+                "value": formats.seconds(spent),
+                "range": "",
+                "change": "",
+                "note": "wall clock of the whole run",
+            }
+        )
     return found
 
 
 def _tile(run: Run, key: Key, label: str, name: str, note: str) -> dict[str, str]:
     value: Estimate | None = metric(run, key)
     if value is None:
-        return {"label": label, "value": formats.NOT_DEFINED, "range": "", "change": "",
-                "note": why_undefined(name, run.results)}
+        return {
+            "label": label,
+            "value": formats.NOT_DEFINED,
+            "range": "",
+            "change": "",
+            "note": why_undefined(name, run.results),
+        }
     lost = key == "forgetting"
     shown = formats.plain_percent(value.value) if lost else formats.percent(value.value)
     change = None if key in ("average", "forgetting") else change_since_start(run, key)
-    return {"label": f"{label}, points" if lost else label, "value": shown,
-            "range": formats.span(value.low, value.high, 1),
-            "change": verdict(change, " since row 0") if change else "", "note": note}
+    return {
+        "label": f"{label}, points" if lost else label,
+        "value": shown,
+        "range": formats.span(value.low, value.high, 1),
+        "change": verdict(change, " since row 0") if change else "",
+        "note": note,
+    }
 
 
 def verdict(change: Change | None, since: str = "") -> str:
@@ -71,22 +89,31 @@ def matrix(run: Run) -> dict[str, Any]:
         cells = []
         for column, score in zip(columns, found, strict=True):
             value = score.value if score else None
-            cells.append({
-                "value": "" if value is None else formats.plain_percent(value),
-                "range": formats.span(score.low, score.high) if score else "",
-                "heat": 0 if value is None else round(max(value, 0) / top, 3),
-                "learned": row.index > 0 and column.task is not None and row.task == column.task,
-            })
+            cells.append(
+                {
+                    "value": "" if value is None else formats.plain_percent(value),
+                    "range": formats.span(score.low, score.high) if score else "",
+                    "heat": 0 if value is None else round(max(value, 0) / top, 3),
+                    "learned": row.index > 0 and column.task is not None and row.task == column.task,
+                }
+            )
         table.append({"label": run.label(row), "cells": cells, "step": row.step, "samples": row.samples})
-    return {"groups": [(title, len(found)) for title, found in groups if found], "rows": table,
-            "columns": [_head(run, column) for column in columns]}
+    return {
+        "groups": [(title, len(found)) for title, found in groups if found],
+        "rows": table,
+        "columns": [_head(run, column) for column in columns],
+    }
 
 
 def _head(run: Run, column: Column) -> dict[str, Any]:
     protocol, name = run.cell(column)
     usual = (protocol, name) == (run.results.matrix.protocol, run.results.matrix.metric)
-    return {"name": column.name, "samples": column.samples, "kind": column.kind,
-            "note": "" if usual else f"{name}, protocol {protocol}"}
+    return {
+        "name": column.name,
+        "samples": column.samples,
+        "kind": column.kind,
+        "note": "" if usual else f"{name}, protocol {protocol}",
+    }
 
 
 def lost_per_task(run: Run) -> Named:
@@ -115,10 +142,16 @@ def kept(run: Run) -> Named:
 
 def change_rows(entries: Named) -> list[dict[str, str]]:
     """Return differences as table rows."""
-    return [{"name": name, "change": "0.0" if change.nothing else formats.points(change.value),
-             "range": formats.span(change.low, change.high, 1),
-             "verdict": "no change" if change.nothing else "resolved" if change.resolved else "not resolved",
-             "how": change.how} for name, change in entries]
+    return [
+        {
+            "name": name,
+            "change": "0.0" if change.nothing else formats.points(change.value),
+            "range": formats.span(change.low, change.high, 1),
+            "verdict": "no change" if change.nothing else "resolved" if change.resolved else "not resolved",
+            "how": change.how,
+        }
+        for name, change in entries
+    ]
 
 
 def metrics(run: Run) -> list[dict[str, str]]:
@@ -129,9 +162,17 @@ def metrics(run: Run) -> list[dict[str, str]]:
     for name in names:
         definition, value = define(name), held[name]
         text = _metric_value(definition, value)
-        found.append({"name": name, "label": definition.label or name, "value": text, "text": definition.text,
-                      "formula": definition.formula, "better": definition.better,
-                      "why": "" if value is not None else why_undefined(name, run.results)})
+        found.append(
+            {
+                "name": name,
+                "label": definition.label or name,
+                "value": text,
+                "text": definition.text,
+                "formula": definition.formula,
+                "better": definition.better,
+                "why": "" if value is not None else why_undefined(name, run.results),
+            }
+        )
     return found
 
 
@@ -157,20 +198,32 @@ def all_scores(run: Run) -> list[dict[str, str]]:
         for protocol, scores in last.get(column.name, {}).items():
             for name, score in scores.items():
                 before = first.get(column.name, {}).get(protocol, {}).get(name)
-                found.append(_score_row(column.name, protocol, name, before.value if before else None, score.value)
-                             | {"range": "" if "rank" in name else formats.span(score.low, score.high, 1),
-                                "n": f"{score.n:,}" if score.n else ""})
+                found.append(
+                    _score_row(column.name, protocol, name, before.value if before else None, score.value)
+                    | {
+                        "range": "" if "rank" in name else formats.span(score.low, score.high, 1),
+                        "n": f"{score.n:,}" if score.n else "",
+                    }
+                )
     return found
 
 
-def _score_row(column: str, protocol: str, name: str, before: float | None, now: float | None) -> dict[str, str]:
+def _score_row(
+    column: str, protocol: str, name: str, before: float | None, now: float | None
+) -> dict[str, str]:
     change = None if before is None or now is None else now - before
     if "rank" in name:  # a place in a list, no share
         shown = [formats.number(value) for value in (before, now, change)]
     else:
         shown = [formats.percent(before), formats.percent(now), formats.points(change)]
-    return {"column": column, "protocol": protocol, "metric": name,
-            "before": shown[0], "last": shown[1], "change": shown[2]}
+    return {
+        "column": column,
+        "protocol": protocol,
+        "metric": name,
+        "before": shown[0],
+        "last": shown[1],
+        "change": shown[2],
+    }
 
 
 def examples(run: Run) -> list[dict[str, Any]]:
@@ -186,27 +239,46 @@ def examples(run: Run) -> list[dict[str, Any]]:
 def _example(run: Run, example: Example) -> dict[str, Any]:
     labels = {row.index: run.label(row) for row in run.results.rows}
     said = [_said(answer, labels.get(answer.row, f"row {answer.row}")) for answer in example.answers]
-    return {"id": example.id, "truth": example.truth, "picture": inline_picture(run.folder, example.picture),
-            "said": said}
+    return {
+        "id": example.id,
+        "truth": example.truth,
+        "picture": inline_picture(run.folder, example.picture),
+        "said": said,
+    }
 
 
 def _said(answer: Answer, label: str) -> dict[str, Any]:
     best = answer.answers[0] if answer.answers else None
-    return {"label": label, "best": best[0] if best else "nothing", "correct": answer.correct,
-            "cosine": formats.number(best[1], 2) if best else "",
-            "others": [name for name, _ in answer.answers[1:]]}
+    return {
+        "label": label,
+        "best": best[0] if best else "nothing",
+        "correct": answer.correct,
+        "cosine": formats.number(best[1], 2) if best else "",
+        "others": [name for name, _ in answer.answers[1:]],
+    }
 
 
 def events(run: Run) -> list[dict[str, str]]:
     """Return what a reader must know: the run's own events, and what this report had to do without."""
     labels = {row.index: run.label(row) for row in run.results.rows}
-    found = [{"kind": event.kind, "message": event.message,
-              "row": "" if event.row is None else labels.get(event.row, f"row {event.row}")}
-             for event in run.results.events]
+    found = [
+        {
+            "kind": event.kind,
+            "message": event.message,
+            "row": "" if event.row is None else labels.get(event.row, f"row {event.row}"),
+        }
+        for event in run.results.events
+    ]
     if run.results.status != "finished":
         done, tasks = run.learned_count(run.last), len(run.results.tasks)
-        found.insert(0, {"kind": run.results.status, "row": "",
-                         "message": f"This run is not finished: {done} of {tasks} tasks are learned and measured."})
+        found.insert(
+            0,
+            {
+                "kind": run.results.status,
+                "row": "",
+                "message": f"This run is not finished: {done} of {tasks} tasks are learned and measured.",
+            },
+        )
     if run.config_problem:
         found.append({"kind": "configuration", "message": run.config_problem, "row": ""})
     return found
@@ -260,5 +332,3 @@ def how_measured(run: Run) -> str:
     headline = run.results.matrix
     level = formats.percent(run.confidence, 0)
     return f"{headline.metric}, protocol {headline.protocol}, in percent; below it the {level} interval"
-
-

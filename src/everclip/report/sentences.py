@@ -55,7 +55,9 @@ def _before_training(run: Run) -> str:
     new, known = estimate(run, terms(run, "new", 0)), estimate(run, terms(run, "known", 0))
     said = [f"{share(new)} {preposition} what it is about to be taught"] if new else []
     said += [f"{share(known)} {preposition} what it knows already"] if known else []
-    state = {"running": "is still running", "stopped": "stopped", "finished": "is finished"}[run.results.status]
+    state = {"running": "is still running", "stopped": "stopped", "finished": "is finished"}[
+        run.results.status
+    ]
     rest = f"No task has been learned yet (the run {state}): learning and forgetting are not defined."
     if not said:
         return f"Row 0 of {run.name} is measured. {rest}"
@@ -107,8 +109,11 @@ def _balance(run: Run) -> str:
             interval = span(lost.low, lost.high)
             resolved = lost.low is None or lost.low > 0
             ending = f" ({interval})" if interval else ""
-            said.append(f"forgot {whole_points(lost.value)} of earlier tasks{ending}" if resolved and lost.value > 0
-                        else f"forgetting of earlier tasks not resolved{ending}")
+            said.append(
+                f"forgot {whole_points(lost.value)} of earlier tasks{ending}"
+                if resolved and lost.value > 0
+                else f"forgetting of earlier tasks not resolved{ending}"
+            )
     return f": {', '.join(said)}" if said else ""
 
 
@@ -118,7 +123,11 @@ def _learned(change: Change) -> str:
     if not change.resolved:
         return f"what it learned is not resolved ({_around(change)})"
     amount = whole_points(change.value)
-    return f"learned +{amount} points" if change.value > 0 else f"got worse by {amount} points at what it was taught"
+    return (
+        f"learned +{amount} points"
+        if change.value > 0
+        else f"got worse by {amount} points at what it was taught"
+    )
 
 
 def _forgot(change: Change) -> str:
@@ -126,7 +135,11 @@ def _forgot(change: Change) -> str:
         return "forgot nothing"
     if not change.resolved:
         return f"what it forgot is not resolved ({_around(change)})"
-    return f"forgot {whole_points(change.value)}" if change.value < 0 else f"gained {whole_points(change.value)} there"
+    return (
+        f"forgot {whole_points(change.value)}"
+        if change.value < 0
+        else f"gained {whole_points(change.value)} there"
+    )
 
 
 def _around(change: Change) -> str:
@@ -139,8 +152,11 @@ def retention(run: Run) -> str:
     before, now = estimate(run, terms(run, "retention", 0)), estimate(run, terms(run, "retention"))
     if change is None or before is None or now is None:
         return ""
-    suite = "The retention set, never trained on," if len(columns) == 1 else (
-        f"The {len(columns)} retention sets, never trained on,")
+    suite = (
+        "The retention set, never trained on,"
+        if len(columns) == 1
+        else (f"The {len(columns)} retention sets, never trained on,")
+    )
     if change.nothing:
         return f"{suite} stayed exactly at {whole_percent(now.value)}."
     went = f"went from {whole_percent(before.value)} to {share(now)}"

@@ -39,6 +39,15 @@ def start_processes(config: TrainingConfig) -> Accelerator:
     return _accelerator(device, config.precision)
 
 
+def agree(accelerator: Accelerator, flag: bool) -> bool:
+    """Return whether the flag is up on any process; all must call it at the same place."""
+    if accelerator.num_processes == 1:
+        return flag
+    up = torch.tensor([int(flag)], device=accelerator.device)
+    torch.distributed.all_reduce(up, op=torch.distributed.ReduceOp.MAX)
+    return bool(up.item())
+
+
 def everywhere(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
     """Run `make` on the first process and return its result on all (JSON-like values)."""
     if accelerator.num_processes == 1:

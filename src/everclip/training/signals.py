@@ -34,9 +34,10 @@ class StopRequest:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
 
-    def check(self) -> None:
-        """Raise `Interrupted` if a signal came; call it only where the state is saved."""
-        if self.name is not None:
+    def check(self, anyway: bool = False) -> None:
+        """Raise `Interrupted` if a signal came (or came to another process); call it only where the state is saved."""
+        if self.name is not None or anyway:
+            who = self.name or "a signal to another process"
             raise Interrupted(
-                f"stopped by {self.name}; everything up to here is saved. The same command continues."
+                f"stopped by {who}; everything up to here is saved. The same command continues."
             )
