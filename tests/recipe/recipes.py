@@ -1,0 +1,112 @@
+"""Slot values, pairs of them, and what must hold for every finished run."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from everclip.config import RunConfig
+from everclip.evaluation.results import Results
+from everclip.registry import methods
+from everclip.scenarios.load import load_scenario
+
+KINDS = ("time", "classes", "domains", "single")
+SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "method": tuple((f"method={name}",) for name in sorted(methods())),
+    "kind": tuple((kind,) for kind in KINDS),
+    "trainable": (
+        (),
+        ("method.trainable=[image-layernorm, text-layernorm]",),
+        ("method.trainable=[text]",),
+        ("method.trainable=[image-projection, logit-scale]",),
+    ),
+    "replay": (
+        (),
+        ("method.replay.kind=reservoir", "method.replay.size=10"),
+        ("method.replay.kind=balanced", "method.replay.size=10", "method.replay.base=true"),
+        ("method.replay.kind=all", "method.replay.share=null"),
+    ),
+    "merge": (
+        (),
+        ("method.merge.kind=wise-ft", "method.merge.alpha=0.3", "method.merge.reference=initial"),
+        ("method.merge.kind=wise-ft", "method.merge.alpha=sweep", "method.merge.grid=[0.0, 0.5, 1.0]"),
+        ("method.merge.kind=running-mean", "method.merge.every=2"),
+    ),
+    "penalties": ((), ("method.penalties.weight-constraint.weight=0.1",)),
+    "loss": ((), ("method.loss=captions",)),
+    "optimiser": ((), ("training.optimiser=sgd", "training.lr=0.01")),
+    "schedule": ((), ("training.schedule=constant",), ("training.schedule=constant-cooldown",)),
+    "budget": (("training.steps=3",), ("training.epochs=0.25",), ("training.samples=17",)),
+}
+
+Case = dict[str, tuple[str, ...]]
+
+
+def pairwise() -> list[Case]:
+    """Return cases in which every value of every slot meets every value of every other slot (greedy, fixed)."""
+    names = list(SLOTS)
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x, y in itertools.product(SLOTS[a], SLOTS[b])
+    }
+    cases = []
+    while missing:
+        seed = min(missing)
+        case: Case = dict(seed)
+        for name in names:
+            if name not in case:
+                case[name] = max(SLOTS[name], key=lambda v, n=name: (_gain(case, n, v, missing), v))
+        ordered = [(name, case[name]) for name in names]
+        missing -= set(itertools.combinations(ordered, 2))
+        cases.append({name: case[name] for name in names})
+    return cases
+
+
+def _gain(case: Case, name: str, value: tuple[str, ...], missing: set[Any]) -> int:
+    pairs = (((n, v), (name, value)) for n, v in case.items())
+    return sum(pair in missing or pair[::-1] in missing for pair in pairs)
+
+
+def overrides(case: Case) -> tuple[str, list[str]]:
+    """Return the kind of scenario and the settings of a case."""
+    return case["kind"][0], [text for name, texts in case.items() if name != "kind" for text in texts]
+
+
+def label(case: Case) -> str:
+    """Return what pytest calls a case."""
+    texts = [text.rpartition("=")[2].replace(" ", "") for texts in case.values() for text in texts]
+    return "-".join(texts)
+
+
+def check(results: Results, config: RunConfig) -> None:
+    """Assert everything that holds for any method on any scenario."""
+    folder = Path(config.output)
+    assert results.status == "finished"
+    assert Results.read(folder) == results
+    scenario = load_scenario(config.scenario)
+    at_once = config.method.name == "joint"
+    names = ["all at once"] if at_once and len(scenario.tasks) > 1 else [t.name for t in scenario.tasks]
+    assert results.matrix.rows == ["before", *names]
+    assert results.matrix.columns == [s.name for s in scenario.eval_sets]
+    assert [len(values) for values in results.matrix.values] == [len(scenario.eval_sets)] * (len(names) + 1)
+    assert all(v is not None and 0 <= v <= 1 for values in results.matrix.values for v in values)
+    for row in results.rows:
+        assert row.scores.keys() == set(results.matrix.columns)
+    check_log(folder, results)
+
+
+def check_log(folder: Path, results: Results) -> None:
+    """Assert one line per step, numbered, finite, with the rate; and rows that count the same steps."""
+    log = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    steps = results.rows[-1].step
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert (steps == 0) == (results.method["name"] == "zero-shot")
+    for line in lines:
+        assert all(math.isfinite(v) for v in line.values() if isinstance(v, float))
+        assert {"task", "phase", "step", "lr"} <= line.keys()
+    counted = [row.step for row in results.rows]
+    assert counted == sorted(counted)
+    assert counted[0] == 0
