@@ -1,0 +1,318 @@
+"""The slots: exactly what is named trains, merging and penalties do what their papers say, counts are counts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from everclip.config import MethodConfig, TrainingConfig
+from everclip.contracts import ClassEntry, LabelSpace, Past, Task
+from everclip.data.table import Table
+from everclip.errors import ConfigError
+from everclip.learner import Learner
+from everclip.methods.base import Method
+from everclip.methods.build import build_method
+from everclip.methods.merge import RunningMean, interpolate, sweep
+from everclip.methods.penalties import WeightConstraint
+from everclip.methods.settings import PARTS, MethodSettings
+from everclip.models.backbone import load_backbone
+
+EXPECTED = {
+    "image": lambda n: n.startswith("visual."),
+    "text": lambda n: not n.startswith("visual.") and n != "logit_scale",
+    "image-projection": lambda n: n == "visual.proj",
+    "text-projection": lambda n: n == "text_projection",
+    "image-layernorm": lambda n: n.startswith("visual.") and (".ln_" in n),
+    "text-layernorm": lambda n: not n.startswith("visual.") and ("ln_" in n),
+    "logit-scale": lambda n: n == "logit_scale",
+}
+
+
+@pytest.fixture
+def build(micro_folder: Path) -> Callable[..., Method]:
+    """Return a function (**settings) -> method on the micro model."""
+
+    def make(name: str = "finetune", **settings: Any) -> Method:
+        return build_method(
+            MethodConfig(name=name, settings=settings), load_backbone(str(micro_folder / "model"))
+        )
+
+    return make
+
+
+@pytest.fixture
+def task(micro_folder: Path) -> Task:
+    data = Table(pq.read_table(micro_folder / "data.parquet"))
+    return Task(0, "first", data.select(range(24)), data.select(range(24, 40)))
+
+
+def learn(method: Method, *tasks: Task, **training: Any) -> Method:
+    config = TrainingConfig(
+        **{"steps": 3, "batch_size": 8, "lr": 1e-2, "warmup": 0, "device": "cpu", **training}
+    )
+    learner = Learner(method, config)
+    for task in tasks:
+        learner.learn(task)
+    return method
+
+
+def snapshot(method: Method) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in method.backbone.clip.state_dict().items()}
+
+
+def moved(before: dict[str, torch.Tensor], method: Method) -> set[str]:
+    return {k for k, v in snapshot(method).items() if not torch.equal(v, before[k])}
+
+
+# -- trainable ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_exactly_the_named_part_moves(build: Callable[..., Method], task: Task, part: str) -> None:
+    method = build(trainable=[part])
+    before = snapshot(method)
+    learn(method, task)
+    wanted = {name for name, _ in method.backbone.clip.named_parameters() if EXPECTED[part](name)}
+    assert wanted
+    assert moved(before, method) == wanted
+    assert {
+        n.removeprefix("backbone.clip.") for n, p in method.named_parameters() if p.requires_grad
+    } == wanted
+    count = sum(p.numel() for n, p in method.backbone.clip.named_parameters() if n in wanted)
+    assert method.describe().trainable_parameters == count
+
+
+def test_parts_add_up_and_by_default_everything_trains(build: Callable[..., Method], task: Task) -> None:
+    method = build(trainable=["image-projection", "text-layernorm"])
+    before = snapshot(method)
+    learn(method, task)
+    both = ("image-projection", "text-layernorm")
+    assert moved(before, method) == {n for n in before if any(EXPECTED[part](n) for part in both)}
+    method = build()
+    before = snapshot(method)
+    assert moved(before, learn(method, task)) == set(before)
+
+
+def test_zero_shot_moves_nothing(build: Callable[..., Method], task: Task) -> None:
+    method = build("zero-shot")
+    before = snapshot(method)
+    assert moved(before, learn(method, task, task)) == set()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"trainable": ["image-layernrm"]}, {"trainabel": ["image"]}, {"label_smoothing": 2}]
+)
+def test_settings_that_do_not_fit_are_named(build: Callable[..., Method], setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.{next(iter(setting))}"):
+        build(**setting)
+
+
+# -- replay ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replay", "weights"),
+    [({"kind": "reservoir", "size": 6}, (0.5, 0.5)), ({"kind": "balanced", "size": 6, "share": 0.25}, (0.75, 0.25)),
+     ({"kind": "all", "share": None}, (0.4, 0.6))],
+)  # fmt: skip
+def test_replay_mixes_the_past_into_the_next_task(
+    build: Callable[..., Method], task: Task, replay: dict[str, Any], weights: tuple[float, float]
+) -> None:
+    method = build(replay=replay)
+    first = method.phases(task, Past())[0].streams["main"].sources
+    assert [source.weight for source in first] == [1.0]
+    learn(method, task)
+    held = method.describe().buffer_samples
+    assert held == (24 if replay["kind"] == "all" else 6)
+    assert task.val is not None
+    second = Task(1, "second", task.val)
+    sources = method.phases(second, Past((task,)))[0].streams["main"].sources
+    assert [len(source.table) for source in sources] == [16, held]
+    assert [source.weight for source in sources] == pytest.approx(weights)
+    assert set(sources[1].table.ids) <= set(task.train.ids)
+
+
+def test_the_backbones_own_data_are_replayed_only_where_asked(
+    build: Callable[..., Method], task: Task
+) -> None:
+    base = task.val
+    for wanted in (False, True):
+        method = build(replay={"kind": "all", "base": wanted})
+        method.begin_task(task, Past(base=base))
+        sources = method.phases(task, Past(base=base))[0].streams["main"].sources
+        assert len(sources) == 1 + wanted
+
+
+# -- merge ----------------------------------------------------------------------------------------------------
+
+
+def test_the_ends_of_an_interpolation_are_exact_and_integers_untouched() -> None:
+    before = {"w": torch.tensor([0.1, 1e20]), "n": torch.tensor([1, 2])}
+    after = {"w": torch.tensor([0.3, 1e-20]), "n": torch.tensor([5, 6])}
+    for alpha, end in ((0.0, before), (1.0, after)):
+        merged = interpolate(before, after, alpha)
+        assert torch.equal(merged["w"], end["w"])
+        assert torch.equal(merged["n"], after["n"])
+        assert merged["w"].data_ptr() != end["w"].data_ptr()
+    assert torch.equal(interpolate(before, after, 0.5)["n"], after["n"])
+
+
+@pytest.mark.parametrize(
+    ("other", "match"), [({"v": torch.zeros(2)}, "different names"), ({"w": torch.zeros(3)}, "have shapes")]
+)
+def test_weights_that_do_not_fit_are_not_merged(other: dict[str, torch.Tensor], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        interpolate({"w": torch.zeros(2)}, other, 0.5)
+
+
+def test_a_running_mean_is_the_plain_mean() -> None:
+    parts = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+    mean = RunningMean({"w": parts[0], "n": torch.tensor([1])})
+    for part in parts[1:]:
+        mean.add({"w": part, "n": torch.tensor([1])})
+    assert torch.allclose(mean.mean["w"], torch.stack(parts).mean(dim=0), atol=1e-6)
+    assert "n" not in mean.mean
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({0.0: 0.1, 0.5: 0.7, 1.0: 0.3}, 0.5),
+        ({0.0: 0.1, 0.5: 0.7, 1.0: 0.7}, 0.5),
+        ({0.0: 0.2, 0.5: 0.2, 1.0: 0.2}, 0.0),
+    ],
+)
+def test_a_sweep_takes_the_best_and_the_smaller_of_equals(scores: dict[float, float], best: float) -> None:
+    applied: list[float] = []
+    chosen, table = sweep((0.0, 0.5, 1.0), applied.append, lambda: {"old": 0.0, "new": scores[applied[-1]]})
+    assert chosen == best
+    assert applied == [0.0, 0.5, 1.0, best], "the choice is loaded last"
+    assert table == {str(a): {"old": 0.0, "new": scores[a]} for a in scores}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_wise_ft_lands_between_start_and_end(build: Callable[..., Method], task: Task, alpha: float) -> None:
+    plain = build()
+    start = snapshot(plain)
+    end = snapshot(learn(plain, task))
+    merged = snapshot(learn(build(merge={"kind": "wise-ft", "alpha": alpha}), task))
+    for name in start:
+        assert torch.allclose(merged[name], (1 - alpha) * start[name] + alpha * end[name], atol=1e-6)
+    if alpha in (0.0, 1.0):
+        assert all(torch.equal(merged[name], (start, end)[int(alpha)][name]) for name in start)
+
+
+def test_wise_ft_may_look_back_to_the_very_first_model(build: Callable[..., Method], task: Task) -> None:
+    assert task.val is not None
+    second = Task(1, "second", task.val)
+    method = build(merge={"kind": "wise-ft", "alpha": 0.0, "reference": "initial"})
+    before = snapshot(method)
+    assert moved(before, learn(method, task, second)) == set()
+
+
+def test_a_running_mean_of_every_step_is_the_mean_of_the_path(
+    build: Callable[..., Method], task: Task
+) -> None:
+    path: list[dict[str, torch.Tensor]] = []
+    plain = build()
+    path.append(snapshot(plain))
+    plain.after_step = lambda progress: path.append(snapshot(plain))  # type: ignore[method-assign]
+    learn(plain, task)
+    mean = snapshot(learn(build(merge={"kind": "running-mean", "every": 1}), task))
+    for name in mean:
+        assert torch.allclose(mean[name], torch.stack([p[name] for p in path]).mean(dim=0), atol=1e-6)
+
+
+def test_the_sweep_is_recorded(build: Callable[..., Method], task: Task) -> None:
+    method = learn(build("wise-ft", merge={"kind": "wise-ft", "alpha": "sweep", "grid": [0.0, 1.0]}), task)
+    note = method.notes["merge"]
+    assert note["alpha"] in (0.0, 1.0)
+    assert note["chosen_on"] == "validation"
+    assert set(note["sweep"]) == {"0.0", "1.0"}
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, "swept"])
+def test_an_alpha_that_is_no_share_is_refused(alpha: Any) -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        MethodSettings(merge={"kind": "wise-ft", "alpha": alpha})
+
+
+# -- penalties ------------------------------------------------------------------------------------------------
+
+
+def test_a_penalty_is_nothing_at_the_start_with_gradient_nothing() -> None:
+    start = {"a": torch.randn(3, 2), "b": torch.randn(4)}
+    now = {name: value.clone().requires_grad_() for name, value in start.items()}
+    loss = WeightConstraint(weight=7.0)(now, start)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(
+        torch.equal(value.grad, torch.zeros_like(value)) for value in now.values() if value.grad is not None
+    )
+    moved_away = {name: (value + 0.5).requires_grad_() for name, value in start.items()}
+    loss = WeightConstraint(weight=2.0)(moved_away, start)
+    loss.backward()
+    assert loss.item() == pytest.approx(2.0 * 0.25 * 10, rel=1e-5)
+    assert all(
+        torch.allclose(v.grad, torch.full_like(v, 2.0)) for v in moved_away.values() if v.grad is not None
+    )
+
+
+def test_a_heavy_constraint_holds_the_weights(build: Callable[..., Method], task: Task) -> None:
+    def distance(**settings: Any) -> float:
+        method = build(**settings)
+        before = snapshot(method)
+        after = snapshot(
+            learn(method, task, steps=12, optimiser="sgd", momentum=0.0, lr=0.02, clip_norm=None)
+        )
+        return sum(float((after[n] - before[n]).square().sum()) for n in before)
+
+    held = distance(penalties={"weight-constraint": {"weight": 20.0}})
+    assert held < 0.5 * distance()
+    assert distance(penalties={"weight-constraint": {"weight": 0.0}}) == distance()
+
+
+@pytest.mark.parametrize(
+    ("penalties", "match"),
+    [({"weight-constrain": {}}, "'weight-constraint'"), ({"weight-constraint": {"wieght": 1}}, "'weight'")],
+)
+def test_an_unknown_penalty_or_setting_is_answered(
+    build: Callable[..., Method], penalties: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        build(penalties=penalties)
+
+
+# -- predicting and counting ----------------------------------------------------------------------------------
+
+
+def test_a_class_is_the_unit_mean_of_its_templates(build: Callable[..., Method]) -> None:
+    method = build().eval()
+    space = LabelSpace((ClassEntry("a", "cat", ("a {}", "{}")), ClassEntry("b", "dog")))
+    with torch.no_grad():
+        bank = method.class_bank(space)["embedding"]
+        texts = method.encode_texts(method.backbone.tokenise(["a cat", "cat", "dog"]))["embedding"]
+    expected = torch.nn.functional.normalize(texts[:2].mean(dim=0), dim=0)
+    assert torch.allclose(bank[0], expected, atol=1e-6)
+    assert torch.allclose(bank[1], texts[2], atol=1e-6)
+
+
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(build: Callable[..., Method]) -> None:
+    method = build().eval()
+    pixels = torch.rand(6, 3, 16, 16)
+    with torch.no_grad():
+        whole = method.encode_images(pixels)["embedding"]
+        alone = torch.cat([method.encode_images(p[None])["embedding"] for p in pixels])
+    assert torch.allclose(whole, alone, atol=1e-6)
+
+
+def test_counts_are_those_of_the_module(build: Callable[..., Method]) -> None:
+    method = build(replay={"kind": "reservoir", "size": 9})
+    cost = method.describe()
+    total = sum(p.numel() for p in method.backbone.clip.parameters())
+    assert (cost.stored_parameters, cost.trainable_parameters, cost.bytes) == (total, total, 4 * total)
+    assert cost.buffer_samples == 0
+    assert "reservoir" in cost.growth_per_task
