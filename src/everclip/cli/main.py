@@ -123,7 +123,7 @@ def compare(
     else:
         typer.echo(comparison_text(comparison))
     if output is not None:
-        typer.echo(str(write_comparison(folders, output, force=force)))
+        typer.echo(str(write_comparison(folders, output, force=force, comparison=comparison)))
 
 
 @app.command()

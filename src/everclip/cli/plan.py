@@ -81,6 +81,7 @@ def _measure(run: Run, config: RunConfig) -> dict[str, float]:
         learner.method.zero_grad()
     pixels = torch.zeros(32, 3, learner.method.backbone.pixels.size, learner.method.backbone.pixels.size)
     with torch.inference_mode():
+        learner.method.encode_images(pixels)
         started = time.monotonic()
         learner.method.encode_images(pixels)
         # A text of an evaluation set costs about as much as a picture; counted once more.
