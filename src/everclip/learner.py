@@ -295,7 +295,7 @@ class Learner:
         """Build a learner from names: a backbone, a method preset with settings, and a training configuration."""
         entry = method_entry(method)
         chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
-        config = validated(TrainingConfig, {"epochs": 5, **(training or {})}, "training")
+        config = validated(TrainingConfig, merge({"epochs": 5}, training or {}), "training")
         return cls(
             build_method(chosen, load_backbone(BackboneConfig(name=backbone), seed), seed), config, seed
         )
@@ -320,9 +320,9 @@ class Learner:
         backbone = load_backbone(backbone_config, document["seed"])
         method = build_method(MethodConfig(**document["method"]), backbone, document["seed"])
         learner = cls(method, TrainingConfig(**document["training"]), document["seed"])
-        learner.restore(
-            {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, found.state
-        )
+        # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
+        state = found.state.get("learner", found.state)
+        learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, state)
         return learner
 
 

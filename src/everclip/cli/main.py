@@ -140,16 +140,23 @@ def demo(
     run_demo(output, settings or [])
 
 
-@app.callback()
-def version_option(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    """Handle options that stand before a verb."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from everclip import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def before_verb(
+    # Eager, since otherwise the missing verb is complained about first.
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Handle options that stand before a verb."""
 
 
 def main() -> None:
