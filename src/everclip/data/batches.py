@@ -111,7 +111,10 @@ class BatchMaker:
         return self.preprocess(picture)
 
     def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
-        caption = str(table.value("caption", position))
+        given = table.value("caption", position)
+        if given is None:
+            raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
+        caption = str(given)
         if stream.view != "train":
             return caption
         words = table.value("keywords", position) if table.has("keywords") else None

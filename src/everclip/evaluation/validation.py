@@ -10,6 +10,7 @@ import torch
 from everclip.contracts import EvalSet, LabelSpace, Task
 from everclip.data.images import ImageStore
 from everclip.data.table import Table
+from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
 from everclip.evaluation.banks import device_of, encode_prompts
 from everclip.scenarios.base import merge_entries
@@ -40,6 +41,8 @@ def validation_scores(
         "new": [v for v in (tasks[-1].val,) if v is not None and len(v)],
     }
     tables = {name: Table.concat(found, name) for name, found in sides.items() if found}
+    if not tables:
+        raise DataError(f"task {tasks[-1].name!r}: there is no validation picture to choose on.")
     method.eval()
     images = {name: _encode(method, table, store) for name, table in tables.items()}
     if labelled:

@@ -162,6 +162,8 @@ def class_entries(
 def retention_set(spec: RetentionSpec, test: Table) -> EvalSet:
     """Build one set of the retention suite from the held-out rows."""
     data = matcher(spec.where)(test).renamed(spec.name)
+    if spec.kind == "classification":
+        data = data.where("class_key", lambda key: key is not None)  # what has no class has no right answer
     require_rows(data, f"retention set {spec.name!r}", spec.where)
     classes = class_entries(data, spec.templates) if spec.kind == "classification" else None
     return EvalSet(spec.name, spec.kind, data, None, "retention", classes, pool=spec.name)

@@ -11,6 +11,7 @@ from everclip.contracts import EvalProtocol, EvalSet, Task
 from everclip.data.sources import load_source
 from everclip.data.splits import carve
 from everclip.data.table import Table
+from everclip.errors import ConfigError
 from everclip.scenarios import classes, domains, time
 from everclip.scenarios.base import ListScenario, matcher, require_rows, retention_set, split
 from everclip.scenarios.spec import ScenarioSpec
@@ -57,10 +58,21 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
         tasks.append(Task(index, name, kept, val, entries, spec.data.language, _span(times)))
         sets.append(EvalSet(name, _kind(spec), held_out.renamed(name), index, "task", entries))
     sets += [retention_set(part, test) for part in spec.retention]
+    _require_unique_names(sets)
     protocols = tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols)
     return ListScenario(
         spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.source: table.fingerprint}
     )
+
+
+def _require_unique_names(sets: list[EvalSet]) -> None:
+    names = [s.name for s in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"scenario: {name!r} names {names.count(name)} evaluation sets; results are kept by name, so give "
+                "each task, the base and each retention set its own."
+            )
 
 
 def _kind(spec: ScenarioSpec) -> Any:

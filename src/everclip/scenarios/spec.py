@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from everclip.config import Frozen
+from everclip.errors import did_you_mean
 
 Where = dict[str, Any]
 """Column -> value, list of values, or `{from: a, to: b}` (both inclusive, either may be absent)."""
+
+METRICS = (
+    "accuracy",
+    "top5",
+    "mean_class_accuracy",
+    "ece",
+    "text_to_image_median_rank",
+    "image_to_text_median_rank",
+    "text_to_image_map",
+    "image_to_text_map",
+)
+"""What a headline may name, beside Recall@k: `mean_r1`, `text_to_image_r5`, `image_to_text_r10`..."""
 
 
 class DataSpec(Frozen):
@@ -75,6 +89,14 @@ class HeadlineSpec(Frozen):
 
     protocol: str
     metric: str
+
+    @field_validator("metric")
+    @classmethod
+    def _is_measured(cls, value: str) -> str:
+        if re.fullmatch(r"(mean|text_to_image|image_to_text)_r[1-9]\d*", value) or value in METRICS:
+            return value
+        # A metric that no set has would quietly be replaced by each set's own.
+        raise ValueError(f"no metric is called {value!r}.{did_you_mean(value, ('mean_r1', *METRICS))}")
 
 
 class ScenarioSpec(Frozen):
