@@ -153,3 +153,9 @@ def test_a_class_the_stream_does_not_know_is_named_with_the_sample(table: Make) 
     stream = Stream((Source(table(3)),), 3, order="cycle", columns=("label",), classes=CLASSES[:2])
     with pytest.raises(DataError, match="toy, id s2: class 'c2' is not one of the stream's"):
         maker().batch(stream, "s", 0)
+
+
+def test_a_sample_without_a_caption_is_named(table: Make) -> None:
+    data = table(2).with_column("caption", ["x", None])
+    with pytest.raises(DataError, match="toy, id s1: there is no caption to train on"):
+        maker().batch(Stream((Source(data),), 2, order="cycle", columns=("tokens",)), "s", 0)

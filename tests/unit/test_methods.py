@@ -11,7 +11,7 @@ import torch
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, LabelSpace, Past, Task
 from everclip.data.table import Table
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
@@ -232,6 +232,11 @@ def test_the_sweep_is_recorded(build: Callable[..., Method], task: Task) -> None
     assert note["alpha"] in (0.0, 1.0)
     assert note["chosen_on"] == "validation"
     assert set(note["sweep"]) == {"0.0", "1.0"}
+
+
+def test_a_sweep_without_validation_pictures_says_so(build: Callable[..., Method], task: Task) -> None:
+    with pytest.raises(DataError, match="task 'bare': there is no validation picture to choose on"):
+        learn(build(merge={"kind": "wise-ft", "alpha": "sweep"}), Task(0, "bare", task.train))
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, "swept"])

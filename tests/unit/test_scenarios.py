@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import micro
 from everclip.contracts import EvalProtocol
+from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, EverclipError
 from everclip.registry import benchmarks
 from everclip.scenarios.base import ListScenario
@@ -239,9 +241,11 @@ def test_at_once_joins_all_tasks_and_changes_no_evaluation(
         ("time", {"retention": [{"name": "r", "where": {"time": 1}}]}, DataError, "retention set 'r' holds no rows"),
         ("time", {"evaluate_where": {"tme": 1}}, DataError, r"no column 'tme'\. Did you mean 'time'"),
         ("time", {"base": {"name": "b", "where": {"time": {"form": 1}}}}, ConfigError, "unknown key .form."),
-        ("time", {"headline": {"protocol": "al", "metric": "x"}}, ConfigError, "'al' is none of own, seen, all"),
+        ("time", {"headline": {"protocol": "al", "metric": "ece"}}, ConfigError, "'al' is none of own, seen, all"),
         ("time", {"split": {}}, ConfigError, "set either split.test"),
         ("time", {"split": {"test": 0.1, "column": "test"}}, ConfigError, "set either split.test"),
+        ("time", {"headline": {"protocol": "all", "metric": "mean_r_1"}}, ConfigError, "mean_r_1.*you mean .mean_r1."),
+        ("time", {"retention": [{"name": "2001"}]}, ConfigError, "'2001' names 2 evaluation sets"),
         ("time", {"knid": 1}, ConfigError, r"scenario\.knid: unknown key\. Did you mean 'kind'"),
         ("classes", {"per_task": None}, ConfigError, "needs `per_task`"),
         ("classes", {"order": ["class-9"]}, ConfigError, r"scenario\.order: 'class-9' is none of the classes"),
@@ -263,6 +267,18 @@ def test_a_scenario_that_does_not_fit_says_why(
 def test_a_range_of_another_type_than_the_column_is_a_clear_error(load: Callable[..., ListScenario]) -> None:
     with pytest.raises(EverclipError, match=r"where\.time: the range .*2001-05.* column's 2000"):
         load("time", base={"name": "b", "where": {"time": {"from": "2001-05"}}})
+
+
+def test_a_retention_picture_without_a_class_is_left_out(micro_folder: Path, tmp_path: Path) -> None:
+    data = Table(pq.read_table(micro_folder / "data.parquet"))
+    keys = data.column("class_key")
+    keys[0] = None  # the test drawing of the first thing, which is of the year 2000
+    pq.write_table(data.with_column("class_key", keys)._columns, tmp_path / "null.parquet")
+    document = micro.scenario("time", tmp_path / "null.parquet")
+    document.pop("training")
+    suite = load_scenario(document).retention_suite[0]
+    assert "0-0" not in suite.data.ids
+    assert {str(key) for key in suite.data.column("class_key")} == {c.key for c in suite.classes or ()}
 
 
 # -- built in -------------------------------------------------------------------------------------------------
