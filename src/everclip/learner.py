@@ -23,7 +23,7 @@ from everclip.config import (
     validated,
 )
 from everclip.contracts import ClassEntry, LabelSpace, Past, Phase, Task
-from everclip.data.batches import BatchMaker
+from everclip.data.batches import BatchMaker, share_of
 from everclip.data.images import ImageStore, decode
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError
@@ -338,8 +338,10 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
     """Check before the first step that method and scenario fit.
 
     Raises:
-        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have.
+        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have, or the
+            processes cannot share a batch equally.
     """
+    share_of(learner.training.batch_size, learner.accelerator.num_processes)
     merging = learner.method.settings.merge
     for task in tasks:
         if (

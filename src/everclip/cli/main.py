@@ -78,8 +78,11 @@ def run(
         return
     from everclip.cli.summary import print_results
     from everclip.run import execute
+    from everclip.training.processes import is_first
 
     results = execute(resolved)
+    if not is_first():
+        return
     if as_json:
         _print_json(results.model_dump(mode="json"))
     else:

@@ -48,12 +48,7 @@ class BatchMaker:
 
     def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
         """Return this process's samples of one step as (table, position) pairs."""
-        if stream.batch_size % self.world:
-            raise ConfigError(
-                f"training.batch_size: a batch of {stream.batch_size} cannot be shared by {self.world} processes "
-                f"equally; take a multiple of {self.world}."
-            )
-        local = stream.batch_size // self.world
+        local = share_of(stream.batch_size, self.world)
         start = step * stream.batch_size + self.rank * local
         size = stream_size(stream)
         stop = min(start + local, size) if stream.order == "once" else start + local
@@ -141,6 +136,20 @@ class BatchMaker:
             finally:
                 for future in waiting:
                     future.cancel()
+
+
+def share_of(batch_size: int, world: int) -> int:
+    """Return how many samples of a batch each of `world` processes takes.
+
+    Raises:
+        ConfigError: if they cannot take equally many.
+    """
+    if batch_size % world:
+        raise ConfigError(
+            f"training.batch_size: a batch of {batch_size} cannot be shared by {world} processes equally; take a "
+            f"multiple of {world}."
+        )
+    return batch_size // world
 
 
 def stream_size(stream: Stream) -> int:

@@ -111,6 +111,7 @@ class Engine:
             if due or len(waiting) >= hooks.inspect_every or step + 1 == steps:
                 # Before anything is saved: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
+                self._inspect_weights(optimiser, waiting[-1], progress)
                 hooks.report(waiting)
                 waiting = []
             if due:
@@ -225,9 +226,21 @@ class Engine:
             for name, value in values.items():
                 exploded = name != "gradient norm" and value > self.config.loss_limit
                 if not math.isfinite(value) or exploded:
-                    raise DivergedError(
-                        f"task {progress.task}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
-                        f"{name} is {value} (limit {self.config.loss_limit:g}, learning rate {log.lr:g}). The last "
-                        "good checkpoint is kept; lower training.lr, lengthen training.warmup or set "
-                        "training.clip_norm, then run with a new output."
-                    )
+                    raise self._diverged(f"{name} is {value}", log, progress)
+
+    def _inspect_weights(
+        self, optimiser: torch.optim.Optimizer | None, log: StepLog, progress: Progress
+    ) -> None:
+        """Look at the weights where no norm of the gradient was taken: a finite loss can have a NaN gradient."""
+        if optimiser is None or log.grad_norm is not None:
+            return
+        trained = [p for group in optimiser.param_groups for p in group["params"]]
+        if not all(torch.stack([p.detach().isfinite().all() for p in trained]).tolist()):
+            raise self._diverged("a weight is NaN or infinite", log, progress)
+
+    def _diverged(self, what: str, log: StepLog, progress: Progress) -> DivergedError:
+        return DivergedError(
+            f"task {progress.task}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
+            f"{what} (limit {self.config.loss_limit:g}, learning rate {log.lr:g}). The last good checkpoint is kept; "
+            "lower training.lr, lengthen training.warmup or set training.clip_norm, then run with a new output."
+        )

@@ -39,6 +39,12 @@ def start_processes(config: TrainingConfig) -> Accelerator:
     return _accelerator(device, config.precision)
 
 
+def is_first() -> bool:
+    """Return whether this is the first (or only) process: the one that writes and prints."""
+    group = torch.distributed
+    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
+
+
 def agree(accelerator: Accelerator, flag: bool) -> bool:
     """Return whether the flag is up on any process; all must call it at the same place."""
     if accelerator.num_processes == 1:
