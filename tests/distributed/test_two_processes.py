@@ -1,0 +1,194 @@
+"""Two processes learn what one learns: gradients, whole runs, buffers, stopping and resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pair
+import pytest
+
+from everclip.errors import ConfigError, Interrupted
+from everclip.evaluation.results import Results
+
+TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
+PLAIN_STEPS = (
+    "training.steps=2",
+    "training.optimiser=sgd",
+    "training.momentum=0",
+    "training.lr=0.1",
+    "training.schedule=constant",
+    "training.warmup=0",
+    "training.clip_norm=null",
+)
+PENALTY = "method.penalties={weight-constraint: {weight: 0.5}}"
+GRADIENTS = {
+    "captions": ("time", ()),
+    "captions, without repeats": ("time", ("training.batch_size=2",)),
+    "captions with a penalty": ("time", (PENALTY,)),
+    "labels": ("classes", ("method.label_smoothing=0.1",)),
+    "labels with a penalty": ("classes", (PENALTY,)),
+    "one tower": ("time", ("method.trainable=[image, text-projection]",)),
+}
+SHORT = ("training.steps=4", "evaluation.examples=1", "evaluation.batch_size=5")
+RUNS = {
+    "finetune": ("time", (TWO_YEARS,)),
+    "replay": ("time", (TWO_YEARS, "method=replay", "method.replay.size=9")),
+    "wise-ft": ("time", (TWO_YEARS, "method=wise-ft")),
+    "balanced": (
+        "classes",
+        ("scenario.per_task=3", "method=replay", "method.replay.kind=balanced", "method.replay.size=9"),
+    ),
+}
+SLOW_RUNS = {
+    "joint": ("time", (TWO_YEARS, "method=joint")),
+    "running-mean": ("time", (TWO_YEARS, "method.merge.kind=running-mean", "method.merge.every=2")),
+    "replay-all": ("time", (TWO_YEARS, "method=replay", "method.replay.kind=all", "method.replay.base=true")),
+    "wise-ft-classes": ("classes", ("method=wise-ft", PENALTY)),
+}
+
+
+@pytest.fixture
+def config(micro_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function (kind, overrides, output) -> RunConfig."""
+
+    def make(kind: str, overrides: tuple[str, ...], output: str) -> Any:
+        return micro_config(kind, *SHORT, *overrides, output=output)
+
+    return make
+
+
+def _apart(one: dict[str, Any], two: dict[str, Any]) -> float:
+    """The largest difference, relative to the largest value of the same tensor."""
+    assert one.keys() == two.keys()
+    return max(float(np.abs(one[k] - two[k]).max() / (np.abs(one[k]).max() + 1e-12)) for k in one)
+
+
+def _weights_apart(one: dict[str, Any], two: dict[str, Any]) -> float:
+    """The largest difference of two models.
+
+    The biases of attention's keys are left out: a constant added to every key changes no softmax, so their gradient
+    is rounding alone, which AdamW blows up to whole steps.
+    """
+    apart = 0.0
+    for name, values in two.items():
+        difference = np.abs(one[name] - values)
+        if name.endswith("in_proj_bias"):
+            third = len(difference) // 3
+            difference[third : 2 * third] = 0
+        apart = max(apart, float(difference.max()))
+    return apart
+
+
+def test_gradients_equal_those_of_one_process_on_the_whole_batch(config: Callable[..., Any]) -> None:
+    configs = {
+        name: config(kind, (*PLAIN_STEPS, *own), f"gradients {name}")
+        for name, (kind, own) in GRADIENTS.items()
+    }
+    both = pair.Pair(*[(pair.gradients, (c,)) for c in configs.values()]).results()
+    for (name, one_config), (first, second) in zip(configs.items(), both, strict=True):
+        one = pair.gradients(one_config)
+        assert one["id"] == first["id"] + second["id"], name
+        assert len(one["gradients"]) > 5
+        assert _apart(one["gradients"], first["gradients"]) < 1e-6, name
+        assert _apart(first["gradients"], second["gradients"]) == 0, name
+        if name == "captions":  # or nothing would be shown about several positives, across processes too
+            assert set(first["image_key"]) & set(second["image_key"])
+            assert len(set(first["image_key"])) < len(first["image_key"])
+
+
+def _compare_runs(runs: dict[str, Any], config: Callable[..., Any]) -> None:
+    twos = [config(kind, own, f"two {name}") for name, (kind, own) in runs.items()]
+    both = pair.Pair(*[(pair.whole_run, (c,)) for c in twos]).results()
+    for (name, (kind, own)), (first, second) in zip(runs.items(), both, strict=True):
+        one = pair.whole_run(config(kind, own, f"one {name}"))
+        assert first["values"] == one["values"], name
+        assert first["notes"] == one["notes"], name
+        assert _weights_apart(one["weights"], first["weights"]) < 1e-4, name
+        # Every rank knows the same, bit for bit, although only the first writes.
+        assert first["buffer"] == second["buffer"] == one["buffer"], name
+        assert all((second["weights"][k] == v).all() for k, v in first["weights"].items()), name
+        assert first["values"] == second["values"], name
+        assert first["notes"] == second["notes"], name
+        assert (first["buffer"] is not None) == ("replay" in " ".join(own)), name
+
+
+def test_whole_runs_score_the_same_and_every_rank_holds_the_same(config: Callable[..., Any]) -> None:
+    _compare_runs(RUNS, config)
+
+
+@pytest.mark.slow
+def test_more_methods_score_the_same_and_every_rank_holds_the_same(config: Callable[..., Any]) -> None:
+    _compare_runs(SLOW_RUNS, config)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_start(config: Callable[..., Any]) -> None:
+    odd = config("time", (TWO_YEARS, "training.batch_size=7"), "odd")
+    for error in pair.Pair((pair.whole_run, (odd,))).errors():
+        assert isinstance(error, ConfigError)
+        assert "training.batch_size" in str(error)
+        assert "2 processes" in str(error)
+        assert "multiple of 2" in str(error)
+    assert not Path(odd.output).exists()
+
+
+def _reference(config: Callable[..., Any], own: tuple[str, ...]) -> dict[str, bytes]:
+    whole = config("time", own, "whole")
+    pair.Pair((pair.whole_run, (whole,))).results()
+    return pair.folder_bytes(Path(whole.output))
+
+
+def test_killed_processes_resume_bit_identical(config: Callable[..., Any]) -> None:
+    own = (*RUNS["replay"][1], "checkpoint.every_steps=1")
+    expected, killed = _reference(config, own), config("time", own, "killed")
+    for rank, step in ((0, 3), (1, 3)):
+        crashing = pair.Pair((pair.run_and_signal, (killed, rank, step, pair.SIGKILL)))
+        crashing.processes[rank].join(60)
+        codes = crashing.end(patience=3)
+        assert codes[rank] == -pair.SIGKILL
+    first, _ = pair.Pair((pair.whole_run, (killed,))).results()[0]
+    assert first["buffer"]["seen"] > 0
+    assert pair.folder_bytes(Path(killed.output)) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_both_where_they_can_go_on(
+    rank: int, config: Callable[..., Any]
+) -> None:
+    own = RUNS["finetune"][1]
+    expected, stopped = _reference(config, own), config("time", own, "stopped")
+    for error in pair.Pair((pair.run_and_signal, (stopped, rank, 2, pair.SIGTERM))).errors():
+        assert isinstance(error, Interrupted)
+    assert Results.read(stopped.output).status == "stopped"
+    assert 2 <= len((Path(stopped.output) / "metrics.jsonl").read_text().splitlines()) < 8
+    pair.Pair((pair.whole_run, (stopped,))).results()
+    found = pair.folder_bytes(Path(stopped.output))
+    assert {Path(k).name: v for k, v in found.items() if "checkpoints" not in k} == {
+        Path(k).name: v for k, v in expected.items() if "checkpoints" not in k
+    }
+    assert (
+        found[max(k for k in found if "checkpoints" in k)]
+        == expected[max(k for k in expected if "checkpoints" in k)]
+    )
+
+
+@pytest.mark.slow
+def test_the_command_under_a_launcher(config: Callable[..., Any], micro_folder: Path, tmp_path: Path) -> None:
+    own = [*SHORT, *RUNS["wise-ft"][1], "training.threads=1", "training.device=cpu", "report=true"]
+    place = [f"backbone={micro_folder / 'model'}", f"output={tmp_path / 'launched'}"]
+    words = ["-m", "everclip.cli.main", "run", str(micro_folder / "time.yaml"), *place, *own, "--json"]
+    done = subprocess.run(
+        pair.launched(words), capture_output=True, text=True, timeout=300, check=False, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    one = pair.whole_run(config("time", RUNS["wise-ft"][1], "one"))
+    assert Results.read(tmp_path / "launched").matrix.values == one["values"]
+    assert Results.read(tmp_path / "launched").provenance["processes"] == 2
+    # Only the first process prints.
+    assert json.loads(done.stdout)["matrix"]["values"] == one["values"]
+    assert (tmp_path / "launched" / "report.html").is_file()

@@ -1,0 +1,139 @@
+"""A run folder belongs to one configuration and one process at a time, and a finished run stays as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import resume_harness as harness
+
+from everclip.errors import RunFolderError
+from everclip.training.run_folder import RunFolder
+
+CHANGES = {
+    "seed=1": "seed: 0 -> 1",
+    "training.lr=0.5": "training.lr: 0.001 -> 0.5",
+    "training.steps=4": "training.steps: 3 -> 4",
+    "method.merge.kind=running-mean": "method.settings.merge",
+    "method=wise-ft": "method.name: 'finetune' -> 'wise-ft'",
+    "evaluation.batch_size=7": "evaluation.batch_size: 5 -> 7",
+    "scenario.split.validation=0.2": "scenario.split.validation: 0.3 -> 0.2",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_configuration_is_refused_with_the_difference(
+    change: str, case_config: Callable[..., Any]
+) -> None:
+    config = case_config("finetune")
+    assert harness.killed_at(config, 1, "after step")
+    folder = Path(config.output)
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(RunFolderError, match="belongs to another configuration") as error:
+        harness.run(case_config("finetune", change))
+    assert CHANGES[change] in str(error.value)
+    assert "output=" in str(error.value)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_the_command_refuses_a_changed_configuration_with_exit_code_4(
+    arguments: Callable[..., list[str]], case_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert harness.killed_at(case_config("finetune"), 1, "after step")
+    assert harness.command(arguments("finetune", "seed=3"), tmp_path / "said") == 4
+    assert "seed: 0 -> 3" in (tmp_path / "said").read_text()
+
+
+def test_what_decides_no_number_may_change(
+    case_config: Callable[..., Any], reference: Callable[..., Path], tmp_path: Path
+) -> None:
+    config, expected = case_config("finetune"), reference("finetune")
+    free = ["checkpoint.every_steps=2", "checkpoint.keep=5", "training.workers=0", "report=true"]
+    assert harness.killed_at(case_config("finetune", *free[:2]), 2, "after step")
+    assert harness.killed_at(
+        case_config("finetune", f"evaluation.cache={tmp_path / 'cache'}"), 1, "after step"
+    )
+    assert harness.killed_at(case_config("finetune", *free[2:3], "training.workers=3"), 2, "after step")
+    harness.run(config)
+    harness.assert_same_end(Path(config.output), expected)
+
+
+@pytest.mark.parametrize("case", ["replay", "wise-ft-classes"])
+def test_a_shared_cache_of_features_changes_no_number(
+    case: str, case_config: Callable[..., Any], reference: Callable[..., Path], tmp_path: Path
+) -> None:
+    expected, cache = reference(case), f"evaluation.cache={tmp_path / 'cache'}"
+    for output in ("run", "again"):
+        config = case_config(case, cache, output=output)
+        harness.run(config)
+        harness.assert_same_end(Path(config.output), expected)
+
+
+def test_a_second_process_is_refused_and_harms_nothing(
+    arguments: Callable[..., list[str]],
+    case_config: Callable[..., Any],
+    reference: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    config, expected = case_config("finetune"), reference("finetune")
+    asked: list[int] = []
+
+    def ask(point: str) -> None:
+        if point == "after step" and len(asked) < 1:
+            asked.append(harness.command(arguments("finetune"), tmp_path / "said"))
+
+    harness.run(config, ask)
+    assert asked == [4]
+    said = (tmp_path / "said").read_text()
+    assert "another process is at work in this run folder" in said
+    harness.assert_same_end(Path(config.output), expected)
+
+
+def test_a_folder_is_free_again_after_its_holder_was_killed(case_config: Callable[..., Any]) -> None:
+    config = case_config("finetune")
+    process = harness.in_child(config, 1, "after step")
+    process.join(60)
+    assert process.exitcode == -9
+    with RunFolder(Path(config.output), config):
+        pass
+
+
+def test_the_holder_is_named(case_config: Callable[..., Any]) -> None:
+    import os
+
+    config = case_config("finetune")
+    with (
+        RunFolder(Path(config.output), config),
+        pytest.raises(RunFolderError, match=f"process {os.getpid()}"),
+        RunFolder(Path(config.output), config),
+    ):
+        pass
+
+
+def test_a_finished_run_given_again_does_nothing(case_config: Callable[..., Any]) -> None:
+    config = case_config("wise-ft")
+    harness.run(config)
+    folder = Path(config.output)
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("checkpoints/*/*")}
+    passed: list[str] = []
+    harness.run(config, passed.append)
+    assert {harness.kind_of(p) for p in passed} <= {
+        f"{when} renaming {name}" for when in ("before", "after") for name in ("config.yaml", "results.json")
+    }
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("checkpoints/*/*")} == kept
+
+
+def test_a_changed_environment_is_flagged(case_config: Callable[..., Any]) -> None:
+    config = case_config("finetune")
+    assert harness.killed_at(config, 2, "after step")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everclip.training.environment.fixed", lambda: {"versions": {"torch": "9.9"}})
+        results = harness.run(config)
+    assert [e.kind for e in results.events] == ["changed environment"]
+    assert "9.9" in results.events[0].message
+    # Said once, not at every later start.
+    again = json.loads((Path(config.output) / "results.json").read_text())
+    assert len(again["events"]) == 1
