@@ -35,7 +35,7 @@ def main() -> str:
         for _ in range(ROUNDS):
             started = time.perf_counter()
             cursor = Cursor()
-            path = checkpoints.save(learner.tensors(cursor, moments), learner.state(cursor))
+            path = checkpoints.save(learner.tensors(moments), learner.state(cursor))
             seconds.append(time.perf_counter() - started)
             size = sum(f.stat().st_size for f in path.iterdir())
     middle = sorted(seconds)[ROUNDS // 2]

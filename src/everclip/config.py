@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from everclip import registry
 from everclip.errors import ConfigError, did_you_mean
@@ -73,6 +73,16 @@ class AugmentConfig(Frozen):
     blur: float = Field(0.0, ge=0, le=1)
 
 
+def _one_place(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError(f"template {template!r} must hold {{}} exactly once")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_one_place)]
+"""A text around a name: `{}` stands for it."""
+
+
 class CaptionConfig(Frozen):
     """How a training caption is drawn from a sample's name and keywords (keyed like augmentation).
 
@@ -83,17 +93,10 @@ class CaptionConfig(Frozen):
         keywords: how many keywords at the most.
     """
 
-    templates: tuple[str, ...] = ()
+    templates: tuple[Template, ...] = ()
     template_probability: float = Field(0.0, ge=0, le=1)
     keyword_probability: float = Field(0.0, ge=0, le=1)
     keywords: int = Field(3, ge=1)
-
-    @model_validator(mode="after")
-    def _templates_have_a_place(self) -> CaptionConfig:
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"template {template!r} must hold {{}} exactly once")
-        return self
 
 
 class TrainingConfig(Frozen):
@@ -239,19 +242,28 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     return key.strip().split("."), parsed
 
 
-def merge(base: Mapping[str, Any], top: Mapping[str, Any], replace: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return `base` with `top` laid over it, mapping by mapping; keys in `replace` are not merged but replaced."""
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `top` laid over it, mapping by mapping."""
     merged = deepcopy(dict(base))
-    if any(key in top for key in BUDGET_KEYS):
-        for key in BUDGET_KEYS:
-            merged.pop(key, None)
     for key, value in top.items():
-        if key not in replace and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = merge(merged[key], value)
         else:
             merged[key] = deepcopy(value)
     return merged
 
+
+def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge` for training settings: naming one kind of budget drops the others."""
+    replaced = any(top.get(key) is not None for key in BUDGET_KEYS)
+    return merge({k: v for k, v in base.items() if not (replaced and k in BUDGET_KEYS)}, top)
+
+
+CHANGED = " (changed)"
+"""Marks a benchmark whose scenario was changed: its numbers are not the benchmark's."""
+
+SECTIONS = ("training", "backbone", "method", "evaluation")
+"""What a scenario document may give defaults for."""
 
 _SHORTHAND = {"method": "name", "backbone": "name"}
 
@@ -298,6 +310,13 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
         raise ConfigError(
             f"{target}: expected the key `benchmark` (a run) or `kind` (a scenario); found {found}."
         )
+    scenario = document.get("scenario")
+    if isinstance(scenario, Mapping) and "kind" in scenario:  # the resolved configuration of an earlier run
+        document.pop("scenario")
+        tag = name.removesuffix(CHANGED)
+        return document, registry.BenchmarkEntry(
+            str(scenario.get("name")), int(scenario.get("version", 1)), "", {**scenario, "tag": name}, tag
+        )
     if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute():
         name = str(Path(target).parent / name)
     return document, registry.benchmark_entry(name)
@@ -314,28 +333,44 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: naming the key, what was found, what was expected.
     """
     from_file, entry = _user_document(target)
-    user = merge(_expand(from_file), _expand(_overrides_document(overrides)))
-    known = set(RunConfig.model_fields)
-    for key in user:
-        if key not in known:
-            raise ConfigError(f"{key}: unknown key.{did_you_mean(key, known)}")
+    given = _overrides_document(overrides)
+    for part in (from_file, given):
+        _check_sections(part)
+    user = _laid_over(_expand(from_file), _expand(given))
     scenario = dict(entry.document)
-    defaults: dict[str, Any] = {
-        key: scenario.pop(key) for key in ("training", "backbone", "method", "evaluation") if key in scenario
-    }
-    document = merge(_expand(defaults), user)
-    for key in ("training", "method", "evaluation", "checkpoint", "backbone"):
-        if not isinstance(document.get(key, {}), Mapping):
-            raise ConfigError(f"{key}: expected settings below it, found {document[key]!r}.")
+    tag = str(scenario.pop("tag", entry.tag))
+    defaults: dict[str, Any] = {key: scenario.pop(key) for key in SECTIONS if key in scenario}
+    document = _laid_over(_expand(defaults), user)
     method = document.get("method", {})
     preset = registry.method_entry(str(method.get("name", "finetune")))
     document["method"] = {"name": preset.name, "settings": merge(preset.settings, method.get("settings", {}))}
-    training = merge(defaults.get("training", {}), preset.training)
-    document["training"] = merge(training, user.get("training", {}))
-    changed = "scenario" in user
-    document["scenario"] = merge(scenario, user.get("scenario", {}) or {})
-    document["benchmark"] = entry.tag + (" (changed)" if changed else "")
-    seed = document.get("seed", 0)
+    training = merge_training(defaults.get("training", {}), preset.training)
+    document["training"] = merge_training(training, user.get("training", {}))
+    document["scenario"] = merge(scenario, user.get("scenario", {}))
+    changed = document["scenario"] != scenario and not tag.endswith(CHANGED)
+    document["benchmark"] = tag + (CHANGED if changed else "")
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(preset.name).name)
-    document.setdefault("output", f"runs/{entry.name}-{plain}-s{seed}")
+    document.setdefault("output", f"runs/{entry.name}-{plain}-s{document.get('seed', 0)}")
     return validated(RunConfig, document, "")
+
+
+def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one configuration over another; a newly named method does not inherit the settings of the old one."""
+    base = dict(base)
+    name = top.get("method", {}).get("name")
+    if name is not None and name != base.get("method", {}).get("name"):
+        base.pop("method", None)
+    document = merge(base, top)
+    if "training" in document:
+        document["training"] = merge_training(base.get("training", {}), top.get("training", {}))
+    return document
+
+
+def _check_sections(document: Mapping[str, Any]) -> None:
+    known = set(RunConfig.model_fields)
+    for key, value in document.items():
+        if key not in known:
+            raise ConfigError(f"{key}: unknown key.{did_you_mean(key, known)}")
+        named = key in _SHORTHAND and isinstance(value, str)
+        if key in (*SECTIONS, "checkpoint", "scenario") and not named and not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected settings below it, found {value!r}.")

@@ -27,7 +27,10 @@ Order = Literal["shuffle", "cycle", "once"]
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One output column of a classifier; merging of equal names is already decided."""
+    """One output column of a classifier; merging of equal names is already decided.
+
+    `tasks` are the tasks it belongs to, `seen` whether one of them was learned already.
+    """
 
     key: str
     name: str
@@ -74,7 +77,10 @@ class EvalProtocol:
 
 @dataclass(frozen=True)
 class Task:
-    """One unit of a stream: training data and what may be known about it."""
+    """One unit of a stream: training data and what may be known about it.
+
+    `covers` lists the tasks joined into this one, for a method that learns everything at once.
+    """
 
     index: int
     name: str
@@ -83,6 +89,7 @@ class Task:
     classes: tuple[ClassEntry, ...] | None = None
     language: str | None = None
     time: str | None = None
+    covers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,6 @@ class EvalSet:
     """Data that one column of the result measures.
 
     `task` is the index of the task it belongs to, `None` for what was known before and for the retention suite.
-    `pool` names the retrieval pool a set shares with others under the protocol spaces `seen` and `all`.
     """
 
     name: str
@@ -99,7 +105,6 @@ class EvalSet:
     task: int | None = None
     group: Literal["task", "known", "retention"] = "task"
     classes: tuple[ClassEntry, ...] | None = None
-    pool: str = "main"
 
 
 @runtime_checkable
@@ -282,7 +287,7 @@ class Method(TypingProtocol):
     def end_task(self, task: Task, past: Past, validate: Validate) -> None:
         """Merge, select, fill the buffer."""
 
-    def encode_images(self, pixels: Tensor, known_task: int | None = None) -> Features:
+    def encode_images(self, pixels: Tensor) -> Features:
         """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch."""
 
     def encode_texts(self, tokens: Tensor) -> Features:

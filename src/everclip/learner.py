@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from everclip.contracts import ClassEntry, LabelSpace, Past, Phase, Task
 from everclip.data.batches import BatchMaker, share_of
 from everclip.data.images import ImageStore, decode
 from everclip.data.table import Table
-from everclip.errors import CheckpointError, ConfigError
+from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.evaluation.banks import device_of, encode_prompts
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
@@ -36,7 +37,7 @@ from everclip.files import write_text_atomic
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
-from everclip.registry import method_entry
+from everclip.registry import method_entry, read_yaml
 from everclip.scenarios.base import ListScenario
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.engine import Engine, Hooks, StepLog
@@ -101,6 +102,7 @@ class Learner:
         self.training, self.seed = training, seed
         self.base, self.base_val = base, base_val
         self.tasks: list[Task] = []
+        self.learned: set[int] = set()
         self.store = ImageStore()
         backbone = method.backbone
         self._maker = BatchMaker(
@@ -152,6 +154,7 @@ class Learner:
         self.method.eval()
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         self.tasks.append(task)
+        self.learned |= set(task.covers or (task.index,))
 
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
         # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
@@ -179,14 +182,12 @@ class Learner:
         """Return unit embeddings: `images` `(N, D)` and `texts` `(M, D)`, as far as given, float32 on the CPU."""
         self.method.eval()
         found = {}
-        pictures = [self._picture(image) for image in images]
-        if pictures:
-            device = device_of(self.method)
-            blocks = [pictures[i : i + 256] for i in range(0, len(pictures), 256)]
-            pixels = (torch.stack([self.method.backbone.preprocess(p) for p in b]).to(device) for b in blocks)
-            found["images"] = torch.cat(
-                [self.method.encode_images(p)["embedding"].float().cpu() for p in pixels]
-            )
+        device, parts = device_of(self.method), []
+        for block in _blocks(images):
+            pixels = torch.stack([self.method.backbone.preprocess(self._picture(image)) for image in block])
+            parts.append(self.method.encode_images(pixels.to(device))["embedding"].float().cpu())
+        if parts:
+            found["images"] = torch.cat(parts)
         if texts:
             found["texts"] = encode_prompts(self.method, texts)["embedding"]
         return found
@@ -223,9 +224,8 @@ class Learner:
         settings = config or EvaluationConfig()
         backbone = self.method.backbone
         encoder = Encoder(scenario.eval_sets, backbone.preprocess, self.store, settings.batch_size)
-        learned = {task.index for task in self.tasks}
         scorer = RowScorer(scenario, encoder, settings, self.seed, {})
-        return scorer.row(self.method, learned, lambda done, total: None).scores
+        return scorer.row(self.method, self.learned, lambda done, total: None).scores
 
     @staticmethod
     def _picture(image: str | Path | bytes | Image.Image) -> Image.Image:
@@ -240,7 +240,7 @@ class Learner:
 
     # -- state ------------------------------------------------------------------------------------------------
 
-    def tensors(self, cursor: Cursor, optimiser: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def tensors(self, optimiser: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return every tensor that continuing needs: weights, what the method keeps, the optimiser's moments."""
         state = {f"model/{k}": v for k, v in self.method.state_dict().items()}
         state |= {f"extra/{k}": v for k, v in self.method.extra_tensors().items()}
@@ -249,7 +249,12 @@ class Learner:
     def state(self, cursor: Cursor) -> dict[str, Any]:
         """Return the JSON that continuing needs besides tensors."""
         place = {"phase": cursor.phase, "repeat": cursor.repeat, "step": cursor.step, "begun": cursor.begun}
-        return {"cursor": place, "structure": self.method.structure(), "method": self.method.extra_state()}
+        return {
+            "cursor": place,
+            "learned": sorted(self.learned),
+            "structure": self.method.structure(),
+            "method": self.method.extra_state(),
+        }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
         """Put back what `tensors` and `state` returned; the method may have grown in between."""
@@ -257,6 +262,7 @@ class Learner:
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             parts[kind][name] = tensor
+        self.learned = set(state["learned"])
         self.method.grow(state["structure"])
         self.method.to(self.accelerator.device)
         self.method.load_state_dict(parts["model"])
@@ -269,11 +275,16 @@ class Learner:
         return cursor
 
     def save(self, folder: Path | str) -> Path:
-        """Save the learner as it is now (between tasks) as a checkpoint in `folder`, with its settings."""
+        """Save the learner as it is now (between tasks) as a checkpoint in `folder`, with its settings.
+
+        Raises:
+            RunFolderError: if the folder belongs to a run, whose own checkpoints this would spoil.
+        """
         folder = Path(folder)
+        if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
+            raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")
         checkpoints = Checkpoints(folder, CheckpointConfig())
-        cursor = Cursor()
-        path = checkpoints.save(self.tensors(cursor, {}), {**self.state(cursor), "kind": "learner"})
+        path = checkpoints.save(self.tensors({}), {**self.state(Cursor()), "kind": "learner"})
         document = {
             "backbone": self.method.backbone.config.model_dump(mode="json"),
             "method": {"name": self.method.preset, "settings": self.method.settings.model_dump(mode="json")},
@@ -301,8 +312,13 @@ class Learner:
         )
 
     @classmethod
-    def load(cls, folder: Path | str) -> Learner:
+    def load(cls, folder: Path | str, scenario: ListScenario | None = None) -> Learner:
         """Load the newest good checkpoint of a run folder, or what `save` wrote.
+
+        Args:
+            folder: where it is.
+            scenario: the stream it learned from. Needed to learn on with replay (a buffer refers to samples of
+                earlier tasks), not to predict.
 
         Raises:
             CheckpointError: if there is none.
@@ -312,18 +328,27 @@ class Learner:
             raise CheckpointError(
                 f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
             )
-        document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        document = read_yaml(folder / CONFIG)
         found = Checkpoints(folder, CheckpointConfig()).latest()
         if found is None:
             raise CheckpointError(f"{folder}: there is no checkpoint yet.")
         backbone_config = BackboneConfig(**document["backbone"])
         backbone = load_backbone(backbone_config, document["seed"])
         method = build_method(MethodConfig(**document["method"]), backbone, document["seed"])
-        learner = cls(method, TrainingConfig(**document["training"]), document["seed"])
+        training = TrainingConfig(**document["training"])
+        known = (None, None) if scenario is None else (scenario.base, scenario.base_val)
+        learner = cls(method, training, document["seed"], None, *known)
         # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
         state = found.state.get("learner", found.state)
         learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, state)
+        learner.tasks = [t for t in scenario.tasks if t.index in learner.learned] if scenario else []
         return learner
+
+
+def _blocks(images: Iterable[Any], size: int = 256) -> Iterator[list[Any]]:
+    rest = iter(images)
+    while block := list(itertools.islice(rest, size)):
+        yield block
 
 
 def learner_for(config: RunConfig, scenario: Any) -> Learner:

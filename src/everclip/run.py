@@ -5,6 +5,7 @@ A run is a folder. It can be stopped anywhere; the same command continues it and
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,11 @@ import torch
 
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
-from everclip.errors import Interrupted
+from everclip.distributed import any_up
+from everclip.errors import ConfigError, DivergedError, Interrupted, RunFolderError
 from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
 from everclip.evaluation.record import RowRecorder
+from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.files import crash_point
 from everclip.learner import Cursor, Learner, check_fit, learner_for
@@ -26,7 +29,6 @@ from everclip.scenarios.load import load_scenario
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.engine import StepLog
-from everclip.training.processes import agree
 from everclip.training.progress import Progress
 from everclip.training.run_folder import RunFolder
 from everclip.training.signals import StopRequest
@@ -55,6 +57,8 @@ class Place:
     seconds: dict[str, float] = field(default_factory=dict)
     checkpoints: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=environment.fixed)
+    data: dict[str, str] = field(default_factory=dict)
+    start: dict[str, str] = field(default_factory=dict)
 
 
 def execute(
@@ -74,10 +78,10 @@ def execute(
     Raises:
         EverclipError: with the cause and what to do; `exit_code` says which kind.
     """
-    if isinstance(target, RunConfig):
-        config = target
-    else:
-        config = resolve_config(target, [*overrides, *(f"{key}={value}" for key, value in settings.items())])
+    given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+    if isinstance(target, RunConfig) and given:
+        raise ConfigError(f"execute: a resolved configuration takes no further settings (found {given[0]}).")
+    config = target if isinstance(target, RunConfig) else resolve_config(target, given)
     return Run(config, progress).execute()
 
 
@@ -93,7 +97,9 @@ class Run:
         self.progress = progress or Progress(quiet=not self._main)
         self.tasks = self._tasks(self.scenario)
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
-        self.place = Place()
+        self.place = Place(
+            data=dict(self.scenario.data_fingerprints), start=self.learner.method.backbone.fingerprints()
+        )
         self._headline = self.scenario.spec.headline.model_dump()
         accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
         self._recorder = RowRecorder(
@@ -115,18 +121,23 @@ class Run:
         """Do what is left of the run; see `everclip.execute`."""
         with RunFolder(self.path, self.config, self._main) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
-            self._trackers = Trackers(self.config if self._main else None)
             cursor = self._resume()
+            if self._finished() and (self.path / RESULTS).is_file():
+                held = Results.read(self.path)
+                if held.status == "finished":
+                    return held  # as it was: looking at a result must not change where it says it comes from
+            self._trackers = Trackers(self.config if self._main else None)
             self._saved_at = time.monotonic()
             try:
                 while not self._finished():
                     cursor = self._advance(cursor)
                     self._stop_if_asked()
-            except Interrupted:
+            except (Interrupted, DivergedError):
                 self._write_results("stopped")
                 raise
+            finally:
+                self._trackers.finish()
             results = self._write_results("finished")
-            self._trackers.finish()
         if self.config.report and self._main:
             from everclip.report import write_report
 
@@ -190,7 +201,7 @@ class Run:
 
     def _stop_if_asked(self) -> None:
         """Raise `Interrupted` on all processes if a signal reached any; only where the state is saved."""
-        if agree(self.learner.accelerator, self._stop.name is not None):
+        if any_up(self._stop.name is not None, self.learner.accelerator.device):
             self._stop.check(anyway=True)
 
     # -- evaluation -------------------------------------------------------------------------------------------
@@ -201,8 +212,6 @@ class Run:
         at_once = self.learner.method.needs.all_tasks_at_once
         label = "before" if index == 0 else self.tasks[index - 1].name
         task = None if index == 0 or at_once else index - 1
-        everything = {t.index for t in self.scenario.tasks}
-        learned = set(range(index)) if not at_once else everything if index else set()
         self.progress.start(f"evaluate ({label})", 0)
 
         def tick(done: int, total: int) -> None:
@@ -216,7 +225,7 @@ class Run:
             label,
             index,
             task,
-            learned,
+            self.learner.learned,
             (self.place.step, self.place.samples),
             tick,
             [Example(**e) for e in self.place.examples],
@@ -237,6 +246,11 @@ class Run:
             self._folder.rewind_log(0)
             return Cursor()
         self.place = Place(**found.state["place"])
+        if self.place.data != self.scenario.data_fingerprints:
+            raise RunFolderError(
+                f"{self.path}: the data have changed since this run began ({self.place.data} -> "
+                f"{self.scenario.data_fingerprints}). Put them back, or choose another output=."
+            )
         cursor = self.learner.restore(found.tensors, found.state["learner"])
         done = self.place.task + (self.place.stage == EVALUATE and self.place.task >= 0)
         self.learner.tasks = list(self.tasks[: max(0, done)])
@@ -270,14 +284,14 @@ class Run:
         # Rare enough that writing stays below `max_share` of the time, however slow the disk or large the model.
         wait = max(self.config.checkpoint.every_seconds, cost / self.config.checkpoint.max_share)
         late = every is None and time.monotonic() - self._saved_at > wait
-        return agree(self.learner.accelerator, self._stop.name is not None or late)
+        return any_up(self._stop.name is not None or late, self.learner.accelerator.device)
 
     def _save(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
         started = time.monotonic()
         if self._main:
             self.place.log_size = self._folder.log_size()
             state = {"place": vars(self.place), "learner": self.learner.state(cursor)}
-            path = self.checkpoints.save(self.learner.tensors(cursor, optimiser), state)
+            path = self.checkpoints.save(self.learner.tensors(optimiser), state)
             spent = time.monotonic() - started
             costs = self.place.checkpoints
             costs["longest"] = max(spent, costs.get("longest", 0.0))
@@ -346,6 +360,7 @@ class Run:
             "seed": self.config.seed,
             "data": self.scenario.data_fingerprints,
             "towers": self.learner.method.backbone.fingerprints(),
+            "towers_before": self.place.start,
         }
 
 

@@ -77,8 +77,8 @@ def run(
         _print_json(planned) if as_json else print_plan(planned)
         return
     from everclip.cli.summary import print_results
+    from everclip.distributed import is_first
     from everclip.run import execute
-    from everclip.training.processes import is_first
 
     results = execute(resolved)
     if not is_first():

@@ -61,31 +61,25 @@ def _existing(path: Path) -> Path:
 
 
 def _measure(run: Run, config: RunConfig) -> dict[str, float]:
-    """Time one forward and backward pass of a real batch (the weights are not changed) and one encoding."""
+    """Time one training step of a real batch (the weights are not changed) and one encoding."""
     import torch
 
-    from everclip.contracts import Progress
+    from everclip.evaluation.banks import device_of
 
     task, learner = run.tasks[0], run.learner
     learner.tasks = []
     learner.method.begin_task(task, learner.past())
     phases = learner.plan(task)
-    timing = {"step": 0.0}
-    if phases:
-        batch = {n: learner._maker.batch(s, "plan", 0) for n, s in phases[0].streams.items()}
+    timing = {"step": learner.engine.measure(learner.method, phases[0]) if phases else 0.0}
+    side = learner.method.backbone.pixels.size
+    pixels = torch.zeros(32, 3, side, side, device=device_of(learner.method))
+    learner.method.eval()
+    with torch.inference_mode():
         for _ in range(2):  # the first pass warms up
             started = time.monotonic()
-            losses = learner.method(batch, Progress(0, "plan", 0, 0, 1, config.seed))
-            torch.autograd.backward(torch.stack(list(losses.values())).sum())
-            timing["step"] = time.monotonic() - started
-        learner.method.zero_grad()
-    pixels = torch.zeros(32, 3, learner.method.backbone.pixels.size, learner.method.backbone.pixels.size)
-    with torch.inference_mode():
-        learner.method.encode_images(pixels)
-        started = time.monotonic()
-        learner.method.encode_images(pixels)
-        # A text of an evaluation set costs about as much as a picture; counted once more.
-        timing["picture"] = 2 * (time.monotonic() - started) / 32
+            float(learner.method.encode_images(pixels)["embedding"].sum())  # waits for the device
+            # A text of an evaluation set costs about as much as a picture; counted once more.
+            timing["picture"] = 2 * (time.monotonic() - started) / 32
     return timing
 
 

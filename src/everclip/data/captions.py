@@ -26,7 +26,8 @@ def draw_caption(
         most = min(config.keywords, len(words))
         picked = draw.permutation(len(words))[: 1 + int(count * most)]
         return ", ".join(words[int(i)] for i in picked)
-    plain = choice >= config.keyword_probability + config.template_probability
-    if plain or not config.templates:
+    # A sample without keywords keeps its caption plain where keywords would have stood: the templates' share stays.
+    share = choice - config.keyword_probability
+    if not config.templates or not 0 <= share < config.template_probability:
         return caption
     return config.templates[int(which * len(config.templates))].format(caption)

@@ -56,19 +56,19 @@ class ImageStore:
     def __init__(self, max_bytes: int = 512 * 1024 * 1024) -> None:
         self._max_bytes = max_bytes
         self._held = 0
-        self._pictures: dict[str, Image.Image] = {}
+        self._pictures: dict[tuple[int, int], Image.Image] = {}
         self._lock = threading.Lock()
 
     def get(self, table: Table, position: int) -> Image.Image:
         """Return the RGB picture at `position`; callers must not change it in place."""
-        name = table.ids[position]
-        picture = self._pictures.get(name)
+        place = table.place(position)
+        picture = self._pictures.get(place)
         if picture is None:
-            picture = decode(table.value("image", position), f"{table.name}, id {name}")
+            picture = decode(table.value("image", position), f"{table.name}, id {table.ids[position]}")
             size = picture.width * picture.height * 3
             with self._lock:
-                if self._held + size <= self._max_bytes and name not in self._pictures:
-                    self._pictures[name] = picture
+                if self._held + size <= self._max_bytes and place not in self._pictures:
+                    self._pictures[place] = picture
                     self._held += size
         return picture
 

@@ -7,6 +7,7 @@ Canonical columns are `id`, `image_id`, `image` (encoded bytes), `caption` or `c
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 from everclip.errors import DataError, did_you_mean
 
 Rows = npt.NDArray[np.int64]
+_SOURCES = itertools.count()  # numbers the sets of columns of this process
 
 
 class Table:
@@ -29,8 +31,11 @@ class Table:
         name: how errors call it.
     """
 
-    def __init__(self, columns: pa.Table, rows: Rows | None = None, name: str = "data") -> None:
+    def __init__(
+        self, columns: pa.Table, rows: Rows | None = None, name: str = "data", source: int | None = None
+    ) -> None:
         self._columns = columns
+        self._source = next(_SOURCES) if source is None else source
         self._rows = np.arange(columns.num_rows, dtype=np.int64) if rows is None else rows
         self.name = name
 
@@ -44,6 +49,22 @@ class Table:
     def column_names(self) -> list[str]:
         """The columns that every row has."""
         return list(self._columns.column_names)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Name a sample for caches: views of the same columns agree, other tables never do, whatever their ids."""
+        return self._source, int(self._rows[position])
+
+    def identities(self) -> list[str]:
+        """What each row's caption belongs to: its `image_id` if it has one, else its own id.
+
+        Rows that share an `image_id` are captions of one picture.
+        """
+        if not self.has("image_id"):
+            return list(self.ids)
+        return [
+            own if shared is None else str(shared)
+            for own, shared in zip(self.ids, self.column("image_id"), strict=True)
+        ]
 
     def has(self, column: str) -> bool:
         """Whether the column exists."""
@@ -72,7 +93,7 @@ class Table:
     def select(self, positions: Sequence[int] | Rows) -> Table:
         """Return the view of the given positions, in the given order."""
         chosen = np.asarray(positions, dtype=np.int64)
-        return Table(self._columns, self._rows[chosen], self.name)
+        return Table(self._columns, self._rows[chosen], self.name, self._source)
 
     def where(self, column: str, keep: Callable[[Any], bool]) -> Table:
         """Return the rows whose value in `column` satisfies `keep`."""
@@ -90,7 +111,7 @@ class Table:
 
     def renamed(self, name: str) -> Table:
         """Return the same view under another name."""
-        return Table(self._columns, self._rows, name)
+        return Table(self._columns, self._rows, name, self._source)
 
     @staticmethod
     def concat(tables: Sequence[Table], name: str | None = None) -> Table:
@@ -103,18 +124,16 @@ class Table:
             raise DataError("nothing to join: the list of tables is empty.")
         label = name or tables[0].name
         if all(table._columns is tables[0]._columns for table in tables):
-            return Table(tables[0]._columns, np.concatenate([table._rows for table in tables]), label)
+            rows = np.concatenate([table._rows for table in tables])
+            return Table(tables[0]._columns, rows, label, tables[0]._source)
         parts = [table._columns.take(pa.array(table._rows)) for table in tables]
         return Table(pa.concat_tables(parts, promote_options="default"), name=label)
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash over ids, captions, classes and image bytes: equal tables are equal data."""
+        """A hash over every column: equal fingerprints mean equal data."""
         digest = hashlib.sha256()
-        wanted = ("id", "image_id", "caption", "class_key", "class_name", "language", "time", "image")
-        for column in wanted:
-            if not self.has(column):
-                continue
+        for column in sorted(self.column_names):
             digest.update(column.encode())
             for value in self._columns.column(column).take(pa.array(self._rows)):
                 raw = value.as_py()

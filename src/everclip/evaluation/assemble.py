@@ -9,6 +9,8 @@ from everclip.contracts import EvalSet, Task
 from everclip.evaluation.matrix import summary
 from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
 
+CLASSIFICATION = ("accuracy", "top5", "mean_class_accuracy", "ece")
+
 
 def column_info(s: EvalSet) -> Column:
     """Describe an evaluation set as a column of the result."""
@@ -38,9 +40,14 @@ def headline_value(row: Row, column: Column, headline: Mapping[str, str]) -> flo
     scores = row.scores.get(column.name, {}).get(headline["protocol"])
     if scores is None:
         return None
-    own = "accuracy" if column.kind == "classification" else "mean_r1"
-    score = scores.get(headline["metric"], scores.get(own))
+    score = scores.get(metric_of(column, headline))
     return None if score is None else score.value
+
+
+def metric_of(column: Column, headline: Mapping[str, str]) -> str:
+    """Return the metric that stands for a column: the headline's where its kind has it, else its kind's own."""
+    own = "accuracy" if column.kind == "classification" else "mean_r1"
+    return headline["metric"] if (headline["metric"] in CLASSIFICATION) == (own == "accuracy") else own
 
 
 def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> Matrix:

@@ -14,6 +14,7 @@ from everclip.contracts import EvalSet, Features, LabelSpace
 from everclip.data.images import ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
+from everclip.distributed import from_first, gather_objects
 from everclip.evaluation.banks import device_of, encode_prompts
 from everclip.files import write_bytes_atomic
 
@@ -24,7 +25,7 @@ class Encoder:
     """Encodes the union of all evaluation sets, and remembers by fingerprint what it encoded.
 
     Args:
-        sets: the evaluation sets; a sample id that occurs in several is encoded once.
+        sets: the evaluation sets; a sample that occurs in several is encoded once.
         preprocess: the backbone's evaluation transform.
         store: decoded pictures.
         batch_size: pictures at a time.
@@ -44,34 +45,35 @@ class Encoder:
     ) -> None:
         self._preprocess, self._store, self._batch, self._cache = preprocess, store, batch_size, cache
         self._rank, self._world = rank, world
-        places: dict[str, tuple[Table, int]] = {}
+        places: dict[tuple[int, int], tuple[Table, int]] = {}
         for s in sets:
-            for position, name in enumerate(s.data.ids):
-                places.setdefault(name, (s.data, position))
+            for position in range(len(s.data)):
+                places.setdefault(s.data.place(position), (s.data, position))
         self._places = list(places.values())
-        index = {name: i for i, name in enumerate(places)}
-        self._rows = {s.name: torch.tensor([index[n] for n in s.data.ids], dtype=torch.int64) for s in sets}
+        index = {place: i for i, place in enumerate(places)}
+        self._rows = {
+            s.name: torch.tensor([index[s.data.place(i)] for i in range(len(s.data))], dtype=torch.int64)
+            for s in sets
+        }
         self._data_key = f"{key_of(*[s.data.fingerprint for s in sets]):032x}"[:16]
         self._kept: dict[str, Features] = {}
         self._texts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._banks: dict[tuple[str, LabelSpace], Features] = {}
 
-    def images(
-        self, method: Any, keys: Mapping[str, str], tick: Tick, known_task: int | None = None
-    ) -> dict[str, Features]:
+    def images(self, method: Any, keys: Mapping[str, str], tick: Tick) -> dict[str, Features]:
         """Return the features of every evaluation set under the method as it is now.
 
         Args:
             method: encodes; in evaluation mode.
             keys: what its encodings depend on (`method.encoder_keys()`), taken once per row.
             tick: called with (done, total); may raise to stop.
-            known_task: for methods that encode differently when the task is known.
         """
-        key = f"{keys['image']}-{self._data_key}-{known_task}"
+        # Weights alone do not decide an embedding: architecture, transform and method do too.
+        setting = key_of(type(method).__qualname__, str(method.backbone.clip), repr(self._preprocess))
+        key = f"{keys['image']}-{self._data_key}-{setting:032x}"
         if key not in self._kept:
-            # Only what the current weights made is kept: one entry per known task, so memory does not grow with rows.
-            self._kept = {k: v for k, v in self._kept.items() if k.startswith(keys["image"])}
-            self._kept[key] = self._cached(key, lambda: self._encode(method, tick, known_task))
+            # Only what the current weights made is kept, so memory does not grow with rows.
+            self._kept = {key: self._cached(key, lambda: self._encode(method, tick))}
         whole = self._kept[key]
         return {name: {k: v[rows] for k, v in whole.items()} for name, rows in self._rows.items()}
 
@@ -79,34 +81,31 @@ class Encoder:
         if self._cache is None:
             return make()
         path = self._cache / f"{key}.safetensors"
-        if self._agreed(path.is_file()):
+        # As the first process sees it: if one read the cache while another encoded, both would wait for ever.
+        if from_first(path.is_file()):
             return load_file(path)
         features = make()
         if self._rank == 0:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
 
-    def _agreed(self, flag: bool) -> bool:
-        """Return what the first process sees: if one read the cache while another encoded, both would wait for ever."""
-        if self._world == 1:
-            return flag
-        box = [flag]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
-
     @torch.inference_mode()
-    def _encode(self, method: Any, tick: Tick, known_task: int | None) -> Features:
+    def _encode(self, method: Any, tick: Tick) -> Features:
         device = device_of(method)
-        mine = np.array_split(np.arange(len(self._places)), self._world)[self._rank]
+        # With fewer pictures than processes every process encodes them all.
+        split = self._world > 1 and len(self._places) >= self._world
+        mine = np.arange(len(self._places))
+        if split:
+            mine = np.array_split(mine, self._world)[self._rank]
         parts: list[Features] = []
         for start in range(0, len(mine), self._batch):
             chosen = [self._places[int(i)] for i in mine[start : start + self._batch]]
             pixels = torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
-            found = method.encode_images(pixels.to(device), known_task)
+            found = method.encode_images(pixels.to(device))
             parts.append({k: v.float().cpu() for k, v in found.items()})
             tick(start + len(chosen), len(mine))
         local = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        return local if self._world == 1 else _gather(local, self._world)
+        return local if not split else _joined(gather_objects(local))
 
     def texts(self, method: Any, keys: Mapping[str, str], texts: Sequence[str]) -> Features:
         """Return the features of texts; those known under the current text tower are not encoded again."""
@@ -132,7 +131,5 @@ class Encoder:
         return self._banks[keys["text"], space]
 
 
-def _gather(local: Features, world: int) -> Features:
-    parts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(parts, local)
-    return {key: torch.cat([part[key] for part in parts]) for key in local}
+def _joined(parts: Sequence[Features]) -> Features:
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

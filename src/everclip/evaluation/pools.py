@@ -11,12 +11,6 @@ from everclip.contracts import EvalSet
 from everclip.evaluation.retrieval import Positives, Ranks, positive_ranks
 
 
-def identities(s: EvalSet) -> list[str]:
-    """What a caption belongs to: rows that share an `image_id` are captions of one picture."""
-    column = "image_id" if s.data.has("image_id") else "id"
-    return [str(value) for value in s.data.column(column)]
-
-
 def captions(s: EvalSet) -> list[str]:
     """The captions of a set, row by row."""
     return [str(value) for value in s.data.column("caption")]
@@ -40,7 +34,7 @@ class Side:
     def of(cls, sets: Sequence[EvalSet]) -> Side:
         """Collect them over several sets, whose rows are counted through."""
         return cls(
-            _first_rows([i for s in sets for i in identities(s)]),
+            _first_rows([i for s in sets for i in s.data.identities()]),
             _first_rows([c for s in sets for c in captions(s)]),
         )
 
@@ -88,7 +82,7 @@ def rank(
     images_of: dict[str, set[int]] = {}
     texts_of: dict[str, set[int]] = {}
     for p in pool:
-        for identity, caption in zip(identities(p), captions(p), strict=True):
+        for identity, caption in zip(p.data.identities(), captions(p), strict=True):
             images_of.setdefault(caption, set()).add(image_place[identity])
             texts_of.setdefault(identity, set()).add(text_place[caption])
     gallery_texts = pool_texts[list(gallery.texts.values())]
@@ -104,7 +98,7 @@ def rank(
     )
     text_query = {caption: i for i, caption in enumerate(queries.texts)}
     asked: dict[str, list[int]] = {identity: [] for identity in queries.images}
-    for identity, caption in zip(identities(s), captions(s), strict=True):
+    for identity, caption in zip(s.data.identities(), captions(s), strict=True):
         if text_query[caption] not in asked[identity]:
             asked[identity].append(text_query[caption])
     return Ranked(

@@ -67,13 +67,10 @@ class RowScorer:
         for s in self._scenario.eval_sets:
             result.scores[s.name] = {}
             for protocol in self._scenario.protocols:
-                found = images
-                if protocol.known_task and self._task_matters(method):
-                    found = self._encoder.images(method, keys, tick, s.task)
                 if s.kind == "retrieval":
-                    self._retrieval(result, s, protocol, learned, found, texts)
+                    self._retrieval(result, s, protocol, learned, images, texts)
                 else:
-                    self._classification(result, s, protocol, learned, found[s.name], method, keys)
+                    self._classification(result, s, protocol, learned, images[s.name], method, keys)
             if s.kind == "retrieval":
                 result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
         return result
@@ -164,7 +161,7 @@ class RowScorer:
         result.ambiguous[s.name] = int(close.sum())
         hits = retrieval.hits_at_k(ranked.image_to_text, 1)
         query = {identity: i for i, identity in enumerate(ranked.images)}
-        names = pools.identities(s)
+        names = s.data.identities()
         for position in chosen:
             pairs = zip(best.indices[position].tolist(), best.scores[position].tolist(), strict=True)
             answers = [(ranked.candidates[i], round(score, 4)) for i, score in pairs]
@@ -181,11 +178,6 @@ class RowScorer:
             result.answers.setdefault(s.name, {})[position] = (answers, bool(hits[position]))
 
     # -- shared -----------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _task_matters(method: Any) -> bool:
-        """Whether pictures are encoded differently when the task is known; if not, nothing is encoded again."""
-        return bool(getattr(method, "encodes_by_task", False))
 
     def _shown(self, s: EvalSet) -> str:
         """The protocol whose details (examples, per-class values) a set shows: the headline's."""

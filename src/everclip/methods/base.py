@@ -53,12 +53,10 @@ class Method(nn.Module):
     Class attributes:
         Settings: the pydantic model of the method's settings.
         needs: what the method relies on, checked before a run starts.
-        encodes_by_task: whether `encode_images` uses `known_task` (then each set is encoded per known task too).
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
-    encodes_by_task: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, settings: MethodSettings, seed: int = 0) -> None:
         super().__init__()
@@ -134,7 +132,7 @@ class Method(nn.Module):
         """The training step: named losses whose sum is trained."""
         columns = batch["main"]
         image = self.backbone.encode_image(columns["image"])
-        scale = self.backbone.logit_scale.clamp(max=MAX_SCALE)
+        scale = self.backbone.logit_scale
         if "label" in columns:
             bank = self.backbone.encode_text(columns["class_tokens"])
             smoothing = self.settings.label_smoothing
@@ -151,10 +149,13 @@ class Method(nn.Module):
         return losses
 
     def after_step(self, progress: Progress) -> None:
-        """Take a snapshot into the running mean where one is due."""
+        """Bound the logit scale; take a snapshot into the running mean where one is due."""
+        self.backbone.bound_logit_scale(MAX_SCALE)
         keep = self.settings.merge
         late_enough = progress.step >= keep.start * progress.steps
-        if keep.kind != "running-mean" or progress.step % keep.every or not late_enough:
+        last = progress.step + 1 == progress.steps
+        due = (progress.step % keep.every == 0 and late_enough) or (last and self._mean is None)
+        if keep.kind != "running-mean" or not due:
             return
         if self._mean is None:
             self._mean = merge.RunningMean(self._snapshot())
@@ -211,7 +212,7 @@ class Method(nn.Module):
 
     # -- predicting -------------------------------------------------------------------------------------------
 
-    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
+    def encode_images(self, pixels: torch.Tensor) -> Features:
         """Encode images `(N, 3, S, S)`; sample by sample, never depending on the rest of the batch."""
         return {"embedding": self.backbone.encode_image(pixels)}
 
@@ -280,18 +281,18 @@ class Method(nn.Module):
             self.buffer.restore(state["buffer"])
 
     def describe(self) -> Cost:
-        """Count parameters and bytes from the module itself."""
-        tensors = list(self.parameters())
+        """Count parameters and bytes from the module itself, and what the slots keep beside it."""
         chosen = set(self._trainable)
         trained = sum(p.numel() for n, p in self.named_parameters() if n in chosen)
-        stored = sum(p.numel() for p in tensors)
+        weights = list(self.parameters())
+        kept = list(self.extra_tensors().values())
         held = 0 if self.buffer is None else len(self.buffer)
-        growth = "none" if self.buffer is None else f"replay buffer ({self.settings.replay.kind})"
+        unbounded = self.buffer is not None and self.buffer.kind == "all"
         return Cost(
             trainable_parameters=trained,
-            stored_parameters=stored,
-            active_parameters=stored,
-            bytes=sum(p.numel() * p.element_size() for p in tensors),
+            stored_parameters=sum(t.numel() for t in (*weights, *kept)),
+            active_parameters=sum(p.numel() for p in weights),
+            bytes=sum(t.numel() * t.element_size() for t in (*weights, *kept)),
             buffer_samples=held,
-            growth_per_task=growth,
+            growth_per_task="the task's samples (replay.kind=all)" if unbounded else "none",
         )

@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-
-def gather_with_gradient(features: torch.Tensor) -> torch.Tensor:
-    """Concatenate `(N, D)` features of all processes to `(W * N, D)`; gradients flow back to every process.
-
-    With one process this is the identity. Processes must hold equally many rows.
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return features
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(features), dim=0)  # type: ignore[no-untyped-call]
-
-
-def gather(values: torch.Tensor) -> torch.Tensor:
-    """Concatenate tensors of all processes along dimension 0, without gradient."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return values
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.cat(parts, dim=0)
+from everclip.distributed import concatenate, rank
 
 
 def contrastive(
@@ -50,10 +30,10 @@ def contrastive(
     Returns:
         Scalar: mean over both directions and over this process's rows.
     """
-    all_image, all_text = gather_with_gradient(image), gather_with_gradient(text)
+    all_image, all_text = concatenate(image, gradient=True), concatenate(text, gradient=True)
     per_image = scale * image @ all_text.T
     per_text = scale * text @ all_image.T
-    targets = _targets(len(image), len(all_image), image_key, text_key, image.device).to(per_image.dtype)
+    targets = _targets(len(image), len(all_image), image_key, text_key, image.device)
     return 0.5 * (_soft_cross_entropy(per_image, targets) + _soft_cross_entropy(per_text, targets))
 
 
@@ -64,12 +44,11 @@ def _targets(
     text_key: torch.Tensor | None,
     device: torch.device,
 ) -> torch.Tensor:
-    rank = dist.get_rank() if columns > rows else 0
-    own = torch.arange(rows, device=device) + rank * rows
+    own = torch.arange(rows, device=device) + rank() * rows
     positive = own[:, None] == torch.arange(columns, device=device)[None, :]
     for key in (image_key, text_key):
         if key is not None:
-            positive = positive | (key[:, None] == gather(key)[None, :])
+            positive = positive | (key[:, None] == concatenate(key)[None, :])
     return positive / positive.sum(dim=1, keepdim=True)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from everclip.distributed import from_first
+
 Weights = dict[str, torch.Tensor]
 
 
@@ -74,5 +76,6 @@ def sweep(
         mean = sum(scores.values()) / max(1, len(scores))
         if mean > best_score + 1e-12:
             best, best_score = alpha, mean
+    best = from_first(best)  # low bits may differ between processes; the choice may not
     apply(best)
     return best, table

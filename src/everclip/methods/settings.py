@@ -58,6 +58,13 @@ class MergeSettings(Frozen):
     every: int = Field(10, ge=1)
     start: float = Field(0.0, ge=0, lt=1)
 
+    @field_validator("grid")
+    @classmethod
+    def _grid_in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not 0 <= alpha <= 1 for alpha in value):
+            raise ValueError("the grid of a sweep holds at least one alpha, each in [0, 1]")
+        return value
+
     @field_validator("alpha")
     @classmethod
     def _alpha_in_range(cls, value: float | str) -> float | str:

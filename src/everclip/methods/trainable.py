@@ -9,12 +9,12 @@ from torch import nn
 from everclip.contracts import ParamGroup
 from everclip.errors import ConfigError
 
-_SCALES = ("logit_scale", "logit_bias")
-
 
 def part_of(name: str, clip: nn.Module) -> set[str]:
     """Return the parts that a parameter of open_clip's model belongs to."""
-    if name in _SCALES:
+    if name == "logit_bias":
+        return set()  # of SigLIP's loss, which nothing here trains
+    if name == "logit_scale":
         return {"logit-scale"}
     tower = "image" if name.startswith("visual.") else "text"
     parts = {tower}

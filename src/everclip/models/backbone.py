@@ -8,6 +8,7 @@ file of weights. `weights=random` starts any of them from scratch.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -78,6 +79,14 @@ class Backbone(nn.Module):
         """The factor on cosines (not its logarithm), a scalar tensor with gradient."""
         scale: torch.Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
         return scale
+
+    @torch.no_grad()
+    def bound_logit_scale(self, most: float) -> None:
+        """Keep the logit scale in [1, most] by moving the parameter.
+
+        A clamp in the forward pass would instead stop its gradient at the bound, for ever.
+        """
+        self.clip.logit_scale.clamp_(0.0, math.log(most))  # type: ignore[operator]
 
     def fingerprints(self) -> dict[str, str]:
         """Return one hash per tower; the logit scale is in neither, since no embedding depends on it."""

@@ -11,16 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.errors import ConfigError, DataError
+from everclip.evaluation.assemble import metric_of
 from everclip.evaluation.results import Column, Results, Row, Score
 from everclip.registry import read_yaml
 
 Group = Literal["known", "task", "retention"]
-
-_PREFERRED = {
-    "classification": ("accuracy", "mean_class_accuracy"),
-    "retrieval": ("mean_r1", "text_to_image_r1", "image_to_text_r1"),
-    "pairs": ("accuracy",),
-}
 
 
 class Run:
@@ -85,18 +80,9 @@ class Run:
         return done
 
     def cell(self, column: Column) -> tuple[str, str]:
-        """Return the protocol and metric that a column shows: the headline's, or the nearest it has."""
-        protocols: set[str] = set()
-        metrics: dict[str, set[str]] = {}
-        for row in self.results.rows:
-            for protocol, scores in row.scores.get(column.name, {}).items():
-                protocols.add(protocol)
-                metrics.setdefault(protocol, set()).update(scores)
-        matrix = self.results.matrix
-        order = [matrix.protocol, "all", "seen", "own", *sorted(protocols)]
-        protocol = next((name for name in order if name in protocols), matrix.protocol)
-        wanted = (matrix.metric, *_PREFERRED[column.kind], *sorted(metrics.get(protocol, ())))
-        return protocol, next((m for m in wanted if m in metrics.get(protocol, ())), matrix.metric)
+        """Return the protocol and metric that a column shows: the same rule as in the result's matrix."""
+        headline = self.results.headline
+        return headline["protocol"], metric_of(column, headline)
 
     def score(self, row: int, column: Column) -> Score | None:
         """Return the headline score of a column at a row; `None` where there is no such cell."""

@@ -53,7 +53,9 @@ class ListScenario:
         peers = [s for s in self.eval_sets if s.kind == "classification" and s.group != "retention"]
         if protocol.space == "seen":
             peers = [s for s in peers if self._is_seen(s, learned)]
-        return LabelSpace(merge_entries([e for s in peers for e in s.classes or ()]), known)
+        entries = merge_entries([e for s in peers for e in s.classes or ()])
+        marked = [replace(e, seen=not e.tasks or bool(set(e.tasks) & set(learned))) for e in entries]
+        return LabelSpace(tuple(marked), known)
 
     def pool(
         self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
@@ -85,6 +87,7 @@ class ListScenario:
             val=Table.concat(parts) if parts else None,
             classes=classes,
             language=self.tasks[0].language,
+            covers=tuple(task.index for task in self.tasks),
         )
         return replace(self, tasks=(joined,))
 
@@ -166,7 +169,7 @@ def retention_set(spec: RetentionSpec, test: Table) -> EvalSet:
         data = data.where("class_key", lambda key: key is not None)  # what has no class has no right answer
     require_rows(data, f"retention set {spec.name!r}", spec.where)
     classes = class_entries(data, spec.templates) if spec.kind == "classification" else None
-    return EvalSet(spec.name, spec.kind, data, None, "retention", classes, pool=spec.name)
+    return EvalSet(spec.name, spec.kind, data, None, "retention", classes)
 
 
 def require_rows(table: Table, what: str, where: Where) -> None:

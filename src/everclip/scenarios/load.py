@@ -11,7 +11,7 @@ from everclip.contracts import EvalProtocol, EvalSet, Task
 from everclip.data.sources import load_source
 from everclip.data.splits import carve
 from everclip.data.table import Table
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 from everclip.scenarios import classes, domains, time
 from everclip.scenarios.base import ListScenario, matcher, require_rows, retention_set, split
 from everclip.scenarios.spec import ScenarioSpec
@@ -41,24 +41,27 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
     spec = validated(ScenarioSpec, document, "scenario")
     table = load_source(spec.data.source, spec.data.options(), root)
     train, test = split(table, spec)
-    test = matcher(spec.evaluate_where)(test)
+    fit = matcher(spec.evaluate_where)  # holds for whatever is measured, validation pictures too
+    test = fit(test)
     tasks, sets = [], []
     base = base_val = None
     if spec.base is not None:
         keep = matcher(spec.base.where)
-        base, base_val = carve(keep(train).renamed(spec.base.name), spec.split.validation)
+        base, carved = carve(keep(train).renamed(spec.base.name), spec.split.validation)
+        base_val = fit(carved)
         known = keep(test).renamed(spec.base.name)
         require_rows(known, f"base {spec.base.name!r}", spec.base.where)
         sets.append(EvalSet(spec.base.name, _kind(spec), known, None, "known"))
     for index, (name, rows, held_out, entries) in enumerate(_KINDS[spec.kind](spec, train, test)):
         require_rows(rows, f"task {name!r} (training)", {})
         require_rows(held_out, f"task {name!r} (test)", {})
-        kept, val = carve(rows.renamed(name), spec.split.validation)
+        kept, carved = carve(rows.renamed(name), spec.split.validation)
         times = rows.column("time") if rows.has("time") else []
-        tasks.append(Task(index, name, kept, val, entries, spec.data.language, _span(times)))
+        tasks.append(Task(index, name, kept, fit(carved), entries, spec.data.language, _span(times)))
         sets.append(EvalSet(name, _kind(spec), held_out.renamed(name), index, "task", entries))
     sets += [retention_set(part, test) for part in spec.retention]
     _require_unique_names(sets)
+    _require_captions(sets)
     protocols = tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols)
     return ListScenario(
         spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.source: table.fingerprint}
@@ -73,6 +76,16 @@ def _require_unique_names(sets: list[EvalSet]) -> None:
                 f"scenario: {name!r} names {names.count(name)} evaluation sets; results are kept by name, so give "
                 "each task, the base and each retention set its own."
             )
+
+
+def _require_captions(sets: list[EvalSet]) -> None:
+    for s in (s for s in sets if s.kind == "retrieval" and s.data.has("caption")):
+        for name, caption in zip(s.data.ids, s.data.column("caption"), strict=True):
+            if not caption:
+                raise DataError(
+                    f"evaluation set {s.name!r}, id {name}: no caption (found {caption!r}); retrieval needs one. Give "
+                    "it one, or leave such rows out with scenario.evaluate_where."
+                )
 
 
 def _kind(spec: ScenarioSpec) -> Any:

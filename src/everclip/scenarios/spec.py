@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from everclip.config import Frozen
+from everclip.config import Frozen, Template
 from everclip.errors import did_you_mean
 
 Where = dict[str, Any]
@@ -72,7 +72,7 @@ class RetentionSpec(Frozen):
     name: str
     kind: Literal["classification", "retrieval"] = "classification"
     where: Where = Field(default_factory=dict)
-    templates: tuple[str, ...] = ("{}",)
+    templates: tuple[Template, ...] = ("{}",)
 
 
 class ProtocolSpec(Frozen):
@@ -120,7 +120,7 @@ class ScenarioSpec(Frozen):
     per_task: int | None = Field(None, ge=1, description="classes: new classes per task")
     first_task: int | None = Field(None, ge=1, description="classes: classes of the first task")
     order_seed: int = 0
-    class_templates: tuple[str, ...] = ("{}",)
+    class_templates: tuple[Template, ...] = ("{}",)
     base: GroupSpec | None = None
     retention: tuple[RetentionSpec, ...] = ()
     protocols: tuple[ProtocolSpec, ...] = (ProtocolSpec(name="own"),)

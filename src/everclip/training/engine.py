@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,16 +13,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from everclip.config import TrainingConfig
-from everclip.contracts import Phase, Progress
+from everclip.contracts import Phase, Progress, Stream
 from everclip.data.batches import BatchMaker
 from everclip.data.order import key_of
-from everclip.errors import DivergedError
+from everclip.distributed import mean
+from everclip.errors import ConfigError, DivergedError
 from everclip.training.budget import phase_steps
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
+from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate
-
-SCALER = "scaler|"
-"""Prefix of the gradient scaler's state among the optimiser's tensors."""
 
 
 @dataclass
@@ -98,11 +98,11 @@ class Engine:
         steps = phase_steps(phase, self.config)
         if start >= steps:
             return steps
-        method.train(phase.optimiser is not None)
+        set_modes(method, training=phase.optimiser is not None)
         module, optimiser = self._prepare(method, phase, optimiser_state)
         scope = f"{task}/{phase.name}/{repeat}"
         waiting: list[StepLog] = []
-        batches = self.maker.batches(dict(phase.streams), scope, start, steps, self.config.workers)
+        batches = self.maker.batches(self._streams(phase), scope, start, steps, self.config.workers)
         for step, batch in zip(range(start, steps), batches, strict=True):
             progress = Progress(task, phase.name, repeat, step, steps, self.seed)
             waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
@@ -118,43 +118,52 @@ class Engine:
                 hooks.save(step + 1, lambda: self._optimiser_tensors(optimiser))
         return steps
 
+    def measure(self, method: nn.Module, phase: Phase) -> float:
+        """Return the seconds of one training step without its update (the weights stay), after one to warm up."""
+        set_modes(method, training=phase.optimiser is not None)
+        streams = self._streams(phase)
+        batch = self._to_device({name: self.maker.batch(s, "measure", 0) for name, s in streams.items()})
+        precision = Precision(self.config.precision, self.accelerator.device)
+        for _ in range(2):
+            started = time.monotonic()
+            with precision.autocast():
+                losses = method(batch, Progress(0, "measure", 0, 0, 1, self.seed))
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+            if total.requires_grad:
+                torch.autograd.backward(total)
+            float(total.detach())  # waits for the device
+            seconds = time.monotonic() - started
+        method.zero_grad()
+        return seconds
+
+    def _streams(self, phase: Phase) -> dict[str, Stream]:
+        if phase.optimiser is not None:
+            return dict(phase.streams)
+        if self.accelerator.num_processes > 1:
+            raise ConfigError(f"phase {phase.name!r} is solved in closed form, which takes one process.")
+        # Sums and solutions want every sample exactly once.
+        return {name: replace(stream, order="once") for name, stream in phase.streams.items()}
+
     def _prepare(
         self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
     ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+        device = self.accelerator.device
+        self._precision = Precision(self.config.precision, device)
         if phase.optimiser is None:
             return method, None
-        # Wrapped anew for every phase: a module that grew must be seen by DDP again.
         optimiser = build_optimiser(method, phase, self.config)
         if state:
-            self._load(optimiser, state)
+            load_optimiser(optimiser, {k: v for k, v in state.items() if not k.startswith(SCALER)})
+            self._precision.load(state)
         if self.accelerator.num_processes == 1:
             return method, optimiser
-        # Not `accelerator.prepare_model`: it replaces `forward` in place, once more at every phase.
-        device = self.accelerator.device
+        # Wrapped anew for every phase: a module that grew must be seen by DDP again. Not by
+        # `accelerator.prepare_model`, which replaces `forward` in place, once more at every phase.
         ids = [device.index] if device.type == "cuda" else None
-        wrapped = nn.parallel.DistributedDataParallel(method, device_ids=ids, broadcast_buffers=False)
-        return wrapped, optimiser
+        return nn.parallel.DistributedDataParallel(method, device_ids=ids), optimiser
 
     def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-        if optimiser is None:
-            return {}
-        tensors = optimiser_tensors(optimiser)
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            tensors |= {
-                f"{SCALER}{k}": torch.tensor(float(v), dtype=torch.float64)
-                for k, v in scaler.state_dict().items()
-            }
-        return tensors
-
-    def _load(self, optimiser: torch.optim.Optimizer, state: Mapping[str, torch.Tensor]) -> None:
-        own = {k: v for k, v in state.items() if not k.startswith(SCALER)}
-        load_optimiser(optimiser, own)
-        scaled = {k.removeprefix(SCALER): v.item() for k, v in state.items() if k.startswith(SCALER)}
-        if scaled and self.accelerator.scaler is not None:
-            scaled["growth_interval"] = int(scaled["growth_interval"])
-            scaled["_growth_tracker"] = int(scaled["_growth_tracker"])
-            self.accelerator.scaler.load_state_dict(scaled)
+        return {} if optimiser is None else optimiser_tensors(optimiser) | self._precision.tensors()
 
     def _step(
         self,
@@ -174,37 +183,21 @@ class Engine:
             self.config.cooldown,
         )
         self._seed_dropout(progress)
-        with self.accelerator.autocast(), torch.set_grad_enabled(optimiser is not None):
+        with self._precision.autocast(), torch.set_grad_enabled(optimiser is not None):
             losses = module(batch, progress)
         samples = sum(stream.batch_size for stream in phase.streams.values())
         if optimiser is None:
             return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, 0.0, None, samples)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
-        norm = self._update(optimiser)
+        self._precision.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
+        norm = self._precision.step(optimiser, self.config.clip_norm)
         return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples)
 
     def _seed_dropout(self, at: Progress) -> None:
         """Key what is random inside open_clip by place and rank, so that no generator's state needs storing."""
         rank = self.accelerator.process_index
         torch.manual_seed(key_of(self.seed, at.task, at.phase, at.repeat, at.step, rank) % 2**63)
-
-    def _update(self, optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
-        """Clip and step; with fp16 the scaler undoes its factor first and skips steps whose gradient overflowed."""
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            scaler.unscale_(optimiser)
-        norm = None
-        if self.config.clip_norm is not None:
-            trained = [p for group in optimiser.param_groups for p in group["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
-        if scaler is None:
-            optimiser.step()
-            return norm
-        scaler.step(optimiser)
-        scaler.update()
-        return None
 
     def _to_device(self, batch: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         device = self.accelerator.device
@@ -218,8 +211,14 @@ class Engine:
         }
 
     def _inspect(self, logs: list[StepLog], progress: Progress) -> None:
-        """Stop a diverged run before it can overwrite a good checkpoint."""
-        for log in logs:
+        """Stop a diverged run before it can overwrite a good checkpoint.
+
+        Losses become those of the global batch, so that all processes see the same and stop together.
+        """
+        names = list(logs[0].losses)
+        shared = mean(torch.stack([torch.stack([log.losses[n].float() for n in names]) for log in logs]))
+        for log, row in zip(logs, shared, strict=True):
+            log.losses = dict(zip(names, row, strict=True))
             values = {name: float(value) for name, value in log.losses.items()}
             if log.grad_norm is not None:
                 values["gradient norm"] = float(log.grad_norm)
@@ -232,9 +231,9 @@ class Engine:
         self, optimiser: torch.optim.Optimizer | None, log: StepLog, progress: Progress
     ) -> None:
         """Look at the weights where no norm of the gradient was taken: a finite loss can have a NaN gradient."""
-        if optimiser is None or log.grad_norm is not None:
+        trained = [p for group in optimiser.param_groups for p in group["params"]] if optimiser else []
+        if log.grad_norm is not None or not trained:
             return
-        trained = [p for group in optimiser.param_groups for p in group["params"]]
         if not all(torch.stack([p.detach().isfinite().all() for p in trained]).tolist()):
             raise self._diverged("a weight is NaN or infinite", log, progress)
 
@@ -244,3 +243,12 @@ class Engine:
             f"{what} (limit {self.config.loss_limit:g}, learning rate {log.lr:g}). The last good checkpoint is kept; "
             "lower training.lr, lengthen training.warmup or set training.clip_norm, then run with a new output."
         )
+
+
+def set_modes(method: nn.Module, training: bool) -> None:
+    """Put a method into training or evaluation mode; frozen batch norms keep their running statistics."""
+    method.train(training)
+    for module in method.modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if norm and not any(p.requires_grad for p in module.parameters()):
+            module.eval()

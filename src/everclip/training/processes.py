@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +12,9 @@ from everclip.errors import ConfigError
 
 
 @cache
-def _accelerator(device: str, precision: str) -> Accelerator:
-    mixed = {"fp32": "no"}.get(precision, precision)
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+def _accelerator(device: str) -> Accelerator:
+    # Precision is not accelerate's business here: its state is one per process, ours one per phase.
+    return Accelerator(cpu=device == "cpu")
 
 
 def start_processes(config: TrainingConfig) -> Accelerator:
@@ -36,28 +34,4 @@ def start_processes(config: TrainingConfig) -> Accelerator:
         raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use fp32 or bf16.")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return _accelerator(device, config.precision)
-
-
-def is_first() -> bool:
-    """Return whether this is the first (or only) process: the one that writes and prints."""
-    group = torch.distributed
-    return not (group.is_available() and group.is_initialized()) or group.get_rank() == 0
-
-
-def agree(accelerator: Accelerator, flag: bool) -> bool:
-    """Return whether the flag is up on any process; all must call it at the same place."""
-    if accelerator.num_processes == 1:
-        return flag
-    up = torch.tensor([int(flag)], device=accelerator.device)
-    torch.distributed.all_reduce(up, op=torch.distributed.ReduceOp.MAX)
-    return bool(up.item())
-
-
-def everywhere(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
-    """Run `make` on the first process and return its result on all (JSON-like values)."""
-    if accelerator.num_processes == 1:
-        return make()
-    box = [make() if accelerator.is_main_process else None]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    return _accelerator(device)

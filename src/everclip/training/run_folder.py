@@ -11,9 +11,10 @@ from typing import IO, Any
 
 import yaml
 
-from everclip.config import RunConfig
-from everclip.errors import RunFolderError
+from everclip.config import RunConfig, validated
+from everclip.errors import EverclipError, RunFolderError
 from everclip.files import clear_leftovers, disk_errors, write_text_atomic
+from everclip.registry import read_yaml
 
 CONFIG, LOG, LOCK = "config.yaml", "metrics.jsonl", ".lock"
 
@@ -44,7 +45,11 @@ class RunFolder:
         self._take_lock()
         for part in (path, path / "rows", path / "examples"):
             clear_leftovers(part)
-        self._check_config(config)
+        try:
+            self._check_config(config)
+        except EverclipError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> RunFolder:
         return self
@@ -75,8 +80,7 @@ class RunFolder:
         file = self.path / CONFIG
         wanted = config.identity()
         if file.is_file():
-            held = yaml.safe_load(file.read_text(encoding="utf-8"))
-            there = RunConfig.model_validate(held).identity()
+            there = validated(RunConfig, read_yaml(file), str(file)).identity()
             changes = differences(there, wanted)
             if changes:
                 listed = "\n".join(f"  {line}" for line in changes)

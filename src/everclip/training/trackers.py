@@ -32,7 +32,12 @@ class Trackers:
             folder = Path(config.output) / "trackers"
             options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
             try:
-                self._open.append(kind(Path(config.output).name, **options))
+                tracker = kind(Path(config.output).name, **options)
+                tracker.start()
+                tracker.store_init_configuration(
+                    {"benchmark": config.benchmark, "method": config.method.name}
+                )
+                self._open.append(tracker)
             except ImportError as error:
                 raise ConfigError(
                     f"trackers: {name} needs its package: pip install everclip[track] ({error})."

@@ -1,0 +1,98 @@
+"""Several processes: who is first, and how they agree. With one process everything here is the identity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar, cast
+
+if TYPE_CHECKING:
+    import torch
+
+_Value = TypeVar("_Value")
+
+
+def world() -> int:
+    """Return the number of processes."""
+    import torch.distributed as group
+
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process; the first is 0."""
+    import torch.distributed as group
+
+    return group.get_rank() if world() > 1 else 0
+
+
+def is_first() -> bool:
+    """Return whether this is the first (or only) process: the one that writes and prints."""
+    return rank() == 0
+
+
+def from_first(value: _Value) -> _Value:
+    """Return the first process's value on all; all must call it at the same place."""
+    if world() == 1:
+        return value
+    import torch.distributed as group
+
+    box = [value]
+    group.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_up(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is up on any process; all must call it at the same place."""
+    if world() == 1:
+        return flag
+    import torch
+    import torch.distributed as group
+
+    up = torch.tensor([int(flag)], device=device)
+    group.all_reduce(up, op=group.ReduceOp.MAX)
+    return bool(up.item())
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a tensor over all processes (without gradient)."""
+    if world() == 1:
+        return values
+    import torch.distributed as group
+
+    summed = values.detach().clone()
+    group.all_reduce(summed)
+    return summed / world()
+
+
+def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
+    """Concatenate equally long tensors of all processes along dimension 0.
+
+    Args:
+        values: `(N, ...)` on every process.
+        gradient: whether gradients flow back to every process.
+
+    Returns:
+        `(W * N, ...)`, the same on every process.
+    """
+    if world() == 1:
+        return values
+    import torch
+    import torch.distributed as group
+
+    if gradient:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(values), dim=0)  # type: ignore[no-untyped-call]
+    parts = [torch.empty_like(values) for _ in range(world())]
+    group.all_gather(parts, values.contiguous())
+    return torch.cat(parts, dim=0)
+
+
+def gather_objects(value: _Value) -> list[_Value]:
+    """Return the values of all processes, in order of rank."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as group
+
+    parts: list[_Value | None] = [None] * world()
+    group.all_gather_object(parts, value)
+    return cast("list[_Value]", parts)

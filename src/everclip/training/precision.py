@@ -1,0 +1,67 @@
+"""Number formats of training: autocast and, for fp16, a gradient scaler whose state can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+SCALER = "scaler|"
+"""Prefix of the scaler's state among the optimiser's tensors."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WHOLE = ("growth_interval", "_growth_tracker")
+
+
+class Precision:
+    """Autocast and scaling of one phase; weights and moments always stay in float32.
+
+    Args:
+        name: `fp32`, `bf16` or `fp16`.
+        device: where training runs.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self._name, self._device = name, device
+        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+
+    def autocast(self) -> Any:
+        """Return the context in which a forward pass runs."""
+        return torch.autocast(self._device.type, _DTYPES[self._name], enabled=self._name != "fp32")
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Propagate a loss, scaled where fp16 needs it."""
+        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+
+    def step(self, optimiser: torch.optim.Optimizer, clip: float | None) -> torch.Tensor | None:
+        """Clip and step. Returns the norm of the gradient, `None` without clipping.
+
+        With fp16 the scaler undoes its factor first and skips a step whose gradient overflowed, which is no
+        divergence; so no norm is returned.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(optimiser)
+        norm = None
+        if clip is not None:
+            trained = [p for group in optimiser.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(trained, clip)
+        if self.scaler is None:
+            optimiser.step()
+            return norm
+        self.scaler.step(optimiser)
+        self.scaler.update()
+        return None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the scaler's state as named tensors."""
+        if self.scaler is None:
+            return {}
+        state = self.scaler.state_dict()
+        return {f"{SCALER}{k}": torch.tensor(float(v), dtype=torch.float64) for k, v in state.items()}
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `tensors` returned."""
+        held = {k.removeprefix(SCALER): v.item() for k, v in tensors.items() if k.startswith(SCALER)}
+        if held and self.scaler is not None:
+            self.scaler.load_state_dict({k: int(v) if k in _WHOLE else v for k, v in held.items()})
