@@ -21,6 +21,7 @@ from everclip.config import (
     RunConfig,
     TrainingConfig,
     merge,
+    merge_training,
     validated,
 )
 from everclip.contracts import ClassEntry, LabelSpace, Past, Phase, Task
@@ -306,7 +307,7 @@ class Learner:
         """Build a learner from names: a backbone, a method preset with settings, and a training configuration."""
         entry = method_entry(method)
         chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
-        config = validated(TrainingConfig, merge({"epochs": 5}, training or {}), "training")
+        config = validated(TrainingConfig, merge_training({"epochs": 5}, training or {}), "training")
         return cls(
             build_method(chosen, load_backbone(BackboneConfig(name=backbone), seed), seed), config, seed
         )

@@ -18,7 +18,7 @@ from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
 from everclip.distributed import any_up
 from everclip.errors import ConfigError, DivergedError, Interrupted, RunFolderError
-from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
+from everclip.evaluation.assemble import build_matrix, check_headline, column_info, flat_metrics, task_info
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
@@ -112,6 +112,7 @@ class Run:
             accelerator.num_processes,
         )
         check_fit(self.learner, self.tasks)
+        check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
 
     def _tasks(self, scenario: ListScenario) -> Sequence[Task]:
         at_once = self.learner.method.needs.all_tasks_at_once

@@ -22,8 +22,11 @@ TASKS = ("2016", "2017", "2018", "2019", "2020-22")
 ITEMS = {"known": 600, "2016": 72, "2017": 69, "2018": 62, "2019": 75, "2020-22": 110, "subgroups": 600}
 # method -> (gain on the task just learned, loss per later task, loss of known and retention per task)
 BEHAVIOUR = {
-    "zero-shot": (0.0, 0.0, 0.0), "finetune": (0.42, 0.06, 0.035), "replay": (0.40, 0.025, 0.012),
-    "wise-ft": (0.30, 0.015, 0.008), "joint": (0.45, 0.0, -0.01),
+    "zero-shot": (0.0, 0.0, 0.0),
+    "finetune": (0.42, 0.06, 0.035),
+    "replay": (0.40, 0.025, 0.012),
+    "wise-ft": (0.30, 0.015, 0.008),
+    "joint": (0.45, 0.0, -0.01),
 }
 Directions = ("text_to_image", "image_to_text")
 
@@ -31,7 +34,9 @@ Directions = ("text_to_image", "image_to_text")
 def column(name: str, index: int | None) -> Column:
     """One evaluation set of the synthetic stream."""
     if name == "subgroups":
-        return Column(name=name, kind="classification", group="retention", task=None, samples=ITEMS[name], classes=90)
+        return Column(
+            name=name, kind="classification", group="retention", task=None, samples=ITEMS[name], classes=90
+        )
     group: Literal["task", "known"] = "known" if index is None else "task"
     return Column(name=name, kind="retrieval", group=group, task=index, samples=ITEMS[name])
 
@@ -101,7 +106,8 @@ def representation(learned: int, method: str) -> dict[str, float | None]:
     values: dict[str, float | None] = {"modality_gap": 0.62 - 0.02 * moved, "alignment": 0.9 - 0.03 * moved}
     for side, factor in (("image", 1.0), ("text", 0.6)):
         values |= {
-            f"{side}_uniformity": -2.1 + 0.05 * moved * factor, f"{side}_effective_rank": 88 - 3 * moved * factor,
+            f"{side}_uniformity": -2.1 + 0.05 * moved * factor,
+            f"{side}_effective_rank": 88 - 3 * moved * factor,
             f"{side}_rotation_deg": None if learned == 0 else 9 * moved**0.7 * factor,
             f"{side}_cka": None if learned == 0 else 1 - 0.03 * moved * factor,
         }
@@ -109,7 +115,10 @@ def representation(learned: int, method: str) -> dict[str, float | None]:
 
 
 def results(
-    method: str = "finetune", seed: int = 0, rows: int | None = None, benchmark: str = "emoji-time@1",
+    method: str = "finetune",
+    seed: int = 0,
+    rows: int | None = None,
+    benchmark: str = "emoji-time@1",
     status: Literal["running", "finished", "stopped"] = "finished",
 ) -> tuple[Results, list[dict[str, Any]]]:
     """A synthetic result and the outcomes per item of its rows."""
@@ -122,21 +131,41 @@ def results(
         scores, tensors = row_scores(method, seed, learned, joint)
         task = None if joint or index == 0 else index - 1
         label = "before training" if index == 0 else "after all" if joint else f"after {TASKS[index - 1]}"
-        table.append(Row(index=index, task=task, label=label, step=200 * learned, samples=12_800 * learned,
-                         scores=scores, representation=representation(learned, method)))
+        table.append(
+            Row(
+                index=index,
+                task=task,
+                label=label,
+                step=200 * learned,
+                samples=12_800 * learned,
+                scores=scores,
+                representation=representation(learned, method),
+            )
+        )
         items.append(tensors)
     found = Results(
-        status=status, benchmark=benchmark, title="New emoji, year by year",
+        status=status,
+        benchmark=benchmark,
+        title="New emoji, year by year",
         summary="SYNTHETIC: the numbers of this page were invented to test it.",
-        method={"name": method, "settings": {}}, backbone={"name": "builtin:tiny", "image": "ab12", "text": "cd34"},
-        seed=seed, protocols=[{"name": "own", "space": "own"}, {"name": "all", "space": "all"}],
+        method={"name": method, "settings": {}},
+        backbone={"name": "builtin:tiny", "image": "ab12", "text": "cd34"},
+        seed=seed,
+        protocols=[{"name": "own", "space": "own"}, {"name": "all", "space": "all"}],
         headline={"protocol": "all", "metric": "mean_r1"},
         tasks=[TaskInfo(index=i, name=t, samples=2 * ITEMS[t]) for i, t in enumerate(TASKS)],
-        columns=columns(), rows=table, matrix=headline_matrix(table), metrics=derived(table),
-        examples=examples(total), events=[Event(kind="fallback", message="bf16 is not supported here: fp32 is used.")],
-        cost={"seconds": {"train": 48.2 + seed, "evaluate": 11.4, "checkpoint": 0.8, "total": 62.0 + seed},
-              "parameters": {"trainable": 4_210_176, "stored": 4_210_176}, "buffer_bytes": 3_200_000,
-              "energy_wh": 1.4},
+        columns=columns(),
+        rows=table,
+        matrix=headline_matrix(table),
+        metrics=derived(table),
+        examples=examples(total),
+        events=[Event(kind="fallback", message="bf16 is not supported here: fp32 is used.")],
+        cost={
+            "seconds": {"train": 48.2 + seed, "evaluate": 11.4, "checkpoint": 0.8, "total": 62.0 + seed},
+            "parameters": {"trainable": 4_210_176, "stored": 4_210_176},
+            "buffer_bytes": 3_200_000,
+            "energy_wh": 1.4,
+        },
         provenance={"everclip": "0.1.0", "python": "3.11", "threads": 2, "data": {"emoji": "sha256:1234"}},
     )
     return found, items
@@ -149,9 +178,13 @@ def cell(row: Row, col: Column) -> float | None:
 
 def headline_matrix(rows: list[Row]) -> Matrix:
     """The matrix as a run would write it."""
-    return Matrix(protocol="all", metric="mean_r1", rows=[row.label for row in rows],
-                  columns=[col.name for col in columns()],
-                  values=[[cell(row, col) for col in columns()] for row in rows])
+    return Matrix(
+        protocol="all",
+        metric="mean_r1",
+        rows=[row.label for row in rows],
+        columns=[col.name for col in columns()],
+        values=[[cell(row, col) for col in columns()] for row in rows],
+    )
 
 
 def derived(rows: list[Row]) -> dict[str, float | None]:
@@ -164,20 +197,36 @@ def derived(rows: list[Row]) -> dict[str, float | None]:
     for name in ("known", "retention"):
         first, last = cell(rows[0], groups[name][0]), cell(rows[-1], groups[name][0])  # type: ignore[index]
         moved = len(rows) > 1 and first is not None and last is not None
-        found |= {f"{name}_before": first, f"{name}_last": last if moved else None,
-                  f"{name}_change": last - first if moved else None}
+        found |= {
+            f"{name}_before": first,
+            f"{name}_last": last if moved else None,
+            f"{name}_change": last - first if moved else None,
+        }
     return found | {"new_before": float(np.mean(table[0])), "new_last": float(np.mean(table[-1]))}
 
 
 def examples(rows: int) -> list[Example]:
     """Examples whose pictures `write_run` paints."""
     found = []
-    for number, (name, truth) in enumerate([("2018", "softball"), ("2019", "waffle"), ("known", "red heart")]):
+    for number, (name, truth) in enumerate(
+        [("2018", "softball"), ("2019", "waffle"), ("known", "red heart")]
+    ):
         wrong = ("baseball", "chess pawn", "heart suit")[number]
-        answers = [Answer(row=r, answers=[(truth if r > number else wrong, 0.31), ("kite", 0.22)], correct=r > number)
-                   for r in range(rows)]
-        found.append(Example(column=name, id=f"noto/{number}", picture=f"examples/{number}.png", truth=truth,
-                             answers=answers))
+        answers = [
+            Answer(
+                row=r, answers=[(truth if r > number else wrong, 0.31), ("kite", 0.22)], correct=r > number
+            )
+            for r in range(rows)
+        ]
+        found.append(
+            Example(
+                column=name,
+                id=f"noto/{number}",
+                picture=f"examples/{number}.png",
+                truth=truth,
+                answers=answers,
+            )
+        )
     return found
 
 
@@ -202,7 +251,11 @@ def save_items(folder: Path, items: list[dict[str, Any]]) -> None:
 
 
 def write_run(
-    folder: Path, method: str = "finetune", seed: int = 0, paired: bool = True, name: str | None = None,
+    folder: Path,
+    method: str = "finetune",
+    seed: int = 0,
+    paired: bool = True,
+    name: str | None = None,
     **changes: Any,
 ) -> Path:
     """Write a synthetic run folder; `changes` go to `results` or replace fields of it, `name` renames the method."""
@@ -212,8 +265,14 @@ def write_run(
     if name is not None:
         changes["method"] = {"name": name}
     found.model_copy(update=changes).write(folder)
-    config = {"benchmark": found.benchmark, "method": {"name": name or method, "settings": {}}, "seed": seed,
-              "training": {"epochs": 10, "lr": 3e-4}, "evaluation": {"confidence": 0.95}, "output": folder.name}
+    config = {
+        "benchmark": found.benchmark,
+        "method": {"name": name or method, "settings": {}},
+        "seed": seed,
+        "training": {"epochs": 10, "lr": 3e-4},
+        "evaluation": {"confidence": 0.95},
+        "output": folder.name,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     paint(folder)
     if paired:

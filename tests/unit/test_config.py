@@ -11,6 +11,7 @@ from everclip.config import (
     RunConfig,
     TrainingConfig,
     merge,
+    merge_training,
     parse_override,
     resolve_config,
     validated,
@@ -172,7 +173,8 @@ def test_values_are_read_as_people_write_them(text: str, expected: object) -> No
 
 def test_merge_changes_neither_side() -> None:
     base, top = {"a": {"b": 1}, "steps": 1}, {"a": {"c": 2}, "epochs": 2}
-    assert merge(base, top) == {"a": {"b": 1, "c": 2}, "epochs": 2}
+    assert merge(base, top) == {"a": {"b": 1, "c": 2}, "steps": 1, "epochs": 2}
+    assert merge_training(base, top) == {"a": {"b": 1, "c": 2}, "epochs": 2}
     assert (base, top) == ({"a": {"b": 1}, "steps": 1}, {"a": {"c": 2}, "epochs": 2})
 
 

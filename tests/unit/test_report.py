@@ -56,9 +56,20 @@ def test_page_loads_nothing(finished: Path) -> None:
 
 def test_page_has_the_promised_parts_in_order(finished: Path) -> None:
     html = page(finished)
-    parts = ["headline", "tiles", "Score matrix", "Every set over time", "Forgetting per task",
-             "What was known before", "The embedding space", "Cost", "Derived metrics", "Examples", "Events",
-             "Provenance"]
+    parts = [
+        "headline",
+        "tiles",
+        "Score matrix",
+        "Every set over time",
+        "Forgetting per task",
+        "What was known before",
+        "The embedding space",
+        "Cost",
+        "Derived metrics",
+        "Examples",
+        "Events",
+        "Provenance",
+    ]
     places = [html.index(part, html.index("<body>")) for part in parts]
     assert places == sorted(places)
     assert '<html lang="en">' in html
@@ -101,8 +112,12 @@ def test_a_method_that_trains_nothing_changes_nothing(tmp_path: Path) -> None:
 def test_overlap_is_called_not_resolved(tmp_path: Path) -> None:
     found, _ = synthetic.results("finetune", rows=2)
     first = found.rows[0].scores["known"]["all"]["mean_r1"]
-    near = Score(value=(first.value or 0) - 0.01, low=(first.low or 0) - 0.01, high=(first.high or 0) - 0.01, n=first.n)
-    last = found.rows[1].model_copy(update={"scores": {**found.rows[1].scores, "known": {"all": {"mean_r1": near}}}})
+    near = Score(
+        value=(first.value or 0) - 0.01, low=(first.low or 0) - 0.01, high=(first.high or 0) - 0.01, n=first.n
+    )
+    last = found.rows[1].model_copy(
+        update={"scores": {**found.rows[1].scores, "known": {"all": {"mean_r1": near}}}}
+    )
     run = Run(synthetic.write_run(tmp_path, "finetune", paired=False, rows=2))
     found.model_copy(update={"rows": [found.rows[0], last]}).write(tmp_path)
     said = headline(Run(run.folder))
@@ -125,13 +140,27 @@ def test_one_row_says_what_is_not_defined(tmp_path: Path) -> None:
     assert "This run is not finished: 0 of 5 tasks" in html
     assert html.count("picture missing") == 1
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        "matrix.png", "curves.png", "representation.png", "cost.png", "mine.png"}
+        "matrix.png",
+        "curves.png",
+        "representation.png",
+        "cost.png",
+        "mine.png",
+    }
 
 
 def test_no_row_no_column_no_metric(tmp_path: Path) -> None:
     found, _ = synthetic.results(rows=1)
-    bare = found.model_copy(update={"rows": [], "columns": [], "metrics": {"forgetting": None}, "examples": [],
-                                    "events": [], "cost": {}, "provenance": {}})
+    bare = found.model_copy(
+        update={
+            "rows": [],
+            "columns": [],
+            "metrics": {"forgetting": None},
+            "examples": [],
+            "events": [],
+            "cost": {},
+            "provenance": {},
+        }
+    )
     bare.write(tmp_path)
     write_report(tmp_path)
     html = page(tmp_path)
@@ -151,15 +180,26 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     found, _ = synthetic.results("finetune", rows=2)
     rename = {"2016": evil}
     columns = [c.model_copy(update={"name": rename.get(c.name, c.name)}) for c in found.columns]
-    rows = [r.model_copy(update={"label": evil, "scores": {rename.get(k, k): v for k, v in r.scores.items()}})
-            for r in found.rows]
+    rows = [
+        r.model_copy(update={"label": evil, "scores": {rename.get(k, k): v for k, v in r.scores.items()}})
+        for r in found.rows
+    ]
     example = Example(column=evil, id=evil, picture="examples/0.png", truth=evil, answers=[])
     folder = synthetic.write_run(tmp_path, "finetune", paired=False, rows=2)
-    found.model_copy(update={
-        "columns": columns, "rows": rows, "examples": [example], "title": evil, "summary": evil,
-        "method": {"name": evil}, "events": [Event(kind=evil, message=evil)], "cost": {evil: evil},
-        "provenance": {evil: evil, "command": evil}, "metrics": {**found.metrics, evil: 0.5},
-    }).write(folder)
+    found.model_copy(
+        update={
+            "columns": columns,
+            "rows": rows,
+            "examples": [example],
+            "title": evil,
+            "summary": evil,
+            "method": {"name": evil},
+            "events": [Event(kind=evil, message=evil)],
+            "cost": {evil: evil},
+            "provenance": {evil: evil, "command": evil},
+            "metrics": {**found.metrics, evil: 0.5},
+        }
+    ).write(folder)
     write_report(folder)
     html = page(folder)
     assert "<script" not in html
@@ -242,12 +282,23 @@ def test_intervals_of_sums_and_differences() -> None:
     assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
-@pytest.mark.parametrize(("shown", "expected"), [
-    (number(-0.04), "0.0"), (number(-1.26), "\u22121.3"), (number(None), "not defined"),
-    (points(0.1), "+10.0"), (points(-0.1), "\u221210.0"), (points(0.0001), "0.0"),
-    (span(0.44, 0.48), "44–48"), (span(-0.02, 0.01), "\u22122 to 1"), (span(None, 1.0), ""),
-    (seconds(8.14), "8.1\u00a0s"), (seconds(250), "4\u00a0min 10\u00a0s"), (seconds(7500), "2\u00a0h 05\u00a0min"),
-    (plain("a$b\nc"), r"a\$b c"),
-])
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (number(-0.04), "0.0"),
+        (number(-1.26), "\u22121.3"),
+        (number(None), "not defined"),
+        (points(0.1), "+10.0"),
+        (points(-0.1), "\u221210.0"),
+        (points(0.0001), "0.0"),
+        (span(0.44, 0.48), "44–48"),
+        (span(-0.02, 0.01), "\u22122 to 1"),
+        (span(None, 1.0), ""),
+        (seconds(8.14), "8.1\u00a0s"),
+        (seconds(250), "4\u00a0min 10\u00a0s"),
+        (seconds(7500), "2\u00a0h 05\u00a0min"),
+        (plain("a$b\nc"), r"a\$b c"),
+    ],
+)
 def test_numbers_as_readers_see_them(shown: str, expected: str) -> None:
     assert shown == expected

@@ -106,7 +106,9 @@ def test_equal_runs_are_the_same_answers(tmp_path: Path) -> None:
 
 
 def test_seeds_become_mean_and_spread(tmp_path: Path) -> None:
-    runs = [synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for m in ("finetune", "replay") for s in (0, 1, 2)]
+    runs = [
+        synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for m in ("finetune", "replay") for s in (0, 1, 2)
+    ]
     found = compare(runs)
     assert [len(m.members) for m in found.methods] == [3, 3]
     value = found.methods[0].values["new"]
@@ -124,7 +126,9 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
     first = synthetic.write_run(tmp_path / "a", "replay")
     second = synthetic.write_run(tmp_path / "b", "replay", 1)
     text = (second / "config.yaml").read_text(encoding="utf-8")
-    (second / "config.yaml").write_text(text.replace("settings: {}", "settings: {size: 50}"), encoding="utf-8")
+    (second / "config.yaml").write_text(
+        text.replace("settings: {}", "settings: {size: 50}"), encoding="utf-8"
+    )
     assert [m.label for m in compare([first, second]).methods] == ["replay (no size)", "replay (size=50)"]
 
 

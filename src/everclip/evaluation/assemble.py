@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everclip.contracts import EvalSet, Task
+from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.matrix import summary
 from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
 
@@ -48,6 +49,24 @@ def metric_of(column: Column, headline: Mapping[str, str]) -> str:
     """Return the metric that stands for a column: the headline's where its kind has it, else its kind's own."""
     own = "accuracy" if column.kind == "classification" else "mean_r1"
     return headline["metric"] if (headline["metric"] in CLASSIFICATION) == (own == "accuracy") else own
+
+
+def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -> None:
+    """Check before a run starts that the task sets will have the headline's metric.
+
+    Raises:
+        ConfigError: if they will not; lists what they will have.
+    """
+    ways = ("mean", "text_to_image", "image_to_text")
+    recalls = tuple(f"{way}_r{k}" for way in ways for k in top_k)
+    more = tuple(f"{way}_{name}" for way in ways[1:] for name in ("map", "median_rank"))
+    measured = {"classification": CLASSIFICATION, "retrieval": (*recalls, *more), "pairs": ()}
+    for s in (s for s in sets if s.group == "task"):
+        if metric not in measured[s.kind]:
+            raise ConfigError(
+                f"scenario.headline.metric: {metric!r} is not measured on {s.name!r} ({s.kind}, "
+                f"evaluation.top_k={list(top_k)}).{did_you_mean(metric, measured[s.kind])}"
+            )
 
 
 def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> Matrix:
