@@ -19,6 +19,8 @@ from everclip.run import Run
 from everclip.training.progress import Progress
 
 Job = Callable[..., Any]
+PATIENCE = 90.0
+"""Seconds to wait for an answer: processes that wait for each other must fail a test, not hang it."""
 
 
 def _port() -> int:
@@ -76,7 +78,7 @@ class Pair:
         try:
             for rank in range(2):
                 for _ in range(self._jobs):
-                    _, _, value, problem = self._answers[rank].get()
+                    _, _, value, problem = self._answers[rank].get(timeout=PATIENCE)
                     assert problem is None, f"rank {rank}: {problem}"
                     found[rank].append(value)
         finally:
@@ -85,7 +87,7 @@ class Pair:
 
     def errors(self) -> list[Exception]:
         """Return the error that each rank ended with."""
-        answers = [queue.get() for queue in self._answers]
+        answers = [queue.get(timeout=PATIENCE) for queue in self._answers]
         self.end()
         return [answer[2] for answer in answers]
 

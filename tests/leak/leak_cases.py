@@ -1,0 +1,27 @@
+"""What the leak tier shares: every method (and every way to replay and merge), trained on the small stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from everclip import registry
+from everclip.run import Run
+from everclip.training.progress import Progress
+
+TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
+SHORT = {"time": (TWO_YEARS,), "classes": ("scenario.per_task=3",), "domains": (), "single": ()}
+SETTINGS: dict[str, tuple[str, ...]] = {
+    **{name: (f"method={name}",) for name in sorted(registry.methods())},
+    "replay, balanced": ("method=replay", "method.replay.kind=balanced", "method.replay.size=9"),
+    "replay, all": ("method=replay", "method.replay.kind=all", "method.replay.share=null"),
+    "running-mean": ("method.merge.kind=running-mean", "method.merge.every=2"),
+}
+"""name -> overrides; a preset that is added to the package is covered by being there."""
+
+
+def trained(make: Callable[..., Any], name: str, kind: str = "time", output: str = "run", *more: str) -> Run:
+    """Run a method to its end and return the run, which still holds scenario and learner."""
+    run = Run(make(kind, *SHORT[kind], *SETTINGS[name], *more, output=output), Progress(quiet=True))
+    run.execute()
+    return run

@@ -1,0 +1,205 @@
+"""Nothing that is measured or chosen on is ever trained on: by id, by picture, and by what training ends at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import leak_cases
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from everclip import registry
+from everclip.config import resolve_config
+from everclip.contracts import Task
+from everclip.data.batches import BatchMaker
+from everclip.data.images import ImageStore
+from everclip.data.table import Table
+from everclip.learner import learner_for
+from everclip.run import Run
+from everclip.scenarios.load import load_scenario
+from everclip.training.progress import Progress
+
+MICRO = ("time", "classes", "domains", "single")
+BUILTIN = sorted(registry.benchmarks())
+
+
+def _ids(tables: Sequence[Table | None]) -> set[str]:
+    return {name for table in tables if table is not None for name in table.ids}
+
+
+def _pictures(tables: Sequence[Table | None]) -> set[str]:
+    found = set()
+    for table in tables:
+        found |= set() if table is None else {hashlib.sha256(b).hexdigest() for b in table.column("image")}
+    return found
+
+
+class Parts:
+    """The ids of a scenario: what is measured, what is chosen on, what may be trained on."""
+
+    def __init__(self, scenario: Any) -> None:
+        self.measured = _ids([s.data for s in scenario.eval_sets])
+        self.validation = _ids([scenario.base_val, *[t.val for t in scenario.tasks]])
+        self.base = _ids([scenario.base])
+        self.tasks = [set(t.train.ids) for t in scenario.tasks]
+        self.training = self.base.union(*self.tasks)
+
+
+@cache
+def _scenario(target: str) -> Any:
+    return load_scenario(resolve_config(target).scenario)
+
+
+def _walk(config: Any, scenario: Any) -> Iterator[tuple[Task, list[Table], Any]]:
+    """Go through all tasks as a run does, without training: (task, what its phases train on, the method)."""
+    learner = learner_for(config, scenario)
+    at_once = learner.method.needs.all_tasks_at_once
+    for task in (scenario.at_once() if at_once else scenario).tasks:
+        learner.method.begin_task(task, learner.past())
+        phases = learner.plan(task)
+        yield task, [s.table for p in phases for st in p.streams.values() for s in st.sources], learner.method
+        for phase in phases:
+            learner.method.end_phase(task, phase)
+        learner.method.end_task(task, learner.past(), lambda: {"new": 0.5})
+        learner.tasks.append(task)
+
+
+def _check(config: Any, scenario: Any) -> None:
+    parts = Parts(scenario)
+    pictures = _pictures([s.data for s in scenario.eval_sets])
+    trained: set[str] = set()
+    for task, tables, method in _walk(config, scenario):
+        ids = _ids(tables)
+        trained |= ids
+        assert ids & parts.measured == set()
+        assert ids & parts.validation == set()
+        assert ids <= parts.training
+        assert _pictures(tables) & pictures == set()
+        joint = method.needs.all_tasks_at_once
+        if not joint:
+            later = set().union(*parts.tasks[task.index + 1 :])
+            assert ids & (later - set().union(*parts.tasks[: task.index + 1])) == set()
+        if method.buffer is not None:
+            held = {name for _, name, _ in method.buffer.items}
+            assert held <= parts.training
+            assert held & (parts.measured | parts.validation) == set()
+        if not (joint or method.settings.replay.base):
+            assert ids & (parts.base - set().union(*parts.tasks)) == set()
+    assert (trained == set()) == (config.method.name == "zero-shot")
+
+
+@pytest.mark.parametrize("kind", MICRO)
+@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+def test_small_streams_and_buffers_hold_no_measured_id(
+    method: str, kind: str, micro_config: Callable[..., Any]
+) -> None:
+    config = micro_config(kind, *leak_cases.SETTINGS[method])
+    _check(config, load_scenario(config.scenario))
+
+
+@pytest.mark.parametrize("benchmark", BUILTIN)
+@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+def test_benchmarks_streams_and_buffers_hold_no_measured_id(
+    method: str, benchmark: str, micro_folder: Path
+) -> None:
+    place = [f"backbone={micro_folder / 'model'}", "backbone.patch_dropout=0", "training.device=cpu"]
+    config = resolve_config(benchmark, [*place, *leak_cases.SETTINGS[method]])
+    _check(config, _scenario(benchmark))
+
+
+@pytest.mark.parametrize("benchmark", BUILTIN)
+def test_the_built_in_model_never_saw_what_a_benchmark_measures_or_chooses_on(benchmark: str) -> None:
+    seen = Parts(_scenario("emoji-base")).training
+    parts = Parts(_scenario(benchmark))
+    assert len(seen) > 2000
+    assert seen & parts.measured == set()
+    assert seen & parts.validation == set()
+    pictures = _pictures([s.data for s in _scenario(benchmark).eval_sets])
+    assert _pictures([t.train for t in _scenario("emoji-base").tasks]) & pictures == set()
+
+
+@pytest.mark.parametrize("benchmark", BUILTIN)
+def test_measured_and_chosen_on_are_apart(benchmark: str) -> None:
+    parts = Parts(_scenario(benchmark))
+    assert parts.measured & parts.validation == set()
+    assert parts.measured & parts.training == set()
+    assert parts.validation & parts.training == set()
+    scenario = _scenario(benchmark)
+    measured = _pictures([s.data for s in scenario.eval_sets])
+    chosen_on = _pictures([scenario.base_val, *[t.val for t in scenario.tasks]])
+    assert chosen_on & measured == set()
+    assert chosen_on & _pictures([scenario.base, *[t.train for t in scenario.tasks]]) == set()
+
+
+@pytest.mark.parametrize("kind", ["time", "classes"])
+@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
+    method: str, kind: str, micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batched: set[str] = set()
+    looked_at: set[str] = set()
+    make, get = BatchMaker.batch, ImageStore.get
+
+    def batch(self: Any, stream: Any, scope: str, step: int) -> Any:
+        found = make(self, stream, scope, step)
+        batched.update(found["id"])
+        return found
+
+    def picture(self: Any, table: Table, position: int) -> Any:
+        looked_at.add(table.ids[position])
+        return get(self, table, position)
+
+    monkeypatch.setattr(BatchMaker, "batch", batch)
+    monkeypatch.setattr(ImageStore, "get", picture)
+    config = micro_config(kind, *leak_cases.SHORT[kind], *leak_cases.SETTINGS[method])
+    run = Run(config, Progress(quiet=True))
+    for task in run.tasks:
+        run.learner.learn(task)
+    parts = Parts(run.scenario)
+    assert batched <= parts.training
+    assert looked_at & parts.measured == set()
+    assert looked_at - parts.training <= parts.validation
+    chooses = "wise-ft" in method
+    assert (looked_at & parts.validation != set()) == chooses
+    assert (batched == set()) == (method == "zero-shot")
+
+
+def _with_other_test_rows(source: Path, target: Path) -> None:
+    """Copy a data set with noise for its test pictures, and their captions and classes moved along by one."""
+    table = pq.read_table(source)
+    rows = table.to_pylist()
+    tests = [row for row in rows if row["test"]]
+    pictures = [row["image"] for row in rows if not row["test"]]
+    draw = np.random.default_rng(5)
+    moved = {
+        k: [row[k] for row in tests] for k in ("caption", "keywords", "concept", "class_key", "class_name")
+    }
+    for number, row in enumerate(tests):
+        row["image"] = pictures[int(draw.integers(len(pictures)))]
+        row |= {k: values[(number + 1) % len(tests)] for k, values in moved.items()}
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), target)
+
+
+@pytest.mark.parametrize("kind", ["time", "classes"])
+@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
+    method: str, kind: str, micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    _with_other_test_rows(micro_folder / "data.parquet", tmp_path / "other.parquet")
+    other = yaml.safe_dump(str(tmp_path / "other.parquet")).splitlines()[0]
+    one = leak_cases.trained(micro_config, method, kind, "one")
+    two = leak_cases.trained(micro_config, method, kind, "two", f"scenario.data.source={other}")
+    ours, theirs = one.learner.method, two.learner.method
+    assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
+    assert ours.notes == theirs.notes
+    assert ours.extra_state() == theirs.extra_state()
+    # The other rows were really measured.
+    assert one.place.rows[-1]["scores"] != two.place.rows[-1]["scores"]
