@@ -156,7 +156,7 @@ def test_killed_processes_resume_bit_identical(config: Callable[..., Any]) -> No
     assert pair.folder_bytes(Path(killed.output)) == expected
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_process_stops_both_where_they_can_go_on(
     rank: int, config: Callable[..., Any]
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from everclip import registry
+from everclip.config import resolve_config
 from everclip.run import Run
 from everclip.training.progress import Progress
 
@@ -18,6 +20,22 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "running-mean": ("method.merge.kind=running-mean", "method.merge.every=2"),
 }
 """name -> overrides; a preset that is added to the package is covered by being there."""
+
+
+def maker(micro_folder: Path, output: Path) -> Callable[..., Any]:
+    """Return what the fixture `micro_config` returns, for models that a whole module shares."""
+    fixed = [
+        f"backbone={micro_folder / 'model'}",
+        "training.threads=1",
+        "training.device=cpu",
+        "report=false",
+    ]
+
+    def make(kind: str, *overrides: str, **place: str) -> Any:
+        named = f"output={output / place.get('output', 'run')}"
+        return resolve_config(str(micro_folder / f"{kind}.yaml"), [*fixed, named, *overrides])
+
+    return make
 
 
 def trained(make: Callable[..., Any], name: str, kind: str = "time", output: str = "run", *more: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import leak_cases
@@ -21,16 +22,22 @@ MARGIN = 1e-5
 """Two cosines closer than this may change places when a batch is cut differently (fp32)."""
 
 
-@pytest.fixture(params=leak_cases.SETTINGS)
-def captioned(request: pytest.FixtureRequest, micro_config: Callable[..., Any]) -> Run:
+@pytest.fixture(scope="module", params=leak_cases.SETTINGS)
+def captioned(
+    request: pytest.FixtureRequest, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """Every method, trained on captions."""
-    return leak_cases.trained(micro_config, request.param, "time")
+    make = leak_cases.maker(micro_folder, tmp_path_factory.mktemp("captioned"))
+    return leak_cases.trained(make, request.param, "time")
 
 
-@pytest.fixture(params=["finetune", "wise-ft", "zero-shot"])
-def labelled(request: pytest.FixtureRequest, micro_config: Callable[..., Any]) -> Run:
+@pytest.fixture(scope="module", params=["finetune", "wise-ft", "zero-shot"])
+def labelled(
+    request: pytest.FixtureRequest, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """Methods trained on class names."""
-    return leak_cases.trained(micro_config, request.param, "classes")
+    make = leak_cases.maker(micro_folder, tmp_path_factory.mktemp("labelled"))
+    return leak_cases.trained(make, request.param, "classes")
 
 
 def _identities(s: Any) -> list[str]:

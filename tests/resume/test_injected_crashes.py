@@ -55,7 +55,13 @@ def test_crash_points_stand_at_every_write_step_and_evaluation(case_config: Call
     assert passed.count("in evaluation") > 3
 
 
-@pytest.mark.parametrize("case", harness.CASES)
+KIN = ("finetune-classes", "replay-all", "wise-ft-classes")
+"""Cases whose kept state has the same form as that of another case: left to the slow tier."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in KIN else c for c in harness.CASES]
+)
 def test_a_run_killed_dozens_of_times_ends_bit_identical(
     case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:
