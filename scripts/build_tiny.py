@@ -170,8 +170,8 @@ CLDR's. Licences stand beside the data.
 ## Recipe
 
 `everclip run emoji-base`, then `python scripts/build_tiny.py runs/emoji-base-finetune-s0`.
-{steps:,} steps, {samples:,} samples, {minutes:.0f} minutes on {threads} thread(s) of {device} while
-another job kept the other core busy. Settings were chosen on validation drawings, never on the
+{steps:,} steps, {samples:,} samples, {minutes:.0f} minutes on one of two cores ({device}, {threads}
+thread) while other work kept the machine busy. Settings were chosen on validation drawings, never on the
 held-out ones.
 
 ```yaml
@@ -180,9 +180,12 @@ held-out ones.
 
 ## Limits
 
-* What limits it is transfer between drawing styles from two drawings per emoji, not fitting: on
-  drawings it was trained on it is nearly always right. A picture in a style other than these three
-  is further away still.
+* What limits it is transfer between drawing styles: with two drawings per emoji it learns their look
+  more than what they share. Faces and people, which differ in small things, are hardest; flags are
+  easiest. A picture in a style other than these three is further away still.
+* It falls short of what was hoped for (40 % text-to-image Recall@1). Stronger augmentation, smaller
+  batches, higher learning rates and 64 px were tried for minutes each and did not help in that time;
+  longer training on a GPU was not tried.
 * It knows nothing but emoji: no photographs, no sentences, no language but English.
 * It is small on purpose. What is seen on it about methods (what is learned, what is forgotten) is
   not what a large CLIP would show in numbers.
