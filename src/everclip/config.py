@@ -355,11 +355,12 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one configuration over another; a newly named method does not inherit the settings of the old one."""
+    """Lay one configuration over another; a newly named method or backbone inherits nothing from the old one."""
     base = dict(base)
-    name = top.get("method", {}).get("name")
-    if name is not None and name != base.get("method", {}).get("name"):
-        base.pop("method", None)
+    for key in _SHORTHAND:
+        name = top.get(key, {}).get("name")
+        if name is not None and name != base.get(key, {}).get("name"):
+            base.pop(key, None)
     document = merge(base, top)
     if "training" in document:
         document["training"] = merge_training(base.get("training", {}), top.get("training", {}))

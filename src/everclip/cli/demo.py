@@ -11,7 +11,7 @@ from everclip.config import resolve_config
 from everclip.report import compare, comparison_text, write_comparison
 from everclip.run import execute
 
-METHODS = ("zero-shot", "finetune", "replay", "replay-base")
+METHODS = ("zero-shot", "finetune", "replay", "replay-merge")
 
 
 def run_demo(output: Path, overrides: Sequence[str]) -> None:
