@@ -188,8 +188,10 @@ def _with_other_test_rows(source: Path, target: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), target)
 
 
-@pytest.mark.parametrize("kind", ["time", "classes"])
-@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [(m, "time") for m in leak_cases.SETTINGS] + [(m, "classes") for m in ("finetune", "joint", "wise-ft")],
+)
 def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
     method: str, kind: str, micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def test_crash_points_stand_at_every_write_step_and_evaluation(case_config: Call
     assert passed.count("in evaluation") > 3
 
 
-KIN = ("finetune-classes", "replay-all", "wise-ft-classes")
+KIN = ("finetune-classes", "replay-base", "replay-all", "wise-ft-classes")
 """Cases whose kept state has the same form as that of another case: left to the slow tier."""
 
 
@@ -80,6 +81,7 @@ def _single_kill(case: str, number: int, case_config: Callable[..., Any], expect
     if killed:
         assert harness.run(config).events == []
     harness.assert_same_end(Path(config.output), expected)
+    shutil.rmtree(config.output)  # pytest keeps what tests write, and this writes a thousand run folders
     return killed
 
 

@@ -21,11 +21,9 @@ SMALL_BATCH = "training.batch_size=4"
     ("case", "kind", "number"),
     [
         ("finetune", "before renaming config.yaml", 1),
-        ("finetune", "before renaming N.features.safetensors", 1),
         ("replay", "before syncing N", 4),
         ("wise-ft", "before renaming N", 7),
-        ("running-mean", "after renaming N", 3),
-        ("joint", "after step", 2),
+        ("joint", "after renaming N", 3),
         ("replay-balanced", "before renaming N.safetensors", 2),
         ("weight-constraint", "before renaming results.json", 3),
     ],
