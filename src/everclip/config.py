@@ -103,13 +103,13 @@ class TrainingConfig(Frozen):
     """How one task is trained; `steps`, `epochs` or `samples` is the budget per task (exactly one)."""
 
     steps: int | None = Field(None, ge=0)
-    epochs: float | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
     samples: int | None = Field(None, ge=0)
     batch_size: int = Field(64, ge=1)
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-4, ge=0)
+    lr: float = Field(1e-4, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -140,7 +140,7 @@ class EvaluationConfig(Frozen):
 
     batch_size: int = Field(256, ge=1)
     confidence: float = Field(0.95, gt=0, lt=1)
-    top_k: tuple[int, ...] = (1, 5, 10)
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10), min_length=1)
     representation_samples: int = Field(2000, ge=2)
     examples: int = Field(4, ge=0, description="pictures per evaluation set kept for the report")
     cache: str | None = Field(None, description="folder that shares encoded features between runs")
@@ -173,7 +173,7 @@ class RunConfig(Frozen):
     trackers: tuple[str, ...] = ()
     report: bool = True
     seed: int = Field(0, ge=0)
-    output: str
+    output: str = Field(min_length=1)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; another process may change the rest freely."""
@@ -234,8 +234,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ConfigError(f"{text!r}: expected key=value, for example seed=1 or training.steps=200.")
     try:
         parsed = yaml.safe_load(value) if value != "" else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: cannot read {value!r} as a value ({error}).") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{key}: cannot read {value[:80]!r} as a value ({error}).") from error
     # YAML 1.1 reads 1e-4 as a word because it lacks the point; people write learning rates that way.
     if isinstance(parsed, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", parsed):
         parsed = float(parsed)
@@ -306,7 +306,7 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
         return {}, registry.benchmark_entry(target)
     name = document.pop("benchmark", None)
     if not isinstance(name, str):
-        found = ", ".join(document) or "nothing"
+        found = ", ".join(map(str, document)) or "nothing"
         raise ConfigError(
             f"{target}: expected the key `benchmark` (a run) or `kind` (a scenario); found {found}."
         )
@@ -340,6 +340,7 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
     scenario = dict(entry.document)
     tag = str(scenario.pop("tag", entry.tag))
     defaults: dict[str, Any] = {key: scenario.pop(key) for key in SECTIONS if key in scenario}
+    _check_sections(defaults)
     document = _laid_over(_expand(defaults), user)
     method = document.get("method", {})
     preset = registry.method_entry(str(method.get("name", "finetune")))
@@ -375,3 +376,6 @@ def _check_sections(document: Mapping[str, Any]) -> None:
         named = key in _SHORTHAND and isinstance(value, str)
         if key in (*SECTIONS, "checkpoint", "scenario") and not named and not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected settings below it, found {value!r}.")
+        inner = value.get("settings", {}) if key == "method" and isinstance(value, Mapping) else {}
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"method.settings: expected settings below it, found {inner!r}.")

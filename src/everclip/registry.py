@@ -65,7 +65,7 @@ def read_yaml(path: Path | Traversable) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(document).__name__}.")
@@ -125,6 +125,8 @@ def method_entry(name: str) -> MethodEntry:
     """
     if re.search(r"\.py:\w+$", name):
         return MethodEntry(name=name, target=name, summary="a method from a file", origin=name)
+    if name.endswith(".py"):
+        raise ConfigError(f"method: {name!r} names a file; add the class: {name}:ClassName.")
     entries = methods()
     for entry in entries.values():
         if name in (entry.name, *entry.aliases):
@@ -150,7 +152,12 @@ def load_object(target: str) -> Any:
             raise ConfigError(f"method: {place}: cannot be imported as Python.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise ConfigError(
+                f"method: {path}, line {error.lineno}: not valid Python ({error.msg})."
+            ) from error
     else:
         try:
             module = importlib.import_module(place)
@@ -178,11 +185,17 @@ def _benchmark_entry(document: Mapping[str, Any], origin: str) -> BenchmarkEntry
             raise ConfigError(f"{origin}: a benchmark needs the key {key!r}.")
     return BenchmarkEntry(
         name=str(document["name"]),
-        version=int(document["version"]),
+        version=_whole(document["version"], origin),
         summary=str(document["summary"]).strip(),
         document=document,
         origin=origin,
     )
+
+
+def _whole(value: Any, origin: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{origin}: version: expected a whole number, found {value!r}.")
+    return value
 
 
 def benchmark_entry(name: str) -> BenchmarkEntry:

@@ -17,7 +17,7 @@ import torch
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
 from everclip.distributed import any_up
-from everclip.errors import ConfigError, DivergedError, Interrupted, RunFolderError
+from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
 from everclip.evaluation.assemble import build_matrix, check_headline, column_info, flat_metrics, task_info
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
@@ -124,8 +124,9 @@ class Run:
             self._folder, self._stop = folder, stop
             cursor = self._resume()
             if self._finished() and (self.path / RESULTS).is_file():
-                held = Results.read(self.path)
-                if held.status == "finished":
+                held = self._held()
+                if held is not None and held.status == "finished":
+                    self._report(only_if_missing=True)
                     return held  # as it was: looking at a result must not change where it says it comes from
             self._trackers = Trackers(self.config if self._main else None)
             self._saved_at = time.monotonic()
@@ -139,11 +140,23 @@ class Run:
             finally:
                 self._trackers.finish()
             results = self._write_results("finished")
-        if self.config.report and self._main:
-            from everclip.report import write_report
-
-            write_report(self.path)
+        self._report()
         return results
+
+    def _held(self) -> Results | None:
+        """Return the result as it lies in the folder; a damaged one is built again from the checkpoint."""
+        try:
+            return Results.read(self.path)
+        except DataError as error:
+            self._event("damaged result", f"{error.args[0].splitlines()[0]}; built again from the checkpoint")
+            return None
+
+    def _report(self, only_if_missing: bool = False) -> None:
+        from everclip.report import write_report
+
+        there = (self.path / "report.html").is_file()
+        if self.config.report and self._main and not (only_if_missing and there):
+            write_report(self.path)
 
     def _finished(self) -> bool:
         return self.place.task >= len(self.tasks)
@@ -221,6 +234,8 @@ class Run:
             if self.learner.accelerator.num_processes == 1:
                 self._stop.check()  # several processes stop together, between the stages
 
+        for problem in self._recorder.problems(index):
+            self._event("lost features", problem)
         row, examples = self._recorder.measure(
             self.learner.method,
             label,

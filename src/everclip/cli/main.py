@@ -177,7 +177,8 @@ def main() -> None:
         typer.echo("everclip: stopped at once; what was saved before is intact.", err=True)
         sys.exit(130)
     except typer.TyperException as error:  # wrong usage: click's own message and code
-        typer.echo(f"everclip: {error} See everclip --help.", err=True)
+        usage = "Usage:" in str(error)  # no verb at all: plain help
+        typer.echo(str(error) if usage else f"everclip: {error} See everclip --help.", err=True)
         sys.exit(getattr(error, "exit_code", 2))
 
 

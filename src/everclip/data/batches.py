@@ -107,7 +107,7 @@ class BatchMaker:
 
     def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
         given = table.value("caption", position)
-        if given is None:
+        if given is None or given == "":
             raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
         caption = str(given)
         if stream.view != "train":

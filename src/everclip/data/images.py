@@ -18,6 +18,9 @@ from everclip.errors import DataError
 MAX_PIXELS = 64_000_000
 """A picture larger than this is refused before it is decoded (a "decompression bomb")."""
 
+MAX_ASPECT = 100
+"""Resizing the shorter side to the model's would make the longer one of such a picture fill the memory."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -38,6 +41,10 @@ def decode(data: bytes, name: str) -> Image.Image:
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise DataError(f"{name}: picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read.")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise DataError(
+                f"{name}: picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold."
+            )
         if picture.mode.startswith("I"):
             # Pillow clips 16-bit grey at 255 instead of scaling it, which turns such a picture white.
             picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
@@ -48,6 +55,22 @@ def decode(data: bytes, name: str) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         head = data[:8].hex() if data else "no bytes"
         raise DataError(f"{name}: not a readable picture ({error}; it begins with {head}).") from error
+
+
+def check_header(data: bytes, name: str) -> None:
+    """Look at the first bytes of a picture without decoding it.
+
+    Raises:
+        DataError: if they are no picture of a known format.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.open(io.BytesIO(data), formats=FORMATS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name}: not a picture of a known format ({', '.join(FORMATS)}); it begins with {data[:8].hex()}."
+        ) from error
 
 
 class ImageStore:

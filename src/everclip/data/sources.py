@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from everclip.data.images import check_header
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 
@@ -111,28 +112,64 @@ def _canonical(columns: pa.Table, mapping: Mapping[str, str], path: Path) -> pa.
             raise DataError(
                 f"{path}: no column {found!r} (for {wanted}).{did_you_mean(found, columns.column_names)}"
             )
-    back = {found: wanted for wanted, found in mapping.items()}
-    columns = columns.rename_columns([back.get(name, name) for name in columns.column_names])
+    columns = _renamed(columns, mapping)
     if "image" not in columns.column_names:
         raise DataError(
             f"{path}: no column `image` (bytes, or paths below {path.parent}); columns are "
             f"{', '.join(columns.column_names)}. Name it with data.columns.image=NAME."
         )
     columns = _with_text_names(_with_bytes(columns, path))
+    _check_texts(columns, path)
+    hashes = [hashlib.sha256(value).hexdigest()[:16] for value in columns.column("image").to_pylist()]
+    columns = _filled(columns, "image_id", hashes)
     if "id" not in columns.column_names:
-        hashes = [hashlib.sha256(value.as_py()).hexdigest()[:16] for value in columns.column("image")]
         seen: dict[str, int] = {}
         names = []
         for value in hashes:
             seen[value] = seen.get(value, 0) + 1
             names.append(value if seen[value] == 1 else f"{value}-{seen[value]}")
         columns = columns.append_column("id", pa.array(names))
-        if "image_id" not in columns.column_names:
-            columns = columns.append_column("image_id", pa.array(hashes))
     if "class_key" not in columns.column_names and "class_name" in columns.column_names:
         columns = columns.append_column("class_key", columns.column("class_name"))
     _require_unique_ids(columns, path)
     return columns
+
+
+def _renamed(columns: pa.Table, mapping: Mapping[str, str]) -> pa.Table:
+    """Give columns their canonical names; a column that already had such a name gives way."""
+    kept = [
+        name for name in dict.fromkeys(columns.column_names) if name not in mapping or mapping[name] == name
+    ]
+    back = {found: wanted for wanted, found in mapping.items()}
+    data = {back.get(name, name): columns.column(columns.column_names.index(name)) for name in kept}
+    return pa.table(data)
+
+
+def _filled(columns: pa.Table, name: str, values: Sequence[str]) -> pa.Table:
+    """Fill a column's gaps, or the whole column where it is missing.
+
+    Equal pictures are one picture whatever their rows are called, so that a split cannot part them.
+    """
+    if name not in columns.column_names:
+        return columns.append_column(name, pa.array(values))
+    held = columns.column(name).to_pylist()
+    filled = [own if given is None else str(given) for given, own in zip(held, values, strict=True)]
+    return columns.set_column(columns.column_names.index(name), name, pa.array(filled))
+
+
+def _check_texts(columns: pa.Table, path: Path) -> None:
+    """Refuse captions that are no text, and keywords that are no list of texts."""
+    kinds = {"caption": "text", "class_key": "text or whole numbers", "class_name": "text"}
+    for name, expected in kinds.items():
+        if name in columns.column_names:
+            found = columns.column(name).type
+            if not (pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_null(found)):
+                raise DataError(f"{path}: column {name!r} holds {found}; expected {expected}.")
+    if "keywords" in columns.column_names and not pa.types.is_list(columns.column("keywords").type):
+        raise DataError(
+            f"{path}: column 'keywords' holds {columns.column('keywords').type}; expected lists of texts (Parquet or "
+            "JSON lines; a CSV cannot hold them)."
+        )
 
 
 def _with_text_names(columns: pa.Table) -> pa.Table:
@@ -148,6 +185,8 @@ def _require_unique_ids(columns: pa.Table, path: Path) -> None:
     """Refuse an id that stands twice: pictures and features are remembered by it."""
     first: dict[Any, int] = {}
     for row, value in enumerate(columns.column("id").to_pylist()):
+        if value is None:
+            raise DataError(f"{path}, row {row + 1}: no id. Give every row one, or leave the column out.")
         if value in first:
             raise DataError(f"{path}, row {row + 1}: id {value!r} stands in row {first[value] + 1} already.")
         first[value] = row
@@ -157,18 +196,30 @@ def _with_bytes(columns: pa.Table, path: Path) -> pa.Table:
     """Replace image paths by the bytes of the files; a path may not leave the folder of the table."""
     column = columns.column("image")
     if pa.types.is_struct(column.type):
-        values = [value["bytes"].as_py() for value in column]
+        values = [None if value is None else value.get("bytes") for value in column.to_pylist()]
     elif pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return columns
+        values = column.to_pylist()
     else:
         root = path.parent.resolve()
         values = []
         for row, value in enumerate(column.to_pylist()):
-            file = (root / str(value)).resolve()
-            if not file.is_relative_to(root):
-                raise DataError(f"{path}, row {row + 1}: image path {value!r} leaves the folder {root}.")
-            if not file.is_file():
-                raise DataError(f"{path}, row {row + 1}: image {value!r} is missing (looked for {file}).")
-            values.append(file.read_bytes())
+            values.append(_file_bytes(root, value, f"{path}, row {row + 1}"))
+    for row, value in enumerate(values):
+        if not value:
+            raise DataError(f"{path}, row {row + 1}: no image (found {value!r}).")
+        name = column[row].as_py()
+        check_header(value, f"{path}, row {row + 1}" + (f" ({name})" if isinstance(name, str) else ""))
     place = columns.column_names.index("image")
     return columns.set_column(place, "image", pa.array(values, type=pa.binary()))
+
+
+def _file_bytes(root: Path, value: Any, where: str) -> bytes:
+    try:
+        file = (root / str(value)).resolve()
+        if not file.is_relative_to(root):
+            raise DataError(f"{where}: image path {value!r} leaves the folder {root}.")
+        if value is None or not file.is_file():
+            raise DataError(f"{where}: image {value!r} is missing (looked for {file}).")
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: image path {str(value)[:80]!r} cannot be read ({error}).") from error

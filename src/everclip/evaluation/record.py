@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from everclip.config import RunConfig
@@ -108,13 +110,26 @@ class RowRecorder:
         file = self._path / "rows" / "000.features.safetensors"
         before = None
         if index > 0:
-            held = load_file(file)
-            before = (held["images"], held["texts"])
+            held = _read_features(file)
+            before = None if held is None else (held["images"], held["texts"])
         elif self._writes:
             write_bytes_atomic(file, save({"images": images.contiguous(), "texts": texts.contiguous()}))
-        return representation.measure(
-            images, texts, before, sample=self._settings.representation_samples, seed=self._seed
+        with warnings.catch_warnings():
+            # What is undefined on a small set is null in the result; that says it.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return representation.measure(
+                images, texts, before, sample=self._settings.representation_samples, seed=self._seed
+            )
+
+    def problems(self, index: int) -> list[str]:
+        """Return what later rows will lack: the features of row 0, without which nothing can be compared to it."""
+        file = self._path / "rows" / "000.features.safetensors"
+        lost = (
+            index > 0
+            and any(s.kind == "retrieval" for s in self._scenario.eval_sets)
+            and _read_features(file) is None
         )
+        return [f"{file} is missing or damaged: changes against row 0 are null"] if lost else []
 
     def _places(self) -> list[tuple[Any, int]]:
         by_name = {s.name: s for s in self._scenario.eval_sets}
@@ -142,6 +157,13 @@ class RowRecorder:
             file = io.BytesIO()
             picture.save(file, "PNG")
             write_bytes_atomic(self._path / example.picture, file.getvalue())
+
+
+def _read_features(file: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        return None  # the run loop records this as an event
 
 
 def choose_examples(scenario: Any, count: int) -> dict[str, list[int]]:

@@ -201,5 +201,9 @@ class RowScorer:
         result.outcomes[f"{s.name}/{protocol.name}/{metric}"] = values.float()
         if not len(values):
             return Score(value=None)
-        interval = bootstrap_mean(values.numpy(), self._seed, confidence=self._config.confidence)
+        if bool((values == 0).all()) or bool((values == 1).all()):
+            # Resampling equal values would claim certainty: a 0 of 75 does not exclude 5 %.
+            interval = wilson(int(values.sum()), len(values), self._config.confidence)
+        else:
+            interval = bootstrap_mean(values.numpy(), self._seed, confidence=self._config.confidence)
         return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))

@@ -53,9 +53,11 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
         require_rows(known, f"base {spec.base.name!r}", spec.base.where)
         sets.append(EvalSet(spec.base.name, _kind(spec), known, None, "known"))
     for index, (name, rows, held_out, entries) in enumerate(_KINDS[spec.kind](spec, train, test)):
-        require_rows(rows, f"task {name!r} (training)", {})
-        require_rows(held_out, f"task {name!r} (test)", {})
+        where = spec.tasks[index].where if spec.kind == "time" else {}
+        require_rows(rows, f"task {name!r} (training)", where)
+        require_rows(held_out, f"task {name!r} (test)", where)
         kept, carved = carve(rows.renamed(name), spec.split.validation)
+        require_rows(kept, f"task {name!r} (training, without its validation part)", {})
         times = rows.column("time") if rows.has("time") else []
         tasks.append(Task(index, name, kept, fit(carved), entries, spec.data.language, _span(times)))
         sets.append(EvalSet(name, _kind(spec), held_out.renamed(name), index, "task", entries))
@@ -81,7 +83,7 @@ def _require_unique_names(sets: list[EvalSet]) -> None:
 def _require_captions(sets: list[EvalSet]) -> None:
     for s in (s for s in sets if s.kind == "retrieval" and s.data.has("caption")):
         for name, caption in zip(s.data.ids, s.data.column("caption"), strict=True):
-            if not caption:
+            if caption is None or caption == "":
                 raise DataError(
                     f"evaluation set {s.name!r}, id {name}: no caption (found {caption!r}); retrieval needs one. Give "
                     "it one, or leave such rows out with scenario.evaluate_where."

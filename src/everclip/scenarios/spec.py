@@ -129,6 +129,8 @@ class ScenarioSpec(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> ScenarioSpec:
         names = [protocol.name for protocol in self.protocols]
+        if len(set(names)) < len(names):
+            raise ValueError(f"protocols need different names (found {', '.join(names)})")
         if self.headline.protocol not in names:
             raise ValueError(f"headline.protocol {self.headline.protocol!r} is none of {', '.join(names)}")
         if self.kind == "time" and not self.tasks:

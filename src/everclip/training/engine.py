@@ -185,6 +185,11 @@ class Engine:
         self._seed_dropout(progress)
         with self._precision.autocast(), torch.set_grad_enabled(optimiser is not None):
             losses = module(batch, progress)
+        if not isinstance(losses, dict) or not losses:
+            raise ConfigError(
+                f"method: forward returned {type(losses).__name__}; expected a dict of named losses, "
+                "such as {'contrastive': tensor}."
+            )
         samples = sum(stream.batch_size for stream in phase.streams.values())
         if optimiser is None:
             return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, 0.0, None, samples)
@@ -230,11 +235,11 @@ class Engine:
     def _inspect_weights(
         self, optimiser: torch.optim.Optimizer | None, log: StepLog, progress: Progress
     ) -> None:
-        """Look at the weights where no norm of the gradient was taken: a finite loss can have a NaN gradient."""
+        """Look at the weights themselves: finite losses and gradients can still make an infinite update."""
         trained = [p for group in optimiser.param_groups for p in group["params"]] if optimiser else []
-        if log.grad_norm is not None or not trained:
-            return
-        if not all(torch.stack([p.detach().isfinite().all() for p in trained]).tolist()):
+        # An infinite or NaN element makes the norm so; one fused pass, one wait.
+        norms = list(torch._foreach_norm([p.detach() for p in trained])) if trained else []
+        if norms and not bool(torch.stack(norms).isfinite().all()):
             raise self._diverged("a weight is NaN or infinite", log, progress)
 
     def _diverged(self, what: str, log: StepLog, progress: Progress) -> DivergedError:

@@ -60,6 +60,8 @@ class RunFolder:
             self._lock = None
 
     def _take_lock(self) -> None:
+        if not os.access(self.path, os.W_OK):
+            raise RunFolderError(f"output: {self.path} cannot be written to. Choose another output=.")
         lock = open(self.path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the run
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -39,5 +39,5 @@ class StopRequest:
         if self.name is not None or anyway:
             who = self.name or "a signal to another process"
             raise Interrupted(
-                f"stopped by {who}; everything up to here is saved. The same command continues."
+                f"stopped by {who}; what was finished before is saved. The same command continues."
             )
