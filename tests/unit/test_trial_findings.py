@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from micro import picture
 
 import everclip
 from everclip.config import resolve_config
@@ -19,6 +18,7 @@ from everclip.data.sources import load_source
 from everclip.data.splits import carve
 from everclip.errors import ConfigError, DataError, DivergedError
 from everclip.training.checkpoint import Checkpoints
+from micro import picture
 
 
 def write(path: Path, rows: int = 6, **more: Any) -> Path:
@@ -134,7 +134,9 @@ def test_settings_that_cannot_work_are_refused_before_the_run(
 
 
 def test_odd_yaml_is_refused_in_words(tmp_path: Path) -> None:
-    for number, text in enumerate(("1: 2", "kind: time\nname: a\nsummary: b\nversion: abc", "a: " + "[" * 20000)):
+    for number, text in enumerate(
+        ("1: 2", "kind: time\nname: a\nsummary: b\nversion: abc", "a: " + "[" * 20000)
+    ):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
         with pytest.raises(ConfigError, match=str(number)):
@@ -161,7 +163,9 @@ def test_a_forward_that_returns_no_losses_is_named(micro_config: Callable[..., A
 
 def test_no_hit_at_all_does_not_claim_certainty(micro_config: Callable[..., Any]) -> None:
     result = everclip.execute(micro_config("time", "method=zero-shot"))
-    cells = [c for s in result.rows[0].scores.values() for p in s.values() for c in p.values() if c.value == 0]
+    cells = [
+        c for s in result.rows[0].scores.values() for p in s.values() for c in p.values() if c.value == 0
+    ]
     bounded = [c for c in cells if c.high is not None]
     assert bounded
     assert all(c.high > 0 for c in bounded)
