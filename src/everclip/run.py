@@ -359,14 +359,8 @@ class Run:
         return results
 
     def _cost(self) -> dict[str, Any]:
-        seconds = {name: round(value, 3) for name, value in self.place.seconds.items()}
-        total = sum(seconds.values())
-        return {
-            **environment.consumption(total, str(self.learner.accelerator.device)),
-            "seconds": seconds,
-            "seconds_total": round(total, 3),
-            "checkpoints": dict(self.place.checkpoints),
-        }
+        spent = environment.consumption(self.place.seconds, str(self.learner.accelerator.device))
+        return {**spent, "checkpoints": dict(self.place.checkpoints)}
 
     def _provenance(self) -> dict[str, Any]:
         return {

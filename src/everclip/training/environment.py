@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,14 @@ WATTS_PER_THREAD, WATTS_PER_GPU = 10.0, 500.0
 """Assumed power, for an order of magnitude only; nothing is measured."""
 
 
-def consumption(seconds: float, device: str) -> dict[str, Any]:
-    """Return the peak memory of this process, and an estimate of the energy with the assumption behind it."""
+def consumption(stages: Mapping[str, float], device: str) -> dict[str, Any]:
+    """Return seconds by stage, the peak memory of this process, and an estimate of the energy with its assumption."""
+    seconds = sum(stages.values())
     watts = WATTS_PER_GPU if device.startswith("cuda") else WATTS_PER_THREAD * torch.get_num_threads()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
+        "seconds": {name: round(value, 3) for name, value in stages.items()},
+        "seconds_total": round(seconds, 3),
         "peak_memory_mb": round(peak, 1),
         "energy_wh": round(seconds * watts / 3600, 3),
         "energy_assumption": f"estimated: {watts:g} W while the run is at work, not measured",
