@@ -1,0 +1,58 @@
+"""The learner of a run, and whether it fits the tasks: checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from everclip.config import RunConfig
+from everclip.contracts import Task
+from everclip.data.batches import share_of
+from everclip.errors import ConfigError
+from everclip.learner.core import Learner
+from everclip.methods.build import build_method
+from everclip.models.backbone import load_backbone
+from everclip.training.processes import start_processes
+
+
+def learner_for(config: RunConfig, scenario: Any) -> Learner:
+    """Build the learner of a run."""
+    accelerator = start_processes(config.training)
+    backbone = load_backbone(config.backbone, config.seed)
+    method = build_method(config.method, backbone, config.seed)
+    return Learner(method, config.training, config.seed, accelerator, scenario.base, scenario.base_val)
+
+
+def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
+    """Check before the first step that method and scenario fit.
+
+    Raises:
+        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have, or the
+            processes cannot share a batch equally.
+    """
+    share_of(learner.training.batch_size, learner.accelerator.num_processes)
+    merging = learner.method.settings.merge
+    for task in tasks:
+        if (
+            merging.kind == "wise-ft"
+            and merging.alpha == "sweep"
+            and not (task.val is not None and len(task.val))
+        ):
+            raise ConfigError(
+                f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
+                "raise scenario.split.validation, or set a fixed method.merge.alpha."
+            )
+        labels = learner.method.uses_labels(task)
+        if labels and task.classes is None:
+            raise ConfigError(
+                f"method.loss: `labels` needs classes, but task {task.name!r} has none; use captions."
+            )
+        if not labels and not task.train.has("caption"):
+            raise ConfigError(
+                f"method.loss: `captions` needs a column `caption`, but task {task.name!r} has none."
+            )
+        wanted = "labels" if labels else "captions"
+        if wanted not in learner.method.needs.supervision:
+            raise ConfigError(
+                f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
+            )
