@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from everclip.data.sources import load_source
+from everclip.data.sources import read
+from everclip.data.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 
@@ -48,7 +49,7 @@ def write(folder: Path, kind: str, columns: dict[str, list[Any]]) -> str:
 
 
 def load(folder: Path, kind: str = "csv", given: dict[str, list[Any]] | None = None, **options: Any) -> Table:
-    return load_source(write(folder, kind, given or COLUMNS), options, folder)
+    return read(DataSpec(source=write(folder, kind, given or COLUMNS), **options), folder).table
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
@@ -67,7 +68,7 @@ def test_pictures_may_stand_in_the_parquet_file_itself(folder: Path) -> None:
     hub = pa.table({**COLUMNS, "image": [{"bytes": data, "path": None} for data in images]})
     for table in (plain, hub):
         pq.write_table(table, folder / "whole.parquet")
-        assert load_source("whole.parquet", {}, folder).fingerprint == load(folder).fingerprint
+        assert read(DataSpec(source="whole.parquet"), folder).table.fingerprint == load(folder).fingerprint
 
 
 def test_columns_are_mapped_by_name(folder: Path) -> None:
@@ -149,24 +150,24 @@ def test_a_table_without_pictures_says_what_it_holds(folder: Path) -> None:
 )
 def test_a_source_that_is_not_there_is_named(folder: Path, source: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        load_source(source, {}, folder)
+        read(DataSpec(source=source), folder)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_a_damaged_file_is_named(folder: Path, kind: str) -> None:
     (folder / f"bad.{kind}").write_bytes(b'{"a": 1\x00,,,\n"x\n1,2,3')
     with pytest.raises(DataError, match=rf"bad\.{kind}: not a readable"):
-        load_source(f"bad.{kind}", {}, folder)
+        read(DataSpec(source=f"bad.{kind}"), folder)
 
 
 def test_unknown_languages_and_styles_of_the_emoji_are_named() -> None:
-    for options in ({"language": "xx"}, {"styles": ["notoo"]}, {"colour": 1}):
+    for options in ({"language": "xx"}, {"styles": ["notoo"]}):
         with pytest.raises(ConfigError, match="data"):
-            load_source("builtin:emoji", options)
+            read(DataSpec(source="builtin:emoji", **options))
 
 
 def test_the_emoji_come_in_canonical_columns() -> None:
-    table = load_source("builtin:emoji", {"styles": ["noto"]})
+    table = read(DataSpec(source="builtin:emoji", styles=["noto"])).table
     for column in ("id", "image_id", "image", "caption", "class_key", "class_name", "concept", "time"):
         assert None not in table.column(column)
     assert len(set(table.ids)) == len(table)

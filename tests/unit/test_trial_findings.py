@@ -14,7 +14,8 @@ import yaml
 
 import everclip
 from everclip.config import resolve_config
-from everclip.data.sources import load_source
+from everclip.data.sources import read
+from everclip.data.spec import DataSpec
 from everclip.data.splits import carve
 from everclip.errors import ConfigError, DataError, DivergedError
 from everclip.training.checkpoint import Checkpoints
@@ -36,7 +37,7 @@ def test_captions_with_ids_of_their_own_still_belong_to_one_picture(tmp_path: Pa
     path = tmp_path / "captions.parquet"
     ids = [str(i) for i in range(200)]
     pq.write_table(pa.table({"id": ids, "image": pa.array(images, pa.binary()), "caption": ids}), path)
-    rest, carved = carve(load_source(str(path), {}), 0.3)
+    rest, carved = carve(read(DataSpec(source=str(path))).table, 0.3)
     assert len(carved)
     assert not set(rest.column("image")) & set(carved.column("image"))
 
@@ -54,12 +55,12 @@ def test_captions_with_ids_of_their_own_still_belong_to_one_picture(tmp_path: Pa
 )
 def test_columns_of_the_wrong_kind_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load_source(str(write(tmp_path / "data.parquet", **more)), {})
+        read(DataSpec(source=str(write(tmp_path / "data.parquet", **more))))
 
 
 def test_a_mapped_column_takes_the_place_of_one_that_had_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "data.parquet", title=[f"title {i}" for i in range(6)])
-    table = load_source(str(path), {"columns": {"caption": "title"}})
+    table = read(DataSpec(source=str(path), columns={"caption": "title"})).table
     assert table.column("caption")[0] == "title 0"
 
 

@@ -57,6 +57,12 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name}: not a readable picture ({error}; it begins with {head}).") from error
 
 
+def peek(data: bytes) -> tuple[str, str, int]:
+    """Return mode, format and number of frames of encoded bytes that are known to be a picture."""
+    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    return picture.mode, str(picture.format), int(getattr(picture, "n_frames", 1))
+
+
 def check_header(data: bytes, name: str) -> None:
     """Look at the first bytes of a picture without decoding it.
 

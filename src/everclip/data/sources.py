@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from everclip.data.facts import facts_of
 from everclip.data.images import check_header
+from everclip.data.quarantine import Quarantine
+from everclip.data.spec import CANONICAL, DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 
-CANONICAL = (
-    "id",
-    "image_id",
-    "image",
-    "caption",
-    "keywords",
-    "class_key",
-    "class_name",
-    "concept",
-    "language",
-    "time",
-    "split",
-)
+
+@dataclass(frozen=True)
+class Loaded:
+    """What reading gives.
+
+    Attributes:
+        table: the usable samples in canonical columns.
+        quarantine: the others, with reasons.
+        columns: canonical names to those of the source, as given or guessed.
+        guesses: one line per guess, for people.
+        facts: per row of `table`: `width`, `height` (upright, in pixels), `bytes`, `mode`, `format`, `frames`, `dhash`
+            (64-bit difference hash) and `sha256`.
+    """
+
+    table: Table
+    quarantine: Quarantine
+    columns: dict[str, str]
+    guesses: tuple[str, ...]
+    facts: pa.Table
 
 
-def load_source(source: str, options: Mapping[str, Any], root: Path | None = None) -> Table:
-    """Read a data source.
+def read(spec: DataSpec, root: Path | None = None) -> Loaded:
+    """Read the data that a `data:` block names.
 
     Args:
-        source: `builtin:emoji`, or a path to a `.parquet`, `.csv`, `.tsv` or `.jsonl` file.
-        options: `language` and `styles` for the built-in; `columns` maps canonical names to those of the file.
-        root: folder that relative paths start from, and that image paths must stay inside.
+        spec: the block.
+        root: folder that relative paths start from.
 
     Raises:
         ConfigError: for an unknown source or option.
         DataError: for unreadable data; names file, row and column.
     """
+    options = {"language": spec.language, "styles": spec.styles, "columns": spec.columns or None}
+    given = {key: value for key, value in options.items() if value is not None}
+    if len(spec.sources) != 1:
+        raise ConfigError("data.source: several sources are not read yet.")
+    table = _load(spec.sources[0], given, root)
+    facts = facts_of(table.column("image"))
+    return Loaded(table, Quarantine(table.name, len(table)), dict(spec.columns), (), facts)
+
+
+def _load(source: str, options: Mapping[str, Any], root: Path | None) -> Table:
     if source.startswith("builtin:"):
         return _builtin(source, options)
     path = (root or Path()) / Path(source).expanduser()

@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.config import validated
 from everclip.contracts import EvalProtocol, EvalSet, Task
-from everclip.data.sources import load_source
+from everclip.data.sources import read
 from everclip.data.splits import carve
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
         DataError: for data that cannot be read, or a part without rows.
     """
     spec = validated(ScenarioSpec, document, "scenario")
-    table = load_source(spec.data.source, spec.data.options(), root)
+    table = read(spec.data, root).table
     train, test = split(table, spec)
     fit = matcher(spec.evaluate_where)  # holds for whatever is measured, validation pictures too
     test = fit(test)
@@ -66,7 +66,7 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
     _require_captions(sets)
     protocols = tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols)
     return ListScenario(
-        spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.source: table.fingerprint}
+        spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.label: table.fingerprint}
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from everclip.config import Frozen, Template
+from everclip.data.spec import DataSpec
 from everclip.errors import did_you_mean
 
 Where = dict[str, Any]
@@ -24,20 +25,6 @@ METRICS = (
     "image_to_text_map",
 )
 """What a headline may name, beside Recall@k: `mean_r1`, `text_to_image_r5`, `image_to_text_r10`..."""
-
-
-class DataSpec(Frozen):
-    """Where the samples come from. `columns` maps canonical names to those of the file."""
-
-    source: str
-    language: str | None = None
-    styles: list[str] | None = None
-    columns: dict[str, str] = Field(default_factory=dict)
-
-    def options(self) -> dict[str, Any]:
-        """Return what was set, as `load_source` takes it."""
-        given = {"language": self.language, "styles": self.styles, "columns": self.columns or None}
-        return {key: value for key, value in given.items() if value is not None}
 
 
 class SplitSpec(Frozen):

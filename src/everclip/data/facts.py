@@ -1,0 +1,74 @@
+"""What is known of a picture once it was decoded: size, mode, format, frames, and two hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from everclip.data.images import decode, peek
+
+SCHEMA = pa.schema(
+    [
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+        ("frames", pa.int64()),
+        ("dhash", pa.uint64()),
+        ("sha256", pa.string()),
+    ]
+)
+"""Columns of the facts."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of one picture; `width` and `height` are those of the upright picture, `mode` is that of the file."""
+
+    width: int
+    height: int
+    bytes: int
+    mode: str
+    format: str
+    frames: int
+    dhash: int
+    sha256: str
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """Return the 64-bit difference hash of a picture: alike pictures differ in few bits.
+
+    The picture becomes grey and 9 x 8; each bit says whether a pixel is darker than its right neighbour, row by row
+    from the highest bit on.
+    """
+    small = picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS)
+    pixels = np.asarray(small, dtype=np.int16)
+    bits = (pixels[:, 1:] > pixels[:, :-1]).reshape(-1)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def facts_of(images: Sequence[bytes]) -> pa.Table:
+    """Decode pictures and return their facts, one row each."""
+    rows = []
+    for data in images:
+        picture = decode(data, "picture")
+        mode, kind, frames = peek(data)
+        rows.append(
+            {
+                "width": picture.width,
+                "height": picture.height,
+                "bytes": len(data),
+                "mode": mode,
+                "format": kind,
+                "frames": frames,
+                "dhash": difference_hash(picture),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

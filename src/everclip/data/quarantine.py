@@ -1,0 +1,90 @@
+"""Rows that cannot be used: each set aside with a reason of a fixed vocabulary, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+REASONS = {
+    "no-image": "the row names no picture",
+    "missing-file": "the picture's file is not there",
+    "not-downloaded": "the row gives a URL, and the folder of downloads holds no such file",
+    "outside-root": "the path leaves the folder that pictures must lie in",
+    "unsafe-member": "a link, a device or a path that leaves the archive",
+    "unreadable-file": "the system refuses to read the file",
+    "zero-bytes": "the picture is empty",
+    "not-an-image": "the bytes are no picture of a known format",
+    "truncated": "the picture ends early or is damaged",
+    "too-large": "more pixels or bytes than are ever decoded",
+    "extreme-aspect": "one side is more than a hundred times the other",
+    "bad-row": "the row itself is broken: wrong number of cells, no valid JSON, a cell of the wrong kind",
+    "bad-utf8": "the text is not UTF-8",
+    "no-text": "there is neither a caption nor a class",
+    "empty-caption": "the caption is empty and there is no class name instead",
+    "missing-label": "the class is missing or NaN while other rows have one",
+    "missing-id": "the id is missing while other rows have one",
+    "duplicate-id": "the id stands in an earlier row already",
+}
+"""Why a row is set aside; the keys are what results, `check` and tests name."""
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row that was set aside.
+
+    Attributes:
+        row: 1-based number of the row in its source, or `None` where there are no rows.
+        name: what names it to people: a file with its row, or a member of an archive.
+        reason: a key of `REASONS`.
+        detail: what was found.
+    """
+
+    row: int | None
+    name: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """What was set aside of a source.
+
+    Attributes:
+        source: the source's name.
+        total: rows that were looked at, usable or not.
+        entries: the rows that are not usable, in order.
+    """
+
+    source: str
+    total: int
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The unusable rows as a share of all."""
+        return len(self.entries) / self.total if self.total else 0.0
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each reason has, the most frequent first."""
+        return dict(Counter(entry.reason for entry in self.entries).most_common())
+
+    def summary(self) -> str:
+        """Return one line: how many rows were set aside, and why."""
+        if not self.entries:
+            return f"{self.source}: all {self.total:,} rows can be used"
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts().items())
+        return f"{self.source}: {len(self.entries):,} of {self.total:,} rows set aside ({self.share:.1%}): {reasons}"
+
+    def table(self) -> str:
+        """Return the reasons with their counts and first examples, for people."""
+        lines = [self.summary()]
+        for reason, count in self.counts().items():
+            lines.append(f"  {count:>7,}  {reason}: {REASONS[reason]}")
+            found = [entry for entry in self.entries if entry.reason == reason]
+            for entry in found[:_EXAMPLES]:
+                lines.append(f"           - {entry.name}" + (f": {entry.detail}" if entry.detail else ""))
+            if count > _EXAMPLES:
+                lines.append(f"           - and {count - _EXAMPLES:,} more")
+        return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""The `data:` block: where samples come from and how their columns are called, validated."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from everclip.config import Frozen
+
+CANONICAL = (
+    "id",
+    "image_id",
+    "image",
+    "caption",
+    "keywords",
+    "class_key",
+    "class_name",
+    "concept",
+    "language",
+    "time",
+    "split",
+)
+"""The columns that everclip knows by name; others may be used in conditions."""
+
+
+class DataSpec(Frozen):
+    """Where the samples come from.
+
+    Attributes:
+        source: `builtin:emoji`; `hub:OWNER/NAME[@revision]`; a folder of class folders, of images with a metadata
+            file, of `.parquet` files or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.tar` file; a
+            pattern with `*`; several of these. `${VAR}` and `~` are expanded.
+        columns: canonical names to those of the source; what is not given is guessed where it is obvious.
+        language: of the texts, where no column says it.
+        styles: of `builtin:emoji`.
+        split: the split of a hub data set; all of them, named in the column `split`, if not given.
+        root: folder that image paths are relative to and may not leave; default: the table's own.
+        downloads: folder that holds what URLs point to.
+        quarantine_limit: above this share of unusable rows reading stops.
+    """
+
+    source: str | tuple[str, ...]
+    columns: dict[str, str] = Field(default_factory=dict)
+    language: str | None = None
+    styles: list[str] | None = None
+    split: str | None = None
+    root: str | None = None
+    downloads: str | None = None
+    quarantine_limit: float = Field(0.01, ge=0, le=1)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources as a tuple, also where only one is given."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def label(self) -> str:
+        """What messages call the data."""
+        return ", ".join(self.sources)
