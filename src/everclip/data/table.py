@@ -109,6 +109,12 @@ class Table:
             columns = columns.append_column(name, array)
         return Table(columns, name=self.name)
 
+    def arrow(self) -> pa.Table:
+        """Return this view's rows as an Arrow table of their own, pictures as bytes: what can be written to a file."""
+        columns = self._columns.take(pa.array(self._rows))
+        pictures = pa.array(self.column("image"), pa.binary())
+        return columns.set_column(columns.column_names.index("image"), "image", pictures)
+
     def renamed(self, name: str) -> Table:
         """Return the same view under another name."""
         return Table(self._columns, self._rows, name, self._source)
