@@ -1,0 +1,43 @@
+"""The built-in benchmarks hold the very samples, in the very order, that their published numbers were measured on."""
+
+import hashlib
+from collections.abc import Iterable
+
+import pytest
+
+from everclip.config import SECTIONS
+from everclip.data.table import Table
+from everclip.registry import benchmarks
+from everclip.scenarios.load import load_scenario
+
+
+def digest(parts: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+def ids(table: Table | None) -> str:
+    return "none" if table is None else digest(table.ids)
+
+
+# name -> ids of tasks (training and validation), of evaluation sets (with kind, group and classes), of the base.
+SAMPLES = {
+    "emoji-base": ("b5e6661604e98b5d", "670b41689781831a", "16ef5e7846219ad3"),
+    "emoji-classes": ("f95a663e2fd27599", "f1e80124c341eae2", "16ef5e7846219ad3"),
+    "emoji-styles": ("bb78c65e8adc99f9", "f94a7b9d7a70bdaa", "16ef5e7846219ad3"),
+    "emoji-time": ("8f2925e546ae55d9", "3ba19d515c6250f2", "ad611966915ba97b"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(benchmarks()))
+def test_samples_order_and_splits_are_those_that_were_published(name: str) -> None:
+    document = {k: v for k, v in benchmarks()[name].document.items() if k not in SECTIONS}
+    scenario = load_scenario(document)
+    tasks = digest(
+        (t.index, t.name, t.time, t.language, ids(t.train), ids(t.val), [c.key for c in t.classes or ()])
+        for t in scenario.tasks
+    )
+    sets = digest(
+        (s.name, s.kind, s.group, s.task, ids(s.data), [(c.key, c.prompts()) for c in s.classes or ()])
+        for s in scenario.eval_sets
+    )
+    assert (tasks, sets, digest([ids(scenario.base), ids(scenario.base_val)])) == SAMPLES[name]
