@@ -182,7 +182,7 @@ class RowScorer:
     def _shown(self, s: EvalSet) -> str:
         """The protocol whose details (examples, per-class values) a set shows: the headline's."""
         names: list[str] = [protocol.name for protocol in self._scenario.protocols]
-        headline: str = self._scenario.spec.headline.protocol
+        headline: str = self._scenario.shown_protocol
         return headline if headline in names else names[0]
 
     def _share(

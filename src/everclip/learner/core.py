@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 from accelerate import Accelerator
-from PIL import Image
 
 from everclip.config import (
     BackboneConfig,
-    CheckpointConfig,
     EvaluationConfig,
     MethodConfig,
-    RunConfig,
     TrainingConfig,
     merge,
     merge_training,
     validated,
 )
-from everclip.contracts import ClassEntry, LabelSpace, Past, Phase, Task
-from everclip.data.batches import BatchMaker, share_of
-from everclip.data.images import ImageStore, decode
+from everclip.contracts import Past, Phase, Task
+from everclip.data.batches import BatchMaker
+from everclip.data.images import ImageStore
 from everclip.data.table import Table
-from everclip.errors import CheckpointError, ConfigError, RunFolderError
-from everclip.evaluation.banks import device_of, encode_prompts
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import validation_scores
-from everclip.files import write_text_atomic
+from everclip.learner import predicting, saved, taking
+from everclip.learner.predicting import Picture
+from everclip.learner.taking import UserData
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
-from everclip.registry import method_entry, read_yaml
+from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
-from everclip.training.checkpoint import Checkpoints
 from everclip.training.engine import Engine, Hooks, StepLog
 from everclip.training.processes import start_processes
-from everclip.training.run_folder import CONFIG
 
 Optimiser = Callable[[], dict[str, torch.Tensor]]
 Scores = dict[str, dict[str, dict[str, Score]]]
@@ -104,6 +97,7 @@ class Learner:
         self.base, self.base_val = base, base_val
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
+        self.recall: Callable[[], ListScenario] | None = None
         self.store = ImageStore()
         backbone = method.backbone
         self._maker = BatchMaker(
@@ -129,17 +123,42 @@ class Learner:
         """Return the phases that learning `task` now would take."""
         return self.method.phases(task, self.past())
 
-    def learn(self, task: Task, cursor: Cursor | None = None, watcher: Watcher | None = None) -> None:
+    def learn(
+        self,
+        data: Task | UserData,
+        cursor: Cursor | None = None,
+        watcher: Watcher | None = None,
+        *,
+        name: str | None = None,
+        templates: Sequence[str] = ("{}",),
+        validation: float = 0.1,
+    ) -> Task:
         """Learn one task, or the rest of it.
 
         Args:
-            task: what to learn.
+            data: what to learn: a task of a scenario; or new data as a path, a `data:` block, a `Table`, or rows
+                (mappings with `image` and `caption` or `class_name`), from which the next task is made.
             cursor: where to go on; kept up to date, so that a watcher can save it.
             watcher: follows the steps.
+            name: of the task made from new data; default: the data's own, or its number.
+            templates: texts around class names, for data with classes and no captions.
+            validation: share of new data kept for choices (merging, the retention guard), by hash.
+
+        Returns:
+            The task that was learned.
 
         Raises:
+            ConfigError: if a task with this number was learned already.
+            DataError: if new data cannot be read, or hold nothing to learn.
             DivergedError: if the loss became NaN, infinite or exploded.
         """
+        self.remember()
+        task = (
+            data
+            if isinstance(data, Task)
+            else taking.make_task(data, self.next_index, name, tuple(templates), validation)
+        )
+        taking.require_new(task, self.learned)
         cursor = cursor or Cursor()
         if not cursor.begun:
             self.method.begin_task(task, self.past())
@@ -156,6 +175,20 @@ class Learner:
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         self.tasks.append(task)
         self.learned |= set(task.covers or (task.index,))
+        return task
+
+    @property
+    def next_index(self) -> int:
+        """The number of the next task."""
+        return max(self.learned, default=-1) + 1
+
+    def remember(self) -> None:
+        """Read the stream that a run learned from, if the method needs its data to go on (replay, merging)."""
+        if self.recall is not None:
+            recall, self.recall = self.recall, None
+            scenario = recall()
+            self.base, self.base_val = scenario.base, scenario.base_val
+            self.tasks = [t for t in scenario.tasks if t.index in self.learned]
 
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
         # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
@@ -176,68 +209,54 @@ class Learner:
 
     # -- predicting -------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def encode(
-        self, images: Iterable[str | Path | bytes | Image.Image] = (), texts: Sequence[str] = ()
-    ) -> dict[str, torch.Tensor]:
-        """Return unit embeddings: `images` `(N, D)` and `texts` `(M, D)`, as far as given, float32 on the CPU."""
-        self.method.eval()
-        found = {}
-        device, parts = device_of(self.method), []
-        for block in _blocks(images):
-            pixels = torch.stack([self.method.backbone.preprocess(self._picture(image)) for image in block])
-            parts.append(self.method.encode_images(pixels.to(device))["embedding"].float().cpu())
-        if parts:
-            found["images"] = torch.cat(parts)
-        if texts:
-            found["texts"] = encode_prompts(self.method, texts)["embedding"]
-        return found
+    def encode(self, images: Iterable[Picture] = (), texts: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+        """Return unit embeddings: `images` `(N, D)` and `texts` `(M, D)`, as far as given, float32 on the CPU.
 
-    @torch.inference_mode()
+        Args:
+            images: paths, encoded bytes or PIL pictures; a path that starts with `~` is the user's.
+            texts: any texts, encoded as they are.
+
+        Raises:
+            ConfigError: if a path names no file.
+            DataError: if a picture cannot be read.
+        """
+        return predicting.encode(self.method, images, texts)
+
     def classify(
-        self,
-        images: Iterable[str | Path | bytes | Image.Image],
-        names: Sequence[str],
-        templates: Sequence[str] = ("{}",),
+        self, images: Iterable[Picture], names: Sequence[str], templates: Sequence[str] = ("{}",)
     ) -> list[tuple[str, float]]:
         """Return the best name and its cosine for each picture.
 
         Raises:
             ConfigError: if there are no names to choose from.
         """
-        if not names:
-            raise ConfigError("classify: no names to choose from.")
-        space = LabelSpace(tuple(ClassEntry(n, n, tuple(templates)) for n in names))
-        features = self.encode(images)
-        if not features:
-            return []
-        bank = self.method.class_bank(space)
-        scores = self.method.class_scores({"embedding": features["images"]}, space, bank)
-        best = scores.max(dim=1)
-        return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
+        return predicting.classify(self.method, images, names, templates)
 
-    def evaluate(self, scenario: ListScenario, config: EvaluationConfig | None = None) -> Scores:
-        """Score the learner as it is now on every evaluation set of a scenario, under every protocol.
+    def evaluate(
+        self,
+        on: ListScenario | UserData,
+        config: EvaluationConfig | None = None,
+        *,
+        templates: Sequence[str] = ("{}",),
+    ) -> Scores:
+        """Score the learner as it is now.
+
+        Args:
+            on: a scenario (every evaluation set, under every protocol), or data as `learn` takes them: their test
+                rows if a column `split` marks some, else all; retrieval where there are captions, else
+                classification among the data's own classes.
+            config: top-k, confidence, batch size.
+            templates: texts around class names.
 
         Returns:
             `[set][protocol][metric]` -> `Score` with its interval.
         """
         settings = config or EvaluationConfig()
+        scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, tuple(templates))
         backbone = self.method.backbone
         encoder = Encoder(scenario.eval_sets, backbone.preprocess, self.store, settings.batch_size)
         scorer = RowScorer(scenario, encoder, settings, self.seed, {})
         return scorer.row(self.method, self.learned, lambda done, total: None).scores
-
-    @staticmethod
-    def _picture(image: str | Path | bytes | Image.Image) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        if isinstance(image, bytes):
-            return decode(image, "picture")
-        path = Path(image)
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such picture.")
-        return decode(path.read_bytes(), str(path))
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -276,24 +295,12 @@ class Learner:
         return cursor
 
     def save(self, folder: Path | str) -> Path:
-        """Save the learner as it is now (between tasks) as a checkpoint in `folder`, with its settings.
+        """Save the learner as it is now (between tasks) in `folder`: weights, settings, and what its buffer holds.
 
         Raises:
             RunFolderError: if the folder belongs to a run, whose own checkpoints this would spoil.
         """
-        folder = Path(folder)
-        if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
-            raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")
-        checkpoints = Checkpoints(folder, CheckpointConfig())
-        path = checkpoints.save(self.tensors({}), {**self.state(Cursor()), "kind": "learner"})
-        document = {
-            "backbone": self.method.backbone.config.model_dump(mode="json"),
-            "method": {"name": self.method.preset, "settings": self.method.settings.model_dump(mode="json")},
-            "training": self.training.model_dump(mode="json"),
-            "seed": self.seed,
-        }
-        write_text_atomic(folder / CONFIG, yaml.safe_dump(document, sort_keys=False))
-        return path
+        return saved.save(self, Path(folder))
 
     @classmethod
     def create(
@@ -318,35 +325,10 @@ class Learner:
 
         Args:
             folder: where it is.
-            scenario: the stream it learned from. Needed to learn on with replay (a buffer refers to samples of
-                earlier tasks), not to predict.
+            scenario: the stream it learned from. Needed to learn on with replay from a *run* folder (its buffer
+                refers to samples of earlier tasks); `save` keeps those samples, and predicting needs none.
 
         Raises:
             CheckpointError: if there is none.
         """
-        folder = Path(folder)
-        if not (folder / CONFIG).is_file():
-            raise CheckpointError(
-                f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
-            )
-        document = read_yaml(folder / CONFIG)
-        found = Checkpoints(folder, CheckpointConfig()).latest()
-        if found is None:
-            raise CheckpointError(f"{folder}: there is no checkpoint yet.")
-        backbone_config = BackboneConfig(**document["backbone"])
-        backbone = load_backbone(backbone_config, document["seed"])
-        method = build_method(MethodConfig(**document["method"]), backbone, document["seed"])
-        training = TrainingConfig(**document["training"])
-        known = (None, None) if scenario is None else (scenario.base, scenario.base_val)
-        learner = cls(method, training, document["seed"], None, *known)
-        # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
-        state = found.state.get("learner", found.state)
-        learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, state)
-        learner.tasks = [t for t in scenario.tasks if t.index in learner.learned] if scenario else []
-        return learner
-
-
-def _blocks(images: Iterable[Any], size: int = 256) -> Iterator[list[Any]]:
-    rest = iter(images)
-    while block := list(itertools.islice(rest, size)):
-        yield block
+        return saved.load(cls, Path(folder), scenario)

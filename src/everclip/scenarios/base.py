@@ -36,6 +36,11 @@ class ListScenario:
         return self.spec.name
 
     @property
+    def shown_protocol(self) -> str:
+        """The protocol whose details are shown: the headline's."""
+        return self.spec.headline.protocol
+
+    @property
     def retention_suite(self) -> tuple[EvalSet, ...]:
         """The sets that are never trained on."""
         return tuple(s for s in self.eval_sets if s.group == "retention")

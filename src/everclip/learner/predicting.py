@@ -1,0 +1,71 @@
+"""Predicting with a learner: pictures and texts from wherever the user has them, to embeddings and names."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from everclip.contracts import ClassEntry, LabelSpace
+from everclip.data.images import decode
+from everclip.errors import ConfigError
+from everclip.evaluation.banks import device_of, encode_prompts
+
+Picture = str | Path | bytes | Image.Image
+"""A path, encoded bytes, or a PIL picture."""
+
+BLOCK = 256
+
+
+@torch.inference_mode()
+def encode(method: Any, images: Iterable[Picture], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """See `everclip.Learner.encode`."""
+    method.eval()
+    found = {}
+    device, parts = device_of(method), []
+    for block in _blocks(images):
+        pixels = torch.stack([method.backbone.preprocess(_open(image)) for image in block])
+        parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
+    if parts:
+        found["images"] = torch.cat(parts)
+    if texts:
+        found["texts"] = encode_prompts(method, texts)["embedding"]
+    return found
+
+
+@torch.inference_mode()
+def classify(
+    method: Any, images: Iterable[Picture], names: Sequence[str], templates: Sequence[str]
+) -> list[tuple[str, float]]:
+    """See `everclip.Learner.classify`."""
+    if not names:
+        raise ConfigError("classify: no names to choose from.")
+    space = LabelSpace(tuple(ClassEntry(n, n, tuple(templates)) for n in names))
+    features = encode(method, images, ())
+    if not features:
+        return []
+    bank = method.class_bank(space)
+    scores = method.class_scores({"embedding": features["images"]}, space, bank)
+    best = scores.max(dim=1)
+    return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
+
+
+def _open(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, bytes):
+        return decode(image, "picture")
+    path = Path(image).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such picture.")
+    return decode(path.read_bytes(), str(path))
+
+
+def _blocks(images: Iterable[Picture]) -> Iterator[list[Picture]]:
+    rest = iter(images)
+    while block := list(itertools.islice(rest, BLOCK)):
+        yield block

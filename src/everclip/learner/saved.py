@@ -1,0 +1,175 @@
+"""A learner on disk: `save` keeps everything that learning on needs, `load` reads it, or a run's newest checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from everclip.config import BackboneConfig, CheckpointConfig, MethodConfig, TrainingConfig
+from everclip.contracts import ClassEntry, Task
+from everclip.data.order import unit_hash
+from everclip.data.table import Table
+from everclip.errors import CheckpointError, RunFolderError
+from everclip.files import write_bytes_atomic, write_text_atomic
+from everclip.methods.build import build_method
+from everclip.models.backbone import load_backbone
+from everclip.registry import read_yaml
+from everclip.scenarios.base import ListScenario
+from everclip.scenarios.load import load_scenario
+from everclip.training.checkpoint import Checkpoints
+from everclip.training.run_folder import CONFIG
+
+if TYPE_CHECKING:
+    from everclip.learner.core import Learner
+
+PAST = "past"
+"""Folder, beside the checkpoints, of the samples that a saved learner keeps of what it learned."""
+
+KEPT_VALIDATION = 1000
+"""Validation rows kept per task, chosen by hash: choices about later tasks weigh the old ones by them."""
+
+
+def save(learner: Learner, folder: Path) -> Path:
+    """See `everclip.Learner.save`."""
+    from everclip.learner.core import Cursor
+
+    if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
+        raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")
+    learner.remember()
+    past = [_kept(learner, folder, task) for task in learner.tasks]
+    base = _kept_base(learner, folder)
+    state = {**learner.state(Cursor()), "kind": "learner", "past": past, "base": base}
+    path = Checkpoints(folder, CheckpointConfig()).save(learner.tensors({}), state)
+    document = {
+        "backbone": learner.method.backbone.config.model_dump(mode="json"),
+        "method": {
+            "name": learner.method.preset,
+            "settings": learner.method.settings.model_dump(mode="json"),
+        },
+        "training": learner.training.model_dump(mode="json"),
+        "seed": learner.seed,
+    }
+    write_text_atomic(folder / CONFIG, yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+def _kept(learner: Learner, folder: Path, task: Task) -> dict[str, Any]:
+    """Write what stays of a task: the buffer's samples and some validation rows; return its description."""
+    buffer = learner.method.buffer
+    wanted = (
+        set() if buffer is None else {i for origin, i, _ in buffer.items if origin == f"task {task.index}"}
+    )
+    train = task.train.select([n for n, name in enumerate(task.train.ids) if name in wanted])
+    return {
+        "index": task.index,
+        "name": task.name,
+        "language": task.language,
+        "time": task.time,
+        "covers": list(task.covers),
+        "classes": None if task.classes is None else [asdict(entry) for entry in task.classes],
+        "train": _write(folder, f"task-{task.index}-train", train),
+        "val": _write(folder, f"task-{task.index}-val", None if task.val is None else _some(task.val)),
+    }
+
+
+def _kept_base(learner: Learner, folder: Path) -> dict[str, Any] | None:
+    if learner.base is None:
+        return None
+    buffer = learner.method.buffer
+    wanted = set() if buffer is None else {i for origin, i, _ in buffer.items if origin == "base"}
+    base = learner.base.select([n for n, name in enumerate(learner.base.ids) if name in wanted])
+    held = None if learner.base_val is None else _some(learner.base_val)
+    return {"train": _write(folder, "base-train", base), "val": _write(folder, "base-val", held)}
+
+
+def _some(table: Table) -> Table:
+    order = sorted(range(len(table)), key=lambda i: unit_hash("kept", table.ids[i]))
+    return table.select(sorted(order[:KEPT_VALIDATION]))
+
+
+def _write(folder: Path, name: str, table: Table | None) -> str | None:
+    """Write rows once under the hash of their content, so that a crash leaves the old save whole."""
+    if table is None:
+        return None
+    file = f"{PAST}/{name}-{table.fingerprint}.parquet"
+    if not (folder / file).is_file():
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.arrow(), sink)
+        write_bytes_atomic(folder / file, sink.getvalue().to_pybytes())
+    return file
+
+
+def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Learner:
+    """See `everclip.Learner.load`."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
+        )
+    document = read_yaml(folder / CONFIG)
+    found = Checkpoints(folder, CheckpointConfig()).latest()
+    if found is None:
+        raise CheckpointError(f"{folder}: there is no checkpoint yet.")
+    backbone = load_backbone(BackboneConfig(**document["backbone"]), document["seed"])
+    method = build_method(MethodConfig(**document["method"]), backbone, document["seed"])
+    learner = cls(method, TrainingConfig(**document["training"]), document["seed"])
+    # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
+    state = found.state.get("learner", found.state)
+    learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, state)
+    if scenario is not None:
+        learner.recall = lambda: scenario
+        learner.remember()
+    elif found.state.get("kind") == "learner":
+        _remember(learner, folder, found.state)
+    elif "scenario" in document:
+        # Read only when learning goes on: predicting needs no data.
+        learner.recall = lambda: load_scenario(document["scenario"])
+    return learner
+
+
+def _remember(learner: Learner, folder: Path, state: dict[str, Any]) -> None:
+    learner.tasks = [_task(folder, kept) for kept in state.get("past", [])]
+    base = state.get("base")
+    if base is not None:
+        learner.base = _table(folder, base["train"], "base")
+        learner.base_val = _table(folder, base["val"], "base")
+
+
+def _task(folder: Path, kept: dict[str, Any]) -> Task:
+    train = _table(folder, kept["train"], kept["name"])
+    assert train is not None  # written for every task, with no rows where the buffer holds none
+    return Task(
+        index=kept["index"],
+        name=kept["name"],
+        train=train,
+        val=_table(folder, kept["val"], kept["name"]),
+        classes=_classes(kept["classes"]),
+        language=kept["language"],
+        time=kept["time"],
+        covers=tuple(kept["covers"]),
+    )
+
+
+def _classes(found: Sequence[dict[str, Any]] | None) -> tuple[ClassEntry, ...] | None:
+    if found is None:
+        return None
+    return tuple(
+        ClassEntry(**{**entry, "templates": tuple(entry["templates"]), "tasks": tuple(entry["tasks"])})
+        for entry in found
+    )
+
+
+def _table(folder: Path, file: str | None, name: str) -> Table | None:
+    if file is None:
+        return None
+    if not (folder / file).is_file():
+        raise CheckpointError(f"{folder / file}: missing; the saved learner keeps its past samples there.")
+    try:
+        return Table(pq.read_table(folder / file), name=name)
+    except (pa.ArrowException, OSError) as error:
+        raise CheckpointError(f"{folder / file}: cannot be read ({error}).") from error

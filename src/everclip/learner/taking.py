@@ -1,0 +1,88 @@
+"""From data as a user has them to something a learner can learn or be measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from everclip.config import validated
+from everclip.contracts import Task
+from everclip.data.sources import read
+from everclip.data.spec import DataSpec
+from everclip.data.splits import carve
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+from everclip.scenarios.base import class_entries
+from everclip.scenarios.measuring import Measuring, is_test, measured_set
+
+UserData = str | Path | DataSpec | Table | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+"""A path or name of data, a `data:` block (as a mapping or `DataSpec`), a table, or rows as mappings."""
+
+
+def table_of(data: UserData) -> Table:
+    """Read data into a table of good rows.
+
+    Raises:
+        ConfigError: for a source or setting that does not exist.
+        DataError: if more rows than allowed cannot be used.
+    """
+    if isinstance(data, Table):
+        return data
+    if isinstance(data, str | Path):
+        return read(DataSpec(source=str(data))).table
+    if isinstance(data, DataSpec):
+        return read(data).table
+    if isinstance(data, Mapping):
+        return read(validated(DataSpec, data, "data")).table
+    from everclip.data.sources import read_rows
+
+    return read_rows(data).table
+
+
+def make_task(
+    data: UserData, index: int, name: str | None, templates: tuple[str, ...], validation: float
+) -> Task:
+    """Return data as the task with a number: its training rows, a part of them carved off for validation.
+
+    Rows that a column `split` marks as test are left out. Data without captions are learned from class names.
+    """
+    table = table_of(data)
+    if table.has("split"):
+        table = table.where("split", lambda value: not is_test(value))
+    table = table.renamed(name or f"task {index}" if isinstance(data, Table) else name or table.name)
+    if len(table) == 0:
+        raise DataError(f"{table.name}: nothing to learn: there is no training row.")
+    captioned = table.has("caption") and any(table.column("caption"))
+    if not captioned and not table.has("class_key"):
+        raise DataError(
+            f"{table.name}: nothing to learn from: expected a column `caption` or `class_name`; columns are "
+            f"{', '.join(table.column_names)}."
+        )
+    train, val = carve(table, validation)
+    if len(train) == 0:
+        raise DataError(
+            f"{table.name}: {len(table)} rows are too few to set {validation:.0%} aside; lower it."
+        )
+    classes = None if captioned else class_entries(table, templates, (index,))
+    return Task(index, table.name, train, val if len(val) else None, classes)
+
+
+def require_new(task: Task, learned: Collection[int]) -> None:
+    """Refuse a task whose number was learned already: replay and results keep tasks apart by it.
+
+    Raises:
+        ConfigError: if it was.
+    """
+    again = set(task.covers or (task.index,)) & set(learned)
+    if again:
+        raise ConfigError(
+            f"learn: task {min(again)} ({task.name!r}) was learned already; the next one is number "
+            f"{max(learned) + 1}."
+        )
+
+
+def to_measure(data: UserData, templates: tuple[str, ...]) -> Measuring:
+    """Return data as one evaluation set on its own."""
+    table = table_of(data)
+    return Measuring((measured_set(table, templates),))

@@ -1,0 +1,70 @@
+"""Evaluation sets on their own, without a stream: what `everclip eval` and `Learner.evaluate` score."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
+from everclip.data.table import Table
+from everclip.errors import DataError
+from everclip.scenarios.base import class_entries
+
+OWN = EvalProtocol("own")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Evaluation sets, each scored on its own answers."""
+
+    eval_sets: tuple[EvalSet, ...]
+    protocols: tuple[EvalProtocol, ...] = (OWN,)
+    shown_protocol: str = OWN.name
+
+    def label_space(
+        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
+    ) -> LabelSpace | None:
+        """Return the set's own classes."""
+        return LabelSpace(eval_set.classes or (), None)
+
+    def pool(
+        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
+    ) -> Sequence[EvalSet] | None:
+        """Return the set itself."""
+        return (eval_set,)
+
+
+def is_test(value: Any) -> bool:
+    """Whether a value of the column `split` marks a row that is only measured."""
+    return value is True or (isinstance(value, str) and value.lower() in ("test", "true"))
+
+
+def measured_set(table: Table, templates: Sequence[str], kind: str | None = None) -> EvalSet:
+    """Return a table's test rows (all of them where none is marked) as an evaluation set.
+
+    Args:
+        table: with captions, or with classes.
+        templates: texts around class names.
+        kind: `retrieval` or `classification`; default: retrieval where there are captions.
+
+    Raises:
+        DataError: if there is nothing to score on.
+    """
+    if table.has("split"):
+        held_out = table.where("split", is_test)
+        table = held_out if len(held_out) else table
+    captioned = table.has("caption") and any(table.column("caption"))
+    kind = kind or ("retrieval" if captioned else "classification")
+    column = "caption" if kind == "retrieval" else "class_key"
+    if not table.has(column):
+        raise DataError(
+            f"{table.name}: {kind} needs a column `{'class_name' if column == 'class_key' else column}`; columns are "
+            f"{', '.join(table.column_names)}."
+        )
+    table = table.where(column, lambda value: value is not None and value != "")
+    if len(table) == 0:
+        raise DataError(f"{table.name}: there is no row to score.")
+    if kind == "retrieval":
+        return EvalSet(table.name, "retrieval", table)
+    return EvalSet(table.name, "classification", table, classes=class_entries(table, templates))
