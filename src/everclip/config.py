@@ -28,16 +28,40 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class BackboneConfig(Frozen):
-    """Which CLIP to start from.
+Channels = tuple[float, float, float]
+"""One number per colour channel: red, green, blue."""
 
-    `weights` is a tag or file for open_clip names; `random` starts from scratch (seeded by the run).
-    `patch_dropout` overrides the share of image patches that training drops (FLIP, arXiv 2212.00794).
+
+class PreprocessConfig(Frozen):
+    """How pictures become pixels, where it must differ from what the weights' configuration says (or does not say)."""
+
+    mean: Channels | None = None
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = (
+        None
+    )
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+
+class BackboneConfig(Frozen):
+    """Which CLIP to start from (docs/own-model.md).
+
+    Attributes:
+        name: `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an open_clip architecture.
+        weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
+            (seeded by the run).
+        patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794), else the model's own.
+        image_size: side in pixels other than the weights' own; position embeddings are interpolated.
+        force_quick_gelu: the activation to use where name and weights disagree on it.
+        preprocess: what to use where the weights' own preprocessing is not known, or wrong.
     """
 
-    name: str = "builtin:tiny"
+    name: str = Field("builtin:tiny", min_length=1)
     weights: str | None = None
     patch_dropout: float | None = Field(None, ge=0, lt=1)
+    image_size: int | None = Field(None, ge=1)
+    force_quick_gelu: bool | None = None
+    preprocess: PreprocessConfig | None = None
 
 
 class MethodConfig(Frozen):
@@ -157,6 +181,7 @@ class CheckpointConfig(Frozen):
     every_steps: int | None = Field(None, ge=1)
     max_share: float = Field(0.02, gt=0, le=1)
     keep: int = Field(2, ge=1)
+    keep_rows: bool = Field(False, description="also keep the model of every row, for rows to come of new sets")
     disk_budget_mb: float | None = Field(None, gt=0)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,17 @@ import torch
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
 from everclip.distributed import any_up
-from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
-from everclip.evaluation.assemble import build_matrix, check_headline, column_info, flat_metrics, task_info
+from everclip.errors import ConfigError, DataError, DivergedError, Interrupted
+from everclip.evaluation.assemble import check_headline, column_info, flat_metrics
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.files import crash_point
-from everclip.learner import Cursor, Learner, check_fit, learner_for
+from everclip.learner.core import Cursor, Learner
+from everclip.learner.fit import check_fit, learner_for
+from everclip.running import extending
+from everclip.running.outcome import Status, build_results
+from everclip.running.place import EVALUATE, LEARN, Place
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.training import environment
@@ -34,35 +37,16 @@ from everclip.training.run_folder import RunFolder
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 
-LEARN, EVALUATE = "learn", "evaluate"
 AGREE_EVERY = 8
 """Steps between agreements of several processes on stopping and saving: each makes the devices wait."""
 
 
-@dataclass
-class Place:
-    """Where a run stands. `task` counts tasks; `stage` is what comes next for it (row 0 is the stage before task 0).
-
-    Everything here is JSON and goes into every checkpoint.
-    """
-
-    task: int = -1
-    stage: str = EVALUATE
-    step: int = 0
-    samples: int = 0
-    log_size: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    checkpoints: dict[str, float] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=environment.fixed)
-    data: dict[str, str] = field(default_factory=dict)
-    start: dict[str, str] = field(default_factory=dict)
-
-
 def execute(
-    target: str | RunConfig, *overrides: str, progress: Progress | None = None, **settings: Any
+    target: str | RunConfig,
+    *overrides: str,
+    progress: Progress | None = None,
+    extend: bool = False,
+    **settings: Any,
 ) -> Results:
     """Run a benchmark or YAML file to its end, or continue it where it stopped.
 
@@ -70,6 +54,7 @@ def execute(
         target: `emoji-time`, a YAML file, or a resolved configuration.
         overrides: `key=value` texts.
         progress: where progress is shown.
+        extend: learn the tasks that were added since (new periods in the data, sources appended to the list).
         settings: overrides as keywords, `method="replay"`, `seed=1`.
 
     Returns:
@@ -82,14 +67,14 @@ def execute(
     if isinstance(target, RunConfig) and given:
         raise ConfigError(f"execute: a resolved configuration takes no further settings (found {given[0]}).")
     config = target if isinstance(target, RunConfig) else resolve_config(target, given)
-    return Run(config, progress).execute()
+    return Run(config, progress, extend).execute()
 
 
 class Run:
     """One method x scenario x backbone x seed, in one folder."""
 
-    def __init__(self, config: RunConfig, progress: Progress | None = None) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> None:
+        self.config, self.extend = config, extend
         self.path = Path(config.output)
         self.scenario = load_scenario(config.scenario)
         self.learner: Learner = learner_for(config, self.scenario)
@@ -98,7 +83,9 @@ class Run:
         self.tasks = self._tasks(self.scenario)
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
         self.place = Place(
-            data=dict(self.scenario.data_fingerprints), start=self.learner.method.backbone.fingerprints()
+            tasks=[task.name for task in self.tasks],
+            parts=extending.parts_of(self.scenario, self.tasks),
+            start=self.learner.method.backbone.fingerprints(),
         )
         self._headline = self.scenario.spec.headline.model_dump()
         accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
@@ -120,7 +107,7 @@ class Run:
 
     def execute(self) -> Results:
         """Do what is left of the run; see `everclip.execute`."""
-        with RunFolder(self.path, self.config, self._main) as folder, StopRequest() as stop:
+        with RunFolder(self.path, self.config, self._main, self.extend) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
             cursor = self._resume()
             if self._finished() and (self.path / RESULTS).is_file():
@@ -247,6 +234,8 @@ class Run:
             [Example(**e) for e in self.place.examples],
         )
         self.place.rows.append(row.model_dump(mode="json"))
+        if self.config.checkpoint.keep_rows and self._main:
+            extending.keep_model(self.path, index, self.learner)
         self.place.examples = [e.model_dump(mode="json") for e in examples]
         self.progress.finish()
         self._spend("evaluation", started)
@@ -261,12 +250,9 @@ class Run:
         if found is None:
             self._folder.rewind_log(0)
             return Cursor()
+        now_parts, names = self.place.parts, self.place.tasks
         self.place = Place(**found.state["place"])
-        if self.place.data != self.scenario.data_fingerprints:
-            raise RunFolderError(
-                f"{self.path}: the data have changed since this run began ({self.place.data} -> "
-                f"{self.scenario.data_fingerprints}). Put them back, or choose another output=."
-            )
+        added = extending.added_tasks(self.place, names, now_parts, self.path, self.extend)
         cursor = self.learner.restore(found.tensors, found.state["learner"])
         done = self.place.task + (self.place.stage == EVALUATE and self.place.task >= 0)
         self.learner.tasks = list(self.tasks[: max(0, done)])
@@ -280,7 +266,28 @@ class Run:
             )
             self.place.environment = now
         self.progress.say(f"continuing {self.path} at step {self.place.step}")
+        if added:
+            self._extend(added, now_parts, cursor)
         return cursor
+
+    def _extend(self, added: Sequence[str], parts: dict[str, str], cursor: Cursor) -> None:
+        """Take up new tasks: old rows are measured on the new sets where their models are at hand."""
+        extending.refuse_at_once(self.learner, self.path)
+        before = len(self.place.tasks)
+        self.place.tasks, self.place.parts = [*self.place.tasks, *added], parts
+        self.progress.start("evaluate (old rows on new sets)", 0)
+        left = extending.remeasure(
+            self.config,
+            self.scenario,
+            self.place,
+            self._recorder,
+            self.path,
+            lambda done, total: self.progress.update(done, "pictures", total),
+        )
+        self.progress.finish()
+        self._event("extended", extending.extension_message(added, before, left))
+        self._folder.adopt(self.config)
+        self._save(cursor, cursor.optimiser)
 
     def _event(self, kind: str, message: str) -> None:
         self.place.events.append(
@@ -326,52 +333,13 @@ class Run:
         columns = [column_info(s) for s in self.scenario.eval_sets]
         return flat_metrics([Row(**row) for row in self.place.rows], columns, self._headline)
 
-    def _write_results(self, status: Any) -> Results:
-        spec, method = self.scenario.spec, self.learner.method
-        columns = [column_info(s) for s in self.scenario.eval_sets]
-        rows = [Row(**row) for row in self.place.rows]
-        results = Results(
-            status=status,
-            benchmark=self.config.benchmark,
-            title=spec.title or spec.name,
-            summary=spec.summary,
-            method={
-                "name": self.config.method.name,
-                "settings": method.settings.model_dump(mode="json"),
-                "cost": vars(method.describe()),
-            },
-            backbone={"name": method.backbone.name, "weights": self.config.backbone.weights},
-            seed=self.config.seed,
-            protocols=[p.model_dump() for p in spec.protocols],
-            headline=self._headline,
-            tasks=[task_info(task) for task in self.tasks],
-            columns=columns,
-            rows=rows,
-            matrix=build_matrix(rows, columns, self._headline),
-            metrics=flat_metrics(rows, columns, self._headline),
-            examples=[Example(**e) for e in self.place.examples],
-            events=[Event(**e) for e in self.place.events],
-            cost=self._cost(),
-            provenance=self._provenance(),
+    def _write_results(self, status: Status) -> Results:
+        results = build_results(
+            self.config, self.scenario, self.learner, self.tasks, self.place, self._headline, status
         )
-        if self._main and rows:
+        if self._main and results.rows:
             results.write(self.path)
         return results
-
-    def _cost(self) -> dict[str, Any]:
-        spent = environment.consumption(self.place.seconds, str(self.learner.accelerator.device))
-        return {**spent, "checkpoints": dict(self.place.checkpoints)}
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            **environment.describe(str(self.learner.accelerator.device)),
-            "processes": self.learner.accelerator.num_processes,
-            "precision": self.config.training.precision,
-            "seed": self.config.seed,
-            "data": self.scenario.data_fingerprints,
-            "towers": self.learner.method.backbone.fingerprints(),
-            "towers_before": self.place.start,
-        }
 
 
 class _Watch:

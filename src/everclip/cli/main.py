@@ -61,11 +61,15 @@ def run(
     config: Annotated[str, typer.Argument(help="A benchmark (emoji-time, emoji-time@1) or a YAML file.")],
     settings: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Learn the tasks added since: next month's data, one more source.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result (or plan) as JSON.")] = False,
 ) -> None:
     """Run a benchmark with a method, or continue a run that was stopped (the same command again).
 
     Example: everclip run emoji-time method=replay seed=1 output=runs/replay
+    Next month, with the new data in place: everclip run shop.yaml output=runs/shop --extend
     """
     from everclip.config import resolve_config
 
@@ -80,7 +84,7 @@ def run(
     from everclip.distributed import is_first
     from everclip.run import execute
 
-    results = execute(resolved)
+    results = execute(resolved, extend=extend)
     if not is_first():
         return
     if as_json:

@@ -123,6 +123,8 @@ def add_answers(
         if place in given:
             best, correct = given[place]
             answer = Answer(row=row, answers=best, correct=correct)
-            example = example.model_copy(update={"answers": [*example.answers, answer]})
+            others = [a for a in example.answers if a.row != row]  # a row may be measured again
+            answers_now = sorted([*others, answer], key=lambda a: a.row)
+            example = example.model_copy(update={"answers": answers_now})
         result.append(example)
     return result

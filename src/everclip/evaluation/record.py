@@ -121,6 +121,13 @@ class RowRecorder:
                 images, texts, before, sample=self._settings.representation_samples, seed=self._seed
             )
 
+    def carried(self, examples: Sequence[Example]) -> list[Example]:
+        """Return the examples of a scenario that grew: the pictures followed so far keep their answers."""
+        answers = {(e.column, e.id): e.answers for e in examples}
+        return [
+            e.model_copy(update={"answers": answers.get((e.column, e.id), [])}) for e in self._new_examples()
+        ]
+
     def problems(self, index: int) -> list[str]:
         """Return what later rows will lack: the features of row 0, without which nothing can be compared to it."""
         file = self._path / "rows" / "000.features.safetensors"

@@ -18,6 +18,9 @@ from everclip.registry import read_yaml
 
 CONFIG, LOG, LOCK = "config.yaml", "metrics.jsonl", ".lock"
 
+MAY_GROW = ("benchmark:", "scenario.")
+"""What may differ when a run is extended: that nothing old changed is seen from the data themselves."""
+
 
 class RunFolder:
     """Owns a run folder while it is open (a context manager).
@@ -26,12 +29,13 @@ class RunFolder:
         path: the folder; made when absent.
         config: the run's configuration.
         owner: whether this process writes (the first of several).
+        extend: whether the scenario may have more in it than when the run began; `adopt` then keeps the new one.
 
     Raises:
         RunFolderError: if another process holds the folder, or it belongs to another configuration.
     """
 
-    def __init__(self, path: Path, config: RunConfig, owner: bool = True) -> None:
+    def __init__(self, path: Path, config: RunConfig, owner: bool = True, extend: bool = False) -> None:
         self.path, self._owner = path, owner
         self._lock: IO[str] | None = None
         if not owner:
@@ -46,7 +50,7 @@ class RunFolder:
         for part in (path, path / "rows", path / "examples"):
             clear_leftovers(part)
         try:
-            self._check_config(config)
+            self._check_config(config, extend)
         except EverclipError:
             self.__exit__()
             raise
@@ -78,20 +82,30 @@ class RunFolder:
         lock.flush()
         self._lock = lock
 
-    def _check_config(self, config: RunConfig) -> None:
+    def _check_config(self, config: RunConfig, extend: bool) -> None:
         file = self.path / CONFIG
-        wanted = config.identity()
-        if file.is_file():
-            there = validated(RunConfig, read_yaml(file), str(file)).identity()
-            changes = differences(there, wanted)
-            if changes:
-                listed = "\n".join(f"  {line}" for line in changes)
-                raise RunFolderError(
-                    f"{self.path}: this run folder belongs to another configuration:\n{listed}\nUse the same "
-                    "settings to continue it, or choose another output=."
-                )
-        document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_text_atomic(file, document)
+        there = validated(RunConfig, read_yaml(file), str(file)).identity() if file.is_file() else None
+        if there is None:
+            self.adopt(config)
+            return
+        changes = differences(there, config.identity())
+        if extend:
+            changes = [line for line in changes if not line.startswith(MAY_GROW)]
+        if changes:
+            listed = "\n".join(f"  {line}" for line in changes)
+            raise RunFolderError(
+                f"{self.path}: this run folder belongs to another configuration:\n{listed}\nUse the same "
+                "settings to continue it, or choose another output=."
+                + ("" if extend else " Tasks that were added to the scenario are learned with --extend.")
+            )
+        if not extend:
+            self.adopt(config)
+
+    def adopt(self, config: RunConfig) -> None:
+        """Write the configuration: from here on it is the run's."""
+        if self._owner:
+            document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            write_text_atomic(self.path / CONFIG, document)
 
     # -- log --------------------------------------------------------------------------------------------------
 

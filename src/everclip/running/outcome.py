@@ -1,0 +1,73 @@
+"""From where a run stands to its typed result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from everclip.config import RunConfig
+from everclip.contracts import Task
+from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
+from everclip.evaluation.results import Event, Example, Results, Row
+from everclip.learner.core import Learner
+from everclip.running.place import Place
+from everclip.scenarios.base import ListScenario
+from everclip.training import environment
+
+Status = Literal["running", "finished", "stopped"]
+
+
+def build_results(
+    config: RunConfig,
+    scenario: ListScenario,
+    learner: Learner,
+    tasks: Sequence[Task],
+    place: Place,
+    headline: Mapping[str, str],
+    status: Status,
+) -> Results:
+    """Return the result as it stands now."""
+    spec, method = scenario.spec, learner.method
+    columns = [column_info(s) for s in scenario.eval_sets]
+    rows = [Row(**row) for row in place.rows]
+    return Results(
+        status=status,
+        benchmark=config.benchmark,
+        title=spec.title or spec.name,
+        summary=spec.summary,
+        method={
+            "name": config.method.name,
+            "settings": method.settings.model_dump(mode="json"),
+            "cost": vars(method.describe()),
+        },
+        backbone={"name": method.backbone.name, "weights": config.backbone.weights},
+        seed=config.seed,
+        protocols=[p.model_dump() for p in spec.protocols],
+        headline=dict(headline),
+        tasks=[task_info(task) for task in tasks],
+        columns=columns,
+        rows=rows,
+        matrix=build_matrix(rows, columns, headline),
+        metrics=flat_metrics(rows, columns, headline),
+        examples=[Example(**e) for e in place.examples],
+        events=[Event(**e) for e in place.events],
+        cost=_cost(learner, place),
+        provenance=_provenance(config, scenario, learner, place),
+    )
+
+
+def _cost(learner: Learner, place: Place) -> dict[str, Any]:
+    spent = environment.consumption(place.seconds, str(learner.accelerator.device))
+    return {**spent, "checkpoints": dict(place.checkpoints)}
+
+
+def _provenance(config: RunConfig, scenario: ListScenario, learner: Learner, place: Place) -> dict[str, Any]:
+    return {
+        **environment.describe(str(learner.accelerator.device)),
+        "processes": learner.accelerator.num_processes,
+        "precision": config.training.precision,
+        "seed": config.seed,
+        "data": scenario.data_fingerprints,
+        "towers": learner.method.backbone.fingerprints(),
+        "towers_before": place.start,
+    }
