@@ -135,6 +135,9 @@ class TrainingConfig(Frozen):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate per block downwards, in each tower"
+    )
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "constant-cooldown"] = "cosine"
@@ -307,7 +310,12 @@ def _expand(document: Mapping[str, Any]) -> dict[str, Any]:
     return expanded
 
 
-def _overrides_document(overrides: Sequence[str]) -> dict[str, Any]:
+def overrides_document(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `["a.b=1", "a.c=2"]` as `{"a": {"b": 1, "c": 2}}`; `method=NAME` and `backbone=NAME` are short forms.
+
+    Raises:
+        ConfigError: for a text without `=`, or settings below a plain value.
+    """
     document: dict[str, Any] = {}
     for text in overrides:
         path, value = parse_override(text)
@@ -358,7 +366,7 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: naming the key, what was found, what was expected.
     """
     from_file, entry = _user_document(target)
-    given = _overrides_document(overrides)
+    given = overrides_document(overrides)
     for part in (from_file, given):
         _check_sections(part)
     user = _laid_over(_expand(from_file), _expand(given))

@@ -16,6 +16,15 @@ def crash_point(name: str) -> None:
     """A place where tests kill the process; does nothing."""
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: `$EVERCLIP_CACHE`, else `everclip` in the user's cache folder."""
+    chosen = os.environ.get("EVERCLIP_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "everclip"
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename inside `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from everclip.cli import evaluate as evaluate_verb
 from everclip.errors import ConfigError, EverclipError
 
 app = typer.Typer(
@@ -131,6 +132,9 @@ def compare(
         typer.echo(comparison_text(comparison))
     if output is not None:
         typer.echo(str(write_comparison(folders, output, force=force, comparison=comparison)))
+
+
+app.command(name="eval")(evaluate_verb.evaluate)
 
 
 @app.command()

@@ -56,6 +56,8 @@ class Encoder:
             for s in sets
         }
         self._data_key = f"{key_of(*[s.data.fingerprint for s in sets]):032x}"[:16]
+        self.encoded = 0
+        """How many pictures this process has run through an image tower."""
         self._kept: dict[str, Features] = {}
         self._texts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._banks: dict[tuple[str, LabelSpace], Features] = {}
@@ -103,6 +105,7 @@ class Encoder:
             pixels = torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
             found = method.encode_images(pixels.to(device))
             parts.append({k: v.float().cpu() for k, v in found.items()})
+            self.encoded += len(chosen)
             tick(start + len(chosen), len(mine))
         local = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return local if not split else _joined(gather_objects(local))

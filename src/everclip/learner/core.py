@@ -305,19 +305,28 @@ class Learner:
     @classmethod
     def create(
         cls,
-        backbone: str = "builtin:tiny",
+        backbone: str | Mapping[str, Any] = "builtin:tiny",
         method: str = "finetune",
         training: Mapping[str, Any] | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> Learner:
-        """Build a learner from names: a backbone, a method preset with settings, and a training configuration."""
+        """Build a learner from names.
+
+        Args:
+            backbone: a name, or the settings of `BackboneConfig`: `{"name": "ViT-B-32", "weights": "file.pt"}`.
+            method: a preset, or `file.py:Class`.
+            training: what differs from the defaults of `TrainingConfig`; five epochs per task if no budget is given.
+            seed: enters every random draw.
+            settings: of the method: `replay={"size": 100}`.
+        """
         entry = method_entry(method)
         chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
-        config = validated(TrainingConfig, merge_training({"epochs": 5}, training or {}), "training")
-        return cls(
-            build_method(chosen, load_backbone(BackboneConfig(name=backbone), seed), seed), config, seed
-        )
+        defaults = merge_training({"epochs": 5}, entry.training)
+        config = validated(TrainingConfig, merge_training(defaults, training or {}), "training")
+        named = {"name": backbone} if isinstance(backbone, str) else backbone
+        clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
+        return cls(build_method(chosen, clip, seed), config, seed)
 
     @classmethod
     def load(cls, folder: Path | str, scenario: ListScenario | None = None) -> Learner:

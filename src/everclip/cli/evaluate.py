@@ -1,0 +1,119 @@
+"""`everclip eval`: any model on any data."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everclip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from everclip.learner.measured import Evaluation
+
+SHOWN = {
+    "classification": ("accuracy", "top5", "mean_class_accuracy"),
+    "retrieval": ("text_to_image_r1", "image_to_text_r1", "mean_r1", "mean_r5"),
+}
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, a saved learner, an export, or a backbone (builtin:tiny, ViT-B-32...)."
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="key=value: backbone.weights=FILE data.columns.image=file evaluation.top_k=[1,5]"
+        ),
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", help="Data, or a benchmark (name or YAML); may be given several times."),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template", help="Text around class names, {} stands for the name; several are averaged."
+        ),
+    ] = None,
+    kind: Annotated[str, typer.Option(help="auto, retrieval or classification.")] = "auto",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Encode anew, and keep nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model on data: retrieval both ways where there are captions, else classification.
+
+    Pictures are encoded once per model and kept in the cache folder (EVERCLIP_CACHE).
+
+    Example: everclip eval runs/shop --on test.csv --on photos/ --template "a photo of a {}"
+    Example: everclip eval ViT-B-32 backbone.weights=model.pt --on test.csv --json
+    """
+    if not on:
+        raise ConfigError("eval: nothing to measure on; name data or a benchmark with --on DATA.")
+    if kind not in ("auto", "retrieval", "classification"):
+        raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
+    given = _sections(settings or [])
+    from everclip.config import EvaluationConfig, validated
+    from everclip.data.spec import DataSpec
+    from everclip.files import cache_folder
+    from everclip.learner.measured import evaluate_model, is_benchmark, load_model
+    from everclip.training.progress import Progress
+
+    cache = None if no_cache else str(cache_folder() / "features")
+    config = validated(EvaluationConfig, {"cache": cache, **given["evaluation"]}, "evaluation")
+    block = given["data"]
+    targets = [t if is_benchmark(t) else validated(DataSpec, {"source": t, **block}, "data") for t in on]
+    progress = Progress(quiet=as_json)
+    progress.start("evaluate", 0)
+    found = evaluate_model(
+        load_model(model, given["backbone"]),
+        model,
+        targets,
+        tuple(template or ("{}",)),
+        kind,  # type: ignore[arg-type]  # one of the three, as checked above
+        config,
+        lambda done, total: progress.update(done, "pictures", total),
+    )
+    progress.finish()
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False))
+    else:
+        print_evaluation(found)
+
+
+def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
+    from everclip.config import overrides_document
+    from everclip.errors import did_you_mean
+
+    document = overrides_document(settings)
+    known = ("backbone", "data", "evaluation")
+    for key, value in document.items():
+        if key not in known or not isinstance(value, dict):
+            raise ConfigError(f"{key}: no setting of eval.{did_you_mean(key, known)}")
+    return {key: document.get(key, {}) for key in known}
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """Print an evaluation for people: one line per set and protocol, percent with intervals."""
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{found.model} ({found.method}), percent [95 % interval]")
+    for part in found.sets:
+        classes = f", {part.classes} classes" if part.classes is not None else ""
+        typer.echo(f"{part.name} ({part.kind}, {part.samples} rows{classes}; answers: {part.protocol})")
+        for metric in SHOWN[part.kind]:
+            score = part.scores.get(metric)
+            if score is None or score.value is None:
+                continue
+            span = (
+                ""
+                if score.low is None or score.high is None
+                else f"  [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+            )
+            typer.echo(f"  {metric:<20} {100 * score.value:5.1f}{span}")
+    kept = "all from the cache" if not found.encoded else f"{found.encoded} encoded now"
+    typer.echo(f"{found.seconds:.1f} s; pictures: {kept}")

@@ -1,0 +1,164 @@
+"""Measuring any model on any data: what `everclip eval` prints. Pictures are encoded once per model, ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from everclip import registry
+from everclip.config import EvaluationConfig, resolve_config
+from everclip.contracts import EvalSet
+from everclip.data.sources import read
+from everclip.data.spec import DataSpec
+from everclip.errors import ConfigError
+from everclip.evaluation.encode import Encoder, Tick
+from everclip.evaluation.results import Part, Score
+from everclip.evaluation.scoring import RowScorer
+from everclip.learner.core import Learner
+from everclip.scenarios.load import load_scenario
+from everclip.scenarios.measuring import Measuring, measured_set
+from everclip.training import environment
+from everclip.training.run_folder import CONFIG
+
+Kind = Literal["auto", "retrieval", "classification"]
+
+
+class Measured(Part):
+    """One evaluation set under one protocol: `scores[metric]`, shares in [0, 1] with 95 % intervals."""
+
+    on: str
+    name: str
+    kind: str
+    group: str
+    protocol: str
+    samples: int
+    classes: int | None
+    scores: dict[str, Score]
+    ambiguous: int | None = None
+
+
+class Evaluation(Part):
+    """What `everclip eval` found. `encoded` counts the pictures that were not in the cache."""
+
+    model: str
+    method: str
+    towers: dict[str, str]
+    sets: list[Measured]
+    templates: list[str]
+    notes: list[str] = Field(default_factory=list)
+    encoded: int = 0
+    seconds: float = 0.0
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
+    """Return a run folder, a saved learner, an export or any backbone as a learner to predict with.
+
+    Args:
+        model: a folder or a backbone's name.
+        backbone: further settings of a backbone (`weights`...).
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such model.
+    """
+    if (Path(model).expanduser() / CONFIG).is_file():
+        if backbone:
+            raise ConfigError(f"backbone.{next(iter(backbone))}: {model} is a run; its backbone is settled.")
+        return Learner.load(Path(model).expanduser())
+    return Learner.create({"name": model, **(backbone or {})}, "zero-shot")
+
+
+def evaluate_model(
+    learner: Learner,
+    model: str,
+    on: Sequence[str | DataSpec],
+    templates: Sequence[str] = ("{}",),
+    kind: Kind = "auto",
+    config: EvaluationConfig | None = None,
+    tick: Tick = lambda done, total: None,
+) -> Evaluation:
+    """Score a model on data sets, each on its own, or on the evaluation sets of benchmarks.
+
+    Args:
+        learner: the model.
+        model: how the result calls it.
+        on: data (see `DataSpec.source`; test rows if a column `split` marks some), or the name or YAML file of a
+            benchmark, whose sets are scored under its own protocols as before its first task.
+        templates: texts around class names of data; benchmarks have their own.
+        kind: of data; `auto` takes retrieval where there are captions, else classification.
+        config: top-k, confidence, batch size, cache.
+        tick: called with (pictures done, pictures) while encoding.
+    """
+    settings = config or EvaluationConfig()
+    started, encoded = time.monotonic(), 0
+    found: list[Measured] = []
+    notes = [f"{model}: {line}" for line in getattr(learner.method.backbone, "notes", ())]
+    for target in on:
+        name, scenario, lines = _scenario(target, tuple(templates), kind)
+        notes += lines
+        encoder = _encoder(learner, scenario.eval_sets, settings)
+        rows = RowScorer(scenario, encoder, settings, learner.seed, {}).row(
+            learner.method, learner.learned if isinstance(scenario, Measuring) else (), tick
+        )
+        encoded += encoder.encoded
+        for s in scenario.eval_sets:
+            for protocol, scores in rows.scores[s.name].items():
+                shown = protocol == scenario.shown_protocol
+                found.append(
+                    _measured(name, s, protocol, scores, rows.ambiguous.get(s.name) if shown else None)
+                )
+    return Evaluation(
+        model=model,
+        method=learner.method.preset,
+        towers=learner.method.backbone.fingerprints(),
+        sets=found,
+        templates=list(templates),
+        notes=notes,
+        encoded=encoded,
+        seconds=round(time.monotonic() - started, 3),
+        provenance=environment.describe(str(learner.accelerator.device)),
+    )
+
+
+def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) -> tuple[str, Any, list[str]]:
+    """Return name, evaluation sets, and what is to be said about reading them."""
+    if isinstance(target, str) and is_benchmark(target):
+        scenario = load_scenario(resolve_config(target).scenario)
+        lines = [q.summary() for q in scenario.quarantine if q.entries] + list(scenario.guesses)
+        return target, scenario, lines
+    spec = DataSpec(source=target) if isinstance(target, str) else target
+    loaded = read(spec)
+    wanted = None if kind == "auto" else kind
+    lines = [*loaded.guesses, *([loaded.quarantine.summary()] if loaded.quarantine.entries else [])]
+    return spec.label, Measuring((measured_set(loaded.table, templates, wanted),)), lines
+
+
+def is_benchmark(target: str) -> bool:
+    """Whether a name stands for a benchmark or a YAML file rather than for data."""
+    return target.endswith((".yaml", ".yml")) or target.partition("@")[0] in registry.benchmarks()
+
+
+def _encoder(learner: Learner, sets: Sequence[EvalSet], settings: EvaluationConfig) -> Encoder:
+    cache = None if settings.cache is None else Path(settings.cache)
+    preprocess = learner.method.backbone.preprocess
+    return Encoder(sets, preprocess, learner.store, settings.batch_size, cache)
+
+
+def _measured(
+    on: str, s: EvalSet, protocol: str, scores: dict[str, Score], ambiguous: int | None
+) -> Measured:
+    return Measured(
+        on=on,
+        name=s.name,
+        kind=s.kind,
+        group=s.group,
+        protocol=protocol,
+        samples=len(s.data),
+        classes=None if s.classes is None else len(s.classes),
+        scores=scores,
+        ambiguous=ambiguous,
+    )
