@@ -147,7 +147,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def extension_message(added: Sequence[str], before: int, left: Sequence[int]) -> str:
     """Say what was added, and what the rows before it lack."""
-    text = f"{len(added)} tasks after the first {before}: {', '.join(added)}"
+    text = f"{len(added)} new after the first {before}: {', '.join(added)}"
     if left:
         rows = f"row {left[0]}" if len(left) == 1 else f"rows {left[0]} to {left[-1]}"
         text += (

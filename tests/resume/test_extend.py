@@ -1,0 +1,190 @@
+"""Tasks added to a finished run: it ends as if they had been there from the start; nothing old may have changed.
+
+1. extended, with the rows' models kept == learned from the start, bit for bit: weights, rows, files
+2. without them the same but for cells that nobody can measure any more
+3. killed at any place of the extension and continued == 1
+4. changed data, another order, a method that learns everything at once: refused, and nothing is written
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import resume_harness as harness
+import torch
+
+from everclip.errors import RunFolderError
+from everclip.evaluation.results import Results
+from everclip.run import Run
+from everclip.training.progress import Progress
+
+KEEP = "checkpoint.keep_rows=true"
+VARIANTS = [
+    "finetune",
+    "replay-base",
+    "wise-ft-initial",
+    "running-mean",
+    "weight-constraint",
+]
+SLOW = [case for case, (kind, _) in harness.CASES.items() if kind == "time" and case not in (*VARIANTS, "joint")]
+
+
+def extend(config: Any, act: Callable[[str], None] = lambda point: None) -> Results:
+    """Run with `--extend` in this process."""
+    with harness.at_crash_points(act):
+        return Run(config, Progress(quiet=True), extend=True).execute()
+
+
+@pytest.fixture
+def configs(micro_config: Callable[..., Any]) -> Callable[..., tuple[Any, Any, Any]]:
+    """Return (case, *overrides) -> (two tasks, the same folder with all three, all three from the start)."""
+
+    def make(case: str, *more: str) -> tuple[Any, Any, Any]:
+        kind, own = harness.CASES[case]
+        fixed = (*harness.SHORT, *own, *more)
+        return (
+            micro_config(kind, *fixed, harness.TWO_YEARS),
+            micro_config(kind, *fixed),
+            micro_config(kind, *fixed, output="whole"),
+        )
+
+    return make
+
+
+def check_whole(configs: Callable[..., Any], case: str) -> None:
+    two, more, whole = configs(case, KEEP)
+    harness.run(two)
+    harness.run(whole)
+    extend(more)
+    harness.assert_same_end(Path(more.output), Path(whole.output))
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_an_extended_run_ends_as_if_all_tasks_had_been_there(configs: Callable[..., Any], case: str) -> None:
+    check_whole(configs, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_an_extended_run_ends_as_if_all_tasks_had_been_there_all_methods(
+    configs: Callable[..., Any], case: str
+) -> None:
+    check_whole(configs, case)
+
+
+def test_without_kept_models_only_unmeasurable_cells_are_missing(configs: Callable[..., Any]) -> None:
+    two, more, whole = configs("replay-base")
+    harness.run(two)
+    expected, found = harness.run(whole), extend(more)
+    ours, theirs = (harness.newest(Path(c.output)).tensors for c in (more, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    assert found.rows[0] == expected.rows[0]  # the backbone itself is always at hand
+    assert found.rows[3] == expected.rows[3]
+    assert "2003" not in found.rows[1].scores
+    assert found.matrix.values[2][found.matrix.columns.index("2003")] is None
+    own = {name: cells["own"] for name, cells in expected.rows[2].scores.items() if name != "2003"}
+    assert {name: cells["own"] for name, cells in found.rows[2].scores.items()} == own
+    assert found.metrics["transfer"] is None
+    assert found.metrics["last"] == expected.metrics["last"]
+    (event,) = [e for e in found.events if e.kind == "extended"]
+    assert "2003" in event.message
+    assert "rows 1 to 2" in event.message
+
+
+def test_an_extension_killed_anywhere_continues(configs: Callable[..., Any], tmp_path: Path) -> None:
+    two, more, whole = configs("replay-base", KEEP, "checkpoint.every_steps=null")
+    harness.run(two)
+    harness.run(whole)
+    finished = tmp_path / "finished"
+    shutil.copytree(two.output, finished)
+    passed: list[str] = []
+    extend(more, passed.append)
+    kinds = {harness.kind_of(point): number for number, point in enumerate(passed)}
+    for number in sorted({*kinds.values(), 0, len(passed) // 2}):
+        shutil.rmtree(more.output)
+        shutil.copytree(finished, more.output)
+        left = number
+
+        def act(point: str) -> None:
+            nonlocal left
+            if left == 0:
+                raise harness.Killed(point)
+            left -= 1
+
+        with pytest.raises(harness.Killed):
+            extend(more, act)
+        extend(more)
+        harness.assert_same_end(Path(more.output), Path(whole.output))
+
+
+def test_once_taken_up_the_plain_command_continues(configs: Callable[..., Any]) -> None:
+    two, more, whole = configs("finetune", KEEP)
+    harness.run(two)
+    harness.run(whole)
+
+    def act(point: str) -> None:
+        if point == "after step":
+            raise harness.Killed(point)
+
+    with pytest.raises(harness.Killed):
+        extend(more, act)
+    harness.run(more)
+    harness.assert_same_end(Path(more.output), Path(whole.output))
+    assert extend(more).status == "finished"  # asked again with nothing new: the held result
+
+
+def test_new_tasks_are_not_learned_unasked(configs: Callable[..., Any]) -> None:
+    two, more, _ = configs("finetune")
+    harness.run(two)
+    with pytest.raises(RunFolderError, match="--extend"):
+        harness.run(more)
+
+
+def test_nothing_old_may_change(
+    configs: Callable[..., Any], micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.parquet"
+    shutil.copy(micro_folder / "data.parquet", data)
+    source = f"scenario.data.source={data}"
+    fixed = (*harness.SHORT, source)
+    two = micro_config("time", *fixed, harness.TWO_YEARS)
+    harness.run(two)
+    before = (Path(two.output) / "config.yaml").read_bytes()
+    swapped = harness.TWO_YEARS.replace("2001", "x").replace("2002", "2001").replace("x", "2002")
+    with pytest.raises(RunFolderError, match="the tasks were 2001, 2002; they are 2002, 2001"):
+        extend(micro_config("time", *fixed, swapped))
+    with pytest.raises(RunFolderError, match="training.lr"):
+        extend(micro_config("time", *fixed, "training.lr=0.5"))
+    table = pq.read_table(data)
+    times = table.column("time").to_pylist()
+    captions = [
+        "changed" if year == 2001 else c
+        for year, c in zip(times, table.column("caption").to_pylist(), strict=True)
+    ]
+    at = table.column_names.index("caption")
+    pq.write_table(table.set_column(at, "caption", [captions]), data)
+    with pytest.raises(RunFolderError, match="task '2001'"):
+        extend(micro_config("time", *fixed))
+    assert (Path(two.output) / "config.yaml").read_bytes() == before
+
+
+def test_a_method_that_learns_everything_at_once_cannot_go_on(configs: Callable[..., Any]) -> None:
+    two, more, _ = configs("joint")
+    harness.run(two)
+    with pytest.raises(RunFolderError, match="at once"):
+        extend(more)
+
+
+def test_the_report_of_an_extended_run_says_so(configs: Callable[..., Any]) -> None:
+    two, more, _ = configs("finetune", "report=true")
+    harness.run(two)
+    extend(more)
+    page = (Path(more.output) / "report.html").read_text(encoding="utf-8")
+    assert "extended" in page
+    assert "2003" in page
