@@ -1,0 +1,265 @@
+"""From counts to plain words: what makes training pointless or dishonest, what to mend, what to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from everclip.data.checked import Check, Finding, Leaks
+
+_KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same"}
+
+
+def advise(check: Check) -> tuple[Finding, ...]:
+    """Return what a user should know, the most pressing first."""
+    order = {"stop": 0, "mend": 1, "note": 2}
+    found = [finding for rule in _RULES for finding in rule(check)]
+    return tuple(sorted(found, key=lambda finding: order[finding.level]))
+
+
+def share(part: int, whole: int) -> str:
+    """Return `12 of 400 (3.0 %)`."""
+    return f"{part:,} of {whole:,} ({100 * part / max(1, whole):.1f} %)"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return `1 picture` or `2,000 pictures`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _nothing(check: Check) -> Iterator[Finding]:
+    if not check.rows:
+        yield Finding(
+            level="stop",
+            code="empty",
+            message="no row can be used",
+            remedy="Mend the causes under `set aside`.",
+        )
+    elif check.captions is None:
+        yield Finding(
+            level="stop",
+            code="no-text",
+            message="there is neither a caption nor a class name",
+            remedy="Name the column that holds one: columns.caption=NAME or columns.class_name=NAME.",
+        )
+    elif check.captions.distinct == 1:
+        yield Finding(
+            level="stop",
+            code="one-text",
+            message=f"every picture has the same text ({check.captions.longest[0].name[:60]!r})",
+            remedy="A CLIP learns from differences: give captions, or more than one class.",
+        )
+
+
+def _test_leaks(check: Check) -> Iterator[Finding]:
+    for leaks in check.leaks:
+        if leaks.side == "test":
+            yield Finding(
+                level="stop",
+                code="leak-test",
+                message=f"{share(sum(leaks.counts.values()), leaks.held_out)} test pictures are also among those "
+                f"learned from: {_kinds(leaks)}; every number on them is too good",
+                remedy="Remove them from the training side (or from both), or let everclip hold out by content.",
+            )
+
+
+def _validation_leaks(check: Check) -> Iterator[Finding]:
+    for leaks in check.leaks:
+        if leaks.side == "val":
+            yield Finding(
+                level="mend",
+                code="leak-val",
+                message=f"{share(sum(leaks.counts.values()), leaks.held_out)} validation pictures are also trained "
+                f"on: {_kinds(leaks)}; what is chosen by them is chosen too late",
+                remedy="Remove them from one side.",
+            )
+
+
+def _kinds(leaks: Leaks) -> str:
+    return ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in leaks.counts.items())
+
+
+def _set_aside(check: Check) -> Iterator[Finding]:
+    aside = check.quarantine
+    if aside.share > aside.limit:
+        yield Finding(
+            level="stop",
+            code="quarantine",
+            message=f"{share(aside.count, aside.total)} rows cannot be used, more than the limit of "
+            f"{100 * aside.limit:g} %",
+            remedy="Mend the most frequent reason first; if the rest is meant to go, set quarantine_limit higher.",
+        )
+    elif aside.count:
+        yield Finding(
+            level="note",
+            code="quarantine",
+            message=f"{share(aside.count, aside.total)} rows cannot be used and are left out",
+            remedy="See `set aside`.",
+        )
+
+
+def _conflicts(check: Check) -> Iterator[Finding]:
+    if check.duplicates.conflict_count:
+        yield Finding(
+            level="mend",
+            code="conflict",
+            message=f"{counted(check.duplicates.conflict_count, 'picture stands', 'pictures stand')} under more "
+            "than one class",
+            remedy="Keep one class each; a model cannot learn both, and one of them counts as wrong in the test.",
+        )
+
+
+def _long_texts(check: Check) -> Iterator[Finding]:
+    texts = check.captions
+    if texts and texts.cut:
+        yield Finding(
+            level="mend" if texts.cut > 0.01 * texts.count else "note",
+            code="long-text",
+            message=f"{share(texts.cut, texts.count)} texts are longer than the {texts.context} tokens that "
+            f"{texts.tokenizer} reads; their ends are cut off",
+            remedy="Put what matters first, shorten them, or take a model with a longer context.",
+        )
+
+
+def _copies(check: Check) -> Iterator[Finding]:
+    surplus = check.duplicates.surplus
+    exact = surplus.get("bytes", 0) + surplus.get("pixels", 0)
+    if exact:
+        yield Finding(
+            level="mend" if exact > 0.01 * check.pictures else "note",
+            code="copies",
+            message=f"{counted(exact, 'picture is a copy', 'pictures are copies')} of another",
+            remedy="Copies count double in training; keep one each.",
+        )
+    near = surplus.get("near", 0)
+    if near:
+        yield Finding(
+            level="mend" if near > 0.05 * check.pictures else "note",
+            code="near",
+            message=f"{counted(near, 'picture is', 'pictures are')} nearly the same as another (saved anew, resized)",
+            remedy="Look at them in the sample sheet; if they are the same picture, keep one each.",
+        )
+    if check.duplicates.loosely_checked:
+        yield Finding(
+            level="note",
+            code="loosely-checked",
+            message=f"{counted(check.duplicates.loosely_checked, 'picture looks', 'pictures look')} alike to so many "
+            "others that each was only compared with the nearest",
+            remedy="Near duplicates among them may be missed; equal files are all found.",
+        )
+
+
+def _balance(check: Check) -> Iterator[Finding]:
+    classes = check.classes
+    if classes is None:
+        return
+    if classes.imbalance > 10:
+        small = sum(entry.count * 10 < classes.counts[0].count for entry in classes.counts)
+        yield Finding(
+            level="mend",
+            code="imbalance",
+            message=f"{counted(small, 'class has', 'classes have')} less than a tenth of the pictures of "
+            f"{classes.counts[0].name!r}",
+            remedy="Gather more of the small classes; read mean_class_accuracy beside accuracy.",
+        )
+    if classes.single:
+        yield Finding(
+            level="mend",
+            code="single",
+            message=f"{counted(classes.single, 'class has', 'classes have')} one picture only",
+            remedy="It cannot be both learned and tested: add pictures or leave the class out.",
+        )
+    if classes.unlabelled:
+        yield Finding(
+            level="mend",
+            code="unlabelled",
+            message=f"{counted(classes.unlabelled, 'picture has', 'pictures have')} no class",
+            remedy="Give them one, or leave them out.",
+        )
+    if classes.not_trained:
+        shown = ", ".join(repr(name) for name in classes.not_trained[:3])
+        yield Finding(
+            level="mend",
+            code="not-trained",
+            message=f"{counted(len(classes.not_trained), 'class stands', 'classes stand')} in the test alone: {shown}",
+            remedy="Fine if they measure zero-shot ability; else look for a misspelt name.",
+        )
+
+
+def _texts(check: Check) -> Iterator[Finding]:
+    texts = check.captions
+    if texts is None:
+        return
+    if texts.missing:
+        yield Finding(
+            level="mend",
+            code="missing-text",
+            message=f"{share(texts.missing, check.rows)} rows have neither caption nor class name",
+            remedy="Give them one, or leave them out.",
+        )
+    if texts.ambiguous_share > 0.05:
+        yield Finding(
+            level="mend",
+            code="ambiguous",
+            message=f"{100 * texts.ambiguous_share:.1f} % of the captions stand for more than one picture "
+            f"({texts.most_shared[0].name[:60]!r} for {texts.most_shared[0].count:,})",
+            remedy="Retrieval cannot tell such pictures apart, so recall has a ceiling; make captions specific, or "
+            "name the column `concept` if they mean the same thing.",
+        )
+
+
+def _pictures(check: Check) -> Iterator[Finding]:
+    sizes = check.sizes
+    if sizes and sizes.small > 0.1 * check.pictures:
+        yield Finding(
+            level="mend" if sizes.width.median < sizes.side / 2 else "note",
+            code="small",
+            message=f"{share(sizes.small, check.pictures)} pictures are smaller than the {sizes.side} px that "
+            f"{sizes.model} looks at",
+            remedy="They are enlarged, which adds nothing: take the originals, or a model for smaller pictures.",
+        )
+    if sizes and sizes.animated:
+        yield Finding(
+            level="note",
+            code="animated",
+            message=f"{counted(sizes.animated, 'picture is', 'pictures are')} animated",
+            remedy="Only the first frame is used.",
+        )
+
+
+def _extent(check: Check) -> Iterator[Finding]:
+    if check.rows and "test" not in check.splits:
+        yield Finding(
+            level="note",
+            code="no-test",
+            message="no row is marked as test",
+            remedy="everclip holds out a share by content; or name a column `split`, or give --test DATA.",
+        )
+    if check.time and check.time.missing:
+        yield Finding(
+            level="mend",
+            code="no-time",
+            message=f"{share(check.time.missing, check.rows)} rows have no time",
+            remedy="A stream by time leaves them out: give them one.",
+        )
+    if 0 < check.pictures < 200:
+        yield Finding(
+            level="note",
+            code="few",
+            message=f"{counted(check.pictures, 'picture')} is little",
+            remedy="Train few parts with a small learning rate, and expect wide intervals.",
+        )
+
+
+_RULES: tuple[Callable[[Check], Iterator[Finding]], ...] = (
+    _nothing,
+    _test_leaks,
+    _set_aside,
+    _validation_leaks,
+    _conflicts,
+    _texts,
+    _long_texts,
+    _balance,
+    _copies,
+    _pictures,
+    _extent,
+)

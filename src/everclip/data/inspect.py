@@ -1,0 +1,324 @@
+"""Counting what a data set holds: classes, texts, time, sizes, duplicates. Everything that `everclip check` says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from everclip.data.advice import advise
+from everclip.data.checked import (
+    Captions,
+    Check,
+    Classes,
+    Copies,
+    Duplicated,
+    Leaking,
+    Leaks,
+    Named,
+    Row,
+    SetAside,
+    Sizes,
+    Spread,
+)
+from everclip.data.duplicates import DISTANCE, SIDES, Duplicates, Group, Tick, find_duplicates
+from everclip.data.periods import time_counts
+from everclip.data.quarantine import Quarantine
+from everclip.data.sources import Loaded
+from everclip.data.table import Table
+
+EXAMPLES = 200
+"""Groups, leaks and set-aside rows that the document lists; the files written beside it list all."""
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What of a model decides whether data fits it.
+
+    Attributes:
+        name: what people call it.
+        side: pixels of the image tower's input.
+        context: tokens that the text tower reads, start and end included.
+        lengths: texts to their number of tokens, nothing cut.
+    """
+
+    name: str
+    side: int
+    context: int
+    lengths: Callable[[Sequence[str]], list[int]]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """The document, and what the written files and the sample sheet are made from."""
+
+    check: Check
+    table: Table
+    sides: tuple[str | None, ...]
+    duplicates: Duplicates
+    quarantine: Quarantine
+
+
+def side_of(split: Any) -> str | None:
+    """Return `train`, `val` or `test` for a value of the column `split`; `None` where it is empty."""
+    if split is None or split == "":
+        return None
+    word = str(split).strip().lower()
+    if word in ("val", "valid", "validation", "dev"):
+        return "val"
+    return "test" if word in ("test", "testing", "true", "1") else "train"
+
+
+def join(loaded: Loaded, test: Loaded) -> Loaded:
+    """Join data with separate test data; the column `split` says which is which."""
+
+    def marked(table: Table, side: str) -> Table:
+        given = [side_of(v) for v in table.column("split")] if table.has("split") else [None] * len(table)
+        known = given if side == "train" else [None] * len(table)
+        return table.with_column("split", [value or side for value in known], pa.string())
+
+    parts = [marked(loaded.table, "train"), marked(test.table, "test")]
+    name = f"{loaded.table.name} (test: {test.table.name})"
+    aside = Quarantine(
+        name,
+        loaded.quarantine.total + test.quarantine.total,
+        (*loaded.quarantine.entries, *test.quarantine.entries),
+    )
+    guesses = tuple(dict.fromkeys((*loaded.guesses, *test.guesses)))
+    facts = pa.concat_tables([loaded.facts, test.facts])
+    return Loaded(Table.concat(parts, name), aside, {**test.columns, **loaded.columns}, guesses, facts)
+
+
+def inspect(
+    loaded: Loaded, model: ModelLimits, limit: float, distance: int = DISTANCE, tick: Tick | None = None
+) -> Inspected:
+    """Count everything.
+
+    Args:
+        loaded: what reading gave.
+        model: the model that the data is meant for.
+        limit: the share of rows that may be set aside.
+        distance: bits in which the hashes of near duplicates may differ.
+        tick: called with (done, total) while candidates for duplicates are compared.
+    """
+    table, facts = loaded.table, loaded.facts
+    splits = table.column("split") if table.has("split") else [None] * len(table)
+    sides = tuple(side_of(value) for value in splits)
+    found = find_duplicates(table, facts, sides, distance, tick or (lambda done, total: None))
+    first = _first_rows(table)
+    names = _Rows(table, sides)
+    check = Check(
+        source=table.name,
+        columns=loaded.columns,
+        guesses=loaded.guesses,
+        rows=len(table),
+        pictures=len(first),
+        splits=_count(side for side in sides if side),
+        languages=_count(v for v in table.column("language") if v) if table.has("language") else {},
+        classes=_classes(table, sides, first),
+        captions=_captions(table, model),
+        time=time_counts(table.column("time")) if table.has("time") else None,
+        sizes=_sizes(facts, first, model) if first else None,
+        duplicates=_duplicated(found, names),
+        leaks=_leaks(found, sides, table, names),
+        quarantine=_set_aside(loaded.quarantine, limit),
+        findings=(),
+    )
+    check = check.model_copy(update={"findings": advise(check)})
+    return Inspected(check, table, sides, found, loaded.quarantine)
+
+
+class _Rows:
+    """Names rows for people; reads text columns once."""
+
+    def __init__(self, table: Table, sides: Sequence[str | None]) -> None:
+        self._table, self._sides = table, sides
+        self._texts = text_column(table)
+        self._labels = table.column("class_name") if table.has("class_name") else None
+
+    def __call__(self, row: int) -> Row:
+        label = self._labels[row] if self._labels else None
+        return Row(
+            id=self._table.ids[row],
+            origin="",
+            text=str(self._texts[row] or "")[:300],
+            label=None if label is None else str(label),
+            split=self._sides[row],
+        )
+
+
+def text_column(table: Table) -> list[Any]:
+    """Return what stands for each picture in words: its caption, else its class name."""
+    captions = table.column("caption") if table.has("caption") else [None] * len(table)
+    names = table.column("class_name") if table.has("class_name") else [None] * len(table)
+    return [caption or name for caption, name in zip(captions, names, strict=True)]
+
+
+def _first_rows(table: Table) -> list[int]:
+    """Return one row per picture: rows that share an `image_id` are captions of one."""
+    first: dict[str, int] = {}
+    for row, identity in enumerate(table.identities()):
+        first.setdefault(identity, row)
+    return list(first.values())
+
+
+def _count(values: Any) -> dict[str, int]:
+    """Return how often each value stands, the most frequent first."""
+    counts = Counter(str(value) for value in values)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _named(counts: dict[str, int], most: int | None = None) -> tuple[Named, ...]:
+    return tuple(Named(name=name, count=count) for name, count in list(counts.items())[:most])
+
+
+def _spread(values: Sequence[float] | np.ndarray) -> Spread:
+    return Spread(low=float(np.min(values)), median=float(np.median(values)), high=float(np.max(values)))
+
+
+def _classes(table: Table, sides: Sequence[str | None], first: list[int]) -> Classes | None:
+    if not table.has("class_name") and not table.has("class_key"):
+        return None
+    names = table.column("class_name" if table.has("class_name") else "class_key")
+    counts = _count(names[row] for row in first if names[row] is not None)
+    if not counts:
+        return None
+    sizes = np.array(list(counts.values()), dtype=np.float64)
+    share = sizes / sizes.sum()
+    on = {side: {str(names[r]) for r in first if sides[r] == side and names[r] is not None} for side in SIDES}
+    both = bool(on["train"] and on["test"])
+    return Classes(
+        counts=_named(counts),
+        imbalance=float(sizes.max() / sizes.min()),
+        effective=float(np.exp(-(share * np.log(share)).sum())),
+        single=int((sizes == 1).sum()),
+        unlabelled=sum(names[row] is None for row in first),
+        not_trained=tuple(sorted(on["test"] - on["train"])) if both else (),
+        not_tested=tuple(sorted(on["train"] - on["test"])) if both else (),
+    )
+
+
+def _captions(table: Table, model: ModelLimits) -> Captions | None:
+    given = table.column("caption") if table.has("caption") else []
+    source: Literal["captions", "class names"] = "captions" if any(given) else "class names"
+    texts = [str(t) for t in text_column(table) if t]
+    if not texts:
+        return None
+    counts = _count(texts)
+    distinct = list(counts)
+    lengths: list[int] = []
+    for start in range(0, len(distinct), _BATCH):
+        lengths += model.lengths(distinct[start : start + _BATCH])
+    length_of = dict(zip(distinct, lengths, strict=True))
+    tokens = np.array([length_of[text] for text in texts])
+    longest = sorted(distinct, key=lambda text: (-length_of[text], text))[:3]
+    pictures: dict[str, set[str]] = {}
+    if source == "captions":  # that a class name stands for many pictures is its purpose
+        for text, identity in zip(given, table.identities(), strict=True):
+            if text:
+                pictures.setdefault(str(text), set()).add(identity)
+    shared = {text: len(p) for text, p in pictures.items() if len(p) > 1}
+    per_picture = list(Counter(table.identities()).values())
+    return Captions(
+        source=source,
+        count=len(texts),
+        distinct=len(distinct),
+        missing=len(table) - len(texts),
+        per_picture=_spread(per_picture),
+        tokenizer=model.name,
+        tokens=_spread(tokens),
+        context=model.context,
+        cut=int((tokens > model.context).sum()),
+        longest=tuple(Named(name=text[:300], count=length_of[text]) for text in longest),
+        ambiguous=len(shared),
+        ambiguous_share=sum(counts[text] for text in shared) / len(texts),
+        most_shared=_named({t[:300]: n for t, n in sorted(shared.items(), key=lambda i: (-i[1], i[0]))}, 3),
+    )
+
+
+def _sizes(facts: pa.Table, first: list[int], model: ModelLimits) -> Sizes:
+    chosen = facts.take(pa.array(first))
+    width, height, size, frames = (
+        chosen.column(name).to_numpy() for name in ("width", "height", "bytes", "frames")
+    )
+    return Sizes(
+        width=_spread(width),
+        height=_spread(height),
+        bytes=_spread(size),
+        total=int(size.sum()),
+        small=int((np.minimum(width, height) < model.side).sum()),
+        side=model.side,
+        model=model.name,
+        formats=_count(chosen.column("format").to_pylist()),
+        modes=_count(chosen.column("mode").to_pylist()),
+        animated=int((frames > 1).sum()),
+    )
+
+
+def _duplicated(found: Duplicates, names: Callable[[int], Row]) -> Duplicated:
+    def listed(group: Group) -> Copies:
+        return Copies(kind=group.kind, rows=tuple(names(row) for row in group.rows[:20]))
+
+    counts = Counter(group.kind for group in found.groups)
+    return Duplicated(
+        files=found.pictures,
+        surplus=dict(found.surplus),
+        group_counts={kind: counts[kind] for kind in ("bytes", "pixels", "near")},
+        groups=tuple(listed(group) for group in found.groups[:EXAMPLES]),
+        conflicts=tuple(listed(Group("pixels", rows)) for rows in found.conflicts[:EXAMPLES]),
+        conflict_count=len(found.conflicts),
+        loosely_checked=found.loosely_checked,
+    )
+
+
+def _leaks(
+    found: Duplicates, sides: Sequence[str | None], table: Table, names: Callable[[int], Row]
+) -> tuple[Leaks, ...]:
+    parts = []
+    identities = table.identities()
+    for side in ("test", "val"):
+        leaks = [leak for leak in found.leaks if leak.side == side]
+        held_out = len({name for name, of in zip(identities, sides, strict=True) if of == side})
+        if leaks:
+            counts = Counter(leak.kind for leak in leaks)
+            examples = [
+                Leaking(
+                    kind=leak.kind,
+                    difference=round(leak.difference, 2),
+                    held_out=names(leak.row),
+                    other=names(leak.other),
+                )
+                for leak in leaks[:EXAMPLES]
+            ]
+            parts.append(
+                Leaks(
+                    side=side,
+                    held_out=held_out,
+                    counts={kind: counts[kind] for kind in ("bytes", "pixels", "near") if counts[kind]},
+                    share=min(1.0, len(leaks) / max(1, held_out)),
+                    examples=tuple(examples),
+                )
+            )
+    return tuple(parts)
+
+
+def _set_aside(quarantine: Quarantine, limit: float) -> SetAside:
+    examples: dict[str, list[str]] = {}
+    for entry in quarantine.entries:
+        held = examples.setdefault(entry.reason, [])
+        if len(held) < 3:
+            held.append(entry.name + (f": {entry.detail}" if entry.detail else ""))
+    return SetAside(
+        total=quarantine.total,
+        count=len(quarantine.entries),
+        share=quarantine.share,
+        limit=limit,
+        reasons=quarantine.counts(),
+        examples={reason: tuple(held) for reason, held in examples.items()},
+    )
