@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from everclip.methods.losses import class_cross_entropy, contrastive
+from everclip.contracts import Progress
+from everclip.methods.losses import class_cross_entropy, contrastive, squared_distance
 from everclip.methods.merge import RunningMean, interpolate
-from everclip.methods.penalties import WeightConstraint
+from everclip.methods.penalties.base import StepView
+from everclip.methods.penalties.lwf import Lwf, LwfSettings
 from everclip.training.schedules import learning_rate
 
 HERE = Path(__file__).parent
@@ -158,5 +160,54 @@ def test_weight_ensemble_wise_ft_and_weight_constraint() -> None:
     assert close(
         interpolate({"w": start}, last, stored["wiseft_alpha"])["w"], stored["wiseft_merged"], atol=1e-6
     )
-    assert close(WeightConstraint()(last, {"w": start}), stored["l2_loss"])
-    assert close(WeightConstraint(weight=0.5)(last, {"w": start}), 0.5 * stored["l2_loss"])
+    assert close(squared_distance(last, {"w": start}), stored["l2_loss"])
+
+
+# -- distillation ---------------------------------------------------------------------------------------------
+
+
+class StoredTeachers:
+    """The stored embeddings of the reference's teacher, in place of a model."""
+
+    def __init__(self, stored: dict[str, Any]) -> None:
+        self._stored = stored
+
+    def image(self, *asked: Any) -> torch.Tensor:
+        return self._stored["ref_image"]
+
+    def bank(self, *asked: Any) -> torch.Tensor:
+        return self._stored["ref_text"]
+
+    def scale(self, *asked: Any) -> torch.Tensor:
+        return torch.as_tensor(self._stored["logit_scale_log"]).exp()
+
+
+def lwf(stored: dict[str, Any], image: torch.Tensor, **settings: Any) -> torch.Tensor:
+    columns = {"image": stored["ref_image"], "label": 0, "class_tokens": 0}
+    place: Any = Progress(0, "train", 0, 0, 1, 0)
+    teachers: Any = StoredTeachers(stored)
+    nothing: Any = None
+    view = StepView({"main": columns}, place, nothing, image, stored["ref_text"], {}, {}, teachers)
+    return Lwf("lwf", LwfSettings(**settings)).loss(view)
+
+
+def test_distillation_of_answers() -> None:
+    stored = load("zscl_distillation")
+    raw = stored["current_image_raw"].clone().requires_grad_()
+    image = F.normalize(raw, dim=1)
+    assert close(image, stored["current_image"])
+    published = {"form": "cross-entropy", "temperature": stored["T"]}
+    for direction, name in (("image-to-text", "image"), ("text-to-image", "text")):
+        loss = lwf(stored, image, directions=direction, **published)
+        assert close(loss, stored[f"{name}_loss"])
+        assert close(lwf(stored, image, directions=direction), stored[f"kl_{name}_times_T2"])
+        assert close(
+            lwf(stored, stored["ref_image"], directions=direction, **published), stored[f"self_{name}_loss"]
+        )
+    total = lwf(stored, image, **published)
+    assert close(total, stored["total"])
+    (gradient,) = torch.autograd.grad(total, raw, retain_graph=True)
+    assert close(gradient, stored["grad_current_image_raw"])
+    (floored,) = torch.autograd.grad(lwf(stored, image, weight=5), raw)
+    assert close(floored, 5 * stored["grad_current_image_raw"], atol=5e-5)
+    assert close(lwf(stored, stored["ref_image"]), 0.0)

@@ -30,8 +30,12 @@ from everclip.contracts import (
 from everclip.data.table import Table
 from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
-from everclip.methods import merge, penalties
+from everclip.methods import merge
+from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive
+from everclip.methods.penalties.base import StepView
+from everclip.methods.penalties.build import build as build_penalties
+from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups
 from everclip.models.backbone import Backbone
@@ -65,8 +69,13 @@ class Method(nn.Module):
         self.seed = seed
         self.preset = type(self).__name__
         self.notes: dict[str, Any] = {}
+        self._penalties = build_penalties(settings.penalties)
+        # Before anything grows in the backbone or trains: this is the start model.
+        teaching = {p.settings.reference for p in self._penalties if p.uses_teacher}
+        self._teachers = Teachers(backbone, teaching)
         self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.trainable)]
-        self._penalties = penalties.build(settings.penalties)
+        for penalty in self._penalties:
+            penalty.prepare(backbone, self._trainable)
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
         replay = settings.replay
@@ -83,12 +92,24 @@ class Method(nn.Module):
             if self.settings.replay.base and self.buffer.seen == 0 and past.base is not None:
                 self.buffer.offer("base", past.base)
         keep = self.settings.merge
-        if self._penalties or (keep.kind == "wise-ft" and keep.reference == "task-start"):
-            self._anchors["task-start"] = self._snapshot()
-        if keep.kind == "wise-ft" and keep.reference == "initial" and "initial" not in self._anchors:
-            self._anchors["initial"] = self._snapshot()
+        looked_at = self._looked_back_on()
+        if TASK_START in looked_at:
+            self._anchors[TASK_START] = self._snapshot()
+        if INITIAL in looked_at and INITIAL not in self._anchors:
+            self._anchors[INITIAL] = self._snapshot()
+        self._teachers.begin_task(self.backbone)
+        for penalty in self._penalties:
+            penalty.begin_task(self.backbone, task, past)
         if keep.kind == "running-mean":
             self._mean = merge.RunningMean(self._snapshot()) if keep.start == 0 else None
+
+    def _looked_back_on(self) -> set[str]:
+        """Whose weights must be kept: the model at the `task-start`, the `initial` one, both or none."""
+        keep = self.settings.merge
+        wanted = {p.settings.reference for p in self._penalties if p.uses_weights}
+        # A teacher of the task's start is rebuilt from its weights after a resume.
+        wanted |= {TASK_START} & self._teachers.wanted
+        return wanted | ({keep.reference} if keep.kind == "wise-ft" else set())
 
     def mark_trainable(self) -> None:
         """Let gradients flow to the parameters of the slot `trainable`, and to no other."""
@@ -121,8 +142,13 @@ class Method(nn.Module):
         """Return a phase that trains the slot's parameters on one mixed stream called `main`."""
         columns = ("image", "label") if classes else ("image", "tokens")
         batch_size = training.batch_size if training else 64
-        stream = Stream(sources, batch_size, columns=columns, classes=classes)
-        return Phase(name, {"main": stream}, decay_groups(self._trainable, self))
+        main = Stream(sources, batch_size, columns=columns, classes=classes)
+        streams = {"main": main}
+        for penalty in self._penalties:
+            streams |= penalty.streams(main)
+        decay = training.layer_decay if training else 1.0
+        groups = layered(decay_groups(self._trainable, self), self.backbone.clip, decay, "backbone.clip.")
+        return Phase(name, streams, scaled(groups, self.settings.lr_scale))
 
     def uses_labels(self, task: Task) -> bool:
         """Whether this task is learned from class names rather than from captions."""
@@ -134,19 +160,30 @@ class Method(nn.Module):
         image = self.backbone.encode_image(columns["image"])
         scale = self.backbone.logit_scale
         if "label" in columns:
-            bank = self.backbone.encode_text(columns["class_tokens"])
+            text = self.backbone.encode_text(columns["class_tokens"])
             smoothing = self.settings.label_smoothing
-            losses = {"labels": class_cross_entropy(image, bank, columns["label"], scale, smoothing)}
+            losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
         else:
             text = self.backbone.encode_text(columns["tokens"])
             losses = {
                 "contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])
             }
-        if self._penalties:
-            now = {name: self.get_parameter(name) for name in self._trainable}
-            for name, penalty in self._penalties.items():
-                losses[name] = penalty(now, self._anchors["task-start"])
-        return losses
+        return losses | self.penalise(batch, progress, image, text)
+
+    def penalise(
+        self, batch: Batch, progress: Progress, image: torch.Tensor, text: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of the slot `penalties`, by name.
+
+        Args:
+            batch, progress: what `forward` was given.
+            image, text: the student's embeddings of the stream `main`, with gradient.
+        """
+        if not self._penalties:
+            return {}
+        now = {name: self.get_parameter(name) for name in self._trainable}
+        view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self._teachers)
+        return {penalty.name: penalty.loss(view) for penalty in self._penalties}
 
     def after_step(self, progress: Progress) -> None:
         """Bound the logit scale; take a snapshot into the running mean where one is due."""
@@ -173,7 +210,10 @@ class Method(nn.Module):
         elif keep.kind == "running-mean" and self._mean is not None:
             self._put(self._mean.mean)
             self._mean = None
-        self._anchors.pop("task-start", None)
+        self._anchors.pop(TASK_START, None)
+        self._teachers.end_task()
+        for penalty in self._penalties:
+            penalty.end_task(self.backbone, task, past)
         if self.buffer is not None:
             self.buffer.offer(f"task {task.index}", task.train)
 
@@ -254,6 +294,8 @@ class Method(nn.Module):
         extra = {f"anchor.{kind}.{n}": t for kind, w in self._anchors.items() for n, t in w.items()}
         if self._mean is not None:
             extra |= {f"mean.{name}": tensor for name, tensor in self._mean.mean.items()}
+        for penalty in self._penalties:
+            extra |= {f"penalty.{penalty.name}.{key}": tensor for key, tensor in penalty.tensors().items()}
         return extra
 
     def extra_state(self) -> dict[str, Any]:
@@ -261,12 +303,15 @@ class Method(nn.Module):
         return {
             "buffer": None if self.buffer is None else self.buffer.state(),
             "mean_count": None if self._mean is None else self._mean.count,
+            "start_model": self._teachers.fingerprints(),
             "notes": self.notes,
         }
 
     def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Take back what `extra_tensors` and `extra_state` returned."""
+        self._teachers.require(state.get("start_model", {}))
         self._anchors, mean = {}, {}
+        kept: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
             if kind == "anchor":
@@ -274,6 +319,14 @@ class Method(nn.Module):
                 self._anchors.setdefault(which, {})[name] = tensor
             elif kind == "mean":
                 mean[rest] = tensor
+            elif kind == "penalty":
+                which, _, name = rest.partition(".")
+                kept.setdefault(which, {})[name] = tensor
+        for penalty in self._penalties:
+            penalty.load(kept.get(penalty.name, {}))
+        if TASK_START in self._anchors:
+            inside = {n.removeprefix("backbone."): t for n, t in self._anchors[TASK_START].items()}
+            self._teachers.begin_task(self.backbone, inside)
         count = state.get("mean_count")
         self._mean = None if count is None else merge.RunningMean(mean, int(count))
         self.notes = dict(state.get("notes", {}))
@@ -286,13 +339,15 @@ class Method(nn.Module):
         trained = sum(p.numel() for n, p in self.named_parameters() if n in chosen)
         weights = list(self.parameters())
         kept = list(self.extra_tensors().values())
+        teachers = self._teachers.parameters()
         held = 0 if self.buffer is None else len(self.buffer)
         unbounded = self.buffer is not None and self.buffer.kind == "all"
         return Cost(
             trainable_parameters=trained,
-            stored_parameters=sum(t.numel() for t in (*weights, *kept)),
+            stored_parameters=teachers + sum(t.numel() for t in (*weights, *kept)),
             active_parameters=sum(p.numel() for p in weights),
-            bytes=sum(t.numel() * t.element_size() for t in (*weights, *kept)),
+            bytes=weights[0].element_size() * teachers
+            + sum(t.numel() * t.element_size() for t in (*weights, *kept)),
             buffer_samples=held,
             growth_per_task="the task's samples (replay.kind=all)" if unbounded else "none",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 
@@ -73,3 +75,29 @@ def class_cross_entropy(
         smoothing: label smoothing in [0, 1].
     """
     return F.cross_entropy((scale * image @ bank.T).float(), labels, label_smoothing=smoothing)
+
+
+def distillation(
+    teacher: torch.Tensor, student: torch.Tensor, temperature: float = 2.0, floored: bool = True
+) -> torch.Tensor:
+    """Distillation of rows of logits (Hinton et al. 2015, arXiv 1503.02531, section 2; ZSCL, arXiv 2303.06628).
+
+    `T^2 mean_i -sum_j p_ij log q_ij` with `p = softmax(teacher / T)` and `q = softmax(student / T)`.
+
+    Args:
+        teacher, student: logits `(M, K)`; gradients flow to the student's only.
+        temperature: T.
+        floored: subtract the teacher's entropy, which makes it `T^2 KL(p || q)`: 0 where both agree, same gradient.
+
+    Returns:
+        Scalar: mean over rows.
+    """
+    wanted = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    found = F.log_softmax(student.float() / temperature, dim=1)
+    gap = wanted - found if floored else -found
+    return temperature**2 * (wanted.exp() * gap).sum(dim=1).mean()
+
+
+def squared_distance(now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Sum over the tensors of `now` of their squared differences to `start` (ZSCL, arXiv 2303.06628, equation 6)."""
+    return torch.stack([(tensor - start[name]).square().sum() for name, tensor in now.items()]).sum()

@@ -2,23 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from everclip.config import Frozen
 from everclip.errors import did_you_mean
+from everclip.models.modules.settings import MODULES, ModuleSettings, check_range, module_settings
 
 PARTS = (
     "image",
     "text",
+    "image-embeddings",
+    "text-embeddings",
     "image-projection",
     "text-projection",
     "image-layernorm",
     "text-layernorm",
+    "image-batchnorm",
+    "image-bias",
+    "text-bias",
     "logit-scale",
+    "logit-bias",
 )
-"""What `trainable` may name."""
+"""What `trainable` may name of a backbone, besides block ranges and modules that are grown."""
+
+BLOCKS = ("image-blocks", "text-blocks")
+"""Parts that take a range: `image-blocks:8-11`, `text-blocks:last2`."""
+
+
+def normal_part(entry: Any) -> str | dict[str, Any]:
+    """Return an entry of `trainable` in its one form: `image-bias`, `image-blocks:8-11`, `{lora: {rank: 8, ...}}`.
+
+    Raises:
+        ValueError: if it names no part and no module.
+        ConfigError: if a module's settings do not fit.
+    """
+    if isinstance(entry, Mapping):
+        if len(entry) != 1:
+            raise ValueError(f"expected one name per entry, such as {{lora: {{rank: 8}}}}; found {entry!r}")
+        name, given = next(iter(entry.items()))
+    else:
+        name, given = entry, None
+    if name in MODULES:
+        return {name: module_settings(name, given).model_dump(mode="json")}
+    if name in BLOCKS and isinstance(given, str | int):
+        name, given = f"{name}:{given}", None
+    head, colon, blocks = str(name).partition(":")
+    if given is not None:
+        raise ValueError(f"{head!r} takes no settings; only {', '.join(MODULES)} do")
+    if head in BLOCKS:
+        if not colon:
+            raise ValueError(f"{head!r} needs a range: {head}:8-11, {head}:last2, {head}:first3 or {head}:0")
+        return f"{head}:{check_range(blocks)}"
+    if name not in PARTS:
+        known = [*PARTS, *(f"{part}:last1" for part in BLOCKS), *MODULES]
+        raise ValueError(f"{name!r} is no part of a backbone.{did_you_mean(str(name), known)}")
+    return str(name)
 
 
 class ReplaySettings(Frozen):
@@ -80,21 +121,35 @@ class MethodSettings(Frozen):
         loss: `labels` (cross entropy against class texts), `captions` (contrastive), or `auto`: labels where a task
             names its classes.
         label_smoothing: for the loss `labels`.
-        trainable: parts of the backbone that train.
-        penalties: name of a loss -> its settings (`weight` and others).
+        trainable: what trains: parts of the backbone (`image`, `text-layernorm`, `image-blocks:last2`...), and
+            modules grown inside it (`lora`, `{adapter: {width: 32}}`, `prompt`).
+        penalties: name of a loss -> its settings (`weight` and others); see `everclip.methods.penalties`.
+        lr_scale: factor on `training.lr`: a preset may learn more gently than a stream asks for, without knowing
+            which rate fits the model.
     """
 
     loss: Literal["auto", "labels", "captions"] = "auto"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    trainable: tuple[str, ...] = ("image", "text", "logit-scale")
+    trainable: tuple[str | dict[str, Any], ...] = ("image", "text", "logit-scale")
     replay: ReplaySettings = ReplaySettings()
     penalties: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    lr_scale: float = Field(1.0, gt=0, le=10)
     merge: MergeSettings = MergeSettings()
 
-    @field_validator("trainable")
+    @field_validator("trainable", mode="before")
     @classmethod
-    def _known_parts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for part in value:
-            if part not in PARTS:
-                raise ValueError(f"{part!r} is no part of a backbone.{did_you_mean(part, PARTS)}")
-        return value
+    def _known_parts(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError("expected a list of parts, such as [image-layernorm, {lora: {rank: 8}}]")
+        return tuple(normal_part(entry) for entry in value)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names in `trainable`, of parts and of modules."""
+        return tuple(e if isinstance(e, str) else next(iter(e)) for e in self.trainable)
+
+    @property
+    def modules(self) -> tuple[tuple[str, ModuleSettings], ...]:
+        """The modules that `trainable` grows, with their complete settings."""
+        entries = [next(iter(e.items())) for e in self.trainable if isinstance(e, dict)]
+        return tuple((name, module_settings(name, given)) for name, given in entries)

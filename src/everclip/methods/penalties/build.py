@@ -1,0 +1,34 @@
+"""From the settings of the slot to penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from everclip.config import validated
+from everclip.errors import ConfigError, did_you_mean
+from everclip.methods.penalties.base import Penalty
+from everclip.methods.penalties.feature_distill import FeatureDistill
+from everclip.methods.penalties.lwf import Lwf
+from everclip.methods.penalties.weight_constraint import WeightConstraint
+
+PENALTIES: dict[str, type[Penalty[Any]]] = {
+    "weight-constraint": WeightConstraint,
+    "lwf": Lwf,
+    "feature-distill": FeatureDistill,
+}
+
+
+def build(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Penalty[Any], ...]:
+    """Build the penalties that a method names; one of weight 0 is left out.
+
+    Raises:
+        ConfigError: for an unknown name or setting.
+    """
+    built = []
+    for name, given in settings.items():
+        if name not in PENALTIES:
+            raise ConfigError(f"method.penalties: {name!r} is not known.{did_you_mean(name, PENALTIES)}")
+        kind = PENALTIES[name]
+        built.append(kind(name, validated(kind.Settings, given, f"method.penalties.{name}")))
+    return tuple(p for p in built if p.settings.weight)

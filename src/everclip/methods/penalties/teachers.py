@@ -1,0 +1,131 @@
+"""Teachers: frozen copies of the backbone that penalties compare the student with, shared between penalties."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from everclip.errors import CheckpointError
+from everclip.models.backbone import Backbone
+
+INITIAL, TASK_START = "initial", "task-start"
+
+
+class Teachers:
+    """The backbone as it was at the start of the run, and at the start of the task.
+
+    The initial one is copied when the method is built, so a resumed run has it without storing it; its fingerprints
+    are stored and compared. The one of the task's start is rebuilt from the weights that the method keeps of it.
+
+    Args:
+        backbone: the student, still with the weights that the run begins from.
+        wanted: which of `initial` and `task-start` are needed.
+    """
+
+    def __init__(self, backbone: Backbone, wanted: Collection[str]) -> None:
+        self.wanted = frozenset(wanted)
+        self._held = {INITIAL: frozen_copy(backbone)} if INITIAL in self.wanted else {}
+        self._banks: dict[tuple[str, int, str], torch.Tensor] = {}
+        self._fingerprints: dict[str, str] | None = None
+
+    def begin_task(self, backbone: Backbone, start: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Copy the student as the task's start.
+
+        Args:
+            backbone: the student.
+            start: inside a task, what the student's weights were when it began: name -> tensor.
+        """
+        self._banks.clear()
+        if TASK_START not in self.wanted:
+            return
+        teacher = frozen_copy(backbone)
+        place = teacher.state_dict()
+        for name, tensor in (start or {}).items():
+            place[name].copy_(tensor)
+        self._held[TASK_START] = teacher
+
+    def end_task(self) -> None:
+        """Forget the task's start."""
+        self._banks.clear()
+        self._held.pop(TASK_START, None)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return what the initial teacher is called by, empty if there is none."""
+        if self._fingerprints is None:  # hashed once: every checkpoint asks
+            held = self._held.get(INITIAL)
+            self._fingerprints = {} if held is None else held.fingerprints()
+        return dict(self._fingerprints)
+
+    def require(self, stored: Mapping[str, str]) -> None:
+        """Check that the initial teacher is the one a checkpoint was made with.
+
+        Raises:
+            CheckpointError: if the backbone's weights have changed since.
+        """
+        found = self.fingerprints()
+        if stored and found and dict(stored) != found:
+            raise CheckpointError(
+                f"the start model has changed since this run began (fingerprints {dict(stored)} -> {found}), and a "
+                "penalty refers to it. Put the weights back, or start a new run."
+            )
+
+    def parameters(self) -> int:
+        """Return how many parameters the copies hold."""
+        return sum(p.numel() for teacher in self._held.values() for p in teacher.parameters())
+
+    def image(self, kind: str, pixels: torch.Tensor, student: Backbone) -> torch.Tensor:
+        """Return a teacher's unit embeddings `(N, D)` of pixels, without gradient."""
+        with _exactly():
+            return self._beside(kind, student).encode_image(pixels)
+
+    def text(self, kind: str, tokens: torch.Tensor, student: Backbone) -> torch.Tensor:
+        """Return a teacher's unit embeddings `(N, D)` of token ids, without gradient."""
+        with _exactly():
+            return self._beside(kind, student).encode_text(tokens)
+
+    def bank(
+        self, kind: str, place: tuple[int, str], tokens: torch.Tensor, student: Backbone
+    ) -> torch.Tensor:
+        """Return a teacher's class embeddings `(C, D)`, encoded once per `place` (task, phase)."""
+        key = (kind, *place)
+        if key not in self._banks:
+            self._banks[key] = self.text(kind, tokens, student)
+        return self._banks[key]
+
+    def scale(self, kind: str, student: Backbone) -> torch.Tensor:
+        """Return a teacher's factor on cosines."""
+        return self._beside(kind, student).logit_scale.detach()
+
+    def _beside(self, kind: str, student: Backbone) -> Backbone:
+        """Return the teacher on the student's device and in its precision."""
+        teacher, like = self._held[kind], next(student.parameters())
+        own = next(teacher.parameters())
+        if own.device != like.device or own.dtype != like.dtype:
+            teacher.to(like.device, like.dtype)
+        return teacher
+
+
+def frozen_copy(backbone: Backbone) -> Backbone:
+    """Return a copy with tensors of its own, in evaluation mode, that nothing trains.
+
+    Sharing tensors would let the teacher move with the student, and every distillation gradient be zero.
+    """
+    # The tokenizer and the transform hold no weights; copying them costs more than the towers of a small model.
+    shared: dict[int, Any] = {id(v): v for v in (backbone.tokenizer, backbone.preprocess)}
+    return copy.deepcopy(backbone, shared).eval().requires_grad_(False)
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """No gradient, and the same kernels as the student's: torch's inference path of attention rounds differently."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
