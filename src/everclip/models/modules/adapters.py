@@ -1,0 +1,110 @@
+"""Bottleneck adapters: two small projections beside frozen weights, exactly the identity at the start.
+
+Serial ones stand after attention and after the MLP, before the residual sum: `h + s up(act(down(h)))` (Houlsby et al.
+2019, arXiv 1902.00751, figure 2). The parallel one stands beside the MLP and reads what it reads, the normalised
+tokens: `mlp(h) + s up(act(down(h)))` (AdaptFormer, Chen et al. 2022, arXiv 2205.13535, equation 3).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
+from torch import nn
+
+from everclip.errors import ConfigError
+from everclip.models.modules.base import Context, Hooked, generator
+from everclip.models.modules.settings import AdapterSettings, blocks_in
+from everclip.models.modules.towers import Tower
+
+NAMES = {"attention": "adapter_attention", "mlp": "adapter_mlp", "parallel": "adapter_parallel"}
+"""Place -> the adapter's name inside its block."""
+
+_ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "quick-gelu": QuickGELU}
+
+
+class Adapter(Hooked):
+    """A bottleneck on tokens `(..., W)`.
+
+    Args:
+        width: W.
+        settings: width of the bottleneck, activation, scale.
+        place: `attention`, `mlp` or `parallel`.
+        draw: initialises the first projection; the second starts at zero.
+        like: decides device and type.
+    """
+
+    def __init__(
+        self, width: int, settings: AdapterSettings, place: str, draw: torch.Generator, like: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.place, self.scale = place, settings.factor
+        kind = {"device": like.device, "dtype": like.dtype}
+        bound = 1 / math.sqrt(width)
+        values = (2 * torch.rand(settings.width, width, generator=draw) - 1) * bound
+        self.down = nn.Linear(width, settings.width, **kind)
+        self.activation = _ACTIVATIONS[settings.activation]()
+        self.up = nn.Linear(settings.width, width, **kind)
+        with torch.no_grad():
+            self.down.weight.copy_(values)
+            for zero in (self.down.bias, self.up.weight, self.up.bias):
+                zero.zero_()
+
+    def extra_repr(self) -> str:
+        """Say what `str` must tell apart."""
+        return f"place={self.place}, scale={self.scale:g}"
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what the adapter adds, same shape as `tokens`."""
+        hidden = self.activation(F.linear(tokens, self.down.weight, self.down.bias))
+        return F.linear(hidden, self.up.weight, self.up.bias) * self.scale
+
+    def attach(self, block: nn.Module) -> None:
+        """Hook this adapter into an open_clip block."""
+        owner = {"attention": "ls_1", "mlp": "ls_2", "parallel": "mlp"}[self.place]
+        hook = self._beside if self.place == "parallel" else self._after
+        self._handles.append(block.get_submodule(owner).register_forward_hook(hook))
+
+    def _after(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self(output).to(output.dtype)
+
+    def _beside(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output + self(inputs[0]).to(output.dtype)
+
+
+def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
+    """Put adapters into the blocks that the settings name; the tower computes what it did, bit for bit.
+
+    Raises:
+        ConfigError: if a block has such an adapter already.
+    """
+    places: tuple[Literal["attention", "mlp", "parallel"], ...] = settings.places
+    if settings.form == "parallel":
+        places = ("parallel",)
+    where = f"method.trainable.adapter.blocks ({tower.side})"
+    chosen = [(n, place) for n in blocks_in(settings.blocks, len(tower.blocks), where) for place in places]
+    for number, place in chosen:
+        if hasattr(tower.blocks[number], NAMES[place]):
+            raise ConfigError(
+                f"method.trainable: two `adapter` stand at the same place ({place}, block {number} of the "
+                f"{tower.side} tower); give them different blocks, towers or places."
+            )
+    for number, place in chosen:
+        block = tower.blocks[number]
+        draw = generator(context.seed, "adapter", tower.side, number, place)
+        adapter = Adapter(tower.width, settings, place, draw, next(block.parameters()))
+        block.add_module(NAMES[place], adapter)
+        adapter.attach(block)
+
+
+def remove(clip: nn.Module) -> None:
+    """Take all adapters out again."""
+    for block in list(clip.modules()):
+        for name in NAMES.values():
+            adapter = getattr(block, name, None)
+            if isinstance(adapter, Adapter):
+                adapter.unhook()
+                delattr(block, name)

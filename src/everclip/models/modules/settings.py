@@ -1,0 +1,176 @@
+"""Settings of the modules that can be grown inside a CLIP. No torch here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from everclip.config import Frozen, validated
+from everclip.errors import ConfigError, did_you_mean
+
+Side = Literal["image", "text", "both"]
+Target = Literal["q", "k", "v", "out", "mlp", "c_fc", "c_proj"]
+
+_RANGE = re.compile(r"(?P<from>\d+)(-(?P<to>\d+))?|(?P<end>first|last)(?P<count>\d+)|all")
+
+
+def check_range(text: str) -> str:
+    """Return `text` if it reads as a range of blocks: `3`, `8-11`, `first3`, `last2` or `all`.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    found = _RANGE.fullmatch(text)
+    if found is None or (found["to"] is not None and int(found["to"]) < int(found["from"])):
+        raise ValueError(f"{text!r} is no range of blocks; write 3, 8-11, first3, last2 or all")
+    if found["count"] is not None and int(found["count"]) == 0:
+        raise ValueError(f"{text!r} names no block; write {found['end']}1 for one")
+    return text
+
+
+def blocks_in(text: str, count: int, where: str) -> range:
+    """Return the 0-based blocks that a range names in a tower of `count` blocks.
+
+    Args:
+        text: `3`, `8-11` (both ends included), `first3`, `last2` or `all`.
+        count: how many blocks there are.
+        where: what errors call the place of the range.
+
+    Raises:
+        ConfigError: if the tower does not have all of them.
+    """
+    found = _RANGE.fullmatch(check_range(text))
+    assert found is not None
+    if text == "all":
+        return range(count)
+    if found["end"] is not None:
+        size = int(found["count"])
+        chosen = range(size) if found["end"] == "first" else range(count - size, count)
+    else:
+        first = int(found["from"])
+        chosen = range(first, int(found["to"] or first) + 1)
+    if chosen.start < 0 or chosen.stop > count:
+        raise ConfigError(
+            f"{where}: {text!r} asks for blocks that are not there; the tower has 0-{count - 1}."
+        )
+    return chosen
+
+
+class ModuleSettings(Frozen):
+    """What every grown module is told.
+
+    Attributes:
+        tower: the tower it grows in, or both.
+        blocks: which transformer blocks: `3`, `8-11` (both ends included), `first3`, `last2` or `all`.
+    """
+
+    tower: Side = "both"
+    blocks: str = "all"
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        return check_range(str(value)) if isinstance(value, str | int) else value
+
+    @property
+    def towers(self) -> tuple[Literal["image", "text"], ...]:
+        """The towers it grows in."""
+        return ("image", "text") if self.tower == "both" else (self.tower,)
+
+
+class LoraSettings(ModuleSettings):
+    """Low-rank updates of weights (LoRA, arXiv 2106.09685).
+
+    Attributes:
+        targets: attention's `q`, `k`, `v`, `out`, and the MLP's `c_fc`, `c_proj` (`mlp` is both).
+        rank: rank of each update.
+        alpha: the update is multiplied by `alpha / rank`; `null` = `rank`, a factor of one.
+        rank_stabilised: divide by the square root of the rank instead (rsLoRA, arXiv 2312.03732).
+    """
+
+    targets: tuple[Target, ...] = Field(("q", "v"), min_length=1)
+    rank: int = Field(8, ge=1)
+    alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
+    rank_stabilised: bool = False
+
+    @property
+    def scaling(self) -> float:
+        """The factor on each update."""
+        alpha = float(self.rank) if self.alpha is None else self.alpha
+        return float(alpha / (self.rank**0.5 if self.rank_stabilised else self.rank))
+
+
+class AdapterSettings(ModuleSettings):
+    """Bottleneck adapters.
+
+    Attributes:
+        form: `serial` after a sublayer, before its residual sum (Houlsby et al. 2019, arXiv 1902.00751), or
+            `parallel` beside the MLP, on its normalised input (AdaptFormer, arXiv 2205.13535).
+        places: where serial ones stand: after `attention`, after the `mlp`, or both.
+        width: width of the bottleneck.
+        activation: between the two projections.
+        scale: factor on the adapter's output; `null` = 1 for serial and 0.1 for parallel, as published.
+    """
+
+    form: Literal["serial", "parallel"] = "serial"
+    places: tuple[Literal["attention", "mlp"], ...] = Field(("attention", "mlp"), min_length=1)
+    width: int = Field(64, ge=1)
+    activation: Literal["gelu", "relu", "quick-gelu"] = "gelu"
+    scale: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @property
+    def factor(self) -> float:
+        """The factor on the adapter's output."""
+        if self.scale is not None:
+            return self.scale
+        return 1.0 if self.form == "serial" else 0.1
+
+
+class PromptSettings(ModuleSettings):
+    """Learnable tokens in the input of a tower (VPT, arXiv 2203.12119; CoOp, arXiv 2109.01134).
+
+    Attributes:
+        count: tokens per block; with `init` as many as its words have.
+        depth: how many blocks, from the first on, have tokens of their own: 1 is "shallow"; `all` is "deep".
+        init: words whose embeddings the first text tokens start from (`a photo of a`).
+    """
+
+    tower: Side = "image"
+    count: int | None = Field(None, ge=1)
+    depth: int | Literal["all"] = 1
+    init: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PromptSettings:
+        if self.init is not None and (self.tower != "text" or not self.init.strip()):
+            raise ValueError("`init` gives words to text tokens: it needs tower: text and at least one word")
+        if self.init is not None and self.count is not None:
+            raise ValueError("give `count` or `init`, not both: the words decide how many tokens there are")
+        if self.depth != "all" and self.depth < 1:
+            raise ValueError("`depth` is at least 1, or `all`")
+        if self.blocks != "all":
+            raise ValueError("prompts begin at the first block; `depth` says how many blocks have their own")
+        return self
+
+
+MODULES: dict[str, type[ModuleSettings]] = {
+    "lora": LoraSettings,
+    "adapter": AdapterSettings,
+    "prompt": PromptSettings,
+}
+"""name in the slot `trainable` -> its settings; `kinds.py` holds what grows them."""
+
+
+def module_settings(name: str, given: Any, where: str = "method.trainable") -> ModuleSettings:
+    """Return the complete settings of a grown module.
+
+    Raises:
+        ConfigError: for an unknown module, setting or value.
+    """
+    if name not in MODULES:
+        raise ConfigError(f"{where}: {name!r} is no module that can be grown.{did_you_mean(name, MODULES)}")
+    if given is not None and not isinstance(given, dict):
+        raise ConfigError(f"{where}.{name}: expected settings such as {{tower: text}}; found {given!r}.")
+    return validated(MODULES[name], given or {}, f"{where}.{name}")

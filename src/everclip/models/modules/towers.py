@@ -1,0 +1,90 @@
+"""The towers of open_clip's models as grown modules see them: their transformer, its blocks, where they pool."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
+from torch import nn
+
+from everclip.errors import ConfigError
+
+Side = Literal["image", "text"]
+
+FITS = "What fits it: whole towers, block ranges, norms, biases and projections in the slot `trainable`."
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A transformer tower.
+
+    Attributes:
+        side: `image` or `text`.
+        root: the module with the tower's embeddings: `visual`, `text`, or the CLIP itself.
+        transformer: the stack of blocks.
+        blocks: open_clip's residual attention blocks, first to last.
+    """
+
+    side: Side
+    root: nn.Module
+    transformer: Transformer
+    blocks: tuple[nn.Module, ...]
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether blocks take `(N, L, W)` rather than `(L, N, W)`."""
+        return bool(self.transformer.batch_first)
+
+    @property
+    def width(self) -> int:
+        """Size of a token's vector, W."""
+        return int(self.transformer.width)
+
+
+def tower_of(clip: nn.Module, side: Side) -> Tower:
+    """Return a transformer tower of open_clip's `CLIP` or `CustomTextCLIP`.
+
+    Raises:
+        ConfigError: if the tower is no transformer of open_clip's own (a ResNet, a timm or Hugging Face model).
+    """
+    root = tower_root(clip, side)
+    transformer = getattr(root, "transformer", None)
+    kind = type(root).__name__
+    own = isinstance(root, VisionTransformer | TextTransformer) or root is clip
+    if not own or not isinstance(transformer, Transformer):
+        raise ConfigError(
+            f"method.trainable: nothing can be grown inside this {side} tower: {kind} is no transformer of "
+            f"open_clip's own, and grown modules know the names and shapes of those blocks alone. {FITS}"
+        )
+    return Tower(side, root, transformer, tuple(transformer.resblocks))
+
+
+def tower_root(clip: nn.Module, side: Side) -> nn.Module:
+    """Return the module that holds a tower; the text tower of open_clip's `CLIP` lies in the model itself."""
+    if side == "image":
+        visual: nn.Module = clip.visual  # type: ignore[assignment]
+        return visual
+    text = getattr(clip, "text", None)
+    return text if isinstance(text, nn.Module) else clip
+
+
+def tower_parts(clip: nn.Module, side: Side) -> list[nn.Module]:
+    """Return the modules that make up a tower, without anything of the other."""
+    root = tower_root(clip, side)
+    if root is not clip:
+        return [root]
+    return [module for name, module in clip.named_children() if name != "visual"]
+
+
+def side_of(name: str) -> Side | None:
+    """Return the tower that a parameter of a CLIP belongs to, by its name; `None` for the logit scale and bias."""
+    if re.match(r"logit_(scale|bias)$", name):
+        return None
+    return "image" if name.startswith("visual.") else "text"
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name in a model into which nothing was grown."""
+    return re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)
