@@ -28,17 +28,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-Channels = tuple[float, float, float]
-"""One number per colour channel: red, green, blue."""
+Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessConfig(Frozen):
     """How pictures become pixels, where it must differ from what the weights' configuration says (or does not say)."""
 
-    mean: Channels | None = None
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = (
-        None
-    )
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
 
@@ -47,7 +44,8 @@ class BackboneConfig(Frozen):
     """Which CLIP to start from (docs/own-model.md).
 
     Attributes:
-        name: `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an open_clip architecture.
+        name: `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an architecture of
+            open_clip's.
         weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
             (seeded by the run).
         patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794), else the model's own.

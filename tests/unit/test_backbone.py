@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError
-from everclip.models.backbone import Backbone, builtin_folder, load_backbone
+from everclip.models.backbone import Backbone, load_backbone
 from everclip.models.fingerprint import tensors_hash
+from everclip.models.locate import builtin_folder
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -153,16 +154,16 @@ def rename_key(folder: Path) -> None:
 
 def drop_key(folder: Path) -> None:
     document = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({"model_cfg": document["model_cfg"]}))
+    (folder / CONFIG).write_text(json.dumps({"preprocess_cfg": document["preprocess_cfg"]}))
 
 
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (lambda f: (f / WEIGHTS).unlink(), r"no weights at .*\.safetensors\. .*backbone\.weights=random"),
+        (lambda f: (f / WEIGHTS).unlink(), r"no weights at .*\.safetensors .*backbone\.weights=random"),
         (lambda f: (f / CONFIG).unlink(), rf"expected a folder with {CONFIG}"),
         (rename_key, r"does not fit .* missing \['visual\.proj'\], unexpected \['visual\.projection'\]"),
-        (drop_key, r"the key 'preprocess_cfg' is missing"),
+        (drop_key, r"the key 'model_cfg' is missing"),
         (lambda f: (f / WEIGHTS).write_bytes(b"damaged"), r"open_clip_model\.safetensors"),
     ],
     ids=["no weights", "no config", "other names", "half a config", "damaged weights"],

@@ -1,35 +1,41 @@
 """A CLIP from open_clip with everything that belongs to it: towers, tokenizer, transforms, fingerprints.
 
 A backbone is named by `builtin:tiny`, a folder in open_clip's layout (`open_clip_config.json` beside the weights,
-and `merges.txt.gz` if it has a vocabulary of its own), `hf-hub:ID`, or an open_clip architecture with a tag or
-file of weights. `weights=random` starts any of them from scratch.
+and `merges.txt.gz` if it has a vocabulary of its own), `hf-hub:ORG/NAME[@REVISION]` in the hub's cache folder, or an
+open_clip architecture with a tag or file of weights. `weights=random` starts any of them from scratch.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from everclip.config import BackboneConfig
 from everclip.data.images import PixelFormat
-from everclip.data.order import key_of
-from everclip.errors import ConfigError, did_you_mean
+from everclip.models.activation import decide_activation
+from everclip.models.architecture import build_clip, with_overrides
 from everclip.models.fingerprint import tensors_hash
+from everclip.models.fitting import put_weights
+from everclip.models.locate import locate
+from everclip.models.located import Located
+from everclip.models.pictures import prepare_pictures
+from everclip.models.tokenizers import build_tokenizer, check_tokenizer
+from everclip.models.weights import OPENAI_KEYS, read_state
 
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
-MERGES = "merges.txt.gz"
+
+@dataclass(frozen=True)
+class Layout:
+    """What open_clip's folder layout holds beside the weights: both configurations and the tokenizer's files."""
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+    tokenizer_files: tuple[Path, ...] = ()
 
 
 class Backbone(nn.Module):
@@ -41,6 +47,9 @@ class Backbone(nn.Module):
         preprocess: the evaluation transform, picture to `(3, S, S)`.
         pixels: size and normalisation of the image tower.
         name: how results call it.
+
+    `layout` is what its folder holds beside the weights (`None` for a model made by hand), `notes` what had to be
+    assumed to load it.
     """
 
     def __init__(
@@ -58,6 +67,8 @@ class Backbone(nn.Module):
         self.pixels = pixels
         self.name = name
         self.config = BackboneConfig(name=name)
+        self.layout: Layout | None = None
+        self.notes: list[str] = []
 
     def tokenise(self, texts: list[str]) -> torch.Tensor:
         """Return token ids `(N, L)`, int64."""
@@ -78,7 +89,7 @@ class Backbone(nn.Module):
     def logit_scale(self) -> torch.Tensor:
         """The factor on cosines (not its logarithm), a scalar tensor with gradient."""
         scale: torch.Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
-        return scale
+        return scale.squeeze()
 
     @torch.no_grad()
     def bound_logit_scale(self, most: float) -> None:
@@ -96,140 +107,45 @@ class Backbone(nn.Module):
         return {"image": tensors_hash(image), "text": tensors_hash(text)}
 
 
-def builtin_folder(name: str) -> Path:
-    """Return the folder of a built-in backbone.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    root = Path(str(resources.files("everclip.models.builtin")))
-    known = sorted(p.name for p in root.iterdir() if (p / CONFIG).is_file())
-    if name not in known:
-        names = [f"builtin:{n}" for n in known]
-        raise ConfigError(f"backbone: 'builtin:{name}' is not known.{did_you_mean(f'builtin:{name}', names)}")
-    return root / name
-
-
 def load_backbone(config: BackboneConfig | str, seed: int = 0) -> Backbone:
-    """Load a backbone in float32, in evaluation mode.
+    """Load a backbone in float32, in evaluation mode; nothing is downloaded.
 
     Args:
         config: name and weights; a plain string is a name.
         seed: decides the weights when `weights="random"`.
 
     Raises:
-        ConfigError: if there is no such model, or its weights are missing or do not fit.
+        ConfigError: if there is no such model, its files are not at hand or do not fit each other.
     """
     if isinstance(config, str):
         config = BackboneConfig(name=config)
-    name = config.name
-    if name.startswith("builtin:"):
-        backbone = _from_folder(builtin_folder(name.removeprefix("builtin:")), config, seed)
-    elif name.startswith("local-dir:") or Path(name).is_dir():
-        backbone = _from_folder(Path(name.removeprefix("local-dir:")), config, seed)
-    else:
-        backbone = _from_open_clip(config, seed)
+    found = locate(config)
+    clip, notes = _loaded(found, config, seed)
+    resized = config.image_size is not None
+    pictures = prepare_pictures(clip, found.preprocess_cfg, config.preprocess, found.where, resized)
+    text_cfg = found.model_cfg["text_cfg"]
+    tokenizer, files = build_tokenizer(text_cfg, found.folder)
+    check_tokenizer(tokenizer, clip, text_cfg)
+    backbone = Backbone(clip, tokenizer, pictures.transform, pictures.pixels, config.name).eval()
     backbone.config = config
+    # Patch dropout is the run's; all else that was set belongs to the model from now on.
+    kept = with_overrides(found.model_cfg, None, config.image_size, config.force_quick_gelu)
+    backbone.layout = Layout(kept, pictures.config, files)
+    backbone.notes = [*notes, *pictures.notes]
     return backbone
 
 
-def _from_folder(folder: Path, config: BackboneConfig, seed: int) -> Backbone:
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(f"backbone: {folder}: expected a folder with {CONFIG}; there is none.")
-    document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    for key in ("model_cfg", "preprocess_cfg"):
-        if key not in document:
-            raise ConfigError(f"backbone: {folder / CONFIG}: the key {key!r} is missing.")
-    model_cfg = document["model_cfg"]
-    if config.patch_dropout is not None:
-        model_cfg["vision_cfg"]["patch_dropout"] = config.patch_dropout
-    clip = _random_clip(model_cfg, seed)
-    if config.weights != "random":
-        _load_weights(clip, folder / (config.weights or WEIGHTS))
-    text = document["model_cfg"]["text_cfg"]
-    if (folder / MERGES).is_file():
-        tokenizer: Any = SimpleTokenizer(str(folder / MERGES), context_length=text["context_length"])
-    else:
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    return _assemble(clip, tokenizer, document["preprocess_cfg"], config.name)
-
-
-def _random_clip(model_cfg: dict[str, Any], seed: int) -> nn.Module:
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    settings = {k: v for k, v in model_cfg.items() if k != "custom_text"}
-    kind = CustomTextCLIP if model_cfg.get("custom_text") else CLIP
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_of("backbone", seed) % 2**63)
-        clip: nn.Module = kind(**settings)
-    return clip.float().eval()
-
-
-def _load_weights(clip: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise ConfigError(
-            f"backbone: no weights at {path}. Put them there, or set backbone.weights=random to start from scratch."
-        )
-    try:
-        stored = load_file(path)
-        state = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
-        missing, unexpected = clip.load_state_dict(state, strict=False)
-    except SafetensorError as error:
-        raise ConfigError(f"backbone: {path} is no readable safetensors file ({error}).") from error
-    except RuntimeError as error:  # tensors of another shape, listed by torch
-        raise ConfigError(f"backbone: {path} does not fit its configuration: {error}") from error
-    if missing or unexpected:
-        raise ConfigError(
-            f"backbone: {path} does not fit its configuration: missing {sorted(missing)[:5]}, "
-            f"unexpected {sorted(unexpected)[:5]}."
-        )
-
-
-def _from_open_clip(config: BackboneConfig, seed: int) -> Backbone:
-    hub = config.name.startswith("hf-hub:")
-    if not hub and config.name not in open_clip.list_models():
-        known = [*open_clip.list_models(), "builtin:tiny"]
-        raise ConfigError(
-            f"backbone: {config.name!r} is neither a folder nor an open_clip model."
-            f"{did_you_mean(config.name, known)}"
-        )
-    if not hub and config.weights is None:
-        tags = open_clip.list_pretrained_tags_by_model(config.name)
-        raise ConfigError(
-            f"backbone: {config.name} needs backbone.weights: a file, 'random', or one of "
-            f"{', '.join(tags) or '(no tags)'}."
-        )
-    pretrained = None if hub or config.weights == "random" else config.weights
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key_of("backbone", seed) % 2**63)
-            clip, _, _ = open_clip.create_model_and_transforms(
-                config.name,
-                pretrained=pretrained,
-                load_weights=config.weights != "random",
-                force_patch_dropout=config.patch_dropout,
-            )
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"backbone: {config.name} with weights {config.weights!r} could not be loaded: {error}\n"
-            "Without a connection: give a local file (backbone.weights=PATH), a folder in open_clip's layout "
-            "(backbone.name=FOLDER), or use builtin:tiny."
-        ) from error
-    preprocess_cfg = dict(getattr(clip.visual, "preprocess_cfg", {}))
-    return _assemble(clip.float().eval(), open_clip.get_tokenizer(config.name), preprocess_cfg, config.name)
-
-
-def _assemble(clip: nn.Module, tokenizer: Any, preprocess_cfg: dict[str, Any], name: str) -> Backbone:
-    size = clip.visual.image_size  # type: ignore[union-attr]
-    side = int(size[0] if isinstance(size, tuple | list) else size)  # type: ignore[arg-type]
-    mean = tuple(preprocess_cfg.get("mean", open_clip.OPENAI_DATASET_MEAN))
-    std = tuple(preprocess_cfg.get("std", open_clip.OPENAI_DATASET_STD))
-    preprocess = open_clip.image_transform(
-        side,
-        is_train=False,
-        mean=mean,
-        std=std,
-        interpolation=preprocess_cfg.get("interpolation"),
-        resize_mode=preprocess_cfg.get("resize_mode"),
-    )
-    return Backbone(clip, tokenizer, preprocess, PixelFormat(side, mean, std), name).eval()
+def _loaded(found: Located, config: BackboneConfig, seed: int) -> tuple[nn.Module, list[str]]:
+    """Return the model with its weights, and what was assumed."""
+    forced = config.force_quick_gelu
+    model_cfg = with_overrides(found.model_cfg, config.patch_dropout, config.image_size, forced)
+    clip = build_clip(model_cfg, seed, found.where, found.folder)
+    trained_with, why, state = found.quick_gelu, found.why, None
+    if found.weights is not None:
+        state = read_state(found.weights, 4 * sum(t.numel() for t in clip.state_dict().values()))
+        if any(key in state for key in OPENAI_KEYS):
+            trained_with, why = True, f"{found.weights} is in OpenAI's own form"
+    notes = [*found.notes, *decide_activation(config.name, found.model_cfg, trained_with, forced, why)]
+    if found.weights is not None and state is not None:
+        notes += put_weights(clip, state, found.weights, resize=config.image_size is not None)
+    return clip, notes

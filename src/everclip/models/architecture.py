@@ -1,0 +1,97 @@
+"""An open_clip model built from its configuration, with random weights and without a network."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
+from torch import nn
+
+from everclip.data.order import key_of
+from everclip.errors import ConfigError
+from everclip.models.hub import fetch_command, find_snapshot, is_repository
+from everclip.models.quiet import offline, quiet
+
+
+def kind_of(model_cfg: dict[str, Any]) -> type[nn.Module]:
+    """Return the class open_clip would build."""
+    if not (model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]):
+        return CLIP
+    return CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP
+
+
+def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | None = None) -> nn.Module:
+    """Build a model in float32, in evaluation mode; its weights are a function of the seed.
+
+    Args:
+        model_cfg: open_clip's configuration; not changed.
+        seed: of the random weights. The caller's generators are left alone.
+        where: what the configuration is called in errors.
+        folder: where the configuration lies; a text tower of transformers is looked for there first.
+
+    Raises:
+        ConfigError: if open_clip cannot build it, or a text tower's configuration is not at hand.
+    """
+    settings = deepcopy(model_cfg)
+    kind = kind_of(settings)
+    settings.pop("custom_text", None)
+    vision, text = settings["vision_cfg"], settings["text_cfg"]
+    # Towers of their own pretraining would be downloaded, only to be overwritten.
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if text.get("hf_model_name"):
+        text |= {
+            "hf_model_pretrained": False,
+            "hf_model_name": str(_text_tower(text["hf_model_name"], folder)),
+        }
+    try:
+        with torch.random.fork_rng(devices=[]), quiet(), offline():
+            torch.manual_seed(key_of("backbone", seed) % 2**63)
+            clip = kind(**settings)
+    except ImportError as error:
+        raise ConfigError(f"backbone: {where} needs a package that is not installed ({error}).") from error
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"backbone: {where}: model_cfg is none that open_clip can build ({type(error).__name__}: {error})."
+        ) from error
+    return clip.float().eval()
+
+
+def _text_tower(name: str, folder: Path | None) -> Path:
+    """Return the folder with the `config.json` of a text tower of transformers."""
+    places = [folder / name] if folder is not None else []
+    if is_repository(name):
+        found = find_snapshot(name)
+        places += [] if isinstance(found, str) else [found.folder]
+    for place in places:
+        if (place / "config.json").is_file():
+            document = json.loads((place / "config.json").read_text(encoding="utf-8"))
+            if "auto_map" in document:
+                raise ConfigError(
+                    f"backbone: {place}: the text tower brings its own code, which is not executed."
+                )
+            return place
+    raise ConfigError(
+        f"backbone: the text tower is transformers' {name!r}, whose config.json is not at hand (looked in "
+        f"{', '.join(map(str, places)) or 'the hub cache'}). Where there is a network: "
+        f"{fetch_command(name)}"
+    )
+
+
+def with_overrides(
+    model_cfg: dict[str, Any], patch_dropout: float | None, image_size: int | None, quick_gelu: bool | None
+) -> dict[str, Any]:
+    """Return a copy of a configuration with settings of the run in place of its own."""
+    changed = deepcopy(model_cfg)
+    if patch_dropout is not None:
+        changed["vision_cfg"]["patch_dropout"] = patch_dropout
+    if image_size is not None:
+        changed["vision_cfg"]["image_size"] = image_size
+    if quick_gelu is not None:
+        changed["quick_gelu"] = quick_gelu
+    return changed

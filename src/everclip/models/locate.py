@@ -1,0 +1,182 @@
+"""From a backbone's name to the files behind it, and what to do when they are not there. No model is built here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+from everclip.config import BackboneConfig
+from everclip.errors import ConfigError, did_you_mean
+from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
+from everclip.models.layout import CONFIG, WEIGHT_SUFFIXES, find_weights, read_config
+from everclip.models.located import Located, ways_on
+from everclip.models.tags import locate_tag, pictures_of, tag_of_file
+
+RANDOM = "random"
+
+
+def builtin_folder(name: str) -> Path:
+    """Return the folder of a built-in backbone.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    root = Path(str(resources.files("everclip.models.builtin")))
+    known = sorted(p.name for p in root.iterdir() if (p / CONFIG).is_file())
+    if name not in known:
+        names = [f"builtin:{n}" for n in known]
+        raise ConfigError(f"backbone: 'builtin:{name}' is not known.{did_you_mean(f'builtin:{name}', names)}")
+    return root / name
+
+
+def locate(config: BackboneConfig) -> Located:
+    """Find the files behind a backbone's name; nothing is downloaded.
+
+    Raises:
+        ConfigError: if there is no such model or its files are not at hand; says where it was looked for.
+    """
+    name = _expanded(config.name)
+    weights = None if config.weights is None else _expanded(config.weights)
+    if name.startswith("builtin:"):
+        return _in_folder(builtin_folder(name.removeprefix("builtin:")), weights)
+    if name.startswith("hf-hub:"):
+        return _in_hub(name.removeprefix("hf-hub:"), weights)
+    folder = Path(name.removeprefix("local-dir:"))
+    if name.startswith("local-dir:") or folder.is_dir():
+        return _in_folder(folder, weights)
+    if folder.suffix in WEIGHT_SUFFIXES and (folder.is_file() or os.sep in name):
+        return _from_file(folder)
+    decided = () if config.preprocess is None else config.preprocess.model_fields_set
+    return _of_architecture(name, weights, decided)
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -> Located:
+    model_cfg, preprocess_cfg = read_config(folder)
+    path = None if weights == RANDOM else find_weights(folder, weights)
+    return Located(model_cfg, preprocess_cfg, path, folder, str(folder / CONFIG), None, notes)
+
+
+def _in_hub(name: str, weights: str | None) -> Located:
+    repository, _, revision = name.partition("@")
+    if not is_repository(repository) or name.endswith("@"):
+        raise ConfigError(f"backbone: 'hf-hub:{name}': expected hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION.")
+    found = find_snapshot(repository, revision or None)
+    fetch = fetch_command(repository, revision or None)
+    if isinstance(found, str):
+        raise ConfigError(
+            f"backbone: hf-hub:{name} was looked for in the hub cache {cache_folder()}: {found}.{ways_on(fetch)}"
+        )
+    if not (found.folder / CONFIG).is_file():
+        there = ", ".join(sorted(p.name for p in found.folder.iterdir())) or "nothing"
+        raise ConfigError(
+            f"backbone: hf-hub:{name}: {found.folder} has no {CONFIG} (it has {there}): not a model of open_clip, or "
+            f"not all of it was fetched.{ways_on(fetch)}"
+        )
+    try:
+        return _in_folder(found.folder, weights, found.notes)
+    except ConfigError as error:
+        if "no weights at" not in str(error):
+            raise
+        raise ConfigError(f"{error}{ways_on(fetch)}") from error
+
+
+def _from_file(path: Path) -> Located:
+    """A file of weights given as the name: only the configuration beside it can say what it is."""
+    if not path.is_file():
+        raise ConfigError(f"backbone: {path}: no such file.")
+    if not (path.parent / CONFIG).is_file():
+        raise ConfigError(
+            f"backbone: {path} holds weights but does not say of which architecture, and there is no "
+            f"{path.parent / CONFIG}. Give both: backbone.name=ARCHITECTURE backbone.weights={path}"
+        )
+    return _in_folder(path.parent, path.name)
+
+
+def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -> Located:
+    known = open_clip.list_models()
+    if name not in known:
+        meant = did_you_mean(name, [*known, "builtin:tiny"])
+        raise ConfigError(
+            f"backbone: {name!r} is neither a folder nor an open_clip model.{meant} (Looked for a folder "
+            f"{Path(name).absolute()}, and among open_clip's {len(known)} architectures.)"
+            f"{ways_on('hf download ORG/NAME')}"
+        )
+    model_cfg = open_clip.get_model_config(name)
+    where = f"open_clip's {name}"
+    if weights == RANDOM:
+        return Located(model_cfg, None, None, None, where)
+    tags = list_pretrained_tags_by_model(name)
+    if weights is None:
+        raise ConfigError(
+            f"backbone: {name} needs backbone.weights: a file, 'random', or one of {', '.join(tags) or '(no tags)'}."
+        )
+    tag = get_pretrained_cfg(name, weights)
+    if tag:
+        return locate_tag(name, weights, model_cfg, tag, decided)
+    path = Path(weights)
+    if not path.is_file():
+        raise ConfigError(
+            f"backbone: {name} with weights {weights!r}: no such file ({path.absolute()}) and no such tag."
+            f"{did_you_mean(weights, tags)}"
+        )
+    return _of_weights_file(name, path, model_cfg, where)
+
+
+def _of_weights_file(name: str, path: Path, model_cfg: dict[str, Any], where: str) -> Located:
+    """Weights of a named architecture in a file; a configuration beside it must agree, and says what it knows."""
+    tag = tag_of_file(name, path)
+    quick_gelu = None if tag is None else bool(tag.get("quick_gelu"))
+    why = f"a tag of open_clip's has a file {path.name}"
+    if not (path.parent / CONFIG).is_file():
+        note = () if tag else (f"activation: taken from {name}; the file {path.name} does not say",)
+        return Located(
+            model_cfg,
+            None if tag is None else pictures_of(tag),
+            path,
+            path.parent,
+            where,
+            quick_gelu,
+            note,
+            why,
+        )
+    beside, preprocess_cfg = read_config(path.parent)
+    differing = _differences(model_cfg, beside)
+    if differing == ["quick_gelu"]:
+        quick_gelu, why = bool(beside.get("quick_gelu")), f"{path.parent / CONFIG} beside them"
+    elif differing:
+        raise ConfigError(
+            f"backbone: {name} differs from {path.parent / CONFIG} beside the weights in {', '.join(differing)}. Use "
+            f"the folder: backbone.name={path.parent}"
+        )
+    return Located(model_cfg, preprocess_cfg, path, path.parent, where, quick_gelu, (), why)
+
+
+_UNIMPORTANT = (
+    "timm_model_pretrained",
+    "hf_model_pretrained",
+    "hf_tokenizer_name",
+    "patch_dropout",
+    "timm_drop",
+)
+
+
+def _differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*one, *two} - {*_UNIMPORTANT}):
+        a, b = one.get(key), two.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif json.dumps(a) != json.dumps(b) and (a or b):  # False, 0 and absent mean the same to open_clip
+            found.append(prefix + key)
+    return found

@@ -1,0 +1,84 @@
+"""How a model's pictures become pixels: its own configuration, what the user set, and what had to be assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import nn
+
+from everclip.config import PreprocessConfig
+from everclip.data.images import PixelFormat
+from everclip.errors import ConfigError
+
+_SAID = ("mean", "std", "interpolation", "resize_mode")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A complete preprocessing configuration, its transform, and notes on what was assumed."""
+
+    config: dict[str, Any]
+    transform: Callable[[Any], torch.Tensor]
+    pixels: PixelFormat
+    notes: tuple[str, ...]
+
+
+def side_of(clip: nn.Module, where: str) -> int:
+    """Return the side in pixels of the pictures an image tower takes.
+
+    Raises:
+        ConfigError: if they are not square, which nothing here prepares.
+    """
+    size: Any = clip.visual.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    if height != width:
+        raise ConfigError(
+            f"backbone: {where} takes pictures of {width} x {height}; only square ones are prepared."
+        )
+    return int(height)
+
+
+def prepare_pictures(
+    clip: nn.Module, found: dict[str, Any] | None, wanted: PreprocessConfig | None, where: str, resized: bool
+) -> Pictures:
+    """Decide how pictures become pixels.
+
+    Args:
+        clip: the model, whose image tower decides the side.
+        found: what the weights' configuration or tag says; `None` if nothing does.
+        wanted: what the user set, which comes first.
+        where: what the configuration is called in errors.
+        resized: whether the user set another side than the weights' own.
+
+    Raises:
+        ConfigError: if the configuration says another side than the image tower takes.
+    """
+    side = side_of(clip, where)
+    said = dict(found or {})
+    size = said.pop("size", side)
+    stated = set(size) if isinstance(size, tuple | list) else {size}
+    if stated != {side} and not resized:
+        raise ConfigError(
+            f"backbone: {where}: preprocess_cfg.size is {size}, but the image tower takes {side} pixels; correct the "
+            f"one that is wrong, or set backbone.image_size={side}."
+        )
+    said |= {} if wanted is None else wanted.model_dump(exclude_none=True)
+    notes = []
+    assumed = [key for key in _SAID if said.get(key) is None]
+    complete = PreprocessCfg(size=side, **{k: v for k, v in said.items() if v is not None})
+    if assumed:
+        values = ", ".join(f"{key} {getattr(complete, key)}" for key in assumed)
+        notes.append(
+            f"preprocessing: nothing with the weights says {values}; open_clip's defaults are assumed"
+        )
+    if complete.resize_mode == "longest":
+        notes.append("preprocessing: training crops are square; `longest` pads evaluation pictures only")
+    mean, std = (tuple(float(v) for v in values) for values in (complete.mean, complete.std))
+    document = {**vars(complete), "mean": list(mean), "std": list(std)}
+    return Pictures(
+        document, image_transform_v2(complete, is_train=False), PixelFormat(side, mean, std), tuple(notes)
+    )

@@ -1,0 +1,156 @@
+"""The tokenizer that belongs to a model, found without a network and checked against its embedding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import nn
+
+from everclip.errors import ConfigError
+from everclip.models.hub import fetch_command, find_snapshot, is_repository
+from everclip.models.layout import MERGES
+from everclip.models.quiet import offline, quiet
+
+HF_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""What a tokenizer of transformers may consist of."""
+
+_ENOUGH = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def build_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> tuple[Any, tuple[Path, ...]]:
+    """Return a model's tokenizer and the files it was made of (none for the one open_clip carries).
+
+    Args:
+        text_cfg: open_clip's configuration of the text tower; not changed.
+        folder: where the model lies; its own files come first.
+
+    Raises:
+        ConfigError: if its files are not at hand; says what is missing, where it was looked for, and what to do.
+    """
+    length = text_cfg.get("context_length", 77)
+    kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if text_cfg.get("hf_tokenizer_name"):
+        return _from_transformers(text_cfg, length, kwargs, folder)
+    merges = kwargs.pop("bpe_path", None) or MERGES
+    if Path(merges).is_absolute() or ".." in Path(merges).parts:
+        raise ConfigError(f"backbone: tokenizer_kwargs.bpe_path {merges!r} leaves the model's folder.")
+    path = None if folder is None else folder / merges
+    if path is not None and path.is_file():
+        return SimpleTokenizer(str(path), context_length=length, **kwargs), (path,)
+    if merges != MERGES:
+        raise ConfigError(f"backbone: the vocabulary {path or merges} that text_cfg names is not there.")
+    return SimpleTokenizer(context_length=length, **kwargs), ()
+
+
+def _from_transformers(
+    text_cfg: dict[str, Any], length: int, kwargs: dict[str, Any], folder: Path | None
+) -> tuple[Any, tuple[Path, ...]]:
+    name = str(text_cfg["hf_tokenizer_name"])
+    place = _tokenizer_folder(name, folder)
+    if kwargs.pop("trust_remote_code", False):
+        raise ConfigError(f"backbone: the tokenizer {name!r} brings its own code, which is not executed.")
+    try:
+        with quiet(), offline():
+            tokenizer = HFTokenizer(
+                str(place),
+                context_length=length,
+                tokenizer_mode=text_cfg.get("tokenizer_mode"),
+                local_files_only=True,
+                trust_remote_code=False,
+                **kwargs,
+            )
+    except ImportError as error:
+        raise ConfigError(
+            f"backbone: the tokenizer {name!r} needs the package transformers ({error}): pip install transformers"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"backbone: the tokenizer files in {place} cannot be used ({error}).") from error
+    return tokenizer, tuple(p for p in (place / n for n in HF_FILES) if p.is_file())
+
+
+def _tokenizer_folder(name: str, folder: Path | None) -> Path:
+    looked = []
+    if folder is not None:
+        if any((folder / n).is_file() for n in _ENOUGH):
+            return folder
+        looked.append(f"{folder} (no {', '.join(_ENOUGH[:3])}...)")
+    if is_repository(name):
+        found = find_snapshot(name)
+        if not isinstance(found, str) and any((found.folder / n).is_file() for n in _ENOUGH):
+            return found.folder
+        looked.append(found if isinstance(found, str) else f"{found.folder} (no tokenizer files)")
+    raise ConfigError(
+        f"backbone: the text tower reads the tokenizer {name!r}, which is not at hand.\n  looked in: "
+        + "\n             ".join(looked or ["(nowhere: the name is no repository)"])
+        + "\n  Put its tokenizer.json and tokenizer_config.json beside the model's weights, or where there is a "
+        f"network: {fetch_command(name)}"
+    )
+
+
+def size_of(tokenizer: Any) -> int:
+    """Return the number of tokens: ids are below it."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    return int(tokenizer.vocab_size) if inner is None else len(inner)
+
+
+def check_tokenizer(tokenizer: Any, clip: nn.Module, text_cfg: dict[str, Any]) -> None:
+    """Check a tokenizer against the model that reads its ids.
+
+    Raises:
+        ConfigError: if ids would lie outside the embedding, belong to another vocabulary, or the end of a text
+            would not be found.
+    """
+    rows, tokens = _rows(clip), size_of(tokenizer)
+    simple = isinstance(tokenizer, SimpleTokenizer)
+    # The end token of the simple tokenizer is its last, so that another count means another vocabulary.
+    if rows is not None and (tokens > rows or (simple and tokens != rows and not text_cfg.get("embed_cls"))):
+        raise ConfigError(
+            f"backbone: the tokenizer has {tokens} tokens, but the text tower embeds {rows}. Put the vocabulary the "
+            f"model was trained with beside its weights ({MERGES if simple else 'tokenizer.json'})."
+        )
+    length = getattr(clip, "context_length", None)
+    if length and tokenizer.context_length != length and not hasattr(clip, "text_decoder"):
+        hf = text_cfg.get("hf_model_name")
+        if not hf or tokenizer.context_length > length:
+            raise ConfigError(
+                f"backbone: the tokenizer gives {tokenizer.context_length} tokens, the text tower reads {length}: "
+                "model_cfg.text_cfg.context_length is wrong."
+            )
+    if text_cfg.get("pool_type") == "eos" and not text_cfg.get("hf_model_name"):
+        end = tokenizer.eot_token_id if simple else tokenizer.tokenizer.eos_token_id
+        if end != text_cfg.get("eos_id", 2):
+            raise ConfigError(
+                f"backbone: the tokenizer ends a text by {end}, but the text tower looks for "
+                f"{text_cfg.get('eos_id', 2)} (model_cfg.text_cfg.eos_id)."
+            )
+
+
+def _rows(clip: nn.Module) -> int | None:
+    for name in ("token_embedding.weight", "text.token_embedding.weight"):
+        try:
+            return int(clip.get_parameter(name).shape[0])
+        except AttributeError:
+            continue
+    inner = getattr(getattr(clip, "text", None), "transformer", None)
+    config = getattr(inner, "config", None)
+    return None if config is None else int(config.vocab_size)
