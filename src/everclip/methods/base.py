@@ -37,7 +37,7 @@ from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
 from everclip.methods.settings import MethodSettings
-from everclip.methods.trainable import choose, decay_groups
+from everclip.methods.trainable import choose, decay_groups, grow
 from everclip.models.backbone import Backbone
 from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
@@ -73,7 +73,8 @@ class Method(nn.Module):
         # Before anything grows in the backbone or trains: this is the start model.
         teaching = {p.settings.reference for p in self._penalties if p.uses_teacher}
         self._teachers = Teachers(backbone, teaching)
-        self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.trainable)]
+        grow(backbone, settings, seed)
+        self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
         for penalty in self._penalties:
             penalty.prepare(backbone, self._trainable)
         self._anchors: dict[str, merge.Weights] = {}

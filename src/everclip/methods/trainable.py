@@ -1,43 +1,121 @@
-"""The slot `trainable`: from names of parts to parameters."""
+"""The slot `trainable`: from names of parts to parameters, and the modules that it grows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from everclip.contracts import ParamGroup
 from everclip.errors import ConfigError
+from everclip.methods.settings import BLOCKS, MethodSettings
+from everclip.models.backbone import Backbone
+from everclip.models.modules.grow import grown_parameters, insert
+from everclip.models.modules.settings import MODULES, blocks_in
+from everclip.models.modules.towers import Side, plain_name, side_of, tower_root
+
+_BLOCK = re.compile(
+    r"(?P<stage>(?:trunk\.)?layer)(?P<of_resnet>\d+)\.|"
+    r"(?:transformer\.(?:resblocks|encoder\.layer|layers|block)|trunk\.(?:blocks|stages|layers))\.(?P<number>\d+)\."
+)
+_PROJECTION = re.compile(r"(proj|text_projection|attnpool\.c_proj\.\w+|(head|proj|text_projection)\..+)$")
+_EMBEDDING = re.compile(
+    r"(conv1\.weight|class_embedding|positional_embedding|token_embedding\.weight|cls_emb|"
+    r"trunk\.(patch_embed\..+|cls_token|reg_token|pos_embed|stem\..+)|transformer\.embeddings\..+)$"
+)
+_NORMS = (
+    (nn.LayerNorm, "layernorm"),
+    (nn.modules.batchnorm._BatchNorm, "batchnorm"),
+)
+
+
+def grow(backbone: Backbone, settings: MethodSettings, seed: int) -> None:
+    """Grow the modules that the slot names inside a backbone.
+
+    Raises:
+        ConfigError: if one does not fit.
+    """
+    for name, given in settings.modules:
+        insert(backbone.clip, name, given, seed=seed, tokenise=backbone.tokenise)
 
 
 def part_of(name: str, clip: nn.Module) -> set[str]:
-    """Return the parts that a parameter of open_clip's model belongs to."""
-    if name == "logit_bias":
-        return set()  # of SigLIP's loss, which nothing here trains
-    if name == "logit_scale":
-        return {"logit-scale"}
-    tower = "image" if name.startswith("visual.") else "text"
-    parts = {tower}
-    leaf = name.removeprefix("visual.").removeprefix("text.")
-    if leaf in ("proj", "text_projection") or leaf.startswith(("head.", "text_projection.", "proj.")):
-        parts.add(f"{tower}-projection")
-    owner = clip.get_submodule(name.rpartition(".")[0]) if "." in name else clip
-    if isinstance(owner, nn.LayerNorm):
-        parts.add(f"{tower}-layernorm")
-    return parts
+    """Return the parts that a parameter of open_clip's model belongs to; blocks are numbered (`image-blocks:3`)."""
+    plain = plain_name(name)
+    side = side_of(plain)
+    if side is None:
+        return {"logit-scale" if plain == "logit_scale" else "logit-bias"}
+    leaf = plain.removeprefix("visual.").removeprefix("text.")
+    parts = {side}
+    if (block := _BLOCK.match(leaf)) is not None:
+        # The stages of a ResNet are named from 1.
+        number = int(block["number"]) if block["stage"] is None else int(block["of_resnet"]) - 1
+        parts.add(f"{side}-blocks:{number}")
+    if _PROJECTION.match(leaf):
+        parts.add(f"{side}-projection")
+    # The stem of a ResNet has three convolutions; `conv1` of a ViT makes the patches.
+    if _EMBEDDING.match(leaf) or (_is_resnet(clip, side) and re.match(r"(conv|bn)\d\.", leaf)):
+        parts.add(f"{side}-embeddings")
+    if plain.endswith("bias"):
+        parts.add(f"{side}-bias")
+    owner = clip.get_submodule(plain.rpartition(".")[0]) if "." in plain else clip
+    return parts | {f"{side}-{norm}" for kind, norm in _NORMS if isinstance(owner, kind)}
+
+
+def _is_resnet(clip: nn.Module, side: Side) -> bool:
+    return side == "image" and hasattr(tower_root(clip, "image"), "layer4")
+
+
+def parts_of(clip: nn.Module) -> dict[str, set[str]]:
+    """Return the parts of every parameter; those of a grown module belong to their kind (`lora`) alone."""
+    own = grown_parameters(clip)
+    return {n: {own[n]} if n in own else part_of(n, clip) for n, _ in clip.named_parameters()}
 
 
 def choose(clip: nn.Module, wanted: Iterable[str]) -> list[str]:
     """Return the names of parameters that belong to any of the wanted parts.
 
+    Args:
+        clip: the model, with everything grown.
+        wanted: parts, block ranges, and names of modules that were grown.
+
     Raises:
-        ConfigError: if a part is named that this model does not have.
+        ConfigError: if a part is named that this model does not have; says which it has.
     """
-    parts = {name: part_of(name, clip) for name, _ in clip.named_parameters()}
+    parts = parts_of(clip)
+    known = set().union(*parts.values())
+    chosen: set[str] = set()
     for part in wanted:
-        if not any(part in found for found in parts.values()):
-            raise ConfigError(f"method.trainable: this backbone has no {part!r}.")
-    return [name for name, found in parts.items() if found & set(wanted)]
+        found = _blocks(part, known) if part.partition(":")[0] in BLOCKS else {part}
+        if not found <= known:
+            raise ConfigError(
+                f"method.trainable: this backbone has no {part!r}; it has {', '.join(_shown(known))}."
+            )
+        chosen |= found
+    return [name for name, found in parts.items() if found & chosen]
+
+
+def _blocks(part: str, known: set[str]) -> set[str]:
+    head, _, text = part.partition(":")
+    count = sum(name.startswith(f"{head}:") for name in known)
+    if not count:
+        return {part}
+    return {f"{head}:{n}" for n in blocks_in(text, count, f"method.trainable ({part})")}
+
+
+def _shown(known: Iterable[str]) -> Sequence[str]:
+    """Return parts for people: numbered blocks as one range."""
+    names = sorted(part for part in known if ":" not in part and part not in MODULES)
+    for head in BLOCKS:
+        count = sum(part.startswith(f"{head}:") for part in known)
+        names += [f"{head}:0-{count - 1}"] if count else []
+    return names
+
+
+def trains(names: Iterable[str], side: Side, prefix: str = "backbone.clip.") -> bool:
+    """Whether any of the named parameters lies in a tower of the backbone."""
+    return any(n.startswith(prefix) and side_of(n.removeprefix(prefix)) == side for n in names)
 
 
 def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, ...]:
@@ -46,7 +124,9 @@ def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, .
     plain: list[str] = []
     for name in names:
         parameter = module.get_parameter(name)
-        lookup = name.endswith(("positional_embedding", "class_embedding", "token_embedding.weight"))
+        lookup = name.endswith(
+            ("positional_embedding", "class_embedding", "token_embedding.weight", "prompt.tokens")
+        )
         (plain if parameter.dim() < 2 or lookup else decayed).append(name)
     groups = []
     if decayed:
