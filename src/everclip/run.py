@@ -112,7 +112,8 @@ class Run:
             cursor = self._resume()
             if self._finished() and (self.path / RESULTS).is_file():
                 held = self._held()
-                if held is not None and held.status == "finished":
+                # A run killed at the end of an extension still holds the result from before it.
+                if held is not None and held.status == "finished" and len(held.rows) == len(self.place.rows):
                     self._report(only_if_missing=True)
                     return held  # as it was: looking at a result must not change where it says it comes from
             self._trackers = Trackers(self.config if self._main else None)
@@ -288,6 +289,7 @@ class Run:
         self._event("extended", extending.extension_message(added, before, left))
         self._folder.adopt(self.config)
         self._save(cursor, cursor.optimiser)
+        self._write_results("running")
 
     def _event(self, kind: str, message: str) -> None:
         self.place.events.append(
