@@ -236,7 +236,7 @@ def test_at_once_joins_all_tasks_and_changes_no_evaluation(
     ("kind", "changes", "error", "match"),
     [
         ("time", {"tasks": []}, ConfigError, "needs `tasks`"),
-        ("time", {"tasks": [{"name": "none", "where": {"time": 1990}}]}, DataError, r"task .none. .* holds no"),
+        ("time", {"tasks": [{"name": "none", "where": {"time": 1990}}]}, DataError, r"task .none. .tasks\.0. holds no"),
         ("time", {"base": {"name": "b", "where": {"time": 1}}}, DataError, "base 'b' holds no rows"),
         ("time", {"retention": [{"name": "r", "where": {"time": 1}}]}, DataError, "retention set 'r' holds no rows"),
         ("time", {"evaluate_where": {"tme": 1}}, DataError, r"no column 'tme'\. Did you mean 'time'"),

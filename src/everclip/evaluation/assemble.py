@@ -10,6 +10,9 @@ from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.matrix import summary
 from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
 
+AUTO = "auto"
+"""The headline metric that is each column's own, for streams whose tasks are of several kinds."""
+
 CLASSIFICATION = ("accuracy", "top5", "mean_class_accuracy", "ece")
 
 
@@ -48,6 +51,8 @@ def headline_value(row: Row, column: Column, headline: Mapping[str, str]) -> flo
 def metric_of(column: Column, headline: Mapping[str, str]) -> str:
     """Return the metric that stands for a column: the headline's where its kind has it, else its kind's own."""
     own = "accuracy" if column.kind == "classification" else "mean_r1"
+    if headline["metric"] == AUTO:
+        return own
     return headline["metric"] if (headline["metric"] in CLASSIFICATION) == (own == "accuracy") else own
 
 
@@ -61,11 +66,13 @@ def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -
     recalls = tuple(f"{way}_r{k}" for way in ways for k in top_k)
     more = tuple(f"{way}_{name}" for way in ways[1:] for name in ("map", "median_rank"))
     measured = {"classification": CLASSIFICATION, "retrieval": (*recalls, *more), "pairs": ()}
+    own = {"classification": "accuracy", "retrieval": "mean_r1"}
     for s in (s for s in sets if s.group == "task"):
-        if metric not in measured[s.kind]:
+        wanted = own.get(s.kind, metric) if metric == AUTO else metric
+        if wanted not in measured[s.kind]:
             raise ConfigError(
-                f"scenario.headline.metric: {metric!r} is not measured on {s.name!r} ({s.kind}, "
-                f"evaluation.top_k={list(top_k)}).{did_you_mean(metric, measured[s.kind])}"
+                f"scenario.headline.metric: {wanted!r} is not measured on {s.name!r} ({s.kind}, "
+                f"evaluation.top_k={list(top_k)}).{did_you_mean(wanted, measured[s.kind])}"
             )
 
 

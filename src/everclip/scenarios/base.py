@@ -1,16 +1,15 @@
-"""A scenario held as lists, and what all kinds of streams share: conditions, splits, evaluation sets."""
+"""A scenario held as lists: tasks, evaluation sets, protocols, and what was found on the way to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
 
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Task
-from everclip.data.splits import carve
+from everclip.data.quarantine import Quarantine
 from everclip.data.table import Table
-from everclip.errors import ConfigError, DataError
-from everclip.scenarios.spec import RetentionSpec, ScenarioSpec, Where
+from everclip.scenarios.spec import ScenarioSpec
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,12 @@ class ListScenario:
     Attributes:
         base: the backbone's own training data, if the scenario has it (minus its validation part).
         base_val: the validation part of the base.
+        retention_val: the validation twins of the retention suite, by the same names: what may be looked at while
+            training goes on. None holds a picture that is measured or trained on.
+        data_fingerprints: of every data block as it was read.
+        quarantine: the rows of every data block that could not be used.
+        guesses: what was guessed about the data.
+        notes: what else happened to the data: where they were found, and which rows were left out.
     """
 
     spec: ScenarioSpec
@@ -29,6 +34,23 @@ class ListScenario:
     base: Table | None = None
     base_val: Table | None = None
     data_fingerprints: dict[str, str] = field(default_factory=dict)
+    retention_val: tuple[EvalSet, ...] = ()
+    quarantine: tuple[Quarantine, ...] = ()
+    guesses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def part_fingerprints(self) -> dict[str, str]:
+        """A fingerprint per part: `base`, `task NAME`, `set NAME`, each with its ` (validation)` part.
+
+        Adding a task leaves those of the earlier parts as they are.
+        """
+        parts: dict[str, Table | None] = {"base": self.base, "base (validation)": self.base_val}
+        for task in self.tasks:
+            parts |= {f"task {task.name}": task.train, f"task {task.name} (validation)": task.val}
+        parts |= {f"set {s.name}": s.data for s in self.eval_sets}
+        parts |= {f"set {s.name} (validation)": s.data for s in self.retention_val}
+        return {name: table.fingerprint for name, table in parts.items() if table is not None}
 
     @property
     def name(self) -> str:
@@ -83,7 +105,10 @@ class ListScenario:
         """Return the scenario with all tasks joined into one (for the method `joint`)."""
         if len(self.tasks) <= 1:
             return self
-        classes = merge_entries([e for t in self.tasks for e in t.classes or ()]) or None
+        # A task without classes is learned from captions, so all of them together are, too.
+        labelled = all(task.classes is not None for task in self.tasks)
+        classes = merge_entries([e for t in self.tasks for e in t.classes or ()]) if labelled else None
+        languages = {task.language for task in self.tasks}
         parts = [task.val for task in self.tasks if task.val is not None and len(task.val)]
         joined = Task(
             index=0,
@@ -91,7 +116,7 @@ class ListScenario:
             train=Table.concat([task.train for task in self.tasks]),
             val=Table.concat(parts) if parts else None,
             classes=classes,
-            language=self.tasks[0].language,
+            language=languages.pop() if len(languages) == 1 else None,
             covers=tuple(task.index for task in self.tasks),
         )
         return replace(self, tasks=(joined,))
@@ -109,52 +134,6 @@ def merge_entries(entries: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
     return tuple(merged.values())
 
 
-def matcher(where: Where) -> Callable[[Table], Table]:
-    """Return a function that keeps the rows which satisfy every condition of `where`."""
-
-    def keep(table: Table) -> Table:
-        for column, wanted in where.items():
-            table = table.where(column, _condition(column, wanted))
-        return table
-
-    return keep
-
-
-def _condition(column: str, wanted: Any) -> Callable[[Any], bool]:
-    if isinstance(wanted, dict):
-        unknown = set(wanted) - {"from", "to"}
-        if unknown:
-            raise ConfigError(
-                f"where.{column}: unknown key {sorted(unknown)[0]!r}; expected `from` and `to`."
-            )
-        low, high = wanted.get("from"), wanted.get("to")
-
-        def within(value: Any) -> bool:
-            try:
-                return value is not None and (low is None or value >= low) and (high is None or value <= high)
-            except TypeError as error:
-                raise ConfigError(
-                    f"where.{column}: the range {wanted} cannot be compared with the column's {value!r}."
-                ) from error
-
-        return within
-    if isinstance(wanted, list | tuple):
-        return lambda v: v in wanted
-    return lambda v: v == wanted
-
-
-def split(table: Table, spec: ScenarioSpec) -> tuple[Table, Table]:
-    """Return `(train, test)` by the scenario's rule."""
-    if spec.split.test is not None:
-        return carve(table, spec.split.test, salt="everclip-test-v1")
-    column = str(spec.split.column)
-
-    def held(value: Any) -> bool:
-        return value is True or (isinstance(value, str) and value.lower() in ("test", "true"))
-
-    return table.where(column, lambda v: not held(v)), table.where(column, held)
-
-
 def class_entries(
     table: Table, templates: Sequence[str], tasks: tuple[int, ...] = ()
 ) -> tuple[ClassEntry, ...]:
@@ -165,19 +144,3 @@ def class_entries(
         if key is not None:
             entries.setdefault(str(key), ClassEntry(str(key), str(name), tuple(templates), tasks))
     return tuple(entries.values())
-
-
-def retention_set(spec: RetentionSpec, test: Table) -> EvalSet:
-    """Build one set of the retention suite from the held-out rows."""
-    data = matcher(spec.where)(test).renamed(spec.name)
-    if spec.kind == "classification":
-        data = data.where("class_key", lambda key: key is not None)  # what has no class has no right answer
-    require_rows(data, f"retention set {spec.name!r}", spec.where)
-    classes = class_entries(data, spec.templates) if spec.kind == "classification" else None
-    return EvalSet(spec.name, spec.kind, data, None, "retention", classes)
-
-
-def require_rows(table: Table, what: str, where: Where) -> None:
-    """Raise `DataError` if a part of a scenario holds no rows."""
-    if len(table) == 0:
-        raise DataError(f"{table.name}: {what} holds no rows (condition: {where or 'none'}).")

@@ -1,32 +1,86 @@
-"""Class-incremental tasks: a few new classes each, in a stated order."""
+"""Class-incremental tasks: a few new classes each, in a stated order or in stated groups."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
-from everclip.data.table import Table
+from everclip.contracts import ClassEntry
+from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.base import class_entries
+from everclip.scenarios.conditions import require_column
+from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
+from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec
+from everclip.scenarios.splits import Parts
 
 
-def groups(spec: ScenarioSpec, train: Table, test: Table) -> list[tuple[str, Table, Table, Any]]:
-    """Return (name, training rows, test rows, classes) per group of classes.
+def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
+    """Return one group per few classes.
 
-    Classes without a training row or without a test row are left out: they could not be learned or measured.
+    Classes without a training row or without a test row could not be learned or measured: they are left out (and
+    noted), or refused where they are listed in `groups`.
     """
-    measured = set(test.column("class_key"))
-    names = [entry.key for entry in class_entries(train, ("{}",)) if entry.key in measured]
+    require_column(parts.train, "class_key", "kind `classes`")
+    entries = class_entries(parts.train, ("{}",))
+    if spec.groups:
+        chosen = _listed(spec.groups, entries, parts)
+        return [
+            _group(index, sum(map(len, chosen[:index])), keys, parts) for index, keys in enumerate(chosen)
+        ]
+    measured = set(parts.test.column("class_key"))
+    names = [entry.key for entry in entries if entry.key in measured]
+    left = len(entries) - len(names) + len(measured - {None} - {entry.key for entry in entries})
+    if left and not spec.evaluate_where:
+        reader.notes.append(
+            f"{parts.train.name}: {left:,} classes have no training row or no test row, and are left out"
+        )
+    if not names:
+        raise DataError(
+            f"{parts.train.name}: none of {len(entries)} classes has training rows and test rows; raise split.test."
+        )
     order = ordered(names, spec, "classes")
     assert spec.per_task is not None  # the spec's own validation
     first = spec.first_task or spec.per_task
     cuts = [0, *range(first, len(order), spec.per_task), len(order)]
-    parts = []
-    for index, (start, stop) in enumerate(pairwise(cuts)):
-        keys = order[start:stop]
-        rows, held_out = (t.where("class_key", set(keys).__contains__) for t in (train, test))
-        found = {e.key: e for e in class_entries(rows, spec.class_templates, (index,))}
-        entries = tuple(found[key] for key in keys)
-        parts.append((f"classes {start + 1}-{stop}", rows, held_out, entries))
-    return parts
+    return [_group(i, start, order[start:stop], parts) for i, (start, stop) in enumerate(pairwise(cuts))]
+
+
+def _group(index: int, start: int, keys: Sequence[str], parts: Parts) -> Group:
+    wanted = set(keys)
+    rows = parts.keep(lambda table: table.where("class_key", wanted.__contains__))
+    name = f"classes {start + 1}-{start + len(keys)}"
+    return Group(name, rows, "classification", tuple(keys), key=f"groups.{index}")
+
+
+def _listed(given: Sequence[Sequence[str]], entries: Sequence[ClassEntry], parts: Parts) -> list[list[str]]:
+    """Turn listed classes (keys, or names that only one class has) into keys.
+
+    Raises:
+        ConfigError: for a class that is not there, or is listed twice.
+        DataError: for one that cannot be measured.
+    """
+    names = Counter(entry.name for entry in entries)
+    keys = {entry.name: entry.key for entry in entries if names[entry.name] == 1}
+    keys |= {entry.key: entry.key for entry in entries}
+    measured = Counter(parts.test.column("class_key"))
+    seen: set[str] = set()
+    for index, group in enumerate(given):
+        if not group:
+            raise ConfigError(f"groups.{index}: is empty; a task needs classes.")
+        for name in group:
+            if name not in keys:
+                raise ConfigError(
+                    f"groups.{index}: {name!r} is none of the classes.{did_you_mean(name, keys)}"
+                )
+            if keys[name] in seen:
+                raise ConfigError(f"groups.{index}: {name!r} is listed more than once.")
+            if not measured[keys[name]]:
+                raise DataError(
+                    f"{parts.train.name}: the class {name!r} (groups.{index}) has no test row; raise split.test, or "
+                    "leave the class out."
+                )
+            seen.add(keys[name])
+    return [[keys[name] for name in group] for group in given]

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from everclip.data.table import Table
 from everclip.errors import DataError
-from everclip.scenarios.base import matcher
+from everclip.scenarios.conditions import matcher
+from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
+from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec
+from everclip.scenarios.splits import Parts
 
 
-def groups(spec: ScenarioSpec, train: Table, test: Table) -> list[tuple[str, Table, Table, Any]]:
-    """Return (name, training rows, test rows, None) per value of `spec.column`, in `spec.order`."""
+def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
+    """Return one group per value of `spec.column`, in `spec.order`."""
     column = str(spec.column)
-    values = [str(v) for v in dict.fromkeys(train.column(column)) if v is not None]
+    values = [str(v) for v in dict.fromkeys(parts.train.column(column)) if v is not None]
     if not values:
-        raise DataError(f"{train.name}: the column {column!r} holds no values, so there are no domains.")
+        raise DataError(
+            f"{parts.train.name}: the column {column!r} holds no values, so there are no domains."
+        )
+    empty = parts.train.column(column).count(None)
+    if empty:
+        reader.notes.append(
+            f"{parts.train.name}: {empty:,} training rows without {column!r} belong to no task"
+        )
     chosen = ordered(values, spec, f"values of {column!r}")
-    return [(value, _only(train, column, value), _only(test, column, value), None) for value in chosen]
+    return [Group(value, parts.keep(_only(column, value)), key="column") for value in chosen]
 
 
-def _only(table: Table, column: str, value: str) -> Table:
-    return table.where(column, lambda found: str(found) == value)
+def _only(column: str, value: str) -> Callable[[Table], Table]:
+    return lambda table: table.where(column, lambda found: str(found) == value)
 
 
-def single(spec: ScenarioSpec, train: Table, test: Table) -> list[tuple[str, Table, Table, Any]]:
-    """Return everything (or what the only entry of `tasks` selects) as one task."""
+def single(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
+    """Return everything (or what the only entry of `tasks` selects) as one group."""
     if spec.tasks:
         only = spec.tasks[0]
-        keep = matcher(only.where)
-        return [(only.name, keep(train), keep(test), None)]
-    return [("all", train, test, None)]
+        return [Group(only.name, parts.keep(matcher(only.where, "tasks.0.where")), key="tasks.0")]
+    return [Group("all", parts)]

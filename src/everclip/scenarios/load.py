@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from everclip.config import validated
-from everclip.contracts import EvalProtocol, EvalSet, Task
-from everclip.data.sources import read
-from everclip.data.splits import carve
-from everclip.data.table import Table
+from everclip.contracts import EvalProtocol, EvalSet
 from everclip.errors import ConfigError, DataError
-from everclip.scenarios import classes, domains, time
-from everclip.scenarios.base import ListScenario, matcher, require_rows, retention_set, split
-from everclip.scenarios.spec import ScenarioSpec
+from everclip.scenarios import classes, domains, sources, time
+from everclip.scenarios.apart import Learned, keep_apart
+from everclip.scenarios.base import ListScenario
+from everclip.scenarios.building import Fit, known_part, task_part
+from everclip.scenarios.conditions import matcher
+from everclip.scenarios.groups import Group
+from everclip.scenarios.paths import Paths
+from everclip.scenarios.reading import Reader
+from everclip.scenarios.retention import retained, twins
+from everclip.scenarios.spec import Measured, ScenarioSpec
+from everclip.scenarios.splits import Parts, split
 
-Groups = list[tuple[str, Table, Table, Any]]
-"""(task name, training rows, test rows, classes or None)"""
-
-_KINDS: dict[str, Callable[[ScenarioSpec, Table, Table], Groups]] = {
+_KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
     "time": time.groups,
     "classes": classes.groups,
     "domains": domains.groups,
@@ -32,68 +36,91 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
 
     Args:
         document: see `everclip.scenarios.spec.ScenarioSpec`.
-        root: folder that relative data paths start from.
+        root: folder that relative data paths start from; default: that of the document's `file`, where they exist
+            there, else the working directory.
 
     Raises:
-        ConfigError: for a document that does not fit.
+        ConfigError: for a document that does not fit; names the file and the key as it stands there.
         DataError: for data that cannot be read, or a part without rows.
     """
-    spec = validated(ScenarioSpec, document, "scenario")
-    table = read(spec.data, root).table
-    train, test = split(table, spec)
-    fit = matcher(spec.evaluate_where)  # holds for whatever is measured, validation pictures too
-    test = fit(test)
-    tasks, sets = [], []
+    file = document.get("file")
+    with _named_as_written(file):
+        spec = validated(ScenarioSpec, document, "")
+        paths = Paths(file, root)
+        return _load(spec, Reader(paths, paths.notes))
+
+
+@contextmanager
+def _named_as_written(file: Any) -> Iterator[None]:
+    """Begin errors with the file, or with the section that settings of a benchmark stand in."""
+    try:
+        yield
+    except ConfigError as error:
+        if file is not None:
+            raise ConfigError(f"{file}: {error}") from error
+        text = re.sub(r"^(?=[a-z_]+(\.\w+)*: )", "scenario.", str(error), flags=re.MULTILINE)
+        raise ConfigError(text if text != str(error) else f"scenario: {error}") from error
+
+
+def _load(spec: ScenarioSpec, reader: Reader) -> ListScenario:
+    fit = matcher(spec.evaluate_where, "evaluate_where")  # whatever is measured, validation pictures too
+    parts, kind, groups = _cut(spec, reader, fit)
     base = base_val = None
+    sets: list[EvalSet] = []
     if spec.base is not None:
-        keep = matcher(spec.base.where)
-        base, carved = carve(keep(train).renamed(spec.base.name), spec.split.validation)
-        base_val = fit(carved)
-        known = keep(test).renamed(spec.base.name)
-        require_rows(known, f"base {spec.base.name!r}", spec.base.where)
-        sets.append(EvalSet(spec.base.name, _kind(spec), known, None, "known"))
-    for index, (name, rows, held_out, entries) in enumerate(_KINDS[spec.kind](spec, train, test)):
-        where = spec.tasks[index].where if spec.kind == "time" else {}
-        require_rows(rows, f"task {name!r} (training)", where)
-        require_rows(held_out, f"task {name!r} (test)", where)
-        kept, carved = carve(rows.renamed(name), spec.split.validation)
-        require_rows(kept, f"task {name!r} (training, without its validation part)", {})
-        times = rows.column("time") if rows.has("time") else []
-        tasks.append(Task(index, name, kept, fit(carved), entries, spec.data.language, _span(times)))
-        sets.append(EvalSet(name, _kind(spec), held_out.renamed(name), index, "task", entries))
-    sets += [retention_set(part, test) for part in spec.retention]
+        base, base_val, known = known_part(spec, parts, kind, reader, fit)
+        sets.append(known)
+    built = [task_part(spec, group, index, kind, reader, fit) for index, group in enumerate(groups)]
+    test = None if parts is None else parts.test
+    suite = tuple(retained(part, index, test, reader) for index, part in enumerate(spec.retention))
+    sets += [*(measured for _, measured in built), *(one.measured for one in suite)]
     _require_unique_names(sets)
     _require_captions(sets)
-    protocols = tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols)
+    learned = keep_apart(Learned(tuple(task for task, _ in built), base, base_val, suite), sets, reader)
+    vals = [t for t in (learned.base_val, *(task.val for task in learned.tasks)) if t is not None]
     return ListScenario(
-        spec, tuple(tasks), tuple(sets), protocols, base, base_val, {spec.data.label: table.fingerprint}
+        spec,
+        learned.tasks,
+        tuple(sets),
+        tuple(EvalProtocol(**protocol.model_dump()) for protocol in spec.protocols),
+        learned.base,
+        learned.base_val,
+        reader.fingerprints,
+        twins(learned.suite, vals, reader),
+        tuple(reader.quarantine),
+        tuple(reader.guesses),
+        tuple(reader.notes),
     )
 
 
-def _require_unique_names(sets: list[EvalSet]) -> None:
+def _cut(spec: ScenarioSpec, reader: Reader, fit: Fit) -> tuple[Parts | None, Measured | None, list[Group]]:
+    """Read the stream's data and cut them into tasks; sources have no common table and no common kind."""
+    if spec.data is None:
+        return None, None, sources.groups(spec, reader)
+    table = reader.read(spec.data)
+    parts = split(table, spec.split)
+    parts = Parts(parts.train, parts.val, fit(parts.test))
+    kind: Measured = "classification"
+    if spec.kind != "classes":
+        kind = reader.kind_of(table, spec.evaluate_as, "evaluate_as")
+    return parts, kind, _KINDS[spec.kind](spec, parts, reader)
+
+
+def _require_unique_names(sets: Sequence[EvalSet]) -> None:
     names = [s.name for s in sets]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
-                f"scenario: {name!r} names {names.count(name)} evaluation sets; results are kept by name, so give "
-                "each task, the base and each retention set its own."
+                f"{name!r} names {names.count(name)} evaluation sets; results are kept by name, so give each task, the "
+                "base and each retention set its own."
             )
 
 
-def _require_captions(sets: list[EvalSet]) -> None:
+def _require_captions(sets: Sequence[EvalSet]) -> None:
     for s in (s for s in sets if s.kind == "retrieval" and s.data.has("caption")):
         for name, caption in zip(s.data.ids, s.data.column("caption"), strict=True):
             if caption is None or caption == "":
                 raise DataError(
                     f"evaluation set {s.name!r}, id {name}: no caption (found {caption!r}); retrieval needs one. Give "
-                    "it one, or leave such rows out with scenario.evaluate_where."
+                    "it one, or leave such rows out with evaluate_where."
                 )
-
-
-def _kind(spec: ScenarioSpec) -> Any:
-    return "classification" if spec.kind == "classes" else "retrieval"
-
-
-def _span(times: list[Any]) -> str | None:
-    given = sorted({str(value) for value in times if value is not None})
-    return None if not given else given[0] if len(given) == 1 else f"{given[0]} to {given[-1]}"

@@ -18,12 +18,10 @@ def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
     if isinstance(spec.order, tuple):
         for value in spec.order:
             if value not in values:
-                raise ConfigError(
-                    f"scenario.order: {value!r} is none of the {what}.{did_you_mean(value, values)}"
-                )
+                raise ConfigError(f"order: {value!r} is none of the {what}.{did_you_mean(value, values)}")
         if len(set(spec.order)) < len(spec.order):
             twice = next(value for value in spec.order if spec.order.count(value) > 1)
-            raise ConfigError(f"scenario.order: {twice!r} is listed more than once.")
+            raise ConfigError(f"order: {twice!r} is listed more than once.")
         return list(spec.order)
     if spec.order == "given":
         return list(values)

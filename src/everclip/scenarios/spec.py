@@ -14,7 +14,14 @@ from everclip.errors import did_you_mean
 Where = dict[str, Any]
 """Column -> value, list of values, or `{from: a, to: b}` (both inclusive, either may be absent)."""
 
+Measured = Literal["classification", "retrieval"]
+"""How an evaluation set is scored: by naming the class of a picture, or by finding picture and caption both ways."""
+
+AUTO = "auto"
+"""The headline metric that is each column's own: accuracy, or the mean of Recall@1 both ways."""
+
 METRICS = (
+    AUTO,
     "accuracy",
     "top5",
     "mean_class_accuracy",
@@ -28,9 +35,14 @@ METRICS = (
 
 
 class SplitSpec(Frozen):
-    """What is held out. `test` is a share (by hash of the id), or `column` names one that marks test rows.
+    """What is held out.
 
-    `validation` is the share of the training rows that is carved off by hash, of every task and of the base alike.
+    Attributes:
+        test: a share, by hash of the picture's id, so that adding data never moves a sample.
+        column: a column that marks rows: `test` (or true) for testing, `val`, `validation` or `dev` for validation,
+            anything else for training.
+        validation: the share of the training rows that is carved off by hash, of every task and of the base alike;
+            not used where the column marks validation rows.
     """
 
     test: float | None = Field(None, gt=0, lt=1)
@@ -39,27 +51,86 @@ class SplitSpec(Frozen):
 
     @model_validator(mode="after")
     def _one_rule(self) -> SplitSpec:
-        if (self.test is None) == (self.column is None):
-            raise ValueError(
-                "set either split.test (a share) or split.column (a column that marks test rows)"
-            )
+        if self.test is not None and self.column is not None:
+            raise ValueError(_ONE_RULE)
         return self
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether it says which rows are for testing."""
+        return self.test is not None or self.column is not None
+
+
+_ONE_RULE = "set either split.test (a share) or split.column (a column that marks test rows)"
 
 
 class GroupSpec(Frozen):
-    """Rows by condition: what was known before, or one task."""
+    """Rows by condition: one task."""
 
     name: str
     where: Where = Field(default_factory=dict)
+
+
+class BaseSpec(GroupSpec):
+    """What was known before: rows of the stream's data by condition, or data of its own.
+
+    Attributes:
+        data: a block of its own; `where` then chooses among its rows.
+        split: of that data; default: the scenario's.
+        kind: how it is measured; default: as the tasks are, or by its own columns where it has data of its own.
+        templates: texts around class names; default: the scenario's.
+    """
+
+    data: DataSpec | None = None
+    split: SplitSpec | None = None
+    kind: Measured | None = None
+    templates: tuple[Template, ...] | None = None
+
+
+class SourceSpec(GroupSpec):
+    """One source of a stream of sources: a task with names, templates and a split of its own.
+
+    Attributes:
+        data: its training data, or all of it.
+        kind: how it is measured; default: retrieval where there are captions, else classification.
+        templates: texts around class names; default: the scenario's.
+        split: default: the scenario's.
+        test: separate test data; then no rows of `data` are held out for testing.
+        val: separate validation data; then nothing is carved.
+    """
+
+    data: DataSpec
+    kind: Measured | None = None
+    templates: tuple[Template, ...] | None = None
+    split: SplitSpec | None = None
+    test: DataSpec | None = None
+    val: DataSpec | None = None
 
 
 class RetentionSpec(Frozen):
-    """An evaluation set that is never trained on: it shows what zero-shot ability is lost."""
+    """An evaluation set that is never trained on: it shows what zero-shot ability is lost.
+
+    Attributes:
+        where: chooses test rows of the stream's data, or rows of `data`.
+        data: data of its own, all of it measured but for the validation part.
+        val: separate validation data.
+        validation: the share of `data` by hash that becomes the set's validation twin (it leaves the measured side),
+            where there is no `val`. Sets made by `where` alone take theirs from the stream's validation rows.
+    """
 
     name: str
-    kind: Literal["classification", "retrieval"] = "classification"
+    kind: Measured = "classification"
     where: Where = Field(default_factory=dict)
     templates: tuple[Template, ...] = ("{}",)
+    data: DataSpec | None = None
+    val: DataSpec | None = None
+    validation: float = Field(0.3, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _val_needs_data(self) -> RetentionSpec:
+        if self.val is not None and self.data is None:
+            raise ValueError("`val` goes with `data`: without it the validation rows of the stream are taken")
+        return self
 
 
 class ProtocolSpec(Frozen):
@@ -75,7 +146,7 @@ class HeadlineSpec(Frozen):
     """Which protocol and metric the score matrix and everything derived from it use."""
 
     protocol: str
-    metric: str
+    metric: str = AUTO
 
     @field_validator("metric")
     @classmethod
@@ -89,29 +160,44 @@ class HeadlineSpec(Frozen):
 class ScenarioSpec(Frozen):
     """A stream of tasks, its evaluation sets and protocols.
 
-    `kind` decides how the rows become tasks: `time` by ranges of the column `time` (or any `where`), `classes` by
-    groups of classes, `domains` by the values of a column, `single` takes all rows as one task.
+    `kind` decides how the rows become tasks: `time` by periods or ranges of the column `time` (or any `where`),
+    `classes` by groups of classes, `domains` by the values of a column, `single` takes all rows as one task,
+    `sources` takes one data block after the other.
     """
 
     name: str
     version: int = Field(ge=1)
     summary: str
     title: str = ""
-    kind: Literal["time", "classes", "domains", "single"]
-    data: DataSpec
-    split: SplitSpec
+    kind: Literal["time", "classes", "domains", "single", "sources"]
+    data: DataSpec | None = None
+    sources: tuple[SourceSpec, ...] = ()
+    merge_classes: bool = Field(
+        True, description="sources: classes of equal name are one class; false: each source's are its own"
+    )
+    split: SplitSpec | None = None
     evaluate_where: Where = Field(default_factory=dict)
+    evaluate_as: Measured | None = Field(None, description="default: by captions where there are any")
     tasks: tuple[GroupSpec, ...] = ()
-    column: str | None = Field(None, description="domains: the column whose values are the domains")
+    every: Literal["year", "quarter", "month", "week", "day", "value"] | None = Field(
+        None, description="time: a task per period of the column, instead of listed tasks"
+    )
+    column: str | None = Field(
+        None, description="domains: whose values are the domains; time: default `time`"
+    )
     order: tuple[str, ...] | Literal["given", "sorted", "seed"] = "given"
     per_task: int | None = Field(None, ge=1, description="classes: new classes per task")
     first_task: int | None = Field(None, ge=1, description="classes: classes of the first task")
+    groups: tuple[tuple[str, ...], ...] = Field((), description="classes: the classes of every task, listed")
     order_seed: int = 0
     class_templates: tuple[Template, ...] = ("{}",)
-    base: GroupSpec | None = None
+    base: BaseSpec | None = None
     retention: tuple[RetentionSpec, ...] = ()
     protocols: tuple[ProtocolSpec, ...] = (ProtocolSpec(name="own"),)
     headline: HeadlineSpec
+    file: str | None = Field(
+        None, description="the YAML file it was read from; set by the reader of the file"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> ScenarioSpec:
@@ -120,10 +206,49 @@ class ScenarioSpec(Frozen):
             raise ValueError(f"protocols need different names (found {', '.join(names)})")
         if self.headline.protocol not in names:
             raise ValueError(f"headline.protocol {self.headline.protocol!r} is none of {', '.join(names)}")
-        if self.kind == "time" and not self.tasks:
-            raise ValueError("a scenario of kind `time` needs `tasks` (name and where)")
-        if self.kind == "domains" and not self.column:
-            raise ValueError("a scenario of kind `domains` needs `column`")
-        if self.kind == "classes" and not self.per_task:
-            raise ValueError("a scenario of kind `classes` needs `per_task`")
+        problem = _missing_data(self) if self.kind == "sources" else _missing_setting(self)
+        if problem:
+            raise ValueError(problem)
         return self
+
+
+def _missing_data(spec: ScenarioSpec) -> str | None:
+    """Say what a stream of sources lacks: each brings data and a split, or the scenario's split."""
+    if not spec.sources:
+        return "a scenario of kind `sources` needs `sources` (a list of name and data)"
+    if spec.data is not None:
+        return "a scenario of kind `sources` has no `data` of its own; put it into `sources`"
+    names = [source.name for source in spec.sources]
+    if len(set(names)) < len(names):
+        return f"sources need different names (found {', '.join(names)})"
+    for index, source in enumerate(spec.sources):
+        rule = source.split or spec.split
+        if source.test is None and (rule is None or not rule.has_rule):
+            return f"sources.{index} ({source.name}): {_ONE_RULE}, or give `test`, separate test data"
+    if spec.base is not None and spec.base.data is None:
+        return "base.data: missing; a scenario of kind `sources` has no table that `where` alone could choose from"
+    for index, part in enumerate(spec.retention):
+        if part.data is None:
+            return f"retention.{index}.data: missing; `where` alone has no table to choose from in kind `sources`"
+    return None
+
+
+def _missing_setting(spec: ScenarioSpec) -> str | None:
+    """Say what another kind of scenario lacks."""
+    if spec.data is None:
+        return "data: missing; it has no default"
+    if spec.sources:
+        return f"`sources` goes with kind `sources`, not with `{spec.kind}`"
+    if spec.split is None or not spec.split.has_rule:
+        return _ONE_RULE
+    if spec.kind == "time" and bool(spec.tasks) == bool(spec.every):
+        return (
+            "a scenario of kind `time` needs `tasks` (name and where) or `every` (year, month...), not both"
+        )
+    if spec.kind == "domains" and not spec.column:
+        return "a scenario of kind `domains` needs `column`"
+    if spec.kind == "classes" and bool(spec.per_task) == bool(spec.groups):
+        return "a scenario of kind `classes` needs `per_task` (a number) or `groups` (lists of classes), not both"
+    if spec.kind != "time" and spec.every:
+        return f"`every` goes with kind `time`, not with `{spec.kind}`"
+    return None

@@ -1,0 +1,152 @@
+"""From rows to a task with its evaluation set, and to what was known before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from everclip.contracts import ClassEntry, EvalSet, Task
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+from everclip.scenarios.base import class_entries, merge_entries
+from everclip.scenarios.conditions import matcher
+from everclip.scenarios.groups import Group
+from everclip.scenarios.reading import Reader, of_classes
+from everclip.scenarios.spec import Measured, ScenarioSpec, SplitSpec
+from everclip.scenarios.splits import Parts, split, why_no_test
+
+Fit = Callable[[Table], Table]
+_DEFAULT = SplitSpec()
+
+
+def task_part(
+    spec: ScenarioSpec, group: Group, index: int, kind: Measured | None, reader: Reader, fit: Fit
+) -> tuple[Task, EvalSet]:
+    """Build a task and the evaluation set that measures it.
+
+    Args:
+        spec: the scenario.
+        group: what becomes the task.
+        index: its number.
+        kind: how the scenario's tasks are measured, where the group does not say.
+        reader: takes the notes.
+        fit: keeps the rows that may be measured (`evaluate_where`).
+
+    Raises:
+        DataError: if a part of it holds no rows; with numbers, and what to change.
+    """
+    kind = group.kind or kind
+    rule = group.rule or spec.split
+    what = f"task {group.name!r}" + (f" ({group.key})" if group.key else "")
+    parts = _fitted(group.parts, kind, fit)
+    train, val = _trained(parts, rule, what, reader, fit)
+    rows = [parts.train, *([] if parts.val is None else [parts.val])]
+    entries = measured = None
+    if kind == "classification":
+        templates = group.templates or spec.class_templates
+        entries = _entries(rows, templates, (index,))
+        if group.classes is not None:
+            by_key = {entry.key: entry for entry in entries}
+            measured = entries = tuple(by_key[key] for key in group.classes)
+        else:
+            measured = merge_entries([*entries, *class_entries(parts.test, templates, (index,))])
+    language = _language(parts.train, group.language or (spec.data.language if spec.data else None))
+    times = parts.train.column("time") if parts.train.has("time") else []
+    task = Task(
+        index, group.name, train.renamed(group.name), val.renamed(group.name), entries, language, _span(times)
+    )
+    test = parts.test.renamed(group.name)
+    return task, EvalSet(group.name, kind or "retrieval", test, index, "task", measured)
+
+
+def known_part(
+    spec: ScenarioSpec, parts: Parts | None, kind: Measured | None, reader: Reader, fit: Fit
+) -> tuple[Table, Table, EvalSet]:
+    """Build the base's training rows, validation rows and evaluation set.
+
+    Raises:
+        ConfigError: if data of its own come without a split.
+        DataError: if a part of it holds no rows.
+    """
+    base = spec.base
+    assert base is not None  # the caller's condition
+    rule = base.split or spec.split
+    kind = base.kind or kind
+    if base.data is not None:
+        table = reader.read(base.data, "base.data")
+        if rule is None or not rule.has_rule:
+            raise ConfigError(
+                "base.split: missing; say what of the base's data is held out, for example {test: 0.2}."
+            )
+        parts, fit = (
+            split(table, rule),
+            lambda rows: rows,
+        )  # conditions on the stream's columns are not its own
+        kind = reader.kind_of(table, base.kind, "base.kind")
+    assert parts is not None  # the spec's own validation
+    what = f"base {base.name!r}"
+    own = _fitted(parts.keep(matcher(base.where, "base.where")), kind, fit)
+    train, val = _trained(own, rule, what, reader, fit)
+    classes = None
+    if kind == "classification":
+        classes = _entries([own.train, own.test], base.templates or spec.class_templates, ())
+    known = EvalSet(base.name, kind or "retrieval", own.test.renamed(base.name), None, "known", classes)
+    return train.renamed(base.name), val.renamed(base.name), known
+
+
+def _fitted(parts: Parts, kind: Measured | None, fit: Fit) -> Parts:
+    if kind == "classification":
+        parts = parts.keep(of_classes)
+    return Parts(parts.train, parts.val, fit(parts.test))
+
+
+def _trained(
+    parts: Parts, rule: SplitSpec | None, what: str, reader: Reader, fit: Fit
+) -> tuple[Table, Table]:
+    """Return training and validation rows; there must be some to learn and to measure."""
+    name = parts.train.name
+    counts = f"{len(parts.train):,} training and {len(parts.test):,} test rows"
+    if len(parts) == 0:
+        raise DataError(f"{name}: {what} holds no rows; look at its condition.")
+    if len(parts.test) == 0:
+        raise DataError(
+            f"{name}: {what} has {counts}, so it cannot be measured: {why_no_test(parts.train, rule)}. Or join it "
+            "with another part (a longer `every`, a wider `where`), or leave it out."
+        )
+    if len(parts.train) == 0:
+        raise DataError(
+            f"{name}: {what} has {counts}, so there is nothing to learn. Lower split.test, join it with another part "
+            "(a longer `every`, a wider `where`), or leave it out."
+        )
+    share = (rule or _DEFAULT).validation
+    train, val = parts.training(share)
+    if len(train) == 0:
+        raise DataError(
+            f"{name}: {what} has {counts}, all of which fall into its validation part (split.validation: {share}). "
+            "Lower it, or join the part with another."
+        )
+    val = fit(val)
+    if len(val) == 0 and (share > 0 or parts.val is not None):
+        why = f"split.validation is {share}, by hash" if parts.val is None else "no row of it is marked so"
+        reader.notes.append(
+            f"{name}: {what} has {counts} and none for validation ({why}), so nothing can be chosen on it; raise "
+            "split.validation, or join it with another part"
+        )
+    return train, val
+
+
+def _entries(
+    tables: Sequence[Table], templates: Sequence[str], tasks: tuple[int, ...]
+) -> tuple[ClassEntry, ...]:
+    return merge_entries([entry for table in tables for entry in class_entries(table, templates, tasks)])
+
+
+def _language(table: Table, given: str | None) -> str | None:
+    """Return the one language of a part's rows, else what the data block says."""
+    found = set(table.column("language")) - {None} if table.has("language") else set()
+    return str(found.pop()) if len(found) == 1 else given
+
+
+def _span(times: list[Any]) -> str | None:
+    given = sorted({str(value) for value in times if value is not None})
+    return None if not given else given[0] if len(given) == 1 else f"{given[0]} to {given[-1]}"

@@ -1,0 +1,37 @@
+"""What becomes a task: a name, its rows by part, and what is known of its classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from everclip.contracts import ClassEntry
+from everclip.scenarios.spec import Measured, SplitSpec
+from everclip.scenarios.splits import Parts
+
+
+@dataclass(frozen=True)
+class Group:
+    """A task to be.
+
+    Attributes:
+        name: of the task and of its evaluation set.
+        parts: its rows.
+        kind: how it is measured; `None` = as the scenario says, or by its columns.
+        classes: keys of its classes in order; `None` = those of its rows, where it is measured by classes.
+        templates: around class names; `None` = the scenario's.
+        rule: the split its rows came from; `None` = the scenario's.
+        language: of its texts.
+        key: where it stands in the document, for errors.
+    """
+
+    name: str
+    parts: Parts
+    kind: Measured | None = None
+    classes: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    rule: SplitSpec | None = None
+    language: str | None = None
+    key: str = ""
+
+
+Entries = tuple[ClassEntry, ...]

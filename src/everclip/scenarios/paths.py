@@ -1,0 +1,90 @@
+"""Where the paths of a scenario file point: variables, and folders that relative paths start from."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from glob import has_magic, iglob
+from pathlib import Path
+
+from everclip.data.spec import DataSpec
+from everclip.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_NAMED = re.compile(r"(builtin|hub):")
+
+
+@dataclass
+class Paths:
+    """Finds the paths that a scenario names.
+
+    Attributes:
+        file: the YAML file; relative paths start from its folder, if they exist there, else from where one runs.
+        root: the one folder that relative paths start from instead.
+        notes: which of the two places a path was found in.
+    """
+
+    file: str | None = None
+    root: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def located(self, spec: DataSpec, key: str) -> DataSpec:
+        """Return a `data` block whose paths can be opened from here.
+
+        Raises:
+            ConfigError: for a variable that is not set, or a path that exists in both places and differs.
+        """
+        found = tuple(self.path(source, f"{key}.source") for source in spec.sources)
+        changes: dict[str, object] = {"source": found[0] if isinstance(spec.source, str) else found}
+        for name in ("root", "downloads"):
+            given = getattr(spec, name)
+            if given is not None:
+                changes[name] = self.path(given, f"{key}.{name}")
+        return spec.model_copy(update=changes)
+
+    def path(self, text: str, key: str) -> str:
+        """Return one path, expanded and found; names of built-in and hub data stay."""
+        if _NAMED.match(text):
+            return text
+        path = Path(expanded(text, key)).expanduser()
+        if path.is_absolute():
+            return str(path)
+        if self.root is not None:
+            return str(self.root / path)
+        return str(path) if self.file is None else str(self._beside(path, text, key))
+
+    def _beside(self, path: Path, text: str, key: str) -> Path:
+        beside = Path(str(self.file)).parent / path
+        places = f"beside {self.file} ({beside.resolve()})", f"in the working directory ({path.resolve()})"
+        if path.resolve() == beside.resolve():
+            return path
+        there, here = _exists(beside), _exists(path)
+        if there and here:
+            raise ConfigError(
+                f"{key}: {text!r} is found twice: {places[0]} and {places[1]}. Give the one you mean in full."
+            )
+        if not (there or here):
+            raise ConfigError(f"{key}: {text!r} is found neither {places[0]} nor {places[1]}.")
+        self.notes.append(f"{key}: {text!r} is read from {places[0 if there else 1]}")
+        return beside if there else path
+
+
+def expanded(text: str, key: str) -> str:
+    """Replace every `${VAR}` by the environment variable.
+
+    Raises:
+        ConfigError: naming the variable that is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if found is None:
+            raise ConfigError(f"{key}: the environment variable {match[1]} is not set (found {text!r}).")
+        return found
+
+    return _VARIABLE.sub(value, text)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or (has_magic(str(path)) and any(True for _ in iglob(str(path), recursive=True)))

@@ -1,0 +1,60 @@
+"""Which year, quarter, month, week or day a time falls into."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Any
+
+from everclip.scenarios.conditions import plain
+
+_ISO = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?(?:[T ].*)?")
+_WEEK = re.compile(r"(\d{4})-?W(\d{2})(?:-?\d)?")
+_QUARTER = re.compile(r"(\d{4})-?Q([1-4])")
+_NEEDS = {"year": 1, "quarter": 2, "month": 2, "week": 3, "day": 3}
+_PARTS = ("year", "month", "day")
+
+
+def period_of(value: Any, unit: str) -> str | int:
+    """Return the period as it is called and sorted: `2024`, `2024-Q1`, `2024-03`, `2024-W09` or `2024-03-05`.
+
+    Times are taken as written: a time zone moves nothing. Weeks are those of ISO 8601. With the unit `value` the
+    value itself is the period.
+
+    Raises:
+        ValueError: if the value holds no such period; says why.
+    """
+    value = plain(value)
+    if unit == "value":
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError(f"{value!r} is neither text nor a whole number")
+        return value
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        raise ValueError(f"{value!r} is no time")
+    named = _named_period(text.strip(), unit)
+    if named is not None:
+        return named
+    match = _ISO.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no ISO time (2024, 2024-03, 2024-03-05, 2024-03-05T12:00)")
+    given = [int(part) for part in match.groups() if part is not None]
+    if len(given) < _NEEDS[unit]:
+        raise ValueError(f"{value!r} holds no {_PARTS[_NEEDS[unit] - 1]}, so it falls into no {unit}")
+    date = dt.date(*[*given, 1, 1][:3])  # refuses a month 13
+    if unit == "week":
+        year, week, _ = date.isocalendar()
+        return f"{year:04d}-W{week:02d}"
+    if unit == "quarter":
+        return f"{date.year:04d}-Q{(date.month + 2) // 3}"
+    return date.isoformat()[: {"year": 4, "month": 7, "day": 10}[unit]]
+
+
+def _named_period(text: str, unit: str) -> str | None:
+    """Return the period of a text that names a week or a quarter already."""
+    if unit in ("week", "year") and (week := _WEEK.fullmatch(text)):
+        dt.date.fromisocalendar(int(week[1]), int(week[2]), 1)  # refuses a week 60
+        return f"{week[1]}-W{week[2]}" if unit == "week" else week[1]
+    if unit in ("quarter", "year") and (quarter := _QUARTER.fullmatch(text)):
+        return f"{quarter[1]}-Q{quarter[2]}" if unit == "quarter" else quarter[1]
+    return None

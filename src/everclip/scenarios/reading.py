@@ -1,0 +1,133 @@
+"""Reads the data blocks of a scenario, each once, and keeps what was said and set aside on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from everclip.data.quarantine import Quarantine
+from everclip.data.sources import Loaded, read
+from everclip.data.spec import DataSpec
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+from everclip.scenarios.paths import Paths
+from everclip.scenarios.spec import Measured
+
+
+@dataclass
+class Reader:
+    """Reads data blocks.
+
+    Attributes:
+        paths: finds what they name.
+        notes: what happened to the data on the way, for people.
+        guesses: what was guessed.
+        quarantine: what was set aside, per block.
+        fingerprints: of every block, under its label.
+    """
+
+    paths: Paths
+    notes: list[str] = field(default_factory=list)
+    guesses: list[str] = field(default_factory=list)
+    quarantine: list[Quarantine] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    _loaded: dict[str, Loaded] = field(default_factory=dict)
+    _contents: dict[int, list[str]] = field(default_factory=dict)
+
+    def read(self, spec: DataSpec, key: str = "data") -> Table:
+        """Return the good rows of a block.
+
+        Args:
+            spec: the block.
+            key: where it stands in the document; errors name it.
+
+        Raises:
+            ConfigError: for a source or setting that does not exist.
+            DataError: for data that cannot be read.
+        """
+        same = spec.model_dump_json()
+        if same not in self._loaded:
+            with _under(key):
+                loaded = read(self.paths.located(spec, key))
+            self._loaded[same] = loaded
+            self._keep(loaded, spec, key)
+        return self._loaded[same].table
+
+    def _keep(self, loaded: Loaded, spec: DataSpec, key: str) -> None:
+        if len(loaded.table) == 0:
+            raise DataError(f"{spec.label} ({key}): there is no row to use. {loaded.quarantine.summary()}.")
+        label = spec.label
+        if label in self.fingerprints:  # the same files, read in another way
+            label = f"{label} ({key})"
+        self.fingerprints[label] = loaded.table.fingerprint
+        self.quarantine.append(loaded.quarantine)
+        self.guesses += [f"{spec.label}: {line}" for line in loaded.guesses]
+        self._contents[loaded.table.place(0)[0]] = loaded.facts.column("sha256").to_pylist()
+
+    def with_keys(self, table: Table, keys: list[str | None]) -> Table:
+        """Return a whole table as it was read with other class keys."""
+        changed = table.with_column("class_key", keys)
+        self._contents[changed.place(0)[0]] = self._contents[table.place(0)[0]]
+        return changed
+
+    def contents(self, tables: Iterable[Table | None]) -> set[str]:
+        """Return the hashes of the pictures of tables that were read here."""
+        return {self._content(t, i) for t in tables if t is not None for i in range(len(t))}
+
+    def without(self, table: Table, contents: set[str]) -> Table:
+        """Return the rows whose picture is not among `contents`."""
+        kept = [i for i in range(len(table)) if self._content(table, i) not in contents]
+        return table if len(kept) == len(table) else table.select(kept)
+
+    def _content(self, table: Table, position: int) -> str:
+        source, row = table.place(position)
+        return self._contents[source][row]
+
+    def kind_of(self, table: Table, given: Measured | None, key: str) -> Measured:
+        """Return how a table is measured: as said, by captions where there are any, else by classes.
+
+        Raises:
+            DataError: if it has neither, or not what was asked for.
+        """
+        has = {"retrieval": has_values(table, "caption"), "classification": has_values(table, "class_key")}
+        if given is not None:
+            if not has[given]:
+                wanted = "caption" if given == "retrieval" else "class_name"
+                raise DataError(
+                    f"{table.name}: {key} is {given}, which needs a column {wanted!r} with values; columns are "
+                    f"{', '.join(table.column_names)}."
+                )
+            return given
+        if not any(has.values()):
+            raise DataError(
+                f"{table.name}: there are neither captions nor classes to learn from; columns are "
+                f"{', '.join(table.column_names)}. Name them with `columns: {{caption: NAME}}` in the data block."
+            )
+        if all(has.values()) and not table.name.startswith("builtin:"):
+            line = f"{table.name}: has captions and classes; learned and measured by captions ({key}: classification)"
+            self.guesses += [] if line in self.guesses else [line]
+        return "retrieval" if has["retrieval"] else "classification"
+
+
+def has_values(table: Table, column: str) -> bool:
+    """Whether any row has a value in the column."""
+    return table.has(column) and any(value is not None and value != "" for value in table.column(column))
+
+
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """Let errors of a block that call it `data` call it as the document does."""
+    try:
+        yield
+    except ConfigError as error:
+        if key == "data":
+            raise
+        raise ConfigError(re.sub(r"^data(?=[.:])", key, str(error), flags=re.MULTILINE)) from error
+
+
+def of_classes(table: Table, keys: Any = None) -> Table:
+    """Return the rows that have a class (one of `keys`): what has none has no right answer."""
+    return table.where("class_key", lambda key: key is not None and (keys is None or key in keys))

@@ -1,0 +1,108 @@
+"""The retention suite: sets that are never trained on, and their validation twins, which training may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from everclip.contracts import EvalSet
+from everclip.data.splits import carve
+from everclip.data.table import Table
+from everclip.errors import DataError
+from everclip.scenarios.base import class_entries
+from everclip.scenarios.conditions import matcher, require_column
+from everclip.scenarios.reading import Reader, of_classes
+from everclip.scenarios.spec import RetentionSpec
+
+SALT = "everclip-retention-v1"
+"""Names the hash that carves a twin off a set's own data."""
+
+
+@dataclass(frozen=True)
+class Retained:
+    """A retention set and the validation rows of its own data (`None`: its twin comes from the stream's)."""
+
+    spec: RetentionSpec
+    measured: EvalSet
+    own_val: Table | None
+
+
+def retained(spec: RetentionSpec, index: int, test: Table | None, reader: Reader) -> Retained:
+    """Build a set of the retention suite.
+
+    Args:
+        spec: its form.
+        index: its place in the document, for errors.
+        test: the stream's test rows, which a set without data of its own chooses from.
+        reader: reads its own data.
+
+    Raises:
+        DataError: if it holds no rows, or lacks classes or captions.
+    """
+    key = f"retention.{index}"
+    if spec.data is None:
+        assert test is not None  # the spec's own validation
+        rows, val = _rows(spec, test, key), None
+    else:
+        rows = _rows(spec, reader.read(spec.data, f"{key}.data"), key)
+        if spec.val is None:
+            rows, val = carve(rows, spec.validation, salt=SALT)
+        else:
+            val = _rows(spec, reader.read(spec.val, f"{key}.val"), key)
+    everything = rows if val is None or spec.val is not None else Table.concat([rows, val])
+    if len(rows) == 0:
+        raise DataError(
+            f"{everything.name}: retention set {spec.name!r} holds no rows (condition: {spec.where or 'none'})."
+        )
+    classes = class_entries(everything, spec.templates) if spec.kind == "classification" else None
+    return Retained(
+        spec, EvalSet(spec.name, spec.kind, rows.renamed(spec.name), None, "retention", classes), val
+    )
+
+
+def _rows(spec: RetentionSpec, table: Table, key: str) -> Table:
+    column = "class_key" if spec.kind == "classification" else "caption"
+    other = "retrieval" if spec.kind == "classification" else "classification"
+    require_column(table, column, f"{key}: kind {spec.kind}; the other kind is {other}")
+    rows = matcher(spec.where, f"{key}.where")(table)
+    return of_classes(rows) if spec.kind == "classification" else rows
+
+
+def twins(suite: Sequence[Retained], stream_val: Sequence[Table], reader: Reader) -> tuple[EvalSet, ...]:
+    """Return the validation twin of every set that has validation rows; the others are noted.
+
+    Args:
+        suite: the sets.
+        stream_val: validation rows of base and tasks, which sets without data of their own choose from.
+        reader: takes the notes.
+    """
+    pool = _once(stream_val)
+    found = []
+    for index, one in enumerate(suite):
+        rows = one.own_val
+        if rows is None and pool is not None:
+            rows = _rows(one.spec, pool, f"retention.{index}")
+        if rows is not None and one.measured.classes is not None:
+            rows = of_classes(rows, {entry.key for entry in one.measured.classes})
+        if rows is None or len(rows) == 0:
+            reader.notes.append(
+                f"retention set {one.spec.name!r} has no validation twin, so nothing can watch it in training; raise "
+                + ("split.validation" if one.spec.data is None else f"retention.{index}.validation")
+            )
+            continue
+        found.append(replace(one.measured, data=rows.renamed(f"{one.spec.name} (validation)")))
+    return tuple(found)
+
+
+def _once(tables: Sequence[Table]) -> Table | None:
+    """Join tables, each row once: base and tasks may share rows."""
+    given = [table for table in tables if len(table)]
+    if not given:
+        return None
+    joined, seen, kept = Table.concat(given), set(), []
+    for position in range(len(joined)):
+        place = joined.place(position)
+        if place not in seen:
+            seen.add(place)
+            kept.append(position)
+    return joined.select(kept)

@@ -1,0 +1,70 @@
+"""Tasks by source: one data block after the other, each with its own names, templates and split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from everclip.data.table import Table
+from everclip.scenarios.conditions import matcher
+from everclip.scenarios.groups import Group
+from everclip.scenarios.reading import Reader
+from everclip.scenarios.spec import ScenarioSpec, SourceSpec
+from everclip.scenarios.splits import split
+
+
+def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
+    """Return one group per source."""
+    return [_group(spec, source, f"sources.{i}", reader) for i, source in enumerate(spec.sources)]
+
+
+def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> Group:
+    table = reader.read(source.data, f"{key}.data")
+    test = None if source.test is None else reader.read(source.test, f"{key}.test")
+    val = None if source.val is None else reader.read(source.val, f"{key}.val")
+    tables = [t for t in (table, test, val) if t is not None]
+    if all(t.has("class_key") for t in tables):
+        keys = iter(_keys(tables, None if spec.merge_classes else source.name, source.name))
+        table = reader.with_keys(table, next(keys))
+        test = None if test is None else reader.with_keys(test, next(keys))
+        val = None if val is None else reader.with_keys(val, next(keys))
+    rule = source.split or spec.split
+    parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
+    kind = reader.kind_of(table.renamed(source.name), source.kind, f"{key}.kind")
+    return Group(source.name, parts, kind, None, source.templates, rule, source.data.language, key)
+
+
+def _keys(tables: Sequence[Table], prefix: str | None, source: str) -> list[list[str | None]]:
+    """Return the class keys of a source's tables, so that keys of several sources mean the same class.
+
+    Numbers and folder names mean something in their own source only, so a class is called by its name. A name that
+    several classes of the source share tells nothing: these keep their own keys, behind the source's name.
+
+    Args:
+        tables: of the source.
+        prefix: what keeps its classes apart from those of other sources, or `None` where equal names are one class.
+        source: its name.
+    """
+    named = [list(zip(t.column("class_key"), _names(t), strict=True)) for t in tables]
+    keys_of: dict[str, set[str]] = {}
+    for pairs in named:
+        own: dict[str, set[str]] = {}
+        for key, name in pairs:
+            own.setdefault(str(name), set()).add(str(key))
+        for name, keys in own.items():  # per table: its test data may number the classes anew
+            keys_of[name] = keys if len(keys) > len(keys_of.get(name, ())) else keys_of[name]
+
+    def called(key: str | None, name: str | None) -> str | None:
+        if key is None:
+            return None
+        if len(keys_of[str(name)]) > 1:
+            return f"{source}/{key}"
+        return str(name) if prefix is None else f"{prefix}/{name}"
+
+    return [[called(key, name) for key, name in pairs] for pairs in named]
+
+
+def _names(table: Table) -> list[str | None]:
+    keys = table.column("class_key")
+    if not table.has("class_name"):
+        return keys
+    return [key if name is None else name for key, name in zip(keys, table.column("class_name"), strict=True)]
