@@ -31,7 +31,9 @@ VARIANTS = [
     "running-mean",
     "weight-constraint",
 ]
-SLOW = [case for case, (kind, _) in harness.CASES.items() if kind == "time" and case not in (*VARIANTS, "joint")]
+SLOW = [
+    case for case, (kind, _) in harness.CASES.items() if kind == "time" and case not in (*VARIANTS, "joint")
+]
 
 
 def extend(config: Any, act: Callable[[str], None] = lambda point: None) -> Results:
@@ -159,7 +161,7 @@ def test_nothing_old_may_change(
     swapped = harness.TWO_YEARS.replace("2001", "x").replace("2002", "2001").replace("x", "2002")
     with pytest.raises(RunFolderError, match="the tasks were 2001, 2002; they are 2002, 2001"):
         extend(micro_config("time", *fixed, swapped))
-    with pytest.raises(RunFolderError, match="training.lr"):
+    with pytest.raises(RunFolderError, match=r"training\.lr"):
         extend(micro_config("time", *fixed, "training.lr=0.5"))
     table = pq.read_table(data)
     times = table.column("time").to_pylist()

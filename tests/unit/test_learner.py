@@ -179,3 +179,84 @@ def test_a_folder_without_a_model_says_so(tmp_path: Path, micro_config: Callable
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(CheckpointError, match="there is no checkpoint yet"):
         Learner.load(tmp_path)
+
+
+# -- going on -------------------------------------------------------------------------------------------------
+
+
+MEMORY: dict[str, Any] = {
+    "replay": {"size": 9, "kind": "balanced"},
+    "merge": {"kind": "wise-ft", "alpha": "sweep"},
+}
+
+
+def rows_of(micro_folder: Path, count: int = 30) -> list[dict[str, Any]]:
+    """Rows as a user has them: pictures as bytes, and class names."""
+    pictures = pq.read_table(micro_folder / "data.parquet").column("image").to_pylist()
+    return [{"image": p, "class_name": ("kettle", "chair")[i % 2]} for i, p in enumerate(pictures[:count])]
+
+
+def test_new_data_become_the_next_task(micro_folder: Path) -> None:
+    learner = Learner.create(str(micro_folder / "model"), "replay", TRAINING, replay={"size": 5})
+    first = learner.learn(str(micro_folder / "data.parquet"))
+    second = learner.learn(rows_of(micro_folder), name="April", templates=("a photo of a {}",))
+    assert (first.index, second.index, second.name) == (0, 1, "April")
+    assert first.classes is None
+    assert [e.name for e in second.classes or ()] == ["kettle", "chair"]
+    assert learner.learned == {0, 1}
+    assert second.val is not None
+    assert set(second.val.ids).isdisjoint(second.train.ids)
+
+
+def test_a_saved_learner_goes_on_as_if_it_had_never_stopped(micro_folder: Path, tmp_path: Path) -> None:
+    one = Learner.create(str(micro_folder / "model"), "replay", TRAINING, **MEMORY)
+    one.learn(rows_of(micro_folder), name="March")
+    one.save(tmp_path / "saved")
+    two = Learner.load(tmp_path / "saved")
+    assert [t.name for t in two.tasks] == ["March"]
+    for learner in (one, two):
+        learner.learn(rows_of(micro_folder, 50)[30:], name="April")
+    assert same(state(one), state(two))
+    two.save(tmp_path / "saved")
+    three = Learner.load(tmp_path / "saved")
+    for learner in (one, three):
+        learner.learn(rows_of(micro_folder, 70)[50:], name="May")
+    assert same(state(one), state(three))
+
+
+def test_a_finished_run_learns_on_in_python(micro_folder: Path, tmp_path: Path) -> None:
+    settings = [
+        f"backbone={micro_folder / 'model'}",
+        "training.threads=1",
+        "training.device=cpu",
+        "training.steps=2",
+    ]
+    replay = ["method=replay", "method.replay.size=9", "report=false", f"output={tmp_path / 'run'}"]
+    execute(str(micro_folder / "time.yaml"), *settings, *replay)
+    learner = Learner.load(tmp_path / "run")
+    assert learner.tasks == []  # not read before they are needed: predicting needs no data
+    learned = learner.learn(str(micro_folder / "data.parquet"), name="2004")
+    assert learned.index == 3
+    assert [t.name for t in learner.tasks] == ["2001", "2002", "2003", "2004"]
+
+
+def test_a_task_is_learned_once(learner: Learner, task: Task) -> None:
+    learner.learn(task)
+    with pytest.raises(ConfigError, match=r"task 0 .* was learned already; the next one is number 1"):
+        learner.learn(task)
+
+
+def test_data_with_nothing_to_learn_from_are_refused(learner: Learner, micro_folder: Path) -> None:
+    with pytest.raises(DataError, match="nothing to learn"):
+        learner.learn([{"image": row["image"]} for row in rows_of(micro_folder)])
+    assert learner.learned == set()
+
+
+def test_a_lost_file_of_a_saved_learner_is_named(micro_folder: Path, tmp_path: Path) -> None:
+    learner = Learner.create(str(micro_folder / "model"), "replay", TRAINING, **MEMORY)
+    learner.learn(rows_of(micro_folder))
+    learner.save(tmp_path / "saved")
+    lost = next((tmp_path / "saved" / "past").glob("task-0-train-*"))
+    lost.unlink()
+    with pytest.raises(CheckpointError, match=lost.name):
+        Learner.load(tmp_path / "saved")
