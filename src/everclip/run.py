@@ -24,7 +24,7 @@ from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.files import crash_point
 from everclip.learner.core import Cursor, Learner
 from everclip.learner.fit import check_fit, learner_for
-from everclip.running import extending
+from everclip.running import extending, inputs
 from everclip.running.outcome import Status, build_results
 from everclip.running.place import EVALUATE, LEARN, Place
 from everclip.scenarios.base import ListScenario
@@ -98,6 +98,8 @@ class Run:
             accelerator.process_index,
             accelerator.num_processes,
         )
+        if self.learner.guard is not None:
+            self.learner.guard.tell = self._event
         check_fit(self.learner, self.tasks)
         check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
 
@@ -116,6 +118,7 @@ class Run:
                 if held is not None and held.status == "finished" and len(held.rows) == len(self.place.rows):
                     self._report(only_if_missing=True)
                     return held  # as it was: looking at a result must not change where it says it comes from
+            self._remark_inputs()
             self._trackers = Trackers(self.config if self._main else None)
             self._saved_at = time.monotonic()
             try:
@@ -173,6 +176,11 @@ class Run:
         self.learner.learn(task, cursor, _Watch(self, task, cursor))
         self.progress.finish()
         self._spend("training", started)
+        guard = self.learner.guard
+        if guard is not None:  # it looked while the task trained; its cost has a place of its own
+            self.place.seconds["training"] -= guard.seconds
+            self.place.seconds["guard"] = self.place.seconds.get("guard", 0.0) + guard.seconds
+            guard.seconds = 0.0
 
     def _steps_of(self, task: Task) -> int:
         from everclip.training.budget import phase_steps
@@ -290,6 +298,15 @@ class Run:
         self._folder.adopt(self.config)
         self._save(cursor, cursor.optimiser)
         self._write_results("running")
+
+    def _remark_inputs(self) -> None:
+        """Record once what was guessed, assumed or set aside."""
+        known = {(event["kind"], event["message"]) for event in self.place.events}
+        for kind, message in inputs.remarks(self.scenario, self.learner.method.backbone):
+            if (kind, message) not in known:
+                self._event(kind, message)
+        if self._main:
+            inputs.write_quarantine(self.scenario, self.path)
 
     def _event(self, kind: str, message: str) -> None:
         self.place.events.append(

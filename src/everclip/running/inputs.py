@@ -1,0 +1,36 @@
+"""What a reader of a result must know about what went into it: rows set aside, columns guessed, things assumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from everclip.files import write_text_atomic
+from everclip.models.backbone import Backbone
+from everclip.scenarios.base import ListScenario
+
+QUARANTINE = "quarantine.csv"
+
+
+def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of everything that was guessed, assumed or set aside."""
+    yield from (("guessed", line) for line in scenario.guesses)
+    yield from (("assumed", line) for line in backbone.notes)
+    for quarantine in scenario.quarantine:
+        if quarantine.entries:
+            yield "quarantine", f"{quarantine.summary()}; each row is in {QUARANTINE}"
+
+
+def write_quarantine(scenario: ListScenario, folder: Path) -> None:
+    """Write every row that was set aside, with its reason, as `quarantine.csv`; nothing if there is none."""
+    entries = [(q.source, entry) for q in scenario.quarantine for entry in q.entries]
+    if not entries:
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["source", "row", "name", "reason", "detail"])
+    for source, entry in entries:
+        writer.writerow([source, entry.row, entry.name, entry.reason, entry.detail])
+    write_text_atomic(folder / QUARANTINE, text.getvalue())
