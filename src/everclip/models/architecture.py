@@ -53,6 +53,9 @@ def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | 
         with torch.random.fork_rng(devices=[]), quiet(), offline():
             torch.manual_seed(key_of("backbone", seed) % 2**63)
             clip = kind(**settings)
+            if isinstance(clip, CoCa):  # open_clip leaves its projection as the memory it was given
+                projection = clip.text_decoder.text_projection
+                nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
     except ImportError as error:
         raise ConfigError(f"backbone: {where} needs a package that is not installed ({error}).") from error
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:

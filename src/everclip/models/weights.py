@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from everclip.errors import ConfigError
+from everclip.models.quiet import quiet
 
 State = dict[str, torch.Tensor]
 
@@ -84,7 +85,8 @@ def _load_torch(path: Path) -> Any:
                     "cache, for example hf-hub:timm/vit_base_patch32_clip_224.openai."
                 )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with quiet():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
