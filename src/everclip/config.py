@@ -1,7 +1,7 @@
 """Configuration of a run: frozen models, read from YAML, `key=value` overrides, benchmark and preset defaults.
 
-Precedence, weakest first: defaults here, the benchmark's `training`, the method preset's `training` and
-`settings`, the user's YAML file, the `key=value` arguments. No torch here.
+Precedence, weakest first: defaults here, the benchmark's `training` and `guard`, those of the method preset and
+its `settings`, the user's YAML file, the `key=value` arguments. No torch here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from everclip import registry
 from everclip.errors import ConfigError, did_you_mean
@@ -147,8 +147,18 @@ class TrainingConfig(Frozen):
     threads: int | None = Field(None, ge=1)
     workers: int = Field(1, ge=0, description="threads that prepare the next batches")
     loss_limit: float = Field(1e3, gt=0, description="a loss above this counts as exploded")
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig | None = Field(
+        AugmentConfig(), description="`none`: the backbone's own evaluation transform, the same at every step"
+    )
     captions: CaptionConfig = CaptionConfig()
+    cache: bool = Field(
+        True, description="encode a frozen tower once where its input is the same at every step"
+    )
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _none_by_name(cls, value: Any) -> Any:
+        return None if value == "none" else value
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingConfig:
@@ -186,6 +196,23 @@ class CheckpointConfig(Frozen):
     disk_budget_mb: float | None = Field(None, gt=0)
 
 
+class GuardConfig(Frozen):
+    """The retention guard: watches validation twins of the retention suite while training goes on.
+
+    Attributes:
+        max_drop: percentage points that any watched set may fall below its value before the run; `null` = off.
+        every: steps between looks, or a share of the task's steps when below 1; the end of a task is always looked at.
+        action: `stop` goes back to the last good weights and ends the task's training; `step-back` goes back as far
+            as needed on the line to the last good weights, and trains on.
+        sets: names of the sets that are watched; none = all of the retention suite.
+    """
+
+    max_drop: float | None = Field(None, gt=0, le=100)
+    every: int | float = Field(0.1, gt=0)
+    action: Literal["stop", "step-back"] = "step-back"
+    sets: tuple[str, ...] = ()
+
+
 class RunConfig(Frozen):
     """Everything that decides a run's result, and where it is written."""
 
@@ -196,6 +223,7 @@ class RunConfig(Frozen):
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     trackers: tuple[str, ...] = ()
     report: bool = True
     seed: int = Field(0, ge=0)
@@ -207,6 +235,7 @@ class RunConfig(Frozen):
         for key in ("output", "checkpoint", "trackers", "report"):
             document.pop(key)
         document["training"].pop("workers")
+        document["scenario"].pop("file", None)
         document["evaluation"].pop("cache")
         return document
 
@@ -288,7 +317,7 @@ def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str,
 CHANGED = " (changed)"
 """Marks a benchmark whose scenario was changed: its numbers are not the benchmark's."""
 
-SECTIONS = ("training", "backbone", "method", "evaluation")
+SECTIONS = ("training", "backbone", "method", "evaluation", "guard")
 """What a scenario document may give defaults for."""
 
 _SHORTHAND = {"method": "name", "backbone": "name"}
@@ -378,6 +407,7 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
     document["method"] = {"name": preset.name, "settings": merge(preset.settings, method.get("settings", {}))}
     training = merge_training(defaults.get("training", {}), preset.training)
     document["training"] = merge_training(training, user.get("training", {}))
+    document["guard"] = merge(merge(defaults.get("guard", {}), preset.guard), user.get("guard", {}))
     document["scenario"] = merge(scenario, user.get("scenario", {}))
     changed = document["scenario"] != scenario and not tag.endswith(CHANGED)
     document["benchmark"] = tag + (CHANGED if changed else "")

@@ -32,6 +32,7 @@ class MethodEntry:
     aliases: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    guard: Mapping[str, Any] = field(default_factory=dict)
     origin: str = "built in"
 
 
@@ -78,7 +79,7 @@ def _yaml_files(package: str) -> list[Traversable]:
 
 
 def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:
-    known = {"name", "class", "summary", "aliases", "settings", "training"}
+    known = {"name", "class", "summary", "aliases", "settings", "training", "guard"}
     for key in document:
         if key not in known:
             raise ConfigError(f"{origin}: unknown key {key!r} in a method preset.{did_you_mean(key, known)}")
@@ -92,6 +93,7 @@ def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:
         aliases=tuple(document.get("aliases", ())),
         settings=dict(document.get("settings", {})),
         training=dict(document.get("training", {})),
+        guard=dict(document.get("guard", {})),
         origin=origin,
     )
 
@@ -205,7 +207,8 @@ def benchmark_entry(name: str) -> BenchmarkEntry:
         ConfigError: for an unknown name or version.
     """
     if name.endswith((".yaml", ".yml")):
-        return _benchmark_entry(read_yaml(Path(name)), name)
+        # Its data paths start from its folder, wherever the run is started.
+        return _benchmark_entry({**read_yaml(Path(name)), "file": name}, name)
     bare, _, version = name.partition("@")
     entries = benchmarks()
     if bare not in entries:

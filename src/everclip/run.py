@@ -100,6 +100,10 @@ class Run:
         )
         if self.learner.guard is not None:
             self.learner.guard.tell = self._event
+        self.learner.engine.report_to(self.progress.say)
+        self.learner.engine.frozen.own = self.path / "frozen"
+        if config.evaluation.cache is not None:
+            self.learner.engine.frozen.shared = Path(config.evaluation.cache)
         check_fit(self.learner, self.tasks)
         check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
 

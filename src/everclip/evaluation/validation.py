@@ -54,6 +54,19 @@ def validation_scores(
     return _recalls(method, tables, images)
 
 
+def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:
+    """Score the method on one evaluation set, among the set's own answers.
+
+    Returns:
+        Accuracy, or the mean of Recall@1 both ways, in [0, 1]; and how many pictures are behind it.
+    """
+    method.eval()
+    images = _encode(method, s.data, store)
+    if s.classes is not None:
+        return _accuracy(method, s.data, images, LabelSpace(s.classes)), len(s.data)
+    return _recalls(method, {s.name: s.data}, {s.name: images})[s.name], len(set(s.data.identities()))
+
+
 @torch.inference_mode()
 def _encode(method: Any, table: Table, store: ImageStore) -> torch.Tensor:
     device = device_of(method)

@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from everclip.config import (
     BackboneConfig,
     EvaluationConfig,
+    GuardConfig,
     MethodConfig,
     TrainingConfig,
     merge,
     merge_training,
     validated,
 )
-from everclip.contracts import Past, Phase, Task
+from everclip.contracts import EvalSet, Past, Phase, Task
 from everclip.data.batches import BatchMaker
 from everclip.data.images import ImageStore
 from everclip.data.table import Table
@@ -36,6 +37,7 @@ from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
 from everclip.training.engine import Engine, Hooks, StepLog
+from everclip.training.guard import Guard
 from everclip.training.processes import start_processes
 
 Optimiser = Callable[[], dict[str, torch.Tensor]]
@@ -99,6 +101,8 @@ class Learner:
         self.learned: set[int] = set()
         self.recall: Callable[[], ListScenario] | None = None
         self.store = ImageStore()
+        self.guard: Guard | None = None
+        self._guarded: Mapping[str, Any] | None = None
         backbone = method.backbone
         self._maker = BatchMaker(
             backbone.pixels,
@@ -160,10 +164,14 @@ class Learner:
         )
         taking.require_new(task, self.learned)
         cursor = cursor or Cursor()
-        if not cursor.begun:
+        new = not cursor.begun
+        if new:
             self.method.begin_task(task, self.past())
             cursor.begun = True
         phases = self.plan(task)
+        guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
+        if guard is not None and new:
+            guard.begin_task(self.method, len(self.learned))
         while cursor.phase < len(phases):
             phase = phases[cursor.phase]
             while cursor.repeat < phase.repeats:
@@ -173,6 +181,10 @@ class Learner:
             cursor.phase, cursor.repeat = cursor.phase + 1, 0
         self.method.eval()
         self.method.end_task(task, self.past(), lambda: self._validate(task))
+        note = None if guard is None else guard.end_task(self.method)
+        if note is not None:
+            self.method.notes["guard"] = note
+        self.engine.frozen.release()
         self.tasks.append(task)
         self.learned |= set(task.covers or (task.index,))
         return task
@@ -190,16 +202,31 @@ class Learner:
             self.base, self.base_val = scenario.base, scenario.base_val
             self.tasks = [t for t in scenario.tasks if t.index in self.learned]
 
+    def watch(self, sets: Sequence[EvalSet], config: GuardConfig) -> Guard:
+        """Let a retention guard look at `sets` while tasks are learned; they must not be what results report.
+
+        Raises:
+            ConfigError: if `config.sets` names none of them.
+        """
+        self.guard = Guard(config, sets, self.store)
+        if self._guarded is not None:
+            self.guard.restore({}, self._guarded)
+        return self.guard
+
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
         # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
-        hooks = Hooks(inspect_every=1 if self.accelerator.device.type == "cpu" else 10)
+        # What is solved in closed form changes no weights on the way.
+        guard = self.guard if phase.optimiser is not None else None
+        if guard is not None and guard.stopped:
+            return
+        hooks = Hooks(inspect_every=1 if self.accelerator.device.type == "cpu" else 10, guard=guard)
         if watcher is not None:
 
             def save(step: int, optimiser: Optimiser) -> None:
                 cursor.step = step
                 watcher.save(cursor, optimiser)
 
-            hooks = Hooks(watcher.after_step, watcher.report, save, hooks.inspect_every)
+            hooks = Hooks(watcher.after_step, watcher.report, save, hooks.inspect_every, guard)
         start, state = cursor.step, cursor.optimiser
         cursor.optimiser = {}
         self.engine.run(self.method, phase, task.index, cursor.repeat, hooks, start, state)
@@ -264,6 +291,8 @@ class Learner:
         """Return every tensor that continuing needs: weights, what the method keeps, the optimiser's moments."""
         state = {f"model/{k}": v for k, v in self.method.state_dict().items()}
         state |= {f"extra/{k}": v for k, v in self.method.extra_tensors().items()}
+        if self.guard is not None:
+            state |= {f"guard/{k}": v for k, v in self.guard.tensors().items()}
         return state | {f"optimiser/{k}": v for k, v in optimiser.items()}
 
     def state(self, cursor: Cursor) -> dict[str, Any]:
@@ -274,11 +303,12 @@ class Learner:
             "learned": sorted(self.learned),
             "structure": self.method.structure(),
             "method": self.method.extra_state(),
+            "guard": self._guarded if self.guard is None else self.guard.state(),
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
         """Put back what `tensors` and `state` returned; the method may have grown in between."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "extra": {}, "optimiser": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "extra": {}, "optimiser": {}, "guard": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             parts[kind][name] = tensor
@@ -288,6 +318,9 @@ class Learner:
         self.method.load_state_dict(parts["model"])
         device = self.accelerator.device
         self.method.load_extra({k: v.to(device) for k, v in parts["extra"].items()}, state["method"])
+        self._guarded = state.get("guard")
+        if self.guard is not None and self._guarded is not None:
+            self.guard.restore({k: v.to(device) for k, v in parts["guard"].items()}, self._guarded)
         cursor = Cursor(**state["cursor"])
         cursor.optimiser = parts["optimiser"]
         if cursor.begun:

@@ -6,6 +6,7 @@ A method of one's own subclasses it and overrides what differs; the engine owns 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,14 +32,16 @@ from everclip.data.table import Table
 from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
+from everclip.methods.frozen import cached_columns
 from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
 from everclip.methods.settings import MethodSettings
-from everclip.methods.trainable import choose, decay_groups, grow
+from everclip.methods.trainable import choose, decay_groups, grow, trains
 from everclip.models.backbone import Backbone
+from everclip.models.modules.towers import SIDES, Side, is_frozen, tower_parts
 from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
 
@@ -57,10 +60,18 @@ class Method(nn.Module):
     Class attributes:
         Settings: the pydantic model of the method's settings.
         needs: what the method relies on, checked before a run starts.
+        reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
+            what a frozen tower would encode. A subclass with a `forward` of its own says so if it does.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
+    reads_embeddings: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "reads_embeddings" not in vars(cls):
+            cls.reads_embeddings = False
 
     def __init__(self, backbone: Backbone, settings: MethodSettings, seed: int = 0) -> None:
         super().__init__()
@@ -144,12 +155,14 @@ class Method(nn.Module):
         columns = ("image", "label") if classes else ("image", "tokens")
         batch_size = training.batch_size if training else 64
         main = Stream(sources, batch_size, columns=columns, classes=classes)
-        streams = {"main": main}
+        frozen = [side for side in SIDES if self.reads_embeddings and not trains(self._trainable, side)]
+        served, uncached = cached_columns(columns, frozen, training)
+        streams = {"main": replace(main, columns=served)}
         for penalty in self._penalties:
             streams |= penalty.streams(main)
         decay = training.layer_decay if training else 1.0
         groups = layered(decay_groups(self._trainable, self), self.backbone.clip, decay, "backbone.clip.")
-        return Phase(name, streams, scaled(groups, self.settings.lr_scale))
+        return Phase(name, streams, scaled(groups, self.settings.lr_scale), notes=tuple(uncached.values()))
 
     def uses_labels(self, task: Task) -> bool:
         """Whether this task is learned from class names rather than from captions."""
@@ -158,18 +171,38 @@ class Method(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The training step: named losses whose sum is trained."""
         columns = batch["main"]
-        image = self.backbone.encode_image(columns["image"])
+        image = self._embeddings("image", columns, "image")
         scale = self.backbone.logit_scale
         if "label" in columns:
-            text = self.backbone.encode_text(columns["class_tokens"])
+            text = self._embeddings("text", columns, "class_tokens", "class_embedding")
             smoothing = self.settings.label_smoothing
             losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
         else:
-            text = self.backbone.encode_text(columns["tokens"])
+            text = self._embeddings("text", columns, "tokens")
             losses = {
                 "contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])
             }
         return losses | self.penalise(batch, progress, image, text)
+
+    def _embeddings(
+        self, side: Side, columns: Mapping[str, Any], column: str, served: str | None = None
+    ) -> torch.Tensor:
+        """Return embeddings from the cache, where the phase asked for them, or from the tower."""
+        found: torch.Tensor | None = columns.get(served or f"{side}_embedding")
+        if found is not None:
+            return found
+        encode = self.backbone.encode_image if side == "image" else self.backbone.encode_text
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(self.backbone.clip, side)):
+            return encode(columns[column])
+
+    def train(self, mode: bool = True) -> Method:
+        """Set the mode; a tower of which nothing trains stays in evaluation mode, and so gives the same embeddings."""
+        super().train(mode)
+        for side in SIDES:
+            if mode and is_frozen(self.backbone.clip, side):
+                for part in tower_parts(self.backbone.clip, side):
+                    part.eval()
+        return self
 
     def penalise(
         self, batch: Batch, progress: Progress, image: torch.Tensor, text: torch.Tensor
@@ -235,6 +268,16 @@ class Method(nn.Module):
     def _origins(self, past: Past) -> Mapping[str, Table]:
         tables = {f"task {task.index}": task.train for task in past.tasks}
         return tables if past.base is None else {**tables, "base": past.base}
+
+    def weights(self) -> merge.Weights:
+        """Return a copy of all that learning changes: trainable parameters and running statistics."""
+        return self._snapshot()
+
+    def blend(
+        self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], share: float
+    ) -> None:
+        """Put the weights at `share` of the way from `before` to `after`, both from `weights`."""
+        self._put(merge.interpolate(before, after, share))
 
     def _snapshot(self) -> merge.Weights:
         return {name: tensor.detach().clone() for name, tensor in self._mergeable().items()}

@@ -19,6 +19,8 @@ from everclip.data.order import key_of
 from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
 from everclip.training.budget import phase_steps
+from everclip.training.frozen import FrozenFeatures
+from everclip.training.guard import Guard
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate
@@ -44,6 +46,7 @@ class Hooks:
         report: is given logs whose losses were found good, `inspect_every` at a time; may read tensors.
         save: writes a checkpoint after `step` steps of the phase, with a function that returns the optimiser's state.
         inspect_every: how many steps are looked at together (reading a loss makes a GPU wait).
+        guard: may look at the model, step back, and end the phase early.
     """
 
     after_step: Callable[[StepLog], bool] = field(default=lambda log: False)
@@ -52,6 +55,7 @@ class Hooks:
         default=lambda step, state: None
     )
     inspect_every: int = 1
+    guard: Guard | None = None
 
 
 class Engine:
@@ -68,6 +72,9 @@ class Engine:
         self, accelerator: Accelerator, maker: BatchMaker, config: TrainingConfig, seed: int
     ) -> None:
         self.accelerator, self.maker, self.config, self.seed = accelerator, maker, config, seed
+        self.frozen = FrozenFeatures(maker)
+        self._say: Callable[[str], None] = lambda message: None
+        self._said: set[str] = set()
 
     def run(
         self,
@@ -90,7 +97,7 @@ class Engine:
             optimiser_state: the optimiser's tensors at `start`.
 
         Returns:
-            The number of steps of the phase.
+            The number of steps of the phase (fewer are taken if the guard ends it).
 
         Raises:
             DivergedError: if a loss or gradient is NaN, infinite or above `training.loss_limit`.
@@ -98,31 +105,45 @@ class Engine:
         steps = phase_steps(phase, self.config)
         if start >= steps:
             return steps
-        set_modes(method, training=phase.optimiser is not None)
         module, optimiser = self._prepare(method, phase, optimiser_state)
+        streams = self._streams(phase)
+        served = self.frozen.prepare(method, streams, self._precision.autocast, self.config.workers)
+        set_modes(method, training=phase.optimiser is not None)
+        for note in phase.notes:
+            self._say(note)
         scope = f"{task}/{phase.name}/{repeat}"
         waiting: list[StepLog] = []
-        batches = self.maker.batches(self._streams(phase), scope, start, steps, self.config.workers)
+        batches = self.maker.batches(streams, scope, start, steps, self.config.workers)
         for step, batch in zip(range(start, steps), batches, strict=True):
             progress = Progress(task, phase.name, repeat, step, steps, self.seed)
+            if served:
+                self.frozen.add(batch, streams, scope, step)
             waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
             method.after_step(progress)
             due = hooks.after_step(waiting[-1])
-            if due or len(waiting) >= hooks.inspect_every or step + 1 == steps:
+            looks = hooks.guard is not None and hooks.guard.due(step + 1, steps)
+            if due or looks or len(waiting) >= hooks.inspect_every or step + 1 == steps:
                 # Before anything is saved: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
                 self._inspect_weights(optimiser, waiting[-1], progress)
                 hooks.report(waiting)
                 waiting = []
+            over = looks and hooks.guard is not None and hooks.guard.look(method, step + 1, steps)
+            if looks:
+                set_modes(method, training=phase.optimiser is not None)
             if due:
                 hooks.save(step + 1, lambda: self._optimiser_tensors(optimiser))
+            if over:
+                break
         return steps
 
     def measure(self, method: nn.Module, phase: Phase) -> float:
         """Return the seconds of one training step without its update (the weights stay), after one to warm up."""
-        set_modes(method, training=phase.optimiser is not None)
         streams = self._streams(phase)
-        batch = self._to_device({name: self.maker.batch(s, "measure", 0) for name, s in streams.items()})
+        made = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
+        self.frozen.add_once(method, made, streams, "measure")
+        batch = self._to_device(made)
+        set_modes(method, training=phase.optimiser is not None)
         precision = Precision(self.config.precision, self.accelerator.device)
         for _ in range(2):
             started = time.monotonic()
@@ -135,6 +156,16 @@ class Engine:
             seconds = time.monotonic() - started
         method.zero_grad()
         return seconds
+
+    def report_to(self, say: Callable[[str], None]) -> None:
+        """Say what people should know to `say`, each thing once."""
+
+        def once(note: str) -> None:
+            if note not in self._said:
+                self._said.add(note)
+                say(f"note: {note}")
+
+        self._say = self.frozen.say = once
 
     def _streams(self, phase: Phase) -> dict[str, Stream]:
         if phase.optimiser is not None:

@@ -1,0 +1,253 @@
+"""The retention guard: looks at validation data while a task trains, and does not let the model forget too much.
+
+It looks at the validation twins of the retention suite, never at the suite itself: those are what results report.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from everclip.config import GuardConfig
+from everclip.contracts import EvalSet
+from everclip.data.images import ImageStore
+from everclip.distributed import from_first
+from everclip.errors import ConfigError, did_you_mean
+from everclip.evaluation.statistics import wilson
+from everclip.evaluation.validation import set_score
+from everclip.training.schedules import resolve
+
+HALVINGS = 5
+"""How often a step back halves the range that holds the largest good share: found to 1/32 of the way."""
+
+Scores = dict[str, float]
+Weights = dict[str, torch.Tensor]
+
+
+def _log(kind: str, message: str) -> None:
+    logging.getLogger("everclip").warning("%s: %s", kind, message)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The set that fell most, and by how many points."""
+
+    worst: str
+    drop: float
+
+
+class Guard:
+    """Holds a learner to a largest drop on watched sets.
+
+    Args:
+        config: what is allowed, and what happens beyond.
+        sets: what may be watched: validation twins of the retention suite.
+        store: decoded pictures.
+
+    Attributes:
+        tell: is given the kind and the text of what a reader of the results must know; default: the log.
+        seconds: spent looking, since it was last set to 0.
+
+    Raises:
+        ConfigError: if `guard.sets` names something else.
+    """
+
+    def __init__(self, config: GuardConfig, sets: Sequence[EvalSet], store: ImageStore) -> None:
+        known = [s.name for s in sets]
+        for name in config.sets:
+            if name not in known:
+                found = did_you_mean(name, known) if known else " There is none to watch."
+                raise ConfigError(f"guard.sets: {name!r} is no watched set.{found}")
+        self.config, self._store = config, store
+        self._sets = [s for s in sets if not config.sets or s.name in config.sets]
+        self.tell: Callable[[str, str], None] = _log
+        self.seconds = 0.0
+        self._before: dict[str, dict[str, Any]] = {}
+        self._told_idle = False
+        self._good: Weights | None = None
+        self._good_at = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.stopped = False
+        self._looks, self._last, self._acted = 0, Scores(), list[dict[str, Any]]()
+
+    # -- a task ---------------------------------------------------------------------------------------------------
+
+    def begin_task(self, method: Any, learned: int) -> None:
+        """Measure what the watched sets are held to, before anything is learned, and remember the weights.
+
+        Args:
+            method: as it is now.
+            learned: how many tasks were learned before.
+        """
+        self._clear()
+        if not self._sets:
+            if not self._told_idle:
+                self.tell(
+                    "idle guard",
+                    f"guard.max_drop={self.config.max_drop:g} is set, but there is nothing to watch: add a set to "
+                    "`retention` with validation pictures (its own `data`, or raise split.validation).",
+                )
+            self._told_idle = True
+            return
+        started = time.monotonic()
+        new = [s for s in self._sets if self._before.get(s.name, {}).get("data") != s.data.fingerprint]
+        if new:
+            self._measure_before(method, new, learned)
+        self._good, self._good_at = method.weights(), 0
+        self.seconds += time.monotonic() - started
+
+    def due(self, done: int, steps: int) -> bool:
+        """Whether to look after `done` of `steps` steps."""
+        if not self._sets or self.stopped:
+            return False
+        every = max(1, resolve(self.config.every, steps))
+        return done % every == 0 or done == steps
+
+    def look(self, method: Any, done: int, steps: int) -> bool:
+        """Look, and act if a set fell too far; return whether the task's training is over.
+
+        Args:
+            method: as it is after `done` of `steps` steps; left in evaluation mode.
+        """
+        started = time.monotonic()
+        verdict = self._look(method)
+        if verdict is None:
+            self._good, self._good_at = method.weights(), done
+        else:
+            self._act(method, verdict, f"after step {done} of {steps}", done)
+            self.stopped = self.config.action == "stop"
+        self.seconds += time.monotonic() - started
+        return self.stopped
+
+    def end_task(self, method: Any) -> dict[str, Any] | None:
+        """Look once more after the merge, and return the note of the row (`None` if nothing is watched)."""
+        if not self._sets:
+            return None
+        started = time.monotonic()
+        verdict = self._look(method)
+        if verdict is not None:
+            self._act(method, verdict, "after the merge", None)
+        self._good = None
+        self.seconds += time.monotonic() - started
+        return self._note()
+
+    # -- looking and acting ---------------------------------------------------------------------------------------
+
+    def _measure_before(self, method: Any, sets: Sequence[EvalSet], learned: int) -> None:
+        for s in sets:
+            value, n = from_first(set_score(method, s, self._store))
+            interval = wilson(round(value * n), n)
+            margin = round(50 * (interval.high - interval.low), 2)
+            self._before[s.name] = {"value": value, "n": n, "margin": margin, "data": s.data.fingerprint}
+            if learned:
+                self.tell(
+                    "late guard",
+                    f"{s.name}: held to its value after {learned} tasks; it was not watched before.",
+                )
+            limit = self.config.max_drop or 0.0
+            if margin > limit:
+                noise = (
+                    f"{n} validation pictures: a share of {100 * value:.1f} % is known to +-{margin:.1f} points, so a "
+                    f"drop of {limit:g} points may be chance"
+                )
+                self._before[s.name]["noise"] = noise
+                self.tell("noisy guard", f"{s.name}: {noise}")
+
+    def _scores(self, method: Any) -> Scores:
+        # As the first process sees them: low bits may differ, the decision may not.
+        return from_first({s.name: set_score(method, s, self._store)[0] for s in self._sets})
+
+    def _verdict(self, scores: Mapping[str, float]) -> _Verdict | None:
+        drops = {name: 100 * (self._before[name]["value"] - value) for name, value in scores.items()}
+        worst = max(drops, key=lambda name: drops[name])
+        too_far = drops[worst] > (self.config.max_drop or 0.0) + 1e-9
+        return _Verdict(worst, round(drops[worst], 4)) if too_far else None
+
+    def _look(self, method: Any) -> _Verdict | None:
+        self._looks += 1
+        self._last = self._scores(method)
+        return self._verdict(self._last)
+
+    def _act(self, method: Any, verdict: _Verdict, when: str, done: int | None) -> None:
+        assert self._good is not None
+        back = self.config.action == "step-back"
+        share = self._step_back(method) if back else 0.0
+        if not back:
+            method.blend(self._good, method.weights(), 0.0)
+            self._last = self._scores(method)
+        note = {"when": when, "set": verdict.worst, "points": verdict.drop, "share": share}
+        self._acted.append(note)
+        place = f"step {self._good_at}" if self._good_at else "the start of the task"
+        did = f"kept {100 * share:.0f} % of the way from {place}" if back else f"went back to {place}"
+        if not back and done is not None:
+            did += " and ended the task's training"
+        limit = self.config.max_drop
+        self.tell(
+            "guard", f"{when}: {verdict.worst} fell by {verdict.drop:.1f} points (limit {limit:g}); {did}"
+        )
+        self._good = method.weights()
+        self._good_at = self._good_at if done is None else done
+
+    def _step_back(self, method: Any) -> float:
+        """Put the weights at the largest share of the way from the last good ones that keeps within the limit."""
+        good, now = self._good, method.weights()
+        low, high, at_low = 0.0, 1.0, None
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            method.blend(good, now, middle)
+            scores = self._scores(method)
+            if self._verdict(scores) is None:
+                low, at_low = middle, scores
+            else:
+                high = middle
+        method.blend(good, now, low)
+        self._last = at_low if at_low is not None else self._scores(method)
+        return low
+
+    def _note(self) -> dict[str, Any]:
+        sets = {}
+        for name, before in self._before.items():
+            if name in self._last:
+                kept = {key: before[key] for key in ("n", "margin", "noise") if key in before}
+                sets[name] = {"before": round(before["value"], 6), "now": round(self._last[name], 6), **kept}
+        limits = {"max_drop": self.config.max_drop, "action": self.config.action}
+        return {
+            **limits,
+            "looks": self._looks,
+            "acted": list(self._acted),
+            "stopped": self.stopped,
+            "sets": sets,
+        }
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> Weights:
+        """Return the last good weights, inside a task."""
+        return dict(self._good or {})
+
+    def state(self) -> dict[str, Any]:
+        """Return the JSON that continuing needs besides tensors."""
+        return {
+            "before": self._before,
+            "told_idle": self._told_idle,
+            "good_at": self._good_at,
+            "stopped": self.stopped,
+            "looks": self._looks,
+            "last": self._last,
+            "acted": self._acted,
+        }
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Take back what `tensors` and `state` returned."""
+        self._before = dict(state["before"])
+        self._told_idle, self._good_at = bool(state["told_idle"]), int(state["good_at"])
+        self.stopped, self._looks = bool(state["stopped"]), int(state["looks"])
+        self._last, self._acted = dict(state["last"]), list(state["acted"])
+        self._good = dict(tensors) or None
