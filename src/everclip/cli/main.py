@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from everclip.cli import check as check_verb
 from everclip.cli import evaluate as evaluate_verb
 from everclip.errors import ConfigError, EverclipError
 
@@ -135,6 +136,7 @@ def compare(
 
 
 app.command(name="eval")(evaluate_verb.evaluate)
+app.command(name="check")(check_verb.check)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from everclip.data.checked import Check, Finding, Leaks
 
-_KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same"}
+_KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same with the same text"}
 
 
 def advise(check: Check) -> tuple[Finding, ...]:
@@ -52,7 +52,7 @@ def _nothing(check: Check) -> Iterator[Finding]:
 
 def _test_leaks(check: Check) -> Iterator[Finding]:
     for leaks in check.leaks:
-        if leaks.side == "test":
+        if leaks.side == "test" and leaks.counts:
             yield Finding(
                 level="stop",
                 code="leak-test",
@@ -64,13 +64,26 @@ def _test_leaks(check: Check) -> Iterator[Finding]:
 
 def _validation_leaks(check: Check) -> Iterator[Finding]:
     for leaks in check.leaks:
-        if leaks.side == "val":
+        if leaks.side == "val" and leaks.counts:
             yield Finding(
                 level="mend",
                 code="leak-val",
                 message=f"{share(sum(leaks.counts.values()), leaks.held_out)} validation pictures are also trained "
                 f"on: {_kinds(leaks)}; what is chosen by them is chosen too late",
                 remedy="Remove them from one side.",
+            )
+
+
+def _alike(check: Check) -> Iterator[Finding]:
+    for leaks in check.leaks:
+        if leaks.alike:
+            yield Finding(
+                level="mend",
+                code=f"alike-{leaks.side}",
+                message=f"{share(leaks.alike, leaks.held_out)} {leaks.side} pictures look nearly like one on the other "
+                "side that has another text",
+                remedy="Look at them in the sample sheet: if they are the same picture, one text is wrong and the "
+                "picture leaks.",
             )
 
 
@@ -255,6 +268,7 @@ _RULES: tuple[Callable[[Check], Iterator[Finding]], ...] = (
     _test_leaks,
     _set_aside,
     _validation_leaks,
+    _alike,
     _conflicts,
     _texts,
     _long_texts,

@@ -66,7 +66,7 @@ class Captions(Frozen):
         context: what the model reads; the rest of a longer text is cut off.
         cut: rows whose text is longer.
         longest: examples, the longest first: tokens and text.
-        ambiguous: texts that stand for more than one picture.
+        ambiguous: texts that stand for more than one picture (or `concept`, where the data have that column).
         ambiguous_share: the share of rows that have such a text.
         most_shared: texts with the most pictures.
     """
@@ -143,17 +143,26 @@ class Leaking(Frozen):
 
     kind: Literal["bytes", "pixels", "near"]
     difference: float
+    same_text: bool
     held_out: Row
     other: Row
 
 
 class Leaks(Frozen):
-    """Pictures that cross the split: `counts` per kind, of `held_out` pictures on that side."""
+    """Pictures that cross the split.
+
+    Attributes:
+        held_out: pictures on that side.
+        counts: leaking pictures per kind; near duplicates only where their texts are equal too.
+        share: all of these as a share of `held_out`.
+        alike: near duplicates with another text: perhaps the same picture, perhaps not.
+    """
 
     side: Literal["test", "val"]
     held_out: int
     counts: dict[str, int]
     share: float
+    alike: int
     examples: tuple[Leaking, ...]
 
 

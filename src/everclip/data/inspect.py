@@ -146,7 +146,7 @@ class _Rows:
         label = self._labels[row] if self._labels else None
         return Row(
             id=self._table.ids[row],
-            origin="",
+            origin=self._table.origin(row),
             text=str(self._texts[row] or "")[:300],
             label=None if label is None else str(label),
             split=self._sides[row],
@@ -220,9 +220,10 @@ def _captions(table: Table, model: ModelLimits) -> Captions | None:
     longest = sorted(distinct, key=lambda text: (-length_of[text], text))[:3]
     pictures: dict[str, set[str]] = {}
     if source == "captions":  # that a class name stands for many pictures is its purpose
-        for text, identity in zip(given, table.identities(), strict=True):
+        things = table.column("concept") if table.has("concept") else table.identities()
+        for text, thing in zip(given, things, strict=True):
             if text:
-                pictures.setdefault(str(text), set()).add(identity)
+                pictures.setdefault(str(text), set()).add(str(thing))
     shared = {text: len(p) for text, p in pictures.items() if len(p) > 1}
     per_picture = list(Counter(table.identities()).values())
     return Captions(
@@ -281,31 +282,42 @@ def _leaks(
     found: Duplicates, sides: Sequence[str | None], table: Table, names: Callable[[int], Row]
 ) -> tuple[Leaks, ...]:
     parts = []
-    identities = table.identities()
+    identities, same_text = table.identities(), _same_text(table)
     for side in ("test", "val"):
         leaks = [leak for leak in found.leaks if leak.side == side]
+        if not leaks:
+            continue
         held_out = len({name for name, of in zip(identities, sides, strict=True) if of == side})
-        if leaks:
-            counts = Counter(leak.kind for leak in leaks)
-            examples = [
-                Leaking(
-                    kind=leak.kind,
-                    difference=round(leak.difference, 2),
-                    held_out=names(leak.row),
-                    other=names(leak.other),
-                )
-                for leak in leaks[:EXAMPLES]
-            ]
-            parts.append(
-                Leaks(
-                    side=side,
-                    held_out=held_out,
-                    counts={kind: counts[kind] for kind in ("bytes", "pixels", "near") if counts[kind]},
-                    share=min(1.0, len(leaks) / max(1, held_out)),
-                    examples=tuple(examples),
-                )
+        # Two drawings that differ in a detail look alike too; the same text for both leaves no doubt.
+        sure = [leak for leak in leaks if leak.kind != "near" or same_text(leak.row, leak.other)]
+        counts = Counter(leak.kind for leak in sure)
+        examples = [
+            Leaking(
+                kind=leak.kind,
+                difference=round(leak.difference, 2),
+                same_text=same_text(leak.row, leak.other),
+                held_out=names(leak.row),
+                other=names(leak.other),
             )
+            for leak in leaks[:EXAMPLES]
+        ]
+        parts.append(
+            Leaks(
+                side=side,
+                held_out=held_out,
+                counts={kind: counts[kind] for kind in ("bytes", "pixels", "near") if counts[kind]},
+                share=min(1.0, len(sure) / max(1, held_out)),
+                alike=len(leaks) - len(sure),
+                examples=tuple(examples),
+            )
+        )
     return tuple(parts)
+
+
+def _same_text(table: Table) -> Callable[[int, int], bool]:
+    columns = [table.column(n) for n in ("class_key", "concept") if table.has(n)]
+    columns.append(text_column(table))
+    return lambda one, other: any(c[one] is not None and c[one] == c[other] for c in columns)
 
 
 def _set_aside(quarantine: Quarantine, limit: float) -> SetAside:

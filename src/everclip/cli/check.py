@@ -1,0 +1,124 @@
+"""`everclip check`: look at data before training on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everclip.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from everclip.data.inspect import Inspected
+    from everclip.data.spec import DataSpec
+
+
+def check(
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Data, and settings of the data block as key=value: columns.image=file"),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="The model it is meant for; decides token and pixel limits.")
+    ] = "builtin:tiny",
+    test: Annotated[
+        list[str] | None,
+        typer.Option("--test", help="Separate test data: what stands in both is a leak."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for sheet.png, check.json and lists as CSV."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in a data set and what to mend before training on it; draws a sample sheet.
+
+    Ends with code 3 if training would be pointless or its numbers dishonest (docs/exit-codes.md).
+
+    Example: everclip check photos.csv columns.image=file --test test.csv --output checked
+    """
+    sources, settings = split_arguments(data)
+    block = data_block(settings)
+    from everclip.cli.check_text import text_of
+
+    found = inspect_sources(sources, test or [], block, model)
+    if output is not None:
+        from everclip.cli.check_files import write_all
+
+        write_all(found, output)
+    if as_json:
+        document = found.check.model_dump(mode="json")
+        typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+    else:
+        typer.echo(text_of(found.check))
+        if output is not None:
+            typer.echo(f"\nsample sheet: {output / 'sheet.png'}\nlists:        {output}")
+    if found.check.stops:
+        raise DataError(f"check: {'; '.join(finding.message for finding in found.check.stops)}.")
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Tell data from `key=value`; what exists as a file is data, whatever its name.
+
+    Raises:
+        ConfigError: if there is no data.
+    """
+    from everclip.data.spec import DataSpec
+
+    def is_setting(text: str) -> bool:
+        key = text.removeprefix("data.").partition("=")[0].partition(".")[0]
+        return "=" in text and not Path(text).exists() and (key in DataSpec.model_fields or "/" not in key)
+
+    settings = [text for text in arguments if is_setting(text)]
+    sources = [text for text in arguments if not is_setting(text)]
+    if not sources:
+        raise ConfigError("check: no data named; for example: everclip check photos.csv")
+    return sources, settings
+
+
+def data_block(settings: list[str]) -> dict[str, Any]:
+    """Return the settings of the data block from `columns.image=file` or `data.columns.image=file`."""
+    from everclip.config import overrides_document
+
+    found = overrides_document([text.removeprefix("data.") for text in settings])
+    if "source" in found:
+        raise ConfigError("check: name the data itself, not data.source=.")
+    return found
+
+
+def inspect_sources(sources: list[str], test: list[str], block: dict[str, Any], model: str) -> Inspected:
+    """Read and count; rows that cannot be used never stop it here, since saying why is what it is for."""
+    from everclip.config import validated
+    from everclip.data.inspect import inspect, join
+    from everclip.data.sources import read
+    from everclip.data.spec import DataSpec
+    from everclip.models.limits import limits_of
+    from everclip.training.progress import Progress
+
+    def spec(named: list[str]) -> DataSpec:
+        return validated(DataSpec, {"source": named[0] if len(named) == 1 else named, **block}, "data")
+
+    limit = spec(sources).quarantine_limit
+    limits = limits_of(model)
+    progress = Progress()
+
+    def lenient(named: list[str]) -> Any:
+        progress.start(f"read {', '.join(named)}", 0)
+        loaded = read(
+            spec(named).model_copy(update={"quarantine_limit": 1.0}),
+            tick=lambda done, total: progress.update(done, "pictures", total),
+        )
+        progress.finish()
+        return loaded
+
+    loaded = lenient(sources)
+    if test:
+        loaded = join(loaded, lenient(test))
+    progress.start("compare pictures", 0)
+    found = inspect(
+        loaded, limits, limit, tick=lambda done, total: progress.update(done, "candidates", total)
+    )
+    progress.finish()
+    return found

@@ -1,0 +1,230 @@
+"""A check as people read it in a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from everclip.data.advice import counted, share
+from everclip.data.checked import Check, Leaking, Leaks, Row, Spread
+from everclip.data.lettering import plain
+from everclip.data.quarantine import REASONS
+from everclip.report.formats import size
+
+_WIDTH, _LABEL = 100, 12
+_SHOWN = 5
+_PERIODS = 36
+
+
+def text_of(check: Check) -> str:
+    """Return the whole check, most important last, where a terminal ends."""
+    lines = [f"{plain(check.source, 90)}: {counted(check.rows, 'row')}, {counted(check.pictures, 'picture')}"]
+    for part in (
+        _columns,
+        _splits,
+        _classes,
+        _captions,
+        _spoken,
+        _time,
+        _pictures,
+        _duplicates,
+        _leaks,
+        _aside,
+    ):
+        label, *rest = [*part(check)] or [""]
+        if not rest:
+            continue
+        for number, line in enumerate(rest):
+            lines += _line(label if number == 0 else "", line)
+    return "\n".join([*lines, "", *_findings(check)])
+
+
+def _line(label: str, text: str) -> list[str]:
+    indent = " " * (len(text) - len(text.lstrip()))
+    body = textwrap.wrap(
+        text.strip(), _WIDTH - _LABEL - 2 - len(indent), break_long_words=False, break_on_hyphens=False
+    )
+    head = [f"  {label:<{_LABEL}}{indent}{body[0]}"] if body else []
+    return head + [f"  {'':<{_LABEL}}{indent}  {more}" for more in body[1:]]
+
+
+def _columns(check: Check) -> Iterator[str]:
+    yield "columns"
+    if check.guesses:
+        yield from (plain(guess, 200) for guess in check.guesses)
+    elif check.columns:
+        yield ", ".join(f"{plain(ours)} is {plain(theirs)}" for ours, theirs in check.columns.items())
+
+
+def _splits(check: Check) -> Iterator[str]:
+    yield "split"
+    if check.splits:
+        yield ", ".join(f"{name} {count:,}" for name, count in check.splits.items())
+
+
+def _classes(check: Check) -> Iterator[str]:
+    yield "classes"
+    classes = check.classes
+    if classes is None:
+        return
+    large, small = classes.counts[0], classes.counts[-1]
+    yield (
+        f"{len(classes.counts):,}; largest {plain(large.name, 30)!r} {large.count:,}, smallest "
+        f"{plain(small.name, 30)!r} {small.count:,} ({classes.imbalance:.1f} to 1); as varied as "
+        f"{classes.effective:.1f} classes of equal size"
+    )
+
+
+def _captions(check: Check) -> Iterator[str]:
+    texts = check.captions
+    if texts is None:
+        return
+    yield texts.source if texts.source == "captions" else "class names"
+    if texts.source == "captions":
+        per = texts.per_picture
+        each = f"{per.low:g}" if per.low == per.high else f"{per.low:g} to {per.high:g}"
+        yield f"{texts.count:,}, {texts.distinct:,} different; {each} per picture"
+    yield (
+        f"{texts.tokens.low:g} to {texts.tokens.high:g} tokens, half have {texts.tokens.median:g} or fewer; "
+        f"{texts.tokenizer} reads {texts.context}: {_none_or(texts.cut, texts.count)} cut"
+    )
+    if texts.cut:
+        yield f"  longest ({texts.longest[0].count} tokens): {plain(texts.longest[0].name, 120)!r}"
+    if texts.ambiguous:
+        shown = ", ".join(f"{plain(n.name, 40)!r} {n.count:,}" for n in texts.most_shared)
+        yield f"{counted(texts.ambiguous, 'text stands', 'texts stand')} for several pictures: {shown}"
+
+
+def _spoken(check: Check) -> Iterator[str]:
+    yield "languages"
+    if check.languages:
+        yield ", ".join(f"{plain(name, 20)} {count:,}" for name, count in list(check.languages.items())[:12])
+
+
+def _time(check: Check) -> Iterator[str]:
+    yield "time"
+    time = check.time
+    if time is None:
+        return
+    shown = ", ".join(
+        f"{plain(label, 20)} {count:,}" for label, count in list(time.counts.items())[:_PERIODS]
+    )
+    more = f" and {len(time.counts) - _PERIODS} more" if len(time.counts) > _PERIODS else ""
+    by = "by value" if time.period == "value" else f"by {time.period}"
+    yield f"{plain(time.first, 20)} to {plain(time.last, 20)}, {by}: {shown}{more}"
+
+
+def _pictures(check: Check) -> Iterator[str]:
+    yield "pictures"
+    sizes = check.sizes
+    if sizes is None:
+        return
+    yield (
+        f"{_across(sizes.width)} px wide, {_across(sizes.height)} px high; {size(sizes.bytes.median)} each, "
+        f"{size(sizes.total)} in all"
+    )
+    kinds = ", ".join(f"{name} {count:,}" for name, count in sizes.formats.items())
+    modes = ", ".join(f"{name} {count:,}" for name, count in sizes.modes.items())
+    yield f"{kinds}; {modes}" + (f"; {sizes.animated:,} animated" if sizes.animated else "")
+    yield f"{_none_or(sizes.small, check.pictures)} smaller than the {sizes.side} px of {sizes.model}"
+
+
+def _none_or(part: int, whole: int) -> str:
+    return share(part, whole) if part else "none"
+
+
+def _across(spread: Spread) -> str:
+    if spread.low == spread.high:
+        return f"{spread.low:g}"
+    return f"{spread.low:g} to {spread.high:g} (median {spread.median:g})"
+
+
+def _duplicates(check: Check) -> Iterator[str]:
+    yield "duplicates"
+    found = check.duplicates
+    kinds = {"bytes": "the same file", "pixels": "the same pixels in another file", "near": "nearly the same"}
+    parts = [
+        f"{counted(found.surplus[kind], 'picture')} too many in {counted(found.group_counts[kind], 'group')}: {words}"
+        for kind, words in kinds.items()
+        if found.surplus.get(kind)
+    ]
+    if not parts and check.rows:
+        yield "none"
+    yield from parts
+    for group in found.groups[:_SHOWN]:
+        yield "  " + " = ".join(_row(row) for row in group.rows[:3]) + (" ..." if len(group.rows) > 3 else "")
+    if len(parts) and sum(found.group_counts.values()) > _SHOWN:
+        yield f"  and {sum(found.group_counts.values()) - _SHOWN:,} more groups"
+    for group in found.conflicts[:_SHOWN]:
+        yield "  conflict: " + " but ".join(_row(row) for row in group.rows[:3])
+
+
+def _leaks(check: Check) -> Iterator[str]:
+    yield "LEAKS" if any(leaks.counts for leaks in check.leaks) else "look alike"
+    for leaks in check.leaks:
+        yield from _leaks_of(leaks)
+
+
+def _leaks_of(leaks: Leaks) -> Iterator[str]:
+    total = sum(leaks.counts.values())
+    if total:
+        kinds = ", ".join(f"{count:,} {_SAME[kind]}" for kind, count in leaks.counts.items())
+        yield f"{share(total, leaks.held_out)} {leaks.side} pictures are learned from as well: {kinds}"
+    if leaks.alike:
+        yield f"{share(leaks.alike, leaks.held_out)} {leaks.side} pictures look like one with another text"
+    sure = [e for e in leaks.examples if e.kind != "near" or e.same_text] or list(leaks.examples)
+    for example in sure[:_SHOWN]:
+        yield "  " + _leaking(example)
+
+
+_SAME = {"bytes": "same file", "pixels": "same pixels", "near": "nearly the same"}
+
+
+def _leaking(example: Leaking) -> str:
+    return (
+        f"{example.held_out.split}: {_row(example.held_out)} = {example.other.split}: {_row(example.other)} "
+        f"({_SAME[example.kind]})"
+    )
+
+
+def _row(row: Row) -> str:
+    return f"{plain(row.origin or row.id, 48)} ({plain(row.text, 32)!r})"
+
+
+def _aside(check: Check) -> Iterator[str]:
+    yield "set aside"
+    aside = check.quarantine
+    if not aside.count:
+        yield f"none of {aside.total:,} rows"
+        return
+    yield f"{share(aside.count, aside.total)} rows (limit {100 * aside.limit:g} %)"
+    for reason, count in aside.reasons.items():
+        yield f"  {count:,} {reason}: {REASONS.get(reason, '')}"
+        for example in aside.examples.get(reason, ())[:2]:
+            yield f"    {plain(example, 160)}"
+
+
+def _findings(check: Check) -> Iterator[str]:
+    urgent = [f for f in check.findings if f.level != "note"]
+    notes = [f for f in check.findings if f.level == "note"]
+    if urgent:
+        yield "Mend first:"
+    else:
+        yield "Nothing here must be mended before training."
+    for number, finding in enumerate(urgent, start=1):
+        mark = "STOP: " if finding.level == "stop" else ""
+        yield from _paragraph(f"{number:>3}. ", mark + finding.message + ". " + finding.remedy)
+    if notes:
+        yield "To know:"
+    for finding in notes:
+        yield from _paragraph("  -  ", finding.message + ". " + finding.remedy)
+
+
+def _paragraph(head: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        plain(text, 600),
+        _WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_on_hyphens=False,
+    )

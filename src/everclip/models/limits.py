@@ -1,0 +1,40 @@
+"""What of a model decides whether data fits it, found from its configuration: no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from open_clip.tokenizer import SimpleTokenizer
+
+from everclip.config import BackboneConfig
+from everclip.data.inspect import ModelLimits
+from everclip.models.locate import RANDOM, locate
+from everclip.models.quiet import quiet
+from everclip.models.tokenizers import build_tokenizer
+
+
+def limits_of(name: str) -> ModelLimits:
+    """Return picture size, context and tokenizer of a backbone, with or without its weights at hand.
+
+    Raises:
+        ConfigError: if the model or its tokenizer is not known.
+    """
+    located = locate(BackboneConfig(name=name, weights=RANDOM))
+    tokenizer, _ = build_tokenizer(located.model_cfg["text_cfg"], located.folder)
+    size = located.model_cfg["vision_cfg"].get("image_size", 224)
+    side = int(min(size) if isinstance(size, list | tuple) else size)
+    return ModelLimits(name, side, int(tokenizer.context_length), _lengths(tokenizer))
+
+
+def _lengths(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
+    """Return a function that counts tokens of whole texts; open_clip's own call would cut them."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return lambda texts: [len(tokenizer.encode(text)) + 2 for text in texts]  # start and end
+
+    def count(texts: Sequence[str]) -> list[int]:
+        cleaned = [tokenizer.clean_fn(text) for text in texts]
+        with quiet():  # transformers warns of every text that is longer than the model's context
+            return [len(ids) for ids in tokenizer.tokenizer(cleaned, truncation=False)["input_ids"]]
+
+    return count
