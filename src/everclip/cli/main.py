@@ -11,6 +11,8 @@ import typer
 
 from everclip.cli import check as check_verb
 from everclip.cli import evaluate as evaluate_verb
+from everclip.cli import export as export_verb
+from everclip.cli import init_config as init_config_verb
 from everclip.errors import ConfigError, EverclipError
 
 app = typer.Typer(
@@ -137,6 +139,8 @@ def compare(
 
 app.command(name="eval")(evaluate_verb.evaluate)
 app.command(name="check")(check_verb.check)
+app.command(name="init-config")(init_config_verb.init_config)
+app.command(name="export")(export_verb.export)
 
 
 @app.command()

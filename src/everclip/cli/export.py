@@ -1,0 +1,129 @@
+"""`everclip export`: a model out of a run, in open_clip's own folder layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from everclip.learner import Learner
+    from everclip.models.backbone import Backbone
+    from everclip.models.export import Exported
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A run folder, a learner's folder, or a backbone's name.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; made by this.")],
+    half: Annotated[
+        bool, typer.Option("--half", help="Store float16: half the size, nearly the same.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    weights: Annotated[str | None, typer.Option(help="Tag or file, where MODEL is an architecture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a model in open_clip's layout, LoRA merged, and prove that open_clip gives the same embeddings.
+
+    Example: everclip export runs/emoji-time-replay-s0 exported/mine
+    """
+    from everclip.models.export import check_target, describe, usage
+
+    check_target(folder, force)
+    exported, backbone, card = run_export(model, folder, half=half, force=force, weights=weights)
+    document = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document}, indent=1))
+        return
+    for note in card["assumed"]:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{folder}: {exported.bytes / 1e6:.1f} MB, {document['precision']}, {_source(card['source'])}")
+    if exported.merged:
+        typer.echo(f"merged into the weights: {', '.join(exported.merged)}")
+    typer.echo(f"plain open_clip against the model: {describe(exported.parity)}")
+    typer.echo("\n".join(["to load it:", *(f"  {line}" for line in usage(folder, backbone))]))
+
+
+def run_export(
+    model: str, folder: Path, *, half: bool = False, force: bool = False, weights: str | None = None
+) -> tuple[Exported, Backbone, dict[str, Any]]:
+    """Export what `model` names; see `everclip.models.export.export_backbone`."""
+    from everclip.config import BackboneConfig
+    from everclip.models.backbone import load_backbone
+    from everclip.models.export import export_backbone
+
+    if (Path(model) / "checkpoints").is_dir():
+        from everclip.learner import Learner
+
+        learner = Learner.load(model)
+        method = learner.method.cpu()
+        card = {**_card(method.backbone), "source": _of_learner(Path(model), learner)}
+        exported = export_backbone(
+            method.backbone,
+            folder,
+            card,
+            half=half,
+            force=force,
+            encode_images=lambda pixels: method.encode_images(pixels)["embedding"],
+            encode_texts=lambda tokens: method.encode_texts(tokens)["embedding"],
+        )
+        return exported, method.backbone, card
+    config = BackboneConfig(name=model, weights=weights)
+    backbone = load_backbone(config)
+    card = {
+        **_card(backbone),
+        "source": {"kind": "backbone", **config.model_dump(mode="json", exclude_none=True)},
+    }
+    return export_backbone(backbone, folder, card, half=half, force=force), backbone, card
+
+
+def _card(backbone: Backbone) -> dict[str, Any]:
+    from everclip import __version__
+    from everclip.training.environment import versions
+
+    return {
+        "format": 1,
+        "versions": {**versions(), "everclip": __version__},
+        "assumed": list(backbone.notes),
+    }
+
+
+def _of_learner(folder: Path, learner: Learner) -> dict[str, Any]:
+    """Return where a learned model comes from, with the metrics of its run where there is one."""
+    from everclip.evaluation.results import FILE, Results
+
+    source: dict[str, Any] = {
+        "kind": "learner",
+        "name": folder.resolve().name,
+        "method": {
+            "name": learner.method.preset,
+            "settings": learner.method.settings.model_dump(mode="json"),
+        },
+        "training": learner.training.model_dump(mode="json"),
+        "seed": learner.seed,
+        "learned_tasks": sorted(learner.learned),
+        "start": learner.method.backbone.config.model_dump(mode="json", exclude_none=True),
+    }
+    if (folder / FILE).is_file():
+        results = Results.read(folder)
+        source |= {
+            "kind": "run",
+            "benchmark": results.benchmark,
+            "status": results.status,
+            "tasks": [task.name for task in results.tasks],
+            "headline": results.headline,
+            "metrics": results.metrics,
+            "data": results.provenance.get("data", {}),
+            "towers_before": results.provenance.get("towers_before", {}),
+        }
+    return source
+
+
+def _source(source: dict[str, Any]) -> str:
+    if source["kind"] == "backbone":
+        return f"from {source['name']}"
+    learned = f"{len(source['learned_tasks'])} tasks learned with {source['method']['name']}"
+    unfinished = source.get("status") not in (None, "finished")
+    state = ", not finished: as of its newest checkpoint" if unfinished else ""
+    return f"from {source['kind']} {source['name']} ({learned}{state})"

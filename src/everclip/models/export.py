@@ -1,0 +1,251 @@
+"""A backbone written in open_clip's folder layout, and proven there: plain open_clip must give the same embeddings."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from safetensors.torch import save_file
+
+from everclip.errors import ConfigError, EverclipError
+from everclip.files import folder_atomic
+from everclip.models.backbone import Backbone
+from everclip.models.layout import CONFIG, MERGES, WEIGHTS
+from everclip.models.modules.grow import grown, merge_into
+from everclip.models.quiet import offline, quiet
+from everclip.models.tokenizers import HF_FILES
+
+CARD = "card.json"
+
+HALF_LIMIT = 0.01
+"""Largest difference of an embedding's number (of a unit vector) that half precision may cost."""
+
+TEXTS = ("a photo of a dog", "Two red squares, one blue circle!", "", "naïve 東京 🎈", "word " * 200)
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest absolute differences between a model and its export as plain open_clip loads it.
+
+    Attributes:
+        pixels: of prepared pictures.
+        images, texts: of unit embeddings.
+        logit_scale: of the factor on cosines.
+        tokens: whether every text became the same tokens.
+    """
+
+    pixels: float
+    images: float
+    texts: float
+    logit_scale: float
+    tokens: bool
+
+    def within(self, limit: float) -> bool:
+        """Return whether tokens, pixels and scale are equal and no embedding differs by more than `limit`."""
+        return self.tokens and self.pixels == self.logit_scale == 0 and max(self.images, self.texts) <= limit
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to: its folder, size, kinds of modules merged, and parity."""
+
+    folder: Path
+    bytes: int
+    merged: tuple[str, ...]
+    parity: Parity
+
+
+def probes() -> list[Image.Image]:
+    """Return pictures of several shapes: noise, a ramp, a flat colour."""
+    draw = np.random.default_rng(0)
+    noise = [draw.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((97, 160), (300, 211), (64, 64))]
+    ramp = np.linspace(0, 255, 256 * 192 * 3).reshape(192, 256, 3).astype(np.uint8)
+    return [Image.fromarray(a) for a in (*noise, ramp, np.full((50, 50, 3), 255, np.uint8))]
+
+
+def export_backbone(
+    backbone: Backbone,
+    folder: Path,
+    card: Mapping[str, Any],
+    *,
+    half: bool = False,
+    force: bool = False,
+    encode_images: Encode | None = None,
+    encode_texts: Encode | None = None,
+) -> Exported:
+    """Write a backbone in open_clip's layout, whole or not at all, and compare it with what plain open_clip loads.
+
+    Args:
+        backbone: the model, on the CPU; LoRA in it is merged in place.
+        folder: made by this; must be absent, empty, or with `force` an earlier export.
+        card: provenance, stored as `card.json` together with parity and how to load it.
+        half: store float16.
+        force: replace an earlier export.
+        encode_images, encode_texts: what the model answers (pixels or tokens to unit embeddings), if a method around
+            the backbone answers otherwise; default the backbone's own.
+
+    Raises:
+        ConfigError: if the layout cannot hold the model, or the folder is in the way.
+        EverclipError: if plain open_clip does not give the model's embeddings; nothing is left behind then.
+    """
+    check_target(folder, force)
+    if backbone.layout is None:
+        raise ConfigError("export: this model was made by hand: its configuration is not known.")
+    backbone.eval()
+    pixels = torch.stack([backbone.preprocess(picture) for picture in probes()])
+    tokens = backbone.tokenise(list(TEXTS))
+    with torch.inference_mode():
+        images = (encode_images or backbone.encode_image)(pixels)
+        texts = (encode_texts or backbone.encode_text)(tokens)
+    merged = tuple(sorted(grown(backbone.clip)))
+    _merge(backbone)
+    with folder_atomic(folder) as aside:
+        _write_files(backbone, aside, half)
+        with torch.inference_mode():
+            parity = _compare(backbone, aside, (pixels, tokens, images, texts))
+        limit = HALF_LIMIT if half else 0.0
+        if not parity.within(limit):
+            raise EverclipError(
+                f"export: plain open_clip does not give the model's embeddings: {describe(parity)} (allowed: "
+                f"{limit:g}). Nothing was written. The method may predict by more than its backbone's weights."
+            )
+        document = {**card, "precision": "fp16" if half else "fp32", "merged": list(merged)}
+        document |= {
+            "towers": backbone.fingerprints(),
+            "parity": asdict(parity),
+            "usage": usage(folder, backbone),
+        }
+        (aside / CARD).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        size = sum(file.stat().st_size for file in aside.iterdir())
+        old = _set_aside(folder)
+    if old is not None:
+        shutil.rmtree(old)
+    return Exported(folder, size, merged, parity)
+
+
+def describe(parity: Parity) -> str:
+    """Return a parity in one line."""
+    tokens = "equal tokens" if parity.tokens else "other tokens"
+    return (
+        f"{tokens}, largest difference of pixels {parity.pixels:g}, image embeddings {parity.images:g}, text "
+        f"embeddings {parity.texts:g}, logit scale {parity.logit_scale:g}"
+    )
+
+
+def usage(folder: Path, backbone: Backbone) -> list[str]:
+    """Return the lines of Python that load an export with open_clip alone."""
+    own = backbone.layout is not None and any(f.name == MERGES for f in backbone.layout.tokenizer_files)
+    length = backbone.tokenizer.context_length
+    tokenizer = (
+        f"tokenizer = open_clip.SimpleTokenizer('{folder / MERGES}', context_length={length})"
+        if own  # open_clip does not look for a vocabulary in the folder
+        else f"tokenizer = open_clip.get_tokenizer('local-dir:{folder}')"
+    )
+    return [
+        "import open_clip",
+        f"model, _, preprocess = open_clip.create_model_and_transforms('local-dir:{folder}')",
+        tokenizer,
+    ]
+
+
+def check_target(folder: Path, force: bool) -> None:
+    """Check that an export may be written to a folder.
+
+    Raises:
+        ConfigError: if something is there that `force` does not cover.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"export: {folder} is a file; give the name of a folder to be made.")
+    ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES}
+    others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
+    if others or not (folder / CONFIG).is_file():
+        held = ", ".join(others[:5]) or ", ".join(sorted(p.name for p in folder.iterdir()))
+        raise ConfigError(f"export: {folder} is no earlier export (it holds {held}); give another folder.")
+    if not force:
+        raise ConfigError(f"export: {folder} is there already; --force replaces it.")
+
+
+def _merge(backbone: Backbone) -> None:
+    try:
+        merge_into(backbone.clip)
+    except ConfigError as error:
+        raise ConfigError(
+            f"export: open_clip's layout holds a plain CLIP only: {error} Keep using it by its run folder "
+            "(Learner.load, everclip eval), or train LoRA or parts of the towers instead, which can be merged."
+        ) from error
+
+
+def _write_files(backbone: Backbone, folder: Path, half: bool) -> None:
+    assert backbone.layout is not None
+    document = {"model_cfg": backbone.layout.model_cfg, "preprocess_cfg": backbone.layout.preprocess_cfg}
+    (folder / CONFIG).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    # Clones, because safetensors refuses tensors that share memory.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.clip.state_dict().items()}
+    if half:
+        # The factor on cosines is one number, and up to 100: it stays exact.
+        state = {k: v.half() if v.is_floating_point() and v.numel() > 1 else v for k, v in state.items()}
+        lost = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        if lost:
+            raise ConfigError(
+                f"export: {lost[0]!r} holds numbers beyond half precision (65,504); leave out --half."
+            )
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    # safetensors lets nobody else read what it writes; an export is for others.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
+    for file in backbone.layout.tokenizer_files:
+        name = file.name if file.name in HF_FILES else MERGES
+        shutil.copyfile(file, folder / name)
+
+
+def _compare(
+    backbone: Backbone, folder: Path, expected: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+) -> Parity:
+    """Load a folder with open_clip's own functions and encode the probes with it."""
+    pixels, tokens, images, texts = expected
+    with quiet(), offline():
+        clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        if (folder / MERGES).is_file():
+            tokenizer: Any = SimpleTokenizer(str(folder / MERGES), context_length=tokens.shape[1])
+        else:
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    clip.eval()
+    found = torch.stack([preprocess(picture) for picture in probes()])
+    ids = tokenizer(list(TEXTS))
+    scale = clip.logit_scale.exp().squeeze()
+    return Parity(
+        pixels=_distance(found, pixels),
+        images=_distance(clip.encode_image(found, normalize=True), images),
+        texts=_distance(clip.encode_text(ids, normalize=True), texts),
+        logit_scale=_distance(scale, backbone.logit_scale),
+        tokens=torch.equal(ids, tokens),
+    )
+
+
+def _distance(one: torch.Tensor, two: torch.Tensor) -> float:
+    if one.shape != two.shape:
+        return float(torch.finfo(torch.float32).max)
+    return float((one.double() - two.double()).abs().max())
+
+
+def _set_aside(folder: Path) -> Path | None:
+    """Move an earlier export out of the way; it is removed once the new one stands."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    return old
