@@ -85,6 +85,7 @@ def _numbers(run: Run) -> dict[str, Any]:
         "matrix": sections.matrix(run),
         "how_measured": sections.how_measured(run),
         "doubtful": sections.doubtful(run),
+        "guarded": sections.guarded(run),
         "metrics": sections.metrics(run),
         "all_scores": sections.all_scores(run),
         "examples": sections.examples(run),

@@ -284,6 +284,31 @@ def events(run: Run) -> list[dict[str, str]]:
     return found
 
 
+def guarded(run: Run) -> list[str]:
+    """Say what the retention guard watched and did, task by task; empty where there was none."""
+    lines = []
+    for row in run.results.rows:
+        note = row.notes.get("guard")
+        if note is None:
+            continue
+        sets = ", ".join(
+            f"{name} {formats.percent(s['before'])} to {formats.percent(s['now'])}"
+            for name, s in note["sets"].items()
+        )
+        did = "; ".join(
+            f"{a['when']} {a['set']} had fallen by {formats.number(a['points'], 1)} points, kept "
+            f"{formats.percent(a['share'], 0)} of the way"
+            for a in note["acted"]
+        )
+        ended = "; training ended there" if note["stopped"] else ""
+        limit = formats.number(note["max_drop"], 1)
+        lines.append(
+            f"{run.label(row)}: {sets} on validation pictures (allowed: {limit} points "
+            f"less). {did or 'Nothing to do'}{ended}."
+        )
+    return lines
+
+
 def doubtful(run: Run) -> str:
     """Say which items of the last row are too close to call; they are few in a sound model."""
     found = {name: n for row in run.results.rows[-1:] for name, n in row.ambiguous.items() if n}

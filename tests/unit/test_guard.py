@@ -1,0 +1,292 @@
+"""The retention guard: what it allows, how far it steps back, what it says, and that it survives a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from everclip.config import GuardConfig, resolve_config
+from everclip.contracts import EvalSet
+from everclip.data.images import ImageStore
+from everclip.data.table import Table
+from everclip.errors import ConfigError
+from everclip.evaluation.statistics import wilson
+from everclip.evaluation.validation import set_score
+from everclip.report import write_report
+from everclip.run import Run
+from everclip.training import guard as module
+from everclip.training.guard import HALVINGS, Guard
+from everclip.training.progress import Progress
+
+
+class Line:
+    """A model of one weight; each watched set scores some function of it."""
+
+    def __init__(self, **scores: Callable[[float], float]) -> None:
+        self.w = torch.zeros(())
+        self.scores = scores
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {"w": self.w.clone()}
+
+    def blend(self, before: Any, after: Any, share: float) -> None:
+        self.w = before["w"] + share * (after["w"] - before["w"])
+
+
+def a_set(name: str, rows: int = 1000) -> EvalSet:
+    data = Table(pa.table({"id": [f"{name}-{i}" for i in range(rows)]}), name=name)
+    return EvalSet(name, "classification", data)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Guard, list[tuple[str, str]]]]:
+    """Return a function (watched, **config) -> (guard, what it told), for models like `Line`."""
+    monkeypatch.setattr(
+        module, "set_score", lambda method, s, store: (method.scores[s.name](float(method.w)), len(s.data))
+    )
+
+    def make(watched: list[EvalSet], **config: Any) -> tuple[Guard, list[tuple[str, str]]]:
+        guard = Guard(GuardConfig(**{"max_drop": 5.0, "every": 2, **config}), watched, ImageStore())
+        told: list[tuple[str, str]] = []
+        guard.tell = lambda kind, message: told.append((kind, message))
+        return guard, told
+
+    return make
+
+
+# -- acting ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fall", [lambda w: 0.9 - w / 20, lambda w: 0.9 - (w / 4) ** 3, lambda w: 0.9 - 0.2 * (w > 1.3)]
+)
+def test_a_step_back_keeps_as_much_as_the_limit_allows(watch: Any, fall: Callable[[float], float]) -> None:
+    guard, told = watch([a_set("a"), a_set("b")])
+    model = Line(a=fall, b=lambda w: 0.5)
+    guard.begin_task(model, 0)
+    model.w = torch.tensor(4.0)
+    assert guard.look(model, 2, 10) is False
+    step = 1 / 2**HALVINGS
+    allowed = [i * step for i in range(2**HALVINGS + 1) if 0.9 - fall(4.0 * i * step) <= 0.05 + 1e-11]
+    assert float(model.w) == pytest.approx(4.0 * max(allowed))
+    assert 0.9 - fall(float(model.w)) <= 0.05 + 1e-11
+    ((kind, message),) = told
+    assert kind == "guard"
+    assert message.startswith("after step 2 of 10: a fell by ")
+    assert f"kept {100 * max(allowed):.0f} % of the way from the start of the task" in message
+
+
+def test_stopping_goes_back_to_the_last_good_weights(watch: Any) -> None:
+    guard, told = watch([a_set("a")], action="stop")
+    model = Line(a=lambda w: 0.9 - w / 20)
+    guard.begin_task(model, 0)
+    model.w = torch.tensor(0.5)
+    assert guard.look(model, 2, 10) is False
+    model.w = torch.tensor(3.0)
+    assert guard.look(model, 4, 10) is True
+    assert float(model.w) == 0.5
+    assert guard.stopped
+    assert not guard.due(6, 10)
+    assert "went back to step 2 and ended the task's training" in told[0][1]
+    guard.begin_task(model, 1)
+    assert not guard.stopped
+
+
+def test_small_drops_add_up_against_the_start_of_the_run_not_of_the_task(watch: Any) -> None:
+    guard, _ = watch([a_set("a")], action="stop")
+    model = Line(a=lambda w: 0.9 - w / 100)
+    stops = []
+    for task in range(4):
+        guard.begin_task(model, task)
+        model.w = model.w + 2.0  # two points a task
+        stops.append(guard.look(model, 10, 10))
+        guard.end_task(model)
+    assert stops == [False, False, True, True]
+    assert float(model.w) == 4.0
+
+
+def test_the_merge_is_looked_at_too_and_the_note_says_all(watch: Any) -> None:
+    guard, _ = watch([a_set("a")])
+    model = Line(a=lambda w: 0.9 - w / 20)
+    guard.begin_task(model, 0)
+    model.w = torch.tensor(2.0)
+    guard.look(model, 10, 10)
+    model.w = torch.tensor(9.0)  # what a merge might do
+    note = guard.end_task(model)
+    assert note is not None
+    assert float(model.w) <= 1.0
+    assert [a["when"] for a in note["acted"]] == ["after step 10 of 10", "after the merge"]
+    assert note["looks"] == 2
+    assert note["sets"]["a"]["before"] == 0.9
+    assert note["sets"]["a"]["now"] == pytest.approx(0.9 - float(model.w) / 20, abs=1e-6)
+    assert "noise" not in note["sets"]["a"]
+    assert json.loads(json.dumps(note)) == note
+    assert guard.tensors() == {}
+
+
+def test_looks_come_as_often_as_asked_and_always_at_the_end(watch: Any) -> None:
+    def looks(every: float, steps: int) -> list[int]:
+        guard, _ = watch([a_set("a")], every=every)
+        return [done for done in range(1, steps + 1) if guard.due(done, steps)]
+
+    assert looks(3, 10) == [3, 6, 9, 10]
+    assert looks(0.25, 12) == [3, 6, 9, 12]
+    assert looks(0.01, 3) == [1, 2, 3]
+    assert looks(100, 7) == [7]
+
+
+def test_state_goes_through_json_and_tensors(watch: Any) -> None:
+    guard, _ = watch([a_set("a")])
+    model = Line(a=lambda w: 0.9 - w / 20)
+    guard.begin_task(model, 0)
+    model.w = torch.tensor(0.5)
+    guard.look(model, 2, 10)
+    other, _ = watch([a_set("a")])
+    other.restore(guard.tensors(), json.loads(json.dumps(guard.state())))
+    ends = []
+    for g in (guard, other):
+        model.w = torch.tensor(3.0)
+        g.look(model, 4, 10)
+        ends.append((float(model.w), g.end_task(model)))
+    assert ends[0] == ends[1]
+
+
+# -- saying ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_watch_is_said_once_and_what_to_add(watch: Any) -> None:
+    guard, told = watch([])
+    model = Line()
+    for task in range(2):
+        guard.begin_task(model, task)
+        assert not guard.due(10, 10)
+        assert guard.end_task(model) is None
+    ((kind, message),) = told
+    assert kind == "idle guard"
+    assert "`retention`" in message
+    again, told = watch([])
+    again.restore({}, guard.state())
+    again.begin_task(model, 2)
+    assert told == []
+
+
+def test_a_limit_within_the_noise_is_called_so(watch: Any) -> None:
+    guard, told = watch([a_set("a", rows=40)])
+    model = Line(a=lambda w: 0.5 - w)
+    guard.begin_task(model, 0)
+    note = guard.end_task(model)
+    interval = wilson(20, 40)
+    margin = 50 * (interval.high - interval.low)
+    assert margin > 5
+    assert note is not None
+    assert note["sets"]["a"]["margin"] == pytest.approx(margin, abs=0.01)
+    assert (
+        f"40 validation pictures: a share of 50.0 % is known to +-{margin:.1f} points"
+        in note["sets"]["a"]["noise"]
+    )
+    assert [kind for kind, _ in told] == ["noisy guard"]
+
+
+def test_a_set_first_watched_late_is_called_so(watch: Any) -> None:
+    guard, told = watch([a_set("a")])
+    guard.begin_task(Line(a=lambda w: 0.9), 3)
+    assert told == [("late guard", "a: held to its value after 3 tasks; it was not watched before.")]
+
+
+def test_other_pictures_under_the_same_name_are_measured_anew(watch: Any) -> None:
+    guard, _ = watch([a_set("a")])
+    guard.begin_task(Line(a=lambda w: 0.9), 0)
+    other, told = watch([a_set("a", rows=900)])
+    other.restore({}, guard.state())
+    other.begin_task(Line(a=lambda w: 0.7), 1)
+    assert other.state()["before"]["a"]["value"] == 0.7
+    assert told[0][0] == "late guard"
+
+
+def test_an_unknown_set_is_answered(watch: Any) -> None:
+    with pytest.raises(ConfigError, match=r"guard\.sets: 'imagnet' is no watched set.*'imagenet'"):
+        watch([a_set("imagenet")], sets=("imagnet",))
+    guard, _ = watch([a_set("a"), a_set("b")], sets=("b",))
+    model = Line(a=lambda w: 0.0 if w else 1.0, b=lambda w: 0.5)
+    guard.begin_task(model, 0)
+    model.w = torch.tensor(1.0)
+    assert guard.look(model, 2, 2) is False
+    assert float(model.w) == 1.0
+
+
+@pytest.mark.parametrize(
+    "setting", ["guard.max_drop=0", "guard.every=0", "guard.action=panic", "guard.max_dorp=1"]
+)
+def test_settings_that_do_not_fit_are_named(setting: str) -> None:
+    with pytest.raises(ConfigError, match=setting.partition("=")[0]):
+        resolve_config("emoji-time", [setting])
+
+
+# -- in a run -------------------------------------------------------------------------------------------------
+
+STRICT = (
+    "guard.max_drop=1",
+    "guard.every=2",
+    "training.steps=6",
+    "training.lr=3e-3",
+    "checkpoint.every_steps=1",
+)
+
+
+def run(config: Any) -> Run:
+    found = Run(config, Progress(quiet=True))
+    found.execute()
+    return found
+
+
+@pytest.mark.parametrize("action", ["stop", "step-back"])
+def test_a_run_ends_within_the_limit_on_validation_and_says_what_it_did(
+    micro_config: Callable[..., Any], action: str
+) -> None:
+    free = run(micro_config("classes", *STRICT, "guard.max_drop=null", output="free"))
+    held = run(micro_config("classes", *STRICT, f"guard.action={action}", output="held"))
+    (twin,) = held.scenario.retention_val
+    (suite,) = held.scenario.retention_suite
+    assert not set(twin.data.ids) & set(suite.data.ids)
+    ends = {}
+    for name, one in (("free", free), ("held", held)):
+        ends[name] = set_score(one.learner.method, twin, one.learner.store)[0]
+    before = held.place.rows[1]["notes"]["guard"]["sets"]["names"]["before"]
+    assert ends["free"] < before - 0.01
+    assert ends["held"] >= before - 0.01 - 1e-6
+    assert "guard" not in free.place.rows[1]["notes"]
+    acted = [entry for row in held.place.rows[1:] for entry in row["notes"]["guard"]["acted"]]
+    events = [e for e in held.place.events if e["kind"] == "guard"]
+    assert len(events) == len(acted) > 0
+    assert held.place.seconds["guard"] > 0
+    if action == "stop":
+        assert held.place.step < free.place.step
+        page = write_report(Path(held.config.output)).read_text()  # slow to draw: once is enough
+        assert "The retention guard" in page
+        assert "of the way; training ended there" in page
+
+
+def test_a_guard_without_retention_watches_the_base_and_without_both_is_idle(
+    micro_config: Callable[..., Any],
+) -> None:
+    one = Run(micro_config("time", "scenario.retention=[]", "guard.max_drop=1"), Progress(quiet=True))
+    assert one.learner.guard is not None
+    assert [s.name for s in one.learner.guard._sets] == ["known"]
+    held_out = one.scenario.base_val
+    assert held_out is not None
+    assert list(one.learner.guard._sets[0].data.ids) == list(held_out.ids)
+    short = ("scenario.retention=[]", "guard.max_drop=1", "training.steps=1", "scenario.base=null")
+    idle = run(micro_config("domains", *short, output="idle"))
+    assert [e["kind"] for e in idle.place.events].count("idle guard") == 1
+
+
+def test_a_preset_may_set_the_guard_and_the_user_wins() -> None:
+    assert resolve_config("emoji-time", ["method=safe"]).guard.max_drop is not None
+    assert resolve_config("emoji-time", ["method=safe", "guard.max_drop=null"]).guard.max_drop is None
+    assert resolve_config("emoji-time", []).guard.max_drop is None
