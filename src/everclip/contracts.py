@@ -149,7 +149,9 @@ class Stream:
         batch_size: samples per step over all processes.
         view: `train` augments images and draws captions, `eval` does neither.
         order: `shuffle` permutes anew each epoch, `cycle` repeats the given order, `once` stops after one pass.
-        columns: what a batch holds besides `id`: any of `image`, `tokens` and `label`.
+        columns: what a batch holds besides `id`: any of `image`, `tokens` and `label`; for a tower that does not train
+            `image_embedding` and `text_embedding` stand in for the first two, and `class_embedding` goes with `label`:
+            the engine encodes each sample once.
         classes: the label space of column `label`.
     """
 
@@ -190,6 +192,7 @@ class Phase:
             the stream `main` (so that replay costs no extra steps).
         lr: overrides the learning rate of the training configuration.
         repeats: how often the phase runs in a row (each repeat restarts its schedule).
+        notes: what people should know about it; the log says it once.
     """
 
     name: str
@@ -199,6 +202,7 @@ class Phase:
     steps: int | None = None
     lr: float | None = None
     repeats: int = 1
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

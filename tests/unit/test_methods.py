@@ -17,7 +17,7 @@ from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.methods.merge import RunningMean, interpolate, sweep
-from everclip.methods.settings import PARTS, MethodSettings
+from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
 
 EXPECTED = {
@@ -70,7 +70,7 @@ def moved(before: dict[str, torch.Tensor], method: Method) -> set[str]:
 # -- trainable ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", EXPECTED)
 def test_exactly_the_named_part_moves(build: Callable[..., Method], task: Task, part: str) -> None:
     method = build(trainable=[part])
     before = snapshot(method)

@@ -29,7 +29,7 @@ class BatchMaker:
         pixels: what the image tower takes.
         preprocess: the backbone's own transform, for the view `eval`.
         tokenise: texts to token ids `(N, L)`.
-        augment, captions: settings of the view `train`.
+        augment, captions: settings of the view `train`; `augment` may be `None`: the transform of evaluation.
         seed: the run's seed.
         store: keeps decoded pictures.
         rank, world: this process and how many there are; each takes its slice of the same global batch.
@@ -38,7 +38,7 @@ class BatchMaker:
     pixels: PixelFormat
     preprocess: Callable[[Any], torch.Tensor]
     tokenise: Tokenise
-    augment: AugmentConfig
+    augment: AugmentConfig | None
     captions: CaptionConfig
     seed: int
     store: ImageStore
@@ -82,18 +82,21 @@ class BatchMaker:
         if "image" in stream.columns:
             pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
             batch["image"] = torch.stack(pictures)
-        if "tokens" in stream.columns:
+        if {"tokens", "text_embedding"} & set(stream.columns):
             texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
             batch["caption"] = texts
-            batch["tokens"] = self.tokenise(texts)
+            if "tokens" in stream.columns:
+                batch["tokens"] = self.tokenise(texts)
             batch["text_key"] = _keys(texts)
             batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
         if "label" in stream.columns:
             batch["label"] = _labels(stream, rows)
-            batch["class_tokens"] = self._tokens_of_classes(stream)
+            if "class_embedding" not in stream.columns:
+                batch["class_tokens"] = self.class_tokens(stream)
         return batch
 
-    def _tokens_of_classes(self, stream: Stream) -> torch.Tensor:
+    def class_tokens(self, stream: Stream) -> torch.Tensor:
+        """Return token ids `(C, L)` of a stream's classes, each in its first template."""
         prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
         if prompts not in self._class_tokens:
             self._class_tokens[prompts] = self.tokenise(list(prompts))
@@ -101,15 +104,23 @@ class BatchMaker:
 
     def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
         picture = self.store.get(table, position)
-        if stream.view == "train":
+        if stream.view == "train" and self.augment is not None:
             return self.pixels.tensor(augment(picture, self.pixels.size, self.augment, draw))
         return self.preprocess(picture)
 
-    def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
+    def caption(self, table: Table, position: int) -> str:
+        """Return a sample's own caption.
+
+        Raises:
+            DataError: if it has none.
+        """
         given = table.value("caption", position)
         if given is None or given == "":
             raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
-        caption = str(given)
+        return str(given)
+
+    def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
+        caption = self.caption(table, position)
         if stream.view != "train":
             return caption
         words = table.value("keywords", position) if table.has("keywords") else None

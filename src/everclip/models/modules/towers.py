@@ -12,6 +12,7 @@ from torch import nn
 from everclip.errors import ConfigError
 
 Side = Literal["image", "text"]
+SIDES: tuple[Side, ...] = ("image", "text")
 
 FITS = "What fits it: whole towers, block ranges, norms, biases and projections in the slot `trainable`."
 
@@ -76,6 +77,13 @@ def tower_parts(clip: nn.Module, side: Side) -> list[nn.Module]:
     if root is not clip:
         return [root]
     return [module for name, module in clip.named_children() if name != "visual"]
+
+
+def is_frozen(clip: nn.Module, side: Side) -> bool:
+    """Whether gradients flow to no parameter of a tower."""
+    return not any(
+        parameter.requires_grad and side_of(name) == side for name, parameter in clip.named_parameters()
+    )
 
 
 def side_of(name: str) -> Side | None:

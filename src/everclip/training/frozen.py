@@ -1,0 +1,251 @@
+"""Embeddings of towers that do not train, encoded once instead of at every step.
+
+A phase asks for them by the columns of its streams: `image_embedding` in place of `image`, `text_embedding` in place of
+`tokens`, `class_embedding` in place of `class_tokens`. Every table is encoded in its own order, in blocks of a fixed
+size, whatever was encoded before and however many processes share the work: a resumed run sees the same bits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from everclip.contracts import Stream
+from everclip.data.batches import BatchMaker
+from everclip.data.order import key_of
+from everclip.data.table import Table
+from everclip.distributed import gather_objects, is_first, rank, world
+from everclip.evaluation.banks import device_of
+from everclip.files import clear_leftovers
+from everclip.training.mapped import Values, load_mapped, writer
+
+IMAGE, TEXT, CLASS = "image_embedding", "text_embedding", "class_embedding"
+BLOCK = 256
+"""Samples that are encoded together."""
+
+MEMORY = 2**30
+"""Bytes of embeddings that are kept in memory; what exceeds them lies in a file and is mapped."""
+
+Rows = list[tuple[Table, int]]
+
+
+class FrozenFeatures:
+    """Serves embeddings of frozen towers to the streams of a phase.
+
+    Args:
+        maker: knows transform, tokeniser and the order of samples.
+        memory: how many bytes are kept in memory.
+
+    Attributes:
+        shared: folder whose files outlive the run and serve others (`evaluation.cache`), or `None`.
+        own: folder of the run for what memory cannot hold; `None` = a temporary one.
+        say: where notes go.
+    """
+
+    def __init__(self, maker: BatchMaker, memory: int = MEMORY) -> None:
+        self._maker, self.memory = maker, memory
+        self.shared: Path | None = None
+        self.own: Path | None = None
+        self.say: Callable[[str], None] = lambda message: None
+        self._held: dict[tuple[str, int], _Held] = {}
+        self._classes: dict[int, tuple[object, torch.Tensor]] = {}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def prepare(
+        self,
+        method: Any,
+        streams: Mapping[str, Stream],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        workers: int = 0,
+    ) -> bool:
+        """Encode what the streams of a phase ask for and is not there yet.
+
+        Args:
+            method: whose backbone encodes; it is left in evaluation mode if anything was asked for.
+            streams: those of a phase; their columns say what they want.
+            autocast: the precision of training, so that the numbers are those it would have had.
+            workers: threads that decode pictures.
+
+        Returns:
+            Whether any stream asks for embeddings.
+        """
+        asking = [s for s in streams.values() if {IMAGE, TEXT, CLASS} & set(s.columns)]
+        if not asking:
+            return False
+        method.eval()
+        tower = _Tower(method, self._maker)
+        with torch.no_grad(), autocast():
+            for stream in asking:
+                if CLASS in stream.columns and id(stream.classes) not in self._classes:
+                    self._classes[id(stream.classes)] = (stream.classes, self._bank(tower, stream))
+                for table in [source.table for source in stream.sources if len(source.table)]:
+                    if IMAGE in stream.columns and (IMAGE, id(table)) not in self._held:
+                        self._held[IMAGE, id(table)] = self._pictures(tower, table, workers)
+                    if TEXT in stream.columns and (TEXT, id(table)) not in self._held:
+                        self._held[TEXT, id(table)] = self._captions(tower, table)
+        return True
+
+    def add(
+        self, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str, step: int
+    ) -> None:
+        """Put the embeddings of one step into its batch, in place."""
+        for name, stream in streams.items():
+            for column in {IMAGE, TEXT} & set(stream.columns):
+                rows = self._maker.places(stream, f"{scope}/{name}", step)
+                found = np.stack([self._held[column, id(table)].row(i) for table, i in rows])
+                batch[name][column] = torch.from_numpy(found)
+            if CLASS in stream.columns:
+                batch[name][CLASS] = self._classes[id(stream.classes)][1]
+
+    @torch.no_grad()
+    def add_once(
+        self, method: Any, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str
+    ) -> None:
+        """Do as `add` for step 0, but encode that batch alone and keep nothing: to measure a step."""
+        method.eval()
+        tower = _Tower(method, self._maker)
+        for name, stream in streams.items():
+            rows = self._maker.places(stream, scope, 0)
+            if IMAGE in stream.columns:
+                batch[name][IMAGE] = tower.images(rows)
+            if TEXT in stream.columns:
+                batch[name][TEXT] = tower.texts([self._maker.caption(table, i) for table, i in rows])
+            if CLASS in stream.columns:
+                batch[name][CLASS] = self._bank(tower, stream)
+
+    def release(self) -> None:
+        """Forget everything, and remove the run's own files: the next task has other data or another tower."""
+        self._held.clear()
+        self._classes.clear()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+        if is_first() and self.own is not None and self.own.is_dir():
+            for file in self.own.glob("*.npy"):
+                file.unlink(missing_ok=True)
+            clear_leftovers(self.own)
+
+    # -- encoding ---------------------------------------------------------------------------------------------
+
+    def _bank(self, tower: _Tower, stream: Stream) -> torch.Tensor:
+        tokens = self._maker.class_tokens(stream)
+        return torch.cat([tower.tokens(tokens[i : i + BLOCK]) for i in range(0, len(tokens), BLOCK)])
+
+    def _captions(self, tower: _Tower, table: Table) -> _Held:
+        texts = [self._maker.caption(table, i) for i in range(len(table))]
+        unique = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(unique)}
+        found = self._encoded(
+            len(unique), lambda start, stop: tower.texts(unique[start:stop]), lambda: tower.text_key(unique)
+        )
+        # Equal captions are encoded once.
+        return _Held(table, found, np.array([place[text] for text in texts], np.int64))
+
+    def _pictures(self, tower: _Tower, table: Table, workers: int) -> _Held:
+        with ThreadPoolExecutor(max(1, workers), thread_name_prefix="everclip-frozen") as pool:
+
+            def block(start: int, stop: int) -> torch.Tensor:
+                return tower.images([(table, i) for i in range(start, stop)], pool)
+
+            return _Held(table, self._encoded(len(table), block, lambda: tower.image_key(table)))
+
+    def _encoded(
+        self, count: int, block: Callable[[int, int], torch.Tensor], key: Callable[[], str]
+    ) -> Values:
+        """Return `(count, D)`: from the shared folder, or encoded block by block by all processes together."""
+        path = None
+        if self.shared is not None:
+            path = self.shared / f"{key()}.npy"
+            if (found := self._stored(path, count)) is not None:
+                return found
+        starts = list(range(0, count, BLOCK))
+        sink: Any = None
+        for first in range(0, len(starts), world()):
+            mine = starts[first + rank()] if first + rank() < len(starts) else None
+            part = None if mine is None else block(mine, min(mine + BLOCK, count)).numpy()
+            parts = [p for p in gather_objects(part) if p is not None]
+            if sink is None:
+                width = parts[0].shape[1]
+                if path is None and self._bytes() + 4 * count * width > self.memory:
+                    path = self._own() / f"{key()}.npy"
+                    if (found := self._stored(path, count)) is not None:
+                        return found
+                sink = writer(path, (count, width))
+            sink.put(np.concatenate(parts))
+        done: Values = sink.finish()
+        return done
+
+    def _stored(self, path: Path, count: int) -> Values | None:
+        found = load_mapped(path, count)
+        if found is None and path.is_file() and is_first():
+            self.say(f"{path} is damaged; its embeddings are encoded again")
+        return found
+
+    def _bytes(self) -> int:
+        arrays = [held.values for held in self._held.values()]
+        return sum(values.nbytes for values in arrays if not isinstance(values, np.memmap))
+
+    def _own(self) -> Path:
+        if self.own is not None:
+            return self.own
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="everclip-frozen-")
+        return Path(self._temporary.name)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The embeddings of a table, which it keeps alive; `index` says which row of `values` each sample has."""
+
+    table: Table
+    values: Values
+    index: npt.NDArray[np.int64] | None = None
+
+    def row(self, position: int) -> Values:
+        found: Values = self.values[position if self.index is None else self.index[position]]
+        return found
+
+
+class _Tower:
+    """Both towers of a method's backbone as encoders of samples, and what their embeddings depend on."""
+
+    def __init__(self, method: Any, maker: BatchMaker) -> None:
+        self._backbone, self._maker = method.backbone, maker
+        self._device = device_of(method)
+        self._prints: dict[str, str] = {}
+
+    def images(self, rows: Rows, pool: ThreadPoolExecutor | None = None) -> torch.Tensor:
+        def pixels(row: tuple[Table, int]) -> torch.Tensor:
+            return self._maker.preprocess(self._maker.store.get(*row))
+
+        stacked = torch.stack(list(map(pixels, rows) if pool is None else pool.map(pixels, rows)))
+        found: torch.Tensor = self._backbone.encode_image(stacked.to(self._device))
+        return found.float().cpu()
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.tokens(self._maker.tokenise(list(texts)))
+
+    def tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._backbone.encode_text(tokens.to(self._device))
+        return found.float().cpu()
+
+    def image_key(self, table: Table) -> str:
+        return self._key("image", table.fingerprint, repr(self._maker.preprocess))
+
+    def text_key(self, texts: Sequence[str]) -> str:
+        return self._key("text", *texts, repr(self._maker.tokenise(list(texts[:8])).tolist()))
+
+    def _key(self, side: str, *content: str) -> str:
+        # The weights decide most of it; precision and the modules around them the rest.
+        self._prints = self._prints or self._backbone.fingerprints()
+        setting = (str(self._backbone.clip), torch.is_autocast_enabled(self._device.type), *content)
+        return f"frozen-{side}-{self._prints[side]}-{key_of(*setting):032x}"

@@ -1,0 +1,195 @@
+"""Whatever grows in a model starts where it should, moves with what it is given, copies, and comes out without a trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import module_models as models
+import pytest
+import torch
+
+from everclip.errors import ConfigError
+from everclip.models.modules import grown, insert, merge_into, mergeable, remove
+
+IDENTITIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"targets": ["q", "k", "v", "out", "mlp"], "rank": 3, "alpha": 5}),
+    "adapter": ("adapter", {"width": 4}),
+    "parallel adapter": ("adapter", {"form": "parallel", "width": 4, "activation": "relu"}),
+}
+EVERY = {
+    **IDENTITIES,
+    "prompt": ("prompt", {"tower": "both", "count": 3}),
+    "deep prompt": ("prompt", {"tower": "both", "count": 2, "depth": "all"}),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("module", IDENTITIES)
+@pytest.mark.parametrize("model", models.CASES)
+def test_the_identity_at_the_start_bit_for_bit(model: str, module: str, training: bool) -> None:
+    clip = models.build(model).train(training)
+    before = models.embeddings(clip)
+    insert(clip, *IDENTITIES[module])
+    assert models.same(models.embeddings(clip), before)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("model", models.CASES)
+def test_it_reaches_every_embedding_and_comes_out_without_a_trace(
+    model: str, module: str, batch_first: bool
+) -> None:
+    if model == "custom blocks" and not batch_first:
+        pytest.skip("open_clip's custom blocks are always batch first")
+    clip = models.build(model, batch_first)
+    before, weights, kind = models.embeddings(clip), models.state(clip), type(clip)
+    new = insert(clip, *EVERY[module], seed=1).parameters
+    assert new
+    assert set(new) <= {n for n, _ in clip.named_parameters()}
+    models.shake(clip, new)
+    changed = models.embeddings(clip)
+    for one, two in zip(before, changed, strict=True):
+        assert (one - two).abs().amax(dim=1).min() > 1e-4
+    remove(clip)
+    assert models.same(models.embeddings(clip), before)
+    assert type(clip) is kind
+    assert grown(clip) == {}
+    after = clip.state_dict()
+    assert list(after) == list(weights) or sorted(after) == sorted(weights)
+    assert models.same(tuple(after[k] for k in weights), tuple(weights.values()))
+
+
+@pytest.mark.parametrize("module", EVERY)
+def test_a_row_depends_on_nothing_else_in_its_batch(module: str) -> None:
+    clip = models.build("vit")
+    models.shake(clip, insert(clip, *EVERY[module]).parameters)
+    pixels, ids = models.inputs(clip)
+    with torch.no_grad():
+        image, text = clip.encode_image(pixels), clip.encode_text(ids)
+        turned = clip.encode_image(pixels.flip(0)), clip.encode_text(ids.flip(0))
+        alone = clip.encode_image(pixels[2:3]), clip.encode_text(ids[2:3])
+    for whole, other, one in zip((image, text), turned, alone, strict=True):
+        assert torch.allclose(whole, other.flip(0), atol=1e-6)
+        assert torch.allclose(whole[2:3], one, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("model", ["vit", "custom text"])
+def test_a_deep_copy_is_a_model_of_its_own(model: str, module: str) -> None:
+    clip = models.build(model)
+    before = models.embeddings(clip)
+    new = insert(clip, *EVERY[module]).parameters
+    models.shake(clip, new)
+    twin, grown_up = copy.deepcopy(clip), models.embeddings(clip)
+    assert models.same(models.embeddings(twin), grown_up)
+    with torch.no_grad():
+        for name in new:
+            clip.get_parameter(name).zero_()
+    assert models.same(models.embeddings(twin), grown_up)
+    zeroed = models.embeddings(clip)
+    remove(twin)
+    assert models.same(models.embeddings(twin), before)
+    assert models.same(models.embeddings(clip), zeroed)
+    assert grown(clip)
+
+
+@pytest.mark.parametrize("module", EVERY)
+def test_weights_come_back_through_a_state_dict(module: str) -> None:
+    clip, twin = models.build("custom text"), models.build("custom text")
+    models.shake(clip, insert(clip, *EVERY[module], seed=1).parameters)
+    insert(twin, *EVERY[module], seed=2)
+    twin.load_state_dict(clip.state_dict())
+    assert models.same(models.embeddings(twin), models.embeddings(clip))
+
+
+@pytest.mark.parametrize("module", EVERY)
+def test_initial_values_depend_on_the_seed_alone(module: str) -> None:
+    states = []
+    for seed, noise in ((1, 0), (1, 5), (2, 0)):
+        clip = models.build("vit")
+        torch.manual_seed(noise)
+        insert(clip, *EVERY[module], seed=seed)
+        states.append(models.state(clip))
+    assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+    assert any(not torch.equal(v, states[2][k]) for k, v in states[0].items())
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    insert(models.build("vit"), *EVERY[module])  # the model itself is built from seed 0
+    torch.manual_seed(9)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("module", EVERY)
+def test_only_the_named_tower_and_blocks_grow(module: str) -> None:
+    name, settings = EVERY[module]
+    clip = models.build("vit")
+    before = models.embeddings(clip)
+    models.shake(clip, insert(clip, name, {**settings, "tower": "image"}).parameters)
+    after = models.embeddings(clip)
+    assert not torch.equal(after[0], before[0])
+    assert torch.equal(after[1], before[1])
+    if name != "prompt":
+        clip = models.build("vit")
+        found = insert(clip, name, {**settings, "tower": "text", "blocks": "last1"}).parameters
+        assert all(n.startswith("transformer.resblocks.1.") for n in found)
+
+
+@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("model", models.OTHERS)
+def test_other_towers_are_refused_with_what_fits(model: str, module: str) -> None:
+    clip = models.build(model)
+    before = models.state(clip)
+    with pytest.raises(ConfigError, match=r"image tower.*no transformer of.*What fits it: whole towers"):
+        insert(clip, EVERY[module][0], {**EVERY[module][1], "tower": "image"})
+    with pytest.raises(ConfigError, match="image tower"):
+        insert(clip, EVERY[module][0], {**EVERY[module][1], "tower": "both"})
+    assert clip.state_dict().keys() == before.keys()  # nothing was grown in the text tower either
+    insert(clip, EVERY[module][0], {**EVERY[module][1], "tower": "text"})
+
+
+@pytest.mark.parametrize("module", EVERY)
+def test_two_of_a_kind_at_one_place_are_refused(module: str) -> None:
+    clip = models.build("vit")
+    insert(clip, *EVERY[module])
+    with pytest.raises(ConfigError, match=f"two `{EVERY[module][0]}`"):
+        insert(clip, *EVERY[module])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("lora", {"blocks": "1-5"}, "blocks"),
+        ("lora", {"blocks": "last3"}, "0-1"),
+        ("lora", {"rank": 33}, "rank: 33"),
+        ("lora", {"rank": 0}, "rank"),
+        ("lora", {"targets": ["w"]}, "targets"),
+        ("adapter", {"widht": 3}, "width"),
+        ("prompt", {"tower": "text", "count": 11}, "no room"),
+        ("prompt", {"tower": "text", "init": "a", "count": 1}, "not both"),
+        ("prompt", {"depth": 3}, "depth: 3"),
+        ("loar", {}, "lora"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(name: str, settings: dict[str, Any], said: str) -> None:
+    clip = models.build("vit")
+    before = models.state(clip)
+    with pytest.raises(ConfigError, match=said):
+        insert(clip, name, settings)
+    assert clip.state_dict().keys() == before.keys()
+
+
+def test_modules_of_several_kinds_share_a_model() -> None:
+    clip = models.build("vit")
+    before = models.embeddings(clip)
+    for module in ("lora", "adapter", "parallel adapter"):
+        insert(clip, *EVERY[module])
+    assert models.same(models.embeddings(clip), before)
+    assert grown(clip) == {"lora": 16, "adapter": 12}
+    assert not mergeable(clip)
+    with pytest.raises(ConfigError, match="12 x adapter"):
+        merge_into(clip)
+    remove(clip, "adapter")
+    assert mergeable(clip)
+    assert grown(clip) == {"lora": 16}
