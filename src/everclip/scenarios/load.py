@@ -47,7 +47,7 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
     with _named_as_written(file):
         spec = validated(ScenarioSpec, document, "")
         paths = Paths(file, root)
-        return _load(spec, Reader(paths, paths.notes))
+        return build_scenario(spec, Reader(paths, paths.notes))
 
 
 @contextmanager
@@ -62,7 +62,8 @@ def _named_as_written(file: Any) -> Iterator[None]:
         raise ConfigError(text if text != str(error) else f"scenario: {error}") from error
 
 
-def _load(spec: ScenarioSpec, reader: Reader) -> ListScenario:
+def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
+    """Build a scenario from its validated form; `reader` reads its data, or has read them already."""
     fit = matcher(spec.evaluate_where, "evaluate_where")  # whatever is measured, validation pictures too
     parts, kind, groups = _cut(spec, reader, fit)
     base = base_val = None

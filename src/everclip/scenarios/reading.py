@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from everclip.data.quarantine import Quarantine
@@ -35,7 +35,10 @@ class Reader:
     quarantine: list[Quarantine] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     _loaded: dict[str, Loaded] = field(default_factory=dict)
-    _contents: dict[int, list[str]] = field(default_factory=dict)
+
+    def again(self) -> Reader:
+        """Return a reader that knows what this one read, and has nothing to say yet."""
+        return replace(self, notes=[], guesses=[], quarantine=[], fingerprints={})
 
     def read(self, spec: DataSpec, key: str = "data") -> Table:
         """Return the good rows of a block.
@@ -56,6 +59,10 @@ class Reader:
             self._keep(loaded, spec, key)
         return self._loaded[same].table
 
+    def columns(self, spec: DataSpec) -> dict[str, str]:
+        """Return the columns of a block that was read: canonical names to those of the source."""
+        return dict(self._loaded[spec.model_dump_json()].columns)
+
     def _keep(self, loaded: Loaded, spec: DataSpec, key: str) -> None:
         if len(loaded.table) == 0:
             raise DataError(f"{spec.label} ({key}): there is no row to use. {loaded.quarantine.summary()}.")
@@ -65,26 +72,19 @@ class Reader:
         self.fingerprints[label] = loaded.table.fingerprint
         self.quarantine.append(loaded.quarantine)
         self.guesses += [f"{spec.label}: {line}" for line in loaded.guesses]
-        self._contents[loaded.table.place(0)[0]] = loaded.facts.column("sha256").to_pylist()
 
     def with_keys(self, table: Table, keys: list[str | None]) -> Table:
         """Return a whole table as it was read with other class keys."""
-        changed = table.with_column("class_key", keys)
-        self._contents[changed.place(0)[0]] = self._contents[table.place(0)[0]]
-        return changed
+        return table.with_column("class_key", keys)
 
     def contents(self, tables: Iterable[Table | None]) -> set[str]:
         """Return the hashes of the pictures of tables that were read here."""
-        return {self._content(t, i) for t in tables if t is not None for i in range(len(t))}
+        return {t.content(i) for t in tables if t is not None for i in range(len(t))}
 
     def without(self, table: Table, contents: set[str]) -> Table:
         """Return the rows whose picture is not among `contents`."""
-        kept = [i for i in range(len(table)) if self._content(table, i) not in contents]
+        kept = [i for i in range(len(table)) if table.content(i) not in contents]
         return table if len(kept) == len(table) else table.select(kept)
-
-    def _content(self, table: Table, position: int) -> str:
-        source, row = table.place(position)
-        return self._contents[source][row]
 
     def kind_of(self, table: Table, given: Measured | None, key: str) -> Measured:
         """Return how a table is measured: as said, by captions where there are any, else by classes.
