@@ -27,6 +27,12 @@ def check(
         list[str] | None,
         typer.Option("--test", help="Separate test data: what stands in both is a leak."),
     ] = None,
+    leak_limit: Annotated[
+        float,
+        typer.Option(
+            "--leak-limit", min=0, max=1, help="Share of test pictures that may leak without code 3."
+        ),
+    ] = 0.0,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder for sheet.png, check.json and lists as CSV."),
@@ -43,7 +49,7 @@ def check(
     block = data_block(settings)
     from everclip.cli.check_text import text_of
 
-    found = inspect_sources(sources, test or [], block, model)
+    found = inspect_sources(sources, test or [], block, model, leak_limit)
     if output is not None:
         from everclip.cli.check_files import write_all
 
@@ -88,7 +94,9 @@ def data_block(settings: list[str]) -> dict[str, Any]:
     return found
 
 
-def inspect_sources(sources: list[str], test: list[str], block: dict[str, Any], model: str) -> Inspected:
+def inspect_sources(
+    sources: list[str], test: list[str], block: dict[str, Any], model: str, leak_limit: float = 0.0
+) -> Inspected:
     """Read and count; rows that cannot be used never stop it here, since saying why is what it is for."""
     from everclip.config import validated
     from everclip.data.inspect import inspect, join
@@ -118,7 +126,11 @@ def inspect_sources(sources: list[str], test: list[str], block: dict[str, Any], 
         loaded = join(loaded, lenient(test))
     progress.start("compare pictures", 0)
     found = inspect(
-        loaded, limits, limit, tick=lambda done, total: progress.update(done, "candidates", total)
+        loaded,
+        limits,
+        limit,
+        leak_limit,
+        tick=lambda done, total: progress.update(done, "candidates", total),
     )
     progress.finish()
     return found

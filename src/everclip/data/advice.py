@@ -54,7 +54,7 @@ def _test_leaks(check: Check) -> Iterator[Finding]:
     for leaks in check.leaks:
         if leaks.side == "test" and leaks.counts:
             yield Finding(
-                level="stop",
+                level="stop" if leaks.share > leaks.limit else "mend",
                 code="leak-test",
                 message=f"{share(sum(leaks.counts.values()), leaks.held_out)} test pictures are also among those "
                 f"learned from: {_kinds(leaks)}; every number on them is too good",

@@ -154,7 +154,7 @@ class Leaks(Frozen):
     Attributes:
         held_out: pictures on that side.
         counts: leaking pictures per kind; near duplicates only where their texts are equal too.
-        share: all of these as a share of `held_out`.
+        share: all of these as a share of `held_out`; above `limit` they make numbers dishonest.
         alike: near duplicates with another text: perhaps the same picture, perhaps not.
     """
 
@@ -162,6 +162,7 @@ class Leaks(Frozen):
     held_out: int
     counts: dict[str, int]
     share: float
+    limit: float
     alike: int
     examples: tuple[Leaking, ...]
 

@@ -96,7 +96,12 @@ def join(loaded: Loaded, test: Loaded) -> Loaded:
 
 
 def inspect(
-    loaded: Loaded, model: ModelLimits, limit: float, distance: int = DISTANCE, tick: Tick | None = None
+    loaded: Loaded,
+    model: ModelLimits,
+    limit: float,
+    leak_limit: float = 0.0,
+    distance: int = DISTANCE,
+    tick: Tick | None = None,
 ) -> Inspected:
     """Count everything.
 
@@ -104,6 +109,7 @@ def inspect(
         loaded: what reading gave.
         model: the model that the data is meant for.
         limit: the share of rows that may be set aside.
+        leak_limit: the share of test pictures that may also be learned from.
         distance: bits in which the hashes of near duplicates may differ.
         tick: called with (done, total) while candidates for duplicates are compared.
     """
@@ -126,7 +132,7 @@ def inspect(
         time=time_counts(table.column("time")) if table.has("time") else None,
         sizes=_sizes(facts, first, model) if first else None,
         duplicates=_duplicated(found, names),
-        leaks=_leaks(found, sides, table, names),
+        leaks=_leaks(found, sides, table, names, leak_limit),
         quarantine=_set_aside(loaded.quarantine, limit),
         findings=(),
     )
@@ -279,7 +285,7 @@ def _duplicated(found: Duplicates, names: Callable[[int], Row]) -> Duplicated:
 
 
 def _leaks(
-    found: Duplicates, sides: Sequence[str | None], table: Table, names: Callable[[int], Row]
+    found: Duplicates, sides: Sequence[str | None], table: Table, names: Callable[[int], Row], limit: float
 ) -> tuple[Leaks, ...]:
     parts = []
     identities, same_text = table.identities(), _same_text(table)
@@ -307,6 +313,7 @@ def _leaks(
                 held_out=held_out,
                 counts={kind: counts[kind] for kind in ("bytes", "pixels", "near") if counts[kind]},
                 share=min(1.0, len(sure) / max(1, held_out)),
+                limit=limit,
                 alike=len(leaks) - len(sure),
                 examples=tuple(examples),
             )

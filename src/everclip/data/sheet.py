@@ -227,7 +227,7 @@ def draw_parts(table: Table, check: Check, parts: Sequence[Part]) -> bytes:
             y += row.height
         top += height
     file = io.BytesIO()
-    canvas.save(file, "PNG", optimize=True)
+    canvas.save(file, "PNG")
     return file.getvalue()
 
 
