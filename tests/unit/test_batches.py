@@ -161,6 +161,6 @@ def test_a_class_the_stream_does_not_know_is_named_with_the_sample(table: Make) 
 
 
 def test_a_sample_without_a_caption_is_named(table: Make) -> None:
-    data = table(2).with_column("caption", ["x", None])
+    data = table(2).with_column("caption", ["x", None]).with_column("class_name", ["class 0", None])
     with pytest.raises(DataError, match="toy, id s1: there is no caption to train on"):
         maker().batch(Stream((Source(data),), 2, order="cycle", columns=("tokens",)), "s", 0)

@@ -106,17 +106,19 @@ def test_a_path_that_leaves_the_folder_is_refused(folder: Path, path: str) -> No
     data.mkdir()
     (folder / "secret.png").write_bytes((folder / "p" / "0.png").read_bytes())
     (data / "link").symlink_to(folder)
-    with pytest.raises(DataError, match=r"rows\.csv, row 1: image path .* leaves the folder"):
+    with pytest.raises(DataError, match=r"1  outside-root: (.|\n)*rows\.csv, row 1: .* leaves "):
         load(data, "csv", {"image": [path], "caption": ["x"]})
 
 
 def test_an_id_that_stands_twice_is_refused_because_pictures_are_remembered_by_it(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"rows\.csv, row 3: id 'a' stands in row 1 already"):
+    with pytest.raises(DataError, match=r"rows\.csv, row 3: id 'a' stands in an earlier row already"):
         load(folder, "csv", {**COLUMNS, "id": ["a", "b", "a"]})
 
 
 def test_a_missing_picture_is_named_with_its_row(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"rows\.csv, row 2: image 'p/9\.png' is missing"):
+    with pytest.raises(
+        DataError, match=r"missing-file(.|\n)*rows\.csv, row 2: 'p/9\.png' \(looked for .*9\.png\)"
+    ):
         load(folder, "csv", {"image": ["p/0.png", "p/9.png"], "caption": ["x", "y"]})
 
 
@@ -125,7 +127,7 @@ def test_a_missing_picture_is_named_with_its_row(folder: Path) -> None:
     [
         ({"columns": {"image": "imge"}}, DataError, r"no column 'imge' \(for image\)\. Did you mean 'image'"),
         ({"columns": {"captoin": "caption"}}, ConfigError, r"data\.columns\.captoin: .*'caption'"),
-        ({"styles": ["noto"]}, ConfigError, r"data\.styles: unknown key"),
+        ({"styles": ["noto"]}, ConfigError, r"data\.styles: applies to builtin:emoji"),
     ],
 )
 def test_options_that_do_not_fit_are_named(
@@ -136,15 +138,15 @@ def test_options_that_do_not_fit_are_named(
 
 
 def test_a_table_without_pictures_says_what_it_holds(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"no column `image` .* columns are picture, caption"):
-        load(folder, "csv", {"picture": ["p/0.png"], "caption": ["x"]})
+    with pytest.raises(DataError, match=r"no column `image` .* columns are drawing, caption"):
+        load(folder, "csv", {"drawing": ["p/0.png"], "caption": ["x"]})
 
 
 @pytest.mark.parametrize(
     ("source", "match"),
     [
         ("none.csv", r"none\.csv: no such file"),
-        ("rows.xlsx", r"'rows\.xlsx' is no source; expected builtin:emoji or a file ending in \.parquet"),
+        ("rows.xlsx", r"'rows\.xlsx' is no source; expected builtin:emoji, .* a file ending in \.parquet"),
         ("builtin:emojis", r"'builtin:emojis' is not known\. Did you mean 'builtin:emoji'"),
     ],
 )

@@ -46,11 +46,11 @@ def test_captions_with_ids_of_their_own_still_belong_to_one_picture(tmp_path: Pa
     ("more", "message"),
     [
         ({"caption": [1.5] * 6}, "expected text"),
-        ({"caption": [["a"]] * 6}, "expected text"),
+        ({"caption": [[1.5]] * 6}, "expected text"),
         ({"keywords": ["red,green"] * 6}, "expected lists"),
-        ({"id": [None, *"abcde"]}, "no id"),
-        ({"image": pa.array([None] * 6, pa.binary())}, "no image"),
-        ({"image": pa.array([b"hello"] * 6, pa.binary())}, "row 1: not a picture"),
+        ({"id": [None, *"abcde"]}, "missing-id"),
+        ({"image": pa.array([None] * 6, pa.binary())}, "no-image"),
+        ({"image": pa.array([b"hello"] * 6, pa.binary())}, "row 1: begins with 68656c6c6f"),
     ],
 )
 def test_columns_of_the_wrong_kind_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:

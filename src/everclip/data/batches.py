@@ -109,15 +109,16 @@ class BatchMaker:
         return self.preprocess(picture)
 
     def caption(self, table: Table, position: int) -> str:
-        """Return a sample's own caption.
+        """Return a sample's own caption; a picture that has a class but no caption is learned by the class's name.
 
         Raises:
             DataError: if it has none.
         """
-        given = table.value("caption", position)
-        if given is None or given == "":
-            raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
-        return str(given)
+        for column in ("caption", "class_name"):
+            given = table.value(column, position) if table.has(column) else None
+            if given is not None and given != "":
+                return str(given)
+        raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
 
     def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
         caption = self.caption(table, position)

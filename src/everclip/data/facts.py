@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from everclip.data.images import decode, peek
+from everclip.data.images import inspect
 
 SCHEMA = pa.schema(
     [
@@ -53,22 +51,21 @@ def difference_hash(picture: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def facts_of(images: Sequence[bytes]) -> pa.Table:
-    """Decode pictures and return their facts, one row each."""
-    rows = []
-    for data in images:
-        picture = decode(data, "picture")
-        mode, kind, frames = peek(data)
-        rows.append(
-            {
-                "width": picture.width,
-                "height": picture.height,
-                "bytes": len(data),
-                "mode": mode,
-                "format": kind,
-                "frames": frames,
-                "dhash": difference_hash(picture),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+def facts_of(data: bytes, name: str, sha256: bytes) -> Facts:
+    """Decode a picture and return its facts.
+
+    Raises:
+        PictureError: if it cannot be used.
+    """
+    found = inspect(data, name)
+    picture = found.picture
+    return Facts(
+        picture.width,
+        picture.height,
+        len(data),
+        found.mode,
+        found.format,
+        found.frames,
+        difference_hash(picture),
+        sha256.hex(),
+    )

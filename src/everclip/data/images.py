@@ -3,80 +3,229 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, UnidentifiedImageError
 
 from everclip.config import AugmentConfig
-from everclip.data.table import Table
 from everclip.errors import DataError
+
+if TYPE_CHECKING:
+    from everclip.data.table import Table
 
 MAX_PIXELS = 64_000_000
 """A picture larger than this is refused before it is decoded (a "decompression bomb")."""
 
+MAX_BYTES = 256 * 1024 * 1024
+"""An encoded picture larger than this is not even read."""
+
 MAX_ASPECT = 100
 """Resizing the shorter side to the model's would make the longer one of such a picture fill the memory."""
 
+MAX_SCAN_PIXELS = 1_000_000_000
+"""Scans times pixels of a JPEG: a progressive one can ask for a pass over all pixels with every ten bytes."""
+
+MAX_FRAMES = 1000
+"""Frames are counted so far; only the first is ever decoded."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's readers raise on broken files; anything else is a defect of ours and must be seen.
+BROKEN = (
+    UnidentifiedImageError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    Image.DecompressionBombError,
+    MemoryError,
+)
+
+# Once and for all threads: `warnings.catch_warnings` is not safe in several. Bombs are refused below their limit.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class PictureError(DataError):
+    """A picture that cannot be used; `reason` is a key of `everclip.data.quarantine.REASONS`."""
+
+    def __init__(self, message: str, reason: str, detail: str) -> None:
+        super().__init__(message)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as RGB, upright, and what its file said: mode, format and number of frames (at most `MAX_FRAMES`)."""
+
+    picture: Image.Image
+    mode: str
+    format: str
+    frames: int
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """Decode one picture to RGB; transparency is laid on white.
+    """Decode one picture to RGB: upright as its EXIF says, transparency laid on white, the first frame if it moves.
 
     Args:
         data: encoded bytes.
         name: what errors call it.
 
     Raises:
-        DataError: if the bytes are no picture of a known format, are truncated, or would be too large.
+        PictureError: if the bytes are no picture of a known format, are truncated, or would be too large.
     """
+    picture = _opened(data, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise DataError(f"{name}: picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read.")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise DataError(
-                f"{name}: picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold."
-            )
-        if picture.mode.startswith("I"):
-            # Pillow clips 16-bit grey at 255 instead of scaling it, which turns such a picture white.
-            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            ground = Image.new("RGBA", picture.size, "white")
-            return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
-        return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        head = data[:8].hex() if data else "no bytes"
-        raise DataError(f"{name}: not a readable picture ({error}; it begins with {head}).") from error
+        return _rgb(_upright(picture))
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
 
 
-def peek(data: bytes) -> tuple[str, str, int]:
-    """Return mode, format and number of frames of encoded bytes that are known to be a picture."""
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    return picture.mode, str(picture.format), int(getattr(picture, "n_frames", 1))
-
-
-def check_header(data: bytes, name: str) -> None:
-    """Look at the first bytes of a picture without decoding it.
+def inspect(data: bytes, name: str) -> Decoded:
+    """Decode one picture as `decode` does, and say what its file holds.
 
     Raises:
-        DataError: if they are no picture of a known format.
+        PictureError: as `decode`.
     """
+    picture = _opened(data, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            Image.open(io.BytesIO(data), formats=FORMATS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{name}: not a picture of a known format ({', '.join(FORMATS)}); it begins with {data[:8].hex()}."
-        ) from error
+        mode, kind = picture.mode, str(picture.format)
+        frames = _frames(data, kind)
+        return Decoded(_rgb(_upright(picture)), mode, kind, frames)
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Read the head of a picture and refuse what would take too much memory or time."""
+    if len(data) > MAX_BYTES:
+        raise _refused(name, "too-large", f"{len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        detail = f"picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+        raise _refused(name, "too-large", detail)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        detail = f"picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold"
+        raise _refused(name, "extreme-aspect", detail)
+    if picture.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")
+        if scans * width * height > MAX_SCAN_PIXELS:
+            raise _refused(name, "too-large", f"a JPEG of {width} x {height} pixels in {scans} scans")
+    return picture
+
+
+def _refused(name: str, reason: str, detail: str) -> PictureError:
+    return PictureError(f"{name}: {detail}.", reason, detail)
+
+
+def _unreadable(data: bytes, name: str, error: Exception) -> PictureError:
+    head = data[:8].hex() if data else "no bytes"
+    if not data:
+        reason = "zero-bytes"
+    elif data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+        reason = "truncated"
+    else:
+        reason = "not-an-image"
+    detail = f"begins with {head}" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
+    return PictureError(f"{name}: not a readable picture ({error}; it begins with {head}).", reason, detail)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation says."""
+    picture.load()
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except BROKEN:
+        return (
+            picture  # EXIF data that cannot be read say nothing; every viewer shows such a picture as it lies
+        )
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    turned.info = picture.info  # holds the palette's transparent entry
+    return turned
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Return the picture in RGB, with the tones its mode means."""
+    if picture.mode.startswith("I"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it, which turns such a picture white.
+        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        values = np.nan_to_num(np.asarray(picture))
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0  # floats are either shares or levels
+        return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+        ground = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _frames(data: bytes, kind: str) -> int:
+    """Count the frames of an encoded picture, up to `MAX_FRAMES`."""
+    if kind == "GIF":
+        return _gif_frames(data)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        if kind != "TIFF":
+            return min(int(getattr(picture, "n_frames", 1)), MAX_FRAMES)
+        # The head does not say it, and Pillow's own count walks to the end, however far that is.
+        count = 1
+        try:
+            while count < MAX_FRAMES:
+                picture.seek(count)
+                count += 1
+        except BROKEN:
+            pass  # the end, or a damaged later page: those before it count
+        return count
+
+
+def _gif_frames(data: bytes) -> int:
+    """Walk over the blocks of a GIF; Pillow would decode every frame on its way."""
+
+    def table(flags: int) -> int:
+        return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+    count, size = 0, len(data)
+    at = 13 + (table(data[10]) if size > 10 else 0)
+    while at < size and count < MAX_FRAMES:
+        if data[at] == 0x2C and at + 9 < size:
+            count += 1
+            at += 10 + table(data[at + 9]) + 1
+        elif data[at] == 0x21:
+            at += 2
+        else:
+            break
+        while at < size and data[at]:
+            at += data[at] + 1
+        at += 1
+    return max(count, 1)
 
 
 class ImageStore:
@@ -90,7 +239,7 @@ class ImageStore:
 
     def get(self, table: Table, position: int) -> Image.Image:
         """Return the RGB picture at `position`; callers must not change it in place."""
-        place = table.place(position)
+        place = table.picture(position)
         picture = self._pictures.get(place)
         if picture is None:
             picture = decode(table.value("image", position), f"{table.name}, id {table.ids[position]}")

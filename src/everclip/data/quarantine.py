@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from everclip.errors import DataError
+
 REASONS = {
     "no-image": "the row names no picture",
     "missing-file": "the picture's file is not there",
@@ -83,8 +85,24 @@ class Quarantine:
         for reason, count in self.counts().items():
             lines.append(f"  {count:>7,}  {reason}: {REASONS[reason]}")
             found = [entry for entry in self.entries if entry.reason == reason]
-            for entry in found[:_EXAMPLES]:
-                lines.append(f"           - {entry.name}" + (f": {entry.detail}" if entry.detail else ""))
+            lines += [
+                f"           - {e.name}" + (f": {e.detail}" if e.detail else "") for e in found[:_EXAMPLES]
+            ]
             if count > _EXAMPLES:
                 lines.append(f"           - and {count - _EXAMPLES:,} more")
         return "\n".join(lines)
+
+
+def require_enough(quarantine: Quarantine, limit: float) -> None:
+    """Stop if too large a share of the rows cannot be used, or there are none at all.
+
+    Raises:
+        DataError: with the table of reasons.
+    """
+    if quarantine.total == 0:
+        raise DataError(f"{quarantine.source}: holds no rows.")
+    if quarantine.share > limit:
+        raise DataError(
+            f"{quarantine.table()}\nMore than data.quarantine_limit = {limit:.1%} of the rows cannot be used. Mend "
+            "them, or raise the limit to go on without them."
+        )

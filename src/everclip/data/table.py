@@ -1,40 +1,51 @@
 """An immutable, ordered set of samples: Arrow columns plus a selection of rows.
 
-Canonical columns are `id`, `image_id`, `image` (encoded bytes), `caption` or `class_name` (with `class_key`),
-`language`, `time`, and optionally `keywords` and `concept` (samples of one concept are positives of each other).
+Canonical columns are `id`, `image_id`, `image` (encoded bytes, wherever they lie), `caption` or `class_name` (with
+`class_key`), `language`, `time`, and optionally `keywords` and `concept` (samples of one concept are positives of
+each other).
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from everclip.data.pictures import PLACE, is_place, picture_bytes, places
 from everclip.errors import DataError, did_you_mean
 
 Rows = npt.NDArray[np.int64]
-_SOURCES = itertools.count()  # numbers the sets of columns of this process
+_SOURCES = itertools.count()  # numbers the sets of columns and of pictures of this process
 
 
 class Table:
-    """A view of Arrow columns; selecting rows never copies images.
+    """A view of Arrow columns; neither selecting rows nor adding columns copies a picture.
 
     Args:
-        columns: all samples; needs the columns `id` and `image`.
+        columns: all samples; needs the columns `id` and `image` (bytes, or `everclip.data.pictures.PLACE`).
         rows: positions that this view holds, in order; `None` = all.
         name: how errors call it.
+        pictures: the pictures, if `image` holds positions among them: several rows can share one.
     """
 
     def __init__(
-        self, columns: pa.Table, rows: Rows | None = None, name: str = "data", source: int | None = None
+        self,
+        columns: pa.Table,
+        rows: Rows | None = None,
+        name: str = "data",
+        pictures: Pictures | None = None,
+        source: int | None = None,
     ) -> None:
-        self._columns = columns
+        if pictures is None:
+            columns, pictures = _apart(columns)
+        self._columns, self._pictures = columns, pictures
         self._source = next(_SOURCES) if source is None else source
         self._rows = np.arange(columns.num_rows, dtype=np.int64) if rows is None else rows
         self.name = name
@@ -51,8 +62,26 @@ class Table:
         return list(self._columns.column_names)
 
     def place(self, position: int) -> tuple[int, int]:
-        """Name a sample for caches: views of the same columns agree, other tables never do, whatever their ids."""
+        """Name a row: views of the same columns agree, other tables never do, whatever their ids."""
         return self._source, int(self._rows[position])
+
+    def picture(self, position: int) -> tuple[int, int]:
+        """Name a sample's picture for caches: rows that share a picture agree, and tables that share their pictures."""
+        return self._pictures.source, self._picture(position)
+
+    def content(self, position: int) -> str:
+        """Return the SHA-256 of a sample's picture in hexadecimal, as it was when the data were read."""
+        known = self._pictures.places[self._picture(position)]["sha256"].as_py()
+        return (known or hashlib.sha256(self.value("image", position) or b"").digest()).hex()
+
+    def origin(self, position: int) -> str:
+        """Return the path of the file that holds a sample's picture and nothing else, or an empty text."""
+        place = self._pictures.places[self._picture(position)]
+        return str(place["path"].as_py() or "") if place["offset"].as_py() is None else ""
+
+    def _picture(self, position: int) -> int:
+        found = self._columns.column("image")[int(self._rows[position])].as_py()
+        return int(found)
 
     def identities(self) -> list[str]:
         """What each row's caption belongs to: its `image_id` if it has one, else its own id.
@@ -78,11 +107,15 @@ class Table:
         """
         if name not in self._columns.column_names:
             raise DataError(f"{self.name}: no column {name!r}.{did_you_mean(name, self.column_names)}")
+        if name == "image":
+            return [self.value(name, position) for position in range(len(self))]
         values: list[Any] = self._columns.column(name).take(pa.array(self._rows)).to_pylist()
         return values
 
     def value(self, name: str, position: int) -> Any:
-        """Return one value; `position` counts within this view."""
+        """Return one value; `position` counts within this view. A picture is read from wherever it lies."""
+        if name == "image":
+            return picture_bytes(self._pictures.places[self._picture(position)].as_py(), self.name)
         return self._columns.column(name)[int(self._rows[position])].as_py()
 
     @cached_property
@@ -93,7 +126,7 @@ class Table:
     def select(self, positions: Sequence[int] | Rows) -> Table:
         """Return the view of the given positions, in the given order."""
         chosen = np.asarray(positions, dtype=np.int64)
-        return Table(self._columns, self._rows[chosen], self.name, self._source)
+        return Table(self._columns, self._rows[chosen], self.name, self._pictures, self._source)
 
     def where(self, column: str, keep: Callable[[Any], bool]) -> Table:
         """Return the rows whose value in `column` satisfies `keep`."""
@@ -101,23 +134,18 @@ class Table:
 
     def with_column(self, name: str, values: Iterable[Any], type_: pa.DataType | None = None) -> Table:
         """Return a table of this view's rows with a column added or replaced."""
-        columns = self._columns.take(pa.array(self._rows))
-        array = pa.array(list(values), type=type_)
-        if name in columns.column_names:
-            columns = columns.set_column(columns.column_names.index(name), name, array)
-        else:
-            columns = columns.append_column(name, array)
-        return Table(columns, name=self.name)
+        columns = replaced(self._columns.take(pa.array(self._rows)), name, pa.array(list(values), type=type_))
+        return Table(columns, None, self.name, None if name == "image" else self._pictures)
 
     def arrow(self) -> pa.Table:
         """Return this view's rows as an Arrow table of their own, pictures as bytes: what can be written to a file."""
-        columns = self._columns.take(pa.array(self._rows))
-        pictures = pa.array(self.column("image"), pa.binary())
-        return columns.set_column(columns.column_names.index("image"), "image", pictures)
+        index = self.column_names.index("image")
+        columns = self._columns.remove_column(index).take(pa.array(self._rows))
+        return columns.add_column(index, "image", pa.array(self.column("image"), pa.binary()))
 
     def renamed(self, name: str) -> Table:
         """Return the same view under another name."""
-        return Table(self._columns, self._rows, name, self._source)
+        return Table(self._columns, self._rows, name, self._pictures, self._source)
 
     @staticmethod
     def concat(tables: Sequence[Table], name: str | None = None) -> Table:
@@ -131,9 +159,27 @@ class Table:
         label = name or tables[0].name
         if all(table._columns is tables[0]._columns for table in tables):
             rows = np.concatenate([table._rows for table in tables])
-            return Table(tables[0]._columns, rows, label, tables[0]._source)
-        parts = [table._columns.take(pa.array(table._rows)) for table in tables]
-        return Table(pa.concat_tables(parts, promote_options="default"), name=label)
+            return Table(tables[0]._columns, rows, label, tables[0]._pictures, tables[0]._source)
+        # Pictures are chained where they lie; the rows count on.
+        held = list({table._pictures.source: table._pictures for table in tables}.values())
+        start = dict(
+            zip(
+                (pictures.source for pictures in held),
+                np.cumsum([0, *[len(pictures.places) for pictures in held]]),
+                strict=False,
+            )
+        )
+        parts = []
+        for table in tables:
+            columns = table._columns.take(pa.array(table._rows))
+            at = pc.add(columns.column("image"), int(start[table._pictures.source]))
+            parts.append(replaced(columns, "image", at))
+        chain = (
+            held[0]
+            if len(held) == 1
+            else Pictures(pa.chunked_array([c for p in held for c in p.places.chunks], PLACE))
+        )
+        return Table(pa.concat_tables(parts, promote_options="default"), None, label, chain)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,9 +187,41 @@ class Table:
         digest = hashlib.sha256()
         for column in sorted(self.column_names):
             digest.update(column.encode())
-            for value in self._columns.column(column).take(pa.array(self._rows)):
-                raw = value.as_py()
-                data = raw if isinstance(raw, bytes) else repr(raw).encode()
+            for data in self._hashed(column):
                 digest.update(len(data).to_bytes(8, "little"))
                 digest.update(data)
         return digest.hexdigest()[:16]
+
+    def _hashed(self, column: str) -> Iterator[bytes]:
+        """Yield what stands for each value of a column in the fingerprint; for pictures the hash of their content."""
+        if column != "image":
+            for found in self._columns.column(column).take(pa.array(self._rows)):
+                raw = found.as_py()
+                yield raw if isinstance(raw, bytes) else repr(raw).encode()
+            return
+        yield from (bytes.fromhex(self.content(position)) for position in range(len(self)))
+
+
+class Pictures:
+    """Where pictures lie (`places`, of type `PLACE`), and a number that no other pictures of this process have."""
+
+    def __init__(self, places: pa.ChunkedArray) -> None:
+        self.places = places
+        self.source = next(_SOURCES)
+
+
+def _apart(columns: pa.Table) -> tuple[pa.Table, Pictures]:
+    """Take the pictures out of columns; what stays is each row's position among them."""
+    held = columns.column("image")
+    if is_place(held.type):
+        found = held
+    else:
+        found = pa.chunked_array([places(len(c), c.cast(pa.binary())) for c in held.chunks], PLACE)
+    return replaced(columns, "image", pa.array(np.arange(len(held), dtype=np.int64))), Pictures(found)
+
+
+def replaced(columns: pa.Table, name: str, values: Any) -> pa.Table:
+    """Return columns with one replaced or added."""
+    if name in columns.column_names:
+        return columns.set_column(columns.column_names.index(name), name, values)
+    return columns.append_column(name, values)

@@ -48,11 +48,11 @@ class Encoder:
         places: dict[tuple[int, int], tuple[Table, int]] = {}
         for s in sets:
             for position in range(len(s.data)):
-                places.setdefault(s.data.place(position), (s.data, position))
+                places.setdefault(s.data.picture(position), (s.data, position))
         self._places = list(places.values())
         index = {place: i for i, place in enumerate(places)}
         self._rows = {
-            s.name: torch.tensor([index[s.data.place(i)] for i in range(len(s.data))], dtype=torch.int64)
+            s.name: torch.tensor([index[s.data.picture(i)] for i in range(len(s.data))], dtype=torch.int64)
             for s in sets
         }
         self._data_key = f"{key_of(*[s.data.fingerprint for s in sets]):032x}"[:16]

@@ -1,0 +1,121 @@
+"""Which column of a source is which: as given, as named, or guessed where it is obvious; never silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from everclip.data.spec import CANONICAL
+from everclip.errors import ConfigError, DataError, did_you_mean
+
+GUESSES: dict[str, tuple[str, ...]] = {
+    "image": (
+        "image", "img", "picture", "photo", "path", "file", "filename", "file_name", "filepath", "file_path",
+        "image_path", "img_path", "image_file", "image_name", "url", "image_url", "jpg", "jpeg", "png", "webp",
+    ),
+    "caption": ("caption", "captions", "text", "texts", "title", "txt", "sentence", "sentences", "alt_text"),
+    "class_name": ("class_name", "classname", "class", "label", "category", "cls", "label_name", "category_name"),
+    "class_key": ("class_key", "class_id", "class_index", "label_id", "label_index", "category_id"),
+    "time": ("time", "date", "year", "month", "timestamp", "datetime"),
+    "language": ("language", "lang", "locale"),
+    "id": ("id", "key"),
+    "image_id": ("image_id",),
+    "split": ("split",),
+}  # fmt: skip
+"""What columns are commonly called, in small letters; blanks and hyphens count as underscores."""
+
+
+def choose(
+    columns: pa.Schema, given: Mapping[str, str], known: Mapping[str, str], name: str
+) -> tuple[dict[str, str], list[str]]:
+    """Decide which column is which.
+
+    Args:
+        columns: what the source holds.
+        given: canonical names to columns, as the user says; an empty name means that there is none.
+        known: the same, as the format says it.
+        name: of the source, for messages.
+
+    Returns:
+        Canonical names to columns, and one line per guess.
+
+    Raises:
+        ConfigError: for a canonical name that does not exist, or one column given for two.
+        DataError: for a column that does not exist, or two that could be meant.
+    """
+    _check(columns, given, name)
+    chosen = {wanted: found for wanted, found in given.items() if found}
+    chosen |= {wanted: found for wanted, found in known.items() if wanted not in given}
+    for wanted in CANONICAL:
+        if wanted in columns.names and wanted not in given and wanted not in known:
+            chosen.setdefault(wanted, wanted)
+    lines = []
+    for wanted, names in GUESSES.items():
+        if wanted in given or wanted in chosen:
+            continue
+        free = [c for c in columns.names if c not in chosen.values() and c not in CANONICAL]
+        found = [c for c in free if _plain(c) in names and _fits(wanted, columns.field(c).type)]
+        if len(found) > 1:
+            raise DataError(
+                f"{name}: the columns {', '.join(map(repr, found))} could each be the {wanted}. Say which with "
+                f"data.columns.{wanted}={found[0]} (or data.columns.{wanted}= for none)."
+            )
+        if found:
+            chosen[wanted] = found[0]
+            lines.append(f"{wanted} = column {found[0]!r}")
+    if "id" not in chosen and "id" not in given and "__key__" in columns.names:
+        chosen["id"] = "__key__"
+        lines.append("id = the archive's key")
+    return chosen, lines
+
+
+def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
+    for wanted, found in given.items():
+        if wanted not in CANONICAL:
+            raise ConfigError(
+                f"data.columns.{wanted}: not a canonical column.{did_you_mean(wanted, CANONICAL)}"
+            )
+        if found and found not in columns.names:
+            raise DataError(
+                f"{name}: no column {found!r} (for {wanted}).{did_you_mean(found, columns.names)}"
+            )
+        if (
+            found
+            and list(given.values()).count(found) > 1
+            and {wanted} - {"class_key", "class_name", "caption"}
+        ):
+            raise ConfigError(f"data.columns: {found!r} is given for several canonical columns.")
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _fits(wanted: str, kind: pa.DataType) -> bool:
+    """Whether a column's type could be what is wanted; keeps `text` that holds numbers from being a caption."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if wanted == "image":
+        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return text or binary or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+    if wanted == "caption":
+        return text or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if wanted == "language":
+        return text
+    return not pa.types.is_nested(kind)
+
+
+def renamed(columns: pa.Table, chosen: Mapping[str, str]) -> pa.Table:
+    """Give columns their canonical names; a column that already had such a name gives way."""
+    arrays = {wanted: columns.column(columns.column_names.index(found)) for wanted, found in chosen.items()}
+    for index, name in enumerate(columns.column_names):
+        if name not in chosen.values() and name not in CANONICAL and name not in arrays:
+            arrays[name] = columns.column(index)
+    return pa.table(arrays)
+
+
+def describe(names: Sequence[str]) -> str:
+    """Return the columns of a source, for messages."""
+    return ", ".join(repr(name) if " " in name else name for name in names) or "none"

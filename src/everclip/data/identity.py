@@ -1,0 +1,78 @@
+"""What samples are called: the given id, else the content of their picture; and what is one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from everclip.data.table import replaced
+
+Broken = dict[int, tuple[str, str]]
+
+
+def with_ids(
+    columns: pa.Table, hashes: Sequence[str | None], owners: Sequence[str], broken: Broken
+) -> tuple[pa.Table, list[str]]:
+    """Fill `id` and `image_id`; rows whose id is missing or taken are set aside.
+
+    Equal pictures are one picture whatever their rows are called, so that a split cannot part them.
+
+    Args:
+        columns: all rows, usable or not.
+        hashes: SHA-256 of each row's picture, `None` where it cannot be used.
+        owners: the file each row came from.
+        broken: rows that are set aside so far; added to.
+
+    Returns:
+        The columns, and lines for people.
+    """
+    short = [None if h is None else h[:16] for h in hashes]
+    held = (
+        columns.column("image_id").to_pylist() if "image_id" in columns.column_names else [None] * len(short)
+    )
+    image_ids = [own if given is None else given for given, own in zip(held, short, strict=True)]
+    columns = replaced(columns, "image_id", pa.array(image_ids, pa.string()))
+    if "id" not in columns.column_names:
+        return replaced(columns, "id", pa.array(_counted(short, broken), pa.string())), []
+    ids = columns.column("id").to_pylist()
+    lines = []
+    clash = _clash(ids, owners, broken)
+    if clash is not None:
+        # Files that number their rows each from 0: told apart by the file, all of them, so that none depends on order.
+        ids = [i if i is None else f"{owner}/{i}" for i, owner in zip(ids, owners, strict=True)]
+        lines = [f"ids repeat between files ({clash!r}): every id begins with its file's name ({ids[0]!r})"]
+        columns = replaced(columns, "id", pa.array(ids, pa.string()))
+    first: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if row in broken:
+            continue
+        if name is None or name == "":
+            broken[row] = ("missing-id", "give every row one, or leave the column out with data.columns.id=")
+        elif name in first:
+            broken[row] = ("duplicate-id", f"id {name!r} stands in an earlier row already")
+        else:
+            first[name] = row
+    return columns, lines
+
+
+def _counted(names: Sequence[str | None], broken: Broken) -> list[str | None]:
+    """Number what has one name, from the second on."""
+    seen: dict[str, int] = {}
+    counted: list[str | None] = []
+    for row, name in enumerate(names):
+        if name is None or row in broken:
+            counted.append(None)
+            continue
+        seen[name] = seen.get(name, 0) + 1
+        counted.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return counted
+
+
+def _clash(ids: Sequence[str | None], owners: Sequence[str], broken: Broken) -> str | None:
+    """Return an id that two files hold, if there is one."""
+    owner_of: dict[str, str] = {}
+    for row, (name, owner) in enumerate(zip(ids, owners, strict=True)):
+        if name is not None and row not in broken and owner_of.setdefault(name, owner) != owner:
+            return name
+    return None

@@ -1,0 +1,104 @@
+"""From `data.source` to the files it names, read."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from everclip.data.readers.files import TABLES, read_file, split_of, with_splits
+from everclip.data.readers.raw import IMAGE_ENDINGS, Raw
+from everclip.data.spec import DataSpec
+from everclip.errors import ConfigError, did_you_mean
+
+FORMS = (
+    "builtin:emoji, hub:OWNER/NAME, a folder (of class folders, of pictures with a metadata file, of tables or "
+    f"shards), a pattern with *, or a file ending in {', '.join(TABLES)}"
+)
+
+
+def located(spec: DataSpec, root: Path | None) -> list[Raw]:
+    """Read every file that the sources of a `data:` block name.
+
+    Raises:
+        ConfigError: for a source that does not exist or is of no known kind.
+        DataError: for one that cannot be read.
+    """
+    if not spec.sources:
+        raise ConfigError(f"data.source: no source is given; expected {FORMS}.")
+    parts = [_read(source, spec, root) for source in spec.sources]
+    if len(parts) == 1:
+        return parts[0]
+    # A list of files named train..., test... says the split as a folder of them does.
+    flat = [
+        (raw, split_of(Path(s).name)) for s, found in zip(spec.sources, parts, strict=True) for raw in found
+    ]
+    return with_splits(flat) if all(raw.split is None for raw, _ in flat) else [raw for raw, _ in flat]
+
+
+def expanded(source: str, environment: Mapping[str, str] | None = None) -> str:
+    """Put environment variables in for `${NAME}`, and the home folder for `~`.
+
+    Raises:
+        ConfigError: for a variable that is not set.
+    """
+    values = os.environ if environment is None else environment
+
+    def value(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if not values.get(name):
+            raise ConfigError(f"data.source: {source!r}: the environment variable {name} is not set.")
+        return values[name]
+
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, source))
+
+
+def _read(source: str, spec: DataSpec, root: Path | None) -> list[Raw]:
+    if source.startswith("builtin:"):
+        if source != "builtin:emoji":
+            raise ConfigError(
+                f"data.source: {source!r} is not known.{did_you_mean(source, ['builtin:emoji'])}"
+            )
+        from everclip.data.readers.emoji import read_emoji
+
+        return [read_emoji(source, spec)]
+    if spec.styles is not None:
+        raise ConfigError("data.styles: applies to builtin:emoji only.")
+    if source.startswith("hub:"):
+        from everclip.data.readers.hub import read_hub
+
+        return read_hub(source, spec.split)
+    if spec.split is not None:
+        raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
+    return _read_path(source, (root or Path()) / expanded(source))
+
+
+def _read_path(source: str, path: Path) -> list[Raw]:
+    if path.is_dir():
+        from everclip.data.readers.folder import read_folder
+
+        return read_folder(path)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return [read_file(path)]
+    if any(c in source for c in "*?["):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        if not found:
+            raise ConfigError(f"data.source: {path}: no file fits the pattern.")
+        return with_splits([(read_file(name), split_of(name.name)) for name in found])
+    if path.suffix.lower() in TABLES:
+        raise ConfigError(f"data.source: {path}: no such file.")
+    if path.name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
+        raise ConfigError(
+            f"data.source: {path.name!r} is compressed; unpack it and give the folder or the .tar file."
+        )
+    if path.suffix[1:].lower() in IMAGE_ENDINGS:
+        raise ConfigError(
+            f"data.source: {source!r} is a single picture; give the folder or a table that names it."
+        )
+    if not path.suffix and not path.exists():
+        raise ConfigError(f"data.source: {path}: no such folder; expected {FORMS}.")
+    raise ConfigError(f"data.source: {source!r} is no source; expected {FORMS}.")

@@ -1,0 +1,73 @@
+"""One file by its ending, and the split that a name says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from everclip.data.readers.raw import Raw
+from everclip.errors import ConfigError, DataError
+
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".tar")
+"""Endings of the files that hold samples."""
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+}
+
+
+def read_file(path: Path) -> Raw:
+    """Read a file that holds samples.
+
+    Raises:
+        ConfigError: if its ending is not known.
+        DataError: if it cannot be read.
+    """
+    ending = path.suffix.lower()
+    if ending not in TABLES:
+        raise ConfigError(
+            f"data.source: {path.name!r} is no source; expected a file ending in {', '.join(TABLES)}."
+        )
+    try:
+        if ending == ".parquet":
+            from everclip.data.readers.parquet import read_parquet
+
+            return read_parquet(path)
+        if ending == ".jsonl":
+            from everclip.data.readers.jsonl import read_json_lines
+
+            return read_json_lines(path)
+        if ending == ".tar":
+            from everclip.data.readers.shards import read_shard
+
+            return read_shard(path)
+        from everclip.data.readers.text import read_text_table
+
+        return read_text_table(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a file's or folder's name says: `train`, `test` or `validation`."""
+    found = re.match(r"[A-Za-z]+", name)
+    word = found.group().lower() if found else ""
+    rest = name[len(word) :]
+    return _SPLITS.get(word) if not rest or rest[0] in "-_." or rest[0].isdigit() else None
+
+
+def with_splits(found: Sequence[tuple[Raw, str | None]]) -> list[Raw]:
+    """Return the parts, each with the split its name says, where the names say more than one."""
+    parts = [raw for raw, _ in found]
+    if len(found) > 1 and len({split for _, split in found}) > 1:
+        for raw, split in found:
+            raw.split = raw.split or split
+    return parts

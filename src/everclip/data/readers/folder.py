@@ -1,0 +1,131 @@
+"""A folder: of class folders, of pictures with a metadata file, of tables, of shards; or of one of these per split.
+
+Listed by ourselves rather than by `datasets`: paths must be kept inside the folder, and what cannot be read must be
+counted instead of ending the load.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from everclip.data.quarantine import Entry
+from everclip.data.readers.files import TABLES, read_file, split_of, with_splits
+from everclip.data.readers.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw
+from everclip.errors import DataError
+
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+
+
+def read_folder(path: Path) -> list[Raw]:
+    """Read a folder; what lies in it decides how.
+
+    Raises:
+        DataError: if it holds nothing that can be read, or several things at once.
+    """
+    names = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
+    metadata = [name for name in METADATA if name in names]
+    if len(metadata) > 1:
+        raise DataError(f"{path}: holds {' and '.join(metadata)}; name the one to read as data.source.")
+    if metadata:
+        return [replace(read_file(path / metadata[0]), name=f"{path.name}/{metadata[0]}")]
+    tables = [name for name in names if Path(name).suffix.lower() in TABLES and (path / name).is_file()]
+    kinds = sorted({Path(name).suffix.lower() for name in tables})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{path}: holds files of several kinds ({', '.join(kinds)}); say which with data.source={path}/*{kinds[0]}."
+        )
+    if tables:
+        return with_splits([(read_file(path / name), split_of(name)) for name in tables])
+    folders = [name for name in names if (path / name).is_dir()]
+    splits = [name for name in folders if split_of(name) is not None]
+    if splits and len(splits) == len(folders):
+        return with_splits(
+            [
+                (replace(raw, name=f"{name}/{raw.name}"), split_of(name))
+                for name in splits
+                for raw in read_folder(path / name)
+            ]
+        )
+    if folders == ["data"] and not _pictures(names):
+        return read_folder(path / "data")
+    if not folders:
+        what = "pictures without a metadata file" if _pictures(names) else "no picture, table or archive"
+        raise DataError(
+            f"{path}: holds {what}. Expected one folder per class, or a file {METADATA[0]} with the columns "
+            "`file_name` and `caption` or `label`."
+        )
+    return [_class_folders(path, folders)]
+
+
+def _pictures(names: list[str]) -> list[str]:
+    return [name for name in names if _ending(name) in IMAGE_ENDINGS]
+
+
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def _class_folders(path: Path, folders: list[str]) -> Raw:
+    """Read a folder whose folders are classes."""
+    files: list[str] = []
+    classes: list[str] = []
+    broken: list[Entry] = []
+    others: Counter[str] = Counter()
+    for name in folders:
+        for file in _below(path / name, broken, path):
+            ending = _ending(file.name)
+            if ending not in IMAGE_ENDINGS and ending not in FOREIGN_ENDINGS:
+                others[f".{ending}" if ending else "no ending"] += 1
+                continue
+            shown = str(file.relative_to(path))
+            if not shown.isprintable() and any("\ud800" <= c <= "\udfff" for c in shown):
+                broken.append(
+                    Entry(None, f"{path.name}, {shown!a}", "bad-utf8", "the file's name is not UTF-8")
+                )
+                continue
+            files.append(shown)
+            classes.append(name)
+    if not files and not broken:
+        raise DataError(
+            f"{path}: none of its {len(folders)} folders holds a picture ({', '.join(IMAGE_ENDINGS)})."
+        )
+    notes = [f"{path.name}: classes are the names of the {len(set(classes))} folders"]
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        notes.append(f"{path.name}: {others.total()} files that are no pictures were passed over ({kinds})")
+    columns = pa.table({"image": pa.array(files, pa.string()), "class_name": pa.array(classes, pa.string())})
+    return Raw(
+        path.name,
+        columns,
+        None,
+        broken,
+        root=path,
+        known={"image": "image", "class_name": "class_name"},
+        labels=files,
+        notes=notes,
+    )
+
+
+def _below(folder: Path, broken: list[Entry], root: Path) -> Iterator[Path]:
+    """Yield the files below a folder in order of their names; links to folders are not followed."""
+    if folder.is_symlink():
+        broken.append(Entry(None, str(folder.relative_to(root.parent)), "outside-root", "a link to a folder"))
+        return
+    for place, inner, files in os.walk(folder):
+        inner.sort()
+        for name in list(inner):
+            if name.startswith("."):
+                inner.remove(name)
+            elif os.path.islink(os.path.join(place, name)):
+                inner.remove(name)
+                shown = os.path.relpath(os.path.join(place, name), root.parent)
+                broken.append(Entry(None, shown, "outside-root", "a link to a folder"))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place, name)

@@ -1,0 +1,66 @@
+"""JSON lines: one object per line; a broken line costs nothing but itself.
+
+The standard library reads them: Arrow, which `datasets` uses, gives up the whole file for one bad line, and for a
+column whose values change their type.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from everclip.data.quarantine import Entry
+from everclip.data.readers.raw import Raw, table_of
+from everclip.errors import DataError
+
+MAX_LINE = 16 * 1024 * 1024
+"""Bytes of one line."""
+
+
+def read_json_lines(path: Path) -> Raw:
+    """Read a `.jsonl` file.
+
+    Raises:
+        DataError: if no line holds an object.
+    """
+    rows: list[dict[str, Any]] = []
+    numbers, broken, number = [], [], 0
+    names: dict[str, None] = {}
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE)
+                line = b"{"
+            if not line.strip():
+                continue
+            number += 1
+            found = parsed(line.removeprefix(b"\xef\xbb\xbf"))
+            if isinstance(found, dict):
+                rows.append(found)
+                numbers.append(number)
+                names.update(dict.fromkeys(found))
+            else:
+                broken.append(Entry(number, f"{path.name}, row {number}", *found))
+    if not rows:
+        why = f" (row 1: {broken[0].detail})" if broken else ""
+        raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
+    return Raw(path.name, table_of(rows, list(names)), numbers, broken, root=path.parent)
+
+
+def parsed(line: bytes) -> dict[str, Any] | tuple[str, str]:
+    """Return the object that a line holds, or (reason, detail)."""
+    try:
+        found = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return "bad-utf8", f"byte {error.start} is not UTF-8"
+    except (ValueError, RecursionError) as error:
+        return "bad-row", f"no valid JSON ({error})"
+    if not isinstance(found, dict):
+        return "bad-row", f"JSON of type {type(found).__name__}, expected an object"
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "bad-utf8", "half of a surrogate pair"
+    return found

@@ -1,0 +1,77 @@
+"""What every reader gives: rows as the source holds them, with a name for each, and what could not be read at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from everclip.data.quarantine import Entry
+
+IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
+FOREIGN_ENDINGS = ("heic", "heif", "avif", "svg", "psd", "ico", "jp2", "jxl", "raw", "cr2", "nef", "dng")
+"""Pictures all the same: they are counted as ones that cannot be read, not passed over."""
+
+
+@dataclass
+class Raw:
+    """Rows of one file or folder.
+
+    Attributes:
+        name: of the file or folder.
+        columns: the rows; columns are called as in the source.
+        numbers: 1-based number of every row in the source, or `None` where rows have no numbers.
+        broken: what could not be read, one entry per row or file.
+        root: folder that image paths are relative to, and may not leave.
+        known: canonical names to columns, where the format itself says it.
+        labels: what names a row where it has no number, e.g. a member of an archive.
+        notes: lines for people, shown with the guesses.
+        split: the split that the file's or folder's name says.
+        confined: whether image paths must stay below `root`.
+        textual: whether every cell is text, so that numbers have to be told from words.
+    """
+
+    name: str
+    columns: pa.Table
+    numbers: Sequence[int] | None = None
+    broken: list[Entry] = field(default_factory=list)
+    root: Path | None = None
+    known: dict[str, str] = field(default_factory=dict)
+    labels: Sequence[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    split: str | None = None
+    confined: bool = True
+    textual: bool = False
+
+    def row_name(self, position: int) -> str:
+        """What people call the row at `position`."""
+        if self.labels is not None:
+            return f"{self.name}, {self.labels[position]}"
+        return f"{self.name}, row {self.number(position)}"
+
+    def number(self, position: int) -> int | None:
+        """The 1-based number of the row at `position`, if it has one."""
+        if self.labels is not None and self.numbers is None:
+            return None
+        return position + 1 if self.numbers is None else int(self.numbers[position])
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
+    """Return rows as Arrow columns.
+
+    A column whose values have no common type becomes text: such a column is of no use but must not cost the rows.
+    """
+    kept = list(rows)
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in kept]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+            columns[name] = pa.array(
+                [None if v is None else v if isinstance(v, str) else repr(v) for v in values]
+            )
+    return pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])

@@ -1,0 +1,217 @@
+"""WebDataset shards: `.tar` archives whose members share a key, pictures found again by their place in the file.
+
+Read by the standard library's headers, not through `datasets`: that would copy every picture and give up the whole
+archive for one damaged member. Nothing is ever unpacked.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from everclip.data.pictures import places
+from everclip.data.quarantine import Entry
+from everclip.data.readers.jsonl import MAX_LINE, parsed
+from everclip.data.readers.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw, table_of
+from everclip.errors import DataError
+
+_TEXTS = ("txt", "text", "caption")
+_LABELS = ("cls", "class", "label")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass
+class _Sample:
+    key: str
+    number: int
+    cells: dict[str, Any] = field(default_factory=dict)
+    image: tuple[int, int] | None = None
+    problem: tuple[str, str] | None = None
+
+
+def read_shard(path: Path) -> Raw:
+    """Read a `.tar` archive.
+
+    Members of one key are one sample: a picture, its caption (`.txt`), its class (`.cls`), and the fields of `.json`.
+
+    Raises:
+        DataError: if the file is no archive.
+    """
+    broken: list[Entry] = []
+    samples: list[_Sample] = []
+    with open(path, "rb") as file:
+        for sample in _samples(path, file, broken):
+            if sample.problem is None:
+                samples.append(sample)
+            else:
+                broken.append(Entry(sample.number, f"{path.name}, {sample.key}", *sample.problem))
+    names = dict.fromkeys(name for sample in samples for name in sample.cells if name != "image")
+    columns = table_of(
+        (sample.cells for sample in samples), ["__key__", *(n for n in names if n != "__key__")]
+    )
+    found = [sample.image for sample in samples]
+    images = places(
+        len(found),
+        paths=[None if place is None else str(path.resolve()) for place in found],
+        offsets=[None if place is None else place[0] for place in found],
+        sizes=[None if place is None else place[1] for place in found],
+    )
+    return Raw(
+        path.name,
+        columns.append_column("image", images),
+        [sample.number for sample in samples],
+        broken,
+        root=path.parent,
+        known={"image": "image"},
+        labels=[sample.key for sample in samples],
+    )
+
+
+def _samples(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[_Sample]:
+    """Yield the samples of an archive: what stands next to each other under one key."""
+    current: _Sample | None = None
+    number = 0
+    for member in _members(path, file, broken):
+        problem = _unsafe(member)
+        if problem is not None:
+            broken.append(Entry(None, f"{path.name}, {member.name[:200]!a}", "unsafe-member", problem))
+            continue
+        if not member.isfile():
+            continue
+        folder, _, base = member.name.rpartition("/")
+        if base.startswith("."):
+            continue
+        stem, _, ending = base.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        if current is None or current.key != key:
+            if current is not None:
+                yield current
+            number += 1
+            current = _Sample(key, number, {"__key__": key})
+        _take(current, ending.lower().rpartition(".")[2], member, file)
+    if current is not None:
+        yield current
+
+
+def _take(sample: _Sample, ending: str, member: tarfile.TarInfo, file: BinaryIO) -> None:
+    """Add a member to its sample."""
+    if ending in IMAGE_ENDINGS or ending in FOREIGN_ENDINGS:
+        if sample.image is not None:
+            sample.problem = ("bad-row", "two pictures under one key")
+        sample.image = (member.offset_data, member.size)
+        return
+    if ending not in (*_TEXTS, *_LABELS, "json"):
+        return
+    if member.size > MAX_LINE:
+        sample.problem = ("bad-row", f"{ending} of {member.size:,} bytes; at most {MAX_LINE:,} are read")
+        return
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    if len(data) < member.size:
+        sample.problem = ("bad-row", f"{ending} ends early")
+    elif ending == "json":
+        found = parsed(data)
+        if isinstance(found, dict):
+            sample.cells.update({name: v for name, v in found.items() if name != "__key__"})
+        else:
+            sample.problem = found
+    else:
+        try:
+            sample.cells[ending] = data.decode().strip() or None
+        except UnicodeDecodeError as error:
+            sample.problem = ("bad-utf8", f"{ending}: byte {error.start} is not UTF-8")
+
+
+def _unsafe(member: tarfile.TarInfo) -> str | None:
+    """Return why a member may not be read, or `None`."""
+    if member.issym() or member.islnk():
+        return f"a link to {member.linkname[:200]!a}"
+    if member.isdev():
+        return "a device"
+    if member.issparse():
+        return "a sparse file"
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or "\\" in member.name:
+        return "a path that leaves the archive"
+    if any("\ud800" <= c <= "\udfff" for c in member.name):
+        return "a name that is not UTF-8"
+    return None
+
+
+def _members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive; past a damaged head the next sound one is looked for."""
+    size = path.stat().st_size
+    at = _next_head(file, 0, size)
+    if at is None:
+        raise DataError(
+            f"{path}: not a readable tar archive ({size:,} bytes). Archives must not be compressed (.tar.gz): "
+            "pictures are read at their place in the file."
+        )
+    while at is not None:
+        if at:
+            detail = f"the archive is damaged before byte {at:,}: what stood there is lost"
+            broken.append(Entry(None, path.name, "bad-row", detail))
+        stopped = at
+        for member, after in _walk(file, at, size):
+            stopped = after
+            yield member
+        if stopped >= size or not _left(file, stopped, size):
+            return
+        following = _next_head(file, stopped + _BLOCK if stopped == at else stopped, size)
+        if following is None:
+            detail = f"the archive is damaged from byte {stopped:,} on: what stood there is lost"
+            broken.append(Entry(None, path.name, "bad-row", detail))
+        at = following
+
+
+def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Yield (member, where the next head stands) from `start` on, until a head is unsound."""
+    # Made on nothing, then pointed at the file: the class reads a first member on its own otherwise.
+    reader = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)), errorlevel=0)
+    reader.fileobj, reader.offset = file, start  # type: ignore[assignment]
+    while reader.offset < size:
+        before = reader.offset
+        file.seek(before)
+        try:
+            member = tarfile.TarInfo.fromtarfile(reader)
+        except (tarfile.HeaderError, ValueError, EOFError, OverflowError):
+            return
+        # Sizes are written by others: they may lead back, or beyond the end.
+        sound = member.size >= 0 and member.offset_data >= before + _BLOCK and reader.offset > before
+        if not sound or (member.isreg() and member.offset_data > size):
+            return
+        yield member, min(reader.offset, size)
+
+
+def _next_head(file: BinaryIO, start: int, size: int) -> int | None:
+    """Return the first place from `start` on, in steps of a block, where a sound head stands."""
+    at = start
+    file.seek(at)
+    while at < size:
+        data = file.read(_BLOCK * 2048)
+        if not data:
+            return None
+        for inner in range(0, len(data) - _BLOCK + 1, _BLOCK):
+            block = data[inner : inner + _BLOCK]
+            if block[257:262] != b"ustar" and not (at + inner == 0 and block[:1] != b"\0"):
+                continue
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except (tarfile.HeaderError, ValueError):
+                continue
+            return at + inner
+        at += len(data)
+    return None
+
+
+def _left(file: BinaryIO, start: int, size: int) -> bool:
+    """Whether anything but zeros follows: an archive ends with empty blocks."""
+    file.seek(start)
+    while data := file.read(1024 * 1024):
+        if data.count(0) != len(data):
+            return True
+    return False

@@ -1,0 +1,174 @@
+"""From what a row says about its picture (bytes, a path, a URL) to where the bytes lie, inside the allowed folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from everclip.data.pictures import PLACE, is_place, places
+from everclip.data.readers.raw import IMAGE_ENDINGS
+from everclip.errors import DataError
+
+Problem = tuple[int, str, str]
+"""Position, reason, detail."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_HASHES = ("md5", "sha1", "sha256")
+
+
+class Resolver:
+    """Finds the files that paths and URLs point to.
+
+    Args:
+        root: folder that paths are relative to, and may not leave; `None` where the caller names files himself.
+        downloads: folder that holds what URLs point to, or `None`.
+    """
+
+    def __init__(self, root: Path | None, downloads: Path | None) -> None:
+        self._root = None if root is None else Path(os.path.realpath(root))
+        self._downloads = downloads
+
+    @cached_property
+    def _files(self) -> dict[str, list[str]]:
+        """Names of the downloaded files, with and without ending, to where they lie."""
+        assert self._downloads is not None
+        found: dict[str, list[str]] = {}
+        for place, _, names in os.walk(self._downloads):
+            for name in names:
+                for key in {name, name.rpartition(".")[0] or name}:
+                    found.setdefault(key, []).append(os.path.join(place, name))
+        return found
+
+    def resolve(self, values: Sequence[str | None]) -> tuple[list[str | None], list[Problem]]:
+        """Return the file of every value, and a problem for each that has none."""
+        urls = {v for v in values if v is not None and _URL.match(v)}
+        last = Counter(_last(url) for url in urls)
+        paths: list[str | None] = []
+        problems: list[Problem] = []
+        for position, value in enumerate(values):
+            if value is None or not value.strip():
+                found: str | tuple[str, str] = ("no-image", "the cell is empty")
+            elif value in urls and not value.lower().startswith("file://"):
+                found = self._download(value, last[_last(value)])
+            else:
+                found = self._file(value)
+            paths.append(found if isinstance(found, str) else None)
+            if isinstance(found, tuple):
+                problems.append((position, *found))
+        return paths, problems
+
+    def _file(self, value: str) -> str | tuple[str, str]:
+        path = unquote(urlsplit(value).path) if value.lower().startswith("file://") else value
+        if "\0" in path:
+            return "outside-root", f"{value[:80]!a} is no path"
+        joined = os.path.join(self._root or "", os.path.expanduser(path) if self._root is None else path)
+        try:
+            real = os.path.realpath(joined)
+            inside = self._root is None or Path(real).is_relative_to(self._root)
+            if not inside:
+                return "outside-root", f"{value[:200]!r} leaves {self._root}"
+            if not os.path.isfile(real):
+                return "missing-file", f"{value[:200]!r} (looked for {real[:300]})"
+        except (OSError, ValueError) as error:
+            return "unreadable-file", f"{value[:80]!r} ({error})"
+        return real
+
+    def _download(self, url: str, same: int) -> str | tuple[str, str]:
+        """Look for what a URL points to: by a hash of the URL as the file's name, then by the URL's last part."""
+        if self._downloads is None:
+            return "not-downloaded", f"{url[:200]} (set data.downloads to the folder of downloaded files)"
+        for kind in _HASHES:
+            name = hashlib.new(kind, url.encode(), usedforsecurity=False).hexdigest()
+            if name in self._files:
+                return self._inside(self._files[name], url)
+        name = _last(url)
+        if not name or name not in self._files:
+            return (
+                "not-downloaded",
+                f"{url[:200]} (no file {name!r}, nor one named by the URL's md5, sha1 or sha256)",
+            )
+        if same > 1:
+            return "not-downloaded", f"{same} URLs end in {name!r}; name the files by the md5 of their URL"
+        return self._inside(self._files[name], url)
+
+    def _inside(self, found: list[str], url: str) -> str | tuple[str, str]:
+        if len(found) > 1:
+            return "not-downloaded", f"{url[:200]}: several files could be meant ({found[0]}, {found[1]})"
+        real = os.path.realpath(found[0])
+        if not Path(real).is_relative_to(os.path.realpath(str(self._downloads))):
+            return "outside-root", f"{found[0]} is a link that leaves {self._downloads}"
+        return real
+
+
+def _last(url: str) -> str:
+    return unquote(urlsplit(url).path).rpartition("/")[2]
+
+
+def image_places(
+    column: pa.ChunkedArray, resolver: Resolver, name: str
+) -> tuple[pa.ChunkedArray, list[Problem]]:
+    """Return a column of pictures as `PLACE`, and the rows whose picture is not there.
+
+    Args:
+        column: bytes, paths or URLs, structs of `bytes` and `path` (as `datasets` writes them), or `PLACE` already.
+        resolver: finds files.
+        name: what errors call the data.
+
+    Raises:
+        DataError: if the column holds nothing that could be a picture.
+    """
+    chunks: list[pa.Array] = []
+    problems: list[Problem] = []
+    start = 0
+    for chunk in column.chunks:
+        made, found = _chunk(chunk, resolver, name)
+        chunks.append(made)
+        problems += [(start + position, reason, detail) for position, reason, detail in found]
+        start += len(chunk)
+    return pa.chunked_array(chunks, PLACE), problems
+
+
+def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, list[Problem]]:
+    kind = chunk.type
+    if is_place(kind):
+        return chunk, _missing(chunk.field("bytes").is_null(), chunk.field("path").is_null())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        data = chunk.cast(pa.binary())
+        return places(len(chunk), data), _missing(data.is_null(), data.is_null())
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        data = chunk.field("bytes").cast(pa.binary())
+        held = data.is_valid().to_pylist()
+        named: list[Any] = [None] * len(chunk)
+        if kind.get_field_index("path") >= 0:
+            named = chunk.field("path").to_pylist()
+        wanted = [i for i, has in enumerate(held) if not has]
+        files, problems = resolver.resolve([named[i] for i in wanted])
+        paths: list[str | None] = [None] * len(chunk)
+        for i, file in zip(wanted, files, strict=True):
+            paths[i] = file
+        return places(len(chunk), data, paths), [
+            (wanted[i], reason, detail) for i, reason, detail in problems
+        ]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        files, problems = resolver.resolve(chunk.to_pylist())
+        return places(len(chunk), paths=files), problems
+    raise DataError(
+        f"{name}: the column of pictures holds {kind}; expected encoded bytes, paths ({', '.join(IMAGE_ENDINGS[:4])}"
+        "...) or URLs of downloaded files. Name another with data.columns.image=NAME."
+    )
+
+
+def _missing(*nulls: pa.Array) -> list[Problem]:
+    empty = nulls[0].to_pylist()
+    for more in nulls[1:]:
+        empty = [a and b for a, b in zip(empty, more.to_pylist(), strict=True)]
+    return [(i, "no-image", "the cell is empty") for i, none in enumerate(empty) if none]

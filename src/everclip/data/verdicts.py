@@ -1,0 +1,113 @@
+"""What decoding a picture showed, remembered by the hash of its bytes in a small SQLite file.
+
+Every picture is decoded once to know whether it can be; the next load only reads and hashes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import astuple
+from pathlib import Path
+
+import PIL
+
+from everclip.data.cache import cache_folder
+from everclip.data.facts import Facts
+
+VERSION = 1
+"""Raised when the rules of decoding change: older verdicts then no longer count."""
+
+Verdict = Facts | tuple[str, str]
+"""Facts of a usable picture, or (reason, detail) of another."""
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = "width, height, bytes, mode, format, frames, dhash, sha256"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, reason TEXT, detail TEXT, width INTEGER, "
+    "height INTEGER, bytes INTEGER, mode TEXT, format TEXT, frames INTEGER, dhash INTEGER, sha256 TEXT) WITHOUT ROWID"
+)
+
+
+class Verdicts:
+    """A memory of verdicts, safe to use from several threads and processes.
+
+    A file that is damaged or may not be written is logged and done without: everything is then decoded again.
+
+    Args:
+        path: the file; default: below the cache folder, one per version of everclip's rules and of Pillow.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or cache_folder() / f"pictures-{VERSION}-pillow-{PIL.__version__}.sqlite"
+        self._lock = threading.Lock()
+        self._file: sqlite3.Connection | None = None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(self._path, timeout=10, check_same_thread=False)
+            self._file.execute(_TABLE)
+            self._file.commit()
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+
+    def get(self, key: bytes) -> Verdict | None:
+        """Return what is known of the picture whose SHA-256 is `key`."""
+        with self._lock:
+            if self._file is None:
+                return None
+            try:
+                row = self._file.execute(
+                    f"SELECT reason, detail, {_COLUMNS} FROM verdicts WHERE key = ?", (key,)
+                ).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return None
+        if row is None:
+            return None
+        if row[0] is not None:
+            return str(row[0]), str(row[1])
+        *first, dhash, sha256 = row[2:]
+        return Facts(*first, dhash=dhash % 2**64, sha256=sha256)
+
+    def put(self, found: Iterable[tuple[bytes, Verdict]]) -> None:
+        """Remember verdicts by key."""
+        rows = [(key, *_row(verdict)) for key, verdict in found]
+        with self._lock:
+            if self._file is None or not rows:
+                return
+            try:
+                with self._file:
+                    self._file.executemany(
+                        f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * 11)})", rows
+                    )
+            except sqlite3.Error as error:
+                self._give_up(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning(
+            "%s: the memory of decoded pictures cannot be used (%s); every picture is decoded anew. Remove the file, "
+            "or point EVERCLIP_CACHE to a folder that can be written.",
+            self._path,
+            error,
+        )
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _row(verdict: Verdict) -> tuple[object, ...]:
+    if isinstance(verdict, tuple):
+        return (*verdict, *[None] * 8)
+    *first, dhash, sha256 = astuple(verdict)
+    # SQLite's integers are signed.
+    return (None, None, *first, dhash - 2**64 if dhash >= 2**63 else dhash, sha256)
