@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from everclip.cli import check as check_verb
+from everclip.cli import doctor as doctor_verb
 from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
 from everclip.cli import init_config as init_config_verb
@@ -141,6 +142,7 @@ app.command(name="eval")(evaluate_verb.evaluate)
 app.command(name="check")(check_verb.check)
 app.command(name="init-config")(init_config_verb.init_config)
 app.command(name="export")(export_verb.export)
+app.command(name="doctor")(doctor_verb.doctor)
 
 
 @app.command()

@@ -1,0 +1,65 @@
+"""A Python program run in a process of its own, which may crash, hang or print nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a program said: its last line of output as JSON, and how it ended.
+
+    Attributes:
+        document: the JSON; empty if there was none.
+        code: exit status; negative for a signal, `None` when it was stopped for taking too long.
+        errors: the last lines of standard error.
+    """
+
+    document: dict[str, Any] = field(default_factory=dict)
+    code: int | None = 0
+    errors: str = ""
+
+
+def ask(arguments: Sequence[str], seconds: float, variables: Mapping[str, str | None] | None = None) -> Said:
+    """Run this Python with arguments and read the JSON of its last line.
+
+    Args:
+        arguments: after the interpreter's name.
+        seconds: it is killed after that.
+        variables: environment to add, or with `None` to take away.
+    """
+    environment = dict(os.environ)
+    for key, value in (variables or {}).items():
+        environment.pop(key, None)
+        if value is not None:
+            environment[key] = value
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", *arguments],  # a torch.py in the working directory is not torch
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as late:
+        raw = late.stderr or b""
+        return Said({}, None, _tail(raw if isinstance(raw, str) else raw.decode(errors="replace")))
+    lines = done.stdout.strip().splitlines()
+    try:
+        document = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        document = {}
+    return Said(document if isinstance(document, dict) else {}, done.returncode, _tail(done.stderr))
+
+
+def _tail(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return "\n".join(lines[-3:])
