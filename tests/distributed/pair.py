@@ -114,7 +114,8 @@ def gradients(config: RunConfig) -> dict[str, Any]:
         columns = dict(batch["main"])
         seen.update({k: columns[k].tolist() for k in ("image_key", "label") if k in columns})
         seen["id"] = columns["id"]
-        return inner({"main": columns | {"image": columns["image"].double()}}, progress)
+        finer = {name: given | {"image": given["image"].double()} for name, given in batch.items()}
+        return inner(finer, progress)
 
     method.forward = forward  # type: ignore[method-assign]
     run.learner.learn(run.tasks[0], Cursor())

@@ -27,12 +27,19 @@ PLAIN_STEPS = (
     "training.clip_norm=null",
 )
 PENALTY = "method.penalties={weight-constraint: {weight: 0.5}}"
+MOVED = "training.steps=3"
+"""Distillation has no gradient before the first step has moved the student."""
 GRADIENTS = {
     "captions": ("time", ()),
     "captions, without repeats": ("time", ("training.batch_size=2",)),
     "captions with a penalty": ("time", (PENALTY,)),
     "labels": ("classes", ("method.label_smoothing=0.1",)),
     "labels with a penalty": ("classes", (PENALTY,)),
+    "captions with lwf": ("time", ("method.penalties={lwf: {text: student}}", MOVED)),
+    "captions with lwf, own pictures": ("time", ("method.penalties={lwf: {images: own}}", MOVED)),
+    "labels with lwf": ("classes", ("method.penalties={lwf: {text: student}}", MOVED)),
+    "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
+    "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
     "one tower": ("time", ("method.trainable=[image, text-projection]",)),
 }
 SHORT = ("training.steps=4", "evaluation.examples=1", "evaluation.batch_size=5")
@@ -50,6 +57,8 @@ SLOW_RUNS = {
     "running-mean": ("time", (TWO_YEARS, "method.merge.kind=running-mean", "method.merge.every=2")),
     "replay-all": ("time", (TWO_YEARS, "method=replay", "method.replay.kind=all", "method.replay.base=true")),
     "wise-ft-classes": ("classes", ("method=wise-ft", PENALTY)),
+    "safe": ("time", (TWO_YEARS, "method=safe", "method.replay.size=9", "guard.every=1")),
+    "guarded": ("classes", ("scenario.per_task=3", "guard.max_drop=1", "guard.every=1", "training.lr=3e-3")),
 }
 
 

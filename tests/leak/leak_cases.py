@@ -18,6 +18,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "replay, balanced": ("method=replay", "method.replay.kind=balanced", "method.replay.size=9"),
     "replay, all": ("method=replay", "method.replay.kind=all", "method.replay.share=null"),
     "running-mean": ("method.merge.kind=running-mean", "method.merge.every=2"),
+    "lwf": ("method.penalties={lwf: {images: own}}",),
+    "feature-distill": ("method.penalties={feature-distill: {}, weight-constraint: {}}",),
+    "finetune, guarded": ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3"),
 }
 """name -> overrides; a preset that is added to the package is covered by being there."""
 

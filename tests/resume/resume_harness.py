@@ -31,6 +31,7 @@ SHORT = (
     "evaluation.batch_size=5",
 )
 SMALL_REPLAY = ("method=replay", "method.replay.size=7")
+STRICT = ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3")
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero-shot": ("time", ("method=zero-shot",)),
     "finetune": ("time", ()),
@@ -53,6 +54,13 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "joint": ("time", ("method=joint",)),
     "weight-constraint": ("time", ("method.penalties={weight-constraint: {weight: 0.1}}",)),
+    "weight-constraint-initial": ("time", ("method.penalties={weight-constraint: {reference: initial}}",)),
+    "lwf": ("time", ("method.penalties={lwf: {}}", "training.layer_decay=0.7")),
+    "lwf-classes": ("classes", ("method.penalties={lwf: {images: own, text: student}}",)),
+    "feature-distill": ("time", ("method.penalties={feature-distill: {}, lwf: {reference: initial}}",)),
+    "guard-stop": ("classes", (*STRICT, "guard.action=stop")),
+    "guard-step-back": ("classes", (*STRICT, "method=replay", "method.replay.size=7")),
+    "safe": ("time", ("method=safe", "method.replay.size=7", "guard.every=1")),
 }
 """name -> (kind of scenario, overrides): every method, and every setting that makes a method keep something."""
 
