@@ -61,6 +61,7 @@ def check_packages() -> list[Finding]:
     requirements = [Requirement(line) for line in lines]
     required = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
     found += [_required(requirement) for requirement in required]
+    found += _in_turn(required)
     found += _extras([r for r in requirements if r not in required])
     return found
 
@@ -76,6 +77,27 @@ def _required(requirement: Requirement) -> Finding:
             requirement.name, "fail", f"{version} (wanted {wish})", f"pip install --upgrade '{wish}'"
         )
     return Finding(requirement.name, "ok", f"{version} (wanted {requirement.specifier or 'any'})")
+
+
+def _in_turn(required: Iterable[Requirement]) -> list[Finding]:
+    """Look one step further, as `pip check` does: at what the required packages ask for themselves."""
+    from packaging.requirements import Requirement
+
+    found, fitting, seen = [], 0, {requirement.name for requirement in required}
+    for requirement in required:
+        lines = metadata.requires(requirement.name) or [] if _installed(requirement.name) else []
+        for inner in map(Requirement, lines):
+            if inner.marker is not None and not inner.marker.evaluate({"extra": ""}):
+                continue
+            judged = _required(inner)
+            if judged.state == "fail":
+                text = f"{judged.found}, which {requirement.name} needs"
+                found.append(Finding(judged.name, "fail", text, judged.remedy))
+            elif judged.name == "timm" and "timm" not in seen:  # it decides what image towers there are
+                found.append(judged)
+                seen.add("timm")
+            fitting += judged.state == "ok"
+    return [*found, Finding("what these need in turn", "ok", f"{fitting} requirements hold")]
 
 
 def _extras(requirements: Iterable[Requirement]) -> list[Finding]:

@@ -1,0 +1,438 @@
+"""The doctor: every check is broken once, and says what is wrong and what to do about it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from everclip.cli.main import app
+from everclip.doctor import child, endtoend, examine, folders, machine, packages, trial, variables
+from everclip.doctor.finding import Finding
+from everclip.errors import EverclipError
+from everclip.learner import Learner
+
+REAL = metadata.version
+
+
+def only(findings: list[Finding], name: str) -> Finding:
+    found = [finding for finding in findings if finding.name == name]
+    assert len(found) == 1, findings
+    return found[0]
+
+
+def states(findings: list[Finding]) -> set[str]:
+    return {finding.state for finding in findings}
+
+
+def test_a_failure_without_a_remedy_cannot_be_told() -> None:
+    with pytest.raises(ValueError, match="needs a remedy"):
+        Finding("x", "fail", "broken")
+
+
+# -- packages -------------------------------------------------------------------------------------------------------
+
+
+def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
+    def version(name: str) -> str:
+        if name in versions:
+            if versions[name] is None:
+                raise metadata.PackageNotFoundError(name)
+            return str(versions[name])
+        return REAL(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def test_what_is_installed_here_is_well() -> None:
+    found = packages.check_packages()
+    assert states(found) == {"ok"}
+    assert {"python", "torch", "open_clip_torch", "timm", "datasets", "accelerate"} <= {f.name for f in found}
+
+
+def test_old_and_missing_packages_fail_with_the_command_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_versions(monkeypatch, open_clip_torch="2.30.0", accelerate=None)
+    found = packages.check_packages()
+    old, missing = only(found, "open_clip_torch"), only(found, "accelerate")
+    assert (old.state, old.found) == ("fail", "2.30.0 (wanted open_clip_torch>=3.2)")
+    assert old.remedy == "pip install --upgrade 'open_clip_torch>=3.2'"
+    assert (missing.state, missing.remedy) == ("fail", "pip install 'accelerate>=1.0'")
+
+
+def test_what_a_package_needs_in_turn_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_versions(monkeypatch, timm="0.1.0")
+    found = only(packages.check_packages(), "timm")
+    assert found.state == "fail"
+    assert "which open_clip_torch needs" in found.found
+
+
+def test_an_old_python_and_unknown_wishes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "wanted", lambda: (">=9.0", []))
+    assert only(packages.check_packages(), "python").state == "fail"
+
+    def unknown() -> Any:
+        raise LookupError("nowhere")
+
+    monkeypatch.setattr(packages, "wanted", unknown)
+    assert states(packages.check_packages()) == {"fail"}
+
+
+def test_missing_extras_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_versions(monkeypatch, lancedb=None, transformers=None)
+    found = packages.check_packages()
+    assert only(found, "optional: search").found == "lacks lancedb: pip install 'everclip[search]'"
+    assert "SigLIP" in only(found, "optional: transformers").found
+    assert states(found) == {"ok"}
+
+
+# -- torch and torchvision ------------------------------------------------------------------------------------------
+
+
+def fake_modules(folder: Path, monkeypatch: pytest.MonkeyPatch, **sources: str) -> None:
+    """Put modules before the installed ones, for the processes the doctor starts."""
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+    here = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *([here] if here else [])]))
+
+
+TORCH = """
+__version__ = "2.9.0"
+def get_num_threads(): return {threads}
+def tensor(values): return values
+def eye(n, device): return Square()
+class version: cuda = "12.8"
+class Sum:
+    def __eq__(self, other): return Truth()
+class Truth:
+    def item(self): return {works}
+class Square:
+    def __matmul__(self, other): return self
+    def sum(self): return Sum()
+class cuda:
+    is_available = staticmethod(lambda: {devices} > 0)
+    device_count = staticmethod(lambda: {devices})
+    get_device_name = staticmethod(lambda i: "Some GPU")
+    @staticmethod
+    def mem_get_info(i): {memory}
+"""
+VISION = """
+__version__ = "0.24.0"
+class ops: nms = staticmethod(lambda boxes, scores, limit: Kept())
+class Kept:
+    def tolist(self): return [0, 2]
+"""
+
+
+def fake_torch(
+    devices: int = 0, works: bool = True, threads: int = 1, memory: str = "return 9 * 2**30, 10 * 2**30"
+) -> str:
+    return TORCH.format(devices=devices, works=works, threads=threads, memory=memory)
+
+
+def test_the_pair_that_is_installed_here_works() -> None:
+    found = machine.check_machine()
+    assert only(found, "torch and torchvision").state == "ok"
+    assert "torchvision::nms works" in only(found, "torch and torchvision").found
+    assert f"torch uses {torch.get_num_threads()} threads" in only(found, "threads").found
+
+
+@pytest.mark.parametrize(
+    ("vision", "match"),
+    [
+        (
+            "raise RuntimeError('operator torchvision::nms does not exist')",
+            "are no matching pair: import torchvision",
+        ),
+        ("raise OSError('_C.so: undefined symbol: _ZN3c10')", "are no matching pair"),
+        (VISION.replace("Kept())", "1 / 0)"), "torchvision::nms failed (ZeroDivisionError"),
+        (VISION.replace("[0, 2]", "[0, 1, 2]"), r"kept [0, 1, 2] instead of [0, 2]"),
+        ("import os; os.kill(os.getpid(), 11)", "the process ended with -11"),
+    ],
+    ids=["other pair", "other build", "nms fails", "nms is wrong", "crash"],
+)
+def test_a_broken_pair_is_diagnosed(
+    vision: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_modules(tmp_path, monkeypatch, torch=fake_torch(), torchvision=vision)
+    found = only(machine.check_machine(), "torch and torchvision")
+    assert found.state == "fail"
+    assert match in found.found
+    assert "pip install --force-reinstall torch torchvision" in found.remedy
+
+
+def test_a_torch_that_cannot_be_imported_or_hangs_is_diagnosed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_modules(tmp_path, monkeypatch, torch="raise ImportError('libcudart.so.12: cannot open')")
+    found = only(machine.check_machine(), "torch and torchvision")
+    assert "torch cannot be imported (ImportError: libcudart.so.12" in found.found
+    fake_modules(tmp_path, monkeypatch, torch="import time; time.sleep(60)")
+    found = only(machine.check_machine(seconds=1), "torch and torchvision")
+    assert (found.state, "did not end" in found.found) == ("fail", True)
+
+
+def test_builds_for_different_cuda_versions_are_no_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_modules(tmp_path, monkeypatch, torch=fake_torch(), torchvision=VISION)
+    fake_versions(monkeypatch, torch="2.9.0+cu128", torchvision="0.24.0+cpu")
+    found = only(machine.check_machine(), "torch and torchvision")
+    assert (found.state, "built for cu128 and cpu" in found.found) == ("fail", True)
+
+
+@pytest.mark.parametrize(
+    ("torch_source", "state", "match"),
+    [
+        (fake_torch(1), "ok", "Some GPU, 9.0 of 10.0 GiB free"),
+        (fake_torch(1, memory="return 2**29, 10 * 2**30"), "note", "0.5 of 10.0 GiB free"),
+        (fake_torch(1, works=False), "fail", "a product of two matrices is wrong"),
+        (
+            fake_torch(1, memory="raise RuntimeError('no kernel image is available')"),
+            "fail",
+            "no kernel image",
+        ),
+        (fake_torch(0), "ok", "none; the CPU is used"),
+    ],
+    ids=["well", "full", "wrong", "no kernel", "none"],
+)
+def test_gpus_are_tried(
+    torch_source: str, state: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    fake_modules(tmp_path, monkeypatch, torch=torch_source, torchvision=VISION)
+    found = only(machine.check_machine(), "GPU")
+    assert (found.state, match in found.found) == (state, True), found
+
+
+def test_a_driver_without_a_gpu_for_torch_and_too_many_threads_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    fake_modules(tmp_path, monkeypatch, torch=fake_torch(threads=64), torchvision=VISION)
+    found = machine.check_machine()
+    assert "sees no GPU" in only(found, "GPU").found
+    assert only(found, "threads").remedy.endswith("OMP_NUM_THREADS=4")
+    assert {only(found, "GPU").state, only(found, "threads").state} == {"note"}
+
+
+# -- folders --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"), [("everclip's cache", "EVERCLIP_CACHE"), ("temporary files", "TMPDIR")]
+)
+def test_a_folder_that_cannot_be_written_fails(
+    name: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "below"))
+    found = only(folders.check_folders(), name)
+    assert found.state == "fail"
+    assert variable in found.remedy
+
+
+def test_runs_go_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert only(folders.check_folders(), "runs").state == "ok"
+    assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
+    (tmp_path / "runs").write_text("a file in the way")
+    found = only(folders.check_folders(), "runs")
+    assert (found.state, "output=FOLDER" in found.remedy) == ("fail", True)
+
+
+@pytest.mark.parametrize(("free", "state"), [(2**20, "fail"), (2**30, "note"), (2**40, "ok")])
+def test_room_is_looked_at(free: int, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda place: type("Usage", (), {"free": free}))
+    assert only(folders.check_folders(), "runs").state == state
+
+
+def test_the_hubs_cache_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "is not there" in only(folders.check_folders(), "hub cache").found
+    (tmp_path / "hub/models--org--clip").mkdir(parents=True)
+    assert only(folders.check_folders(), "hub cache").found.endswith("hub: 1 models")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "file"))
+    assert only(folders.check_folders(), "hub cache").state == "fail"
+
+
+# -- variables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in variables.SHOWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(variables, "usable_cores", lambda: 4)
+
+
+@pytest.mark.usefixtures("_no_variables")
+@pytest.mark.parametrize(
+    ("name", "value", "about", "state"),
+    [
+        ("OMP_NUM_THREADS", "four", "OMP_NUM_THREADS", "fail"),
+        ("OMP_NUM_THREADS", "0", "OMP_NUM_THREADS", "fail"),
+        ("MKL_NUM_THREADS", "64", "MKL_NUM_THREADS", "note"),
+        ("WORLD_SIZE", "8", "launcher", "fail"),
+        ("CUDA_VISIBLE_DEVICES", "", "CUDA_VISIBLE_DEVICES", "note"),
+    ],
+)
+def test_variables_that_mislead_are_named(
+    name: str, value: str, about: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert states(variables.check_variables()) == {"ok"}
+    monkeypatch.setenv(name, value)
+    found = variables.check_variables()
+    assert only(found, about).state == state
+    assert name in only(found, about).remedy
+    assert f"{name}={value}" in only(found, "variables").found
+
+
+# -- the trial ------------------------------------------------------------------------------------------------------
+
+
+def said(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Finding:
+    monkeypatch.setattr(endtoend, "ask", lambda *a: child.Said(document, **more))
+    return endtoend.check_end_to_end()[0]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "learn", "stop", "resume", "classify"])
+def test_a_stage_of_the_trial_that_fails_has_its_remedy(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = said({"stage": stage, "error": "DataError: broken", "seconds": 1}, monkeypatch)
+    assert (found.state, found.found) == ("fail", f"{stage}: DataError: broken")
+    assert found.remedy == endtoend.REMEDIES[stage]
+
+
+def test_a_trial_that_dies_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "a signal (9): Killed" in said({}, monkeypatch, code=-9, errors="x\nKilled").found
+    assert "status 1: no torch" in said({}, monkeypatch, code=1, errors="no torch").found
+    assert "did not end within 300 seconds" in said({}, monkeypatch, code=None).found
+    assert said({"stage": "done", "seconds": 9}, monkeypatch).state == "ok"
+
+
+def micro_stream(micro_folder: Path) -> Path:
+    import yaml
+
+    document = yaml.safe_load((micro_folder / "time.yaml").read_text())
+    document["backbone"] = str(micro_folder / "model")
+    document["training"] |= {"device": "cpu", "steps": 6}
+    path = micro_folder / "trial.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_the_trial_learns_stops_resumes_and_compares(
+    micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    monkeypatch.setattr(trial, "classify", lambda learner: None)
+    trial.try_all(micro_stream(micro_folder), tmp_path, stages.append)
+    assert stages == ["learn", "stop", "resume", "classify"]
+
+    def other(self: Learner, *rest: Any) -> Any:
+        cursor = real(self, *rest)
+        with torch.no_grad():
+            next(iter(self.method.parameters())).add_(1e-6)
+        return cursor
+
+    real = Learner.restore
+    monkeypatch.setattr(Learner, "restore", other)
+    with pytest.raises(
+        EverclipError, match="the resumed run ended with other weights than the whole one: model/"
+    ):
+        trial.try_all(micro_stream(micro_folder), tmp_path / "again", stages.append)
+
+
+def test_a_run_that_does_not_stop_is_told(
+    micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial.os, "kill", lambda *a: None)
+    with pytest.raises(EverclipError, match="the run went on although it was asked to stop"):
+        trial.try_all(micro_stream(micro_folder), tmp_path, lambda stage: None)
+
+
+def test_the_built_in_model_names_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner.create("builtin:tiny", training={"device": "cpu"})
+    trial.classify(learner)
+    with torch.no_grad():
+        for parameter in learner.method.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.02)
+    with pytest.raises(EverclipError, match=r"named \d of 8 drawings right, expected at least 6"):
+        trial.classify(learner)
+
+
+def test_the_trials_program_reports_what_went_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "STREAM", "kind: nothing\n")
+    trial.main(str(tmp_path))
+    document = json.loads(capsys.readouterr().out)
+    assert document["stage"] == "prepare"  # before anything was learned
+    assert "ConfigError" in document["error"]
+
+
+@pytest.mark.slow
+def test_the_whole_trial_on_the_built_in_emoji() -> None:
+    assert endtoend.check_end_to_end()[0].state == "ok"
+
+
+# -- the program's child, and the verb --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("print('noise'); print('{\"a\": 1}')", child.Said({"a": 1}, 0)),
+        ("print('noise')", child.Said({}, 0)),
+        ("import sys; print('[1]'); sys.exit('bad')", child.Said({}, 1, "bad")),
+        ("import time; time.sleep(60)", child.Said({}, None)),
+    ],
+)
+def test_whatever_a_child_does_is_told(program: str, expected: child.Said) -> None:
+    assert child.ask(["-c", program], seconds=2) == expected
+
+
+def test_a_childs_environment_is_set_and_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    program = "import json, os; print(json.dumps({k: os.environ.get(k) for k in ('WORLD_SIZE', 'NEW')}))"
+    found = child.ask(["-c", program], 20, {"WORLD_SIZE": None, "NEW": "1"})
+    assert found.document == {"WORLD_SIZE": None, "NEW": "1"}
+
+
+def with_checks(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> Callable[..., Any]:
+    monkeypatch.setattr(examine, "CHECKS", (("packages", lambda: list(findings)), ("end to end", lambda: [])))
+    return lambda *words: CliRunner().invoke(app, ["doctor", *words])
+
+
+def test_the_verb_ends_with_one_if_anything_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    well, bad = Finding("a", "ok", "1.0"), Finding("b", "fail", "old", "pip install b")
+    done = with_checks(monkeypatch, well, bad)()
+    assert done.exit_code == 1
+    assert "FAIL  b: old\n        -> pip install b" in done.output
+    assert "1 of these do not work" in done.output
+    done = with_checks(monkeypatch, well)("--quick")
+    assert (done.exit_code, "end to end" in done.output) == (0, False)
+    done = with_checks(monkeypatch, well, bad)("--json")
+    assert done.exit_code == 1
+    document = json.loads(done.output)
+    assert document["healthy"] is False
+    assert document["checks"]["packages"][1]["remedy"] == "pip install b"
+
+
+def test_the_doctor_itself_needs_no_torch() -> None:
+    program = (
+        "import sys, json; import everclip.doctor.examine, everclip.cli.doctor; "
+        "print(json.dumps({'loaded': [m for m in ('torch', 'torchvision', 'numpy', 'open_clip') if m in sys.modules]}))"
+    )
+    assert child.ask(["-c", program], 60).document == {"loaded": []}
+    assert sys.modules
