@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ def _times(held: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return held
 
 
-def texts_of(columns: pa.Table, given: Mapping[int, str]) -> tuple[pa.Table, list[Problem]]:
+def texts_of(columns: pa.Table, given: Container[int]) -> tuple[pa.Table, list[Problem]]:
     """Give every sample a text: an empty caption becomes the class name; a sample with neither is set aside.
 
     Data without any caption keep none: they are learned and measured by their class names.

@@ -96,12 +96,12 @@ def _fits(wanted: str, kind: pa.DataType) -> bool:
     """Whether a column's type could be what is wanted; keeps `text` that holds numbers from being a caption."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    text = bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     if wanted == "image":
-        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        return text or binary or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        binary = bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return text or binary or (bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0)
     if wanted == "caption":
-        return text or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        return text or bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
     if wanted == "language":
         return text
     return not pa.types.is_nested(kind)

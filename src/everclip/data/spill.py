@@ -7,11 +7,14 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
-from everclip.data.cache import cache_folder
 from everclip.errors import DataError
+from everclip.files import cache_folder
+
+_Row = TypeVar("_Row")
 
 
 def spilled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path | None = None) -> pa.Table:
@@ -53,9 +56,9 @@ def mapped(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def blocks(rows: Iterable[object], size: int) -> Iterator[list[object]]:
+def blocks(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
     """Yield lists of at most `size` items."""
-    block: list[object] = []
+    block: list[_Row] = []
     for row in rows:
         block.append(row)
         if len(block) == size:

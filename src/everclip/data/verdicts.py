@@ -14,8 +14,8 @@ from pathlib import Path
 
 import PIL
 
-from everclip.data.cache import cache_folder
 from everclip.data.facts import Facts
+from everclip.files import cache_folder
 
 VERSION = 1
 """Raised when the rules of decoding change: older verdicts then no longer count."""
@@ -69,8 +69,8 @@ class Verdicts:
             return None
         if row[0] is not None:
             return str(row[0]), str(row[1])
-        *first, dhash, sha256 = row[2:]
-        return Facts(*first, dhash=dhash % 2**64, sha256=sha256)
+        width, height, size, mode, kind, frames, dhash, sha256 = row[2:]
+        return Facts(width, height, size, mode, kind, frames, dhash % 2**64, sha256)
 
     def put(self, found: Iterable[tuple[bytes, Verdict]]) -> None:
         """Remember verdicts by key."""

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from everclip.data.cache import cache_folder
 from everclip.data.quarantine import Entry
 from everclip.data.readers.raw import Raw
 from everclip.data.spill import mapped, spilled
 from everclip.errors import DataError
+from everclip.files import cache_folder
 
 IN_MEMORY = 256 * 1024 * 1024
 """Parquet files up to this size are held in memory."""

@@ -172,7 +172,7 @@ def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarIn
     """Yield (member, where the next head stands) from `start` on, until a head is unsound."""
     # Made on nothing, then pointed at the file: the class reads a first member on its own otherwise.
     reader = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)), errorlevel=0)
-    reader.fileobj, reader.offset = file, start  # type: ignore[assignment]
+    reader.fileobj, reader.offset = file, start
     while reader.offset < size:
         before = reader.offset
         file.seek(before)
