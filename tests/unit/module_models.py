@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import micro
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
+
+import micro
 
 IMAGE, TEXT = micro.MODEL["vision_cfg"], micro.MODEL["text_cfg"]
 CASES: dict[str, dict[str, Any]] = {
@@ -38,10 +39,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "timm": {
         "custom": True,
         "vision": {
-            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_model_name": "test_vit",
             "timm_pool": "token",
             "timm_proj": "linear",
-            "image_size": 32,
+            "image_size": 160,
         },
     },
 }
@@ -63,6 +64,12 @@ def build(name: str, batch_first: bool = True) -> nn.Module:
         quick_gelu=case.get("quick_gelu", False),
         init_logit_bias=-10.0 if case.get("bias") else None,
     )
+    if name == "resnet":
+        for place, parameter in model.visual.named_parameters():
+            if place.endswith(
+                "bn3.weight"
+            ):  # zero at birth, which would hide the whole branch from any gradient
+                nn.init.ones_(parameter)
     if not batch_first:
         for transformer in (model.visual.transformer, getattr(model, "text", model).transformer):
             transformer.batch_first = False

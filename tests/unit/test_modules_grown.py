@@ -1,4 +1,4 @@
-"""Whatever grows in a model starts where it should, moves with what it is given, copies, and comes out without a trace."""
+"""Whatever grows in a model starts where it should, copies with the model, and comes out without a trace."""
 
 from __future__ import annotations
 

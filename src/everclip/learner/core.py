@@ -95,6 +95,9 @@ class Learner:
     ) -> None:
         self.accelerator = accelerator or start_processes(training)
         self.method = method.to(self.accelerator.device)
+        # Now, so that a restored learner is as one that learned: torch chooses kernels by `requires_grad`, even where
+        # no gradient is taken.
+        self.method.mark_trainable()
         self.training, self.seed = training, seed
         self.base, self.base_val = base, base_val
         self.tasks: list[Task] = []
