@@ -207,13 +207,32 @@ def test_groups_are_those_of_a_comparison_of_all_with_all(load: Load) -> None:
     assert found.surplus["near"] == 12 + 9  # the JPEGs and the small ones
 
 
-def test_captions_of_one_picture_are_no_duplicates_but_repeated_rows_are(load: Load) -> None:
+def test_captions_of_one_picture_are_no_duplicates_but_repeated_rows_are_named(load: Load) -> None:
     one, other = encoded(photo(0)), encoded(photo(1))
     loaded = load([one, one, one, other, other], caption=["a", "b", "c", "d", "d"])
     found = find_duplicates(loaded.table, loaded.facts)
-    assert [(g.kind, g.rows) for g in found.groups] == [("bytes", (3, 4))]
-    assert found.surplus == {"bytes": 1, "pixels": 0, "near": 0}
+    assert (found.groups, found.repeated) == ([], [4])
+    assert found.surplus == {"bytes": 0, "pixels": 0, "near": 0}
     assert found.pictures == 2
+
+
+def test_a_file_that_stands_twice_in_its_class_is_a_copy(load: Load) -> None:
+    one, other = encoded(photo(0)), encoded(photo(1))
+    loaded = load([one, other, one, one], class_name=["cat", "dog", "cat", "cat"])
+    found = find_duplicates(loaded.table, loaded.facts)
+    assert [(g.kind, g.rows) for g in found.groups] == [("bytes", (0, 2, 3))]
+    assert (found.surplus["bytes"], found.repeated) == (2, [])
+
+
+def test_the_same_picture_in_two_files_is_a_copy_whatever_its_captions(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(encoded(photo(name == "c.png")))
+    (tmp_path / "list.csv").write_text("image,caption\na.png,one\na.png,two\nb.png,three\nc.png,four\n")
+    loaded = read(DataSpec(source=str(tmp_path / "list.csv")))
+    found = find_duplicates(loaded.table, loaded.facts)
+    assert [(g.kind, g.rows) for g in found.groups] == [("bytes", (0, 1, 2))]
+    assert found.surplus["bytes"] == 1
+    assert Path(loaded.table.origin(2)).name == "b.png"
 
 
 def test_the_same_file_under_two_ids_of_its_own_is_a_duplicate(load: Load) -> None:
@@ -268,7 +287,8 @@ def test_a_crowd_of_look_alikes_is_compared_with_its_nearest_and_that_is_said(
     monkeypatch.setattr(duplicates, "_STRIDE", 12)
     colours = [(i * 37 % 256, i * 91 % 256, i * 53 % 256) for i in range(40)]
     pictures = [encoded(Image.new("RGB", (32, 32), colour)) for colour in colours]
-    loaded = load([*pictures, pictures[0], encoded(photo(0)), encoded(photo(0), "BMP")], caption=["x"] * 43)
+    extra = [pictures[0], encoded(photo(0)), encoded(photo(0), "BMP")]
+    loaded = load([*pictures, *extra], class_name=["x"] * 43)
     ticks: list[tuple[int, int]] = []
     found = find_duplicates(loaded.table, loaded.facts, tick=lambda done, total: ticks.append((done, total)))
     assert found.loosely_checked == 40

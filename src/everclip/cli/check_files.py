@@ -52,6 +52,8 @@ def _groups(found: Inspected) -> Iterable[Sequence[Any]]:
     for number, group in enumerate(found.duplicates.groups, start=1):
         for row in group.rows:
             yield number, group.kind, table.ids[row], table.origin(row), found.sides[row], texts[row]
+    for row in found.duplicates.repeated:
+        yield "", "repeated row", table.ids[row], table.origin(row), found.sides[row], texts[row]
 
 
 def _leaks(found: Inspected) -> Iterable[Sequence[Any]]:

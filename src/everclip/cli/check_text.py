@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from everclip.data.advice import counted, share
-from everclip.data.checked import Check, Leaking, Leaks, Row, Spread
+from everclip.data.checked import Check, Copies, Leaking, Leaks, Row, Spread
 from everclip.data.lettering import plain
 from everclip.data.quarantine import REASONS
 from everclip.report.formats import size
@@ -52,8 +52,9 @@ def _columns(check: Check) -> Iterator[str]:
     yield "columns"
     if check.guesses:
         yield from (plain(guess, 200) for guess in check.guesses)
-    elif check.columns:
-        yield ", ".join(f"{plain(ours)} is {plain(theirs)}" for ours, theirs in check.columns.items())
+    given = {ours: theirs for ours, theirs in check.columns.items() if ours != theirs}
+    if given and not check.guesses:
+        yield ", ".join(f"{plain(ours)} = column {plain(theirs)!r}" for ours, theirs in given.items())
 
 
 def _splits(check: Check) -> Iterator[str]:
@@ -148,15 +149,20 @@ def _duplicates(check: Check) -> Iterator[str]:
         for kind, words in kinds.items()
         if found.surplus.get(kind)
     ]
-    if not parts and check.rows:
+    if not parts and not found.repeated and check.rows:
         yield "none"
     yield from parts
-    for group in found.groups[:_SHOWN]:
-        yield "  " + " = ".join(_row(row) for row in group.rows[:3]) + (" ..." if len(group.rows) > 3 else "")
+    if found.repeated:
+        yield f"{counted(found.repeated, 'row repeats', 'rows repeat')} an earlier one"
+    yield from (f"  {_group(group, ' = ')}" for group in found.groups[:_SHOWN])
     if len(parts) and sum(found.group_counts.values()) > _SHOWN:
         yield f"  and {sum(found.group_counts.values()) - _SHOWN:,} more groups"
-    for group in found.conflicts[:_SHOWN]:
-        yield "  conflict: " + " but ".join(_row(row) for row in group.rows[:3])
+    yield from (f"  conflict: {_group(group, ' but ')}" for group in found.conflicts[:_SHOWN])
+
+
+def _group(group: Copies, joiner: str) -> str:
+    more = f" and {len(group.rows) - 2} more" if len(group.rows) > 2 else ""
+    return joiner.join(_row(row) for row in group.rows[:2]) + more
 
 
 def _leaks(check: Check) -> Iterator[str]:
@@ -181,14 +187,14 @@ _SAME = {"bytes": "same file", "pixels": "same pixels", "near": "nearly the same
 
 
 def _leaking(example: Leaking) -> str:
-    return (
-        f"{example.held_out.split}: {_row(example.held_out)} = {example.other.split}: {_row(example.other)} "
-        f"({_SAME[example.kind]})"
-    )
+    kind = "" if example.kind == "bytes" else f" ({_SAME[example.kind]})"
+    return f"{example.held_out.split} {_row(example.held_out)} = {example.other.split} {_row(example.other)}{kind}"
 
 
 def _row(row: Row) -> str:
-    return f"{plain(row.origin or row.id, 48)} ({plain(row.text, 32)!r})"
+    origin = row.origin or row.id
+    short = origin if len(origin) <= 36 else "…" + origin[-35:]
+    return f"{plain(short, 48)} {plain(row.text, 28)!r}"
 
 
 def _aside(check: Check) -> Iterator[str]:

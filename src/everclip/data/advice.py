@@ -143,6 +143,15 @@ def _copies(check: Check) -> Iterator[Finding]:
             message=f"{counted(exact, 'picture is a copy', 'pictures are copies')} of another",
             remedy="Copies count double in training; keep one each.",
         )
+    repeated = check.duplicates.repeated
+    if repeated:
+        yield Finding(
+            level="mend" if repeated > 0.01 * check.rows else "note",
+            code="repeated",
+            message=f"{counted(repeated, 'row repeats', 'rows repeat')} an earlier one: the same picture with the same "
+            "caption",
+            remedy="They count double in training; leave them out.",
+        )
     near = surplus.get("near", 0)
     if near:
         yield Finding(

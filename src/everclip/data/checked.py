@@ -127,9 +127,13 @@ class Copies(Frozen):
 
 
 class Duplicated(Frozen):
-    """Duplicates: how many pictures are too many per kind, and groups of them, the largest first."""
+    """Duplicates: how many pictures are too many per kind, and groups of them, the largest first.
+
+    `repeated` counts rows that say the same of the same picture as an earlier row.
+    """
 
     files: int
+    repeated: int
     surplus: dict[str, int]
     group_counts: dict[str, int]
     groups: tuple[Copies, ...]

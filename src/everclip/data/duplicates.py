@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,8 @@ from everclip.data.neighbours import Forest, Hashes, Indices, near_pairs
 from everclip.data.table import Table
 
 Kind = Literal["bytes", "pixels", "near"]
+"""How equal pictures are: the same file, the same pixels in another file, or one saved anew."""
+
 Tick = Callable[[int, int], None]
 
 DISTANCE = 6
@@ -64,6 +65,7 @@ class Duplicates:
         groups: copies of the same bytes, then of the same pixels, then near duplicates; the largest first.
         surplus: how many pictures could go without a loss, per kind.
         leaks: strongest first: into the test side before the validation side, same bytes before near.
+        repeated: rows that repeat an earlier one: the same picture with the same caption.
         conflicts: groups of equal pictures with different classes, one row per class.
         pictures: distinct files (by content).
         loosely_checked: pictures of look-alike sets so large that each was only compared with its nearest.
@@ -72,6 +74,7 @@ class Duplicates:
     groups: list[Group] = field(default_factory=list)
     surplus: dict[Kind, int] = field(default_factory=dict)
     leaks: list[Leak] = field(default_factory=list)
+    repeated: list[int] = field(default_factory=list)
     conflicts: list[tuple[int, ...]] = field(default_factory=list)
     pictures: int = 0
     loosely_checked: int = 0
@@ -132,8 +135,12 @@ def find_duplicates(
             leaks.add(pairs, differences)
             done += len(members)
             tick(min(done, total), total)
-    groups, surplus = _groups(table, contents)
-    return Duplicates(groups, surplus, leaks.found(), _conflicts(table, contents), contents.count, loose)
+    copies, repeated = _copies(table, contents)
+    groups, surplus = _alike_groups(contents)
+    surplus["bytes"] = sum(extra for _, extra in copies)
+    groups = [*sorted((group for group, _ in copies), key=_largest), *groups]
+    conflicts = _conflicts(table, contents)
+    return Duplicates(groups, surplus, leaks.found(), repeated, conflicts, contents.count, loose)
 
 
 def _components(contents: _Contents, distance: int) -> list[Indices]:
@@ -157,26 +164,17 @@ def _windows(component: Indices, hashes: Hashes) -> list[Indices]:
     return [component[start : start + _LARGEST_COMPONENT] for start in starts]
 
 
-def _groups(table: Table, contents: _Contents) -> tuple[list[Group], dict[Kind, int]]:
-    """Return the groups of each kind and how many pictures are too many."""
-    copies: list[Group] = []
-    surplus: dict[Kind, int] = {"bytes": 0, "pixels": 0, "near": 0}
-    repeated = [rows for rows in contents.rows if len(rows) > 1]
-    columns = _text_columns(table) if repeated else {}
-    for rows in repeated:
-        extra = _copies(columns, rows) - 1
-        if extra:
-            surplus["bytes"] += extra
-            copies.append(Group("bytes", tuple(int(r) for r in rows)))
+def _alike_groups(contents: _Contents) -> tuple[list[Group], dict[Kind, int]]:
+    """Return the groups of equal pixels and of near duplicates, and how many pictures are too many."""
     pixels = [_by_first(contents, group, "pixels") for group in contents.pixels.groups()]
-    surplus["pixels"] = sum(len(g.rows) - 1 for g in pixels)
+    surplus: dict[Kind, int] = {"bytes": 0, "pixels": sum(len(g.rows) - 1 for g in pixels), "near": 0}
     near = []
     for group in contents.near.groups():
         distinct = len({int(r) for r in contents.pixels.roots(group)})
         if distinct > 1:
             near.append(_by_first(contents, group, "near"))
             surplus["near"] += distinct - 1
-    return [g for part in (copies, pixels, near) for g in sorted(part, key=_largest)], surplus
+    return [g for part in (pixels, near) for g in sorted(part, key=_largest)], surplus
 
 
 def _largest(group: Group) -> tuple[int, int]:
@@ -187,19 +185,29 @@ def _by_first(contents: _Contents, group: Indices, kind: Kind) -> Group:
     return Group(kind, tuple(sorted(int(contents.first[c]) for c in group)))
 
 
-def _text_columns(table: Table) -> dict[str, list[Any]]:
+def _copies(table: Table, contents: _Contents) -> tuple[list[tuple[Group, int]], list[int]]:
+    """Return the groups of equal files, each with how many are too many, and the rows that repeat another."""
+    several = [rows for rows in contents.rows if len(rows) > 1]
+    if not several:
+        return [], []
     names = ("image_id", "class_key", "caption", "language")
-    return {name: table.column(name) for name in names if table.has(name)}
-
-
-def _copies(columns: dict[str, list[Any]], rows: Indices) -> int:
-    """Return how often the rows of one file claim to be a picture of their own."""
-
-    def distinct(name: str) -> int:
-        return len({columns[name][r] for r in rows}) if name in columns else 1
-
-    texts = Counter(tuple(columns[n][r] for n in columns if n != "image_id") for r in rows)
-    return max(distinct("image_id"), max(texts.values()), distinct("class_key"))
+    columns = {name: table.column(name) for name in names if table.has(name)}
+    copies, repeated = [], []
+    for rows in several:
+        texts: dict[tuple[Any, ...], list[int]] = {}
+        for row in (int(r) for r in rows):
+            key = tuple(columns[n][row] if n in columns else None for n in names[1:])
+            texts.setdefault(key, []).append(row)
+        # Where the data name their pictures, each name is one; so is each file, class, and row without a caption.
+        claims = [len({columns[n][r] for r in rows}) for n in names[:2] if n in columns]
+        claims.append(len({table.origin(int(r)) for r in rows}))
+        claims += [len(same) for key, same in texts.items() if not key[1]]
+        extra = max(claims) - 1
+        if extra:
+            copies.append((Group("bytes", tuple(int(r) for r in rows)), extra))
+        else:
+            repeated += [row for same in texts.values() for row in same[1:]]
+    return copies, sorted(repeated)
 
 
 def _conflicts(table: Table, contents: _Contents) -> list[tuple[int, ...]]:

@@ -275,6 +275,7 @@ def _duplicated(found: Duplicates, names: Callable[[int], Row]) -> Duplicated:
     counts = Counter(group.kind for group in found.groups)
     return Duplicated(
         files=found.pictures,
+        repeated=len(found.repeated),
         surplus=dict(found.surplus),
         group_counts={kind: counts[kind] for kind in ("bytes", "pixels", "near")},
         groups=tuple(listed(group) for group in found.groups[:EXAMPLES]),

@@ -147,19 +147,24 @@ def _sample(found: Inspected, texts: Sequence[str]) -> Part | None:
     table = found.table
     rows, note = _chosen(table)
     times = table.column("time") if table.has("time") else [None] * len(table)
+    spoken = table.column("language") if len(found.check.languages) > 1 else [None] * len(table)
     tiles = []
     for row in rows:
-        tag = " · ".join(str(v) for v in (times[row], found.sides[row]) if v not in (None, ""))
+        tag = " · ".join(str(v) for v in (times[row], spoken[row], found.sides[row]) if v not in (None, ""))
         tiles.append(Tile(row, texts[row], plain(tag, 22)))
     return Part("Sample", note, tuple(tiles))
 
 
 def _chosen(table: Table) -> tuple[list[int], str]:
     """Choose rows by hash of their id: over the periods, else over the classes, else over all."""
-    order: dict[str, int] = {}
+    rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(table.identities()):
-        order.setdefault(name, row)
-    mixed = sorted(order.values(), key=lambda row: key_of("sheet", table.ids[row]))
+        rows_of.setdefault(name, []).append(row)
+    order = {name: key_of("sheet", name) for name in rows_of}
+    # One of each picture's captions, so that every language has its turn.
+    mixed = [
+        rows_of[name][order[name] % len(rows_of[name])] for name in sorted(rows_of, key=order.__getitem__)
+    ]
     most = COLUMNS * ROWS
     if table.has("time"):
         counts = time_counts(table.column("time"))
