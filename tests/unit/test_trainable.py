@@ -164,7 +164,7 @@ def plain(names: list[str]) -> set[str]:
         ("vit", "text-embeddings", lambda n: n in ("positional_embedding", "token_embedding.weight")),
         ("vit", "image-embeddings",
          lambda n: n in ("visual.conv1.weight", "visual.class_embedding", "visual.positional_embedding")),
-        ("resnet", "image-embeddings", lambda n: n.startswith(tuple(f"visual.{s}{i}." for s in ("conv", "bn") for i in (1, 2, 3)))),
+        ("resnet", "image-embeddings", lambda n: n.startswith(("visual.conv", "visual.bn"))),
         ("resnet", "image-batchnorm", lambda n: ".bn" in n or ".downsample.1." in n),
     ],
 )  # fmt: skip

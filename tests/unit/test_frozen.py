@@ -1,0 +1,238 @@
+"""A tower that does not train is encoded once: the same numbers, and never where its input is drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from everclip.config import MethodConfig, TrainingConfig
+from everclip.contracts import Batch, ClassEntry, Progress, Task
+from everclip.data.table import Table
+from everclip.learner import Learner
+from everclip.methods.base import Method
+from everclip.methods.build import build_method
+from everclip.methods.settings import MethodSettings
+from everclip.models.backbone import load_backbone
+from everclip.run import Run
+from everclip.training import frozen
+from everclip.training.progress import Progress as Shown
+
+TEXT, IMAGE = ("text", "logit-scale"), ("image", "logit-scale")
+
+
+@pytest.fixture
+def tasks(micro_folder: Path) -> tuple[Task, Task]:
+    """Two tasks of 20 samples, with captions and without classes."""
+    data = Table(pq.read_table(micro_folder / "data.parquet"))
+    return Task(0, "first", data.select(range(20))), Task(1, "second", data.select(range(40, 60)))
+
+
+def labelled(task: Task) -> Task:
+    keys = sorted(set(task.train.column("class_key")))
+    return replace(task, classes=tuple(ClassEntry(k, k, ("a {}",)) for k in keys))
+
+
+@pytest.fixture
+def make(micro_folder: Path) -> Callable[..., Learner]:
+    """Return a function (trainable, training settings, **method settings) -> learner on the two-layer CLIP."""
+
+    def build(trainable: Any = TEXT, training: dict[str, Any] | None = None, **settings: Any) -> Learner:
+        method = build_method(
+            MethodConfig(name="finetune", settings={"trainable": trainable, **settings}),
+            load_backbone(str(micro_folder / "model")),
+        )
+        given = {"steps": 6, "batch_size": 8, "lr": 1e-2, "warmup": 0, "device": "cpu", "augment": "none"}
+        return Learner(method, TrainingConfig(**{**given, **(training or {})}))
+
+    return build
+
+
+def encoded(learner: Learner) -> dict[str, int]:
+    """Count from now on what each tower encodes."""
+    counts = {"image": 0, "text": 0}
+    backbone = learner.method.backbone
+    for side in counts:
+        inner = getattr(backbone, f"encode_{side}")
+
+        def counting(values: torch.Tensor, side: str = side, inner: Any = inner) -> torch.Tensor:
+            counts[side] += len(values)
+            return inner(values)
+
+        setattr(backbone, f"encode_{side}", counting)
+    return counts
+
+
+def learn(learner: Learner, *tasks: Task) -> dict[str, torch.Tensor]:
+    for task in tasks:
+        learner.learn(task)
+    return {k: v.clone() for k, v in learner.method.state_dict().items()}
+
+
+def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    return max(float((one[k] - two[k]).abs().max()) for k in one)
+
+
+CASES: dict[str, tuple[bool, Any, dict[str, Any]]] = {
+    "image, captions": (False, TEXT, {}),
+    "image, labels": (True, TEXT, {}),
+    "text, captions": (False, IMAGE, {}),
+    "text, labels": (True, IMAGE, {}),
+    "both": (False, ("logit-scale",), {}),
+    "lora in the other tower": (False, [{"lora": {"tower": "text"}}], {}),
+    "image, replay": (False, TEXT, {"replay": {"kind": "reservoir", "size": 7}}),
+    "image, lwf": (True, TEXT, {"penalties": {"lwf": {"weight": 1.0, "reference": "initial"}}}),
+    "text, feature-distill": (False, IMAGE, {"penalties": {"feature-distill": {"weight": 1.0}}}),
+    "text, lwf, labels": (True, IMAGE, {"penalties": {"lwf": {"weight": 1.0}}}),
+    "image, lwf on its own pictures": (False, TEXT, {"penalties": {"lwf": {"weight": 1.0, "images": "own"}}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_are_those_without_a_cache(
+    case: str, make: Callable[..., Learner], tasks: tuple[Task, Task]
+) -> None:
+    with_classes, trainable, settings = CASES[case]
+    stream = tuple(labelled(t) for t in tasks) if with_classes else tasks
+    sgd = {"optimiser": "sgd", "lr": 0.1, "momentum": 0.0}  # AdamW blows rounding up to whole steps
+    plain = make(trainable, {**sgd, "cache": False}, **settings)
+    cached = make(trainable, sgd, **settings)
+    start = {k: v.clone() for k, v in plain.method.state_dict().items()}
+    columns = cached.plan(stream[0])[0].streams["main"].columns
+    assert any(column.endswith("_embedding") for column in columns)
+    one, two = learn(plain, *stream), learn(cached, *stream)
+    assert apart(start, one) > 1e-3
+    assert apart(one, two) < 1e-5
+
+
+def test_each_picture_and_caption_is_encoded_once(
+    make: Callable[..., Learner], tasks: tuple[Task, Task]
+) -> None:
+    learner = make()
+    counts = encoded(learner)
+    learn(learner, tasks[0])
+    assert counts == {"image": 20, "text": 48}
+    learner = make(IMAGE)
+    counts = encoded(learner)
+    learn(learner, tasks[0])
+    assert counts == {"image": 48, "text": len(set(tasks[0].train.column("caption")))}
+    learner = make(IMAGE)
+    counts = encoded(learner)
+    learn(learner, labelled(tasks[0]))
+    assert counts == {"image": 48, "text": len(labelled(tasks[0]).classes or ())}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "training", "said"),
+    [
+        (TEXT, {"augment": {"crop_min": 1.0, "ratio": 1.0}}, "training.augment draws every picture anew"),
+        (IMAGE, {"captions": {"keyword_probability": 0.5}}, "training.captions draws every caption anew"),
+        (IMAGE, {"captions": {"templates": ["a {}"], "template_probability": 0.5}}, "training.captions"),
+        (("image", "text"), {}, None),
+        (TEXT, {"cache": False, "augment": {}}, None),
+    ],
+)
+def test_what_is_drawn_anew_is_not_cached_and_the_log_says_so_once(
+    trainable: Any, training: dict[str, Any], said: str | None, make: Callable[..., Learner], tasks: Any
+) -> None:
+    learner = make(trainable, training)
+    log: list[str] = []
+    learner.engine.report_to(log.append)
+    assert not any("embedding" in c for c in learner.plan(tasks[0])[0].streams["main"].columns)
+    learn(learner, *tasks)
+    assert len(log) == (said is not None)
+    assert said is None or said in log[0]
+
+
+def test_augment_none_is_the_transform_of_evaluation(make: Callable[..., Learner], tasks: Any) -> None:
+    learner = make(("image", "text"))
+    stream = learner.plan(tasks[0])[0].streams["main"]
+    batch = learner._maker.batch(stream, "any", 0)
+    places = learner._maker.places(stream, "any", 0)
+    expected = [learner.method.backbone.preprocess(learner.store.get(*place)) for place in places]
+    assert torch.equal(batch["image"], torch.stack(expected))
+
+
+def test_blocks_and_places_do_not_change_the_bits(
+    make: Callable[..., Learner], tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "BLOCK", 6)
+    replay = {"replay": {"kind": "reservoir", "size": 7}}
+    expected = learn(make(**replay), *tasks)
+    spilling = make(**replay)
+    spilling.engine.frozen.memory, spilling.engine.frozen.own = 0, tmp_path / "own"
+    seen: list[int] = []
+    spilling.method.after_step = lambda p: seen.append(len(list((tmp_path / "own").glob("*.npy"))))  # type: ignore[method-assign]
+    assert apart(learn(spilling, *tasks), expected) == 0
+    assert seen == [1] * 6 + [2] * 6
+    assert list((tmp_path / "own").iterdir()) == []
+    nowhere = make(**replay)
+    nowhere.engine.frozen.memory = 0
+    assert apart(learn(nowhere, *tasks), expected) == 0
+
+
+def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
+    make: Callable[..., Learner], tasks: Any, tmp_path: Path
+) -> None:
+    def run() -> tuple[dict[str, torch.Tensor], int, list[str]]:
+        learner, log = make(), []
+        learner.engine.report_to(log.append)
+        learner.engine.frozen.shared = tmp_path
+        counts = encoded(learner)
+        return learn(learner, tasks[0]), counts["image"], log
+
+    first, count, _ = run()
+    assert count == 20
+    again, count, log = run()
+    assert (apart(first, again), count, log) == (0, 0, [])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    again, count, log = run()
+    assert (apart(first, again), count) == (0, 20)
+    assert "damaged" in log[0]
+    # Other data, another tower: another file.
+    other = make()
+    other.engine.frozen.shared = tmp_path
+    learn(other, tasks[1])
+    with torch.no_grad():
+        other.method.backbone.clip.visual.proj.add_(1)
+    learn(other, replace(tasks[0], index=2))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+class Own(Method):
+    """A method that reads pixels itself, as methods from before did."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        return {"own": self.backbone.encode_image(batch["main"]["image"]).sum() + self.backbone.logit_scale}
+
+
+def test_a_forward_of_ones_own_gets_pixels(micro_folder: Path, tasks: Any) -> None:
+    method = Own(load_backbone(str(micro_folder / "model")), MethodSettings(trainable=TEXT))
+    assert not Own.reads_embeddings
+    config = TrainingConfig(steps=2, batch_size=8, device="cpu", augment=None)
+    learn(Learner(method, config), tasks[0])
+
+
+def test_a_plan_measures_a_cached_step_without_encoding_the_task(
+    make: Callable[..., Learner], tasks: Any
+) -> None:
+    learner = make()
+    counts = encoded(learner)
+    learner.method.begin_task(tasks[0], learner.past())
+    assert learner.engine.measure(learner.method, learner.plan(tasks[0])[0]) > 0
+    assert counts["image"] == 8
+
+
+@pytest.mark.parametrize("kind", ["time", "classes"])
+def test_a_run_leaves_no_file_behind(kind: str, micro_config: Callable[..., Any]) -> None:
+    config = micro_config(kind, "method.trainable=[text]", "training.augment=none")
+    run = Run(config, Shown(quiet=True))
+    run.learner.engine.frozen.memory = 0
+    assert run.execute().status == "finished"
+    assert list((Path(config.output) / "frozen").iterdir()) == []
