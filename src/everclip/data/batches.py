@@ -188,7 +188,7 @@ def _labels(stream: Stream, rows: list[tuple[Table, int]]) -> torch.Tensor:
     index = {entry.key: i for i, entry in enumerate(stream.classes or ())}
     labels = []
     for table, position in rows:
-        key = table.value("class_key", position)
+        key = table.value("class_key", position) if table.has("class_key") else None
         if key not in index:
             raise DataError(
                 f"{table.name}, id {table.ids[position]}: class {key!r} is not one of the stream's."

@@ -117,7 +117,7 @@ def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
     if "id" in columns.column_names:
         several = set(rows[np.asarray(order) > 0].tolist())
         ids = [
-            i if i is None or row not in several else f"{_text(i)}-{number}"
+            _text(i) if i is None or row not in several else f"{_text(i)}-{number}"
             for i, row, number in zip(columns.column("id").to_pylist(), origin, order, strict=True)
         ]
         columns = replaced(columns, "id", pa.array(ids, pa.string()) if several else columns.column("id"))

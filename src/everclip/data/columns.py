@@ -64,9 +64,7 @@ def choose(
         if found:
             chosen[wanted] = found[0]
             lines.append(f"{wanted} = column {found[0]!r}")
-    if "id" not in chosen and "id" not in given and "__key__" in columns.names:
-        chosen["id"] = "__key__"
-        lines.append("id = the archive's key")
+    # An archive's `__key__` is a place, not an id: the same pictures packed anew would be other samples.
     return chosen, lines
 
 

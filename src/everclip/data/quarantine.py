@@ -41,12 +41,14 @@ class Entry:
         name: what names it to people: a file with its row, or a member of an archive.
         reason: a key of `REASONS`.
         detail: what was found.
+        path: the picture's file, where it has one of its own.
     """
 
     row: int | None
     name: str
     reason: str
     detail: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True)

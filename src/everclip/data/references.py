@@ -145,11 +145,10 @@ def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, li
         data = chunk.cast(pa.binary())
         return places(len(chunk), data), _missing(data.is_null(), data.is_null())
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        data = chunk.field("bytes").cast(pa.binary())
+        fields = dict(zip((field.name for field in kind), chunk.flatten(), strict=True))
+        data = fields["bytes"].cast(pa.binary())
         held = data.is_valid().to_pylist()
-        named: list[Any] = [None] * len(chunk)
-        if kind.get_field_index("path") >= 0:
-            named = chunk.field("path").to_pylist()
+        named: list[Any] = fields["path"].to_pylist() if "path" in fields else [None] * len(chunk)
         wanted = [i for i, has in enumerate(held) if not has]
         files, problems = resolver.resolve([named[i] for i in wanted])
         paths: list[str | None] = [None] * len(chunk)

@@ -118,7 +118,9 @@ class _Part:
         for position, row in enumerate(self.origin):
             if start + position in broken:
                 found = broken[start + position]
-                mine.append(Entry(self.raw.number(row), self.raw.row_name(row), *found))
+                place = self.pictures[row]
+                path = place["path"].as_py() if place["offset"].as_py() is None else None
+                mine.append(Entry(self.raw.number(row), self.raw.row_name(row), *found, path=path or ""))
         return sorted(mine, key=lambda entry: entry.row or 0)
 
 

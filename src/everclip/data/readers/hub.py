@@ -13,8 +13,9 @@ from everclip.data.readers.parquet import with_class_names
 from everclip.data.readers.raw import Raw
 from everclip.errors import ConfigError, DataError
 
+_WORD = r"\w[\w.-]*"
 _NAME = re.compile(
-    r"hub:(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
+    rf"hub:(?P<owner>{_WORD})/(?P<name>{_WORD})(/(?P<config>{_WORD}))?(@(?P<revision>[\w./-]+))?", re.ASCII
 )
 
 

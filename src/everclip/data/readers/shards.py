@@ -74,7 +74,7 @@ def read_shard(path: Path) -> Raw:
 def _samples(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[_Sample]:
     """Yield the samples of an archive: what stands next to each other under one key."""
     current: _Sample | None = None
-    number = 0
+    number, size = 0, path.stat().st_size
     for member in _members(path, file, broken):
         problem = _unsafe(member)
         if problem is not None:
@@ -92,17 +92,22 @@ def _samples(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[_Sampl
                 yield current
             number += 1
             current = _Sample(key, number, {"__key__": key})
-        _take(current, ending.lower().rpartition(".")[2], member, file)
+        _take(current, ending.lower().rpartition(".")[2], member, file, size)
     if current is not None:
         yield current
 
 
-def _take(sample: _Sample, ending: str, member: tarfile.TarInfo, file: BinaryIO) -> None:
+def _take(sample: _Sample, ending: str, member: tarfile.TarInfo, file: BinaryIO, size: int) -> None:
     """Add a member to its sample."""
     if ending in IMAGE_ENDINGS or ending in FOREIGN_ENDINGS:
         if sample.image is not None:
             sample.problem = ("bad-row", "two pictures under one key")
         sample.image = (member.offset_data, member.size)
+        if member.offset_data + member.size > size:
+            sample.problem = (
+                "truncated",
+                f"{size - member.offset_data:,} of {member.size:,} bytes are there",
+            )
         return
     if ending not in (*_TEXTS, *_LABELS, "json"):
         return
@@ -155,14 +160,14 @@ def _members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfil
         if at:
             detail = f"the archive is damaged before byte {at:,}: what stood there is lost"
             broken.append(Entry(None, path.name, "bad-row", detail))
-        stopped = at
-        for member, after in _walk(file, at, size):
-            stopped = after
+        stopped, cut = at, False
+        for member, stopped in _walk(file, at, size):
+            cut = member.offset_data + member.size > size
             yield member
         if stopped >= size or not _left(file, stopped, size):
             return
         following = _next_head(file, stopped + _BLOCK if stopped == at else stopped, size)
-        if following is None:
+        if following is None and not cut:
             detail = f"the archive is damaged from byte {stopped:,} on: what stood there is lost"
             broken.append(Entry(None, path.name, "bad-row", detail))
         at = following
@@ -183,6 +188,10 @@ def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarIn
         # Sizes are written by others: they may lead back, or beyond the end.
         sound = member.size >= 0 and member.offset_data >= before + _BLOCK and reader.offset > before
         if not sound or (member.isreg() and member.offset_data > size):
+            return
+        if member.isreg() and member.offset_data + member.size > size:
+            # Cut short, or its size is damaged: sound heads may still follow.
+            yield member, member.offset_data
             return
         yield member, min(reader.offset, size)
 
