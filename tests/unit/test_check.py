@@ -19,6 +19,7 @@ from everclip.data.checked import Check
 from everclip.data.inspect import side_of
 from everclip.data.lettering import font, plain, wrap
 from everclip.data.periods import time_counts
+from everclip.data.sheet import _glimpse
 from everclip.models.limits import limits_of
 
 Call = Callable[..., tuple[int, str, str]]
@@ -266,11 +267,22 @@ def test_quarantine_above_the_limit_is_shown_whole_and_stops(
     assert "rows cannot be used" in err
     with open(tmp_path / "out" / "quarantine.csv") as file:
         assert len(list(csv.DictReader(file))) == 5
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 0
     code, out, _ = call(
         damaged, "columns.image=file", "data.columns.caption=title", "quarantine_limit=0.7", "--json"
     )
     assert code == 0
     assert checked(out).quarantine.count == 5
+
+
+def test_what_can_be_seen_of_a_damaged_file_is_shown(damaged: Path) -> None:
+    folder = damaged.parent
+    assert _glimpse(str(folder / "1.png")) is not None, "set aside for another reason than its picture"
+    upper = _glimpse(str(folder / "cut.jpg"))
+    assert upper is not None
+    assert upper.size == (200, 200)
+    assert all(_glimpse(str(folder / name)) is None for name in ("text.png", "empty.png", "gone.png"))
+    assert _glimpse("") is None
 
 
 def test_nothing_usable_at_all_is_said_without_a_crash(call: Call, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def _duplicates(check: Check) -> Iterator[str]:
 
 def _group(group: Copies, joiner: str) -> str:
     more = f" and {len(group.rows) - 2} more" if len(group.rows) > 2 else ""
-    return joiner.join(_row(row) for row in group.rows[:2]) + more
+    return _joined(group.rows[0], group.rows[1], joiner) + more
 
 
 def _leaks(check: Check) -> Iterator[str]:
@@ -188,13 +188,18 @@ _SAME = {"bytes": "same file", "pixels": "same pixels", "near": "nearly the same
 
 def _leaking(example: Leaking) -> str:
     kind = "" if example.kind == "bytes" else f" ({_SAME[example.kind]})"
-    return f"{example.held_out.split} {_row(example.held_out)} = {example.other.split} {_row(example.other)}{kind}"
+    return _joined(example.held_out, example.other, f" = {example.other.split}: ") + kind
 
 
-def _row(row: Row) -> str:
+def _joined(one: Row, other: Row, joiner: str) -> str:
+    if one.text == other.text:  # said once
+        return f"{_name(one)}{joiner}{_name(other)} {plain(one.text, 30)!r}"
+    return f"{_name(one)} {plain(one.text, 24)!r}{joiner}{_name(other)} {plain(other.text, 24)!r}"
+
+
+def _name(row: Row) -> str:
     origin = row.origin or row.id
-    short = origin if len(origin) <= 36 else "…" + origin[-35:]
-    return f"{plain(short, 48)} {plain(row.text, 28)!r}"
+    return plain(origin if len(origin) <= 32 else "…" + origin[-31:], 40)
 
 
 def _aside(check: Check) -> Iterator[str]:

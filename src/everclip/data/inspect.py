@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -146,17 +148,27 @@ class _Rows:
     def __init__(self, table: Table, sides: Sequence[str | None]) -> None:
         self._table, self._sides = table, sides
         self._texts = text_column(table)
+        self._root = _common_folder(table)
         self._labels = table.column("class_name") if table.has("class_name") else None
 
     def __call__(self, row: int) -> Row:
         label = self._labels[row] if self._labels else None
         return Row(
             id=self._table.ids[row],
-            origin=self._table.origin(row),
+            origin=self._table.origin(row).removeprefix(self._root),
             text=str(self._texts[row] or "")[:300],
             label=None if label is None else str(label),
             split=self._sides[row],
         )
+
+
+def _common_folder(table: Table) -> str:
+    """Return the folder, with its separator, that (nearly) all picture files lie in; empty where they are no files."""
+    some = {int(row) for row in np.linspace(0, len(table) - 1, 64)} if len(table) else set()
+    folders = {os.path.dirname(table.origin(row)) for row in some} - {""}
+    if not folders or len({Path(folder).anchor for folder in folders}) > 1:
+        return ""
+    return os.path.join(os.path.commonpath(folders), "")
 
 
 def text_column(table: Table) -> list[Any]:

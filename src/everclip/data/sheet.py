@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -27,6 +30,7 @@ ROWS = 6
 _TILE, _GAP, _MARGIN = 132, 12, 28
 _LINES, _LINE, _SMALL = 3, 14, 11
 _TITLE, _HEAD = 50, 44
+_GLIMPSE = 20_000_000  # bytes of a file that is shown although it cannot be used
 _TEXT, _MUTED, _GROUND, _WELL, _RED, _AMBER, _BLUE = (
     "#1b1d21",
     "#55606d",
@@ -40,13 +44,14 @@ _TEXT, _MUTED, _GROUND, _WELL, _RED, _AMBER, _BLUE = (
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with a tag (first line, coloured) and a text under it; `row` None shows the text alone."""
+    """One picture with a tag (first line, coloured) and a text under it; `row` None: the file `path`, if it can be."""
 
     row: int | None
     text: str
     tag: str = ""
     colour: str = _MUTED
     joined: bool = False  # belongs to the tile before it
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,14 @@ def _near(found: Inspected, texts: Sequence[str]) -> Part | None:
 
 
 def _aside(found: Inspected) -> Part | None:
-    """Rows that were set aside, some of every reason; their pictures mostly cannot be shown."""
+    """Rows that were set aside, some of every reason; a cross where there is nothing to show."""
     by_reason: dict[str, list[Tile]] = defaultdict(list)
     for entry in found.quarantine.entries:
         held = by_reason[entry.reason]
         if len(held) < 3:
-            held.append(Tile(None, plain(entry.detail or entry.name, 120), entry.reason, _RED))
+            name = Path(entry.path).name or entry.name
+            text = plain(f"{name}: {entry.detail}" if entry.detail else name, 120)
+            held.append(Tile(None, text, entry.reason, _RED, path=entry.path))
     tiles = [tile for held in by_reason.values() for tile in held][: COLUMNS * (ROWS // 2)]
     return Part(f"Set aside ({len(found.quarantine.entries):,})", "Rows that cannot be used.", tuple(tiles))
 
@@ -264,11 +271,12 @@ def _draw_tile(
     pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill=_WELL)
     if tile.joined:
         pen.rectangle((x - _GAP, y + _TILE // 2 - 2, x - 1, y + _TILE // 2 + 1), fill=tile.colour)
-    if tile.row is None:
+    picture = _glimpse(tile.path) if tile.row is None else _held(table, tile.row)
+    if picture is not None:
+        _paste(canvas, picture, x, y)
+    elif tile.row is None:
         pen.line((x + 50, y + 50, x + _TILE - 50, y + _TILE - 50), _RED, 3)
         pen.line((x + 50, y + _TILE - 50, x + _TILE - 50, y + 50), _RED, 3)
-    else:
-        _paste(canvas, table, tile.row, x, y)
     below = y + _TILE + 5
     if tile.tag:
         bold = font(_SMALL, bold=True)
@@ -279,11 +287,28 @@ def _draw_tile(
         below += _LINE
 
 
-def _paste(canvas: Image.Image, table: Table, row: int, x: int, y: int) -> None:
+def _held(table: Table, row: int) -> Image.Image | None:
     try:
-        picture = decode(table.value("image", row), f"{table.name}, row {row + 1}")
+        return decode(table.value("image", row), f"{table.name}, row {row + 1}")
     except DataError:  # it was readable a moment ago: the file changed or went away
-        return
+        return None
+
+
+def _glimpse(path: str) -> Image.Image | None:
+    """Return what can be shown of a file that was set aside: all of it, or the upper part of a JPEG that ends early."""
+    try:
+        if not path or os.stat(path).st_size > _GLIMPSE:
+            return None
+        data = Path(path).read_bytes()
+    except OSError:
+        return None
+    for ending in (b"", b"\xff\xd9"):
+        with contextlib.suppress(DataError):
+            return decode(data + ending, path)
+    return None
+
+
+def _paste(canvas: Image.Image, picture: Image.Image, x: int, y: int) -> None:
     scale = _TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Tiny pictures are shown as what they are: pixels.
