@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scenario_data import document, write
 
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.periods import period_of
-from scenario_data import document, write
 
 DAYS = st.dates(dt.date(1000, 1, 1), dt.date(9999, 12, 31))
 
@@ -224,7 +224,7 @@ def test_rows_without_a_time_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"every": "year", "tasks": [{"name": "a"}]}])
 def test_time_wants_tasks_or_every(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="needs `tasks` .* or `every`"):
+    with pytest.raises(ConfigError, match=r"needs `tasks` .* or `every`"):
         load_scenario(document("time", tmp_path / "d.parquet", **changes))
 
 

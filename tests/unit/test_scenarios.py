@@ -273,7 +273,7 @@ def test_a_retention_picture_without_a_class_is_left_out(micro_folder: Path, tmp
     data = Table(pq.read_table(micro_folder / "data.parquet"))
     keys = data.column("class_key")
     keys[0] = None  # the test drawing of the first thing, which is of the year 2000
-    pq.write_table(data.with_column("class_key", keys)._columns, tmp_path / "null.parquet")
+    pq.write_table(data.with_column("class_key", keys).arrow(), tmp_path / "null.parquet")
     document = micro.scenario("time", tmp_path / "null.parquet")
     document.pop("training")
     suite = load_scenario(document).retention_suite[0]

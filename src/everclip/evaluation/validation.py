@@ -29,29 +29,50 @@ def validation_scores(
 
     Returns:
         `old` (base and earlier tasks) and `new` (the newest task), as far as there are pictures: accuracy for tasks
-        with classes, else the mean of Recall@1 both ways in the pool of all validation pictures. In [0, 1]. Giving
-        old and new equal weight keeps a small task from being outvoted by a large past.
+        with classes, else the mean of Recall@1 both ways in the pool of all validation pictures; where the earlier
+        tasks are of both kinds, the mean over their pictures. In [0, 1]. Giving old and new equal weight keeps a
+        small task from being outvoted by a large past.
     """
-    parts = [t.val for t in tasks[:-1] if t.val is not None]
-    labelled = tasks[-1].classes is not None
-    if base_val is not None and not labelled:
-        parts = [base_val, *parts]
-    sides = {
-        "old": [p for p in parts if len(p)],
-        "new": [v for v in (tasks[-1].val,) if v is not None and len(v)],
-    }
-    tables = {name: Table.concat(found, name) for name, found in sides.items() if found}
-    if not tables:
+    sides = _sides(tasks, base_val)
+    if not any(sides.values()):
         raise DataError(f"task {tasks[-1].name!r}: there is no validation picture to choose on.")
     method.eval()
-    images = {name: _encode(method, table, store) for name, table in tables.items()}
-    if labelled:
-        entries = merge_entries([e for t in tasks for e in t.classes or ()])
-        return {
-            name: _accuracy(method, table, images[name], LabelSpace(entries))
-            for name, table in tables.items()
-        }
-    return _recalls(method, tables, images)
+    found: dict[str, list[tuple[float, int]]] = {"old": [], "new": []}
+    for labelled, tables in sides.items():
+        images = {name: _encode(method, table, store) for name, table in tables.items()}
+        if labelled:
+            space = LabelSpace(merge_entries([e for t in tasks for e in t.classes or ()]))
+            scores = {name: _accuracy(method, t, images[name], space) for name, t in tables.items()}
+        else:
+            scores = _recalls(method, tables, images) if tables else {}
+        for name, score in scores.items():
+            found[name].append((score, len(tables[name])))
+    return {name: _mean(scores) for name, scores in found.items() if scores}
+
+
+def _sides(tasks: Sequence[Task], base_val: Table | None) -> dict[bool, dict[str, Table]]:
+    """Return the validation pictures: measured by classes or not -> `old`, `new` -> table."""
+    sides: dict[bool, dict[str, Table]] = {False: {}, True: {}}
+    for labelled, tables in sides.items():
+        parts = [t.val for t in tasks[:-1] if (t.classes is not None) == labelled]
+        if not labelled and any(t.classes is None for t in tasks) and _captioned(base_val):
+            parts = [base_val, *parts]
+        newest = [tasks[-1].val] if (tasks[-1].classes is not None) == labelled else []
+        for name, given in (("old", parts), ("new", newest)):
+            held = [table for table in given if table is not None and len(table)]
+            if held:
+                tables[name] = Table.concat(held, name)
+    return sides
+
+
+def _captioned(table: Table | None) -> bool:
+    return table is not None and table.has("caption") and all(table.column("caption"))
+
+
+def _mean(scores: Sequence[tuple[float, int]]) -> float:
+    if len(scores) == 1:
+        return scores[0][0]  # not through a product and a quotient, which round
+    return sum(score * count for score, count in scores) / sum(count for _, count in scores)
 
 
 def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:

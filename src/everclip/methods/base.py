@@ -33,6 +33,7 @@ from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
 from everclip.methods.frozen import cached_columns
+from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive
 from everclip.methods.penalties.base import StepView
@@ -132,17 +133,19 @@ class Method(nn.Module):
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, mixed with the buffer's."""
         sources = [Source(task.train)]
-        classes = task.classes
+        classes = task.classes if self.uses_labels(task) else None
+        notes: tuple[str, ...] = ()
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
         if stored is not None:
             share = self.settings.replay.share
             share = len(stored) / (len(stored) + len(task.train)) if share is None else share
             sources = [Source(task.train, 1 - share), Source(stored, share)]
             earlier = [entry for t in past.tasks for entry in t.classes or ()]
-            classes = merge_entries([*earlier, *(task.classes or ())]) if task.classes else None
-        return [
-            self.phase("train", tuple(sources), classes if self.uses_labels(task) else None, past.training)
-        ]
+            classes = merge_entries([*earlier, *classes]) if classes else None
+            if classes and self.settings.loss == "auto" and not are_of(stored, classes):
+                classes, notes = None, (REPLAYED_CAPTIONS,)
+        phase = self.phase("train", tuple(sources), classes, past.training)
+        return [replace(phase, notes=(*phase.notes, *notes))]
 
     def phase(
         self,

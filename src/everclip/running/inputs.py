@@ -17,6 +17,7 @@ QUARANTINE = "quarantine.csv"
 def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, str]]:
     """Yield (kind, message) of everything that was guessed, assumed or set aside."""
     yield from (("guessed", line) for line in scenario.guesses)
+    yield from (("data", line) for line in scenario.notes)
     yield from (("assumed", line) for line in backbone.notes)
     for quarantine in scenario.quarantine:
         if quarantine.entries:

@@ -122,8 +122,8 @@ def _trained(
     train, val = parts.training(share)
     if len(train) == 0:
         raise DataError(
-            f"{name}: {what} has {counts}, all of which fall into its validation part (split.validation: {share}). "
-            "Lower it, or join the part with another."
+            f"{name}: {what} holds no rows to learn from: its {len(parts.train):,} training rows all fall into its "
+            f"validation part (split.validation: {share}). Lower it, or join it with another part."
         )
     val = fit(val)
     if len(val) == 0 and (share > 0 or parts.val is not None):

@@ -70,12 +70,18 @@ def propose(blocks: Sequence[Mapping[str, Any]], kind: str | None = None) -> Pro
     specs = [validated(DataSpec, block, "data") for block in blocks]
     reader = Reader(Paths())
     tables = [reader.read(spec) for spec in specs]
-    blocks = [_explicit(block, reader.columns(spec)) for block, spec in zip(blocks, specs, strict=True)]
+    explicit = [_explicit(block, reader.columns(spec)) for block, spec in zip(blocks, specs, strict=True)]
     common = _common(tables)
     chosen, reason = (kind, "as asked for") if kind else _kind(tables)
     if (chosen == "sources") != (len(tables) > 1) and kind != "sources":
         raise ConfigError(f"--kind {chosen}: {len(tables)} data sets are a stream of `sources`; name one.")
-    document, scenario = _first_that_builds(_candidates(chosen, common, blocks, tables), reader)
+    try:
+        document, scenario = _first_that_builds(_candidates(chosen, common, explicit, tables), reader)
+    except DataError as error:
+        if kind is not None or chosen in ("single", "sources"):
+            raise
+        reason = f"no stream of kind {chosen}, since {error}"
+        document, scenario = _first_that_builds(_candidates("single", common, explicit, tables), reader)
     training, why = _training(scenario)
     return Proposal(
         document, scenario, reason, training, why, tuple(reader.quarantine), tuple(reader.guesses)
@@ -213,7 +219,7 @@ def _first_that_builds(
             return document, scenario
         second = second or (document, scenario)
     if second is None:
-        raise DataError(f"no stream can be made of these data: {problem}") from problem
+        raise DataError(str(problem)) from problem
     return second
 
 

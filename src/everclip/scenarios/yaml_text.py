@@ -19,7 +19,7 @@ BACKBONES = (
 
 def flow(value: Any) -> str:
     """Return a value as YAML in one line."""
-    text = yaml.safe_dump(
+    text: str = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
     )
     return text.removesuffix("\n").removesuffix("\n...").strip()

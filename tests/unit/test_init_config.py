@@ -1,0 +1,203 @@
+"""`everclip init-config`: for every kind of data, a YAML that runs to its end as it is printed."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scenario_data import pictures, write
+
+from everclip.cli.main import main
+from everclip.evaluation.results import Results
+from everclip.run import execute
+from everclip.scenarios.propose import MOST_TASKS, propose
+
+DAYS = [f"2024-{month:02d}-{day:02d}" for month in range(1, 7) for day in (1, 9, 23)]
+CLASSES = {"class_name": [f"kind {i}" for i in range(7)]}
+
+
+def class_folders(folder: Path) -> Path:
+    for i, data in enumerate(pictures(72)):
+        file = folder / ("train" if i % 3 else "test") / f"thing {i % 4}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return folder
+
+
+def csv_of_files(folder: Path) -> Path:
+    folder.mkdir()
+    lines = ["file,title,added"]
+    for i, data in enumerate(pictures(90, 3)):
+        (folder / f"{i}.png").write_bytes(data)
+        lines.append(f'{i}.png,"thing, number {i}",{DAYS[i % len(DAYS)]}')
+    (folder / "shop.csv").write_text("\n".join(lines) + "\n")
+    return folder / "shop.csv"
+
+
+def texts(count: int = 90) -> list[str]:
+    return [f"thing number {i}" for i in range(count)]
+
+
+# name -> (makes data and returns the arguments, the kind that is chosen, number of tasks)
+DATA: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
+    "times": (lambda p: [str(csv_of_files(p / "d")), "columns.time=added"], "time", 6),
+    "years": (lambda p: [str(write(p / "d.parquet", 90, caption=texts(), time=[2021, 2023]))], "time", 2),
+    "languages": (
+        lambda p: [str(write(p / "d.parquet", 90, caption=texts(), language=["de", "fr", "zh"]))],
+        "domains",
+        3,
+    ),
+    "classes": (lambda p: [str(class_folders(p / "d"))], "classes", 4),
+    "many classes": (lambda p: [str(write(p / "d.parquet", 140, **CLASSES))], "classes", 4),
+    "captions": (lambda p: [str(write(p / "d.parquet", 60, caption=texts()))], "single", 1),
+    "captions and classes": (
+        lambda p: [str(write(p / "d.parquet", 60, caption=texts(), class_name=["a", "b"]))],
+        "single",
+        1,
+    ),
+    "several": (
+        lambda p: [
+            str(write(p / "a.parquet", 60, 1, caption=texts())),
+            str(write(p / "b.parquet", 60, 2, **CLASSES)),
+        ],
+        "sources",
+        2,
+    ),
+}
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function (*arguments) -> (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["everclip", "init-config", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_printed_yaml_runs_to_its_end(
+    name: str, call: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
+) -> None:
+    make, kind, tasks = DATA[name]
+    code, text, said = call(*make(tmp_path))
+    assert code == 0
+    assert "all" in said
+    assert "rows can be used" in said
+    document = yaml.safe_load(text)
+    assert document["kind"] == kind
+    (tmp_path / "mine.yaml").write_text(text)
+    results: Results = execute(
+        str(tmp_path / "mine.yaml"),
+        f"backbone={micro_folder / 'model'}",
+        "training.steps=1",
+        f"output={tmp_path / 'run'}",
+        "training.threads=1",
+        "training.device=cpu",
+        "report=false",
+    )
+    assert results.status == "finished"
+    assert len(results.tasks) == tasks
+    assert all(task.samples and task.validation_samples for task in results.tasks)
+    assert None not in [value for row in results.matrix.values for value in row]
+
+
+def test_a_file_elsewhere_finds_the_data(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from everclip.config import resolve_config
+    from everclip.scenarios.load import load_scenario
+
+    write(tmp_path / "data" / "d.parquet", 60, caption=texts())
+    (tmp_path / "streams").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call("data/d.parquet", "-o", "streams/mine.yaml")
+    assert (code, "everclip run streams/mine.yaml" in out) == (0, True)
+    written = (tmp_path / "streams" / "mine.yaml").read_text()
+    assert yaml.safe_load(written)["data"]["source"] == "../data/d.parquet"
+    monkeypatch.chdir("/")
+    assert load_scenario(resolve_config(str(tmp_path / "streams" / "mine.yaml")).scenario).tasks
+    assert call(tmp_path / "data" / "d.parquet", "-o", tmp_path / "streams" / "mine.yaml")[0] == 2
+    assert (tmp_path / "streams" / "mine.yaml").read_text() == written
+
+
+def test_guesses_and_what_was_set_aside_are_shown(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    source = csv_of_files(tmp_path / "d")
+    (tmp_path / "d" / "5.png").write_bytes(b"no picture")
+    code, text, said = call(source, "quarantine_limit=0.5", "--kind", "single")
+    assert code == 0
+    assert "guessed: " in said
+    assert "1 of 90 rows set aside" in said
+    assert "# Set aside: " in text
+    document = yaml.safe_load(text)
+    assert document["kind"] == "single"
+    assert document["data"]["quarantine_limit"] == 0.5
+    assert document["data"]["columns"]["caption"] == "title"
+
+
+def test_the_finest_periods_that_are_few_and_filled_are_chosen(tmp_path: Path) -> None:
+    days = [f"2024-{m:02d}-{d:02d}" for m in range(1, 13) for d in range(1, 29)]
+    data = write(tmp_path / "d.parquet", 336, caption=texts(336), time=days)
+    proposal = propose([{"source": str(data)}])
+    assert proposal.document["every"] == "month"
+    assert len(proposal.scenario.tasks) == 12 <= MOST_TASKS
+    days = [*["2024-01-05"] * 198, "2024-02-01", "2024-05-01"]
+    sparse = propose([{"source": str(write(tmp_path / "s.parquet", 200, caption=texts(200), time=days))}])
+    assert sparse.document["kind"] == "single"
+    assert sparse.reason.startswith("no stream of kind time, since s.parquet: task ")
+
+
+def test_batches_and_epochs_follow_the_size(tmp_path: Path) -> None:
+    small = propose([{"source": str(write(tmp_path / "s.parquet", 40, caption=texts(40)))}])
+    large = propose([{"source": str(write(tmp_path / "l.parquet", 800, caption=texts(800)))}])
+    assert small.training["batch_size"] < large.training["batch_size"]
+    assert small.training["batch_size"] <= len(small.scenario.tasks[0].train)
+    assert small.training["epochs"] >= large.training["epochs"]
+    assert f"{len(large.scenario.tasks[0].train):,} training rows" in large.training_reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere.csv"], 2, "nowhere.csv"),
+        (["{data}", "--kind", "tiem"], 2, "Did you mean 'time'"),
+        (["{data}", "--kind", "time"], 2, "no column `time`"),
+        (["{data}", "--kind", "classes"], 2, "0 classes"),
+        (["{data}", "--kind", "domains"], 2, "no column `language`"),
+        (["{data}", "-o", "x.txt"], 2, "ends in .yaml"),
+        (["{data}", "columns.captoin=x"], 2, "Did you mean 'caption'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    data = write(tmp_path / "d.parquet", 30, caption=texts(30))
+    found, _, said = call(*[argument.replace("{data}", str(data)) for argument in arguments])
+    assert (found, message in said) == (code, True), said
+
+
+def test_names_of_files_cannot_break_the_yaml(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    odd = 'it\'s: a #1 "file" {x}\n[y].parquet'
+    write(tmp_path / "d.parquet", 60, caption=texts()).rename(tmp_path / odd)
+    code, text, _ = call(tmp_path / odd)
+    assert code == 0
+    document: dict[str, Any] = yaml.safe_load(text)
+    assert Path(document["data"]["source"]).name == odd
+    assert json.dumps(document)
