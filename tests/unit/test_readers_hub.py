@@ -1,7 +1,6 @@
 """Data sets of the hub, from a cache that the test writes; the network is never asked."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub cache with one data set, as `hf download` leaves it, and no network."""
     import datasets
     import huggingface_hub.constants
@@ -47,7 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pq.write_table(
             pa.table(rows, schema=features.arrow_schema), folder / f"{split}-00000-of-00001.parquet"
         )
-    yield tmp_path
+    return tmp_path
 
 
 def test_all_splits_are_read_and_named(hub: Path) -> None:
@@ -63,7 +62,7 @@ def test_one_split_of_one_revision(hub: Path) -> None:
     table = load(f"hub:shop/photos@{COMMIT}", split="train").table
     assert table.column("caption") == ["train 0", "train 1", "train 2"]
     with pytest.raises(
-        ConfigError, match=r"data\.split: hub:shop/photos has no split 'dev'; it has test, train|train, test"
+        ConfigError, match=r"data\.split: hub:shop/photos has no split 'dev'; it has (test|train), "
     ):
         load("hub:shop/photos", split="dev")
 

@@ -161,7 +161,8 @@ def _members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfil
             detail = f"the archive is damaged before byte {at:,}: what stood there is lost"
             broken.append(Entry(None, path.name, "bad-row", detail))
         stopped, cut = at, False
-        for member, stopped in _walk(file, at, size):
+        for member, after in _walk(file, at, size):
+            stopped = after
             cut = member.offset_data + member.size > size
             yield member
         if stopped >= size or not _left(file, stopped, size):
