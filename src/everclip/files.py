@@ -67,14 +67,19 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         try:
             with open(aside, "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            crash_point(f"before renaming {path.name}")
-            os.replace(aside, path)
-            crash_point(f"after renaming {path.name}")
-            sync_folder(path.parent)
+            put_in_place(aside, path)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Sync a file that was written aside and rename it to `path`."""
+    with open(aside, "rb") as file:
+        os.fsync(file.fileno())
+    crash_point(f"before renaming {path.name}")
+    os.replace(aside, path)
+    crash_point(f"after renaming {path.name}")
+    sync_folder(path.parent)
 
 
 def clear_leftovers(folder: Path) -> None:

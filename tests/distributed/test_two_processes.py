@@ -41,6 +41,10 @@ GRADIENTS = {
     "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
     "one tower": ("time", ("method.trainable=[image, text-projection]",)),
+    "one frozen tower": ("time", ("method.trainable=[text]",)),
+    "lora": ("time", ("method.trainable=[{lora: {rank: 2, targets: [q, k, v, out, mlp]}}]",)),
+    "adapters": ("classes", ("method.trainable=[{adapter: {width: 3}}, image-blocks:last1]",)),
+    "prompts": ("time", ("method.trainable=[{prompt: {tower: both, count: 2, depth: all}}]",)),
 }
 SHORT = ("training.steps=4", "evaluation.examples=1", "evaluation.batch_size=5")
 RUNS = {
@@ -52,7 +56,12 @@ RUNS = {
         ("scenario.per_task=3", "method=replay", "method.replay.kind=balanced", "method.replay.size=9"),
     ),
 }
+CACHED = (TWO_YEARS, "training.augment=none", "method=replay", "method.replay.size=9")
+RUNS["a cached tower beside lora"] = ("time", (*CACHED, "method.trainable=[{lora: {tower: text, rank: 2}}]"))
 SLOW_RUNS = {
+    "adapters": ("time", (TWO_YEARS, "method.trainable=[{adapter: {width: 3}}]")),
+    "prompts": ("time", (TWO_YEARS, "method.trainable=[{prompt: {tower: both, count: 2, depth: all}}]")),
+    "cached texts": ("classes", ("scenario.per_task=3", "method.trainable=[image]", "training.augment=none")),
     "joint": ("time", (TWO_YEARS, "method=joint")),
     "running-mean": ("time", (TWO_YEARS, "method.merge.kind=running-mean", "method.merge.every=2")),
     "replay-all": ("time", (TWO_YEARS, "method=replay", "method.replay.kind=all", "method.replay.base=true")),

@@ -20,7 +20,11 @@ SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("method.trainable=[image-layernorm, text-layernorm]",),
         ("method.trainable=[text]",),
         ("method.trainable=[image-projection, logit-scale]",),
+        ("method.trainable=[image-blocks:last1, text-bias, {lora: {rank: 2}}]",),
+        ("method.trainable=[text, {adapter: {tower: image, width: 4}}]",),
+        ("method.trainable=[{prompt: {tower: both, count: 2, depth: all}}, text-embeddings]",),
     ),
+    "augment": ((), ("training.augment=none",)),
     "replay": (
         (),
         ("method.replay.kind=reservoir", "method.replay.size=10"),

@@ -31,6 +31,7 @@ SHORT = (
     "evaluation.batch_size=5",
 )
 SMALL_REPLAY = ("method=replay", "method.replay.size=7")
+PROMPTS = "{prompt: {tower: both, count: 2, depth: all}}"
 STRICT = ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3")
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero-shot": ("time", ("method=zero-shot",)),
@@ -61,6 +62,14 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "guard-stop": ("classes", (*STRICT, "guard.action=stop")),
     "guard-step-back": ("classes", (*STRICT, "method=replay", "method.replay.size=7")),
     "safe": ("time", ("method=safe", "method.replay.size=7", "guard.every=1")),
+    "lora": ("time", ("method.trainable=[{lora: {rank: 2}}, logit-scale]",)),
+    "adapters-prompts": (
+        "classes",
+        (f"method.trainable=[{{adapter: {{width: 3}}}}, {PROMPTS}]", "method.merge={kind: wise-ft, alpha: 0.5}"),
+    ),
+    "blocks": ("classes", ("method.trainable=[image-blocks:last1, text-bias, text-embeddings]",)),
+    "frozen-image": ("time", (*SMALL_REPLAY, "method.trainable=[text, logit-scale]", "training.augment=none")),
+    "frozen-text": ("classes", ("method.trainable=[image]", "training.augment=none")),
 }
 """name -> (kind of scenario, overrides): every method, and every setting that makes a method keep something."""
 

@@ -66,6 +66,8 @@ KIN = (
     "weight-constraint-initial",
     "lwf-classes",
     "feature-distill",
+    "blocks",
+    "frozen-text",
 )
 """Cases whose kept state has the same form as that of another case: left to the slow tier."""
 ENDS_EARLY = ("guard-stop",)

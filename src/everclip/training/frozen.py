@@ -43,7 +43,7 @@ class FrozenFeatures:
 
     Args:
         maker: knows transform, tokeniser and the order of samples.
-        memory: how many bytes are kept in memory.
+        memory: how many bytes are kept in memory; default `MEMORY`.
 
     Attributes:
         shared: folder whose files outlive the run and serve others (`evaluation.cache`), or `None`.
@@ -51,8 +51,8 @@ class FrozenFeatures:
         say: where notes go.
     """
 
-    def __init__(self, maker: BatchMaker, memory: int = MEMORY) -> None:
-        self._maker, self.memory = maker, memory
+    def __init__(self, maker: BatchMaker, memory: int | None = None) -> None:
+        self._maker, self.memory = maker, MEMORY if memory is None else memory
         self.shared: Path | None = None
         self.own: Path | None = None
         self.say: Callable[[str], None] = lambda message: None

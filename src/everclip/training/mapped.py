@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everclip.distributed import from_first, is_first
-from everclip.files import disk_errors, sync_folder
+from everclip.files import disk_errors, put_in_place
 
 Values = npt.NDArray[np.float32]
 
@@ -75,10 +75,7 @@ class InFile:
             with disk_errors(self._path):
                 self._values.flush()
                 self._values = None
-                with open(self._aside, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(self._aside, self._path)
-                sync_folder(self._path.parent)
+                put_in_place(self._aside, self._path)
         from_first(True)  # nobody reads before it is written
         found: Values = np.load(self._path, mmap_mode="r", allow_pickle=False)
         return found
