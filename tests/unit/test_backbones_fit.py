@@ -160,6 +160,23 @@ def test_another_image_size_is_interpolated_only_when_asked_for(copy: Path) -> N
         load_backbone(str(copy))
 
 
+def test_towers_whose_positions_are_not_interpolated_say_so(tmp_path: Path) -> None:
+    folder = zoo.write(tmp_path / "resnet", zoo.MODELS["resnet"])
+    with pytest.raises(ConfigError, match=r"position embeddings .*are not interpolated"):
+        load_backbone(BackboneConfig(name=str(folder), image_size=96))
+    edit(
+        folder,
+        lambda d: d["model_cfg"]["vision_cfg"].update(timm_model_name="vit_tiny_patch16_224", image_size=192),
+    )
+    with pytest.raises(ConfigError, match=r"made for pictures of 224, .*set backbone\.image_size=224"):
+        load_backbone(BackboneConfig(name=str(folder), weights="random"))
+    backbone = load_backbone(BackboneConfig(name=str(folder), weights="random", image_size=224))
+    assert backbone.encode_image(torch.zeros(1, 3, backbone.pixels.size, backbone.pixels.size)).shape == (
+        1,
+        24,
+    )
+
+
 def test_a_tag_and_the_configuration_beside_its_weights_must_agree(
     architecture: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Every kind of model that open_clip builds gives open_clip's own embeddings, bit for bit."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ import torch
 from everclip.models.backbone import Backbone, load_backbone
 
 TEXTS = ["a red square", "Two dogs, one hat!", "", "a very long text " * 20]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"a connection was tried: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def embeddings(backbone: Backbone, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

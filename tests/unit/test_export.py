@@ -189,6 +189,18 @@ def test_a_method_that_predicts_by_more_than_its_weights_is_noticed(
         )
 
 
+def test_what_open_clip_cannot_load_is_no_export(
+    micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise OSError("no config.json of the text tower")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", fail)
+    with pytest.raises(EverclipError, match=r"cannot load what was written \(no config\.json"):
+        run_export(str(micro_folder / "model"), tmp_path / "to")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_tokens_are_noticed(
     micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

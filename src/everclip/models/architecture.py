@@ -20,9 +20,10 @@ from everclip.models.quiet import offline, quiet
 
 def kind_of(model_cfg: dict[str, Any]) -> type[nn.Module]:
     """Return the class open_clip would build."""
-    if not (model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]):
-        return CLIP
-    return CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP
+    kind: type[nn.Module] = CLIP
+    if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]:
+        kind = CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP
+    return kind
 
 
 def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | None = None) -> nn.Module:

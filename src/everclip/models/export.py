@@ -216,12 +216,15 @@ def _compare(
 ) -> Parity:
     """Load a folder with open_clip's own functions and encode the probes with it."""
     pixels, tokens, images, texts = expected
-    with quiet(), offline():
-        clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-        if (folder / MERGES).is_file():
-            tokenizer: Any = SimpleTokenizer(str(folder / MERGES), context_length=tokens.shape[1])
-        else:
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    try:
+        with quiet(), offline():
+            clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+            if (folder / MERGES).is_file():
+                tokenizer: Any = SimpleTokenizer(str(folder / MERGES), context_length=tokens.shape[1])
+            else:
+                tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise EverclipError(f"export: plain open_clip cannot load what was written ({error}).") from error
     clip.eval()
     found = torch.stack([preprocess(picture) for picture in probes()])
     ids = tokenizer(list(TEXTS))

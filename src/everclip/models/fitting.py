@@ -133,6 +133,11 @@ def _cause(clip: nn.Module, state: State, wrong: list[str]) -> str:
             f"{clip.visual.image_size[0]}: use the architecture for {side} pixels, or set "  # type: ignore[union-attr, index]
             f"backbone.image_size={clip.visual.image_size[0]} to interpolate."  # type: ignore[union-attr, index]
         )
+    if wrong in (["visual.attnpool.positional_embedding"], ["visual.trunk.pos_embed"]):
+        return (
+            " The weights are for pictures of another size, and the position embeddings of this tower are not "
+            "interpolated: leave out backbone.image_size, or use the architecture for that size."
+        )
     if wrong in (["positional_embedding"], ["text.positional_embedding"]):
         return (
             f" The weights read {state[wrong[0]].shape[0]} tokens: model_cfg.text_cfg.context_length must say so (a "

@@ -31,13 +31,21 @@ def side_of(clip: nn.Module, where: str) -> int:
     """Return the side in pixels of the pictures an image tower takes.
 
     Raises:
-        ConfigError: if they are not square, which nothing here prepares.
+        ConfigError: if they are not square, which nothing here prepares, or not what the tower can take.
     """
-    size: Any = clip.visual.image_size
+    size: Any = clip.visual.image_size  # type: ignore[union-attr]
     height, width = size if isinstance(size, tuple | list) else (size, size)
     if height != width:
         raise ConfigError(
             f"backbone: {where} takes pictures of {width} x {height}; only square ones are prepared."
+        )
+    embed = getattr(getattr(clip.visual, "trunk", None), "patch_embed", None)
+    fixed = getattr(embed, "img_size", None)  # of timm's transformers, which only fail at the first picture
+    if fixed is not None and getattr(embed, "strict_img_size", True) and tuple(fixed) != (height, width):
+        raise ConfigError(
+            f"backbone: {where}: vision_cfg.image_size is {height}, but the tower is made for pictures of {fixed[0]}, "
+            f"and its position embeddings are not interpolated: set backbone.image_size={fixed[0]}, or use the "
+            "architecture for the other size."
         )
     return int(height)
 
