@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from everclip.config import AugmentConfig
 from everclip.data import images
-from everclip.data.images import ImageStore, PixelFormat, augment, decode
+from everclip.data.images import ImageStore, PictureError, PixelFormat, augment, decode, inspect
 from everclip.data.order import generator
+from everclip.data.quarantine import REASONS
 from everclip.data.table import Table
 from everclip.errors import DataError
 
@@ -126,6 +127,112 @@ def test_the_first_picture_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (3, 3), c) for c in ((255, 0, 0), (0, 0, 255))]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode(data, "x").getpixel((1, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_as_pillow_does(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo(24, 10), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as opened:
+        expected = ImageOps.exif_transpose(opened).convert("RGB")
+    read = decode(data, "x")
+    assert (read.size, read.tobytes()) == (expected.size, expected.tobytes())
+    assert inspect(data, "x").picture.size == read.size == ((10, 24) if orientation > 4 else (24, 10))
+
+
+def test_a_turned_palette_keeps_its_transparent_entry() -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putdata([0, 1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    read = decode(encode(picture, transparency=1, exif=exif), "x")
+    assert [read.getpixel((0, i)) for i in (0, 1)] == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_exif_that_cannot_be_read_says_nothing() -> None:
+    data = encode(photo(9, 7), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(9))
+    assert decode(data, "x").size == (9, 7)
+
+
+def test_an_adobe_cmyk_is_not_inverted() -> None:
+    # Photoshop stores CMYK upside down and says so in the Adobe marker; Pillow writes the same.
+    data = encode(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG", quality=100)
+    assert b"Adobe" in data
+    assert min(decode(data, "x").getpixel((4, 4))) > 250  # type: ignore[type-var,arg-type]
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "expected"),
+    [
+        (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
+        (Image.new("1", (4, 4), 1), "TIFF", (255, 255, 255)),
+        (Image.new("L", (4, 4), 77), "JPEG", (77, 77, 77)),
+        (Image.new("LA", (4, 4), (0, 255)), "PNG", (0, 0, 0)),
+        (Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF", (127, 127, 127)),
+        (Image.fromarray(np.full((4, 4), 200, np.float32)), "TIFF", (200, 200, 200)),
+        (Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)), "TIFF", (128, 128, 128)),
+        (Image.new("YCbCr", (4, 4), (128, 128, 128)), "JPEG", (128, 128, 128)),
+    ],
+    ids=["1 png", "1 tiff", "grey", "la", "float share", "float level", "16 bit tiff", "ycbcr"],
+)
+def test_odd_modes_keep_their_tones(picture: Image.Image, kind: str, expected: tuple[int, ...]) -> None:
+    read = decode(encode(picture, kind), "x")
+    assert (read.mode, read.getpixel((2, 2))) == ("RGB", expected)
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("GIF", 3), ("WEBP", 3), ("PNG", 3), ("TIFF", 3), ("JPEG", 1)])
+def test_frames_are_counted_and_the_first_is_taken(kind: str, frames: int) -> None:
+    pictures = [photo(16, 12), Image.new("RGB", (16, 12), "red"), Image.new("RGB", (16, 12), "blue")]
+    data = encode(
+        pictures[0], kind, **({} if kind == "JPEG" else {"save_all": True, "append_images": pictures[1:]})
+    )
+    found = inspect(data, "x")
+    assert (found.frames, found.format, found.picture.size) == (frames, kind, (16, 12))
+    assert found.picture.tobytes() == decode(data, "x").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_frames_without_end_are_not_walked(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [Image.new("L", (4, 4), i * 9) for i in range(12)]
+    data = encode(pictures[0], kind, save_all=True, append_images=pictures[1:])
+    assert inspect(data, "x").frames == 12
+    monkeypatch.setattr(images, "MAX_FRAMES", 5)
+    assert inspect(data, "x").frames == 5
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(photo(200, 200), "JPEG", progressive=True)
+    scans = data.count(b"\xff\xda")
+    monkeypatch.setattr(images, "MAX_SCAN_PIXELS", 200 * 200 * scans)
+    assert decode(data, "x").size == (200, 200)
+    with pytest.raises(PictureError, match=r"in \d+ scans") as caught:
+        decode(data.replace(b"\xff\xd9", b"\xff\xda" * 3), "x")
+    assert caught.value.reason == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "zero-bytes"),
+        (b"not a picture at all", "not-an-image"),
+        (b"%PDF-1.7 something", "not-an-image"),
+        (encode(photo(), "EPS"), "not-an-image"),
+        (encode(photo(200, 200), "JPEG")[:400], "truncated"),
+        (encode(photo())[:60], "truncated"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "truncated"),
+        (encode(Image.new("1", (9000, 9000))), "too-large"),
+        (encode(Image.new("1", (2, 300))), "extreme-aspect"),
+    ],
+)
+def test_every_refusal_has_a_reason(data: bytes, reason: str) -> None:
+    for look in (decode, inspect):
+        with pytest.raises(PictureError) as caught:
+            look(data, "x")
+        assert caught.value.reason == reason
+        assert reason in REASONS
 
 
 # -- the store ------------------------------------------------------------------------------------------------

@@ -32,6 +32,11 @@ _TABLE = (
 )
 
 
+def default_path() -> Path:
+    """Return the file that is used where none is named."""
+    return cache_folder() / f"pictures-{VERSION}-pillow-{PIL.__version__}.sqlite"
+
+
 class Verdicts:
     """A memory of verdicts, safe to use from several threads and processes.
 
@@ -42,7 +47,7 @@ class Verdicts:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or cache_folder() / f"pictures-{VERSION}-pillow-{PIL.__version__}.sqlite"
+        self._path = path or default_path()
         self._lock = threading.Lock()
         self._file: sqlite3.Connection | None = None
         try:
