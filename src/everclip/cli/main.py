@@ -14,6 +14,7 @@ from everclip.cli import doctor as doctor_verb
 from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
 from everclip.cli import init_config as init_config_verb
+from everclip.cli import suggest as suggest_verb
 from everclip.errors import ConfigError, EverclipError
 
 app = typer.Typer(
@@ -143,6 +144,7 @@ app.command(name="check")(check_verb.check)
 app.command(name="init-config")(init_config_verb.init_config)
 app.command(name="export")(export_verb.export)
 app.command(name="doctor")(doctor_verb.doctor)
+app.command(name="suggest")(suggest_verb.suggest)
 
 
 @app.command()

@@ -204,15 +204,7 @@ class Engine:
         batch: dict[str, dict[str, Any]],
         progress: Progress,
     ) -> StepLog:
-        base = self.config.lr if phase.lr is None else phase.lr
-        rate = learning_rate(
-            progress.step,
-            progress.steps,
-            base,
-            self.config.schedule,
-            self.config.warmup,
-            self.config.cooldown,
-        )
+        rate = self.rate(phase, progress)
         self._seed_dropout(progress)
         with self._precision.autocast(), torch.set_grad_enabled(optimiser is not None):
             losses = module(batch, progress)
@@ -229,6 +221,14 @@ class Engine:
         self._precision.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
         norm = self._precision.step(optimiser, self.config.clip_norm)
         return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples)
+
+    def rate(self, phase: Phase, progress: Progress) -> float:
+        """Return the learning rate of a step, before the factors of the parameter groups."""
+        settings = self.config
+        base = settings.lr if phase.lr is None else phase.lr
+        return learning_rate(
+            progress.step, progress.steps, base, settings.schedule, settings.warmup, settings.cooldown
+        )
 
     def _seed_dropout(self, at: Progress) -> None:
         """Key what is random inside open_clip by place and rank, so that no generator's state needs storing."""

@@ -1,0 +1,88 @@
+"""`everclip suggest`: which settings to begin with, for one's own data and model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from everclip.suggest.suggestion import Suggestion
+
+
+def suggest(
+    data: Annotated[
+        str, typer.Argument(help="Data (a folder, file, hub:ID...), or a stream: YAML or benchmark.")
+    ],
+    model: Annotated[str, typer.Argument(help="The backbone to start from.")] = "builtin:tiny",
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings: columns.caption=title (of the data), backbone.weights=FILE, training.device=cpu"
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=20, help="Steps of the range test.")] = 48,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for suggestion.json and lr-range.png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Suggest preset, trainable parts, batch size, epochs and learning rate, each with its reason.
+
+    The learning rate is measured by a short sweep on the data; the model's weights are not changed.
+
+    Example: everclip suggest photos/ ViT-B-32 backbone.weights=weights.safetensors
+    Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
+    """
+    from everclip.config import BackboneConfig, overrides_document, validated
+    from everclip.errors import ConfigError
+    from everclip.suggest.suggestion import suggest as make
+
+    given = overrides_document([text.removeprefix("data.") for text in settings or []])
+    backbone, training = given.pop("backbone", {}), given.pop("training", {})
+    for name, part in (("backbone", backbone), ("training", training)):
+        if not isinstance(part, dict):
+            raise ConfigError(
+                f"{name}: expected settings below it, such as {name}.device=cpu; found {part!r}."
+            )
+    found = make(
+        data, validated(BackboneConfig, {"name": model, **backbone}, "backbone"), given, training, steps
+    )
+    if output is not None:
+        _write(found, output)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
+    else:
+        _show(found, output)
+
+
+def _write(found: Suggestion, folder: Path) -> None:
+    from everclip.files import write_bytes_atomic, write_text_atomic
+    from everclip.suggest.picture import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / "suggestion.json", found.model_dump_json(indent=1) + "\n")
+    write_bytes_atomic(folder / "lr-range.png", draw(found).png)
+
+
+def _show(found: Suggestion, output: Path | None) -> None:
+    facts = found.facts
+    kind = "captions" if facts["classes"] is None else f"{facts['classes']} classes"
+    typer.echo(
+        f"{found.data}: {facts['rows']:,} training rows, {facts['pictures']:,} pictures, {kind}; "
+        f"{facts['validation']:,} rows set aside for choices"
+    )
+    typer.echo(f"{found.model}: {facts['parameters'] / 1e6:.1f} M parameters")
+    typer.echo("\nsuggested:")
+    for choice in found.choices:
+        typer.echo(f"  {choice.key} = {choice.value}\n      {choice.reason}")
+    typer.echo("\nnot measured:")
+    for line in found.not_measured:
+        typer.echo(f"  {line}")
+    typer.echo("\nto run it:")
+    for line in found.command:
+        typer.echo(f"  {line}")
+    if output is not None:
+        typer.echo(f"\n{output / 'lr-range.png'}\n{output / 'suggestion.json'}")

@@ -1,0 +1,1 @@
+"""Settings for a user's data and model: measured where that is cheap, else by rule, each with its reason."""

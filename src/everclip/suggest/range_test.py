@@ -1,0 +1,181 @@
+"""Learning-rate range test (Smith 2015, arXiv 1506.01186): train while the rate grows, and watch the loss.
+
+Single batches differ by more than some tens of steps change. So the sweep is made twice over the same batches, once
+with the rate 0: what counts is how much lower each batch's loss is than it would have been without training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from everclip.contracts import Phase, Progress, Task
+from everclip.errors import DivergedError
+from everclip.learner import Learner
+from everclip.training.engine import Engine, Hooks, StepLog
+
+WINDOW = 5
+"""Steps that a running mean spans; a slope is fitted over two more."""
+
+EXPLODED = 3.0
+"""The sweep ends where the mean loss of a window is this many times that of the untrained model."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a sweep found.
+
+    Attributes:
+        rates: of the steps that were taken.
+        losses: the trained loss of each, before its update, with the differences between batches taken out.
+        smooth: their running mean.
+        lowest: the rate at the lowest smoothed loss.
+        steepest: the rate at which the loss falls fastest, `None` if it never falls clearly.
+        diverged: the rate from which on training is worse than none, `None` if the sweep did not reach it.
+        rate: what to train with.
+        why: how it was chosen.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smooth: tuple[float, ...]
+    lowest: float
+    steepest: float | None
+    diverged: float | None
+    rate: float
+    why: str
+
+
+class _Enough(Exception):
+    """The sweep has seen what it wanted."""
+
+
+class _SweepEngine(Engine):
+    """Trains with a rate that grows by the same factor every step, from `ends[0]` to `ends[1]`."""
+
+    ends: tuple[float, float] = (0.0, 0.0)
+
+    def rate(self, phase: Phase, progress: Progress) -> float:
+        low, high = self.ends
+        return low * (high / low) ** (progress.step / max(1, progress.steps - 1)) if low else 0.0
+
+
+def range_test(
+    learner: Learner, task: Task, steps: int = 48, low: float = 1e-7, high: float = 1.0
+) -> RangeTest:
+    """Sweep the learning rate over a task's first steps; the learner's weights are put back afterwards.
+
+    Args:
+        learner: with the method and the training settings that the rate is for; not in the middle of a task.
+        task: what it would learn.
+        steps: how many rates are tried.
+        low, high: the ends of the sweep.
+    """
+    method = learner.method
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    method.begin_task(task, learner.past())
+    phase = next(p for p in learner.plan(task) if p.optimiser is not None)
+    config = learner.training.model_copy(update={"steps": steps, "epochs": None, "samples": None})
+    engine = _SweepEngine(learner.accelerator, learner.engine.maker, config, learner.seed)
+    try:
+        _, untrained, _ = _sweep(engine, learner, phase, task, math.inf)
+        engine.ends = (low, high)
+        level = sum(untrained) / len(untrained)
+        rates, trained, exploded = _sweep(engine, learner, phase, task, EXPLODED * abs(level))
+    finally:
+        method.load_state_dict(before)
+        method.eval()
+    losses = [level + loss - without for loss, without in zip(trained, untrained, strict=False)]
+    return read_curve(rates, losses, exploded)
+
+
+def _sweep(
+    engine: _SweepEngine, learner: Learner, phase: Phase, task: Task, most: float
+) -> tuple[list[float], list[float], bool]:
+    """Return rates and losses of the steps taken, and whether a window's mean loss rose above `most`."""
+    rates: list[float] = []
+    losses: list[float] = []
+
+    def report(logs: Sequence[StepLog]) -> None:
+        for log in logs:
+            rates.append(log.lr)
+            losses.append(sum(float(value) for value in log.losses.values()))
+            if sum(losses[-WINDOW:]) / WINDOW > most:
+                raise _Enough
+
+    try:
+        engine.run(learner.method, phase, task.index, 0, Hooks(report=report))
+    except (_Enough, DivergedError):
+        return rates, losses, True
+    return rates, losses, False
+
+
+def read_curve(rates: Sequence[float], losses: Sequence[float], exploded: bool = False) -> RangeTest:
+    """Find the lowest, the steepest and the diverging point of a sweep, and choose a rate.
+
+    Args:
+        rates: growing.
+        losses: one per rate.
+        exploded: whether the sweep ended because the loss did.
+
+    Raises:
+        ValueError: for fewer steps than two windows.
+    """
+    if len(losses) < 2 * WINDOW:
+        raise ValueError(f"a range test needs {2 * WINDOW} steps; it took {len(losses)}")
+    smooth = _smoothed(losses)
+    bottom = min(range(len(smooth)), key=lambda i: smooth[i])
+    first = sum(losses[:WINDOW]) / WINDOW
+    scatter = [(a - b) ** 2 for a, b in zip(losses[: bottom + 1], smooth, strict=False)]
+    noise = math.sqrt(sum(scatter) / len(scatter))
+    falls = first - smooth[bottom] > max(noise, 0.01 * abs(first)) and bottom > WINDOW
+    steepest = rates[_steepest(rates, losses, bottom)] if falls else None
+    worse = (i for i in range(bottom, len(smooth)) if smooth[i] > first + max(noise, 0.05 * abs(first)))
+    place = next(worse, len(smooth) - 1 if exploded else None)
+    diverged = None if place is None else rates[place]
+    rate, why = _choose(rates, rates[bottom], steepest, diverged)
+    # Two digits: the test is not sharper.
+    return RangeTest(
+        tuple(rates),
+        tuple(losses),
+        tuple(smooth),
+        rates[bottom],
+        steepest,
+        diverged,
+        float(f"{rate:.1e}"),
+        why,
+    )
+
+
+def _smoothed(losses: Sequence[float]) -> list[float]:
+    half = WINDOW // 2
+    windows = (losses[max(0, i - half) : i + half + 1] for i in range(len(losses)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _steepest(rates: Sequence[float], losses: Sequence[float], bottom: int) -> int:
+    """Return where the straight line through a window falls fastest over the logarithm of the rate."""
+    half = WINDOW // 2 + 1
+
+    def slope(centre: int) -> float:
+        places = range(centre - half, centre + half + 1)
+        x = [math.log(rates[i]) for i in places]
+        mean = sum(x) / len(x)
+        return sum((a - mean) * losses[i] for a, i in zip(x, places, strict=True))
+
+    last = min(bottom, len(losses) - 1 - half)
+    return min(range(half, max(half, last) + 1), key=slope)
+
+
+def _choose(
+    rates: Sequence[float], lowest: float, steepest: float | None, diverged: float | None
+) -> tuple[float, str]:
+    if steepest is not None:
+        # A third: whole runs take more steps than a sweep, and what is to be kept asks for gentle ones.
+        if steepest <= lowest / 10:
+            return steepest / 3, "a third of the rate at which the loss falls fastest"
+        return lowest / 30, "a thirtieth of the rate with the lowest loss"
+    if diverged is not None:
+        return diverged / 30, "the loss never falls clearly; a thirtieth of the rate that spoils it"
+    return math.sqrt(rates[0] * rates[-1]), "the sweep moved nothing; the middle of it, which says little"

@@ -1,0 +1,181 @@
+"""Suggestions: what the sweep reads from a curve, that it changes nothing, and that what is suggested runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from everclip.cli.main import app
+from everclip.config import BackboneConfig, MethodConfig, TrainingConfig, resolve_config
+from everclip.contracts import Task
+from everclip.errors import ConfigError
+from everclip.learner import Learner
+from everclip.learner.taking import make_task
+from everclip.methods.build import build_method
+from everclip.methods.settings import MethodSettings
+from everclip.models.backbone import load_backbone
+from everclip.suggest import suggestion
+from everclip.suggest.advice import Facts, choose
+from everclip.suggest.range_test import range_test, read_curve
+
+RATES = [10 ** (-7 + 0.1 * i) for i in range(70)]
+
+
+def curve(fall: float, centre: float, rise: float) -> list[float]:
+    """A loss that falls by a sigmoid around one rate and rises exponentially from another on."""
+    return [
+        5 - fall / (1 + math.exp(-6 * (math.log10(r) - centre))) + math.exp(4 * (math.log10(r) - rise))
+        for r in RATES
+    ]
+
+
+# -- reading a curve ------------------------------------------------------------------------------------------
+
+
+def test_the_points_of_a_curve_that_falls_and_rises() -> None:
+    found = read_curve(RATES, curve(2.0, -4.0, -2.0))
+    assert found.steepest == pytest.approx(1e-4, rel=0.3)
+    assert 1e-4 < found.lowest < 1e-2
+    assert found.diverged is not None
+    assert found.diverged == pytest.approx(10**-1.8, rel=0.6)
+    assert found.rate == pytest.approx(min(found.steepest or 1, found.lowest / 10) / 3, rel=0.05)
+    assert found.rate < found.lowest < found.diverged
+
+
+def test_a_curve_that_never_falls_stays_far_below_what_spoils_it() -> None:
+    found = read_curve(RATES, curve(0.0, -4.0, -3.0))
+    assert found.steepest is None
+    assert found.diverged is not None
+    assert found.rate == pytest.approx(found.diverged / 30, rel=0.05)
+    flat = read_curve(RATES, [5.0] * 70)
+    assert (flat.steepest, flat.diverged) == (None, None)
+    assert "says little" in flat.why
+
+
+def test_an_explosion_ends_the_curve() -> None:
+    losses = curve(1.0, -5.0, -3.0)[:45]
+    found = read_curve(RATES[:45], losses, exploded=True)
+    assert found.diverged is not None
+    assert found.diverged <= RATES[44]
+    with pytest.raises(ValueError, match="needs 10 steps; it took 9"):
+        read_curve(RATES[:9], losses[:9])
+
+
+# -- sweeping -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def learner(micro_folder: Path) -> Learner:
+    method = build_method(
+        MethodConfig(settings={"penalties": {"feature-distill": {}}}),
+        load_backbone(str(micro_folder / "model")),
+    )
+    return Learner(method, TrainingConfig(steps=1, batch_size=8, device="cpu", threads=1))
+
+
+@pytest.fixture
+def task(micro_folder: Path) -> Task:
+    return make_task(str(micro_folder / "data.parquet"), 0, None, ("{}",), 0.1)
+
+
+def test_a_sweep_is_repeatable_and_leaves_the_weights(learner: Learner, task: Task) -> None:
+    before = {k: v.clone() for k, v in learner.method.state_dict().items()}
+    one = range_test(learner, task, 30)
+    assert all(torch.equal(v, before[k]) for k, v in learner.method.state_dict().items())
+    assert range_test(learner, task, 30) == one
+    assert one.rates[0] == pytest.approx(1e-7)
+    assert all(b > a for a, b in zip(one.rates, one.rates[1:], strict=False))
+    assert one.steepest is not None
+    assert 1e-6 < one.rate < 1e-1
+    # At rates that move nothing, every batch's loss is that of the untrained model: no scatter is left.
+    assert max(one.losses[:5]) - min(one.losses[:5]) < 0.02
+
+
+# -- rules ----------------------------------------------------------------------------------------------------
+
+
+def facts(**given: Any) -> Facts:
+    return Facts(
+        **{"rows": 5000, "pictures": 5000, "classes": None, "validation": 500, "parameters": 10**8,
+           "grows": True, "gpu": False, **given}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [3, 40, 499, 5000, 10**6])
+@pytest.mark.parametrize(
+    "other", [{}, {"classes": 10}, {"validation": 0}, {"grows": False}, {"gpu": True}], ids=str
+)
+def test_every_choice_is_a_setting_that_exists_and_fits(rows: int, other: dict[str, Any]) -> None:
+    found = choose(facts(rows=rows, pictures=rows, **other))
+    chosen = {c.key: c.value for c in found}
+    assert all(c.reason for c in found)
+    assert chosen["training.batch_size"] <= rows
+    assert 1 <= chosen["training.epochs"] <= 20
+    MethodSettings(trainable=chosen["method.trainable"])
+    words = [f"{c.key}={suggestion._value(c.value)}" for c in found]
+    config = resolve_config("emoji-time", words)
+    assert config.method.name == "safe"
+    assert (config.method.settings["merge"]["alpha"] == 0.5) == (other == {"validation": 0})
+    assert (chosen["training.epochs"] == 1) == (rows == 10**6)
+
+
+def test_more_pictures_train_more() -> None:
+    parts = [
+        {c.key: c.value for c in choose(facts(pictures=n))}["method.trainable"] for n in (100, 5000, 10**5)
+    ]
+    assert "image-layernorm" in parts[0]
+    assert parts[1] == ["lora", "logit-scale"]
+    assert parts[2] == ["image", "text", "logit-scale"]
+
+
+# -- the verb -------------------------------------------------------------------------------------------------
+
+
+def test_what_the_verb_prints_can_be_typed(micro_folder: Path, tmp_path: Path) -> None:
+    words = ["suggest", str(micro_folder / "time.yaml"), str(micro_folder / "model"), "--steps", "20"]
+    device = ["training.device=cpu", "training.threads=1"]
+    done = CliRunner().invoke(app, [*words, *device, "--json", "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document == json.loads((tmp_path / "out" / "suggestion.json").read_text())
+    assert (tmp_path / "out" / "lr-range.png").stat().st_size > 5000
+    assert document["not_measured"]
+    (line,) = document["command"]
+    program, verb, target, *settings = shlex.split(line)
+    assert (program, verb) == ("everclip", "run")
+    config = resolve_config(target, settings)
+    assert config.training.lr == next(c["value"] for c in document["choices"] if c["key"] == "training.lr")
+    assert config.guard.max_drop is not None
+    plain = CliRunner().invoke(app, [*words, *device])
+    assert line in plain.stdout
+    assert "not measured:" in plain.stdout
+
+
+def test_a_source_of_data_gets_its_stream_written_first() -> None:
+    choices = choose(facts())
+    model = BackboneConfig(name="ViT-B-32", weights="my weights.safetensors")
+    first, second = suggestion._command("my data/", False, model, {"columns": {"caption": "title"}}, choices)
+    assert first == "everclip init-config 'my data/' columns.caption=title -o 'my data.yaml'"
+    words = shlex.split(second)
+    assert words[:5] == [
+        "everclip", "run", "my data.yaml", "backbone=ViT-B-32", "backbone.weights=my weights.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [(["nowhere.csv"], "nowhere.csv"), (["emoji-time", "columns.image=x"], "emoji-time is a stream"),
+     (["emoji-time", "training=3"], "training: expected settings")],
+)  # fmt: skip
+def test_what_does_not_fit_is_answered(words: list[str], match: str) -> None:
+    done = CliRunner().invoke(app, ["suggest", words[0], "builtin:tiny", *words[1:]])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ConfigError) or "no such" in str(done.exception)
+    assert match in str(done.exception)
