@@ -12,7 +12,19 @@ from everclip.cli.main import app, main
 from everclip.evaluation.results import Results, json_schema
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("ls", "run", "report", "compare", "demo")
+VERBS = (
+    "ls",
+    "run",
+    "report",
+    "compare",
+    "demo",
+    "eval",
+    "check",
+    "init-config",
+    "export",
+    "doctor",
+    "suggest",
+)
 
 
 @pytest.fixture
