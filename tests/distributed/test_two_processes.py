@@ -44,7 +44,7 @@ GRADIENTS = {
     "one frozen tower": ("time", ("method.trainable=[text]",)),
     "lora": ("time", ("method.trainable=[{lora: {rank: 2, targets: [q, k, v, out, mlp]}}]",)),
     "adapters": ("classes", ("method.trainable=[{adapter: {width: 3}}, image-blocks:last1]",)),
-    "prompts": ("time", ("method.trainable=[{prompt: {tower: both, count: 2, depth: all}}]",)),
+    "prompts": ("time", ("method.trainable=[{prompt: {tower: both, count: 2, depth: all}}, image-bias]",)),
 }
 SHORT = ("training.steps=4", "evaluation.examples=1", "evaluation.batch_size=5")
 RUNS = {

@@ -21,7 +21,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "lwf": ("method.penalties={lwf: {images: own}}",),
     "feature-distill": ("method.penalties={feature-distill: {}, weight-constraint: {}}",),
     "lora and adapters": ("method.trainable=[{lora: {rank: 2}}, {adapter: {width: 3}}]",),
-    "prompts": ("method.trainable=[{prompt: {tower: both, count: 2, depth: 2}}]",),
+    "prompts": ("method.trainable=[{prompt: {tower: both, count: 1, depth: 2}}, text-bias]",),
     "frozen image tower": ("method.trainable=[text]", "training.augment=none", "method.replay.kind=reservoir"),
     "finetune, guarded": ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3"),
 }
