@@ -240,7 +240,7 @@ def _captions(table: Table, model: ModelLimits) -> Captions | None:
     if source == "captions":  # that a class name stands for many pictures is its purpose
         things = table.column("concept") if table.has("concept") else table.identities()
         for text, thing in zip(given, things, strict=True):
-            if text:
+            if text and counts[str(text)] > 1:
                 pictures.setdefault(str(text), set()).add(str(thing))
     shared = {text: len(p) for text, p in pictures.items() if len(p) > 1}
     per_picture = list(Counter(table.identities()).values())
