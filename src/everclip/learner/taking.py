@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.config import validated
 from everclip.contracts import Task
-from everclip.data.sources import read
+from everclip.data.sources import read, read_rows
 from everclip.data.spec import DataSpec
 from everclip.data.splits import carve
 from everclip.data.table import Table
@@ -35,8 +35,6 @@ def table_of(data: UserData) -> Table:
         return read(data).table
     if isinstance(data, Mapping):
         return read(validated(DataSpec, data, "data")).table
-    from everclip.data.sources import read_rows
-
     return read_rows(data).table
 
 
