@@ -34,9 +34,18 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def fetch_command(repository: str, revision: str | None = None) -> str:
-    """Return the command that puts a repository into the cache, to be run where there is a network."""
-    return f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+def fetch_command(repository: str, revision: str | None = None, file: str = "") -> str:
+    """Return the command that puts a model into the cache, to be run where there is a network.
+
+    Args:
+        repository: `ORG/NAME`.
+        revision: a branch, tag or commit.
+        file: weights of another name than open_clip's own.
+    """
+    # Without patterns the same weights would come four times, in the layouts of four libraries.
+    patterns = ("open_clip*", *([file] if file else []), "*.json", "*.txt", "*.model")
+    includes = " ".join(f'--include "{pattern}"' for pattern in patterns)
+    return f"hf download {repository}" + (f" --revision {revision}" if revision else "") + f" {includes}"
 
 
 def repository_folder(repository: str) -> Path:
