@@ -47,7 +47,7 @@ def part_of(name: str, clip: nn.Module) -> set[str]:
     if side is None:
         return {"logit-scale" if plain == "logit_scale" else "logit-bias"}
     leaf = plain.removeprefix("visual.").removeprefix("text.")
-    parts = {side}
+    parts: set[str] = {side}
     if (block := _BLOCK.match(leaf)) is not None:
         # The stages of a ResNet are named from 1.
         number = int(block["number"]) if block["stage"] is None else int(block["of_resnet"]) - 1

@@ -42,12 +42,11 @@ class Adapter(Hooked):
     ) -> None:
         super().__init__()
         self.place, self.scale = place, settings.factor
-        kind = {"device": like.device, "dtype": like.dtype}
         bound = 1 / math.sqrt(width)
         values = (2 * torch.rand(settings.width, width, generator=draw) - 1) * bound
-        self.down = nn.Linear(width, settings.width, **kind)
+        self.down = nn.Linear(width, settings.width, device=like.device, dtype=like.dtype)
         self.activation = _ACTIVATIONS[settings.activation]()
-        self.up = nn.Linear(settings.width, width, **kind)
+        self.up = nn.Linear(settings.width, width, device=like.device, dtype=like.dtype)
         with torch.no_grad():
             self.down.weight.copy_(values)
             for zero in (self.down.bias, self.up.weight, self.up.bias):
@@ -69,10 +68,10 @@ class Adapter(Hooked):
         self._handles.append(block.get_submodule(owner).register_forward_hook(hook))
 
     def _after(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output + self(output).to(output.dtype)
+        return output + self.forward(output).to(output.dtype)
 
     def _beside(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return output + self(inputs[0]).to(output.dtype)
+        return output + self.forward(inputs[0]).to(output.dtype)
 
 
 def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:

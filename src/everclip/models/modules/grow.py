@@ -82,7 +82,7 @@ def grown(clip: nn.Module) -> dict[str, int]:
 
 def grown_parameters(clip: nn.Module) -> dict[str, str]:
     """Return the name of every parameter that was grown, and the kind of its module."""
-    found = {}
+    found: dict[str, str] = {}
     for kind, entry in KINDS.items():
         for place, module in clip.named_modules():
             if isinstance(module, entry.module):

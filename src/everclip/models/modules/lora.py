@@ -49,15 +49,14 @@ class LowRank(nn.Module):
         super().__init__()
         self.slices, self.scaling, self.rank = tuple(slices), settings.scaling, settings.rank
         rows, columns = weight.shape[0] // len(self.slices), weight.shape[1]
-        like = {"device": weight.device, "dtype": weight.dtype}
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         for target in sorted(targets, key=self.slices.index):
             # Uniform as the reference draws it, kaiming with a = sqrt(5).
             bound = 1 / math.sqrt(columns)
             values = (2 * torch.rand(settings.rank, columns, generator=draw) - 1) * bound
-            self.down[target] = nn.Parameter(values.to(**like))
-            self.up[target] = nn.Parameter(torch.zeros(rows, settings.rank, **like))
+            self.down[target] = nn.Parameter(values.to(weight.device, weight.dtype))
+            self.up[target] = nn.Parameter(weight.new_zeros(rows, settings.rank))
 
     def extra_repr(self) -> str:
         """Say what `str` must tell apart."""
@@ -67,7 +66,8 @@ class LowRank(nn.Module):
         """Return the update of one slice, `(rows / number of slices, columns)`."""
         # Outside of autocast, so that the merged weight of an evaluation is the one that trained.
         with torch.autocast(self.up[target].device.type, enabled=False):
-            return (self.up[target] @ self.down[target]) * self.scaling
+            update: torch.Tensor = (self.up[target] @ self.down[target]) * self.scaling
+            return update
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the adapted weight, same shape."""
@@ -109,7 +109,7 @@ def places(tower: Tower, settings: LoraSettings) -> list[Place]:
             found.append(Place(attention.out_proj, "weight", ("out",), ("out",)))  # type: ignore[arg-type]
         for name in ("c_fc", "c_proj"):
             if name in wanted:
-                linear: nn.Module = block.mlp.get_submodule(name)  # type: ignore[union-attr, operator]
+                linear: nn.Module = block.mlp.get_submodule(name)  # type: ignore[union-attr]
                 found.append(Place(linear, "weight", (name,), (name,)))
     return found
 

@@ -183,8 +183,8 @@ def _insert_text(tower: Tower, settings: PromptSettings, depth: int, context: Co
         raise ConfigError(
             f"method.trainable.prompt.count: {count} tokens leave no room for a text in a context of {length}."
         )
-    embedding.add_module(NAME, first)  # type: ignore[union-attr, operator]
-    first._handles.append(embedding.register_forward_hook(first.embed))  # type: ignore[union-attr, operator]
+    embedding.add_module(NAME, first)  # type: ignore[union-attr]
+    first._handles.append(embedding.register_forward_hook(first.embed))  # type: ignore[union-attr]
     _make_room(root, first)
     for number in range(1, depth):
         draw = generator(context.seed, "prompt", "text", number)
