@@ -230,7 +230,7 @@ class Guard:
 
     def tensors(self) -> Weights:
         """Return the last good weights, inside a task."""
-        return dict(self._good or {})
+        return {} if self._good is None else dict(self._good)
 
     def state(self) -> dict[str, Any]:
         """Return the JSON that continuing needs besides tensors."""
