@@ -203,11 +203,18 @@ def test_frames_without_end_are_not_walked(kind: str, monkeypatch: pytest.Monkey
     assert inspect(data, "x").frames == 5
 
 
-def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encode(photo(200, 200), "JPEG", progressive=True)
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(
+    progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode(photo(200, 200), "JPEG", progressive=progressive)
     scans = data.count(b"\xff\xda")
     monkeypatch.setattr(images, "MAX_SCAN_PIXELS", 200 * 200 * scans)
     assert decode(data, "x").size == (200, 200)
+    if not progressive:
+        # One component in the first scan: the decoder then waits for more scans, however many there are.
+        start = data.index(b"\xff\xda")
+        data = data[: start + 2] + b"\x00\x08\x01\x01\x00\x00\x3f\x00" + data[start + 14 :]
     with pytest.raises(PictureError, match=r"in \d+ scans") as caught:
         decode(data.replace(b"\xff\xd9", b"\xff\xda" * 3), "x")
     assert caught.value.reason == "too-large"

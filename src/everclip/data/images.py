@@ -135,10 +135,28 @@ def _opened(data: bytes, name: str) -> Image.Image:
         detail = f"picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold"
         raise _refused(name, "extreme-aspect", detail)
     if picture.format in ("JPEG", "MPO"):
-        scans = data.count(b"\xff\xda")
+        scans = _scans(data)
         if scans * width * height > MAX_SCAN_PIXELS:
             raise _refused(name, "too-large", f"a JPEG of {width} x {height} pixels in {scans} scans")
     return picture
+
+
+def _scans(data: bytes) -> int:
+    """Return how many scans a JPEG holds; counted only where the first does not hold all components by itself."""
+    at, components, progressive = 2, 0, False
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if marker == 0xDA:
+            if not progressive and data[at + 4] == components:
+                return 1
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            progressive, components = marker not in (0xC0, 0xC1), data[at + 9]
+        at += 2 if 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.count(b"\xff\xda")
 
 
 def _refused(name: str, reason: str, detail: str) -> PictureError:
@@ -185,6 +203,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
         ground = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    if picture.mode == "RGB" and picture.format in ("JPEG", None):
+        return picture  # converting would copy; these no longer hold their file, other formats' pictures do
     return picture.convert("RGB")
 
 
