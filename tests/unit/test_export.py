@@ -82,6 +82,10 @@ def test_numbers_beyond_half_precision_are_refused(tmp_path: Path) -> None:
 
 def test_vocabularies_travel_with_the_weights(micro_folder: Path, tmp_path: Path) -> None:
     run_export(str(micro_folder / "model"), tmp_path / "merges")
+    modes = {
+        (tmp_path / "merges" / name).stat().st_mode for name in ("open_clip_config.json", module.WEIGHTS)
+    }
+    assert len(modes) == 1  # safetensors alone would keep its file from every other user
     assert (tmp_path / "merges/merges.txt.gz").is_file()
     plain(tmp_path / "merges")
     folder = zoo.write(tmp_path / "siglip", siglip_with_tokenizer())
