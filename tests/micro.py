@@ -134,6 +134,19 @@ def scenario(kind: str, data: Path) -> dict[str, object]:
     elif kind == "domains":
         # The test drawing of every thing has style 0, so the domains are years here.
         document |= {"column": "time"}
-    if kind != "classes":
+    elif kind == "sources":
+        document |= _two_sources(document.pop("data"))
+    if kind not in ("classes", "sources"):
         document["evaluate_as"] = "retrieval"  # the pictures have classes, too
     return document
+
+
+def _two_sources(data: object) -> dict[str, object]:
+    """Return a task of captions and one of classes, and a retention set with data of its own."""
+    years = {"words": {"time": [2000, 2001]}, "kinds": {"time": 2002}}
+    kinds = {"words": "retrieval", "kinds": "classification"}
+    return {
+        "sources": [{"name": n, "data": data, "kind": kinds[n], "where": years[n]} for n in years],
+        "retention": [{"name": "groups", "data": data, "where": {"time": 2003}}],
+        "headline": {"protocol": "all", "metric": "auto"},
+    }

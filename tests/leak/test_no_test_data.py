@@ -28,7 +28,7 @@ from everclip.scenarios.load import load_scenario
 from everclip.training.progress import Progress
 from micro import picture
 
-MICRO = ("time", "classes", "domains", "single")
+MICRO = ("time", "classes", "domains", "single", "sources")
 BUILTIN = sorted(registry.benchmarks())
 
 

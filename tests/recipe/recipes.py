@@ -11,7 +11,7 @@ from everclip.evaluation.results import Results
 from everclip.registry import methods
 from everclip.scenarios.load import load_scenario
 
-KINDS = ("time", "classes", "domains", "single")
+KINDS = ("time", "classes", "domains", "single", "sources")
 SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "method": tuple((f"method={name}",) for name in sorted(methods())),
     "kind": tuple((kind,) for kind in KINDS),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from everclip.evaluation.assemble import AUTO
 from everclip.evaluation.results import Results
 
 
@@ -19,8 +20,9 @@ def print_results(results: Results, folder: Path) -> None:
     matrix = results.matrix
     width = max(len(name) for name in [*matrix.rows, "before"])
     columns = [max(5, len(name)) for name in matrix.columns]
+    metric = "accuracy or mean_r1" if matrix.metric == AUTO else matrix.metric
     typer.echo(
-        f"{results.title}: {matrix.metric} in the pool `{matrix.protocol}`, percent (retention sets: own metric)"
+        f"{results.title}: {metric} in the pool `{matrix.protocol}`, percent (retention sets: own metric)"
     )
     header = "  ".join(f"{n:>{w}}" for n, w in zip(matrix.columns, columns, strict=True))
     typer.echo(f"{'after':<{width}}  {header}")

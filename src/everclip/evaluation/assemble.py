@@ -56,6 +56,12 @@ def metric_of(column: Column, headline: Mapping[str, str]) -> str:
     return headline["metric"] if (headline["metric"] in CLASSIFICATION) == (own == "accuracy") else own
 
 
+def _shown_metric(columns: Sequence[Column], headline: Mapping[str, str]) -> str:
+    """Return the metric that all task columns show, or `auto` where each shows its own."""
+    shown = {metric_of(column, headline) for column in columns if column.group == "task"}
+    return shown.pop() if len(shown) == 1 else headline["metric"]
+
+
 def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -> None:
     """Check before a run starts that the task sets will have the headline's metric.
 
@@ -80,7 +86,7 @@ def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mappi
     """Return the headline score matrix over all columns, row 0 included."""
     return Matrix(
         protocol=headline["protocol"],
-        metric=headline["metric"],
+        metric=_shown_metric(columns, headline),
         rows=[row.label for row in rows],
         columns=[column.name for column in columns],
         values=[[headline_value(row, column, headline) for column in columns] for row in rows],

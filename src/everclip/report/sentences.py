@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from everclip.evaluation.assemble import AUTO
 from everclip.report.formats import number, percent, span
 from everclip.report.quantities import Change, Estimate, change_since_start, estimate, metric, terms
 from everclip.report.runs import Run
@@ -47,6 +48,8 @@ def _verb(run: Run) -> tuple[str, str, str]:
         return "finds", "of", ending
     if name in ("accuracy", "mean_class_accuracy"):
         return "recognises", "of", ""
+    if name == AUTO:
+        return "answers right", "on", " (classes named, or captions and pictures found)"
     return "scores", "on", f" ({name})"
 
 

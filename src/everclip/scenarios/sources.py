@@ -29,7 +29,7 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
         val = None if val is None else reader.with_keys(val, next(keys))
     rule = source.split or spec.split
     parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
-    kind = reader.kind_of(table.renamed(source.name), source.kind, f"{key}.kind")
+    kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")
     return Group(source.name, parts, kind, None, source.templates, rule, source.data.language, key)
 
 
