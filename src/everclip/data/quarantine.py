@@ -21,7 +21,6 @@ REASONS = {
     "extreme-aspect": "one side is more than a hundred times the other",
     "bad-row": "the row itself is broken: wrong number of cells, no valid JSON, a cell of the wrong kind",
     "bad-utf8": "the text is not UTF-8",
-    "no-text": "there is neither a caption nor a class",
     "empty-caption": "the caption is empty and there is no class name instead",
     "missing-label": "the class is missing or NaN while other rows have one",
     "missing-id": "the id is missing while other rows have one",

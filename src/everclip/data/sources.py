@@ -176,7 +176,8 @@ def _part(
 ) -> _Part:
     """Bring one file to canonical columns."""
     _require(names, raw)
-    resolver = Resolver((root or raw.root) if raw.confined else None, downloads)
+    start = raw.root if raw.root_fixed or root is None else root
+    resolver = Resolver(start if raw.confined else None, downloads)
     columns, unread = plain(renamed(raw.columns, names))
     pictures, missing = image_places(columns.column("image"), resolver, raw.name)
     columns = replaced(columns, "image", pa.array(np.arange(len(pictures), dtype=np.int64)))
@@ -205,8 +206,8 @@ def _require(names: Mapping[str, str], raw: Raw) -> None:
         )
     if not {"caption", "class_name", "class_key"} & set(names):
         raise DataError(
-            f"{raw.name}: neither captions nor classes; columns are {held}. Name one with data.columns.caption=NAME or "
-            "data.columns.class_name=NAME."
+            f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
+            "with data.columns.caption=NAME or data.columns.class_name=NAME."
         )
 
 

@@ -106,6 +106,7 @@ def _class_folders(path: Path, folders: list[str]) -> Raw:
         None,
         broken,
         root=path,
+        root_fixed=True,
         known={"image": "image", "class_name": "class_name"},
         labels=files,
         notes=notes,

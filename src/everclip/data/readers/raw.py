@@ -30,6 +30,7 @@ class Raw:
         labels: what names a row where it has no number, e.g. a member of an archive.
         notes: lines for people, shown with the guesses.
         split: the split that the file's or folder's name says.
+        root_fixed: whether `data.root` does not apply, since the paths were found in `root` itself.
         confined: whether image paths must stay below `root`.
         textual: whether every cell is text, so that numbers have to be told from words.
     """
@@ -43,6 +44,7 @@ class Raw:
     labels: Sequence[str] | None = None
     notes: list[str] = field(default_factory=list)
     split: str | None = None
+    root_fixed: bool = False
     confined: bool = True
     textual: bool = False
 
