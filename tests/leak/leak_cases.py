@@ -12,7 +12,13 @@ from everclip.run import Run
 from everclip.training.progress import Progress
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
-SHORT = {"time": (TWO_YEARS,), "classes": ("scenario.per_task=3",), "domains": (), "single": (), "sources": ()}
+SHORT = {
+    "time": (TWO_YEARS,),
+    "classes": ("scenario.per_task=3",),
+    "domains": (),
+    "single": (),
+    "sources": (),
+}
 SETTINGS: dict[str, tuple[str, ...]] = {
     **{name: (f"method={name}",) for name in sorted(registry.methods())},
     "replay, balanced": ("method=replay", "method.replay.kind=balanced", "method.replay.size=9"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from everclip.contracts import ClassEntry
 from everclip.scenarios.spec import Measured, SplitSpec
 from everclip.scenarios.splits import Parts
 
@@ -32,6 +31,3 @@ class Group:
     rule: SplitSpec | None = None
     language: str | None = None
     key: str = ""
-
-
-Entries = tuple[ClassEntry, ...]
