@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.evaluation.statistics import wilson
 from everclip.evaluation.validation import set_score
+from everclip.learner import Learner
 from everclip.report import write_report
 from everclip.run import Run
 from everclip.training import guard as module
@@ -40,7 +42,8 @@ class Line:
 
 
 def a_set(name: str, rows: int = 1000) -> EvalSet:
-    data = Table(pa.table({"id": [f"{name}-{i}" for i in range(rows)]}), name=name)
+    ids = [f"{name}-{i}" for i in range(rows)]
+    data = Table(pa.table({"id": ids, "image": [i.encode() for i in ids]}), name=name)
     return EvalSet(name, "classification", data)
 
 
@@ -270,6 +273,26 @@ def test_a_run_ends_within_the_limit_on_validation_and_says_what_it_did(
         page = write_report(Path(held.config.output)).read_text()  # slow to draw: once is enough
         assert "The retention guard" in page
         assert "of the way; training ended there" in page
+
+
+def test_a_loaded_learner_is_still_watched_and_held_to_the_first_values(
+    micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    one = run(micro_config("classes", *STRICT, "training.steps=2"))
+    loaded = Learner.load(one.config.output)
+    loaded.remember()
+    assert one.learner.guard is not None
+    before = one.learner.guard.state()["before"]
+    again = Learner.load(loaded.save(tmp_path / "saved").parents[1])
+    for learner in (loaded, again):
+        assert learner.guard is not None
+        told: list[str] = []
+        learner.guard.tell = lambda kind, message, told=told: told.append(kind)  # type: ignore[misc]
+        task = replace(one.tasks[0], index=7, name="more")
+        learner.learn(task)
+        assert "late guard" not in told
+        assert learner.guard.state()["before"] == before
+        assert learner.method.notes["guard"]["sets"]["names"]["now"] >= before["names"]["value"] - 0.0101
 
 
 def test_a_guard_without_retention_watches_the_base_and_without_both_is_idle(

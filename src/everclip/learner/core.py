@@ -37,7 +37,7 @@ from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
 from everclip.training.engine import Engine, Hooks, StepLog
-from everclip.training.guard import Guard
+from everclip.training.guard import Guard, watchable
 from everclip.training.processes import start_processes
 
 Optimiser = Callable[[], dict[str, torch.Tensor]]
@@ -105,6 +105,7 @@ class Learner:
         self.recall: Callable[[], ListScenario] | None = None
         self.store = ImageStore()
         self.guard: Guard | None = None
+        self.guarding: GuardConfig | None = None
         self._guarded: Mapping[str, Any] | None = None
         backbone = method.backbone
         self._maker = BatchMaker(
@@ -204,6 +205,8 @@ class Learner:
             scenario = recall()
             self.base, self.base_val = scenario.base, scenario.base_val
             self.tasks = [t for t in scenario.tasks if t.index in self.learned]
+            if self.guarding is not None:
+                self.watch(watchable(scenario), self.guarding)
 
     def watch(self, sets: Sequence[EvalSet], config: GuardConfig) -> Guard:
         """Let a retention guard look at `sets` while tasks are learned; they must not be what results report.
@@ -211,7 +214,7 @@ class Learner:
         Raises:
             ConfigError: if `config.sets` names none of them.
         """
-        self.guard = Guard(config, sets, self.store)
+        self.guard, self.guarding = Guard(config, sets, self.store), None
         if self._guarded is not None:
             self.guard.restore({}, self._guarded)
         return self.guard

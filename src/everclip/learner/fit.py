@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from everclip.config import RunConfig
-from everclip.contracts import EvalSet, Task
+from everclip.contracts import Task
 from everclip.data.batches import share_of
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
+from everclip.training.guard import watchable
 from everclip.training.processes import start_processes
 
 
@@ -23,15 +23,8 @@ def learner_for(config: RunConfig, scenario: Any) -> Learner:
     method = build_method(config.method, backbone, config.seed)
     learner = Learner(method, config.training, config.seed, accelerator, scenario.base, scenario.base_val)
     if config.guard.max_drop is not None:
-        learner.watch(watched(scenario), config.guard)
+        learner.watch(watchable(scenario), config.guard)
     return learner
-
-
-def watched(scenario: Any) -> list[EvalSet]:
-    """Return what a retention guard may look at: the validation twins of the retention suite, else of the base."""
-    if scenario.retention_val or scenario.base_val is None or not len(scenario.base_val):
-        return list(scenario.retention_val)
-    return [replace(s, data=scenario.base_val) for s in scenario.eval_sets if s.group == "known"][:1]
 
 
 def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:

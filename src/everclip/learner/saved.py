@@ -11,8 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from everclip.config import BackboneConfig, CheckpointConfig, MethodConfig, TrainingConfig
-from everclip.contracts import ClassEntry, Task
+from everclip.config import (
+    BackboneConfig,
+    CheckpointConfig,
+    GuardConfig,
+    MethodConfig,
+    TrainingConfig,
+    validated,
+)
+from everclip.contracts import ClassEntry, EvalSet, Task
 from everclip.data.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
@@ -45,6 +52,9 @@ def save(learner: Learner, folder: Path) -> Path:
     past = [_kept(learner, folder, task) for task in learner.tasks]
     base = _kept_base(learner, folder)
     state = {**learner.state(Cursor()), "kind": "learner", "past": past, "base": base}
+    guard = learner.guard
+    if guard is not None:
+        state["watched"] = [_kept_set(folder, s) for s in guard.sets]
     path = Checkpoints(folder, CheckpointConfig()).save(learner.tensors({}), state)
     document = {
         "backbone": learner.method.backbone.config.model_dump(mode="json"),
@@ -55,6 +65,8 @@ def save(learner: Learner, folder: Path) -> Path:
         "training": learner.training.model_dump(mode="json"),
         "seed": learner.seed,
     }
+    if guard is not None:
+        document["guard"] = guard.config.model_dump(mode="json")
     write_text_atomic(folder / CONFIG, yaml.safe_dump(document, sort_keys=False))
     return path
 
@@ -86,6 +98,19 @@ def _kept_base(learner: Learner, folder: Path) -> dict[str, Any] | None:
     base = learner.base.select([n for n, name in enumerate(learner.base.ids) if name in wanted])
     held = None if learner.base_val is None else _some(learner.base_val)
     return {"train": _write(folder, "base-train", base), "val": _write(folder, "base-val", held)}
+
+
+def _kept_set(folder: Path, s: EvalSet) -> dict[str, Any]:
+    """Write a set that the guard watches, whole: what it was worth before is known for these very rows."""
+    classes = None if s.classes is None else [asdict(entry) for entry in s.classes]
+    data = _write(folder, "watched", s.data)  # named apart by content
+    return {"name": s.name, "kind": s.kind, "classes": classes, "data": data}
+
+
+def _eval_set(folder: Path, kept: dict[str, Any]) -> EvalSet:
+    data = _table(folder, kept["data"], kept["name"])
+    assert data is not None
+    return EvalSet(kept["name"], kept["kind"], data, None, "retention", _classes(kept["classes"]))
 
 
 def _some(table: Table) -> Table:
@@ -121,6 +146,8 @@ def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Lea
     # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
     state = found.state.get("learner", found.state)
     learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, state)
+    guard = validated(GuardConfig, document.get("guard", {}), "guard")
+    learner.guarding = guard if guard.max_drop is not None else None
     if scenario is not None:
         learner.recall = lambda: scenario
         learner.remember()
@@ -138,6 +165,9 @@ def _remember(learner: Learner, folder: Path, state: dict[str, Any]) -> None:
     if base is not None:
         learner.base = _table(folder, base["train"], "base")
         learner.base_val = _table(folder, base["val"], "base")
+    if learner.guarding is not None:
+        watched = [_eval_set(folder, kept) for kept in state.get("watched", [])]
+        learner.watch(watched, learner.guarding)
 
 
 def _task(folder: Path, kept: dict[str, Any]) -> Task:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,13 @@ HALVINGS = 5
 
 Scores = dict[str, float]
 Weights = dict[str, torch.Tensor]
+
+
+def watchable(scenario: Any) -> list[EvalSet]:
+    """Return what a guard may look at: the validation twins of the retention suite, without any those of the base."""
+    if scenario.retention_val or scenario.base_val is None or not len(scenario.base_val):
+        return list(scenario.retention_val)
+    return [replace(s, data=scenario.base_val) for s in scenario.eval_sets if s.group == "known"][:1]
 
 
 def _log(kind: str, message: str) -> None:
@@ -76,6 +83,11 @@ class Guard:
     def _clear(self) -> None:
         self.stopped = False
         self._looks, self._last, self._acted = 0, Scores(), list[dict[str, Any]]()
+
+    @property
+    def sets(self) -> tuple[EvalSet, ...]:
+        """What is watched."""
+        return tuple(self._sets)
 
     # -- a task ---------------------------------------------------------------------------------------------------
 
@@ -212,10 +224,10 @@ class Guard:
         return low
 
     def _note(self) -> dict[str, Any]:
-        sets = {}
+        sets: dict[str, Any] = {}
         for name, before in self._before.items():
             if name in self._last:
-                kept = {key: before[key] for key in ("n", "margin", "noise") if key in before}
+                kept: dict[str, Any] = {key: before[key] for key in ("n", "margin", "noise") if key in before}
                 sets[name] = {"before": round(before["value"], 6), "now": round(self._last[name], 6), **kept}
         limits = {"max_drop": self.config.max_drop, "action": self.config.action}
         return {
