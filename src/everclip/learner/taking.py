@@ -10,11 +10,12 @@ from everclip.config import validated
 from everclip.contracts import Task
 from everclip.data.sources import read, read_rows
 from everclip.data.spec import DataSpec
-from everclip.data.splits import carve
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries
-from everclip.scenarios.measuring import Measuring, is_test, measured_set
+from everclip.scenarios.measuring import Measuring, measured_set
+from everclip.scenarios.spec import SplitSpec
+from everclip.scenarios.splits import split
 
 UserData = str | Path | DataSpec | Table | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 """A path or name of data, a `data:` block (as a mapping or `DataSpec`), a table, or rows as mappings."""
@@ -43,26 +44,26 @@ def make_task(
 ) -> Task:
     """Return data as the task with a number: its training rows, a part of them carved off for validation.
 
-    Rows that a column `split` marks as test are left out. Data without captions are learned from class names.
+    Rows that a column `split` marks as test are left out; those it marks as validation are the task's, and then nothing
+    is carved. Data without captions are learned from class names.
     """
     table = table_of(data)
-    if table.has("split"):
-        table = table.where("split", lambda value: not is_test(value))
-    table = table.renamed(name or f"task {index}" if isinstance(data, Table) else name or table.name)
-    if len(table) == 0:
+    table = table.renamed(name or (f"task {index}" if isinstance(data, Table) else table.name))
+    parts = split(table, SplitSpec(column="split") if table.has("split") else None)
+    if len(parts.train) == 0:
         raise DataError(f"{table.name}: nothing to learn: there is no training row.")
-    captioned = table.has("caption") and any(table.column("caption"))
+    captioned = table.has("caption") and any(parts.train.column("caption"))
     if not captioned and not table.has("class_key"):
         raise DataError(
             f"{table.name}: nothing to learn from: expected a column `caption` or `class_name`; columns are "
             f"{', '.join(table.column_names)}."
         )
-    train, val = carve(table, validation)
+    train, val = parts.training(validation)
     if len(train) == 0:
         raise DataError(
             f"{table.name}: {len(table)} rows are too few to set {validation:.0%} aside; lower it."
         )
-    classes = None if captioned else class_entries(table, templates, (index,))
+    classes = None if captioned else class_entries(parts.train, templates, (index,))
     return Task(index, table.name, train, val if len(val) else None, classes)
 
 

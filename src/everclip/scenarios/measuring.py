@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries
+from everclip.scenarios.splits import part_of
 
 OWN = EvalProtocol("own")
 
@@ -35,11 +35,6 @@ class Measuring:
         return (eval_set,)
 
 
-def is_test(value: Any) -> bool:
-    """Whether a value of the column `split` marks a row that is only measured."""
-    return value is True or (isinstance(value, str) and value.lower() in ("test", "true"))
-
-
 def measured_set(table: Table, templates: Sequence[str], kind: str | None = None) -> EvalSet:
     """Return a table's test rows (all of them where none is marked) as an evaluation set.
 
@@ -52,7 +47,7 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
         DataError: if there is nothing to score on.
     """
     if table.has("split"):
-        held_out = table.where("split", is_test)
+        held_out = table.where("split", lambda mark: part_of(mark) == "test")
         table = held_out if len(held_out) else table
     captioned = table.has("caption") and any(table.column("caption"))
     kind = kind or ("retrieval" if captioned else "classification")
