@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -280,9 +280,11 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         info = model.model_fields.get(part)
-        inner = info.annotation if info else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        given = info.annotation if info else None
+        # A part that may be absent (`AugmentConfig | None`) has the fields of what it is when present.
+        for inner in get_args(given) or (given,):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
     return list(model.model_fields)
 
 

@@ -221,7 +221,7 @@ def test_a_weight_constraint_holds_the_named_parts_to_the_named_model(
         batch = begun(method, tasks["captions"])
         move(method)
         against = second if reference == "task-start" else first
-        gaps = [float(((method.get_parameter(n) - against[n]) ** 2).sum()) for n in first]
+        gaps = [float(((method.get_parameter(n).detach() - against[n]) ** 2).sum()) for n in first]
         size = sum(v.numel() for v in first.values()) if reduce == "mean" else 1
         assert penalty_of(method, batch).item() == pytest.approx(3 * sum(gaps) / size, rel=1e-4)
 
