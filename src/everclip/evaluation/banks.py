@@ -1,8 +1,9 @@
-"""Encoding texts in blocks, equal texts once."""
+"""Encoding for measurement: always the same way, whatever trains; texts in blocks, equal texts once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +18,24 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-@torch.no_grad()
+@contextmanager
+def measuring(method: Any) -> Iterator[None]:
+    """Encode without gradient, with nothing marked as trainable (whose mode it is is the caller's).
+
+    Torch chooses kernels by what requires a gradient, also where none is computed; without this the same weights
+    would give other low bits under another method.
+    """
+    marked = [p for p in method.parameters() if p.requires_grad]
+    for parameter in marked:
+        parameter.requires_grad_(False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for parameter in marked:
+            parameter.requires_grad_(True)
+
+
 def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Features:
     """Encode texts with a method, equal texts once.
 
@@ -27,9 +45,10 @@ def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Fea
     unique = list(dict.fromkeys(texts))
     device = device_of(method)
     parts: list[Features] = []
-    for start in range(0, len(unique), block):
-        tokens = method.backbone.tokenise(unique[start : start + block]).to(device)
-        parts.append({k: v.float().cpu() for k, v in method.encode_texts(tokens).items()})
+    with measuring(method):
+        for start in range(0, len(unique), block):
+            tokens = method.backbone.tokenise(unique[start : start + block]).to(device)
+            parts.append({k: v.float().cpu() for k, v in method.encode_texts(tokens).items()})
     index = {text: i for i, text in enumerate(unique)}
     where = torch.tensor([index[text] for text in texts], dtype=torch.int64)
     return {key: torch.cat([part[key] for part in parts])[where] for key in parts[0]} if parts else {}

@@ -15,7 +15,7 @@ from everclip.data.images import ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
-from everclip.evaluation.banks import device_of, encode_prompts
+from everclip.evaluation.banks import device_of, encode_prompts, measuring
 from everclip.files import write_bytes_atomic
 
 Tick = Callable[[int, int], None]
@@ -91,7 +91,6 @@ class Encoder:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
 
-    @torch.inference_mode()
     def _encode(self, method: Any, tick: Tick) -> Features:
         device = device_of(method)
         # With fewer pictures than processes every process encodes them all.
@@ -100,13 +99,14 @@ class Encoder:
         if split:
             mine = np.array_split(mine, self._world)[self._rank]
         parts: list[Features] = []
-        for start in range(0, len(mine), self._batch):
-            chosen = [self._places[int(i)] for i in mine[start : start + self._batch]]
-            pixels = torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
-            found = method.encode_images(pixels.to(device))
-            parts.append({k: v.float().cpu() for k, v in found.items()})
-            self.encoded += len(chosen)
-            tick(start + len(chosen), len(mine))
+        with measuring(method):
+            for start in range(0, len(mine), self._batch):
+                chosen = [self._places[int(i)] for i in mine[start : start + self._batch]]
+                pixels = torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
+                found = method.encode_images(pixels.to(device))
+                parts.append({k: v.float().cpu() for k, v in found.items()})
+                self.encoded += len(chosen)
+                tick(start + len(chosen), len(mine))
         local = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         return local if not split else _joined(gather_objects(local))
 
@@ -117,8 +117,7 @@ class Encoder:
             self._texts.clear()
         new = [t for t in dict.fromkeys(texts) if (key, t) not in self._texts]
         if new:
-            with torch.inference_mode():
-                encoded = encode_prompts(method, new)
+            encoded = encode_prompts(method, new)
             for i, text in enumerate(new):
                 self._texts[key, text] = {k: v[i] for k, v in encoded.items()}
         found = [self._texts[key, text] for text in texts]
@@ -129,7 +128,7 @@ class Encoder:
         if any(known != keys["text"] for known, _ in self._banks):
             self._banks.clear()
         if (keys["text"], space) not in self._banks:
-            with torch.inference_mode():
+            with measuring(method):
                 self._banks[keys["text"], space] = method.class_bank(space)
         return self._banks[keys["text"], space]
 

@@ -12,7 +12,7 @@ from everclip.data.images import ImageStore
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
-from everclip.evaluation.banks import device_of, encode_prompts
+from everclip.evaluation.banks import device_of, encode_prompts, measuring
 from everclip.scenarios.base import merge_entries
 
 
@@ -88,20 +88,20 @@ def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:
     return _recalls(method, {s.name: s.data}, {s.name: images})[s.name], len(set(s.data.identities()))
 
 
-@torch.inference_mode()
 def _encode(method: Any, table: Table, store: ImageStore) -> torch.Tensor:
     device = device_of(method)
     parts = []
-    for start in range(0, len(table), 256):
-        rows = range(start, min(start + 256, len(table)))
-        pixels = torch.stack([method.backbone.preprocess(store.get(table, i)) for i in rows])
-        parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
-    return torch.cat(parts)
+    with measuring(method):
+        for start in range(0, len(table), 256):
+            rows = range(start, min(start + 256, len(table)))
+            pixels = torch.stack([method.backbone.preprocess(store.get(table, i)) for i in rows])
+            parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
+        return torch.cat(parts)
 
 
-@torch.inference_mode()
 def _accuracy(method: Any, table: Table, images: torch.Tensor, space: LabelSpace) -> float:
-    scores = method.class_scores({"embedding": images}, space, method.class_bank(space))
+    with measuring(method):
+        scores = method.class_scores({"embedding": images}, space, method.class_bank(space))
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
     return float((scores.argmax(dim=1) == labels).float().mean())

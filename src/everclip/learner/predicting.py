@@ -13,7 +13,7 @@ from PIL import Image
 from everclip.contracts import ClassEntry, LabelSpace
 from everclip.data.images import decode
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import device_of, encode_prompts
+from everclip.evaluation.banks import device_of, encode_prompts, measuring
 
 Picture = str | Path | bytes | Image.Image
 """A path, encoded bytes, or a PIL picture."""
@@ -21,15 +21,15 @@ Picture = str | Path | bytes | Image.Image
 BLOCK = 256
 
 
-@torch.inference_mode()
 def encode(method: Any, images: Iterable[Picture], texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """See `everclip.Learner.encode`."""
     method.eval()
     found = {}
     device, parts = device_of(method), []
-    for block in _blocks(images):
-        pixels = torch.stack([method.backbone.preprocess(_open(image)) for image in block])
-        parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
+    with measuring(method):
+        for block in _blocks(images):
+            pixels = torch.stack([method.backbone.preprocess(_open(image)) for image in block])
+            parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
     if parts:
         found["images"] = torch.cat(parts)
     if texts:
@@ -37,7 +37,6 @@ def encode(method: Any, images: Iterable[Picture], texts: Sequence[str]) -> dict
     return found
 
 
-@torch.inference_mode()
 def classify(
     method: Any, images: Iterable[Picture], names: Sequence[str], templates: Sequence[str]
 ) -> list[tuple[str, float]]:
@@ -48,8 +47,8 @@ def classify(
     features = encode(method, images, ())
     if not features:
         return []
-    bank = method.class_bank(space)
-    scores = method.class_scores({"embedding": features["images"]}, space, bank)
+    with measuring(method):
+        scores = method.class_scores({"embedding": features["images"]}, space, method.class_bank(space))
     best = scores.max(dim=1)
     return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
 
