@@ -21,6 +21,7 @@ from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
+from everclip.methods.frozen import embeddings
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, parts_of
 from everclip.models.backbone import Backbone, load_backbone
@@ -258,6 +259,20 @@ def test_merging_and_penalties_know_grown_parameters(
             assert torch.allclose(one[name], (start[name] + other[name]) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ({"lora": {}}, "none"),
+        ({"adapter": {"width": 3}}, "768 multiplications per image token"),
+        ({"prompt": {"count": 3, "depth": "all"}}, "3 more tokens per image"),
+        ({"prompt": {"tower": "text"}}, "none"),
+    ],
+)
+def test_the_cost_of_a_picture_is_stated(module: dict[str, Any], said: str, micro_folder: Path) -> None:
+    cost = build(load_backbone(str(micro_folder / "model")), module).describe()
+    assert said in cost.extra_per_image
+
+
 def test_fingerprints_follow_what_is_grown(micro_folder: Path, task: Task) -> None:
     method = build(load_backbone(str(micro_folder / "model")), {"lora": {"tower": "text", "rank": 2}})
     before = method.backbone.fingerprints()
@@ -295,8 +310,8 @@ def test_backward_stops_at_the_lowest_trainable_block(micro_folder: Path, task: 
     for block in blocks:
         block.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     pixels, ids = models.inputs(method.backbone.clip)
-    image = method._embeddings("image", {"image": pixels}, "image")
-    text = method._embeddings("text", {"tokens": ids}, "tokens")
+    image = embeddings(method.backbone, "image", {"image": pixels}, "image")
+    text = embeddings(method.backbone, "text", {"tokens": ids}, "tokens")
     assert seen == [False, True]
     assert image.requires_grad
     assert not text.requires_grad

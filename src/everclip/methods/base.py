@@ -32,7 +32,7 @@ from everclip.data.table import Table
 from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
-from everclip.methods.frozen import cached_columns
+from everclip.methods.frozen import cached_columns, embeddings, rest
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive
@@ -42,7 +42,8 @@ from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups, grow, trains
 from everclip.models.backbone import Backbone
-from everclip.models.modules.towers import SIDES, Side, is_frozen, tower_parts
+from everclip.models.modules.grow import extra_cost
+from everclip.models.modules.towers import SIDES
 from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
 
@@ -174,37 +175,23 @@ class Method(nn.Module):
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The training step: named losses whose sum is trained."""
         columns = batch["main"]
-        image = self._embeddings("image", columns, "image")
+        image = embeddings(self.backbone, "image", columns, "image")
         scale = self.backbone.logit_scale
         if "label" in columns:
-            text = self._embeddings("text", columns, "class_tokens", "class_embedding")
+            text = embeddings(self.backbone, "text", columns, "class_tokens", "class_embedding")
             smoothing = self.settings.label_smoothing
             losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
         else:
-            text = self._embeddings("text", columns, "tokens")
+            text = embeddings(self.backbone, "text", columns, "tokens")
             losses = {
                 "contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])
             }
         return losses | self.penalise(batch, progress, image, text)
 
-    def _embeddings(
-        self, side: Side, columns: Mapping[str, Any], column: str, served: str | None = None
-    ) -> torch.Tensor:
-        """Return embeddings from the cache, where the phase asked for them, or from the tower."""
-        found: torch.Tensor | None = columns.get(served or f"{side}_embedding")
-        if found is not None:
-            return found
-        encode = self.backbone.encode_image if side == "image" else self.backbone.encode_text
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(self.backbone.clip, side)):
-            return encode(columns[column])
-
     def train(self, mode: bool = True) -> Method:
         """Set the mode; a tower of which nothing trains stays in evaluation mode, and so gives the same embeddings."""
         super().train(mode)
-        for side in SIDES:
-            if mode and is_frozen(self.backbone.clip, side):
-                for part in tower_parts(self.backbone.clip, side):
-                    part.eval()
+        rest(self.backbone)
         return self
 
     def penalise(
@@ -396,5 +383,6 @@ class Method(nn.Module):
             bytes=weights[0].element_size() * teachers
             + sum(t.numel() * t.element_size() for t in (*weights, *kept)),
             buffer_samples=held,
+            extra_per_image=extra_cost(self.backbone.clip),
             growth_per_task="the task's samples (replay.kind=all)" if unbounded else "none",
         )

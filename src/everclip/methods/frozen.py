@@ -1,11 +1,15 @@
-"""Which columns of a phase may be embeddings of a tower that does not train, and why others may not."""
+"""Towers that do not train: which columns of a phase may be their embeddings, and how a step gets these."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
 
 from everclip.config import TrainingConfig
-from everclip.models.modules.towers import Side
+from everclip.models.backbone import Backbone
+from everclip.models.modules.towers import SIDES, Side, is_frozen, tower_parts
 
 
 def cached_columns(
@@ -44,6 +48,34 @@ def cached_columns(
     if "text" in frozen and "label" in columns:
         found.append("class_embedding")
     return tuple(found), reasons
+
+
+def embeddings(
+    backbone: Backbone, side: Side, columns: Mapping[str, Any], column: str, served: str | None = None
+) -> torch.Tensor:
+    """Return a step's embeddings `(N, D)`: from the cache where the phase asked for them, else from the tower.
+
+    Args:
+        backbone: encodes; without gradient if nothing of the tower trains.
+        side: the tower.
+        columns: one stream's part of a batch.
+        column: the tower's input.
+        served: the column of cached embeddings; default `image_embedding` or `text_embedding`.
+    """
+    found: torch.Tensor | None = columns.get(served or f"{side}_embedding")
+    if found is not None:
+        return found
+    encode = backbone.encode_image if side == "image" else backbone.encode_text
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(backbone.clip, side)):
+        return encode(columns[column])
+
+
+def rest(backbone: Backbone) -> None:
+    """Put towers of which nothing trains into evaluation mode, where the same input has the same embedding."""
+    for side in SIDES:
+        if is_frozen(backbone.clip, side):
+            for part in tower_parts(backbone.clip, side):
+                part.eval()
 
 
 def _drawn(training: TrainingConfig) -> bool:

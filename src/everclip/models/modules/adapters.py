@@ -99,6 +99,13 @@ def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
         adapter.attach(block)
 
 
+def cost(clip: nn.Module) -> str:
+    """Say what adapters cost for each image."""
+    found = [m for m in clip.visual.modules() if isinstance(m, Adapter)]  # type: ignore[union-attr]
+    size = sum(m.down.weight.numel() + m.up.weight.numel() for m in found)
+    return f"adapters: {size:,} multiplications per image token" if size else ""
+
+
 def remove(clip: nn.Module) -> None:
     """Take all adapters out again."""
     for block in list(clip.modules()):

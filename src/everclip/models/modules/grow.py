@@ -90,6 +90,12 @@ def grown_parameters(clip: nn.Module) -> dict[str, str]:
     return found
 
 
+def extra_cost(clip: nn.Module) -> str:
+    """Say what grown modules cost for each image beyond the model itself; `none` where they merge into it."""
+    found = [KINDS[name].cost(clip) for name in grown(clip)]
+    return "; ".join(text for text in found if text) or "none"
+
+
 def mergeable(clip: nn.Module) -> bool:
     """Whether everything that was grown in a model can be put into its own weights."""
     return all(KINDS[name].merge is not None for name in grown(clip))

@@ -22,17 +22,19 @@ class Kind:
         insert: grows it in one tower, for settings of its own type; the model's other parameters keep their values.
         remove: takes everything of this kind out of a model, which is then what it was before.
         merge: puts its effect into the model's own weights; `None` where weights cannot hold it.
+        cost: says what it costs for each image beyond the model itself; empty for nothing.
     """
 
     module: type[nn.Module]
     insert: Callable[[Tower, Any, Context], None]
     remove: Callable[[nn.Module], object]
     merge: Callable[[nn.Module], object] | None = None
+    cost: Callable[[nn.Module], str] = lambda clip: ""
 
 
 KINDS: dict[str, Kind] = {
     "lora": Kind(lora.LowRank, lora.insert, lora.remove, lora.merge),
-    "adapter": Kind(adapters.Adapter, adapters.insert, adapters.remove),
-    "prompt": Kind(prompts.Prompt, prompts.insert, prompts.remove),
+    "adapter": Kind(adapters.Adapter, adapters.insert, adapters.remove, cost=adapters.cost),
+    "prompt": Kind(prompts.Prompt, prompts.insert, prompts.remove, cost=prompts.cost),
 }
 """name in the slot `trainable` -> kind; `settings.MODULES` holds the settings of each."""

@@ -227,6 +227,12 @@ def _like(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
     return values.to(like.device, like.dtype)
 
 
+def cost(clip: nn.Module) -> str:
+    """Say what prompts cost for each image."""
+    counts = [len(m.tokens) for m in clip.visual.modules() if isinstance(m, Prompt)]  # type: ignore[union-attr]
+    return f"prompts: {max(counts)} more tokens per image" if counts else ""
+
+
 def remove(clip: nn.Module) -> None:
     """Take all prompts out again."""
     for holder in list(clip.modules()):
