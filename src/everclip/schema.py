@@ -1,0 +1,281 @@
+"""The settings of a run as frozen models, validated with errors that name the key. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from everclip.errors import ConfigError, did_you_mean
+
+BUDGET_KEYS = ("steps", "epochs", "samples")
+"""Three ways to say how long one task trains; setting one replaces the others."""
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class PreprocessConfig(Frozen):
+    """How pictures become pixels, where it must differ from what the weights' configuration says (or does not say)."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+
+class BackboneConfig(Frozen):
+    """Which CLIP to start from (docs/own-model.md).
+
+    Attributes:
+        name: `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an architecture of
+            open_clip's.
+        weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
+            (seeded by the run).
+        patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794), else the model's own.
+        image_size: side in pixels other than the weights' own; position embeddings are interpolated.
+        force_quick_gelu: the activation to use where name and weights disagree on it.
+        preprocess: what to use where the weights' own preprocessing is not known, or wrong.
+    """
+
+    name: str = Field("builtin:tiny", min_length=1)
+    weights: str | None = None
+    patch_dropout: float | None = Field(None, ge=0, lt=1)
+    image_size: int | None = Field(None, ge=1)
+    force_quick_gelu: bool | None = None
+    preprocess: PreprocessConfig | None = None
+
+
+class MethodConfig(Frozen):
+    """A preset by name, and what is set differently."""
+
+    name: str = "finetune"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class AugmentConfig(Frozen):
+    """Augmentation of training images; every draw is keyed by (seed, task, step, sample id).
+
+    Attributes:
+        crop_min: smallest share of the area a random crop keeps.
+        ratio: a crop's aspect ratio lies within `[1/ratio, ratio]`.
+        flip: probability of a horizontal flip.
+        rotate: largest rotation in degrees either way.
+        colour: strength of brightness, contrast and saturation jitter (0.4 = factors in [0.6, 1.4]).
+        hue: largest hue shift as a fraction of the colour circle.
+        grey: probability of dropping colour.
+        zoom_out: probability of pasting the picture smaller on its ground, down to half its side.
+        blur: probability of a Gaussian blur of up to 3 % of the side (outlines and texture go, shapes stay).
+    """
+
+    crop_min: float = Field(0.9, gt=0, le=1)
+    ratio: float = Field(1.1, ge=1)
+    flip: float = Field(0.0, ge=0, le=1)
+    rotate: float = Field(0.0, ge=0, le=180)
+    colour: float = Field(0.0, ge=0, le=1)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    grey: float = Field(0.0, ge=0, le=1)
+    zoom_out: float = Field(0.0, ge=0, le=1)
+    blur: float = Field(0.0, ge=0, le=1)
+
+
+def _one_place(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError(f"template {template!r} must hold {{}} exactly once")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_one_place)]
+"""A text around a name: `{}` stands for it."""
+
+
+class CaptionConfig(Frozen):
+    """How a training caption is drawn from a sample's name and keywords (keyed like augmentation).
+
+    Attributes:
+        templates: texts around the caption, `{}` stands for it.
+        template_probability: how often a template other than plain is used.
+        keyword_probability: how often keywords stand in for the caption.
+        keywords: how many keywords at the most.
+    """
+
+    templates: tuple[Template, ...] = ()
+    template_probability: float = Field(0.0, ge=0, le=1)
+    keyword_probability: float = Field(0.0, ge=0, le=1)
+    keywords: int = Field(3, ge=1)
+
+
+class TrainingConfig(Frozen):
+    """How one task is trained; `steps`, `epochs` or `samples` is the budget per task (exactly one)."""
+
+    steps: int | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
+    samples: int | None = Field(None, ge=0)
+    batch_size: int = Field(64, ge=1)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-4, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the learning rate per block downwards, in each tower"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    schedule: Literal["cosine", "constant", "constant-cooldown"] = "cosine"
+    warmup: int | float = Field(0.1, ge=0, description="steps, or a share of all steps when below 1")
+    cooldown: int | float = Field(0.2, ge=0, description="steps, or a share of all steps when below 1")
+    clip_norm: float | None = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1)
+    workers: int = Field(1, ge=0, description="threads that prepare the next batches")
+    loss_limit: float = Field(1e3, gt=0, description="a loss above this counts as exploded")
+    augment: AugmentConfig | None = Field(
+        AugmentConfig(), description="`none`: the backbone's own evaluation transform, the same at every step"
+    )
+    captions: CaptionConfig = CaptionConfig()
+    cache: bool = Field(
+        True, description="encode a frozen tower once where its input is the same at every step"
+    )
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _none_by_name(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingConfig:
+        given = [key for key in BUDGET_KEYS if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"set exactly one of {', '.join(BUDGET_KEYS)} (found: {', '.join(given) or 'none'})"
+            )
+        return self
+
+
+class EvaluationConfig(Frozen):
+    """How rows are measured."""
+
+    batch_size: int = Field(256, ge=1)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10), min_length=1)
+    representation_samples: int = Field(2000, ge=2)
+    examples: int = Field(4, ge=0, description="pictures per evaluation set kept for the report")
+    cache: str | None = Field(None, description="folder that shares encoded features between runs")
+
+
+class CheckpointConfig(Frozen):
+    """When checkpoints are written and how many stay.
+
+    The interval grows when writing is slow, so that it costs at most `max_share` of the run's time, unless
+    `every_steps` fixes it.
+    """
+
+    every_seconds: float = Field(60.0, gt=0)
+    every_steps: int | None = Field(None, ge=1)
+    max_share: float = Field(0.02, gt=0, le=1)
+    keep: int = Field(2, ge=1)
+    keep_rows: bool = Field(
+        False, description="also keep the model of every row, for rows to come of new sets"
+    )
+    disk_budget_mb: float | None = Field(None, gt=0)
+
+
+class GuardConfig(Frozen):
+    """The retention guard: watches validation twins of the retention suite while training goes on.
+
+    Attributes:
+        max_drop: percentage points that any watched set may fall below its value before the run; `null` = off.
+        every: steps between looks, or a share of the task's steps when below 1; the end of a task is always looked at.
+        action: `stop` goes back to the last good weights and ends the task's training; `step-back` goes back as far
+            as needed on the line to the last good weights, and trains on.
+        sets: names of the sets that are watched; none = all of the retention suite.
+    """
+
+    max_drop: float | None = Field(None, gt=0, le=100)
+    every: int | float = Field(0.1, gt=0)
+    action: Literal["stop", "step-back"] = "step-back"
+    sets: tuple[str, ...] = ()
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run's result, and where it is written."""
+
+    benchmark: str
+    scenario: dict[str, Any]
+    backbone: BackboneConfig = BackboneConfig()
+    method: MethodConfig = MethodConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    trackers: tuple[str, ...] = ()
+    report: bool = True
+    seed: int = Field(0, ge=0)
+    output: str = Field(min_length=1)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the result; another process may change the rest freely."""
+        document = self.model_dump(mode="json")
+        for key in ("output", "checkpoint", "trackers", "report"):
+            document.pop(key)
+        document["training"].pop("workers")
+        document["scenario"].pop("file", None)
+        document["evaluation"].pop("cache")
+        return document
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validated(model: type[_Model], data: Mapping[str, Any], where: str) -> _Model:
+    """Build `model` from `data`; errors name the key, what was found and what was expected.
+
+    Raises:
+        ConfigError: listing every problem, with "did you mean" for unknown keys.
+    """
+    try:
+        return model.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [_explain(model, item, where) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str:
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(p for p in [where, *path] if p)
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(model, path[:-1])
+        return f"{name}: unknown key.{did_you_mean(path[-1], fields)}"
+    if item["type"] == "missing":
+        return f"{name}: missing; it has no default."
+    found = item.get("input")
+    shown = f" (found {found!r})" if path and not isinstance(found, dict) else ""
+    return f"{name or 'config'}: {item['msg']}{shown}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        info = model.model_fields.get(part)
+        given = info.annotation if info else None
+        # A part that may be absent (`AugmentConfig | None`) has the fields of what it is when present.
+        for inner in get_args(given) or (given,):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return list(model.model_fields)
