@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pair
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from everclip.errors import ConfigError, Interrupted
 from everclip.evaluation.results import Results
@@ -118,6 +121,25 @@ def test_gradients_equal_those_of_one_process_on_the_whole_batch(config: Callabl
         if name == "captions":  # or nothing would be shown about several positives, across processes too
             assert set(first["image_key"]) & set(second["image_key"])
             assert len(set(first["image_key"])) < len(first["image_key"])
+
+
+def test_the_sigmoid_loss_sees_the_global_batch_too(
+    config: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(micro_folder / "model", tmp_path / "biased")
+    document = json.loads((folder / "open_clip_config.json").read_text())
+    document["model_cfg"]["init_logit_bias"] = -5.0
+    (folder / "open_clip_config.json").write_text(json.dumps(document))
+    weights = load_file(folder / "open_clip_model.safetensors")
+    save_file({**weights, "logit_bias": torch.tensor(-5.0)}, folder / "open_clip_model.safetensors")
+    slots = "method.trainable=[image, text, logit-scale, logit-bias]"
+    own = ("method.loss=captions", "method.contrast=sigmoid", f"backbone={folder}", slots)
+    one_config = config("time", (*PLAIN_STEPS, *own), "sigmoid")
+    ((first, second),) = pair.Pair((pair.gradients, (one_config,))).results()
+    one = pair.gradients(one_config)
+    assert "backbone.clip.logit_bias" in one["gradients"]
+    assert _apart(one["gradients"], first["gradients"]) < 1e-6
+    assert _apart(first["gradients"], second["gradients"]) == 0
 
 
 def _compare_runs(runs: dict[str, Any], config: Callable[..., Any]) -> None:

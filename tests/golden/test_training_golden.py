@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from everclip.contracts import Progress
-from everclip.methods.losses import class_cross_entropy, contrastive, squared_distance
+from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive, squared_distance
 from everclip.methods.merge import RunningMean, interpolate
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.lwf import Lwf, LwfSettings
@@ -56,6 +56,22 @@ def test_the_schedules_of_open_clip(key: str, schedule: str, warmup: float, cool
 
 
 # -- losses ---------------------------------------------------------------------------------------------------
+
+
+def test_the_sigmoid_loss_of_siglip() -> None:
+    stored = load("open_clip_losses")
+    image, text = (F.normalize(stored[key], dim=1) for key in ("img", "txt"))
+    scale, bias = (torch.tensor(float(stored[f"siglip_{key}"])) for key in ("scale", "bias"))
+    assert close(sigmoid_contrastive(image, text, scale, bias), stored["siglip_loss"])
+    # Written out pair by pair, with the first two pictures equal and the last two captions too.
+    same = torch.tensor([[0, 0, 2, 3, 4], [0, 1, 2, 3, 3]])
+    total = 0.0
+    for i in range(5):
+        for j in range(5):
+            positive = i == j or any(int(key[i]) == int(key[j]) for key in same)
+            logit = float(scale * image[i] @ text[j] + bias) * (1 if positive else -1)
+            total += float(np.log1p(np.exp(-logit))) if logit > -30 else -logit
+    assert close(sigmoid_contrastive(image, text, scale, bias, *same), total / 5)
 
 
 def test_without_repeats_the_contrastive_loss_is_open_clips_with_its_gradients() -> None:

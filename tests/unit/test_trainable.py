@@ -131,6 +131,22 @@ def test_every_trainable_tensor_moves_and_every_frozen_one_stays(
         assert moved == (name in trained or name in batchnorms), name
 
 
+def test_the_bias_of_siglip_trains_under_its_loss_alone(
+    backbone: Callable[[str], Backbone], task: Task
+) -> None:
+    name = "custom text, no mask, last"
+    with pytest.raises(ConfigError, match="sigmoid loss alone"):
+        build(backbone(name), "logit-bias")
+    with pytest.raises(ConfigError, match=r"contrast.*logit bias"):
+        build(backbone("vit"), "text", contrast="sigmoid")
+    method = build(backbone(name), "logit-bias", contrast="sigmoid", loss="captions")
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    learn(method, task)
+    assert [k for k, v in method.state_dict().items() if not torch.equal(v, before[k])] == [
+        "backbone.clip.logit_bias"
+    ]
+
+
 def _moving_statistics(method: Method) -> set[str]:
     """Running statistics move exactly where the norm itself trains."""
     found: set[str] = set()

@@ -29,13 +29,14 @@ from everclip.contracts import (
     Validate,
 )
 from everclip.data.table import Table
+from everclip.errors import ConfigError
 from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
 from everclip.methods.frozen import cached_columns, embeddings, rest
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.layer_decay import layered, scaled
-from everclip.methods.losses import class_cross_entropy, contrastive
+from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
@@ -86,6 +87,8 @@ class Method(nn.Module):
         # Before anything grows in the backbone or trains: this is the start model.
         teaching = {p.settings.reference for p in self._penalties if p.uses_teacher}
         self._teachers = Teachers(backbone, teaching)
+        if settings.contrast == "sigmoid" and backbone.logit_bias is None:
+            raise ConfigError("method.contrast: `sigmoid` needs a model with a logit bias; this one has none.")
         grow(backbone, settings, seed)
         self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
         for penalty in self._penalties:
@@ -183,9 +186,12 @@ class Method(nn.Module):
             losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
         else:
             text = embeddings(self.backbone, "text", columns, "tokens")
-            losses = {
-                "contrastive": contrastive(image, text, scale, columns["image_key"], columns["text_key"])
-            }
+            keys = columns["image_key"], columns["text_key"]
+            bias = self.backbone.logit_bias
+            if self.settings.contrast == "sigmoid" and bias is not None:
+                losses = {"sigmoid": sigmoid_contrastive(image, text, scale, bias, *keys)}
+            else:
+                losses = {"contrastive": contrastive(image, text, scale, *keys)}
         return losses | self.penalise(batch, progress, image, text)
 
     def train(self, mode: bool = True) -> Method:

@@ -39,7 +39,46 @@ def contrastive(
     return 0.5 * (_soft_cross_entropy(per_image, targets) + _soft_cross_entropy(per_text, targets))
 
 
+def sigmoid_contrastive(
+    image: torch.Tensor,
+    text: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    image_key: torch.Tensor | None = None,
+    text_key: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Pairwise sigmoid loss over the global batch (SigLIP, Zhai et al. 2023, arXiv 2303.15343, equation 1).
+
+    `-1/N sum_ij log sigmoid(z_ij (c x_i y_j + b))` with z = 1 for positives, else -1. Positives are those of
+    `contrastive`; each process computes its own rows.
+
+    Args:
+        image, text: unit embeddings `(N, D)` of this process.
+        scale, bias: factor c on cosines and the constant b, scalars.
+        image_key, text_key: `(N,)` int64; equal keys mark the same picture (or concept) and the same caption.
+
+    Returns:
+        Scalar: sum over the pairs of this process's rows, divided by their number.
+    """
+    all_text = concatenate(text, gradient=True)
+    logits = scale * image @ all_text.T + bias
+    positive = _positives(len(image), len(all_text), image_key, text_key, image.device)
+    signs = 2.0 * positive - 1.0
+    return -F.logsigmoid(signs * logits.float()).sum(dim=1).mean()
+
+
 def _targets(
+    rows: int,
+    columns: int,
+    image_key: torch.Tensor | None,
+    text_key: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor:
+    positive = _positives(rows, columns, image_key, text_key, device)
+    return positive / positive.sum(dim=1, keepdim=True)
+
+
+def _positives(
     rows: int,
     columns: int,
     image_key: torch.Tensor | None,
@@ -51,7 +90,7 @@ def _targets(
     for key in (image_key, text_key):
         if key is not None:
             positive = positive | (key[:, None] == concatenate(key)[None, :])
-    return positive / positive.sum(dim=1, keepdim=True)
+    return positive
 
 
 def _soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

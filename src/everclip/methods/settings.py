@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from everclip.config import Frozen
 from everclip.errors import did_you_mean
@@ -121,6 +121,7 @@ class MethodSettings(Frozen):
         loss: `labels` (cross entropy against class texts), `captions` (contrastive), or `auto`: labels where a task
             names its classes.
         label_smoothing: for the loss `labels`.
+        contrast: for the loss `captions`: `softmax` (CLIP's), or `sigmoid` (SigLIP's; needs a model with a logit bias).
         trainable: what trains: parts of the backbone (`image`, `text-layernorm`, `image-blocks:last2`...), and
             modules grown inside it (`lora`, `{adapter: {width: 32}}`, `prompt`).
         penalties: name of a loss -> its settings (`weight` and others); see `everclip.methods.penalties`.
@@ -130,6 +131,7 @@ class MethodSettings(Frozen):
 
     loss: Literal["auto", "labels", "captions"] = "auto"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    contrast: Literal["softmax", "sigmoid"] = "softmax"
     trainable: tuple[str | dict[str, Any], ...] = ("image", "text", "logit-scale")
     replay: ReplaySettings = ReplaySettings()
     penalties: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -142,6 +144,15 @@ class MethodSettings(Frozen):
         if not isinstance(value, list | tuple):
             raise ValueError("expected a list of parts, such as [image-layernorm, {lora: {rank: 8}}]")
         return tuple(normal_part(entry) for entry in value)
+
+    @model_validator(mode="after")
+    def _bias_has_a_gradient(self) -> MethodSettings:
+        if "logit-bias" in self.parts and (self.contrast, self.loss) != ("sigmoid", "captions"):
+            raise ValueError(
+                "trainable: `logit-bias` learns from the sigmoid loss alone (softmax ignores a constant); set "
+                "method.loss=captions and method.contrast=sigmoid, or leave it out"
+            )
+        return self
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -91,6 +91,12 @@ class Backbone(nn.Module):
         scale: torch.Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
         return scale.squeeze()
 
+    @property
+    def logit_bias(self) -> torch.Tensor | None:
+        """The constant that a sigmoid loss adds to all logits, a scalar tensor with gradient; `None` for most."""
+        bias: torch.Tensor | None = getattr(self.clip, "logit_bias", None)
+        return None if bias is None else bias.squeeze()
+
     @torch.no_grad()
     def bound_logit_scale(self, most: float) -> None:
         """Keep the logit scale in [1, most] by moving the parameter.
