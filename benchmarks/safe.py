@@ -1,0 +1,170 @@
+"""Gain on what is new against retention of what was known: the preset `safe`, plain fine-tuning, and what lies between.
+
+Run: python benchmarks/safe.py emoji-time
+     EVERCLIP_PACKS=... python benchmarks/safe.py examples/photo-stream.yaml backbone=PHOTO_TINY_FOLDER
+
+Each cell (variant x seed) is a run of `everclip run`, resumable; a finished cell is read again. Prints a table for
+benchmarks/SAFE.md and draws the frontier. Presets were chosen on validation pictures; this measures on test pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from common import machine
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from everclip import execute
+from everclip.evaluation.results import Column, Results
+
+MAIN = {"finetune": ["method=finetune"], "safe": ["method=safe"]}
+FRONTIER = {
+    "safe without guard": ["method=safe", "guard.max_drop=null"],
+    "safe without distillation": ["method=safe", "method.penalties={}"],
+    "safe without replay": ["method=safe", "method.replay.kind=none"],
+    "replay": ["method=replay"],
+    "replay-merge": ["method=replay-merge"],
+    "wise-ft": ["method=wise-ft"],
+    "finetune, a tenth of the rate": ["method=finetune", "method.lr_scale=0.1"],
+}
+"""Beside the two that are compared: one seed each, to show what else can be had."""
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One variant over its seeds; shares in [0, 1], outcomes per picture averaged over seeds."""
+
+    name: str
+    seeds: int
+    gain: float
+    gain_wide: float
+    at_once: float
+    retention: float
+    interval: tuple[float, float]
+    minutes: float
+
+
+def own_metric(column: Column, wide: bool = False) -> str:
+    """Return what a column is read by: accuracy or mean R@1; `wide`: among the best five."""
+    if column.kind == "classification":
+        return "top5" if wide else "accuracy"
+    return "mean_r5" if wide else "mean_r1"
+
+
+def outcomes(folder: Path, row: int, column: Column) -> NDArray[np.float64]:
+    """Return the outcome per item of a column at a row, among its own answers."""
+    found = load_file(folder / "rows" / f"{row:03d}.safetensors")
+    return found[f"{column.name}/own/{own_metric(column)}"].astype(np.float64)
+
+
+def change(folders: list[Path], results: list[Results]) -> tuple[float, tuple[float, float]]:
+    """Return the mean change of the retention columns from row 0 to the last, and its interval over pictures.
+
+    Pictures are resampled within each column; a picture's outcome is its mean over seeds.
+    """
+    columns = [c for c in results[0].columns if c.group == "retention"]
+    last = len(results[0].rows) - 1
+    parts = [np.mean([outcomes(f, last, c) - outcomes(f, 0, c) for f in folders], axis=0) for c in columns]
+    draw = np.random.Generator(np.random.Philox(0))
+    means = np.mean([[draw.choice(part, len(part)).mean() for _ in range(DRAWS)] for part in parts], axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean([part.mean() for part in parts])), (float(low), float(high))
+
+
+def new(results: Results, row: int | None, wide: bool = False) -> float:
+    """Return the mean of the task columns among their own answers at a row; `None`: each after its own task."""
+    values = []
+    for column in (c for c in results.columns if c.group == "task"):
+        at = (column.task or 0) + 1 if row is None else row
+        score = results.score(at, column.name, "own", own_metric(column, wide))
+        values.append(0.0 if score is None or score.value is None else score.value)
+    return sum(values) / len(values)
+
+
+def measure(name: str, folders: list[Path]) -> Measured:
+    """Return what the runs of one variant say."""
+    results = [Results.read(folder) for folder in folders]
+
+    def gained(row: int | None, wide: bool = False) -> float:
+        return float(np.mean([new(r, row, wide) - new(r, 0, wide) for r in results]))
+
+    retention, interval = change(folders, results)
+    minutes = float(np.mean([r.cost["seconds_total"] / 60 for r in results]))
+    return Measured(
+        name, len(results), gained(-1), gained(-1, True), gained(None), retention, interval, minutes
+    )
+
+
+def rows_of(found: list[Measured]) -> list[str]:
+    """Return the table, in points."""
+    plain = found[0]
+    lines = [
+        "| variant | seeds | gain at the end | share of plain | gain, best five | share | gain after its task | "
+        "retention, points [95 %] | min/run |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        low, high = one.interval
+        lines.append(
+            f"| {one.name} | {one.seeds} | {100 * one.gain:+.1f} | {one.gain / plain.gain:.0%} | "
+            f"{100 * one.gain_wide:+.1f} | {one.gain_wide / plain.gain_wide:.0%} | {100 * one.at_once:+.1f} | "
+            f"{100 * one.retention:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] | {one.minutes:.1f} |"
+        )
+    return lines
+
+
+def draw(found: list[Measured], file: Path, title: str) -> None:
+    """Draw gain against retention; the aim is the upper right."""
+    figure = Figure((8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    plain = found[0]
+    axes.axvspan(-1, 100, ymin=0, color="#e8f3e8", zorder=0)
+    axes.axhline(80, color="#777", lw=0.8, ls="--")
+    axes.axvline(-1, color="#777", lw=0.8, ls="--")
+    for one in found:
+        x, y = 100 * one.retention, 100 * one.gain_wide / plain.gain_wide
+        spread = [[x - 100 * one.interval[0]], [100 * one.interval[1] - x]]
+        main = one.name in MAIN
+        axes.errorbar(x, y, xerr=spread, fmt="o", ms=8 if main else 5, color="#b3332e" if main else "#44617b")
+        axes.annotate(one.name, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    axes.set_xlim(min(100 * one.interval[0] for one in found) - 1, 3)
+    axes.set_xlabel("retention suite, change in points (95 % over pictures)")
+    axes.set_ylabel("gain on new tasks at the end (best five),\npercent of plain fine-tuning's")
+    axes.set_title(title)
+    figure.savefig(file, dpi=130)
+
+
+def main() -> None:
+    """Run every cell that is missing, print the table, draw the frontier."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("stream")
+    words.add_argument("settings", nargs="*", help="key=value for all runs")
+    words.add_argument("--seeds", default="0,1,2")
+    words.add_argument("--output", type=Path, default=Path("runs/safe"))
+    words.add_argument("--main-only", action="store_true", help="leave the frontier out")
+    given = words.parse_args()
+    stem = Path(given.stream).stem
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    found = []
+    for name, own in {**MAIN, **({} if given.main_only else FRONTIER)}.items():
+        folders = []
+        for seed in seeds if name in MAIN else seeds[:1]:
+            folder = given.output / stem / f"{name.replace(' ', '-').replace(',', '')}-s{seed}"
+            fixed = [f"seed={seed}", f"output={folder}", f"evaluation.cache={given.output / 'cache'}"]
+            execute(given.stream, *given.settings, *own, *fixed, "report=false", "training.threads=1")
+            folders.append(folder)
+        found.append(measure(name, folders))
+        print("\n".join([f"\n## {stem}", "", f"Machine: {machine()}.", "", *rows_of(found), ""]), flush=True)
+    draw(found, given.output / f"{stem}.png", f"{stem}: what is gained, what is kept")
+    print(given.output / f"{stem}.png")
+
+
+if __name__ == "__main__":
+    main()
