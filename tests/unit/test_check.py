@@ -16,11 +16,15 @@ from PIL import Image
 
 from everclip.cli.main import main
 from everclip.data.checked import Check
-from everclip.data.inspect import side_of
+from everclip.data.inspect import inspect
 from everclip.data.lettering import font, plain, wrap
 from everclip.data.periods import time_counts
 from everclip.data.sheet import _glimpse
+from everclip.data.sources import read_rows
+from everclip.data.splits import side_of
 from everclip.models.limits import limits_of
+from everclip.scenarios.spec import SplitSpec
+from everclip.scenarios.splits import split
 
 Call = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
@@ -171,13 +175,29 @@ def test_no_time_at_all() -> None:
         ("train", "train"),
         ("Test", "test"),
         ("validation", "val"),
+        ("valid", "val"),
         ("dev", "val"),
+        ("testing", "test"),
+        (True, "test"),
+        ("1", "train"),
         ("extra", "train"),
-        (None, None),
+        (None, "train"),
     ],
 )
-def test_sides(value: str | None, side: str | None) -> None:
+def test_sides(value: object, side: str) -> None:
     assert side_of(value) == side
+
+
+@pytest.mark.parametrize("mark", ["test", "testing", "valid", "dev", "1", "", None])
+def test_a_check_and_a_run_read_a_mark_alike(mark: str | None) -> None:
+    rows = [{"image": photo(i), "caption": f"text {i}", "split": mark if i else "train"} for i in range(2)]
+    loaded = read_rows(rows)
+    found = inspect(loaded, limits_of("builtin:tiny"), 0.01)
+    parts = split(loaded.table, SplitSpec(column="split"))
+    trained = [side == "train" for side in found.sides]
+    assert trained == [i in parts.train.ids for i in loaded.table.ids], (
+        "what is trained on is checked as such"
+    )
 
 
 # -- what it stops for ----------------------------------------------------------------------------------------

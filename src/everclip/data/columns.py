@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -42,9 +43,12 @@ def choose(
 
     Raises:
         ConfigError: for a canonical name that does not exist, or one column given for two.
-        DataError: for a column that does not exist, or two that could be meant.
+        DataError: for a column that does not exist or stands twice, or two that could be meant.
     """
     _check(columns, given, name)
+    twice = next((c for c, count in Counter(columns.names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}: there is more than one column {twice!r}; rename all but one.")
     chosen = {wanted: found for wanted, found in given.items() if found}
     chosen |= {wanted: found for wanted, found in known.items() if wanted not in given}
     for wanted in CANONICAL:

@@ -109,7 +109,9 @@ def _verdicts(
         try:
             return key, facts_of(data, "picture", key), False
         except PictureError as error:
-            return key, (error.reason, error.detail), False
+            # That the memory did not suffice says something of this moment, not of the picture.
+            kept = None if isinstance(error.__cause__, MemoryError) else key
+            return kept, (error.reason, error.detail), False
 
     count = threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(count, thread_name_prefix="everclip-examine") as pool:

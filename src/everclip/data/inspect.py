@@ -31,6 +31,7 @@ from everclip.data.duplicates import DISTANCE, SIDES, Duplicates, Group, Tick, f
 from everclip.data.periods import time_counts
 from everclip.data.quarantine import Quarantine
 from everclip.data.sources import Loaded
+from everclip.data.splits import side_of
 from everclip.data.table import Table
 
 EXAMPLES = 200
@@ -67,23 +68,13 @@ class Inspected:
     quarantine: Quarantine
 
 
-def side_of(split: Any) -> str | None:
-    """Return `train`, `val` or `test` for a value of the column `split`; `None` where it is empty."""
-    if split is None or split == "":
-        return None
-    word = str(split).strip().lower()
-    if word in ("val", "valid", "validation", "dev"):
-        return "val"
-    return "test" if word in ("test", "testing", "true", "1") else "train"
-
-
 def join(loaded: Loaded, test: Loaded) -> Loaded:
     """Join data with separate test data; the column `split` says which is which."""
 
     def marked(table: Table, side: str) -> Table:
-        given = [side_of(v) for v in table.column("split")] if table.has("split") else [None] * len(table)
-        known = given if side == "train" else [None] * len(table)
-        return table.with_column("split", [value or side for value in known], pa.string())
+        own = side == "train" and table.has("split")
+        sides = map(side_of, table.column("split")) if own else [side] * len(table)
+        return table.with_column("split", sides, pa.string())
 
     parts = [marked(loaded.table, "train"), marked(test.table, "test")]
     name = f"{loaded.table.name} (test: {test.table.name})"
@@ -116,8 +107,9 @@ def inspect(
         tick: called with (done, total) while candidates for duplicates are compared.
     """
     table, facts = loaded.table, loaded.facts
-    splits = table.column("split") if table.has("split") else [None] * len(table)
-    sides = tuple(side_of(value) for value in splits)
+    # A row without a mark is trained on like one that is marked so.
+    marked = table.has("split") and any(table.column("split"))
+    sides = tuple(map(side_of, table.column("split"))) if marked else (None,) * len(table)
     found = find_duplicates(table, facts, sides, distance, tick or (lambda done, total: None))
     first = _first_rows(table)
     names = _Rows(table, sides)

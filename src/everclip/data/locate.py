@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from everclip.data.readers.files import TABLES, read_file, split_of, with_splits
@@ -28,7 +30,7 @@ def located(spec: DataSpec, root: Path | None) -> list[Raw]:
     """
     if not spec.sources:
         raise ConfigError(f"data.source: no source is given; expected {FORMS}.")
-    parts = [_read(source, spec, root) for source in spec.sources]
+    parts = _told_apart([_read(source, spec, root) for source in spec.sources])
     if len(parts) == 1:
         return parts[0]
     # A list of files named train..., test... says the split as a folder of them does.
@@ -36,6 +38,30 @@ def located(spec: DataSpec, root: Path | None) -> list[Raw]:
         (raw, split_of(Path(s).name)) for s, found in zip(spec.sources, parts, strict=True) for raw in found
     ]
     return with_splits(flat) if all(raw.split is None for raw, _ in flat) else [raw for raw, _ in flat]
+
+
+def _told_apart(parts: list[list[Raw]]) -> list[list[Raw]]:
+    """Give files of one name in several folders names that differ; refuse a file that is named twice.
+
+    Raises:
+        ConfigError: since its rows would count twice.
+    """
+    every = [raw for found in parts for raw in found]
+    places = {id(raw): "" if raw.root is None else os.path.realpath(raw.root) for raw in every}
+    twice, count = Counter((places[id(raw)], raw.name) for raw in every).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"data.source: {twice[1]!r} is named twice, so its rows would count twice.")
+    names = Counter(raw.name for raw in every)
+    # What they share of their paths says nothing, and is another on another machine.
+    shared = os.path.commonpath([p for p in places.values() if p] or [""])
+
+    def named(raw: Raw) -> Raw:
+        if names[raw.name] == 1:
+            return raw
+        folder = os.path.relpath(places[id(raw)], shared)
+        return replace(raw, name=folder if raw.root_fixed else os.path.join(folder, Path(raw.name).name))
+
+    return [[named(raw) for raw in found] for found in parts]
 
 
 def expanded(source: str, environment: Mapping[str, str] | None = None) -> str:
@@ -78,6 +104,12 @@ def _read(source: str, spec: DataSpec, root: Path | None) -> list[Raw]:
 
 
 def _read_path(source: str, path: Path) -> list[Raw]:
+    try:
+        os.path.realpath(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"data.source: {source!a}: the path is not UTF-8; rename its folders and files."
+        ) from error
     if path.is_dir():
         from everclip.data.readers.folder import read_folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from everclip.data.lettering import plain
 from everclip.errors import DataError
 
 REASONS = {
@@ -75,10 +76,13 @@ class Quarantine:
 
     def summary(self) -> str:
         """Return one line: how many rows were set aside, and why."""
+        source = plain(self.source, 200)
         if not self.entries:
-            return f"{self.source}: all {self.total:,} rows can be used"
+            return f"{source}: all {self.total:,} rows can be used"
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts().items())
-        return f"{self.source}: {len(self.entries):,} of {self.total:,} rows set aside ({self.share:.1%}): {reasons}"
+        return (
+            f"{source}: {len(self.entries):,} of {self.total:,} rows set aside ({self.share:.1%}): {reasons}"
+        )
 
     def table(self) -> str:
         """Return the reasons with their counts and first examples, for people."""
@@ -87,7 +91,8 @@ class Quarantine:
             lines.append(f"  {count:>7,}  {reason}: {REASONS[reason]}")
             found = [entry for entry in self.entries if entry.reason == reason]
             lines += [
-                f"           - {e.name}" + (f": {e.detail}" if e.detail else "") for e in found[:_EXAMPLES]
+                f"           - {plain(e.name, 200)}" + (f": {plain(e.detail, 400)}" if e.detail else "")
+                for e in found[:_EXAMPLES]
             ]
             if count > _EXAMPLES:
                 lines.append(f"           - and {count - _EXAMPLES:,} more")

@@ -78,6 +78,9 @@ class Resolver:
                 return "outside-root", f"{value[:200]!r} leaves {self._root}"
             if not os.path.isfile(real):
                 return "missing-file", f"{value[:200]!r} (looked for {real[:300]})"
+            real.encode()
+        except UnicodeEncodeError:
+            return "bad-utf8", f"{value[:200]!a}: the path {real[:300]!a} is not UTF-8"
         except (OSError, ValueError) as error:
             return "unreadable-file", f"{value[:80]!r} ({error})"
         return real

@@ -199,6 +199,13 @@ def _part(
 def _require(names: Mapping[str, str], raw: Raw) -> None:
     """Refuse data without pictures, or with neither captions nor classes."""
     held = describe(raw.columns.column_names)
+    if raw.broken and not raw.columns.num_rows:
+        # Columns are known from rows: without one there is nothing to say about them.
+        raise DataError(Quarantine(raw.name, len(raw.broken), tuple(raw.broken)).table())
+    if raw.broken:
+        held += (
+            f" ({Quarantine(raw.name, raw.columns.num_rows + len(raw.broken), tuple(raw.broken)).summary()})"
+        )
     if "image" not in names:
         raise DataError(
             f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. Name it with "

@@ -1,9 +1,28 @@
-"""Splits by hash of the sample id, so that adding data never moves a sample from one side to the other."""
+"""Which side a sample is on: by a mark, or by a hash of its id, so that adding data never moves a sample."""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from everclip.data.order import unit_hash
 from everclip.data.table import Table
+
+Side = Literal["train", "val", "test"]
+
+_MARKS: dict[str, Side] = {
+    "test": "test",
+    "testing": "test",
+    "true": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
+
+
+def side_of(mark: Any) -> Side:
+    """Return which side a mark of a split column stands for: whatever is no other side is for training."""
+    return _MARKS.get(str(mark).strip().lower(), "train")
 
 
 def carve(table: Table, share: float, salt: str = "everclip-validation-v1") -> tuple[Table, Table]:

@@ -21,7 +21,7 @@ from everclip.scenarios.paths import Paths
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.retention import retained, twins
 from everclip.scenarios.spec import Measured, ScenarioSpec
-from everclip.scenarios.splits import Parts, split
+from everclip.scenarios.splits import Parts, split, strange_marks
 
 _KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
     "time": time.groups,
@@ -100,6 +100,7 @@ def _cut(spec: ScenarioSpec, reader: Reader, fit: Fit) -> tuple[Parts | None, Me
         return None, None, sources.groups(spec, reader)
     table = reader.read(spec.data)
     parts = split(table, spec.split)
+    reader.notes += strange_marks(table, spec.split)
     parts = Parts(parts.train, parts.val, fit(parts.test))
     kind: Measured = "classification"
     if spec.kind != "classes":

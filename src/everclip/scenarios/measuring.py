@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
+from everclip.data.splits import side_of
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries
-from everclip.scenarios.splits import part_of
 
 OWN = EvalProtocol("own")
 
@@ -47,7 +47,7 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
         DataError: if there is nothing to score on.
     """
     if table.has("split"):
-        held_out = table.where("split", lambda mark: part_of(mark) == "test")
+        held_out = table.where("split", lambda mark: side_of(mark) == "test")
         table = held_out if len(held_out) else table
     captioned = table.has("caption") and any(table.column("caption"))
     kind = kind or ("retrieval" if captioned else "classification")

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from everclip.config import validated
 from everclip.data.quarantine import Quarantine
 from everclip.data.spec import DataSpec
+from everclip.data.splits import side_of
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.base import ListScenario
@@ -20,7 +21,6 @@ from everclip.scenarios.paths import Paths
 from everclip.scenarios.periods import period_of
 from everclip.scenarios.reading import Reader, has_values
 from everclip.scenarios.spec import ScenarioSpec
-from everclip.scenarios.splits import part_of
 
 KINDS = tuple(get_args(ScenarioSpec.model_fields["kind"].annotation))
 UNITS = ("day", "week", "month", "quarter", "year", "value")
@@ -196,7 +196,7 @@ def _several(blocks: Sequence[dict[str, Any]], tables: Sequence[Table]) -> dict[
 
 
 def _splits(tables: Sequence[Table]) -> Iterator[dict[str, Any]]:
-    marked = [t.has("split") and any(part_of(m) == "test" for m in t.column("split")) for t in tables]
+    marked = [t.has("split") and any(side_of(m) == "test" for m in t.column("split")) for t in tables]
     if all(marked):
         yield {"column": "split", "validation": 0.1}
     for share in SHARES:

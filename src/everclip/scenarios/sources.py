@@ -9,7 +9,7 @@ from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec, SourceSpec
-from everclip.scenarios.splits import split
+from everclip.scenarios.splits import split, strange_marks
 
 
 def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
@@ -28,6 +28,7 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
         test = None if test is None else reader.with_keys(test, next(keys))
         val = None if val is None else reader.with_keys(val, next(keys))
     rule = source.split or spec.split
+    reader.notes += strange_marks(table, rule)
     parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
     kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")
     return Group(source.name, parts, kind, None, source.templates, rule, source.data.language, key)

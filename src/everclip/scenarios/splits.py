@@ -5,30 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from everclip.data.splits import carve
+from everclip.data.splits import Side, carve, side_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
 
+_TRAINED = ("train", "training", "false")
+
 TEST_SALT = "everclip-test-v1"
 """Names the hash that decides what is tested; another salt is another split."""
-
-Part = Literal["train", "val", "test"]
-_MARKS: dict[str, Part] = {
-    "test": "test",
-    "true": "test",
-    "val": "val",
-    "validation": "val",
-    "dev": "val",
-}
-
-
-def part_of(mark: Any) -> Part:
-    """Return which part a mark of a split column stands for: whatever is no other part is for training."""
-    if mark is True:
-        return "test"
-    return _MARKS.get(mark.strip().lower(), "train") if isinstance(mark, str) else "train"
 
 
 @dataclass(frozen=True)
@@ -70,16 +55,32 @@ def split(table: Table, rule: SplitSpec | None, test: Table | None = None, val: 
 
 def _by_rule(table: Table, rule: SplitSpec, has_test: bool) -> Parts:
     if rule.column is not None:
-        parts = [part_of(mark) for mark in table.column(rule.column)]
-        rows: dict[Part, list[int]] = {"train": [], "val": [], "test": []}
-        for position, part in enumerate(parts):
-            rows[part].append(position)
+        rows: dict[Side, list[int]] = {"train": [], "val": [], "test": []}
+        for position, mark in enumerate(table.column(rule.column)):
+            rows[side_of(mark)].append(position)
         val = table.select(rows["val"]) if rows["val"] else None
         return Parts(table.select(rows["train"]), val, table.select(rows["test"]))
     if rule.test is None or has_test:
         return Parts(table, None, table.select([]))
     train, held_out = carve(table, rule.test, salt=TEST_SALT)
     return Parts(train, None, held_out)
+
+
+def strange_marks(table: Table, rule: SplitSpec | None) -> list[str]:
+    """Say which marks of a split column are none that is known, since their rows are trained on."""
+    if rule is None or rule.column is None or not table.has(rule.column):
+        return []
+    marks = Counter(
+        str(m) for m in table.column(rule.column) if m not in (None, "") and side_of(m) == "train"
+    )
+    strange = [(mark, count) for mark, count in marks.most_common() if mark.strip().lower() not in _TRAINED]
+    if not strange:
+        return []
+    shown = ", ".join(f"{mark[:40]!r} ({count:,} rows)" for mark, count in strange[:5])
+    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    return [
+        f"{table.name}: the column {rule.column!r} holds {shown}{more}: trained on, as all but test and val are"
+    ]
 
 
 def why_no_test(table: Table, rule: SplitSpec | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from everclip.data.lettering import plain
 from everclip.scenarios.propose import Proposal
 
 BACKBONES = (
@@ -58,8 +59,8 @@ def _head(proposal: Proposal, file: str) -> list[str]:
 
 
 def _comment(text: str) -> str:
-    """Keep a text inside one comment line, whatever file names hold."""
-    return " ".join(text.split())
+    """Keep a text inside one comment line, whatever file names hold: YAML refuses control characters even there."""
+    return plain(text, len(text))
 
 
 def _block(block: Mapping[str, Any], indent: str) -> list[str]:

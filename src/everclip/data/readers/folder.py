@@ -28,7 +28,10 @@ def read_folder(path: Path) -> list[Raw]:
     Raises:
         DataError: if it holds nothing that can be read, or several things at once.
     """
-    names = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
+    try:
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     metadata = [name for name in METADATA if name in names]
     if len(metadata) > 1:
         raise DataError(f"{path}: holds {' and '.join(metadata)}; name the one to read as data.source.")
@@ -118,7 +121,12 @@ def _below(folder: Path, broken: list[Entry], root: Path) -> Iterator[Path]:
     if folder.is_symlink():
         broken.append(Entry(None, str(folder.relative_to(root.parent)), "outside-root", "a link to a folder"))
         return
-    for place, inner, files in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:
+        shown = os.path.relpath(str(error.filename), root.parent)
+        broken.append(Entry(None, shown, "unreadable-file", f"the folder: {error.strerror}"))
+
+    for place, inner, files in os.walk(folder, onerror=unreadable):
         inner.sort()
         for name in list(inner):
             if name.startswith("."):

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from everclip.data.quarantine import Entry
-from everclip.data.readers.raw import Raw, table_of
+from everclip.data.readers.raw import MAX_COLUMNS, Raw, table_of
 from everclip.errors import DataError
 
 MAX_LINE = 16 * 1024 * 1024
 """Bytes of one line."""
+
+_MAX_DEPTH = 16
 
 
 def read_json_lines(path: Path) -> Raw:
@@ -59,8 +61,23 @@ def parsed(line: bytes) -> dict[str, Any] | tuple[str, str]:
         return "bad-row", f"no valid JSON ({error})"
     if not isinstance(found, dict):
         return "bad-row", f"JSON of type {type(found).__name__}, expected an object"
+    if len(found) > MAX_COLUMNS:
+        return "bad-row", f"{len(found):,} keys; at most {MAX_COLUMNS:,} are read"
+    if _is_deep(found):
+        return "bad-row", f"lists or objects inside each other more than {_MAX_DEPTH} deep"
     try:
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return "bad-utf8", "half of a surrogate pair"
     return found
+
+
+def _is_deep(found: dict[str, Any]) -> bool:
+    """Whether a value is nested deeper than Arrow's types (one inside the other) can safely be walked."""
+    level: list[Any] = [found]
+    for _ in range(_MAX_DEPTH):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True

@@ -10,10 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.quarantine import Entry
+from everclip.errors import DataError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
 FOREIGN_ENDINGS = ("heic", "heif", "avif", "svg", "psd", "ico", "jp2", "jxl", "raw", "cr2", "nef", "dng")
 """Pictures all the same: they are counted as ones that cannot be read, not passed over."""
+
+MAX_COLUMNS = 4096
+"""Columns of a source; every one costs time and memory, and a hostile row of a few megabytes can name a million."""
 
 
 @dataclass
@@ -61,11 +65,28 @@ class Raw:
         return position + 1 if self.numbers is None else int(self.numbers[position])
 
 
+def require_few(names: Sequence[str], where: str = "rows") -> None:
+    """Refuse more than `MAX_COLUMNS` columns.
+
+    Raises:
+        DataError: with their number.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise DataError(
+            f"{where}: {len(names):,} columns ({names[0][:40]!r}, {names[1][:40]!r}...); at most {MAX_COLUMNS:,} are "
+            "read. Leave out those that are no text, class, time or condition."
+        )
+
+
 def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
     """Return rows as Arrow columns.
 
     A column whose values have no common type becomes text: such a column is of no use but must not cost the rows.
+
+    Raises:
+        DataError: if there are more than `MAX_COLUMNS`.
     """
+    require_few(names)
     kept = list(rows)
     columns = {}
     for name in names:

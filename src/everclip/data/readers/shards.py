@@ -7,6 +7,7 @@ archive for one damaged member. Nothing is ever unpacked.
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from everclip.errors import DataError
 _TEXTS = ("txt", "text", "caption")
 _LABELS = ("cls", "class", "label")
 _BLOCK = tarfile.BLOCKSIZE
+_CHUNK = 1024 * 1024
+_HEAD_READS = 16
+_HEAD_BYTES = 16 * 1024  # of an extended head: names and attributes
+_DIGITS = re.compile(rb"\d{257}")  # more of them take the standard library's patterns quadratic time
 
 
 @dataclass
@@ -150,7 +155,7 @@ def _unsafe(member: tarfile.TarInfo) -> str | None:
 def _members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
     """Yield the members of an archive; past a damaged head the next sound one is looked for."""
     size = path.stat().st_size
-    at = _next_head(file, 0, size)
+    at = _next_head(file, 0)
     if at is None:
         raise DataError(
             f"{path}: not a readable tar archive ({size:,} bytes). Archives must not be compressed (.tar.gz): "
@@ -165,9 +170,9 @@ def _members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfil
             stopped = after
             cut = member.offset_data + member.size > size
             yield member
-        if stopped >= size or not _left(file, stopped, size):
+        if stopped >= size or not _left(file, stopped):
             return
-        following = _next_head(file, stopped + _BLOCK if stopped == at else stopped, size)
+        following = _next_head(file, stopped if cut else stopped + _BLOCK)
         if following is None and not cut:
             detail = f"the archive is damaged from byte {stopped:,} on: what stood there is lost"
             broken.append(Entry(None, path.name, "bad-row", detail))
@@ -178,13 +183,14 @@ def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarIn
     """Yield (member, where the next head stands) from `start` on, until a head is unsound."""
     # Made on nothing, then pointed at the file: the class reads a first member on its own otherwise.
     reader = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)), errorlevel=0)
-    reader.fileobj, reader.offset = file, start
+    heads = _Heads(file)
+    reader.fileobj, reader.offset = heads, start  # type: ignore[assignment]  # all that heads are read by
     while reader.offset < size:
         before = reader.offset
-        file.seek(before)
+        heads.start(before)
         try:
             member = tarfile.TarInfo.fromtarfile(reader)
-        except (tarfile.HeaderError, ValueError, EOFError, OverflowError):
+        except (tarfile.HeaderError, ValueError, OverflowError):
             return
         # Sizes are written by others: they may lead back, or beyond the end.
         sound = member.size >= 0 and member.offset_data >= before + _BLOCK and reader.offset > before
@@ -197,14 +203,48 @@ def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarIn
         yield member, min(reader.offset, size)
 
 
-def _next_head(file: BinaryIO, start: int, size: int) -> int | None:
-    """Return the first place from `start` on, in steps of a block, where a sound head stands."""
-    at = start
+class _Heads:
+    """The archive as heads are read from it: a hostile one asks for any number of bytes, or for head after head."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._reads = 0
+        self.seek, self.tell = file.seek, file.tell
+
+    def start(self, at: int) -> None:
+        """Go to where a member's head begins."""
+        self._file.seek(at)
+        self._reads = 0
+
+    def read(self, count: int) -> bytes:
+        """Read a part of a head.
+
+        Raises:
+            HeaderError: if it is larger, or in more parts, than any real one; or not all there.
+        """
+        self._reads += 1
+        if self._reads > _HEAD_READS or count > _HEAD_BYTES:
+            raise tarfile.InvalidHeaderError("too large")
+        data = self._file.read(count)
+        if len(data) < count or _DIGITS.search(data):
+            raise tarfile.InvalidHeaderError("ends early, or holds an endless number")
+        return data
+
+
+def _chunks(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (place, bytes) from `start` on, first a little: what is looked for is mostly near."""
+    at, count = start, 8 * _BLOCK
     file.seek(at)
-    while at < size:
-        data = file.read(_BLOCK * 2048)
-        if not data:
-            return None
+    while data := file.read(count):
+        yield at, data
+        at += len(data)
+        count = min(2 * count, _CHUNK)
+        file.seek(at)
+
+
+def _next_head(file: BinaryIO, start: int) -> int | None:
+    """Return the first place from `start` on, in steps of a block, where a sound head stands."""
+    for at, data in _chunks(file, start):
         for inner in range(0, len(data) - _BLOCK + 1, _BLOCK):
             block = data[inner : inner + _BLOCK]
             if block[257:262] != b"ustar" and not (at + inner == 0 and block[:1] != b"\0"):
@@ -214,14 +254,9 @@ def _next_head(file: BinaryIO, start: int, size: int) -> int | None:
             except (tarfile.HeaderError, ValueError):
                 continue
             return at + inner
-        at += len(data)
     return None
 
 
-def _left(file: BinaryIO, start: int, size: int) -> bool:
+def _left(file: BinaryIO, start: int) -> bool:
     """Whether anything but zeros follows: an archive ends with empty blocks."""
-    file.seek(start)
-    while data := file.read(1024 * 1024):
-        if data.count(0) != len(data):
-            return True
-    return False
+    return any(data.count(0) != len(data) for _, data in _chunks(file, start))

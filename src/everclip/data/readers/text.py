@@ -7,18 +7,24 @@ take words such as `NA` for missing values and `007` for a number.
 from __future__ import annotations
 
 import csv
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from everclip.data.quarantine import Entry
-from everclip.data.readers.raw import Raw
+from everclip.data.readers.raw import Raw, require_few
 from everclip.errors import DataError
 
 MAX_CELL = 1_000_000
 """Characters of one cell; a quote that is never closed would otherwise swallow the rest of the file."""
+
+MAX_LINE = 16 * 1024 * 1024
+"""Characters of one line; what follows them counts as another."""
+
+_READ_AGAIN = 4
+_LEAST_AGAIN = 50_000_000  # characters, whatever the file's size
 
 _BLOCK = 65_536
 
@@ -27,18 +33,18 @@ def read_text_table(path: Path) -> Raw:
     """Read a `.csv` or `.tsv` file.
 
     Raises:
-        DataError: if there is no header, it is not UTF-8, or names a column twice.
+        DataError: if there is no header, it is not UTF-8, or names a column twice; or for quotes without end.
     """
     csv.field_size_limit(MAX_CELL)
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = _Lines(file)
+        lines = _Lines(iter(lambda: file.readline(MAX_LINE), ""))
         first = lines.peek()
         notes = []
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         if delimiter not in first and (other := next((d for d in ";\t" if d in first), None)):
             delimiter = other
             notes.append(f"{path.name}: cells are parted by {'a tab' if other == chr(9) else repr(other)}")
-        records = _records(lines, delimiter)
+        records = _records(path, lines, delimiter)
         header = _header(path, next(records, None))
         columns, numbers, broken = _rows(path, header, records)
     return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, textual=True)
@@ -56,7 +62,8 @@ def _header(path: Path, found: tuple[int, list[str] | str] | None) -> list[str]:
             f"{path}: not a readable {path.suffix[1:]} file: its first line is not UTF-8 text. Save it as UTF-8."
         )
     names = [name or f"column {i + 1}" for i, name in enumerate(names)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    require_few(names, str(path))
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{path}: the column {twice!r} stands in the first line more than once; rename one.")
     return names
@@ -103,6 +110,7 @@ class _Lines:
         self._ahead: deque[str] = deque()
         self.taken: list[str] = []
         self.number = 0
+        self.read_again = 0
 
     def __iter__(self) -> _Lines:
         return self
@@ -124,13 +132,19 @@ class _Lines:
         self.taken = []
 
     def keep_first(self) -> None:
-        """Give all lines of the record back but its first."""
+        """Give all lines of the record back but its first; count what is read again."""
+        self.read_again += sum(map(len, self.taken[1:]))
         self._ahead.extendleft(reversed(self.taken[1:]))
         self.number -= len(self.taken) - 1
 
 
-def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Yield (line, cells) per record, or (line, what is wrong with it)."""
+def _records(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield (line, cells) per record, or (line, what is wrong with it).
+
+    Raises:
+        DataError: where so many quotes are not closed that going back to each would take for ever.
+    """
+    most = max(_LEAST_AGAIN, _READ_AGAIN * path.stat().st_size)
     while True:
         lines.start()
         first = lines.number + 1
@@ -141,6 +155,11 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str] | s
             return
         except csv.Error as error:
             lines.keep_first()
+            if lines.read_again > most:
+                raise DataError(
+                    f"{path}: line {first:,} and many before it open a quote that is not closed. Double the quotes "
+                    'inside cells ("") and close each cell that begins with one.'
+                ) from error
             yield first, f"{error}"
             continue
         if record:

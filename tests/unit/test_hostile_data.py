@@ -1,0 +1,204 @@
+"""Data made to break the reader: each is read, or set aside with its reason, in bounded time and memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from everclip.data.sources import Loaded, read
+from everclip.data.spec import DataSpec
+from everclip.errors import ConfigError, DataError
+
+
+def png(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    return tmp_path
+
+
+def loaded(*paths: Path) -> Loaded:
+    source = tuple(map(str, paths)) if len(paths) > 1 else str(paths[0])
+    return read(DataSpec(source=source, quarantine_limit=1.0))
+
+
+# -- text tables ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_quotes_without_end_is_refused_instead_of_read_again_for_each(folder: Path) -> None:
+    # Every line ends inside a quote, whether it began inside one or not.
+    (folder / "a.csv").write_text("image,caption\n" + 'x","""\n' * 100_000)
+    with pytest.raises(DataError, match="open a quote that is not closed"):
+        loaded(folder / "a.csv")
+
+
+def test_a_single_quote_without_end_costs_its_row_alone(folder: Path) -> None:
+    (folder / "a.csv").write_text('image,caption\n0.png,"open\n1.png,b\n2.png,c\n')
+    found = loaded(folder / "a.csv")
+    assert found.table.column("caption") == ["b", "c"]
+    assert found.quarantine.counts() == {"bad-row": 1}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_million_columns_are_refused_at_once(folder: Path, ending: str) -> None:
+    if ending == "csv":
+        text = "image,caption," + ",".join(f"c{i}" for i in range(1_000_000)) + "\n0.png,a\n"
+    else:
+        text = "\n".join(json.dumps({f"k{i}_{j}": 1 for j in range(2000)}) for i in range(100))
+    (folder / f"a.{ending}").write_text(text)
+    with pytest.raises(DataError, match=r"columns .* at most 4,096 are read"):
+        loaded(folder / f"a.{ending}")
+
+
+@pytest.mark.parametrize("cell", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900])
+def test_deep_json_costs_its_row_alone(folder: Path, cell: str) -> None:
+    good = json.dumps({"image": "0.png", "caption": "a", "x": [[{"y": [1]}]]})
+    (folder / "a.jsonl").write_text(good + '\n{"image": "1.png", "caption": "b", "x": ' + cell + "}\n")
+    found = loaded(folder / "a.jsonl")
+    assert found.table.column("caption") == ["a"]
+    assert "deep" in found.quarantine.entries[0].detail
+
+
+# -- archives -------------------------------------------------------------------------------------------------
+
+
+def head(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def member(name: str, data: bytes) -> bytes:
+    return head(name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def sample(key: str, seed: int = 0) -> bytes:
+    return member(f"{key}.png", png(seed)) + member(f"{key}.txt", b"a caption")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [2**40, 2**62])
+def test_a_head_that_claims_more_than_any_memory_costs_no_other_sample(
+    tmp_path: Path, kind: bytes, size: int
+) -> None:
+    data = sample("a") + head("x", size, kind) + b"1" * 512 + sample("b", 1) + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(data)
+    found = loaded(tmp_path / "a.tar")
+    assert len(found.table) == 2
+    assert found.quarantine.counts() == {"bad-row": 1}
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_heads_of_heads_of_heads_end(tmp_path: Path, kind: bytes) -> None:
+    one = head("x", 20, kind) + b"20 comment=xxxxxxxx\n".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(sample("a") + one * 1500 + sample("b", 1) + bytes(1024))
+    found = loaded(tmp_path / "a.tar")
+    assert len(found.table) >= 1
+    assert set(found.quarantine.counts()) <= {"bad-row", "no-image"}
+
+
+def test_an_endless_number_in_a_head_ends(tmp_path: Path) -> None:
+    digits = b"1" * 15_000
+    bad = head("x", len(digits), tarfile.XHDTYPE) + digits + bytes(-len(digits) % 512)
+    (tmp_path / "a.tar").write_bytes(sample("a") + bad * 50 + sample("b", 1) + bytes(1024))
+    assert len(loaded(tmp_path / "a.tar").table) == 2
+
+
+def test_an_unfinished_sparse_member_is_no_crash(tmp_path: Path) -> None:
+    block = bytearray(head("s", 512, tarfile.GNUTYPE_SPARSE))
+    block[482] = 1  # more of its map follows: it does not
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "a.tar").write_bytes(sample("a") + bytes(block))
+    assert len(loaded(tmp_path / "a.tar").table) == 1
+
+
+def test_a_real_long_name_is_read(tmp_path: Path) -> None:
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=kind) as file:
+            for ending, data in (("png", png(0)), ("txt", b"a")):
+                info = tarfile.TarInfo("folder/" * 100 + f"\u00e9.{ending}")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+        assert len(loaded(tmp_path / "a.tar").table) == 1
+
+
+def test_where_nothing_is_left_the_reasons_are_told(tmp_path: Path) -> None:
+    data = member("../a.png", png(0)) + member("../a.txt", b"text") + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(DataError, match="unsafe-member"):
+        loaded(tmp_path / "a.tar")
+
+
+# -- names ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["evil\n# name", "\x1b[2Jname", "right\u202eleft", "tab\tname"])
+def test_names_cannot_write_on_the_terminal(folder: Path, name: str) -> None:
+    (folder / "all" / name).mkdir(parents=True)
+    (folder / "all" / name / f"{name}.png").write_bytes(b"no picture")
+    (folder / "all" / name / "good.png").write_bytes(png(0))
+    found = loaded(folder / "all")
+    assert found.table.column("class_name") == [name], "in the data they stay as they are"
+    shown = found.quarantine.table()
+    assert len(shown.splitlines()) == 3
+    assert shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("kind", ["table", "classes"])
+def test_a_path_that_is_no_utf8_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    place = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.makedirs(os.path.join(place, b"cat"))
+    with open(os.path.join(place, b"cat", b"0.png"), "wb") as file:
+        file.write(png(0))
+    with open(os.path.join(place, b"a.csv"), "w") as file:
+        file.write("image,caption\ncat/0.png,a\n")
+    path = Path(os.fsdecode(place))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        loaded(path / "a.csv" if kind == "table" else path)
+
+
+def test_two_columns_of_one_name_are_refused(folder: Path) -> None:
+    columns = [pa.array([text]) for text in ("0.png", "a", "b")]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "caption", "caption"]), folder / "a.parquet")
+    with pytest.raises(DataError, match="more than one column 'caption'"):
+        loaded(folder / "a.parquet")
+
+
+# -- several sources ------------------------------------------------------------------------------------------
+
+
+def test_a_source_named_twice_is_refused(folder: Path) -> None:
+    (folder / "a.csv").write_text("image,caption\n0.png,a\n1.png,b\n")
+    (folder / "link").symlink_to(folder)
+    for again in (folder / "a.csv", folder / "*.csv", folder / "link" / "a.csv"):
+        with pytest.raises(ConfigError, match=r"'a.csv' is named twice"):
+            loaded(folder / "a.csv", again)
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+def test_files_of_one_name_in_two_folders_keep_their_ids_apart(folder: Path, pattern: bool) -> None:
+    for number, name in enumerate(("x", "y")):
+        (folder / name).mkdir()
+        (folder / name / "a.csv").write_text("image,caption,id\n0.png,a,0\n1.png,b,1\n")
+        for i in range(2):
+            (folder / name / f"{i}.png").write_bytes(png(2 * number + i))
+    sources = [folder / "*" / "a.csv"] if pattern else [folder / "x" / "a.csv", folder / "y" / "a.csv"]
+    found = loaded(*sources)
+    assert found.table.ids == ["x/a.csv/0", "x/a.csv/1", "y/a.csv/0", "y/a.csv/1"]
+    assert not found.quarantine.entries
