@@ -190,6 +190,7 @@ class Phase:
             without gradient, for closed-form methods: `forward` sees every batch and accumulates what it needs.
         steps: number of optimiser steps; `None` = from the training budget and the size of the first source of
             the stream `main` (so that replay costs no extra steps).
+        stretch: factor on the steps that a budget in epochs or samples gives; a budget in steps is kept.
         lr: overrides the learning rate of the training configuration.
         repeats: how often the phase runs in a row (each repeat restarts its schedule).
         notes: what people should know about it; the log says it once.
@@ -200,6 +201,7 @@ class Phase:
     param_groups: tuple[ParamGroup, ...] = ()
     optimiser: str | None = "default"
     steps: int | None = None
+    stretch: float = 1.0
     lr: float | None = None
     repeats: int = 1
     notes: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from everclip.methods.build import build_method
 from everclip.methods.merge import RunningMean, interpolate, sweep
 from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
+from everclip.training.budget import phase_steps
 
 EXPECTED = {
     "image": lambda n: n.startswith("visual."),
@@ -133,6 +134,33 @@ def test_replay_mixes_the_past_into_the_next_task(
     assert [len(source.table) for source in sources] == [16, held]
     assert [source.weight for source in sources] == pytest.approx(weights)
     assert set(sources[1].table.ids) <= set(task.train.ids)
+
+
+@pytest.mark.parametrize(
+    ("budget", "plain", "beside"), [("epochs", 6, 8), ("samples", 3, 4), ("steps", 2, 2)]
+)
+def test_replay_beside_the_task_shows_it_as_often_as_without(
+    build: Callable[..., Method], task: Task, budget: str, plain: int, beside: int
+) -> None:
+    amount = {"epochs": 2, "samples": 24, "steps": 2}[budget]
+    training = TrainingConfig(**{budget: amount, "batch_size": 8, "device": "cpu"})
+    found = []
+    for extra in (False, True):
+        learner = Learner(
+            build(replay={"kind": "reservoir", "share": 0.25, "size": 9, "beside": extra}), training
+        )
+        learner.learn(task)
+        phase = learner.plan(replace(task, index=1))[0]
+        found.append(phase_steps(phase, training))
+        new = sum(
+            table.name != "replay" for step in range(found[-1]) for table in _tables(learner, phase, step)
+        )
+    assert found == [plain, beside]
+    assert budget == "steps" or new == plain * 8
+
+
+def _tables(learner: Learner, phase: Any, step: int) -> list[Table]:
+    return [table for table, _ in learner.engine.maker.places(phase.streams["main"], "1/train/0/main", step)]
 
 
 def test_the_backbones_own_data_are_replayed_only_where_asked(

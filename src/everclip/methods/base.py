@@ -139,17 +139,19 @@ class Method(nn.Module):
         sources = [Source(task.train)]
         classes = task.classes if self.uses_labels(task) else None
         notes: tuple[str, ...] = ()
+        stretch = 1.0
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
         if stored is not None:
             share = self.settings.replay.share
             share = len(stored) / (len(stored) + len(task.train)) if share is None else share
             sources = [Source(task.train, 1 - share), Source(stored, share)]
+            stretch = 1 / (1 - share) if self.settings.replay.beside else 1.0
             earlier = [entry for t in past.tasks for entry in t.classes or ()]
             classes = merge_entries([*earlier, *classes]) if classes else None
             if classes and self.settings.loss == "auto" and not are_of(stored, classes):
                 classes, notes = None, (REPLAYED_CAPTIONS,)
         phase = self.phase("train", tuple(sources), classes, past.training)
-        return [replace(phase, notes=(*phase.notes, *notes))]
+        return [replace(phase, stretch=stretch, notes=(*phase.notes, *notes))]
 
     def phase(
         self,

@@ -71,12 +71,15 @@ class ReplaySettings(Frozen):
         size: how many samples are kept at the most (not for `all`).
         share: share of each batch that comes from the buffer; `null` = in proportion to the sizes.
         base: whether the backbone's own training data are offered to the buffer too, before the first task.
+        beside: whether replayed samples come on top, so that the task's own are seen as often as without replay: that
+            takes 1 / (1 - share) times the steps (a budget in steps is kept as it is).
     """
 
     kind: Literal["none", "reservoir", "balanced", "all"] = "none"
     size: int = Field(500, ge=1)
     share: float | None = Field(0.5, gt=0, lt=1)
     base: bool = False
+    beside: bool = False
 
 
 class MergeSettings(Frozen):

@@ -12,7 +12,8 @@ from everclip.data.batches import stream_size
 def phase_steps(phase: Phase, config: TrainingConfig) -> int:
     """Return how many optimiser steps a phase takes.
 
-    An epoch is one pass over the first source of the stream `main`: mixing replay in costs no extra steps.
+    An epoch is one pass over the first source of the stream `main`: mixing replay in costs no extra steps, unless the
+    phase says so (`stretch`).
     """
     if phase.optimiser is None:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
@@ -22,6 +23,6 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
         return config.steps
     stream = phase.streams["main"]
     if config.samples is not None:
-        return math.ceil(config.samples / stream.batch_size)
+        return math.ceil(phase.stretch * config.samples / stream.batch_size)
     assert config.epochs is not None  # TrainingConfig requires one of the three
-    return math.ceil(config.epochs * len(stream.sources[0].table) / stream.batch_size)
+    return math.ceil(phase.stretch * config.epochs * len(stream.sources[0].table) / stream.batch_size)
