@@ -176,6 +176,22 @@ def test_nothing_old_may_change(
     assert (Path(two.output) / "config.yaml").read_bytes() == before
 
 
+def test_how_old_rows_were_measured_may_not_change(micro_config: Callable[..., Any]) -> None:
+    short = (*harness.SHORT, "training.steps=1", "scenario.per_task=3")
+    harness.run(micro_config("classes", *short))
+    with pytest.raises(RunFolderError, match=r"class texts of task .* -> 3 classes"):
+        extend(micro_config("classes", *short, 'scenario.class_templates=["a drawing of a {}"]'))
+    with pytest.raises(RunFolderError, match=r"scenario\.protocols"):
+        extend(micro_config("classes", *short, "scenario.protocols=[{name: all, space: all}]"))
+    assert extend(micro_config("classes", *short)).status == "finished"
+
+
+def test_what_the_guard_watches_may_not_change(micro_config: Callable[..., Any]) -> None:
+    run = Run(micro_config("time", "guard.max_drop=50"), Progress(quiet=True))
+    (name,) = [part for part in run.place.parts if part == "evaluation set 'groups' (validation)"]
+    assert run.scenario.retention_val[0].data.fingerprint in run.place.parts[name]
+
+
 def test_a_method_that_learns_everything_at_once_cannot_go_on(configs: Callable[..., Any]) -> None:
     two, more, _ = configs("joint")
     harness.run(two)

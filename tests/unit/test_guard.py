@@ -114,6 +114,31 @@ def test_small_drops_add_up_against_the_start_of_the_run_not_of_the_task(watch: 
     assert float(model.w) == 4.0
 
 
+@pytest.mark.parametrize("action", ["stop", "step-back"])
+def test_an_allowance_that_is_used_up_keeps_the_model_and_a_start_beyond_the_limit_is_called_so(
+    watch: Any, action: str
+) -> None:
+    guard, told = watch([a_set("a")], action=action)
+    model = Line(a=lambda w: 0.9 - w / 100)
+    guard.begin_task(model, 0)
+    model.w = torch.tensor(5.0)  # exactly what is allowed
+    assert guard.look(model, 2, 2) is False
+    guard.end_task(model)
+    guard.begin_task(model, 1)
+    model.w = torch.tensor(7.0)
+    guard.look(model, 2, 2)
+    assert float(model.w) == 5.0
+    assert "beyond" not in told[-1][1]
+    # A tighter limit from here on: the start of the task is beyond it, and nothing can be learned.
+    tighter, told = watch([a_set("a")], action=action, max_drop=2.0)
+    tighter.restore({}, guard.state())
+    tighter.begin_task(model, 2)
+    model.w = torch.tensor(6.0)
+    tighter.look(model, 2, 2)
+    assert float(model.w) == 5.0
+    assert "the start of the task, which is beyond the limit too" in told[-1][1]
+
+
 def test_the_merge_is_looked_at_too_and_the_note_says_all(watch: Any) -> None:
     guard, _ = watch([a_set("a")])
     model = Line(a=lambda w: 0.9 - w / 20)
@@ -307,6 +332,29 @@ def test_a_guard_without_retention_watches_the_base_and_without_both_is_idle(
     short = ("scenario.retention=[]", "guard.max_drop=1", "training.steps=1", "scenario.base=null")
     idle = run(micro_config("domains", *short, output="idle"))
     assert [e["kind"] for e in idle.place.events].count("idle guard") == 1
+
+
+def test_a_learner_made_from_a_guarded_preset_says_that_it_has_nothing_to_watch_until_it_has(
+    micro_folder: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    training = {"steps": 1, "batch_size": 8, "device": "cpu", "threads": 1}
+    learner = Learner.create(str(micro_folder / "model"), "safe", training)
+    learner.learn(str(micro_folder / "data.parquet"))
+    assert "idle guard" in caplog.text
+    assert "learner.watch" in caplog.text
+    data = learner.tasks[0].val
+    assert data is not None
+    watched = EvalSet("held out", "retrieval", data)
+    assert learner.watch([watched]).config.max_drop == 1.0
+    learner.learn(str(micro_folder / "data.parquet"))
+    assert learner.method.notes["guard"]["sets"].keys() == {"held out"}
+    assert learner.guard is not None
+    held = learner.guard.state()["before"]
+    again = Learner.load(learner.save(tmp_path / "saved").parents[1])
+    assert again.guard is not None
+    assert again.watch([watched]).state()["before"] == held  # asked again: held to the same values
+    with pytest.raises(ConfigError, match=r"guard\.max_drop: not set"):
+        again.watch([watched], GuardConfig())
 
 
 def test_a_preset_may_set_the_guard_and_the_user_wins() -> None:

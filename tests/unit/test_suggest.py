@@ -161,12 +161,30 @@ def test_what_the_verb_prints_can_be_typed(micro_folder: Path, tmp_path: Path) -
 def test_a_source_of_data_gets_its_stream_written_first() -> None:
     choices = choose(facts())
     model = BackboneConfig(name="ViT-B-32", weights="my weights.safetensors")
-    first, second = suggestion._command("my data/", False, model, {"columns": {"caption": "title"}}, choices)
+    block = {"columns": {"caption": "title"}}
+    first, second = suggestion._command("my data/", False, model, block, {}, choices)
     assert first == "everclip init-config 'my data/' columns.caption=title -o 'my data.yaml'"
     words = shlex.split(second)
     assert words[:5] == [
         "everclip", "run", "my data.yaml", "backbone=ViT-B-32", "backbone.weights=my weights.safetensors",
     ]  # fmt: skip
+
+
+def test_what_was_given_stands_in_the_command_too() -> None:
+    model = BackboneConfig.model_validate(
+        {"name": "ViT-B-32", "force_quick_gelu": True, "preprocess": {"mean": [0.5, 0.5, 0.5]}}
+    )
+    training = {"device": "cpu", "augment": {"crop_min": 0.9}, "clip_norm": None, "steps": 7, "batch_size": 3}
+    choices = choose(facts())
+    (line,) = suggestion._command("emoji-time", True, model, {}, training, choices)
+    config = resolve_config("emoji-time", shlex.split(line)[3:])
+    assert config.backbone == model
+    assert (config.training.device, config.training.clip_norm) == ("cpu", None)
+    assert config.training.augment is not None
+    assert config.training.augment.crop_min == 0.9
+    chosen = {choice.key: choice.value for choice in choices}
+    assert config.training.steps is None  # a budget is what was suggested
+    assert config.training.batch_size == chosen["training.batch_size"]
 
 
 @pytest.mark.parametrize(

@@ -208,13 +208,20 @@ class Learner:
             if self.guarding is not None:
                 self.watch(watchable(scenario), self.guarding)
 
-    def watch(self, sets: Sequence[EvalSet], config: GuardConfig) -> Guard:
+    def watch(self, sets: Sequence[EvalSet], config: GuardConfig | None = None) -> Guard:
         """Let a retention guard look at `sets` while tasks are learned; they must not be what results report.
 
+        Args:
+            sets: what it looks at.
+            config: what is allowed; default: what the preset says (`safe` does), else one point.
+
         Raises:
-            ConfigError: if `config.sets` names none of them.
+            ConfigError: if `config` names none of them, or no limit.
         """
-        self.guard, self.guarding = Guard(config, sets, self.store), None
+        held = GuardConfig(max_drop=1.0)
+        if self.guard is not None:  # what it is held to stays
+            held, self._guarded = self.guard.config, self.guard.state()
+        self.guard, self.guarding = Guard(config or held, sets, self.store), None
         if self._guarded is not None:
             self.guard.restore({}, self._guarded)
         return self.guard
@@ -365,7 +372,11 @@ class Learner:
         config = validated(TrainingConfig, merge_training(defaults, training or {}), "training")
         named = {"name": backbone} if isinstance(backbone, str) else backbone
         clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
-        return cls(build_method(chosen, clip, seed), config, seed)
+        learner = cls(build_method(chosen, clip, seed), config, seed)
+        guard = validated(GuardConfig, entry.guard, "guard")
+        if guard.max_drop is not None:  # with nothing to watch yet, which it says when it learns
+            learner.watch((), guard)
+        return learner
 
     @classmethod
     def load(cls, folder: Path | str, scenario: ListScenario | None = None) -> Learner:

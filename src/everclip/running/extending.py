@@ -14,7 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from everclip.config import RunConfig
-from everclip.contracts import Task
+from everclip.contracts import ClassEntry, Task
+from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.errors import RunFolderError
 from everclip.evaluation.encode import Tick
@@ -33,17 +34,29 @@ _TENSORS, _STATE = "model.safetensors", "state.json"
 
 
 def parts_of(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:
-    """Return everything that a run's numbers rest on: name -> number of rows and hash of the content."""
+    """Return everything that a run's numbers rest on: name -> how much it is, and a hash of the content."""
     found: dict[str, Table | None] = {"base": scenario.base, "base (validation)": scenario.base_val}
     for task in tasks:
         found |= {f"task {task.name!r}": task.train, f"task {task.name!r} (validation)": task.val}
     found |= {f"evaluation set {s.name!r}": s.data for s in scenario.eval_sets}
-    return {
+    found |= {f"evaluation set {s.name!r} (validation)": s.data for s in scenario.retention_val}
+    parts = {
         name: f"{len(table)} rows, {table.fingerprint}" for name, table in found.items() if table is not None
     }
+    named = {f"class texts of task {task.name!r}": task.classes for task in tasks}
+    named |= {f"class texts of evaluation set {s.name!r}": s.classes for s in scenario.eval_sets}
+    return parts | {name: _texts(classes) for name, classes in named.items() if classes}
 
 
-def added_tasks(place: Place, names: Sequence[str], parts: dict[str, str], path: Path, extend: bool) -> list[str]:
+def _texts(classes: Sequence[ClassEntry]) -> str:
+    """Say what classes are called; to which tasks they belong may change as tasks are added."""
+    texts = tuple((entry.key, entry.name, entry.templates) for entry in classes)
+    return f"{len(texts)} classes, {key_of('texts', repr(texts)):032x}"
+
+
+def added_tasks(
+    place: Place, names: Sequence[str], parts: dict[str, str], path: Path, extend: bool
+) -> list[str]:
     """Return the names of the tasks that were added since the run's last checkpoint.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from everclip.config import (
+    BUDGET_KEYS,
     BackboneConfig,
     MethodConfig,
     TrainingConfig,
@@ -106,7 +108,7 @@ def suggest(
         lowest=found.lowest,
         steepest=found.steepest,
         diverged=found.diverged,
-        command=_command(data, stream, model, block or {}, choices),
+        command=_command(data, stream, model, block or {}, training or {}, choices),
     )
 
 
@@ -174,20 +176,34 @@ def _spoken(found: RangeTest, steps: int) -> str:
 
 
 def _command(
-    data: str, stream: bool, model: BackboneConfig, block: Mapping[str, Any], choices: list[Choice]
+    data: str,
+    stream: bool,
+    model: BackboneConfig,
+    block: Mapping[str, Any],
+    training: Mapping[str, Any],
+    choices: list[Choice],
 ) -> tuple[str, ...]:
-    """Return the commands to type; a source of data needs its stream written first."""
+    """Return the commands to type, with all that was given; a source of data needs its stream written first."""
     file = data if stream else f"{Path(data.rstrip('/')).name.partition('.')[0] or 'mine'}.yaml"
     first = ["everclip", "init-config", data, *_flat(block), "-o", file]
-    backbone = [f"backbone={model.name}"] + ([f"backbone.weights={model.weights}"] if model.weights else [])
-    settings = [f"{c.key}={_value(c.value)}" for c in choices]
-    run = shlex.join(["everclip", "run", file, *backbone, *settings])
+    given = model.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+    chosen = {choice.key for choice in choices}
+    kept = {
+        key: value
+        for key, value in training.items()
+        if f"training.{key}" not in chosen and key not in BUDGET_KEYS
+    }
+    words = [f"backbone={model.name}", *_flat(given, "backbone."), *_flat(kept, "training.")]
+    words += [f"{choice.key}={_value(choice.value)}" for choice in choices]
+    run = shlex.join(["everclip", "run", file, *words])
     return (run,) if stream else (shlex.join(first), run)
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(str, value))}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

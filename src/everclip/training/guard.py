@@ -61,10 +61,13 @@ class Guard:
         seconds: spent looking, since it was last set to 0.
 
     Raises:
-        ConfigError: if `guard.sets` names something else.
+        ConfigError: if `guard.sets` names something else, or there is no `guard.max_drop`.
     """
 
     def __init__(self, config: GuardConfig, sets: Sequence[EvalSet], store: ImageStore) -> None:
+        if config.max_drop is None:
+            raise ConfigError("guard.max_drop: not set; give the points that a set may fall, such as 1.")
+        self._limit = config.max_drop
         known = [s.name for s in sets]
         for name in config.sets:
             if name not in known:
@@ -103,8 +106,9 @@ class Guard:
             if not self._told_idle:
                 self.tell(
                     "idle guard",
-                    f"guard.max_drop={self.config.max_drop:g} is set, but there is nothing to watch: add a set to "
-                    "`retention` with validation pictures (its own `data`, or raise split.validation).",
+                    f"guard.max_drop={self._limit:g} is set, but there is nothing to watch: add a set to "
+                    "`retention` with validation pictures (its own `data`, or raise split.validation); in Python, "
+                    "give sets to `learner.watch`.",
                 )
             self._told_idle = True
             return
@@ -163,11 +167,10 @@ class Guard:
                     "late guard",
                     f"{s.name}: held to its value after {learned} tasks; it was not watched before.",
                 )
-            limit = self.config.max_drop or 0.0
-            if margin > limit:
+            if margin > self._limit:
                 noise = (
                     f"{n} validation pictures: a share of {100 * value:.1f} % is known to +-{margin:.1f} points, so a "
-                    f"drop of {limit:g} points may be chance"
+                    f"drop of {self._limit:g} points may be chance"
                 )
                 self._before[s.name]["noise"] = noise
                 self.tell("noisy guard", f"{s.name}: {noise}")
@@ -179,7 +182,7 @@ class Guard:
     def _verdict(self, scores: Mapping[str, float]) -> _Verdict | None:
         drops = {name: 100 * (self._before[name]["value"] - value) for name, value in scores.items()}
         worst = max(drops, key=lambda name: drops[name])
-        too_far = drops[worst] > (self.config.max_drop or 0.0) + 1e-9
+        too_far = drops[worst] > self._limit + 1e-9
         return _Verdict(worst, round(drops[worst], 4)) if too_far else None
 
     def _look(self, method: Any) -> _Verdict | None:
@@ -198,11 +201,13 @@ class Guard:
         self._acted.append(note)
         place = f"step {self._good_at}" if self._good_at else "the start of the task"
         did = f"kept {100 * share:.0f} % of the way from {place}" if back else f"went back to {place}"
+        if self._verdict(self._last) is not None:
+            did += ", which is beyond the limit too"
         if not back and done is not None:
             did += " and ended the task's training"
-        limit = self.config.max_drop
         self.tell(
-            "guard", f"{when}: {verdict.worst} fell by {verdict.drop:.1f} points (limit {limit:g}); {did}"
+            "guard",
+            f"{when}: {verdict.worst} fell by {verdict.drop:.1f} points (limit {self._limit:g}); {did}",
         )
         self._good = method.weights()
         self._good_at = self._good_at if done is None else done
@@ -229,7 +234,7 @@ class Guard:
             if name in self._last:
                 kept: dict[str, Any] = {key: before[key] for key in ("n", "margin", "noise") if key in before}
                 sets[name] = {"before": round(before["value"], 6), "now": round(self._last[name], 6), **kept}
-        limits = {"max_drop": self.config.max_drop, "action": self.config.action}
+        limits = {"max_drop": self._limit, "action": self.config.action}
         return {
             **limits,
             "looks": self._looks,

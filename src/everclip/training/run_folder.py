@@ -21,6 +21,9 @@ CONFIG, LOG, LOCK = "config.yaml", "metrics.jsonl", ".lock"
 MAY_GROW = ("benchmark:", "scenario.")
 """What may differ when a run is extended: that nothing old changed is seen from the data themselves."""
 
+MUST_STAY = ("scenario.protocols:",)
+"""What of it may not, since the data do not show it: rows would be measured in different ways."""
+
 
 class RunFolder:
     """Owns a run folder while it is open (a context manager).
@@ -90,7 +93,9 @@ class RunFolder:
             return
         changes = differences(there, config.identity())
         if extend:
-            changes = [line for line in changes if not line.startswith(MAY_GROW)]
+            changes = [
+                line for line in changes if line.startswith(MUST_STAY) or not line.startswith(MAY_GROW)
+            ]
         if changes:
             listed = "\n".join(f"  {line}" for line in changes)
             raise RunFolderError(

@@ -111,8 +111,7 @@ def merge_into(clip: nn.Module) -> None:
     stuck = [f"{count} x {name}" for name, count in held.items() if KINDS[name].merge is None]
     if stuck:
         raise ConfigError(
-            f"the model holds {', '.join(stuck)}, which its own weights cannot take up; only LoRA merges. Keep it as a "
-            "run or learner folder, or train with lora instead."
+            f"the model holds {', '.join(stuck)}, which its own weights cannot take up; only LoRA merges."
         )
     for name in held:
         merge = KINDS[name].merge
