@@ -48,7 +48,8 @@ class Parts:
 
     def __init__(self, scenario: Any) -> None:
         self.measured = _ids([s.data for s in scenario.eval_sets])
-        self.validation = _ids([scenario.base_val, *[t.val for t in scenario.tasks]])
+        twins = [s.data for s in scenario.retention_val]
+        self.validation = _ids([scenario.base_val, *[t.val for t in scenario.tasks], *twins])
         self.base = _ids([scenario.base])
         self.tasks = [set(t.train.ids) for t in scenario.tasks]
         self.training = self.base.union(*self.tasks)
@@ -135,9 +136,33 @@ def test_measured_and_chosen_on_are_apart(benchmark: str) -> None:
     assert parts.validation & parts.training == set()
     scenario = _scenario(benchmark)
     measured = _pictures([s.data for s in scenario.eval_sets])
-    chosen_on = _pictures([scenario.base_val, *[t.val for t in scenario.tasks]])
+    twins = [s.data for s in scenario.retention_val]
+    chosen_on = _pictures([scenario.base_val, *[t.val for t in scenario.tasks], *twins])
     assert chosen_on & measured == set()
     assert chosen_on & _pictures([scenario.base, *[t.train for t in scenario.tasks]]) == set()
+
+
+@pytest.mark.parametrize("kind", MICRO)
+def test_learning_under_a_guard_and_choosing_alpha_decode_no_measured_picture(
+    kind: str, micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = micro_config(kind, *leak_cases.SHORT[kind], *leak_cases.SETTINGS["safe"], "guard.every=1")
+    run, seen = Run(config, Progress(quiet=True)), set()
+    inner = ImageStore.get
+
+    def get(store: ImageStore, table: Table, row: int) -> Any:
+        seen.add((table.ids[row], hashlib.sha256(table.value("image", row)).hexdigest()))
+        return inner(store, table, row)
+
+    monkeypatch.setattr(ImageStore, "get", get)
+    run.learner.learn(run.tasks[0])
+    assert run.learner.guard is not None
+    watched = [s.data for s in run.learner.guard.sets]
+    assert watched
+    assert _pictures(watched) <= {picture for _, picture in seen}
+    measured = [s.data for s in run.scenario.eval_sets]
+    assert not {name for name, _ in seen} & _ids(measured)
+    assert not {picture for _, picture in seen} & _pictures(measured)
 
 
 @pytest.mark.parametrize("kind", ["time", "classes"])
