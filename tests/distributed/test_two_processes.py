@@ -60,7 +60,10 @@ RUNS = {
     ),
 }
 CACHED = (TWO_YEARS, "training.augment=none", "method=replay", "method.replay.size=9")
-RUNS["a cached tower beside lora"] = ("time", (*CACHED, "method.trainable=[{lora: {tower: text, rank: 2}}]"))
+RUNS["a cached tower beside lora"] = (
+    "time",
+    (*CACHED, "method.trainable=[{lora: {tower: text, rank: 2}}]", "training.layer_decay=0.7"),
+)
 SLOW_RUNS = {
     "adapters": ("time", (TWO_YEARS, "method.trainable=[{adapter: {width: 3}}]")),
     "prompts": ("time", (TWO_YEARS, "method.trainable=[{prompt: {tower: both, count: 2, depth: all}}]")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import module_models as models
@@ -11,6 +12,7 @@ import torch
 
 from everclip.errors import ConfigError
 from everclip.models.modules import grown, insert, merge_into, mergeable, remove
+from everclip.running.inputs import remarks
 
 IDENTITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"targets": ["q", "k", "v", "out", "mlp"], "rank": 3, "alpha": 5}),
@@ -193,3 +195,15 @@ def test_modules_of_several_kinds_share_a_model() -> None:
     remove(clip, "adapter")
     assert mergeable(clip)
     assert grown(clip) == {"lora": 16}
+
+
+@pytest.mark.parametrize("module", EVERY)
+def test_a_result_says_where_the_model_was_another_one_before_anything_was_learned(module: str) -> None:
+    clip = models.build("vit")
+    before = models.embeddings(clip)
+    insert(clip, *EVERY[module])
+    same = models.same(models.embeddings(clip), before)
+    scenario = SimpleNamespace(guesses=(), notes=(), quarantine=())
+    found = list(remarks(scenario, SimpleNamespace(clip=clip, notes=[])))  # type: ignore[arg-type]
+    assert same == (module in IDENTITIES) == (found == [])
+    assert all("row 0" in message for _, message in found)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from everclip.files import write_text_atomic
 from everclip.models.backbone import Backbone
+from everclip.models.modules.grow import changed_at_start
 from everclip.scenarios.base import ListScenario
 
 QUARANTINE = "quarantine.csv"
@@ -19,6 +20,12 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
     yield from (("guessed", line) for line in scenario.guesses)
     yield from (("data", line) for line in scenario.notes)
     yield from (("assumed", line) for line in backbone.notes)
+    for kind in changed_at_start(backbone.clip):
+        yield (
+            "start model",
+            f"{kind}: grown modules of this kind change the model before anything is learned; row 0, and what a guard "
+            "holds to, is the model with them, not the plain backbone",
+        )
     for quarantine in scenario.quarantine:
         if quarantine.entries:
             yield "quarantine", f"{quarantine.summary()}; each row is in {QUARANTINE}"

@@ -80,6 +80,11 @@ def grown(clip: nn.Module) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
+def changed_at_start(clip: nn.Module) -> list[str]:
+    """Return the kinds grown in a model that made it another one before anything was learned."""
+    return [name for name in grown(clip) if not KINDS[name].identity]
+
+
 def grown_parameters(clip: nn.Module) -> dict[str, str]:
     """Return the name of every parameter that was grown, and the kind of its module."""
     found: dict[str, str] = {}

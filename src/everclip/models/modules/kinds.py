@@ -23,6 +23,7 @@ class Kind:
         remove: takes everything of this kind out of a model, which is then what it was before.
         merge: puts its effect into the model's own weights; `None` where weights cannot hold it.
         cost: says what it costs for each image beyond the model itself; empty for nothing.
+        identity: whether the model computes what it did until something is learned.
     """
 
     module: type[nn.Module]
@@ -30,11 +31,12 @@ class Kind:
     remove: Callable[[nn.Module], object]
     merge: Callable[[nn.Module], object] | None = None
     cost: Callable[[nn.Module], str] = lambda clip: ""
+    identity: bool = True
 
 
 KINDS: dict[str, Kind] = {
     "lora": Kind(lora.LowRank, lora.insert, lora.remove, lora.merge),
     "adapter": Kind(adapters.Adapter, adapters.insert, adapters.remove, cost=adapters.cost),
-    "prompt": Kind(prompts.Prompt, prompts.insert, prompts.remove, cost=prompts.cost),
+    "prompt": Kind(prompts.Prompt, prompts.insert, prompts.remove, cost=prompts.cost, identity=False),
 }
 """name in the slot `trainable` -> kind; `settings.MODULES` holds the settings of each."""
