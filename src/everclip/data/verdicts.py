@@ -9,7 +9,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterable
-from dataclasses import astuple
 from pathlib import Path
 
 import PIL
@@ -113,6 +112,6 @@ class Verdicts:
 def _row(verdict: Verdict) -> tuple[object, ...]:
     if isinstance(verdict, tuple):
         return (*verdict, *[None] * 8)
-    *first, dhash, sha256 = astuple(verdict)
+    *first, dhash, sha256 = vars(verdict).values()
     # SQLite's integers are signed.
     return (None, None, *first, dhash - 2**64 if dhash >= 2**63 else dhash, sha256)

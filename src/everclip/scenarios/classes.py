@@ -26,10 +26,7 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
     require_column(parts.train, "class_key", "kind `classes`")
     entries = class_entries(parts.train, ("{}",))
     if spec.groups:
-        chosen = _listed(spec.groups, entries, parts)
-        return [
-            _group(index, sum(map(len, chosen[:index])), keys, parts) for index, keys in enumerate(chosen)
-        ]
+        return _cut(_listed(spec.groups, entries, parts), parts)
     measured = set(parts.test.column("class_key"))
     names = [entry.key for entry in entries if entry.key in measured]
     left = len(entries) - len(names) + len(measured - {None} - {entry.key for entry in entries})
@@ -45,14 +42,17 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
     assert spec.per_task is not None  # the spec's own validation
     first = spec.first_task or spec.per_task
     cuts = [0, *range(first, len(order), spec.per_task), len(order)]
-    return [_group(i, start, order[start:stop], parts) for i, (start, stop) in enumerate(pairwise(cuts))]
+    return _cut([order[start:stop] for start, stop in pairwise(cuts)], parts)
 
 
-def _group(index: int, start: int, keys: Sequence[str], parts: Parts) -> Group:
-    wanted = set(keys)
-    rows = parts.keep(lambda table: table.where("class_key", wanted.__contains__))
-    name = f"classes {start + 1}-{start + len(keys)}"
-    return Group(name, rows, "classification", tuple(keys), key=f"groups.{index}")
+def _cut(chosen: Sequence[Sequence[str]], parts: Parts) -> list[Group]:
+    """Return the groups of the chosen keys, called by the numbers of their classes."""
+    pick, start, found = parts.by("class_key"), 0, []
+    for index, keys in enumerate(chosen):
+        name = f"classes {start + 1}-{start + len(keys)}"
+        found.append(Group(name, pick(keys), "classification", tuple(keys), key=f"groups.{index}"))
+        start += len(keys)
+    return found
 
 
 def _listed(given: Sequence[Sequence[str]], entries: Sequence[ClassEntry], parts: Parts) -> list[list[str]]:

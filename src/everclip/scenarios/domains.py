@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
@@ -27,12 +24,9 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
         reader.notes.append(
             f"{parts.train.name}: {empty:,} training rows without {column!r} belong to no task"
         )
+    pick = parts.by(column)
     chosen = ordered(values, spec, f"values of {column!r}")
-    return [Group(value, parts.keep(_only(column, value)), key="column") for value in chosen]
-
-
-def _only(column: str, value: str) -> Callable[[Table], Table]:
-    return lambda table: table.where(column, lambda found: str(found) == value)
+    return [Group(value, pick([value]), key="column") for value in chosen]
 
 
 def single(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:

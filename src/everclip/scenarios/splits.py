@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from everclip.data.splits import Side, carve, side_of
 from everclip.data.table import Table
@@ -28,6 +29,21 @@ class Parts:
         """Return the parts of those rows that a function on tables keeps."""
         return Parts(keep(self.train), None if self.val is None else keep(self.val), keep(self.test))
 
+    def by(self, column: str) -> Callable[[Iterable[str]], Parts]:
+        """Return a function that picks the rows with given values of a column, which is read once for all picks."""
+        places = {id(t): _places(t, column) for t in (self.train, self.val, self.test) if t is not None}
+
+        def pick(values: Iterable[str]) -> Parts:
+            wanted = list(values)
+
+            def rows(table: Table) -> Table:
+                found = [places[id(table)][value] for value in wanted if value in places[id(table)]]
+                return table.select(sorted(chain.from_iterable(found)))
+
+            return self.keep(rows)
+
+        return pick
+
     def renamed(self, name: str) -> Parts:
         """Return the parts under another name."""
         return self.keep(lambda table: table.renamed(name))
@@ -38,6 +54,15 @@ class Parts:
     def training(self, share: float) -> tuple[Table, Table]:
         """Return `(train, val)`: the marked rows, or a share by hash of the training rows."""
         return carve(self.train, share) if self.val is None else (self.train, self.val)
+
+
+def _places(table: Table, column: str) -> dict[str, list[int]]:
+    """Return the positions of every value of a column, as text."""
+    found: dict[str, list[int]] = {}
+    for position, value in enumerate(table.column(column)):
+        if value is not None:
+            found.setdefault(str(value), []).append(position)
+    return found
 
 
 def split(table: Table, rule: SplitSpec | None, test: Table | None = None, val: Table | None = None) -> Parts:
