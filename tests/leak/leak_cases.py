@@ -28,7 +28,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "feature-distill": ("method.penalties={feature-distill: {}, weight-constraint: {}}",),
     "lora and adapters": ("method.trainable=[{lora: {rank: 2}}, {adapter: {width: 3}}]",),
     "prompts": ("method.trainable=[{prompt: {tower: both, count: 1, depth: 2}}, text-bias]",),
-    "frozen image tower": ("method.trainable=[text]", "training.augment=none", "method.replay.kind=reservoir"),
+    "frozen image tower": (
+        "method.trainable=[text]",
+        "training.augment=none",
+        "method.replay.kind=reservoir",
+    ),
     "finetune, guarded": ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3"),
 }
 """name -> overrides; a preset that is added to the package is covered by being there."""

@@ -219,7 +219,8 @@ def _with_other_test_rows(source: Path, target: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [(m, "time") for m in leak_cases.SETTINGS] + [(m, "classes") for m in ("finetune", "joint", "wise-ft")],
+    [(m, "time") for m in leak_cases.SETTINGS]
+    + [(m, "classes") for m in ("finetune", "joint", "wise-ft", "finetune, guarded")],
 )
 def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
     method: str, kind: str, micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
@@ -232,5 +233,7 @@ def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
     assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
     assert ours.notes == theirs.notes
     assert ours.extra_state() == theirs.extra_state()
+    if (method, kind) == ("finetune, guarded", "classes"):
+        assert ours.notes["guard"]["acted"]  # on the last task: it changed what training ended at
     # The other rows were really measured.
     assert one.place.rows[-1]["scores"] != two.place.rows[-1]["scores"]
