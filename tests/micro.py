@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 WORDS = ("red", "green", "blue", "grey", "dark", "bright", "round", "square", "large", "small")
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 32,
     "vision_cfg": {
         "image_size": 16,
@@ -40,7 +41,7 @@ PREPROCESS = {
 }
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, model: dict[str, Any] = MODEL) -> Path:
     """Write configuration, byte-level vocabulary and random weights; returns the folder."""
     import torch
     from open_clip.model import CLIP
@@ -48,11 +49,11 @@ def write_model(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS})
+        json.dumps({"model_cfg": model, "preprocess_cfg": PREPROCESS})
     )
     (folder / "merges.txt.gz").write_bytes(gzip.compress(b"#version: micro", mtime=0))
     torch.manual_seed(0)
-    save_file(CLIP(**MODEL).state_dict(), folder / "open_clip_model.safetensors")
+    save_file(CLIP(**model).state_dict(), folder / "open_clip_model.safetensors")
     return folder
 
 

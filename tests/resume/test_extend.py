@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import resume_harness as harness
 import torch
+from safetensors.torch import load_file, save_file
 
 from everclip.errors import RunFolderError
 from everclip.evaluation.results import Results
@@ -97,6 +98,20 @@ def test_without_kept_models_only_unmeasurable_cells_are_missing(configs: Callab
     (event,) = [e for e in found.events if e.kind == "extended"]
     assert "2003" in event.message
     assert "rows 1 to 2" in event.message
+
+
+def test_a_start_model_that_changed_on_disk_is_not_measured_as_row_0(
+    configs: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(micro_folder / "model", tmp_path / "model")
+    two, more, _ = configs("finetune", "training.steps=1", f"backbone={place}")
+    before = harness.run(two).rows[0]
+    state = load_file(place / "open_clip_model.safetensors")
+    save_file({k: v + 0.01 for k, v in state.items()}, place / "open_clip_model.safetensors")
+    found = extend(more)
+    assert found.rows[0] == before
+    (event,) = [e for e in found.events if e.kind == "extended"]
+    assert "rows 0 to 2 could not be measured again" in event.message
 
 
 def test_an_extension_killed_anywhere_continues(configs: Callable[..., Any], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 import resume_harness as harness
 
-from everclip.errors import RunFolderError
+from everclip.errors import CheckpointError, ConfigError, RunFolderError
+from everclip.learner import Learner
 from everclip.training.run_folder import RunFolder
+from micro import MODEL, write_model
 
 CHANGES = {
     "seed=1": "seed: 0 -> 1",
@@ -137,3 +141,35 @@ def test_a_changed_environment_is_flagged(case_config: Callable[..., Any]) -> No
     # Said once, not at every later start.
     again = json.loads((Path(config.output) / "results.json").read_text())
     assert len(again["events"]) == 1
+
+
+def test_a_learner_of_a_run_that_stopped_inside_a_task_says_so(
+    case_config: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = case_config("guard-step-back")
+    assert harness.killed_at(config, 5, "after step")
+    Learner.load(config.output)
+    assert "stopped inside task 1 (step 1 of a phase)" in caplog.text
+    harness.run(config)
+    caplog.clear()
+    Learner.load(config.output)
+    assert caplog.text == ""
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_words(
+    case_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(micro_folder / "model", tmp_path / "model")
+    config = case_config("finetune", f"backbone={place}")
+    assert harness.killed_at(config, 3, "after step")
+    shutil.rmtree(place)
+    document = copy.deepcopy(MODEL)
+    document["vision_cfg"]["width"] = 48
+    write_model(place, document)
+    for again in (lambda: harness.run(config), lambda: Learner.load(config.output)):
+        with pytest.raises(CheckpointError, match=r"does not fit the model.*backbone\.clip\.visual"):
+            again()
+    file = Path(config.output) / "config.yaml"
+    file.write_text(file.read_text().replace("seed: 0", "seed: none"))
+    with pytest.raises(ConfigError, match=r"config\.yaml.*seed"):
+        Learner.load(config.output)

@@ -320,7 +320,11 @@ class Learner:
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
-        """Put back what `tensors` and `state` returned; the method may have grown in between."""
+        """Put back what `tensors` and `state` returned; the method may have grown in between.
+
+        Raises:
+            CheckpointError: if the tensors do not fit the model.
+        """
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "extra": {}, "optimiser": {}, "guard": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
@@ -328,7 +332,7 @@ class Learner:
         self.learned = set(state["learned"])
         self.method.grow(state["structure"])
         self.method.to(self.accelerator.device)
-        self.method.load_state_dict(parts["model"])
+        saved.put_tensors(self.method, parts["model"])
         device = self.accelerator.device
         self.method.load_extra({k: v.to(device) for k, v in parts["extra"].items()}, state["method"])
         self._guarded = state.get("guard")

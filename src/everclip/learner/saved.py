@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 
 from everclip.config import (
     BackboneConfig,
     CheckpointConfig,
+    Frozen,
     GuardConfig,
     MethodConfig,
     TrainingConfig,
@@ -24,6 +27,7 @@ from everclip.data.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
 from everclip.files import write_bytes_atomic, write_text_atomic
+from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.registry import read_yaml
@@ -40,6 +44,16 @@ PAST = "past"
 
 KEPT_VALIDATION = 1000
 """Validation rows kept per task, chosen by hash: choices about later tasks weigh the old ones by them."""
+
+
+class _Settings(Frozen):
+    """What of a run's or a saved learner's configuration builds the learner."""
+
+    backbone: BackboneConfig
+    method: MethodConfig
+    training: TrainingConfig
+    seed: int
+    guard: GuardConfig = GuardConfig()
 
 
 def save(learner: Learner, folder: Path) -> Path:
@@ -69,6 +83,24 @@ def save(learner: Learner, folder: Path) -> Path:
         document["guard"] = guard.config.model_dump(mode="json")
     write_text_atomic(folder / CONFIG, yaml.safe_dump(document, sort_keys=False))
     return path
+
+
+def put_tensors(method: Method, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load a checkpoint's tensors into a method.
+
+    Raises:
+        CheckpointError: if names or shapes differ: its backbone is no longer the one it was saved with.
+    """
+    own = method.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if wrong:
+        listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise CheckpointError(
+            f"the checkpoint does not fit the model that its configuration builds from {method.backbone.name} "
+            f"({listed}). Put the backbone's files back as they were when it was saved."
+        )
+    method.load_state_dict(tensors)
 
 
 def _kept(learner: Learner, folder: Path, task: Task) -> dict[str, Any]:
@@ -132,22 +164,34 @@ def _write(folder: Path, name: str, table: Table | None) -> str | None:
 
 def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Learner:
     """See `everclip.Learner.load`."""
-    if not (folder / CONFIG).is_file():
+    file = folder / CONFIG
+    if not file.is_file():
         raise CheckpointError(
             f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
         )
-    document = read_yaml(folder / CONFIG)
+    document = read_yaml(file)
     found = Checkpoints(folder, CheckpointConfig()).latest()
     if found is None:
         raise CheckpointError(f"{folder}: there is no checkpoint yet.")
-    backbone = load_backbone(BackboneConfig(**document["backbone"]), document["seed"])
-    method = build_method(MethodConfig(**document["method"]), backbone, document["seed"])
-    learner = cls(method, TrainingConfig(**document["training"]), document["seed"])
+    settings = validated(
+        _Settings, {k: document[k] for k in _Settings.model_fields if k in document}, str(file)
+    )
+    backbone = load_backbone(settings.backbone, settings.seed)
+    method = build_method(settings.method, backbone, settings.seed)
+    learner = cls(method, settings.training, settings.seed)
     # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
     state = found.state.get("learner", found.state)
-    learner.restore({k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}, state)
-    guard = validated(GuardConfig, document.get("guard", {}), "guard")
-    learner.guarding = guard if guard.max_drop is not None else None
+    tensors = {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}
+    cursor = learner.restore(tensors, state)
+    if cursor.begun:
+        logging.getLogger("everclip").warning(
+            "%s: the run stopped inside task %d (step %d of a phase): this is the model at that moment, before any "
+            "merge; finish the run first (the same command again) to have the task learned",
+            folder,
+            learner.next_index,
+            cursor.step,
+        )
+    learner.guarding = settings.guard if settings.guard.max_drop is not None else None
     if scenario is not None:
         learner.recall = lambda: scenario
         learner.remember()

@@ -118,7 +118,7 @@ def remeasure(
     path: Path,
     tick: Tick,
 ) -> list[int]:
-    """Measure again every row whose model is at hand; row 0 always is: it is the backbone itself.
+    """Measure again every row whose model is at hand; row 0 is the backbone itself, while its weights are the same.
 
     Returns:
         The rows that could not be measured again: they keep their old cells and have none for new columns.
@@ -131,6 +131,9 @@ def remeasure(
             left.append(index)
             continue
         learner = learner_for(config, scenario)
+        if not index and learner.method.backbone.fingerprints() != place.start:
+            left.append(index)
+            continue
         if index:
             learner.restore(load_file(folder / _TENSORS), _read_state(folder))
         learner.method.eval()
