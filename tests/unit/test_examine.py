@@ -141,6 +141,7 @@ def test_a_memory_that_cannot_be_used_is_said_and_done_without(
 
 def test_progress_is_told_and_may_stop_the_work(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(module, "_TICK", 4)
     told: list[tuple[int, int]] = []
     examine(column(*[photo(i) for i in range(10)]), range(10), lambda done, total: told.append((done, total)))
     assert told == [(4, 10), (8, 10), (10, 10)]

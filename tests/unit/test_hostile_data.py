@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from everclip.data.readers import parquet
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, DataError
@@ -202,3 +203,70 @@ def test_files_of_one_name_in_two_folders_keep_their_ids_apart(folder: Path, pat
     found = loaded(*sources)
     assert found.table.ids == ["x/a.csv/0", "x/a.csv/1", "y/a.csv/0", "y/a.csv/1"]
     assert not found.quarantine.entries
+
+
+# -- Parquet and the cache ------------------------------------------------------------------------------------
+
+
+def test_a_small_file_that_unpacks_to_a_memory_full_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_LEAST_UNPACKED", 10_000_000)
+    equal = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), [b"x" * 50_000])
+    columns = pa.table({"image": equal, "caption": ["a"] * 3000})
+    pq.write_table(columns, folder / "a.parquet", store_schema=False)
+    with pytest.raises(DataError, match="unpacks to more than 10,000,000 bytes"):
+        loaded(folder / "a.parquet")
+
+
+def test_a_damaged_cache_of_rows_is_made_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EVERCLIP_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    pq.write_table(pa.table({"image": [png(0), png(1)], "caption": ["a", "b"]}), folder / "a.parquet")
+    before = loaded(folder / "a.parquet").table.fingerprint
+    (kept,) = (folder / "cache" / "rows").glob("*.arrow")
+    kept.write_bytes(kept.read_bytes()[:-40])
+    assert loaded(folder / "a.parquet").table.fingerprint == before
+    assert "is read anew" in caplog.text
+    caplog.clear()
+    assert loaded(folder / "a.parquet").table.fingerprint == before
+    assert not caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_that_may_not_be_read_is_counted(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        (folder / "all" / name / "inner").mkdir(parents=True)
+        (folder / "all" / name / "0.png").write_bytes(png(0))
+    (folder / "all" / "dog" / "inner").chmod(0)
+    found = loaded(folder / "all")
+    (folder / "all" / "dog" / "inner").chmod(0o700)
+    assert found.quarantine.counts() == {"unreadable-file": 1}
+
+
+def test_a_folder_that_cannot_be_listed_is_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, for those who run tests as root."""
+    (folder / "all" / "cat" / "inner").mkdir(parents=True)
+    (folder / "all" / "cat" / "0.png").write_bytes(png(0))
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = loaded(folder / "all")
+    assert [(e.name, e.reason) for e in found.quarantine.entries] == [("all/cat/inner", "unreadable-file")]
+
+
+def test_a_picture_that_changed_since_it_was_read_is_noticed(folder: Path) -> None:
+    (folder / "a.csv").write_text("image,caption\n0.png,a\n1.png,b\n")
+    table = loaded(folder / "a.csv").table
+    assert table.value("image", 0) == png(0)
+    (folder / "0.png").write_bytes(png(3) + b"more")
+    with pytest.raises(DataError, match=r"0\.png.*has changed since the data were read"):
+        table.value("image", 0)
+    assert table.value("image", 1) == png(1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from everclip.data.images import MAX_BYTES, PictureError
 from everclip.errors import DataError
@@ -63,8 +64,12 @@ def bytes_at(place: dict[str, Any]) -> bytes:
     if path is None:
         raise PictureError("the row names no picture.", "no-image", "")
     try:
-        if size is None:
-            size = Path(path).stat().st_size
+        if offset is None:
+            there = Path(path).stat().st_size
+            if size is not None and there != size:
+                detail = f"{there:,} bytes instead of {size:,}: it has changed since the data were read"
+                raise PictureError(f"{path}: {detail}.", "unreadable-file", detail)
+            size = there
         if size > MAX_BYTES:
             detail = f"{size:,} bytes; at most {MAX_BYTES:,} are read"
             raise PictureError(f"{path}: {detail}.", "too-large", detail)
@@ -99,12 +104,16 @@ def picture_bytes(place: Any, name: str) -> bytes | None:
         raise DataError(f"{name}: {error} It was there when the data were read.") from error
 
 
-def with_hashes(pictures: pa.ChunkedArray, hashes: Sequence[str | None]) -> pa.ChunkedArray:
-    """Return pictures that know the SHA-256 (given in hexadecimal) of their content."""
+def with_contents(
+    pictures: pa.ChunkedArray, hashes: Sequence[str | None], sizes: Sequence[int | None]
+) -> pa.ChunkedArray:
+    """Return pictures that know their content: its SHA-256 (given in hexadecimal), and its bytes where it is a file."""
     start, chunks = 0, []
     for chunk in pictures.chunks:
-        mine = [None if h is None else bytes.fromhex(h) for h in hashes[start : start + len(chunk)]]
-        arrays = [chunk.field(field.name) for field in FIELDS[:-1]]
-        chunks.append(pa.StructArray.from_arrays([*arrays, pa.array(mine, pa.binary())], fields=FIELDS))
-        start += len(chunk)
+        stop = start + len(chunk)
+        mine = pa.array([None if h is None else bytes.fromhex(h) for h in hashes[start:stop]], pa.binary())
+        data, path, offset, size = (chunk.field(field.name) for field in FIELDS[:-1])
+        size = pc.if_else(pc.is_valid(path), pc.coalesce(size, pa.array(sizes[start:stop], pa.int64())), size)
+        chunks.append(pa.StructArray.from_arrays([data, path, offset, size, mine], fields=FIELDS))
+        start = stop
     return pa.chunked_array(chunks, PLACE)

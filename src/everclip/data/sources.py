@@ -16,7 +16,7 @@ from everclip.data.columns import choose, describe, renamed
 from everclip.data.examine import Tick, examine
 from everclip.data.identity import with_ids
 from everclip.data.locate import located
-from everclip.data.pictures import PLACE, with_hashes
+from everclip.data.pictures import PLACE, with_contents
 from everclip.data.quarantine import Entry, Quarantine, require_enough
 from everclip.data.readers.raw import Raw
 from everclip.data.references import Resolver, image_places
@@ -141,8 +141,10 @@ def _loaded(
     bad = {position: (reason, detail) for position, reason, detail in seen.bad}
     broken |= {row: bad[int(at[row])] for row in range(len(at)) if row not in broken and int(at[row]) in bad}
     hashes: list[str | None] = [None] * len(pictures)
-    for position, key in zip(seen.good, seen.facts.column("sha256").to_pylist(), strict=True):
-        hashes[position] = key
+    sizes: list[int | None] = [None] * len(pictures)
+    known = (seen.facts.column(name).to_pylist() for name in ("sha256", "bytes"))
+    for position, key, size in zip(seen.good, *known, strict=True):
+        hashes[position], sizes[position] = key, size
     owners = [part.raw.name for part in parts for _ in part.origin]
     columns, more = with_ids(columns, [hashes[i] for i in at], owners, broken)
     rows = np.asarray([row for row in range(len(at)) if row not in broken], np.int64)
@@ -153,7 +155,7 @@ def _loaded(
     )
     require_enough(quarantine, spec.quarantine_limit)
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name
-    table = Table(columns, rows, name, Pictures(with_hashes(pictures, hashes)))
+    table = Table(columns, rows, name, Pictures(with_contents(pictures, hashes, sizes)))
     facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
     chosen = {wanted: column for names, _ in found for wanted, column in names.items()}
     return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)

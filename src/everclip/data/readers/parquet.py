@@ -7,6 +7,7 @@ schema (`ClassLabel` names, `Image`) is read with its own `Features`.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from everclip.data.quarantine import Entry
-from everclip.data.readers.raw import Raw
+from everclip.data.readers.raw import Raw, require_few
 from everclip.data.spill import mapped, spilled
 from everclip.errors import DataError
 from everclip.files import cache_folder
 
 IN_MEMORY = 256 * 1024 * 1024
 """Parquet files up to this size are held in memory."""
+
+_ROWS = 256  # at a time
+_BUFFER = 1024 * 1024
+# A few kilobytes can stand for any number of equal rows.
+_LEAST_UNPACKED = 4 * IN_MEMORY
+_MOST_TIMES = 100
+_MOST_LOST = 1_000_000
+
+log = logging.getLogger(__name__)
 
 
 def read_parquet(path: Path) -> Raw:
@@ -33,7 +43,9 @@ def read_parquet(path: Path) -> Raw:
     broken: list[Entry] = []
     numbers: list[int] = []
     try:
-        with pq.ParquetFile(path, memory_map=False) as file:
+        # Buffered: a row group can be as large as the file, and its columns would be read in one piece.
+        with pq.ParquetFile(path, memory_map=False, buffer_size=_BUFFER, pre_buffer=False) as file:
+            require_few(file.schema_arrow.names, str(path))
             schema = file.schema_arrow
             batches = _batches(path, file, numbers, broken)
             if path.stat().st_size <= IN_MEMORY:
@@ -48,25 +60,28 @@ def read_parquet(path: Path) -> Raw:
 def _batches(
     path: Path, file: pq.ParquetFile, numbers: list[int], broken: list[Entry]
 ) -> Iterator[pa.RecordBatch]:
-    start = 0
+    start, unpacked, most = 0, 0, max(_LEAST_UNPACKED, _MOST_TIMES * path.stat().st_size)
     for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        found: list[pa.RecordBatch] = []
+        rows, done = file.metadata.row_group(group).num_rows, 0
         try:
-            table = file.read_row_group(group, use_threads=False)
-            found = table.to_batches()
-            if table.num_rows != rows:
-                raise DataError(f"holds {table.num_rows} rows, its head says {rows}")
-        except (pa.ArrowException, OSError, ValueError, DataError) as error:
-            detail = f"row group {group + 1} is damaged ({str(error)[:120]})"
+            for batch in file.iter_batches(_ROWS, row_groups=[group], use_threads=False):
+                unpacked += batch.nbytes
+                if unpacked > most:
+                    raise DataError(
+                        f"{path}: unpacks to more than {most:,} bytes, {most // path.stat().st_size:,} times its size."
+                    )
+                numbers.extend(range(start + done + 1, start + done + batch.num_rows + 1))
+                done += batch.num_rows
+                yield batch
+            problem = f"holds {done} rows, its head says {rows}" if done != rows else None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problem = str(error)[:120]
+        if problem is not None:
+            detail = f"row group {group + 1} is damaged ({problem})"
             # A damaged head may claim any number of rows.
-            lost = range(start + 1, start + 1 + min(max(rows, 1), 1_000_000))
+            lost = range(start + done + 1, start + 1 + done + min(max(rows - done, 1), _MOST_LOST))
             broken += [Entry(row, f"{path.name}, row {row}", "bad-row", detail) for row in lost]
-            start += max(rows, 0)
-            continue
-        numbers.extend(range(start + 1, start + rows + 1))
-        start += rows
-        yield from found
+        start += max(rows, done)
 
 
 def _mapped(
@@ -77,9 +92,12 @@ def _mapped(
     key = hashlib.sha256(f"{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()
     kept = cache_folder() / "rows" / f"{key[:32]}.arrow"
     if kept.is_file():
-        columns = mapped(kept)
-        numbers.extend(range(1, columns.num_rows + 1))
-        return columns
+        try:
+            columns = mapped(kept)
+            numbers.extend(range(1, columns.num_rows + 1))
+            return columns
+        except (pa.ArrowException, OSError) as error:
+            log.warning("%s: damaged (%s); %s is read anew.", kept, error, path)
     columns = spilled(batches, schema, kept)
     if broken:
         kept.unlink(missing_ok=True)  # the next load must find the damage again
