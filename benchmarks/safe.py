@@ -30,7 +30,7 @@ FRONTIER = {
     "replay": ["method=replay"],
     "replay-merge": ["method=replay-merge"],
     "wise-ft": ["method=wise-ft"],
-    "finetune, a tenth of the rate": ["method=finetune", "method.lr_scale=0.1"],
+    "finetune at a tenth of the rate": ["method=finetune", "method.lr_scale=0.1"],
 }
 """Beside the two that are compared: one seed each, to show what else can be had."""
 
@@ -148,12 +148,15 @@ def main() -> None:
     words.add_argument("settings", nargs="*", help="key=value for all runs")
     words.add_argument("--seeds", default="0,1,2")
     words.add_argument("--output", type=Path, default=Path("runs/safe"))
-    words.add_argument("--main-only", action="store_true", help="leave the frontier out")
+    words.add_argument(
+        "--frontier", default=",".join(FRONTIER), help="which other variants, by name; empty: none"
+    )
     given = words.parse_args()
     stem = Path(given.stream).stem
     seeds = [int(seed) for seed in given.seeds.split(",")]
     found = []
-    for name, own in {**MAIN, **({} if given.main_only else FRONTIER)}.items():
+    others = {name: FRONTIER[name] for name in given.frontier.split(",") if name}
+    for name, own in {**MAIN, **others}.items():
         folders = []
         for seed in seeds if name in MAIN else seeds[:1]:
             folder = given.output / stem / f"{name.replace(' ', '-').replace(',', '')}-s{seed}"

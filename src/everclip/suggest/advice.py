@@ -54,11 +54,16 @@ def choose(facts: Facts) -> list[Choice]:
 
 
 def _method(facts: Facts) -> list[Choice]:
-    why = "holds the model to its start, and chooses on validation rows how much of the new to take in"
+    why = (
+        "holds the model to its start, replays what it learned, and the guard takes back what costs retention"
+    )
     chosen = [Choice(key="method", value="safe", reason=why)]
     if not facts.validation:
-        why = "there are no validation rows to choose on, so half of each task is taken in"
-        chosen.append(Choice(key="method.merge.alpha", value=0.5, reason=why))
+        why = "there are no validation rows for the guard to watch, so half of each task is taken in"
+        chosen.append(Choice(key="method.merge.kind", value="wise-ft", reason=why))
+        chosen.append(
+            Choice(key="method.merge.alpha", value=0.5, reason="the middle between before and after")
+        )
     return chosen
 
 
