@@ -146,7 +146,8 @@ def test_measured_and_chosen_on_are_apart(benchmark: str) -> None:
 def test_learning_under_a_guard_and_choosing_alpha_decode_no_measured_picture(
     kind: str, micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = micro_config(kind, *leak_cases.SHORT[kind], *leak_cases.SETTINGS["safe"], "guard.every=1")
+    merge = "method.merge={kind: wise-ft, alpha: sweep}"
+    config = micro_config(kind, *leak_cases.SHORT[kind], "method=safe", merge, "guard.every=1")
     run, seen = Run(config, Progress(quiet=True)), set()
     inner = ImageStore.get
 
