@@ -12,12 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
+from everclip.cli.init_config import text_for
 from everclip.data.readers import parquet
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, DataError
+from everclip.learner.taking import make_task
+from everclip.scenarios.load import load_scenario
+from everclip.scenarios.propose import propose
+from everclip.scenarios.spec import ScenarioSpec
 
 
 def png(seed: int) -> bytes:
@@ -270,3 +276,96 @@ def test_a_picture_that_changed_since_it_was_read_is_noticed(folder: Path) -> No
     with pytest.raises(DataError, match=r"0\.png.*has changed since the data were read"):
         table.value("image", 0)
     assert table.value("image", 1) == png(1)
+
+
+# -- streams --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\nb: {", "\u2028line", "next\x85", "\x1b[2J", "{}", "- x # y", "yes", "\U0001f600", "end\n", "'\""],
+)
+def test_the_yaml_for_any_language_name_reads_as_what_was_built(folder: Path, name: str) -> None:
+    rows = [{"image": f"{i}.png", "caption": f"c{i}", "language": name if i % 2 else "en"} for i in range(40)]
+    for i in range(40):
+        (folder / f"{i}.png").write_bytes(png(i))
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    proposal = propose([{"source": str(folder / "a.jsonl")}])
+    document = yaml.safe_load(text_for(proposal, None))
+    kept = {key: document[key] for key in document if key in ScenarioSpec.model_fields}
+    assert [task.name for task in load_scenario(kept).tasks] == ["en", name]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([2023.0, None, 2024.0], [2023, None, 2024]),
+        ([2023.0, float("nan"), 2024.0], [2023, None, 2024]),
+        ([0.5, float("nan"), 1.0], [0.5, None, 1.0]),
+        ([float("inf"), 1.0, 2.0], [float("inf"), 1.0, 2.0]),
+        ([None, None, float("nan")], [None, None, None]),
+    ],
+)
+def test_years_beside_a_missing_one_are_years(
+    folder: Path, given: list[float | None], wanted: list[float | None]
+) -> None:
+    columns = {"image": [f"{i}.png" for i in range(3)], "caption": ["a", "b", "c"]}
+    pq.write_table(pa.table({**columns, "time": pa.array(given, pa.float64())}), folder / "a.parquet")
+    assert [repr(v) for v in loaded(folder / "a.parquet").table.column("time")] == [repr(v) for v in wanted]
+
+
+def test_marks_that_nobody_knows_are_said(folder: Path) -> None:
+    marks = ["train", "test", "holdout", "valid"]
+    rows = [{"image": f"{i}.png", "caption": f"c{i}", "split": marks[i]} for i in range(4)]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scenario = load_scenario(
+        {
+            "name": "x",
+            "version": 1,
+            "summary": "s",
+            "kind": "single",
+            "data": {"source": str(folder / "a.jsonl")},
+            "split": {"column": "split"},
+            "headline": {"protocol": "own"},
+        }
+    )
+    task = scenario.tasks[0]
+    assert (len(task.train), len(task.val or ()), len(scenario.eval_sets[0].data)) == (2, 1, 1)
+    assert any("'holdout' (1 rows): trained on" in note for note in scenario.notes)
+
+
+def test_a_learner_knows_the_classes_of_marked_validation_rows(folder: Path) -> None:
+    marks = ["train", "train", "val", "val"]
+    rows = [{"image": f"{i}.png", "class_name": f"c{i % 3}", "split": marks[i]} for i in range(4)]
+    task = make_task(rows_from(folder, rows), 0, "x", ("{}",), 0.1)
+    assert [entry.key for entry in task.classes or ()] == ["c0", "c1", "c2"]
+
+
+def rows_from(folder: Path, rows: list[dict[str, str]]) -> str:
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "rows.jsonl")
+
+
+def test_classes_of_one_name_are_said(folder: Path) -> None:
+    rows = [
+        {
+            "image": f"{i}.png",
+            "class_key": f"{i % 2}",
+            "class_name": "cat",
+            "split": "test" if i > 1 else "train",
+        }
+        for i in range(4)
+    ]
+    scenario = load_scenario(
+        {
+            "name": "x",
+            "version": 1,
+            "summary": "s",
+            "kind": "single",
+            "data": {"source": rows_from(folder, rows)},
+            "split": {"column": "split"},
+            "headline": {"protocol": "own"},
+        }
+    )
+    assert len(scenario.eval_sets[0].classes or ()) == 2
+    assert any("'cat' for 0, 1" in note for note in scenario.notes)

@@ -177,9 +177,19 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
                 f"{source}: column 'keywords' holds {kind}; expected lists of texts (Parquet or JSON lines; a "
                 "CSV cannot hold them)."
             )
-    if numeric_time and "time" in columns.column_names:
-        columns = replaced(columns, "time", _times(columns.column("time")))
+    if "time" in columns.column_names:
+        times = _times if numeric_time else _whole
+        columns = replaced(columns, "time", times(columns.column("time")))
     return columns, problems
+
+
+def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return whole numbers where all are, and nothing for NaN: years become 2024.0 beside a missing one."""
+    if not pa.types.is_floating(held.type):
+        return held
+    values = [None if v is None or math.isnan(v) else v for v in held.to_pylist()]
+    whole = all(v is None or (v.is_integer() and abs(v) < 2**53) for v in values)
+    return pa.chunked_array([pa.array(values).cast(pa.int64() if whole else pa.float64())])
 
 
 def _captions(columns: pa.Table, problems: list[Problem]) -> pa.Table:

@@ -12,7 +12,7 @@ from everclip.data.sources import read, read_rows
 from everclip.data.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
-from everclip.scenarios.base import class_entries
+from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.measuring import Measuring, measured_set
 from everclip.scenarios.spec import SplitSpec
 from everclip.scenarios.splits import split
@@ -63,7 +63,11 @@ def make_task(
         raise DataError(
             f"{table.name}: {len(table)} rows are too few to set {validation:.0%} aside; lower it."
         )
-    classes = None if captioned else class_entries(parts.train, templates, (index,))
+    classes = None
+    if not captioned:
+        # Marked validation rows may hold classes that no training row has: they are told apart from the others, too.
+        tables = [t for t in (parts.train, parts.val) if t is not None]
+        classes = merge_entries([entry for t in tables for entry in class_entries(t, templates, (index,))])
     return Task(index, table.name, train, val if len(val) else None, classes)
 
 

@@ -18,10 +18,27 @@ BACKBONES = (
 )
 
 
+class _OneLine(yaml.SafeDumper):
+    """Writes text with line breaks of any kind in double quotes: other styles would write them as they are."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if text.splitlines() == [text] else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_OneLine.add_representer(str, _text)
+
+
 def flow(value: Any) -> str:
     """Return a value as YAML in one line."""
-    text: str = yaml.safe_dump(
-        value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
+    text: str = yaml.dump(
+        value,
+        Dumper=_OneLine,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float("inf"),
     )
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
