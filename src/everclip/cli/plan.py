@@ -28,6 +28,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         steps = sum(phase_steps(p, config.training) * p.repeats for p in phases)
         tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
         run.learner.tasks.append(task)
+        run.learner.method.store(task)  # what is replayed may come on top of the next task
     weights = cost.bytes
     moments = (
         2 * 4 * cost.trainable_parameters
@@ -67,7 +68,6 @@ def _measure(run: Run, config: RunConfig) -> dict[str, float]:
     from everclip.evaluation.banks import device_of
 
     task, learner = run.tasks[0], run.learner
-    learner.tasks = []
     learner.method.begin_task(task, learner.past())
     phases = learner.plan(task)
     timing = {"step": learner.engine.measure(learner.method, phases[0]) if phases else 0.0}

@@ -88,7 +88,9 @@ class Method(nn.Module):
         teaching = {p.settings.reference for p in self._penalties if p.uses_teacher}
         self._teachers = Teachers(backbone, teaching)
         if settings.contrast == "sigmoid" and backbone.logit_bias is None:
-            raise ConfigError("method.contrast: `sigmoid` needs a model with a logit bias; this one has none.")
+            raise ConfigError(
+                "method.contrast: `sigmoid` needs a model with a logit bias; this one has none."
+            )
         grow(backbone, settings, seed)
         self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
         for penalty in self._penalties:
@@ -103,11 +105,7 @@ class Method(nn.Module):
     def begin_task(self, task: Task, past: Past) -> None:
         """Mark what trains, and keep the weights that penalties and merging look back on."""
         self.mark_trainable()
-        if self.buffer is not None:
-            if task.classes is not None:
-                self.buffer.by_class()
-            if self.settings.replay.base and self.buffer.seen == 0 and past.base is not None:
-                self.buffer.offer("base", past.base)
+        self._open_buffer(task, past)
         keep = self.settings.merge
         looked_at = self._looked_back_on()
         if TASK_START in looked_at:
@@ -140,6 +138,7 @@ class Method(nn.Module):
         classes = task.classes if self.uses_labels(task) else None
         notes: tuple[str, ...] = ()
         stretch = 1.0
+        self._open_buffer(task, past)
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
         if stored is not None:
             share = self.settings.replay.share
@@ -246,8 +245,21 @@ class Method(nn.Module):
         self._teachers.end_task()
         for penalty in self._penalties:
             penalty.end_task(self.backbone, task, past)
+        self.store(task)
+
+    def store(self, task: Task) -> None:
+        """Show a task's samples to the buffer, if there is one."""
         if self.buffer is not None:
             self.buffer.offer(f"task {task.index}", task.train)
+
+    def _open_buffer(self, task: Task, past: Past) -> None:
+        """Show the base to an empty buffer; again and again changes nothing, so that a plan knows of it too."""
+        if self.buffer is None:
+            return
+        if task.classes is not None:
+            self.buffer.by_class()
+        if self.settings.replay.base and self.buffer.seen == 0 and past.base is not None:
+            self.buffer.offer("base", past.base)
 
     def _interpolate(self, validate: Validate) -> None:
         keep = self.settings.merge
