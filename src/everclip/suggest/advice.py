@@ -55,11 +55,12 @@ def choose(facts: Facts) -> list[Choice]:
 
 def _method(facts: Facts) -> list[Choice]:
     why = (
-        "holds the model to its start, replays what it learned, and the guard takes back what costs retention"
+        "holds the model to its start and replays what it learned; where the stream has a retention set, the guard "
+        "takes back what costs it"
     )
     chosen = [Choice(key="method", value="safe", reason=why)]
     if not facts.validation:
-        why = "there are no validation rows for the guard to watch, so half of each task is taken in"
+        why = "no validation rows can show how much of the new is too much, so half of each task is taken in"
         chosen.append(Choice(key="method.merge.kind", value="wise-ft", reason=why))
         chosen.append(
             Choice(key="method.merge.alpha", value=0.5, reason="the middle between before and after")
