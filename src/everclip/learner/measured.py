@@ -134,7 +134,13 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
     loaded = read(spec)
     wanted = None if kind == "auto" else kind
     lines = [*loaded.guesses, *([loaded.quarantine.summary()] if loaded.quarantine.entries else [])]
-    return spec.label, Measuring((measured_set(loaded.table, templates, wanted),)), lines
+    measured = measured_set(loaded.table, templates, wanted)
+    if len(measured.data) < len(loaded.table):
+        lines.append(
+            f"{spec.label}: {len(measured.data):,} of {len(loaded.table):,} rows are scored: those with a "
+            f"{'caption' if measured.kind == 'retrieval' else 'class'}, and of these the ones marked test if any are"
+        )
+    return spec.label, Measuring((measured,)), lines
 
 
 def is_benchmark(target: str) -> bool:

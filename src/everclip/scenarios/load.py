@@ -129,8 +129,8 @@ def _note_shared_names(sets: Sequence[EvalSet], reader: Reader) -> None:
         if shared:
             name, held = next(iter(shared.items()))
             reader.notes.append(
-                f"{s.name}: {len(shared):,} names stand for several classes ({name!r} for {', '.join(held[:5])}), which "
-                "no text can tell apart; give them names of their own, or one class_key"
+                f"{s.name}: {len(shared):,} names stand for several classes ({name!r} for {', '.join(held[:5])}), "
+                "which no text can tell apart; give them names of their own, or one class_key"
             )
 
 

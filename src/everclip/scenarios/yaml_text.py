@@ -18,7 +18,7 @@ BACKBONES = (
 )
 
 
-class _OneLine(yaml.SafeDumper):
+class _OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the package has no types
     """Writes text with line breaks of any kind in double quotes: other styles would write them as they are."""
 
 

@@ -224,10 +224,10 @@ class _Heads:
         """
         self._reads += 1
         if self._reads > _HEAD_READS or count > _HEAD_BYTES:
-            raise tarfile.InvalidHeaderError("too large")
+            raise tarfile.HeaderError("too large")
         data = self._file.read(count)
         if len(data) < count or _DIGITS.search(data):
-            raise tarfile.InvalidHeaderError("ends early, or holds an endless number")
+            raise tarfile.HeaderError("ends early, or holds an endless number")
         return data
 
 
