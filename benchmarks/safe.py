@@ -30,6 +30,7 @@ FRONTIER = {
     "replay": ["method=replay"],
     "replay-merge": ["method=replay-merge"],
     "wise-ft": ["method=wise-ft"],
+    "finetune merged half": ["method=finetune", "method.merge.kind=wise-ft", "method.merge.alpha=0.5"],
     "finetune at a tenth of the rate": ["method=finetune", "method.lr_scale=0.1"],
 }
 """Beside the two that are compared: one seed each, to show what else can be had."""
