@@ -267,7 +267,8 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str
         return f"{name}: missing; it has no default."
     found = item.get("input")
     shown = f" (found {found!r})" if path and not isinstance(found, dict) else ""
-    return f"{name or 'config'}: {item['msg']}{shown}"
+    said = item["msg"].removeprefix("Value error, ")  # pydantic's word for what a validator of ours says
+    return f"{name or 'config'}: {said}{shown}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
