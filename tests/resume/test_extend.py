@@ -91,6 +91,9 @@ def test_without_kept_models_only_unmeasurable_cells_are_missing(configs: Callab
     assert found.rows[3] == expected.rows[3]
     assert "2003" not in found.rows[1].scores
     assert found.matrix.values[2][found.matrix.columns.index("2003")] is None
+    assert "all" not in found.rows[2].scores["known"]  # among fewer answers than the rows after it
+    assert "all" in found.rows[2].scores["groups"]
+    assert found.matrix.values[2][0] is None
     own = {name: cells["own"] for name, cells in expected.rows[2].scores.items() if name != "2003"}
     assert {name: cells["own"] for name, cells in found.rows[2].scores.items()} == own
     assert found.metrics["transfer"] is None

@@ -121,17 +121,20 @@ def remeasure(
     """Measure again every row whose model is at hand; row 0 is the backbone itself, while its weights are the same.
 
     Returns:
-        The rows that could not be measured again: they keep their old cells and have none for new columns.
+        The rows that could not be measured again: they have no cells for new columns, and keep those old ones that new
+        sets do not change.
     """
     examples = recorder.carried([Example(**e) for e in place.examples])
     left = []
     for index, old in enumerate(place.rows):
         folder = path / MODELS / f"{index:03d}"
         if index and not folder.is_dir():
+            place.rows[index] = _without_grown(old, scenario)
             left.append(index)
             continue
         learner = learner_for(config, scenario)
         if not index and learner.method.backbone.fingerprints() != place.start:
+            place.rows[index] = _without_grown(old, scenario)
             left.append(index)
             continue
         if index:
@@ -152,6 +155,20 @@ def remeasure(
     return left
 
 
+def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
+    """Leave out what was scored among all sets: there are more answers now, and a mean over both would be of neither.
+
+    What is `seen` or its `own` does not grow by tasks that come later, nor does the retention suite.
+    """
+    grown = {p.name for p in scenario.protocols if p.space == "all"}
+    kept = {s.name for s in scenario.retention_suite}
+    scores = {
+        name: cells if name in kept else {p: values for p, values in cells.items() if p not in grown}
+        for name, cells in row["scores"].items()
+    }
+    return {**row, "scores": scores}
+
+
 def _with_notes(row: Row, old: dict[str, Any]) -> Row:
     return row.model_copy(update={"notes": old.get("notes", {})})
 
@@ -167,7 +184,7 @@ def extension_message(added: Sequence[str], before: int, left: Sequence[int]) ->
     if left:
         rows = f"row {left[0]}" if len(left) == 1 else f"rows {left[0]} to {left[-1]}"
         text += (
-            f"; {rows} could not be measured again: no cells for the new columns, and pools and label spaces over "
-            "all sets were smaller then (checkpoint.keep_rows=true keeps what that needs)"
+            f"; {rows} could not be measured again: no cells for the new columns, nor among the answers of all "
+            "sets, which were fewer then (checkpoint.keep_rows=true keeps what measuring again needs)"
         )
     return text
