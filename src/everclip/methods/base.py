@@ -290,17 +290,10 @@ class Method(nn.Module):
         self._put(merge.interpolate(before, after, share))
 
     def _snapshot(self) -> merge.Weights:
-        return {name: tensor.detach().clone() for name, tensor in self._mergeable().items()}
-
-    def _mergeable(self) -> dict[str, torch.Tensor]:
-        """Trainable parameters, and running statistics (batch norm) of the towers."""
-        chosen = {name: self.get_parameter(name).data for name in self._trainable}
-        parameters = {name for name, _ in self.named_parameters()}
-        state = self.state_dict()
-        return chosen | {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+        return {name: tensor.detach().clone() for name, tensor in merge.changing(self, self._trainable).items()}
 
     def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
-        target = self._mergeable()
+        target = merge.changing(self, self._trainable)
         for name, tensor in weights.items():
             target[name].copy_(tensor)
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from everclip.distributed import from_first
 
 Weights = dict[str, torch.Tensor]
+
+
+def changing(module: nn.Module, trainable: Sequence[str]) -> Weights:
+    """Return what learning changes, not copied: trainable parameters, and running statistics (batch norm)."""
+    chosen = {name: module.get_parameter(name).data for name in trainable}
+    parameters = {name for name, _ in module.named_parameters()}
+    state = module.state_dict()
+    return chosen | {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
 
 
 def interpolate(
