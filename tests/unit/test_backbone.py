@@ -188,7 +188,7 @@ def test_weights_of_another_shape_are_a_clear_error(copy: Path) -> None:
     [
         ("builtin:tny", r"'builtin:tny' is not known"),
         ("ViT-B-33", r"'ViT-B-33' is neither a folder nor an open_clip model\. Did you mean 'ViT-B-32'"),
-        ("no/such/folder", r"'no/such/folder' is neither a folder nor an open_clip model"),
+        ("no/such/folder", r"'no/such/folder' is neither a folder nor an open_clip model\. \(Looked"),
         ("ViT-B-32", r"ViT-B-32 needs backbone\.weights: a file, 'random', or one of .*openai"),
     ],
 )

@@ -200,6 +200,17 @@ def test_a_check_and_a_run_read_a_mark_alike(mark: str | None) -> None:
     )
 
 
+def test_dates_that_sort_wrongly_and_classes_called_by_numbers_are_named(call: Call, write: Write) -> None:
+    pictures = [photo(i) for i in range(6)]
+    wrong = write(pictures, "wrong.parquet", class_name=["0", "1"] * 3, time=["01/31/2025", "12/01/2024"] * 3)
+    found = codes(checked(call(wrong, "--json")[1]))
+    assert (found["date-order"], found["numbers"]) == ("mend", "mend")
+    right = write(
+        pictures, "right.parquet", class_name=["cat", "1"] * 3, time=["2025-01-31", "2024-12-01"] * 3
+    )
+    assert not {"date-order", "numbers"} & set(codes(checked(call(right, "--json")[1])))
+
+
 # -- what it stops for ----------------------------------------------------------------------------------------
 
 

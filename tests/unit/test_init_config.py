@@ -201,3 +201,33 @@ def test_names_of_files_cannot_break_the_yaml(
     document: dict[str, Any] = yaml.safe_load(text)
     assert Path(document["data"]["source"]).name == odd
     assert json.dumps(document)
+
+
+def test_a_source_that_marks_its_test_rows_keeps_them_beside_one_that_does_not(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    from everclip.config import resolve_config
+    from everclip.scenarios.load import load_scenario
+
+    folder = class_folders(tmp_path / "photos")
+    other = write(tmp_path / "shards.parquet", 60, 1, caption=texts())
+    code, _, _ = call(folder, other, "-o", tmp_path / "mine.yaml")
+    assert code == 0
+    document = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    assert document["sources"][0]["split"] == {"column": "split", "validation": 0.1}
+    assert "split" not in document["sources"][1]
+    scenario = load_scenario(resolve_config(str(tmp_path / "mine.yaml")).scenario)
+    assert sorted(scenario.eval_sets[0].data.column("split")) == ["test"] * 24
+    assert set(scenario.tasks[0].train.column("split")) == {"train"}
+
+
+def test_dates_that_sort_by_their_day_are_refused(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    dates = ["15.01.2025", "15.12.2024"]
+    source = write(tmp_path / "d.parquet", 60, caption=texts(), time=dates)
+    code, _, said = call(source)
+    assert code == 2
+    assert "holds '15.01.2025', which sorts by its first number" in said
+    assert call(source, "--kind", "single")[0] == 0
+    assert call(source, "columns.time=")[0] == 0

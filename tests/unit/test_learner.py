@@ -260,3 +260,12 @@ def test_a_lost_file_of_a_saved_learner_is_named(micro_folder: Path, tmp_path: P
     lost.unlink()
     with pytest.raises(CheckpointError, match=lost.name):
         Learner.load(tmp_path / "saved")
+
+
+def test_nothing_is_trained_if_there_is_nothing_to_choose_on(micro_folder: Path) -> None:
+    learner = Learner.create(str(micro_folder / "model"), "wise-ft", TRAINING)
+    before = state(learner)
+    with pytest.raises(DataError, match="no validation picture to choose on"):
+        learner.learn(rows_of(micro_folder)[:4], validation=0.0)
+    assert same(state(learner), before)
+    assert learner.learned == set()

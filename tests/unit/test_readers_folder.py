@@ -24,7 +24,7 @@ def test_class_folders_give_classes_in_order_of_their_names(tmp_path: Path) -> N
     assert not loaded.table.has("caption")
     assert loaded.quarantine.entries == ()
     assert any("2 folders" in line for line in loaded.guesses)
-    assert any("1 files that are no pictures were passed over (1 .db)" in line for line in loaded.guesses)
+    assert any("passed over, as no pictures: 1 (1 .db)" in line for line in loaded.guesses)
 
 
 def test_folders_named_after_splits_fill_the_split(tmp_path: Path) -> None:

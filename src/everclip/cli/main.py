@@ -196,7 +196,8 @@ def main() -> None:
         sys.exit(130)
     except typer.TyperException as error:  # wrong usage: click's own message and code
         usage = "Usage:" in str(error)  # no verb at all: plain help
-        typer.echo(str(error) if usage else f"everclip: {error} See everclip --help.", err=True)
+        said = str(error) if usage or str(error).endswith((".", "?")) else f"{error}."
+        typer.echo(said if usage else f"everclip: {said} See everclip --help.", err=True)
         sys.exit(getattr(error, "exit_code", 2))
 
 

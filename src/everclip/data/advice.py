@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from everclip.data.checked import Check, Finding, Leaks
+from everclip.data.periods import misordered
 
 _KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same with the same text"}
 
@@ -190,6 +191,14 @@ def _balance(check: Check) -> Iterator[Finding]:
             message=f"{counted(classes.single, 'class has', 'classes have')} one picture only",
             remedy="It cannot be both learned and tested: add pictures or leave the class out.",
         )
+    if len(classes.counts) > 1 and all(entry.name.strip().isdecimal() for entry in classes.counts):
+        yield Finding(
+            level="mend",
+            code="numbers",
+            message=f"classes are called by numbers ({', '.join(repr(e.name) for e in classes.counts[:3])})",
+            remedy="A CLIP learns and finds classes by their names: map numbers to words in the column "
+            "`class_name`, and keep the numbers as columns.class_key=NAME if they are needed.",
+        )
     if classes.unlabelled:
         yield Finding(
             level="mend",
@@ -262,6 +271,14 @@ def _extent(check: Check) -> Iterator[Finding]:
             code="no-time",
             message=f"{share(check.time.missing, check.rows)} rows have no time",
             remedy="A stream by time leaves them out: give them one.",
+        )
+    date = misordered(check.time.counts) if check.time else None
+    if date is not None:
+        yield Finding(
+            level="mend",
+            code="date-order",
+            message=f"times such as {date!r} sort by their first number, not by date",
+            remedy="Write them as 2025-01-31; a stream by time would learn them in the wrong order.",
         )
     if 0 < check.pictures < 200:
         yield Finding(

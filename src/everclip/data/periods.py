@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from everclip.data.checked import Time
 
 _ISO = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ].*)?)?)?")
+_WORDED = re.compile(r"\s*\d{1,2}([./-])\d{1,2}\1(\d{4}|\d{2})\b.*")
 _MOST = 36
 _LENGTHS: tuple[tuple[Literal["day", "month", "year"], int], ...] = (("day", 10), ("month", 7), ("year", 4))
 
@@ -36,6 +37,11 @@ def time_counts(values: Sequence[Any]) -> Time | None:
         counts={label: counts[label] for label in order},
         missing=len(values) - len(given),
     )
+
+
+def misordered(values: Iterable[Any]) -> str | None:
+    """Return the first date that begins with its day or month (`31.12.2024`): as text it sorts by that, not by time."""
+    return next((str(value) for value in values if _WORDED.fullmatch(str(value))), None)
 
 
 def _labels(given: Sequence[Any]) -> tuple[Literal["day", "month", "year", "value"], list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from everclip.config import Frozen
 
@@ -46,6 +48,12 @@ class DataSpec(Frozen):
     root: str | None = None
     downloads: str | None = None
     quarantine_limit: float = Field(0.01, ge=0, le=1)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Any) -> Any:
+        """Read `columns.time=` and `{time: }` as `{time: ""}`: no such column."""
+        return {k: "" if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -33,9 +33,8 @@ def validation_scores(
         tasks are of both kinds, the mean over their pictures. In [0, 1]. Giving old and new equal weight keeps a
         small task from being outvoted by a large past.
     """
+    require_pictures(tasks, base_val)
     sides = _sides(tasks, base_val)
-    if not any(sides.values()):
-        raise DataError(f"task {tasks[-1].name!r}: there is no validation picture to choose on.")
     method.eval()
     found: dict[str, list[tuple[float, int]]] = {"old": [], "new": []}
     for labelled, tables in sides.items():
@@ -48,6 +47,19 @@ def validation_scores(
         for name, score in scores.items():
             found[name].append((score, len(tables[name])))
     return {name: _mean(scores) for name, scores in found.items() if scores}
+
+
+def require_pictures(tasks: Sequence[Task], base_val: Table | None) -> None:
+    """Refuse to choose on nothing.
+
+    Raises:
+        DataError: if neither the tasks so far nor the base have a validation picture.
+    """
+    if not any(_sides(tasks, base_val).values()):
+        raise DataError(
+            f"task {tasks[-1].name!r}: there is no validation picture to choose on. Give more rows, mark some as "
+            "`validation` in a column `split`, set a larger share aside, or choose nothing: method.merge.alpha=0.5."
+        )
 
 
 def _sides(tasks: Sequence[Task], base_val: Table | None) -> dict[bool, dict[str, Table]]:

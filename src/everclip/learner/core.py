@@ -27,7 +27,7 @@ from everclip.data.table import Table
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
-from everclip.evaluation.validation import validation_scores
+from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.learner import predicting, saved, taking
 from everclip.learner.predicting import Picture
 from everclip.learner.taking import UserData
@@ -170,6 +170,8 @@ class Learner:
         cursor = cursor or Cursor()
         new = not cursor.begun
         if new:
+            if self.method.settings.merge.kind == "wise-ft" and self.method.settings.merge.alpha == "sweep":
+                require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
             self.method.begin_task(task, self.past())
             cursor.begun = True
         phases = self.plan(task)

@@ -106,7 +106,8 @@ def _from_file(path: Path) -> Located:
 def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -> Located:
     known = open_clip.list_models()
     if name not in known:
-        meant = did_you_mean(name, [*known, "builtin:tiny"])
+        folder = "/" in name or "\\" in name  # no architecture's name: the list of all would hide the message
+        meant = "" if folder else did_you_mean(name, [*known, "builtin:tiny"])
         raise ConfigError(
             f"backbone: {name!r} is neither a folder nor an open_clip model.{meant} (Looked for a folder "
             f"{Path(name).absolute()}, and among open_clip's {len(known)} architectures.)"

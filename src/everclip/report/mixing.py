@@ -34,7 +34,8 @@ def refuse_mixture(runs: Sequence[Run], force: bool) -> list[str]:
         raise DataError(
             "these runs do not measure the same thing:\n  "
             + "\n  ".join(found)
-            + "\nNumbers of different benchmarks say nothing about each other; `force` compares them all the same."
+            + "\nNumbers of different benchmarks say nothing about each other; --force (in Python, force=True) "
+            "compares them all the same."
         )
     return [f"Compared by force: {line}" for line in found]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from everclip.config import validated
+from everclip.data.periods import misordered
 from everclip.data.quarantine import Quarantine
 from everclip.data.spec import DataSpec
 from everclip.data.splits import side_of
@@ -27,6 +28,9 @@ UNITS = ("day", "week", "month", "quarter", "year", "value")
 """From fine to coarse; the finest that gives no more than `MOST_TASKS` tasks is proposed."""
 
 MOST_TASKS = 12
+BY_MARKS = {"column": "split", "validation": 0.1}
+"""How data are split that mark their test rows."""
+
 SHARES = (0.2, 0.3, 0.5)
 """Shares of test rows, tried until every task has rows to learn from, to choose on and to be measured on."""
 
@@ -149,6 +153,8 @@ def _candidates(
     settings = [_several(blocks, tables)] if kind == "sources" else list(_settings(kind, tables[0]))
     if kind != "sources":
         settings = [{"data": blocks[0], **setting} for setting in settings]
+    elif any(map(_marked, tables)) and not all(map(_marked, tables)):
+        settings.insert(0, _by_own_marks(settings[0], tables))
     metric = {"protocols": [{"name": "own"}, {"name": "all", "space": "all"}]}
     headline = {"headline": {"protocol": "all", "metric": "auto"}}
     for setting in settings:
@@ -160,6 +166,11 @@ def _settings(kind: str, table: Table) -> Iterator[dict[str, Any]]:
     if kind == "time":
         if not has_values(table, "time"):
             raise ConfigError("--kind time: the data have no column `time`; name it with columns.time=NAME.")
+        if date := misordered(v for v in table.column("time") if v is not None):
+            raise ConfigError(
+                f"{table.name}: column `time` holds {date!r}, which sorts by its first number and not by date. Write "
+                "dates as 2025-01-31, or go without a stream by time: --kind single, or columns.time= for no time."
+            )
         for unit, _ in _units(table) or [("value", 0)]:
             yield {"every": unit}
     elif kind == "domains":
@@ -195,10 +206,22 @@ def _several(blocks: Sequence[dict[str, Any]], tables: Sequence[Table]) -> dict[
     }
 
 
+def _by_own_marks(setting: Mapping[str, Any], tables: Sequence[Table]) -> dict[str, Any]:
+    """Let the sources that mark their test rows keep them; the stream's share is for the others."""
+    sources = [
+        {**source, "split": dict(BY_MARKS)} if _marked(table) else source
+        for source, table in zip(setting["sources"], tables, strict=True)
+    ]
+    return {**setting, "sources": sources}
+
+
+def _marked(table: Table) -> bool:
+    return table.has("split") and any(side_of(mark) == "test" for mark in table.column("split"))
+
+
 def _splits(tables: Sequence[Table]) -> Iterator[dict[str, Any]]:
-    marked = [t.has("split") and any(side_of(m) == "test" for m in t.column("split")) for t in tables]
-    if all(marked):
-        yield {"column": "split", "validation": 0.1}
+    if all(map(_marked, tables)):
+        yield dict(BY_MARKS)
     for share in SHARES:
         yield {"test": share, "validation": 0.1 if share < 0.5 else 0.3}
 
@@ -238,7 +261,7 @@ def _training(scenario: ListScenario) -> tuple[dict[str, Any], str]:
     steps = max(1, typical // batch)
     epochs = max(1, min(20, round(STEPS / steps)))
     reason = (
-        f"A task has {typical:,} training rows in the middle ({smallest:,} to {sizes[-1]:,}): some {steps:,} steps of "
-        f"{batch} per epoch, {steps * epochs:,} in all"
+        f"A task has {typical:,} training rows in the middle ({smallest:,} to {sizes[-1]:,}): some "
+        f"{math.ceil(typical * epochs / batch):,} steps of {batch} in all"
     )
     return {"epochs": epochs, "batch_size": batch, "lr": 1e-5}, reason

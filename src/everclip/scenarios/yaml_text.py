@@ -17,6 +17,8 @@ BACKBONES = (
     ("hf-hub:ORGANISATION/NAME", "from the hub's cache"),
 )
 
+_HOW_MARKED = "the column marks test (and val) rows"
+
 
 class _OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the package has no types
     """Writes text with line breaks of any kind in double quotes: other styles would write them as they are."""
@@ -100,6 +102,8 @@ def _data(document: Mapping[str, Any]) -> list[str]:
             f"    kind: {source['kind']}    # measured by naming classes, or by retrieval of captions"
         )
         lines += ["    data:", *_block(source["data"], "      ")]
+        if "split" in source:
+            lines.append(f"    split: {flow(source['split'])}    # {_HOW_MARKED}")
         if source["kind"] == "classification":
             lines.append('    templates: ["a photo of a {}", "{}"]    # texts around a class name')
     return lines
@@ -130,11 +134,7 @@ def _kind(proposal: Proposal) -> list[str]:
 
 def _split(document: Mapping[str, Any]) -> list[str]:
     rule = document["split"]
-    how = (
-        "the column marks test (and val) rows"
-        if "column" in rule
-        else "by hash of the picture: adding rows never moves one"
-    )
+    how = _HOW_MARKED if "column" in rule else "by hash of the picture: adding rows never moves one"
     return [f"split: {flow(rule)}    # {how}"]
 
 

@@ -101,7 +101,7 @@ def _class_folders(path: Path, folders: list[str]) -> Raw:
     notes = [f"{path.name}: classes are the names of the {len(set(classes))} folders"]
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-        notes.append(f"{path.name}: {others.total()} files that are no pictures were passed over ({kinds})")
+        notes.append(f"{path.name}: passed over, as no pictures: {others.total()} ({kinds})")
     columns = pa.table({"image": pa.array(files, pa.string()), "class_name": pa.array(classes, pa.string())})
     return Raw(
         path.name,
