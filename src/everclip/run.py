@@ -16,7 +16,7 @@ import torch
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
 from everclip.distributed import any_up
-from everclip.errors import ConfigError, DataError, DivergedError, Interrupted
+from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
 from everclip.evaluation.assemble import check_headline, column_info, flat_metrics
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
@@ -33,7 +33,7 @@ from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.engine import StepLog
 from everclip.training.progress import Progress
-from everclip.training.run_folder import RunFolder
+from everclip.training.run_folder import CONFIG, RunFolder
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 
@@ -76,6 +76,10 @@ class Run:
     def __init__(self, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> None:
         self.config, self.extend = config, extend
         self.path = Path(config.output)
+        if extend and not (self.path / CONFIG).is_file():
+            raise RunFolderError(
+                f"output: {self.path} holds no run to extend. Name its folder as output=, or begin without --extend."
+            )
         self.scenario = load_scenario(config.scenario)
         self.learner: Learner = learner_for(config, self.scenario)
         self._main = self.learner.accelerator.is_main_process

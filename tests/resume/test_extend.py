@@ -166,6 +166,13 @@ def test_new_tasks_are_not_learned_unasked(configs: Callable[..., Any]) -> None:
         harness.run(more)
 
 
+def test_a_mistyped_folder_is_not_learned_from_the_start(configs: Callable[..., Any]) -> None:
+    _, more, _ = configs("finetune")
+    with pytest.raises(RunFolderError, match="holds no run to extend"):
+        extend(more)
+    assert not Path(more.output).exists()
+
+
 def test_nothing_old_may_change(
     configs: Callable[..., Any], micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def evaluate(
     Pictures are encoded once per model and kept in the cache folder (EVERCLIP_CACHE).
 
     Example: everclip eval runs/shop --on test.csv --on photos/ --template "a photo of a {}"
+
     Example: everclip eval ViT-B-32 backbone.weights=model.pt --on test.csv --json
     """
     if not on:

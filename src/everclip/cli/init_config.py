@@ -34,6 +34,7 @@ def init_config(
     Several data sets become one task each; times, languages or classes become tasks of one data set.
 
     Example: everclip init-config photos/ -o photos.yaml
+
     Example: everclip init-config shop.csv columns.image=file columns.caption=title > shop.yaml
     """
     sources, settings = split_arguments(data)

@@ -92,7 +92,8 @@ def print_plan(planned: dict[str, Any]) -> None:
         typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")
     typer.echo(f"  {planned['rows']} rows of evaluation, {planned['steps']} steps in all")
     typer.echo(
-        f"  parameters: {planned['trainable_parameters']:,} trained of {planned['stored_parameters']:,}"
+        f"  parameters: {planned['trainable_parameters']:,} trained, {planned['stored_parameters']:,} in memory "
+        "(frozen copies included)"
     )
     typer.echo(
         f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"

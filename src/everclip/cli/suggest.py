@@ -34,6 +34,7 @@ def suggest(
     The learning rate is measured by a short sweep on the data; the model's weights are not changed.
 
     Example: everclip suggest photos/ ViT-B-32 backbone.weights=weights.safetensors
+
     Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
     """
     from everclip.config import BackboneConfig, overrides_document, validated
