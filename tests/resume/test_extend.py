@@ -112,7 +112,9 @@ def test_a_start_model_that_changed_on_disk_is_not_measured_as_row_0(
     state = load_file(place / "open_clip_model.safetensors")
     save_file({k: v + 0.01 for k, v in state.items()}, place / "open_clip_model.safetensors")
     found = extend(more)
-    assert found.rows[0] == before
+    kept = {name: {p: v for p, v in cells.items() if p != "all"} for name, cells in before.scores.items()}
+    kept["groups"] = before.scores["groups"]  # the retention suite has no answers but its own
+    assert found.rows[0].scores == kept
     (event,) = [e for e in found.events if e.kind == "extended"]
     assert "rows 0 to 2 could not be measured again" in event.message
 

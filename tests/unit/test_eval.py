@@ -120,6 +120,15 @@ def test_what_does_not_fit_is_said(call: Call, micro_folder: Path, tmp_path: Pat
     assert call("eval", tmp_path / "none", "--on", data)[0] == 2
 
 
+def test_columns_are_named_as_for_check(call: Call, micro_folder: Path, tmp_path: Path) -> None:
+    table = pq.read_table(micro_folder / "data.parquet").select(["image", "caption"])
+    file = tmp_path / "named.parquet"
+    pq.write_table(table.rename_columns(["picture of it", "words"]), file)
+    names = ["columns.image=picture of it", "data.columns.caption=words"]
+    answer = found(call("eval", micro_folder / "model", *names, "--on", file, "--json"))
+    assert (answer.sets[0].kind, answer.sets[0].samples) == ("retrieval", 96)
+
+
 def test_settings_of_a_finished_runs_backbone_are_refused(micro_folder: Path, tmp_path: Path) -> None:
     fixed = [
         f"backbone={micro_folder / 'model'}",

@@ -87,11 +87,14 @@ def evaluate(
 
 
 def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
-    from everclip.config import overrides_document
+    from everclip.config import merge, overrides_document
+    from everclip.data.spec import DataSpec
     from everclip.errors import did_you_mean
 
     document = overrides_document(settings)
     known = ("backbone", "data", "evaluation")
+    for key in set(document) & set(DataSpec.model_fields):  # as `check` and `init-config` take them
+        document["data"] = merge(document.get("data", {}), {key: document.pop(key)})
     for key, value in document.items():
         if key not in known or not isinstance(value, dict):
             raise ConfigError(f"{key}: no setting of eval.{did_you_mean(key, known)}")

@@ -84,8 +84,8 @@ def added_tasks(
     added = list(names[len(place.tasks) :])
     if added and not extend:
         raise RunFolderError(
-            f"{path}: this run has {len(place.tasks)} tasks, and there are {len(added)} more now "
-            f"({', '.join(added)}). To learn them too, give the same command with --extend."
+            f"{path}: this run has {len(place.tasks)} tasks, and new are "
+            f"{', '.join(added)}. To learn them too, give the same command with --extend."
         )
     return added
 

@@ -18,6 +18,9 @@ from everclip.training.engine import Engine, Hooks, StepLog
 WINDOW = 5
 """Steps that a running mean spans; a slope is fitted over two more."""
 
+CEILING = 1e-3
+"""The highest rate that is suggested where the sweep found no upper end; LoRA and prompts are tuned at such rates."""
+
 EXPLODED = 3.0
 """The sweep ends where the mean loss of a window is this many times that of the untrained model."""
 
@@ -135,6 +138,12 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], exploded: bool =
     place = next(worse, len(smooth) - 1 if exploded else None)
     diverged = None if place is None else rates[place]
     rate, why = _choose(rates, rates[bottom], steepest, diverged)
+    if diverged is None and rate > CEILING:
+        # What a few steps do not spoil, a whole run may: no pre-trained CLIP is tuned at rates beyond this.
+        rate, why = (
+            CEILING,
+            f"{why} would be {rate:.1e}; no rate of the sweep spoiled it, so no more than this is risked",
+        )
     # Two digits: the test is not sharper.
     return RangeTest(
         tuple(rates),
