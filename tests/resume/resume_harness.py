@@ -65,10 +65,16 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lora": ("time", ("method.trainable=[{lora: {rank: 2}}, logit-scale]",)),
     "adapters-prompts": (
         "classes",
-        (f"method.trainable=[{{adapter: {{width: 3}}}}, {PROMPTS}]", "method.merge={kind: wise-ft, alpha: 0.5}"),
+        (
+            f"method.trainable=[{{adapter: {{width: 3}}}}, {PROMPTS}]",
+            "method.merge={kind: wise-ft, alpha: 0.5}",
+        ),
     ),
     "blocks": ("classes", ("method.trainable=[image-blocks:last1, text-bias, text-embeddings]",)),
-    "frozen-image": ("time", (*SMALL_REPLAY, "method.trainable=[text, logit-scale]", "training.augment=none")),
+    "frozen-image": (
+        "time",
+        (*SMALL_REPLAY, "method.trainable=[text, logit-scale]", "training.augment=none"),
+    ),
     "frozen-text": ("classes", ("method.trainable=[image]", "training.augment=none")),
 }
 """name -> (kind of scenario, overrides): every method, and every setting that makes a method keep something."""

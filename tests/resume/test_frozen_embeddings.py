@@ -24,7 +24,9 @@ def test_killed_while_files_are_written_and_read(
     expected = reference("frozen-image")
     points = [harness.kind_of(p) for p in harness.crash_points(case_config("frozen-image", output="points"))]
     files = list(dict.fromkeys(p for p in points if "frozen-" in p))
-    assert len(files) == 6  # the first task's table, then the second's and the buffer's; before and after renaming
+    assert (
+        len(files) == 6
+    )  # the first task's table, then the second's and the buffer's; before and after renaming
     config = case_config("frozen-image")
     for number, place in enumerate(files):
         assert harness.killed_at(config, 1, place), place

@@ -110,7 +110,11 @@ def test_what_is_not_in_the_cache_is_said_with_the_three_ways_on(
         load_backbone("hf-hub:org/clip@v2")
     message = str(error.value)
     assert f"there is no folder {tmp_path / 'models--org--clip'}" in message
-    for way in ("backbone.weights=PATH", "backbone.name=FOLDER", "`hf download org/clip --revision v2 --include"):
+    for way in (
+        "backbone.weights=PATH",
+        "backbone.name=FOLDER",
+        "`hf download org/clip --revision v2 --include",
+    ):
         assert way in message
     snapshot = into_hub(model, tmp_path, "org/half")
     (snapshot / WEIGHTS).unlink()

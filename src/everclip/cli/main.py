@@ -68,7 +68,8 @@ def run(
     settings: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     extend: Annotated[
-        bool, typer.Option("--extend", help="Learn the tasks added since: next month's data, one more source.")
+        bool,
+        typer.Option("--extend", help="Learn the tasks added since: next month's data, one more source."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result (or plan) as JSON.")] = False,
 ) -> None:

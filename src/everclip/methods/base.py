@@ -290,7 +290,9 @@ class Method(nn.Module):
         self._put(merge.interpolate(before, after, share))
 
     def _snapshot(self) -> merge.Weights:
-        return {name: tensor.detach().clone() for name, tensor in merge.changing(self, self._trainable).items()}
+        return {
+            name: tensor.detach().clone() for name, tensor in merge.changing(self, self._trainable).items()
+        }
 
     def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
         target = merge.changing(self, self._trainable)
