@@ -57,7 +57,23 @@ def evaluate(
         raise ConfigError("eval: nothing to measure on; name data or a benchmark with --on DATA.")
     if kind not in ("auto", "retrieval", "classification"):
         raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
-    given = _sections(settings or [])
+    found = _measure(model, settings or [], on, tuple(template or ("{}",)), kind, no_cache, as_json)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False))
+    else:
+        print_evaluation(found)
+
+
+def _measure(
+    model: str,
+    settings: list[str],
+    on: list[str],
+    templates: tuple[str, ...],
+    kind: str,
+    no_cache: bool,
+    quiet: bool,
+) -> Evaluation:
+    given = _sections(settings)
     from everclip.config import EvaluationConfig, validated
     from everclip.data.spec import DataSpec
     from everclip.files import cache_folder
@@ -68,22 +84,19 @@ def evaluate(
     config = validated(EvaluationConfig, {"cache": cache, **given["evaluation"]}, "evaluation")
     block = given["data"]
     targets = [t if is_benchmark(t) else validated(DataSpec, {"source": t, **block}, "data") for t in on]
-    progress = Progress(quiet=as_json)
+    progress = Progress(quiet=quiet)
     progress.start("evaluate", 0)
     found = evaluate_model(
         load_model(model, given["backbone"]),
         model,
         targets,
-        tuple(template or ("{}",)),
+        templates,
         kind,  # type: ignore[arg-type]  # one of the three, as checked above
         config,
         lambda done, total: progress.update(done, "pictures", total),
     )
     progress.finish()
-    if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False))
-    else:
-        print_evaluation(found)
+    return found
 
 
 def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:

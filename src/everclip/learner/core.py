@@ -178,13 +178,7 @@ class Learner:
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
         if guard is not None and new:
             guard.begin_task(self.method, len(self.learned))
-        while cursor.phase < len(phases):
-            phase = phases[cursor.phase]
-            while cursor.repeat < phase.repeats:
-                self._run_phase(task, phase, cursor, watcher)
-                cursor.repeat, cursor.step, cursor.optimiser = cursor.repeat + 1, 0, {}
-            self.method.end_phase(task, phase)
-            cursor.phase, cursor.repeat = cursor.phase + 1, 0
+        self._run_phases(task, phases, cursor, watcher)
         self.method.eval()
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         note = None if guard is None else guard.end_task(self.method)
@@ -227,6 +221,17 @@ class Learner:
         if self._guarded is not None:
             self.guard.restore({}, self._guarded)
         return self.guard
+
+    def _run_phases(
+        self, task: Task, phases: Sequence[Phase], cursor: Cursor, watcher: Watcher | None
+    ) -> None:
+        while cursor.phase < len(phases):
+            phase = phases[cursor.phase]
+            while cursor.repeat < phase.repeats:
+                self._run_phase(task, phase, cursor, watcher)
+                cursor.repeat, cursor.step, cursor.optimiser = cursor.repeat + 1, 0, {}
+            self.method.end_phase(task, phase)
+            cursor.phase, cursor.repeat = cursor.phase + 1, 0
 
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
         # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
