@@ -22,8 +22,9 @@ from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.files import crash_point
-from everclip.learner.core import Cursor, Learner
+from everclip.learner.core import Learner
 from everclip.learner.fit import check_fit, learner_for
+from everclip.learner.following import Cursor
 from everclip.running import extending, inputs
 from everclip.running.outcome import Status, build_results
 from everclip.running.place import EVALUATE, LEARN, Place

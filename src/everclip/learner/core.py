@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +28,7 @@ from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.learner import predicting, saved, taking
+from everclip.learner.following import Cursor, Optimiser, Watcher
 from everclip.learner.predicting import Picture
 from everclip.learner.taking import UserData
 from everclip.methods.base import Method
@@ -36,36 +36,11 @@ from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
-from everclip.training.engine import Engine, Hooks, StepLog
+from everclip.training.engine import Engine, Hooks
 from everclip.training.guard import Guard, watchable
 from everclip.training.processes import start_processes
 
-Optimiser = Callable[[], dict[str, torch.Tensor]]
 Scores = dict[str, dict[str, dict[str, Score]]]
-
-
-@dataclass
-class Cursor:
-    """Where learning stands inside a task; all of it goes into a checkpoint."""
-
-    phase: int = 0
-    repeat: int = 0
-    step: int = 0
-    begun: bool = False
-    optimiser: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-class Watcher(Protocol):
-    """What a loop over a learner wants to know; see `everclip.training.engine.Hooks`."""
-
-    def after_step(self, log: StepLog) -> bool:
-        """Count a step; return whether a checkpoint is due."""
-
-    def report(self, logs: Sequence[StepLog]) -> None:
-        """Show and record steps."""
-
-    def save(self, cursor: Cursor, optimiser: Optimiser) -> None:
-        """Write a checkpoint."""
 
 
 class Learner:

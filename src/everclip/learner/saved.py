@@ -58,7 +58,7 @@ class _Settings(Frozen):
 
 def save(learner: Learner, folder: Path) -> Path:
     """See `everclip.Learner.save`."""
-    from everclip.learner.core import Cursor
+    from everclip.learner.following import Cursor
 
     if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
         raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")

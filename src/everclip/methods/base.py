@@ -384,20 +384,17 @@ class Method(nn.Module):
 
     def describe(self) -> Cost:
         """Count parameters and bytes from the module itself, and what the slots keep beside it."""
-        chosen = set(self._trainable)
-        trained = sum(p.numel() for n, p in self.named_parameters() if n in chosen)
+        trained = sum(self.get_parameter(name).numel() for name in self._trainable)
         weights = list(self.parameters())
         kept = list(self.extra_tensors().values())
         teachers = self._teachers.parameters()
-        held = 0 if self.buffer is None else len(self.buffer)
-        unbounded = self.buffer is not None and self.buffer.kind == "all"
         return Cost(
             trainable_parameters=trained,
             stored_parameters=teachers + sum(t.numel() for t in (*weights, *kept)),
             active_parameters=sum(p.numel() for p in weights),
             bytes=weights[0].element_size() * teachers
             + sum(t.numel() * t.element_size() for t in (*weights, *kept)),
-            buffer_samples=held,
+            buffer_samples=0 if self.buffer is None else len(self.buffer),
             extra_per_image=extra_cost(self.backbone.clip),
-            growth_per_task="the task's samples (replay.kind=all)" if unbounded else "none",
+            growth_per_task="none" if self.buffer is None else self.buffer.growth,
         )

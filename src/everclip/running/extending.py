@@ -22,8 +22,9 @@ from everclip.evaluation.encode import Tick
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import Example, Row
 from everclip.files import folder_atomic
-from everclip.learner.core import Cursor, Learner
+from everclip.learner.core import Learner
 from everclip.learner.fit import learner_for
+from everclip.learner.following import Cursor
 from everclip.running.place import Place
 from everclip.scenarios.base import ListScenario
 

@@ -29,6 +29,11 @@ class Buffer:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def growth(self) -> str:
+        """What each further task adds to it, beyond a bound."""
+        return "the task's samples (replay.kind=all)" if self.kind == "all" else "none"
+
     def offer(self, origin: str, table: Table) -> None:
         """Show the buffer every sample of a table once, in order."""
         groups = (
