@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from everclip.cli.main import main
 from everclip.data.checked import Check
 from everclip.data.inspect import inspect
 from everclip.data.lettering import font, plain, wrap
@@ -38,22 +36,13 @@ def photo(seed: int, kind: str = "PNG", side: int = 64, **options: Any) -> bytes
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, micro_folder: Path
-) -> Call:
+def call(command: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, micro_folder: Path) -> Call:
     """Return a function (*arguments) -> (exit code, output, errors) of `everclip check` on the micro model."""
     monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        named = [] if "--model" in arguments else ["--model", str(micro_folder / "model")]
-        monkeypatch.setattr(sys, "argv", ["everclip", "check", *map(str, arguments), *named])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
+        named = [] if "--model" in arguments else ["--model", micro_folder / "model"]
+        return command("check", *arguments, *named)
 
     return run
 

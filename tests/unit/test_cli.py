@@ -1,14 +1,13 @@
 """The command line: exit codes, JSON, the plan, help with an example; and the published schema."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from everclip.cli.main import app, main
+from everclip.cli.main import app
 from everclip.evaluation.results import Results, json_schema
 
 ROOT = Path(__file__).parents[2]
@@ -28,22 +27,9 @@ VERBS = (
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def call(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
     """Return a function (*arguments) -> (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["everclip", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+    return command
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from everclip.cli.main import main
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
@@ -21,21 +19,10 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+def call(command: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """Return a function (*arguments) -> (exit code, standard output, standard error), with a cache of its own."""
     monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["everclip", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+    return command
 
 
 def found(answer: tuple[int, str, str]) -> Evaluation:

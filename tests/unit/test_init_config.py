@@ -1,7 +1,6 @@
 """`everclip init-config`: for every kind of data, a YAML that runs to its end as it is printed."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import yaml
 from scenario_data import pictures, write
 
-from everclip.cli.main import main
 from everclip.evaluation.results import Results
 from everclip.run import execute
 from everclip.scenarios.propose import MOST_TASKS, propose
@@ -70,22 +68,9 @@ DATA: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
 
 
 @pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Return a function (*arguments) -> (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["everclip", "init-config", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+def call(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function (*arguments) -> (exit code, standard output, standard error) of `everclip init-config`."""
+    return lambda *arguments: command("init-config", *arguments)
 
 
 @pytest.mark.parametrize("name", DATA)
