@@ -53,23 +53,31 @@ def fake_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> No
 def test_what_is_installed_here_is_well() -> None:
     found = packages.check_packages()
     assert states(found) == {"ok"}
-    assert {"python", "torch", "open_clip_torch", "timm", "datasets", "accelerate"} <= {f.name for f in found}
+    assert {"python", "torch", "open-clip-torch", "timm", "datasets", "accelerate"} <= {f.name for f in found}
 
 
 def test_old_and_missing_packages_fail_with_the_command_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_versions(monkeypatch, open_clip_torch="2.30.0", accelerate=None)
+    fake_versions(monkeypatch, **{"open-clip-torch": "2.30.0", "accelerate": None})
     found = packages.check_packages()
-    old, missing = only(found, "open_clip_torch"), only(found, "accelerate")
-    assert (old.state, old.found) == ("fail", "2.30.0 (wanted open_clip_torch>=3.2)")
-    assert old.remedy == "pip install --upgrade 'open_clip_torch>=3.2'"
+    old, missing = only(found, "open-clip-torch"), only(found, "accelerate")
+    assert (old.state, old.found) == ("fail", "2.30.0 (wanted open-clip-torch>=3.2)")
+    assert old.remedy == "pip install --upgrade 'open-clip-torch>=3.2'"
     assert (missing.state, missing.remedy) == ("fail", "pip install 'accelerate>=1.0'")
+
+
+@pytest.mark.parametrize("spelled", ["open_clip_torch>=3.2", "open-clip-torch>=3.2", "Open.Clip_Torch>=3.2"])
+def test_a_package_has_one_name_however_metadata_spell_it(
+    spelled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "wanted", lambda: (">=3.11", [spelled]))
+    assert only(packages.check_packages(), "open-clip-torch").state == "ok"
 
 
 def test_what_a_package_needs_in_turn_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_versions(monkeypatch, timm="0.1.0")
     found = only(packages.check_packages(), "timm")
     assert found.state == "fail"
-    assert "which open_clip_torch needs" in found.found
+    assert "which open-clip-torch needs" in found.found
 
 
 def test_an_old_python_and_unknown_wishes_fail(monkeypatch: pytest.MonkeyPatch) -> None:

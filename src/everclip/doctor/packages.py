@@ -44,7 +44,6 @@ def wanted() -> tuple[str, list[str]]:
 def check_packages() -> list[Finding]:
     """Compare every required package with what is installed, and say which extras are there."""
     try:
-        from packaging.requirements import Requirement
         from packaging.specifiers import SpecifierSet
     except ImportError:
         return [Finding("packaging", "fail", "not installed", "pip install packaging")]
@@ -58,12 +57,22 @@ def check_packages() -> list[Finding]:
     fits = SpecifierSet(python).contains(here, prereleases=True)
     remedy = "" if fits else f"use a Python {python}: make a new virtual environment with one"
     found = [Finding("python", "ok" if fits else "fail", f"{here} (wanted {python})", remedy)]
-    requirements = [Requirement(line) for line in lines]
+    requirements = [_parsed(line) for line in lines]
     required = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
     found += [_required(requirement) for requirement in required]
     found += _in_turn(required)
     found += _extras([r for r in requirements if r not in required])
     return found
+
+
+def _parsed(line: str) -> Requirement:
+    """Return the requirement under its canonical name: metadata say open-clip-torch or open_clip_torch, by builder."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    requirement = Requirement(line)
+    requirement.name = canonicalize_name(requirement.name)
+    return requirement
 
 
 def _required(requirement: Requirement) -> Finding:
@@ -81,12 +90,10 @@ def _required(requirement: Requirement) -> Finding:
 
 def _in_turn(required: Iterable[Requirement]) -> list[Finding]:
     """Look one step further, as `pip check` does: at what the required packages ask for themselves."""
-    from packaging.requirements import Requirement
-
     found, fitting, seen = [], 0, {requirement.name for requirement in required}
     for requirement in required:
         lines = metadata.requires(requirement.name) or [] if _installed(requirement.name) else []
-        for inner in map(Requirement, lines):
+        for inner in map(_parsed, lines):
             if inner.marker is not None and not inner.marker.evaluate({"extra": ""}):
                 continue
             judged = _required(inner)
