@@ -1,7 +1,8 @@
 """Gain on what is new against retention of what was known: the preset `safe`, plain fine-tuning, and what lies between.
 
 Run: python benchmarks/safe.py emoji-time
-     EVERCLIP_PACKS=... python benchmarks/safe.py examples/photo-stream.yaml backbone=PHOTO_TINY_FOLDER
+     EVERCLIP_PACKS=... python benchmarks/safe.py examples/photo-stream.yaml backbone.name=PHOTO_TINY_FOLDER \
+       --variant "safe, base data named" method=safe "scenario.base={name: known, data: {source: FOLDER}}"
 
 Each cell (variant x seed) is a run of `everclip run`, resumable; a finished cell is read again. Prints a table for
 benchmarks/SAFE.md and draws the frontier. Presets were chosen on validation pictures; this measures on test pictures.
@@ -25,11 +26,13 @@ from everclip.evaluation.results import Column, Results
 MAIN = {"finetune": ["method=finetune"], "safe": ["method=safe"]}
 FRONTIER = {
     "safe without guard": ["method=safe", "guard.max_drop=null"],
+    "safe, guard at 1 point": ["method=safe", "guard.max_drop=1"],
     "safe without distillation": ["method=safe", "method.penalties={}"],
     "safe without replay": ["method=safe", "method.replay.kind=none"],
     "replay": ["method=replay"],
     "replay-merge": ["method=replay-merge"],
     "wise-ft": ["method=wise-ft"],
+    "safe merged half": ["method=safe", "method.merge.kind=wise-ft", "method.merge.alpha=0.5"],
     "finetune merged half": ["method=finetune", "method.merge.kind=wise-ft", "method.merge.alpha=0.5"],
     "finetune at a tenth of the rate": ["method=finetune", "method.lr_scale=0.1"],
 }
@@ -152,14 +155,18 @@ def main() -> None:
     words.add_argument(
         "--frontier", default=",".join(FRONTIER), help="which other variants, by name; empty: none"
     )
+    words.add_argument(
+        "--variant", nargs="+", action="append", default=[], metavar="NAME KEY=VALUE", help="one more, all seeds"
+    )
     given = words.parse_args()
+    main = {**MAIN, **{name: own for name, *own in given.variant}}
     stem = Path(given.stream).stem
     seeds = [int(seed) for seed in given.seeds.split(",")]
     found = []
     others = {name: FRONTIER[name] for name in given.frontier.split(",") if name}
-    for name, own in {**MAIN, **others}.items():
+    for name, own in {**main, **others}.items():
         folders = []
-        for seed in seeds if name in MAIN else seeds[:1]:
+        for seed in seeds if name in main else seeds[:1]:
             folder = given.output / stem / f"{name.replace(' ', '-').replace(',', '')}-s{seed}"
             fixed = [f"seed={seed}", f"output={folder}", f"evaluation.cache={given.output / 'cache'}"]
             execute(given.stream, *given.settings, *own, *fixed, "report=false", "training.threads=1")
