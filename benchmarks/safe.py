@@ -26,7 +26,7 @@ from everclip.evaluation.results import Column, Results
 MAIN = {"finetune": ["method=finetune"], "safe": ["method=safe"]}
 FRONTIER = {
     "safe without guard": ["method=safe", "guard.max_drop=null"],
-    "safe, guard at 1 point": ["method=safe", "guard.max_drop=1"],
+    "safe guarded at 1 point": ["method=safe", "guard.max_drop=1"],
     "safe without distillation": ["method=safe", "method.penalties={}"],
     "safe without replay": ["method=safe", "method.replay.kind=none"],
     "replay": ["method=replay"],
