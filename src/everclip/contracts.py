@@ -114,6 +114,7 @@ class Scenario(TypingProtocol):
     name: str
     base: Table | None
     base_val: Table | None
+    reference: Reference | None
     eval_sets: Sequence[EvalSet]
     protocols: Sequence[EvalProtocol]
 
@@ -190,6 +191,7 @@ class Phase:
             without gradient, for closed-form methods: `forward` sees every batch and accumulates what it needs.
         steps: number of optimiser steps; `None` = from the training budget and the size of the first source of
             the stream `main` (so that replay costs no extra steps).
+        epochs: passes over the first source of the stream `main`, in place of the training budget.
         stretch: factor on the steps that a budget in epochs or samples gives; a budget in steps is kept.
         lr: overrides the learning rate of the training configuration.
         repeats: how often the phase runs in a row (each repeat restarts its schedule).
@@ -201,6 +203,7 @@ class Phase:
     param_groups: tuple[ParamGroup, ...] = ()
     optimiser: str | None = "default"
     steps: int | None = None
+    epochs: float | None = None
     stretch: float = 1.0
     lr: float | None = None
     repeats: int = 1
@@ -239,10 +242,27 @@ class Needs:
     Attributes:
         supervision: what it can learn from: `labels` (class names), `captions`, or both.
         all_tasks_at_once: whether the run joins all tasks into one (an upper bound, not a continual learner).
+        reference: which reference data it cannot do without: any of `images` and `texts`.
+        transformer: whether modules grow inside its towers, which must then be a ViT and a text transformer.
     """
 
     supervision: frozenset[str] = frozenset({"labels", "captions"})
     all_tasks_at_once: bool = False
+    reference: frozenset[str] = frozenset()
+    transformer: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Unlabeled data that belong to no task: what a teacher is asked about.
+
+    Attributes:
+        images: pictures; none of them is measured or used for validation.
+        texts: distinct texts, in the order of their source.
+    """
+
+    images: Table | None = None
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,12 +274,14 @@ class Past:
         base: the backbone's own training data, where the scenario has them.
         training: the run's training configuration (batch size, budget...).
         seed: the run's seed.
+        reference: unlabeled data, where the scenario names some.
     """
 
     tasks: tuple[Task, ...] = ()
     base: Table | None = None
     training: TrainingConfig | None = None
     seed: int = 0
+    reference: Reference | None = None
 
 
 Validate = Callable[[], Mapping[str, float]]
@@ -293,8 +315,11 @@ class Method(TypingProtocol):
     def end_task(self, task: Task, past: Past, validate: Validate) -> None:
         """Merge, select, fill the buffer."""
 
-    def encode_images(self, pixels: Tensor) -> Features:
-        """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch."""
+    def encode_images(self, pixels: Tensor, known_task: int | None = None) -> Features:
+        """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch.
+
+        `known_task` is the task they are known to belong to, where a protocol tells it and the method asks for it.
+        """
 
     def encode_texts(self, tokens: Tensor) -> Features:
         """Encode token ids `(N, L)`."""

@@ -19,7 +19,7 @@ from everclip.config import (
     merge_training,
     validated,
 )
-from everclip.contracts import EvalSet, Past, Phase, Task
+from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.batches import BatchMaker
 from everclip.data.images import ImageStore
 from everclip.data.table import Table
@@ -75,6 +75,7 @@ class Learner:
         self.method.mark_trainable()
         self.training, self.seed = training, seed
         self.base, self.base_val = base, base_val
+        self.reference: Reference | None = None
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
         self.recall: Callable[[], ListScenario] | None = None
@@ -100,7 +101,7 @@ class Learner:
 
     def past(self) -> Past:
         """Return what the method may look back on."""
-        return Past(tuple(self.tasks), self.base, self.training, self.seed)
+        return Past(tuple(self.tasks), self.base, self.training, self.seed, self.reference)
 
     def plan(self, task: Task) -> list[Phase]:
         """Return the phases that learning `task` now would take."""
@@ -174,7 +175,7 @@ class Learner:
         if self.recall is not None:
             recall, self.recall = self.recall, None
             scenario = recall()
-            self.base, self.base_val = scenario.base, scenario.base_val
+            self.base, self.base_val, self.reference = scenario.base, scenario.base_val, scenario.reference
             self.tasks = [t for t in scenario.tasks if t.index in self.learned]
             if self.guarding is not None:
                 self.watch(watchable(scenario), self.guarding)

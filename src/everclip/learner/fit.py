@@ -11,6 +11,7 @@ from everclip.data.batches import share_of
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.methods.build import build_method
+from everclip.methods.pace import check_names
 from everclip.models.backbone import load_backbone
 from everclip.training.guard import watchable
 from everclip.training.processes import start_processes
@@ -22,6 +23,7 @@ def learner_for(config: RunConfig, scenario: Any) -> Learner:
     backbone = load_backbone(config.backbone, config.seed)
     method = build_method(config.method, backbone, config.seed)
     learner = Learner(method, config.training, config.seed, accelerator, scenario.base, scenario.base_val)
+    learner.reference = scenario.reference
     if config.guard.max_drop is not None:
         learner.watch(watchable(scenario), config.guard)
     return learner
@@ -35,6 +37,8 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
             processes cannot share a batch equally.
     """
     share_of(learner.training.batch_size, learner.accelerator.num_processes)
+    _check_reference(learner)
+    check_names(learner.method.settings.per_task, tasks)
     merging = learner.method.settings.merge
     for task in tasks:
         if (
@@ -60,3 +64,22 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
             raise ConfigError(
                 f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
             )
+
+
+def _check_reference(learner: Learner) -> None:
+    """Refuse a method that asks a teacher about data that the scenario does not name.
+
+    Raises:
+        ConfigError: with the key to set.
+    """
+    method, given = learner.method, learner.reference
+    wanted = set(method.reference_needs)
+    if given is not None:
+        wanted -= {"images"} if given.images is not None and len(given.images) else set()
+        wanted -= {"texts"} if given.texts else set()
+    if wanted:
+        keys = " and ".join(f"scenario.reference.{name}.source" for name in sorted(wanted))
+        raise ConfigError(
+            f"method: {method.preset} distils on reference data that belong to no task, and the scenario names none; "
+            f"set {keys} (a folder, a table, a .txt file of texts)."
+        )

@@ -33,17 +33,18 @@ from everclip.errors import ConfigError
 from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
+from everclip.methods.cost import counted
 from everclip.methods.frozen import cached_columns, embeddings, rest
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
+from everclip.methods.pace import paced
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups, grow, trains
 from everclip.models.backbone import Backbone
-from everclip.models.modules.grow import extra_cost
 from everclip.models.modules.towers import SIDES
 from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
@@ -63,12 +64,14 @@ class Method(nn.Module):
     Class attributes:
         Settings: the pydantic model of the method's settings.
         needs: what the method relies on, checked before a run starts.
+        uses_known_task: whether `encode_images` makes use of a task that a protocol tells.
         reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
             what a frozen tower would encode. A subclass with a `forward` of its own says so if it does.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
+    uses_known_task: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -99,6 +102,20 @@ class Method(nn.Module):
         self._mean: merge.RunningMean | None = None
         replay = settings.replay
         self.buffer = None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed)
+
+    @property
+    def reference_needs(self) -> frozenset[str]:
+        """Which reference data it cannot do without: of `images` and `texts`."""
+        return self.needs.reference.union(*(p.needs_reference for p in self._penalties))
+
+    @property
+    def batch_dependent(self) -> str | None:
+        """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
+        return None
+
+    def routes(self) -> tuple[str, ...]:
+        """Return the names of the ways a picture can go (feature `route`); none by default."""
+        return ()
 
     # -- learning ---------------------------------------------------------------------------------------------
 
@@ -150,7 +167,8 @@ class Method(nn.Module):
             if classes and self.settings.loss == "auto" and not are_of(stored, classes):
                 classes, notes = None, (REPLAYED_CAPTIONS,)
         phase = self.phase("train", tuple(sources), classes, past.training)
-        return [replace(phase, stretch=stretch, notes=(*phase.notes, *notes))]
+        phase = replace(phase, stretch=stretch, notes=(*phase.notes, *notes))
+        return [paced(phase, task, self.settings.per_task)]
 
     def phase(
         self,
@@ -301,7 +319,7 @@ class Method(nn.Module):
 
     # -- predicting -------------------------------------------------------------------------------------------
 
-    def encode_images(self, pixels: torch.Tensor) -> Features:
+    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
         """Encode images `(N, 3, S, S)`; sample by sample, never depending on the rest of the batch."""
         return {"embedding": self.backbone.encode_image(pixels)}
 
@@ -385,16 +403,5 @@ class Method(nn.Module):
     def describe(self) -> Cost:
         """Count parameters and bytes from the module itself, and what the slots keep beside it."""
         trained = sum(self.get_parameter(name).numel() for name in self._trainable)
-        weights = list(self.parameters())
-        kept = list(self.extra_tensors().values())
-        teachers = self._teachers.parameters()
-        return Cost(
-            trainable_parameters=trained,
-            stored_parameters=teachers + sum(t.numel() for t in (*weights, *kept)),
-            active_parameters=sum(p.numel() for p in weights),
-            bytes=weights[0].element_size() * teachers
-            + sum(t.numel() * t.element_size() for t in (*weights, *kept)),
-            buffer_samples=0 if self.buffer is None else len(self.buffer),
-            extra_per_image=extra_cost(self.backbone.clip),
-            growth_per_task="none" if self.buffer is None else self.buffer.growth,
-        )
+        growth = "none" if self.buffer is None else self.buffer.growth
+        return counted(self, trained, self._teachers.parameters(), growth)

@@ -117,6 +117,25 @@ class MergeSettings(Frozen):
         return value
 
 
+class TaskTraining(Frozen):
+    """How one task is trained, where it differs from the run's `training`.
+
+    Attributes:
+        lr: learning rate in place of `training.lr` (`lr_scale` applies to it too).
+        epochs, steps: budget in place of the run's; at most one of them.
+    """
+
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TaskTraining:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("set `epochs` or `steps`, not both")
+        return self
+
+
 class MethodSettings(Frozen):
     """The slots, and the loss that a method trains.
 
@@ -130,6 +149,7 @@ class MethodSettings(Frozen):
         penalties: name of a loss -> its settings (`weight` and others); see `everclip.methods.penalties`.
         lr_scale: factor on `training.lr`: a preset may learn more gently than a stream asks for, without knowing
             which rate fits the model.
+        per_task: name of a task -> what differs for it (published settings differ per data set).
     """
 
     loss: Literal["auto", "labels", "captions"] = "auto"
@@ -140,6 +160,7 @@ class MethodSettings(Frozen):
     penalties: dict[str, dict[str, Any]] = Field(default_factory=dict)
     lr_scale: float = Field(1.0, gt=0, le=10)
     merge: MergeSettings = MergeSettings()
+    per_task: dict[str, TaskTraining] = Field(default_factory=dict)
 
     @field_validator("trainable", mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from everclip.contracts import EvalSet, Task
+from everclip.contracts import EvalSet, Reference, Task
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.reading import Reader
@@ -20,6 +20,7 @@ class Learned:
     base: Table | None
     base_val: Table | None
     suite: tuple[Retained, ...]
+    reference: Reference | None = None
 
 
 def keep_apart(learned: Learned, sets: Sequence[EvalSet], reader: Reader) -> Learned:
@@ -44,7 +45,12 @@ def keep_apart(learned: Learned, sets: Sequence[EvalSet], reader: Reader) -> Lea
     watched = reader.contents([base_val, *(t.val for t in tasks), *(r.own_val for r in suite)])
     held = measured | watched
     tasks = tuple(_task_without(task, held, reader) for task in tasks)
-    return Learned(tasks, _without(learned.base, held, "the base", reader), base_val, suite)
+    base = _without(learned.base, held, "the base", reader)
+    reference = learned.reference
+    if reference is not None:
+        images = _without(reference.images, held, "reference.images", reader)
+        reference = replace(reference, images=images)
+    return Learned(tasks, base, base_val, suite, reference)
 
 
 def _task_without(task: Task, contents: set[str], reader: Reader) -> Task:

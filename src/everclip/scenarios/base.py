@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Task
+from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Reference, Task
 from everclip.data.quarantine import Quarantine
 from everclip.data.table import Table
 from everclip.scenarios.spec import ScenarioSpec
@@ -25,6 +25,7 @@ class ListScenario:
         quarantine: the rows of every data block that could not be used.
         guesses: what was guessed about the data.
         notes: what else happened to the data: where they were found, and which rows were left out.
+        reference: unlabeled data that belong to no task; none is measured.
     """
 
     spec: ScenarioSpec
@@ -38,6 +39,7 @@ class ListScenario:
     quarantine: tuple[Quarantine, ...] = ()
     guesses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    reference: Reference | None = None
 
     @cached_property
     def part_fingerprints(self) -> dict[str, str]:
@@ -50,6 +52,7 @@ class ListScenario:
             parts |= {f"task {task.name}": task.train, f"task {task.name} (validation)": task.val}
         parts |= {f"set {s.name}": s.data for s in self.eval_sets}
         parts |= {f"set {s.name} (validation)": s.data for s in self.retention_val}
+        parts["reference images"] = None if self.reference is None else self.reference.images
         return {name: table.fingerprint for name, table in parts.items() if table is not None}
 
     @property

@@ -19,6 +19,7 @@ from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.paths import Paths
 from everclip.scenarios.reading import Reader
+from everclip.scenarios.reference import reference_of
 from everclip.scenarios.retention import retained, twins
 from everclip.scenarios.spec import Measured, ScenarioSpec
 from everclip.scenarios.splits import Parts, split, strange_marks
@@ -78,7 +79,9 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     _require_unique_names(sets)
     _require_captions(sets)
     _note_shared_names(sets, reader)
-    learned = keep_apart(Learned(tuple(task for task, _ in built), base, base_val, suite), sets, reader)
+    reference = reference_of(spec.reference, reader)
+    tasks = tuple(task for task, _ in built)
+    learned = keep_apart(Learned(tasks, base, base_val, suite, reference), sets, reader)
     vals = [t for t in (learned.base_val, *(task.val for task in learned.tasks)) if t is not None]
     return ListScenario(
         spec,
@@ -92,6 +95,7 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
         tuple(reader.quarantine),
         tuple(reader.guesses),
         tuple(reader.notes),
+        learned.reference,
     )
 
 

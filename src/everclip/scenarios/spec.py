@@ -133,6 +133,18 @@ class RetentionSpec(Frozen):
         return self
 
 
+class ReferenceSpec(Frozen):
+    """Unlabeled data that a teacher is asked about (ZSCL, selectors); they belong to no task.
+
+    Attributes:
+        images: pictures; what comes with them is not looked at.
+        texts: captions (or class names) of a data block, or a `.txt` file with a text per line.
+    """
+
+    images: DataSpec | None = None
+    texts: DataSpec | None = None
+
+
 class ProtocolSpec(Frozen):
     """See `everclip.contracts.EvalProtocol`."""
 
@@ -193,6 +205,7 @@ class ScenarioSpec(Frozen):
     class_templates: tuple[Template, ...] = ("{}",)
     base: BaseSpec | None = None
     retention: tuple[RetentionSpec, ...] = ()
+    reference: ReferenceSpec | None = None
     protocols: tuple[ProtocolSpec, ...] = (ProtocolSpec(name="own"),)
     headline: HeadlineSpec
     file: str | None = Field(

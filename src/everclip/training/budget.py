@@ -19,10 +19,13 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
     if phase.steps is not None:
         return phase.steps
-    if config.steps is not None:
-        return config.steps
     stream = phase.streams["main"]
-    if config.samples is not None:
-        return math.ceil(phase.stretch * config.samples / stream.batch_size)
-    assert config.epochs is not None  # TrainingConfig requires one of the three
-    return math.ceil(phase.stretch * config.epochs * len(stream.sources[0].table) / stream.batch_size)
+    epochs = phase.epochs
+    if epochs is None:
+        if config.steps is not None:
+            return config.steps
+        if config.samples is not None:
+            return math.ceil(phase.stretch * config.samples / stream.batch_size)
+        epochs = config.epochs
+        assert epochs is not None  # TrainingConfig requires one of the three
+    return math.ceil(phase.stretch * epochs * len(stream.sources[0].table) / stream.batch_size)

@@ -98,11 +98,13 @@ class Penalty(Generic[S]):
     Class attributes:
         Settings: the pydantic model of its settings.
         uses_teacher, uses_weights: what of the reference it needs: a frozen copy that encodes, or the bare weights.
+        needs_reference: which of the scenario's reference data it needs: any of `images` and `texts`.
     """
 
     Settings: ClassVar[type[PenaltySettings]] = PenaltySettings
     uses_teacher: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = False
+    needs_reference: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, name: str, settings: S) -> None:
         self.name, self.settings = name, settings

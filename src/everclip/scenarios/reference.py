@@ -1,0 +1,66 @@
+"""Reference data of a scenario: unlabeled pictures and texts that belong to no task."""
+
+from __future__ import annotations
+
+from everclip.contracts import Reference
+from everclip.data.spec import DataSpec
+from everclip.data.table import Table
+from everclip.errors import DataError
+from everclip.scenarios.reading import Reader, has_values
+from everclip.scenarios.spec import ReferenceSpec
+
+MAX_TEXT = 10_000
+"""Characters of one line; no tokenizer of a CLIP reads that many."""
+
+
+def reference_of(spec: ReferenceSpec | None, reader: Reader) -> Reference | None:
+    """Read the reference data, if a scenario names some; measured pictures are still among them.
+
+    Raises:
+        ConfigError: for a source that does not exist.
+        DataError: for data that cannot be read, or without texts where texts are asked for.
+    """
+    if spec is None:
+        return None
+    images = None if spec.images is None else reader.read(spec.images, "reference.images")
+    texts = () if spec.texts is None else _texts(spec.texts, reader)
+    return Reference(images, texts)
+
+
+def _texts(spec: DataSpec, reader: Reader) -> tuple[str, ...]:
+    """Return distinct texts in the order of their source."""
+    key = "reference.texts"
+    if isinstance(spec.source, str) and spec.source.endswith(".txt"):
+        found = _lines(reader.paths.located(spec, key))
+    else:
+        found = _captions(reader.read(spec, key), key)
+    texts = tuple(dict.fromkeys(text for text in found if text))
+    if not texts:
+        raise DataError(f"{spec.label} ({key}): there is no text in it.")
+    return texts
+
+
+def _captions(table: Table, key: str) -> list[str]:
+    for column in ("caption", "class_name"):
+        if has_values(table, column):
+            return [str(value) for value in table.column(column) if value]
+    raise DataError(
+        f"{table.name} ({key}): has neither captions nor class names; columns are {', '.join(table.column_names)}. "
+        "Name them with `columns: {caption: NAME}`, or give a .txt file with a text per line."
+    )
+
+
+def _lines(spec: DataSpec) -> list[str]:
+    path = str(spec.source)
+    found = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if len(line) > MAX_TEXT:
+                    raise DataError(f"{path}:{number}: {len(line):,} characters in a line; at most {MAX_TEXT:,}.")
+                found.append(line.strip())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path} (reference.texts): {error.strerror}.") from error
+    return found
