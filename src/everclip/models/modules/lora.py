@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ class LowRank(nn.Module):
     Parameters:
         down: `target` -> `(rank, columns)`, A in the paper.
         up: `target` -> `(rows / number of slices, rank)`, B in the paper; zero at the start.
+        scale: `target` -> scalar, the factor on the update where it trains (`learned_scale`); else empty.
     """
 
     def __init__(
@@ -49,14 +51,18 @@ class LowRank(nn.Module):
         super().__init__()
         self.slices, self.scaling, self.rank = tuple(slices), settings.scaling, settings.rank
         rows, columns = weight.shape[0] // len(self.slices), weight.shape[1]
+        self.asleep = False
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
+        self.scale = nn.ParameterDict()
         for target in sorted(targets, key=self.slices.index):
             # Uniform as the reference draws it, kaiming with a = sqrt(5).
             bound = 1 / math.sqrt(columns)
             values = (2 * torch.rand(settings.rank, columns, generator=draw) - 1) * bound
             self.down[target] = nn.Parameter(values.to(weight.device, weight.dtype))
             self.up[target] = nn.Parameter(weight.new_zeros(rows, settings.rank))
+            if settings.learned_scale:
+                self.scale[target] = nn.Parameter(weight.new_tensor(settings.scaling))
 
     def extra_repr(self) -> str:
         """Say what `str` must tell apart."""
@@ -66,11 +72,14 @@ class LowRank(nn.Module):
         """Return the update of one slice, `(rows / number of slices, columns)`."""
         # Outside of autocast, so that the merged weight of an evaluation is the one that trained.
         with torch.autocast(self.up[target].device.type, enabled=False):
-            update: torch.Tensor = (self.up[target] @ self.down[target]) * self.scaling
+            factor = self.scale[target] if target in self.scale else self.scaling
+            update: torch.Tensor = (self.up[target] @ self.down[target]) * factor
             return update
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the adapted weight, same shape."""
+        """Return the adapted weight, same shape; the weight itself while asleep."""
+        if self.asleep:
+            return weight
         if len(self.slices) == 1:
             return weight + self.delta(self.slices[0])
         parts = weight.chunk(len(self.slices))
@@ -149,6 +158,29 @@ def adapted(module: nn.Module) -> Iterator[tuple[nn.Module, str, LowRank]]:
         for name, chain in list(owner.parametrizations.items()):  # type: ignore[union-attr, operator]
             if isinstance(chain[0], LowRank):
                 yield owner, name, chain[0]
+
+
+@contextmanager
+def asleep(module: nn.Module) -> Iterator[None]:
+    """Let a model compute as if it had no LoRA."""
+    updates = [update for _, _, update in adapted(module)]
+    for update in updates:
+        update.asleep = True
+    try:
+        yield
+    finally:
+        for update in updates:
+            update.asleep = False
+
+
+def size(tower: Tower, settings: LoraSettings) -> int:
+    """Return how many parameters `insert` would add."""
+    count = 0
+    for place in places(tower, settings):
+        weight: torch.Tensor = getattr(place.owner, place.name)
+        one = settings.rank * (weight.shape[0] // len(place.slices) + weight.shape[1])
+        count += len(place.targets) * (one + settings.learned_scale)
+    return count
 
 
 def _take_out(owner: nn.Module, name: str, merged: bool) -> None:

@@ -88,12 +88,14 @@ class LoraSettings(ModuleSettings):
         rank: rank of each update.
         alpha: the update is multiplied by `alpha / rank`; `null` = `rank`, a factor of one.
         rank_stabilised: divide by the square root of the rank instead (rsLoRA, arXiv 2312.03732).
+        learned_scale: whether that factor trains too, one per update (as in CoLeCLIP, arXiv 2403.10245).
     """
 
     targets: tuple[Target, ...] = Field(("q", "v"), min_length=1)
     rank: int = Field(8, ge=1)
     alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
     rank_stabilised: bool = False
+    learned_scale: bool = False
 
     @property
     def scaling(self) -> float:
