@@ -345,7 +345,7 @@ def test_a_learner_made_from_a_guarded_preset_says_that_it_has_nothing_to_watch_
     data = learner.tasks[0].val
     assert data is not None
     watched = EvalSet("held out", "retrieval", data)
-    assert learner.watch([watched]).config.max_drop == 1.0
+    assert learner.watch([watched]).config.max_drop == 3
     learner.learn(str(micro_folder / "data.parquet"))
     assert learner.method.notes["guard"]["sets"].keys() == {"held out"}
     assert learner.guard is not None

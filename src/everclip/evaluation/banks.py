@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,39 @@ def measuring(method: Any) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def encode_pictures(
+    method: Any,
+    batches: Iterable[torch.Tensor],
+    known_task: int | None = None,
+    tick: Callable[[int], None] = lambda count: None,
+) -> Features:
+    """Encode batches of pixels `(N, 3, S, S)` with a method in evaluation mode.
+
+    Args:
+        method: encodes.
+        batches: pixels, batch by batch.
+        known_task: the task they belong to, where a protocol tells it.
+        tick: called with the size of each batch done; may raise to stop.
+
+    Returns:
+        Features of all of them in order, float32 on the CPU; empty if there is no batch.
+    """
+    device, parts = device_of(method), list[Features]()
+    with measuring(method):
+        for pixels in batches:
+            # A method of one's own need not know of tasks that nobody tells it.
+            told = {} if known_task is None else {"known_task": known_task}
+            found = method.encode_images(pixels.to(device), **told)
+            parts.append({k: v.float().cpu() for k, v in found.items()})
+            tick(len(pixels))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Return features of several parts as one, in their order."""
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
+
+
 def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Features:
     """Encode texts with a method, equal texts once.
 
@@ -51,4 +84,4 @@ def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Fea
             parts.append({k: v.float().cpu() for k, v in method.encode_texts(tokens).items()})
     index = {text: i for i, text in enumerate(unique)}
     where = torch.tensor([index[text] for text in texts], dtype=torch.int64)
-    return {key: torch.cat([part[key] for part in parts])[where] for key in parts[0]} if parts else {}
+    return {key: values[where] for key, values in joined(parts).items()}

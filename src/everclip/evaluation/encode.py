@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
 from everclip.contracts import EvalSet, Features, LabelSpace
@@ -15,7 +16,7 @@ from everclip.data.images import ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
-from everclip.evaluation.banks import device_of, encode_prompts, measuring
+from everclip.evaluation.banks import encode_pictures, encode_prompts, joined, measuring
 from everclip.files import write_bytes_atomic
 
 Tick = Callable[[int, int], None]
@@ -58,26 +59,52 @@ class Encoder:
         self._data_key = f"{key_of(*[s.data.fingerprint for s in sets]):032x}"[:16]
         self.encoded = 0
         """How many pictures this process has run through an image tower."""
+        self._tasks = {s.name: s.task for s in sets}
         self._kept: dict[str, Features] = {}
+        self._under = ""
         self._texts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._banks: dict[tuple[str, LabelSpace], Features] = {}
 
-    def images(self, method: Any, keys: Mapping[str, str], tick: Tick) -> dict[str, Features]:
-        """Return the features of every evaluation set under the method as it is now.
+    def images(
+        self, method: Any, keys: Mapping[str, str], tick: Tick, known_task: int | None = None
+    ) -> dict[str, Features]:
+        """Return the features of evaluation sets under the method as it is now.
 
         Args:
             method: encodes; in evaluation mode.
             keys: what its encodings depend on (`method.encoder_keys()`), taken once per row.
             tick: called with (done, total); may raise to stop.
+            known_task: the task that the method is told; then only the sets of that task are encoded.
+
+        Returns:
+            Name of a set -> features, one per picture, in the order of the set.
         """
         # Weights alone do not decide an embedding: architecture, transform and method do too.
         setting = key_of(type(method).__qualname__, str(method.backbone.clip), repr(self._preprocess))
         key = f"{keys['image']}-{self._data_key}-{setting:032x}"
-        if key not in self._kept:
+        if key != self._under:
             # Only what the current weights made is kept, so memory does not grow with rows.
-            self._kept = {key: self._cached(key, lambda: self._encode(method, tick))}
+            self._kept.clear()
+            self._under = key
+        names = [name for name in self._rows if known_task is None or self._tasks[name] == known_task]
+        if method.batch_dependent is not None:
+            return {name: self._whole(method, key, known_task, [name], tick)[name] for name in names}
+        return self._whole(method, key, known_task, names, tick)
+
+    def _whole(
+        self, method: Any, key: str, known_task: int | None, names: Sequence[str], tick: Tick
+    ) -> dict[str, Features]:
+        """Return the features of sets that are encoded together, each picture once."""
+        if not names:
+            return {}
+        rows = torch.unique(torch.cat([self._rows[name] for name in names]))
+        if known_task is not None or len(names) < len(self._rows):
+            key += f"-{key_of(known_task, *names):032x}"[:17]
+        if key not in self._kept:
+            self._kept[key] = self._cached(key, lambda: self._encode(method, rows.numpy(), known_task, tick))
         whole = self._kept[key]
-        return {name: {k: v[rows] for k, v in whole.items()} for name, rows in self._rows.items()}
+        where = {name: torch.searchsorted(rows, self._rows[name]) for name in names}
+        return {name: {k: v[where[name]] for k, v in whole.items()} for name in names}
 
     def _cached(self, key: str, make: Callable[[], Features]) -> Features:
         if self._cache is None:
@@ -91,24 +118,27 @@ class Encoder:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
 
-    def _encode(self, method: Any, tick: Tick) -> Features:
-        device = device_of(method)
-        # With fewer pictures than processes every process encodes them all.
-        split = self._world > 1 and len(self._places) >= self._world
-        mine = np.arange(len(self._places))
-        if split:
-            mine = np.array_split(mine, self._world)[self._rank]
-        parts: list[Features] = []
-        with measuring(method):
-            for start in range(0, len(mine), self._batch):
-                chosen = [self._places[int(i)] for i in mine[start : start + self._batch]]
-                pixels = torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
-                found = method.encode_images(pixels.to(device))
-                parts.append({k: v.float().cpu() for k, v in found.items()})
-                self.encoded += len(chosen)
-                tick(start + len(chosen), len(mine))
-        local = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        return local if not split else _joined(gather_objects(local))
+    def _encode(
+        self, method: Any, rows: NDArray[np.int64], known_task: int | None, tick: Tick
+    ) -> Features:
+        """Encode the pictures at `rows`, shared between processes where a batch does not decide anything."""
+        split = self._world > 1 and len(rows) >= self._world and method.batch_dependent is None
+        mine = np.array_split(rows, self._world)[self._rank] if split else rows
+        done = 0
+
+        def count(pictures: int) -> None:
+            nonlocal done
+            done += pictures
+            self.encoded += pictures
+            tick(done, len(mine))
+
+        local = encode_pictures(method, self._pixels(mine), known_task, count)
+        return local if not split else joined(gather_objects(local))
+
+    def _pixels(self, rows: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        for start in range(0, len(rows), self._batch):
+            chosen = [self._places[int(i)] for i in rows[start : start + self._batch]]
+            yield torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
 
     def texts(self, method: Any, keys: Mapping[str, str], texts: Sequence[str]) -> Features:
         """Return the features of texts; those known under the current text tower are not encoded again."""
@@ -132,6 +162,3 @@ class Encoder:
                 self._banks[keys["text"], space] = method.class_bank(space)
         return self._banks[keys["text"], space]
 
-
-def _joined(parts: Sequence[Features]) -> Features:
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

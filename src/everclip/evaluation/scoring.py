@@ -70,7 +70,10 @@ class RowScorer:
                 if s.kind == "retrieval":
                     self._retrieval(result, s, protocol, learned, images, texts)
                 else:
-                    self._classification(result, s, protocol, learned, images[s.name], method, keys)
+                    found = images[s.name]
+                    if protocol.known_task and s.task is not None and method.uses_known_task:
+                        found = self._encoder.images(method, keys, tick, s.task)[s.name]
+                    self._classification(result, s, protocol, learned, found, method, keys)
             if s.kind == "retrieval":
                 result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
         return result

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from everclip.contracts import EvalSet, LabelSpace, Task
+from everclip.contracts import EvalSet, Features, LabelSpace, Task
 from everclip.data.images import ImageStore
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
-from everclip.evaluation.banks import device_of, encode_prompts, measuring
+from everclip.evaluation.banks import encode_pictures, encode_prompts, measuring
 from everclip.scenarios.base import merge_entries
 
 
@@ -100,28 +100,26 @@ def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:
     return _recalls(method, {s.name: s.data}, {s.name: images})[s.name], len(set(s.data.identities()))
 
 
-def _encode(method: Any, table: Table, store: ImageStore) -> torch.Tensor:
-    device = device_of(method)
-    parts = []
-    with measuring(method):
-        for start in range(0, len(table), 256):
-            rows = range(start, min(start + 256, len(table)))
-            pixels = torch.stack([method.backbone.preprocess(store.get(table, i)) for i in rows])
-            parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
-        return torch.cat(parts)
+def _encode(method: Any, table: Table, store: ImageStore) -> Features:
+    blocks = (range(start, min(start + 256, len(table))) for start in range(0, len(table), 256))
+    preprocess = method.backbone.preprocess
+    return encode_pictures(
+        method, (torch.stack([preprocess(store.get(table, i)) for i in rows]) for rows in blocks)
+    )
 
 
-def _accuracy(method: Any, table: Table, images: torch.Tensor, space: LabelSpace) -> float:
+def _accuracy(method: Any, table: Table, images: Features, space: LabelSpace) -> float:
     with measuring(method):
-        scores = method.class_scores({"embedding": images}, space, method.class_bank(space))
+        scores = method.class_scores(images, space, method.class_bank(space))
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
     return float((scores.argmax(dim=1) == labels).float().mean())
 
 
 def _recalls(
-    method: Any, tables: Mapping[str, Table], images: Mapping[str, torch.Tensor]
+    method: Any, tables: Mapping[str, Table], encoded: Mapping[str, Features]
 ) -> dict[str, float]:
+    images = {name: features["embedding"] for name, features in encoded.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
     texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}
     pool = list(sets.values())

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from everclip.contracts import ClassEntry, LabelSpace
+from everclip.contracts import ClassEntry, Features, LabelSpace
 from everclip.data.images import decode
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import device_of, encode_prompts, measuring
+from everclip.evaluation.banks import encode_pictures, encode_prompts, measuring
 
 Picture = str | Path | bytes | Image.Image
 """A path, encoded bytes, or a PIL picture."""
@@ -23,18 +23,21 @@ BLOCK = 256
 
 def encode(method: Any, images: Iterable[Picture], texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """See `everclip.Learner.encode`."""
-    method.eval()
     found = {}
-    device, parts = device_of(method), []
-    with measuring(method):
-        for block in _blocks(images):
-            pixels = torch.stack([method.backbone.preprocess(_open(image)) for image in block])
-            parts.append(method.encode_images(pixels.to(device))["embedding"].float().cpu())
-    if parts:
-        found["images"] = torch.cat(parts)
+    features = _features(method, images)
+    if features:
+        found["images"] = features["embedding"]
     if texts:
         found["texts"] = encode_prompts(method, texts)["embedding"]
     return found
+
+
+def _features(method: Any, images: Iterable[Picture]) -> Features:
+    method.eval()
+    preprocess = method.backbone.preprocess
+    return encode_pictures(
+        method, (torch.stack([preprocess(_open(image)) for image in block]) for block in _blocks(images))
+    )
 
 
 def classify(
@@ -44,11 +47,11 @@ def classify(
     if not names:
         raise ConfigError("classify: no names to choose from.")
     space = LabelSpace(tuple(ClassEntry(n, n, tuple(templates)) for n in names))
-    features = encode(method, images, ())
+    features = _features(method, images)
     if not features:
         return []
     with measuring(method):
-        scores = method.class_scores({"embedding": features["images"]}, space, method.class_bank(space))
+        scores = method.class_scores(features, space, method.class_bank(space))
     best = scores.max(dim=1)
     return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
 
