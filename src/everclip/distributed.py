@@ -87,6 +87,27 @@ def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
     return torch.cat(parts, dim=0)
 
 
+def gather_rows(values: torch.Tensor) -> torch.Tensor:
+    """Concatenate tensors of all processes along dimension 0, in order of rank; they may differ in length or be empty.
+
+    Args:
+        values: `(N_r, ...)`, alike but for its first dimension.
+
+    Returns:
+        `(sum of N_r, ...)`, the same on every process.
+    """
+    if world() == 1:
+        return values
+    import torch
+
+    counts = concatenate(torch.tensor([len(values)], device=values.device)).tolist()
+    # Padded, because a collective takes equal shapes; no padding is left in the result.
+    padded = values.new_zeros(max(counts), *values.shape[1:])
+    padded[: len(values)] = values
+    parts = concatenate(padded[None])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def gather_objects(value: _Value) -> list[_Value]:
     """Return the values of all processes, in order of rank."""
     if world() == 1:

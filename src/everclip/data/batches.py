@@ -81,12 +81,14 @@ class BatchMaker:
         batch: dict[str, Any] = {"id": [table.ids[i] for table, i in rows]}
         if "image" in stream.columns:
             pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
-            batch["image"] = torch.stack(pictures)
+            # The last batch of a pass may leave a process without samples.
+            side = self.pixels.size
+            batch["image"] = torch.stack(pictures) if pictures else torch.zeros(0, 3, side, side)
         if {"tokens", "text_embedding"} & set(stream.columns):
             texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
             batch["caption"] = texts
             if "tokens" in stream.columns:
-                batch["tokens"] = self.tokenise(texts)
+                batch["tokens"] = self.tokenise(texts) if texts else self.tokenise([""])[:0]
             batch["text_key"] = _keys(texts)
             batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
         if "label" in stream.columns:

@@ -1,0 +1,197 @@
+"""RAIL (Xu et al. 2024, arXiv 2406.18868): ridge regression on the features of a frozen CLIP, fused with zero-shot.
+
+Learning a task is one pass and one linear system. The result is that of all tasks at once, in whatever order they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from everclip.contracts import (
+    Batch,
+    ClassEntry,
+    Cost,
+    Features,
+    LabelSpace,
+    Needs,
+    Past,
+    Phase,
+    Progress,
+    Source,
+    Stream,
+    Task,
+)
+from everclip.distributed import gather_rows
+from everclip.errors import ConfigError
+from everclip.evaluation.banks import device_of
+from everclip.methods.base import Method
+from everclip.methods.frozen import embeddings
+from everclip.methods.ridge.base import Ridge
+from everclip.methods.ridge.build import build_head, with_head
+from everclip.methods.ridge.dual import Dual
+from everclip.methods.ridge.fuse import as_cosines, fuse
+from everclip.methods.ridge.settings import RailSettings
+from everclip.models.backbone import Backbone
+
+BATCH = 64
+"""Samples at a time where no training configuration says."""
+
+UNAUGMENTED = (
+    "method.augmented: training.augment=none leaves nothing to augment; each picture is encoded once."
+)
+
+
+class Rail(Method):
+    """A regression over all learned classes decides between them; classes never learned stay with zero-shot.
+
+    Classes are told apart by their key: one that comes again adds to what is known of it.
+    """
+
+    Settings = RailSettings
+    needs = Needs(supervision=frozenset({"labels"}))
+    reads_embeddings = True
+    gathers = True
+    settings: RailSettings
+
+    def __init__(self, backbone: Backbone, settings: RailSettings, seed: int = 0) -> None:
+        super().__init__(backbone, settings, seed)
+        self.head: Ridge | None = None
+        self._names: dict[str, str] = {}
+        self._shape: dict[str, int] = {}
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def begin_task(self, task: Task, past: Past) -> None:
+        """Build the head at the first task, and give new classes a column.
+
+        Raises:
+            ConfigError: if the task names no classes, or the dual form cannot keep its samples.
+        """
+        super().begin_task(task, past)
+        if task.classes is None:
+            raise ConfigError(f"method: {self.preset} learns classes, and task {task.name!r} names none.")
+        if self.head is None:
+            inputs = _embedding_width(self.backbone)
+            self._build({"inputs": inputs, "width": self.settings.width(len(task.train), inputs)})
+        assert self.head is not None
+        self._names = self._names_with(task)
+        self.head.widen(len(self._names))
+        if isinstance(self.head, Dual):
+            self.head.require_room(self.settings.passes * len(task.train))
+
+    def _build(self, shape: Mapping[str, int]) -> None:
+        self._shape = {key: shape[key] for key in ("inputs", "width")}
+        self.head = build_head(self.settings, shape, self.seed).to(device_of(self))
+
+    def _names_with(self, task: Task) -> dict[str, str]:
+        """Return key -> name of all classes in the order of columns, with those of a task."""
+        new = {e.key: e.name for e in task.classes or () if e.key not in self._names}
+        return self._names | new
+
+    def phases(self, task: Task, past: Past) -> list[Phase]:
+        """Declare passes without gradient over the task's samples, each exactly once per pass."""
+        training = past.training
+        augmented = self.settings.augmented and (training is None or training.augment is not None)
+        cached = not augmented and (training is None or training.cache)
+        # Labels count through all classes learned so far, so that they are columns of the head.
+        classes = tuple(ClassEntry(key, name) for key, name in self._names_with(task).items())
+        main = Stream(
+            (Source(task.train),),
+            training.batch_size if training else BATCH,
+            view="train" if augmented else "eval",
+            order="once",
+            columns=("image_embedding" if cached else "image", "label"),
+            classes=classes,
+        )
+        notes = (UNAUGMENTED,) if self.settings.augmented and not augmented else ()
+        return [Phase("regress", {"main": main}, optimiser=None, repeats=self.settings.passes, notes=notes)]
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """Take in one batch of all processes; report the error that the weights made on it before."""
+        assert self.head is not None  # `begin_task` came first
+        columns = batch["main"]
+        labels = gather_rows(columns["label"])
+        if len(columns["label"]):
+            x = embeddings(self.backbone, "image", columns, "image").float()
+        else:  # the last batch of a pass may leave a process without samples
+            x = torch.zeros(0, self._shape["inputs"], device=labels.device)
+        x = gather_rows(x)
+        error = self.head.error(x, labels)
+        self.head.add(x, labels)
+        return {"squared_error": error}
+
+    def end_phase(self, task: Task, phase: Phase) -> None:
+        """Solve for the weights."""
+        assert self.head is not None
+        with torch.no_grad():
+            self.head.solve()
+        how = {k: getattr(self.settings, k) for k in ("form", "update", "expansion", "fusion", "augmented")}
+        if self.settings.form == "dual":
+            how = {k: v for k, v in how.items() if k not in ("update", "expansion")}
+        self.notes["rail"] = {
+            **how,
+            "ridge": self.head.ridge,
+            "rows": len(self.head.weights),
+            "classes": self.head.classes,
+        }
+
+    # -- predicting -------------------------------------------------------------------------------------------
+
+    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
+        """Return scores `(N, C)`: the cosines whose softmax is the fused row.
+
+        Rows whose best cosine belongs to a class that was not learned are the cosines of zero-shot, bit for bit.
+        """
+        cosines = self.similarity(images, bank)
+        columns = self._columns(space.entries)
+        learned = torch.tensor([column is not None for column in columns], device=cosines.device)
+        if self.head is None or self.settings.fusion == 0 or not bool(learned.any()):
+            return cosines
+        rows = learned[cosines.argmax(dim=1)].nonzero()[:, 0]
+        chosen = cosines[rows]
+        scale = float(self.backbone.logit_scale.detach())
+        probabilities = torch.softmax(scale * chosen.double(), dim=1)
+        outputs = torch.zeros_like(probabilities)
+        outputs[:, learned] = self._outputs(images["embedding"][rows], [c for c in columns if c is not None])
+        fused = fuse(probabilities, outputs, learned, self.settings.fusion)
+        scores = cosines.clone()
+        scores[rows] = as_cosines(fused, chosen, scale).to(cosines.dtype)
+        return scores
+
+    def _outputs(self, x: torch.Tensor, columns: list[int]) -> torch.Tensor:
+        assert self.head is not None
+        device = self.head.weights.device
+        wanted = torch.tensor(columns, device=device)
+        return self.head.outputs(x.to(device), wanted).to(x.device)
+
+    def _columns(self, entries: Sequence[ClassEntry]) -> list[int | None]:
+        """Return the column of each answer on offer, `None` where it was not learned."""
+        place = {key: column for column, key in enumerate(self._names)}
+        named = {name: column for column, name in enumerate(self._names.values())}
+        # A name that somebody typed belongs to no task and has no key of its own.
+        return [place.get(e.key, None if e.tasks or e.key != e.name else named.get(e.name)) for e in entries]
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        """Return the classes in the order of columns, and the shape of the head."""
+        shape = {} if self.head is None else {**self._shape, **self.head.shape()}
+        return {"classes": [[key, name] for key, name in self._names.items()], "head": shape}
+
+    def grow(self, structure: Mapping[str, Any]) -> None:
+        """Rebuild an empty head of that shape."""
+        self._names = dict(structure.get("classes", ()))
+        if structure.get("head"):
+            self._build(structure["head"])
+
+    def describe(self) -> Cost:
+        """Count the head with the backbone; the regression is solved, not trained."""
+        return with_head(super().describe(), self.head, self.settings)
+
+
+def _embedding_width(backbone: Backbone) -> int:
+    with torch.no_grad():
+        return backbone.encode_text(backbone.tokenise([""]).to(device_of(backbone))).shape[1]

@@ -1,0 +1,1 @@
+"""Ridge regression on frozen features, in closed form: the heads of the method `rail`."""

@@ -1,0 +1,69 @@
+"""From settings to a ridge head, and back from the shape that a checkpoint tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from everclip.contracts import Cost
+from everclip.methods.ridge.base import Ridge
+from everclip.methods.ridge.dual import Dual
+from everclip.methods.ridge.expand import Expansion
+from everclip.methods.ridge.primal import Recursive, Sums
+from everclip.methods.ridge.settings import RailSettings
+
+STATE = ("gram", "targets", "inverse", "labels")
+"""Buffers that only learning needs."""
+
+
+def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> Ridge:
+    """Build an empty head.
+
+    Args:
+        settings: form, expansion, ridge.
+        shape: `inputs` and `width`; of a head that was stored also `classes`, and `stored` and `solved` (dual).
+        seed: decides the random expansion.
+    """
+    inputs, width = shape["inputs"], shape["width"]
+    head: Ridge
+    if settings.form == "dual":
+        stored = shape.get("stored", 0)
+        head = Dual(inputs, stored, settings.penalty(width), settings.gamma, settings.limit)
+        head.weights = torch.zeros(shape.get("solved", 0), 0, dtype=torch.float64)
+    else:
+        expansion = Expansion(settings.expansion, inputs, width, settings.gamma, seed)
+        kind = Sums if settings.update == "sums" else Recursive
+        head = kind(expansion, width, settings.penalty(width))
+    head.widen(shape.get("classes", 0))
+    return head
+
+
+def with_head(cost: Cost, head: Ridge | None, settings: RailSettings) -> Cost:
+    """Add what a head stores and computes to a cost.
+
+    Args:
+        cost: of everything else.
+        head: `None` before the first task.
+        settings: say what a task will add.
+    """
+    kept = [] if head is None else list(head.buffers())
+    used = 0 if head is None else sum(t.numel() for name, t in head.named_buffers() if name not in STATE)
+    return replace(
+        cost,
+        stored_parameters=cost.stored_parameters + sum(t.numel() for t in kept),
+        active_parameters=cost.active_parameters + used,
+        bytes=cost.bytes + sum(t.numel() * t.element_size() for t in kept),
+        extra_per_image="none" if head is None else f"{used:,} products of the regression",
+        growth_per_task=_growth(head, settings),
+    )
+
+
+def _growth(head: Ridge | None, settings: RailSettings) -> str:
+    if settings.form == "dual":
+        return "every sample's feature (4 bytes per number), and 8 bytes per sample and class"
+    width = "D" if head is None else f"{len(head.weights):,}"
+    per_class = 2 if settings.update == "sums" else 1
+    once = "8 D^2" if head is None else f"{8 * len(head.weights) ** 2:,}"
+    return f"{8 * per_class} x {width} bytes per new class; {once} bytes once, in every checkpoint"

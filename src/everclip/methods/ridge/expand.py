@@ -1,0 +1,53 @@
+"""Fixed random expansions of unit features, which a ridge regression then weighs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from everclip.data.order import generator
+
+
+class Expansion(nn.Module):
+    """`phi(x)`: a fixed random layer; nothing of it is learned.
+
+    `relu`: `max(0, W x)`, W uniform in `+-1/sqrt(d)` (RAIL, arXiv 2406.18868). `fourier`:
+    `sqrt(2/D) cos(W x + b)` with W normal of variance `2 gamma` and b uniform in `[0, 2 pi)`; its inner products
+    approximate the kernel `exp(-gamma |a - b|^2)` (Rahimi and Recht 2007). `none`: x.
+
+    Args:
+        kind: `relu`, `fourier` or `none`.
+        inputs: d.
+        width: D; ignored by `none`.
+        gamma: of the kernel.
+        seed: decides W and b.
+    """
+
+    matrix: torch.Tensor
+    phase: torch.Tensor
+
+    def __init__(self, kind: str, inputs: int, width: int, gamma: float, seed: int) -> None:
+        super().__init__()
+        self.kind = kind
+        draw = generator("rail", seed)
+        if kind == "relu":
+            bound = 1 / math.sqrt(inputs)
+            self.register_buffer(
+                "matrix", torch.from_numpy(draw.uniform(-bound, bound, (width, inputs))).float()
+            )
+        elif kind == "fourier":
+            scaled = math.sqrt(2 * gamma) * draw.standard_normal((width, inputs))
+            self.register_buffer("matrix", torch.from_numpy(scaled).float())
+            self.register_buffer("phase", torch.from_numpy(draw.uniform(0, 2 * math.pi, width)).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `(N, D)` float64 of features `(N, d)`."""
+        x = x.double()
+        if self.kind == "none":
+            return x
+        mapped = x @ self.matrix.double().T
+        if self.kind == "relu":
+            return mapped.relu_()
+        return mapped.add_(self.phase).cos_().mul_(math.sqrt(2 / len(self.phase)))

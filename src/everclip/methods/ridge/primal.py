@@ -1,0 +1,89 @@
+"""Ridge regression in the space of features: by sums that are solved, or by recursion (RAIL, arXiv 2406.18868)."""
+
+from __future__ import annotations
+
+import torch
+
+from everclip.methods.ridge.base import Ridge, one_hot, solve_spd, wider
+from everclip.methods.ridge.expand import Expansion
+
+
+class Sums(Ridge):
+    """Keeps `A = phi^T phi` and `B = phi^T Y` over everything seen and solves `(A + ridge I) W = B`.
+
+    Sums do not depend on the order of what is summed: any order of tasks and any batch size give the same weights, up
+    to rounding and the order of columns.
+
+    Args:
+        expansion: phi.
+        width: its D.
+        ridge: added to the diagonal.
+    """
+
+    gram: torch.Tensor
+    targets: torch.Tensor
+
+    def __init__(self, expansion: Expansion, width: int, ridge: float) -> None:
+        super().__init__(width, ridge)
+        self.expansion = expansion
+        self.register_buffer("gram", torch.zeros(width, width, dtype=torch.float64))
+        self.register_buffer("targets", torch.zeros(width, 0, dtype=torch.float64))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Ridge.features`."""
+        expanded: torch.Tensor = self.expansion(x)
+        return expanded
+
+    def widen(self, classes: int) -> None:
+        """See `Ridge.widen`."""
+        super().widen(classes)
+        self.targets = wider(self.targets, classes)
+
+    def add(self, x: torch.Tensor, labels: torch.Tensor) -> None:
+        """See `Ridge.add`."""
+        phi = self.features(x)
+        self.gram.addmm_(phi.T, phi)
+        # Only the columns that occur: a task has few of all classes.
+        present, inverse = labels.unique(return_inverse=True)
+        self.targets[:, present] += phi.T @ one_hot(inverse, len(present))
+
+    def solve(self) -> None:
+        """See `Ridge.solve`."""
+        self.weights = solve_spd(self.gram, self.targets, self.ridge)
+
+
+class Recursive(Ridge):
+    """Keeps the inverse `R = (A + ridge I)^-1` and the weights, and updates both with every batch.
+
+    `R <- R - R phi^T (I + phi R phi^T)^-1 phi R` and `W <- W + R phi^T (Y - phi W)` with the new R (arXiv 2406.18868).
+    The paper solves its first task at once; starting from `R = I / ridge` gives the same.
+
+    Args:
+        expansion: phi.
+        width: its D.
+        ridge: what R starts from.
+    """
+
+    inverse: torch.Tensor
+
+    def __init__(self, expansion: Expansion, width: int, ridge: float) -> None:
+        super().__init__(width, ridge)
+        self.expansion = expansion
+        self.register_buffer("inverse", torch.eye(width, dtype=torch.float64) / ridge)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """See `Ridge.features`."""
+        expanded: torch.Tensor = self.expansion(x)
+        return expanded
+
+    def add(self, x: torch.Tensor, labels: torch.Tensor) -> None:
+        """See `Ridge.add`."""
+        if not len(x):
+            return
+        phi = self.features(x)
+        spread = self.inverse @ phi.T
+        inner = phi @ spread
+        # The gain with the new R: R' phi^T = R phi^T (I + phi R phi^T)^-1.
+        gain = solve_spd((inner + inner.T) / 2, spread.T.contiguous(), 1.0).T
+        self.inverse.addmm_(gain, spread.T, alpha=-1)
+        self.weights.addmm_(gain, one_hot(labels, self.classes) - phi @ self.weights)
