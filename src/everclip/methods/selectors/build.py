@@ -1,0 +1,41 @@
+"""From settings to a selector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everclip.methods.selectors.autoencoder import Autoencoder
+from everclip.methods.selectors.base import Selector
+from everclip.methods.selectors.energy import Energy
+from everclip.methods.selectors.features import build_extractor
+from everclip.methods.selectors.gaussian import Gaussian
+from everclip.methods.selectors.settings import SelectorSettings, selector_settings
+from everclip.models.backbone import Backbone
+
+KINDS: dict[str, type[Selector[Any]]] = {
+    "autoencoder": Autoencoder,
+    "ddas": Autoencoder,
+    "gaussian": Gaussian,
+    "energy": Energy,
+}
+"""kind -> its class; `settings.SELECTORS` holds the settings of each."""
+
+
+def build(
+    settings: SelectorSettings | Any, backbone: Backbone, block: int = 0, prefix: str = "selector"
+) -> Selector[Any] | None:
+    """Build the selector that settings name; `None` for none.
+
+    Args:
+        settings: complete, or a name, or a mapping with the key `kind`.
+        backbone: the CLIP; it is looked at, not kept.
+        block: the first block of its image tower that the method adapts.
+        prefix: what the method calls the selector.
+
+    Raises:
+        ConfigError: if they do not fit each other or the backbone.
+    """
+    chosen = selector_settings(settings)
+    if chosen is None:
+        return None
+    return KINDS[chosen.kind](chosen, build_extractor(chosen, backbone, block), prefix)
