@@ -7,6 +7,7 @@ from everclip.config import MethodConfig, validated
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
 from everclip.models.backbone import Backbone
+from everclip.models.modules.towers import SIDES, tower_of
 
 
 def method_class(name: str) -> type[Method]:
@@ -28,6 +29,25 @@ def build_method(config: MethodConfig, backbone: Backbone, seed: int = 0) -> Met
         ConfigError: for unknown or unfitting settings.
     """
     kind = method_class(config.name)
+    if kind.needs.transformer:
+        _require_transformers(backbone, config.name)
     method = kind(backbone, validated(kind.Settings, config.settings, "method"), seed)
     method.preset = config.name
     return method
+
+
+def _require_transformers(backbone: Backbone, name: str) -> None:
+    """Refuse a backbone that nothing can be grown in.
+
+    Raises:
+        ConfigError: naming the tower, the reason, and the methods that fit.
+    """
+    try:
+        for side in SIDES:
+            tower_of(backbone.clip, side)
+    except ConfigError as error:
+        fitting = [n for n in registry.methods() if not method_class(n).needs.transformer]
+        raise ConfigError(
+            f"method: {name} grows modules inside the blocks of both towers, and this backbone does not allow it "
+            f"({str(error).partition(': ')[2]}) Methods that fit: {', '.join(fitting)}."
+        ) from error
