@@ -180,6 +180,14 @@ class ParamGroup:
 
 
 @dataclass(frozen=True)
+class StepDecay:
+    """A learning rate that is multiplied by `factor` after every `every` steps."""
+
+    every: int
+    factor: float
+
+
+@dataclass(frozen=True)
 class Phase:
     """One stretch of training that a method declares and the engine carries out.
 
@@ -187,14 +195,17 @@ class Phase:
         name: how the log and checkpoints call it.
         streams: stream name -> stream; every step takes one batch of each. The budget counts the stream `main`.
         param_groups: what trains.
-        optimiser: `default` takes that of the training configuration; `None` means one pass over the streams
-            without gradient, for closed-form methods: `forward` sees every batch and accumulates what it needs.
+        optimiser: `default` takes that of the training configuration; `adam` is Adam with coupled (L2) weight decay;
+            `None` means one pass over the streams without gradient, for closed-form methods: `forward` sees every
+            batch and accumulates what it needs.
         steps: number of optimiser steps; `None` = from the training budget and the size of the first source of
             the stream `main` (so that replay costs no extra steps).
         epochs: passes over the first source of the stream `main`, in place of the training budget.
         stretch: factor on the steps that a budget in epochs or samples gives; a budget in steps is kept.
         lr: overrides the learning rate of the training configuration.
+        schedule: overrides its schedule (and warm-up) with steps.
         repeats: how often the phase runs in a row (each repeat restarts its schedule).
+        guarded: whether the retention guard watches it: what trains beside the model is none of its business.
         notes: what people should know about it; the log says it once.
     """
 
@@ -206,7 +217,9 @@ class Phase:
     epochs: float | None = None
     stretch: float = 1.0
     lr: float | None = None
+    schedule: StepDecay | None = None
     repeats: int = 1
+    guarded: bool = True
     notes: tuple[str, ...] = ()
 
 

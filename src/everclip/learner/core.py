@@ -212,7 +212,7 @@ class Learner:
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
         # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
         # What is solved in closed form changes no weights on the way.
-        guard = self.guard if phase.optimiser is not None else None
+        guard = self.guard if phase.optimiser is not None and phase.guarded else None
         if guard is not None and guard.stopped:
             return
         hooks = Hooks(inspect_every=1 if self.accelerator.device.type == "cpu" else 10, guard=guard)

@@ -23,7 +23,7 @@ from everclip.training.frozen import FrozenFeatures
 from everclip.training.guard import Guard
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
-from everclip.training.schedules import learning_rate
+from everclip.training.schedules import learning_rate, stepped
 
 
 @dataclass
@@ -105,8 +105,25 @@ class Engine:
         steps = phase_steps(phase, self.config)
         if start >= steps:
             return steps
+        marked = [p for p in method.parameters() if p.requires_grad]
+        try:
+            return self._run(method, phase, task, repeat, hooks, start, steps, optimiser_state)
+        finally:
+            mark(method, marked)
+
+    def _run(
+        self,
+        method: Any,
+        phase: Phase,
+        task: int,
+        repeat: int,
+        hooks: Hooks,
+        start: int,
+        steps: int,
+        optimiser_state: Mapping[str, torch.Tensor] | None,
+    ) -> int:
         module, optimiser = self._prepare(method, phase, optimiser_state)
-        streams = self._streams(phase)
+        streams = self._streams(phase, method)
         served = self.frozen.prepare(method, streams, self._precision.autocast, self.config.workers)
         set_modes(method, training=phase.optimiser is not None)
         for note in phase.notes:
@@ -139,7 +156,7 @@ class Engine:
 
     def measure(self, method: nn.Module, phase: Phase) -> float:
         """Return the seconds of one training step without its update (the weights stay), after one to warm up."""
-        streams = self._streams(phase)
+        streams = self._streams(phase, method)
         made = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
         self.frozen.add_once(method, made, streams, "measure")
         batch = self._to_device(made)
@@ -167,11 +184,14 @@ class Engine:
 
         self._say = self.frozen.say = once
 
-    def _streams(self, phase: Phase) -> dict[str, Stream]:
+    def _streams(self, phase: Phase, method: Any) -> dict[str, Stream]:
         if phase.optimiser is not None:
             return dict(phase.streams)
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(f"phase {phase.name!r} is solved in closed form, which takes one process.")
+        if self.accelerator.num_processes > 1 and not method.gathers:
+            raise ConfigError(
+                f"phase {phase.name!r} is solved in closed form and {method.preset} does not gather the samples of all "
+                "processes; start one process."
+            )
         # Sums and solutions want every sample exactly once.
         return {name: replace(stream, order="once") for name, stream in phase.streams.items()}
 
@@ -182,6 +202,9 @@ class Engine:
         self._precision = Precision(self.config.precision, device)
         if phase.optimiser is None:
             return method, None
+        # A phase may train something beside what the others do; what it does not train must take no gradient, which
+        # several processes would wait for.
+        mark(method, [method.get_parameter(name) for group in phase.param_groups for name in group.names])
         optimiser = build_optimiser(method, phase, self.config)
         if state:
             load_optimiser(optimiser, {k: v for k, v in state.items() if not k.startswith(SCALER)})
@@ -226,6 +249,8 @@ class Engine:
         """Return the learning rate of a step, before the factors of the parameter groups."""
         settings = self.config
         base = settings.lr if phase.lr is None else phase.lr
+        if phase.schedule is not None:
+            return stepped(progress.step, base, phase.schedule.every, phase.schedule.factor)
         return learning_rate(
             progress.step, progress.steps, base, settings.schedule, settings.warmup, settings.cooldown
         )
@@ -279,6 +304,13 @@ class Engine:
             f"{what} (limit {self.config.loss_limit:g}, learning rate {log.lr:g}). The last good checkpoint is kept; "
             "lower training.lr, lengthen training.warmup or set training.clip_norm, then run with a new output."
         )
+
+
+def mark(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
+    """Let gradients flow to the chosen parameters of a method, and to no other."""
+    wanted = {id(parameter) for parameter in chosen}
+    for parameter in method.parameters():
+        parameter.requires_grad_(id(parameter) in wanted)
 
 
 def set_modes(method: nn.Module, training: bool) -> None:

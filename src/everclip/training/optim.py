@@ -12,7 +12,7 @@ from everclip.contracts import Phase
 
 
 def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return AdamW or SGD over the phase's parameter groups; each group keeps its `lr_scale`."""
+    """Return AdamW, SGD, or where a phase names it Adam over its parameter groups; each keeps its `lr_scale`."""
     groups = [
         {
             "params": [module.get_parameter(name) for name in group.names],
@@ -26,6 +26,8 @@ def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> 
     if kind == "sgd":
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+    if kind == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 

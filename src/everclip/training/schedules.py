@@ -41,3 +41,8 @@ def learning_rate(
         start = steps - cool
         return base if step < start else base * (1 - (step - start) / max(1, cool))
     raise ValueError(f"unknown schedule {schedule!r}")
+
+
+def stepped(step: int, base: float, every: int, factor: float) -> float:
+    """Return `base * factor^(step // every)`, for 0-based steps."""
+    return base * factor ** (step // every)
