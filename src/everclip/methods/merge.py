@@ -13,11 +13,12 @@ Weights = dict[str, torch.Tensor]
 
 
 def changing(module: nn.Module, trainable: Sequence[str]) -> Weights:
-    """Return what learning changes, not copied: trainable parameters, and running statistics (batch norm)."""
+    """Return what learning changes, not copied: trainable parameters, and the backbone's running statistics."""
     chosen = {name: module.get_parameter(name).data for name in trainable}
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
-    return chosen | {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+    statistics = (n for n in state if n.startswith("backbone.") and n not in parameters)
+    return chosen | {n: state[n] for n in statistics if state[n].is_floating_point()}
 
 
 def interpolate(
