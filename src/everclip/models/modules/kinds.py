@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from everclip.models.modules import adapters, lora, prompts
+from everclip.models.modules import adapters, experts, lora, prompts, task_prompts
 from everclip.models.modules.base import Context
 from everclip.models.modules.towers import Tower
 
@@ -38,5 +38,9 @@ KINDS: dict[str, Kind] = {
     "lora": Kind(lora.LowRank, lora.insert, lora.remove, lora.merge),
     "adapter": Kind(adapters.Adapter, adapters.insert, adapters.remove, cost=adapters.cost),
     "prompt": Kind(prompts.Prompt, prompts.insert, prompts.remove, cost=prompts.cost, identity=False),
+    "experts": Kind(experts.Experts, experts.insert, experts.remove, cost=experts.cost),
+    "task-prompts": Kind(
+        task_prompts.TaskPrompts, task_prompts.insert, task_prompts.remove, cost=task_prompts.cost
+    ),
 }
 """name in the slot `trainable` -> kind; `settings.MODULES` holds the settings of each."""

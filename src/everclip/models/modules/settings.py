@@ -157,10 +157,42 @@ class PromptSettings(ModuleSettings):
         return self
 
 
+class ExpertsSettings(ModuleSettings):
+    """A mixture of experts beside the MLP (MoE-Adapters, arXiv 2403.11549); needs a method that routes.
+
+    Attributes:
+        count: experts per block at the start.
+        active: how many of them a sample takes.
+        width: width of an expert's bottleneck.
+        activation: between its two projections.
+        scale: factor on its output.
+        dropout: of its hidden units, in training.
+        input: what experts and routers read: the tokens after attention as they are (`raw`, as published), or `normed`
+            by the block's second layer norm.
+        noise: whether routers learn how noisy their choice is in training.
+    """
+
+    count: int = Field(22, ge=1)
+    active: int = Field(2, ge=1)
+    width: int = Field(64, ge=1)
+    activation: Literal["gelu", "relu", "quick-gelu"] = "relu"
+    scale: float = Field(0.1, gt=0, allow_inf_nan=False)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    input: Literal["raw", "normed"] = "raw"
+    noise: bool = True
+
+    @model_validator(mode="after")
+    def _enough(self) -> ExpertsSettings:
+        if self.active > self.count:
+            raise ValueError(f"{self.active} `active` experts of {self.count}: set `count` to {self.active} or more")
+        return self
+
+
 MODULES: dict[str, type[ModuleSettings]] = {
     "lora": LoraSettings,
     "adapter": AdapterSettings,
     "prompt": PromptSettings,
+    "experts": ExpertsSettings,
 }
 """name in the slot `trainable` -> its settings; `kinds.py` holds what grows them."""
 
