@@ -91,6 +91,8 @@ class RowRecorder:
             per_class=scores.per_class,
             representation=self._representation(index, scores),
             ambiguous=scores.ambiguous,
+            routes=scores.routes,
+            experts=scores.experts,
             notes={} if index == 0 else dict(method.notes),
         )
         if self._writes:

@@ -68,12 +68,20 @@ class TaskInfo(Part):
     time: str | None = None
 
 
+class Experts(Part):
+    """How often the experts of a mixture were chosen: `counts[place][expert]`, over pictures and slots."""
+
+    places: list[str]
+    counts: list[list[int]]
+
+
 class Row(Part):
     """One moment of evaluation.
 
     `index` 0 is before training; `task` is the index of the task just learned (null for row 0 and for a method that
     learns everything at once). `scores[column][protocol][metric]`. `step` and `samples` count from the run's start.
-    `ambiguous[column]` counts items whose two best cosines differ by less than 1e-5.
+    `ambiguous[column]` counts items whose two best cosines differ by less than 1e-5. For methods that route pictures,
+    `routes[column][route]` counts them and `experts[column]` the choices of their experts.
     """
 
     index: int
@@ -85,6 +93,8 @@ class Row(Part):
     per_class: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     representation: dict[str, float | None] = Field(default_factory=dict)
     ambiguous: dict[str, int] = Field(default_factory=dict)
+    routes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    experts: dict[str, Experts] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
 
 

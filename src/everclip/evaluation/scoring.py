@@ -12,7 +12,8 @@ from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features
 from everclip.evaluation import classification, pools, retrieval
 from everclip.evaluation.encode import Encoder, Tick
-from everclip.evaluation.results import Score
+from everclip.evaluation.results import Experts, Score
+from everclip.evaluation.routes import count_experts, count_routes
 from everclip.evaluation.statistics import bootstrap_mean, wilson
 
 Outcomes = dict[str, torch.Tensor]
@@ -29,6 +30,8 @@ class RowScores:
     outcomes: Outcomes = field(default_factory=dict)
     answers: dict[str, dict[int, tuple[list[tuple[str, float]], bool]]] = field(default_factory=dict)
     features: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    routes: dict[str, dict[str, int]] = field(default_factory=dict)
+    experts: dict[str, Experts] = field(default_factory=dict)
 
 
 class RowScorer:
@@ -74,9 +77,19 @@ class RowScorer:
                     if protocol.known_task and s.task is not None and method.uses_known_task:
                         found = self._encoder.images(method, keys, tick, s.task)[s.name]
                     self._classification(result, s, protocol, learned, found, method, keys)
+                    if protocol.name == self._shown(s):
+                        self._ways(result, s, found, method)
             if s.kind == "retrieval":
                 result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
+                self._ways(result, s, images[s.name], method)
         return result
+
+    def _ways(self, result: RowScores, s: EvalSet, images: Features, method: Any) -> None:
+        """Count which way the pictures of a set went, under the protocol that it shows."""
+        if routes := count_routes(images, method.routes()):
+            result.routes[s.name] = routes
+        if (experts := count_experts(images, method.expert_places())) is not None:
+            result.experts[s.name] = experts
 
     # -- classification ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import figures, sections
+from everclip.report import figures, routing, sections
 from everclip.report.canvas import Picture
 from everclip.report.definitions import REPRESENTATION
 from everclip.report.reproduce import command
@@ -19,6 +19,8 @@ from everclip.report.runs import Run
 from everclip.report.sentences import headline, retention
 
 FILE = "report.html"
+FIGURES = ("matrix", "curves", "forgetting", "retention", "representation", "routes", "experts", "cost")
+"""What a report may draw; each is a file of its own, too."""
 
 
 @cache
@@ -66,9 +68,7 @@ def write_pictures(folder: Path, pictures: Iterable[Picture | None]) -> None:
     kept = {f"{picture.name}.png": picture.png for picture in pictures if picture is not None}
     for name, data in kept.items():
         write_bytes_atomic(folder / name, data)
-    known = {
-        f"{name}.png" for name in ("matrix", "curves", "forgetting", "retention", "representation", "cost")
-    }
+    known = {f"{name}.png" for name in FIGURES}
     for name in known - set(kept):
         (folder / name).unlink(missing_ok=True)
 
@@ -106,6 +106,7 @@ def _figures(run: Run) -> dict[str, Any]:
     forgetting = figures.changes("forgetting", lost, "points against the best earlier row", _spoken(lost))
     retention = figures.changes("retention", kept, "points against row 0", _spoken(kept))
     spent = figures.spent(run)
+    routes, (experts, all_experts) = routing.routes(run), routing.experts(run)
     return {
         "panels": panels,
         "spaces": spaces,
@@ -113,8 +114,11 @@ def _figures(run: Run) -> dict[str, Any]:
         "forgetting_rows": sections.change_rows(lost),
         "retention": retention,
         "retention_rows": sections.change_rows(kept),
+        "routes": routes,
+        "route_rows": routing.route_rows(run),
+        "experts": experts,
         "spent": spent,
-        "files": [matrix, curves, forgetting, retention, representation, spent],
+        "files": [matrix, curves, forgetting, retention, representation, routes, all_experts, spent],
     }
 
 

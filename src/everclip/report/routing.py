@@ -1,0 +1,142 @@
+"""Figures of methods that route pictures: the share of each route, and of each expert, per evaluation set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+
+from everclip.evaluation.results import Column, Experts, Row
+from everclip.report.canvas import TEXT, Picture, blank, dress, finish, plain
+from everclip.report.formats import percent, plain_percent
+from everclip.report.runs import Run
+
+_HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#8fb8f0"])
+
+
+def _columns(run: Run) -> list[Column]:
+    return [*run.columns("known"), *run.columns("task"), *run.columns("retention")]
+
+
+def _last(run: Run) -> Row | None:
+    return run.results.rows[-1] if run.results.rows else None
+
+
+def shares(run: Run) -> tuple[list[str], dict[str, list[float]]]:
+    """Return the names of the routes at the last row, and for each set the share of its pictures per route."""
+    row = _last(run)
+    held = {} if row is None else row.routes
+    names = list(dict.fromkeys(name for counts in held.values() for name in counts))
+    found = {}
+    for column in _columns(run):
+        counts = held.get(column.name, {})
+        total = sum(counts.values())
+        if total:
+            found[column.name] = [counts.get(name, 0) / total for name in names]
+    return names, found
+
+
+def routes(run: Run) -> Picture | None:
+    """Draw the share of each route per set at the last row; `None` if the method routes nothing."""
+    names, found = shares(run)
+    if not found:
+        return None
+    figure = blank(2.2 + 0.62 * len(names), 1.5 + 0.36 * len(found))
+    axes = figure.add_subplot()
+    axes.imshow(list(found.values()), cmap=_HEAT, vmin=0, vmax=1, aspect="auto")
+    for i, values in enumerate(found.values()):
+        for j, value in enumerate(values):
+            if value:
+                axes.text(j, i, plain_percent(value, 0), ha="center", va="center", color=TEXT, fontsize=9)
+    dress(axes, grid="")
+    axes.set_xticks(range(len(names)), [plain(name, 16) for name in names], rotation=30, ha="left")
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(found)), [plain(name, 22) for name in found])
+    axes.set_ylabel("evaluation set")
+    axes.spines[:].set_visible(False)
+    said = "; ".join(f"{name}: {_spoken(names, values)}" for name, values in found.items())
+    return finish(figure, "routes", f"Share of each route per evaluation set, in percent. {said}.")
+
+
+def _spoken(names: list[str], values: list[float]) -> str:
+    pairs = sorted(zip(values, names, strict=True), key=lambda pair: -pair[0])
+    return ", ".join(f"{name} {plain_percent(value, 0)}" for value, name in pairs if value)
+
+
+def route_rows(run: Run) -> list[dict[str, str]]:
+    """Return for each set how many of its pictures took the route that is right for it, and where most others went.
+
+    Right is a task's own route once it was learned, and the zero-shot route before and for sets of no task.
+    """
+    row, (names, found) = _last(run), shares(run)
+    if row is None or not found:
+        return []
+    learned = run.learned(run.last)
+    tasks = {task.index: task.name for task in run.results.tasks}
+    lines = []
+    for column in _columns(run):
+        if column.name not in found:
+            continue
+        by_name = dict(zip(names, found[column.name], strict=True))
+        own = tasks.get(column.task) if column.task in learned else None  # type: ignore[arg-type]
+        right = own if own in by_name else names[0]
+        others = {name: share for name, share in by_name.items() if name != right and share}
+        most = max(others, key=lambda name: others[name], default=None)
+        lines.append(
+            {
+                "name": column.name,
+                "right": right,
+                "share": percent(by_name[right]),
+                "others": "" if most is None else f"{most} {percent(others[most])}",
+            }
+        )
+    return lines
+
+
+def experts(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]:
+    """Draw which experts each block chose: one small panel per set, and all of them in one picture for the folder."""
+    row = _last(run)
+    held = {} if row is None else row.experts
+    shown = [(column.name, held[column.name]) for column in _columns(run) if _used(held.get(column.name))]
+    if not shown:
+        return [], None
+    widest = max(len(counts) for _, one in shown for counts in one.counts)
+    panels = []
+    for index, (name, one) in enumerate(shown):
+        figure = blank(2.9, 2.1)
+        _heat(figure.add_subplot(), name, one, widest)
+        panels.append((name, finish(figure, f"experts-{index}", _experts_alt(name, one), png=False)))
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    figure = blank(2.7 * across, 2.0 * down)
+    for index, (name, one) in enumerate(shown):
+        _heat(figure.add_subplot(down, across, index + 1), name, one, widest)
+    return panels, finish(figure, "experts", "Share of each expert per block, one panel per evaluation set.")
+
+
+def _used(one: Experts | None) -> bool:
+    return one is not None and any(sum(counts) for counts in one.counts)
+
+
+def _heat(axes: Any, name: str, one: Experts, widest: int) -> None:
+    grid = [_shares(counts, widest) for counts in one.counts]
+    axes.imshow(grid, cmap=_HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    dress(axes, grid="")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    every = max(1, -(-len(one.places) // 6))
+    axes.set_yticks(range(0, len(one.places), every), [plain(p, 12) for p in one.places[::every]])
+    axes.set_xlabel("expert", fontsize=8.5)
+    axes.set_title(plain(name), fontsize=10.5, loc="left", color=TEXT)
+
+
+def _shares(counts: list[int], widest: int) -> list[float]:
+    total = sum(counts) or 1
+    return [count / total for count in counts] + [0.0] * (widest - len(counts))
+
+
+def _experts_alt(name: str, one: Experts) -> str:
+    best = [max(range(len(c)), key=lambda e, c=c: c[e]) for c in one.counts if sum(c)]  # type: ignore[misc]
+    places = [place for place, c in zip(one.places, one.counts, strict=True) if sum(c)]
+    listed = ", ".join(f"{place} {expert}" for place, expert in zip(places, best, strict=True))
+    return f"{name}: the expert chosen most often in each block: {listed}."
