@@ -117,6 +117,10 @@ class Method(nn.Module):
         """Return the names of the ways a picture can go (feature `route`); none by default."""
         return ()
 
+    def expert_places(self) -> tuple[str, ...]:
+        """Return the names of the places that choose experts (feature `experts`), in order; none by default."""
+        return ()
+
     # -- learning ---------------------------------------------------------------------------------------------
 
     def begin_task(self, task: Task, past: Past) -> None:
