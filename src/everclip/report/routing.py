@@ -102,16 +102,18 @@ def experts(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]:
     if not shown:
         return [], None
     widest = max(len(counts) for _, one in shown for counts in one.counts)
+    # One scale for all panels: a block that spreads over many experts shows no share near 1.
+    top = max(share for _, one in shown for counts in one.counts for share in _shares(counts, widest))
     panels = []
     for index, (name, one) in enumerate(shown):
         figure = blank(2.9, 2.1)
-        _heat(figure.add_subplot(), name, one, widest)
+        _heat(figure.add_subplot(), name, one, widest, top)
         panels.append((name, finish(figure, f"experts-{index}", _experts_alt(name, one), png=False)))
     across = min(4, len(shown))
     down = -(-len(shown) // across)
     figure = blank(2.7 * across, 2.0 * down)
     for index, (name, one) in enumerate(shown):
-        _heat(figure.add_subplot(down, across, index + 1), name, one, widest)
+        _heat(figure.add_subplot(down, across, index + 1), name, one, widest, top)
     return panels, finish(figure, "experts", "Share of each expert per block, one panel per evaluation set.")
 
 
@@ -119,9 +121,9 @@ def _used(one: Experts | None) -> bool:
     return one is not None and any(sum(counts) for counts in one.counts)
 
 
-def _heat(axes: Any, name: str, one: Experts, widest: int) -> None:
+def _heat(axes: Any, name: str, one: Experts, widest: int, top: float) -> None:
     grid = [_shares(counts, widest) for counts in one.counts]
-    axes.imshow(grid, cmap=_HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.imshow(grid, cmap=_HEAT, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     dress(axes, grid="")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     every = max(1, -(-len(one.places) // 6))
