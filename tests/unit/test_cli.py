@@ -1,6 +1,7 @@
 """The command line: exit codes, JSON, the plan, help with an example; and the published schema."""
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ def test_every_verb_is_covered_above(call: Callable[..., Any]) -> None:
     code, out, err = call("--help")
     assert code == 0
     assert all(f" {verb} " in out + err for verb in VERBS)
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from everclip import __version__
+
+    monkeypatch.setattr("sys.argv", ["everclip", "--version"])
+    runpy.run_module("everclip", run_name="__main__")
+    assert capsys.readouterr().out == f"{__version__}\n"
 
 
 def test_version(call: Callable[..., Any]) -> None:
