@@ -189,11 +189,24 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
     document["training"] = merge_training(training, user.get("training", {}))
     document["guard"] = merge(merge(defaults.get("guard", {}), preset.guard), user.get("guard", {}))
     document["scenario"] = merge(scenario, user.get("scenario", {}))
-    changed = document["scenario"] != scenario and not tag.endswith(CHANGED)
-    document["benchmark"] = tag + (CHANGED if changed else "")
+    document["benchmark"] = _tag(tag, scenario, document["scenario"])
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(preset.name).name)
     document.setdefault("output", f"runs/{entry.name}-{plain}-s{document.get('seed', 0)}")
     return validated(RunConfig, document, "")
+
+
+PLACES = ("root", "places", "file")
+"""Keys of a scenario that say where data lie, not which."""
+
+
+def _tag(tag: str, declared: Mapping[str, Any], used: Mapping[str, Any]) -> str:
+    """Return what results call a benchmark: a declared variant by its settings, else changed where it differs."""
+    keys = [key for key in {**declared, **used} if key not in PLACES and declared.get(key) != used.get(key)]
+    if not keys or tag.endswith(CHANGED):
+        return tag
+    if all(key in declared.get("variants", ()) and not isinstance(used[key], list) for key in keys):
+        return f"{tag} ({' '.join(f'{key}={used[key]}' for key in keys)})"
+    return tag + CHANGED
 
 
 def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

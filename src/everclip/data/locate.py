@@ -16,8 +16,8 @@ from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, did_you_mean
 
 FORMS = (
-    "builtin:emoji, hub:OWNER/NAME, a folder (of class folders, of pictures with a metadata file, of tables or "
-    f"shards), a pattern with *, or a file ending in {', '.join(TABLES)}"
+    "builtin:emoji, catalog:NAME, hub:OWNER/NAME, a folder (of class folders, of pictures with a metadata file, of "
+    f"tables or shards), a pattern with *, or a file ending in {', '.join(TABLES)}"
 )
 
 
@@ -92,6 +92,11 @@ def _read(source: str, spec: DataSpec, root: Path | None) -> list[Raw]:
         return [read_emoji(source, spec)]
     if spec.styles is not None:
         raise ConfigError("data.styles: applies to builtin:emoji only.")
+    if source.startswith("catalog:"):
+        from everclip.data.readers.catalog import read_catalog
+
+        plain = spec.model_copy(update={"place": None, "root": None})
+        return read_catalog(spec, source, root, lambda other: _read(other, plain, root))
     if source.startswith("hub:"):
         from everclip.data.readers.hub import read_hub
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -28,14 +28,18 @@ class DataSpec(Frozen):
     """Where the samples come from.
 
     Attributes:
-        source: `builtin:emoji`; `hub:OWNER/NAME[@revision]`; a folder of class folders, of images with a metadata
-            file, of `.parquet` files or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.tar` file; a
-            pattern with `*`; several of these. `${VAR}` and `~` are expanded.
+        source: `builtin:emoji`; `catalog:NAME` (a public data set, `everclip ls datasets`);
+            `hub:OWNER/NAME[@revision]`; a folder of class folders, of images with a metadata file, of `.parquet` files
+            or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.tar` file; a pattern with `*`; several of
+            these. `${VAR}` and `~` are expanded.
         columns: canonical names to those of the source; what is not given is guessed where it is obvious.
         language: of the texts, where no column says it.
         styles: of `builtin:emoji`.
         split: the split of a hub data set; all of them, named in the column `split`, if not given.
-        root: folder that image paths are relative to and may not leave; default: the table's own.
+        root: folder that image paths are relative to and may not leave; default: the table's own. Of
+            `catalog:NAME`: the folder that holds the data sets; default: the environment variable EVERCLIP_DATA.
+        place: where the data set of `catalog:NAME` is, if not below the root: a folder, a table, `hub:OWNER/NAME`.
+        counts: whether an incomplete `catalog:NAME` is refused or noted.
         downloads: folder that holds what URLs point to.
         quarantine_limit: above this share of unusable rows reading stops.
     """
@@ -46,6 +50,8 @@ class DataSpec(Frozen):
     styles: list[str] | None = None
     split: str | None = None
     root: str | None = None
+    place: str | None = None
+    counts: Literal["required", "noted"] = "required"
     downloads: str | None = None
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
@@ -59,6 +65,11 @@ class DataSpec(Frozen):
     def sources(self) -> tuple[str, ...]:
         """The sources as a tuple, also where only one is given."""
         return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def is_catalog(self) -> bool:
+        """Whether it names a public data set, which has a split of its own."""
+        return isinstance(self.source, str) and self.source.startswith("catalog:")
 
     @property
     def label(self) -> str:

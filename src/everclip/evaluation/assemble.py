@@ -7,7 +7,7 @@ from typing import Any
 
 from everclip.contracts import EvalSet, Task
 from everclip.errors import ConfigError, did_you_mean
-from everclip.evaluation.matrix import summary
+from everclip.evaluation.matrix import average_incremental, stage_scores, summary
 from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
 
 AUTO = "auto"
@@ -110,12 +110,31 @@ def flat_metrics(
     learned = [values(row, "task") for row in rows[1:]]
     suites = (values(rows[0], "retention"), values(rows[-1], "retention"))
     flat = summary(learned, values(rows[0], "task"), suites[0] or None, suites[1] or None)
+    stages = _stages(rows[1:], columns, learned)
+    flat["stage_average"] = average_incremental(stages) if stages else None
+    flat["stage_last"] = stages[-1] if stages else None
     flat["worst_retention_drop"] = flat.pop("worst_set_drop")
     for name, group in (("known", "known"), ("retention", "retention"), ("new", "task")):
         before, last = _mean(values(rows[0], group)), _mean(values(rows[-1], group))
         flat[f"{name}_before"], flat[f"{name}_last"] = before, last
         flat[f"{name}_change"] = None if before is None or last is None else last - before
     return flat
+
+
+def _stages(
+    rows: Sequence[Row], columns: Sequence[Column], learned: Sequence[Sequence[float | None]]
+) -> list[float | None]:
+    """Return the score over all samples of what was learned, per row; a row of all tasks at once has learned all."""
+    tasks = [column.task for column in columns if column.group == "task"]
+    samples = [column.samples for column in columns if column.group == "task"]
+    if not tasks:
+        return []
+    known: set[int] = set()
+    seen = []
+    for row in rows:
+        known |= {task for task in tasks if task is not None} if row.task is None else {row.task}
+        seen.append([j for j, task in enumerate(tasks) if task is None or task in known])
+    return stage_scores(learned, seen, samples)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -21,7 +21,7 @@ CLL-CLIP (arXiv 2401.17186); Koh et al., i-Blurry (arXiv 2110.10031) for the any
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 Row = Sequence[float | None]
@@ -183,6 +183,33 @@ def average_incremental(stage_scores: Row) -> float | None:
     """`mean_i A_i` over one score per stage (CIL "Avg", online `A_avg`), all seen classes in each."""
     _check([stage_scores])
     return _mean(stage_scores)
+
+
+def stage_scores(
+    scores: Scores, seen: Sequence[Collection[int]], samples: Sequence[int]
+) -> list[float | None]:
+    """Return the score over all samples of the columns seen at each row: `sum_j n_j R[i, j] / sum_j n_j`.
+
+    With accuracy and a column per group of classes this is the accuracy of class-incremental tables: every picture
+    counts once, so that a larger group weighs more.
+
+    Args:
+        scores: rows x columns.
+        seen: per row, the columns whose classes were learned.
+        samples: per column, how many samples it has.
+    """
+    _check(scores)
+    found: list[float | None] = []
+    for row, columns in zip(scores, seen, strict=True):
+        parts = [(row[j], samples[j]) for j in columns]
+        total = sum(n for _, n in parts)
+        mean = (
+            _mean(None if value is None else value * n / total * len(parts) for value, n in parts)
+            if total
+            else None
+        )
+        found.append(mean)
+    return found
 
 
 def anytime_area(samples: Sequence[float], scores: Row) -> float | None:

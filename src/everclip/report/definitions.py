@@ -51,6 +51,18 @@ METRICS: dict[str, Definition] = {
         "average incremental accuracy: mean_i mean_{j<=i} R[i,j]",
         needs=_SQUARE,
     ),
+    "stage_last": Definition(
+        "Last, by pictures",
+        "Over all test pictures of what was learned, at the end.",
+        "CIL Last: sum_j n_j R[T,j] / sum_j n_j",
+        needs=("rows",),
+    ),
+    "stage_average": Definition(
+        "Avg, by pictures",
+        "Mean over time of the score over all test pictures of what was learned by then.",
+        "CIL Avg: mean_i sum_{j<=i} n_j R[i,j] / sum_{j<=i} n_j",
+        needs=("rows",),
+    ),
     "aa": Definition(
         "AA", "Mean over the tasks learned, at the end.", "CLL AA: mean_{j<=T} R[T,j]", needs=_SQUARE
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from everclip.contracts import ClassEntry, EvalSet, Task
@@ -12,8 +13,9 @@ from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.reading import Reader, of_classes
+from everclip.scenarios.shots import few
 from everclip.scenarios.spec import Measured, ScenarioSpec, SplitSpec
-from everclip.scenarios.splits import Parts, split, why_no_test
+from everclip.scenarios.splits import Parts, rule_of, split, why_no_test
 
 Fit = Callable[[Table], Table]
 _DEFAULT = SplitSpec()
@@ -21,8 +23,8 @@ _DEFAULT = SplitSpec()
 
 def task_part(
     spec: ScenarioSpec, group: Group, index: int, kind: Measured | None, reader: Reader, fit: Fit
-) -> tuple[Task, EvalSet]:
-    """Build a task and the evaluation set that measures it.
+) -> tuple[Task, EvalSet | None]:
+    """Build a task and the evaluation set that measures it (none where one set measures all tasks).
 
     Args:
         spec: the scenario.
@@ -39,7 +41,8 @@ def task_part(
     rule = group.rule or spec.split
     what = f"task {group.name!r}" + (f" ({group.key})" if group.key else "")
     parts = _fitted(group.parts, kind, fit)
-    train, val = _trained(parts, rule, what, reader, fit)
+    train, val = _trained(parts, rule, what, reader, fit, tested=not spec.one_test)
+    train, val = (few(rows, spec.shots, spec.shots_seed) for rows in (train, val))
     rows = [parts.train, *([] if parts.val is None else [parts.val])]
     entries = measured = None
     if kind == "classification":
@@ -50,13 +53,40 @@ def task_part(
             measured = entries = tuple(by_key[key] for key in group.classes)
         else:
             measured = merge_entries([*entries, *class_entries(parts.test, templates, (index,))])
+        entries = _trained_with(entries, group.train_template or spec.train_template)
     language = _language(parts.train, group.language or (spec.data.language if spec.data else None))
     times = parts.train.column("time") if parts.train.has("time") else []
     task = Task(
         index, group.name, train.renamed(group.name), val.renamed(group.name), entries, language, _span(times)
     )
+    if spec.one_test:
+        return task, None
     test = parts.test.renamed(group.name)
     return task, EvalSet(group.name, kind or "retrieval", test, index, "task", measured)
+
+
+def one_test(spec: ScenarioSpec, test: Table, kind: Measured | None, tasks: int) -> EvalSet:
+    """Return all test rows as the one set that every row measures.
+
+    Raises:
+        DataError: if there are none.
+    """
+    entries = None
+    if kind == "classification":
+        test = of_classes(test)
+        entries = class_entries(test, spec.class_templates, tuple(range(tasks)))
+    if len(test) == 0:
+        raise DataError(f"{test.name}: there is no test row to measure; look at split and evaluate_where.")
+    return EvalSet("test", kind or "retrieval", test.renamed("test"), None, "task", entries)
+
+
+def _trained_with(entries: tuple[ClassEntry, ...], template: str | None) -> tuple[ClassEntry, ...]:
+    """Put a template first: training reads the first one, vocabularies all."""
+    if template is None:
+        return entries
+    return tuple(
+        replace(e, templates=(template, *(t for t in e.templates if t != template))) for e in entries
+    )
 
 
 def known_part(
@@ -70,7 +100,7 @@ def known_part(
     """
     base = spec.base
     assert base is not None  # the caller's condition
-    rule = base.split or spec.split
+    rule = rule_of(base.data, base.split or spec.split)
     kind = base.kind or kind
     if base.data is not None:
         table = reader.read(base.data, "base.data")
@@ -101,14 +131,14 @@ def _fitted(parts: Parts, kind: Measured | None, fit: Fit) -> Parts:
 
 
 def _trained(
-    parts: Parts, rule: SplitSpec | None, what: str, reader: Reader, fit: Fit
+    parts: Parts, rule: SplitSpec | None, what: str, reader: Reader, fit: Fit, tested: bool = True
 ) -> tuple[Table, Table]:
     """Return training and validation rows; there must be some to learn and to measure."""
     name = parts.train.name
     counts = f"{len(parts.train):,} training and {len(parts.test):,} test rows"
     if len(parts) == 0:
         raise DataError(f"{name}: {what} holds no rows; look at its condition.")
-    if len(parts.test) == 0:
+    if tested and len(parts.test) == 0:
         raise DataError(
             f"{name}: {what} has {counts}, so it cannot be measured: {why_no_test(parts.train, rule)}. Or join it "
             "with another part (a longer `every`, a wider `where`), or leave it out."

@@ -21,6 +21,7 @@ class Group:
         rule: the split its rows came from; `None` = the scenario's.
         language: of its texts.
         key: where it stands in the document, for errors.
+        train_template: the text around class names that training uses; `None` = the scenario's, or the first.
     """
 
     name: str
@@ -31,3 +32,4 @@ class Group:
     rule: SplitSpec | None = None
     language: str | None = None
     key: str = ""
+    train_template: str | None = None

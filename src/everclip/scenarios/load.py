@@ -14,15 +14,16 @@ from everclip.errors import ConfigError, DataError
 from everclip.scenarios import classes, domains, sources, time
 from everclip.scenarios.apart import Learned, keep_apart
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.building import Fit, known_part, task_part
+from everclip.scenarios.building import Fit, known_part, one_test, task_part
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
+from everclip.scenarios.merging import with_joined_templates
 from everclip.scenarios.paths import Paths
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.reference import reference_of
 from everclip.scenarios.retention import retained, twins
 from everclip.scenarios.spec import Measured, ScenarioSpec
-from everclip.scenarios.splits import Parts, split, strange_marks
+from everclip.scenarios.splits import Parts, rule_of, split, strange_marks
 
 _KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
     "time": time.groups,
@@ -47,7 +48,7 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
     file = document.get("file")
     with _named_as_written(file):
         spec = validated(ScenarioSpec, document, "")
-        paths = Paths(file, root)
+        paths = Paths(file, root, data_root=spec.root, places=spec.places, counts=spec.counts)
         return build_scenario(spec, Reader(paths, paths.notes))
 
 
@@ -65,6 +66,7 @@ def _named_as_written(file: Any) -> Iterator[None]:
 
 def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     """Build a scenario from its validated form; `reader` reads its data, or has read them already."""
+    spec = spec.model_copy(update={"split": rule_of(spec.data, spec.split)})
     fit = matcher(spec.evaluate_where, "evaluate_where")  # whatever is measured, validation pictures too
     parts, kind, groups = _cut(spec, reader, fit)
     base = base_val = None
@@ -73,9 +75,13 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
         base, base_val, known = known_part(spec, parts, kind, reader, fit)
         sets.append(known)
     built = [task_part(spec, group, index, kind, reader, fit) for index, group in enumerate(groups)]
+    if spec.merge_templates == "joined":
+        built = with_joined_templates(built, spec.templates_of)
+    if parts is not None and spec.one_test:
+        sets.append(one_test(spec, parts.test, kind, len(built)))
     test = None if parts is None else parts.test
     suite = tuple(retained(part, index, test, reader) for index, part in enumerate(spec.retention))
-    sets += [*(measured for _, measured in built), *(one.measured for one in suite)]
+    sets += [*(measured for _, measured in built if measured is not None), *(one.measured for one in suite)]
     _require_unique_names(sets)
     _require_captions(sets)
     _note_shared_names(sets, reader)

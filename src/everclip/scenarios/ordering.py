@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from everclip.data.catalog.cards import card_of
 from everclip.data.order import generator
 from everclip.errors import ConfigError, did_you_mean
 from everclip.scenarios.spec import ScenarioSpec
@@ -23,6 +24,10 @@ def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
             twice = next(value for value in spec.order if spec.order.count(value) > 1)
             raise ConfigError(f"order: {twice!r} is listed more than once.")
         return list(spec.order)
+    if spec.order in spec.orders:
+        return ordered(values, spec.model_copy(update={"order": spec.orders[spec.order]}), what)
+    if spec.order == "published":
+        return _published(values, spec, what)
     if spec.order == "given":
         return list(values)
     by_name = sorted(values)
@@ -30,3 +35,13 @@ def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
         return by_name
     permutation = generator("order", spec.name, spec.order_seed).permutation(len(by_name))
     return [by_name[int(i)] for i in permutation]
+
+
+def _published(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
+    """Return the values in the class order on the card of the data set; what is not there is left out."""
+    if spec.data is None or not spec.data.is_catalog:
+        raise ConfigError(
+            f"order: `published` orders the classes of `data: {{source: catalog:NAME}}`, not {what}."
+        )
+    held = set(values)
+    return [key for key in card_of(str(spec.data.source))[0].published_order() if key in held]

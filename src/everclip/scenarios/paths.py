@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from glob import has_magic, iglob
 from pathlib import Path
+from typing import Literal
 
+from everclip.data.catalog.cards import card_of
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_NAMED = re.compile(r"(builtin|hub):")
+_NAMED = re.compile(r"(builtin|hub|catalog):")
 
 
 @dataclass
@@ -23,11 +26,17 @@ class Paths:
         file: the YAML file; relative paths start from its folder, if they exist there, else from where one runs.
         root: the one folder that relative paths start from instead.
         notes: which of the two places a path was found in.
+        data_root: folder of the public data sets (`catalog:NAME`), where the scenario says it.
+        places: where single ones of them are.
+        counts: whether incomplete ones are refused; `None` = as their block says.
     """
 
     file: str | None = None
     root: Path | None = None
     notes: list[str] = field(default_factory=list)
+    data_root: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    counts: Literal["required", "noted"] | None = None
 
     def located(self, spec: DataSpec, key: str) -> DataSpec:
         """Return a `data` block whose paths can be opened from here.
@@ -41,7 +50,22 @@ class Paths:
             given = getattr(spec, name)
             if given is not None:
                 changes[name] = self.path(given, f"{key}.{name}")
+        if spec.is_catalog:
+            changes |= self._catalogued(spec, key)
         return spec.model_copy(update=changes)
+
+    def _catalogued(self, spec: DataSpec, key: str) -> dict[str, object]:
+        """Return where a public data set is, as the scenario says."""
+        card, _ = card_of(str(spec.source))
+        changes: dict[str, object] = {}
+        place = spec.place or self.places.get(card.name)
+        if place is not None:
+            changes["place"] = self.path(place, f"{key}.place" if spec.place else f"places.{card.name}")
+        if spec.root is None and self.data_root is not None:
+            changes["root"] = self.path(self.data_root, "root")
+        if self.counts is not None:
+            changes["counts"] = self.counts
+        return changes
 
     def path(self, text: str, key: str) -> str:
         """Return one path, expanded and found; names of built-in and hub data stay."""

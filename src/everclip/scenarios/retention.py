@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from everclip.contracts import EvalSet
+from everclip.data.catalog.cards import card_of
 from everclip.data.splits import carve
 from everclip.data.table import Table
 from everclip.errors import DataError
@@ -54,10 +55,18 @@ def retained(spec: RetentionSpec, index: int, test: Table | None, reader: Reader
         raise DataError(
             f"{everything.name}: retention set {spec.name!r} holds no rows (condition: {spec.where or 'none'})."
         )
-    classes = class_entries(everything, spec.templates) if spec.kind == "classification" else None
+    classes = class_entries(everything, _templates(spec)) if spec.kind == "classification" else None
     return Retained(
         spec, EvalSet(spec.name, spec.kind, rows.renamed(spec.name), None, "retention", classes), val
     )
+
+
+def _templates(spec: RetentionSpec) -> tuple[str, ...]:
+    if spec.templates is not None:
+        return spec.templates
+    if spec.data is not None and spec.data.is_catalog:
+        return card_of(str(spec.data.source))[0].texts
+    return ("{}",)
 
 
 def _rows(spec: RetentionSpec, table: Table, key: str) -> Table:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from everclip.data.catalog.cards import card_of
 from everclip.data.table import Table
+from everclip.errors import ConfigError, did_you_mean
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
+from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec, SourceSpec
-from everclip.scenarios.splits import split, strange_marks
+from everclip.scenarios.splits import rule_of, split, strange_marks
 
 
 def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
-    """Return one group per source."""
-    return [_group(spec, source, f"sources.{i}", reader) for i, source in enumerate(spec.sources)]
+    """Return one group per source, in the scenario's order."""
+    places = {source.name: i for i, source in enumerate(spec.sources)}
+    chosen = [places[name] for name in ordered(list(places), spec, "sources")]
+    return [_group(spec, spec.sources[i], f"sources.{i}", reader) for i in chosen]
 
 
 def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> Group:
@@ -27,11 +32,32 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
         table = reader.with_keys(table, next(keys))
         test = None if test is None else reader.with_keys(test, next(keys))
         val = None if val is None else reader.with_keys(val, next(keys))
-    rule = source.split or spec.split
+    rule = rule_of(source.data, source.split or spec.split)
     reader.notes += strange_marks(table, rule)
     parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
+    if source.without:
+        parts = parts.keep(_leaving_out(source, tables, key))
     kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")
-    return Group(source.name, parts, kind, None, source.templates, rule, source.data.language, key)
+    templates = source.templates
+    if templates is None and source.data.is_catalog:
+        templates = card_of(str(source.data.source))[0].texts
+    train = source.train_template
+    return Group(source.name, parts, kind, None, templates, rule, source.data.language, key, train)
+
+
+def _leaving_out(source: SourceSpec, tables: Sequence[Table], key: str) -> Callable[[Table], Table]:
+    """Return a function that keeps the rows whose class is not listed in `without`.
+
+    Raises:
+        ConfigError: for a class that is not there.
+    """
+    held = {name for table in tables if table.has("class_key") for name in _names(table)}
+    for name in source.without:
+        if name not in held:
+            raise ConfigError(
+                f"{key}.without: {name!r} is none of the classes.{did_you_mean(name, map(str, held))}"
+            )
+    return lambda rows: rows.select([i for i, name in enumerate(_names(rows)) if name not in source.without])
 
 
 def _keys(tables: Sequence[Table], prefix: str | None, source: str) -> list[list[str | None]]:

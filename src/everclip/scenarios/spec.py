@@ -10,12 +10,16 @@ from pydantic import Field, field_validator, model_validator
 from everclip.config import Frozen, Template
 from everclip.data.spec import DataSpec
 from everclip.errors import did_you_mean
+from everclip.scenarios.short_forms import spelled_out
 
 Where = dict[str, Any]
 """Column -> value, list of values, or `{from: a, to: b}` (both inclusive, either may be absent)."""
 
 Measured = Literal["classification", "retrieval"]
 """How an evaluation set is scored: by naming the class of a picture, or by finding picture and caption both ways."""
+
+ORDERS = ("given", "sorted", "seed", "published")
+"""What `order` may say beside a list: `published` is the class order on the card of a `catalog:NAME`."""
 
 AUTO = "auto"
 """The headline metric that is each column's own: accuracy, or the mean of Recall@1 both ways."""
@@ -93,18 +97,23 @@ class SourceSpec(GroupSpec):
     Attributes:
         data: its training data, or all of it.
         kind: how it is measured; default: retrieval where there are captions, else classification.
-        templates: texts around class names; default: the scenario's.
+        templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else the
+            scenario's.
+        train_template: the text around class names that training uses; default: the first of `templates`.
         split: default: the scenario's.
         test: separate test data; then no rows of `data` are held out for testing.
         val: separate validation data; then nothing is carved.
+        without: names of classes that are left out.
     """
 
     data: DataSpec
     kind: Measured | None = None
     templates: tuple[Template, ...] | None = None
+    train_template: Template | None = None
     split: SplitSpec | None = None
     test: DataSpec | None = None
     val: DataSpec | None = None
+    without: tuple[str, ...] = ()
 
 
 class RetentionSpec(Frozen):
@@ -113,6 +122,7 @@ class RetentionSpec(Frozen):
     Attributes:
         where: chooses test rows of the stream's data, or rows of `data`.
         data: data of its own, all of it measured but for the validation part.
+        templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else none.
         val: separate validation data.
         validation: the share of `data` by hash that becomes the set's validation twin (it leaves the measured side),
             where there is no `val`. Sets made by `where` alone take theirs from the stream's validation rows.
@@ -121,7 +131,7 @@ class RetentionSpec(Frozen):
     name: str
     kind: Measured = "classification"
     where: Where = Field(default_factory=dict)
-    templates: tuple[Template, ...] = ("{}",)
+    templates: tuple[Template, ...] | None = None
     data: DataSpec | None = None
     val: DataSpec | None = None
     validation: float = Field(0.3, ge=0, lt=1)
@@ -181,13 +191,32 @@ class ScenarioSpec(Frozen):
     version: int = Field(ge=1)
     summary: str
     title: str = ""
+    protocol: str | None = Field(
+        None,
+        description="short form: mtil, odcl-til, odcl-cil, x-tail or cil (everclip.scenarios.short_forms)",
+    )
     kind: Literal["time", "classes", "domains", "single", "sources"]
     data: DataSpec | None = None
     sources: tuple[SourceSpec, ...] = ()
     merge_classes: bool = Field(
         True, description="sources: classes of equal name are one class; false: each source's are its own"
     )
+    merge_templates: Literal["first", "joined"] = Field(
+        "first", description="sources: the texts of a name that several have: the first's, or those of all"
+    )
+    templates_of: dict[str, str] = Field(
+        default_factory=dict, description="sources: shared name -> the one source whose texts it has"
+    )
     split: SplitSpec | None = None
+    root: str | None = Field(None, description="folder of the data sets that `catalog:NAME` names")
+    places: dict[str, str] = Field(
+        default_factory=dict, description="`catalog:NAME` -> a folder, a table or hub:OWNER/NAME"
+    )
+    counts: Literal["required", "noted"] | None = Field(
+        None, description="whether an incomplete `catalog:NAME` is refused (default) or noted"
+    )
+    shots: int | None = Field(None, ge=1, description="training pictures per class, chosen by hash")
+    shots_seed: int = Field(0, description="names the choice of `shots`")
     evaluate_where: Where = Field(default_factory=dict)
     evaluate_as: Measured | None = Field(None, description="default: by captions where there are any")
     tasks: tuple[GroupSpec, ...] = ()
@@ -197,20 +226,36 @@ class ScenarioSpec(Frozen):
     column: str | None = Field(
         None, description="domains: whose values are the domains; time: default `time`"
     )
-    order: tuple[str, ...] | Literal["given", "sorted", "seed"] = "given"
+    one_test: bool = Field(
+        False, description="all test rows are one evaluation set that every row measures, not one per task"
+    )
+    order: tuple[str, ...] | str = "given"
+    orders: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="lists that `order` can name"
+    )
     per_task: int | None = Field(None, ge=1, description="classes: new classes per task")
     first_task: int | None = Field(None, ge=1, description="classes: classes of the first task")
     groups: tuple[tuple[str, ...], ...] = Field((), description="classes: the classes of every task, listed")
     order_seed: int = 0
     class_templates: tuple[Template, ...] = ("{}",)
+    train_template: Template | None = Field(None, description="default: the first of the templates")
     base: BaseSpec | None = None
     retention: tuple[RetentionSpec, ...] = ()
     reference: ReferenceSpec | None = None
     protocols: tuple[ProtocolSpec, ...] = (ProtocolSpec(name="own"),)
     headline: HeadlineSpec
+    variants: tuple[str, ...] = Field(
+        (),
+        description="keys that make a variant of the benchmark: results name it, and it is not `(changed)`",
+    )
     file: str | None = Field(
         None, description="the YAML file it was read from; set by the reader of the file"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        return spelled_out(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits(self) -> ScenarioSpec:
@@ -219,6 +264,12 @@ class ScenarioSpec(Frozen):
             raise ValueError(f"protocols need different names (found {', '.join(names)})")
         if self.headline.protocol not in names:
             raise ValueError(f"headline.protocol {self.headline.protocol!r} is none of {', '.join(names)}")
+        known = (*ORDERS, *self.orders)
+        if isinstance(self.order, str) and self.order not in known:
+            raise ValueError(
+                f"order: expected a list or one of {', '.join(known)}; found {self.order!r}."
+                f"{did_you_mean(self.order, known)}"
+            )
         problem = _missing_data(self) if self.kind == "sources" else _missing_setting(self)
         if problem:
             raise ValueError(problem)
@@ -236,7 +287,7 @@ def _missing_data(spec: ScenarioSpec) -> str | None:
         return f"sources need different names (found {', '.join(names)})"
     for index, source in enumerate(spec.sources):
         rule = source.split or spec.split
-        if source.test is None and (rule is None or not rule.has_rule):
+        if source.test is None and (rule is None or not rule.has_rule) and not source.data.is_catalog:
             return f"sources.{index} ({source.name}): {_ONE_RULE}, or give `test`, separate test data"
     if spec.base is not None and spec.base.data is None:
         return "base.data: missing; a scenario of kind `sources` has no table that `where` alone could choose from"
@@ -252,8 +303,10 @@ def _missing_setting(spec: ScenarioSpec) -> str | None:
         return "data: missing; it has no default"
     if spec.sources:
         return f"`sources` goes with kind `sources`, not with `{spec.kind}`"
-    if spec.split is None or not spec.split.has_rule:
+    if (spec.split is None or not spec.split.has_rule) and not spec.data.is_catalog:
         return _ONE_RULE
+    if spec.one_test and spec.kind not in ("time", "domains"):
+        return f"`one_test` goes with kind `time` or `domains`, not with `{spec.kind}`"
     if spec.kind == "time" and bool(spec.tasks) == bool(spec.every):
         return (
             "a scenario of kind `time` needs `tasks` (name and where) or `every` (year, month...), not both"

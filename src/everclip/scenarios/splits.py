@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
+from everclip.data.spec import DataSpec
 from everclip.data.splits import Side, carve, side_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
@@ -63,6 +64,16 @@ def _places(table: Table, column: str) -> dict[str, list[int]]:
         if value is not None:
             found.setdefault(str(value), []).append(position)
     return found
+
+
+def rule_of(data: DataSpec | None, given: SplitSpec | None) -> SplitSpec | None:
+    """Return the split of a data block: what is given, or the column `split` that a public data set brings.
+
+    Nothing is carved off such a data set for validation unless it is asked for: published runs train on all of it.
+    """
+    if data is None or not data.is_catalog or (given is not None and given.has_rule):
+        return given
+    return SplitSpec(column="split", validation=0 if given is None else given.validation)
 
 
 def split(table: Table, rule: SplitSpec | None, test: Table | None = None, val: Table | None = None) -> Parts:

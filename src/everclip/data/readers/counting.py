@@ -1,0 +1,80 @@
+"""Whether a public data set is complete: what is missing, and where people get it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from everclip.data.catalog.cards import Card
+from everclip.errors import DataError
+
+CountMode = Literal["required", "noted"]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a data set should hold.
+
+    Attributes:
+        card: the data set.
+        where: the folder or source that was read.
+        expected: pictures per side.
+        classes: how many classes it has.
+    """
+
+    card: Card
+    where: str
+    expected: dict[str, int]
+    classes: int
+
+
+def present(folder: Path, files: Sequence[str]) -> list[int]:
+    """Return the places of the files that are there; every folder is listed once."""
+    held: dict[str, set[str]] = defaultdict(set)
+    parents = {os.path.dirname(file) for file in files}
+    for parent in parents:
+        try:
+            held[parent] = set(os.listdir(folder / parent))
+        except OSError:
+            held[parent] = set()  # counted as missing
+    return [i for i, file in enumerate(files) if os.path.basename(file) in held[os.path.dirname(file)]]
+
+
+def checked(
+    counted: Counted, sides: Sequence[str | None], labels: Sequence[int], mode: CountMode
+) -> list[str]:
+    """Compare what is there with what should be; returns a line for people where that is allowed to differ.
+
+    Raises:
+        DataError: naming what is missing and where people get it.
+    """
+    card = counted.card
+    found = Counter(card.tested if side == "test" and card.tested not in sides else side for side in sides)
+    wanted = {(card.tested if side == "test" else side): n for side, n in counted.expected.items()}
+    differing = {side: n for side, n in wanted.items() if found[side] != n}
+    held = len(set(labels))
+    classes = card.present or counted.classes
+    if not differing and held == classes:
+        return []
+    parts = ", ".join(f"{found[side]:,} of {n:,} {side} pictures" for side, n in differing.items())
+    text = f"{card.title} in {counted.where}: " + (parts or "all pictures")
+    if held != classes:
+        text += f"; {held:,} of {classes:,} classes{_missing(card, labels)}"
+    if mode == "noted":
+        return [f"{text}; numbers on it are not the benchmark's"]
+    raise DataError(
+        f"{text}. Expected {card.files}; people get it from {card.get}. To run on what is there all the same, say "
+        "scenario.counts=noted."
+    )
+
+
+def _missing(card: Card, labels: Sequence[int]) -> str:
+    if card.present is not None or not card.names:
+        return ""
+    gone = [name for label, name in enumerate(card.names) if label not in set(labels)]
+    more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
+    return f" (none of {', '.join(gone[:3])}{more})"

@@ -1,0 +1,89 @@
+"""Data sets that keep all pictures in one file of numbers: MNIST (idx) and CIFAR-100 (binary version)."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from everclip.data.catalog.cards import Card
+from everclip.data.readers.layouts.listed import Known, Listed, Place
+from everclip.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+_CIFAR_ROW = 2 + 3 * 32 * 32
+
+
+def _mnist(place: Place, card: Card) -> Listed:
+    found, parts = Listed(), []
+    for side, name in (("train", "train"), ("test", "t10k")):
+        labels = _idx(place.folder / f"{name}-labels-idx1-ubyte", 1)
+        images = _idx(place.folder / f"{name}-images-idx3-ubyte", 3)
+        if len(labels) != len(images) or (len(labels) and labels.max() >= len(card.names)):
+            raise DataError(
+                f"{place.folder}: {name} holds {len(images):,} pictures and {len(labels):,} labels."
+            )
+        for i, label in enumerate(labels.tolist()):
+            found.add(f"{name} {i}", label, side)
+        parts.append(images)
+    found.pictures = lambda: chain.from_iterable(_pngs(part) for part in parts)
+    return found
+
+
+def _idx(path: Path, dims: int) -> Pixels:
+    """Read an idx file of bytes, packed by gzip or not."""
+    packed = path.with_name(path.name + ".gz")
+    try:
+        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+        magic, *shape = struct.unpack_from(f">{1 + dims}I", data)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise DataError(f"{path} (or .gz): cannot be read as an idx file ({error}).") from error
+    size = int(np.prod(shape, dtype=np.int64))
+    start = 4 * (1 + dims)
+    if magic != 0x800 + dims or len(data) != start + size:
+        raise DataError(f"{path}: not an idx file of {dims} dimensions of bytes, or one that ends early.")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _cifar(place: Place, card: Card) -> Listed:
+    found, parts = Listed(), []
+    for side in ("train", "test"):
+        path = place.folder / f"{side}.bin"
+        try:
+            data = np.fromfile(path, np.uint8)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        if len(data) % _CIFAR_ROW:
+            raise DataError(
+                f"{path}: {len(data):,} bytes are no whole number of rows of {_CIFAR_ROW:,}: cut off?"
+            )
+        rows = data.reshape(-1, _CIFAR_ROW)
+        if len(rows) and rows[:, 1].max() >= len(card.names):
+            raise DataError(f"{path}: holds the class {rows[:, 1].max()}; CIFAR-100 has {len(card.names)}.")
+        for i, label in enumerate(rows[:, 1].tolist()):
+            found.add(f"{side} {i}", label, side)
+        parts.append(rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    found.pictures = lambda: chain.from_iterable(_pngs(part) for part in parts)
+    return found
+
+
+def _pngs(images: Iterable[Pixels]) -> Iterator[bytes]:
+    """Encode pictures without loss; the same pixels always give the same bytes."""
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
+        yield file.getvalue()
+
+
+LAYOUTS = {
+    "mnist": Known(("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"), _mnist),
+    "cifar100": Known(("train.bin",), _cifar),
+}

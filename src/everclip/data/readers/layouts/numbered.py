@@ -1,0 +1,65 @@
+"""Data sets whose labels are numbers in MATLAB files: Oxford Flowers 102 and Stanford Cars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from everclip.data.catalog.cards import Card
+from everclip.data.readers.layouts.listed import Known, Listed, Place
+from everclip.data.readers.matlab import read_matlab
+from everclip.errors import DataError
+
+
+def _flowers(place: Place, card: Card) -> Listed:
+    labels = _numbers(place.folder / "imagelabels.mat", "labels")
+    sides = place.folder / "setid.mat"
+    found = Listed()
+    for side, name in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
+        for number in _numbers(sides, name):
+            if not 1 <= number <= len(labels):
+                raise DataError(f"{sides}: {name} names picture {number} of {len(labels)}.")
+            label = _from_one(labels[number - 1], card, place.folder / "imagelabels.mat")
+            found.add(f"jpg/image_{number:05d}.jpg", label, side)
+    return found
+
+
+def _cars(place: Place, card: Card) -> Listed:
+    found = Listed()
+    for side, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        path = place.folder / name
+        path = path if path.is_file() else place.folder / "devkit" / name
+        for row in _rows(path):
+            label = _from_one(int(np.asarray(row["class"]).ravel()[0]), card, path)
+            found.add(f"cars_{side}/{row['fname']}", label, side)
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = read_matlab(path).get("annotations")
+    if not isinstance(rows, list) or not all(
+        isinstance(r, dict) and {"class", "fname"} <= r.keys() for r in rows
+    ):
+        raise DataError(f"{path}: expected the structs `annotations` with the fields `class` and `fname`.")
+    return rows
+
+
+def _numbers(path: Path, name: str) -> list[int]:
+    held = read_matlab(path)
+    if not isinstance(held.get(name), np.ndarray):
+        raise DataError(f"{path}: expected the numbers `{name}`; found {', '.join(held) or 'nothing'}.")
+    return [int(number) for number in held[name].ravel()]
+
+
+def _from_one(number: int, card: Card, path: Path) -> int:
+    if not 1 <= number <= len(card.names):
+        raise DataError(f"{path}: the class {number} is not among 1 to {len(card.names)}.")
+    return number - 1
+
+
+LAYOUTS = {
+    "flowers": Known(("imagelabels.mat",), _flowers),
+    "cars": Known(("devkit/cars_train_annos.mat", "cars_train_annos.mat"), _cars),
+}

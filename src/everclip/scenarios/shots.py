@@ -1,0 +1,22 @@
+"""A few pictures per class, chosen by hash: the same ones whatever else is there, on every machine."""
+
+from __future__ import annotations
+
+from everclip.data.order import unit_hash
+from everclip.data.table import Table
+
+SALT = "everclip-shots-v1"
+
+
+def few(table: Table, shots: int | None, seed: int) -> Table:
+    """Return `shots` rows of every class: those whose id has the lowest hash with the seed. `None` = all rows.
+
+    A class with fewer rows keeps them all; adding rows of one class moves none of another.
+    """
+    if shots is None or not table.has("class_key"):
+        return table
+    by_class: dict[str, list[tuple[float, int]]] = {}
+    for position, (key, name) in enumerate(zip(table.column("class_key"), table.ids, strict=True)):
+        by_class.setdefault(str(key), []).append((unit_hash(SALT, seed, name), position))
+    chosen = [position for places in by_class.values() for _, position in sorted(places)[:shots]]
+    return table.select(sorted(chosen))

@@ -1,0 +1,1 @@
+"""Sets that any scenario can name as its retention suite (YAML): `retention: imagenet-shifts`."""
