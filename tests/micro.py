@@ -68,9 +68,13 @@ def picture(colour: tuple[int, int, int], shape: int, draw: np.random.Generator)
     return file.getvalue()
 
 
-def write_data(path: Path, things: int = 16, drawings: int = 6) -> Path:
+REFERENCE = "scenario.reference={images: {source: reference.parquet}, texts: {source: reference.parquet}}"
+"""Reference data, which lie beside the scenario."""
+
+
+def write_data(path: Path, things: int = 16, drawings: int = 6, seed: int = 0) -> Path:
     """Write a Parquet of `things` x `drawings` pictures with captions, classes, years and styles."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     rows: dict[str, list[object]] = {
         k: []
         for k in (

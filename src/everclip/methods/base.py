@@ -35,18 +35,17 @@ from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
 from everclip.methods.cost import counted
 from everclip.methods.frozen import cached_columns, embeddings, rest
-from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
 from everclip.methods.pace import paced
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
+from everclip.methods.replayed import embed, memory_of, mixed
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups, grow, trains
 from everclip.models.backbone import Backbone
 from everclip.models.modules.towers import SIDES
-from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
 
 MAX_SCALE = 100.0
@@ -67,12 +66,15 @@ class Method(nn.Module):
         uses_known_task: whether `encode_images` makes use of a task that a protocol tells.
         reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
             what a frozen tower would encode. A subclass with a `forward` of its own says so if it does.
+        gathers: whether `forward`, in phases without an optimiser, takes in the samples of all processes
+            (`everclip.distributed.gather_rows`), so that each holds the same. Without it such phases take one process.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
     uses_known_task: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = True
+    gathers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -88,7 +90,7 @@ class Method(nn.Module):
         self.notes: dict[str, Any] = {}
         self._penalties = build_penalties(settings.penalties)
         # Before anything grows in the backbone or trains: this is the start model.
-        teaching = {p.settings.reference for p in self._penalties if p.uses_teacher}
+        teaching = {p.teacher for p in self._penalties if p.uses_teacher}
         self._teachers = Teachers(backbone, teaching)
         if settings.contrast == "sigmoid" and backbone.logit_bias is None:
             raise ConfigError(
@@ -101,7 +103,9 @@ class Method(nn.Module):
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
         replay = settings.replay
-        self.buffer = None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed)
+        self.buffer = (
+            None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed, replay.candidates)
+        )
 
     @property
     def reference_needs(self) -> frozenset[str]:
@@ -144,7 +148,8 @@ class Method(nn.Module):
         keep = self.settings.merge
         wanted = {p.settings.reference for p in self._penalties if p.uses_weights}
         # A teacher of the task's start is rebuilt from its weights after a resume.
-        wanted |= {TASK_START} & self._teachers.wanted
+        wanted |= {TASK_START} if self._teachers.needs_start else set()
+        wanted |= {TASK_START} if keep.kind == "running-mean" and keep.wise_we < 1 else set()
         return wanted | ({keep.reference} if keep.kind == "wise-ft" else set())
 
     def mark_trainable(self) -> None:
@@ -155,23 +160,13 @@ class Method(nn.Module):
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, mixed with the buffer's."""
-        sources = [Source(task.train)]
         classes = task.classes if self.uses_labels(task) else None
-        notes: tuple[str, ...] = ()
-        stretch = 1.0
         self._open_buffer(task, past)
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
-        if stored is not None:
-            share = self.settings.replay.share
-            share = len(stored) / (len(stored) + len(task.train)) if share is None else share
-            sources = [Source(task.train, 1 - share), Source(stored, share)]
-            stretch = 1 / (1 - share) if self.settings.replay.beside else 1.0
-            earlier = [entry for t in past.tasks for entry in t.classes or ()]
-            classes = merge_entries([*earlier, *classes]) if classes else None
-            if classes and self.settings.loss == "auto" and not are_of(stored, classes):
-                classes, notes = None, (REPLAYED_CAPTIONS,)
-        phase = self.phase("train", tuple(sources), classes, past.training)
-        phase = replace(phase, stretch=stretch, notes=(*phase.notes, *notes))
+        mix = mixed(task, classes, stored, self.settings, past)
+        phase = self.phase("train", mix.sources, mix.classes, past.training, past)
+        streams = {**phase.streams, **memory_of(mix, phase.streams["main"].batch_size)}
+        phase = replace(phase, streams=streams, stretch=mix.stretch, notes=(*phase.notes, *mix.notes))
         return [paced(phase, task, self.settings.per_task)]
 
     def phase(
@@ -180,8 +175,16 @@ class Method(nn.Module):
         sources: tuple[Source, ...],
         classes: tuple[ClassEntry, ...] | None,
         training: TrainingConfig | None,
+        past: Past | None = None,
     ) -> Phase:
-        """Return a phase that trains the slot's parameters on one mixed stream called `main`."""
+        """Return a phase that trains the slot's parameters on one mixed stream called `main`.
+
+        Args:
+            name: of the phase.
+            sources, classes: of the stream `main`; without classes it is learned from captions.
+            training: batch size, cache and layer-wise rates; `None` takes defaults.
+            past: where penalties find the scenario's reference data.
+        """
         columns = ("image", "label") if classes else ("image", "tokens")
         batch_size = training.batch_size if training else 64
         main = Stream(sources, batch_size, columns=columns, classes=classes)
@@ -189,10 +192,11 @@ class Method(nn.Module):
         served, uncached = cached_columns(columns, frozen, training)
         streams = {"main": replace(main, columns=served)}
         for penalty in self._penalties:
-            streams |= penalty.streams(main)
+            streams |= penalty.streams(main, past)
         decay = training.layer_decay if training else 1.0
         groups = layered(decay_groups(self._trainable, self), self.backbone.clip, decay, "backbone.clip.")
-        return Phase(name, streams, scaled(groups, self.settings.lr_scale), notes=tuple(uncached.values()))
+        notes = (*uncached.values(), *(note for penalty in self._penalties for note in penalty.notes))
+        return Phase(name, streams, scaled(groups, self.settings.lr_scale), notes=notes)
 
     def uses_labels(self, task: Task) -> bool:
         """Whether this task is learned from class names rather than from captions."""
@@ -216,6 +220,10 @@ class Method(nn.Module):
             else:
                 losses = {"contrastive": contrastive(image, text, scale, *keys)}
         return losses | self.penalise(batch, progress, image, text)
+
+    def teacher(self, kind: str) -> Backbone:
+        """Return a frozen teacher of the penalties, on the method's device."""
+        return self._teachers.of(kind, self.backbone)
 
     def train(self, mode: bool = True) -> Method:
         """Set the mode; a tower of which nothing trains stays in evaluation mode, and so gives the same embeddings."""
@@ -244,13 +252,14 @@ class Method(nn.Module):
         keep = self.settings.merge
         late_enough = progress.step >= keep.start * progress.steps
         last = progress.step + 1 == progress.steps
-        due = (progress.step % keep.every == 0 and late_enough) or (last and self._mean is None)
+        regular = progress.step % merge.every(keep.every, progress.steps) == 0
+        due = (regular and late_enough) or (last and self._mean is None)
         if keep.kind != "running-mean" or not due:
             return
         if self._mean is None:
             self._mean = merge.RunningMean(self._snapshot())
         else:
-            self._mean.add(self._snapshot())
+            self._mean.add(self._snapshot(), self._anchors.get(TASK_START), keep.wise_we)
 
     def end_phase(self, task: Task, phase: Phase) -> None:
         """Nothing to do by default."""
@@ -267,18 +276,20 @@ class Method(nn.Module):
         self._teachers.end_task()
         for penalty in self._penalties:
             penalty.end_task(self.backbone, task, past)
-        self.store(task)
+        self.store(task, past)
 
-    def store(self, task: Task) -> None:
+    def store(self, task: Task, past: Past | None = None) -> None:
         """Show a task's samples to the buffer, if there is one."""
         if self.buffer is not None:
-            self.buffer.offer(f"task {task.index}", task.train)
+            workers = past.training.workers if past is not None and past.training is not None else 1
+            self.buffer.offer(f"task {task.index}", task.train, lambda table: embed(self, table, workers))
 
     def _open_buffer(self, task: Task, past: Past) -> None:
         """Show the base to an empty buffer; again and again changes nothing, so that a plan knows of it too."""
         if self.buffer is None:
             return
-        if task.classes is not None:
+        per = self.settings.replay.per
+        if per == "class" or (per == "auto" and task.classes is not None):
             self.buffer.by_class()
         if self.settings.replay.base and self.buffer.seen == 0 and past.base is not None:
             self.buffer.offer("base", past.base)

@@ -16,4 +16,5 @@ class Joint(Method):
         """Declare one phase over the joined tasks and, where the scenario has it, the base."""
         parts = [task.train] if past.base is None else [task.train, past.base]
         sources = (Source(Table.concat(parts, "everything")),)
-        return [self.phase("train", sources, task.classes if self.uses_labels(task) else None, past.training)]
+        classes = task.classes if self.uses_labels(task) else None
+        return [self.phase("train", sources, classes, past.training, past)]

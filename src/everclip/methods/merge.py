@@ -51,17 +51,40 @@ def interpolate(
 
 
 class RunningMean:
-    """Plain mean of the start model and all snapshots (weight ensemble of ZSCL, arXiv 2303.06628, section 3.3)."""
+    """Plain mean of the start model and all snapshots (weight ensemble of ZSCL, arXiv 2303.06628, section 3.3).
+
+    Args:
+        start: the first model of the mean.
+        count: how many were added to it already.
+    """
 
     def __init__(self, start: Mapping[str, torch.Tensor], count: int = 0) -> None:
         self.mean = {k: v.detach().clone() for k, v in start.items() if v.is_floating_point()}
         self.count = count
 
-    def add(self, snapshot: Mapping[str, torch.Tensor]) -> None:
-        """Take one more model into the mean: n += 1; mean = (n * mean + snapshot) / (n + 1)."""
+    def add(
+        self,
+        snapshot: Mapping[str, torch.Tensor],
+        fixed: Mapping[str, torch.Tensor] | None = None,
+        share: float = 1.0,
+    ) -> None:
+        """Take one more model into the mean: n += 1; mean = (n * mean + snapshot) / (n + 1).
+
+        Args:
+            snapshot: the model.
+            fixed: with `share` below 1 the mean is drawn to this one then: `share * mean + (1 - share) * fixed`.
+            share: what the mean keeps of itself.
+        """
         self.count += 1
         for name, mean in self.mean.items():
             mean.mul_(self.count).add_(snapshot[name].detach()).div_(self.count + 1)
+            if fixed is not None and share < 1:
+                mean.mul_(share).add_(fixed[name], alpha=1 - share)
+
+
+def every(amount: int | float, steps: int) -> int:
+    """Return the steps between two snapshots, from a number of them or a share of all when below 1."""
+    return max(1, round(amount * steps) if amount < 1 else int(amount))
 
 
 def sweep(

@@ -67,16 +67,25 @@ class ReplaySettings(Frozen):
 
     Attributes:
         kind: `reservoir` keeps a uniform sample of all that was seen, `balanced` equally many per class (per task
-            where samples have no class), `all` everything, `none` nothing.
+            where samples have no class), `herding` as many per class those that stand best for it under the model
+            that has just learned them (iCaRL), `all` everything, `none` nothing.
         size: how many samples are kept at the most (not for `all`).
+        per: what `balanced` and `herding` share the places among: `class`, `task`, or `auto`: classes where a task
+            names them.
+        candidates: most samples of a task that `herding` encodes and chooses from, taken by hash.
+        use: what becomes of them: `train` mixes them into each batch, `distil` shows them to the penalties alone (a
+            stream of their own, `memory`), `both` does both.
         share: share of each batch that comes from the buffer; `null` = in proportion to the sizes.
         base: whether the backbone's own training data are offered to the buffer too, before the first task.
         beside: whether replayed samples come on top, so that the task's own are seen as often as without replay: that
             takes 1 / (1 - share) times the steps (a budget in steps is kept as it is).
     """
 
-    kind: Literal["none", "reservoir", "balanced", "all"] = "none"
+    kind: Literal["none", "reservoir", "balanced", "herding", "all"] = "none"
     size: int = Field(500, ge=1)
+    per: Literal["auto", "class", "task"] = "auto"
+    candidates: int = Field(30_000, ge=1)
+    use: Literal["train", "distil", "both"] = "train"
     share: float | None = Field(0.5, gt=0, lt=1)
     base: bool = False
     beside: bool = False
@@ -91,16 +100,19 @@ class MergeSettings(Frozen):
         alpha: weight of the trained model in [0, 1], or `sweep` to choose it from `grid` on validation data.
         grid: candidates of the sweep.
         reference: the other end: the model at the `task-start` or the `initial` one.
-        every: steps between snapshots of the running mean.
+        every: steps between snapshots of the running mean, or a share of the task's steps when below 1.
         start: share of the task's steps after which snapshots begin (0 includes the start model).
+        wise_we: share that the running mean keeps of itself at each snapshot; the rest is that of the model at the
+            task's start ("wise_we" of ZSCL's code, 0.98 there). 1 is the plain mean.
     """
 
     kind: Literal["none", "wise-ft", "running-mean"] = "none"
     alpha: float | Literal["sweep"] = 0.5
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     reference: Literal["task-start", "initial"] = "task-start"
-    every: int = Field(10, ge=1)
+    every: int | float = Field(10, gt=0, allow_inf_nan=False)
     start: float = Field(0.0, ge=0, lt=1)
+    wise_we: float = Field(1.0, ge=0, le=1)
 
     @field_validator("grid")
     @classmethod
@@ -175,6 +187,16 @@ class MethodSettings(Frozen):
             raise ValueError(
                 "trainable: `logit-bias` learns from the sigmoid loss alone (softmax ignores a constant); set "
                 "method.loss=captions and method.contrast=sigmoid, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_is_looked_at(self) -> MethodSettings:
+        asked = any(given.get("images") == "memory" for given in self.penalties.values())
+        if asked and (self.replay.kind == "none" or self.replay.use == "train"):
+            raise ValueError(
+                "penalties: `images: memory` looks at stored samples, but there are none; set replay.kind, and "
+                "replay.use=distil or both"
             )
         return self
 

@@ -1,7 +1,8 @@
 """Embeddings of towers that do not train, encoded once instead of at every step.
 
 A phase asks for them by the columns of its streams: `image_embedding` in place of `image`, `text_embedding` in place of
-`tokens`, `class_embedding` in place of `class_tokens`. Every table is encoded in its own order, in blocks of a fixed
+`tokens`, `class_embedding` in place of `class_tokens`. With the name of a teacher behind it (`image_embedding@initial`)
+a column holds what that frozen copy of the method says. Every table is encoded in its own order, in blocks of a fixed
 size, whatever was encoded before and however many processes share the work: a resumed run sees the same bits.
 """
 
@@ -29,6 +30,8 @@ from everclip.files import clear_leftovers
 from everclip.training.mapped import Values, load_mapped, writer
 
 IMAGE, TEXT, CLASS = "image_embedding", "text_embedding", "class_embedding"
+KEPT = "initial"
+"""The teacher that stays the same for the whole run, and its embeddings with it."""
 BLOCK = 256
 """Samples that are encoded together."""
 
@@ -38,8 +41,22 @@ MEMORY = 2**30
 Rows = list[tuple[Table, int]]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A column of embeddings: its `name`, of which `base` kind it is, and by which `teacher` ("": the method)."""
+
+    name: str
+    base: str
+    teacher: str
+
+
+def _asked(stream: Stream) -> list[_Asked]:
+    parts = ((column, *column.partition("@")[::2]) for column in stream.columns)
+    return [_Asked(*part) for part in parts if part[1] in (IMAGE, TEXT, CLASS)]
+
+
 class FrozenFeatures:
-    """Serves embeddings of frozen towers to the streams of a phase.
+    """Serves embeddings of frozen towers, and of frozen teachers, to the streams of a phase.
 
     Args:
         maker: knows transform, tokeniser and the order of samples.
@@ -57,7 +74,7 @@ class FrozenFeatures:
         self.own: Path | None = None
         self.say: Callable[[str], None] = lambda message: None
         self._held: dict[tuple[str, int], _Held] = {}
-        self._classes: dict[int, tuple[object, torch.Tensor]] = {}
+        self._classes: dict[tuple[str, int], tuple[object, torch.Tensor]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(
@@ -78,67 +95,90 @@ class FrozenFeatures:
         Returns:
             Whether any stream asks for embeddings.
         """
-        asking = [s for s in streams.values() if {IMAGE, TEXT, CLASS} & set(s.columns)]
-        if not asking:
+        asked = [(stream, wanted) for stream in streams.values() for wanted in _asked(stream)]
+        if not asked:
             return False
         method.eval()
-        tower = _Tower(method, self._maker)
+        towers = _Towers(method, self._maker)
         with torch.no_grad(), autocast():
-            for stream in asking:
-                if CLASS in stream.columns and id(stream.classes) not in self._classes:
-                    self._classes[id(stream.classes)] = (stream.classes, self._bank(tower, stream))
-                for table in [source.table for source in stream.sources if len(source.table)]:
-                    if IMAGE in stream.columns and (IMAGE, id(table)) not in self._held:
-                        self._held[IMAGE, id(table)] = self._pictures(tower, table, workers)
-                    if TEXT in stream.columns and (TEXT, id(table)) not in self._held:
-                        self._held[TEXT, id(table)] = self._captions(tower, table)
+            for stream, wanted in asked:
+                self._prepare(towers.of(wanted.teacher), stream, wanted, workers)
         return True
+
+    def _prepare(self, tower: _Tower, stream: Stream, wanted: _Asked, workers: int) -> None:
+        if wanted.base == CLASS:
+            if (wanted.name, id(stream.classes)) not in self._classes:
+                bank = self._bank(tower, stream)
+                self._classes[wanted.name, id(stream.classes)] = (stream.classes, bank)
+            return
+        for table in [source.table for source in stream.sources if len(source.table)]:
+            if (wanted.name, id(table)) not in self._held:
+                pictures = wanted.base == IMAGE
+                found = self._pictures(tower, table, workers) if pictures else self._captions(tower, table)
+                self._held[wanted.name, id(table)] = found
 
     def add(
         self, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str, step: int
     ) -> None:
         """Put the embeddings of one step into its batch, in place."""
         for name, stream in streams.items():
-            for column in {IMAGE, TEXT} & set(stream.columns):
+            for wanted in _asked(stream):
+                if wanted.base == CLASS:
+                    batch[name][wanted.name] = self._classes[wanted.name, id(stream.classes)][1]
+                    continue
                 rows = self._maker.places(stream, f"{scope}/{name}", step)
-                found = np.stack([self._held[column, id(table)].row(i) for table, i in rows])
-                batch[name][column] = torch.from_numpy(found)
-            if CLASS in stream.columns:
-                batch[name][CLASS] = self._classes[id(stream.classes)][1]
+                found = [self._held[wanted.name, id(table)].row(i) for table, i in rows]
+                # The last batch of a pass may leave a process without samples.
+                batch[name][wanted.name] = torch.from_numpy(np.stack(found)) if found else torch.zeros(0, 0)
 
     @torch.no_grad()
     def add_once(
         self, method: Any, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str
     ) -> None:
-        """Do as `add` for step 0, but encode that batch alone and keep nothing: to measure a step."""
+        """Do as `add` for step 0, but encode that batch alone and keep nothing: to measure a step.
+
+        Of a long bank only the first texts are encoded and then repeated: how long a step takes depends on its size.
+        """
         method.eval()
-        tower = _Tower(method, self._maker)
+        towers = _Towers(method, self._maker)
         for name, stream in streams.items():
             rows = self._maker.places(stream, scope, 0)
-            if IMAGE in stream.columns:
-                batch[name][IMAGE] = tower.images(rows)
-            if TEXT in stream.columns:
-                batch[name][TEXT] = tower.texts([self._maker.caption(table, i) for table, i in rows])
-            if CLASS in stream.columns:
-                batch[name][CLASS] = self._bank(tower, stream)
+            for wanted in _asked(stream):
+                tower = towers.of(wanted.teacher)
+                if wanted.base == IMAGE:
+                    batch[name][wanted.name] = tower.images(rows)
+                elif wanted.base == TEXT:
+                    texts = [self._maker.caption(table, i) for table, i in rows]
+                    batch[name][wanted.name] = tower.texts(texts)
+                else:
+                    batch[name][wanted.name] = self._bank(tower, stream, BLOCK)
 
     def release(self) -> None:
-        """Forget everything, and remove the run's own files: the next task has other data or another tower."""
-        self._held.clear()
-        self._classes.clear()
-        if self._temporary is not None:
+        """Forget what the next task cannot use: it has other data or another tower; and remove the run's own files.
+
+        What the start model says of data that belong to no task stays.
+        """
+        kept = f"@{KEPT}"
+        self._held = {key: held for key, held in self._held.items() if key[0].endswith(kept)}
+        self._classes = {key: bank for key, bank in self._classes.items() if key[0].endswith(kept)}
+        arrays = [held.values for held in self._held.values()]
+        mapped = {Path(str(values.filename)) for values in arrays if isinstance(values, np.memmap)}
+        if self._temporary is not None and not mapped:
             self._temporary.cleanup()
             self._temporary = None
         if is_first() and self.own is not None and self.own.is_dir():
-            for file in self.own.glob("*.npy"):
+            for file in set(self.own.glob("*.npy")) - mapped:
                 file.unlink(missing_ok=True)
             clear_leftovers(self.own)
 
     # -- encoding ---------------------------------------------------------------------------------------------
 
-    def _bank(self, tower: _Tower, stream: Stream) -> torch.Tensor:
+    def _bank(self, tower: _Tower, stream: Stream, most: int | None = None) -> torch.Tensor:
+        """Return the embeddings of a stream's classes on the method's device, so that no step has to move them."""
         tokens = self._maker.class_tokens(stream)
-        return torch.cat([tower.tokens(tokens[i : i + BLOCK]) for i in range(0, len(tokens), BLOCK)])
+        some = tokens[:most]
+        bank = torch.cat([tower.tokens(some[i : i + BLOCK]) for i in range(0, len(some), BLOCK)])
+        return bank[torch.arange(len(tokens)) % len(some)].to(tower.device)
 
     def _captions(self, tower: _Tower, table: Table) -> _Held:
         texts = [self._maker.caption(table, i) for i in range(len(table))]
@@ -215,12 +255,25 @@ class _Held:
         return found
 
 
-class _Tower:
-    """Both towers of a method's backbone as encoders of samples, and what their embeddings depend on."""
+class _Towers:
+    """The method's own towers and those of its teachers, each made when first asked for."""
 
     def __init__(self, method: Any, maker: BatchMaker) -> None:
-        self._backbone, self._maker = method.backbone, maker
-        self._device = device_of(method)
+        self._method, self._maker = method, maker
+        self._made: dict[str, _Tower] = {}
+
+    def of(self, teacher: str) -> _Tower:
+        if teacher not in self._made:
+            backbone = self._method.teacher(teacher) if teacher else self._method.backbone
+            self._made[teacher] = _Tower(backbone, self._maker, device_of(self._method))
+        return self._made[teacher]
+
+
+class _Tower:
+    """Both towers of a backbone as encoders of samples, and what their embeddings depend on."""
+
+    def __init__(self, backbone: Any, maker: BatchMaker, device: torch.device) -> None:
+        self._backbone, self._maker, self.device = backbone, maker, device
         self._prints: dict[str, str] = {}
 
     def images(self, rows: Rows, pool: ThreadPoolExecutor | None = None) -> torch.Tensor:
@@ -228,14 +281,14 @@ class _Tower:
             return self._maker.preprocess(self._maker.store.get(*row))
 
         stacked = torch.stack(list(map(pixels, rows) if pool is None else pool.map(pixels, rows)))
-        found: torch.Tensor = self._backbone.encode_image(stacked.to(self._device))
+        found: torch.Tensor = self._backbone.encode_image(stacked.to(self.device))
         return found.float().cpu()
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return self.tokens(self._maker.tokenise(list(texts)))
 
     def tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self._backbone.encode_text(tokens.to(self._device))
+        found: torch.Tensor = self._backbone.encode_text(tokens.to(self.device))
         return found.float().cpu()
 
     def image_key(self, table: Table) -> str:
@@ -247,5 +300,5 @@ class _Tower:
     def _key(self, side: str, *content: str) -> str:
         # The weights decide most of it; precision and the modules around them the rest.
         self._prints = self._prints or self._backbone.fingerprints()
-        setting = (str(self._backbone.clip), torch.is_autocast_enabled(self._device.type), *content)
+        setting = (str(self._backbone.clip), torch.is_autocast_enabled(self.device.type), *content)
         return f"frozen-{side}-{self._prints[side]}-{key_of(*setting):032x}"

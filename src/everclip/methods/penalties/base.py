@@ -106,8 +106,16 @@ class Penalty(Generic[S]):
     uses_weights: ClassVar[bool] = False
     needs_reference: ClassVar[frozenset[str]] = frozenset()
 
+    notes: tuple[str, ...] = ()
+    """What people should know about it; a phase says it once."""
+
     def __init__(self, name: str, settings: S) -> None:
         self.name, self.settings = name, settings
+
+    @property
+    def teacher(self) -> str:
+        """The teacher that it asks, in the words of `everclip.methods.penalties.teachers`."""
+        return self.settings.reference
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
         """Look at the student once, before anything trains; `trainable` names what will. Nothing by default."""
@@ -115,8 +123,13 @@ class Penalty(Generic[S]):
     def begin_task(self, backbone: Backbone, task: Task, past: Past) -> None:
         """Prepare for a task; nothing by default."""
 
-    def streams(self, main: Stream) -> dict[str, Stream]:
-        """Return streams that each step shall bring besides `main`; none by default."""
+    def streams(self, main: Stream, past: Past | None = None) -> dict[str, Stream]:
+        """Return streams that each step shall bring besides `main`; none by default.
+
+        Args:
+            main: the task's own stream.
+            past: holds the scenario's reference data.
+        """
         return {}
 
     def loss(self, step: StepView) -> torch.Tensor:

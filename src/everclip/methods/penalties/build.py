@@ -10,11 +10,15 @@ from everclip.errors import ConfigError, did_you_mean
 from everclip.methods.penalties.base import Penalty
 from everclip.methods.penalties.feature_distill import FeatureDistill
 from everclip.methods.penalties.lwf import Lwf
+from everclip.methods.penalties.lwf_vr import LwfVr
 from everclip.methods.penalties.weight_constraint import WeightConstraint
+from everclip.methods.penalties.zscl import Zscl
 
 PENALTIES: dict[str, type[Penalty[Any]]] = {
     "weight-constraint": WeightConstraint,
     "lwf": Lwf,
+    "lwf-vr": LwfVr,
+    "zscl": Zscl,
     "feature-distill": FeatureDistill,
 }
 

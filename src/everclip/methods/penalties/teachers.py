@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,24 +13,38 @@ from everclip.errors import CheckpointError
 from everclip.models.backbone import Backbone
 
 INITIAL, TASK_START = "initial", "task-start"
+_BETWEEN = "between:"
+BLOCK = 256
+"""Texts of a bank that are encoded together."""
+
+
+def between(share: float) -> str:
+    """Name the teacher that lies at `share` of the way from the initial model to that of the task's start."""
+    return INITIAL if share == 0 else f"{_BETWEEN}{share}"
 
 
 class Teachers:
-    """The backbone as it was at the start of the run, and at the start of the task.
+    """The backbone as it was at the start of the run, at the start of the task, or between the two.
 
     The initial one is copied when the method is built, so a resumed run has it without storing it; its fingerprints
-    are stored and compared. The one of the task's start is rebuilt from the weights that the method keeps of it.
+    are stored and compared. The others are rebuilt from the weights that the method keeps of the task's start.
 
     Args:
         backbone: the student, still with the weights that the run begins from.
-        wanted: which of `initial` and `task-start` are needed.
+        wanted: which of `initial`, `task-start` and `between(share)` are needed.
     """
 
     def __init__(self, backbone: Backbone, wanted: Collection[str]) -> None:
         self.wanted = frozenset(wanted)
-        self._held = {INITIAL: frozen_copy(backbone)} if INITIAL in self.wanted else {}
+        self._shares = {k: float(k.removeprefix(_BETWEEN)) for k in self.wanted if k.startswith(_BETWEEN)}
+        self._held = {INITIAL: frozen_copy(backbone)} if INITIAL in self.wanted or self._shares else {}
         self._banks: dict[tuple[str, int, str], torch.Tensor] = {}
         self._fingerprints: dict[str, str] | None = None
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether any of them depends on the model at the task's start."""
+        return TASK_START in self.wanted or bool(self._shares)
 
     def begin_task(self, backbone: Backbone, start: Mapping[str, torch.Tensor] | None = None) -> None:
         """Copy the student as the task's start.
@@ -40,18 +54,25 @@ class Teachers:
             start: inside a task, what the student's weights were when it began: name -> tensor.
         """
         self._banks.clear()
-        if TASK_START not in self.wanted:
+        if not self.needs_start:
             return
         teacher = frozen_copy(backbone)
         place = teacher.state_dict()
         for name, tensor in (start or {}).items():
             place[name].copy_(tensor)
-        self._held[TASK_START] = teacher
+        for kind, share in self._shares.items():
+            self._held[kind] = _moved(self._held[INITIAL], place, share)
+        if TASK_START in self.wanted:
+            self._held[TASK_START] = teacher
 
     def end_task(self) -> None:
         """Forget the task's start."""
         self._banks.clear()
-        self._held.pop(TASK_START, None)
+        self._held = {kind: teacher for kind, teacher in self._held.items() if kind == INITIAL}
+
+    def of(self, kind: str, student: Backbone) -> Backbone:
+        """Return a teacher on the student's device and in its precision."""
+        return self._beside(kind, student)
 
     def fingerprints(self) -> dict[str, str]:
         """Return what the initial teacher is called by, empty if there is none."""
@@ -79,21 +100,27 @@ class Teachers:
 
     def image(self, kind: str, pixels: torch.Tensor, student: Backbone) -> torch.Tensor:
         """Return a teacher's unit embeddings `(N, D)` of pixels, without gradient."""
-        with _exactly():
+        with exactly():
             return self._beside(kind, student).encode_image(pixels)
 
     def text(self, kind: str, tokens: torch.Tensor, student: Backbone) -> torch.Tensor:
         """Return a teacher's unit embeddings `(N, D)` of token ids, without gradient."""
-        with _exactly():
+        with exactly():
             return self._beside(kind, student).encode_text(tokens)
 
     def bank(
-        self, kind: str, place: tuple[int, str], tokens: torch.Tensor, student: Backbone
+        self,
+        kind: str,
+        place: tuple[int, str],
+        texts: torch.Tensor | Callable[[], torch.Tensor],
+        student: Backbone,
     ) -> torch.Tensor:
-        """Return a teacher's class embeddings `(C, D)`, encoded once per `place` (task, phase)."""
+        """Return a teacher's embeddings `(C, D)` of token ids, or of what a function makes; once per `place`."""
         key = (kind, *place)
         if key not in self._banks:
-            self._banks[key] = self.text(kind, tokens, student)
+            tokens = texts() if callable(texts) else texts
+            parts = [self.text(kind, tokens[i : i + BLOCK], student) for i in range(0, len(tokens), BLOCK)]
+            self._banks[key] = torch.cat(parts)
         return self._banks[key]
 
     def scale(self, kind: str, student: Backbone) -> torch.Tensor:
@@ -119,8 +146,18 @@ def frozen_copy(backbone: Backbone) -> Backbone:
     return copy.deepcopy(backbone, shared).eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def _moved(start: Backbone, target: Mapping[str, torch.Tensor], share: float) -> Backbone:
+    """Return a copy of `start` whose floating tensors lie at `share` of the way to `target`."""
+    copied = frozen_copy(start)
+    for name, tensor in copied.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(target[name].to(tensor.device), share)
+    return copied
+
+
 @contextmanager
-def _exactly() -> Iterator[None]:
+def exactly() -> Iterator[None]:
     """No gradient, and the same kernels as the student's: torch's inference path of attention rounds differently."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
