@@ -10,6 +10,7 @@ from everclip import registry
 from everclip.config import resolve_config
 from everclip.run import Run
 from everclip.training.progress import Progress
+from presets import learns, settings
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
 SHORT = {
@@ -20,7 +21,7 @@ SHORT = {
     "sources": (),
 }
 SETTINGS: dict[str, tuple[str, ...]] = {
-    **{name: (f"method={name}",) for name in sorted(registry.methods())},
+    **{name: settings(name) for name in sorted(registry.methods())},
     "replay, balanced": ("method=replay", "method.replay.kind=balanced", "method.replay.size=9"),
     "replay, all": ("method=replay", "method.replay.kind=all", "method.replay.share=null"),
     "running-mean": ("method.merge.kind=running-mean", "method.merge.every=2"),
@@ -36,6 +37,12 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune, guarded": ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3"),
 }
 """name -> overrides; a preset that is added to the package is covered by being there."""
+
+
+def kind_for(name: str, kind: str) -> str:
+    """Return the stream that a case learns from: `kind`, or that of classes if its method takes nothing else."""
+    preset = next((s.partition("=")[2] for s in SETTINGS[name] if s.startswith("method=")), "finetune")
+    return kind if learns(preset, kind) else "classes"
 
 
 def maker(micro_folder: Path, output: Path) -> Callable[..., Any]:
@@ -56,6 +63,7 @@ def maker(micro_folder: Path, output: Path) -> Callable[..., Any]:
 
 def trained(make: Callable[..., Any], name: str, kind: str = "time", output: str = "run", *more: str) -> Run:
     """Run a method to its end and return the run, which still holds scenario and learner."""
+    kind = kind_for(name, kind)
     run = Run(make(kind, *SHORT[kind], *SETTINGS[name], *more, output=output), Progress(quiet=True))
     run.execute()
     return run

@@ -8,12 +8,12 @@ from typing import Any
 
 from everclip.config import RunConfig
 from everclip.evaluation.results import Results
-from everclip.registry import methods
 from everclip.scenarios.load import load_scenario
+from presets import of_any_kind, settings
 
 KINDS = ("time", "classes", "domains", "single", "sources")
 SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "method": tuple((f"method={name}",) for name in sorted(methods())),
+    "method": tuple(settings(name) for name in of_any_kind()),
     "kind": tuple((kind,) for kind in KINDS),
     "trainable": (
         (),
@@ -56,6 +56,16 @@ SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "schedule": ((), ("training.schedule=constant",), ("training.schedule=constant-cooldown",)),
     "budget": (("training.steps=3",), ("training.epochs=0.25",), ("training.samples=17",)),
 }
+
+OF_CLASSES: dict[str, tuple[str, ...]] = {
+    "rail": settings("rail"),
+    "rail, recursive": (*settings("rail"), "method.update=recursive", "training.augment=none"),
+    "rail, fourier": (*settings("rail"), "method.expansion=fourier", "method.augmented=true", "method.passes=2"),
+    "rail, no expansion": (*settings("rail"), "method.expansion=none", "method.fusion=1.0", "training.cache=false"),
+    "rail, published": settings("rail-primal-published"),
+    "rail, dual": (*settings("rail-dual"), "training.batch_size=1"),
+}
+"""name -> settings of methods that take classes alone, and no other slot."""
 
 Case = dict[str, tuple[str, ...]]
 

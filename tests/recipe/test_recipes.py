@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import presets
 import pytest
 import recipes
 
@@ -38,6 +39,11 @@ def test_pairs_of_slot_values(micro_config: Config, case: recipes.Case) -> None:
     run(micro_config(kind, *settings))
 
 
+@pytest.mark.parametrize("name", recipes.OF_CLASSES)
+def test_methods_of_classes_alone(micro_config: Config, name: str) -> None:
+    run(micro_config("classes", *recipes.OF_CLASSES[name]))
+
+
 FULL = [
     dict(zip(("method", "kind", "replay", "merge", "optimiser"), values, strict=True))
     for values in itertools.product(
@@ -61,7 +67,9 @@ def test_all_methods_start_from_the_same_row_and_zero_shot_stays_there(
     micro_config: Config, kind: str
 ) -> None:
     found = {
-        name: run(micro_config(kind, f"method={name}", "training.steps=2", output=name)) for name in methods()
+        name: run(micro_config(kind, *presets.settings(name), "training.steps=2", output=name))
+        for name in methods()
+        if presets.learns(name, kind)
     }
     still = found["zero-shot"]
     for name, results in found.items():
