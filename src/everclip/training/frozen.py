@@ -281,7 +281,8 @@ class _Tower:
             return self._maker.preprocess(self._maker.store.get(*row))
 
         stacked = torch.stack(list(map(pixels, rows) if pool is None else pool.map(pixels, rows)))
-        found: torch.Tensor = self._backbone.encode_image(stacked.to(self.device))
+        like = next(self._backbone.parameters())
+        found: torch.Tensor = self._backbone.encode_image(stacked.to(self.device, like.dtype))
         return found.float().cpu()
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
