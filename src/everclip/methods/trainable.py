@@ -127,6 +127,7 @@ def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, .
         lookup = name.endswith(
             ("positional_embedding", "class_embedding", "token_embedding.weight", "prompt.tokens")
         )
+        lookup = lookup or ".task_prompts." in name
         (plain if parameter.dim() < 2 or lookup else decayed).append(name)
     groups = []
     if decayed:

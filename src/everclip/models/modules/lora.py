@@ -72,7 +72,7 @@ class LowRank(nn.Module):
         """Return the update of one slice, `(rows / number of slices, columns)`."""
         # Outside of autocast, so that the merged weight of an evaluation is the one that trained.
         with torch.autocast(self.up[target].device.type, enabled=False):
-            factor = self.scale[target] if target in self.scale else self.scaling
+            factor = self.scale.get(target, self.scaling)
             update: torch.Tensor = (self.up[target] @ self.down[target]) * factor
             return update
 

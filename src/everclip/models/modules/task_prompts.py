@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
-from everclip.models.modules.base import generator
+from everclip.models.modules.base import Context, generator
 from everclip.models.modules.towers import Tower
 
 NAME = "task_prompts"
@@ -65,17 +65,33 @@ class TaskPrompts(nn.Module):
         return torch.cat(list(self.tokens))
 
 
-def insert(tower: Tower, count: int = 1) -> TaskPrompts:
-    """Put an empty set of task prompts into an image tower; what the tower computes stays as it is."""
-    prompts = TaskPrompts(tower.width, count)
-    tower.root.add_module(NAME, prompts)
-    return prompts
+def insert(tower: Tower, count: int = 1, context: Context | None = None) -> None:
+    """Put an empty set of task prompts into an image tower; what the tower computes stays as it is.
+
+    Args:
+        tower: of open_clip's own blocks.
+        count: tokens per task.
+        context: what other modules start from; nothing is drawn here before a task is added.
+    """
+    tower.root.add_module(NAME, TaskPrompts(tower.width, count))
+
+
+def of(clip: nn.Module) -> TaskPrompts:
+    """Return the task prompts in a model's image tower."""
+    found: TaskPrompts = clip.get_submodule(f"visual.{NAME}")  # type: ignore[assignment]
+    return found
 
 
 def remove(clip: nn.Module) -> None:
     """Take the task prompts out again."""
     if isinstance(getattr(clip.visual, NAME, None), TaskPrompts):
         delattr(clip.visual, NAME)
+
+
+def cost(clip: nn.Module) -> str:
+    """Say what task prompts cost for each image."""
+    held = of(clip)
+    return f"task prompts: {len(held) * held.count} more tokens per image" if len(held) else ""
 
 
 def mask(tasks: int, count: int, tokens: int, like: torch.Tensor) -> torch.Tensor:
@@ -143,9 +159,7 @@ def _apart(
     return picture, own
 
 
-def _read(
-    block: nn.Module, own: torch.Tensor, picture: torch.Tensor, hidden: torch.Tensor
-) -> torch.Tensor:
+def _read(block: nn.Module, own: torch.Tensor, picture: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """Attention of the prompts `(N, P, W)` over themselves and the picture `(N, L, W)`."""
     attention: nn.MultiheadAttention = block.attn  # type: ignore[assignment]
     weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, own.shape[2]

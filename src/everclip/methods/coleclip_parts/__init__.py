@@ -1,0 +1,1 @@
+"""The parts of CoLeCLIP: settings, vocabulary, losses."""

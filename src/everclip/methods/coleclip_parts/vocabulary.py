@@ -1,0 +1,144 @@
+"""CoLeCLIP's vocabulary: one unit embedding per class that was learned, shared by all tasks that have the class.
+
+Li et al. 2024, arXiv 2403.10245, section 3.3 (stable momentum update).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from everclip.contracts import ClassEntry
+
+
+class Vocabulary(nn.Module):
+    """Class embeddings, who they belong to, and those of the task that is being learned.
+
+    Args:
+        width: size of an embedding, D.
+
+    Buffers:
+        rows: `(V, D)` unit embeddings, in the order in which classes were met.
+        start: `(C, D)`, the rows of the current task's classes as the task found them; `None` between tasks.
+        place: `(C,)` int64, which rows those are; `None` between tasks.
+    """
+
+    rows: torch.Tensor
+    start: torch.Tensor | None
+    place: torch.Tensor | None
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.keys: list[str] = []
+        self.names: list[str] = []
+        self.owners: list[list[int]] = []
+        self.register_buffer("rows", torch.zeros(0, width))
+        self.register_buffer("start", None)
+        self.register_buffer("place", None)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def missing(self, entries: Sequence[ClassEntry]) -> list[ClassEntry]:
+        """Return the classes that have no row yet."""
+        known = set(self.keys)
+        return [entry for entry in entries if entry.key not in known]
+
+    def begin(self, entries: Sequence[ClassEntry], task: int, new: torch.Tensor) -> None:
+        """Open a task: its new classes start from `new`, the others from what was learned.
+
+        Args:
+            entries: the task's classes, in the order of its labels.
+            task: its number among the prompts.
+            new: unit embeddings of `missing(entries)`, in their order.
+        """
+        for entry in self.missing(entries):
+            self.keys.append(entry.key)
+            self.names.append(entry.name)
+            self.owners.append([])
+        self.rows = torch.cat([self.rows, new.to(self.rows)])
+        place = {key: row for row, key in enumerate(self.keys)}
+        chosen = [place[entry.key] for entry in entries]
+        for row in chosen:
+            self.owners[row] = sorted({*self.owners[row], task})
+        self.place = torch.tensor(chosen, dtype=torch.int64, device=self.rows.device)
+        self.start = self.rows[self.place].clone()
+
+    def combined(self, text: torch.Tensor, from_start: bool = False) -> torch.Tensor:
+        """Return `e = norm(V + f)` of the current classes `(C, D)`; gradients reach the unit texts f only.
+
+        Args:
+            text: f, `(C, D)`.
+            from_start: take the rows as the task found them instead of V.
+        """
+        rows = self.start if from_start and self.start is not None else self.rows[self.place]
+        return F.normalize(rows + text.float(), dim=1)
+
+    def update(self, combined: torch.Tensor, momentum: float) -> None:
+        """Move the current rows: `V <- norm(a e + (1 - a) V)`, of unit norm whenever they are stored."""
+        moved = momentum * combined.detach() + (1 - momentum) * self.rows[self.place]
+        self.rows[self.place] = F.normalize(moved, dim=1)
+
+    def replace(self, text: torch.Tensor) -> None:
+        """Put `norm(V0 + f)` in place of the current rows (the ablation without momentum)."""
+        assert self.start is not None
+        self.rows[self.place] = F.normalize(self.start + text.to(self.rows), dim=1)
+
+    def normalise(self) -> None:
+        """Bring all rows back to unit norm, after weights were interpolated."""
+        self.rows.copy_(F.normalize(self.rows, dim=1))
+
+    def end(self) -> None:
+        """Close the task."""
+        self.start = self.place = None
+
+    def earlier(self) -> torch.Tensor:
+        """Return which rows `(M,)` are not the current task's."""
+        kept = torch.ones(len(self), dtype=torch.bool, device=self.rows.device)
+        kept[self.place] = False
+        return kept.nonzero()[:, 0]
+
+    # -- looking up -------------------------------------------------------------------------------------------
+
+    def find(self, entries: Sequence[ClassEntry]) -> list[int | None]:
+        """Return the row of each class, or `None` for one that was never learned.
+
+        A class of the stream is known by its key: the scenario decided whether equal names are one class. What belongs
+        to no task (a user's own names, the retention suite) is known by its name; of several, the one met last.
+        """
+        by_key = {key: row for row, key in enumerate(self.keys)}
+        by_name = {name: row for row, name in enumerate(self.names)}
+        return [by_key.get(e.key) if e.tasks else by_name.get(e.name) for e in entries]
+
+    def owned(self, rows: Sequence[int | None], tasks: int) -> torch.Tensor:
+        """Return `(C, T)` bool: which of `tasks` tasks each class belongs to; a class without a row to none."""
+        table = torch.zeros(len(rows), tasks, dtype=torch.bool)
+        for column, row in enumerate(rows):
+            for task in () if row is None else self.owners[row]:
+                table[column, task] = True
+        return table
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        """Return everything but the embeddings as JSON."""
+        current = None if self.place is None else self.place.tolist()
+        classes = [list(row) for row in zip(self.keys, self.names, self.owners, strict=True)]
+        return {"classes": classes, "current": current}
+
+    def grow(self, structure: Mapping[str, Any]) -> None:
+        """Make room for what `structure` described, before the embeddings are loaded."""
+        self.keys = [str(key) for key, _, _ in structure["classes"]]
+        self.names = [str(name) for _, name, _ in structure["classes"]]
+        self.owners = [[int(task) for task in tasks] for _, _, tasks in structure["classes"]]
+        self.rows = self.rows.new_zeros(len(self.keys), self.rows.shape[1])
+        self.end()
+        if structure["current"] is not None:
+            self.place = torch.tensor(structure["current"], dtype=torch.int64, device=self.rows.device)
+            self.start = self.rows[self.place].clone()
