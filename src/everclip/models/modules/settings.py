@@ -192,7 +192,6 @@ MODULES: dict[str, type[ModuleSettings]] = {
     "lora": LoraSettings,
     "adapter": AdapterSettings,
     "prompt": PromptSettings,
-    "experts": ExpertsSettings,
 }
 """name in the slot `trainable` -> its settings; `kinds.py` holds what grows them."""
 

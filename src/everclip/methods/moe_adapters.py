@@ -1,0 +1,242 @@
+"""MoE-Adapters (Yu et al. 2024, arXiv 2403.11549): experts beside every MLP of a frozen CLIP, one router per task.
+
+A task trains its router and the experts that are not frozen; those it took most often are frozen after it. A selector
+tells pictures of learned tasks from others, which take the model without experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from everclip.contracts import Batch, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Task, Validate
+from everclip.errors import ConfigError
+from everclip.methods.base import Method
+from everclip.methods.moe_parts import shape
+from everclip.methods.moe_parts.passes import training_passes
+from everclip.methods.moe_parts.predicting import encode_images, scores_by_route, texts_through
+from everclip.methods.moe_parts.settings import MoeSettings
+from everclip.methods.penalties.teachers import INITIAL
+from everclip.methods.selectors.build import build as build_selector
+from everclip.models.backbone import Backbone
+from everclip.models.fingerprint import tensors_hash
+from everclip.models.modules.experts import experts_in
+from everclip.models.modules.grow import insert
+from everclip.models.modules.routing import current, passing
+from everclip.models.modules.towers import tower_of
+
+PREFIX = "backbone.clip."
+ZERO_SHOT = "zero-shot"
+
+
+class Learned(NamedTuple):
+    """A task learned or being learned, and whether its texts take experts."""
+
+    index: int
+    name: str
+    texts: bool
+
+
+class MoeAdapters(Method):
+    """Routes: 0 is the model without experts, 1 + t the t-th task learned (or all of them, with one router).
+
+    A caption does not tell its task. So with one router per task the texts of captions take no experts, in training
+    and after it; with classes both sides do, and each picture is compared with the class texts of its own route.
+    """
+
+    Settings = MoeSettings
+    needs = Needs(transformer=True)
+    reads_embeddings = True
+    settings: MoeSettings
+
+    def __init__(self, backbone: Backbone, settings: MoeSettings, seed: int = 0) -> None:
+        super().__init__(backbone, settings, seed)
+        self._beside = list(self._trainable)
+        insert(backbone.clip, "experts", settings.experts, seed=seed)
+        first = [e.number for _, e in experts_in(backbone.clip, "image")]
+        self.selector = build_selector(settings.selecting, backbone, first[0] if first else 0)
+        self.tasks: list[Learned] = []
+        self._labelled = False
+        self._same = self._has_start_token()
+        self._choose()
+
+    def _has_start_token(self) -> bool:
+        """Whether all texts begin with the same token, which attends to itself alone and so has one gate."""
+        root = tower_of(self.backbone.clip, "text").root
+        first = self.backbone.tokenise(["a", "the end"])[:, 0]
+        return getattr(root, "attn_mask", None) is not None and bool(first[0] == first[1])
+
+    @property
+    def uses_known_task(self) -> bool:  # type: ignore[override]
+        """Whether a task that a protocol tells decides anything."""
+        return self.settings.routers == "per-task"
+
+    @property
+    def batch_dependent(self) -> str | None:
+        """Why predictions depend on the rest of the batch; `None` if they do not."""
+        return None if self.selector is None else self.selector.batch_dependent
+
+    def routes(self) -> tuple[str, ...]:
+        """Return the names of the routes."""
+        if self.settings.routers == "one":
+            return (ZERO_SHOT, "experts")
+        return (ZERO_SHOT, *(task.name for task in self.tasks))
+
+    def expert_places(self) -> tuple[str, ...]:
+        """Return the names of the image blocks with experts."""
+        return tuple(f"image block {e.number}" for _, e in experts_in(self.backbone.clip, "image"))
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    @property
+    def _routers(self) -> tuple[str, ...]:
+        """The names of the routers, in the order of their routes."""
+        count = min(len(self.tasks), 1) if self.settings.routers == "one" else len(self.tasks)
+        return tuple(str(i) for i in range(count))
+
+    def begin_task(self, task: Task, past: Past) -> None:
+        """Add a router, and experts where too few still learn."""
+        texts = self.settings.routers == "one" or self.uses_labels(task)
+        self.tasks.append(Learned(task.index, task.name, texts))
+        shape.open_task(self.backbone.clip, self._routers[-1], self.settings.grow)
+        self.to(next(self.backbone.parameters()).device)
+        self._choose()
+        if not self._trainable:
+            raise ConfigError(
+                f"method: nothing trains on task {task.name!r}, which has captions: they do not tell their task, so "
+                "their texts take no experts. Set method.experts.tower=both or image, or method.routers=one."
+            )
+        super().begin_task(task, past)
+        self._look_back_on_what_is_there()
+        if self.selector is not None:
+            self.selector.begin_task(self.backbone, task, past)
+
+    def _choose(self) -> None:
+        routers = self._routers
+        texts = self.tasks[-1].texts if self.tasks else True
+        names = shape.trainable(self.backbone.clip, routers[-1] if routers else None, texts)
+        self._trainable = [*self._beside, *(PREFIX + name for name in names)]
+        self.mark_trainable()
+
+    def _look_back_on_what_is_there(self) -> None:
+        """Let the `initial` weights of what grew since be those it has now."""
+        if INITIAL in self._anchors:
+            old, now = self._anchors[INITIAL], self.weights()
+            self._anchors[INITIAL] = {
+                n: old[n] if n in old and old[n].shape == t.shape else t for n, t in now.items()
+            }
+
+    def phases(self, task: Task, past: Past) -> list[Phase]:
+        """Declare one phase over the task's samples, and those in which the selector learns."""
+        own = [] if self.selector is None else self.selector.phases(task, past)
+        return [*super().phases(task, past), *own]
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """The training step: the base's losses through this task's router, and the balance if wanted."""
+        if self.selector is not None and self.selector.owns(batch):
+            return self.selector(self.backbone, batch, progress)  # type: ignore[no-any-return]
+        columns, balance, texts = batch["main"], self.settings.balance, self.tasks[-1].texts
+        self._labelled = "label" in columns
+        passes = training_passes(self.backbone.clip, columns, progress, self._routers[-1], texts, balance > 0)
+        with passing(passes):
+            losses = super().forward(batch, progress)
+        uneven = [value for told in passes.values() for value in told.imbalances]
+        return losses | {"balance": balance * torch.stack(uneven).sum()} if uneven else losses
+
+    def after_step(self, progress: Progress) -> None:
+        """Count who was taken."""
+        super().after_step(progress)
+        shape.settle(self.backbone.clip, shared_texts=self._labelled)
+
+    def end_phase(self, task: Task, phase: Phase) -> None:
+        """Let the selector take its threshold from what it saw."""
+        super().end_phase(task, phase)
+        if self.selector is not None:
+            self.selector.end_phase(phase)
+
+    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
+        """Merge and store as the slots say, then freeze the experts that the task took most often."""
+        super().end_task(task, past, validate)
+        self.notes["experts"] = shape.close_task(self.backbone.clip, self.settings.freeze)
+        if self.selector is not None:
+            self.notes["selector"] = dict(self.selector.notes)
+        self._choose()
+
+    # -- predicting -------------------------------------------------------------------------------------------
+
+    def _route(self, known_task: int | None) -> int | None:
+        """Return the route that is known; `None` leaves it to the selector."""
+        if self.settings.routers == "one":
+            return len(self._routers)
+        if known_task is None:
+            return None
+        learned = [task.index for task in self.tasks]
+        return 1 + learned.index(known_task) if known_task in learned else 0
+
+    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
+        """Encode images `(N, 3, S, S)`, each on its own route."""
+        route = self._route(known_task)
+        return encode_images(self.backbone, pixels, self._routers, route, self.selector)
+
+    def encode_texts(self, tokens: torch.Tensor) -> Features:
+        """Encode token ids `(N, L)`: with one router through the experts, else without."""
+        if current("text") is not None:  # a bank of one route
+            return super().encode_texts(tokens)
+        route = len(self._routers) if self.settings.routers == "one" else 0
+        with texts_through(self._routers, route, self._same):
+            return super().encode_texts(tokens)
+
+    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
+        """Return scores `(N, C)`: cosines with the class texts of each picture's route."""
+        if self.settings.routers == "one" or "route" not in images:
+            return super().class_scores(images, space, bank)
+        return scores_by_route(images, bank, lambda route: self._bank(route, space))
+
+    def _bank(self, route: int, space: LabelSpace) -> torch.Tensor:
+        with texts_through(self._routers, route if self.tasks[route - 1].texts else 0, self._same):
+            return super().class_bank(space)["embedding"]
+
+    def encoder_keys(self) -> dict[str, str]:
+        """Return what encodings depend on; routes depend on the selector."""
+        keys = super().encoder_keys()
+        if self.selector is not None:
+            keys["image"] += tensors_hash(list(self.selector.state_dict().items()))
+        return keys
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        """Return the grown shape as JSON."""
+        selector = None if self.selector is None else self.selector.structure()
+        blocks = shape.structure(self.backbone.clip)
+        return {"tasks": [list(task) for task in self.tasks], "blocks": blocks, "selector": selector}
+
+    def grow(self, structure: Mapping[str, Any]) -> None:
+        """Rebuild the shape that `structure` described, before tensors are loaded."""
+        self.tasks = [Learned(*task) for task in structure["tasks"]]
+        shape.reshape(self.backbone.clip, structure["blocks"])
+        if self.selector is not None:
+            self.selector.grow(structure["selector"])
+        self._choose()
+
+    def describe(self) -> Cost:
+        """Count parameters; frozen experts, which are none any more, are counted with what is stored."""
+        cost, clip = super().describe(), self.backbone.clip
+        grown, frozen = shape.stored(clip), shape.frozen(clip)
+        found = [experts for _, experts in experts_in(clip)]
+        routers, expert = (sum(map(size, found)) for size in (shape.one_router, shape.one_expert))
+        per_task = routers if self.settings.routers == "per-task" else 0
+        growth = [f"{per_task:,} parameters of routers"] if per_task else []
+        growth += [f"{expert:,} per expert that is added to all blocks"] if self.settings.grow else []
+        if cost.growth_per_task != "none":
+            growth.append(cost.growth_per_task)
+        return replace(
+            cost,
+            stored_parameters=cost.stored_parameters + frozen,
+            active_parameters=cost.active_parameters + frozen - grown + shape.active(clip),
+            bytes=cost.bytes + 4 * frozen,
+            growth_per_task="; ".join(growth) or "none",
+        )
