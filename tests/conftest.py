@@ -30,7 +30,7 @@ def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("micro")
     micro.write_model(folder / "model")
     micro.write_data(folder / "data.parquet")
-    micro.write_data(folder / "reference.parquet", things=5, drawings=4, seed=1)
+    micro.write_data(folder / "reference.parquet", things=5, drawings=4, seed=1, prefix="r")
     for kind in ("time", "classes", "domains", "single", "sources"):
         text = yaml.safe_dump(micro.scenario(kind, folder / "data.parquet"))
         (folder / f"{kind}.yaml").write_text(text)

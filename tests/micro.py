@@ -72,7 +72,7 @@ REFERENCE = "scenario.reference={images: {source: reference.parquet}, texts: {so
 """Reference data, which lie beside the scenario."""
 
 
-def write_data(path: Path, things: int = 16, drawings: int = 6, seed: int = 0) -> Path:
+def write_data(path: Path, things: int = 16, drawings: int = 6, seed: int = 0, prefix: str = "") -> Path:
     """Write a Parquet of `things` x `drawings` pictures with captions, classes, years and styles."""
     draw = np.random.default_rng(seed)
     rows: dict[str, list[object]] = {
@@ -95,7 +95,7 @@ def write_data(path: Path, things: int = 16, drawings: int = 6, seed: int = 0) -
         colour = tuple(int(v) for v in draw.integers(0, 200, 3))
         name = f"{WORDS[thing % 10]} {WORDS[(thing * 3 + 1) % 10]} {thing}"
         for number in range(drawings):
-            key = f"{thing}-{number}"
+            key = f"{prefix}{thing}-{number}"
             values = (
                 key,
                 key,

@@ -13,6 +13,7 @@ from everclip.learner.core import Learner
 from everclip.methods.build import build_method
 from everclip.methods.pace import check_names
 from everclip.models.backbone import load_backbone
+from everclip.registry import method_entry
 from everclip.training.guard import watchable
 from everclip.training.processes import start_processes
 
@@ -38,7 +39,9 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
     """
     share_of(learner.training.batch_size, learner.accelerator.num_processes)
     _check_reference(learner)
-    check_names(learner.method.settings.per_task, tasks)
+    if learner.method.settings.per_task:
+        brought = method_entry(learner.method.preset).settings.get("per_task", {})
+        check_names(learner.method.settings.per_task, tasks, brought)
     merging = learner.method.settings.merge
     for task in tasks:
         if (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from everclip.contracts import Phase, Task
@@ -21,15 +21,18 @@ def paced(phase: Phase, task: Task, per_task: Mapping[str, TaskTraining]) -> Pha
     return replace(phase, lr=own.lr if own.lr is not None else phase.lr, steps=steps, epochs=epochs)
 
 
-def check_names(per_task: Mapping[str, TaskTraining], tasks: Sequence[Task]) -> None:
-    """Refuse settings that are for other tasks altogether.
+def check_names(per_task: Iterable[str], tasks: Sequence[Task], preset: Iterable[str] = ()) -> None:
+    """Refuse settings for a task that a stream does not have.
 
-    A preset may list more tasks than a stream has; one of them should be there.
+    Args:
+        per_task: the names of all settings.
+        tasks: those of the stream.
+        preset: names that the method's preset brings: it may list more tasks than a stream has, or others altogether.
 
     Raises:
-        ConfigError: if no task has any of the names.
+        ConfigError: for a name that is no task's.
     """
     names = [task.name for task in tasks]
-    if per_task and not set(per_task) & set(names):
-        wrong = next(iter(per_task))
+    wrong = next((name for name in per_task if name not in {*names, *preset}), None)
+    if wrong is not None:
         raise ConfigError(f"method.per_task: {wrong!r} is no task of this stream.{did_you_mean(wrong, names)}")
