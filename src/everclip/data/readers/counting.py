@@ -61,13 +61,13 @@ def checked(
     if not differing and held == classes:
         return []
     parts = ", ".join(f"{found[side]:,} of {n:,} {side} pictures" for side, n in differing.items())
-    text = f"{card.title} in {counted.where}: " + (parts or "all pictures")
+    text = parts or "all pictures"
     if held != classes:
         text += f"; {held:,} of {classes:,} classes{_missing(card, labels)}"
     if mode == "noted":
-        return [f"{text}; numbers on it are not the benchmark's"]
+        return [f"{card.title}: {text}; numbers on it are not the benchmark's"]
     raise DataError(
-        f"{text}. Expected {card.files}; people get it from {card.get}. To run on what is there all the same, say "
+        f"{card.title} in {counted.where}: {text}. Expected {card.files}; people get it from {card.get}. To run on what is there all the same, say "
         "scenario.counts=noted."
     )
 

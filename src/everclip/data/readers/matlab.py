@@ -51,7 +51,7 @@ def read_matlab(path: Path) -> dict[str, Any]:
         )
     try:
         return _variables(data[128:])
-    except (struct.error, zlib.error, ValueError, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, zlib.error, ValueError, LookupError) as error:
         raise DataError(
             f"{path}: a damaged MATLAB file, or one of a kind that is not read ({error})."
         ) from error
