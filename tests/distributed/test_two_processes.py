@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from everclip.errors import ConfigError, Interrupted
 from everclip.evaluation.results import Results
+from micro import REFERENCE
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
 PLAIN_STEPS = (
@@ -43,6 +44,13 @@ GRADIENTS = {
     "labels with lwf": ("classes", ("method.penalties={lwf: {text: student}}", MOVED)),
     "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
+    "coleclip": ("classes", ("method=coleclip", MOVED)),
+    "captions with zscl": ("time", ("method=zscl", REFERENCE, MOVED)),
+    "labels with zscl among pictures": (
+        "classes",
+        ("method=zscl", REFERENCE, "method.penalties.zscl={image_image_weight: 1, feature_weight: 1}", MOVED),
+    ),
+    "captions with lwf-vr": ("time", ("method=lwf-vr", "method.penalties.lwf-vr.sentences=7", MOVED)),
     "one tower": ("time", ("method.trainable=[image, text-projection]",)),
     "one frozen tower": ("time", ("method.trainable=[text]",)),
     "lora": ("time", ("method.trainable=[{lora: {rank: 2, targets: [q, k, v, out, mlp]}}]",)),
@@ -64,15 +72,28 @@ RUNS["a cached tower beside lora"] = (
     "time",
     (*CACHED, "method.trainable=[{lora: {tower: text, rank: 2}}]", "training.layer_decay=0.7"),
 )
+# Passes of 36 and 28 samples in batches of 12: the last batch leaves the second process without any.
+RAIL = ("scenario.per_task=3", "method.dimension=32", "training.batch_size=12")
+RUNS["zscl"] = ("time", (TWO_YEARS, "method=zscl", REFERENCE))
+RUNS["icarl"] = ("classes", ("scenario.per_task=3", "method=icarl", "method.replay.size=9"))
+RUNS["coleclip"] = ("classes", ("scenario.per_task=3", "method=coleclip"))
+RUNS["rail"] = ("classes", (*RAIL, "method=rail"))
+RUNS["rail, recursive and augmented"] = ("classes", (*RAIL, "method=rail-primal-published"))
 SLOW_RUNS = {
     "adapters": ("time", (TWO_YEARS, "method.trainable=[{adapter: {width: 3}}]")),
     "prompts": ("time", (TWO_YEARS, "method.trainable=[{prompt: {tower: both, count: 2, depth: all}}]")),
     "cached texts": ("classes", ("scenario.per_task=3", "method.trainable=[image]", "training.augment=none")),
     "joint": ("time", (TWO_YEARS, "method=joint")),
     "running-mean": ("time", (TWO_YEARS, "method.merge.kind=running-mean", "method.merge.every=2")),
+    "lwf-vr": ("time", (TWO_YEARS, "method=lwf-vr", "method.penalties.lwf-vr.images=own")),
     "replay-all": ("time", (TWO_YEARS, "method=replay", "method.replay.kind=all", "method.replay.base=true")),
     "wise-ft-classes": ("classes", ("method=wise-ft", PENALTY)),
     "safe": ("time", (TWO_YEARS, "method=safe", "method.replay.size=9", "guard.every=1")),
+    "coleclip, without momentum": (
+        "classes",
+        ("scenario.per_task=3", "method=coleclip", "method.momentum=null", "method.prompts=2"),
+    ),
+    "rail, dual": ("classes", (*RAIL, "method=rail-dual")),
     "guarded": ("classes", ("scenario.per_task=3", "guard.max_drop=1", "guard.every=1", "training.lr=3e-3")),
 }
 

@@ -30,6 +30,7 @@ SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("method.replay.kind=reservoir", "method.replay.size=10"),
         ("method.replay.kind=balanced", "method.replay.size=10", "method.replay.base=true"),
         ("method.replay.kind=all", "method.replay.share=null"),
+        ("method.replay.kind=herding", "method.replay.size=8", "method.replay.use=both", "method.replay.per=task"),
     ),
     "merge": (
         (),
@@ -44,6 +45,7 @@ SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("method.penalties={lwf: {}}",),
         ("method.penalties={lwf: {images: own, text: student, form: cross-entropy}}",),
         ("method.penalties={feature-distill: {}, lwf: {reference: initial}}",),
+        ("method.penalties={lwf-vr: {sentences: 5, text: student}}",),
     ),
     "guard": (
         (),
@@ -58,10 +60,31 @@ SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 OF_CLASSES: dict[str, tuple[str, ...]] = {
+    "coleclip": settings("coleclip"),
+    "coleclip, published": (*settings("coleclip-mtil"), "training.epochs=0.5", "training.layer_decay=0.7"),
+    "coleclip, other options": (
+        *settings("coleclip"),
+        "method.prompts=2",
+        "method.momentum=null",
+        "method.templates={training: all, vocabulary: first}",
+        "method.trainable=[{lora: {tower: text, targets: [q, mlp], rank: 2}}]",
+        "training.augment=none",
+    ),
+    "coleclip, guarded": (*settings("coleclip"), "guard.max_drop=1", "guard.every=1", "training.lr=0.1"),
     "rail": settings("rail"),
     "rail, recursive": (*settings("rail"), "method.update=recursive", "training.augment=none"),
-    "rail, fourier": (*settings("rail"), "method.expansion=fourier", "method.augmented=true", "method.passes=2"),
-    "rail, no expansion": (*settings("rail"), "method.expansion=none", "method.fusion=1.0", "training.cache=false"),
+    "rail, fourier": (
+        *settings("rail"),
+        "method.expansion=fourier",
+        "method.augmented=true",
+        "method.passes=2",
+    ),
+    "rail, no expansion": (
+        *settings("rail"),
+        "method.expansion=none",
+        "method.fusion=1.0",
+        "training.cache=false",
+    ),
     "rail, published": settings("rail-primal-published"),
     "rail, dual": (*settings("rail-dual"), "training.batch_size=1"),
 }

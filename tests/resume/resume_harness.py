@@ -21,6 +21,7 @@ from everclip.evaluation.results import Results
 from everclip.run import Run
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.progress import Progress
+from micro import REFERENCE
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
 SHORT = (
@@ -33,6 +34,8 @@ SHORT = (
 SMALL_REPLAY = ("method=replay", "method.replay.size=7")
 PROMPTS = "{prompt: {tower: both, count: 2, depth: all}}"
 STRICT = ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3")
+RAIL = ("method.dimension=32", "training.batch_size=12")
+"""Passes of three steps over 36 and 28 samples."""
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero-shot": ("time", ("method=zero-shot",)),
     "finetune": ("time", ()),
@@ -58,6 +61,17 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight-constraint-initial": ("time", ("method.penalties={weight-constraint: {reference: initial}}",)),
     "lwf": ("time", ("method.penalties={lwf: {}}", "training.layer_decay=0.7")),
     "lwf-classes": ("classes", ("method.penalties={lwf: {images: own, text: student}}",)),
+    "zscl": (
+        "time",
+        ("method=zscl", REFERENCE, "method.penalties.zscl.batch_size=3", "method.merge.wise_we=0.9"),
+    ),
+    "zscl-between": (
+        "classes",
+        ("method=zscl", REFERENCE, "method.penalties.zscl={toward_task_start: 0.8, image_image_weight: 1}"),
+    ),
+    "lwf-vr": ("classes", ("method=lwf-vr", "method.penalties.lwf-vr={sentences: 7, images: own}")),
+    "icarl": ("classes", ("method=icarl", "method.replay.size=7")),
+    "icarl-both": ("time", ("method=icarl", "method.replay.size=7", "method.replay.use=both")),
     "feature-distill": ("time", ("method.penalties={feature-distill: {}, lwf: {reference: initial}}",)),
     "guard-stop": ("classes", (*STRICT, "guard.action=stop")),
     "guard-step-back": ("classes", (*STRICT, "method=replay", "method.replay.size=7")),
@@ -76,6 +90,15 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         (*SMALL_REPLAY, "method.trainable=[text, logit-scale]", "training.augment=none"),
     ),
     "frozen-text": ("classes", ("method.trainable=[image]", "training.augment=none")),
+    "coleclip": ("classes", ("method=coleclip", "training.lr=1e-2")),
+    "coleclip-plain": (
+        "classes",
+        ("method=coleclip", "method.momentum=null", "method.templates.training=all", "method.prompts=2"),
+    ),
+    "coleclip-guarded": ("classes", ("method=coleclip", "guard.max_drop=1", "guard.every=1", "training.lr=0.1")),
+    "rail": ("classes", ("method=rail", *RAIL)),
+    "rail-recursive": ("classes", ("method=rail-primal-published", *RAIL)),
+    "rail-dual": ("classes", ("method=rail-dual", *RAIL)),
 }
 """name -> (kind of scenario, overrides): every method, and every setting that makes a method keep something."""
 

@@ -66,8 +66,13 @@ KIN = (
     "weight-constraint-initial",
     "lwf-classes",
     "feature-distill",
+    "zscl-between",
+    "icarl-both",
     "blocks",
     "frozen-text",
+    "rail",
+    "coleclip-plain",
+    "coleclip-guarded",
 )
 """Cases whose kept state has the same form as that of another case: left to the slow tier."""
 ENDS_EARLY = ("guard-stop",)

@@ -65,6 +65,7 @@ class CoLeClip(Method):
         self._entries: tuple[ClassEntry, ...] = ()
         self._moved: torch.Tensor | None = None
         self._held: dict[str, torch.Tensor] = {}
+        self._words: torch.Tensor | None = None
 
     @property
     def prompts(self) -> task_prompts.TaskPrompts:
@@ -104,7 +105,7 @@ class CoLeClip(Method):
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's pictures; its second half has earlier classes as negatives."""
-        self._entries = task.classes or ()
+        self._entries, self._words = task.classes or (), None
         return super().phases(task, past)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -152,12 +153,10 @@ class CoLeClip(Method):
         """Return unit texts of the task's classes under the LoRA `(C, D)`, with gradient."""
         if self.settings.templates.training == "first":
             return self.backbone.encode_text(columns["class_tokens"])
-        if "texts" not in self._held:
-            prompts = [entry.prompts() for entry in self._entries]
-            self._held["texts"] = self.backbone.tokenise([text for texts in prompts for text in texts]).to(
-                columns["label"].device
-            )
-        found = self.backbone.encode_text(self._held["texts"])
+        if self._words is None:
+            texts = [text for entry in self._entries for text in entry.prompts()]
+            self._words = self.backbone.tokenise(texts).to(columns["label"].device)
+        found = self.backbone.encode_text(self._words)
         parts = found.split([len(entry.templates) for entry in self._entries])
         return torch.stack([ensemble_bank(part) for part in parts])
 
