@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import presets
 import pytest
 import recipes
 
+import presets
 from everclip.errors import DataError
 from everclip.evaluation.results import Results, json_schema
 from everclip.registry import methods
