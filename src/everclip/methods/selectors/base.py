@@ -188,8 +188,10 @@ class Selector(nn.Module, Generic[S]):
     @torch.no_grad()
     def distances(self, features: torch.Tensor) -> torch.Tensor:
         """Return distances `(N, R)`, one column per route; infinite where a route cannot win."""
-        features = self.prepare(features)
         far = features.new_full((len(features),), torch.inf)
+        if not self.tasks:
+            return far[:, None]
+        features = self.prepare(features)
         first = self.measure_one(features, -1) if self.reference else far
         columns = [first, *(self.measure_one(features, place) for place in range(len(self.tasks)))]
         return torch.stack(columns, dim=1).masked_fill(~self.ready, torch.inf)
