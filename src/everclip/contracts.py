@@ -96,14 +96,15 @@ class Task:
 class EvalSet:
     """Data that one column of the result measures.
 
-    `task` is the index of the task it belongs to, `None` for what was known before and for the retention suite.
+    `task` is the index of the task it belongs to, `None` for what was known before and for the retention suite. A
+    `part` shows some of a task's data by themselves and enters nothing that is computed from the score matrix.
     """
 
     name: str
     kind: Kind
     data: Table
     task: int | None = None
-    group: Literal["task", "known", "retention"] = "task"
+    group: Literal["task", "part", "known", "retention"] = "task"
     classes: tuple[ClassEntry, ...] | None = None
 
 

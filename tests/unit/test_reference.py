@@ -48,6 +48,15 @@ def test_texts_come_from_lines_captions_or_class_names(
     assert len(found.texts) == len(set(found.texts)) > 5
 
 
+def test_texts_are_chosen_by_condition(stream: Callable[..., Any], micro_folder: Path) -> None:
+    texts = f"scenario.reference.texts.source={micro_folder / 'data.parquet'}"
+    whole = load_scenario(stream(texts).scenario).reference.texts
+    some = load_scenario(
+        stream(texts, "scenario.reference.texts_where={time: 2001}").scenario
+    ).reference.texts
+    assert set(some) < set(whole)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"", "no text"), (b"\xff\xfe", "not UTF-8"), (b"x" * 20_000, r"texts.txt:1: 20,000 characters")],
@@ -66,7 +75,9 @@ def test_a_method_that_needs_reference_data_is_refused_without(
     monkeypatch.setattr(Method, "needs", Needs(reference=frozenset({"images", "texts"})))
     config = micro_config("classes")
     scenario = load_scenario(config.scenario)
-    with pytest.raises(ConfigError, match=r"scenario.reference.images.source and scenario.reference.texts.source"):
+    with pytest.raises(
+        ConfigError, match=r"scenario.reference.images.source and scenario.reference.texts.source"
+    ):
         check_fit(learner_for(config, scenario), scenario.tasks)
     config = stream()
     scenario = load_scenario(config.scenario)
@@ -82,7 +93,10 @@ def test_settings_per_task_replace_rate_and_budget_of_that_task(micro_config: Ca
 
     (first,), (second,), (third,) = (learner.plan(task) for task in scenario.tasks)
     assert (first.lr, phase_steps(first, config.training)) == (None, 4)
-    assert (second.lr, phase_steps(second, config.training)) == (0.5, -(-2 * len(scenario.tasks[1].train) // 8))
+    assert (second.lr, phase_steps(second, config.training)) == (
+        0.5,
+        -(-2 * len(scenario.tasks[1].train) // 8),
+    )
     assert (third.lr, phase_steps(third, config.training)) == (None, 7)
 
 

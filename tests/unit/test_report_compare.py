@@ -53,7 +53,8 @@ def test_single_runs_are_compared_item_by_item(found: Comparison) -> None:
 def test_values_are_those_of_the_results(found: Comparison) -> None:
     results, _ = synthetic.results("replay")
     method = next(m for m in found.methods if m.label == "replay")
-    names = {"known": "known_last", "new": "new_last", "average": "average", "forgetting": "forgetting"}
+    names = {"known": "known_last", "new": "new_last"}
+    names |= {name: name for name in ("average", "forgetting", "transfer")}
     for key, name in names.items():
         value = method.values[key]
         assert value is not None

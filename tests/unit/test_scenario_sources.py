@@ -175,3 +175,44 @@ def test_a_stream_of_two_kinds_runs_to_its_end(
             own = "accuracy" if column.kind == "classification" else "mean_r1"
             assert value == row.scores[column.name]["own"][own].value
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_parts_of_a_source_are_columns_of_their_own_among_all_its_classes(
+    folder: Path, tmp_path: Path
+) -> None:
+    whole = stream(folder, "pets", "toys")
+    whole["sources"][0]["measure"] = [{"name": "pets: furred", "where": {"class_name": ["cat", "dog"]}}]
+    scenario = load_scenario(whole)
+    pets, furred, toys = scenario.eval_sets
+    assert (furred.name, furred.group, furred.task, furred.classes) == (
+        "pets: furred",
+        "part",
+        0,
+        pets.classes,
+    )
+    assert set(furred.data.column("class_name")) == {"cat", "dog"}
+    assert set(furred.data.ids) < set(pets.data.ids)
+    assert scenario.label_space(furred, (), ALL) == scenario.label_space(toys, (), ALL)
+    whole["sources"][0]["measure"][0]["where"] = {"class_name": "fish"}
+    with pytest.raises(DataError, match=r"sources\.0\.measure\.0 \('pets: furred'\) fits none of its"):
+        load_scenario(whole)
+
+
+def test_parts_do_not_enter_what_the_score_matrix_says(
+    folder: Path, micro_folder: Path, tmp_path: Path
+) -> None:
+    import yaml
+
+    whole = stream(folder, "pets", "toys")
+    whole["training"] = {"steps": 2, "batch_size": 8, "threads": 1, "device": "cpu"}
+    found: list[Results] = []
+    for name, measure in (("plain", []), ("parted", [{"name": "felines", "where": {"class_name": "cat"}}])):
+        whole["sources"][0]["measure"] = measure
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(whole))
+        settings = (f"backbone={micro_folder / 'model'}", f"output={tmp_path / name}", "method=finetune")
+        found.append(execute(str(folder / f"{name}.yaml"), *settings))
+    plain, parted = found
+    assert parted.metrics == plain.metrics
+    assert [c.group for c in parted.columns] == ["task", "part", "task"]
+    assert parted.rows[-1].scores["felines"]["own"]["accuracy"].n == parted.columns[1].samples > 0
+    assert "felines" in (tmp_path / "parted" / "report.html").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import compare_figures
 from everclip.report.comparing import compare
-from everclip.report.comparison import LABELS, MEANINGS, QUANTITIES, Comparison, describe
+from everclip.report.comparison import LABELS, MEANINGS, Comparison, describe
 from everclip.report.formats import percent
 from everclip.report.html import render
 from everclip.report.tables import describe_difference, methods_of_intervals
@@ -55,7 +55,7 @@ def _context(found: Comparison) -> dict[str, Any]:
         "title": f"{len(found.methods)} methods on {found.benchmark}",
         "comparison": found,
         "level": percent(found.confidence, 0),
-        "heads": [(LABELS[key], MEANINGS[key]) for key in QUANTITIES],
+        "heads": [(LABELS[key], MEANINGS[key]) for key in found.shown],
         "table": _main(found),
         "differences": _differences(found),
         "columns": [
@@ -75,7 +75,7 @@ def _main(found: Comparison) -> list[dict[str, Any]]:
         {
             "label": method.label,
             "members": method.members,
-            "cells": [_split(describe(method.values[key], key)) for key in QUANTITIES],
+            "cells": [_split(describe(method.values[key], key)) for key in found.shown],
             "seconds": describe(method.seconds, "seconds"),
         }
         for method in found.methods
@@ -94,7 +94,7 @@ def _differences(found: Comparison) -> list[dict[str, Any]]:
                     and not change.resolved
                     and not change.nothing,
                 }
-                for key in QUANTITIES
+                for key in found.shown
             ]
             rows.append({"label": method.label, "cells": cells})
     return rows

@@ -14,17 +14,29 @@ from everclip.evaluation.statistics import Interval, seed_spread
 from everclip.report import cost
 from everclip.report.comparison import (
     QUANTITIES,
+    STAGED,
     Comparison,
     Difference,
     Member,
     Method,
     Point,
     Value,
+    shown,
 )
 from everclip.report.definitions import why_undefined
 from everclip.report.intervals import DRAWS, difference_interval
 from everclip.report.mixing import flatten, refuse_mixture, warnings_about
-from everclip.report.quantities import Change, Estimate, Key, difference, estimate, metric, terms
+from everclip.report.quantities import (
+    MATRIX,
+    STAGES,
+    Change,
+    Estimate,
+    Key,
+    difference,
+    estimate,
+    metric,
+    terms,
+)
 from everclip.report.runs import Run
 from everclip.report.sentences import share, whole_percent, whole_points
 
@@ -78,7 +90,10 @@ def compare(
         leaders=_leaders(teams, methods, draws),
         notes=notes,
         differences=[
-            _difference(key, team, first, draws) for team in teams if team is not first for key in QUANTITIES
+            _difference(key, team, first, draws)
+            for team in teams
+            if team is not first
+            for key in shown([method.values for method in methods])
         ],
     )
 
@@ -151,6 +166,7 @@ def _baseline(teams: Sequence[Team], label: str | None) -> Team:
 
 def _method(team: Team, draws: int) -> Method:
     first = team.runs[0]
+    keys = dict.fromkeys((*QUANTITIES, *STAGED))
     members = [
         Member(
             folder=str(run.folder),
@@ -164,7 +180,7 @@ def _method(team: Team, draws: int) -> Method:
         label=team.label,
         name=first.name,
         members=members,
-        values={key: _value(team, partial(metric, key=key, draws=draws)) for key in QUANTITIES},
+        values={key: _value(team, partial(metric, key=key, draws=draws)) for key in keys},
         columns={
             column.name: _value(team, partial(_of_column, name=column.name)) for column in _columns(first)
         },
@@ -223,7 +239,7 @@ def _difference(key: Key, team: Team, other: Team, draws: int) -> Difference:
     why = ""
     if change is None:
         lacking = next((t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)), None)
-        name = key if key in ("average", "forgetting") else f"{key}_last"
+        name = key if key in (*MATRIX, *STAGES) else f"{key}_last"
         why = (
             f"{lacking.label}: {why_undefined(name, lacking.runs[0].results)}"
             if lacking
@@ -233,7 +249,7 @@ def _difference(key: Key, team: Team, other: Team, draws: int) -> Difference:
 
 
 def _change(key: Key, team: Team, other: Team, draws: int) -> Change | None:
-    if len(team.runs) == len(other.runs) == 1:
+    if len(team.runs) == len(other.runs) == 1 and key not in STAGES:
         mine, theirs = team.runs[0], other.runs[0]
         return difference(mine, terms(mine, key), theirs, terms(theirs, key), draws)
     mine_by_seed, theirs_by_seed = _by_seed(key, team), _by_seed(key, other)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from everclip.report.formats import NOT_DEFINED, number, plain_percent, span
 from everclip.report.quantities import Change, Estimate, Key
 
-QUANTITIES: tuple[Key, ...] = ("known", "new", "retention", "average", "forgetting")
+QUANTITIES: tuple[Key, ...] = ("known", "new", "retention", "transfer", "average", "forgetting")
+STAGED: tuple[Key, ...] = ("known", "new", "retention", "stage_last", "stage_average", "forgetting")
+"""What is shown where tasks are not scored before they are learned, so that Transfer and Average do not exist."""
+
 LABELS = {
     "known": "Known",
-    "new": "New",
+    "new": "Last",
     "retention": "Retention",
+    "transfer": "Transfer",
     "average": "Average",
     "forgetting": "Forgetting",
+    "stage_last": "Last, by pictures",
+    "stage_average": "Avg, by pictures",
     "seconds": "Seconds",
 }
 MEANINGS = {
     "known": "what was known before the stream, at the last row",
-    "new": "mean of all task sets at the last row",
+    "new": "mean of all task sets at the last row (MTIL Last)",
     "retention": "mean of the sets never trained on, at the last row",
+    "transfer": "mean of tasks before they are learned, per task, then over tasks (MTIL Transfer)",
     "average": "mean of all cells of the task matrix (MTIL Average)",
     "forgetting": "mean fall of earlier tasks from their best earlier row (Chaudhry), lower is better",
+    "stage_last": "over all test pictures of what was learned, at the last row (CIL Last)",
+    "stage_average": "mean over the rows of the score over all test pictures of what was learned by then (CIL Avg)",
 }
 
 
@@ -91,6 +102,20 @@ class Comparison(Part):
     differences: list[Difference]
     leaders: list[str]
     notes: list[str]
+
+    @property
+    def shown(self) -> tuple[Key, ...]:
+        """The quantities that its tables show."""
+        return shown([method.values for method in self.methods])
+
+
+def shown(values: Sequence[Mapping[str, Value | None]]) -> tuple[Key, ...]:
+    """Return which quantities a comparison of these methods shows."""
+
+    def has(key: str) -> bool:
+        return any(found.get(key) is not None for found in values)
+
+    return STAGED if has("stage_average") and not has("average") else QUANTITIES
 
 
 def describe(value: Value | None, key: str) -> str:

@@ -25,7 +25,15 @@ from everclip.report.intervals import (
 )
 from everclip.report.runs import Run
 
-Key = Literal["known", "new", "taught", "retention", "average", "forgetting"]
+Key = Literal[
+    "known", "new", "taught", "retention", "average", "forgetting", "transfer", "stage_last", "stage_average"
+]
+STAGES = ("stage_last", "stage_average")
+"""What class-incremental tables hold: numbers of the result itself, whose intervals seeds alone give."""
+
+MATRIX = ("average", "forgetting", "transfer")
+"""What the whole score matrix makes up, one row per task."""
+
 SEED = 0
 
 WILSON = "intervals of the sets, taken as independent (Wilson, Newcombe)"
@@ -58,16 +66,21 @@ class Change(Estimate):
 
 @dataclass(frozen=True)
 class Terms:
-    """Which cells make up a quantity: every column at every row, as a mean or as forgetting."""
+    """Which cells make up a quantity: every column at every row, as a mean or as forgetting.
+
+    Of `transfer` the k-th column counts at the first k rows alone: before its task was learned (arXiv 2303.06628).
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[int, ...]
-    kind: Literal["mean", "forgetting"] = "mean"
+    kind: Literal["mean", "forgetting", "transfer"] = "mean"
 
     def statistic(self, means: Sequence[Array]) -> Array:
         """Return the quantity from the scores `(..., R)` of each column."""
         if self.kind == "mean":
             parts = [values.mean(axis=-1) for values in means]
+        elif self.kind == "transfer":
+            parts = [values[..., :k].mean(axis=-1) for k, values in enumerate(means, start=1)]
         else:
             parts = [values[..., :-1].max(axis=-1) - values[..., -1] for values in means]
         return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
@@ -76,9 +89,9 @@ class Terms:
 def terms(run: Run, key: Key, row: int | None = None) -> Terms | None:
     """Return the cells of a quantity at a row (the last one by default); `None` where it has none."""
     row = run.last if row is None else row
-    if row < 0:
+    if row < 0 or key in STAGES:
         return None
-    if key in ("average", "forgetting"):
+    if key in MATRIX:
         return _matrix_terms(run, key) if row == run.last else None
     columns = run.columns("task" if key in ("new", "taught") else "known" if key == "known" else "retention")
     if key == "taught":
@@ -96,6 +109,8 @@ def _matrix_terms(run: Run, key: str) -> Terms | None:
         return None
     if key == "average":
         return Terms(tuple(columns), rows)
+    if key == "transfer":
+        return Terms(tuple(columns[1:]), rows, "transfer")
     return Terms(tuple(columns[:-1]), rows, "forgetting")
 
 
@@ -124,7 +139,7 @@ def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | No
 def metric(run: Run, key: Key, draws: int = DRAWS) -> Estimate | None:
     """Return a quantity at the last row; what the result itself holds wins over a recomputation."""
     found = estimate(run, terms(run, key), draws)
-    if key not in ("average", "forgetting"):
+    if key not in (*MATRIX, *STAGES):
         return found
     value = run.results.metrics.get(key)
     if value is None:
@@ -223,8 +238,9 @@ def _blocks(run: Run, cells: Terms) -> list[Array] | None:
 def _combined(run: Run, cells: Terms) -> Interval | None:
     values: list[float] = []
     parts: list[Interval] = []
-    for column in cells.columns:
-        row = [_known_interval(run, index, column) for index in cells.rows]
+    for place, column in enumerate(cells.columns, start=1):
+        rows = cells.rows[:place] if cells.kind == "transfer" else cells.rows
+        row = [_known_interval(run, index, column) for index in rows]
         found = [entry for entry in row if entry is not None]
         if len(found) != len(row):
             return None

@@ -16,6 +16,7 @@ from everclip.report.runs import Group, Run
 GROUPS: tuple[tuple[Group, str], ...] = (
     ("known", "known before"),
     ("task", "tasks, in the order of learning"),
+    ("part", "parts of them"),
     ("retention", "never trained on"),
 )
 Named = list[tuple[str, Change]]

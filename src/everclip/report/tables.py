@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from everclip.report.comparison import LABELS, QUANTITIES, Comparison, Difference, describe
+from everclip.report.comparison import LABELS, Comparison, Difference, describe
 from everclip.report.formats import NOT_DEFINED, points, span
 
 
@@ -20,7 +20,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """
     what = f"{comparison.benchmark}: {comparison.metric}, protocol {comparison.protocol}, in percent"
     table = _table(what)
-    keys = [*QUANTITIES, "seconds"]
+    keys = [*comparison.shown, "seconds"]
     for key in keys:
         table.add_column(LABELS[key], justify="right", overflow="fold")
     for method in comparison.methods:
@@ -47,12 +47,14 @@ def difference_table(comparison: Comparison) -> Table | None:
     if not comparison.differences:
         return None
     table = _table(f"Against {comparison.baseline}, in points (n.r. = not resolved)")
-    for key in QUANTITIES:
+    for key in comparison.shown:
         table.add_column(LABELS[key], justify="right", overflow="fold")
     for method in comparison.methods:
         found = {d.quantity: d for d in comparison.differences if d.method == method.label}
         if found:
-            table.add_row(Text(method.label), *(_cell(describe_difference(found[key])) for key in QUANTITIES))
+            table.add_row(
+                Text(method.label), *(_cell(describe_difference(found[key])) for key in comparison.shown)
+            )
     return table
 
 

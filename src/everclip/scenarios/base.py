@@ -95,7 +95,7 @@ class ListScenario:
             return (eval_set,)
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
             return (eval_set,) if protocol.unseen == "own" else None
-        peers = [s for s in self.eval_sets if s.kind == "retrieval" and s.group != "retention"]
+        peers = [s for s in self.eval_sets if s.kind == "retrieval" and s.group in ("known", "task")]
         if protocol.space == "seen":
             peers = [s for s in peers if self._is_seen(s, learned)]
         return tuple(peers)

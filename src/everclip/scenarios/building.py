@@ -65,6 +65,24 @@ def task_part(
     return task, EvalSet(group.name, kind or "retrieval", test, index, "task", measured)
 
 
+def columns_of(group: Group, measured: EvalSet) -> list[EvalSet]:
+    """Return the further columns of a task: some of its test rows each, scored as the task's own set.
+
+    Raises:
+        DataError: if a condition leaves none.
+    """
+    found = []
+    for i, part in enumerate(group.measure):
+        key = f"{group.key}.measure.{i}"
+        rows = matcher(part.where, f"{key}.where")(measured.data)
+        if len(rows) == 0:
+            raise DataError(
+                f"{group.name}: {key} ({part.name!r}) fits none of its {len(measured.data):,} test rows; look at where."
+            )
+        found.append(replace(measured, name=part.name, data=rows.renamed(part.name), group="part"))
+    return found
+
+
 def one_test(spec: ScenarioSpec, test: Table, kind: Measured | None, tasks: int) -> EvalSet:
     """Return all test rows as the one set that every row measures.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from everclip.scenarios.spec import Measured, SplitSpec
+from everclip.scenarios.spec import GroupSpec, Measured, SplitSpec
 from everclip.scenarios.splits import Parts
 
 
@@ -22,6 +22,7 @@ class Group:
         language: of its texts.
         key: where it stands in the document, for errors.
         train_template: the text around class names that training uses; `None` = the scenario's, or the first.
+        measure: further columns, by condition on its test rows.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Group:
     language: str | None = None
     key: str = ""
     train_template: str | None = None
+    measure: tuple[GroupSpec, ...] = ()

@@ -14,7 +14,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.scenarios import classes, domains, sources, time
 from everclip.scenarios.apart import Learned, keep_apart
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.building import Fit, known_part, one_test, task_part
+from everclip.scenarios.building import Fit, columns_of, known_part, one_test, task_part
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.merging import with_joined_templates
@@ -81,7 +81,9 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
         sets.append(one_test(spec, parts.test, kind, len(built)))
     test = None if parts is None else parts.test
     suite = tuple(retained(part, index, test, reader) for index, part in enumerate(spec.retention))
-    sets += [*(measured for _, measured in built if measured is not None), *(one.measured for one in suite)]
+    for group, (_, measured) in zip(groups, built, strict=True):
+        sets += [] if measured is None else [measured, *columns_of(group, measured)]
+    sets += [one.measured for one in suite]
     _require_unique_names(sets)
     _require_captions(sets)
     _note_shared_names(sets, reader)

@@ -6,8 +6,9 @@ from everclip.contracts import Reference
 from everclip.data.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import DataError
+from everclip.scenarios.conditions import matcher
 from everclip.scenarios.reading import Reader, has_values
-from everclip.scenarios.spec import ReferenceSpec
+from everclip.scenarios.spec import ReferenceSpec, Where
 
 MAX_TEXT = 10_000
 """Characters of one line; no tokenizer of a CLIP reads that many."""
@@ -23,17 +24,18 @@ def reference_of(spec: ReferenceSpec | None, reader: Reader) -> Reference | None
     if spec is None:
         return None
     images = None if spec.images is None else reader.read(spec.images, "reference.images")
-    texts = () if spec.texts is None else _texts(spec.texts, reader)
+    texts = () if spec.texts is None else _texts(spec.texts, spec.texts_where, reader)
     return Reference(images, texts)
 
 
-def _texts(spec: DataSpec, reader: Reader) -> tuple[str, ...]:
+def _texts(spec: DataSpec, where: Where, reader: Reader) -> tuple[str, ...]:
     """Return distinct texts in the order of their source."""
     key = "reference.texts"
     if isinstance(spec.source, str) and spec.source.endswith(".txt"):
         found = _lines(reader.paths.located(spec, key))
     else:
-        found = _captions(reader.read(spec, key), key)
+        table = reader.read(spec, key)
+        found = _captions(matcher(where, "reference.texts_where")(table), key)
     texts = tuple(dict.fromkeys(text for text in found if text))
     if not texts:
         raise DataError(f"{spec.label} ({key}): there is no text in it.")
@@ -57,10 +59,14 @@ def _lines(spec: DataSpec) -> list[str]:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if len(line) > MAX_TEXT:
-                    raise DataError(f"{path}:{number}: {len(line):,} characters in a line; at most {MAX_TEXT:,}.")
+                    raise DataError(
+                        f"{path}:{number}: {len(line):,} characters in a line; at most {MAX_TEXT:,}."
+                    )
                 found.append(line.strip())
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8.") from error
+        raise DataError(
+            f"{path}: is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8."
+        ) from error
     except OSError as error:
         raise DataError(f"{path} (reference.texts): {error.strerror}.") from error
     return found

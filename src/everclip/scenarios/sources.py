@@ -42,7 +42,8 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
     if templates is None and source.data.is_catalog:
         templates = card_of(str(source.data.source))[0].texts
     train = source.train_template
-    return Group(source.name, parts, kind, None, templates, rule, source.data.language, key, train)
+    language = source.data.language
+    return Group(source.name, parts, kind, None, templates, rule, language, key, train, source.measure)
 
 
 def _leaving_out(source: SourceSpec, tables: Sequence[Table], key: str) -> Callable[[Table], Table]:

@@ -104,6 +104,8 @@ class SourceSpec(GroupSpec):
         test: separate test data; then no rows of `data` are held out for testing.
         val: separate validation data; then nothing is carved.
         without: names of classes that are left out.
+        measure: further columns of the result: some of its test rows by condition, scored among all its classes; they
+            do not enter what is computed from the score matrix.
     """
 
     data: DataSpec
@@ -113,6 +115,7 @@ class SourceSpec(GroupSpec):
     split: SplitSpec | None = None
     test: DataSpec | None = None
     val: DataSpec | None = None
+    measure: tuple[GroupSpec, ...] = ()
     without: tuple[str, ...] = ()
 
 
@@ -149,10 +152,12 @@ class ReferenceSpec(Frozen):
     Attributes:
         images: pictures; what comes with them is not looked at.
         texts: captions (or class names) of a data block, or a `.txt` file with a text per line.
+        texts_where: chooses among the rows of the texts' data block, `{language: en}`.
     """
 
     images: DataSpec | None = None
     texts: DataSpec | None = None
+    texts_where: Where = Field(default_factory=dict)
 
 
 class ProtocolSpec(Frozen):
