@@ -31,7 +31,8 @@ def test_measured_and_validation_pictures_are_no_reference_data(stream: Callable
     held += [t.val for t in scenario.tasks if t.val is not None]
     looked_at = {table.content(i) for table in held for i in range(len(table))}
     found = {images.content(i) for i in range(len(images))}
-    assert found and not found & looked_at
+    assert found
+    assert not found & looked_at
     assert any(note.startswith("reference.images: ") for note in scenario.notes)
     assert "reference images" in scenario.part_fingerprints
 
@@ -108,9 +109,10 @@ def test_settings_for_no_task_of_the_stream_are_refused(micro_config: Callable[.
 
 
 def test_a_budget_of_two_kinds_is_refused(micro_config: Callable[..., Any]) -> None:
+    config = micro_config("time", 'method.per_task={"2002": {steps: 3, epochs: 2}}')
+    scenario = load_scenario(config.scenario)
     with pytest.raises(ConfigError, match="not both"):
-        config = micro_config("time", 'method.per_task={"2002": {steps: 3, epochs: 2}}')
-        learner_for(config, load_scenario(config.scenario))
+        learner_for(config, scenario)
 
 
 def test_the_configuration_takes_reference_data_from_the_command_line(micro_folder: Path) -> None:
