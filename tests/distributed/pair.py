@@ -108,7 +108,7 @@ def gradients(config: RunConfig) -> dict[str, Any]:
     """Learn the first task in double precision; return the last step's gradients and what was seen in it."""
     run = Run(config, Progress(quiet=True))
     method, seen = run.learner.method.double(), {}
-    inner = method.forward
+    inner, after, found = method.forward, method.after_step, {}
 
     def forward(batch: Any, progress: Any) -> Any:
         columns = dict(batch["main"])
@@ -117,9 +117,13 @@ def gradients(config: RunConfig) -> dict[str, Any]:
         finer = {name: given | {"image": given["image"].double()} for name, given in batch.items()}
         return inner(finer, progress)
 
-    method.forward = forward  # type: ignore[method-assign]
+    def after_step(progress: Any) -> None:
+        # Now, since a method may discard what it trained when the task ends.
+        found.update({n: p.grad.numpy() for n, p in method.named_parameters() if p.grad is not None})
+        after(progress)
+
+    method.forward, method.after_step = forward, after_step  # type: ignore[method-assign]
     run.learner.learn(run.tasks[0], Cursor())
-    found = {n: p.grad.numpy() for n, p in method.named_parameters() if p.grad is not None}
     return {"gradients": found, **seen}
 
 

@@ -157,7 +157,7 @@ class CoLeClip(Method):
             texts = [text for entry in self._entries for text in entry.prompts()]
             self._words = self.backbone.tokenise(texts).to(columns["label"].device)
         found = self.backbone.encode_text(self._words)
-        parts = found.split([len(entry.templates) for entry in self._entries])
+        parts = torch.split(found, [len(entry.templates) for entry in self._entries])
         return torch.stack([ensemble_bank(part) for part in parts])
 
     def after_step(self, progress: Progress) -> None:
@@ -189,7 +189,8 @@ class CoLeClip(Method):
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return unit features `(N, T + 1, D)`: the mean of each prompt's output and the class token; that one last."""
         whole, outputs = task_prompts.encode(tower_of(self.backbone.clip, "image"), pixels)
-        return F.normalize(merged(outputs, whole).float(), dim=2)
+        found = merged(outputs, whole)
+        return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=2)
 
     def encode_texts(self, tokens: torch.Tensor) -> Features:
         """Encode token ids `(N, L)` with the frozen tower, also while a task is being learned."""

@@ -40,7 +40,7 @@ class CoLeClipSettings(MethodSettings):
         templates: which templates are used where.
     """
 
-    loss: Literal["auto", "labels"] = "labels"  # type: ignore[assignment]
+    loss: Literal["auto", "labels"] = "labels"
     trainable: tuple[str | dict[str, Any], ...] = (TEXT,)
     prompts: int = Field(1, ge=1)
     momentum: float | None = Field(0.1, gt=0, le=1)

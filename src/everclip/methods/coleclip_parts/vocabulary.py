@@ -78,7 +78,7 @@ class Vocabulary(nn.Module):
             from_start: take the rows as the task found them instead of V.
         """
         rows = self.start if from_start and self.start is not None else self.rows[self.place]
-        return F.normalize(rows + text.float(), dim=1)
+        return F.normalize(rows + text, dim=1)
 
     def update(self, combined: torch.Tensor, momentum: float) -> None:
         """Move the current rows: `V <- norm(a e + (1 - a) V)`, of unit norm whenever they are stored."""

@@ -126,8 +126,9 @@ def encode(tower: Tower, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     whole: torch.Tensor = visual._pool(picture)[0]  # type: ignore[operator]
     outputs = _finished(visual, own)
     if visual.proj is not None:
-        whole, outputs = whole @ visual.proj, outputs @ visual.proj
-    return whole, outputs.unflatten(1, (len(prompts), prompts.count)).mean(dim=2)
+        projection: torch.Tensor = visual.proj  # type: ignore[assignment]
+        whole, outputs = whole @ projection, outputs @ projection
+    return whole, outputs.reshape(len(whole), len(prompts), prompts.count, -1).mean(dim=2)
 
 
 def _plain(block: nn.Module) -> bool:
@@ -167,7 +168,8 @@ def _read(block: nn.Module, own: torch.Tensor, picture: torch.Tensor, hidden: to
     seen = F.linear(block.ln_1(picture), weight[width:], bias[width:])  # type: ignore[operator]
     keys = torch.cat([key, seen[..., :width]], dim=1)
     values = torch.cat([value, seen[..., width:]], dim=1)
-    split = [x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in (query, keys, values)]
+    heads = (attention.num_heads, -1)
+    split = [x.reshape(*x.shape[:2], *heads).transpose(1, 2) for x in (query, keys, values)]
     found = F.scaled_dot_product_attention(split[0], split[1], split[2], attn_mask=hidden.to(query.dtype))
     return F.linear(found.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
@@ -179,4 +181,4 @@ def _finished(visual: nn.Module, own: torch.Tensor) -> torch.Tensor:
         return normed
     # Attentional pooling changes the width: each prompt is pooled as a sequence of its own.
     pooled: torch.Tensor = visual._pool(own.flatten(0, 1).unsqueeze(1))[0]  # type: ignore[operator]
-    return pooled.unflatten(0, own.shape[:2])
+    return pooled.reshape(*own.shape[:2], -1)
