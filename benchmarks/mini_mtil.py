@@ -3,9 +3,9 @@
 Run: EVERCLIP_PACKS=... python benchmarks/mini_mtil.py backbone.name=PHOTO_TINY_FOLDER
      EVERCLIP_PACKS=... python benchmarks/mini_mtil.py backbone.name=PHOTO_TINY_FOLDER --tune
 
-A cell (method x seed x order) is a run of `everclip run`, resumable; a finished cell is read again. Prints per order what
-`everclip compare` says: Transfer, Average, Last, retention, cost, with paired intervals over pictures against plain
-fine-tuning. `--tune` tries the candidates of `TUNED` on validation pictures alone (seed 0, order I) and prints them.
+A cell (method x seed x order) is a run of `everclip run`, resumable; a finished cell is read again. Prints per order
+what `everclip compare` says: Transfer, Average, Last, retention, cost, with paired intervals over pictures against
+plain fine-tuning. `--tune` tries the candidates of `TUNED` on validation pictures alone (seed 0, order I).
 """
 
 from __future__ import annotations
@@ -94,10 +94,8 @@ def tune(given: argparse.Namespace) -> None:
             found = json.loads(file.read_text())
             scores = found["scores"]
             tasks = statistics.mean(v for k, v in scores.items() if k != "cifar10")
-            print(
-                f"| {name} | {candidate} | {100 * tasks:.1f} | {100 * scores['cifar10']:.1f} | {found['seconds']:.0f} |",
-                flush=True,
-            )
+            shown = f"{100 * tasks:.1f} | {100 * scores['cifar10']:.1f} | {found['seconds']:.0f}"
+            print(f"| {name} | {candidate} | {shown} |", flush=True)
 
 
 def main() -> None:

@@ -156,17 +156,17 @@ def main() -> None:
         "--frontier", default=",".join(FRONTIER), help="which other variants, by name; empty: none"
     )
     words.add_argument(
-        "--variant", nargs="+", action="append", default=[], metavar="NAME KEY=VALUE", help="one more, all seeds"
+        "--variant", nargs="+", action="append", default=[], metavar="NAME KEY=VALUE", help="one more"
     )
     given = words.parse_args()
-    main = {**MAIN, **{name: own for name, *own in given.variant}}
+    more = {name: own for name, *own in given.variant}
     stem = Path(given.stream).stem
     seeds = [int(seed) for seed in given.seeds.split(",")]
     found = []
     others = {name: FRONTIER[name] for name in given.frontier.split(",") if name}
-    for name, own in {**main, **others}.items():
+    for name, own in {**MAIN, **more, **others}.items():
         folders = []
-        for seed in seeds if name in main else seeds[:1]:
+        for seed in seeds if name in MAIN else seeds[:1]:
             folder = given.output / stem / f"{name.replace(' ', '-').replace(',', '')}-s{seed}"
             fixed = [f"seed={seed}", f"output={folder}", f"evaluation.cache={given.output / 'cache'}"]
             execute(given.stream, *given.settings, *own, *fixed, "report=false", "training.threads=1")
