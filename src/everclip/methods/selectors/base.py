@@ -74,8 +74,8 @@ class Selector(nn.Module, Generic[S]):
         self.tasks: list[tuple[int, str]] = []
         self.notes: dict[str, Any] = {"kind": settings.kind, "features": settings.features, **extractor.notes}
         self.reference = False
-        # Per route: the middle of its own held-out distances and the threshold; NaN until it was calibrated.
-        self.register_buffer("limits", torch.full((1, 2), torch.nan, dtype=torch.float64))
+        # Per route: the middle of its own held-out distances, the threshold, and 1 once both are known.
+        self.register_buffer("limits", torch.zeros(1, 3, dtype=torch.float64))
         self.register_buffer("own", torch.zeros(0))
 
     # -- learning ---------------------------------------------------------------------------------------------
@@ -145,10 +145,14 @@ class Selector(nn.Module, Generic[S]):
         """Turn what a pass gathered into a threshold."""
         if phase.name.startswith(CALIBRATE):
             route = 0 if phase.name.endswith(REFERENCE) else len(self.tasks)
-            self.limits[route] = quantiles(self.own, self.settings.quantile).to(self.limits)
+            self.limits[route] = torch.cat([quantiles(self.own, self.settings.quantile), torch.ones(1)])
             self.own = self.own[:0]
-            routes = {name: self.limits[i].tolist() for i, name in enumerate(self.routes()) if self.ready[i]}
-            self.notes["limits"] = {name: {"middle": m, "threshold": t} for name, (m, t) in routes.items()}
+            self.notes["limits"] = {
+                # Rounded: low bits depend on how many processes shared the pass.
+                name: {"middle": float(f"{middle:.4g}"), "threshold": float(f"{limit:.4g}")}
+                for name, (middle, limit, known) in zip(self.routes(), self.limits.tolist(), strict=True)
+                if known
+            }
 
     # -- deciding ---------------------------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Selector(nn.Module, Generic[S]):
     @property
     def ready(self) -> torch.Tensor:
         """Which routes can win `(R,)`: those that were fitted and calibrated; bool."""
-        return self.limits.isfinite().all(dim=1)
+        return self.limits[:, 2] > 0
 
     @property
     def early(self) -> int | None:
@@ -169,8 +173,10 @@ class Selector(nn.Module, Generic[S]):
     def features(self, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
         """Return features `(N, F)` of pixels `(N, 3, S, S)`, float32, without gradient."""
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-            found: torch.Tensor = self.extractor(backbone, pixels.float())
-            return found.float()
+            # A process may have no picture in the last batch of a pass; no transformer takes none.
+            some = pixels if len(pixels) else pixels.new_zeros(1, *pixels.shape[1:])
+            found: torch.Tensor = self.extractor(backbone, some.float())
+            return found.float()[: len(pixels)]
 
     def features_of(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return features `(N, F)` of the tokens `(N, L, W)` that enter the block `early`."""
@@ -281,7 +287,7 @@ class Selector(nn.Module, Generic[S]):
 
     def _resize(self) -> None:
         wanted, held = 1 + len(self.tasks), self.limits
-        self.limits = held.new_full((wanted, 2), torch.nan)
+        self.limits = held.new_zeros(wanted, 3)
         self.limits[: len(held)] = held[:wanted]
 
 
@@ -290,10 +296,10 @@ def choose(far: torch.Tensor, limits: torch.Tensor, settings: SelectorSettings) 
 
     Args:
         far: `(N, R)`; infinite where a route cannot win.
-        limits: `(R, 2)`: the middle of a route's own held-out distances, and its threshold.
+        limits: `(R, 2)` or more: the middle of a route's own held-out distances, and its threshold.
         settings: how to compare, and what is too far.
     """
-    middle, limit = limits.to(far).nan_to_num().unbind(dim=1)
+    middle, limit = limits[:, 0].to(far), limits[:, 1].to(far)
     spread = (limit - middle).clamp_min(1e-6 * (1 + middle.abs()))
     # 0 at the middle of a route's own held-out pictures, 1 at its threshold.
     relative = (far - middle) / spread

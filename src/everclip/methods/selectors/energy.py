@@ -60,7 +60,7 @@ class Energy(Selector[EnergySettings]):
         if self.reference and len(self.tasks) == 1:
             self._keep(0, encode(backbone, self._vocabulary(past)))
             # No pictures belong to it; it wins where it is nearest.
-            self.limits[0] = 0
+            self.limits[0, 2] = 1
         self.scale.copy_(backbone.logit_scale.detach())
         prompts = [entry.prompts() for entry in task.classes]
         encoded = encode(backbone, [text for texts in prompts for text in texts])

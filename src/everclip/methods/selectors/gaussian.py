@@ -37,7 +37,7 @@ class Density(nn.Module):
         super().__init__()
         shape = (features, features) if full else (features,)
         self.register_buffer("means", torch.zeros(classes, features))
-        self.register_buffer("present", torch.zeros(classes, dtype=torch.bool))
+        self.register_buffer("present", torch.zeros(classes))
         self.register_buffer("whitening", torch.zeros(shape))
         self.register_buffer("volume", torch.zeros(()))
         # Sums while the pass lasts, in double precision: x x^T beside a large mean would lose its digits.
@@ -91,7 +91,7 @@ class Density(nn.Module):
         else:
             white, centres = features * self.whitening, self.means * self.whitening
         far = torch.cdist(white, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-        nearest = far.masked_fill(~self.present, torch.inf).min(dim=1).values
+        nearest = far.masked_fill(self.present == 0, torch.inf).min(dim=1).values
         return (nearest + self.volume) / (2 * features.shape[1])
 
 
