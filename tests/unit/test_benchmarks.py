@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import public_data
 import pytest
 
+import public_data
 from everclip.config import resolve_config
 from everclip.data.catalog.cards import cards
 from everclip.evaluation.results import Results
@@ -64,7 +64,9 @@ def test_mtil_takes_few_shots(root: Path) -> None:
     scenario = load(root, "mtil", "scenario.shots=2", "scenario.shots_seed=0")
     for task in scenario.tasks:
         assert max(Counter(task.train.column("class_name")).values()) <= 2
-    assert sum(len(s.data) for s in scenario.eval_sets) == sum(len(s.data) for s in load(root, "mtil").eval_sets)
+    assert sum(len(s.data) for s in scenario.eval_sets) == sum(
+        len(s.data) for s in load(root, "mtil").eval_sets
+    )
 
 
 def test_odcl_joins_what_is_shared(root: Path) -> None:
@@ -102,7 +104,9 @@ def test_cifar100_is_cut_in_the_published_order(tmp_path: Path) -> None:
         scenario = load(tmp_path, name)
         first, tasks = IN_STEPS[name]
         assert len(scenario.tasks) == tasks
-        assert [e.name for e in scenario.tasks[0].classes or ()] == [card.names[i] for i in card.order[:first]]
+        assert [e.name for e in scenario.tasks[0].classes or ()] == [
+            card.names[i] for i in card.order[:first]
+        ]
         assert {e.prompts() for e in scenario.tasks[0].classes or ()} >= {("a bad photo of a television.",)}
         space = scenario.label_space(scenario.eval_sets[0], {0, 1}, scenario.protocols[0])
         assert space is not None

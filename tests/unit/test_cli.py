@@ -93,7 +93,7 @@ def test_ls_names_everything(call: Callable[..., Any]) -> None:
 
 def test_ls_as_json(call: Callable[..., Any]) -> None:
     found = json.loads(call("ls", "--json")[1])
-    assert {"methods", "benchmarks", "backbones"} == found.keys()
+    assert {"methods", "benchmarks", "backbones", "datasets"} == found.keys()
     assert {"name", "summary", "aliases"} == found["methods"][0].keys()
     assert call("ls", "methods", "--json")[1].count('"methods"') == 1
 

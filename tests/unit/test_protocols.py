@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from scenario_data import document, write
 
 from everclip.config import resolve_config
 from everclip.errors import ConfigError
+from everclip.evaluation.results import Results
+from everclip.report.comparing import compare
+from everclip.report.tables import comparison_text
+from everclip.run import execute
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.short_forms import PROTOCOLS, suites
@@ -29,7 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream(folder: Path, protocol: str, *names: str, **changes: Any) -> ListScenario:
     sources = [
-        {"name": n, "data": {"source": str(folder / f"{n}.parquet")}, "templates": [f"{n} {{}}", f"a {n} {{}}"]}
+        {
+            "name": n,
+            "data": {"source": str(folder / f"{n}.parquet")},
+            "templates": [f"{n} {{}}", f"a {n} {{}}"],
+        }
         for n in names or ("pets", "toys", "land", "maps")
     ]
     whole = document("sources", None, sources=sources, protocol=protocol, headline=None)
@@ -88,7 +97,9 @@ def test_x_tail_offers_every_name_of_every_set_from_the_start(folder: Path) -> N
 
 
 def test_cil_scores_what_was_learned_among_the_classes_learned(folder: Path) -> None:
-    whole = document("classes", folder / "pets.parquet", per_task=1, order="sorted", protocol="cil", headline=None)
+    whole = document(
+        "classes", folder / "pets.parquet", per_task=1, order="sorted", protocol="cil", headline=None
+    )
     scenario = load_scenario(whole)
     assert offered(scenario, 0, {0, 1}) is not None
     assert len(offered(scenario, 0, {0, 1}) or []) == 2
@@ -108,7 +119,8 @@ def test_what_a_document_says_itself_wins_over_its_short_form(folder: Path) -> N
 def test_captions_run_under_the_same_protocols(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "trips.parquet", 60, 5, caption=[f"scene {i}" for i in range(60)])
     sources = [
-        {"name": n, "data": {"source": str(place / f"{n}.parquet")}} for n, place in (("pets", folder), ("trips", tmp_path))
+        {"name": n, "data": {"source": str(place / f"{n}.parquet")}}
+        for n, place in (("pets", folder), ("trips", tmp_path))
     ]
     for protocol in ("mtil", "odcl-til", "odcl-cil", "x-tail"):
         scenario = load_scenario(document("sources", None, sources=sources, protocol=protocol, headline=None))
@@ -125,7 +137,9 @@ def test_orders_have_names_and_may_leave_sources_out(folder: Path) -> None:
         stream(folder, "mtil", orders=lists, order="III")
     with pytest.raises(ConfigError, match=r"order: 'toy' is none of the sources\. Did you mean 'toys'"):
         stream(folder, "mtil", order=["toy"])
-    with pytest.raises(ConfigError, match=r"`published` orders the classes of `data: \{source: catalog:NAME\}`"):
+    with pytest.raises(
+        ConfigError, match=r"`published` orders the classes of `data: \{source: catalog:NAME\}`"
+    ):
         stream(folder, "mtil", order="published")
 
 
@@ -159,20 +173,32 @@ def test_classes_can_be_left_out_by_name(folder: Path) -> None:
     scenario = load_scenario(document("sources", None, sources=sources))
     assert {e.name for e in scenario.eval_sets[0].classes or ()} == {"cat", "dog"}
     sources[0]["without"] = ["owls"]
-    with pytest.raises(ConfigError, match=r"sources\.0\.without: 'owls' is none of the classes\. Did you mean 'owl'"):
+    with pytest.raises(
+        ConfigError, match=r"sources\.0\.without: 'owls' is none of the classes\. Did you mean 'owl'"
+    ):
         load_scenario(document("sources", None, sources=sources))
 
 
 def test_one_test_set_measures_every_domain(tmp_path: Path) -> None:
     """As CORe50: what is tested belongs to no domain that is learned."""
-    rows = {"class_name": ["cup", "ball"], "place": ["a", "a", "b", "b", "c", "c"], "split": ["train"] * 4 + ["test"] * 2}
+    rows = {
+        "class_name": ["cup", "ball"],
+        "place": ["a", "a", "b", "b", "c", "c"],
+        "split": ["train"] * 4 + ["test"] * 2,
+    }
     write(tmp_path / "things.parquet", 60, 6, **rows)
-    whole = document("domains", tmp_path / "things.parquet", column="place", split={"column": "split", "validation": 0})
+    whole = document(
+        "domains", tmp_path / "things.parquet", column="place", split={"column": "split", "validation": 0}
+    )
     scenario = load_scenario({**whole, "one_test": True})
     assert [t.name for t in scenario.tasks] == ["a", "b"]
-    assert [(s.name, s.task, s.group, len(s.data)) for s in scenario.eval_sets] == [("test", None, "task", 20)]
+    assert [(s.name, s.task, s.group, len(s.data)) for s in scenario.eval_sets] == [
+        ("test", None, "task", 20)
+    ]
     assert {e.tasks for e in scenario.eval_sets[0].classes or ()} == {(0, 1)}
-    with pytest.raises(ConfigError, match=r"`one_test` goes with kind `time` or `domains`, not with `single`"):
+    with pytest.raises(
+        ConfigError, match=r"`one_test` goes with kind `time` or `domains`, not with `single`"
+    ):
         load_scenario({**document("single", tmp_path / "things.parquet"), "one_test": True})
 
 
@@ -180,8 +206,41 @@ def test_a_retention_suite_stands_for_its_sets(folder: Path) -> None:
     assert [part["name"] for part in suites()["imagenet-shifts"]["sets"]] == [
         "ImageNet-V2", "ImageNet-R", "ImageNet-A", "ImageNet-Sketch", "ObjectNet",
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match=r"no suite is called 'imagenet-shift'\. Did you mean 'imagenet-shifts'"):
+    with pytest.raises(
+        ConfigError, match=r"no suite is called 'imagenet-shift'\. Did you mean 'imagenet-shifts'"
+    ):
         stream(folder, "mtil", retention="imagenet-shift")
+
+
+def test_class_incremental_numbers_are_over_pictures_and_are_compared(
+    micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    seen = [
+        "scenario.protocols=[{name: seen, space: seen}]",
+        "scenario.headline={protocol: seen, metric: accuracy}",
+    ]
+    first = ["scenario.first_task=4", "scenario.per_task=1", "training.steps=2"]  # groups of different sizes
+    for name in ("zero-shot", "finetune"):
+        execute(micro_config("classes", *seen, *first, f"method={name}", output=name))
+    results = Results.read(tmp_path / "finetune")
+    sizes = {c.name: c.samples for c in results.columns if c.group == "task"}
+    assert len(set(sizes.values())) > 1
+    stages = []
+    for row in results.rows[1:]:
+        known = list(sizes)[: row.index]
+        right = sum(sizes[c] * (row.scores[c]["seen"]["accuracy"].value or 0) for c in known)
+        stages.append(right / sum(sizes[c] for c in known))
+    assert results.metrics["stage_last"] == pytest.approx(stages[-1])
+    assert results.metrics["stage_average"] == pytest.approx(sum(stages) / len(stages))
+    assert results.metrics["average"] is None
+    found = compare([tmp_path / "zero-shot", tmp_path / "finetune"])
+    assert found.shown[3:5] == ("stage_last", "stage_average")
+    value = found.methods[1].values["stage_average"]
+    assert value is not None
+    assert value.value == results.metrics["stage_average"]
+    text = comparison_text(found, 200)
+    assert "Avg, by pictures" in text
+    assert "Transfer" not in text
 
 
 def test_results_name_a_variant_and_mark_what_is_no_benchmark(tmp_path: Path) -> None:

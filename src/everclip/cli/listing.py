@@ -6,16 +6,18 @@ from importlib import resources
 from typing import Any
 
 from everclip import registry
+from everclip.data.catalog.cards import cards
 
 
 def catalogue() -> dict[str, list[dict[str, Any]]]:
-    """Return methods, benchmarks and built-in backbones with one line each."""
+    """Return methods, benchmarks, built-in backbones and public data sets with one line each."""
     methods = [
         {"name": e.name, "summary": e.summary, "aliases": list(e.aliases)}
         for e in registry.methods().values()
     ]
     benchmarks = [{"name": e.tag, "summary": e.summary} for e in registry.benchmarks().values()]
-    return {"methods": methods, "benchmarks": benchmarks, "backbones": _backbones()}
+    datasets = [{"name": f"catalog:{c.name}", "summary": f"{c.title}: {c.size}"} for c in cards().values()]
+    return {"methods": methods, "benchmarks": benchmarks, "backbones": _backbones(), "datasets": datasets}
 
 
 def _backbones() -> list[dict[str, Any]]:

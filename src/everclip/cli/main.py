@@ -38,10 +38,10 @@ def _print_json(document: object) -> None:
 
 @app.command(name="ls")
 def list_names(
-    what: Annotated[str, typer.Argument(help="methods, benchmarks or backbones; default all")] = "",
+    what: Annotated[str, typer.Argument(help="methods, benchmarks, backbones or datasets; default all")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List methods, benchmarks and built-in backbones.
+    """List methods, benchmarks, built-in backbones and public data sets.
 
     Example: everclip ls methods
     """
