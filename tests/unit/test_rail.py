@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from everclip.cli.export import run_export
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, LabelSpace, Task
 from everclip.data.table import Table
@@ -482,6 +483,16 @@ def test_the_dual_form_refuses_more_than_it_may_keep(make: Callable[..., Learner
     learner.learn(of_classes(data, 0, 0, 1))
     with pytest.raises(ConfigError, match=r"method\.limit: .* would exceed 40"):
         learner.learn(of_classes(data, 1, 2, 3))
+
+
+def test_an_export_would_lack_the_regression(
+    make: Callable[..., Learner], data: Table, tmp_path: Path
+) -> None:
+    learner = make(dimension=16)
+    learner.learn(of_classes(data, 0, 0, 1))
+    folder = learner.save(tmp_path / "saved").parents[1]
+    with pytest.raises(ConfigError, match="a regression over 2 classes was learned"):
+        run_export(str(folder), tmp_path / "exported")
 
 
 def test_a_ridge_that_is_too_small_is_said(make: Callable[..., Learner], data: Table) -> None:

@@ -50,6 +50,7 @@ def run_export(
 ) -> tuple[Exported, Backbone, dict[str, Any]]:
     """Export what `model` names; see `everclip.models.export.export_backbone`."""
     from everclip.config import BackboneConfig
+    from everclip.errors import ConfigError
     from everclip.models.backbone import load_backbone
     from everclip.models.export import export_backbone
 
@@ -58,6 +59,11 @@ def run_export(
 
         learner = Learner.load(model)
         method = learner.method.cpu()
+        if method.outside_towers is not None:
+            raise ConfigError(
+                f"{model}: {method.outside_towers}, which open_clip's layout has no place for: the export would be the "
+                "model without it. Keep the run or learner folder; `Learner.load` predicts from it."
+            )
         card = {**_card(method.backbone), "source": _of_learner(Path(model), learner)}
         exported = export_backbone(
             method.backbone,

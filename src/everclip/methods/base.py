@@ -117,6 +117,11 @@ class Method(nn.Module):
         """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
         return None
 
+    @property
+    def outside_towers(self) -> str | None:
+        """What was learned and lies outside the towers, so that an export would lack it; `None`: nothing does."""
+        return None
+
     def routes(self) -> tuple[str, ...]:
         """Return the names of the ways a picture can go (feature `route`); none by default."""
         return ()

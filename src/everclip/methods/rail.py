@@ -174,6 +174,11 @@ class Rail(Method):
         # A name that somebody typed belongs to no task and has no key of its own.
         return [place.get(e.key, None if e.tasks or e.key != e.name else named.get(e.name)) for e in entries]
 
+    @property
+    def outside_towers(self) -> str | None:
+        """The regression: the towers are those of the start."""
+        return None if self.head is None else f"a regression over {self.head.classes} classes was learned"
+
     # -- state ------------------------------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
