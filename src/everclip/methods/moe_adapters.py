@@ -15,6 +15,7 @@ import torch
 from everclip.contracts import Batch, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Task, Validate
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
+from everclip.methods.frozen import embeddings
 from everclip.methods.moe_parts import shape
 from everclip.methods.moe_parts.passes import training_passes
 from everclip.methods.moe_parts.predicting import encode_images, scores_by_route, texts_through
@@ -25,8 +26,9 @@ from everclip.models.backbone import Backbone
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.grow import insert
-from everclip.models.modules.routing import current, passing
-from everclip.models.modules.towers import tower_of
+from everclip.models.modules.routing import Pass, current, passing
+from everclip.models.modules.short_texts import needed_tokens, short_texts
+from everclip.models.modules.towers import Side, tower_of
 
 PREFIX = "backbone.clip."
 ZERO_SHOT = "zero-shot"
@@ -50,6 +52,7 @@ class MoeAdapters(Method):
     Settings = MoeSettings
     needs = Needs(transformer=True)
     reads_embeddings = True
+    gathers = True
     settings: MoeSettings
 
     def __init__(self, backbone: Backbone, settings: MoeSettings, seed: int = 0) -> None:
@@ -60,6 +63,7 @@ class MoeAdapters(Method):
         self.selector = build_selector(settings.selecting, backbone, first[0] if first else 0)
         self.tasks: list[Learned] = []
         self._labelled = False
+        self._needed: int | None = None
         self._same = self._has_start_token()
         self._choose()
 
@@ -132,19 +136,42 @@ class MoeAdapters(Method):
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, and those in which the selector learns."""
         own = [] if self.selector is None else self.selector.phases(task, past)
-        return [*super().phases(task, past), *own]
+        found = super().phases(task, past)
+        classes = found[0].streams["main"].classes
+        prompts = [entry.prompts()[0] for entry in classes or ()]
+        tokens = self.backbone.tokenise(prompts) if prompts else None
+        self._needed = None if tokens is None else needed_tokens(self.backbone.clip, tokens)
+        return [*found, *own]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The training step: the base's losses through this task's router, and the balance if wanted."""
         if self.selector is not None and self.selector.owns(batch):
             return self.selector(self.backbone, batch, progress)  # type: ignore[no-any-return]
-        columns, balance, texts = batch["main"], self.settings.balance, self.tasks[-1].texts
-        self._labelled = "label" in columns
-        passes = training_passes(self.backbone.clip, columns, progress, self._routers[-1], texts, balance > 0)
+        columns, router, texts = batch["main"], self._routers[-1], self.tasks[-1].texts
+        passes = training_passes(
+            self.backbone.clip, columns, progress, router, texts, self.settings.balance > 0
+        )
         with passing(passes):
-            losses = super().forward(batch, progress)
+            encoded = columns | self._encoded(columns)
+        # What penalties encode besides takes the same router, without noise.
+        quiet: dict[Side, Pass] = {side: Pass((router,), counts=False) for side in passes}
+        with passing(quiet):
+            losses = super().forward({**batch, "main": encoded}, progress)
         uneven = [value for told in passes.values() for value in told.imbalances]
-        return losses | {"balance": balance * torch.stack(uneven).sum()} if uneven else losses
+        return losses | {"balance": self.settings.balance * torch.stack(uneven).sum()} if uneven else losses
+
+    def _encoded(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the embeddings of a step; the padding of class names is not computed."""
+        image = embeddings(self.backbone, "image", columns, "image")
+        self._labelled = "label" in columns
+        if not self._labelled:
+            return {
+                "image_embedding": image,
+                "text_embedding": embeddings(self.backbone, "text", columns, "tokens"),
+            }
+        with short_texts(self.backbone.clip, self._needed):
+            text = embeddings(self.backbone, "text", columns, "class_tokens", "class_embedding")
+        return {"image_embedding": image, "class_embedding": text}
 
     def after_step(self, progress: Progress) -> None:
         """Count who was taken."""

@@ -117,9 +117,10 @@ class Experts(Hooked):
             return *logits.top(self.settings.active), logits
 
     def _count(self, chosen: torch.Tensor, gates: torch.Tensor, logits: Logits, told: Pass) -> None:
-        every = torch.arange(self.bank.count, device=chosen.device)
-        taken = (chosen[..., None] == every).sum(dim=(0, 1))
-        self.picked = taken if self.picked is None else self.picked + taken
+        if told.counts:
+            every = torch.arange(self.bank.count, device=chosen.device)
+            taken = (chosen[..., None] == every).sum(dim=(0, 1))
+            self.picked = taken if self.picked is None else self.picked + taken
         if told.balance:
             spread = logits.scatter(chosen, gates)
             told.imbalances.append(imbalance(logits, spread, self.settings.active, told.shared))

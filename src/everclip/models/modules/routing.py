@@ -119,6 +119,7 @@ class Pass:
         noise: standard normal draws `(N, blocks, E)` for training.
         same: whether the first token, and so the gate, is the same for all samples (a causal tower in evaluation).
         shared: whether all processes have the same samples.
+        counts: whether what samples take in training is counted.
         balance: whether to collect `imbalances`.
         chosen: experts `(N, k)` of each block, -1 for none; collected outside of training.
         imbalances: one scalar per block.
@@ -130,6 +131,7 @@ class Pass:
     noise: torch.Tensor | None = None
     same: bool = False
     shared: bool = False
+    counts: bool = True
     balance: bool = False
     chosen: list[torch.Tensor] = field(default_factory=list)
     imbalances: list[torch.Tensor] = field(default_factory=list)

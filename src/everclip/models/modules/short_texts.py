@@ -1,0 +1,76 @@
+"""Texts without their padding: a causal text tower needs no token after the one that it pools.
+
+Open_clip computes the whole context, 77 tokens for a class name of five; what follows the end token reaches no
+embedding and no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from everclip.models.modules.prompts import Prompt
+from everclip.models.modules.towers import tower_of
+
+
+def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
+    """Return how many tokens the longest text needs; `None` where all are needed (no causal tower of open_clip's own).
+
+    Args:
+        clip: the model.
+        tokens: ids `(N, L)`; should lie on the CPU, since this reads them.
+    """
+    root: Any = tower_of(clip, "text").root
+    pool = str(getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax"))
+    longer = any(isinstance(module, Prompt) for module in root.modules())
+    causal = getattr(root, "attn_mask", None) is not None and getattr(root, "cls_emb", None) is None
+    if longer or not causal or pool not in ("argmax", "eos"):
+        return None
+    if pool == "argmax":
+        ends = tokens.argmax(dim=1)
+    else:
+        found = getattr(root, "text_eos_id", None)
+        end = getattr(root, "eos_id", None) if found is None else found
+        if end is None or not bool((tokens == end).any(dim=1).all()):
+            return None
+        ends = (tokens == end).int().argmax(dim=1)
+    return int(ends.max()) + 1
+
+
+@contextmanager
+def short_texts(clip: nn.Module, count: int | None) -> Iterator[None]:
+    """Let the text tower's blocks see the first `count` tokens alone; embeddings stay the same up to rounding.
+
+    Args:
+        clip: the model.
+        count: from `needed_tokens` of every text that is encoded inside the context; `None` changes nothing.
+    """
+    if count is None:
+        yield
+        return
+    lengths: list[int] = []
+
+    def cut(stack: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        lengths.append(inputs[0].shape[1])
+        mask = named.get("attn_mask")
+        shorter = None if mask is None else mask[..., :count, :count]
+        return (inputs[0][:, :count], *inputs[1:]), {**named, "attn_mask": shorter}
+
+    def fill(stack: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return F.pad(output, (0, 0, 0, lengths.pop() - output.shape[1]))
+
+    transformer = tower_of(clip, "text").transformer
+    handles = (
+        transformer.register_forward_pre_hook(cut, with_kwargs=True),
+        transformer.register_forward_hook(fill),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
