@@ -7,6 +7,7 @@ from everclip.registry import methods
 from micro import REFERENCE
 
 STEPS = ("training.steps=4", "training.batch_size=8", "training.warmup=1")
+MOE = "method.experts={count: 4, active: 2, width: 4}"
 SMALL: dict[str, tuple[str, ...]] = {
     # Its state is the square of the width: 1.8 GB as published.
     "rail-primal-published": ("method.dimension=64",),
@@ -15,8 +16,11 @@ SMALL: dict[str, tuple[str, ...]] = {
     "zscl": (REFERENCE,),
     "zscl-mtil": (REFERENCE, *STEPS),
     "zscl-cil": (REFERENCE, *STEPS),
-    **{name: STEPS for name in ("lwf-mtil", "lwf-vr-mtil", "icarl-mtil")},
+    **dict.fromkeys(("lwf-mtil", "lwf-vr-mtil", "icarl-mtil"), STEPS),
     "icarl": ("method.replay.size=7",),
+    "moe-adapters": (MOE,),
+    "moe-adapters-mtil": (MOE, *STEPS),
+    "moe-adapters-cil": ("method.experts.width=4", *STEPS),
 }
 """preset -> what is set differently for a model of two layers and some dozens of pictures."""
 

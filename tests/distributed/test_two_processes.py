@@ -32,6 +32,7 @@ PLAIN_STEPS = (
 )
 PENALTY = "method.penalties={weight-constraint: {weight: 0.5}}"
 MOVED = "training.steps=3"
+MOE = "method.experts={count: 4, active: 2, width: 4, dropout: 0}"
 """Distillation has no gradient before the first step has moved the student."""
 GRADIENTS = {
     "captions": ("time", ()),
@@ -45,6 +46,8 @@ GRADIENTS = {
     "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
     "coleclip": ("classes", ("method=coleclip", MOVED)),
+    "moe-adapters": ("classes", ("method=moe-adapters", MOE, "method.selector=none", "method.balance=0.1", MOVED)),
+    "moe-adapters, captions": ("time", ("method=moe-adapters", MOE, "method.selector=none", MOVED)),
     "captions with zscl": ("time", ("method=zscl", REFERENCE, MOVED)),
     "labels with zscl among pictures": (
         "classes",
@@ -76,6 +79,7 @@ RUNS["a cached tower beside lora"] = (
 RAIL = ("scenario.per_task=3", "method.dimension=32", "training.batch_size=12")
 RUNS["zscl"] = ("time", (TWO_YEARS, "method=zscl", REFERENCE))
 RUNS["icarl"] = ("classes", ("scenario.per_task=3", "method=icarl", "method.replay.size=9"))
+RUNS["moe-adapters"] = ("classes", ("scenario.per_task=3", "method=moe-adapters", MOE))
 RUNS["coleclip"] = ("classes", ("scenario.per_task=3", "method=coleclip"))
 RUNS["rail"] = ("classes", (*RAIL, "method=rail"))
 RUNS["rail, recursive and augmented"] = ("classes", (*RAIL, "method=rail-primal-published"))

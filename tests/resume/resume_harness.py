@@ -34,6 +34,7 @@ SHORT = (
 SMALL_REPLAY = ("method=replay", "method.replay.size=7")
 PROMPTS = "{prompt: {tower: both, count: 2, depth: all}}"
 STRICT = ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3")
+MOE = "method.experts={count: 4, active: 2, width: 4}"
 RAIL = ("method.dimension=32", "training.batch_size=12")
 """Passes of three steps over 36 and 28 samples."""
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -96,6 +97,13 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("method=coleclip", "method.momentum=null", "method.templates.training=all", "method.prompts=2"),
     ),
     "coleclip-guarded": ("classes", ("method=coleclip", "guard.max_drop=1", "guard.every=1", "training.lr=0.1")),
+    "moe-adapters": ("classes", ("method=moe-adapters", MOE, "training.lr=1e-2")),
+    "moe-adapters-fixed": (
+        "classes",
+        ("method=moe-adapters", MOE, "method.grow=false", "method.balance=0.01", "method.selector=none"),
+    ),
+    "moe-adapters-captions": ("time", ("method=moe-adapters", MOE, "method.freeze=4", "training.lr=1e-2")),
+    "moe-adapters-cil": ("classes", ("method=moe-adapters-cil", "method.experts.width=4", "training.batch_size=8")),
     "rail": ("classes", ("method=rail", *RAIL)),
     "rail-recursive": ("classes", ("method=rail-primal-published", *RAIL)),
     "rail-dual": ("classes", ("method=rail-dual", *RAIL)),

@@ -72,6 +72,9 @@ KIN = (
     "frozen-text",
     "rail",
     "coleclip-plain",
+    "moe-adapters-fixed",
+    "moe-adapters-captions",
+    "moe-adapters-cil",
     "coleclip-guarded",
 )
 """Cases whose kept state has the same form as that of another case: left to the slow tier."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -93,7 +94,7 @@ def test_memory_is_bounded_and_old_sets_are_cut_to_their_quota(table: Make) -> N
         assert set(counts.values()) == {12 // (task + 1)}
         assert len(buffer) <= 12
         seen.append([name for origin, name, _ in buffer.items if origin == "task 0"])
-    assert all(later == earlier[: len(later)] for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later == earlier[: len(later)] for earlier, later in itertools.pairwise(seen))
     assert seen[0] == [f"0x{i}" for i in herd(by_id(table(20, "0x")), 12)]
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import micro
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import micro
 from everclip.contracts import Past, Progress, Reference
 from everclip.errors import ConfigError
 from everclip.learner.fit import check_fit, learner_for

@@ -30,7 +30,7 @@ def herd(features: torch.Tensor, count: int) -> list[int]:
     chosen: list[int] = []
     for number in range(1, min(count, len(rows)) + 1):
         # ||mu - (phi + S) / n||^2 but for what is the same for all, times n^2.
-        distance = norms + 2 * rows @ (total - number * mean)
+        distance = norms + rows @ (2 * (total - number * mean))
         best = int(distance.masked_fill(~left, torch.inf).argmin())
         left[best] = False
         total += rows[best]
