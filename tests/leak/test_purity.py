@@ -31,7 +31,7 @@ def captioned(
     return leak_cases.trained(make, request.param, "time")
 
 
-@pytest.fixture(scope="module", params=["finetune", "wise-ft", "zero-shot", "coleclip"])
+@pytest.fixture(scope="module", params=["finetune", "wise-ft", "zero-shot", "coleclip", "moe-adapters"])
 def labelled(
     request: pytest.FixtureRequest, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
