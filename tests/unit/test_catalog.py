@@ -15,7 +15,7 @@ import pytest
 
 import public_data
 from everclip import registry
-from everclip.data.catalog.cards import card_of, cards
+from everclip.data.catalog.cards import Counts, card_of, cards
 from everclip.data.readers.layouts.listed import label_of
 from everclip.data.readers.matlab import read_matlab
 from everclip.data.readers.published import random_sides
@@ -23,6 +23,7 @@ from everclip.data.sources import read
 from everclip.data.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
+from everclip.scenarios.load import load_scenario
 
 MTIL = (
     "aircraft",
@@ -240,6 +241,54 @@ def test_an_incomplete_data_set_is_refused_with_what_is_missing(root: Path) -> N
         read(DataSpec(source="catalog:dtd", root=str(root)))
     lines = read(DataSpec(source="catalog:dtd", root=str(root), counts="noted")).guesses
     assert any("6 of 1,880 train pictures" in line for line in lines)
+
+
+def test_a_complete_data_set_needs_no_leave(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Complete by the split file of CoOp, which leaves a class out; or by the card's counts."""
+    for name in ("caltech101/zhou", "flowers/zhou", "cars/zhou", "sun397/zhou"):
+        assert len(read(DataSpec(source=f"catalog:{name}", root=str(root))).table) > 9
+    public_data.eurosat(tmp_path)
+    small = cards()["eurosat"].model_copy(update={"counts": Counts(train=40, test=10)})
+    monkeypatch.setitem(cards(), "eurosat", small)
+    assert sides(read(DataSpec(source="catalog:eurosat", root=str(tmp_path))).table) == {
+        "train": 40,
+        "test": 10,
+    }
+    public_data.draw(tmp_path / "eurosat" / "2750" / "River" / "River_9.jpg")
+    with pytest.raises(DataError, match=r"EuroSAT \(RGB\) in .*: 11 of 10 test pictures\. Expected 2750"):
+        read(DataSpec(source="catalog:eurosat", root=str(tmp_path)))
+
+
+def test_a_data_set_of_a_hub_is_read_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "prepared"))
+    place, commit = tmp_path / "hub/datasets--some--digits", "0123456789abcdef0123456789abcdef01234567"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(commit)
+    folder = place / "snapshots" / commit / "data"
+    folder.mkdir(parents=True)
+    names = [str(digit) for digit in range(10)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    for side in ("train", "test"):
+        data = [(tmp_path / public_data.draw(tmp_path / f"{side}{i}.png")).read_bytes() for i in range(3)]
+        rows = {"image": [{"bytes": d, "path": None} for d in data], "label": [7, 0, 9]}
+        path = folder / f"{side}-00000-of-00001.parquet"
+        pq.write_table(pa.table(rows, schema=features.arrow_schema), path)
+    whole = {
+        "name": "mine", "version": 1, "summary": "for tests", "kind": "sources", "protocol": "mtil", "counts": "noted",
+        "sources": [{"name": "MNIST", "data": {"source": "catalog:mnist"}}], "places": {"mnist": "hub:some/digits"},
+    }  # fmt: skip
+    scenario = load_scenario(whole)
+    assert [e.name for e in scenario.tasks[0].classes or ()] == ["7 - seven", "0 - zero", "9 - nine"]
+    assert len(scenario.eval_sets[0].data) == 3
+    assert any("3 of 60,000 train pictures" in line for line in scenario.guesses)
 
 
 def test_listed_files_that_are_not_there_are_counted(root: Path, tmp_path: Path) -> None:

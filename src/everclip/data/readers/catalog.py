@@ -62,11 +62,14 @@ def read_catalog(spec: DataSpec, source: str, base: Path | None, elsewhere: Else
         return _other(card, elsewhere(str(place.folder)), spec, str(place.folder))
     if rule is None:
         listed = known.read(place, card)
-        expected = card.counts.given
+        expected, classes = card.counts.given, card.present or len(listed.names or card.names)
     else:
+        # What the split file names is complete, though it may leave a class out.
         listed = zhou_listed(place, card, known)
         expected = {side: listed.sides.count(side) for side in ("train", "val", "test")}
-    return [_raw(_here(listed, place), card, expected, place, spec)]
+        classes = len(set(listed.labels))
+    counted = Counted(card, str(place.folder), expected, classes)
+    return [_raw(_here(listed, place), counted, place, spec)]
 
 
 def _root(spec: DataSpec, base: Path | None, source: str) -> Path:
@@ -113,14 +116,14 @@ def _here(listed: Listed, place: Place) -> Listed:
     return listed if len(there) == len(listed.files) else listed.keep(there)
 
 
-def _raw(listed: Listed, card: Card, expected: dict[str, int], place: Place, spec: DataSpec) -> Raw:
+def _raw(listed: Listed, counted: Counted, place: Place, spec: DataSpec) -> Raw:
     """Return the pictures as rows, split and counted."""
+    card = counted.card
     names = listed.names or card.names
     notes = []
     if card.split == RANDOM and not any(listed.sides):
         listed.sides = random_sides(len(listed.files))
         notes += [f"{card.name}: {card.split_note}"] if card.split_note else []
-    counted = Counted(card, str(place.folder), expected, len(names))
     notes += checked(counted, listed.sides, listed.labels, spec.counts)
     keys = keys_of(names)
     columns: dict[str, list[Any]] = {
@@ -173,7 +176,8 @@ def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]
         notes.append(f"{card.name}: split at random by its rows' names, so it is not the published split")
     flat = [side for part in sides for side in part]
     labels = [label for _, part, _ in found for label in part]
-    notes += checked(Counted(card, where, card.counts.given, len(card.names)), flat, labels, spec.counts)
+    counted = Counted(card, where, card.counts.given, card.present or len(card.names))
+    notes += checked(counted, flat, labels, spec.counts)
     return [
         _with_classes(raw, card, part, side, notes if i == 0 else [])
         for i, (raw, part, side) in enumerate(found)

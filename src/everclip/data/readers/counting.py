@@ -23,7 +23,7 @@ class Counted:
         card: the data set.
         where: the folder or source that was read.
         expected: pictures per side.
-        classes: how many classes it has.
+        classes: how many classes it should hold.
     """
 
     card: Card
@@ -57,24 +57,24 @@ def checked(
     wanted = {(card.tested if side == "test" else side): n for side, n in counted.expected.items()}
     differing = {side: n for side, n in wanted.items() if found[side] != n}
     held = len(set(labels))
-    classes = card.present or counted.classes
-    if not differing and held == classes:
+    if not differing and held == counted.classes:
         return []
     parts = ", ".join(f"{found[side]:,} of {n:,} {side} pictures" for side, n in differing.items())
     text = parts or "all pictures"
-    if held != classes:
-        text += f"; {held:,} of {classes:,} classes{_missing(card, labels)}"
+    if held != counted.classes:
+        text += f"; {held:,} of {counted.classes:,} classes{_missing(card, labels)}"
     if mode == "noted":
         return [f"{card.title}: {text}; numbers on it are not the benchmark's"]
     raise DataError(
-        f"{card.title} in {counted.where}: {text}. Expected {card.files}; people get it from {card.get}. To run on what is there all the same, say "
-        "scenario.counts=noted."
+        f"{card.title} in {counted.where}: {text}. Expected {card.files}; people get it from {card.get}. "
+        "To run on what is there all the same, say scenario.counts=noted."
     )
 
 
 def _missing(card: Card, labels: Sequence[int]) -> str:
     if card.present is not None or not card.names:
         return ""
-    gone = [name for label, name in enumerate(card.names) if label not in set(labels)]
+    held = set(labels)
+    gone = [name for label, name in enumerate(card.names) if label not in held]
     more = f" and {len(gone) - 3:,} more" if len(gone) > 3 else ""
     return f" (none of {', '.join(gone[:3])}{more})"
