@@ -130,7 +130,7 @@ def _weights_apart(one: dict[str, Any], two: dict[str, Any]) -> float:
         if name.endswith("in_proj_bias"):
             third = len(difference) // 3
             difference[third : 2 * third] = 0
-        apart = max(apart, float(difference.max()))
+        apart = max(apart, float(difference.max(initial=0)))
     return apart
 
 

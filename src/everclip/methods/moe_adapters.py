@@ -123,6 +123,8 @@ class MoeAdapters(Method):
         texts = self.tasks[-1].texts if self.tasks else True
         names = shape.trainable(self.backbone.clip, routers[-1] if routers else None, texts)
         self._trainable = [*self._beside, *(PREFIX + name for name in names)]
+        for penalty in self._penalties:
+            penalty.prepare(self.backbone, self._trainable)
         self.mark_trainable()
 
     def _look_back_on_what_is_there(self) -> None:
