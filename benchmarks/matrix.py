@@ -10,9 +10,10 @@ from a file, encodes 32 pictures and its class names, and scores. In one process
 
 All times are processor time, so that other work on the machine plays no part.
 
-Run: python benchmarks/matrix.py                  prints a table
-     python benchmarks/matrix.py --cell WEIGHTS   does the work of one cell
-     python benchmarks/matrix.py --memory         prints the peak memory of each of 11 rows, towers changed at each
+Run: python benchmarks/matrix.py [pictures per set]        prints a table
+     python benchmarks/matrix.py --cell WEIGHTS PICTURES   does the work of one cell
+     python benchmarks/matrix.py --memory                  prints the peak memory of each of 11 rows, towers changed
+                                                           at each (a picture and a name per set)
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ TASKS, PICTURES, CLASSES, CELLS = 11, 32, 20, 2
 AIM = 10
 
 
-def eval_set(number: int, pictures: int = PICTURES) -> EvalSet:
+def eval_set(number: int, pictures: int, classes: int = CLASSES) -> EvalSet:
     """Return a set of generated JPEGs of 224 px."""
     draw = np.random.default_rng(number)
     images = []
@@ -58,15 +59,15 @@ def eval_set(number: int, pictures: int = PICTURES) -> EvalSet:
         coarse = Image.fromarray(draw.integers(0, 255, (7, 7, 3), dtype=np.uint8))
         coarse.resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG")
         images.append(file.getvalue())
-    keys = [f"set {number}, thing {i % CLASSES}" for i in range(pictures)]
+    keys = [f"set {number}, thing {i % classes}" for i in range(pictures)]
     columns = {
         "id": [f"{number}-{i}" for i in range(pictures)],
         "image": pa.array(images, pa.binary()),
         "class_key": keys,
     }
-    names = [f"set {number}, thing {i}" for i in range(CLASSES)]
-    classes = tuple(ClassEntry(name, name, ("a photo of a {}.",), (number,)) for name in names)
-    return EvalSet(f"set {number}", "classification", Table(pa.table(columns)), number, classes=classes)
+    names = [f"set {number}, thing {i}" for i in range(classes)]
+    entries = tuple(ClassEntry(name, name, ("a photo of a {}.",), (number,)) for name in names)
+    return EvalSet(f"set {number}", "classification", Table(pa.table(columns)), number, classes=entries)
 
 
 def scorer(method: Method, sets: list[EvalSet]) -> RowScorer:
@@ -109,23 +110,23 @@ def peak() -> float:
     return float(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def cells(weights: Path) -> list[float]:
+def cells(weights: Path, pictures: int) -> list[float]:
     """Return the seconds of whole processes, one per cell."""
     seconds = []
     for _ in range(CELLS):
         started = spent()
-        subprocess.run([sys.executable, __file__, "--cell", str(weights)], check=True)
+        subprocess.run([sys.executable, __file__, "--cell", str(weights), str(pictures)], check=True)
         seconds.append(spent() - started)
     return seconds
 
 
-def main() -> str:
+def main(pictures: int = PICTURES) -> str:
     """Measure and return the table."""
     with tempfile.TemporaryDirectory() as folder:
         method, weights = method_of("random"), Path(folder) / "weights.safetensors"
         save_file({k: v.clone() for k, v in method.backbone.clip.state_dict().items()}, weights)
-        cell = statistics.median(cells(weights))
-    seconds, _ = rows(method, [eval_set(number) for number in range(TASKS)])
+        cell = statistics.median(cells(weights, pictures))
+    seconds, _ = rows(method, [eval_set(number, pictures) for number in range(TASKS)])
     command = [sys.executable, __file__, "--memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     memory = [float(value) for value in done.stdout.split()]
@@ -142,16 +143,18 @@ def main() -> str:
         (f"peak memory after row {TASKS}", f"{memory[-1]:,.0f} MB", "flat"),
     ]
     title = (
-        f"{TASKS} x {TASKS} evaluation (benchmarks/matrix.py): ViT-B/16 shapes, {PICTURES} pictures per set"
+        f"{TASKS} x {TASKS} evaluation (benchmarks/matrix.py): ViT-B/16 shapes, {pictures} pictures per set"
     )
     return table(title, found, ("what", "measured", "aim"))
 
 
 if __name__ == "__main__":
     if "--cell" in sys.argv:
-        scorer(own := method_of(sys.argv[2]), [eval_set(0)]).row(own, {0}, lambda done, total: None)
+        scorer(own := method_of(sys.argv[2]), [eval_set(0, int(sys.argv[3]))]).row(
+            own, {0}, lambda done, total: None
+        )
     elif "--memory" in sys.argv:
-        small = [eval_set(number, 2) for number in range(TASKS)]
+        small = [eval_set(number, 1, 1) for number in range(TASKS)]
         print(*rows(method_of("random"), small, change=True)[1])
     else:
-        print(main())
+        print(main(*map(int, sys.argv[1:])))

@@ -440,7 +440,8 @@ def test_twelve_tasks_of_one_class_each_in_batches_of_one(make: Callable[..., Le
 
 def test_costs_are_those_of_the_buffers(make: Callable[..., Learner], data: Table) -> None:
     learner = make(**FORMS["sums"])
-    bare = learner.method.describe()
+    bare = make().method.describe()
+    assert learner.method.describe().bytes - bare.bytes == 8 * 200 * 200  # known before the first task
     learner.learn(of_classes(data, 0, 0, 1, 2))
     cost = learner.method.describe()
     kept = 200 * 200 + 200 * 32 + 2 * 200 * 3

@@ -48,6 +48,10 @@ def with_head(cost: Cost, head: Ridge | None, settings: RailSettings) -> Cost:
         head: `None` before the first task.
         settings: say what a task will add.
     """
+    if head is None:
+        # A plan must know of gigabytes; a width that follows the data is known with the first task.
+        square = settings.dimension**2 if settings.form == "primal" and settings.dimension != "auto" else 0
+        cost = replace(cost, stored_parameters=cost.stored_parameters + square, bytes=cost.bytes + 8 * square)
     kept = [] if head is None else list(head.buffers())
     used = 0 if head is None else sum(t.numel() for name, t in head.named_buffers() if name not in STATE)
     return replace(
