@@ -20,7 +20,16 @@ def main() -> None:
         "Written by `make bench`. Ratios are measured in one process, alternating.",
         "",
     ]
-    for name in ("step.py", "frozen.py", "adapters.py", "row.py", "checkpoints.py", "decode.py"):
+    for name in (
+        "step.py",
+        "frozen.py",
+        "adapters.py",
+        "row.py",
+        "checkpoints.py",
+        "decode.py",
+        "rail.py",
+        "matrix.py",
+    ):
         done = subprocess.run([sys.executable, str(HERE / name)], capture_output=True, text=True, check=True)
         print(done.stdout)
         parts.append(done.stdout)
