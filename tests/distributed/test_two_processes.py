@@ -47,7 +47,10 @@ GRADIENTS = {
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
     "coleclip": ("classes", ("method=coleclip", MOVED)),
     "moe-adapters": ("classes", ("method=moe-adapters", MOE, "method.selector=none", "method.balance=0.1", MOVED)),
-    "moe-adapters, captions": ("time", ("method=moe-adapters", MOE, "method.selector=none", MOVED)),
+    "moe-adapters, captions": (
+        "time",
+        ("method=moe-adapters", MOE, "method.selector=none", "training.cache=false", MOVED),
+    ),
     "captions with zscl": ("time", ("method=zscl", REFERENCE, MOVED)),
     "labels with zscl among pictures": (
         "classes",

@@ -89,7 +89,7 @@ def unevenness(values: torch.Tensor) -> torch.Tensor:
     """Return the squared coefficient of variation of `(E,)`: unbiased variance over the squared mean."""
     if len(values) < 2:
         return values.new_zeros(())
-    return values.float().var() / (values.float().mean() ** 2 + 1e-10)
+    return values.var() / (values.mean() ** 2 + 1e-10)
 
 
 def imbalance(logits: Logits, gates: torch.Tensor, active: int, shared: bool) -> torch.Tensor:
