@@ -19,7 +19,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lwf-mtil", "lwf-vr-mtil", "icarl-mtil"), STEPS),
     "icarl": ("method.replay.size=7",),
     "moe-adapters": (MOE,),
-    "moe-adapters-mtil": (MOE, *STEPS),
+    **dict.fromkeys(("moe-adapters-mtil", "moe-adapters-mtil-fewshot"), (MOE, *STEPS)),
     "moe-adapters-cil": ("method.experts.width=4", *STEPS),
 }
 """preset -> what is set differently for a model of two layers and some dozens of pictures."""
