@@ -37,7 +37,7 @@ ZERO_SHOT = "zero-shot"
 class Learned(NamedTuple):
     """A task learned or being learned, and whether its texts take experts."""
 
-    index: int
+    number: int
     name: str
     texts: bool
 
@@ -202,7 +202,7 @@ class MoeAdapters(Method):
             return len(self._routers)
         if known_task is None:
             return None
-        learned = [task.index for task in self.tasks]
+        learned = [task.number for task in self.tasks]
         return 1 + learned.index(known_task) if known_task in learned else 0
 
     def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:

@@ -76,7 +76,7 @@ def scores_by_route(images: Features, bank: Features, make: Callable[[int], torc
     """
     embedding, route = images["embedding"], images["route"].long()
     scores = embedding.new_empty(len(embedding), len(bank["embedding"]))
-    for number in sorted(int(r) for r in route.unique()):
+    for number in sorted(set(route.tolist())):
         name = f"route {number}" if number else "embedding"
         if name not in bank:
             bank[name] = make(number)

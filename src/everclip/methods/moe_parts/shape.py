@@ -54,7 +54,7 @@ def settle(clip: nn.Module, shared_texts: bool) -> None:
         taken = torch.cat([e.picked for e in picked if e.picked is not None])
         if side == "image" or not shared_texts:
             taken = (mean(taken.double()) * world()).round().long()
-        for experts, own in zip(picked, taken.split([len(e.counts) for e in picked]), strict=True):
+        for experts, own in zip(picked, torch.split(taken, [len(e.counts) for e in picked]), strict=True):
             experts.counts += own
             experts.picked = None
 

@@ -43,6 +43,10 @@ class Bank(nn.Module):
     """
 
     place: torch.Tensor
+    down: nn.Parameter
+    down_bias: nn.Parameter
+    up: nn.Parameter
+    up_bias: nn.Parameter
 
     def __init__(
         self,

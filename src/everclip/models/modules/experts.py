@@ -108,7 +108,7 @@ class Experts(Hooked):
         # Outside of autocast, so that a gate does not depend on the precision of a run.
         with torch.autocast(tokens.device.type, enabled=False):
             token = tokens[:1, 0] if told.same else tokens[:, 0]
-            token = token.to(routers[0].gate.dtype)
+            token = token.to(self.bank.down.dtype)
             if isinstance(told.route, torch.Tensor):
                 logits = mixed_logits(routers, token, told.route)  # type: ignore[arg-type]
             else:

@@ -82,7 +82,8 @@ def smooth_load(logits: Logits, active: int) -> torch.Tensor:
     best = noisy.topk(active + 1, dim=1).values
     inside, outside = best[:, active, None], best[:, active - 1, None]
     other = torch.where(noisy > inside, inside, outside)
-    return torch.special.ndtr((logits.clean - other) / logits.spread).sum(dim=0)
+    likely: torch.Tensor = torch.special.ndtr((logits.clean - other) / logits.spread)
+    return likely.sum(dim=0)
 
 
 def unevenness(values: torch.Tensor) -> torch.Tensor:
