@@ -119,6 +119,16 @@ def test_the_published_number_of_parameters() -> None:
     assert small.describe().stored_parameters - plain == 4_027_392
 
 
+def test_what_the_selector_adds_is_counted(make: Make, data: Table) -> None:
+    learner = make(selector={"kind": "autoencoder", "width": 7})
+    method = moe(learner)
+    for index in range(2):
+        method.begin_task(of_classes(data, index, index, index + 1), learner.past())
+    found = 2 * 32  # mean and deviation of early tokens
+    size = 2 * 7 * found + 7 + found
+    assert f"; {size:,} of the selector" in method.describe().growth_per_task
+
+
 # -- learning -------------------------------------------------------------------------------------------------
 
 

@@ -251,6 +251,15 @@ class MoeAdapters(Method):
             self.selector.grow(structure["selector"])
         self._choose()
 
+    def _selector_growth(self) -> int:
+        """Return how many parameters the selector has for each task (and for the reference data) so far."""
+        if self.selector is None or not self.tasks:
+            return 0
+        every, fixed = (
+            sum(p.numel() for p in m.parameters()) for m in (self.selector, self.selector.extractor)
+        )
+        return (every - fixed) // (len(self.tasks) + self.selector.reference)
+
     def describe(self) -> Cost:
         """Count parameters; frozen experts, which are none any more, are counted with what is stored."""
         cost, clip = super().describe(), self.backbone.clip
@@ -260,8 +269,8 @@ class MoeAdapters(Method):
         per_task = routers if self.settings.routers == "per-task" else 0
         growth = [f"{per_task:,} parameters of routers"] if per_task else []
         growth += [f"{expert:,} per expert that is added to all blocks"] if self.settings.grow else []
-        if cost.growth_per_task != "none":
-            growth.append(cost.growth_per_task)
+        growth += [f"{size:,} of the selector"] if (size := self._selector_growth()) else []
+        growth += [cost.growth_per_task] if cost.growth_per_task != "none" else []
         return replace(
             cost,
             stored_parameters=cost.stored_parameters + frozen,
