@@ -35,6 +35,7 @@ def test_measured_and_validation_pictures_are_no_reference_data(stream: Callable
     assert not found & looked_at
     assert any(note.startswith("reference.images: ") for note in scenario.notes)
     assert "reference images" in scenario.part_fingerprints
+    assert "reference texts" not in scenario.part_fingerprints
 
 
 def test_texts_come_from_lines_captions_or_class_names(
@@ -118,3 +119,21 @@ def test_a_budget_of_two_kinds_is_refused(micro_config: Callable[..., Any]) -> N
 def test_the_configuration_takes_reference_data_from_the_command_line(micro_folder: Path) -> None:
     config = resolve_config(str(micro_folder / "time.yaml"), ["scenario.reference.texts.source=a.txt"])
     assert config.scenario["reference"] == {"texts": {"source": "a.txt"}}
+
+
+def test_other_texts_are_another_stream(stream: Callable[..., Any], tmp_path: Path) -> None:
+    prints = []
+    for text in ("a red thing", "a blue thing"):
+        (tmp_path / "texts.txt").write_text(text, encoding="utf-8")
+        config = stream(f"scenario.reference.texts.source={tmp_path / 'texts.txt'}")
+        prints.append(load_scenario(config.scenario).part_fingerprints["reference texts"])
+    assert prints[0] != prints[1]
+
+
+def test_a_preset_may_list_tasks_that_a_stream_lacks(micro_config: Callable[..., Any]) -> None:
+    config = micro_config("time", "method=lwf-mtil")
+    scenario = load_scenario(config.scenario)
+    check_fit(learner_for(config, scenario), scenario.tasks)
+    config = micro_config("time", "method=lwf-mtil", "method.per_task.Birds.lr=0.5")
+    with pytest.raises(ConfigError, match=r"method.per_task: 'Birds' is no task"):
+        check_fit(learner_for(config, scenario), scenario.tasks)

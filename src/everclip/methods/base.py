@@ -10,15 +10,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import (
     Batch,
     ClassEntry,
     Cost,
-    Features,
-    LabelSpace,
     Needs,
     Past,
     Phase,
@@ -30,8 +27,6 @@ from everclip.contracts import (
 )
 from everclip.data.table import Table
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import encode_prompts
-from everclip.evaluation.classification import ensemble_banks
 from everclip.methods import merge
 from everclip.methods.cost import counted
 from everclip.methods.frozen import cached_columns, embeddings, rest
@@ -41,6 +36,7 @@ from everclip.methods.pace import paced
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
+from everclip.methods.predicting import Predicting
 from everclip.methods.replayed import embed, memory_of, mixed
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups, grow, trains
@@ -52,7 +48,7 @@ MAX_SCALE = 100.0
 """CLIP's bound on the logit scale (arXiv 2103.00020, section 2.5)."""
 
 
-class Method(nn.Module):
+class Method(Predicting):
     """How to learn a task and how to predict.
 
     Args:
@@ -63,7 +59,6 @@ class Method(nn.Module):
     Class attributes:
         Settings: the pydantic model of the method's settings.
         needs: what the method relies on, checked before a run starts.
-        uses_known_task: whether `encode_images` makes use of a task that a protocol tells.
         reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
             what a frozen tower would encode. A subclass with a `forward` of its own says so if it does.
         gathers: whether `forward`, in phases without an optimiser, takes in the samples of all processes
@@ -72,7 +67,6 @@ class Method(nn.Module):
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
-    uses_known_task: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = True
     gathers: ClassVar[bool] = False
 
@@ -82,8 +76,7 @@ class Method(nn.Module):
             cls.reads_embeddings = False
 
     def __init__(self, backbone: Backbone, settings: MethodSettings, seed: int = 0) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.settings = settings
         self.seed = seed
         self.preset = type(self).__name__
@@ -111,24 +104,6 @@ class Method(nn.Module):
     def reference_needs(self) -> frozenset[str]:
         """Which reference data it cannot do without: of `images` and `texts`."""
         return self.needs.reference.union(*(p.needs_reference for p in self._penalties))
-
-    @property
-    def batch_dependent(self) -> str | None:
-        """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
-        return None
-
-    @property
-    def outside_towers(self) -> str | None:
-        """What was learned and lies outside the towers, so that an export would lack it; `None`: nothing does."""
-        return None
-
-    def routes(self) -> tuple[str, ...]:
-        """Return the names of the ways a picture can go (feature `route`); none by default."""
-        return ()
-
-    def expert_places(self) -> tuple[str, ...]:
-        """Return the names of the places that choose experts (feature `experts`), in order; none by default."""
-        return ()
 
     # -- learning ---------------------------------------------------------------------------------------------
 
@@ -336,36 +311,6 @@ class Method(nn.Module):
         target = merge.changing(self, self._trainable)
         for name, tensor in weights.items():
             target[name].copy_(tensor)
-
-    # -- predicting -------------------------------------------------------------------------------------------
-
-    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
-        """Encode images `(N, 3, S, S)`; sample by sample, never depending on the rest of the batch."""
-        return {"embedding": self.backbone.encode_image(pixels)}
-
-    def encode_texts(self, tokens: torch.Tensor) -> Features:
-        """Encode token ids `(N, L)`."""
-        return {"embedding": self.backbone.encode_text(tokens)}
-
-    def class_bank(self, space: LabelSpace) -> Features:
-        """Return class embeddings `(C, D)`: unit mean over the templates of each class."""
-        prompts = [entry.prompts() for entry in space.entries]
-        flat = [text for texts in prompts for text in texts]
-        encoded = encode_prompts(self, flat)
-        parts = torch.split(encoded["embedding"], [len(texts) for texts in prompts])
-        return {"embedding": ensemble_banks(parts)}
-
-    def similarity(self, images: Features, texts: Features) -> torch.Tensor:
-        """Return cosines `(N, M)`."""
-        return images["embedding"] @ texts["embedding"].T
-
-    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
-        """Return scores `(N, C)`: cosines with the class embeddings."""
-        return self.similarity(images, bank)
-
-    def encoder_keys(self) -> dict[str, str]:
-        """Return what image and text encodings depend on, for caches: one fingerprint per tower."""
-        return self.backbone.fingerprints()
 
     # -- state ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,76 @@
+"""How a method predicts: encoders, class banks and scores of the backbone as it is now."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from everclip.contracts import Features, LabelSpace
+from everclip.evaluation.banks import encode_prompts
+from everclip.evaluation.classification import ensemble_banks
+from everclip.models.backbone import Backbone
+
+
+class Predicting(nn.Module):
+    """The part of a method that needs no training.
+
+    Args:
+        backbone: the CLIP; the method owns it from here on.
+
+    Class attributes:
+        uses_known_task: whether `encode_images` makes use of a task that a protocol tells.
+    """
+
+    uses_known_task: ClassVar[bool] = False
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
+        """Encode images `(N, 3, S, S)`; sample by sample, never depending on the rest of the batch."""
+        return {"embedding": self.backbone.encode_image(pixels)}
+
+    def encode_texts(self, tokens: torch.Tensor) -> Features:
+        """Encode token ids `(N, L)`."""
+        return {"embedding": self.backbone.encode_text(tokens)}
+
+    def class_bank(self, space: LabelSpace) -> Features:
+        """Return class embeddings `(C, D)`: unit mean over the templates of each class."""
+        prompts = [entry.prompts() for entry in space.entries]
+        flat = [text for texts in prompts for text in texts]
+        encoded = encode_prompts(self, flat)
+        parts = torch.split(encoded["embedding"], [len(texts) for texts in prompts])
+        return {"embedding": ensemble_banks(parts)}
+
+    def similarity(self, images: Features, texts: Features) -> torch.Tensor:
+        """Return cosines `(N, M)`."""
+        return images["embedding"] @ texts["embedding"].T
+
+    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
+        """Return scores `(N, C)`: cosines with the class embeddings."""
+        return self.similarity(images, bank)
+
+    def encoder_keys(self) -> dict[str, str]:
+        """Return what image and text encodings depend on, for caches: one fingerprint per tower."""
+        return self.backbone.fingerprints()
+
+    @property
+    def batch_dependent(self) -> str | None:
+        """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
+        return None
+
+    @property
+    def outside_towers(self) -> str | None:
+        """What was learned and lies outside the towers, so that an export would lack it; `None`: nothing does."""
+        return None
+
+    def routes(self) -> tuple[str, ...]:
+        """Return the names of the ways a picture can go (feature `route`); none by default."""
+        return ()
+
+    def expert_places(self) -> tuple[str, ...]:
+        """Return the names of the places that choose experts (feature `experts`), in order; none by default."""
+        return ()
