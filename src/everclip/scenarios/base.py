@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Reference, Task
+from everclip.data.order import key_of
 from everclip.data.quarantine import Quarantine
 from everclip.data.table import Table
 from everclip.scenarios.spec import ScenarioSpec
@@ -53,7 +54,10 @@ class ListScenario:
         parts |= {f"set {s.name}": s.data for s in self.eval_sets}
         parts |= {f"set {s.name} (validation)": s.data for s in self.retention_val}
         parts["reference images"] = None if self.reference is None else self.reference.images
-        return {name: table.fingerprint for name, table in parts.items() if table is not None}
+        prints = {name: table.fingerprint for name, table in parts.items() if table is not None}
+        if self.reference is not None and self.reference.texts:
+            prints["reference texts"] = f"{key_of(*self.reference.texts):032x}"[:16]
+        return prints
 
     @property
     def name(self) -> str:
