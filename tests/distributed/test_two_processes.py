@@ -46,7 +46,10 @@ GRADIENTS = {
     "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
     "coleclip": ("classes", ("method=coleclip", MOVED)),
-    "moe-adapters": ("classes", ("method=moe-adapters", MOE, "method.selector=none", "method.balance=0.1", MOVED)),
+    "moe-adapters": (
+        "classes",
+        ("method=moe-adapters", MOE, "method.selector=none", "method.balance=0.1", MOVED),
+    ),
     "moe-adapters, captions": (
         "time",
         ("method=moe-adapters", MOE, "method.selector=none", "training.cache=false", MOVED),

@@ -30,7 +30,12 @@ SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("method.replay.kind=reservoir", "method.replay.size=10"),
         ("method.replay.kind=balanced", "method.replay.size=10", "method.replay.base=true"),
         ("method.replay.kind=all", "method.replay.share=null"),
-        ("method.replay.kind=herding", "method.replay.size=8", "method.replay.use=both", "method.replay.per=task"),
+        (
+            "method.replay.kind=herding",
+            "method.replay.size=8",
+            "method.replay.use=both",
+            "method.replay.per=task",
+        ),
     ),
     "merge": (
         (),

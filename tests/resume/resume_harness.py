@@ -96,14 +96,20 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "classes",
         ("method=coleclip", "method.momentum=null", "method.templates.training=all", "method.prompts=2"),
     ),
-    "coleclip-guarded": ("classes", ("method=coleclip", "guard.max_drop=1", "guard.every=1", "training.lr=0.1")),
+    "coleclip-guarded": (
+        "classes",
+        ("method=coleclip", "guard.max_drop=1", "guard.every=1", "training.lr=0.1"),
+    ),
     "moe-adapters": ("classes", ("method=moe-adapters", MOE, "training.lr=1e-2")),
     "moe-adapters-fixed": (
         "classes",
         ("method=moe-adapters", MOE, "method.grow=false", "method.balance=0.01", "method.selector=none"),
     ),
     "moe-adapters-captions": ("time", ("method=moe-adapters", MOE, "method.freeze=4", "training.lr=1e-2")),
-    "moe-adapters-cil": ("classes", ("method=moe-adapters-cil", "method.experts.width=4", "training.batch_size=8")),
+    "moe-adapters-cil": (
+        "classes",
+        ("method=moe-adapters-cil", "method.experts.width=4", "training.batch_size=8"),
+    ),
     "rail": ("classes", ("method=rail", *RAIL)),
     "rail-recursive": ("classes", ("method=rail-primal-published", *RAIL)),
     "rail-dual": ("classes", ("method=rail-dual", *RAIL)),

@@ -118,9 +118,7 @@ class Encoder:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
 
-    def _encode(
-        self, method: Any, rows: NDArray[np.int64], known_task: int | None, tick: Tick
-    ) -> Features:
+    def _encode(self, method: Any, rows: NDArray[np.int64], known_task: int | None, tick: Tick) -> Features:
         """Encode the pictures at `rows`, shared between processes where a batch does not decide anything."""
         split = self._world > 1 and len(rows) >= self._world and method.batch_dependent is None
         mine = np.array_split(rows, self._world)[self._rank] if split else rows
@@ -161,4 +159,3 @@ class Encoder:
             with measuring(method):
                 self._banks[keys["text"], space] = method.class_bank(space)
         return self._banks[keys["text"], space]
-

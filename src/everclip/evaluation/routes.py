@@ -27,7 +27,9 @@ def count_routes(features: Features, names: Sequence[str]) -> dict[str, int]:
         return {}
     taken = features[ROUTE].flatten().to(torch.int64)
     if len(taken) and not 0 <= int(taken.min()) <= int(taken.max()) < len(names):
-        raise ValueError(f"feature `route` holds {taken.unique().tolist()}; there are {len(names)} routes")
+        raise ValueError(
+            f"feature `route` holds {sorted(set(taken.tolist()))}; there are {len(names)} routes"
+        )
     counts: dict[str, int] = {}
     for name, count in zip(names, torch.bincount(taken, minlength=len(names)).tolist(), strict=True):
         counts[name] = counts.get(name, 0) + count

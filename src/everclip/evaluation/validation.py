@@ -116,9 +116,7 @@ def _accuracy(method: Any, table: Table, images: Features, space: LabelSpace) ->
     return float((scores.argmax(dim=1) == labels).float().mean())
 
 
-def _recalls(
-    method: Any, tables: Mapping[str, Table], encoded: Mapping[str, Features]
-) -> dict[str, float]:
+def _recalls(method: Any, tables: Mapping[str, Table], encoded: Mapping[str, Features]) -> dict[str, float]:
     images = {name: features["embedding"] for name, features in encoded.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
     texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}

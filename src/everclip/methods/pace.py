@@ -35,4 +35,6 @@ def check_names(per_task: Iterable[str], tasks: Sequence[Task], preset: Iterable
     names = [task.name for task in tasks]
     wrong = next((name for name in per_task if name not in {*names, *preset}), None)
     if wrong is not None:
-        raise ConfigError(f"method.per_task: {wrong!r} is no task of this stream.{did_you_mean(wrong, names)}")
+        raise ConfigError(
+            f"method.per_task: {wrong!r} is no task of this stream.{did_you_mean(wrong, names)}"
+        )

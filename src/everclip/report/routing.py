@@ -79,7 +79,7 @@ def route_rows(run: Run) -> list[dict[str, str]]:
         if column.name not in found:
             continue
         by_name = dict(zip(names, found[column.name], strict=True))
-        own = tasks.get(column.task) if column.task in learned else None  # type: ignore[arg-type]
+        own = tasks.get(column.task) if column.task in learned else None
         right = own if own in by_name else names[0]
         others = {name: share for name, share in by_name.items() if name != right and share}
         most = max(others, key=lambda name: others[name], default=None)

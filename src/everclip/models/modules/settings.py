@@ -184,7 +184,9 @@ class ExpertsSettings(ModuleSettings):
     @model_validator(mode="after")
     def _enough(self) -> ExpertsSettings:
         if self.active > self.count:
-            raise ValueError(f"{self.active} `active` experts of {self.count}: set `count` to {self.active} or more")
+            raise ValueError(
+                f"{self.active} `active` experts of {self.count}: set `count` to {self.active} or more"
+            )
         return self
 
 
