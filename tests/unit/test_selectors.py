@@ -262,10 +262,10 @@ def test_what_is_too_far_from_every_task_takes_the_zero_shot_route() -> None:
     inf = math.inf
     limits = torch.tensor([[0.0, 0.0], [1.0, 2.0], [10.0, 14.0], [0.0, 0.0]])
     far = torch.tensor([[inf, 1.9, 30.0, inf], [inf, 2.1, 13.0, inf], [inf, 2.1, 14.1, inf]])
-    calibrated = selector_settings("gaussian")
-    assert calibrated is not None
+    raw = selector_settings("gaussian")
+    assert raw is not None
+    calibrated = raw.model_copy(update={"compare": "calibrated"})
     assert choose(far, limits, calibrated).tolist() == [1, 2, 0]
-    raw = calibrated.model_copy(update={"compare": "raw"})
     # By bare distance the first task wins all three, and two of them lie beyond its threshold.
     assert choose(far, limits, raw).tolist() == [1, 0, 0]
     assert choose(far, limits, raw.model_copy(update={"threshold": "none"})).tolist() == [1, 1, 1]

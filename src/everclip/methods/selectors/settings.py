@@ -31,8 +31,8 @@ class SelectorSettings(Frozen):
         size: for `convolution`: side in pixels that pictures are resized to.
         decision: per `sample`, or one for all pictures of a `batch` (as published: predictions then depend on what else
             is in the batch).
-        compare: which task is nearest: by distance in units of each task's own held-out data (`calibrated`), or
-            by bare distance (`raw`, as published).
+        compare: which task is nearest: by bare distance (`raw`, as published), or by distance in units of each task's
+            own held-out data (`calibrated`), where distances of different tasks have different scales.
         threshold: what is too far from every task takes the zero-shot route: beyond the `quantile` of the winner's own
             held-out distances (`calibrated`), beyond a number (published: 0.0655), or never (`none`).
         quantile: share of a task's own held-out pictures within its threshold.
@@ -46,7 +46,7 @@ class SelectorSettings(Frozen):
     normalisation: Literal["imagenet", "clip"] = "imagenet"
     size: int = Field(224, ge=63)
     decision: Literal["sample", "batch"] = "sample"
-    compare: Literal["calibrated", "raw"] = "calibrated"
+    compare: Literal["raw", "calibrated"] = "raw"
     threshold: Literal["calibrated", "none"] | Annotated[float, Field(allow_inf_nan=False)] = "calibrated"
     quantile: float = Field(0.99, gt=0, le=1)
     held: float = Field(0.1, gt=0, lt=1)
@@ -92,7 +92,6 @@ class DdasSettings(AutoencoderSettings):
     features: Features = "convolution"
     normalisation: Literal["imagenet", "clip"] = "clip"
     decision: Literal["sample", "batch"] = "batch"
-    compare: Literal["calibrated", "raw"] = "raw"
     threshold: Literal["calibrated", "none"] | Annotated[float, Field(allow_inf_nan=False)] = 0.0655
     width: int | None = Field(100, ge=1)
     standardise: bool = False
