@@ -29,6 +29,9 @@ def main() -> None:
         "decode.py",
         "rail.py",
         "matrix.py",
+        "moe.py",
+        "selecting.py",
+        "zscl.py",
     ):
         done = subprocess.run([sys.executable, str(HERE / name)], capture_output=True, text=True, check=True)
         print(done.stdout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from everclip.methods.build import method_class
-from everclip.registry import methods
+from everclip.registry import benchmarks, methods
 from micro import REFERENCE
 
 STEPS = ("training.steps=4", "training.batch_size=8", "training.warmup=1")
@@ -39,3 +39,12 @@ def of_any_kind() -> list[str]:
     """Return the presets that learn from captions as well as from classes; not their twins with published numbers."""
     names = [name for name in sorted(methods()) if learns(name, "time")]
     return [name for name in names if name.rpartition("-")[0] not in names]
+
+
+def builtin_benchmarks() -> list[str]:
+    """Return the benchmarks whose data come with the package, by name."""
+    return sorted(
+        name
+        for name, entry in benchmarks().items()
+        if str(entry.document.get("data", {}).get("source", "")).startswith("builtin:")
+    )

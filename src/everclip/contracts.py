@@ -207,6 +207,7 @@ class Phase:
         schedule: overrides its schedule (and warm-up) with steps.
         repeats: how often the phase runs in a row (each repeat restarts its schedule).
         guarded: whether the retention guard watches it: what trains beside the model is none of its business.
+        chooses: whether its samples decide a threshold and nothing is learned from them: they may be for validation.
         notes: what people should know about it; the log says it once.
     """
 
@@ -221,6 +222,7 @@ class Phase:
     schedule: StepDecay | None = None
     repeats: int = 1
     guarded: bool = True
+    chooses: bool = False
     notes: tuple[str, ...] = ()
 
 

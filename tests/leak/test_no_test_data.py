@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from everclip import registry
+import presets
 from everclip.config import resolve_config
 from everclip.contracts import Task
 from everclip.data.batches import BatchMaker
@@ -29,7 +29,7 @@ from everclip.training.progress import Progress
 from micro import REFERENCE, picture
 
 MICRO = ("time", "classes", "domains", "single", "sources")
-BUILTIN = sorted(registry.benchmarks())
+BUILTIN = presets.builtin_benchmarks()
 
 
 def _ids(tables: Sequence[Table | None]) -> set[str]:
@@ -62,15 +62,24 @@ def _scenario(target: str) -> Any:
 
 
 def _walk(config: Any, scenario: Any) -> Iterator[tuple[Task, list[Table], Any]]:
-    """Go through all tasks as a run does, without training: (task, what its phases train on, the method)."""
+    """Go through all tasks as a run does, without training: (task, what its phases train on, the method).
+
+    What decides a threshold alone is a task's validation pictures, or held out of its own.
+    """
     learner = learner_for(config, scenario)
     at_once = learner.method.needs.all_tasks_at_once
     for task in (scenario.at_once() if at_once else scenario).tasks:
         learner.method.begin_task(task, learner.past())
         phases = learner.plan(task)
-        yield task, [s.table for p in phases for st in p.streams.values() for s in st.sources], learner.method
+        tables = [(p.chooses, s.table) for p in phases for st in p.streams.values() for s in st.sources]
+        looked_at = _ids([table for chooses, table in tables if chooses])
+        reference = None if scenario.reference is None else scenario.reference.images
+        assert looked_at <= _ids([task.train, task.val, reference])
+        assert all(p.optimiser is None for p in phases if p.chooses)
+        yield task, [table for chooses, table in tables if not chooses], learner.method
         for phase in phases:
-            learner.method.end_phase(task, phase)
+            if not phase.chooses:  # there is nothing to choose on: nothing was looked at
+                learner.method.end_phase(task, phase)
         learner.method.end_task(task, learner.past(), lambda: {"new": 0.5})
         learner.tasks.append(task)
 
@@ -197,10 +206,11 @@ def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
     for task in run.tasks:
         run.learner.learn(task)
     parts = Parts(run.scenario)
-    assert batched <= parts.training
+    selects = getattr(run.learner.method, "selector", None) is not None
+    assert batched <= (parts.training | parts.validation if selects else parts.training)
     assert looked_at & parts.measured == set()
     assert looked_at - parts.training <= parts.validation
-    chooses = "wise-ft" in method or "guarded" in method or method == "safe"
+    chooses = selects or "wise-ft" in method or "guarded" in method or method == "safe"
     assert (looked_at & parts.validation != set()) == chooses
     assert (batched == set()) == (method == "zero-shot")
 

@@ -19,6 +19,7 @@ route whenever it hands over its backbone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -102,7 +103,7 @@ class Selector(nn.Module, Generic[S]):
         place = self.place(task)
         train, held = self.parts(task)
         before = self.reference_phases(past) if place == 0 and self.knows_reference(past) else []
-        return [*before, *self.fitting(task, train, place, past), self.once(CALIBRATE, held, past)]
+        return [*before, *self.fitting(task, train, place, past), self.held(CALIBRATE, held, past)]
 
     def reference_phases(self, past: Past) -> list[Phase]:
         """Declare how it learns the reference pictures: before the first task, as published."""
@@ -111,7 +112,7 @@ class Selector(nn.Module, Generic[S]):
         images = past.reference.images
         rest, held = carve(images, self.settings.held, SALT)
         rest, held = (rest, held) if len(rest) and len(held) else (images, images)
-        return [*self.fitting(None, rest, -1, past), self.once(f"{CALIBRATE}{REFERENCE}", held, past)]
+        return [*self.fitting(None, rest, -1, past), self.held(f"{CALIBRATE}{REFERENCE}", held, past)]
 
     def fitting(self, task: Task | None, train: Table, place: int, past: Past) -> list[Phase]:
         """Declare how the part of a task (`None` and -1: that of the reference pictures) learns from `train`."""
@@ -269,6 +270,10 @@ class Selector(nn.Module, Generic[S]):
             task: whose classes come with the pictures; `None` for none.
         """
         return Phase(name, {STREAM: self._stream(table, past, task, view=False)}, optimiser=None)
+
+    def held(self, name: str, table: Table, past: Past) -> Phase:
+        """Return such a phase over pictures that decide a threshold and teach nothing."""
+        return replace(self.once(name, table, past), chooses=True)
 
     def gradient(self, name: str, table: Table, past: Past, parameters: list[str], **options: Any) -> Phase:
         """Return a phase that trains parameters of this module, named as it names them."""
