@@ -148,7 +148,8 @@ def draw(found: list[Measured], file: Path, title: str) -> None:
             axes.errorbar(x, y, xerr=spread, fmt="o", ms=8 if main else 5, color=colour)
             axes.plot([100 * one.interval[1], edge], [y, label], color="#bbb", lw=0.6)
             axes.annotate(one.name, (edge, label), fontsize=8, va="center", color=colour)
-        axes.set_xlim(min(100 * one.interval[0] for one in found) - 0.5, edge + 5)
+        left = min(100 * one.interval[0] for one in found) - 0.5
+        axes.set_xlim(left, edge + 0.6 * (edge - left))  # room for the longest name
         axes.set_xlabel("retention suite, change in points (95 % over pictures)")
         axes.set_title(f"gain at the end, {name}, percent of plain fine-tuning's", fontsize=10)
     figure.suptitle(title)
