@@ -90,7 +90,7 @@ def seconds(work: Callable[[], object]) -> float:
 @torch.no_grad()
 def teacher_seconds(learner: Learner, batch: int) -> tuple[float, float]:
     """Return the seconds of the teacher on a batch of pictures, and on all texts."""
-    teacher = learner.method.teacher("initial")
+    teacher = learner.method.teacher_of("initial")
     device = next(teacher.parameters()).device
     pixels = torch.randn(batch, 3, 224, 224, device=device)
     tokens = teacher.tokenise(

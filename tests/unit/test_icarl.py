@@ -226,7 +226,7 @@ def test_the_teacher_is_the_start_model_or_that_of_the_tasks_start(begin: Callab
         start = {k: v.clone() for k, v in learner.method.backbone.state_dict().items()}
         learner.learn(tasks[0])
         learner.method.begin_task(tasks[1], learner.past())
-        teacher = learner.method.teacher(which).state_dict()
+        teacher = learner.method.teacher_of(which).state_dict()
         assert all(torch.equal(v, start[k]) for k, v in teacher.items()) != changed
 
 

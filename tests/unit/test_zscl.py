@@ -176,7 +176,7 @@ def test_the_teacher_reads_pictures_and_texts_once_per_run(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, tasks = begin("training.steps=3")
-    teacher, count = learner.method.teacher("initial"), Counter[str]()
+    teacher, count = learner.method.teacher_of("initial"), Counter[str]()
 
     def watch(name: str) -> None:
         inner = getattr(Backbone, name)
@@ -250,7 +250,7 @@ def test_a_teacher_between_start_and_task_is_rebuilt_inside_a_task(begin: Begin)
     learner.learn(tasks[0])
     now = {k: v.clone() for k, v in method.backbone.state_dict().items()}
     method.begin_task(tasks[1], learner.past())
-    teacher = method.teacher(kind).state_dict()
+    teacher = method.teacher_of(kind).state_dict()
     for name, tensor in teacher.items():
         if tensor.is_floating_point():
             assert torch.allclose(tensor, 0.2 * start[name] + 0.8 * now[name], atol=1e-6)
@@ -258,11 +258,11 @@ def test_a_teacher_between_start_and_task_is_rebuilt_inside_a_task(begin: Begin)
     again, _ = begin("method.penalties.zscl.toward_task_start=0.8")
     again.method.load_state_dict(method.state_dict())
     again.method.load_extra(method.extra_tensors(), method.extra_state())
-    other = again.method.teacher(kind).state_dict()
+    other = again.method.teacher_of(kind).state_dict()
     assert all(torch.equal(v, other[k]) for k, v in teacher.items())
     again.method.end_task(tasks[1], Past(), lambda: {})
     with pytest.raises(KeyError):
-        again.method.teacher(kind)
+        again.method.teacher_of(kind)
 
 
 def test_the_mean_of_start_and_first_step_where_snapshots_are_rare(begin: Begin) -> None:

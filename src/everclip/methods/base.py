@@ -201,7 +201,7 @@ class Method(Predicting):
                 losses = {"contrastive": contrastive(image, text, scale, *keys)}
         return losses | self.penalise(batch, progress, image, text)
 
-    def teacher(self, kind: str) -> Backbone:
+    def teacher_of(self, kind: str) -> Backbone:
         """Return a frozen teacher of the penalties, on the method's device."""
         return self._teachers.of(kind, self.backbone)
 

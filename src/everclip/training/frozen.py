@@ -264,7 +264,7 @@ class _Towers:
 
     def of(self, teacher: str) -> _Tower:
         if teacher not in self._made:
-            backbone = self._method.teacher(teacher) if teacher else self._method.backbone
+            backbone = self._method.teacher_of(teacher) if teacher else self._method.backbone
             self._made[teacher] = _Tower(backbone, self._maker, device_of(self._method))
         return self._made[teacher]
 
