@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,7 +21,7 @@ from everclip.methods.build import build_method
 from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
 from everclip.run import Run
-from everclip.training import frozen
+from everclip.training import frozen, mapped
 from everclip.training.progress import Progress as Shown
 
 TEXT, IMAGE = ("text", "logit-scale"), ("image", "logit-scale")
@@ -236,3 +237,19 @@ def test_a_run_leaves_no_file_behind(kind: str, micro_config: Callable[..., Any]
     run.learner.engine.frozen.memory = 0
     assert run.execute().status == "finished"
     assert list((Path(config.output) / "frozen").iterdir()) == []
+
+
+def test_a_file_that_one_process_cannot_read_is_read_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "rows.npy", np.ones((3, 2), np.float32))
+    assert mapped.load_mapped(tmp_path / "rows.npy", 3) is not None
+    monkeypatch.setattr(mapped, "gather_objects", lambda value: [value, False])
+    assert mapped.load_mapped(tmp_path / "rows.npy", 3) is None
+
+
+def test_all_processes_look_where_the_first_one_writes(
+    make: Callable[..., Learner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "from_first", lambda value: str(tmp_path / "of the first"))
+    assert make(TEXT, {}).engine.frozen._own() == tmp_path / "of the first"

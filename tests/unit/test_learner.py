@@ -220,7 +220,7 @@ def test_a_saved_learner_goes_on_as_if_it_had_never_stopped(micro_folder: Path, 
     two.save(tmp_path / "saved")
     three = Learner.load(tmp_path / "saved")
     for learner in (one, three):
-        learner.learn(rows_of(micro_folder, 70)[50:], name="May")
+        learner.learn(rows_of(micro_folder, 70)[50:], name="May", validation=0.4)
     assert same(state(one), state(three))
 
 
@@ -269,3 +269,11 @@ def test_nothing_is_trained_if_there_is_nothing_to_choose_on(micro_folder: Path)
         learner.learn(rows_of(micro_folder)[:4], validation=0.0)
     assert same(state(learner), before)
     assert learner.learned == set()
+
+
+def test_a_new_task_is_not_merged_by_what_the_past_alone_says(micro_folder: Path) -> None:
+    learner = Learner.create(str(micro_folder / "model"), "wise-ft", TRAINING)
+    learner.learn(rows_of(micro_folder), validation=0.3)
+    with pytest.raises(DataError, match="no validation picture to choose on"):
+        learner.learn(rows_of(micro_folder)[:4], validation=0.0)
+    assert learner.learned == {0}

@@ -50,12 +50,12 @@ def validation_scores(
 
 
 def require_pictures(tasks: Sequence[Task], base_val: Table | None) -> None:
-    """Refuse to choose on nothing.
+    """Refuse to choose on nothing, or on the past alone: that would choose to learn nothing.
 
     Raises:
-        DataError: if neither the tasks so far nor the base have a validation picture.
+        DataError: if the newest task has no validation picture.
     """
-    if not any(_sides(tasks, base_val).values()):
+    if not any("new" in tables for tables in _sides(tasks, base_val).values()):
         raise DataError(
             f"task {tasks[-1].name!r}: there is no validation picture to choose on. Give more rows, mark some as "
             "`validation` in a column `split`, set a larger share aside, or choose nothing: method.merge.alpha=0.5."

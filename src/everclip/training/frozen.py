@@ -24,7 +24,7 @@ from everclip.contracts import Stream
 from everclip.data.batches import BatchMaker
 from everclip.data.order import key_of
 from everclip.data.table import Table
-from everclip.distributed import gather_objects, is_first, rank, world
+from everclip.distributed import from_first, gather_objects, is_first, rank, world
 from everclip.evaluation.banks import device_of
 from everclip.files import clear_leftovers
 from everclip.training.mapped import Values, load_mapped, writer
@@ -76,6 +76,7 @@ class FrozenFeatures:
         self._held: dict[tuple[str, int], _Held] = {}
         self._classes: dict[tuple[str, int], tuple[object, torch.Tensor]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._shared = Path()
 
     def prepare(
         self,
@@ -239,7 +240,9 @@ class FrozenFeatures:
             return self.own
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="everclip-frozen-")
-        return Path(self._temporary.name)
+            # The first process writes, all read: each in a folder of its own would find nothing.
+            self._shared = Path(from_first(self._temporary.name))
+        return self._shared
 
 
 @dataclass(frozen=True)

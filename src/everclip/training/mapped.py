@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from everclip.distributed import from_first, is_first
+from everclip.distributed import from_first, gather_objects, is_first
 from everclip.files import disk_errors, put_in_place
 
 Values = npt.NDArray[np.float32]
@@ -18,12 +18,10 @@ Values = npt.NDArray[np.float32]
 def load_mapped(path: Path, count: int) -> Values | None:
     """Map an array `(count, D)` from a file; `None` if the file is missing, damaged, or of another length.
 
-    All processes must call it at the same place; they agree with the first.
+    All processes must call it at the same place; one that cannot read it has all of them do without.
     """
-    found = _read(path, count) if is_first() else None
-    if not from_first(found is not None):
-        return None
-    return found if is_first() else _read(path, count)
+    found = _read(path, count)
+    return found if all(gather_objects(found is not None)) else None
 
 
 def _read(path: Path, count: int) -> Values | None:
