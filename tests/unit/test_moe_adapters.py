@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import ClassEntry, LabelSpace, Past, Progress, Task
+from everclip.config import GuardConfig, MethodConfig, TrainingConfig
+from everclip.contracts import ClassEntry, EvalSet, LabelSpace, Past, Progress, Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
@@ -309,6 +309,39 @@ def test_captions_leave_their_texts_alone(make: Make, data: Table) -> None:
     only_texts = make(experts={**EXPERTS, "tower": "text"})
     with pytest.raises(ConfigError, match="nothing trains on task"):
         only_texts.learn(task)
+
+
+def test_with_text_experts_alone_the_selector_still_decides(make: Make, data: Table) -> None:
+    learner = make(experts={**EXPERTS, "tower": "text"}, selector="gaussian")
+    method = moe(learner)
+    learner.learn(of_classes(data, 0, 0, 1))
+    assert method.selector is not None
+    method.selector.limits[:, 1] = torch.inf  # nothing is too far
+    found = method.eval().encode_images(pixels())
+    assert (found["route"] == 1).all()
+
+
+def test_a_cache_knows_what_decides_a_route(make: Make, data: Table) -> None:
+    keys = []
+    for settings in ({"kind": "gaussian"}, {"kind": "gaussian", "compare": "calibrated"}):
+        learner = make(selector=settings)
+        learner.learn(of_classes(data, 0, 0, 1))
+        keys.append(moe(learner).encoder_keys()["image"])
+    before = make(selector=None)
+    keys.append(moe(before).encoder_keys()["image"])
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("action", ["stop", "step-back"])
+def test_a_guard_acts_after_experts_were_frozen(make: Make, data: Table, action: Any) -> None:
+    learner = make({"lr": 0.05, "steps": 6}, trainable=["image", "text"], freeze=2)
+    task = of_classes(data, 0, 0, 1)
+    watched = EvalSet("watched", "classification", task.train, None, "retention", task.classes)
+    guard = learner.watch([watched], GuardConfig(max_drop=1.0, every=100, action=action))
+    guard._limit = -101.0  # whatever is seen is too little: it acts at every look
+    learner.learn(task)
+    assert learner.method.notes["guard"]["acted"]
+    assert all(len(e.bank.frozen) == 2 for _, e in experts_in(learner.method.backbone.clip))
 
 
 def test_one_router_serves_all_tasks(make: Make, data: Table) -> None:

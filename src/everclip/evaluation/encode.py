@@ -82,6 +82,8 @@ class Encoder:
         # Weights alone do not decide an embedding: architecture, transform and method do too.
         setting = key_of(type(method).__qualname__, str(method.backbone.clip), repr(self._preprocess))
         key = f"{keys['image']}-{self._data_key}-{setting:032x}"
+        if method.batch_dependent is not None:
+            key += f"-{self._batch}"
         if key != self._under:
             # Only what the current weights made is kept, so memory does not grow with rows.
             self._kept.clear()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from everclip.contracts import Batch, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Task, Validate
+from everclip.data.order import key_of
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
@@ -228,11 +229,20 @@ class MoeAdapters(Method):
         with texts_through(self._routers, route if self.tasks[route - 1].texts else 0, self._same):
             return super().class_bank(space)["embedding"]
 
+    def blend(
+        self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], share: float
+    ) -> None:
+        """Put the weights on the way from `before` to `after`; experts frozen in between stay as they are."""
+        kept = {n: t for n, t in after.items() if n in before and before[n].shape == t.shape}
+        super().blend({n: before[n] for n in kept}, kept, share)
+
     def encoder_keys(self) -> dict[str, str]:
-        """Return what encodings depend on; routes depend on the selector."""
+        """Return what encodings depend on: routes too, which the selector, its settings and the routers decide."""
         keys = super().encoder_keys()
-        if self.selector is not None:
-            keys["image"] += tensors_hash(list(self.selector.state_dict().items()))
+        held = [] if self.selector is None else list(self.selector.state_dict().items())
+        chosen = None if self.selector is None else self.selector.settings.model_dump_json()
+        found = key_of(tensors_hash(held), chosen, self.settings.routers, *self._routers)
+        keys["image"] += f"{found:032x}"[:16]
         return keys
 
     # -- state ------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def encode_images(
     """
     told = Pass(routers, route or 0)
     if route is None and selector is not None and routers:
-        if selector.early is None:
+        if selector.early is None or not any(experts_in(backbone.clip, "image")):
             told.route = selector.decide(selector.features(backbone, pixels))
         else:  # from the tokens of this very pass
             told.decide = lambda tokens: selector.decide(selector.features_of(tokens))
