@@ -1,6 +1,7 @@
 """RAIL (Xu et al. 2024, arXiv 2406.18868): ridge regression on the features of a frozen CLIP, fused with zero-shot.
 
-Learning a task is one pass and one linear system. The result is that of all tasks at once, in whatever order they came.
+Learning a task is one pass and one linear system. The result is that of all tasks at once, in whatever order they came
+(with a fixed `dimension`: the automatic one follows the size of the first task).
 """
 
 from __future__ import annotations
