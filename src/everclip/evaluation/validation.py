@@ -17,7 +17,7 @@ from everclip.scenarios.base import merge_entries
 
 
 def validation_scores(
-    method: Any, tasks: Sequence[Task], base_val: Table | None, store: ImageStore
+    method: Any, tasks: Sequence[Task], base_val: Table | None, store: ImageStore, own_classes: bool = False
 ) -> Mapping[str, float]:
     """Score the method on the validation pictures of everything learned so far.
 
@@ -26,6 +26,7 @@ def validation_scores(
         tasks: the tasks so far, the newest last.
         base_val: validation part of the base.
         store: decoded pictures.
+        own_classes: score each task among its own classes, as a protocol with `space: own` does; else among all so far.
 
     Returns:
         `old` (base and earlier tasks) and `new` (the newest task), as far as there are pictures: accuracy for tasks
@@ -38,6 +39,10 @@ def validation_scores(
     method.eval()
     found: dict[str, list[tuple[float, int]]] = {"old": [], "new": []}
     for labelled, tables in sides.items():
+        if labelled and own_classes:
+            for name, part in (("old", tasks[:-1]), ("new", tasks[-1:])):
+                found[name] += [_among_own(method, t, store) for t in part if t.classes and t.val]
+            continue
         images = {name: _encode(method, table, store) for name, table in tables.items()}
         if labelled:
             space = LabelSpace(merge_entries([e for t in tasks for e in t.classes or ()]))
@@ -47,6 +52,13 @@ def validation_scores(
         for name, score in scores.items():
             found[name].append((score, len(tables[name])))
     return {name: _mean(scores) for name, scores in found.items() if scores}
+
+
+def _among_own(method: Any, task: Task, store: ImageStore) -> tuple[float, int]:
+    assert task.val is not None and task.classes is not None  # the caller looks
+    return set_score(
+        method, EvalSet(task.name, "classification", task.val, task.index, "task", task.classes), store
+    )
 
 
 def require_pictures(tasks: Sequence[Task], base_val: Table | None) -> None:

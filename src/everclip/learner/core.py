@@ -76,6 +76,7 @@ class Learner:
         self.training, self.seed = training, seed
         self.base, self.base_val = base, base_val
         self.reference: Reference | None = None
+        self.own_classes = False
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
         self.recall: Callable[[], ListScenario] | None = None
@@ -175,10 +176,16 @@ class Learner:
         if self.recall is not None:
             recall, self.recall = self.recall, None
             scenario = recall()
-            self.base, self.base_val, self.reference = scenario.base, scenario.base_val, scenario.reference
+            self.follow(scenario)
             self.tasks = [t for t in scenario.tasks if t.index in self.learned]
             if self.guarding is not None:
                 self.watch(watchable(scenario), self.guarding)
+
+    def follow(self, scenario: ListScenario) -> None:
+        """Take from a stream what methods look back on, and how its headline asks: among all classes or a task's own."""
+        self.base, self.base_val, self.reference = scenario.base, scenario.base_val, scenario.reference
+        asked = {p.name: p.space for p in scenario.protocols}
+        self.own_classes = asked.get(scenario.shown_protocol) == "own"
 
     def watch(self, sets: Sequence[EvalSet], config: GuardConfig | None = None) -> Guard:
         """Let a retention guard look at `sets` while tasks are learned; they must not be what results report.
@@ -228,7 +235,8 @@ class Learner:
         self.engine.run(self.method, phase, task.index, cursor.repeat, hooks, start, state)
 
     def _validate(self, task: Task) -> Mapping[str, float]:
-        return validation_scores(self.method, [*self.tasks, task], self.base_val, self.store)
+        tasks = [*self.tasks, task]
+        return validation_scores(self.method, tasks, self.base_val, self.store, self.own_classes)
 
     # -- predicting -------------------------------------------------------------------------------------------
 

@@ -23,8 +23,8 @@ def learner_for(config: RunConfig, scenario: Any) -> Learner:
     accelerator = start_processes(config.training)
     backbone = load_backbone(config.backbone, config.seed)
     method = build_method(config.method, backbone, config.seed)
-    learner = Learner(method, config.training, config.seed, accelerator, scenario.base, scenario.base_val)
-    learner.reference = scenario.reference
+    learner = Learner(method, config.training, config.seed, accelerator)
+    learner.follow(scenario)
     if config.guard.max_drop is not None:
         learner.watch(watchable(scenario), config.guard)
     return learner

@@ -66,6 +66,7 @@ def save(learner: Learner, folder: Path) -> Path:
     past = [_kept(learner, folder, task) for task in learner.tasks]
     base = _kept_base(learner, folder)
     state = {**learner.state(Cursor()), "kind": "learner", "past": past, "base": base}
+    state["own_classes"] = learner.own_classes
     guard = learner.guard
     if guard is not None:
         state["watched"] = [_kept_set(folder, s) for s in guard.sets]
@@ -205,6 +206,7 @@ def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Lea
 
 def _remember(learner: Learner, folder: Path, state: dict[str, Any]) -> None:
     learner.tasks = [_task(folder, kept) for kept in state.get("past", [])]
+    learner.own_classes = bool(state.get("own_classes", False))
     base = state.get("base")
     if base is not None:
         learner.base = _table(folder, base["train"], "base")
