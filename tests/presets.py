@@ -16,7 +16,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "zscl": (REFERENCE,),
     "zscl-mtil": (REFERENCE, *STEPS),
     "zscl-cil": (REFERENCE, *STEPS),
-    **dict.fromkeys(("lwf-mtil", "lwf-vr-mtil", "icarl-mtil"), STEPS),
+    **dict.fromkeys(("finetune-mtil", "wise-ft-mtil", "lwf-mtil", "lwf-vr-mtil", "icarl-mtil"), STEPS),
     "icarl": ("method.replay.size=7",),
     "moe-adapters": (MOE,),
     **dict.fromkeys(("moe-adapters-mtil", "moe-adapters-mtil-fewshot"), (MOE, *STEPS)),

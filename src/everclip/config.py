@@ -1,7 +1,7 @@
 """Configuration of a run: YAML, `key=value` overrides, benchmark and preset defaults, resolved to one document.
 
 Precedence, weakest first: defaults (`everclip.schema`), the benchmark's `training` and `guard`, those of the method
-preset and its `settings`, the user's YAML file, the `key=value` arguments. No torch here.
+preset (with what it says of that benchmark) and its `settings`, the user's YAML file, the `key=value` arguments. No torch here.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge` for training settings: naming one kind of budget drops the others."""
+    """`merge` for training settings: naming one kind of budget drops the others, and steps behind them."""
     replaced = any(top.get(key) is not None for key in BUDGET_KEYS)
-    return merge({k: v for k, v in base.items() if not (replaced and k in BUDGET_KEYS)}, top)
+    dropped = (*BUDGET_KEYS, "extra_steps") if replaced else ()
+    return merge({k: v for k, v in base.items() if k not in dropped}, top)
 
 
 CHANGED = " (changed)"
@@ -186,6 +187,7 @@ def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
     preset = registry.method_entry(str(method.get("name", "finetune")))
     document["method"] = {"name": preset.name, "settings": merge(preset.settings, method.get("settings", {}))}
     training = merge_training(defaults.get("training", {}), preset.training)
+    training = merge_training(training, preset.per_benchmark.get(entry.name, {}))
     document["training"] = merge_training(training, user.get("training", {}))
     document["guard"] = merge(merge(defaults.get("guard", {}), preset.guard), user.get("guard", {}))
     document["scenario"] = merge(scenario, user.get("scenario", {}))

@@ -24,7 +24,10 @@ from everclip.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A named preset: the class that implements it and its settings."""
+    """A named preset: the class that implements it and its settings.
+
+    `per_benchmark` is what `training` differs by on single benchmarks: name of the benchmark -> training settings.
+    """
 
     name: str
     target: str
@@ -33,6 +36,7 @@ class MethodEntry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     guard: Mapping[str, Any] = field(default_factory=dict)
+    per_benchmark: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origin: str = "built in"
 
 
@@ -79,13 +83,18 @@ def _yaml_files(package: str) -> list[Traversable]:
 
 
 def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:
-    known = {"name", "class", "summary", "aliases", "settings", "training", "guard"}
+    known = {"name", "class", "summary", "aliases", "settings", "training", "guard", "per_benchmark"}
     for key in document:
         if key not in known:
             raise ConfigError(f"{origin}: unknown key {key!r} in a method preset.{did_you_mean(key, known)}")
     for key in ("name", "class", "summary"):
         if key not in document:
             raise ConfigError(f"{origin}: a method preset needs the key {key!r}.")
+    apart = document.get("per_benchmark", {})
+    if not isinstance(apart, Mapping) or not all(isinstance(given, Mapping) for given in apart.values()):
+        raise ConfigError(
+            f"{origin}: per_benchmark: expected training settings below the name of a benchmark, found {apart!r}."
+        )
     return MethodEntry(
         name=str(document["name"]),
         target=str(document["class"]),
@@ -94,6 +103,7 @@ def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:
         settings=dict(document.get("settings", {})),
         training=dict(document.get("training", {})),
         guard=dict(document.get("guard", {})),
+        per_benchmark=dict(apart),
         origin=origin,
     )
 

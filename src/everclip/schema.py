@@ -126,6 +126,11 @@ class TrainingConfig(Frozen):
     steps: int | None = Field(None, ge=0)
     epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
     samples: int | None = Field(None, ge=0)
+    extra_steps: int = Field(
+        0,
+        ge=0,
+        description="steps behind the budget, at the schedule's end (loops of published code take one)",
+    )
     batch_size: int = Field(64, ge=1)
     optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-4, ge=0, allow_inf_nan=False)

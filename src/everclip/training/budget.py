@@ -13,12 +13,21 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
     """Return how many optimiser steps a phase takes.
 
     An epoch is one pass over the first source of the stream `main`: mixing replay in costs no extra steps, unless the
-    phase says so (`stretch`).
+    phase says so (`stretch`). `training.extra_steps` come on top, but not of steps that a phase or task names itself.
     """
     if phase.optimiser is None:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
     if phase.steps is not None:
         return phase.steps
+    return _budget(phase, config) + config.extra_steps
+
+
+def scheduled_steps(phase: Phase, config: TrainingConfig, steps: int) -> int:
+    """Return the steps that the schedule spans, of all `steps` of a phase; those behind it stay at its end."""
+    return steps if phase.steps is not None else max(0, steps - config.extra_steps)
+
+
+def _budget(phase: Phase, config: TrainingConfig) -> int:
     stream = phase.streams["main"]
     epochs = phase.epochs
     if epochs is None:

@@ -18,7 +18,7 @@ from everclip.data.batches import BatchMaker
 from everclip.data.order import key_of
 from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
-from everclip.training.budget import phase_steps
+from everclip.training.budget import phase_steps, scheduled_steps
 from everclip.training.frozen import FrozenFeatures
 from everclip.training.guard import Guard
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
@@ -251,8 +251,9 @@ class Engine:
         base = settings.lr if phase.lr is None else phase.lr
         if phase.schedule is not None:
             return stepped(progress.step, base, phase.schedule.every, phase.schedule.factor)
+        steps = scheduled_steps(phase, settings, progress.steps)
         return learning_rate(
-            progress.step, progress.steps, base, settings.schedule, settings.warmup, settings.cooldown
+            min(progress.step, steps), steps, base, settings.schedule, settings.warmup, settings.cooldown
         )
 
     def _seed_dropout(self, at: Progress) -> None:

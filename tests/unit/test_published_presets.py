@@ -1,0 +1,179 @@
+"""Presets with published numbers: what they say on which benchmark, and the rates that come of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from everclip import registry
+from everclip.config import TrainingConfig, resolve_config
+from everclip.contracts import Progress
+from everclip.errors import ConfigError
+from everclip.learner.fit import learner_for
+from everclip.scenarios.load import load_scenario
+from everclip.training.budget import phase_steps
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+FULL = ("finetune-mtil", "wise-ft-mtil", "lwf-mtil", "lwf-vr-mtil", "icarl-mtil", "zscl-mtil")
+
+
+def training(benchmark: str, *overrides: str) -> TrainingConfig:
+    return resolve_config(benchmark, overrides).training
+
+
+@pytest.fixture
+def begin(micro_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function (*overrides) -> (learner, tasks) on the small stream of classes."""
+
+    def make(*overrides: str) -> Any:
+        config = micro_config("classes", *overrides)
+        scenario = load_scenario(config.scenario)
+        return learner_for(config, scenario), scenario.tasks
+
+    return make
+
+
+# -- MTIL -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_the_methods_that_train_the_whole_model_train_alike_on_mtil(name: str) -> None:
+    config = resolve_config("mtil", [f"method={name}"])
+    used = config.training
+    assert (used.steps, used.extra_steps, used.batch_size, used.lr) == (1000, 1, 64, 1e-5)
+    assert (used.warmup, used.weight_decay, used.betas, used.clip_norm) == (100, 0, (0.9, 0.999), None)
+    settings = config.method.settings
+    assert settings["per_task"] == {"Aircraft": {"lr": 5e-5}, "MNIST": {"lr": 5e-5}}
+    assert (settings["trainable"], settings["label_smoothing"]) == (["image", "text"], 0.2)
+
+
+def test_wise_ft_keeps_a_fifth_of_the_weights_before_the_task(begin: Callable[..., Any]) -> None:
+    learner, tasks = begin(
+        "method=wise-ft-mtil", "training.steps=3", "training.batch_size=8", "training.lr=1e-2"
+    )
+    method = learner.method
+    for task in tasks[:2]:
+        before, kept, put = method.weights(), [], method._put
+
+        def watched(weights: Any, kept: list[Any] = kept, put: Any = put) -> None:
+            kept.append(method.weights())
+            put(weights)
+
+        method._put = watched
+        learner.learn(task)
+        method._put = put
+        (trained,) = kept
+        for name, merged in method.weights().items():
+            assert merged.allclose(0.2 * before[name] + 0.8 * trained[name], atol=1e-7), name
+        assert any(not trained[name].equal(before[name]) for name in trained)
+        assert method.notes["merge"] == {"alpha": 0.8}
+    assert not any("logit_scale" in name for name in method._trainable)
+
+
+def test_plain_fine_tuning_merges_nothing_and_has_no_penalty(begin: Callable[..., Any]) -> None:
+    learner, _ = begin("method=finetune-mtil")
+    assert (learner.method.settings.merge.kind, learner.method._penalties) == ("none", ())
+
+
+# -- class-incremental ----------------------------------------------------------------------------------------
+
+ZSCL, MOE = "method=zscl-cil", "method=moe-adapters-cil"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "method", "batch_size", "lr"),
+    [
+        ("cifar100-b0-10", ZSCL, 64, 7.1e-6),
+        ("cifar100-b0-50", ZSCL, 64, 7.1e-6),
+        ("tinyimagenet-b100-5", ZSCL, 64, 7.1e-6),
+        ("imagenet100-b0-10", ZSCL, 128, 7e-6),
+        ("imagenet100-b50-10", ZSCL, 128, 7e-6),
+        ("imagenet1k-b0-10", ZSCL, 128, 7.1e-6),
+        ("cifar100-b0-10", MOE, 128, 1e-3),
+        ("cifar100-b0-20", MOE, 128, 1e-3),
+        ("cifar100-b0-50", MOE, 64, 1e-3),
+        ("tinyimagenet-b100-20", MOE, 64, 1e-3),
+        ("imagenet100-b0-10", MOE, 128, 1e-3),  # nothing is published: the benchmark's own
+    ],
+)
+def test_batch_and_rate_are_those_of_the_benchmark(
+    benchmark: str, method: str, batch_size: int, lr: float
+) -> None:
+    used = training(benchmark, method)
+    assert (used.batch_size, used.lr) == (batch_size, lr)
+    assert (used.epochs, used.extra_steps, used.warmup, used.weight_decay) == (1, 1, 30, 0)
+    assert used.augment is not None
+    assert (used.augment.crop_min, used.augment.ratio) == (0.9, 1.3333)
+
+
+def test_what_the_user_says_counts_more() -> None:
+    assert training("cifar100-b0-10", MOE, "training.batch_size=32").batch_size == 32
+    assert training("imagenet100-b0-10@1", ZSCL, "training.lr=1e-6").lr == 1e-6
+    other = training("cifar100-b0-10", MOE, "training.epochs=3")
+    assert (other.epochs, other.extra_steps, other.batch_size) == (3, 0, 128)
+
+
+def test_presets_name_benchmarks_that_exist_and_settings_of_training() -> None:
+    found = [(entry, name) for entry in registry.methods().values() for name in entry.per_benchmark]
+    assert found
+    for entry, name in found:
+        assert name in registry.benchmarks(), entry.name
+        assert set(entry.per_benchmark[name]) <= set(TrainingConfig.model_fields), entry.name
+
+
+@pytest.mark.parametrize("given", ["batch_size: 3", {"cifar100-b0-10": 128}])
+def test_a_preset_with_no_settings_per_benchmark_is_refused(given: Any) -> None:
+    document = {"name": "mine", "class": "a.b:C", "summary": "s", "per_benchmark": given}
+    with pytest.raises(ConfigError, match=r"mine.yaml: per_benchmark: expected"):
+        registry._method_entry(document, "mine.yaml")
+
+
+# -- the step behind the schedule -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["mtil", "cil"])
+def test_rates_are_those_of_the_reference_to_its_last_step(begin: Callable[..., Any], stream: str) -> None:
+    with np.load(GOLDEN / "lr_schedule.npz", allow_pickle=False) as stored:
+        expected, warmup = stored[f"{stream}_lr"].tolist(), int(stored[f"{stream}_warmup"])
+        base, steps = float(stored[f"{stream}_base"]), int(stored[f"{stream}_steps"])
+    budget = () if stream == "mtil" else (f"training.steps={steps}", "training.extra_steps=1")
+    learner, tasks = begin(
+        "method=finetune-mtil", *budget, f"training.lr={base}", f"training.warmup={warmup}"
+    )
+    (phase,) = learner.plan(tasks[0])
+    taken = phase_steps(phase, learner.training)
+    assert taken == steps + 1 == len(expected)
+    found = [learner.engine.rate(phase, Progress(0, "train", 0, step, taken, 0)) for step in range(taken)]
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-18)
+    assert found[-1] == 0
+
+
+@pytest.mark.parametrize(("steps", "peak"), [(20, 7.0e-4), (16, 17 / 30 * 1e-3), (40, 1e-3)])
+def test_a_run_that_ends_inside_the_warm_up_peaks_where_the_reference_does(
+    begin: Callable[..., Any], steps: int, peak: float
+) -> None:
+    learner, tasks = begin(MOE, f"training.steps={steps}", "training.extra_steps=1", "method.experts.width=4")
+    (phase,) = learner.plan(tasks[0])
+    rates = [
+        learner.engine.rate(phase, Progress(0, "train", 0, step, steps + 1, 0)) for step in range(steps + 1)
+    ]
+    assert max(rates) == pytest.approx(peak)
+    assert (rates[-1] == 0) == (steps == 40)
+
+
+def test_an_epoch_and_one_step_are_taken_but_no_more_than_a_task_says(begin: Callable[..., Any]) -> None:
+    small = (
+        MOE,
+        "method.experts.width=4",
+        "training.batch_size=8",
+        "training.epochs=1",
+        "training.extra_steps=1",
+    )
+    name = begin(*small)[1][1].name
+    learner, tasks = begin(*small, f'method.per_task={{"{name}": {{steps: 3}}}}')
+    (first,), (second,) = (learner.plan(task) for task in tasks[:2])
+    assert phase_steps(first, learner.training) == -(-len(tasks[0].train) // 8) + 1
+    assert phase_steps(second, learner.training) == 3
+    assert learner.engine.rate(second, Progress(1, "train", 0, 2, 3, 0)) > 0
