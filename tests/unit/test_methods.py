@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import ClassEntry, LabelSpace, Past, Task
+from everclip.contracts import ClassEntry, LabelSpace, Past, Progress, Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
@@ -19,6 +19,7 @@ from everclip.methods.build import build_method
 from everclip.methods.merge import RunningMean, interpolate, sweep
 from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
+from everclip.models.modules.short_texts import needed_tokens
 from everclip.training.budget import phase_steps
 
 EXPECTED = {
@@ -331,3 +332,37 @@ def test_counts_are_those_of_the_module(build: Callable[..., Method]) -> None:
     assert (cost.stored_parameters, cost.trainable_parameters, cost.bytes) == (total, total, 4 * total)
     assert cost.buffer_samples == 0
     assert cost.growth_per_task == "none"  # a reservoir is bounded
+
+
+def test_the_padding_of_class_names_is_not_computed_and_gradients_stay(
+    build: Callable[..., Method], task: Task
+) -> None:
+    names = ("a", "cat")
+    classes = tuple(ClassEntry(str(i), name) for i, name in enumerate(names))
+    keys = [str(i % 2) for i in range(len(task.train))]
+    labelled = replace(task, train=task.train.with_column("class_key", keys), classes=classes)
+    grads: list[dict[str, torch.Tensor | None]] = []
+    for short in (True, False):
+        method = build()
+        learner = Learner(method, TrainingConfig(steps=1, batch_size=8, device="cpu"))
+        method.begin_task(labelled, learner.past())
+        phase = method.phases(labelled, learner.past())[0]
+        width = method.backbone.tokenise(["a"]).shape[1]
+        assert method._needed is not None and method._needed < width
+        if not short:
+            method._needed = None
+        batch = {"main": learner._maker.batch(phase.streams["main"], "x", 0)}
+        method(batch, Progress(0, "train", 0, 0, 1, 0))["labels"].backward()
+        grads.append({n: p.grad for n, p in method.named_parameters()})
+    for name, grad in grads[0].items():
+        other = grads[1][name]
+        assert (grad is None) == (other is None), name
+        if grad is not None and other is not None:
+            assert torch.allclose(grad, other, rtol=1e-4, atol=1e-5), (name, (grad - other).abs().max())
+
+
+def test_a_text_tower_of_another_kind_keeps_its_padding() -> None:
+    class Other(torch.nn.Module):
+        text = torch.nn.Linear(2, 2)
+
+    assert needed_tokens(Other(), torch.zeros(1, 5, dtype=torch.long)) is None

@@ -37,7 +37,9 @@ def test_own_classes_weigh_each_task_by_its_pictures(micro_config: Callable[...,
     tasks[0] = replace(tasks[0], val=tasks[0].val.select(range(1)))  # not all tasks of one size
     alone = [
         set_score(
-            learner.method, EvalSet(t.name, "classification", t.val, t.index, "task", t.classes), learner.store
+            learner.method,
+            EvalSet(t.name, "classification", t.val, t.index, "task", t.classes),
+            learner.store,
         )
         for t in tasks
         if t.val is not None

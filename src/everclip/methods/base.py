@@ -41,6 +41,7 @@ from everclip.methods.replayed import embed, memory_of, mixed
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups, grow, trains
 from everclip.models.backbone import Backbone
+from everclip.models.modules.short_texts import needed_tokens, short_texts
 from everclip.models.modules.towers import SIDES
 from everclip.training.buffer import Buffer
 
@@ -84,7 +85,7 @@ class Method(Predicting):
         self._penalties = build_penalties(settings.penalties)
         # Before anything grows in the backbone or trains: this is the start model.
         teaching = {p.teacher for p in self._penalties if p.uses_teacher}
-        self._teachers = Teachers(backbone, teaching)
+        self._teachers = Teachers(backbone, teaching, self.settle_teacher)
         if settings.contrast == "sigmoid" and backbone.logit_bias is None:
             raise ConfigError(
                 "method.contrast: `sigmoid` needs a model with a logit bias; this one has none."
@@ -95,6 +96,7 @@ class Method(Predicting):
             penalty.prepare(backbone, self._trainable)
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
+        self._needed: int | None = None
         replay = settings.replay
         self.buffer = (
             None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed, replay.candidates)
@@ -145,6 +147,9 @@ class Method(Predicting):
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
         mix = mixed(task, classes, stored, self.settings, past)
         phase = self.phase("train", mix.sources, mix.classes, past.training, past)
+        prompts = [entry.prompts()[0] for entry in mix.classes or ()]
+        # Here, where ids lie on the CPU: asking at every step would wait for the device.
+        self._needed = needed_tokens(self.backbone.clip, self.backbone.tokenise(prompts)) if prompts else None
         streams = {**phase.streams, **memory_of(mix, phase.streams["main"].batch_size)}
         phase = replace(phase, streams=streams, stretch=mix.stretch, notes=(*phase.notes, *mix.notes))
         return [paced(phase, task, self.settings.per_task)]
@@ -188,7 +193,7 @@ class Method(Predicting):
         image = embeddings(self.backbone, "image", columns, "image")
         scale = self.backbone.logit_scale
         if "label" in columns:
-            text = embeddings(self.backbone, "text", columns, "class_tokens", "class_embedding")
+            text = self._class_texts(columns)
             smoothing = self.settings.label_smoothing
             losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
         else:
@@ -201,9 +206,21 @@ class Method(Predicting):
                 losses = {"contrastive": contrastive(image, text, scale, *keys)}
         return losses | self.penalise(batch, progress, image, text)
 
+    def _class_texts(self, columns: Mapping[str, Any]) -> torch.Tensor:
+        """Return the embeddings `(C, D)` of a step's class names; their padding is not computed."""
+        with short_texts(self.backbone.clip, self._needed):
+            return embeddings(self.backbone, "text", columns, "class_tokens", "class_embedding")
+
     def teacher_of(self, kind: str) -> Backbone:
         """Return a frozen teacher of the penalties, on the method's device."""
         return self._teachers.of(kind, self.backbone)
+
+    def settle_teacher(self, teacher: Backbone) -> None:
+        """Let a copy of the model at the task's start answer as the model did before it; in place.
+
+        It is taken once `begin_task` made room for the task: a method that grew something which decides answers takes
+        that away here. Nothing by default.
+        """
 
     def train(self, mode: bool = True) -> Method:
         """Set the mode; a tower of which nothing trains stays in evaluation mode, and so gives the same embeddings."""

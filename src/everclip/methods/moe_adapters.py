@@ -6,7 +6,7 @@ tells pictures of learned tasks from others, which take the model without expert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from everclip.data.order import key_of
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
+from everclip.methods.merge import Weights
 from everclip.methods.moe_parts import shape
 from everclip.methods.moe_parts.passes import training_passes
 from everclip.methods.moe_parts.predicting import encode_images, scores_by_route, texts_through
@@ -25,10 +26,10 @@ from everclip.methods.penalties.teachers import INITIAL
 from everclip.methods.selectors.build import build as build_selector
 from everclip.models.backbone import Backbone
 from everclip.models.fingerprint import tensors_hash
+from everclip.models.modules.expert_bank import KEPT
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.grow import insert
 from everclip.models.modules.routing import Pass, current, passing
-from everclip.models.modules.short_texts import needed_tokens, short_texts
 from everclip.models.modules.towers import Side, tower_of
 
 PREFIX = "backbone.clip."
@@ -64,7 +65,6 @@ class MoeAdapters(Method):
         self.selector = build_selector(settings.selecting, backbone, first[0] if first else 0)
         self.tasks: list[Learned] = []
         self._labelled = False
-        self._needed: int | None = None
         self._same = self._has_start_token()
         self._choose()
 
@@ -106,6 +106,7 @@ class MoeAdapters(Method):
         """Add a router, and experts where too few still learn."""
         texts = self.settings.routers == "one" or self.uses_labels(task)
         self.tasks.append(Learned(task.index, task.name, texts))
+        learning = shape.learning(self.backbone.clip)
         shape.open_task(self.backbone.clip, self._routers[-1], self.settings.grow)
         self.to(next(self.backbone.parameters()).device)
         self._choose()
@@ -115,7 +116,7 @@ class MoeAdapters(Method):
                 "their texts take no experts. Set method.experts.tower=both or image, or method.routers=one."
             )
         super().begin_task(task, past)
-        self._look_back_on_what_is_there()
+        self._keep_looking_back(learning)
         if self.selector is not None:
             self.selector.begin_task(self.backbone, task, past)
 
@@ -128,23 +129,33 @@ class MoeAdapters(Method):
             penalty.prepare(self.backbone, self._trainable)
         self.mark_trainable()
 
-    def _look_back_on_what_is_there(self) -> None:
-        """Let the `initial` weights of what grew since be those it has now."""
+    def _keep_looking_back(self, learning: Mapping[str, Sequence[int]]) -> None:
+        """Bring the `initial` weights into today's shape; `learning` is the shape that they have."""
         if INITIAL in self._anchors:
-            old, now = self._anchors[INITIAL], self.weights()
-            self._anchors[INITIAL] = {
-                n: old[n] if n in old and old[n].shape == t.shape else t for n, t in now.items()
-            }
+            before, after = (
+                {PREFIX + bank: experts for bank, experts in rows.items()}
+                for rows in (learning, shape.learning(self.backbone.clip))
+            )
+            now = self._snapshot()
+            self._anchors[INITIAL] = shape.looked_back_on(self._anchors[INITIAL], before, now, after)
+
+    def settle_teacher(self, teacher: Backbone) -> None:
+        """Let the model of the task's start take the routers that it had, not the task's own, which learned nothing.
+
+        The one router as it was; with a router per task none, as for pictures of no task learned: the texts of a step
+        are those of one route.
+        """
+        known = self.settings.routers == "one" and len(self.tasks) > 1
+        shape.settled(teacher.clip, "0" if known else None, self._same)
+
+    def _snapshot(self) -> Weights:
+        # Nothing is merged into frozen experts, not even themselves: that would round.
+        return {name: tensor for name, tensor in super()._snapshot().items() if f".{KEPT}" not in name}
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, and those in which the selector learns."""
         own = [] if self.selector is None else self.selector.phases(task, past)
-        found = super().phases(task, past)
-        classes = found[0].streams["main"].classes
-        prompts = [entry.prompts()[0] for entry in classes or ()]
-        tokens = self.backbone.tokenise(prompts) if prompts else None
-        self._needed = None if tokens is None else needed_tokens(self.backbone.clip, tokens)
-        return [*found, *own]
+        return [*super().phases(task, past), *own]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The training step: the base's losses through this task's router, and the balance if wanted."""
@@ -164,7 +175,7 @@ class MoeAdapters(Method):
         return losses | {"balance": self.settings.balance * torch.stack(uneven).sum()} if uneven else losses
 
     def _encoded(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return the embeddings of a step; the padding of class names is not computed."""
+        """Return the embeddings of a step."""
         image = embeddings(self.backbone, "image", columns, "image")
         self._labelled = "label" in columns
         if not self._labelled:
@@ -172,9 +183,7 @@ class MoeAdapters(Method):
                 "image_embedding": image,
                 "text_embedding": embeddings(self.backbone, "text", columns, "tokens"),
             }
-        with short_texts(self.backbone.clip, self._needed):
-            text = embeddings(self.backbone, "text", columns, "class_tokens", "class_embedding")
-        return {"image_embedding": image, "class_embedding": text}
+        return {"image_embedding": image, "class_embedding": self._class_texts(columns)}
 
     def after_step(self, progress: Progress) -> None:
         """Count who was taken."""
@@ -190,10 +199,12 @@ class MoeAdapters(Method):
     def end_task(self, task: Task, past: Past, validate: Validate) -> None:
         """Merge and store as the slots say, then freeze the experts that the task took most often."""
         super().end_task(task, past, validate)
+        learning = shape.learning(self.backbone.clip)
         self.notes["experts"] = shape.close_task(self.backbone.clip, self.settings.freeze)
         if self.selector is not None:
             self.notes["selector"] = dict(self.selector.notes)
         self._choose()
+        self._keep_looking_back(learning)
 
     # -- predicting -------------------------------------------------------------------------------------------
 

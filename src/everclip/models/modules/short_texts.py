@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import Transformer
 from torch import nn
 
 from everclip.models.modules.prompts import Prompt
-from everclip.models.modules.towers import tower_of
+from everclip.models.modules.towers import tower_of, tower_root
 
 
 def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
@@ -25,7 +26,9 @@ def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
         clip: the model.
         tokens: ids `(N, L)`; should lie on the CPU, since this reads them.
     """
-    root: Any = tower_of(clip, "text").root
+    root: Any = tower_root(clip, "text")
+    if not isinstance(getattr(root, "transformer", None), Transformer):
+        return None
     pool = str(getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax"))
     longer = any(isinstance(module, Prompt) for module in root.modules())
     causal = getattr(root, "attn_mask", None) is not None and getattr(root, "cls_emb", None) is None
