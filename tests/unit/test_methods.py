@@ -348,7 +348,8 @@ def test_the_padding_of_class_names_is_not_computed_and_gradients_stay(
         method.begin_task(labelled, learner.past())
         phase = method.phases(labelled, learner.past())[0]
         width = method.backbone.tokenise(["a"]).shape[1]
-        assert method._needed is not None and method._needed < width
+        assert method._needed is not None
+        assert method._needed < width
         if not short:
             method._needed = None
         batch = {"main": learner._maker.batch(phase.streams["main"], "x", 0)}
