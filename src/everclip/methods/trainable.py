@@ -119,7 +119,7 @@ def trains(names: Iterable[str], side: Side, prefix: str = "backbone.clip.") -> 
 
 
 def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, ...]:
-    """Split parameters into those with weight decay and those without (vectors, norms, embeddings, scales)."""
+    """Split parameters into those with weight decay and those without (vectors, biases, norms, embeddings, scales)."""
     decayed: list[str] = []
     plain: list[str] = []
     for name in names:
@@ -128,7 +128,8 @@ def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, .
             ("positional_embedding", "class_embedding", "token_embedding.weight", "prompt.tokens")
         )
         lookup = lookup or ".task_prompts." in name
-        (plain if parameter.dim() < 2 or lookup else decayed).append(name)
+        # Biases by name: those of experts are stacked, and no vectors.
+        (plain if parameter.dim() < 2 or name.endswith("bias") or lookup else decayed).append(name)
     groups = []
     if decayed:
         groups.append(ParamGroup(tuple(decayed)))

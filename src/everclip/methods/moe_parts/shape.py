@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import nn
 
 from everclip.distributed import mean, world
 from everclip.models.modules.expert_bank import KEPT
-from everclip.models.modules.experts import Experts, experts_in
+from everclip.models.modules.experts import Experts, experts_in, remove
+from everclip.models.modules.routing import Pass
 from everclip.models.modules.towers import SIDES
 
 _ROUTER = re.compile(r"\.experts\.routers\.(?P<name>\w+)\.")
@@ -41,19 +42,20 @@ def close_task(clip: nn.Module, freeze: int) -> dict[str, Any]:
 
 
 def settle(clip: nn.Module, shared_texts: bool) -> None:
-    """Add what a step's samples took, on all processes, to the counts.
+    """Add what a step's samples took, on all processes, to the counts, which are the same on each.
 
     Args:
         clip: the model.
-        shared_texts: whether every process had the same texts, which count once.
+        shared_texts: whether every process had the same texts, which count once. Dropout may have sent them elsewhere
+            on each: their mean counts.
     """
     for side in SIDES:
         picked = [e for _, e in experts_in(clip, side) if e.picked is not None]
         if not picked:
             continue
         taken = torch.cat([e.picked for e in picked if e.picked is not None])
-        if side == "image" or not shared_texts:
-            taken = (mean(taken.double()) * world()).round().long()
+        times = 1 if side == "text" and shared_texts else world()
+        taken = (mean(taken.double()) * times).round().long()
         for experts, own in zip(picked, torch.split(taken, [len(e.counts) for e in picked]), strict=True):
             experts.counts += own
             experts.picked = None
@@ -70,6 +72,55 @@ def trainable(clip: nn.Module, router: str | None, texts: bool) -> list[str]:
             if parameter.numel() and (other is None or other["name"] == router):
                 names.append(f"{place}.{name}")
     return names
+
+
+def learning(clip: nn.Module) -> dict[str, list[int]]:
+    """Return which experts the rows of each bank's parameters belong to: name of the bank -> experts that learn."""
+    return {
+        f"{name}.bank": [e for e in range(experts.bank.count) if e not in experts.bank.frozen]
+        for name, experts in experts_in(clip)
+    }
+
+
+def looked_back_on(
+    old: Mapping[str, torch.Tensor],
+    before: Mapping[str, Sequence[int]],
+    now: Mapping[str, torch.Tensor],
+    after: Mapping[str, Sequence[int]],
+) -> dict[str, torch.Tensor]:
+    """Return what the model was at first, in the shape that it has now; what grew since was what it is now.
+
+    Args:
+        old, now: parameters at first and now; those of a bank have a row per expert that learns.
+        before, after: name of a bank -> the experts of its rows, in `old` and in `now`.
+    """
+    found = dict(now)
+    for name, tensor in now.items():
+        bank = name.rpartition(".")[0]
+        if name in old and bank in after:
+            # By number: after freezing and growing, rows of equal count are those of other experts.
+            stay = [e for e in after[bank] if e in before[bank]]
+            found[name] = tensor.clone()
+            found[name][[after[bank].index(e) for e in stay]] = old[name][[before[bank].index(e) for e in stay]]
+        elif name in old and old[name].shape == tensor.shape:
+            found[name] = old[name]
+    return found
+
+
+def settled(clip: nn.Module, router: str | None, same: bool) -> None:
+    """Let a copy of the model take one router for good, whatever a pass through it is told; `None`: no experts.
+
+    Args:
+        clip: the copy.
+        router: which.
+        same: whether all texts have one gate; see `Pass`.
+    """
+    if router is None:
+        return remove(clip)
+    passes = {side: Pass((router,), same=same and side == "text", counts=False) for side in SIDES}
+    for _, experts in experts_in(clip):
+        experts.always = passes[experts.side]
+    return None
 
 
 def structure(clip: nn.Module) -> dict[str, Any]:

@@ -32,10 +32,16 @@ class Teachers:
     Args:
         backbone: the student, still with the weights that the run begins from.
         wanted: which of `initial`, `task-start` and `between(share)` are needed.
+        settle: fixes what a copy of the task's start answers through, where a method gave it something new already.
     """
 
-    def __init__(self, backbone: Backbone, wanted: Collection[str]) -> None:
-        self.wanted = frozenset(wanted)
+    def __init__(
+        self,
+        backbone: Backbone,
+        wanted: Collection[str],
+        settle: Callable[[Backbone], None] = lambda teacher: None,
+    ) -> None:
+        self.wanted, self._settle = frozenset(wanted), settle
         self._shares = {k: float(k.removeprefix(_BETWEEN)) for k in self.wanted if k.startswith(_BETWEEN)}
         self._held = {INITIAL: frozen_copy(backbone)} if INITIAL in self.wanted or self._shares else {}
         self._banks: dict[tuple[str, int, str], torch.Tensor] = {}
@@ -60,6 +66,7 @@ class Teachers:
         place = teacher.state_dict()
         for name, tensor in (start or {}).items():
             place[name].copy_(tensor)
+        self._settle(teacher)
         for kind, share in self._shares.items():
             self._held[kind] = _moved(self._held[INITIAL], place, share)
         if TASK_START in self.wanted:

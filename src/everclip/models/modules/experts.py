@@ -32,6 +32,9 @@ class Experts(Hooked):
     Buffers:
         counts: how many samples of training took each expert `(E,)` int64, since `start_counting`.
 
+    Attributes:
+        always: what they are told at every pass, if that is settled (in a teacher); else each pass tells them.
+
     Args:
         tower: the tower it grows in.
         number: of the block.
@@ -58,6 +61,7 @@ class Experts(Hooked):
         self.routers = nn.ModuleDict()
         self.register_buffer("counts", torch.zeros(settings.count, dtype=torch.int64, device=like.device))
         self.picked: torch.Tensor | None = None
+        self.always: Pass | None = None
 
     # -- shape ------------------------------------------------------------------------------------------------
 
@@ -95,7 +99,7 @@ class Experts(Hooked):
         chosen, gates, logits = self._gate(tokens, told)
         if self.training:
             self._count(chosen, gates, logits, told)
-        else:
+        elif told.counts:
             told.chosen.append(self._shown(chosen, told, len(tokens)))
         if isinstance(told.route, torch.Tensor):
             gates = gates * (told.route > 0)[:, None]
@@ -142,18 +146,21 @@ class Experts(Hooked):
     def _samples_first(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens if self.batch_first else tokens.transpose(0, 1)
 
+    def _told(self) -> Pass | None:
+        return self.always or current(self.side)
+
     def _enter(self, block: nn.Module, inputs: Any) -> None:
-        told = current(self.side)
+        told = self._told()
         if told is not None and told.decide is not None:
             told.route = told.decide(self._samples_first(inputs[0]))
 
     def _read(self, norm: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        told = current(self.side)
+        told = self._told()
         if told is not None and not (isinstance(told.route, int) and told.route == 0):
             told.held[self.number] = inputs[0] if self.settings.input == "raw" else output
 
     def _add(self, scale: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-        told = current(self.side)
+        told = self._told()
         tokens = None if told is None else told.held.pop(self.number, None)
         if told is None or tokens is None:
             return None

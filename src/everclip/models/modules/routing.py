@@ -120,7 +120,7 @@ class Pass:
         noise: standard normal draws `(N, blocks, E)` for training.
         same: whether the first token, and so the gate, is the same for all samples (a causal tower in evaluation).
         shared: whether all processes have the same samples.
-        counts: whether what samples take in training is counted.
+        counts: whether what samples take is counted in training, and collected outside of it.
         balance: whether to collect `imbalances`.
         chosen: experts `(N, k)` of each block, -1 for none; collected outside of training.
         imbalances: one scalar per block.
