@@ -15,8 +15,9 @@ from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.moe_adapters import PREFIX, MoeAdapters
 from everclip.methods.moe_parts import shape
-from everclip.methods.penalties.teachers import INITIAL, TASK_START, exactly
+from everclip.methods.penalties.teachers import INITIAL, TASK_START
 from everclip.methods.trainable import decay_groups
+from everclip.models.exact import exactly
 from everclip.models.modules.expert_bank import TENSORS
 from everclip.models.modules.experts import experts_in
 

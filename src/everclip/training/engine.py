@@ -199,7 +199,9 @@ class Engine:
         self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
     ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
         device = self.accelerator.device
-        self._precision = Precision(self.config.precision, device)
+        # What no gradient fits (sums, thresholds) is compared with what evaluation sees, which is never autocast.
+        name = "fp32" if phase.optimiser is None else self.config.precision
+        self._precision = Precision(name, device)
         if phase.optimiser is None:
             return method, None
         # A phase may train something beside what the others do; what it does not train must take no gradient, which

@@ -27,6 +27,7 @@ from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects, is_first, rank, world
 from everclip.evaluation.banks import device_of
 from everclip.files import clear_leftovers
+from everclip.models.exact import exactly
 from everclip.training.mapped import Values, load_mapped, writer
 
 IMAGE, TEXT, CLASS = "image_embedding", "text_embedding", "class_embedding"
@@ -90,7 +91,8 @@ class FrozenFeatures:
         Args:
             method: whose backbone encodes; it is left in evaluation mode if anything was asked for.
             streams: those of a phase; their columns say what they want.
-            autocast: the precision of training, so that the numbers are those it would have had.
+            autocast: the precision of training, so that the numbers are those it would have had; a teacher's are those
+                that it says when a step asks it.
             workers: threads that decode pictures.
 
         Returns:
@@ -268,15 +270,22 @@ class _Towers:
     def of(self, teacher: str) -> _Tower:
         if teacher not in self._made:
             backbone = self._method.teacher_of(teacher) if teacher else self._method.backbone
-            self._made[teacher] = _Tower(backbone, self._maker, device_of(self._method))
+            around = exactly if teacher else nullcontext
+            self._made[teacher] = _Tower(backbone, self._maker, device_of(self._method), around)
         return self._made[teacher]
 
 
 class _Tower:
-    """Both towers of a backbone as encoders of samples, and what their embeddings depend on."""
+    """Both towers of a backbone as encoders of samples, inside a context, and what their embeddings depend on."""
 
-    def __init__(self, backbone: Any, maker: BatchMaker, device: torch.device) -> None:
-        self._backbone, self._maker, self.device = backbone, maker, device
+    def __init__(
+        self,
+        backbone: Any,
+        maker: BatchMaker,
+        device: torch.device,
+        around: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._backbone, self._maker, self.device, self._around = backbone, maker, device, around
         self._prints: dict[str, str] = {}
 
     def images(self, rows: Rows, pool: ThreadPoolExecutor | None = None) -> torch.Tensor:
@@ -285,14 +294,16 @@ class _Tower:
 
         stacked = torch.stack(list(map(pixels, rows) if pool is None else pool.map(pixels, rows)))
         like = next(self._backbone.parameters())
-        found: torch.Tensor = self._backbone.encode_image(stacked.to(self.device, like.dtype))
+        with self._around():
+            found: torch.Tensor = self._backbone.encode_image(stacked.to(self.device, like.dtype))
         return found.float().cpu()
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return self.tokens(self._maker.tokenise(list(texts)))
 
     def tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self._backbone.encode_text(tokens.to(self.device))
+        with self._around():
+            found: torch.Tensor = self._backbone.encode_text(tokens.to(self.device))
         return found.float().cpu()
 
     def image_key(self, table: Table) -> str:
@@ -304,5 +315,6 @@ class _Tower:
     def _key(self, side: str, *content: str) -> str:
         # The weights decide most of it; precision and the modules around them the rest.
         self._prints = self._prints or self._backbone.fingerprints()
-        setting = (str(self._backbone.clip), torch.is_autocast_enabled(self.device.type), *content)
+        how = torch.is_autocast_enabled(self.device.type), self._around is exactly
+        setting = (str(self._backbone.clip), *how, *content)
         return f"frozen-{side}-{self._prints[side]}-{key_of(*setting):032x}"

@@ -101,7 +101,9 @@ def looked_back_on(
             # By number: after freezing and growing, rows of equal count are those of other experts.
             stay = [e for e in after[bank] if e in before[bank]]
             found[name] = tensor.clone()
-            found[name][[after[bank].index(e) for e in stay]] = old[name][[before[bank].index(e) for e in stay]]
+            found[name][[after[bank].index(e) for e in stay]] = old[name][
+                [before[bank].index(e) for e in stay]
+            ]
         elif name in old and old[name].shape == tensor.shape:
             found[name] = old[name]
     return found

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
 from everclip.errors import CheckpointError
 from everclip.models.backbone import Backbone
+from everclip.models.exact import exactly
 
 INITIAL, TASK_START = "initial", "task-start"
 _BETWEEN = "between:"
@@ -161,15 +161,3 @@ def _moved(start: Backbone, target: Mapping[str, torch.Tensor], share: float) ->
         if tensor.is_floating_point():
             tensor.lerp_(target[name].to(tensor.device), share)
     return copied
-
-
-@contextmanager
-def exactly() -> Iterator[None]:
-    """No gradient, and the same kernels as the student's: torch's inference path of attention rounds differently."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -128,7 +128,9 @@ class Selector(nn.Module, Generic[S]):
         features = self.features(backbone, columns["image"])
         place = -1 if progress.phase.endswith(REFERENCE) else len(self.tasks) - 1
         if progress.phase.startswith(CALIBRATE):
-            found = self.measure_one(self.prepare(features), place)
+            # In the precision in which it will decide, whatever that of training is.
+            with torch.autocast(features.device.type, enabled=False):
+                found = self.measure_one(self.prepare(features), place)
             self.own = torch.cat([self.own, gather_rows(found.float()).to(self.own)])
         else:
             loss = self.fit(features, columns, place, progress)
