@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from everclip.report import (
     difference_table,
     write_comparison,
 )
+from everclip.report.runs import Run
 
 METHODS = ("zero-shot", "finetune", "replay", "wise-ft", "joint")
 
@@ -121,6 +123,37 @@ def test_seeds_become_mean_and_spread(tmp_path: Path) -> None:
     assert "3 paired seeds" in change.how
     assert change.resolved
     assert "(3 seeds)" in comparison_text(found, 160)
+
+
+def test_several_seeds_over_the_items_are_each_item_s_mean_over_the_seeds(tmp_path: Path) -> None:
+    runs = {
+        m: [synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for s in (0, 1, 2)]
+        for m in ("finetune", "replay")
+    }
+    found = compare([*runs["finetune"], *runs["replay"]], over="items", draws=4000)
+    change = difference(found, "replay", "known").change
+    assert "mean over 3 seeds" in change.how
+    assert change.paired
+    # By hand: the items' means over seeds, items drawn anew with the runs side by side.
+    held = {m: [Run(f) for f in folders] for m, folders in runs.items()}
+    column = held["replay"][0].columns("known")[0]
+    means = {m: np.mean([r.outcomes(r.last, column) for r in rs], axis=0) for m, rs in held.items()}
+    gaps = means["replay"] - means["finetune"]
+    assert change.value == pytest.approx(gaps.mean())
+    draw = np.random.default_rng(5)
+    drawn = [gaps[draw.integers(0, len(gaps), len(gaps))].mean() for _ in range(4000)]
+    assert change.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.01)
+    assert change.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.01)
+    alone = compare([runs["finetune"][0], *runs["replay"]], over="items")
+    assert "mean over 3 and 1 seeds" in difference(alone, "replay", "known").change.how
+
+
+def test_over_items_without_outcomes_goes_over_seeds_and_says_so(tmp_path: Path) -> None:
+    runs = [
+        synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for m in ("finetune", "replay") for s in (0, 1, 2)
+    ]
+    shutil.rmtree(runs[0] / "rows")
+    assert "3 paired seeds" in difference(compare(runs, over="items"), "replay", "known").change.how
 
 
 def test_other_settings_are_another_method(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -122,6 +122,13 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare runs of different benchmarks all the same.")
     ] = False,
+    over: Annotated[
+        Literal["seeds", "items"],
+        typer.Option("--over", help="Several seeds: intervals of differences over seeds, or over the items."),
+    ] = "seeds",
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Method to subtract; default: the first.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Put runs side by side, with differences and intervals.
@@ -131,7 +138,7 @@ def compare(
     from everclip.report import compare as compare_runs
     from everclip.report import comparison_text, write_comparison
 
-    comparison = compare_runs(folders, force=force)
+    comparison = compare_runs(folders, force=force, baseline=baseline, over=over)
     if as_json:
         _print_json(comparison.model_dump(mode="json"))
     else:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from everclip.errors import DataError, did_you_mean
 from everclip.evaluation.statistics import Interval, seed_spread
@@ -34,6 +34,7 @@ from everclip.report.quantities import (
     Key,
     difference,
     estimate,
+    mean_difference,
     metric,
     terms,
 )
@@ -41,6 +42,10 @@ from everclip.report.runs import Run
 from everclip.report.sentences import share, whole_percent, whole_points
 
 CURVES: tuple[Key, ...] = ("known", "new", "retention")
+
+
+Over = Literal["seeds", "items"]
+"""What an interval of a difference is over, where a method has several seeds."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,16 @@ class Team:
     runs: tuple[Run, ...]
 
 
+Changed = Callable[[Key, Team, Team], Change | None]
+
+
 def compare(
-    folders: Sequence[Path | str], *, force: bool = False, baseline: str | None = None, draws: int = DRAWS
+    folders: Sequence[Path | str],
+    *,
+    force: bool = False,
+    baseline: str | None = None,
+    draws: int = DRAWS,
+    over: Over = "seeds",
 ) -> Comparison:
     """Compare runs of one benchmark.
 
@@ -66,6 +79,8 @@ def compare(
         force: compare although benchmark, headline or evaluation sets differ (a note says how).
         baseline: label of the method to subtract.
         draws: number of bootstrap draws.
+        over: what the interval of a difference is over where a method has several seeds: `seeds` (few seeds leave it
+            wide), or `items`, with each item's mean over the seeds: what other pictures would change, not other seeds.
 
     Raises:
         DataError: if a folder holds no result, nothing is left to compare, the runs do not belong together, or
@@ -76,6 +91,7 @@ def compare(
     teams = _teams(runs)
     first = _baseline(teams, baseline)
     methods = [_method(team, draws) for team in teams]
+    change = partial(_change, draws=draws, over=over)
     found = runs[0].results
     return Comparison(
         benchmark=found.benchmark,
@@ -87,10 +103,10 @@ def compare(
         column_groups={column.name: column.group for column in _columns(runs[0])},
         baseline=first.label,
         methods=methods,
-        leaders=_leaders(teams, methods, draws),
+        leaders=_leaders(teams, methods, change),
         notes=notes,
         differences=[
-            _difference(key, team, first, draws)
+            _difference(key, team, first, change)
             for team in teams
             if team is not first
             for key in shown([method.values for method in methods])
@@ -234,8 +250,8 @@ def _curve(team: Team, key: Key) -> list[Point]:
     return points
 
 
-def _difference(key: Key, team: Team, other: Team, draws: int) -> Difference:
-    change = _change(key, team, other, draws)
+def _difference(key: Key, team: Team, other: Team, changed: Changed) -> Difference:
+    change = changed(key, team, other)
     why = ""
     if change is None:
         lacking = next((t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)), None)
@@ -248,10 +264,14 @@ def _difference(key: Key, team: Team, other: Team, draws: int) -> Difference:
     return Difference(quantity=key, method=team.label, baseline=other.label, change=change, why_not=why)
 
 
-def _change(key: Key, team: Team, other: Team, draws: int) -> Change | None:
+def _change(key: Key, team: Team, other: Team, *, draws: int, over: Over) -> Change | None:
     if len(team.runs) == len(other.runs) == 1 and key not in STAGES:
         mine, theirs = team.runs[0], other.runs[0]
         return difference(mine, terms(mine, key), theirs, terms(theirs, key), draws)
+    if over == "items" and key not in STAGES:
+        found = mean_difference(team.runs, other.runs, key, draws)
+        if found is not None:
+            return found
     mine_by_seed, theirs_by_seed = _by_seed(key, team), _by_seed(key, other)
     if mine_by_seed is None or theirs_by_seed is None:
         return None
@@ -296,7 +316,7 @@ def _unpaired(key: Key, team: Team, other: Team, draws: int) -> Change | None:
     )
 
 
-def _leaders(teams: Sequence[Team], methods: Sequence[Method], draws: int) -> list[str]:
+def _leaders(teams: Sequence[Team], methods: Sequence[Method], changed: Changed) -> list[str]:
     """Who is ahead on what was learned and on what was kept, and whether that is resolved.
 
     A method that learns everything at once is a bound and no rival, so it is named apart.
@@ -316,7 +336,7 @@ def _leaders(teams: Sequence[Team], methods: Sequence[Method], draws: int) -> li
         if len(ranked) < 2:
             continue
         (best, i), (second, j) = ranked[:2]
-        change = _change(key, teams[i], teams[j], draws)
+        change = changed(key, teams[i], teams[j])
         ahead = f"{methods[i].label} is best at {thing}: {share(best)}"
         if change is not None and change.resolved:
             said.append(f"{ahead}, {whole_points(change.value)} points more than {methods[j].label}.")

@@ -170,6 +170,36 @@ def difference(
     )
 
 
+def mean_difference(
+    first: Sequence[Run], second: Sequence[Run], key: Key, draws: int = DRAWS
+) -> Change | None:
+    """Return `first - second`, both means over seeds, with an interval over items: each item's mean over the seeds.
+
+    The seeds are taken as they are, so that the interval says what other pictures would change, not other seeds.
+    `None` as soon as a run holds no outcomes, or theirs are not those of the same items.
+    """
+    sides: list[tuple[Terms, list[Array], float]] = []
+    for runs in (first, second):
+        found = [_outcomes(run, terms(run, key)) for run in runs]
+        held = [entry for entry in found if entry is not None]
+        if len(held) != len(found) or len({tuple(b.shape for b in blocks) for _, blocks, _ in held}) != 1:
+            return None
+        means = [np.mean(np.stack(columns), axis=0) for columns in zip(*(b for _, b, _ in held), strict=True)]
+        sides.append((held[0][0], means, sum(value for *_, value in held) / len(held)))
+    (cells, blocks, a), (others, other, b) = sides
+    if [len(x) for x in blocks] != [len(x) for x in other]:
+        return None
+    change = _paired(cells, others, blocks, other, a - b, first[0].confidence, draws)
+    counts = " and ".join(str(n) for n in dict.fromkeys((len(first), len(second))))
+    return change.model_copy(update={"how": f"{change.how}, each its mean over {counts} seeds"})
+
+
+def _outcomes(run: Run, cells: Terms | None) -> tuple[Terms, list[Array], float] | None:
+    found = estimate(run, cells, 1)
+    blocks = None if cells is None else _blocks(run, cells)
+    return None if cells is None or found is None or blocks is None else (cells, blocks, found.value)
+
+
 def _paired(
     cells: Terms,
     others: Terms,
