@@ -311,7 +311,9 @@ class Run:
     def _remark_inputs(self) -> None:
         """Record once what was guessed, assumed or set aside."""
         known = {(event["kind"], event["message"]) for event in self.place.events}
-        for kind, message in inputs.remarks(self.scenario, self.learner.method.backbone):
+        method = self.learner.method
+        said = (*inputs.remarks(self.scenario, method.backbone), *inputs.left_out(method, self.tasks))
+        for kind, message in said:
             if (kind, message) not in known:
                 self._event(kind, message)
         if self._main:

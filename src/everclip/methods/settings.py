@@ -161,7 +161,7 @@ class MethodSettings(Frozen):
         penalties: name of a loss -> its settings (`weight` and others); see `everclip.methods.penalties`.
         lr_scale: factor on `training.lr`: a preset may learn more gently than a stream asks for, without knowing
             which rate fits the model.
-        per_task: name of a task -> what differs for it (published settings differ per data set).
+        per_task: name of a task, whatever its case -> what differs for it (published settings differ per data set).
     """
 
     loss: Literal["auto", "labels", "captions"] = "auto"

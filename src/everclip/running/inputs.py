@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from everclip.contracts import Task
+from everclip.data.catalog.cards import PREFIX
+from everclip.data.quarantine import Quarantine
 from everclip.files import write_text_atomic
+from everclip.methods.base import Method
+from everclip.methods.pace import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
 from everclip.scenarios.base import ListScenario
@@ -28,7 +33,31 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
         )
     for quarantine in scenario.quarantine:
         if quarantine.entries:
-            yield "quarantine", f"{quarantine.summary()}; each row is in {QUARANTINE}"
+            yield (
+                "quarantine",
+                f"{quarantine.summary()}{_against_published(quarantine)}; each row is in {QUARANTINE}",
+            )
+
+
+def left_out(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of settings that a preset brought for tasks of other streams."""
+    names = unused(method.settings.per_task, tasks)
+    if names:
+        yield (
+            "per task",
+            f"method.per_task sets rates or budgets for {', '.join(names)}, and no task of this stream has such a "
+            "name; tasks without settings of their own take training.*",
+        )
+
+
+def _against_published(quarantine: Quarantine) -> str:
+    """Say what numbers on a public data set rest on, where pictures are missing that published ones rest on."""
+    if not quarantine.source.startswith(PREFIX):
+        return ""
+    gone, rows = quarantine.sides.get("test", (0, 0))
+    if not gone:
+        return "; all of its test pictures are measured"
+    return f"; numbers on it rest on {rows - gone:,} of its {rows:,} test pictures and are not exactly the benchmark's"
 
 
 def write_quarantine(scenario: ListScenario, folder: Path) -> None:
