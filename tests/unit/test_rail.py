@@ -190,6 +190,26 @@ def test_learning_gives_the_joint_solution_of_every_sample_once(
     assert apart(head.weights, expected) < 1e-4
 
 
+def test_the_automatic_width_follows_the_first_task_and_the_notes_say_so(
+    make: Callable[..., Learner], data: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.methods.ridge.settings.WIDTHS", (8, 8192))
+    tasks = [of_classes(data, 0, 0), of_classes(data, 1, 1, 2, 3, 4, 5)]
+    widths = [1 << (2 * len(task.train) - 1).bit_length() for task in tasks]
+    assert widths[0] < widths[1]
+    found = []
+    for settings in ({}, {"dimension": 300}):
+        for order in (tasks, tasks[::-1]):
+            learner = make(**settings)
+            for task in order:
+                learner.learn(task)
+            notes = learner.method.notes["rail"]
+            assert notes["dimension"] == len(head_of(learner).weights)
+            found.append((notes["dimension"], notes["dimension_from"].partition(":")[0]))
+    fixed = (300, "method.dimension")
+    assert found == [(widths[0], "auto"), (widths[1], "auto"), fixed, fixed]
+
+
 @pytest.mark.parametrize("form", ["sums", "recursive"])
 def test_order_of_tasks_and_batch_size_change_nothing_but_the_order_of_columns(
     make: Callable[..., Learner], data: Table, form: str

@@ -132,12 +132,19 @@ class Rail(Method):
         how = {k: getattr(self.settings, k) for k in ("form", "update", "expansion", "fusion", "augmented")}
         if self.settings.form == "dual":
             how = {k: v for k, v in how.items() if k not in ("update", "expansion")}
+        elif self.settings.expansion != "none":
+            how |= {"dimension": self._shape["width"], "dimension_from": self._width_from()}
         self.notes["rail"] = {
             **how,
             "ridge": self.head.ridge,
             "rows": len(self.head.weights),
             "classes": self.head.classes,
         }
+
+    def _width_from(self) -> str:
+        if self.settings.dimension != "auto":
+            return "method.dimension"
+        return "auto: the samples of the first task; with another task first it may be another"
 
     # -- predicting -------------------------------------------------------------------------------------------
 
