@@ -37,6 +37,17 @@ def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def public_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The eleven data sets of MTIL with two classes each and those names that several share; only to be read."""
+    import public_data
+
+    folder = tmp_path_factory.mktemp("public")
+    for write in public_data.MTIL:
+        write(folder, 2)
+    return folder
+
+
 @pytest.fixture
 def micro_config(micro_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """Return a function (kind, *overrides) -> RunConfig on the micro model, writing below `tmp_path`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import numpy as np
 from PIL import Image
 
 from everclip.data.catalog.cards import Card, cards
+from everclip.data.sources import read
+from everclip.data.spec import DataSpec
+from everclip.data.table import Table
 
 _NUMBERS = itertools.count(1)
 WNIDS = [f"n{i:08d}" for i in range(1000)]
@@ -32,6 +37,13 @@ def draw(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels()).save(path, "PNG")
     return path.name
+
+
+def png() -> bytes:
+    """Return a different picture at every call, encoded."""
+    file = io.BytesIO()
+    Image.fromarray(pixels()).save(file, "PNG")
+    return file.getvalue()
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -274,3 +286,13 @@ def core50(root: Path, things: int = 50) -> None:
 
 
 MTIL = (aircraft, caltech101, cifar100, dtd, eurosat, flowers, food101, mnist, pets, cars, sun397)
+
+
+def load(root: Path, source: str, **settings: object) -> Table:
+    """Return what `catalog:SOURCE` holds below a root, complete or not."""
+    return read(DataSpec(source=f"catalog:{source}", root=str(root), counts="noted", **settings)).table  # type: ignore[arg-type]
+
+
+def sides(table: Table) -> Counter[str]:
+    """Return how many rows stand on each side."""
+    return Counter(table.column("split"))

@@ -1,7 +1,8 @@
 """Configuration of a run: YAML, `key=value` overrides, benchmark and preset defaults, resolved to one document.
 
 Precedence, weakest first: defaults (`everclip.schema`), the benchmark's `training` and `guard`, those of the method
-preset (with what it says of that benchmark) and its `settings`, the user's YAML file, the `key=value` arguments. No torch here.
+preset (with what it says of that benchmark) and its `settings`, the user's YAML file, the `key=value` arguments.
+No torch here.
 """
 
 from __future__ import annotations

@@ -210,7 +210,8 @@ def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
     assert batched <= (parts.training | parts.validation if selects else parts.training)
     assert looked_at & parts.measured == set()
     assert looked_at - parts.training <= parts.validation
-    chooses = selects or "wise-ft" in method or "guarded" in method or method == "safe"
+    sweeps = run.learner.method.settings.merge.alpha == "sweep"
+    chooses = selects or sweeps or "guarded" in method or method == "safe"
     assert (looked_at & parts.validation != set()) == chooses
     assert (batched == set()) == (method == "zero-shot")
 

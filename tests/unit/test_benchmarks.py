@@ -27,15 +27,6 @@ IN_STEPS = {
 """Name -> classes of the first task, tasks."""
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The eleven data sets of MTIL with two classes each and those names that several share."""
-    folder = tmp_path_factory.mktemp("public")
-    for write in public_data.MTIL:
-        write(folder, 2)
-    return folder
-
-
 def load(root: Path, name: str, *overrides: str) -> ListScenario:
     config = resolve_config(name, [f"scenario.root={root}", "scenario.counts=noted", *overrides])
     return load_scenario(config.scenario)
@@ -48,8 +39,8 @@ def offered(scenario: ListScenario, name: str, learned: set[int]) -> Counter[str
     return Counter(entry.name for entry in space.entries)
 
 
-def test_mtil_in_both_orders(root: Path) -> None:
-    scenario = load(root, "mtil")
+def test_mtil_in_both_orders(public_root: Path) -> None:
+    scenario = load(public_root, "mtil")
     assert [t.name for t in scenario.tasks] == sorted(ORDER_2, key=str.casefold)
     for task, s in zip(scenario.tasks, scenario.eval_sets, strict=True):
         assert offered(scenario, s.name, set()).keys() == {e.name for e in task.classes or ()}
@@ -57,20 +48,20 @@ def test_mtil_in_both_orders(root: Path) -> None:
     first = next(e for e in scenario.tasks[1].classes or () if e.name == "off-center face")
     assert first.templates == card.texts
     assert first.prompts()[0] == "a photo of a off-center face."
-    assert [t.name for t in load(root, "mtil", "scenario.order=II").tasks] == ORDER_2
+    assert [t.name for t in load(public_root, "mtil", "scenario.order=II").tasks] == ORDER_2
 
 
-def test_mtil_takes_few_shots(root: Path) -> None:
-    scenario = load(root, "mtil", "scenario.shots=2", "scenario.shots_seed=0")
+def test_mtil_takes_few_shots(public_root: Path) -> None:
+    scenario = load(public_root, "mtil", "scenario.shots=2", "scenario.shots_seed=0")
     for task in scenario.tasks:
         assert max(Counter(task.train.column("class_name")).values()) <= 2
     assert sum(len(s.data) for s in scenario.eval_sets) == sum(
-        len(s.data) for s in load(root, "mtil").eval_sets
+        len(s.data) for s in load(public_root, "mtil").eval_sets
     )
 
 
-def test_odcl_joins_what_is_shared(root: Path) -> None:
-    scenario = load(root, "odcl-cil")
+def test_odcl_joins_what_is_shared(public_root: Path) -> None:
+    scenario = load(public_root, "odcl-cil")
     every = set(range(11))
     union = offered(scenario, "DTD", every)
     assert set(union.values()) == {1}
@@ -80,13 +71,13 @@ def test_odcl_joins_what_is_shared(root: Path) -> None:
     assert texts["SUN397", "river"] == texts["EuroSAT", "river"] == cards()["eurosat"].texts
     assert len(texts["CIFAR100", "sunflower"]) == 18 + 34 + 1
     assert texts["Flowers", "sunflower"][0] == "a photo of a {}, a type of flower."
-    told = load(root, "odcl-til").protocols[0]
+    told = load(public_root, "odcl-til").protocols[0]
     assert (told.space, told.known_task) == ("own", True)
 
 
 @pytest.mark.parametrize("name", ["x-tail", "x-tail-hash"])
-def test_x_tail_offers_all_names_with_one_template(root: Path, name: str) -> None:
-    scenario = load(root, name)
+def test_x_tail_offers_all_names_with_one_template(public_root: Path, name: str) -> None:
+    scenario = load(public_root, name)
     assert len(scenario.tasks) == 10
     names = offered(scenario, "MNIST", set())
     assert names == offered(scenario, "DTD", {1, 2})
@@ -94,7 +85,10 @@ def test_x_tail_offers_all_names_with_one_template(root: Path, name: str) -> Non
     assert {e.templates for s in scenario.eval_sets for e in s.classes or ()} == {
         ("a photo of a {}.",), ('a photo of a number: "{}".',),
     }  # fmt: skip
-    assert [t.name for t in load(root, name, "scenario.order=II").tasks][:2] == ["StanfordCars", "Aircraft"]
+    assert [t.name for t in load(public_root, name, "scenario.order=II").tasks][:2] == [
+        "StanfordCars",
+        "Aircraft",
+    ]
 
 
 def test_cifar100_is_cut_in_the_published_order(tmp_path: Path) -> None:
@@ -154,9 +148,13 @@ def test_any_scenario_takes_the_imagenet_shifts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["odcl-cil", "core50"])
 def test_a_benchmark_runs(
-    root: Path, tmp_path: Path, micro_folder: Path, command: Callable[..., tuple[int, str, str]], name: str
+    public_root: Path,
+    tmp_path: Path,
+    micro_folder: Path,
+    command: Callable[..., tuple[int, str, str]],
+    name: str,
 ) -> None:
-    place = root
+    place = public_root
     if name == "core50":
         public_data.core50(tmp_path, 10)
         place = tmp_path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from everclip.data.lettering import plain
 from everclip.errors import DataError
@@ -59,11 +60,13 @@ class Quarantine:
         source: the source's name.
         total: rows that were looked at, usable or not.
         entries: the rows that are not usable, in order.
+        sides: rows set aside and all rows per value of the column `split`, where there is one and something was.
     """
 
     source: str
     total: int
     entries: tuple[Entry, ...] = ()
+    sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -80,8 +83,10 @@ class Quarantine:
         if not self.entries:
             return f"{source}: all {self.total:,} rows can be used"
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.counts().items())
+        sides = ", ".join(f"{gone:,} of {rows:,} {side}" for side, (gone, rows) in self.sides.items())
         return (
             f"{source}: {len(self.entries):,} of {self.total:,} rows set aside ({self.share:.1%}): {reasons}"
+            + (f" ({sides})" if sides else "")
         )
 
     def table(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from everclip.data.quarantine import Entry, Quarantine, require_enough
 from everclip.data.readers.raw import Raw
 from everclip.data.references import Resolver, image_places
 from everclip.data.spec import DataSpec
+from everclip.data.splits import side_of
 from everclip.data.table import Pictures, Table, replaced
 from everclip.errors import ConfigError, DataError
 
@@ -152,6 +154,7 @@ def _loaded(
         spec.label,
         columns.num_rows + sum(len(raw.broken) for raw in raws),
         tuple(e for part, start in zip(parts, starts, strict=True) for e in part.entries(broken, start)),
+        _sides(columns, broken),
     )
     require_enough(quarantine, spec.quarantine_limit)
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name
@@ -159,6 +162,15 @@ def _loaded(
     facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
     chosen = {wanted: column for names, _ in found for wanted, column in names.items()}
     return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)
+
+
+def _sides(columns: pa.Table, broken: Mapping[int, Any]) -> dict[str, tuple[int, int]]:
+    """Return rows set aside and all rows per side, if any were; rows that no reader could give have no side."""
+    if not broken or "split" not in columns.column_names:
+        return {}
+    marks = ["" if mark is None else str(side_of(mark)) for mark in columns.column("split").to_pylist()]
+    held, gone = Counter(marks), Counter(marks[row] for row in broken)
+    return {side: (gone[side], held[side]) for side in sorted(gone) if side}
 
 
 def _spoken(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:

@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from everclip.data.catalog.cards import RANDOM, Card, card_of, keys_of
 from everclip.data.columns import choose
+from everclip.data.readers.class_labels import labels_by_text
 from everclip.data.readers.counting import Counted, checked, present
 from everclip.data.readers.layouts import arrays, imagenet, lists, numbered
-from everclip.data.readers.layouts.listed import Known, Listed, Place, label_of
+from everclip.data.readers.layouts.listed import Known, Listed, Place
 from everclip.data.readers.published import random_sides, zhou_listed
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.rows import read_mappings
@@ -160,9 +161,9 @@ def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]
     Raises:
         DataError: for a class that is none of the data set's, or rows without a split where it has one of its own.
     """
-    found = [_relabelled(raw, card, spec, where) for raw in raws]
-    sides = [side for _, _, side in found]
     notes: list[str] = []
+    found = [_relabelled(raw, card, spec, where, notes) for raw in raws]
+    sides = [side for _, _, side in found]
     if all(s is None for side in sides for s in side):
         if card.split != RANDOM:
             raise DataError(
@@ -179,27 +180,23 @@ def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]
     counted = Counted(card, where, card.counts.given, card.present or len(card.names))
     notes += checked(counted, flat, labels, spec.counts)
     return [
-        _with_classes(raw, card, part, side, notes if i == 0 else [])
+        _with_classes(raw, card, part, side, list(dict.fromkeys(notes)) if i == 0 else [])
         for i, (raw, part, side) in enumerate(found)
     ]
 
 
-def _relabelled(raw: Raw, card: Card, spec: DataSpec, where: str) -> tuple[Raw, list[int], list[str | None]]:
-    """Return the rows, the label of each and its side."""
+def _relabelled(
+    raw: Raw, card: Card, spec: DataSpec, where: str, notes: list[str]
+) -> tuple[Raw, list[int], list[str | None]]:
+    """Return the rows, the label of each and its side; `notes` takes what was assumed."""
     chosen, _ = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
     column = chosen.get("class_name") or chosen.get("class_key")
     if column is None:
         raise DataError(f"{where}: no column says the class; name it with `columns: {{class_name: NAME}}`.")
     values = raw.columns.column(column).to_pylist()
-    table: dict[str, int] = {}
-    for text in {str(value) for value in values}:
-        label = label_of(text, card)
-        if label is None:
-            raise DataError(
-                f"{where}: the class {text!r} is none of the {len(card.names):,} of {card.title} "
-                f"({', '.join(card.names[:3])}...); expected its names, or its labels as numbers."
-            )
-        table[text] = label
+    folder = None if where.startswith("hub:") else raw.root
+    table, lines = labels_by_text(map(str, values), card, column, folder, where)
+    notes += lines
     marks = (
         raw.columns.column(chosen["split"]).to_pylist() if "split" in chosen else [raw.split] * len(values)
     )

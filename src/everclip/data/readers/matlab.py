@@ -15,7 +15,7 @@ import numpy as np
 from everclip.errors import DataError
 
 MOST_BYTES = 1 << 28
-"""Of a file and of what is packed in it; label files are a few hundred kilobytes."""
+"""Of a file, and of all that is packed in it together; label files are a few hundred kilobytes."""
 
 _NUMBERS = {
     1: "i1",
@@ -58,18 +58,28 @@ def read_matlab(path: Path) -> dict[str, Any]:
 
 
 def _variables(data: bytes) -> dict[str, Any]:
-    found, at = {}, 0
+    found, at, left = {}, 0, MOST_BYTES
     while at + 8 <= len(data):
         kind, body, at = _element(data, at)
         if kind == _COMPRESSED:
-            packed = zlib.decompressobj()
-            body = packed.decompress(body, MOST_BYTES)
-            if packed.unconsumed_tail:
-                raise ValueError("unpacks to too much")
+            body = _unpacked(body, left)
+            left -= len(body)
             kind, body, _ = _element(body, 0)
         if kind == _MATRIX:
             name, value = _matrix(body, 0)
             found[name] = value
+    return found
+
+
+def _unpacked(body: bytes, most: int) -> bytes:
+    """Return what a compressed element holds.
+
+    Raises:
+        ValueError: if it is more than `most` bytes.
+    """
+    found = zlib.decompressobj().decompress(body, most + 1)
+    if len(found) > most:
+        raise ValueError(f"all variables together unpack to more than {MOST_BYTES:,} bytes")
     return found
 
 

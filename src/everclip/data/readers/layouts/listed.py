@@ -112,11 +112,15 @@ def plain(text: str) -> str:
 
 def label_of(text: str, card: Card, names: tuple[str, ...] | None = None) -> int | None:
     """Return the label that a class is called by: its name, its own label, or its number."""
-    table = _table(card, names or card.names)
-    found = table.get(plain(text))
+    found = named_label(text, card, names)
     if found is None and text.strip().isdigit() and int(text) < len(names or card.names):
         found = int(text)
     return found
+
+
+def named_label(text: str, card: Card, names: tuple[str, ...] | None = None) -> int | None:
+    """Return the label of the class that has this name or own label; a number alone says none."""
+    return _table(card, names or card.names).get(plain(text))
 
 
 _TABLES: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
