@@ -240,7 +240,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs, counted by code from the module itself."""
+    """What a method costs, counted by code from the module itself.
+
+    Attributes:
+        trainable_parameters: what trains.
+        stored_parameters, bytes: what is held now: the model and what the method keeps beside it.
+        active_parameters: what one prediction makes use of.
+        buffer_samples: samples of the past.
+        extra_per_image: what a prediction computes more than the plain model, for people.
+        growth_per_task: what a task leaves behind, for people.
+        task_parameters: how many values more are held while a task is learned; 0 inside one.
+        held_during_task: what these are, for people.
+    """
 
     trainable_parameters: int
     stored_parameters: int
@@ -249,6 +260,8 @@ class Cost:
     buffer_samples: int = 0
     extra_per_image: str = "none"
     growth_per_task: str = "none"
+    task_parameters: int = 0
+    held_during_task: str = "nothing more"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from everclip.config import RunConfig
+from everclip.methods.cost import bytes_on_disk
 from everclip.run import Run
 from everclip.training.budget import phase_steps
 from everclip.training.progress import clock
@@ -21,7 +22,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
     Time is extrapolated from one measured training batch and one evaluation batch on this machine.
     """
     run = Run(config)
-    cost = run.learner.method.describe()
+    method = run.learner.method
+    cost = method.describe()
+    weights = cost.bytes + next(method.parameters()).element_size() * cost.task_parameters
+    stored = bytes_on_disk(method, cost)
     tasks: list[dict[str, Any]] = []
     for task in run.tasks:
         phases = run.learner.plan(task)
@@ -29,7 +33,6 @@ def plan(config: RunConfig) -> dict[str, Any]:
         tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
         run.learner.tasks.append(task)
         run.learner.method.store(task)  # what is replayed may come on top of the next task
-    weights = cost.bytes
     moments = (
         2 * 4 * cost.trainable_parameters
         if config.training.optimiser == "adamw"
@@ -48,9 +51,10 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "steps": steps,
         "rows": rows,
         "trainable_parameters": cost.trainable_parameters,
-        "stored_parameters": cost.stored_parameters,
+        "stored_parameters": cost.stored_parameters + cost.task_parameters,
+        "held_during_task": cost.held_during_task,
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
-        "disk_mb": round((config.checkpoint.keep + 1) * (weights + moments) / 1e6, 1),
+        "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
         "seconds": round(steps * timing["step"] + rows * pictures * timing["picture"], 1),
     }
@@ -95,6 +99,7 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"  parameters: {planned['trainable_parameters']:,} trained, {planned['stored_parameters']:,} in memory "
         "(frozen copies included)"
     )
+    typer.echo(f"  of these while a task is learned alone: {planned['held_during_task']}")
     typer.echo(
         f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"
     )

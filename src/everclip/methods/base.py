@@ -319,13 +319,15 @@ class Method(Predicting):
         """Put the weights at `share` of the way from `before` to `after`, both from `weights`."""
         self._put(merge.interpolate(before, after, share))
 
+    def _changing(self) -> merge.Weights:
+        """Return what learning changes, not copied."""
+        return merge.changing(self, self._trainable)
+
     def _snapshot(self) -> merge.Weights:
-        return {
-            name: tensor.detach().clone() for name, tensor in merge.changing(self, self._trainable).items()
-        }
+        return {name: tensor.detach().clone() for name, tensor in self._changing().items()}
 
     def _put(self, weights: Mapping[str, torch.Tensor]) -> None:
-        target = merge.changing(self, self._trainable)
+        target = self._changing()
         for name, tensor in weights.items():
             target[name].copy_(tensor)
 
@@ -387,3 +389,7 @@ class Method(Predicting):
         trained = sum(self.get_parameter(name).numel() for name in self._trainable)
         growth = "none" if self.buffer is None else self.buffer.growth
         return counted(self, trained, self._teachers.parameters(), growth)
+
+    def teacher_size(self) -> int:
+        """Return how many parameters a frozen copy of the task's start has."""
+        return sum(parameter.numel() for parameter in self.backbone.parameters())

@@ -273,8 +273,11 @@ class CoLeClip(Method):
         kept = self.prompts.count * self.prompts.width
         rows = self.vocabulary.rows
         cost = super().describe()
+        learning = self.vocabulary.place is not None
         return replace(
             cost,
+            task_parameters=0 if learning else discarded,
+            held_during_task=f"LoRA: {discarded:,}; the rows of the task's classes, as they were",
             trainable_parameters=discarded + kept,
             stored_parameters=cost.stored_parameters + rows.numel(),
             bytes=cost.bytes + rows.numel() * rows.element_size(),

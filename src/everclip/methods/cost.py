@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from everclip.contracts import Cost
@@ -9,6 +10,50 @@ from everclip.models.modules.grow import extra_cost
 
 if TYPE_CHECKING:
     from everclip.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is held while a task is learned, and not now: what it is -> how many values.
+
+    Attributes:
+        copies: frozen models, which checkpoints can do without.
+        tensors: what checkpoints hold too.
+        uncounted: what depends on data that are not known yet.
+    """
+
+    copies: dict[str, int] = field(default_factory=dict)
+    tensors: dict[str, int] = field(default_factory=dict)
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many values these are."""
+        return sum(self.copies.values()) + sum(self.tensors.values())
+
+    def __str__(self) -> str:
+        parts = [f"{name}: {size:,}" for name, size in (self.copies | self.tensors).items()]
+        return "; ".join([*parts, *self.uncounted]) or "nothing more"
+
+
+def held_in_task(method: Method) -> Held:
+    """Return what is held while a task is learned, and not now."""
+    copies = {f"a frozen copy ({kind})": method.teacher_size() for kind in method._teachers.missing()}
+    own = sum(tensor.numel() for tensor in method._changing().values())
+    wanted = sorted(method._looked_back_on() - method._anchors.keys())
+    tensors = {f"the weights that change, as they were ({kind})": own for kind in wanted}
+    if method.settings.merge.kind == "running-mean" and method._mean is None:
+        tensors["their running mean"] = own
+    asked = any(penalty.uses_teacher for penalty in method._penalties)
+    return Held(
+        copies, tensors, ("an embedding of each text that a teacher is asked about",) if asked else ()
+    )
+
+
+def bytes_on_disk(method: Method, cost: Cost) -> int:
+    """Return what a checkpoint inside a task takes without the optimiser's state: copies are made again from it."""
+    copies = method._teachers.parameters() + sum(held_in_task(method).copies.values())
+    return cost.bytes + next(method.parameters()).element_size() * (cost.task_parameters - copies)
 
 
 def counted(method: Method, trainable: int, teachers: int, growth: str) -> Cost:
@@ -22,7 +67,7 @@ def counted(method: Method, trainable: int, teachers: int, growth: str) -> Cost:
     """
     weights = list(method.parameters())
     kept = list(method.extra_tensors().values())
-    tensors = (*weights, *kept)
+    tensors, held = (*weights, *kept), held_in_task(method)
     return Cost(
         trainable_parameters=trainable,
         stored_parameters=teachers + sum(t.numel() for t in tensors),
@@ -31,4 +76,6 @@ def counted(method: Method, trainable: int, teachers: int, growth: str) -> Cost:
         buffer_samples=0 if method.buffer is None else len(method.buffer),
         extra_per_image=extra_cost(method.backbone.clip),
         growth_per_task=growth,
+        task_parameters=held.size,
+        held_during_task=str(held),
     )

@@ -148,9 +148,15 @@ class MoeAdapters(Method):
         known = self.settings.routers == "one" and len(self.tasks) > 1
         shape.settled(teacher.clip, "0" if known else None, self._same)
 
-    def _snapshot(self) -> Weights:
+    def _changing(self) -> Weights:
         # Nothing is merged into frozen experts, not even themselves: that would round.
-        return {name: tensor for name, tensor in super()._snapshot().items() if f".{KEPT}" not in name}
+        return {name: tensor for name, tensor in super()._changing().items() if f".{KEPT}" not in name}
+
+    def teacher_size(self) -> int:
+        """Return how many parameters a frozen copy of the task's start has: with a router per task no experts."""
+        known = self.settings.routers == "one" and self.tasks
+        own = sum(p.numel() for _, e in experts_in(self.backbone.clip) for p in e.parameters())
+        return super().teacher_size() - (0 if known else own)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, and those in which the selector learns."""
@@ -272,15 +278,6 @@ class MoeAdapters(Method):
             self.selector.grow(structure["selector"])
         self._choose()
 
-    def _selector_growth(self) -> int:
-        """Return how many parameters the selector has for each task (and for the reference data) so far."""
-        if self.selector is None or not self.tasks:
-            return 0
-        every, fixed = (
-            sum(p.numel() for p in m.parameters()) for m in (self.selector, self.selector.extractor)
-        )
-        return (every - fixed) // (len(self.tasks) + self.selector.reference)
-
     def describe(self) -> Cost:
         """Count parameters; frozen experts, which are none any more, are counted with what is stored."""
         cost, clip = super().describe(), self.backbone.clip
@@ -290,12 +287,14 @@ class MoeAdapters(Method):
         per_task = routers if self.settings.routers == "per-task" else 0
         growth = [f"{per_task:,} parameters of routers"] if per_task else []
         growth += [f"{expert:,} per expert that is added to all blocks"] if self.settings.grow else []
-        growth += [f"{size:,} of the selector"] if (size := self._selector_growth()) else []
+        chosen = 0 if self.selector is None else self.selector.stored()
+        if self.selector is not None and self.tasks:
+            growth.append(f"{self.selector.growth():,} of the selector")
         growth += [cost.growth_per_task] if cost.growth_per_task != "none" else []
         return replace(
             cost,
-            stored_parameters=cost.stored_parameters + frozen,
+            stored_parameters=cost.stored_parameters + frozen + chosen,
             active_parameters=cost.active_parameters + frozen - grown + shape.active(clip),
-            bytes=cost.bytes + 4 * frozen,
+            bytes=cost.bytes + 4 * (frozen + chosen),
             growth_per_task="; ".join(growth) or "none",
         )

@@ -76,7 +76,7 @@ class StepView:
             return self.text.detach()
         if self.labelled:
             place = (self.progress.task, self.progress.phase)
-            return self.teachers.bank(kind, place, tokens, self.backbone)
+            return self.teachers.bank(kind, place, tokens, self.backbone, short=True)
         return self._once(("text", kind), lambda: self.teachers.text(kind, tokens, self.backbone))
 
     def _once(self, key: tuple[str, str], make: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from everclip.errors import CheckpointError
 from everclip.models.backbone import Backbone
 from everclip.models.exact import exactly
+from everclip.models.modules.short_texts import needed_tokens, short_texts
 
 INITIAL, TASK_START = "initial", "task-start"
 _BETWEEN = "between:"
@@ -105,6 +106,10 @@ class Teachers:
         """Return how many parameters the copies hold."""
         return sum(p.numel() for teacher in self._held.values() for p in teacher.parameters())
 
+    def missing(self) -> list[str]:
+        """Return which copies are made when a task begins and are not there now."""
+        return sorted(self.wanted - self._held.keys())
+
     def image(self, kind: str, pixels: torch.Tensor, student: Backbone) -> torch.Tensor:
         """Return a teacher's unit embeddings `(N, D)` of pixels, without gradient."""
         with exactly():
@@ -121,12 +126,25 @@ class Teachers:
         place: tuple[int, str],
         texts: torch.Tensor | Callable[[], torch.Tensor],
         student: Backbone,
+        short: bool = False,
     ) -> torch.Tensor:
-        """Return a teacher's embeddings `(C, D)` of token ids, or of what a function makes; once per `place`."""
+        """Return a teacher's embeddings `(C, D)` of token ids, or of what a function makes; once per `place`.
+
+        Args:
+            kind: the teacher.
+            place: task and phase.
+            texts: token ids `(C, L)`.
+            student: decides device and precision.
+            short: whether the student reads them without their padding, and so the teacher.
+        """
         key = (kind, *place)
         if key not in self._banks:
             tokens = texts() if callable(texts) else texts
-            parts = [self.text(kind, tokens[i : i + BLOCK], student) for i in range(0, len(tokens), BLOCK)]
+            clip = self._beside(kind, student).clip
+            with short_texts(clip, needed_tokens(clip, tokens.cpu()) if short else None):
+                parts = [
+                    self.text(kind, tokens[i : i + BLOCK], student) for i in range(0, len(tokens), BLOCK)
+                ]
             self._banks[key] = torch.cat(parts)
         return self._banks[key]
 

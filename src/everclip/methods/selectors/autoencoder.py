@@ -166,3 +166,8 @@ class Autoencoder(Selector[AutoencoderSettings]):
             self._add(int(name) - 1, int(size), 0)
         self.mean, self.std = (held.new_ones(int(shape["scale"])) for held in (self.mean, self.std))
         self.total = self.total.new_zeros(2, int(shape["gathering"]))
+
+    def growth(self) -> int:
+        """See `Selector.growth`."""
+        last = self.networks[str(len(self.tasks))].state_dict()
+        return sum(tensor.numel() for tensor in last.values())

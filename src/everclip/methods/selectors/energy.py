@@ -105,6 +105,11 @@ class Energy(Selector[EnergySettings]):
         for route, size in shape.items():
             self._keep(int(route), torch.zeros(*size))
 
+    def growth(self) -> int:
+        """See `Selector.growth`."""
+        classes, width = self._sizes[str(len(self.tasks))]
+        return classes * width
+
 
 @torch.no_grad()
 def encode(backbone: Backbone, texts: Sequence[str]) -> torch.Tensor:

@@ -174,3 +174,8 @@ class Gaussian(Selector[GaussianSettings]):
             if not sizes["gathering"]:
                 density.count, density.total = density.count[:0], density.total[:0]
                 density.square = density.square[:0]
+
+    def growth(self) -> int:
+        """See `Selector.growth`."""
+        last = self.densities[str(len(self.tasks))].state_dict()
+        return sum(tensor.numel() for tensor in last.values())
