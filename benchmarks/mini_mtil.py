@@ -11,6 +11,7 @@ plain fine-tuning. `--tune` tries the candidates of `TUNED` on validation pictur
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -22,11 +23,14 @@ from common import machine
 from everclip import execute
 from everclip.config import resolve_config
 from everclip.contracts import EvalSet
+from everclip.evaluation.results import Results
 from everclip.evaluation.validation import set_score
 from everclip.files import write_text_atomic
 from everclip.learner.fit import check_fit, learner_for
 from everclip.report.compare_html import write_comparison
 from everclip.report.comparing import compare
+from everclip.report.comparison import Comparison, Value
+from everclip.report.runs import Run
 from everclip.scenarios.load import load_scenario
 
 STREAM = Path(__file__).parents[1] / "examples" / "mini-mtil.yaml"
@@ -44,15 +48,21 @@ METHODS: dict[str, list[str]] = {
 }
 """Preset -> settings chosen on validation pictures (`--tune`); none: the preset's own were best or were not tuned."""
 
+MAIN = ("zero-shot", "finetune", "zscl", "moe-adapters", "coleclip", "rail")
+"""The methods that learn the stream in order II, too."""
+
 TUNED: dict[str, dict[str, list[str]]] = {
-    "lwf": {"weight 1": [], "weight 0.3": ["method.penalties={lwf: {weight: 0.3}}"]},
-    "lwf-vr": {"weight 1": [], "weight 0.3": ["method.penalties={lwf-vr: {weight: 0.3}}"]},
+    "finetune": {"lr 2e-4": ["training.lr=2e-4"], "lr 5e-4": []},
     "zscl": {
         "as it is": [],
         "weak constraint": ["method.penalties={zscl: {weight: 1}, weight-constraint: {weight: 0.01}}"],
     },
-    "moe-adapters": {"1e-3": [], "3e-3": ["training.lr=3e-3"]},
-    "coleclip": {"1e-3": [], "3e-3": ["training.lr=3e-3"]},
+    "lwf": {"weight 1": [], "weight 0.3": ["method.penalties={lwf: {weight: 0.3}}"]},
+    "lwf-vr": {"weight 1": [], "weight 0.3": ["method.penalties={lwf-vr: {weight: 0.3}}"]},
+    "icarl": {"as it is": []},
+    "moe-adapters": {"lr 1e-3": [], "lr 3e-3": ["training.lr=3e-3"], "lr 1e-2": ["training.lr=1e-2"]},
+    "coleclip": {"lr 1e-2": ["training.lr=1e-2"], "lr 3e-2": ["training.lr=3e-2"]},
+    "rail": {"as it is": []},
 }
 """Method -> candidate -> settings."""
 
@@ -87,6 +97,8 @@ def tune(given: argparse.Namespace) -> None:
     print("| method | candidate | tasks, validation | retention, validation | s |\n|---|---|---|---|---|")
     for name in given.methods or TUNED:
         for candidate, own in TUNED.get(name, {"as it is": []}).items():
+            if given.candidates and candidate not in given.candidates:
+                continue
             file = given.output / "tuning" / f"{name}-{candidate.replace(' ', '-')}.json"
             if not file.is_file():
                 found = on_validation([*given.settings, f"method={name}", *own])
@@ -106,48 +118,114 @@ def main() -> None:
     words.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     words.add_argument("--orders", nargs="*", choices=["I", "II"], default=["I", "II"])
     words.add_argument("--output", type=Path, default=Path("runs/mini-mtil"))
+    words.add_argument("--candidates", nargs="*", help="of those that --tune would try: these")
     words.add_argument("--tune", action="store_true", help="try candidates on validation pictures instead")
+    words.add_argument(
+        "--tables", action="store_true", help="run nothing: tables of the cells that are there"
+    )
     given = words.parse_intermixed_args()
     if given.tune:
         tune(given)
         return
+    if not given.tables:
+        # Seed by seed, so that what is there after a stop is balanced.
+        for seed, order in itertools.product(given.seeds, given.orders):
+            for name in given.methods or METHODS:
+                if order == "I" or name in MAIN:
+                    cell(name, order, seed, given)
     for order in given.orders:
         folders = [
-            cell(name, order, seed, given) for seed in given.seeds for name in given.methods or METHODS
+            folder
+            for name in given.methods or METHODS
+            for seed in given.seeds
+            if finished(folder := given.output / f"order-{order}" / f"{name}-s{seed}")
         ]
-        print(table(order, folders), flush=True)
-        print(write_comparison(folders, given.output / f"order-{order}" / "comparison", baseline="finetune"))
+        print(tables(order, folders), flush=True)
+        page = given.output / f"order-{order}" / "comparison"
+        found = compare(folders, baseline="finetune", over="items")
+        print(f"\nPage: {write_comparison(folders, page, comparison=found).name}")
 
 
-def table(order: str, folders: list[Path]) -> str:
-    """Return the comparison of an order as a table in Markdown, in percent."""
-    found = compare(folders, baseline="finetune")
-    keys = ("transfer", "average", "new", "retention")
+def finished(folder: Path) -> bool:
+    """Whether a cell is there whole."""
+    return (folder / "results.json").is_file() and Results.read(folder).status == "complete"
+
+
+def tables(order: str, folders: list[Path]) -> str:
+    """Return the comparison of an order as tables in Markdown, in percent."""
+    found = compare(folders, baseline="finetune", over="items")
     lines = [
         f"\n## Order {order}\n",
-        f"Machine: {machine()}.\n",
-        "| method | seeds | Transfer | Average | Last | retention | min/run | Last against finetune |",
-        "|---|---|---|---|---|---|---|---|",
+        f"Machine of the tables: {machine()}.\n",
+        "| method | seeds | Transfer | Average | Last | retention | min/run | Last against finetune | retention "
+        "against finetune |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method in found.methods:
-        values = [method.values[key] for key in keys]
-        cells = [
-            "-"
-            if v is None
-            else f"{100 * v.value:.1f}" + (f" ±{100 * v.deviation:.1f}" if v.deviation else "")
-            for v in values
-        ]
-        against = [d.change for d in found.differences if d.method == method.label and d.quantity == "new"]
-        change = against[0] if against else None
-        said = "-" if change is None else f"{100 * change.value:+.1f}"
-        if change is not None and change.low is not None and change.high is not None:
-            said += f" [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
-            said += "" if change.resolved else ", not resolved"
+        cells = [said(method.values[key]) for key in ("transfer", "average", "new", "retention")]
+        against = [change_of(found, method.label, key) for key in ("new", "retention")]
         seconds = method.seconds.value if method.seconds is not None else 0.0
-        lines.append(
-            f"| {method.label} | {len(method.members)} | {' | '.join(cells)} | {seconds / 60:.1f} | {said} |"
-        )
+        row = [method.label, str(len(method.members)), *cells, f"{seconds / 60:.1f}", *against]
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", *parts(folders), "", *pairs(folders)]
     return "\n".join(lines)
+
+
+def said(value: Value | None) -> str:
+    """Return a number in percent, with the standard deviation over seeds."""
+    if value is None:
+        return "-"
+    return f"{100 * value.value:.1f}" + (f" ±{100 * value.deviation:.1f}" if value.deviation else "")
+
+
+def change_of(found: Comparison, label: str, key: str) -> str:
+    """Return a method's change against the baseline, in points with its interval."""
+    change = next((d.change for d in found.differences if d.method == label and d.quantity == key), None)
+    if change is None or change.low is None or change.high is None:
+        return "-"
+    text = f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    return text if change.resolved else f"{text}, not resolved"
+
+
+def parts(folders: list[Path]) -> list[str]:
+    """Return the last row of every column: whole sets, and their known and unseen classes."""
+    runs = [Run(folder) for folder in folders]
+    columns = [c for c in runs[0].results.columns if c.group in ("task", "part", "retention")]
+    lines = [
+        "Last row by set, mean over seeds:\n",
+        f"| method | {' | '.join(c.name for c in columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for name, own in itertools.groupby(runs, key=lambda run: run.name):
+        held = list(own)
+        cells = []
+        for column in columns:
+            scores = [run.score(run.last, column) for run in held]
+            values = [s.value for s in scores if s is not None and s.value is not None]
+            cells.append(f"{100 * statistics.mean(values):.1f}" if len(values) == len(held) else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def pairs(folders: list[Path]) -> list[str]:
+    """Return which differences of Last, Average and retention are resolved over pictures: row minus column."""
+    names = list(dict.fromkeys(Run(folder).name for folder in folders))
+    lines: list[str] = []
+    for key, title in (("new", "Last"), ("average", "Average"), ("retention", "retention")):
+        lines += [
+            f"\n{title}: row minus column in points; in brackets what is not resolved.\n",
+            f"| | {' | '.join(names)} |",
+            "|---" * (1 + len(names)) + "|",
+        ]
+        cells: dict[tuple[str, str], str] = {}
+        for baseline in names:
+            found = compare(folders, baseline=baseline, over="items", draws=2000)
+            for d in found.differences:
+                if d.quantity == key and d.change is not None:
+                    text = f"{100 * d.change.value:+.1f}"
+                    cells[d.method, baseline] = text if d.change.resolved else f"({text})"
+        lines += [f"| {row} | {' | '.join(cells.get((row, c), '') for c in names)} |" for row in names]
+    return lines
 
 
 if __name__ == "__main__":
