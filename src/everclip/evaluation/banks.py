@@ -11,6 +11,7 @@ import torch
 from everclip.contracts import Features
 
 BLOCK = 256
+Reduce = Callable[[Features], Features]
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
@@ -41,6 +42,7 @@ def encode_pictures(
     batches: Iterable[torch.Tensor],
     known_task: int | None = None,
     tick: Callable[[int], None] = lambda count: None,
+    reduce: Reduce = lambda found: found,
 ) -> Features:
     """Encode batches of pixels `(N, 3, S, S)` with a method in evaluation mode.
 
@@ -49,6 +51,7 @@ def encode_pictures(
         batches: pixels, batch by batch.
         known_task: the task they belong to, where a protocol tells it.
         tick: called with the size of each batch done; may raise to stop.
+        reduce: what is kept of the features of a batch.
 
     Returns:
         Features of all of them in order, float32 on the CPU; empty if there is no batch.
@@ -59,7 +62,7 @@ def encode_pictures(
             # A method of one's own need not know of tasks that nobody tells it.
             told = {} if known_task is None else {"known_task": known_task}
             found = method.encode_images(pixels.to(device), **told)
-            parts.append({k: v.float().cpu() for k, v in found.items()})
+            parts.append(reduce({k: v.float().cpu() for k, v in found.items()}))
             tick(len(pixels))
     return joined(parts)
 

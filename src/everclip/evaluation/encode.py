@@ -16,7 +16,7 @@ from everclip.data.images import ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
-from everclip.evaluation.banks import encode_pictures, encode_prompts, joined, measuring
+from everclip.evaluation.banks import Reduce, encode_pictures, encode_prompts, joined, measuring
 from everclip.files import write_bytes_atomic
 
 Tick = Callable[[int, int], None]
@@ -64,9 +64,20 @@ class Encoder:
         self._under = ""
         self._texts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
         self._banks: dict[tuple[str, LabelSpace], Features] = {}
+        self._asked: set[tuple[str, LabelSpace]] = set()
+
+    def begin_row(self) -> None:
+        """Forget the class banks that the row before did not ask for: what was seen then is no space of today's."""
+        self._banks = {key: bank for key, bank in self._banks.items() if key in self._asked}
+        self._asked.clear()
 
     def images(
-        self, method: Any, keys: Mapping[str, str], tick: Tick, known_task: int | None = None
+        self,
+        method: Any,
+        keys: Mapping[str, str],
+        tick: Tick,
+        known_task: int | None = None,
+        reduce: Mapping[str, Reduce] | None = None,
     ) -> dict[str, Features]:
         """Return the features of evaluation sets under the method as it is now.
 
@@ -75,6 +86,8 @@ class Encoder:
             keys: what its encodings depend on (`method.encoder_keys()`), taken once per row.
             tick: called with (done, total); may raise to stop.
             known_task: the task that the method is told; then only the sets of that task are encoded.
+            reduce: name of a set -> what is kept of a batch of it, for features too wide to be held: then each set is
+                encoded by itself, and nothing is remembered.
 
         Returns:
             Name of a set -> features, one per picture, in the order of the set.
@@ -89,6 +102,8 @@ class Encoder:
             self._kept.clear()
             self._under = key
         names = [name for name in self._rows if known_task is None or self._tasks[name] == known_task]
+        if reduce is not None:
+            return {name: self._reduced(method, known_task, name, tick, reduce[name]) for name in names}
         if method.batch_dependent is not None:
             return {name: self._whole(method, key, known_task, [name], tick)[name] for name in names}
         return self._whole(method, key, known_task, names, tick)
@@ -104,9 +119,18 @@ class Encoder:
             key += f"-{key_of(known_task, *names):032x}"[:17]
         if key not in self._kept:
             self._kept[key] = self._cached(key, lambda: self._encode(method, rows.numpy(), known_task, tick))
-        whole = self._kept[key]
-        where = {name: torch.searchsorted(rows, self._rows[name]) for name in names}
-        return {name: {k: v[where[name]] for k, v in whole.items()} for name in names}
+        return {name: self._placed(self._kept[key], rows, name) for name in names}
+
+    def _placed(self, whole: Features, rows: torch.Tensor, name: str) -> Features:
+        """Return the features of a set, from those of the pictures at `rows`."""
+        where = torch.searchsorted(rows, self._rows[name])
+        return {k: v[where] for k, v in whole.items()}
+
+    def _reduced(
+        self, method: Any, known_task: int | None, name: str, tick: Tick, reduce: Reduce
+    ) -> Features:
+        rows = torch.unique(self._rows[name])
+        return self._placed(self._encode(method, rows.numpy(), known_task, tick, reduce), rows, name)
 
     def _cached(self, key: str, make: Callable[[], Features]) -> Features:
         if self._cache is None:
@@ -120,7 +144,14 @@ class Encoder:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
 
-    def _encode(self, method: Any, rows: NDArray[np.int64], known_task: int | None, tick: Tick) -> Features:
+    def _encode(
+        self,
+        method: Any,
+        rows: NDArray[np.int64],
+        known_task: int | None,
+        tick: Tick,
+        reduce: Reduce = lambda found: found,
+    ) -> Features:
         """Encode the pictures at `rows`, shared between processes where a batch does not decide anything."""
         split = self._world > 1 and len(rows) >= self._world and method.batch_dependent is None
         mine = np.array_split(rows, self._world)[self._rank] if split else rows
@@ -132,7 +163,7 @@ class Encoder:
             self.encoded += pictures
             tick(done, len(mine))
 
-        local = encode_pictures(method, self._pixels(mine), known_task, count)
+        local = encode_pictures(method, self._pixels(mine), known_task, count, reduce)
         return local if not split else joined(gather_objects(local))
 
     def _pixels(self, rows: NDArray[np.int64]) -> Iterator[torch.Tensor]:
@@ -157,7 +188,9 @@ class Encoder:
         """Return the method's class bank; encoded once per text tower and label space."""
         if any(known != keys["text"] for known, _ in self._banks):
             self._banks.clear()
-        if (keys["text"], space) not in self._banks:
+        key = (keys["text"], space)
+        self._asked.add(key)
+        if key not in self._banks:
             with measuring(method):
-                self._banks[keys["text"], space] = method.class_bank(space)
-        return self._banks[keys["text"], space]
+                self._banks[key] = method.class_bank(space)
+        return self._banks[key]

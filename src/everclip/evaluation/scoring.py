@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from everclip.config import EvaluationConfig
-from everclip.contracts import EvalProtocol, EvalSet, Features
+from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
 from everclip.evaluation import classification, pools, retrieval
+from everclip.evaluation.banks import Reduce
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
@@ -18,6 +20,9 @@ from everclip.evaluation.statistics import bootstrap_mean, wilson
 
 Outcomes = dict[str, torch.Tensor]
 """`column/protocol/metric` -> `(N,)` float32 per item: what paired comparisons resample."""
+
+SCORES = "scores under "
+"""What features are called that hold scores `(N, C)` already, before the name of a protocol."""
 
 
 @dataclass
@@ -61,7 +66,9 @@ class RowScorer:
         method.eval()
         result = RowScores()
         keys = method.encoder_keys()
-        images = self._encoder.images(method, keys, tick)
+        self._encoder.begin_row()
+        reduce = self._reducing(method, learned, keys) if method.wide else None
+        images = self._encoder.images(method, keys, tick, reduce=reduce)
         texts = {
             s.name: self._encoder.texts(method, keys, pools.captions(s))
             for s in self._scenario.eval_sets
@@ -75,7 +82,7 @@ class RowScorer:
                 else:
                     found = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
-                        found = self._encoder.images(method, keys, tick, s.task)[s.name]
+                        found = self._encoder.images(method, keys, tick, s.task, reduce)[s.name]
                     self._classification(result, s, protocol, learned, found, method, keys)
                     if protocol.name == self._shown(s):
                         self._ways(result, s, found, method)
@@ -83,6 +90,18 @@ class RowScorer:
                 result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
                 self._ways(result, s, images[s.name], method)
         return result
+
+    def _reducing(self, method: Any, learned: Collection[int], keys: Mapping[str, str]) -> dict[str, Reduce]:
+        """Return what is kept of each set's batches: scores under every protocol, and no wide features."""
+        found: dict[str, Reduce] = {}
+        for s in self._scenario.eval_sets:
+            asked: dict[str, LabelSpace] = {}
+            for protocol in self._scenario.protocols if s.kind != "retrieval" else ():
+                space = self._scenario.label_space(s, learned, protocol)
+                asked |= {} if space is None else {protocol.name: space}
+            banks = {name: (space, self._encoder.bank(method, keys, space)) for name, space in asked.items()}
+            found[s.name] = partial(_scored, method, banks)
+        return found
 
     def _ways(self, result: RowScores, s: EvalSet, images: Features, method: Any) -> None:
         """Count which way the pictures of a set went, under the protocol that it shows."""
@@ -106,9 +125,11 @@ class RowScorer:
         space = self._scenario.label_space(s, learned, protocol)
         if space is None:
             return
-        bank = self._encoder.bank(method, keys, space)
-        with torch.inference_mode():
-            cosines = method.class_scores(images, space, bank).float()
+        cosines = images.get(SCORES + protocol.name)
+        if cosines is None:
+            bank = self._encoder.bank(method, keys, space)
+            with torch.inference_mode():
+                cosines = method.class_scores(images, space, bank).float()
         index = {key: i for i, key in enumerate(space.keys)}
         labels = torch.tensor([index[str(key)] for key in s.data.column("class_key")], dtype=torch.int64)
         predictions = classification.classify(cosines)
@@ -223,3 +244,13 @@ class RowScorer:
         else:
             interval = bootstrap_mean(values.numpy(), self._seed, confidence=self._config.confidence)
         return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))
+
+
+def _scored(method: Any, asked: Mapping[str, tuple[LabelSpace, Features]], features: Features) -> Features:
+    """Return the features of a batch that are held, and its scores in each label space."""
+    slim = {name: values for name, values in features.items() if name not in method.wide}
+    scores = {
+        SCORES + name: method.class_scores(features, space, bank).float()
+        for name, (space, bank) in asked.items()
+    }
+    return slim | scores

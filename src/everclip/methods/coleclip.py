@@ -52,6 +52,7 @@ class CoLeClip(Method):
 
     Settings = CoLeClipSettings
     needs = Needs(supervision=frozenset({"labels"}), transformer=True)
+    wide = frozenset({"tokens"})
     settings: CoLeClipSettings
 
     def __init__(self, backbone: Backbone, settings: CoLeClipSettings, seed: int = 0) -> None:

@@ -21,9 +21,11 @@ class Predicting(nn.Module):
 
     Class attributes:
         uses_known_task: whether `encode_images` makes use of a task that a protocol tells.
+        wide: features whose size grows with the tasks learned: evaluation scores them batch by batch and holds none.
     """
 
     uses_known_task: ClassVar[bool] = False
+    wide: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

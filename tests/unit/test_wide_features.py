@@ -1,0 +1,108 @@
+"""What evaluation holds does not grow with the tasks learned: no feature for each of them, no bank of an old space."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from everclip.evaluation import encode
+from everclip.methods.coleclip import CoLeClip
+from everclip.run import Run
+from everclip.training.progress import Progress
+
+
+def held(value: Any) -> int:
+    """Count the values of all tensors inside containers, each tensor once."""
+    found: dict[int, int] = {}
+
+    def look(inside: Any) -> None:
+        if isinstance(inside, torch.Tensor):
+            found[inside.untyped_storage().data_ptr()] = inside.numel()
+        elif isinstance(inside, dict):
+            for one in inside.values():
+                look(one)
+
+    look(value)
+    return sum(found.values())
+
+
+def rows_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int], list[Any]]:
+    """Run; return per row what the encoder holds after it, and what it was handed inside it, and what was measured."""
+    scorer = run._recorder._scorer
+    encoder, kept, handed, rows = scorer._encoder, [], [], []
+    inner, measure = encode.encode_pictures, scorer.row
+
+    def handing(*arguments: Any) -> Any:
+        found = inner(*arguments)
+        handed[-1] += held(found)
+        return found
+
+    def row(*arguments: Any) -> Any:
+        handed.append(0)
+        rows.append(measure(*arguments))
+        kept.append(held(encoder._kept))
+        return rows[-1]
+
+    monkeypatch.setattr(encode, "encode_pictures", handing)
+    monkeypatch.setattr(scorer, "row", row)
+    run.execute()
+    return kept, handed, rows
+
+
+def test_features_that_grow_with_tasks_are_scored_batch_by_batch(
+    micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("method=coleclip", "scenario.per_task=1", "training.steps=1", "evaluation.batch_size=5")
+    found = {}
+    for wide in (CoLeClip.wide, frozenset[str]()):
+        with monkeypatch.context() as patch:
+            patch.setattr(CoLeClip, "wide", wide)
+            run = Run(micro_config("classes", *settings, output=f"wide {bool(wide)}"), Progress(quiet=True))
+            found[bool(wide)] = rows_of(run, patch)
+    kept, handed, rows = found[True]
+    assert len(kept) == 7
+    assert kept == [0] * 7
+    before_kept, before_handed, before_rows = found[False]
+    assert before_kept[-1] > 6 * before_kept[0]  # what it was: T + 1 tokens per picture
+    assert before_handed[-1] > 6 * before_handed[0]
+    # Embeddings, and scores in spaces of as many classes as were seen.
+    assert handed[-1] < before_handed[-1] / 4
+    for one, two in zip(rows, before_rows, strict=True):
+        assert one.scores.keys() == two.scores.keys()
+        assert one.per_class == two.per_class
+        for name, values in one.outcomes.items():
+            assert torch.equal(values, two.outcomes[name]), name
+
+
+@pytest.mark.parametrize("method", ["coleclip", "zero-shot"])
+def test_banks_of_spaces_that_are_past_are_forgotten(
+    micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    settings = (f"method={method}", "scenario.per_task=1", "training.steps=1")
+    run = Run(micro_config("classes", *settings), Progress(quiet=True))
+    scorer = run._recorder._scorer
+    counts, measure = [], scorer.row
+
+    def row(*arguments: Any) -> Any:
+        asked = set()
+        bank = scorer._encoder.bank
+
+        def asking(method: Any, keys: Any, space: Any) -> Any:
+            asked.add(space)
+            return bank(method, keys, space)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(scorer._encoder, "bank", asking)
+            found = measure(*arguments)
+        counts.append((len(scorer._encoder._banks), len(asked)))
+        return found
+
+    monkeypatch.setattr(scorer, "row", row)
+    run.execute()
+    assert len(counts) == 7
+    for (_, earlier), (there, asked) in itertools.pairwise(counts):
+        assert there <= asked + earlier  # today's, and yesterday's that may be asked for again
