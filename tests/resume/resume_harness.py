@@ -105,6 +105,17 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "classes",
         ("method=moe-adapters", MOE, "method.grow=false", "method.balance=0.01", "method.selector=none"),
     ),
+    "moe-adapters-anchored": (
+        "classes",
+        (
+            "method=moe-adapters",
+            MOE,
+            "method.selector=none",
+            "method.penalties={lwf: {}, weight-constraint: {reference: initial}}",
+            "method.merge={kind: wise-ft, alpha: 0.7, reference: initial}",
+            "training.lr=1e-2",
+        ),
+    ),
     "moe-adapters-captions": ("time", ("method=moe-adapters", MOE, "method.freeze=4", "training.lr=1e-2")),
     "moe-adapters-cil": (
         "classes",
