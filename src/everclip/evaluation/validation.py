@@ -55,7 +55,8 @@ def validation_scores(
 
 
 def _among_own(method: Any, task: Task, store: ImageStore) -> tuple[float, int]:
-    assert task.val is not None and task.classes is not None  # the caller looks
+    assert task.val is not None  # the caller looks
+    assert task.classes is not None
     return set_score(
         method, EvalSet(task.name, "classification", task.val, task.index, "task", task.classes), store
     )

@@ -182,7 +182,7 @@ class Learner:
                 self.watch(watchable(scenario), self.guarding)
 
     def follow(self, scenario: ListScenario) -> None:
-        """Take from a stream what methods look back on, and how its headline asks: among all classes or a task's own."""
+        """Take from a stream what methods look back on, and how its headline asks: among all classes or own."""
         self.base, self.base_val, self.reference = scenario.base, scenario.base_val, scenario.reference
         asked = {p.name: p.space for p in scenario.protocols}
         self.own_classes = asked.get(scenario.shown_protocol) == "own"
