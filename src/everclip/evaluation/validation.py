@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,11 @@ def validation_scores(
             for name, part in (("old", tasks[:-1]), ("new", tasks[-1:])):
                 found[name] += [_among_own(method, t, store) for t in part if t.classes and t.val]
             continue
-        images = {name: _encode(method, table, store) for name, table in tables.items()}
         if labelled:
             space = LabelSpace(merge_entries([e for t in tasks for e in t.classes or ()]))
-            scores = {name: _accuracy(method, t, images[name], space) for name, t in tables.items()}
+            scores = {name: _accuracy(method, table, space, store) for name, table in tables.items()}
         else:
-            scores = _recalls(method, tables, images) if tables else {}
+            scores = _recalls(method, tables, store) if tables else {}
         for name, score in scores.items():
             found[name].append((score, len(tables[name])))
     return {name: _mean(scores) for name, scores in found.items() if scores}
@@ -107,30 +106,33 @@ def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:
         Accuracy, or the mean of Recall@1 both ways, in [0, 1]; and how many pictures are behind it.
     """
     method.eval()
-    images = _encode(method, s.data, store)
     if s.classes is not None:
-        return _accuracy(method, s.data, images, LabelSpace(s.classes)), len(s.data)
-    return _recalls(method, {s.name: s.data}, {s.name: images})[s.name], len(set(s.data.identities()))
+        return _accuracy(method, s.data, LabelSpace(s.classes), store), len(s.data)
+    return _recalls(method, {s.name: s.data}, store)[s.name], len(set(s.data.identities()))
 
 
-def _encode(method: Any, table: Table, store: ImageStore) -> Features:
+def _encode(
+    method: Any, table: Table, store: ImageStore, reduce: Callable[[Features], Features] = lambda found: found
+) -> Features:
     blocks = (range(start, min(start + 256, len(table))) for start in range(0, len(table), 256))
     preprocess = method.backbone.preprocess
-    return encode_pictures(
-        method, (torch.stack([preprocess(store.get(table, i)) for i in rows]) for rows in blocks)
-    )
+    pixels = (torch.stack([preprocess(store.get(table, i)) for i in rows]) for rows in blocks)
+    return encode_pictures(method, pixels, reduce=reduce)
 
 
-def _accuracy(method: Any, table: Table, images: Features, space: LabelSpace) -> float:
+def _accuracy(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> float:
     with measuring(method):
-        scores = method.class_scores(images, space, method.class_bank(space))
+        bank = method.class_bank(space)
+    # Block by block: what a method needs of a picture may grow with every task it has learned.
+    found = _encode(method, table, store, lambda b: {"scores": method.class_scores(b, space, bank)})
+    scores = found["scores"]
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
     return float((scores.argmax(dim=1) == labels).float().mean())
 
 
-def _recalls(method: Any, tables: Mapping[str, Table], encoded: Mapping[str, Features]) -> dict[str, float]:
-    images = {name: features["embedding"] for name, features in encoded.items()}
+def _recalls(method: Any, tables: Mapping[str, Table], store: ImageStore) -> dict[str, float]:
+    images = {name: _encode(method, table, store)["embedding"] for name, table in tables.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
     texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}
     pool = list(sets.values())

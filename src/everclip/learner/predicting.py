@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ def encode(method: Any, images: Iterable[Picture], texts: Sequence[str]) -> dict
     return found
 
 
-def _features(method: Any, images: Iterable[Picture]) -> Features:
+def _features(
+    method: Any, images: Iterable[Picture], reduce: Callable[[Features], Features] = lambda found: found
+) -> Features:
     method.eval()
     preprocess = method.backbone.preprocess
-    return encode_pictures(
-        method, (torch.stack([preprocess(_open(image)) for image in block]) for block in _blocks(images))
-    )
+    pixels = (torch.stack([preprocess(_open(image)) for image in block]) for block in _blocks(images))
+    return encode_pictures(method, pixels, reduce=reduce)
 
 
 def classify(
@@ -47,12 +48,14 @@ def classify(
     if not names:
         raise ConfigError("classify: no names to choose from.")
     space = LabelSpace(tuple(ClassEntry(n, n, tuple(templates)) for n in names))
-    features = _features(method, images)
-    if not features:
-        return []
+    method.eval()
     with measuring(method):
-        scores = method.class_scores(features, space, method.class_bank(space))
-    best = scores.max(dim=1)
+        bank = method.class_bank(space)
+    # Block by block: what a method needs of a picture may grow with every task it has learned.
+    found = _features(method, images, lambda block: {"scores": method.class_scores(block, space, bank)})
+    if not found:
+        return []
+    best = found["scores"].max(dim=1)
     return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
 
 
