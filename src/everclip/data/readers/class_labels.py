@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from everclip.data.catalog.cards import Card
-from everclip.data.readers.layouts.listed import label_of, named_label, plain
+from everclip.data.readers.layouts.listed import label_of, named_label, number_of, plain
 from everclip.errors import DataError
 
 _FILES = ("README.md", "dataset_info.json", "dataset_infos.json")
@@ -67,9 +67,9 @@ def _spoken_label(name: str, number: int, card: Card) -> int | None:
 
 def _is_bare_number(text: str, card: Card) -> bool:
     """Whether a text is a number and not what a class is called, as the digits of MNIST are."""
-    if not text.strip().isdigit() or named_label(text, card) is not None:
+    number = number_of(text)
+    if number is None or named_label(text, card) is not None:
         return False
-    number = int(text)
     return not (number < len(card.names) and card.names[number].split()[0] == str(number))
 
 

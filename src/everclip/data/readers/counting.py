@@ -39,7 +39,7 @@ def present(folder: Path, files: Sequence[str]) -> list[int]:
     for parent in parents:
         try:
             held[parent] = set(os.listdir(folder / parent))
-        except OSError:
+        except (OSError, ValueError):  # no folder, or not even a path
             held[parent] = set()  # counted as missing
     return [i for i, file in enumerate(files) if os.path.basename(file) in held[os.path.dirname(file)]]
 

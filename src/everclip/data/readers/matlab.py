@@ -14,7 +14,7 @@ import numpy as np
 
 from everclip.errors import DataError
 
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 25
 """Of a file, and of all that is packed in it together; label files are a few hundred kilobytes."""
 
 _NUMBERS = {
@@ -33,6 +33,10 @@ _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-l
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR, _FIRST_NUMBER, _LAST_NUMBER = 1, 2, 4, 6, 15
 _DEPTH = 8
+_FIELDS = 1000
+
+_EMPTY = np.zeros((0, 0))
+"""One for all: an empty cell has eight bytes in a file, and millions of them must not have a hundred in memory."""
 
 
 def read_matlab(path: Path) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def _matrix(data: bytes, depth: int) -> tuple[str, Any]:
     if depth > _DEPTH:
         raise ValueError("nested too deep")
     if not data:
-        return "", np.zeros((0, 0))
+        return "", _EMPTY
     _, flags, at = _element(data, 0)
     _, dims, at = _element(data, at)
     _, name, at = _element(data, at)
@@ -140,8 +144,8 @@ def _structs(data: bytes, at: int, count: int, depth: int) -> list[dict[str, Any
     _, width, at = _element(data, at)
     _, names, at = _element(data, at)
     step = int(np.frombuffer(width, "<i4")[0])
-    if step < 1:
-        raise ValueError("fields without names")
+    if step < 1 or len(names) > step * _FIELDS:
+        raise ValueError(f"fields without names, or more than {_FIELDS:,} of them")
     fields = [names[i : i + step].split(b"\0")[0].decode("latin-1") for i in range(0, len(names), step)]
     values = _several(data, at, count * len(fields), depth)
     return [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from everclip.data.catalog.cards import Card
-from everclip.data.readers.layouts.listed import Known, Listed, Place
+from everclip.data.readers.layouts.listed import Known, Listed, Place, json_of
 from everclip.errors import ConfigError, DataError
 
 SEED = 42
@@ -37,10 +36,7 @@ def zhou_listed(place: Place, card: Card, known: Known) -> Listed:
     """
     assert card.zhou is not None  # card_of has seen to it
     path = _file(place, card)
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
+    held = json_of(path)
     folder = place.folder / card.zhou.images
     inner = card.zhou.images if folder.is_dir() and card.zhou.images != "." else ""
     found = Listed()
@@ -74,5 +70,5 @@ def _rows(held: Any, side: str, path: Path) -> list[tuple[str, int, str]]:
         raise DataError(f"{path}: no list {side!r}; expected train, val and test.")
     try:
         return [(str(file), int(label), str(name)) for file, label, name in rows]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {side}: expected rows of (path, label, class name) ({error}).") from error

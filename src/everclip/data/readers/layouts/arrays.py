@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ from everclip.data.readers.layouts.listed import Known, Listed, Place
 from everclip.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+MOST_BYTES = 1 << 28
+"""Of one idx file, unpacked; that of the training pictures of MNIST has 47 MB."""
+
 _CIFAR_ROW = 2 + 3 * 32 * 32
 
 
@@ -27,10 +31,11 @@ def _mnist(place: Place, card: Card) -> Listed:
     for side, name in (("train", "train"), ("test", "t10k")):
         labels = _idx(place.folder / f"{name}-labels-idx1-ubyte", 1)
         images = _idx(place.folder / f"{name}-images-idx3-ubyte", 3)
-        if len(labels) != len(images) or (len(labels) and labels.max() >= len(card.names)):
+        if len(labels) != len(images):
             raise DataError(
                 f"{place.folder}: {name} holds {len(images):,} pictures and {len(labels):,} labels."
             )
+        _require_below(labels, card, place.folder / f"{name}-labels-idx1-ubyte")
         for i, label in enumerate(labels.tolist()):
             found.add(f"{name} {i}", label, side)
         parts.append(images)
@@ -42,15 +47,24 @@ def _idx(path: Path, dims: int) -> Pixels:
     """Read an idx file of bytes, packed by gzip or not."""
     packed = path.with_name(path.name + ".gz")
     try:
-        data = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
-        magic, *shape = struct.unpack_from(f">{1 + dims}I", data)
+        with open(path, "rb") if path.is_file() else gzip.open(packed) as file:
+            magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 * (1 + dims)))
+            size = math.prod(shape)
+            # No more is unpacked than the head says: a file of megabytes may unpack to a memory full.
+            data = file.read(size + 1) if size <= MOST_BYTES else b""
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"{path} (or .gz): cannot be read as an idx file ({error}).") from error
-    size = int(np.prod(shape, dtype=np.int64))
-    start = 4 * (1 + dims)
-    if magic != 0x800 + dims or len(data) != start + size:
-        raise DataError(f"{path}: not an idx file of {dims} dimensions of bytes, or one that ends early.")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    if magic != 0x800 + dims or len(data) != size or 0 in shape[1:]:
+        raise DataError(
+            f"{path}: not an idx file of {dims} dimensions of bytes (at most {MOST_BYTES >> 20:,} MB), or one that "
+            "ends early."
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _require_below(labels: Pixels, card: Card, path: Path) -> None:
+    if len(labels) and labels.max() >= len(card.names):
+        raise DataError(f"{path}: holds the class {labels.max()}; {card.title} has {len(card.names)}.")
 
 
 def _cifar(place: Place, card: Card) -> Listed:
@@ -66,8 +80,7 @@ def _cifar(place: Place, card: Card) -> Listed:
                 f"{path}: {len(data):,} bytes are no whole number of rows of {_CIFAR_ROW:,}: cut off?"
             )
         rows = data.reshape(-1, _CIFAR_ROW)
-        if len(rows) and rows[:, 1].max() >= len(card.names):
-            raise DataError(f"{path}: holds the class {rows[:, 1].max()}; CIFAR-100 has {len(card.names)}.")
+        _require_below(rows[:, 1], card, path)
         for i, label in enumerate(rows[:, 1].tolist()):
             found.add(f"{side} {i}", label, side)
         parts.append(rows[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))

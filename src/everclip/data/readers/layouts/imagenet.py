@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from everclip.data.catalog.cards import Card, cards
-from everclip.data.readers.layouts.listed import Known, Listed, Place, folders, lines, pictures, plain
+from everclip.data.readers.layouts.listed import (
+    Known,
+    Listed,
+    Place,
+    folders,
+    json_of,
+    lines,
+    number_of,
+    pictures,
+    plain,
+)
 from everclip.errors import DataError
 
 ALL = 1000
@@ -67,7 +76,10 @@ def wnids(place: Place) -> list[str]:
 
 def _tiny(place: Place, card: Card) -> Listed:
     """Labels are places in `wnids.txt`; its validation pictures are the ones that are measured."""
-    labels = {line.strip(): i for i, line in enumerate(lines(place.folder / "wnids.txt"))}
+    named = place.folder / "wnids.txt"
+    labels = {line.strip(): i for i, line in enumerate(lines(named))}
+    if len(labels) > len(card.names):
+        raise DataError(f"{named}: {len(labels):,} wnids; {card.title} has {len(card.names)}.")
     found = Listed()
     for wnid in folders(place.folder / "train"):
         inner = f"train/{wnid}/images"
@@ -76,7 +88,8 @@ def _tiny(place: Place, card: Card) -> Listed:
                 found.add(f"{inner}/{file}", labels[wnid], "train")
     path = place.folder / "val" / "val_annotations.txt"
     for line in lines(path):
-        file, wnid = line.split("\t")[:2]
+        file, _, more = line.partition("\t")
+        wnid = more.partition("\t")[0]
         if wnid not in labels:
             raise DataError(f"{path}: {wnid!r} (of {file}) does not stand in wnids.txt.")
         found.add(f"val/images/{file}", labels[wnid], "val")
@@ -85,11 +98,12 @@ def _tiny(place: Place, card: Card) -> Listed:
 
 def _v2(place: Place, card: Card) -> Listed:
     found = Listed()
-    for name in sorted((n for n in folders(place.folder) if n.isdigit()), key=int):
-        if int(name) >= ALL:
+    numbers = {name: number_of(name) for name in folders(place.folder)}
+    for label, name in sorted((number, name) for name, number in numbers.items() if number is not None):
+        if label >= ALL:
             raise DataError(f"{place.folder}: the folder {name} is no label of ImageNet (0 to {ALL - 1}).")
         for file in pictures(place.folder / name):
-            found.add(f"{name}/{file}", int(name), "test")
+            found.add(f"{name}/{file}", label, "test")
     return found
 
 
@@ -109,10 +123,7 @@ def _objectnet(place: Place, card: Card) -> Listed:
 
 
 def _map(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
+    found = json_of(path)
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a mapping, found {type(found).__name__}.")
     return found
@@ -122,17 +133,17 @@ def _core50(place: Place, card: Card) -> Listed:
     found = Listed(more={"session": []})
     for name in sorted(folders(place.folder), key=lambda n: (len(n), n)):
         session = name.removeprefix("s")
-        if not (name.startswith("s") and session.isdigit()):
+        if not name.startswith("s") or number_of(session) is None:
             continue
         for thing in folders(place.folder / name):
-            number = thing.removeprefix("o")
-            if not number.isdigit() or not 1 <= int(number) <= _CORE50_OBJECTS * len(card.names):
+            number = number_of(thing.removeprefix("o"))
+            if number is None or not 1 <= number <= _CORE50_OBJECTS * len(card.names):
                 raise DataError(
                     f"{place.folder / name / thing}: expected o1 to o{_CORE50_OBJECTS * len(card.names)}."
                 )
             for file in pictures(place.folder / name / thing):
                 side = "test" if session in _CORE50_TESTED else "train"
-                found.add(f"{name}/{thing}/{file}", (int(number) - 1) // _CORE50_OBJECTS, side)
+                found.add(f"{name}/{thing}/{file}", (number - 1) // _CORE50_OBJECTS, side)
                 found.more["session"].append(session)
     return found
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from everclip.data.catalog.cards import Card
 from everclip.data.readers.raw import IMAGE_ENDINGS
@@ -64,6 +66,8 @@ class Place:
     root: Path
 
 
+_DIGITS = 9
+
 Layout = Callable[[Place, Card], Listed]
 
 
@@ -88,6 +92,18 @@ def lines(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
 
 
+def json_of(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: if it cannot be read as JSON, or is nested too deep.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from error
+
+
 def folders(path: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted."""
     try:
@@ -97,12 +113,20 @@ def folders(path: Path) -> list[str]:
 
 
 def pictures(path: Path) -> list[str]:
-    """Return the names of the pictures in a folder, sorted."""
+    """Return the names of the pictures in a folder, sorted.
+
+    Raises:
+        DataError: if the folder cannot be read, or a picture's name is not UTF-8.
+    """
     try:
         names = sorted(e.name for e in os.scandir(path) if e.is_file())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return [n for n in names if n.rpartition(".")[2].lower() in IMAGE_ENDINGS and not n.startswith(".")]
+    found = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_ENDINGS and not n.startswith(".")]
+    odd = next((n for n in found if any("\udc80" <= c <= "\udcff" for c in n)), None)
+    if odd is not None:
+        raise DataError(f"{path}: the name of the picture {odd!a} is not UTF-8; rename it.")
+    return found
 
 
 def plain(text: str) -> str:
@@ -113,9 +137,14 @@ def plain(text: str) -> str:
 def label_of(text: str, card: Card, names: tuple[str, ...] | None = None) -> int | None:
     """Return the label that a class is called by: its name, its own label, or its number."""
     found = named_label(text, card, names)
-    if found is None and text.strip().isdigit() and int(text) < len(names or card.names):
-        found = int(text)
-    return found
+    number = number_of(text) if found is None else None
+    return number if number is not None and number < len(names or card.names) else found
+
+
+def number_of(text: str) -> int | None:
+    """Return the whole number that a text is, or `None`: raised digits and ones without end are none."""
+    digits = text.strip()
+    return int(digits) if digits.isdecimal() and len(digits) <= _DIGITS else None
 
 
 def named_label(text: str, card: Card, names: tuple[str, ...] | None = None) -> int | None:

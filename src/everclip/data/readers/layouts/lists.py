@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 
 from everclip.data.catalog.cards import Card
-from everclip.data.readers.layouts.listed import Known, Listed, Place, folders, lines, pictures, require_label
+from everclip.data.readers.layouts.listed import (
+    Known,
+    Listed,
+    Place,
+    folders,
+    json_of,
+    lines,
+    pictures,
+    require_label,
+)
 from everclip.errors import DataError
 
 _IGNORED = ("BACKGROUND_Google",)
@@ -73,10 +81,10 @@ def _food_names(meta: Path, side: str) -> list[str]:
     path = meta / f"{side}.json"
     if not path.is_file():
         return [line.strip() for line in lines(meta / f"{side}.txt")]
+    listed = json_of(path)
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
         return [str(name) for names in listed.values() for name in names]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise DataError(f"{path}: expected lists of pictures by class ({error}).") from error
 
 

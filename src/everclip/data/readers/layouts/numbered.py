@@ -12,6 +12,8 @@ from everclip.data.readers.layouts.listed import Known, Listed, Place
 from everclip.data.readers.matlab import read_matlab
 from everclip.errors import DataError
 
+_MOST = 1 << 31
+
 
 def _flowers(place: Place, card: Card) -> Listed:
     labels = _numbers(place.folder / "imagelabels.mat", "labels")
@@ -32,7 +34,7 @@ def _cars(place: Place, card: Card) -> Listed:
         path = place.folder / name
         path = path if path.is_file() else place.folder / "devkit" / name
         for row in _rows(path):
-            label = _from_one(int(np.asarray(row["class"]).ravel()[0]), card, path)
+            label = _from_one(_whole(row["class"], f"{path}: class")[0], card, path)
             found.add(f"cars_{side}/{row['fname']}", label, side)
     return found
 
@@ -40,9 +42,11 @@ def _cars(place: Place, card: Card) -> Listed:
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = read_matlab(path).get("annotations")
     if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and {"class", "fname"} <= r.keys() for r in rows
+        isinstance(r, dict) and "class" in r and isinstance(r.get("fname"), str) for r in rows
     ):
-        raise DataError(f"{path}: expected the structs `annotations` with the fields `class` and `fname`.")
+        raise DataError(
+            f"{path}: expected the structs `annotations` with the fields `class` and `fname` (a text)."
+        )
     return rows
 
 
@@ -50,7 +54,17 @@ def _numbers(path: Path, name: str) -> list[int]:
     held = read_matlab(path)
     if not isinstance(held.get(name), np.ndarray):
         raise DataError(f"{path}: expected the numbers `{name}`; found {', '.join(held) or 'nothing'}.")
-    return [int(number) for number in held[name].ravel()]
+    return _whole(held[name], f"{path}: {name}")
+
+
+def _whole(values: Any, where: str) -> list[int]:
+    """Return whole numbers; there is at least one."""
+    found = np.asarray(values).ravel()
+    if not found.size or found.dtype.kind not in "iuf" or not np.array_equal(found, np.trunc(found)):
+        raise DataError(f"{where}: expected whole numbers; found {str(values)[:80]!r}.")
+    if np.abs(found.astype(np.float64)).max() > _MOST:
+        raise DataError(f"{where}: expected numbers up to {_MOST:,}; found {str(values)[:80]!r}.")
+    return [int(number) for number in found]
 
 
 def _from_one(number: int, card: Card, path: Path) -> int:
