@@ -17,7 +17,7 @@ from PIL import Image
 from everclip.evaluation.results import Experts, Results
 from everclip.evaluation.routes import count_experts, count_routes
 from everclip.report import write_report
-from everclip.report.routing import route_rows, shares
+from everclip.report.routing import experts, route_rows, shares
 from everclip.report.runs import Run
 
 NAMES = ("zero-shot", "birds", "cars")
@@ -70,8 +70,11 @@ def routed(tmp_path: Path) -> Path:
     for column in found.columns:
         own = "zero-shot" if column.task is None else tasks[column.task]
         routes[column.name] = dict.fromkeys(("zero-shot", *tasks), 0) | {own: 9, "<b>odd</b>": 1}
-    experts = {c.name: Experts(places=["image 0", "image 1"], counts=[[4, 6], [10]]) for c in found.columns}
-    rows = [*found.rows[:-1], found.rows[-1].model_copy(update={"routes": routes, "experts": experts})]
+    held = {
+        c.name: Experts(places=["image block 10", "image block 11"], counts=[[4, 6], [10]])
+        for c in found.columns
+    }
+    rows = [*found.rows[:-1], found.rows[-1].model_copy(update={"routes": routes, "experts": held})]
     folder = synthetic.write_run(tmp_path / "run", "finetune", rows=len(rows))
     found.model_copy(update={"rows": rows}).write(folder)
     return folder
@@ -92,6 +95,9 @@ def test_the_report_draws_them(routed: Path) -> None:
     for name in ("routes", "experts"):
         with Image.open(routed / "figures" / f"{name}.png") as image:
             assert len(image.convert("RGB").quantize(64).getcolors()) > 5
+    panels, _ = experts(Run(routed))
+    for place in ("image block 10", "image block 11"):  # not shortened to one and the same
+        assert f">{place}<" in panels[0][1].svg or f"<!-- {place} -->" in panels[0][1].svg
     names, found = shares(Run(routed))
     assert names[0] == "zero-shot"
     assert all(sum(values) == pytest.approx(1) for values in found.values())

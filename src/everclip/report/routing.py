@@ -127,7 +127,7 @@ def _heat(axes: Any, name: str, one: Experts, widest: int, top: float) -> None:
     dress(axes, grid="")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     every = max(1, -(-len(one.places) // 6))
-    axes.set_yticks(range(0, len(one.places), every), [plain(p, 12) for p in one.places[::every]])
+    axes.set_yticks(range(0, len(one.places), every), [plain(p, 16) for p in one.places[::every]])
     axes.set_xlabel("expert", fontsize=8.5)
     axes.set_title(plain(name), fontsize=10.5, loc="left", color=TEXT)
 
