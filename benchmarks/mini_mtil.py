@@ -186,8 +186,8 @@ def main() -> None:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a cell is there whole."""
-    return (folder / "results.json").is_file() and Results.read(folder).status == "complete"
+    """Whether a cell was run to its end."""
+    return (folder / "results.json").is_file() and Results.read(folder).status == "finished"
 
 
 def tables(order: str, folders: list[Path]) -> str:
