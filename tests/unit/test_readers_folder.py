@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from reader_data import load, photo, reasons, write_pictures, write_table
 
+from everclip.data.sources import read
+from everclip.data.spec import DataSpec
 from everclip.errors import DataError
 
 NAMES = ("cat/1.png", "cat/deep/2.png", "dog/3.JPG", "dog/4.png")
@@ -79,6 +81,37 @@ def test_a_folder_that_is_none_of_these_says_what_was_found(
         (tmp_path / name).write_bytes(b"image,caption\n" if name.endswith("csv") else b"x")
     with pytest.raises(DataError, match=message):
         load(tmp_path)
+
+
+def test_pictures_alone_serve_where_no_label_is_needed(tmp_path: Path) -> None:
+    """A folder of pictures, or a table of them, is reference data as it is; as training data it is refused."""
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(photo(i))
+    (tmp_path / "notes.txt").write_text("none")
+    loaded = read(DataSpec(source=str(tmp_path)), labelled=False)
+    assert (len(loaded.table), loaded.table.has("class_key")) == (3, False)
+    assert loaded.guesses == (f"{tmp_path.name}: passed over, as no pictures: 1 (1 .txt)",)
+    write_table(tmp_path / "t/rows.parquet", [{"image": photo(9)}])
+    assert len(read(DataSpec(source=str(tmp_path / "t/rows.parquet")), labelled=False).table) == 1
+    write_table(
+        tmp_path / "t/some.parquet", [{"image": photo(i), "class_name": c} for i, c in ((5, "a"), (6, None))]
+    )
+    assert len(read(DataSpec(source=str(tmp_path / "t/some.parquet")), labelled=False).table) == 2
+    for source, message in (
+        (tmp_path / "t/rows.parquet", "nothing to learn from"),
+        (tmp_path / "f", "metadata"),
+    ):
+        (tmp_path / "f").mkdir(exist_ok=True)
+        (tmp_path / "f/1.png").write_bytes(photo(1))
+        with pytest.raises(DataError, match=message):
+            load(source)
+
+
+def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    (tmp_path / "loose.png").write_bytes(photo(77))
+    notes = load(tmp_path).guesses
+    assert any("passed over, since no folder names their class: 1" in line for line in notes)
 
 
 def test_what_cannot_be_a_picture_is_set_aside_with_its_reason(tmp_path: Path) -> None:

@@ -47,13 +47,14 @@ class Loaded:
     facts: pa.Table
 
 
-def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None) -> Loaded:
+def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, labelled: bool = True) -> Loaded:
     """Read the data that a `data:` block names.
 
     Args:
         spec: the block.
         root: folder that relative paths start from.
         tick: called with (pictures looked at, all pictures) now and then.
+        labelled: whether captions or classes are needed.
 
     Raises:
         ConfigError: for an unknown source or option.
@@ -64,7 +65,7 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None) -> 
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
-    return _loaded(located(spec, root), spec, resolve_from, downloads, tick)
+    return _loaded(located(spec, root), spec, resolve_from, downloads, tick, labelled)
 
 
 def read_rows(
@@ -127,11 +128,19 @@ class _Part:
 
 
 def _loaded(
-    raws: Sequence[Raw], spec: DataSpec, root: Path | None, downloads: Path | None, tick: Tick | None
+    raws: Sequence[Raw],
+    spec: DataSpec,
+    root: Path | None,
+    downloads: Path | None,
+    tick: Tick | None,
+    labelled: bool = True,
 ) -> Loaded:
     found = [choose(raw.columns.schema, spec.columns, raw.known, raw.name) for raw in raws]
     lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, guesses in found])
-    parts = [_part(raw, names, spec, root, downloads) for raw, (names, _) in zip(raws, found, strict=True)]
+    parts = [
+        _part(raw, names, spec, root, downloads, labelled)
+        for raw, (names, _) in zip(raws, found, strict=True)
+    ]
     columns, pictures = _chained(parts)
     starts = _starts([len(part.origin) for part in parts])
     broken = {
@@ -186,10 +195,15 @@ def _spoken(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _part(
-    raw: Raw, names: Mapping[str, str], spec: DataSpec, root: Path | None, downloads: Path | None
+    raw: Raw,
+    names: Mapping[str, str],
+    spec: DataSpec,
+    root: Path | None,
+    downloads: Path | None,
+    labelled: bool,
 ) -> _Part:
     """Bring one file to canonical columns."""
-    _require(names, raw)
+    _require(names, raw, labelled)
     start = raw.root if raw.root_fixed or root is None else root
     resolver = Resolver(start if raw.confined else None, downloads)
     columns, unread = plain(renamed(raw.columns, names))
@@ -200,8 +214,9 @@ def _part(
     broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
     columns, problems = named(columns, raw.name, raw.textual)
     broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
-    columns, problems = texts_of(columns, broken)
-    broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
+    if labelled:
+        columns, problems = texts_of(columns, broken)
+        broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
     for name, value in (("split", raw.split), ("language", spec.language)):
         if value is not None and name not in columns.column_names:
             columns = columns.append_column(name, pa.array([value] * columns.num_rows, pa.string()))
@@ -210,8 +225,8 @@ def _part(
     return _Part(raw, columns, pictures, origin, broken)
 
 
-def _require(names: Mapping[str, str], raw: Raw) -> None:
-    """Refuse data without pictures, or with neither captions nor classes."""
+def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
+    """Refuse data without pictures, or with neither captions nor classes where they are needed."""
     held = describe(raw.columns.column_names)
     if raw.broken and not raw.columns.num_rows:
         # Columns are known from rows: without one there is nothing to say about them.
@@ -225,9 +240,10 @@ def _require(names: Mapping[str, str], raw: Raw) -> None:
             f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. Name it with "
             "data.columns.image=NAME."
         )
-    if not {"caption", "class_name", "class_key"} & set(names):
+    if labelled and not {"caption", "class_name", "class_key"} & set(names):
         raise DataError(
-            f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
+            raw.unlabelled
+            or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
             "with data.columns.caption=NAME or data.columns.class_name=NAME."
         )
 

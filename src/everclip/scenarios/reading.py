@@ -40,12 +40,13 @@ class Reader:
         """Return a reader that knows what this one read, and has nothing to say yet."""
         return replace(self, notes=[], guesses=[], quarantine=[], fingerprints={})
 
-    def read(self, spec: DataSpec, key: str = "data") -> Table:
+    def read(self, spec: DataSpec, key: str = "data", labelled: bool = True) -> Table:
         """Return the good rows of a block.
 
         Args:
             spec: the block.
             key: where it stands in the document; errors name it.
+            labelled: whether captions or classes are needed.
 
         Raises:
             ConfigError: for a source or setting that does not exist.
@@ -54,7 +55,7 @@ class Reader:
         same = spec.model_dump_json()
         if same not in self._loaded:
             with _under(key):
-                loaded = read(self.paths.located(spec, key))
+                loaded = read(self.paths.located(spec, key), labelled=labelled)
             self._loaded[same] = loaded
             self._keep(loaded, spec, key)
         return self._loaded[same].table

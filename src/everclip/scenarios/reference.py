@@ -23,7 +23,7 @@ def reference_of(spec: ReferenceSpec | None, reader: Reader) -> Reference | None
     """
     if spec is None:
         return None
-    images = None if spec.images is None else reader.read(spec.images, "reference.images")
+    images = None if spec.images is None else reader.read(spec.images, "reference.images", labelled=False)
     texts = () if spec.texts is None else _texts(spec.texts, spec.texts_where, reader)
     return Reference(images, texts)
 

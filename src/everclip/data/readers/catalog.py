@@ -192,7 +192,10 @@ def _relabelled(
     chosen, _ = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
     column = chosen.get("class_name") or chosen.get("class_key")
     if column is None:
-        raise DataError(f"{where}: no column says the class; name it with `columns: {{class_name: NAME}}`.")
+        raise DataError(
+            raw.unlabelled
+            or f"{where}: no column says the class; name it with `columns: {{class_name: NAME}}`."
+        )
     values = raw.columns.column(column).to_pylist()
     folder = None if where.startswith("hub:") else raw.root
     table, lines = labels_by_text(map(str, values), card, column, folder, where)

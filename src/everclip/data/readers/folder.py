@@ -1,5 +1,7 @@
 """A folder: of class folders, of pictures with a metadata file, of tables, of shards; or of one of these per split.
 
+Pictures alone serve where nobody looks at labels: as reference data.
+
 Listed by ourselves rather than by `datasets`: paths must be kept inside the folder, and what cannot be read must be
 counted instead of ending the load.
 """
@@ -57,13 +59,15 @@ def read_folder(path: Path) -> list[Raw]:
         )
     if folders == ["data"] and not _pictures(names):
         return read_folder(path / "data")
-    if not folders:
-        what = "pictures without a metadata file" if _pictures(names) else "no picture, table or archive"
-        raise DataError(
-            f"{path}: holds {what}. Expected one folder per class, or a file {METADATA[0]} with the columns "
-            "`file_name` and `caption` or `label`."
-        )
-    return [_class_folders(path, folders)]
+    if folders:
+        return [_class_folders(path, folders, [name for name in names if name not in folders])]
+    expected = (
+        f"Expected one folder per class, or a file {METADATA[0]} with the columns `file_name` and `caption` or "
+        "`label`."
+    )
+    if not _pictures(names):
+        raise DataError(f"{path}: holds no picture, table or archive. {expected}")
+    return [_bare(path, names, f"{path}: holds pictures without a metadata file. {expected}")]
 
 
 def _pictures(names: list[str]) -> list[str]:
@@ -74,44 +78,71 @@ def _ending(name: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _class_folders(path: Path, folders: list[str]) -> Raw:
+def _class_folders(path: Path, folders: list[str], beside: list[str]) -> Raw:
     """Read a folder whose folders are classes."""
-    files: list[str] = []
-    classes: list[str] = []
     broken: list[Entry] = []
-    others: Counter[str] = Counter()
-    for name in folders:
-        for file in _below(path / name, broken, path):
-            ending = _ending(file.name)
-            if ending not in IMAGE_ENDINGS and ending not in FOREIGN_ENDINGS:
-                others[f".{ending}" if ending else "no ending"] += 1
-                continue
-            shown = str(file.relative_to(path))
-            if not shown.isprintable() and any("\ud800" <= c <= "\udfff" for c in shown):
-                broken.append(
-                    Entry(None, f"{path.name}, {shown!a}", "bad-utf8", "the file's name is not UTF-8")
-                )
-                continue
-            files.append(shown)
-            classes.append(name)
+    found = [(file, name) for name in folders for file in _below(path / name, broken, path)]
+    files, classes, notes = _told_pictures(path, found, broken)
     if not files and not broken:
         raise DataError(
             f"{path}: none of its {len(folders)} folders holds a picture ({', '.join(IMAGE_ENDINGS)})."
         )
-    notes = [f"{path.name}: classes are the names of the {len(set(classes))} folders"]
-    if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-        notes.append(f"{path.name}: passed over, as no pictures: {others.total()} ({kinds})")
-    columns = pa.table({"image": pa.array(files, pa.string()), "class_name": pa.array(classes, pa.string())})
+    loose = len(_pictures(beside))
+    if loose:
+        notes.append(f"{path.name}: passed over, since no folder names their class: {loose}")
+    notes = [f"{path.name}: classes are the names of the {len(set(classes))} folders", *notes]
+    return _raw(path, {"image": files, "class_name": classes}, broken, notes)
+
+
+def _bare(path: Path, names: list[str], unlabelled: str) -> Raw:
+    """Read a folder of pictures that have neither classes nor captions."""
+    broken: list[Entry] = []
+    files, _, notes = _told_pictures(path, [(path / name, "") for name in names], broken)
+    return replace(_raw(path, {"image": files}, broken, notes), unlabelled=unlabelled)
+
+
+def _told_pictures(
+    path: Path, found: list[tuple[Path, str]], broken: list[Entry]
+) -> tuple[list[str], list[str], list[str]]:
+    """Tell pictures from other files.
+
+    Args:
+        path: the folder.
+        found: files below it with their classes.
+        broken: takes the files that cannot be named.
+
+    Returns:
+        The pictures' paths from the folder, their classes, and lines about what else was there.
+    """
+    files: list[str] = []
+    classes: list[str] = []
+    others: Counter[str] = Counter()
+    for file, name in found:
+        ending = _ending(file.name)
+        if ending not in IMAGE_ENDINGS and ending not in FOREIGN_ENDINGS:
+            others[f".{ending}" if ending else "no ending"] += 1
+            continue
+        shown = str(file.relative_to(path))
+        if not shown.isprintable() and any("\ud800" <= c <= "\udfff" for c in shown):
+            broken.append(Entry(None, f"{path.name}, {shown!a}", "bad-utf8", "the file's name is not UTF-8"))
+            continue
+        files.append(shown)
+        classes.append(name)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+    notes = [f"{path.name}: passed over, as no pictures: {others.total()} ({kinds})"] if others else []
+    return files, classes, notes
+
+
+def _raw(path: Path, columns: dict[str, list[str]], broken: list[Entry], notes: list[str]) -> Raw:
     return Raw(
         path.name,
-        columns,
+        pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}),
         None,
         broken,
         root=path,
         root_fixed=True,
-        known={"image": "image", "class_name": "class_name"},
-        labels=files,
+        known={name: name for name in columns},
+        labels=columns["image"],
         notes=notes,
     )
 

@@ -37,6 +37,7 @@ class Raw:
         root_fixed: whether `data.root` does not apply, since the paths were found in `root` itself.
         confined: whether image paths must stay below `root`.
         textual: whether every cell is text, so that numbers have to be told from words.
+        unlabelled: what to say where captions or classes are needed, if it can hold neither.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Raw:
     root_fixed: bool = False
     confined: bool = True
     textual: bool = False
+    unlabelled: str = ""
 
     def row_name(self, position: int) -> str:
         """What people call the row at `position`."""
