@@ -259,6 +259,11 @@ def test_the_dual_form_refuses_more_than_it_may_keep(make: Callable[..., Learner
         learner.learn(of_classes(data, 1, 2, 3))
 
 
+def test_more_sums_than_memory_holds_are_refused_in_words(make: Callable[..., Learner], data: Table) -> None:
+    with pytest.raises(ConfigError, match=r"method\.dimension: 10,000,000 needs 800,000 GB"):
+        make(dimension=10_000_000, expansion="fourier").learn(of_classes(data, 0, 0, 1))
+
+
 def test_an_export_would_lack_the_regression(
     make: Callable[..., Learner], data: Table, tmp_path: Path
 ) -> None:

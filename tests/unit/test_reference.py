@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from everclip.config import resolve_config
@@ -36,6 +37,16 @@ def test_measured_and_validation_pictures_are_no_reference_data(stream: Callable
     assert any(note.startswith("reference.images: ") for note in scenario.notes)
     assert "reference images" in scenario.part_fingerprints
     assert "reference texts" not in scenario.part_fingerprints
+
+
+def test_reference_pictures_that_are_all_measured_are_refused(
+    stream: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(micro_folder / "data.parquet")
+    pq.write_table(rows.filter(rows["test"]), tmp_path / "measured.parquet")
+    config = stream(f"scenario.reference.images.source={tmp_path / 'measured.parquet'}")
+    with pytest.raises(DataError, match=r"reference\.images: all of its 16 pictures are also measured"):
+        load_scenario(config.scenario)
 
 
 def test_texts_come_from_lines_captions_or_class_names(

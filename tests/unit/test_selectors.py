@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from everclip.contracts import ParamGroup, Phase, Progress, StepDecay
 from everclip.data.images import PixelFormat
 from everclip.errors import ConfigError
+from everclip.methods.selectors import gaussian
 from everclip.methods.selectors.autoencoder import Autoencoder, Network
-from everclip.methods.selectors.base import choose, quantiles
+from everclip.methods.selectors.base import choose, quantiles, route_names
 from everclip.methods.selectors.build import KINDS, build
 from everclip.methods.selectors.energy import Energy
 from everclip.methods.selectors.features import Convolution, Embedding, alexnet_convolutions, early_tokens
@@ -147,7 +148,7 @@ def _normalised(picture: torch.Tensor, torchvision: Any) -> torch.Tensor:
 
 def test_weights_that_are_not_there_or_others_are_refused(tmp_path: Path, micro_folder: Path) -> None:
     backbone = load_backbone(str(micro_folder / "model"))
-    with pytest.raises(ConfigError, match=r"none\.pth is not there.*downloads nothing"):
+    with pytest.raises(ConfigError, match=r"none\.pth is no file.*downloads nothing"):
         build({"kind": "ddas", "weights": str(tmp_path / "none.pth")}, backbone)
     save_file({"features.0.weight": torch.zeros(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(ConfigError, match=r"should be \(64, 3, 11, 11\), found \(3,\)"):
@@ -187,8 +188,31 @@ def test_unknown_selectors_and_settings_are_refused() -> None:
         selector_settings("gausian")
     with pytest.raises(ConfigError, match=r"method\.selector\.shrinkage"):
         selector_settings({"kind": "gaussian", "shrinkage": 2})
+    for name in ("lr", "weight_decay"):
+        with pytest.raises(ConfigError, match=rf"method\.selector\.{name}: .* finite"):
+            selector_settings({"kind": "autoencoder", name: math.inf})
     assert selector_settings("none") is None
     assert KINDS.keys() == SELECTORS.keys()
+
+
+def test_a_full_covariance_of_too_many_features_is_refused_before_anything_is_allocated(
+    micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone(str(micro_folder / "model"))
+    wide = {"kind": "gaussian", "pool": "tokens"}
+    monkeypatch.setattr(gaussian, "WIDEST", 100)
+    assert build(wide, backbone) is not None
+    with pytest.raises(
+        ConfigError, match=r"`shared` is a matrix of 160 x 160 for each task.*Choose `diagonal`"
+    ):
+        build({**wide, "covariance": "shared"}, backbone)
+
+
+def test_every_route_has_a_name_of_its_own() -> None:
+    assert route_names(["a", "b"]) == ("zero-shot", "a", "b")
+    found = route_names(["zero-shot", "a", "a", "a (task 3)", "a"])
+    assert found[:4] == ("zero-shot", "zero-shot (task 1)", "a", "a (task 3)")
+    assert len(set(found)) == 6
 
 
 # -- closed forms ---------------------------------------------------------------------------------------------

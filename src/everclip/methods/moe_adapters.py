@@ -23,6 +23,7 @@ from everclip.methods.moe_parts.passes import training_passes
 from everclip.methods.moe_parts.predicting import encode_images, scores_by_route, texts_through
 from everclip.methods.moe_parts.settings import MoeSettings
 from everclip.methods.penalties.teachers import INITIAL
+from everclip.methods.selectors.base import ZERO_SHOT, route_names
 from everclip.methods.selectors.build import build as build_selector
 from everclip.models.backbone import Backbone
 from everclip.models.fingerprint import tensors_hash
@@ -33,7 +34,6 @@ from everclip.models.modules.routing import Pass, current, passing
 from everclip.models.modules.towers import Side, tower_of
 
 PREFIX = "backbone.clip."
-ZERO_SHOT = "zero-shot"
 
 
 class Learned(NamedTuple):
@@ -88,7 +88,7 @@ class MoeAdapters(Method):
         """Return the names of the routes."""
         if self.settings.routers == "one":
             return (ZERO_SHOT, "experts")
-        return (ZERO_SHOT, *(task.name for task in self.tasks))
+        return route_names([task.name for task in self.tasks])
 
     def expert_places(self) -> tuple[str, ...]:
         """Return the names of the image blocks with experts."""

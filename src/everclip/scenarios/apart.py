@@ -30,7 +30,7 @@ def keep_apart(learned: Learned, sets: Sequence[EvalSet], reader: Reader) -> Lea
     results better than they are. The evaluation sets stay as they are declared.
 
     Raises:
-        DataError: if nothing is left of a task's training rows.
+        DataError: if nothing is left of a task's training rows, or of the reference pictures.
     """
     measured = reader.contents(s.data for s in sets)
     tasks = tuple(
@@ -49,6 +49,11 @@ def keep_apart(learned: Learned, sets: Sequence[EvalSet], reader: Reader) -> Lea
     reference = learned.reference
     if reference is not None:
         images = _without(reference.images, held, "reference.images", reader)
+        if reference.images is not None and not images:
+            raise DataError(
+                f"reference.images: all of its {len(reference.images):,} pictures are also measured or used for "
+                "validation; take pictures that belong to no task."
+            )
         reference = replace(reference, images=images)
     return Learned(tasks, base, base_val, suite, reference)
 

@@ -31,7 +31,7 @@ class LwfSettings(PenaltySettings):
             then reaches the image tower alone) or the `student`'s own.
     """
 
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
     form: Literal["kl", "cross-entropy"] = "kl"
     directions: Literal["both", "image-to-text", "text-to-image"] = "both"
     images: Literal["batch", "own", "memory"] = "batch"

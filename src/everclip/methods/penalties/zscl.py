@@ -44,7 +44,7 @@ class ZsclSettings(PenaltySettings):
 
     reference: Teacher = "initial"
     toward_task_start: float = Field(0.0, ge=0, lt=1)
-    temperature: float = Field(2.0, gt=0)
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
     form: Literal["kl", "cross-entropy"] = "kl"
     image_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     text_weight: float = Field(1.0, ge=0, allow_inf_nan=False)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from everclip.contracts import Cost
+from everclip.errors import ConfigError
 from everclip.methods.ridge.base import Ridge
 from everclip.methods.ridge.dual import Dual
 from everclip.methods.ridge.expand import Expansion
@@ -25,6 +26,9 @@ def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> R
         settings: form, expansion, ridge.
         shape: `inputs` and `width`; of a head that was stored also `classes`, and `stored` and `solved` (dual).
         seed: decides the random expansion.
+
+    Raises:
+        ConfigError: if memory does not hold it.
     """
     inputs, width = shape["inputs"], shape["width"]
     head: Ridge
@@ -33,11 +37,22 @@ def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> R
         head = Dual(inputs, stored, settings.penalty(width), settings.gamma, settings.limit)
         head.weights = torch.zeros(shape.get("solved", 0), 0, dtype=torch.float64)
     else:
+        _require_room(width)
         expansion = Expansion(settings.expansion, inputs, width, settings.gamma, seed)
         kind = Sums if settings.update == "sums" else Recursive
         head = kind(expansion, width, settings.penalty(width))
     head.widen(shape.get("classes", 0))
     return head
+
+
+def _require_room(width: int) -> None:
+    try:
+        torch.empty(width, width, dtype=torch.float64)  # given back at once; drawing the expansion takes long
+    except RuntimeError as error:
+        raise ConfigError(
+            f"method.dimension: {width:,} needs {8 * width**2 / 1e9:,.0f} GB for the sums alone, which memory does not "
+            "have; set fewer."
+        ) from error
 
 
 def with_head(cost: Cost, head: Ridge | None, settings: RailSettings) -> Cost:

@@ -18,7 +18,7 @@ route whenever it hands over its backbone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -161,7 +161,7 @@ class Selector(nn.Module, Generic[S]):
 
     def routes(self) -> tuple[str, ...]:
         """Return the names of the routes."""
-        return (ZERO_SHOT, *(name for _, name in self.tasks))
+        return route_names([name for _, name in self.tasks])
 
     @property
     def ready(self) -> torch.Tensor:
@@ -306,6 +306,16 @@ class Selector(nn.Module, Generic[S]):
         wanted, held = 1 + len(self.tasks), self.limits
         self.limits = held.new_zeros(wanted, 3)
         self.limits[: len(held)] = held[:wanted]
+
+
+def route_names(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Return names of the routes, each different: a task may be called as another, or as the first route."""
+    found = [ZERO_SHOT]
+    for place, name in enumerate(tasks, 1):
+        while name in found:
+            name = f"{name} (task {place})"
+        found.append(name)
+    return tuple(found)
 
 
 def choose(far: torch.Tensor, limits: torch.Tensor, settings: SelectorSettings) -> torch.Tensor:

@@ -8,8 +8,8 @@ from everclip.methods.selectors.autoencoder import Autoencoder
 from everclip.methods.selectors.base import Selector
 from everclip.methods.selectors.energy import Energy
 from everclip.methods.selectors.features import build_extractor
-from everclip.methods.selectors.gaussian import Gaussian
-from everclip.methods.selectors.settings import SelectorSettings, selector_settings
+from everclip.methods.selectors.gaussian import Gaussian, require_narrow
+from everclip.methods.selectors.settings import GaussianSettings, SelectorSettings, selector_settings
 from everclip.models.backbone import Backbone
 
 KINDS: dict[str, type[Selector[Any]]] = {
@@ -38,4 +38,7 @@ def build(
     chosen = selector_settings(settings)
     if chosen is None:
         return None
-    return KINDS[chosen.kind](chosen, build_extractor(chosen, backbone, block), prefix)
+    extractor = build_extractor(chosen, backbone, block)
+    if isinstance(chosen, GaussianSettings) and chosen.covariance == "shared":
+        require_narrow(extractor.width(backbone))
+    return KINDS[chosen.kind](chosen, extractor, prefix)

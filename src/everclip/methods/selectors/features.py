@@ -167,7 +167,7 @@ def put_convolutions(stack: nn.Sequential, file: Path) -> None:
     """
     if not file.is_file():
         raise ConfigError(
-            f"method.selector.weights: {file} is not there. everclip downloads nothing: put torchvision's AlexNet "
+            f"method.selector.weights: {file} is no file. everclip downloads nothing: put torchvision's AlexNet "
             "(alexnet-owt-7be5be79.pth, https://download.pytorch.org/models/) or the same tensors as .safetensors "
             "there, or choose features=early, which needs no other network."
         )

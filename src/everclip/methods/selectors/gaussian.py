@@ -11,9 +11,13 @@ from torch import nn
 from everclip.contracts import Past, Phase, Progress, Task
 from everclip.data.table import Table
 from everclip.distributed import gather_rows
+from everclip.errors import ConfigError
 from everclip.methods.selectors.base import REFERENCE, Selector
 from everclip.methods.selectors.settings import GaussianSettings
 from everclip.models.backbone import Backbone
+
+WIDEST = 8192
+"""Features of a full covariance; its square in double precision then has half a gigabyte."""
 
 
 class Density(nn.Module):
@@ -93,6 +97,20 @@ class Density(nn.Module):
         far = torch.cdist(white, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
         nearest = far.masked_fill(self.present == 0, torch.inf).min(dim=1).values
         return (nearest + self.volume) / (2 * features.shape[1])
+
+
+def require_narrow(features: int) -> None:
+    """Refuse a full covariance of more features than memory holds the square of.
+
+    Raises:
+        ConfigError: with what to choose instead.
+    """
+    if features > WIDEST:
+        raise ConfigError(
+            f"method.selector.covariance: `shared` is a matrix of {features:,} x {features:,} for each task "
+            f"({8 * features**2 / 1e9:.0f} GB); at most {WIDEST:,} features. Choose `diagonal`, or features with fewer "
+            "values (early with pool=mean-std, embedding)."
+        )
 
 
 class Gaussian(Selector[GaussianSettings]):

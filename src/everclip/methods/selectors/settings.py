@@ -79,8 +79,8 @@ class AutoencoderSettings(SelectorSettings):
     standardise: bool = True
     steps: int = Field(300, ge=1)
     reference_steps: int = Field(1000, ge=1)
-    lr: float = Field(0.01, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
     decay_epochs: int = Field(10, ge=1)
     decay: float = Field(0.1, gt=0, le=1)
 
