@@ -156,6 +156,8 @@ def test_shots_are_per_class_by_seed_and_do_not_move(folder: Path) -> None:
     assert three == shown(shots=3, shots_seed=0)
     assert all(a <= b for a, b in zip(three, shown(shots=5, shots_seed=0), strict=True))
     assert three != shown(shots=3, shots_seed=1)
+    notes = stream(folder, "mtil", shots=1000).notes
+    assert any("classes have fewer than 1000 training rows" in note for note in notes)
     # Another data set beside it changes nothing.
     alone = stream(folder, "mtil", "toys", split={"test": 0.3, "validation": 0.2}, shots=3)
     assert set(alone.tasks[0].train.ids) == three[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from everclip.data.order import unit_hash
 from everclip.data.table import Table
 
@@ -20,3 +22,18 @@ def few(table: Table, shots: int | None, seed: int) -> Table:
         by_class.setdefault(str(key), []).append((unit_hash(SALT, seed, name), position))
     chosen = [position for places in by_class.values() for _, position in sorted(places)[:shots]]
     return table.select(sorted(chosen))
+
+
+def fewer(table: Table, shots: int | None, what: str) -> list[str]:
+    """Return a line for people if classes of a table have fewer rows than `shots`: then it is not that setting."""
+    if shots is None or not table.has("class_key"):
+        return []
+    counts = Counter(map(str, table.column("class_key")))
+    short = {key: count for key, count in counts.items() if count < shots}
+    if not short:
+        return []
+    least = min(short, key=lambda key: short[key])
+    return [
+        f"{what}: {len(short):,} of {len(counts):,} classes have fewer than {shots} training rows ({least!r} "
+        f"{short[least]}); they keep all"
+    ]
