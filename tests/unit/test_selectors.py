@@ -155,6 +155,8 @@ def test_weights_that_are_not_there_or_others_are_refused(tmp_path: Path, micro_
         build({"kind": "ddas", "weights": str(tmp_path / "odd.safetensors")}, backbone)
     with pytest.raises(ConfigError, match="need `weights`"):
         selector_settings("ddas")
+    with pytest.raises(ConfigError, match="leave weights out"):
+        build({"kind": "autoencoder", "weights": "random"}, backbone)
     random = build({"kind": "ddas", "weights": "random"}, backbone)
     assert random is not None
     assert "random" in random.notes["weights"]

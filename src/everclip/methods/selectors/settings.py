@@ -59,6 +59,11 @@ class SelectorSettings(Frozen):
                 "(alexnet-owt-7be5be79.pth, or the same as .safetensors), which everclip does not download; "
                 "`random` takes random weights, and the results say so"
             )
+        if self.features != "convolution" and self.weights is not None:
+            raise ValueError(
+                f"weights: features `{self.features}` come from the CLIP itself; leave weights out, or set "
+                "features=convolution"
+            )
         return self
 
 
