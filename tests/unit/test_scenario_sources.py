@@ -216,3 +216,24 @@ def test_parts_do_not_enter_what_the_score_matrix_says(
     assert [c.group for c in parted.columns] == ["task", "part", "task"]
     assert parted.rows[-1].scores["felines"]["own"]["accuracy"].n == parted.columns[1].samples > 0
     assert "felines" in (tmp_path / "parted" / "report.html").read_text()
+
+
+def test_every_missing_source_is_named_at_once(folder: Path, public_root: Path) -> None:
+    """Who lacks ten data sets of a benchmark need not run it eleven times to learn which."""
+    whole = stream(folder, "pets", root=str(public_root), protocol="mtil")
+    whole["sources"] += [{"name": n, "data": {"source": f"catalog:{n}"}} for n in ("dtd", "mnist")]
+    with pytest.raises(
+        DataError,
+        match=r"2 of 3 sources cannot be read:\n.*\(DTD\) in .*\n.*MNIST in .*scenario.counts=noted",
+    ):
+        load_scenario(whole)
+    (folder / "empty").mkdir()
+    whole["root"] = str(folder / "empty")
+    with pytest.raises(
+        ConfigError, match=r"2 of 3 sources .*:\n.*\(DTD\) is not below .*\n.*MNIST is not below"
+    ):
+        load_scenario(whole)
+    whole["root"] = str(folder / "nowhere")
+    with pytest.raises(ConfigError, match="nowhere: no such folder") as found:
+        load_scenario(whole)
+    assert "\n" not in str(found.value)

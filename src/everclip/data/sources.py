@@ -63,7 +63,7 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
     resolve_from = None if spec.root is None else (root or Path()) / Path(spec.root).expanduser()
     downloads = None if spec.downloads is None else (root or Path()) / Path(spec.downloads).expanduser()
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
     return _loaded(located(spec, root), spec, resolve_from, downloads, tick, labelled)
 

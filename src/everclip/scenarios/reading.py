@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from everclip.data.locate import located
 from everclip.data.quarantine import Quarantine
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
@@ -59,6 +60,16 @@ class Reader:
             self._loaded[same] = loaded
             self._keep(loaded, spec, key)
         return self._loaded[same].table
+
+    def require(self, spec: DataSpec, key: str) -> None:
+        """Look whether a block is there and complete, without looking at its pictures.
+
+        Raises:
+            ConfigError: for a source or setting that does not exist.
+            DataError: for data that cannot be listed, or are not all there.
+        """
+        with _under(key):
+            located(self.paths.located(spec, key), None)
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         """Return the columns of a block that was read: canonical names to those of the source."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from everclip.data.catalog.cards import card_of
 from everclip.data.table import Table
-from everclip.errors import ConfigError, did_you_mean
+from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
@@ -16,10 +16,36 @@ from everclip.scenarios.splits import rule_of, split, strange_marks
 
 
 def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
-    """Return one group per source, in the scenario's order."""
+    """Return one group per source, in the scenario's order.
+
+    Raises:
+        ConfigError: for sources that are not there, every one of them.
+        DataError: for sources that cannot be read or are not complete, every one of them.
+    """
     places = {source.name: i for i, source in enumerate(spec.sources)}
     chosen = [places[name] for name in ordered(list(places), spec, "sources")]
-    return [_group(spec, spec.sources[i], f"sources.{i}", reader) for i in chosen]
+    found: list[Group] = []
+    failed: list[ConfigError | DataError] = []
+    for i in chosen:
+        try:
+            if failed:  # nothing will be learned: only look whether the others are there
+                reader.require(spec.sources[i].data, f"sources.{i}.data")
+            else:
+                found.append(_group(spec, spec.sources[i], f"sources.{i}", reader))
+        except (ConfigError, DataError) as error:
+            failed.append(error)
+    if failed:
+        raise _together(failed, len(chosen))
+    return found
+
+
+def _together(failed: Sequence[ConfigError | DataError], count: int) -> ConfigError | DataError:
+    """Return one error for all: who lacks eleven data sets learns it at once."""
+    texts = list(dict.fromkeys(map(str, failed)))
+    if len(texts) == 1:
+        return failed[0]
+    kind = next((ConfigError for e in failed if isinstance(e, ConfigError)), DataError)
+    return kind("\n  ".join([f"{len(failed)} of {count} sources cannot be read:", *texts]))
 
 
 def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> Group:

@@ -54,7 +54,7 @@ def read_catalog(spec: DataSpec, source: str, base: Path | None, elsewhere: Else
                 f"{source}: CoOp's split file names files of the usual layout, which a hub has not."
             )
         return _other(card, elsewhere(spec.place), spec, spec.place)
-    root = _root(spec, base, source)
+    root = _root(spec, base)
     place = _found(card, root, spec.place)
     known = LAYOUTS[card.layout]
     if place is None or (rule is None and not _marked(place.folder, known)):
@@ -73,16 +73,17 @@ def read_catalog(spec: DataSpec, source: str, base: Path | None, elsewhere: Else
     return [_raw(_here(listed, place), counted, place, spec)]
 
 
-def _root(spec: DataSpec, base: Path | None, source: str) -> Path:
+def _root(spec: DataSpec, base: Path | None) -> Path:
     given = spec.place or spec.root or os.environ.get(VARIABLE)
     if not given:
         raise ConfigError(
-            f"{source}: where the data sets are is not said. Set {VARIABLE}, or scenario.root=FOLDER, to the folder "
-            f"that holds them in their usual layout, or scenario.places.NAME to a folder or hub:OWNER/NAME of this one."
+            f"where the public data sets (catalog:NAME) are is not said. Set {VARIABLE}, or scenario.root=FOLDER, to "
+            "the folder that holds them in their usual layout, or scenario.places.NAME to a folder or hub:OWNER/NAME "
+            "of one of them."
         )
     root = (base or Path()) / Path(given).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"{source}: {root}: no such folder (from {VARIABLE} or scenario.root).")
+        raise ConfigError(f"{root}: no such folder (from {VARIABLE} or scenario.root).")
     return root
 
 
