@@ -29,6 +29,7 @@ from everclip.methods.moe_adapters import MoeAdapters
 from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.expert_bank import Bank
+from everclip.models.modules.short_texts import needed_tokens
 from everclip.training.engine import set_modes
 from everclip.training.optim import build_optimiser
 
@@ -70,16 +71,17 @@ def actions(method: MoeAdapters, wanted: list[str]) -> dict[str, Act]:
     columns: dict[str, Any] = {
         "image": torch.randn(BATCH, 3, 224, 224, generator=draw),
         "class_tokens": tokens,
+        "class_length": None,
         "label": torch.arange(BATCH),
         "id": [str(i) for i in range(BATCH)],
     }
     names = [n for n, p in method.named_parameters() if p.requires_grad]
     phase = Phase("bench", {}, decay_groups(names, method))
     optimiser = build_optimiser(method, phase, TrainingConfig(steps=1, lr=1e-5, weight_decay=0.0))
-    needed, grouped = method._needed, Bank.grouped
+    needed, grouped = needed_tokens(method.backbone.clip, tokens), Bank.grouped
 
     def step(short: bool = True, dense: bool = False) -> None:
-        method._needed = needed if short else None
+        columns["class_length"] = needed if short else None
         Bank.grouped = _dense if dense else grouped  # type: ignore[method-assign]
         set_modes(method, training=True)
         losses = method({"main": columns}, Progress(0, "bench", 0, 0, 1, 0))

@@ -348,11 +348,10 @@ def test_the_padding_of_class_names_is_not_computed_and_gradients_stay(
         method.begin_task(labelled, learner.past())
         phase = method.phases(labelled, learner.past())[0]
         width = method.backbone.tokenise(["a"]).shape[1]
-        assert method._needed is not None
-        assert method._needed < width
-        if not short:
-            method._needed = None
         batch = {"main": learner._maker.batch(phase.streams["main"], "x", 0)}
+        assert batch["main"]["class_length"] < width
+        if not short:
+            batch["main"]["class_length"] = None
         method(batch, Progress(0, "train", 0, 0, 1, 0))["labels"].backward()
         grads.append({n: p.grad for n, p in method.named_parameters()})
     for name, grad in grads[0].items():

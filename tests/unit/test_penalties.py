@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.methods.penalties.build import PENALTIES
 from everclip.models.backbone import load_backbone
+from everclip.models.modules.short_texts import needed_tokens
 
 AT = Progress(0, "train", 0, 0, 10, 0)
 DISTILLING: dict[str, dict[str, Any]] = {
@@ -78,6 +80,7 @@ def begun(method: Method, task: Task, size: int = 5) -> Any:
         training.captions,
         0,
         ImageStore(),
+        needed=partial(needed_tokens, backbone.clip),
     )
     method.train()
     return {name: maker.batch(stream, name, 0) for name, stream in phase.streams.items()}

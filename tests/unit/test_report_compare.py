@@ -132,7 +132,7 @@ def test_several_seeds_over_the_items_are_each_item_s_mean_over_the_seeds(tmp_pa
     }
     found = compare([*runs["finetune"], *runs["replay"]], over="items", draws=4000)
     change = difference(found, "replay", "known").change
-    assert "mean over 3 seeds" in change.how
+    assert "means over 3 seeds" in change.how
     assert change.paired
     # By hand: the items' means over seeds, items drawn anew with the runs side by side.
     held = {m: [Run(f) for f in folders] for m, folders in runs.items()}
@@ -145,7 +145,23 @@ def test_several_seeds_over_the_items_are_each_item_s_mean_over_the_seeds(tmp_pa
     assert change.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.01)
     assert change.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.01)
     alone = compare([runs["finetune"][0], *runs["replay"]], over="items")
-    assert "mean over 3 and 1 seeds" in difference(alone, "replay", "known").change.how
+    assert "means over 3 and 1 seeds" in difference(alone, "replay", "known").change.how
+
+
+def test_forgetting_over_the_items_is_the_mean_of_the_seeds_forgetting(tmp_path: Path) -> None:
+    """A maximum over rows: of the mean over seeds it is another number than the mean over seeds of it."""
+    runs = {
+        m: [synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for s in (0, 1, 2)]
+        for m in ("finetune", "replay")
+    }
+    change = difference(
+        compare([*runs["finetune"], *runs["replay"]], over="items"), "replay", "forgetting"
+    ).change
+    held = {m: [Run(f).results.metrics["forgetting"] for f in folders] for m, folders in runs.items()}
+    assert change.value == pytest.approx(np.mean(held["replay"]) - np.mean(held["finetune"]))
+    # Forgetting is a maximum, so resamples lie above; the number itself must not lie outside by more than that.
+    assert change.low <= change.value + 0.02
+    assert change.high >= change.value - 0.02
 
 
 def test_over_items_without_outcomes_goes_over_seeds_and_says_so(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ class BatchMaker:
         seed: the run's seed.
         store: keeps decoded pictures.
         rank, world: this process and how many there are; each takes its slice of the same global batch.
+        needed: how many tokens of texts `(C, L)` the model reads before it pools; `None` where it reads all. Asked
+            here, where ids lie on the CPU: asking in a step would wait for the device.
     """
 
     pixels: PixelFormat
@@ -44,6 +46,7 @@ class BatchMaker:
     store: ImageStore
     rank: int = 0
     world: int = 1
+    needed: Callable[[torch.Tensor], int | None] = lambda tokens: None
     _class_tokens: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
 
     def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
@@ -74,7 +77,8 @@ class BatchMaker:
         Returns:
             `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
             `(N,)` int64 (equal keys mark the same caption or picture), `label` `(N,)` with `class_tokens` `(C, L)`
-            (first template of each class), `id` (list of N), as far as `stream.columns` asks.
+            (first template of each class) and `class_length` (what `needed` says of them), `id` (list of N), as far as
+            `stream.columns` asks.
         """
         rows = self.places(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
@@ -95,6 +99,7 @@ class BatchMaker:
             batch["label"] = _labels(stream, rows)
             if "class_embedding" not in stream.columns:
                 batch["class_tokens"] = self.class_tokens(stream)
+                batch["class_length"] = self.needed(batch["class_tokens"])
         return batch
 
     def class_tokens(self, stream: Stream) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from everclip.learner.taking import UserData
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
+from everclip.models.modules.short_texts import needed_tokens
 from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
 from everclip.training.engine import Engine, Hooks
@@ -95,6 +97,7 @@ class Learner:
             self.store,
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            partial(needed_tokens, backbone.clip),
         )
         self.engine = Engine(self.accelerator, self._maker, training, seed)
 

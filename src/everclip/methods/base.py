@@ -29,7 +29,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.methods import merge
 from everclip.methods.cost import counted
-from everclip.methods.frozen import cached_columns, embeddings, rest
+from everclip.methods.frozen import cached_columns, class_texts, embeddings, rest
 from everclip.methods.layer_decay import layered, scaled
 from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
 from everclip.methods.pace import paced
@@ -41,7 +41,6 @@ from everclip.methods.replayed import embed, memory_of, mixed
 from everclip.methods.settings import MethodSettings
 from everclip.methods.trainable import choose, decay_groups, grow, trains
 from everclip.models.backbone import Backbone
-from everclip.models.modules.short_texts import needed_tokens, short_texts
 from everclip.models.modules.towers import SIDES
 from everclip.training.buffer import Buffer
 
@@ -96,7 +95,6 @@ class Method(Predicting):
             penalty.prepare(backbone, self._trainable)
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
-        self._needed: int | None = None
         replay = settings.replay
         self.buffer = (
             None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed, replay.candidates)
@@ -147,9 +145,6 @@ class Method(Predicting):
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
         mix = mixed(task, classes, stored, self.settings, past)
         phase = self.phase("train", mix.sources, mix.classes, past.training, past)
-        prompts = [entry.prompts()[0] for entry in mix.classes or ()]
-        # Here, where ids lie on the CPU: asking at every step would wait for the device.
-        self._needed = needed_tokens(self.backbone.clip, self.backbone.tokenise(prompts)) if prompts else None
         streams = {**phase.streams, **memory_of(mix, phase.streams["main"].batch_size)}
         phase = replace(phase, streams=streams, stretch=mix.stretch, notes=(*phase.notes, *mix.notes))
         return [paced(phase, task, self.settings.per_task)]
@@ -193,7 +188,7 @@ class Method(Predicting):
         image = embeddings(self.backbone, "image", columns, "image")
         scale = self.backbone.logit_scale
         if "label" in columns:
-            text = self._class_texts(columns)
+            text = class_texts(self.backbone, columns)
             smoothing = self.settings.label_smoothing
             losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
         else:
@@ -205,11 +200,6 @@ class Method(Predicting):
             else:
                 losses = {"contrastive": contrastive(image, text, scale, *keys)}
         return losses | self.penalise(batch, progress, image, text)
-
-    def _class_texts(self, columns: Mapping[str, Any]) -> torch.Tensor:
-        """Return the embeddings `(C, D)` of a step's class names; their padding is not computed."""
-        with short_texts(self.backbone.clip, self._needed):
-            return embeddings(self.backbone, "text", columns, "class_tokens", "class_embedding")
 
     def teacher_of(self, kind: str) -> Backbone:
         """Return a frozen teacher of the penalties, on the method's device."""

@@ -34,6 +34,7 @@ from everclip.methods.base import Method
 from everclip.methods.coleclip_parts import losses
 from everclip.methods.coleclip_parts.settings import CoLeClipSettings
 from everclip.methods.coleclip_parts.vocabulary import Vocabulary
+from everclip.methods.frozen import class_texts
 from everclip.methods.merge import Weights
 from everclip.models.backbone import Backbone
 from everclip.models.modules import lora, task_prompts
@@ -153,7 +154,7 @@ class CoLeClip(Method):
     def _texts(self, columns: Mapping[str, Any]) -> torch.Tensor:
         """Return unit texts of the task's classes under the LoRA `(C, D)`, with gradient."""
         if self.settings.templates.training == "first":
-            return self.backbone.encode_text(columns["class_tokens"])
+            return class_texts(self.backbone, columns)
         if self._words is None:
             texts = [text for entry in self._entries for text in entry.prompts()]
             self._words = self.backbone.tokenise(texts).to(columns["label"].device)

@@ -9,6 +9,7 @@ import torch
 
 from everclip.config import TrainingConfig
 from everclip.models.backbone import Backbone
+from everclip.models.modules.short_texts import short_texts
 from everclip.models.modules.towers import SIDES, Side, is_frozen, tower_parts
 
 
@@ -68,6 +69,12 @@ def embeddings(
     encode = backbone.encode_image if side == "image" else backbone.encode_text
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(backbone.clip, side)):
         return encode(columns[column])
+
+
+def class_texts(backbone: Backbone, columns: Mapping[str, Any]) -> torch.Tensor:
+    """Return the embeddings `(C, D)` of a step's class names, each in its first template; padding is not computed."""
+    with short_texts(backbone.clip, columns.get("class_length")):
+        return embeddings(backbone, "text", columns, "class_tokens", "class_embedding")
 
 
 def rest(backbone: Backbone) -> None:

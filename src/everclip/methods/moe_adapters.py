@@ -16,7 +16,7 @@ from everclip.contracts import Batch, Cost, Features, LabelSpace, Needs, Past, P
 from everclip.data.order import key_of
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
-from everclip.methods.frozen import embeddings
+from everclip.methods.frozen import class_texts, embeddings
 from everclip.methods.merge import Weights
 from everclip.methods.moe_parts import shape
 from everclip.methods.moe_parts.passes import training_passes
@@ -189,7 +189,7 @@ class MoeAdapters(Method):
                 "image_embedding": image,
                 "text_embedding": embeddings(self.backbone, "text", columns, "tokens"),
             }
-        return {"image_embedding": image, "class_embedding": self._class_texts(columns)}
+        return {"image_embedding": image, "class_embedding": class_texts(self.backbone, columns)}
 
     def after_step(self, progress: Progress) -> None:
         """Count who was taken."""

@@ -173,31 +173,60 @@ def difference(
 def mean_difference(
     first: Sequence[Run], second: Sequence[Run], key: Key, draws: int = DRAWS
 ) -> Change | None:
-    """Return `first - second`, both means over seeds, with an interval over items: each item's mean over the seeds.
+    """Return `first - second`, both means over seeds, with an interval over items: every seed sees the same items drawn.
 
     The seeds are taken as they are, so that the interval says what other pictures would change, not other seeds.
-    `None` as soon as a run holds no outcomes, or theirs are not those of the same items.
+    `None` as soon as a run holds no outcomes, or theirs are not those of the same sets and items.
     """
-    sides: list[tuple[Terms, list[Array], float]] = []
-    for runs in (first, second):
-        found = [_outcomes(run, terms(run, key)) for run in runs]
-        held = [entry for entry in found if entry is not None]
-        if len(held) != len(found) or len({tuple(b.shape for b in blocks) for _, blocks, _ in held}) != 1:
-            return None
-        means = [np.mean(np.stack(columns), axis=0) for columns in zip(*(b for _, b, _ in held), strict=True)]
-        sides.append((held[0][0], means, sum(value for *_, value in held) / len(held)))
-    (cells, blocks, a), (others, other, b) = sides
-    if [len(x) for x in blocks] != [len(x) for x in other]:
+    found = [_outcomes(run, terms(run, key)) for run in (*first, *second)]
+    held = [entry for entry in found if entry is not None]
+    if len(held) != len(found) or len({_sets(cells, blocks) for cells, blocks, _ in held}) != 1:
         return None
-    change = _paired(cells, others, blocks, other, a - b, first[0].confidence, draws)
+    signs = [1 / len(first)] * len(first) + [-1 / len(second)] * len(second)
+    edges = np.cumsum([0, *(len(cells.rows) for cells, *_ in held)])
+
+    def statistic(means: Sequence[Array]) -> Array:
+        parts = [
+            sign * cells.statistic([m[..., low:high] for m in means])
+            for sign, (cells, *_), low, high in zip(signs, held, edges[:-1], edges[1:], strict=True)
+        ]
+        return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
+
+    joined = [np.concatenate(columns, axis=1) for columns in zip(*(b for _, b, _ in held), strict=True)]
+    interval = stratified_bootstrap(joined, statistic, SEED, draws, first[0].confidence)
+    sides = [
+        [_over_seeds(held[i:j], k) for k in range(len(joined))]
+        for i, j in ((0, len(first)), (len(first), None))
+    ]
+    same_rows = all(a.shape == b.shape for a, b in zip(*sides, strict=True))
+    resolved = interval.low > 0 or interval.high < 0
     counts = " and ".join(str(n) for n in dict.fromkeys((len(first), len(second))))
-    return change.model_copy(update={"how": f"{change.how}, each its mean over {counts} seeds"})
+    return Change(
+        value=sum(sign * value for sign, (*_, value) in zip(signs, held, strict=True)),
+        low=interval.low,
+        high=interval.high,
+        resolved=resolved and (not same_rows or enough_differ(*sides, first[0].confidence)),
+        paired=True,
+        how=f"{PAIRED} ({draws:,} draws), means over {counts} seeds",
+    )
 
 
 def _outcomes(run: Run, cells: Terms | None) -> tuple[Terms, list[Array], float] | None:
     found = estimate(run, cells, 1)
     blocks = None if cells is None else _blocks(run, cells)
     return None if cells is None or found is None or blocks is None else (cells, blocks, found.value)
+
+
+def _sets(cells: Terms, blocks: Sequence[Array]) -> tuple[tuple[str, int], ...]:
+    return tuple((column.name, len(block)) for column, block in zip(cells.columns, blocks, strict=True))
+
+
+def _over_seeds(held: Sequence[tuple[Terms, list[Array], float]], place: int) -> Array:
+    """Return the outcomes `(N, R)` of one set, each its mean over the runs; of one row where their rows differ."""
+    blocks = [blocks[place] for _, blocks, _ in held]
+    if len({block.shape for block in blocks}) > 1:
+        blocks = [block[:, -1:] for block in blocks]
+    return np.asarray(np.mean(np.stack(blocks), axis=0), dtype=np.float64)
 
 
 def _paired(

@@ -161,7 +161,7 @@ class Engine:
         self.frozen.add_once(method, made, streams, "measure")
         batch = self._to_device(made)
         set_modes(method, training=phase.optimiser is not None)
-        precision = Precision(self.config.precision, self.accelerator.device)
+        precision = self._precision_of(phase)
         for _ in range(2):
             started = time.monotonic()
             with precision.autocast():
@@ -195,13 +195,15 @@ class Engine:
         # Sums and solutions want every sample exactly once.
         return {name: replace(stream, order="once") for name, stream in phase.streams.items()}
 
+    def _precision_of(self, phase: Phase) -> Precision:
+        # What no gradient fits (sums, thresholds) is compared with what evaluation sees, which is never autocast.
+        name = "fp32" if phase.optimiser is None else self.config.precision
+        return Precision(name, self.accelerator.device)
+
     def _prepare(
         self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
     ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-        device = self.accelerator.device
-        # What no gradient fits (sums, thresholds) is compared with what evaluation sees, which is never autocast.
-        name = "fp32" if phase.optimiser is None else self.config.precision
-        self._precision = Precision(name, device)
+        self._precision = self._precision_of(phase)
         if phase.optimiser is None:
             return method, None
         # A phase may train something beside what the others do; what it does not train must take no gradient, which
@@ -215,7 +217,7 @@ class Engine:
             return method, optimiser
         # Wrapped anew for every phase: a module that grew must be seen by DDP again. Not by
         # `accelerator.prepare_model`, which replaces `forward` in place, once more at every phase.
-        ids = [device.index] if device.type == "cuda" else None
+        ids = [self.accelerator.device.index] if self.accelerator.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(method, device_ids=ids), optimiser
 
     def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
