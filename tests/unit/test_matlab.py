@@ -91,3 +91,27 @@ def test_what_all_variables_unpack_to_together_is_bounded(
     write(3, 20_000)
     with pytest.raises(DataError, match=r"unpack to more than"):
         read_matlab(path)
+
+
+@pytest.mark.parametrize("arrays", [1, 20])
+def test_structs_whose_fields_are_all_empty_share_one_mapping(tmp_path: Path, arrays: int) -> None:
+    """Eight bytes each in the file, however many arrays they are spread over."""
+    path = tmp_path / "a.mat"
+    count = 2_000
+    body = b""
+    for number in range(arrays):
+        public_data.matlab(path, **{f"a{number}": [{"x": 1}]})
+        whole = path.read_bytes()
+        head = bytearray(whole[136 : whole.index(b"x".ljust(32, b"\0"), 136) + 32])
+        assert struct.unpack_from("<ii", head, 24) == (1, 1)
+        struct.pack_into("<ii", head, 24, 1, count)
+        inner = bytes(head) + struct.pack("<II", 14, 0) * count
+        body += struct.pack("<II", 14, len(inner)) + inner
+    path.write_bytes(whole[:128] + body)
+    found = read_matlab(path)
+    assert len(found) == arrays
+    for rows in found.values():
+        assert len(rows) == count
+        assert list(rows[0]) == ["x"]
+        assert rows[0]["x"].size == 0
+        assert len({id(row) for row in rows}) == 1

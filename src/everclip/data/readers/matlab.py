@@ -148,7 +148,9 @@ def _structs(data: bytes, at: int, count: int, depth: int) -> list[dict[str, Any
         raise ValueError(f"fields without names, or more than {_FIELDS:,} of them")
     fields = [names[i : i + step].split(b"\0")[0].decode("latin-1") for i in range(0, len(names), step)]
     values = _several(data, at, count * len(fields), depth)
+    rows = (values[i : i + len(fields)] for i in range(0, len(values), len(fields)))
+    blank = dict.fromkeys(fields, _EMPTY)  # one for all, as `_EMPTY` is
     return [
-        dict(zip(fields, values[i : i + len(fields)], strict=True))
-        for i in range(0, len(values), len(fields))
+        blank if all(value is _EMPTY for value in row) else dict(zip(fields, row, strict=True))
+        for row in rows
     ]
