@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import yaml
 
 import public_data
 from everclip.data.catalog.cards import Counts, cards
-from everclip.data.quarantine import Quarantine
+from everclip.data.quarantine import Entry, Quarantine
 from everclip.data.sources import read
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, DataError
@@ -249,16 +250,24 @@ def test_a_declared_name_that_is_none_of_the_data_sets_is_refused(tmp_path: Path
     "text",
     ["", "no head", "---\n[: broken\n---\n", "---\n- a\n---\n", "---\ndataset_info: 3\n---\n",
      "---\ndataset_info:\n- features: [{name: label, dtype: {class_label: {names: [[], {}]}}}]\n---\n",
-     "---\ndataset_info:\n- features: [{name: label, dtype: {class_label: {names: {'0': River}}}}]\n"
-     "- features: [{name: label, dtype: {class_label: {names: {'0': Forest}}}}]\n---\n"],
+     "---\ndataset_info:\n- features: [{name: [label], dtype: {class_label: {names: {'0': River}}}}]\n---\n",
+     "---\ndataset_info:\n- features: [{name: {label: 1}, dtype: x}, {dtype: x}, 3]\n---\n"],
 )  # fmt: skip
-def test_what_declares_nothing_or_contradicts_itself_leaves_the_order_assumed(
-    tmp_path: Path, text: str
-) -> None:
+def test_what_declares_nothing_leaves_the_order_assumed(tmp_path: Path, text: str) -> None:
     table = numbered(tmp_path, [0])
     (tmp_path / "README.md").write_text(text)
     names, lines = eurosat(table)
     assert (names, len(lines)) == (["annual crop land"], 1)
+    assert lines[0].endswith("; nothing beside the rows says so")
+
+
+def test_declarations_that_contradict_each_other_are_said_to(tmp_path: Path) -> None:
+    table = numbered(tmp_path, [0])
+    (tmp_path / "README.md").write_text(README.format(""))
+    (tmp_path / "dataset_info.json").write_text(json.dumps(INFO).replace("River", "Forest"))
+    names, lines = eurosat(table)
+    assert (names, len(lines)) == (["annual crop land"], 1)
+    assert lines[0].endswith("; the files beside the rows name them in different orders")
 
 
 # -- what numbers rest on -------------------------------------------------------------------------------------
@@ -309,5 +318,22 @@ def test_training_pictures_that_are_set_aside_leave_the_measured_ones_whole(tmp_
     Path(whole.origin(whole.column("split").index("train"))).write_bytes(b"")
     found = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted", quarantine_limit=0.1))
     assert found.quarantine.sides == {"train": (1, 40)}
-    assert _against_published(found.quarantine) == "; all of its test pictures are measured"
+    quarantine = replace(found.quarantine, counted=True)
+    assert _against_published(quarantine) == "; all of its test pictures are measured"
     assert _against_published(Quarantine("mine.csv", 2, found.quarantine.entries, {"test": (1, 2)})) == ""
+
+
+def test_completeness_is_claimed_only_where_it_is_known(tmp_path: Path) -> None:
+    """A row without a side may be one for testing, and where counts are noted one may be missing altogether."""
+    public_data.eurosat(tmp_path)
+    whole = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted")).table
+    Path(whole.origin(whole.column("split").index("train"))).write_bytes(b"")
+    found = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted", quarantine_limit=0.1))
+    assert not found.quarantine.counted
+    assert _against_published(found.quarantine) == "; counts=noted, so that test pictures may be missing"
+    for counted in (True, False):
+        stray = Entry(None, "pets, 'test/\\udcff.jpg'", "bad-utf8")
+        mixed = replace(found.quarantine, entries=(*found.quarantine.entries, stray), counted=counted)
+        assert _against_published(mixed) == (
+            "; sides of 1 of these rows are not known, so that test pictures may be missing"
+        )

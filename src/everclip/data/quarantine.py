@@ -61,12 +61,14 @@ class Quarantine:
         total: rows that were looked at, usable or not.
         entries: the rows that are not usable, in order.
         sides: rows set aside and all rows per value of the column `split`, where there is one and something was.
+        counted: whether pictures that are not there would have ended the load; of public data sets.
     """
 
     source: str
     total: int
     entries: tuple[Entry, ...] = ()
     sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    counted: bool = True
 
     @property
     def share(self) -> float:

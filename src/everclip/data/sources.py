@@ -164,6 +164,7 @@ def _loaded(
         columns.num_rows + sum(len(raw.broken) for raw in raws),
         tuple(e for part, start in zip(parts, starts, strict=True) for e in part.entries(broken, start)),
         _sides(columns, broken),
+        spec.counts == "required",
     )
     require_enough(quarantine, spec.quarantine_limit)
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name

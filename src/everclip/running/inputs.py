@@ -55,9 +55,15 @@ def _against_published(quarantine: Quarantine) -> str:
     if not quarantine.source.startswith(PREFIX):
         return ""
     gone, rows = quarantine.sides.get("test", (0, 0))
-    if not gone:
-        return "; all of its test pictures are measured"
-    return f"; numbers on it rest on {rows - gone:,} of its {rows:,} test pictures and are not exactly the benchmark's"
+    if gone:
+        left = f"{rows - gone:,} of its {rows:,} test pictures"
+        return f"; numbers on it rest on {left} and are not exactly the benchmark's"
+    sideless = len(quarantine.entries) - sum(gone for gone, _ in quarantine.sides.values())
+    if sideless:
+        return f"; sides of {sideless:,} of these rows are not known, so that test pictures may be missing"
+    if not quarantine.counted:
+        return "; counts=noted, so that test pictures may be missing"
+    return "; all of its test pictures are measured"
 
 
 def write_quarantine(scenario: ListScenario, folder: Path) -> None:

@@ -39,7 +39,8 @@ def labels_by_text(
     """
     every = sorted(set(texts))
     numbers = [text for text in every if _is_bare_number(text, card)]
-    names = declared_names(folder, column) if numbers and folder is not None else None
+    orders = declared_orders(folder, column) if numbers and folder is not None else set()
+    names = next(iter(orders)) if len(orders) == 1 else None
     found: dict[str, int] = {}
     for text in every:
         spoken = names[int(text)] if names and text in numbers and int(text) < len(names) else text
@@ -53,9 +54,14 @@ def labels_by_text(
     if not numbers or names:
         return found, []
     first = numbers[0]
+    why = (
+        "the files beside the rows name them in different orders"
+        if orders
+        else "nothing beside the rows says so"
+    )
     return found, [
         f"{card.name}: classes are numbers in column {column!r}, assumed to be in the order of the data set's labels "
-        f"({first} = {card.names[found[first]]}); nothing beside the rows says so"
+        f"({first} = {card.names[found[first]]}); {why}"
     ]
 
 
@@ -73,10 +79,11 @@ def _is_bare_number(text: str, card: Card) -> bool:
     return not (number < len(card.names) and card.names[number].split()[0] == str(number))
 
 
-def declared_names(folder: Path, column: str) -> tuple[str, ...] | None:
+def declared_orders(folder: Path, column: str) -> set[tuple[str, ...]]:
     """Return the names in the order of a column's numbers, as files of `datasets` beside a table declare them.
 
-    Looks in the folder and above, since tables often lie in `data/`. Configurations that differ say nothing.
+    Looks in the folder and above, since tables often lie in `data/`. Where configurations differ there are several
+    orders, and none counts.
     """
     for place in (folder, *list(folder.parents)[:_UPWARDS]):
         found = {
@@ -86,8 +93,8 @@ def declared_names(folder: Path, column: str) -> tuple[str, ...] | None:
             if (names := _names(features, column))
         }
         if found:
-            return found.pop() if len(found) == 1 else None
-    return None
+            return found
+    return set()
 
 
 def _features(path: Path) -> Iterator[Any]:
@@ -114,7 +121,8 @@ def _features(path: Path) -> Iterator[Any]:
 def _names(features: Any, column: str) -> tuple[str, ...] | None:
     """Return the names of a class label; in YAML features are a list, in JSON a mapping."""
     if isinstance(features, list):
-        features = {f.get("name"): f.get("dtype") for f in features if isinstance(f, Mapping)}
+        named = [f for f in features if isinstance(f, Mapping) and isinstance(f.get("name"), str)]
+        features = {f["name"]: f.get("dtype") for f in named}
     feature = features.get(column) if isinstance(features, Mapping) else None
     if isinstance(feature, Mapping):
         feature = feature.get("class_label", feature)
