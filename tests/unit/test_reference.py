@@ -9,10 +9,13 @@ import pytest
 
 from everclip.config import resolve_config
 from everclip.contracts import Needs
+from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 from everclip.learner.fit import check_fit, learner_for
 from everclip.methods.base import Method
 from everclip.scenarios.load import load_scenario
+from everclip.scenarios.paths import Paths
+from everclip.scenarios.reading import Reader
 
 
 @pytest.fixture
@@ -148,3 +151,15 @@ def test_a_preset_may_list_tasks_that_a_stream_lacks(micro_config: Callable[...,
     config = micro_config("time", "method=lwf-mtil", "method.per_task.Birds.lr=0.5")
     with pytest.raises(ConfigError, match=r"method.per_task: 'Birds' is no task"):
         check_fit(learner_for(config, scenario), scenario.tasks)
+
+
+def test_a_block_that_serves_with_and_without_labels_is_read_for_each(
+    micro_folder: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(micro_folder / "data.parquet")
+    pq.write_table(rows.select(["image"]), tmp_path / "bare.parquet")
+    reader = Reader(Paths())
+    spec = DataSpec(source=str(tmp_path / "bare.parquet"))
+    assert len(reader.read(spec, labelled=False)) == len(rows)
+    with pytest.raises(DataError, match="nothing to learn from"):
+        reader.read(spec)

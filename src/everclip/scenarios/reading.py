@@ -35,7 +35,7 @@ class Reader:
     guesses: list[str] = field(default_factory=list)
     quarantine: list[Quarantine] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
-    _loaded: dict[str, Loaded] = field(default_factory=dict)
+    _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
 
     def again(self) -> Reader:
         """Return a reader that knows what this one read, and has nothing to say yet."""
@@ -73,7 +73,9 @@ class Reader:
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         """Return the columns of a block that was read: canonical names to those of the source."""
-        return dict(self._loaded[spec.model_dump_json()].columns)
+        same = spec.model_dump_json()
+        found = self._loaded.get((same, True)) or self._loaded[same, False]
+        return dict(found.columns)
 
     def _keep(self, loaded: Loaded, spec: DataSpec, key: str) -> None:
         if len(loaded.table) == 0:
