@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from scenario_data import document, write
+from scenario_data import document, pictures, write
 
 from everclip.config import resolve_config
 from everclip.errors import ConfigError
@@ -161,6 +163,22 @@ def test_shots_are_per_class_by_seed_and_do_not_move(folder: Path) -> None:
     # Another data set beside it changes nothing.
     alone = stream(folder, "mtil", "toys", split={"test": 0.3, "validation": 0.2}, shots=3)
     assert set(alone.tasks[0].train.ids) == three[1]
+
+
+def test_classes_with_too_few_shots_are_counted_as_they_are_learned(tmp_path: Path) -> None:
+    """One class has no training row at all, another loses one, since its picture is measured too."""
+    rows = [("a", "train")] * 2 + [("b", "train")] * 2 + [("c", "validation")] + [(c, "test") for c in "abc"]
+    images = pictures(len(rows))
+    images[6] = images[2]
+    columns = {"class_name": [c for c, _ in rows], "split": [side for _, side in rows], "image": images}
+    pq.write_table(pa.table(columns), tmp_path / "pets.parquet")
+    scenario = stream(tmp_path, "mtil", "pets", split={"column": "split"}, shots=2)
+    assert Counter(scenario.tasks[0].train.column("class_name")) == {"a": 2, "b": 1}
+    (line,) = [note for note in scenario.notes if "training rows" in note]
+    assert line == "task 'pets': 2 of 3 classes have fewer than 2 training rows ('c' 0)"
+    assert not any(
+        "training rows (" in n for n in stream(tmp_path, "mtil", "pets", split={"column": "split"}).notes
+    )
 
 
 def test_training_has_a_template_of_its_own_if_asked(folder: Path) -> None:

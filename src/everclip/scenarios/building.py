@@ -13,7 +13,7 @@ from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.reading import Reader, of_classes
-from everclip.scenarios.shots import few, fewer
+from everclip.scenarios.shots import few
 from everclip.scenarios.spec import Measured, ScenarioSpec, SplitSpec
 from everclip.scenarios.splits import Parts, rule_of, split, why_no_test
 
@@ -43,7 +43,6 @@ def task_part(
     parts = _fitted(group.parts, kind, fit)
     train, val = _trained(parts, rule, what, reader, fit, tested=not spec.one_test)
     train, val = (few(rows, spec.shots, spec.shots_seed) for rows in (train, val))
-    reader.notes += fewer(train, spec.shots, what)
     rows = [parts.train, *([] if parts.val is None else [parts.val])]
     entries = measured = None
     if kind == "classification":

@@ -22,6 +22,7 @@ from everclip.scenarios.paths import Paths
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.reference import reference_of
 from everclip.scenarios.retention import retained, twins
+from everclip.scenarios.shots import fewer
 from everclip.scenarios.spec import Measured, ScenarioSpec
 from everclip.scenarios.splits import Parts, rule_of, split, strange_marks
 
@@ -90,6 +91,7 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     reference = reference_of(spec.reference, reader)
     tasks = tuple(task for task, _ in built)
     learned = keep_apart(Learned(tasks, base, base_val, suite, reference), sets, reader)
+    reader.notes += [line for task in learned.tasks for line in fewer(task, spec.shots)]
     vals = [t for t in (learned.base_val, *(task.val for task in learned.tasks)) if t is not None]
     return ListScenario(
         spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from everclip.contracts import Task
 from everclip.data.order import unit_hash
 from everclip.data.table import Table
 
@@ -24,16 +25,20 @@ def few(table: Table, shots: int | None, seed: int) -> Table:
     return table.select(sorted(chosen))
 
 
-def fewer(table: Table, shots: int | None, what: str) -> list[str]:
-    """Return a line for people if classes of a table have fewer rows than `shots`: then it is not that setting."""
-    if shots is None or not table.has("class_key"):
+def fewer(task: Task, shots: int | None) -> list[str]:
+    """Return a line for people if classes of a task have fewer rows than `shots`: then it is not that setting.
+
+    Counts what is learned from at last, and classes without any row too.
+    """
+    if shots is None or not task.train.has("class_key"):
         return []
-    counts = Counter(map(str, table.column("class_key")))
+    counts = dict.fromkeys((entry.key for entry in task.classes or ()), 0)
+    counts |= Counter(str(key) for key in task.train.column("class_key") if key is not None)
     short = {key: count for key, count in counts.items() if count < shots}
     if not short:
         return []
     least = min(short, key=lambda key: short[key])
     return [
-        f"{what}: {len(short):,} of {len(counts):,} classes have fewer than {shots} training rows ({least!r} "
-        f"{short[least]}); they keep all"
+        f"task {task.name!r}: {len(short):,} of {len(counts):,} classes have fewer than {shots} training rows "
+        f"({least!r} {short[least]})"
     ]
