@@ -114,6 +114,21 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     assert any("passed over, since no folder names their class: 1" in line for line in notes)
 
 
+def test_pictures_beside_folders_count_where_no_label_is_needed(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png", "thumbs/deep/3.png"])
+    loaded = read(DataSpec(source=str(tmp_path)), labelled=False)
+    assert (len(loaded.table), loaded.guesses) == (3, ())
+    assert load(tmp_path).table.column("class_name") == ["thumbs"]
+
+
+def test_pictures_beside_folders_of_splits_are_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "train/cat/2.png", "test/cat/3.png"])
+    loaded = load(tmp_path)
+    assert (len(loaded.table), set(loaded.table.column("split"))) == (2, {"train", "test"})
+    assert f"{tmp_path.name}: passed over, since no folder names their split: 1" in loaded.guesses
+    assert len(read(DataSpec(source=str(tmp_path)), labelled=False).table) == 3
+
+
 def test_what_cannot_be_a_picture_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     write_pictures(tmp_path, NAMES)
     (tmp_path / "cat/a.png").write_bytes(b"")

@@ -21,8 +21,8 @@ FORMS = (
 )
 
 
-def located(spec: DataSpec, root: Path | None) -> list[Raw]:
-    """Read every file that the sources of a `data:` block name.
+def located(spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:
+    """Read every file that the sources of a `data:` block name; `labelled` as `read_folder` has it.
 
     Raises:
         ConfigError: for a source that does not exist or is of no known kind.
@@ -30,7 +30,7 @@ def located(spec: DataSpec, root: Path | None) -> list[Raw]:
     """
     if not spec.sources:
         raise ConfigError(f"data.source: no source is given; expected {FORMS}.")
-    parts = _told_apart([_read(source, spec, root) for source in spec.sources])
+    parts = _told_apart([_read(source, spec, root, labelled) for source in spec.sources])
     if len(parts) == 1:
         return parts[0]
     # A list of files named train..., test... says the split as a folder of them does.
@@ -81,7 +81,7 @@ def expanded(source: str, environment: Mapping[str, str] | None = None) -> str:
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, source))
 
 
-def _read(source: str, spec: DataSpec, root: Path | None) -> list[Raw]:
+def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:
     if source.startswith("builtin:"):
         if source != "builtin:emoji":
             raise ConfigError(
@@ -105,10 +105,10 @@ def _read(source: str, spec: DataSpec, root: Path | None) -> list[Raw]:
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
-    return _read_path(source, (root or Path()) / expanded(source))
+    return _read_path(source, (root or Path()) / expanded(source), labelled)
 
 
-def _read_path(source: str, path: Path) -> list[Raw]:
+def _read_path(source: str, path: Path, labelled: bool) -> list[Raw]:
     try:
         os.path.realpath(path).encode()
     except UnicodeEncodeError as error:
@@ -118,7 +118,7 @@ def _read_path(source: str, path: Path) -> list[Raw]:
     if path.is_dir():
         from everclip.data.readers.folder import read_folder
 
-        return read_folder(path)
+        return read_folder(path, labelled)
     if path.is_file() and path.suffix.lower() in TABLES:
         return [read_file(path)]
     if any(c in source for c in "*?["):

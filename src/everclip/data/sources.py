@@ -65,7 +65,7 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
         if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
-    return _loaded(located(spec, root), spec, resolve_from, downloads, tick, labelled)
+    return _loaded(located(spec, root, labelled), spec, resolve_from, downloads, tick, labelled)
 
 
 def read_rows(

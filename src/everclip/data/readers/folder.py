@@ -24,8 +24,12 @@ from everclip.errors import DataError
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 
 
-def read_folder(path: Path) -> list[Raw]:
+def read_folder(path: Path, labelled: bool = True) -> list[Raw]:
     """Read a folder; what lies in it decides how.
+
+    Args:
+        path: the folder.
+        labelled: whether captions or classes are needed; if not, pictures beside folders count as those in them.
 
     Raises:
         DataError: if it holds nothing that can be read, or several things at once.
@@ -48,19 +52,22 @@ def read_folder(path: Path) -> list[Raw]:
     if tables:
         return with_splits([(read_file(path / name), split_of(name)) for name in tables])
     folders = [name for name in names if (path / name).is_dir()]
+    beside = [name for name in names if name not in folders]
+    if folders and not labelled and _pictures(beside):
+        return [_every(path, folders, beside)]
     splits = [name for name in folders if split_of(name) is not None]
     if splits and len(splits) == len(folders):
-        return with_splits(
-            [
-                (replace(raw, name=f"{name}/{raw.name}"), split_of(name))
-                for name in splits
-                for raw in read_folder(path / name)
-            ]
-        )
+        found = [
+            (replace(raw, name=f"{name}/{raw.name}"), split_of(name))
+            for name in splits
+            for raw in read_folder(path / name, labelled)
+        ]
+        found[0][0].notes[:0] = _loose(path, beside, "split")
+        return with_splits(found)
     if folders == ["data"] and not _pictures(names):
-        return read_folder(path / "data")
+        return read_folder(path / "data", labelled)
     if folders:
-        return [_class_folders(path, folders, [name for name in names if name not in folders])]
+        return [_class_folders(path, folders, beside)]
     expected = (
         f"Expected one folder per class, or a file {METADATA[0]} with the columns `file_name` and `caption` or "
         "`label`."
@@ -87,11 +94,22 @@ def _class_folders(path: Path, folders: list[str], beside: list[str]) -> Raw:
         raise DataError(
             f"{path}: none of its {len(folders)} folders holds a picture ({', '.join(IMAGE_ENDINGS)})."
         )
-    loose = len(_pictures(beside))
-    if loose:
-        notes.append(f"{path.name}: passed over, since no folder names their class: {loose}")
+    notes += _loose(path, beside, "class")
     notes = [f"{path.name}: classes are the names of the {len(set(classes))} folders", *notes]
     return _raw(path, {"image": files, "class_name": classes}, broken, notes)
+
+
+def _loose(path: Path, beside: list[str], what: str) -> list[str]:
+    loose = len(_pictures(beside))
+    return [f"{path.name}: passed over, since no folder names their {what}: {loose}"] if loose else []
+
+
+def _every(path: Path, folders: list[str], beside: list[str]) -> Raw:
+    """Read all pictures of a folder, in whichever of its folders they are, without classes."""
+    broken: list[Entry] = []
+    below = [file for name in folders for file in _below(path / name, broken, path)]
+    files, _, notes = _told_pictures(path, [(f, "") for f in [*(path / n for n in beside), *below]], broken)
+    return _raw(path, {"image": files}, broken, notes)
 
 
 def _bare(path: Path, names: list[str], unlabelled: str) -> Raw:
