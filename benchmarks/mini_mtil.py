@@ -12,6 +12,7 @@ validation pictures of the first two tasks (seed 0, order I).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import statistics
@@ -53,6 +54,9 @@ METHODS: dict[str, list[str]] = {
     "icarl": [BRIEF],
 }
 """Preset -> settings chosen on validation pictures (`--tune`); none: the preset's own were best or were not tuned."""
+
+DRAWS = 4000
+"""Of every bootstrap, so that a pair is resolved everywhere or nowhere."""
 
 MAIN = ("zero-shot", "finetune", "zscl", "moe-adapters", "coleclip", "rail")
 """The methods that learn the stream in order II, too."""
@@ -133,18 +137,22 @@ def on_validation(settings: list[str]) -> dict[str, Any]:
 
 def tune(given: argparse.Namespace) -> None:
     """Try every candidate once; those that were tried are read again."""
-    print(
-        "| method | candidate | caltech101 | cifar100 | cifar10 (retention) | s |\n|---|---|---|---|---|---|"
-    )
+    headed = False
     for name in given.methods or TUNED:
         for candidate, own in TUNED.get(name, {"as it is": []}).items():
             if given.candidates and candidate not in given.candidates:
                 continue
-            file = given.output / "tuning" / f"{name}-{candidate.replace(' ', '-')}.json"
+            told = [*given.settings, f"method={name}", *own]
+            key = hashlib.sha256("\0".join([STREAM.read_text("utf-8"), *told]).encode()).hexdigest()[:12]
+            file = given.output / "tuning" / f"{name}-{candidate.replace(' ', '-')}-{key}.json"
             if not file.is_file():
-                found = on_validation([*given.settings, f"method={name}", *own])
+                found = on_validation(told)
                 write_text_atomic(file, json.dumps(found, indent=1))
             found = json.loads(file.read_text())
+            if not headed:
+                print(f"| method | candidate | {' | '.join(found['scores'])} | s |")
+                print("|---" * (3 + len(found["scores"])) + "|")
+                headed = True
             shown = " | ".join(f"{100 * value:.1f}" for value in found["scores"].values())
             print(f"| {name} | {candidate} | {shown} | {found['seconds']:.0f} |", flush=True)
 
@@ -179,10 +187,12 @@ def main() -> None:
             for seed in given.seeds
             if finished(folder := given.output / f"order-{order}" / f"{name}-s{seed}")
         ]
+        if not folders:
+            print(f"Order {order}: no cell was run to its end yet.")
+            continue
         print(tables(order, folders), flush=True)
         page = given.output / f"order-{order}" / "comparison"
-        found = compare(folders, baseline="finetune", over="items")
-        print(f"\nPage: {write_comparison(folders, page, comparison=found).name}")
+        write_comparison(folders, page, comparison=compare(folders, over="items", draws=DRAWS))
 
 
 def finished(folder: Path) -> bool:
@@ -192,22 +202,26 @@ def finished(folder: Path) -> bool:
 
 def tables(order: str, folders: list[Path]) -> str:
     """Return the comparison of an order as tables in Markdown, in percent."""
-    found = compare(folders, baseline="finetune", over="items")
+    names = list(dict.fromkeys(Run(folder).name for folder in folders))
+    against = {name: compare(folders, baseline=name, over="items", draws=DRAWS) for name in names}
+    first = "finetune" if "finetune" in names else names[0]
+    found = against[first]
+    head = ("method", "seeds", "Transfer", "Average", "Last", "retention", "min/run")
     lines = [
         f"\n## Order {order}\n",
         f"Machine of the tables: {machine()}.\n",
-        "| method | seeds | Transfer | Average | Last | retention | min/run | Last against finetune | retention "
-        "against finetune |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(head)} | Last against {first} | retention against {first} |",
+        "|---" * (len(head) + 2) + "|",
     ]
     for method in found.methods:
         cells = [said(method.values[key]) for key in ("transfer", "average", "new", "retention")]
-        against = [change_of(found, method.label, key) for key in ("new", "retention")]
+        changes = [change_of(found, method.label, key) for key in ("new", "retention")]
         seconds = method.seconds.value if method.seconds is not None else 0.0
-        row = [method.label, str(len(method.members)), *cells, f"{seconds / 60:.1f}", *against]
+        row = [method.label, str(len(method.members)), *cells, f"{seconds / 60:.1f}", *changes]
         lines.append(f"| {' | '.join(row)} |")
-    lines += ["", *parts(folders), "", *pairs(folders), "", *agreement(order, folders)]
-    return "\n".join(lines)
+    spent = sum(m.seconds.value * len(m.members) for m in found.methods if m.seconds is not None)
+    lines += [f"\n{spent / 3600:.1f} core-hours.\n", *parts(folders), "", *pairs(against)]
+    return "\n".join([*lines, "", *agreement(order, against)])
 
 
 def said(value: Value | None) -> str:
@@ -246,30 +260,28 @@ def parts(folders: list[Path]) -> list[str]:
     return lines
 
 
-def pairs(folders: list[Path]) -> list[str]:
+def pairs(against: dict[str, Comparison]) -> list[str]:
     """Return which differences of Last, Average and retention are resolved over pictures: row minus column."""
-    names = list(dict.fromkeys(Run(folder).name for folder in folders))
     lines: list[str] = []
     for key, title in (("new", "Last"), ("average", "Average"), ("retention", "retention")):
         lines += [
             f"\n{title}: row minus column in points; in brackets what is not resolved.\n",
-            f"| | {' | '.join(names)} |",
-            "|---" * (1 + len(names)) + "|",
+            f"| | {' | '.join(against)} |",
+            "|---" * (1 + len(against)) + "|",
         ]
         cells: dict[tuple[str, str], str] = {}
-        for baseline in names:
-            found = compare(folders, baseline=baseline, over="items", draws=2000)
+        for baseline, found in against.items():
             for d in found.differences:
                 if d.quantity == key and d.change is not None:
                     text = f"{100 * d.change.value:+.1f}"
                     cells[d.method, baseline] = text if d.change.resolved else f"({text})"
-        lines += [f"| {row} | {' | '.join(cells.get((row, c), '') for c in names)} |" for row in names]
+        lines += [f"| {row} | {' | '.join(cells.get((row, c), '') for c in against)} |" for row in against]
     return lines
 
 
-def agreement(order: str, folders: list[Path]) -> list[str]:
+def agreement(order: str, against: dict[str, Comparison]) -> list[str]:
     """Return which pairs of methods stand in the published order, and which do not."""
-    published = {n: v for n, v in PUBLISHED[order].items() if n in {Run(f).name for f in folders}}
+    published = {n: v for n, v in PUBLISHED[order].items() if n in against}
     lines = [
         "Published order of each pair (papers' figures):\n",
         "| | agrees | not resolved here | disagrees |",
@@ -278,15 +290,16 @@ def agreement(order: str, folders: list[Path]) -> list[str]:
     for place, key, title in ((0, "transfer", "Transfer"), (1, "average", "Average"), (2, "new", "Last")):
         sorts: dict[str, list[str]] = {"agrees": [], "open": [], "disagrees": []}
         for low in published:
-            found = compare(folders, baseline=low, over="items", draws=2000)
-            for d in found.differences:
-                above = published.get(d.method, (0.0, 0.0, 0.0))[place] - published[low][place]
-                if d.quantity != key or d.change is None or above <= 0:
+            for d in against[low].differences:
+                if d.quantity != key or d.change is None or d.method not in published:
                     continue
-                same = "agrees" if d.change.value > 0 else "disagrees"
-                sorts[same if d.change.resolved else "open"].append(f"{d.method} > {low}")
-        cells = [f"{len(v)}: {', '.join(v)}" if k != "agrees" else str(len(v)) for k, v in sorts.items()]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+                if published[d.method][place] > published[low][place]:
+                    same = "agrees" if d.change.value > 0 else "disagrees"
+                    sorts[same if d.change.resolved else "open"].append(f"{d.method} > {low}")
+        told = [
+            str(len(v)) if k == "agrees" or not v else f"{len(v)}: {', '.join(v)}" for k, v in sorts.items()
+        ]
+        lines.append(f"| {title} | {' | '.join(told)} |")
     return lines
 
 
