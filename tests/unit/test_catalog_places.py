@@ -96,7 +96,7 @@ def test_where_data_sets_are_is_said(
     public_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EVERCLIP_DATA", raising=False)
-    with pytest.raises(ConfigError, match=r"catalog:dtd.*Set EVERCLIP_DATA, or scenario.root=FOLDER"):
+    with pytest.raises(ConfigError, match=r"catalog:NAME.*Set EVERCLIP_DATA, or scenario.root=FOLDER"):
         read(DataSpec(source="catalog:dtd"))
     with pytest.raises(ConfigError, match=r"DTD\) is not below .*Expected .*dtd.* people get it from https"):
         read(DataSpec(source="catalog:dtd", root=str(tmp_path)))
