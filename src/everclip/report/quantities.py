@@ -173,7 +173,7 @@ def difference(
 def mean_difference(
     first: Sequence[Run], second: Sequence[Run], key: Key, draws: int = DRAWS
 ) -> Change | None:
-    """Return `first - second`, both means over seeds, with an interval over items: every seed sees the same items drawn.
+    """Return `first - second`, both means over seeds, with an interval over items: all seeds see those drawn.
 
     The seeds are taken as they are, so that the interval says what other pictures would change, not other seeds.
     `None` as soon as a run holds no outcomes, or theirs are not those of the same sets and items.
@@ -194,18 +194,16 @@ def mean_difference(
 
     joined = [np.concatenate(columns, axis=1) for columns in zip(*(b for _, b, _ in held), strict=True)]
     interval = stratified_bootstrap(joined, statistic, SEED, draws, first[0].confidence)
-    sides = [
-        [_over_seeds(held[i:j], k) for k in range(len(joined))]
-        for i, j in ((0, len(first)), (len(first), None))
-    ]
-    same_rows = all(a.shape == b.shape for a, b in zip(*sides, strict=True))
+    mine = [_over_seeds(held[: len(first)], place) for place in range(len(joined))]
+    theirs = [_over_seeds(held[len(first) :], place) for place in range(len(joined))]
+    same_rows = all(a.shape == b.shape for a, b in zip(mine, theirs, strict=True))
     resolved = interval.low > 0 or interval.high < 0
     counts = " and ".join(str(n) for n in dict.fromkeys((len(first), len(second))))
     return Change(
         value=sum(sign * value for sign, (*_, value) in zip(signs, held, strict=True)),
         low=interval.low,
         high=interval.high,
-        resolved=resolved and (not same_rows or enough_differ(*sides, first[0].confidence)),
+        resolved=resolved and (not same_rows or enough_differ(mine, theirs, first[0].confidence)),
         paired=True,
         how=f"{PAIRED} ({draws:,} draws), means over {counts} seeds",
     )
