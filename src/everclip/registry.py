@@ -79,7 +79,9 @@ def read_yaml(path: Path | Traversable) -> dict[str, Any]:
 
 def _yaml_files(package: str) -> list[Traversable]:
     folder = resources.files(package)
-    return sorted((p for p in folder.iterdir() if p.name.endswith(".yaml")), key=lambda p: p.name)
+    return sorted(
+        (p for p in folder.iterdir() if p.name.endswith(".yaml")), key=lambda p: p.name.removesuffix(".yaml")
+    )
 
 
 def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:

@@ -74,6 +74,18 @@ def test_what_joint_cannot_have_is_not_defined_with_a_reason(found: Comparison) 
     assert "one row for all tasks at once" in lacking.why_not
 
 
+def test_what_the_benchmark_lacks_is_said_once(tmp_path: Path) -> None:
+    rest = [column for column in synthetic.columns() if column.group != "known"]
+    runs = [
+        synthetic.write_run(tmp_path / name, name, columns=rest)
+        for name in ("zero-shot", "finetune", "replay")
+    ]
+    text = comparison_text(compare(runs))
+    assert re.findall(r"Known.* not defined: .*", text) == [
+        "Known not defined: the benchmark has no known set."
+    ]
+
+
 def test_a_bound_is_no_rival(found: Comparison) -> None:
     assert found.leaders[0].startswith("replay is best at what is new")
     assert found.leaders[-1].startswith("joint learns everything at once")

@@ -252,16 +252,18 @@ def _curve(team: Team, key: Key) -> list[Point]:
 
 def _difference(key: Key, team: Team, other: Team, changed: Changed) -> Difference:
     change = changed(key, team, other)
-    why = ""
-    if change is None:
-        lacking = next((t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)), None)
-        name = key if key in (*MATRIX, *STAGES) else f"{key}_last"
-        why = (
-            f"{lacking.label}: {why_undefined(name, lacking.runs[0].results)}"
-            if lacking
-            else "not comparable"
-        )
+    why = "" if change is not None else _why_not(key, team, other)
     return Difference(quantity=key, method=team.label, baseline=other.label, change=change, why_not=why)
+
+
+def _why_not(key: Key, team: Team, other: Team) -> str:
+    """Say why there is no difference; what both lack for one reason is no method's own."""
+    name = key if key in (*MATRIX, *STAGES) else f"{key}_last"
+    lacking = [t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)]
+    whys = [why_undefined(name, t.runs[0].results) for t in lacking]
+    if not lacking:
+        return "not comparable"
+    return whys[0] if whys == whys[:1] * 2 else f"{lacking[0].label}: {whys[0]}"
 
 
 def _change(key: Key, team: Team, other: Team, *, draws: int, over: Over) -> Change | None:
