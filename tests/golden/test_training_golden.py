@@ -191,7 +191,7 @@ class StoredTeachers:
     def image(self, *asked: Any) -> torch.Tensor:
         return self._stored["ref_image"]
 
-    def bank(self, *asked: Any) -> torch.Tensor:
+    def bank(self, *asked: Any, short: bool) -> torch.Tensor:
         return self._stored["ref_text"]
 
     def scale(self, *asked: Any) -> torch.Tensor:
