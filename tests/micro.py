@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from everclip.contracts import ClassEntry, Task
+from everclip.data.table import Table
+
 WORDS = ("red", "green", "blue", "grey", "dark", "bright", "round", "square", "large", "small")
 MODEL: dict[str, Any] = {
     "embed_dim": 32,
@@ -155,3 +158,11 @@ def _two_sources(data: object) -> dict[str, object]:
         "retention": [{"name": "groups", "data": data, "where": {"time": 2003}}],
         "headline": {"protocol": "all", "metric": "auto"},
     }
+
+
+def of_classes(data: Table, index: int, *wanted: int, templates: tuple[str, ...] = ("a {}",)) -> Task:
+    """Return the task of the classes with these numbers, out of the pictures of `write_data`."""
+    names = [f"class-{number}" for number in wanted]
+    rows = [i for i, key in enumerate(data.column("class_key")) if key in names]
+    entries = tuple(ClassEntry(n, n.replace("-", " "), templates, (index,)) for n in names)
+    return Task(index, f"task {index}", data.select(rows), classes=entries)

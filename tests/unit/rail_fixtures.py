@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import torch
 
 from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import ClassEntry, LabelSpace, Task
+from everclip.contracts import LabelSpace
 from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.rail import Rail
 from everclip.methods.ridge.base import Ridge
 from everclip.models.backbone import load_backbone
+from micro import of_classes
 
 FORMS: dict[str, dict[str, Any]] = {
     "sums": {"dimension": 200},
@@ -42,14 +43,6 @@ def maker(micro_folder: Path) -> Callable[..., Learner]:
         return Learner(method, TrainingConfig(**given))
 
     return build
-
-
-def of_classes(data: Table, index: int, *wanted: int) -> Task:
-    """Return the task of the classes with these numbers."""
-    names = [f"class-{number}" for number in wanted]
-    rows = [i for i, key in enumerate(data.column("class_key")) if key in names]
-    entries = tuple(ClassEntry(n, n.replace("-", " "), ("a {}",), (index,)) for n in names)
-    return Task(index, f"task {index}", data.select(rows), classes=entries)
 
 
 def head_of(learner: Learner) -> Ridge:

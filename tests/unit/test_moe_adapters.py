@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import micro
 from everclip.config import GuardConfig, MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, EvalSet, LabelSpace, Past, Progress, Task
 from everclip.data.table import Table
@@ -29,6 +31,7 @@ from everclip.training.optim import build_optimiser
 
 EXPERTS = {"count": 5, "active": 2, "width": 4}
 Make = Callable[..., Learner]
+of_classes = partial(micro.of_classes, templates=("a {}", "the {}"))
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +58,6 @@ def make(micro_folder: Path) -> Make:
 def moe(learner: Learner) -> MoeAdapters:
     assert isinstance(learner.method, MoeAdapters)
     return learner.method
-
-
-def of_classes(data: Table, index: int, *wanted: int) -> Task:
-    names = [f"class-{number}" for number in wanted]
-    rows = [i for i, key in enumerate(data.column("class_key")) if key in names]
-    entries = tuple(ClassEntry(n, n.replace("-", " "), ("a {}", "the {}"), (index,)) for n in names)
-    return Task(index, f"task {index}", data.select(rows), classes=entries)
 
 
 def pixels(count: int = 6) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from everclip.contracts import ClassEntry, Past, Progress, Task
+from everclip.contracts import Past, Progress
 from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.moe_adapters import PREFIX, MoeAdapters
@@ -20,6 +20,7 @@ from everclip.methods.trainable import decay_groups
 from everclip.models.exact import exactly
 from everclip.models.modules.expert_bank import TENSORS
 from everclip.models.modules.experts import experts_in
+from micro import of_classes
 
 EXPERTS = {"count": 4, "active": 2, "width": 4, "dropout": 0.0}
 Make = Callable[..., tuple[Learner, MoeAdapters]]
@@ -43,13 +44,6 @@ def make(micro_folder: Path) -> Make:
         return learner, learner.method
 
     return build
-
-
-def of_classes(data: Table, index: int, *wanted: int) -> Task:
-    names = [f"class-{number}" for number in wanted]
-    rows = [i for i, key in enumerate(data.column("class_key")) if key in names]
-    entries = tuple(ClassEntry(n, n.replace("-", " "), ("a {}",), (index,)) for n in names)
-    return Task(index, f"task {index}", data.select(rows), classes=entries)
 
 
 def pixels(count: int = 6) -> torch.Tensor:
