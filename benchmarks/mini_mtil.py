@@ -92,8 +92,12 @@ TUNED: dict[str, dict[str, list[str]]] = {
             "method.penalties={zscl: {weight: 1, batch_size: 32}, weight-constraint: {weight: 0.01}}"
         ],
     },
-    "lwf": {"weight 1": [], "weight 0.3": ["method.penalties={lwf: {weight: 0.3}}"]},
-    "lwf-vr": {"weight 1": []},
+    "lwf": {
+        "weight 0.3": ["method.penalties={lwf: {weight: 0.3}}"],
+        "weight 1": [],
+        "weight 3": ["method.penalties={lwf: {weight: 3}}"],
+    },
+    "lwf-vr": {"weight 1": [], "weight 3": ["method.penalties={lwf-vr: {weight: 3}}"]},
     "moe-adapters": {
         "as it is": ["training.lr=3e-3"],
         "four experts": [

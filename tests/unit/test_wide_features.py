@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -106,3 +108,52 @@ def test_banks_of_spaces_that_are_past_are_forgotten(
     assert len(counts) == 7
     for (_, earlier), (there, asked) in itertools.pairwise(counts):
         assert there <= asked + earlier  # today's, and yesterday's that may be asked for again
+
+
+class Told:
+    """Answers which task it was told, beside a feature that is too wide to be held; counts what it encodes."""
+
+    batch_dependent = None
+    wide = frozenset({"tokens"})
+
+    def __init__(self, clip: torch.nn.Module) -> None:
+        self.backbone = type("Backbone", (), {"clip": clip})()
+        self.encoded = 0
+
+    def parameters(self) -> Any:
+        """Return those of the CLIP."""
+        return self.backbone.clip.parameters()
+
+    def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> dict[str, torch.Tensor]:
+        """Return the mean of each picture, and the task."""
+        self.encoded += len(pixels)
+        mean = pixels.flatten(1).mean(dim=1, keepdim=True) + (known_task or 0)
+        return {"embedding": mean, "tokens": mean.expand(-1, 9)}
+
+
+def test_pictures_that_sets_share_are_encoded_once_and_kept_as_each_set_says(
+    micro_config: Callable[..., Any],
+) -> None:
+    run = Run(micro_config("classes", "scenario.per_task=1"), Progress(quiet=True))
+    whole = run.scenario.eval_sets[0]
+    odd = replace(whole, name="odd", data=whole.data.select(range(len(whole.data) - 1, -1, -2)), group="part")
+    other = replace(run.scenario.eval_sets[1], task=whole.task)
+    preprocess = run.learner.method.backbone.preprocess
+    encoder = encode.Encoder([whole, odd, other], preprocess, run.learner.store, batch_size=3)
+    method = Told(run.learner.method.backbone.clip)
+    keys = {"image": "one"}
+    reduce = {
+        s.name: partial(lambda factor, found: {"scores": factor * found["tokens"][:, :2]}, i + 1)
+        for i, s in enumerate((whole, odd, other))
+    }
+    for task in (None, whole.task):
+        method.encoded = 0
+        found = encoder.images(method, keys, lambda done, total: None, task, reduce)
+        assert method.encoded == len(whole.data) + len(other.data)
+        means = torch.stack(
+            [preprocess(run.learner.store.get(whole.data, i)).mean() for i in range(len(whole.data))]
+        )
+        own = means[:, None].expand(-1, 2) + (task or 0)
+        assert torch.allclose(found[whole.name]["scores"], own, atol=1e-5)
+        assert torch.allclose(found["odd"]["scores"], 2 * own.flip(0)[::2], atol=1e-5)
+        assert found[other.name]["scores"].shape == (len(other.data), 2)

@@ -68,8 +68,9 @@ def encode_pictures(
 
 
 def joined(parts: Sequence[Features]) -> Features:
-    """Return features of several parts as one, in their order."""
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]} if parts else {}
+    """Return features of several parts as one, in their order; a part may lack some."""
+    keys = dict.fromkeys(key for part in parts for key in part)
+    return {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
 
 
 def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Features:

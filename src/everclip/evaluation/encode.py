@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from everclip.evaluation.banks import Reduce, encode_pictures, encode_prompts, j
 from everclip.files import write_bytes_atomic
 
 Tick = Callable[[int, int], None]
+_OF = "\0"
+"""Between the name of a set and that of a feature; no name holds it."""
 
 
 class Encoder:
@@ -86,8 +88,8 @@ class Encoder:
             keys: what its encodings depend on (`method.encoder_keys()`), taken once per row.
             tick: called with (done, total); may raise to stop.
             known_task: the task that the method is told; then only the sets of that task are encoded.
-            reduce: name of a set -> what is kept of a batch of it, for features too wide to be held: then each set is
-                encoded by itself, and nothing is remembered.
+            reduce: name of a set -> what is kept of its pictures in a batch, for features too wide to be held; then
+                nothing is remembered.
 
         Returns:
             Name of a set -> features, one per picture, in the order of the set.
@@ -102,24 +104,29 @@ class Encoder:
             self._kept.clear()
             self._under = key
         names = [name for name in self._rows if known_task is None or self._tasks[name] == known_task]
-        if reduce is not None:
-            return {name: self._reduced(method, known_task, name, tick, reduce[name]) for name in names}
-        if method.batch_dependent is not None:
-            return {name: self._whole(method, key, known_task, [name], tick)[name] for name in names}
-        return self._whole(method, key, known_task, names, tick)
+        # What depends on its batch is encoded set by set, so that no set changes another's scores.
+        groups = [[name] for name in names] if method.batch_dependent is not None else [names]
+        found: dict[str, Features] = {}
+        for group in groups if names else []:
+            if reduce is not None:
+                found |= self._reduced(method, known_task, {name: reduce[name] for name in group}, tick)
+            else:
+                found |= self._whole(method, key, known_task, group, tick)
+        return found
 
     def _whole(
         self, method: Any, key: str, known_task: int | None, names: Sequence[str], tick: Tick
     ) -> dict[str, Features]:
         """Return the features of sets that are encoded together, each picture once."""
-        if not names:
-            return {}
-        rows = torch.unique(torch.cat([self._rows[name] for name in names]))
+        rows = self._union(names)
         if known_task is not None or len(names) < len(self._rows):
             key += f"-{key_of(known_task, *names):032x}"[:17]
         if key not in self._kept:
             self._kept[key] = self._cached(key, lambda: self._encode(method, rows.numpy(), known_task, tick))
         return {name: self._placed(self._kept[key], rows, name) for name in names}
+
+    def _union(self, names: Iterable[str]) -> torch.Tensor:
+        return torch.unique(torch.cat([self._rows[name] for name in names]))
 
     def _placed(self, whole: Features, rows: torch.Tensor, name: str) -> Features:
         """Return the features of a set, from those of the pictures at `rows`."""
@@ -127,10 +134,26 @@ class Encoder:
         return {k: v[where] for k, v in whole.items()}
 
     def _reduced(
-        self, method: Any, known_task: int | None, name: str, tick: Tick, reduce: Reduce
-    ) -> Features:
-        rows = torch.unique(self._rows[name])
-        return self._placed(self._encode(method, rows.numpy(), known_task, tick, reduce), rows, name)
+        self, method: Any, known_task: int | None, reduce: Mapping[str, Reduce], tick: Tick
+    ) -> dict[str, Features]:
+        """Return what is kept of sets that are encoded together, each picture once for all sets that it is in."""
+        rows = self._union(reduce)
+        inside = {name: np.isin(np.arange(len(self._places)), self._rows[name].numpy()) for name in reduce}
+
+        def keep(found: Features, batch: NDArray[np.int64]) -> Features:
+            kept: Features = {}
+            for name, mask in inside.items():
+                if (own := torch.from_numpy(mask[batch])).any():
+                    part = reduce[name]({k: v[own] for k, v in found.items()})
+                    kept |= {name + _OF + k: v for k, v in part.items()}
+            return kept
+
+        whole = self._encode(method, rows.numpy(), known_task, tick, keep)
+        found: dict[str, Features] = {}
+        for name in reduce:
+            own = {k.removeprefix(name + _OF): v for k, v in whole.items() if k.startswith(name + _OF)}
+            found[name] = self._placed(own, torch.unique(self._rows[name]), name)
+        return found
 
     def _cached(self, key: str, make: Callable[[], Features]) -> Features:
         if self._cache is None:
@@ -150,12 +173,16 @@ class Encoder:
         rows: NDArray[np.int64],
         known_task: int | None,
         tick: Tick,
-        reduce: Reduce = lambda found: found,
+        keep: Callable[[Features, NDArray[np.int64]], Features] = lambda found, batch: found,
     ) -> Features:
-        """Encode the pictures at `rows`, shared between processes where a batch does not decide anything."""
+        """Encode the pictures at `rows`, shared between processes where a batch does not decide anything.
+
+        `keep` is told the features of a batch and which of `rows` it is.
+        """
         split = self._world > 1 and len(rows) >= self._world and method.batch_dependent is None
         mine = np.array_split(rows, self._world)[self._rank] if split else rows
-        done = 0
+        batches = [mine[start : start + self._batch] for start in range(0, len(mine), self._batch)]
+        left, done = iter(batches), 0
 
         def count(pictures: int) -> None:
             nonlocal done
@@ -163,13 +190,13 @@ class Encoder:
             self.encoded += pictures
             tick(done, len(mine))
 
-        local = encode_pictures(method, self._pixels(mine), known_task, count, reduce)
+        pixels = map(self._pixels, batches)
+        local = encode_pictures(method, pixels, known_task, count, lambda found: keep(found, next(left)))
         return local if not split else joined(gather_objects(local))
 
-    def _pixels(self, rows: NDArray[np.int64]) -> Iterator[torch.Tensor]:
-        for start in range(0, len(rows), self._batch):
-            chosen = [self._places[int(i)] for i in rows[start : start + self._batch]]
-            yield torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
+    def _pixels(self, batch: NDArray[np.int64]) -> torch.Tensor:
+        chosen = [self._places[int(i)] for i in batch]
+        return torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
 
     def texts(self, method: Any, keys: Mapping[str, str], texts: Sequence[str]) -> Features:
         """Return the features of texts; those known under the current text tower are not encoded again."""

@@ -69,6 +69,7 @@ class RowScorer:
         self._encoder.begin_row()
         reduce = self._reducing(method, learned, keys) if method.wide else None
         images = self._encoder.images(method, keys, tick, reduce=reduce)
+        told: dict[int, dict[str, Features]] = {}
         texts = {
             s.name: self._encoder.texts(method, keys, pools.captions(s))
             for s in self._scenario.eval_sets
@@ -82,7 +83,9 @@ class RowScorer:
                 else:
                     found = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
-                        found = self._encoder.images(method, keys, tick, s.task, reduce)[s.name]
+                        if s.task not in told:
+                            told[s.task] = self._encoder.images(method, keys, tick, s.task, reduce)
+                        found = told[s.task][s.name]
                     self._classification(result, s, protocol, learned, found, method, keys)
                     if protocol.name == self._shown(s):
                         self._ways(result, s, found, method)
