@@ -146,6 +146,7 @@ def test_several_seeds_over_the_items_are_each_item_s_mean_over_the_seeds(tmp_pa
     change = difference(found, "replay", "known").change
     assert "means over 3 seeds" in change.how
     assert change.paired
+    assert not any("over items" in note for note in found.notes)
     # By hand: the items' means over seeds, items drawn anew with the runs side by side.
     held = {m: [Run(f) for f in folders] for m, folders in runs.items()}
     column = held["replay"][0].columns("known")[0]
@@ -196,7 +197,12 @@ def test_over_items_without_outcomes_goes_over_seeds_and_says_so(tmp_path: Path)
         synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for m in ("finetune", "replay") for s in (0, 1, 2)
     ]
     shutil.rmtree(runs[0] / "rows")
-    assert "3 paired seeds" in difference(compare(runs, over="items"), "replay", "known").change.how
+    found = compare(runs, over="items")
+    assert found.over == "items"
+    assert "3 paired seeds" in difference(found, "replay", "known").change.how
+    said = [note for note in found.notes if note.startswith("Intervals over items were asked for")]
+    assert any("of Known they are over seeds (replay)" in note for note in said)
+    assert not any("over items" in note for note in compare(runs).notes)
 
 
 def test_other_settings_are_another_method(tmp_path: Path) -> None:

@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from everclip.errors import DataError, did_you_mean
 from everclip.evaluation.statistics import Interval, seed_spread
 from everclip.report import cost
 from everclip.report.comparison import (
+    LABELS,
     QUANTITIES,
     STAGED,
     Comparison,
     Difference,
     Member,
     Method,
+    Over,
     Point,
     Value,
     shown,
@@ -28,6 +30,7 @@ from everclip.report.intervals import DRAWS, difference_interval
 from everclip.report.mixing import flatten, refuse_mixture, warnings_about
 from everclip.report.quantities import (
     MATRIX,
+    PAIRED,
     STAGES,
     Change,
     Estimate,
@@ -42,10 +45,6 @@ from everclip.report.runs import Run
 from everclip.report.sentences import share, whole_percent, whole_points
 
 CURVES: tuple[Key, ...] = ("known", "new", "retention")
-
-
-Over = Literal["seeds", "items"]
-"""What an interval of a difference is over, where a method has several seeds."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,14 @@ def compare(
     methods = [_method(team, draws) for team in teams]
     change = partial(_change, draws=draws, over=over)
     found = runs[0].results
+    differences = [
+        _difference(key, team, first, change)
+        for team in teams
+        if team is not first
+        for key in shown([method.values for method in methods])
+    ]
+    if over == "items":
+        notes += _not_over_items(teams, differences)
     return Comparison(
         benchmark=found.benchmark,
         title=found.title,
@@ -105,12 +112,8 @@ def compare(
         methods=methods,
         leaders=_leaders(teams, methods, change),
         notes=notes,
-        differences=[
-            _difference(key, team, first, change)
-            for team in teams
-            if team is not first
-            for key in shown([method.values for method in methods])
-        ],
+        differences=differences,
+        over=over,
     )
 
 
@@ -300,6 +303,21 @@ def _change(key: Key, team: Team, other: Team, *, draws: int, over: Over) -> Cha
 def _by_seed(key: Key, team: Team) -> dict[int, float] | None:
     found = {run.results.seed: value.value for run in team.runs if (value := metric(run, key, 1)) is not None}
     return found if all(metric(run, key, 1) is not None for run in team.runs) else None
+
+
+def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) -> list[str]:
+    """Say whose intervals are not over items although that was asked for."""
+    several = {team.label for team in teams if len(team.runs) > 1}
+    fallen: dict[str, list[str]] = {}
+    for found in differences:
+        of_several = {found.method, found.baseline} & several
+        if found.change is not None and of_several and not found.change.how.startswith(PAIRED):
+            fallen.setdefault(LABELS[found.quantity], []).append(found.method)
+    return [
+        f"Intervals over items were asked for; of {name} they are over seeds ({', '.join(methods)}): its items are not "
+        "in the results of all of these runs, or it is no mean over items."
+        for name, methods in fallen.items()
+    ]
 
 
 def _unpaired(key: Key, team: Team, other: Team, draws: int) -> Change | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from everclip.report.formats import NOT_DEFINED, number, plain_percent, span
 from everclip.report.quantities import Change, Estimate, Key
+
+Over = Literal["seeds", "items"]
+"""What an interval of a difference is over, where a method has several seeds."""
 
 QUANTITIES: tuple[Key, ...] = ("known", "new", "retention", "transfer", "average", "forgetting")
 STAGED: tuple[Key, ...] = ("known", "new", "retention", "stage_last", "stage_average", "forgetting")
@@ -102,6 +106,7 @@ class Comparison(Part):
     differences: list[Difference]
     leaders: list[str]
     notes: list[str]
+    over: Over = "seeds"
 
     @property
     def shown(self) -> tuple[Key, ...]:
