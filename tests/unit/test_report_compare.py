@@ -161,6 +161,19 @@ def test_several_seeds_over_the_items_are_each_item_s_mean_over_the_seeds(tmp_pa
     assert "means over 3 and 1 seeds" in difference(alone, "replay", "known").change.how
 
 
+@pytest.mark.parametrize("over", ["items", "seeds"])
+def test_a_pair_of_methods_has_one_interval_whichever_is_the_baseline(tmp_path: Path, over: str) -> None:
+    seeds = {"finetune": (0, 1, 2), "replay": (0, 1, 2), "zero-shot": (0,)}
+    runs = [synthetic.write_run(tmp_path / f"{m}-{s}", m, s) for m, those in seeds.items() for s in those]
+    for first, second in (("finetune", "replay"), ("replay", "zero-shot")):
+        for key in ("known", "retention", "average", "forgetting"):
+            there = difference(compare(runs, baseline=second, over=over, draws=300), first, key).change
+            back = difference(compare(runs, baseline=first, over=over, draws=300), second, key).change
+            assert there.value == pytest.approx(-back.value)
+            assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-12), key
+            assert there.resolved == back.resolved
+
+
 def test_forgetting_over_the_items_is_the_mean_of_the_seeds_forgetting(tmp_path: Path) -> None:
     """A maximum over rows: of the mean over seeds it is another number than the mean over seeds of it."""
     runs = {

@@ -176,3 +176,14 @@ def test_flips_edges() -> None:
     assert flips([1, 0], [1, 0]) == statistics.Flips(0.0, 0.0, 0.0)
     assert flips([0, 0], [1, 0]) == statistics.Flips(0.0, 0.5, None)
     assert flips([1, 0], [1, 1]) == statistics.Flips(0.0, 0.5, None)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_pair_has_one_interval_whichever_way_it_is_asked_for(turned: bool) -> None:
+    draw = np.random.default_rng(3)
+    a, b = draw.random(30) < 0.5, draw.random(30) < (0.3 if turned else 0.7)
+    one, other = paired_bootstrap(a, b, seed=1, draws=500), paired_bootstrap(b, a, seed=1, draws=500)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-12)
+    assert one.resolved == other.resolved
+    ties = paired_bootstrap([1, 0, 0], [0, 1, 0], seed=1), paired_bootstrap([0, 1, 0], [1, 0, 0], seed=1)
+    assert (ties[0].low, ties[0].high) == pytest.approx((-ties[1].high, -ties[1].low))

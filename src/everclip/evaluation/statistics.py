@@ -112,8 +112,12 @@ def paired_bootstrap(
     if len(first) != len(second):
         raise ValueError(f"a has {len(first)} items, b has {len(second)}: they are not paired")
     difference = first - second
-    cells, counts = _cells(difference, groups)
-    interval = _percentile(_resampled_means(cells, counts, seed, draws), confidence)
+    # Cells are drawn in the order of their values: turned so that b - a draws the same items as a - b.
+    moved = difference[difference != 0]
+    sign = -1.0 if (difference.sum() or (moved[0] if len(moved) else 0)) < 0 else 1.0
+    cells, counts = _cells(sign * difference, groups)
+    found = _percentile(_resampled_means(cells, counts, seed, draws), confidence)
+    interval = found if sign > 0 else Interval(0.0 - found.high, 0.0 - found.low)
     differing = int(counts[cells[:, 0] != 0].sum())
     decidable = 2.0 ** (1 - differing) <= 1 - confidence
     excludes_zero = interval.low > 0 or interval.high < 0

@@ -50,7 +50,10 @@ def stratified_bootstrap(
 
 def _resampled(block: Array, generator: np.random.Generator, draws: int) -> Array:
     """`(draws, R)` means. Drawing how often each distinct row occurs is the same bootstrap, and much cheaper."""
-    cells, counts = np.unique(block, axis=0, return_counts=True)
+    # Rows are drawn in the order of their values: columns in an order of their own, so that a - b and b - a draw alike.
+    order = sorted(range(block.shape[1]), key=lambda column: block[:, column].tobytes())
+    cells, counts = np.unique(block[:, order], axis=0, return_counts=True)
+    cells = cells[:, np.argsort(order)]
     n = int(counts.sum())
     means = np.empty((draws, block.shape[1]))
     step = max(1, _BLOCK // len(cells))
