@@ -169,7 +169,7 @@ def test_texts_that_dropout_sent_elsewhere_are_counted_alike_in_all_processes(
             experts.picked = own
         monkeypatch.setattr(shape, "world", lambda: 2)
         monkeypatch.setattr(shape, "mean", lambda values, other=picked[1]: (values + other) / 2)
-        shape.settle(method.backbone.clip, shared_texts=True)
+        shape.reduce_counts(method.backbone.clip, shared_texts=True)
         found.append([experts.counts.tolist() for experts in blocks])
     assert found[0] == found[1] == [[2, 2, 0, 0]] * len(found[0])  # once, not once per process
 

@@ -239,6 +239,10 @@ class CoLeClip(Method):
 
     # -- state ------------------------------------------------------------------------------------------------
 
+    def _changing(self) -> Weights:
+        # The rows learn without a gradient, and are no buffer of the backbone.
+        return super()._changing() | {ROWS: self.vocabulary.rows}
+
     def weights(self) -> Weights:
         """Return a copy of what outlives the task: its prompt and the vocabulary."""
         prompt = self._trainable[0]

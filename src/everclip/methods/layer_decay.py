@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from everclip.contracts import ParamGroup
+from everclip.models.modules.towers import side_of
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers|layer|stages|h)\.?(\d+)(?:\.|$)")
 _TOP = re.compile(r"(?:^|\.)(?:attnpool|attn_pool|head|pooler)\.")
@@ -16,13 +17,6 @@ _BOTTOM = re.compile(
     r"(?:^|\.)(?:conv\d|bn\d|stem|patch_embed|embeddings?|ln_pre|norm_pre"
     r"|class_embedding|positional_embedding|token_embedding|cls_emb|cls_token|pos_embed|reg_token)(?:\.|$)"
 )
-
-
-def tower_of(name: str) -> str | None:
-    """Return `image`, `text`, or `None` for what belongs to neither (logit scale and bias)."""
-    if name.startswith("logit_"):
-        return None
-    return "image" if name.startswith("visual.") else "text"
 
 
 def depths(clip: nn.Module) -> dict[str, int]:
@@ -36,11 +30,11 @@ def depths(clip: nn.Module) -> dict[str, int]:
     for name in names:
         block = _block(name)
         if block is not None:
-            blocks.setdefault(tower_of(name), set()).add(block)
+            blocks.setdefault(side_of(name), set()).add(block)
     order = {tower: sorted(found, reverse=True) for tower, found in blocks.items()}
     result = {}
     for name in names:
-        block, places = _block(name), order.get(tower_of(name), [])
+        block, places = _block(name), order.get(side_of(name), [])
         if block is not None:
             result[name] = places.index(block) + 1
         else:
@@ -55,7 +49,7 @@ def _block(name: str) -> int | None:
 
 
 def _below(name: str) -> bool:
-    return tower_of(name) is not None and not _TOP.search(name) and bool(_BOTTOM.search(name))
+    return side_of(name) is not None and not _TOP.search(name) and bool(_BOTTOM.search(name))
 
 
 def layered(

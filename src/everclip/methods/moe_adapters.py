@@ -6,6 +6,7 @@ tells pictures of learned tasks from others, which take the model without expert
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from everclip.methods.merge import Weights
 from everclip.methods.moe_parts import shape
 from everclip.methods.moe_parts.passes import training_passes
 from everclip.methods.moe_parts.predicting import encode_images, scores_by_route, texts_through
-from everclip.methods.moe_parts.settings import MoeSettings
+from everclip.methods.moe_parts.settings import MoeSettings, moves_features
 from everclip.methods.penalties.teachers import INITIAL
 from everclip.methods.selectors.base import ZERO_SHOT, route_names
 from everclip.methods.selectors.build import build as build_selector
@@ -34,6 +35,7 @@ from everclip.models.modules.routing import Pass, current, passing
 from everclip.models.modules.towers import Side, tower_of
 
 PREFIX = "backbone.clip."
+_IMAGE_BLOCK = re.compile(rf"{re.escape(PREFIX)}visual\.transformer\.resblocks\.(\d+)\.")
 
 
 class Learned(NamedTuple):
@@ -63,10 +65,19 @@ class MoeAdapters(Method):
         insert(backbone.clip, "experts", settings.experts, seed=seed)
         first = [e.number for _, e in experts_in(backbone.clip, "image")]
         self.selector = build_selector(settings.selecting, backbone, first[0] if first else 0)
+        self._require_still_features()
         self.tasks: list[Learned] = []
         self._labelled = False
         self._same = self._has_start_token()
         self._choose()
+
+    def _require_still_features(self) -> None:
+        """Refuse to train blocks before those whose input the selector looks at; settings know the other parts."""
+        below = self.selector.early if self.selector is not None else None
+        for name in self._beside if below else ():
+            block = _IMAGE_BLOCK.match(name)
+            if block is not None and int(block[1]) < (below or 0):
+                raise ConfigError(f"method.{moves_features(f'image-blocks:{block[1]}', 'early')}.")
 
     def _has_start_token(self) -> bool:
         """Whether all texts begin with the same token, which attends to itself alone and so has one gate."""
@@ -137,7 +148,7 @@ class MoeAdapters(Method):
                 for rows in (learning, shape.learning(self.backbone.clip))
             )
             now = self._snapshot()
-            self._anchors[INITIAL] = shape.looked_back_on(self._anchors[INITIAL], before, now, after)
+            self._anchors[INITIAL] = shape.reshape_anchors(self._anchors[INITIAL], before, now, after)
 
     def settle_teacher(self, teacher: Backbone) -> None:
         """Let the model of the task's start take the routers that it had, not the task's own, which learned nothing.
@@ -146,7 +157,7 @@ class MoeAdapters(Method):
         are those of one route.
         """
         known = self.settings.routers == "one" and len(self.tasks) > 1
-        shape.settled(teacher.clip, "0" if known else None, self._same)
+        shape.fix_route(teacher.clip, "0" if known else None, self._same)
 
     def _changing(self) -> Weights:
         # Nothing is merged into frozen experts, not even themselves: that would round.
@@ -194,7 +205,7 @@ class MoeAdapters(Method):
     def after_step(self, progress: Progress) -> None:
         """Count who was taken."""
         super().after_step(progress)
-        shape.settle(self.backbone.clip, shared_texts=self._labelled)
+        shape.reduce_counts(self.backbone.clip, shared_texts=self._labelled)
 
     def end_phase(self, task: Task, phase: Phase) -> None:
         """Let the selector take its threshold from what it saw."""

@@ -11,6 +11,9 @@ from everclip.methods.selectors.settings import SelectorSettings, selector_setti
 from everclip.methods.settings import MethodSettings
 from everclip.models.modules.settings import ExpertsSettings
 
+BEFORE_BLOCKS = ("image", "image-embeddings", "image-layernorm", "image-bias")
+"""Parts of an image tower, some of which lie before its first block."""
+
 
 class MoeSettings(MethodSettings):
     """MoE-Adapters (arXiv 2403.11549).
@@ -24,7 +27,8 @@ class MoeSettings(MethodSettings):
             0.01, and not added).
         selector: which task a picture belongs to, where nobody tells it: the name of a selector or its settings;
             `none` takes the model without experts.
-        trainable: what trains besides the experts; published: nothing.
+        trainable: what trains besides the experts; published: nothing. Nothing may train that moves what a selector
+            looks at: its thresholds are those of the features that it was fitted on.
     """
 
     trainable: tuple[str | dict[str, Any], ...] = ()
@@ -51,9 +55,34 @@ class MoeSettings(MethodSettings):
             )
         if self.freeze > self.experts.count:
             raise ValueError(f"freeze: {self.freeze} of {self.experts.count} experts cannot be frozen")
+        for part in self._move_features():
+            raise ValueError(moves_features(part, self.selector["features"] if self.selector else ""))
         return self
+
+    def _move_features(self) -> list[str]:
+        """Return the trainable parts that move the selector's features in any model.
+
+        Of `early` features those parts are left that depend on the model's number of blocks; the method looks at them.
+        """
+        looks_at = None if self.selector is None else self.selector["features"]
+        grown = [name for name, given in self.modules if "image" in given.towers]
+        if looks_at == "embedding":
+            return [part for part in self.parts if part.startswith("image") or part in grown]
+        if looks_at == "early":
+            prompted = ["prompt"] if "prompt" in grown and "image" in self.experts.towers else []
+            return [*(part for part in self.parts if part in BEFORE_BLOCKS), *prompted]
+        return []
 
     @property
     def selecting(self) -> SelectorSettings | None:
         """The selector's complete settings; `None` for none."""
         return selector_settings(self.selector)
+
+
+def moves_features(part: str, features: str) -> str:
+    """Say that a trained part moves what a selector looks at, and what to do."""
+    return (
+        f"trainable: `{part}` moves the `{features}` features after the selector learned to tell tasks apart by them; "
+        "leave it out, train parts that lie behind them or the text tower, or set method.selector.features=convolution "
+        "or method.selector=none"
+    )

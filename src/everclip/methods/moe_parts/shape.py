@@ -41,7 +41,7 @@ def close_task(clip: nn.Module, freeze: int) -> dict[str, Any]:
     }
 
 
-def settle(clip: nn.Module, shared_texts: bool) -> None:
+def reduce_counts(clip: nn.Module, shared_texts: bool) -> None:
     """Add what a step's samples took, on all processes, to the counts, which are the same on each.
 
     Args:
@@ -82,7 +82,7 @@ def learning(clip: nn.Module) -> dict[str, list[int]]:
     }
 
 
-def looked_back_on(
+def reshape_anchors(
     old: Mapping[str, torch.Tensor],
     before: Mapping[str, Sequence[int]],
     now: Mapping[str, torch.Tensor],
@@ -109,7 +109,7 @@ def looked_back_on(
     return found
 
 
-def settled(clip: nn.Module, router: str | None, same: bool) -> None:
+def fix_route(clip: nn.Module, router: str | None, same: bool) -> None:
     """Let a copy of the model take one router for good, whatever a pass through it is told; `None`: no experts.
 
     Args:
