@@ -7,6 +7,7 @@ choices that fit no block are refused; a result of before has neither; the repor
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,44 @@ def test_a_set_of_a_task_not_learned_yet_belongs_on_the_zero_shot_route(routed: 
     tasks = {task.index: task.name for task in found.tasks}
     for column in found.columns:
         assert right[column.name] == (tasks[0] if column.task == 0 else "zero-shot")
+
+
+def reroute(folder: Path, name_of: Callable[[str], str]) -> Results:
+    """Rename the routes of the last row."""
+    found = Results.read(folder)
+    last = found.rows[-1]
+    routes = {
+        column: {name_of(name): count for name, count in counts.items()}
+        for column, counts in last.routes.items()
+    }
+    found.model_copy(update={"rows": [*found.rows[:-1], last.model_copy(update={"routes": routes})]}).write(
+        folder
+    )
+    return found
+
+
+def test_where_no_route_is_that_of_a_task_none_is_called_right(routed: Path) -> None:
+    found = Results.read(routed)
+    own = {"zero-shot": 0, "experts": 10}  # one router for all tasks
+    last = found.rows[-1].model_copy(update={"routes": {c.name: own for c in found.columns}})
+    found.model_copy(update={"rows": [*found.rows[:-1], last]}).write(routed)
+    assert route_rows(Run(routed)) == []
+    write_report(routed)
+    html = (routed / "report.html").read_text()
+    assert "Which way pictures went" in html
+    assert (routed / "figures" / "routes.png").exists()
+    assert "right route" not in html
+    assert "Right is the route" not in html
+
+
+def test_a_task_called_as_another_route_has_its_own_by_its_place(routed: Path) -> None:
+    first, second = (task.name for task in Results.read(routed).tasks[:2])
+    found = reroute(routed, lambda name: f"{first} (task 2)" if name == second else name)
+    tasks = [t.model_copy(update={"name": first}) if t.index == 1 else t for t in found.tasks]
+    Results.read(routed).model_copy(update={"tasks": tasks}).write(routed)
+    right = {line["name"]: line["right"] for line in route_rows(Run(routed))}
+    owners = {column.task: right[column.name] for column in found.columns if column.task is not None}
+    assert (owners[0], owners[1]) == (first, f"{first} (task 2)")
 
 
 def test_a_report_without_routes_says_nothing_of_them(tmp_path: Path) -> None:

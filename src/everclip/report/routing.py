@@ -67,20 +67,19 @@ def _spoken(names: list[str], values: list[float]) -> str:
 def route_rows(run: Run) -> list[dict[str, str]]:
     """Return for each set how many of its pictures took the route that is right for it, and where most others went.
 
-    Right is a task's own route once it was learned, and the zero-shot route before and for sets of no task.
+    Right is a task's own route once it was learned, and the zero-shot route before and for sets of no task. Nothing is
+    returned where tasks were learned and none has a route of its own.
     """
-    row, (names, found) = _last(run), shares(run)
-    if row is None or not found:
+    names, found = shares(run)
+    own = _own_routes(run, names)
+    if not found or (run.learned(run.last) and not own):
         return []
-    learned = run.learned(run.last)
-    tasks = {task.index: task.name for task in run.results.tasks}
     lines = []
     for column in _columns(run):
         if column.name not in found:
             continue
         by_name = dict(zip(names, found[column.name], strict=True))
-        own = tasks.get(column.task) if column.task in learned else None
-        right = own if own in by_name else names[0]
+        right = names[0] if column.task is None else own.get(column.task, names[0])
         others = {name: share for name, share in by_name.items() if name != right and share}
         most = max(others, key=lambda name: others[name], default=None)
         lines.append(
@@ -92,6 +91,18 @@ def route_rows(run: Run) -> list[dict[str, str]]:
             }
         )
     return lines
+
+
+def _own_routes(run: Run, names: list[str]) -> dict[int, str]:
+    """Return task -> its own route, for the learned tasks that have one."""
+    tasks = {task.index: task.name for task in run.results.tasks}
+    order = dict.fromkeys(row.task for row in run.results.rows[1:] if row.task is not None)
+    found = {}
+    for place, task in enumerate(order, 1):
+        # A name that another route has already is told apart by the task's place.
+        called = [name for name in (f"{tasks[task]} (task {place})", tasks[task]) if name in names[1:]]
+        found |= {task: called[0]} if called else {}
+    return found
 
 
 def experts(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]:
