@@ -91,6 +91,7 @@ class Run:
             tasks=[task.name for task in self.tasks],
             parts=extending.parts_of(self.scenario, self.tasks),
             start=self.learner.method.backbone.fingerprints(),
+            environment=environment.fixed(str(self.learner.accelerator.device)),
         )
         self._headline = self.scenario.spec.headline.model_dump()
         accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
@@ -251,6 +252,8 @@ class Run:
             tick,
             [Example(**e) for e in self.place.examples],
         )
+        for problem in self._recorder.damaged():
+            self._event("damaged cache", problem)
         self.place.rows.append(row.model_dump(mode="json"))
         if self.config.checkpoint.keep_rows and self._main:
             extending.keep_model(self.path, index, self.learner)
@@ -277,7 +280,7 @@ class Run:
         self._folder.rewind_log(self.place.log_size)
         for problem in found.damaged:
             self._event("damaged checkpoint", f"{problem}; continued from {found.path.name}")
-        now = environment.fixed()
+        now = environment.fixed(str(self.learner.accelerator.device))
         if now != self.place.environment:
             self._event(
                 "changed environment", f"{self.place.environment} -> {now}: bit-identity is not promised"

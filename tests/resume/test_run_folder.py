@@ -134,7 +134,7 @@ def test_a_changed_environment_is_flagged(case_config: Callable[..., Any]) -> No
     config = case_config("finetune")
     assert harness.killed_at(config, 2, "after step")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("everclip.training.environment.fixed", lambda: {"versions": {"torch": "9.9"}})
+        patch.setattr("everclip.training.environment.fixed", lambda device: {"versions": {"torch": "9.9"}})
         results = harness.run(config)
     assert [e.kind for e in results.events] == ["changed environment"]
     assert "9.9" in results.events[0].message

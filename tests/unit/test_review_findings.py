@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import yaml
 from PIL import Image
 
 import everclip
-from everclip.config import resolve_config
-from everclip.contracts import Source, Stream
+from everclip.config import BackboneConfig, MethodConfig, resolve_config
+from everclip.contracts import Progress, Source, Stream
 from everclip.data.images import ImageStore
 from everclip.data.splits import carve
 from everclip.data.table import Table
 from everclip.errors import ConfigError, RunFolderError
 from everclip.learner import Learner
+from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.registry import benchmarks
 from everclip.scenarios.load import load_scenario
@@ -246,6 +248,33 @@ def test_features_of_another_model_are_not_taken_from_the_cache(
     everclip.execute(micro_config("single", *shared, output="first"))
     cached = everclip.execute(micro_config("single", f"backbone={other}", *shared, output="second"))
     assert cached.rows[0].representation == everclip.execute(plain).rows[0].representation
+
+
+def test_damaged_features_in_the_cache_are_encoded_again_and_the_result_says_so(
+    micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    settings = ("method=zero-shot", f"evaluation.cache={cache}")
+    whole = everclip.execute(micro_config("single", *settings, output="first"))
+    assert [event for event in whole.events if event.kind == "damaged cache"] == []
+    (file,) = cache.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again = everclip.execute(micro_config("single", *settings, output="second"))
+    assert [event.kind for event in again.events if file.name in event.message] == ["damaged cache"]
+    assert again.rows[0].scores == whole.rows[0].scores
+
+
+@pytest.mark.parametrize(("trainable", "expected"), [(("image",), 117.3), (("image", "logit-scale"), 100.0)])
+def test_a_frozen_logit_scale_stays_above_the_bound_and_a_trained_one_comes_under_it(
+    micro_folder: Path, trainable: tuple[str, ...], expected: float
+) -> None:
+    """SigLIP's is about 117."""
+    backbone = load_backbone(BackboneConfig(name=str(micro_folder / "model")))
+    method = build_method(MethodConfig(name="finetune", settings={"trainable": trainable}), backbone)
+    with torch.no_grad():
+        backbone.clip.logit_scale.fill_(math.log(117.3))
+    method.after_step(Progress(task=0, phase="learn", repeat=0, step=0, steps=1, seed=0))
+    assert float(backbone.logit_scale.detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_running_mean_never_ends_empty(micro_config: Callable[..., Any]) -> None:

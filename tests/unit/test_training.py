@@ -4,6 +4,7 @@ import io
 import math
 import signal
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +148,20 @@ def test_a_device_or_precision_that_is_not_there_is_refused(monkeypatch: pytest.
         start_processes(TrainingConfig(steps=1, device="cuda"))
     with pytest.raises(ConfigError, match=r"training\.precision: fp16 needs a GPU"):
         start_processes(TrainingConfig(steps=1, precision="fp16"))
+
+
+def test_a_process_works_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from everclip.training import processes
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(processes, "Accelerator", lambda cpu: SimpleNamespace(device=torch.device("cpu")))
+    processes._accelerator.cache_clear()
+    try:
+        for device in ("cuda", "auto"):  # accelerate goes on where it was, without a word
+            with pytest.raises(ConfigError, match="already works on 'cpu'"):
+                start_processes(TrainingConfig(steps=1, device=device))
+    finally:
+        processes._accelerator.cache_clear()
 
 
 # -- progress -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from everclip.contracts import EvalSet, Features, LabelSpace
@@ -61,6 +62,8 @@ class Encoder:
         self._data_key = f"{key_of(*[s.data.fingerprint for s in sets]):032x}"[:16]
         self.encoded = 0
         """How many pictures this process has run through an image tower."""
+        self.damaged: list[str] = []
+        """What was found damaged in the cache, and what was done about it."""
         self._tasks = {s.name: s.task for s in sets}
         self._kept: dict[str, Features] = {}
         self._under = ""
@@ -126,7 +129,8 @@ class Encoder:
         return {name: self._placed(self._kept[key], rows, name) for name in names}
 
     def _union(self, names: Iterable[str]) -> torch.Tensor:
-        return torch.unique(torch.cat([self._rows[name] for name in names]))
+        found: torch.Tensor = torch.unique(torch.cat([self._rows[name] for name in names]))
+        return found
 
     def _placed(self, whole: Features, rows: torch.Tensor, name: str) -> Features:
         """Return the features of a set, from those of the pictures at `rows`."""
@@ -160,12 +164,20 @@ class Encoder:
             return make()
         path = self._cache / f"{key}.safetensors"
         # As the first process sees it: if one read the cache while another encoded, both would wait for ever.
-        if from_first(path.is_file()):
-            return load_file(path)
+        held = self._read(path) if self._rank == 0 else None
+        if from_first(held is not None):
+            return load_file(path) if held is None else held
         features = make()
         if self._rank == 0:
             write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
         return features
+
+    def _read(self, path: Path) -> Features | None:
+        try:
+            return load_file(path) if path.is_file() else None
+        except (OSError, SafetensorError) as error:
+            self.damaged.append(f"{path}: {error}; its pictures are encoded again")
+            return None
 
     def _encode(
         self,

@@ -51,10 +51,10 @@ class RowRecorder:
         self._seed, self._settings = config.seed, config.evaluation
         self._chosen = choose_examples(scenario, config.evaluation.examples)
         cache = None if config.evaluation.cache is None else Path(config.evaluation.cache)
-        encoder = Encoder(
+        self._encoder = Encoder(
             scenario.eval_sets, preprocess, store, config.evaluation.batch_size, cache, rank, world
         )
-        self._scorer = RowScorer(scenario, encoder, config.evaluation, config.seed, self._chosen)
+        self._scorer = RowScorer(scenario, self._encoder, config.evaluation, config.seed, self._chosen)
 
     def measure(
         self,
@@ -101,6 +101,11 @@ class RowRecorder:
             if index == 0:
                 self._write_pictures()
         return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)
+
+    def damaged(self) -> list[str]:
+        """Return what was found damaged in the cache since it was asked for last."""
+        found, self._encoder.damaged = self._encoder.damaged, []
+        return found
 
     def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
         """Measure the embedding space on what was known if there is such a set, else on all retrieval sets."""

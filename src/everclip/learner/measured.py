@@ -105,6 +105,7 @@ def evaluate_model(
             learner.method, learner.learned if isinstance(scenario, Measuring) else (), tick
         )
         encoded += encoder.encoded
+        notes += encoder.damaged
         for s in scenario.eval_sets:
             for protocol, scores in rows.scores[s.name].items():
                 shown = protocol == scenario.shown_protocol

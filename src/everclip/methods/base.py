@@ -44,6 +44,7 @@ from everclip.models.backbone import Backbone
 from everclip.models.modules.towers import SIDES
 from everclip.training.buffer import Buffer
 
+SCALE = "backbone.clip.logit_scale"
 MAX_SCALE = 100.0
 """CLIP's bound on the logit scale (arXiv 2103.00020, section 2.5)."""
 
@@ -235,7 +236,8 @@ class Method(Predicting):
 
     def after_step(self, progress: Progress) -> None:
         """Bound the logit scale; take a snapshot into the running mean where one is due."""
-        self.backbone.bound_logit_scale(MAX_SCALE)
+        if SCALE in self._trainable:  # what is frozen is left as it was: SigLIP's is larger
+            self.backbone.bound_logit_scale(MAX_SCALE)
         keep = self.settings.merge
         late_enough = progress.step >= keep.start * progress.steps
         last = progress.step + 1 == progress.steps

@@ -283,7 +283,7 @@ def _change(key: Key, team: Team, other: Team, *, draws: int, over: Over) -> Cha
     if (
         len(team.runs) > 1
         and mine_by_seed.keys() == theirs_by_seed.keys()
-        and len(mine_by_seed) == len(team.runs)
+        and len(mine_by_seed) == len(team.runs) == len(other.runs)
     ):
         gaps = [mine_by_seed[seed] - theirs_by_seed[seed] for seed in mine_by_seed]
         spread = seed_spread(gaps, team.runs[0].confidence)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from everclip.training import environment
-
 LEARN, EVALUATE = "learn", "evaluate"
 
 
@@ -28,7 +26,7 @@ class Place:
     events: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     checkpoints: dict[str, float] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=environment.fixed)
+    environment: dict[str, Any] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
     start: dict[str, str] = field(default_factory=dict)

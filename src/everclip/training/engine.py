@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -218,7 +219,12 @@ class Engine:
         # Wrapped anew for every phase: a module that grew must be seen by DDP again. Not by
         # `accelerator.prepare_model`, which replaces `forward` in place, once more at every phase.
         ids = [self.accelerator.device.index] if self.accelerator.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(method, device_ids=ids), optimiser
+        # Processes agree in every buffer but the running statistics of batch norms; frozen experts are buffers, too.
+        differ = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules())
+        known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {"device_ids": ids, name: differ}
+        return nn.parallel.DistributedDataParallel(method, **options), optimiser
 
     def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
         return {} if optimiser is None else optimiser_tensors(optimiser) | self._precision.tensors()

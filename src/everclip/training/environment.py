@@ -39,16 +39,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fixed() -> dict[str, Any]:
-    """Return what must not change for a resumed run to be bit-identical."""
-    return {"versions": versions(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+def fixed(device: str) -> dict[str, Any]:
+    """Return what must not change for a resumed run to be bit-identical; `device` as torch writes it."""
+    return {
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+    }
 
 
 def describe(device: str) -> dict[str, Any]:
     """Return the provenance fields that describe the machine and the sources."""
     return {
-        **fixed(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),
+        **fixed(device),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "git": _git(),
@@ -61,7 +66,10 @@ WATTS_PER_THREAD, WATTS_PER_GPU = 10.0, 500.0
 
 
 def consumption(stages: Mapping[str, float], device: str) -> dict[str, Any]:
-    """Return seconds by stage, the peak memory of this process, and an estimate of the energy with its assumption."""
+    """Return seconds by stage, the peak memory of this process, and an estimate of the energy with its assumption.
+
+    Memory is the host's, and on a GPU also what torch held of the device's.
+    """
     seconds = sum(stages.values())
     watts = WATTS_PER_GPU if device.startswith("cuda") else WATTS_PER_THREAD * torch.get_num_threads()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -69,9 +77,16 @@ def consumption(stages: Mapping[str, float], device: str) -> dict[str, Any]:
         "seconds": {name: round(value, 3) for name, value in stages.items()},
         "seconds_total": round(seconds, 3),
         "peak_memory_mb": round(peak, 1),
+        **_device_memory(device),
         "energy_wh": round(seconds * watts / 3600, 3),
         "energy_assumption": f"estimated: {watts:g} W while the run is at work, not measured",
     }
+
+
+def _device_memory(device: str) -> dict[str, float]:
+    if not device.startswith("cuda"):
+        return {}
+    return {"peak_device_memory_mb": round(torch.cuda.max_memory_allocated(device) / 2**20, 1)}
 
 
 def processor() -> str:

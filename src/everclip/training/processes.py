@@ -14,14 +14,28 @@ from everclip.errors import ConfigError
 @cache
 def _accelerator(device: str) -> Accelerator:
     # Precision is not accelerate's business here: its state is one per process, ours one per phase.
-    return Accelerator(cpu=device == "cpu")
+    try:
+        found = Accelerator(cpu=device == "cpu")
+    except ValueError as error:  # accelerate's own refusal to go from a GPU to the CPU
+        raise _elsewhere(device, "another device") from error
+    if found.device.type != device:
+        raise _elsewhere(device, found.device.type)
+    return found
+
+
+def _elsewhere(wanted: str, held: str) -> ConfigError:
+    return ConfigError(
+        f"training.device: {wanted!r} is wanted and this process already works on {held!r}: accelerate knows one "
+        "device per process. Ask for the same device, or use a new process (in a notebook: restart the kernel)."
+    )
 
 
 def start_processes(config: TrainingConfig) -> Accelerator:
     """Return this process's accelerator; set the number of threads.
 
     Raises:
-        ConfigError: if a GPU is asked for and there is none, or fp16 without a GPU.
+        ConfigError: if a GPU is asked for and there is none, fp16 without a GPU, or another device than this process
+            works on already.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -32,6 +46,8 @@ def start_processes(config: TrainingConfig) -> Accelerator:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.precision == "fp16" and device == "cpu":
         raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use fp32 or bf16.")
+    # A convolution in TF32 keeps ten bits and chooses its algorithm by the size of the batch: fp32 means fp32.
+    torch.backends.cudnn.allow_tf32 = False
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     return _accelerator(device)
