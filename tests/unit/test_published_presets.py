@@ -12,6 +12,7 @@ from everclip.config import TrainingConfig, resolve_config
 from everclip.contracts import Progress
 from everclip.errors import ConfigError
 from everclip.learner.fit import learner_for
+from everclip.methods.build import method_class
 from everclip.scenarios.load import load_scenario
 from everclip.training.budget import phase_steps
 
@@ -75,6 +76,116 @@ def test_wise_ft_keeps_a_fifth_of_the_weights_before_the_task(begin: Callable[..
 def test_plain_fine_tuning_merges_nothing_and_has_no_penalty(begin: Callable[..., Any]) -> None:
     learner, _ = begin("method=finetune-mtil")
     assert (learner.method.settings.merge.kind, learner.method._penalties) == ("none", ())
+
+
+AIRCRAFT_TO_SUN = (
+    "Aircraft",
+    "Caltech101",
+    "CIFAR100",
+    "DTD",
+    "EuroSAT",
+    "Flowers",
+    "Food",
+    "MNIST",
+    "OxfordPet",
+)
+AIRCRAFT_TO_SUN += ("StanfordCars", "SUN397")
+EXPERT_RATES = {
+    "moe-adapters-mtil": (5e-3, 1e-3, 5e-3, 1e-3, 1e-4, 1e-3, 1e-3, 1e-4, 1e-3, 1e-3, 1e-3),
+    "moe-adapters-mtil-fewshot": (8e-3, 5e-4, 2e-4, 5e-3, 1e-3, 1e-3, 1e-2, 1e-4, 1e-2, 1e-2, 1e-2),
+}
+PROMPT_EPOCHS = (20, 10, 2, 35, 3, 63, 1, 2, 18, 8, 1)
+
+
+def complete(benchmark: str, name: str, *overrides: str) -> tuple[Any, TrainingConfig]:
+    """Return all settings of a method, defaults and all, and its training on a benchmark."""
+    config = resolve_config(benchmark, [f"method={name}", *overrides])
+    return method_class(name).Settings(**config.method.settings), config.training
+
+
+@pytest.mark.parametrize(("name", "steps"), [("moe-adapters-mtil", 1000), ("moe-adapters-mtil-fewshot", 500)])
+@pytest.mark.parametrize("order", ["I", "II"])
+def test_experts_on_mtil_are_the_published_ones(name: str, steps: int, order: str) -> None:
+    settings, used = complete("mtil", name, f"scenario.order={order}")
+    experts = settings.experts
+    assert (experts.count, experts.active, experts.width, experts.scale, experts.dropout) == (
+        22,
+        2,
+        64,
+        0.1,
+        0.1,
+    )
+    assert (experts.tower, experts.blocks, experts.activation) == ("both", "all", "relu")
+    assert (experts.input, experts.noise) == ("raw", True)
+    assert (settings.routers, settings.freeze, settings.grow, settings.balance) == ("per-task", 2, False, 0)
+    assert (settings.trainable, settings.label_smoothing) == ((), 0.2)
+    # Iterations 0 to 1,000 (500), of which the schedule spans all but the last.
+    assert (used.steps, used.extra_steps, used.batch_size, used.warmup) == (steps, 1, 64, 100)
+    assert (used.optimiser, used.betas, used.weight_decay, used.eps) == ("adamw", (0.9, 0.999), 0, 1e-8)
+    assert (used.schedule, used.clip_norm) == ("cosine", None)
+    assert used.augment is not None
+    assert (used.augment.crop_min, used.augment.ratio) == (0.9, 1.3333)
+    assert {k: (v.lr, v.epochs, v.steps) for k, v in settings.per_task.items()} == {
+        task: (rate, None, None) for task, rate in zip(AIRCRAFT_TO_SUN, EXPERT_RATES[name], strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "rate", "threshold"),
+    [
+        ("moe-adapters-mtil", "", 0.01, 0.0655),
+        ("moe-adapters-mtil-fewshot", ", threshold: 0.06, lr: 0.003", 0.003, 0.06),
+    ],
+)
+def test_ddas_as_the_presets_name_it_is_the_published_selector(
+    name: str, own: str, rate: float, threshold: float
+) -> None:
+    text = (Path(registry.__file__).parent / "methods" / f"{name}.yaml").read_text()
+    named = f"method.selector={{kind: ddas, weights: FILE{own}}}"
+    assert named in text
+    selecting = complete("mtil", name, named)[0].selecting
+    assert (selecting.lr, selecting.threshold) == (rate, threshold)
+    assert (selecting.weight_decay, selecting.decay, selecting.decay_epochs) == (1e-4, 0.1, 10)
+    assert (selecting.width, selecting.features, selecting.standardise) == (100, "convolution", False)
+    assert (selecting.decision, selecting.compare, selecting.normalisation) == ("batch", "raw", "clip")
+    assert (selecting.steps, selecting.reference_steps) == (300, 1000)
+
+
+@pytest.mark.parametrize("benchmark", ["mtil", "odcl-til", "odcl-cil"])
+@pytest.mark.parametrize("order", ["I", "II"])
+def test_coleclip_on_mtil_is_the_published_one(benchmark: str, order: str) -> None:
+    settings, used = complete(benchmark, "coleclip-mtil", f"scenario.order={order}")
+    assert (settings.prompts, settings.momentum, settings.weight) == (1, 0.1, 1)
+    assert (settings.stage_two, settings.quantile) == (0.5, 0.7)
+    assert (settings.templates.training, settings.templates.vocabulary) == ("first", "all")
+    ((kind, lora),) = settings.modules
+    assert (kind, lora.tower, lora.targets, lora.rank) == ("lora", "text", ("k", "v"), 5)
+    assert (lora.blocks, lora.learned_scale) == ("all", True)
+    assert (used.batch_size, used.lr, used.schedule, used.warmup) == (128, 1e-3, "constant", 0)
+    # Adam: without weight decay AdamW is the same.
+    assert (used.optimiser, used.betas, used.weight_decay, used.eps) == ("adamw", (0.9, 0.999), 0, 1e-8)
+    assert (used.clip_norm, used.extra_steps, settings.label_smoothing) == (None, 0, 0)
+    assert used.augment is not None
+    assert (used.augment.crop_min, used.augment.ratio) == (0.9, 1.3333)
+    assert {k: (v.epochs, v.lr, v.steps) for k, v in settings.per_task.items()} == {
+        task: (epochs, None, None) for task, epochs in zip(AIRCRAFT_TO_SUN, PROMPT_EPOCHS, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["rail-primal-published", "rail-dual"])
+def test_rail_on_x_tail_is_the_published_one(name: str) -> None:
+    settings, used = complete("x-tail", name)
+    assert (settings.fusion, settings.augmented, settings.passes) == (0.8, True, 1)
+    assert used.batch_size == 128
+    assert used.augment is not None
+    assert (used.augment.crop_min, used.augment.ratio, used.augment.flip) == (0.9, pytest.approx(4 / 3), 0)
+    if name == "rail-dual":
+        assert (settings.form, settings.gamma, settings.penalty(0)) == ("dual", 0.1, 0.001)
+        assert settings.limit >= 16 * 1100
+    else:
+        assert (settings.form, settings.update, settings.expansion) == ("primal", "recursive", "relu")
+        assert (settings.dimension, settings.width(17_600, 512)) == (15_000, 15_000)
+        assert settings.penalty(15_000) == 0.1
 
 
 # -- class-incremental ----------------------------------------------------------------------------------------
