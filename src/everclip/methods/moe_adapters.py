@@ -304,6 +304,8 @@ class MoeAdapters(Method):
         growth += [cost.growth_per_task] if cost.growth_per_task != "none" else []
         return replace(
             cost,
+            # The first router comes with the first task.
+            trainable_parameters=cost.trainable_parameters + (0 if self.tasks else routers),
             stored_parameters=cost.stored_parameters + frozen + chosen,
             active_parameters=cost.active_parameters + frozen - grown + shape.active(clip),
             bytes=cost.bytes + 4 * (frozen + chosen),
