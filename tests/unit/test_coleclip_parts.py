@@ -242,6 +242,45 @@ def test_stage_two_equals_a_loop_over_samples() -> None:
     assert float(losses.with_negatives(visual, whole, 4, g["labels"], none)) < float(found)
 
 
+def one_task(current: int = 4, batch: int = 9) -> dict[str, torch.Tensor]:
+    """Tokens of one task and the class token, and labels of which some are wrong."""
+    draw = torch.Generator().manual_seed(4)
+    tokens = functional.normalize(torch.randn(batch, 2, 16, generator=draw), dim=2)
+    bank = functional.normalize(torch.randn(current, 16, generator=draw), dim=1).requires_grad_(True)
+    return {"tokens": tokens, "bank": bank, "labels": torch.randint(current, (batch,), generator=draw)}
+
+
+def test_stage_two_with_no_earlier_class_is_the_average_of_stage_one() -> None:
+    g, scale = one_task(), SCALE / 30  # confusable, so that no term is lost in rounding
+    tokens, bank, labels = g["tokens"], g["bank"], g["labels"]
+    visual = scale * losses.token_scores(tokens, bank, torch.ones(4, 1, dtype=torch.bool))
+    whole = scale * tokens[:, -1] @ bank.T
+    kept, _ = losses.admitted(visual, 4, torch.zeros(1, 0, dtype=torch.bool), scale, 0.7)
+    two = losses.with_negatives(visual[:, :4], whole[:, :4], 4, labels, kept)
+    one = losses.local(tokens[:, 0], tokens[:, 1], bank, labels, scale)
+    both = [functional.cross_entropy(logits, labels) for logits in (visual, whole)]
+    assert float((both[0] - both[1]).detach().abs()) > 0.01  # or it would not matter which is averaged
+    assert torch.allclose(two, (both[0] + both[1]) / 2, atol=1e-6)
+    assert torch.allclose(two, one, atol=1e-6)
+    gradients = [torch.autograd.grad(found, bank, retain_graph=True)[0] for found in (one, two)]
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_earlier_classes_that_are_not_admitted_leave_the_average_of_stage_one() -> None:
+    g, scale = one_task(), SCALE / 30
+    tokens, bank, labels = g["tokens"], g["bank"], g["labels"]
+    earlier = functional.normalize(torch.randn(3, 16, generator=torch.Generator().manual_seed(5)), dim=1)
+    every = torch.cat([bank, earlier])
+    logits = [scale * token @ every.T for token in tokens.unbind(dim=1)]
+    wrong = logits[0].gather(1, labels[:, None])[:, 0] < logits[0].max(dim=1).values
+    assert bool(wrong.any())
+    refused = (torch.arange(7) < 4).expand(len(labels), -1)
+    one = losses.local(tokens[:, 0], tokens[:, 1], bank, labels, scale)
+    assert torch.allclose(losses.with_negatives(*logits, 4, labels, refused), one, atol=1e-6)
+    admitted = losses.with_negatives(*logits, 4, labels, torch.ones_like(refused))
+    assert float((admitted - one).detach()) > 0.01
+
+
 def test_a_task_all_of_whose_classes_recur_is_skipped() -> None:
     visual = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     groups = torch.tensor([[True, True], [False, False]])
