@@ -18,7 +18,15 @@ from everclip.models.modules.base import Context
 from everclip.models.modules.expert_bank import TENSORS, Bank
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.experts import insert as put
-from everclip.models.modules.routing import Pass, Router, imbalance, passing, smooth_load, unevenness
+from everclip.models.modules.routing import (
+    Pass,
+    Router,
+    imbalance,
+    mixed_logits,
+    passing,
+    smooth_load,
+    unevenness,
+)
 from everclip.models.modules.settings import ExpertsSettings
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -61,6 +69,22 @@ def test_gates_are_those_of_the_reference() -> None:
     gates = zero.scatter(*zero.top(2))
     assert torch.equal(gates.sort(dim=1).values[:, -2:], torch.full((7, 2), 0.5))
     assert ((gates != 0).sum(dim=1) == 2).all()
+
+
+def test_of_equal_experts_the_first_are_taken_whether_a_task_is_told_or_selected() -> None:
+    """A router that learned nothing yet holds them equal; rows are longer where a later task has more experts."""
+    token = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+    early, late = (Router(16, count, False, torch.zeros(1)) for count in (5, 9))
+    late.gate.data.normal_(generator=torch.Generator().manual_seed(1))
+    early.gate.data[:, 0] = 1.0
+    for route, router in enumerate((early, late), start=1):
+        told, selected = router(token), mixed_logits([early, late], token, torch.full((7,), route))
+        for one, other in zip(told.top(3), selected.top(3), strict=True):
+            assert torch.equal(one, other)
+    best = early(token).top(3)[0]
+    assert torch.equal(
+        best, torch.where(token.sum(dim=1)[:, None] > 0, *torch.tensor([[0, 1, 2], [1, 2, 3]]))
+    )
 
 
 def test_noise_load_and_balance_are_those_of_the_reference() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,24 @@ import coleclip_fixtures as noise
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
+from rail_fixtures import head_of, unit
 
 from everclip.config import GuardConfig, MethodConfig, TrainingConfig
 from everclip.contracts import EvalSet
+from everclip.data.readers.layouts import arrays
 from everclip.data.table import Table
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.coleclip import CoLeClip
+from everclip.methods.penalties.lwf_vr import LwfVr
+from everclip.methods.ridge import room
+from everclip.methods.ridge.expand import Expansion
+from everclip.methods.ridge.primal import Sums
+from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.selectors.gaussian import Density
+from everclip.methods.settings import MergeSettings
 from everclip.models.backbone import load_backbone
 from micro import of_classes
 
@@ -126,3 +138,152 @@ def test_what_trains_behind_the_features_leaves_them_bit_for_bit(
     before = selector.features(method.backbone, pixels)
     learner.learn(of_classes(data, 0, 0, 1))
     assert torch.equal(selector.features(method.backbone, pixels), before)
+
+
+# -- rail -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"passes": 2},
+        {"passes": 2, "form": "dual"},
+        {"loss": "captions"},
+        {"label_smoothing": 0.1},
+        {"loss": "captions", "contrast": "sigmoid"},
+        {"lr_scale": 0.5},
+    ],
+)
+def test_rail_refuses_what_would_do_nothing(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=rf"{list(settings)[0]}: "):
+        RailSettings(**settings)
+    RailSettings(passes=2, augmented=True)
+
+
+def test_a_second_pass_over_the_same_features_is_not_taken(make: Make, data: Table) -> None:
+    task, found = of_classes(data, 0, 0, 1), []
+    for passes in (1, 2):
+        learner = make("rail", {"augment": "none"}, dimension=20, augmented=True, passes=passes)
+        learner.learn(task)
+        found.append(head_of(learner).weights)
+    assert torch.equal(*found)
+
+
+SOLVE = """
+import sys, torch
+from everclip.methods.ridge.dual import Dual
+torch.set_num_threads(1)
+
+def peak():
+    return next(int(x.split()[1]) << 10 for x in open("/proc/self/status") if x.startswith("VmHWM"))
+
+def extra(n):
+    head = Dual(8, n, 0.1, 0.1, n)
+    head.samples = torch.nn.functional.normalize(torch.randn(n, 8), dim=1)
+    head.widen(2)
+    before = peak()
+    head.solve()
+    return (peak() - before) / n**2
+
+extra(100)
+print(extra(1600))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peaks are read from Linux")
+def test_solving_the_dual_takes_the_bytes_that_its_refusal_says() -> None:
+    done = subprocess.run([sys.executable, "-c", SOLVE], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 11  # 8 n^2, and what does not grow with the square
+
+
+def test_solving_leaves_the_sums_as_they_are() -> None:
+    head = Sums(Expansion("none", 6, 6, 0.1, 0), 6, 0.1)
+    head.widen(3)
+    x = unit(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)))
+    head.add(x, torch.arange(20) % 3)
+    sums = head.gram.clone()
+    head.solve()
+    first = head.weights.clone()
+    head.solve()
+    assert torch.equal(head.gram, sums)
+    assert torch.equal(head.weights, first)
+    left = (sums + 0.1 * torch.eye(6)).double() @ first
+    assert torch.allclose(left, head.targets, rtol=0, atol=1e-12)
+
+
+def test_sums_beyond_what_is_free_are_refused_before_they_are_made(
+    make: Make, data: Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal: 900 kB\nMemAvailable: 300 kB\n")
+    monkeypatch.setattr(room, "MEMORY", told)
+    monkeypatch.setattr(room, "SHARE", tmp_path / "none")
+    assert room.available() == 300 * 1024
+    task = of_classes(data, 0, 0, 1)
+    with pytest.raises(ConfigError, match=r"method\.dimension: 200 needs .* which memory does not have"):
+        make("rail", dimension=200).learn(task)
+    make("rail", dimension=190).learn(task)
+    monkeypatch.setattr(room, "SHARE", told.with_name("share"))
+    room.SHARE.write_text("200000\n")
+    assert room.available() == 200_000
+    room.SHARE.write_text("max\n")
+    assert room.available() == 300 * 1024
+    monkeypatch.setattr(room, "MEMORY", tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"method\.dimension: 10,000,000"):
+        room.require_room(10_000_000)
+
+
+def test_an_expansion_follows_the_matrix_that_is_loaded_into_it() -> None:
+    one, two = (Expansion("relu", 4, 8, 0.1, seed) for seed in (0, 1))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(one(x), two(x))
+    assert one.state_dict().keys() == {"matrix"}
+    one.load_state_dict(two.state_dict())
+    assert torch.equal(one(x), two(x))
+    assert torch.equal(one.to(torch.float64)(x), two(x))
+
+
+# -- what was silent or raw -----------------------------------------------------------------------------------
+
+
+def test_a_covariance_that_no_shrinkage_mends_is_told_in_words() -> None:
+    density = Density(1, 32, full=True)
+    density.add(
+        torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64)
+    )
+    with pytest.raises(
+        ConfigError, match=r"method\.selector\.shrinkage: 1e-18 .* 32 features from 4 pictures"
+    ):
+        density.solve(1e-18)
+
+
+@pytest.mark.parametrize("every", [1.9, 2.5, 10.01])
+def test_a_fraction_of_steps_above_one_is_refused(every: float) -> None:
+    with pytest.raises(ValidationError, match="neither a whole number of steps nor a share"):
+        MergeSettings(every=every)
+    for fine in (0.5, 1, 1.0, 3.0, 10):
+        assert MergeSettings(every=fine).every == fine
+
+
+def test_a_file_of_pictures_beyond_the_limit_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.bin"
+    with open(path, "wb") as file:
+        file.truncate(arrays.MOST_BYTES + 1)  # sparse: it takes no room on the disk
+    monkeypatch.setattr(arrays.np, "fromfile", lambda *given: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"train\.bin: 268,435,457 bytes"):
+        arrays._bytes_of(path)
+
+
+def test_random_sentences_are_drawn_once_per_task(
+    make: Make, data: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make("lwf-vr", penalties={"lwf-vr": {"text": "student", "sentences": 5, "length": 3}})
+    (penalty,) = learner.method._penalties
+    assert isinstance(penalty, LwfVr)
+    draw, drawn = penalty.sentences, []
+    monkeypatch.setattr(penalty, "sentences", lambda seed, task: drawn.append(task) or draw(seed, task))
+    for index in range(2):
+        learner.learn(of_classes(data, index, 2 * index, 2 * index + 1))
+    assert drawn == [0, 1]

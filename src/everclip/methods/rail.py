@@ -40,9 +40,7 @@ from everclip.models.backbone import Backbone
 BATCH = 64
 """Samples at a time where no training configuration says."""
 
-UNAUGMENTED = (
-    "method.augmented: training.augment=none leaves nothing to augment; each picture is encoded once."
-)
+UNAUGMENTED = "method.augmented: training.augment=none leaves nothing to augment; each picture is encoded once, in one pass."
 
 
 class Rail(Method):
@@ -81,7 +79,7 @@ class Rail(Method):
         self._names = self._names_with(task)
         self.head.widen(len(self._names))
         if isinstance(self.head, Dual):
-            self.head.require_room(self.settings.passes * len(task.train))
+            self.head.require_room(self._passes(past) * len(task.train))
 
     def _build(self, shape: Mapping[str, int]) -> None:
         self._shape = {key: shape[key] for key in ("inputs", "width")}
@@ -92,10 +90,17 @@ class Rail(Method):
         new = {e.key: e.name for e in task.classes or () if e.key not in self._names}
         return self._names | new
 
+    def _augments(self, past: Past) -> bool:
+        return self.settings.augmented and (past.training is None or past.training.augment is not None)
+
+    def _passes(self, past: Past) -> int:
+        """Return how often a task is gone through: once where every pass would show the same."""
+        return self.settings.passes if self._augments(past) else 1
+
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare passes without gradient over the task's samples, each exactly once per pass."""
         training = past.training
-        augmented = self.settings.augmented and (training is None or training.augment is not None)
+        augmented = self._augments(past)
         cached = not augmented and (training is None or training.cache)
         # Labels count through all classes learned so far, so that they are columns of the head.
         classes = tuple(ClassEntry(key, name) for key, name in self._names_with(task).items())
@@ -108,7 +113,7 @@ class Rail(Method):
             classes=classes,
         )
         notes = (UNAUGMENTED,) if self.settings.augmented and not augmented else ()
-        return [Phase("regress", {"main": main}, optimiser=None, repeats=self.settings.passes, notes=notes)]
+        return [Phase("regress", {"main": main}, optimiser=None, repeats=self._passes(past), notes=notes)]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """Take in one batch of all processes; report the error that the weights made on it before."""

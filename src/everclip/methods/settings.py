@@ -114,6 +114,13 @@ class MergeSettings(Frozen):
     start: float = Field(0.0, ge=0, lt=1)
     wise_we: float = Field(1.0, ge=0, le=1)
 
+    @field_validator("every")
+    @classmethod
+    def _every_is_steps_or_a_share(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError(f"every: {value:g} is neither a whole number of steps nor a share below 1")
+        return value
+
     @field_validator("grid")
     @classmethod
     def _grid_in_range(cls, value: tuple[float, ...]) -> tuple[float, ...]:

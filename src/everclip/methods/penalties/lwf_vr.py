@@ -53,6 +53,9 @@ class LwfVr(AnswerPenalty[LwfVrSettings]):
 
     Settings: ClassVar[type[PenaltySettings]] = LwfVrSettings
 
+    _drawn: tuple[tuple[int, int, torch.device], torch.Tensor] | None = None
+    """The sentences of the task that is being learned; they follow from seed and task, and are no state."""
+
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
         """Look at the vocabulary.
 
@@ -84,7 +87,8 @@ class LwfVr(AnswerPenalty[LwfVrSettings]):
         """
         chosen, ids = self.settings, self._ids
         barred = set() if chosen.published else {ids.start, ids.end}
-        words = torch.tensor([i for i in range(ids.count) if i not in barred])
+        words = torch.arange(ids.count)
+        words = words[~torch.isin(words, torch.tensor([*barred], dtype=torch.int64))]
         draw = generator("lwf-vr", seed, task).integers(len(words), size=(chosen.sentences, chosen.length))
         found = torch.zeros(chosen.sentences, ids.context, dtype=torch.int64)
         found[:, 0] = ids.start
@@ -104,4 +108,7 @@ class LwfVr(AnswerPenalty[LwfVrSettings]):
         return own, text, True
 
     def _tokens(self, at: Progress, device: torch.device) -> torch.Tensor:
-        return self.sentences(at.seed, at.task).to(device)
+        key = (at.seed, at.task, device)
+        if self._drawn is None or self._drawn[0] != key:
+            self._drawn = (key, self.sentences(at.seed, at.task).to(device))
+        return self._drawn[1]

@@ -70,19 +70,26 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def solve_spd(matrix: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Return `(matrix + ridge I)^-1 right` by Cholesky; `matrix` `(D, D)` symmetric is left as it is.
+    """Return `(matrix + ridge I)^-1 right` by Cholesky.
+
+    Args:
+        matrix: `(D, D)`, symmetric and contiguous; used up, since a copy of it may not fit in memory.
+        right: `(D, K)`.
+        ridge: added to the diagonal.
 
     Raises:
         ConfigError: if the sum is not positive definite in floating point.
     """
-    shifted = matrix.clone()
-    shifted.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
+    matrix.diagonal().add_(ridge)
+    factor = matrix.mT  # columns first, as LAPACK takes it, so that nothing is copied
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
     if bool(failed):
         raise ConfigError(
             f"method.ridge: {ridge:g} on the diagonal is too little to solve the regression; raise it."
         )
-    return torch.cholesky_solve(right, factor)
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def wider(values: torch.Tensor, classes: int) -> torch.Tensor:

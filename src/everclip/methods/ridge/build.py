@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 
 from everclip.contracts import Cost
-from everclip.errors import ConfigError
 from everclip.methods.ridge.base import Ridge
 from everclip.methods.ridge.dual import Dual
 from everclip.methods.ridge.expand import Expansion
 from everclip.methods.ridge.primal import Recursive, Sums
+from everclip.methods.ridge.room import require_room
 from everclip.methods.ridge.settings import RailSettings
 
 STATE = ("gram", "targets", "inverse", "labels")
@@ -37,22 +37,12 @@ def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> R
         head = Dual(inputs, stored, settings.penalty(width), settings.gamma, settings.limit)
         head.weights = torch.zeros(shape.get("solved", 0), 0, dtype=torch.float64)
     else:
-        _require_room(width)
+        require_room(width)
         expansion = Expansion(settings.expansion, inputs, width, settings.gamma, seed)
         kind = Sums if settings.update == "sums" else Recursive
         head = kind(expansion, width, settings.penalty(width))
     head.widen(shape.get("classes", 0))
     return head
-
-
-def _require_room(width: int) -> None:
-    try:
-        torch.empty(width, width, dtype=torch.float64)  # given back at once; drawing the expansion takes long
-    except RuntimeError as error:
-        raise ConfigError(
-            f"method.dimension: {width:,} needs {8 * width**2 / 1e9:,.0f} GB for the sums alone, which memory does not "
-            "have; set fewer."
-        ) from error
 
 
 def with_head(cost: Cost, head: Ridge | None, settings: RailSettings) -> Cost:

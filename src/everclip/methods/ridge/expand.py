@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ class Expansion(nn.Module):
     def __init__(self, kind: str, inputs: int, width: int, gamma: float, seed: int) -> None:
         super().__init__()
         self.kind = kind
+        self._fine: torch.Tensor | None = None
         draw = generator("rail", seed)
         if kind == "relu":
             bound = 1 / math.sqrt(inputs)
@@ -42,12 +44,22 @@ class Expansion(nn.Module):
             self.register_buffer("matrix", torch.from_numpy(scaled).float())
             self.register_buffer("phase", torch.from_numpy(draw.uniform(0, 2 * math.pi, width)).float())
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Expansion:
+        self._fine = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._fine = None
+        super()._load_from_state_dict(*args, **kwargs)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `(N, D)` float64 of features `(N, d)`."""
         x = x.double()
         if self.kind == "none":
             return x
-        mapped = x @ self.matrix.double().T
+        if self._fine is None:  # made again from what is stored, and no part of the state
+            self._fine = self.matrix.double()
+        mapped = x @ self._fine.T
         if self.kind == "relu":
             return mapped.relu_()
         return mapped.add_(self.phase).cos_().mul_(math.sqrt(2 / len(self.phase)))

@@ -50,7 +50,7 @@ class Sums(Ridge):
 
     def solve(self) -> None:
         """See `Ridge.solve`."""
-        self.weights = solve_spd(self.gram, self.targets, self.ridge)
+        self.weights = solve_spd(self.gram.clone(), self.targets, self.ridge)
 
 
 class Recursive(Ridge):

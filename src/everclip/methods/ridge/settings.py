@@ -38,8 +38,9 @@ class RailSettings(MethodSettings):
             zero-shot.
         augmented: whether pictures are augmented as `training.augment` says (published), so that each is encoded at
             every pass; else each is encoded once, as it is evaluated.
-        passes: how often a task is gone through; more than one says something only when augmented.
-        limit: most features that the dual may keep; its solution takes 16 bytes times the square of that.
+        passes: how often a task is gone through; more than one only when augmented. The same features again would
+            divide the ridge by the number of passes, and the dual would keep each of them as often.
+        limit: most features that the dual may keep; its solution takes 8 bytes times the square of that.
     """
 
     trainable: tuple[str | dict[str, Any], ...] = ()
@@ -62,11 +63,20 @@ class RailSettings(MethodSettings):
             "penalties": bool(self.penalties),
             "merge": self.merge.kind != "none",
             "per_task": bool(self.per_task),
+            "loss": self.loss == "captions",
+            "label_smoothing": self.label_smoothing > 0,
+            "contrast": self.contrast != "softmax",
+            "lr_scale": self.lr_scale != 1,
         }
         for name in (name for name, used in slots.items() if used):
             raise ValueError(
                 f"{name}: rail solves a regression on frozen features; nothing is trained by gradient, replayed or "
                 "merged. Leave it out, or take a method that trains."
+            )
+        if self.passes > 1 and not self.augmented:
+            raise ValueError(
+                f"passes: {self.passes} passes over the same features say nothing new, they only weaken the ridge; set "
+                "augmented=true, or leave it at 1"
             )
         if isinstance(self.dimension, int) and self.dimension < 1:
             raise ValueError(f"dimension: expected `auto` or at least 1, found {self.dimension}")

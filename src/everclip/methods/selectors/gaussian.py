@@ -62,7 +62,11 @@ class Density(nn.Module):
         self.square += values.T @ values if self.full else values.square().sum(dim=0)
 
     def solve(self, shrinkage: float) -> None:
-        """Turn the sums into means and a covariance, shrunk towards its mean variance (Ledoit and Wolf 2004, eq. 2)."""
+        """Turn the sums into means and a covariance, shrunk towards its mean variance (Ledoit and Wolf 2004, eq. 2).
+
+        Raises:
+            ConfigError: if a full covariance is singular in floating point.
+        """
         self.present.copy_(self.count > 0)
         means = self.total / self.count.clamp_min(1)[:, None]
         self.means.copy_(means)
@@ -76,7 +80,13 @@ class Density(nn.Module):
         middle = torch.where(middle > 1e-12 * (1 + means.square().mean()), middle, 1.0)
         if self.full:
             eye = torch.eye(len(within), dtype=within.dtype, device=within.device)
-            factor = torch.linalg.cholesky((1 - shrinkage) * within + shrinkage * middle * eye)
+            factor, failed = torch.linalg.cholesky_ex((1 - shrinkage) * within + shrinkage * middle * eye)
+            if bool(failed):
+                raise ConfigError(
+                    f"method.selector.shrinkage: {shrinkage:g} is too little for a full covariance of {len(eye):,} "
+                    f"features from {int(self.count.sum()):,} pictures, which is singular; raise it, or set "
+                    "covariance=diagonal."
+                )
             self.whitening.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
             self.volume.copy_(2 * factor.diagonal().log().sum())
         else:

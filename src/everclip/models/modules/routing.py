@@ -60,9 +60,10 @@ class Logits:
     spread: torch.Tensor | None
 
     def top(self, active: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the `active` best experts `(N, k)` and their gates, which sum to one."""
-        values, chosen = self.noisy.topk(active, dim=1)
-        return chosen, values.softmax(dim=1)
+        """Return the `active` best experts `(N, k)`, of equals the first, and their gates, which sum to one."""
+        # `topk` picks any of equals, and others where routers of later tasks make the rows longer.
+        values, order = self.noisy.sort(dim=1, descending=True, stable=True)
+        return order[:, :active], values[:, :active].softmax(dim=1)
 
     def scatter(self, chosen: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         """Return gates `(N, k)` as `(N, E)` with zeros elsewhere."""
@@ -77,7 +78,7 @@ def smooth_load(logits: Logits, active: int) -> torch.Tensor:
     """
     noisy = logits.noisy
     if logits.spread is None or active >= noisy.shape[1]:
-        best = noisy.topk(min(active, noisy.shape[1]), dim=1).indices
+        best, _ = logits.top(min(active, noisy.shape[1]))
         return torch.zeros_like(noisy).scatter(1, best, 1.0).sum(dim=0)
     best = noisy.topk(active + 1, dim=1).values
     inside, outside = best[:, active, None], best[:, active - 1, None]
