@@ -155,7 +155,7 @@ def test_what_trains_behind_the_features_leaves_them_bit_for_bit(
     ],
 )
 def test_rail_refuses_what_would_do_nothing(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=rf"{list(settings)[0]}: "):
+    with pytest.raises(ValidationError, match=rf"{next(iter(settings))}: "):
         RailSettings(**settings)
     RailSettings(passes=2, augmented=True)
 
@@ -207,7 +207,7 @@ def test_solving_leaves_the_sums_as_they_are() -> None:
     head.solve()
     assert torch.equal(head.gram, sums)
     assert torch.equal(head.weights, first)
-    left = (sums + 0.1 * torch.eye(6)).double() @ first
+    left = (sums + 0.1 * torch.eye(6, dtype=torch.float64)) @ first
     assert torch.allclose(left, head.targets, rtol=0, atol=1e-12)
 
 
