@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import coleclip_fixtures as noise
+import module_models as models
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -31,6 +33,9 @@ from everclip.methods.ridge.settings import RailSettings
 from everclip.methods.selectors.gaussian import Density
 from everclip.methods.settings import MergeSettings
 from everclip.models.backbone import load_backbone
+from everclip.models.modules import insert
+from everclip.models.modules.base import first_projection
+from everclip.models.modules.short_texts import needed_tokens
 from micro import of_classes
 
 EXPERTS = {"count": 4, "active": 2, "width": 4, "dropout": 0.0}
@@ -287,3 +292,42 @@ def test_random_sentences_are_drawn_once_per_task(
     for index in range(2):
         learner.learn(of_classes(data, index, 2 * index, 2 * index + 1))
     assert drawn == [0, 1]
+
+
+# -- one rule, one place --------------------------------------------------------------------------------------
+
+
+def test_a_tower_that_names_no_end_token_takes_no_prompts() -> None:
+    clip = models.build("custom text, eos", True)
+    del clip.text.eos_id
+    assert needed_tokens(clip, torch.tensor([[1, 5, 513, 0]])) is None
+    with pytest.raises(
+        ConfigError, match=r"method\.trainable\.prompt: TextTransformer pools the end of a text"
+    ):
+        insert(clip, "prompt", {"tower": "text", "count": 2})
+    other = models.build("custom text", True)
+    del other.text.eos_id  # the end is where the highest id is
+    insert(other, "prompt", {"tower": "text", "count": 2})
+
+
+def test_first_projections_are_drawn_as_they_always_were() -> None:
+    for rows, columns in ((3, 7), (5, 32)):
+        drawn = [torch.Generator().manual_seed(4) for _ in range(2)]
+        values = (2 * torch.rand(rows, columns, generator=drawn[0]) - 1) * (1 / math.sqrt(columns))
+        assert torch.equal(first_projection(rows, columns, drawn[1]), values)
+
+
+def test_bytes_of_moe_adapters_are_those_of_its_tensors(make: Make, data: Table) -> None:
+    for kind in ("gaussian", "autoencoder"):
+        learner = make("moe-adapters", experts=EXPERTS, freeze=2, selector={"kind": kind})
+        learner.learn(of_classes(data, 0, 0, 1))
+        method = learner.method
+        counted = {
+            name: tensor
+            for name, tensor in method.state_dict().items()
+            if name.startswith("selector.") or ".kept_" in name or name in dict(method.named_parameters())
+        }
+        assert any(tensor.dtype == torch.float64 for tensor in counted.values())
+        extra = method.extra_tensors().values()
+        wanted = sum(t.numel() * t.element_size() for t in [*counted.values(), *extra])
+        assert method.describe().bytes == wanted

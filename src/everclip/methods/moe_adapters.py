@@ -298,7 +298,7 @@ class MoeAdapters(Method):
         per_task = routers if self.settings.routers == "per-task" else 0
         growth = [f"{per_task:,} parameters of routers"] if per_task else []
         growth += [f"{expert:,} per expert that is added to all blocks"] if self.settings.grow else []
-        chosen = 0 if self.selector is None else self.selector.stored()
+        held = [] if self.selector is None else self.selector.stored()
         if self.selector is not None and self.tasks:
             growth.append(f"{self.selector.growth():,} of the selector")
         growth += [cost.growth_per_task] if cost.growth_per_task != "none" else []
@@ -306,8 +306,10 @@ class MoeAdapters(Method):
             cost,
             # The first router comes with the first task.
             trainable_parameters=cost.trainable_parameters + (0 if self.tasks else routers),
-            stored_parameters=cost.stored_parameters + frozen + chosen,
+            stored_parameters=cost.stored_parameters + frozen + sum(t.numel() for t in held),
             active_parameters=cost.active_parameters + frozen - grown + shape.active(clip),
-            bytes=cost.bytes + 4 * (frozen + chosen),
+            bytes=cost.bytes
+            + next(clip.parameters()).element_size() * frozen
+            + sum(t.numel() * t.element_size() for t in held),
             growth_per_task="; ".join(growth) or "none",
         )

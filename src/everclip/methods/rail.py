@@ -40,7 +40,10 @@ from everclip.models.backbone import Backbone
 BATCH = 64
 """Samples at a time where no training configuration says."""
 
-UNAUGMENTED = "method.augmented: training.augment=none leaves nothing to augment; each picture is encoded once, in one pass."
+UNAUGMENTED = (
+    "method.augmented: training.augment=none leaves nothing to augment; each picture is encoded once, "
+    "in one pass."
+)
 
 
 class Rail(Method):

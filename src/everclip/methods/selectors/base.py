@@ -248,11 +248,11 @@ class Selector(nn.Module, Generic[S]):
         """Rebuild the parts that `shape` described."""
         raise NotImplementedError
 
-    def stored(self) -> int:
-        """Return how many values it holds, but for parameters and what its extractor was given."""
+    def stored(self) -> list[torch.Tensor]:
+        """Return what it holds, but for parameters and what its extractor was given."""
         given = {f"extractor.{name}" for name in self.extractor.state_dict()}
         kept = self.state_dict().keys() - given - {name for name, _ in self.named_parameters()}
-        return sum(tensor.numel() for name, tensor in self.state_dict().items() if name in kept)
+        return [tensor for name, tensor in self.state_dict().items() if name in kept]
 
     def growth(self) -> int:
         """Return how many values the task learned last left, parameters or not."""

@@ -1,4 +1,4 @@
-"""Modules grown inside a CLIP: LoRA, bottleneck adapters, prompts. Re-exports load on first use."""
+"""Modules grown inside a CLIP: LoRA, adapters, prompts, experts, task prompts. Re-exports load on first use."""
 
 from __future__ import annotations
 

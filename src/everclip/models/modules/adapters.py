@@ -7,23 +7,19 @@ tokens: `mlp(h) + s up(act(down(h)))` (AdaptFormer, Chen et al. 2022, arXiv 2205
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU
 from torch import nn
 
 from everclip.errors import ConfigError
-from everclip.models.modules.base import Context, Hooked, generator
+from everclip.models.modules.base import ACTIVATIONS, Context, Hooked, first_projection, generator
 from everclip.models.modules.settings import AdapterSettings, blocks_in
 from everclip.models.modules.towers import Tower
 
 NAMES = {"attention": "adapter_attention", "mlp": "adapter_mlp", "parallel": "adapter_parallel"}
 """Place -> the adapter's name inside its block."""
-
-_ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "quick-gelu": QuickGELU}
 
 
 class Adapter(Hooked):
@@ -42,10 +38,9 @@ class Adapter(Hooked):
     ) -> None:
         super().__init__()
         self.place, self.scale = place, settings.factor
-        bound = 1 / math.sqrt(width)
-        values = (2 * torch.rand(settings.width, width, generator=draw) - 1) * bound
+        values = first_projection(settings.width, width, draw)
         self.down = nn.Linear(width, settings.width, device=like.device, dtype=like.dtype)
-        self.activation = _ACTIVATIONS[settings.activation]()
+        self.activation = ACTIVATIONS[settings.activation]()
         self.up = nn.Linear(settings.width, width, device=like.device, dtype=like.dtype)
         with torch.no_grad():
             self.down.weight.copy_(values)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from open_clip.transformer import QuickGELU
 from torch import nn
 
 from everclip.data.order import key_of
@@ -30,6 +32,20 @@ def generator(*parts: object) -> torch.Generator:
     draw = torch.Generator()
     draw.manual_seed(key_of("module", *parts) % 2**63)
     return draw
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "quick-gelu": QuickGELU}
+"""What may stand between two small projections."""
+
+
+def uniform(rows: int, columns: int, bound: float, draw: torch.Generator) -> torch.Tensor:
+    """Return `(rows, columns)`, uniform in `+-bound`."""
+    return (2 * torch.rand(rows, columns, generator=draw) - 1) * bound
+
+
+def first_projection(rows: int, columns: int, draw: torch.Generator) -> torch.Tensor:
+    """Return `(rows, columns)` as the references draw a first projection: kaiming uniform with a = sqrt(5)."""
+    return uniform(rows, columns, 1 / math.sqrt(columns), draw)
 
 
 class Hooked(nn.Module):

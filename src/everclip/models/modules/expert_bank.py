@@ -7,25 +7,20 @@ product, accumulated in float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU
 from torch import nn
 
+from everclip.models.modules.base import ACTIVATIONS, first_projection
 from everclip.models.modules.settings import ExpertsSettings
 
 TENSORS = ("down", "down_bias", "up", "up_bias")
 KEPT = "kept_"
 """Prefix of the tensors of frozen experts."""
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "quick-gelu": QuickGELU(),
-}
+_ACTIVATIONS = {name: kind() for name, kind in ACTIVATIONS.items()}
 
 
 class Bank(nn.Module):
@@ -95,8 +90,7 @@ class Bank(nn.Module):
 
     def _new(self, experts: Collection[int], like: torch.Tensor) -> dict[str, torch.Tensor]:
         rank, width = self.settings.width, self.width
-        bound = 1 / math.sqrt(width)  # kaiming with a = sqrt(5), as the reference draws it
-        down = [(2 * torch.rand(rank, width, generator=self._draw(e)) - 1) * bound for e in experts]
+        down = [first_projection(rank, width, self._draw(e)) for e in experts]
         return {
             "down": torch.stack(down).to(like.device, like.dtype),
             "down_bias": like.new_zeros(len(experts), rank),

@@ -44,7 +44,7 @@ def insert(
     Args:
         clip: the model; nothing of it changes value, but LoRA renames the weights it adapts
             (`x.parametrizations.weight.original`, see `plain_name`).
-        name: `lora`, `adapter` or `prompt`.
+        name: `lora`, `adapter`, `prompt`, or `experts` with settings of their own type.
         settings: as in the slot `trainable`; `None` = the defaults.
         seed: decides initial values.
         tokenise: texts to token ids, for prompts that start from words.

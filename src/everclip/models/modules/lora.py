@@ -7,7 +7,6 @@ dropout on the low-rank path: it would act on the path's input, which a parametr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from everclip.errors import ConfigError
-from everclip.models.modules.base import Context, generator
+from everclip.models.modules.base import Context, first_projection, generator
 from everclip.models.modules.settings import LoraSettings, blocks_in
 from everclip.models.modules.towers import Tower
 
@@ -56,9 +55,7 @@ class LowRank(nn.Module):
         self.up = nn.ParameterDict()
         self.scale = nn.ParameterDict()
         for target in sorted(targets, key=self.slices.index):
-            # Uniform as the reference draws it, kaiming with a = sqrt(5).
-            bound = 1 / math.sqrt(columns)
-            values = (2 * torch.rand(settings.rank, columns, generator=draw) - 1) * bound
+            values = first_projection(settings.rank, columns, draw)
             self.down[target] = nn.Parameter(values.to(weight.device, weight.dtype))
             self.up[target] = nn.Parameter(weight.new_zeros(rows, settings.rank))
             if settings.learned_scale:

@@ -20,7 +20,8 @@ from open_clip.model import CLIP
 from torch import nn
 
 from everclip.errors import ConfigError
-from everclip.models.modules.base import Context, Hooked, generator
+from everclip.models.modules.base import Context, Hooked, generator, uniform
+from everclip.models.modules.pooling import end_id, pooling
 from everclip.models.modules.settings import PromptSettings
 from everclip.models.modules.towers import Tower
 
@@ -79,13 +80,21 @@ class TextPrompt(Prompt):
     Args:
         values: initial tokens `(n, W)`.
         root: the text tower; decides by its pooling where a text begins and ends.
+
+    Raises:
+        ConfigError: if it pools an end token that it does not name.
     """
 
     def __init__(self, values: torch.Tensor, root: nn.Module) -> None:
-        pool = _pooling(root)
+        pool = pooling(root)
         # A tower that pools the last place (SigLIP) has a tokeniser without start token.
         super().__init__(values, 0 if pool == "last" else 1, batch_first=True)
-        self.pool, self.end_id = pool, _end_id(root)
+        self.pool, self.end_id = pool, end_id(root)
+        if pool == "eos" and self.end_id is None:
+            raise ConfigError(
+                f"method.trainable.prompt: {type(root).__name__} pools the end of a text and does not say which token "
+                "that is (`eos_id`), so that nothing can be put before it. Train parts of the text tower instead."
+            )
         # Kept places must neither look like padding nor like the end.
         self.filler = next(i for i in range(4) if i not in (getattr(root, "pad_id", 0), self.end_id))
 
@@ -119,15 +128,6 @@ class PromptedCLIP(CLIP):  # type: ignore[misc]
         """Encode texts `(N, L)`, after making room for the prompts."""
         features: torch.Tensor = super().encode_text(self.token_embedding.prompt.extend(text), normalize)
         return features
-
-
-def _pooling(root: nn.Module) -> str:
-    return str(getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax"))
-
-
-def _end_id(root: nn.Module) -> int:
-    found = getattr(root, "text_eos_id", None)
-    return int(getattr(root, "eos_id", 2) if found is None else found)
 
 
 def insert(tower: Tower, settings: PromptSettings, context: Context) -> None:
@@ -165,7 +165,7 @@ def _insert_image(tower: Tower, settings: PromptSettings, depth: int, context: C
     bound = math.sqrt(6 / (3 * side + tower.width))
     for number in range(depth):
         draw = generator(context.seed, "prompt", "image", number)
-        values = (2 * torch.rand(count, tower.width, generator=draw) - 1) * bound
+        values = uniform(count, tower.width, bound, draw)
         block = tower.blocks[number]
         prompt = Prompt(_like(values, block), 1, tower.batch_first)
         block.add_module(NAME, prompt)

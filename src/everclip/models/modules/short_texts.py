@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from open_clip.transformer import Transformer
 from torch import nn
 
+from everclip.models.modules.pooling import end_id, pooling
 from everclip.models.modules.prompts import Prompt
 from everclip.models.modules.towers import tower_of, tower_root
 
@@ -29,7 +30,7 @@ def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
     root: Any = tower_root(clip, "text")
     if not isinstance(getattr(root, "transformer", None), Transformer):
         return None
-    pool = str(getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax"))
+    pool = pooling(root)
     longer = any(isinstance(module, Prompt) for module in root.modules())
     causal = getattr(root, "attn_mask", None) is not None and getattr(root, "cls_emb", None) is None
     if longer or not causal or pool not in ("argmax", "eos"):
@@ -37,8 +38,7 @@ def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
     if pool == "argmax":
         ends = tokens.argmax(dim=1)
     else:
-        found = getattr(root, "text_eos_id", None)
-        end = getattr(root, "eos_id", None) if found is None else found
+        end = end_id(root)
         if end is None or not bool((tokens == end).any(dim=1).all()):
             return None
         ends = (tokens == end).int().argmax(dim=1)
