@@ -40,7 +40,7 @@ def test_no_nan_and_defined_from_two_tasks(case: tuple[Square, list[float]]) -> 
         "worst_set_drop",
         "backward_transfer_libcontinual",
     }
-    always = {"last", "average", "average_seen", "aa", "learning_accuracy", "tic_in_domain"}
+    always = {"last", "average", "average_seen", "seen_average", "aa", "learning_accuracy", "tic_in_domain"}
     assert not undefined if len(scores) > 1 else undefined.isdisjoint(always)
 
 
@@ -69,7 +69,7 @@ def test_a_constant_shifts_levels_and_leaves_differences(
     case: tuple[Square, list[float]], shift: int
 ) -> None:
     scores, before = case
-    levels = {"last", "average", "transfer", "average_seen", "aa", "learning_accuracy"}
+    levels = {"last", "average", "transfer", "average_seen", "seen_average", "aa", "learning_accuracy"}
     levels |= {"tic_in_domain", "tic_backward", "tic_forward"}
     old = matrix.summary(scores, before)
     new = matrix.summary(

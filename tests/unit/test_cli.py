@@ -133,9 +133,11 @@ def test_a_dry_run_prints_a_plan_and_writes_nothing(
     assert plan["output"] == str(tmp_path / "run")
     assert all(value >= 0 for key, value in plan.items() if key.endswith(("_mb", "seconds", "parameters")))
     assert plan["trainable_parameters"] <= plan["stored_parameters"]
+    assert 0 < plan["active_parameters"] <= plan["stored_parameters"]
+    assert plan["growth_per_task"] == "none"
     code, out, _ = call("run", *settings, f"method={method}", "--dry-run")
     assert code == 0
-    for word in ("samples", "steps", "parameters", "memory", "disk", "time"):
+    for word in ("samples", "steps", "parameters", "makes use of", "leaves behind", "memory", "disk", "time"):
         assert word in out
     assert files(tmp_path) == before
 

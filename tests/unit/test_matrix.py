@@ -43,7 +43,15 @@ def test_names_are_stable_and_undefined_is_none() -> None:
         # After the first task, a cell above the diagonal: only the learned part of the matrix is left.
         (
             (0, 2),
-            {"last", "aa", "average_seen", "forgetting", "forgetting_since_learned", "backward_transfer"}
+            {
+                "last",
+                "aa",
+                "average_seen",
+                "seen_average",
+                "forgetting",
+                "forgetting_since_learned",
+                "backward_transfer",
+            }
             | {"forward_transfer", "learning_accuracy", "tic_in_domain", "tic_backward"}
             | {"zero_shot_drop_mean", "backward_transfer_libcontinual"},
         ),
@@ -57,7 +65,7 @@ def test_names_are_stable_and_undefined_is_none() -> None:
         # A cell that zero-shot forgetting reads and forgetting since learned does not.
         (
             (0, 1),
-            {"last", "aa", "average_seen", "forgetting_since_learned", "backward_transfer"}
+            {"last", "aa", "average_seen", "seen_average", "forgetting_since_learned", "backward_transfer"}
             | {"learning_accuracy", "tic_in_domain", "tic_backward", "backward_transfer_libcontinual"},
         ),
     ],
@@ -93,12 +101,19 @@ def test_explicit_rows_need_no_square() -> None:
         matrix.aa(SQUARE[:2], row=2)
 
 
+def test_seen_average_weighs_tasks_and_average_seen_rows() -> None:
+    scores = [[10.0, 0.0], [30.0, 50.0]]
+    assert matrix.seen_average(scores) == ((10 + 30) / 2 + 50) / 2
+    assert matrix.average_seen(scores) == (10 + (30 + 50) / 2) / 2
+
+
 def test_one_task() -> None:
     values = matrix.summary([[70.0]], [60.0])
     assert {name: value for name, value in values.items() if value is not None} == {
         "last": 70,
         "average": 70,
         "average_seen": 70,
+        "seen_average": 70,
         "aa": 70,
         "learning_accuracy": 70,
         "tic_in_domain": 70,

@@ -39,6 +39,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         else 4 * cost.trainable_parameters
     )
     timing = _measure(run, config)
+    begun = method.describe()  # inside the first task, where all that grows is there
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
     rows = len(run.tasks) + 1
@@ -52,6 +53,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "rows": rows,
         "trainable_parameters": cost.trainable_parameters,
         "stored_parameters": cost.stored_parameters + cost.task_parameters,
+        "active_parameters": begun.active_parameters,
+        "growth_per_task": begun.growth_per_task,
         "held_during_task": cost.held_during_task,
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
@@ -100,6 +103,8 @@ def print_plan(planned: dict[str, Any]) -> None:
         "(frozen copies included)"
     )
     typer.echo(f"  of these while a task is learned alone: {planned['held_during_task']}")
+    typer.echo(f"  a prediction makes use of {planned['active_parameters']:,}")
+    typer.echo(f"  a task leaves behind: {planned['growth_per_task']}")
     typer.echo(
         f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"
     )

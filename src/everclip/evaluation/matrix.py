@@ -53,6 +53,15 @@ def average_seen(scores: Scores) -> float | None:
     return _mean(_mean(scores[i][: i + 1]) for i in range(_tasks(scores)))
 
 
+def seen_average(scores: Scores) -> float | None:
+    """`mean_j mean_{i>=j} R[i, j]`: each task since it was learned, then over tasks (CoLeCLIP's tool "SeenAverage").
+
+    `average_seen` weighs rows alike, this one tasks.
+    """
+    tasks = _tasks(scores)
+    return _mean(_mean(scores[i][j] for i in range(j, tasks)) for j in range(tasks))
+
+
 def aa(scores: Scores, row: int | None = None) -> float | None:
     """`AA_i = mean_{j<=i} R[i, j]` (CLL-CLIP).
 
@@ -273,6 +282,7 @@ def summary(
         "average": average(scores),
         "transfer": transfer(scores),
         "average_seen": average_seen(scores),
+        "seen_average": seen_average(scores),
         "aa": aa(scores),
         "forgetting": forgetting(scores),
         "forgetting_since_learned": forgetting_since_learned(scores),

@@ -51,6 +51,12 @@ METRICS: dict[str, Definition] = {
         "average incremental accuracy: mean_i mean_{j<=i} R[i,j]",
         needs=_SQUARE,
     ),
+    "seen_average": Definition(
+        "Seen average",
+        "Each task's mean since it was learned, then over tasks.",
+        "SeenAverage of CoLeCLIP's tool: mean_j mean_{i>=j} R[i,j]",
+        needs=_SQUARE,
+    ),
     "stage_last": Definition(
         "Last, by pictures",
         "Over all test pictures of what was learned, at the end.",
