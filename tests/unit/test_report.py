@@ -100,6 +100,18 @@ def test_headline_follows_the_numbers(finished: Path) -> None:
     assert "learned +31 points, forgot 16" in said
 
 
+def test_the_headline_says_where_names_become_more(tmp_path: Path) -> None:
+    """ODCL-CIL: own names before a set is learned, the union afterwards; the two rows are not of one kind."""
+    spaces = [{"name": "own", "space": "own"}, {"name": "all", "space": "seen", "unseen": "own"}]
+    assert "among all names learned" in headline(Run(synthetic.write_run(tmp_path / "a", protocols=spaces)))
+    spaces[1]["unseen"] = "skip"
+    for i, protocols in enumerate(
+        (spaces, [{"name": "own", "space": "own"}, {"name": "all", "space": "all"}])
+    ):
+        run = Run(synthetic.write_run(tmp_path / str(i), protocols=protocols))
+        assert "among all names learned" not in headline(run)
+
+
 def test_a_method_that_trains_nothing_changes_nothing(tmp_path: Path) -> None:
     run = Run(synthetic.write_run(tmp_path, "zero-shot"))
     assert "exactly as before: learned nothing, forgot nothing" in headline(run)

@@ -16,7 +16,19 @@ def headline(run: Run) -> str:
         return f"{run.name}: no row has been measured yet."
     if run.last == 0:
         return _before_training(run)
-    return f"{_when(run)}{_scores(run)}{_balance(run)}."
+    return f"{_when(run)}{_scores(run)}{_balance(run)}.{_spaces(run)}"
+
+
+def _spaces(run: Run) -> str:
+    """Say where a set is answered among more names from the time on at which it is learned."""
+    shown = run.results.headline["protocol"]
+    named = next((p for p in run.results.protocols if p["name"] == shown), {})
+    if named.get("space") != "seen" or named.get("unseen") != "own":
+        return ""
+    return (
+        " Before it is learned, a set is answered among its own names; from then on among all names learned: what was "
+        "learned is understated, and a fall of earlier tasks is partly that of more names."
+    )
 
 
 def share(found: Estimate) -> str:
