@@ -97,7 +97,7 @@ def _own_routes(run: Run, names: list[str]) -> dict[int, str]:
     """Return task -> its own route, for the learned tasks that have one."""
     tasks = {task.index: task.name for task in run.results.tasks}
     order = dict.fromkeys(row.task for row in run.results.rows[1:] if row.task is not None)
-    found = {}
+    found: dict[int, str] = {}
     for place, task in enumerate(order, 1):
         # A name that another route has already is told apart by the task's place.
         called = [name for name in (f"{tasks[task]} (task {place})", tasks[task]) if name in names[1:]]

@@ -89,7 +89,8 @@ def solve_spd(matrix: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.
             f"method.ridge: {ridge:g} on the diagonal is too little to solve the regression; raise it."
         )
     half = torch.linalg.solve_triangular(factor, right, upper=False)
-    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    found: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return found
 
 
 def wider(values: torch.Tensor, classes: int) -> torch.Tensor:

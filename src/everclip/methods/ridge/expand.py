@@ -46,7 +46,8 @@ class Expansion(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Expansion:
         self._fine = None
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._fine = None

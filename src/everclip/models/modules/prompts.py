@@ -89,12 +89,13 @@ class TextPrompt(Prompt):
         pool = pooling(root)
         # A tower that pools the last place (SigLIP) has a tokeniser without start token.
         super().__init__(values, 0 if pool == "last" else 1, batch_first=True)
-        self.pool, self.end_id = pool, end_id(root)
-        if pool == "eos" and self.end_id is None:
+        named = end_id(root)
+        if pool == "eos" and named is None:
             raise ConfigError(
                 f"method.trainable.prompt: {type(root).__name__} pools the end of a text and does not say which token "
                 "that is (`eos_id`), so that nothing can be put before it. Train parts of the text tower instead."
             )
+        self.pool, self.end_id = pool, -1 if named is None else named
         # Kept places must neither look like padding nor like the end.
         self.filler = next(i for i in range(4) if i not in (getattr(root, "pad_id", 0), self.end_id))
 
