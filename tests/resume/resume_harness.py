@@ -116,6 +116,16 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
             "training.lr=1e-2",
         ),
     ),
+    "moe-adapters-autoencoder": (
+        "classes",
+        (
+            "method=moe-adapters",
+            MOE,
+            REFERENCE,
+            "method.selector={kind: autoencoder, steps: 3, reference_steps: 3}",
+            "training.lr=1e-2",
+        ),
+    ),
     "moe-adapters-captions": ("time", ("method=moe-adapters", MOE, "method.freeze=4", "training.lr=1e-2")),
     "moe-adapters-cil": (
         "classes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,7 @@ KIN = (
     "rail",
     "coleclip-plain",
     "moe-adapters-fixed",
+    "moe-adapters-autoencoder",
     "moe-adapters-captions",
     "moe-adapters-cil",
     "coleclip-guarded",
@@ -121,6 +123,23 @@ def test_one_kill_in_each_task_ends_bit_identical(
     steps = [i for i, point in enumerate(points, 1) if point == "after step"]
     for number in (steps[1], steps[-2]):
         assert _single_kill(case, number, case_config, expected)
+
+
+def test_a_run_killed_inside_every_phase_of_a_selector_ends_bit_identical(
+    case_config: Callable[..., Any], reference: Callable[..., Path]
+) -> None:
+    """Training, then the autoencoders of the reference data and of the task, and their passes for a threshold."""
+    config, expected = case_config("moe-adapters-autoencoder"), reference("moe-adapters-autoencoder")
+    log = [json.loads(line) for line in (expected / "metrics.jsonl").read_text().splitlines()]
+    # Killed after the last step of each phase, before that step is saved.
+    last = {(line["task"], line["phase"]): line["step"] for line in log}
+    assert [phase for _, phase in last] == [*range(6), *range(3)]
+    saved = 0
+    for step in last.values():
+        assert harness.killed_at(config, step - saved, "after step")
+        saved = step - 1  # a step is saved once it is done
+    assert harness.run(config).events == Results.read(expected).events
+    harness.assert_same_end(Path(config.output), expected)
 
 
 @pytest.mark.slow
