@@ -238,7 +238,9 @@ def _with_other_test_rows(source: Path, target: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "kind"),
     [(m, "time") for m in leak_cases.SETTINGS]
-    + [(m, "classes") for m in ("finetune", "joint", "wise-ft", "finetune, guarded")],
+    + [
+        (m, "classes") for m in ("finetune", "joint", "wise-ft", "finetune, guarded", "icarl", "moe-adapters")
+    ],
 )
 def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
     method: str, kind: str, micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path
@@ -253,5 +255,11 @@ def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
     assert ours.extra_state() == theirs.extra_state()
     if (method, kind) == ("finetune, guarded", "classes"):
         assert ours.notes["guard"]["acted"]  # on the last task: it changed what training ended at
+    if method == "moe-adapters":
+        assert int(ours.selector.ready.sum()) == len(
+            one.tasks
+        )  # part of the state, and it learned every task
+    if method == "icarl":
+        assert ours.buffer.items
     # The other rows were really measured.
     assert one.place.rows[-1]["scores"] != two.place.rows[-1]["scores"]
