@@ -32,8 +32,9 @@ PLAIN_STEPS = (
 )
 PENALTY = "method.penalties={weight-constraint: {weight: 0.5}}"
 MOVED = "training.steps=3"
-MOE = "method.experts={count: 4, active: 2, width: 4, dropout: 0}"
 """Distillation has no gradient before the first step has moved the student."""
+MOE = "method.experts={count: 4, active: 2, width: 4, dropout: 0}"
+ONE_ROUTER = ("method=moe-adapters-cil", "method.experts={width: 4, dropout: 0}", "training.batch_size=8")
 GRADIENTS = {
     "captions": ("time", ()),
     "captions, without repeats": ("time", ("training.batch_size=2",)),
@@ -54,6 +55,7 @@ GRADIENTS = {
         "time",
         ("method=moe-adapters", MOE, "method.selector=none", "training.cache=false", MOVED),
     ),
+    "moe-adapters-cil": ("classes", (*ONE_ROUTER, "training.extra_steps=0", MOVED)),
     "captions with zscl": ("time", ("method=zscl", REFERENCE, MOVED)),
     "labels with zscl among pictures": (
         "classes",
@@ -86,6 +88,7 @@ RAIL = ("scenario.per_task=3", "method.dimension=32", "training.batch_size=12")
 RUNS["zscl"] = ("time", (TWO_YEARS, "method=zscl", REFERENCE))
 RUNS["icarl"] = ("classes", ("scenario.per_task=3", "method=icarl", "method.replay.size=9"))
 RUNS["moe-adapters"] = ("classes", ("scenario.per_task=3", "method=moe-adapters", MOE))
+RUNS["moe-adapters-cil"] = ("classes", ("scenario.per_task=3", *ONE_ROUTER, "training.warmup=1"))
 RUNS["coleclip"] = ("classes", ("scenario.per_task=3", "method=coleclip"))
 RUNS["rail"] = ("classes", (*RAIL, "method=rail"))
 RUNS["rail, recursive and augmented"] = ("classes", (*RAIL, "method=rail-primal-published"))
@@ -95,6 +98,7 @@ SLOW_RUNS = {
     "cached texts": ("classes", ("scenario.per_task=3", "method.trainable=[image]", "training.augment=none")),
     "joint": ("time", (TWO_YEARS, "method=joint")),
     "running-mean": ("time", (TWO_YEARS, "method.merge.kind=running-mean", "method.merge.every=2")),
+    "lwf": ("classes", ("scenario.per_task=3", "method=lwf")),
     "lwf-vr": ("time", (TWO_YEARS, "method=lwf-vr", "method.penalties.lwf-vr.images=own")),
     "replay-all": ("time", (TWO_YEARS, "method=replay", "method.replay.kind=all", "method.replay.base=true")),
     "wise-ft-classes": ("classes", ("method=wise-ft", PENALTY)),
