@@ -9,8 +9,10 @@ import pytest
 import yaml
 from scenario_data import pictures, write
 
+from everclip.config import resolve_config
 from everclip.evaluation.results import Results
 from everclip.run import execute
+from everclip.scenarios.load import load_scenario
 from everclip.scenarios.propose import MOST_TASKS, propose
 
 DAYS = [f"2024-{month:02d}-{day:02d}" for month in range(1, 7) for day in (1, 9, 23)]
@@ -98,6 +100,25 @@ def test_the_printed_yaml_runs_to_its_end(
     assert len(results.tasks) == tasks
     assert all(task.samples and task.validation_samples for task in results.tasks)
     assert None not in [value for row in results.matrix.values for value in row]
+
+
+def test_what_is_proposed_in_comments_is_read_once_it_is_no_comment(
+    call: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
+) -> None:
+    _, text, _ = call(str(class_folders(tmp_path / "d")))
+    assert "zscl" in text
+    assert "-mtil" not in text  # presets of publications are named by `everclip ls methods`
+    folder = tmp_path / "other"
+    class_folders(folder)
+    (tmp_path / "texts.txt").write_text("a\nb\n")
+    reference = f"reference: {{images: {{source: {folder}}}, texts: {{source: {tmp_path / 'texts.txt'}}}}}"
+    kept = text[: text.index("protocols:")] + text[text.index("backbone:") :]
+    (tmp_path / "mine.yaml").write_text(f"{kept}protocol: cil\n{reference}\n")
+    scenario = load_scenario(resolve_config(str(tmp_path / "mine.yaml")).scenario)
+    assert [p.space for p in scenario.protocols] == ["seen"]
+    assert scenario.reference is not None
+    assert "# reference: {images: {source: " in text
+    assert "in place of protocols and headline: protocol: cil" in text
 
 
 def test_a_file_elsewhere_finds_the_data(

@@ -197,9 +197,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("everclip: stopped at once; what was saved before is intact.", err=True)
         sys.exit(130)
     except typer.TyperException as error:  # wrong usage: click's own message and code

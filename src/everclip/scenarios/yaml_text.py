@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ BACKBONES = (
     ("hf-hub:ORGANISATION/NAME", "from the hub's cache"),
 )
 
+_PUBLISHED = re.compile(r"-(mtil|cil|published)\b")
 _HOW_MARKED = "the column marks test (and val) rows"
 
 
@@ -56,7 +58,7 @@ def yaml_of(proposal: Proposal, file: str, method: str, methods: Mapping[str, st
     """
     document = proposal.document
     lines = [*_head(proposal, file), *_data(document), "", *_kind(proposal), "", *_split(document), ""]
-    lines += [*_base(document), "", *_retention(document), "", *_measured(document), ""]
+    lines += [*_base(document), "", *_retention(document), "", *_reference(), "", *_measured(document), ""]
     lines += [*_learning(proposal, method, methods)]
     return "\n".join(lines) + "\n"
 
@@ -158,8 +160,23 @@ def _retention(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _measured(document: Mapping[str, Any]) -> list[str]:
+def _reference() -> list[str]:
     return [
+        "# Pictures and texts without labels that some methods look at besides (zscl, the selector of moe-adapters):",
+        "# reference: {images: {source: path/to/folder}, texts: {source: path/to/captions.txt}}",
+    ]
+
+
+def _measured(document: Mapping[str, Any]) -> list[str]:
+    short = {"sources": "mtil    # or odcl-til, odcl-cil, x-tail, cil", "classes": "cil"}.get(
+        document["kind"]
+    )
+    return [
+        *(
+            [f"# As published benchmarks do, in place of protocols and headline: protocol: {short}"]
+            if short
+            else []
+        ),
         "protocols:",
         "  - {name: own}                 # answers: those of the picture's own task",
         "  - {name: all, space: all}     # answers: those of all tasks",
@@ -171,7 +188,11 @@ def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> li
     width = max(len(name) for name, _ in BACKBONES)
     name, hint = BACKBONES[0]
     training = proposal.training
-    others = [f"#   {other}: {_comment(line)}" for other, line in methods.items() if other != method]
+    others = [
+        f"#   {other}: {_comment(line)}"
+        for other, line in methods.items()
+        if other != method and not _PUBLISHED.search(other)
+    ]
     return [
         f"backbone: {name}    # {hint}. Instead:",
         *(f"# backbone: {other:<{width}}    # {line}" for other, line in BACKBONES[1:]),
@@ -179,6 +200,7 @@ def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> li
         f"method: {method}    # {_comment(methods.get(method, ''))}",
         "# Others:",
         *others,
+        "#   and presets with the settings of publications: everclip ls methods",
         "",
         f"# {_comment(proposal.training_reason)}.",
         "# What the preset itself sets wins over this; key=value on the command line wins over both.",

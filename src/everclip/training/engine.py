@@ -310,10 +310,17 @@ class Engine:
             raise self._diverged("a weight is NaN or infinite", log, progress)
 
     def _diverged(self, what: str, log: StepLog, progress: Progress) -> DivergedError:
+        trained = log.grad_norm is not None or log.lr > 0
+        rate = f", learning rate {log.lr:g}" if trained else ""
+        advice = (
+            "lower training.lr, lengthen training.warmup or set training.clip_norm"
+            if trained
+            else "nothing trains by gradient here: look at the features (everclip doctor) and the method's settings"
+        )
         return DivergedError(
             f"task {progress.task}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
-            f"{what} (limit {self.config.loss_limit:g}, learning rate {log.lr:g}). The last good checkpoint is kept; "
-            "lower training.lr, lengthen training.warmup or set training.clip_norm, then run with a new output."
+            f"{what} (limit {self.config.loss_limit:g}{rate}). The last good checkpoint is kept; {advice}, then run "
+            "with a new output."
         )
 
 
