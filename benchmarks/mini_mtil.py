@@ -51,7 +51,7 @@ METHODS: dict[str, list[str]] = {
     "lwf": [BRIEF],
     "lwf-vr": [BRIEF],
     "wise-ft": [BRIEF],
-    "icarl": [BRIEF],
+    "icarl": [BRIEF, "method.replay={kind: herding, size: 2000, use: both}"],
 }
 """Preset -> settings chosen on validation pictures (`--tune`); none: the preset's own were best or were not tuned."""
 
