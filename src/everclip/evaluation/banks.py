@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from everclip.contracts import Features
 
 BLOCK = 256
+_Place = TypeVar("_Place")
 Reduce = Callable[[Features], Features]
 
 
@@ -35,6 +37,30 @@ def measuring(method: Any) -> Iterator[None]:
     finally:
         for parameter in marked:
             parameter.requires_grad_(True)
+
+
+def decoded(
+    batches: Iterable[Sequence[_Place]], decode: Callable[[_Place], torch.Tensor], workers: int
+) -> Iterator[torch.Tensor]:
+    """Yield batches of pixels `(N, 3, S, S)`, decoded one batch ahead of who takes them.
+
+    Args:
+        batches: where the pictures of each batch are.
+        decode: makes pixels `(3, S, S)` of one; may be called from several threads.
+        workers: threads; 0 decodes when a batch is asked for.
+    """
+    if workers == 0:
+        yield from (torch.stack([decode(place) for place in batch]) for batch in batches)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="everclip-decode") as pool:
+        ahead: list[Future[torch.Tensor]] = []
+        for batch in batches:
+            following = [pool.submit(decode, place) for place in batch]
+            if ahead:
+                yield torch.stack([one.result() for one in ahead])
+            ahead = following
+        if ahead:
+            yield torch.stack([one.result() for one in ahead])
 
 
 def encode_pictures(

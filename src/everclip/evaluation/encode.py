@@ -17,7 +17,7 @@ from everclip.data.images import ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
-from everclip.evaluation.banks import Reduce, encode_pictures, encode_prompts, joined, measuring
+from everclip.evaluation.banks import Reduce, decoded, encode_pictures, encode_prompts, joined, measuring
 from everclip.files import write_bytes_atomic
 
 Tick = Callable[[int, int], None]
@@ -35,6 +35,7 @@ class Encoder:
         batch_size: pictures at a time.
         cache: folder shared between runs, or `None`.
         rank, world: which share of the pictures this process encodes.
+        workers: threads that decode.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Encoder:
         cache: Path | None = None,
         rank: int = 0,
         world: int = 1,
+        workers: int = 0,
     ) -> None:
         self._preprocess, self._store, self._batch, self._cache = preprocess, store, batch_size, cache
-        self._rank, self._world = rank, world
+        self._rank, self._world, self._workers = rank, world, workers
         places: dict[tuple[int, int], tuple[Table, int]] = {}
         for s in sets:
             for position in range(len(s.data)):
@@ -144,7 +146,7 @@ class Encoder:
         rows = self._union(reduce)
         inside = {name: np.isin(np.arange(len(self._places)), self._rows[name].numpy()) for name in reduce}
 
-        def keep(found: Features, batch: NDArray[np.int64]) -> Features:
+        def keep(found: Features, batch: Sequence[int]) -> Features:
             kept: Features = {}
             for name, mask in inside.items():
                 if (own := torch.from_numpy(mask[batch])).any():
@@ -185,7 +187,7 @@ class Encoder:
         rows: NDArray[np.int64],
         known_task: int | None,
         tick: Tick,
-        keep: Callable[[Features, NDArray[np.int64]], Features] = lambda found, batch: found,
+        keep: Callable[[Features, Sequence[int]], Features] = lambda found, batch: found,
     ) -> Features:
         """Encode the pictures at `rows`, shared between processes where a batch does not decide anything.
 
@@ -193,7 +195,7 @@ class Encoder:
         """
         split = self._world > 1 and len(rows) >= self._world and method.batch_dependent is None
         mine = np.array_split(rows, self._world)[self._rank] if split else rows
-        batches = [mine[start : start + self._batch] for start in range(0, len(mine), self._batch)]
+        batches = [mine[start : start + self._batch].tolist() for start in range(0, len(mine), self._batch)]
         left, done = iter(batches), 0
 
         def count(pictures: int) -> None:
@@ -202,13 +204,13 @@ class Encoder:
             self.encoded += pictures
             tick(done, len(mine))
 
-        pixels = map(self._pixels, batches)
+        pixels = decoded(batches, self._pixels, self._workers)
         local = encode_pictures(method, pixels, known_task, count, lambda found: keep(found, next(left)))
         return local if not split else joined(gather_objects(local))
 
-    def _pixels(self, batch: NDArray[np.int64]) -> torch.Tensor:
-        chosen = [self._places[int(i)] for i in batch]
-        return torch.stack([self._preprocess(self._store.get(t, i)) for t, i in chosen])
+    def _pixels(self, row: int) -> torch.Tensor:
+        table, position = self._places[row]
+        return self._preprocess(self._store.get(table, position))
 
     def texts(self, method: Any, keys: Mapping[str, str], texts: Sequence[str]) -> Features:
         """Return the features of texts; those known under the current text tower are not encoded again."""

@@ -52,7 +52,14 @@ class RowRecorder:
         self._chosen = choose_examples(scenario, config.evaluation.examples)
         cache = None if config.evaluation.cache is None else Path(config.evaluation.cache)
         self._encoder = Encoder(
-            scenario.eval_sets, preprocess, store, config.evaluation.batch_size, cache, rank, world
+            scenario.eval_sets,
+            preprocess,
+            store,
+            config.evaluation.batch_size,
+            cache,
+            rank,
+            world,
+            config.training.workers,
         )
         self._scorer = RowScorer(scenario, self._encoder, config.evaluation, config.seed, self._chosen)
 

@@ -12,7 +12,7 @@ from everclip.data.images import ImageStore
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
-from everclip.evaluation.banks import encode_pictures, encode_prompts, measuring
+from everclip.evaluation.banks import decoded, encode_pictures, encode_prompts, measuring
 from everclip.scenarios.base import merge_entries
 
 
@@ -116,7 +116,7 @@ def _encode(
 ) -> Features:
     blocks = (range(start, min(start + 256, len(table))) for start in range(0, len(table), 256))
     preprocess = method.backbone.preprocess
-    pixels = (torch.stack([preprocess(store.get(table, i)) for i in rows]) for rows in blocks)
+    pixels = decoded(blocks, lambda row: preprocess(store.get(table, row)), workers=1)
     return encode_pictures(method, pixels, reduce=reduce)
 
 

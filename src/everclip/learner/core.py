@@ -288,7 +288,10 @@ class Learner:
         settings = config or EvaluationConfig()
         scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, tuple(templates))
         backbone = self.method.backbone
-        encoder = Encoder(scenario.eval_sets, backbone.preprocess, self.store, settings.batch_size)
+        workers = self.training.workers
+        encoder = Encoder(
+            scenario.eval_sets, backbone.preprocess, self.store, settings.batch_size, workers=workers
+        )
         scorer = RowScorer(scenario, encoder, settings, self.seed, {})
         return scorer.row(self.method, self.learned, lambda done, total: None).scores
 

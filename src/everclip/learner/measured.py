@@ -152,7 +152,8 @@ def is_benchmark(target: str) -> bool:
 def _encoder(learner: Learner, sets: Sequence[EvalSet], settings: EvaluationConfig) -> Encoder:
     cache = None if settings.cache is None else Path(settings.cache)
     preprocess = learner.method.backbone.preprocess
-    return Encoder(sets, preprocess, learner.store, settings.batch_size, cache)
+    workers = learner.training.workers
+    return Encoder(sets, preprocess, learner.store, settings.batch_size, cache, workers=workers)
 
 
 def _measured(

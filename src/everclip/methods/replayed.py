@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from everclip.data.images import ImageStore
 from everclip.data.table import Table
 from everclip.distributed import gather_objects, rank, world
 from everclip.errors import DataError
-from everclip.evaluation.banks import encode_pictures
+from everclip.evaluation.banks import decoded, encode_pictures
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.penalties.lwf import MEMORY
 from everclip.methods.settings import MethodSettings
@@ -104,13 +103,9 @@ def embed(method: Any, table: Table, workers: int = 1) -> torch.Tensor:
     starts = range(0, len(table), BLOCK)
     mine: Sequence[int] = starts[rank() :: world()]
 
-    def pixels(row: int) -> torch.Tensor:
-        found: torch.Tensor = preprocess(store.get(table, row))
-        return found
-
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="everclip-embed") as pool:
-        blocks = (torch.stack(list(pool.map(pixels, range(s, min(s + BLOCK, len(table)))))) for s in mine)
-        found = [encode_pictures(method, [block])["embedding"] for block in blocks]
+    blocks = (range(start, min(start + BLOCK, len(table))) for start in mine)
+    pixels = decoded(blocks, lambda row: preprocess(store.get(table, row)), max(1, workers))
+    found = [encode_pictures(method, [block])["embedding"] for block in pixels]
     parts = gather_objects(dict(zip(mine, found, strict=True)))
     whole = {start: part for some in parts for start, part in some.items()}
     return torch.cat([whole[start] for start in starts])
