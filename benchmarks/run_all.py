@@ -26,6 +26,7 @@ SCRIPTS = (
     "rail",
     "matrix",
     "moe",
+    "coleclip",
     "selecting",
     "zscl",
 )
