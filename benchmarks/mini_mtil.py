@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import machine
-
 from everclip import execute
 from everclip.config import resolve_config
 from everclip.contracts import EvalSet
@@ -227,7 +225,6 @@ def tables(order: str, folders: list[Path]) -> str:
     head = ("method", "seeds", "Transfer", "Average", "Last", "retention", "min/run")
     lines = [
         f"\n## Order {order}\n",
-        f"Machine of the tables: {machine()}.\n",
         f"| {' | '.join(head)} | Last against {first} | retention against {first} |",
         "|---" * (len(head) + 2) + "|",
     ]
@@ -291,7 +288,7 @@ def pairs(against: dict[str, Comparison]) -> list[str]:
         for baseline, found in against.items():
             for d in found.differences:
                 if d.quantity == key and d.change is not None:
-                    text = f"{100 * d.change.value:+.1f}"
+                    text = f"{round(100 * d.change.value, 1) + 0.0:+.1f}"  # no -0.0
                     cells[d.method, baseline] = text if d.change.resolved else f"({text})"
         lines += [f"| {row} | {' | '.join(cells.get((row, c), '') for c in against)} |" for row in against]
     return lines

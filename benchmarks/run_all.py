@@ -3,7 +3,7 @@
 Notes below a table stay. What is measured on a stream (mini_mtil.py, safe.py) takes hours and has a page of its own;
 check.py reads up to 100,000 pictures and is run by name.
 
-Run: python benchmarks/run_all.py            all but check.py
+Run: python benchmarks/run_all.py            all of these
      python benchmarks/run_all.py moe zscl   these
 """
 

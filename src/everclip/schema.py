@@ -149,7 +149,9 @@ class TrainingConfig(Frozen):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
-    workers: int = Field(1, ge=0, description="threads that prepare the next batches")
+    workers: int = Field(
+        1, ge=0, description="threads that prepare the next batches, in training and evaluation"
+    )
     loss_limit: float = Field(1e3, gt=0, description="a loss above this counts as exploded")
     augment: AugmentConfig | None = Field(
         AugmentConfig(), description="`none`: the backbone's own evaluation transform, the same at every step"

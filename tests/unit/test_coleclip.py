@@ -15,7 +15,7 @@ from coleclip_fixtures import Walk, entries
 from open_clip.model import CLIP
 from torch.nn import functional
 
-from everclip.contracts import ClassEntry, LabelSpace, Past, Progress
+from everclip.contracts import ClassEntry, Cost, LabelSpace, Past, Progress
 from everclip.errors import ConfigError
 from everclip.evaluation.banks import measuring
 from everclip.methods.build import build_method
@@ -227,8 +227,17 @@ def test_published_counts() -> None:
 
 def test_the_cost_says_what_stays(walk: Walk) -> None:
     before = walk.method.describe()
+    inside: list[Cost] = []
+    begin = walk.method.begin_task
+
+    def counting(*arguments: Any) -> None:
+        begin(*arguments)
+        inside.append(walk.method.describe())
+
+    walk.method.begin_task = counting  # type: ignore[method-assign]
     walk.learn("cow", "hen")
     after = walk.method.describe()
+    assert inside[0].active_parameters == after.active_parameters  # no prediction uses the LoRA
     assert before.trainable_parameters == after.trainable_parameters == 2 * 2 * (5 * 64 + 1) + 32
     assert after.stored_parameters - before.stored_parameters == 32 + 2 * 32
     assert after.growth_per_task.startswith("32 prompt values and 32 per new class; 1,284 LoRA values")

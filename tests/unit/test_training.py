@@ -157,9 +157,12 @@ def test_a_process_works_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "Accelerator", lambda cpu: SimpleNamespace(device=torch.device("cpu")))
     processes._accelerator.cache_clear()
     try:
-        for device in ("cuda", "auto"):  # accelerate goes on where it was, without a word
-            with pytest.raises(ConfigError, match="already works on 'cpu'"):
-                start_processes(TrainingConfig(steps=1, device=device))
+        # accelerate goes on where it was, or where its launcher said, without a word
+        with pytest.raises(ConfigError, match="already works on 'cpu'"):
+            start_processes(TrainingConfig(steps=1, device="cuda"))
+        assert start_processes(TrainingConfig(steps=1, device="auto")).device.type == "cpu"
+        with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+            start_processes(TrainingConfig(steps=1, device="auto", precision="fp16"))
     finally:
         processes._accelerator.cache_clear()
 

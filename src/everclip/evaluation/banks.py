@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,15 +53,17 @@ def decoded(
     if workers == 0:
         yield from (torch.stack([decode(place) for place in batch]) for batch in batches)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="everclip-decode") as pool:
-        ahead: list[Future[torch.Tensor]] = []
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="everclip-decode")
+    waiting: deque[list[Future[torch.Tensor]]] = deque()
+    try:
         for batch in batches:
-            following = [pool.submit(decode, place) for place in batch]
-            if ahead:
-                yield torch.stack([one.result() for one in ahead])
-            ahead = following
-        if ahead:
-            yield torch.stack([one.result() for one in ahead])
+            waiting.append([pool.submit(decode, place) for place in batch])
+            if len(waiting) > 1:
+                yield torch.stack([one.result() for one in waiting.popleft()])
+        while waiting:
+            yield torch.stack([one.result() for one in waiting.popleft()])
+    finally:  # who stops waits for no more than what is being decoded
+        pool.shutdown(cancel_futures=True)
 
 
 def encode_pictures(

@@ -286,6 +286,7 @@ class CoLeClip(Method):
             held_during_task=f"LoRA: {discarded:,}; the rows of the task's classes, as they were",
             trainable_parameters=discarded + kept,
             stored_parameters=cost.stored_parameters + rows.numel(),
+            active_parameters=cost.active_parameters - (discarded if learning else 0),
             bytes=cost.bytes + rows.numel() * rows.element_size(),
             growth_per_task=(
                 f"{kept:,} prompt values and {rows.shape[1]:,} per new class; "

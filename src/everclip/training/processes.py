@@ -10,6 +10,11 @@ from accelerate import Accelerator
 from everclip.config import TrainingConfig
 from everclip.errors import ConfigError
 
+_ELSEWHERE = (
+    "training.device: {wanted!r} is asked for and this process already works on {held!r}: accelerate knows one device "
+    "per process. Ask for the same device or for auto, or use a new process (in a notebook: restart the kernel)."
+)
+
 
 @cache
 def _accelerator(device: str) -> Accelerator:
@@ -17,17 +22,8 @@ def _accelerator(device: str) -> Accelerator:
     try:
         found = Accelerator(cpu=device == "cpu")
     except ValueError as error:  # accelerate's own refusal to go from a GPU to the CPU
-        raise _elsewhere(device, "another device") from error
-    if found.device.type != device:
-        raise _elsewhere(device, found.device.type)
+        raise ConfigError(_ELSEWHERE.format(wanted=device, held="another device")) from error
     return found
-
-
-def _elsewhere(wanted: str, held: str) -> ConfigError:
-    return ConfigError(
-        f"training.device: {wanted!r} is wanted and this process already works on {held!r}: accelerate knows one "
-        "device per process. Ask for the same device, or use a new process (in a notebook: restart the kernel)."
-    )
 
 
 def start_processes(config: TrainingConfig) -> Accelerator:
@@ -44,10 +40,13 @@ def start_processes(config: TrainingConfig) -> Accelerator:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.precision == "fp16" and device == "cpu":
-        raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use fp32 or bf16.")
     # A convolution in TF32 keeps ten bits and chooses its algorithm by the size of the batch: fp32 means fp32.
     torch.backends.cudnn.allow_tf32 = False
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return _accelerator(device)
+    found = _accelerator(device)
+    if config.device not in ("auto", found.device.type):
+        raise ConfigError(_ELSEWHERE.format(wanted=device, held=found.device.type))
+    if config.precision == "fp16" and found.device.type == "cpu":
+        raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use fp32 or bf16.")
+    return found
