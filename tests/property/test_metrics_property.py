@@ -213,7 +213,10 @@ def test_bootstrap(rows: list[tuple[int, int, int]], seed: int, grouped: bool, r
     shuffled = list(rows)
     random.shuffle(shuffled)
     assert run(shuffled) == result
-    assert run(rows, swap=True).mean == -result.mean
+    back = run(rows, swap=True)
+    assert back.mean == -result.mean
+    assert (back.low, back.high) == pytest.approx((-result.high, -result.low), abs=1e-12)
+    assert back.resolved == result.resolved
     if result.resolved:
         assert result.low > 0 or result.high < 0
     if all(a == b for a, b, _ in rows):

@@ -112,12 +112,14 @@ def paired_bootstrap(
     if len(first) != len(second):
         raise ValueError(f"a has {len(first)} items, b has {len(second)}: they are not paired")
     difference = first - second
-    # Cells are drawn in the order of their values: turned so that b - a draws the same items as a - b.
-    moved = difference[difference != 0]
-    sign = -1.0 if (difference.sum() or (moved[0] if len(moved) else 0)) < 0 else 1.0
-    cells, counts = _cells(sign * difference, groups)
-    found = _percentile(_resampled_means(cells, counts, seed, draws), confidence)
-    interval = found if sign > 0 else Interval(0.0 - found.high, 0.0 - found.low)
+    cells, counts = _cells(difference, groups)
+    # Cells are drawn in the order of their values: of a - b and b - a always the same one is drawn from.
+    back, times = _cells(0.0 - difference, groups)
+    if (back.tolist(), times.tolist()) > (cells.tolist(), counts.tolist()):
+        found = _percentile(_resampled_means(back, times, seed, draws), confidence)
+        interval = Interval(0.0 - found.high, 0.0 - found.low)
+    else:
+        interval = _percentile(_resampled_means(cells, counts, seed, draws), confidence)
     differing = int(counts[cells[:, 0] != 0].sum())
     decidable = 2.0 ** (1 - differing) <= 1 - confidence
     excludes_zero = interval.low > 0 or interval.high < 0
