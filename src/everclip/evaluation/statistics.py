@@ -115,11 +115,17 @@ def paired_bootstrap(
     cells, counts = _cells(difference, groups)
     # Cells are drawn in the order of their values: of a - b and b - a always the same one is drawn from.
     back, times = _cells(0.0 - difference, groups)
-    if (back.tolist(), times.tolist()) > (cells.tolist(), counts.tolist()):
-        found = _percentile(_resampled_means(back, times, seed, draws), confidence)
-        interval = Interval(0.0 - found.high, 0.0 - found.low)
-    else:
-        interval = _percentile(_resampled_means(cells, counts, seed, draws), confidence)
+    there, here = (back.tolist(), times.tolist()), (cells.tolist(), counts.tolist())
+    turned = there > here
+    drawn = (
+        _resampled_means(back, times, seed, draws) if turned else _resampled_means(cells, counts, seed, draws)
+    )
+    interval = _percentile(drawn, confidence)
+    if turned:
+        interval = Interval(0.0 - interval.high, 0.0 - interval.low)
+    elif there == here:  # what lies evenly on both sides has an interval that does
+        half = (interval.high - interval.low) / 2
+        interval = Interval(0.0 - half, half)
     differing = int(counts[cells[:, 0] != 0].sum())
     decidable = 2.0 ** (1 - differing) <= 1 - confidence
     excludes_zero = interval.low > 0 or interval.high < 0
