@@ -9,11 +9,10 @@ Run: python benchmarks/coleclip.py
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
-from common import table
+from common import processor_seconds, table
 
 from everclip.config import BackboneConfig
 from everclip.models.backbone import load_backbone
@@ -64,14 +63,7 @@ def actions() -> dict[str, Callable[[], object]]:
 def main() -> str:
     """Measure and return the table."""
     torch.set_num_threads(1)
-    acts = actions()
-    times: dict[str, list[float]] = {name: [] for name in acts}
-    for number in range(ROUNDS + 1):
-        for name in list(acts) if number % 2 == 0 else list(reversed(acts)):
-            started = time.process_time()
-            acts[name]()
-            if number:
-                times[name].append(time.process_time() - started)
+    times = processor_seconds(actions(), ROUNDS)
     rows = []
     for name, spent in times.items():
         ratio = statistics.median(own / base for own, base in zip(spent, times[FROZEN], strict=True))

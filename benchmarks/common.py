@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -32,6 +32,18 @@ def alternate(
             (first, second)[which]()
             if number >= warmup:
                 times[which].append(time.perf_counter() - started)
+    return times
+
+
+def processor_seconds(acts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the processor seconds of each, in turn forwards and backwards, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in acts}
+    for number in range(rounds + 1):
+        for name in list(acts) if number % 2 == 0 else list(reversed(acts)):
+            started = time.process_time()
+            acts[name]()
+            if number:
+                times[name].append(time.process_time() - started)
     return times
 
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import table
+from common import processor_seconds, table
 
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Phase, Progress, Task
@@ -124,18 +123,6 @@ def _dense(bank: Bank, tokens: torch.Tensor, chosen: torch.Tensor, gates: torch.
     return bank.dense(tokens, spread)
 
 
-def measure(acts: dict[str, Act], rounds: int) -> dict[str, list[float]]:
-    """Return the processor seconds of each, in turn forwards and backwards, after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in acts}
-    for number in range(rounds + 1):
-        for name in list(acts) if number % 2 == 0 else list(reversed(acts)):
-            started = time.process_time()
-            acts[name]()
-            if number:
-                times[name].append(time.process_time() - started)
-    return times
-
-
 def peak(name: str) -> float:
     """Return the peak memory in MB of one of them, in this process."""
     act = actions(learning(), [name])[name]
@@ -149,8 +136,8 @@ def peak(name: str) -> float:
 def main() -> str:
     """Measure and return the table."""
     method = learning()
-    steps = measure(actions(method, [FROZEN, CUT, STEP, WHOLE, DENSE]), ROUNDS)
-    seen = measure(actions(method, [IMAGES, ADAPTED]), 3 * ROUNDS)
+    steps = processor_seconds(actions(method, [FROZEN, CUT, STEP, WHOLE, DENSE]), ROUNDS)
+    seen = processor_seconds(actions(method, [IMAGES, ADAPTED]), 3 * ROUNDS)
     aims = {STEP: "<= 2.25 (authors' code: 2.69)", ADAPTED: "<= 1.05"}
     rows = []
     like = statistics.median(own / frozen for own, frozen in zip(steps[STEP], steps[CUT], strict=True))
