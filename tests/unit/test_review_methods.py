@@ -17,6 +17,7 @@ import torch
 from pydantic import ValidationError
 from rail_fixtures import head_of, unit
 
+from everclip import memory
 from everclip.config import GuardConfig, MethodConfig, TrainingConfig
 from everclip.contracts import EvalSet
 from everclip.data.readers.layouts import arrays
@@ -221,19 +222,19 @@ def test_sums_beyond_what_is_free_are_refused_before_they_are_made(
 ) -> None:
     told = tmp_path / "meminfo"
     told.write_text("MemTotal: 900 kB\nMemAvailable: 300 kB\n")
-    monkeypatch.setattr(room, "MEMORY", told)
-    monkeypatch.setattr(room, "SHARE", tmp_path / "none")
-    assert room.available() == 300 * 1024
+    monkeypatch.setattr(memory, "MEMORY", told)
+    monkeypatch.setattr(memory, "SHARE", tmp_path / "none")
+    assert memory.available_memory() == 300 * 1024
     task = of_classes(data, 0, 0, 1)
     with pytest.raises(ConfigError, match=r"method\.dimension: 200 needs .* which memory does not have"):
         make("rail", dimension=200).learn(task)
     make("rail", dimension=190).learn(task)
-    monkeypatch.setattr(room, "SHARE", told.with_name("share"))
-    room.SHARE.write_text("200000\n")
-    assert room.available() == 200_000
-    room.SHARE.write_text("max\n")
-    assert room.available() == 300 * 1024
-    monkeypatch.setattr(room, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(memory, "SHARE", told.with_name("share"))
+    memory.SHARE.write_text("200000\n")
+    assert memory.available_memory() == 200_000
+    memory.SHARE.write_text("max\n")
+    assert memory.available_memory() == 300 * 1024
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"method\.dimension: 10,000,000"):
         room.require_room(10_000_000)
 

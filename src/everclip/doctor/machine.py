@@ -10,6 +10,7 @@ from typing import Any
 
 from everclip.doctor.child import Said, ask
 from everclip.doctor.finding import Finding
+from everclip.memory import available_memory
 
 PROBE = """
 import json, sys
@@ -148,13 +149,10 @@ def _threads(threads: int | None) -> Finding:
 
 
 def _memory() -> Finding:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
-        free, total = sizes["MemAvailable"], sizes["MemTotal"]
-    except (OSError, KeyError, ValueError, IndexError):
+    free = available_memory()
+    if free is None:
         return Finding("memory", "ok", "not known on this system")
-    text = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    text = f"{free / 2**30:.1f} GiB free"
     if free < 2 * 2**30:
         return Finding(
             "memory", "note", text, "smaller training.batch_size and evaluation.batch_size need less"

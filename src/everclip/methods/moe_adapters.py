@@ -73,10 +73,10 @@ class MoeAdapters(Method):
 
     def _require_still_features(self) -> None:
         """Refuse to train blocks before those whose input the selector looks at; settings know the other parts."""
-        below = self.selector.early if self.selector is not None else None
-        for name in self._beside if below else ():
+        first = 0 if self.selector is None else self.selector.early or 0
+        for name in self._beside:
             block = _IMAGE_BLOCK.match(name)
-            if block is not None and int(block[1]) < (below or 0):
+            if block is not None and int(block[1]) < first:
                 raise ConfigError(f"method.{moves_features(f'image-blocks:{block[1]}', 'early')}.")
 
     def _has_start_token(self) -> bool:
