@@ -25,10 +25,7 @@ def _spaces(run: Run) -> str:
     named = next((p for p in run.results.protocols if p["name"] == shown), {})
     if named.get("space") != "seen" or named.get("unseen") != "own":
         return ""
-    return (
-        " Before it is learned, a set is answered among its own names; from then on among all names learned: what was "
-        "learned is understated, and a fall of earlier tasks is partly that of more names."
-    )
+    return " (Once learned, a set is answered among all names learned so far; before, among its own.)"
 
 
 def share(found: Estimate) -> str:
