@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
 
-.PHONY: install demo test test-all lint format bench clean
+.PHONY: install demo test test-all lint format bench figures clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.ready
@@ -38,6 +38,9 @@ format: install
 
 bench: install  ## ratios against named baselines, one table per benchmark
 	$(BIN)/python benchmarks/run_all.py
+
+figures: install  ## measured figures of README, docs and cards, from the files that commands wrote
+	$(BIN)/python scripts/figures.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

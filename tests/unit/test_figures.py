@@ -1,0 +1,96 @@
+"""Measured figures of README, docs and cards are those of the files that commands wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+UNIT = re.compile(
+    r"(?<![\w.@])\d[\d,.]*(?:-\d[\d,.]*)?(?: ?%|x\b| ?(?:GB|MB|KB|ms|minutes|points|times)\b| s\b)"
+)
+DEFINED = {
+    "README.md": ["95 %"],
+    "docs/benchmarks.md": ["1 %"],
+    "docs/check.md": ["1 %"],
+    "docs/data.md": ["256 MB", "1 GB", "100 times"],
+    "docs/doctor.md": ["100 MB"],
+    "docs/results.md": ["95 %"],
+    "docs/resume.md": ["2 %"],
+    "docs/keeping.md": ["80 %", "5.5 points"],
+    "docs/methods/rail.md": ["134 MB", "1.8 GB"],
+    "docs/methods/zscl.md": ["1 GB", "2 KB"],
+}
+"""Numbers with units that nobody measured: limits, levels, arithmetic."""
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / f"scripts/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+FIGURES = script("figures")
+
+
+@pytest.mark.parametrize("page", list(FIGURES.pages()), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_marked_figure_is_the_one_in_its_source(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert FIGURES.rewritten(text) == text, "run `make figures`"
+
+
+def test_a_changed_figure_is_noticed_and_written() -> None:
+    mark = "<!-- figure: cell adapters ; lora ; parameters -->1<!-- /figure -->"
+    assert FIGURES.rewritten(mark) == mark.replace(">1<", ">0.49 M<")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("cell nothing ; lora ; time", "no section"),
+        ("cell adapters ; nothing ; parameters", "no row"),
+        ("cell adapters ; lora ; nothing", "no column"),
+        ("json benchmarks/nothing.json ; a ; {}", "no such file"),
+        ("json src/everclip/models/builtin/tiny/card.json ; a.b ; {}", "no key"),
+        ("guess", "is no source"),
+    ],
+)
+def test_a_mark_without_a_source_is_an_error(source: str, said: str) -> None:
+    with pytest.raises(FIGURES.FigureError, match=said):
+        FIGURES.figure(source)
+
+
+def test_numbers_with_units_are_marked_or_defined() -> None:
+    """A figure that somebody typed into a page goes stale unseen: it is marked, or listed above as no measurement."""
+    typed = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        name = str(page.relative_to(ROOT))
+        text = re.sub(r"```.*?```|`[^`]*`", "", FIGURES.MARK.sub("", page.read_text(encoding="utf-8")), flags=re.S)
+        for found in UNIT.findall(text):
+            if found not in DEFINED.get(name, []):
+                typed.append(f"{name}: {found}")
+    assert typed == []
+
+
+def test_the_card_of_the_tiny_model_is_that_of_its_json() -> None:
+    folder = ROOT / "src/everclip/models/builtin/tiny"
+    facts = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert script("build_tiny").page(facts) == (folder / "CARD.md").read_text(encoding="utf-8")
+
+
+def test_the_tiny_model_is_asked_among_the_subgroups_that_the_suite_has() -> None:
+    from everclip.config import resolve_config
+    from everclip.scenarios.load import load_scenario
+
+    suite = load_scenario(resolve_config("emoji-time").scenario).retention_suite
+    facts = json.loads((ROOT / "src/everclip/models/builtin/tiny/card.json").read_text(encoding="utf-8"))
+    assert [len(s.classes or ()) for s in suite] == [facts["subgroup_classes"]]
