@@ -80,6 +80,22 @@ def test_an_extended_run_ends_as_if_all_tasks_had_been_there_all_methods(
     check_whole(configs, case)
 
 
+def test_the_set_of_everything_grows_with_the_tasks(configs: Callable[..., Any]) -> None:
+    two, more, whole = configs("finetune", KEEP, "scenario.everything=true")
+    before = harness.run(two).columns
+    expected, found = harness.run(whole), extend(more)
+    assert found.rows == expected.rows
+    sizes = [{c.name: c.samples for c in columns} for columns in (before, found.columns)]
+    assert sizes[1]["everything"] == sizes[0]["everything"] + sizes[1]["2003"]
+
+
+def test_without_kept_models_the_set_of_everything_has_no_old_cells(configs: Callable[..., Any]) -> None:
+    two, more, _ = configs("finetune", "scenario.everything=true")
+    harness.run(two)
+    found = extend(more)
+    assert ["everything" in row.scores for row in found.rows] == [True, False, False, True]
+
+
 def test_without_kept_models_only_unmeasurable_cells_are_missing(configs: Callable[..., Any]) -> None:
     two, more, whole = configs("replay-base")
     harness.run(two)

@@ -117,7 +117,7 @@ class RowRecorder:
     def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
         """Measure the embedding space on what was known if there is such a set, else on all retrieval sets."""
         sets = [s for s in self._scenario.eval_sets if s.kind == "retrieval"]
-        names = [s.name for s in sets if s.group != "task"] or [s.name for s in sets]
+        names = [s.name for s in sets if s.group not in ("task", "everything")] or [s.name for s in sets]
         if not names:
             return {}
         images, texts = (torch.cat([scores.features[name][side] for name in names]) for side in (0, 1))
@@ -191,6 +191,8 @@ def choose_examples(scenario: Any, count: int) -> dict[str, list[int]]:
     """Choose the pictures whose answers are followed: per set those of lowest hash, so every run shows the same."""
     chosen = {}
     for s in scenario.eval_sets:
+        if s.group == "everything":
+            continue  # its pictures are those of the other sets
         order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
         chosen[s.name] = sorted(order[:count])
     return chosen

@@ -50,7 +50,7 @@ class Column(Part):
 
     name: str
     kind: Literal["classification", "retrieval", "pairs"]
-    group: Literal["task", "part", "known", "retention"]
+    group: Literal["task", "part", "known", "everything", "retention"]
     task: int | None
     samples: int
     classes: int | None = None

@@ -124,7 +124,7 @@ def _ceiling(run: Run, columns: Sequence[Column]) -> float:
 
 
 def _panel(axes: Axes, run: Run, column: Column, top: float) -> None:
-    colour = SERIES[("known", "task", "retention", "part").index(column.group)]
+    colour = SERIES[("known", "task", "retention", "part", "everything").index(column.group)]
     curve(axes, run, column, colour)
     dress(axes)
     tasks = len(run.results.tasks)

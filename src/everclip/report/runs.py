@@ -15,7 +15,7 @@ from everclip.evaluation.assemble import metric_of
 from everclip.evaluation.results import Column, Results, Row, Score
 from everclip.registry import read_yaml
 
-Group = Literal["known", "task", "part", "retention"]
+Group = Literal["everything", "known", "task", "part", "retention"]
 
 
 class Run:

@@ -14,6 +14,7 @@ from everclip.report.quantities import Change, Estimate, Key, change_since_start
 from everclip.report.runs import Group, Run
 
 GROUPS: tuple[tuple[Group, str], ...] = (
+    ("everything", "old and new"),
     ("known", "known before"),
     ("task", "tasks, in the order of learning"),
     ("part", "parts of them"),

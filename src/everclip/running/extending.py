@@ -39,13 +39,15 @@ def parts_of(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:
     found: dict[str, Table | None] = {"base": scenario.base, "base (validation)": scenario.base_val}
     for task in tasks:
         found |= {f"task {task.name!r}": task.train, f"task {task.name!r} (validation)": task.val}
-    found |= {f"evaluation set {s.name!r}": s.data for s in scenario.eval_sets}
+    # The set `everything` grows with the tasks; its parts stand here under their own names.
+    fixed = [s for s in scenario.eval_sets if s.group != "everything"]
+    found |= {f"evaluation set {s.name!r}": s.data for s in fixed}
     found |= {f"evaluation set {s.name!r} (validation)": s.data for s in scenario.retention_val}
     parts = {
         name: f"{len(table)} rows, {table.fingerprint}" for name, table in found.items() if table is not None
     }
     named = {f"class texts of task {task.name!r}": task.classes for task in tasks}
-    named |= {f"class texts of evaluation set {s.name!r}": s.classes for s in scenario.eval_sets}
+    named |= {f"class texts of evaluation set {s.name!r}": s.classes for s in fixed}
     return parts | {name: _texts(classes) for name, classes in named.items() if classes}
 
 
@@ -159,13 +161,15 @@ def remeasure(
 def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
     """Leave out what was scored among all sets: there are more answers now, and a mean over both would be of neither.
 
-    What is `seen` or its `own` does not grow by tasks that come later, nor does the retention suite.
+    The set `everything` has more rows now, so all its cells go. What is `seen` or its `own` does not grow by tasks that come later, nor does the retention suite.
     """
     grown = {p.name for p in scenario.protocols if p.space == "all"}
     kept = {s.name for s in scenario.retention_suite}
+    larger = {s.name for s in scenario.eval_sets if s.group == "everything"}
     scores = {
         name: cells if name in kept else {p: values for p, values in cells.items() if p not in grown}
         for name, cells in row["scores"].items()
+        if name not in larger
     }
     return {**row, "scores": scores}
 

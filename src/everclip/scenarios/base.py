@@ -84,7 +84,7 @@ class ListScenario:
             return own
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
             return own if protocol.unseen == "own" else None
-        peers = [s for s in self.eval_sets if s.kind == "classification" and s.group != "retention"]
+        peers = [s for s in self.eval_sets if s.kind == "classification" and s.group in ("known", "task")]
         if protocol.space == "seen":
             peers = [s for s in peers if self._is_seen(s, learned)]
         entries = merge_entries([e for s in peers for e in s.classes or ()])
@@ -104,8 +104,9 @@ class ListScenario:
             peers = [s for s in peers if self._is_seen(s, learned)]
         return tuple(peers)
 
-    @staticmethod
-    def _is_seen(eval_set: EvalSet, learned: Collection[int]) -> bool:
+    def _is_seen(self, eval_set: EvalSet, learned: Collection[int]) -> bool:
+        if eval_set.group == "everything":
+            return all(self._is_seen(s, learned) for s in self.eval_sets if s.group == "task")
         return eval_set.task is None or eval_set.task in learned
 
     def at_once(self) -> ListScenario:

@@ -98,6 +98,20 @@ def one_test(spec: ScenarioSpec, test: Table, kind: Measured | None, tasks: int)
     return EvalSet("test", kind or "retrieval", test.renamed("test"), None, "task", entries)
 
 
+def everything(sets: Sequence[EvalSet], reader: Reader) -> list[EvalSet]:
+    """Return one set with the test rows of all tasks and of what was known before, if all are measured alike."""
+    joined = [s for s in sets if s.group in ("known", "task")]
+    kinds = sorted({s.kind for s in joined})
+    if len(kinds) > 1:
+        reader.notes.append(
+            f"there is no evaluation set `everything`: some tasks are measured by {kinds[0]}, others by {kinds[1]}"
+        )
+        return []
+    data = Table.concat([s.data for s in joined], "everything")
+    entries = merge_entries([entry for s in joined for entry in s.classes or ()])
+    return [EvalSet("everything", joined[0].kind, data, None, "everything", entries or None)]
+
+
 def _trained_with(entries: tuple[ClassEntry, ...], template: str | None) -> tuple[ClassEntry, ...]:
     """Put a template first: training reads the first one, vocabularies all."""
     if template is None:

@@ -14,7 +14,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.scenarios import classes, domains, sources, time
 from everclip.scenarios.apart import Learned, keep_apart
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.building import Fit, columns_of, known_part, one_test, task_part
+from everclip.scenarios.building import Fit, columns_of, everything, known_part, one_test, task_part
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.merging import with_joined_templates
@@ -84,6 +84,7 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     suite = tuple(retained(part, index, test, reader) for index, part in enumerate(spec.retention))
     for group, (_, measured) in zip(groups, built, strict=True):
         sets += [] if measured is None else [measured, *columns_of(group, measured)]
+    sets += everything(sets, reader) if spec.everything else []
     sets += [one.measured for one in suite]
     _require_unique_names(sets)
     _require_captions(sets)

@@ -234,6 +234,10 @@ class ScenarioSpec(Frozen):
     one_test: bool = Field(
         False, description="all test rows are one evaluation set that every row measures, not one per task"
     )
+    everything: bool = Field(
+        False,
+        description="one more evaluation set, `everything`: the test rows of all tasks and of the base, old and new",
+    )
     order: tuple[str, ...] | str = "given"
     orders: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="lists that `order` can name"
