@@ -90,9 +90,16 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge` for training settings: naming one kind of budget drops the others, and steps behind them."""
+    """`merge` for training settings: what replaces a setting inherits nothing of it.
+
+    Naming one kind of budget drops the others, and steps behind them; naming a kind of augmentation drops the one
+    before, with its strengths.
+    """
     replaced = any(top.get(key) is not None for key in BUDGET_KEYS)
     dropped = (*BUDGET_KEYS, "extra_steps") if replaced else ()
+    augment = top.get("augment")
+    if isinstance(augment, Mapping) and "kind" in augment:
+        dropped = (*dropped, "augment")
     return merge({k: v for k, v in base.items() if k not in dropped}, top)
 
 

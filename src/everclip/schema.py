@@ -72,8 +72,15 @@ class AugmentConfig(Frozen):
     """Augmentation of training images; every draw is keyed by (seed, task, step, sample id).
 
     Attributes:
-        crop_min: smallest share of the area a random crop keeps.
-        ratio: a crop's aspect ratio lies within `[1/ratio, ratio]`.
+        kind: what a crop is taken from. `model-view`: from what the model sees at evaluation, as its own transform fits
+            the picture into its square (the whole picture squashed, its central square, or the whole picture padded:
+            `backbone.preprocess.resize_mode`). `random-resized-crop`: from the whole picture, by the rules of
+            torchvision's `RandomResizedCrop`, as most published code trains.
+        crop_min: smallest area that is drawn for a crop, as a share of what it is taken from. In a `model-view` the
+            part of a drawn crop that juts out is cut off: it keeps at least `min(crop_min, sqrt(crop_min / ratio))`
+            (0.9 and 4/3: 82 %).
+        ratio: the aspect ratio of a crop lies within `[1/ratio, ratio]`, in a `model-view` relative to the view.
+            Default 1.1, and 4/3 (torchvision's) for `random-resized-crop`.
         flip: probability of a horizontal flip.
         rotate: largest rotation in degrees either way.
         colour: strength of brightness, contrast and saturation jitter (0.4 = factors in [0.6, 1.4]).
@@ -83,6 +90,7 @@ class AugmentConfig(Frozen):
         blur: probability of a Gaussian blur of up to 3 % of the side (outlines and texture go, shapes stay).
     """
 
+    kind: Literal["model-view", "random-resized-crop"] = "model-view"
     crop_min: float = Field(0.9, gt=0, le=1)
     ratio: float = Field(1.1, ge=1)
     flip: float = Field(0.0, ge=0, le=1)
@@ -92,6 +100,12 @@ class AugmentConfig(Frozen):
     grey: float = Field(0.0, ge=0, le=1)
     zoom_out: float = Field(0.0, ge=0, le=1)
     blur: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ratio_of_the_kind(cls, data: Any) -> Any:
+        published = isinstance(data, Mapping) and data.get("kind") == "random-resized-crop"
+        return {"ratio": 4 / 3, **data} if published else data
 
 
 def _one_place(template: str) -> str:

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from everclip.config import AugmentConfig
 from everclip.data import images
-from everclip.data.images import ImageStore, PictureError, PixelFormat, augment, decode, inspect
+from everclip.data.augmentation import augment
+from everclip.data.images import ImageStore, PictureError, PixelFormat, decode, inspect
 from everclip.data.order import generator
 from everclip.data.quarantine import REASONS
 from everclip.data.table import Table

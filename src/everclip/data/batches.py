@@ -12,8 +12,9 @@ import torch
 
 from everclip.config import AugmentConfig, CaptionConfig
 from everclip.contracts import Stream
+from everclip.data.augmentation import augment
 from everclip.data.captions import draw_caption
-from everclip.data.images import ImageStore, PixelFormat, augment
+from everclip.data.images import ImageStore, PixelFormat
 from everclip.data.order import generator, key_of, place, share
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
@@ -112,7 +113,8 @@ class BatchMaker:
     def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
         picture = self.store.get(table, position)
         if stream.view == "train" and self.augment is not None:
-            return self.pixels.tensor(augment(picture, self.pixels.size, self.augment, draw))
+            form = self.pixels
+            return form.tensor(augment(picture, form.size, self.augment, draw, form.resizing))
         return self.preprocess(picture)
 
     def caption(self, table: Table, position: int) -> str:

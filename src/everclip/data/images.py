@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels: bounded decoding, and augmentation whose draws are keyed by the sample."""
+"""From encoded bytes to pixels: bounded decoding, and what an image tower takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from everclip.config import AugmentConfig
+from everclip.data.resizing import OPEN_CLIP, Resizing
 from everclip.errors import DataError
 
 if TYPE_CHECKING:
@@ -273,79 +273,21 @@ class ImageStore:
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a backbone's image tower takes: side in pixels, and per-channel mean and deviation."""
+    """What a backbone's image tower takes.
+
+    Attributes:
+        size: side in pixels.
+        mean, std: per channel, of values from 0 to 1.
+        resizing: how its own transform fits a picture of any shape into the square.
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resizing: Resizing = OPEN_CLIP
 
     def tensor(self, picture: Image.Image) -> torch.Tensor:
         """Return normalised pixels `(3, size, size)`."""
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
         pixels = (np.asarray(picture, dtype=np.float32) / np.float32(255) - mean) / std
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-def augment(picture: Image.Image, size: int, config: AugmentConfig, draw: np.random.Generator) -> Image.Image:
-    """Crop, resize, turn, flip and recolour a picture.
-
-    Args:
-        picture: RGB, any size.
-        size: side of the result in pixels.
-        config: strengths.
-        draw: the sample's own generator; the same number of draws is taken whatever the outcome.
-
-    Returns:
-        RGB picture of `size` x `size`.
-    """
-    unit = draw.random(12)
-    ground = picture.getpixel((0, 0))
-    result = _crop(picture, size, config, unit[:4])
-    if unit[4] < config.zoom_out:
-        result = _zoom_out(result, size, ground, unit[5:8])
-    if config.rotate:
-        angle = (2 * unit[8] - 1) * config.rotate
-        result = result.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
-    if unit[9] < config.flip:
-        result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if unit[10] < config.blur:
-        result = result.filter(ImageFilter.GaussianBlur(float(unit[11]) * 0.03 * size))
-    if config.colour or config.hue or config.grey:
-        result = _recolour(result, config, draw.random(5))
-    return result
-
-
-def _crop(picture: Image.Image, size: int, config: AugmentConfig, unit: np.ndarray) -> Image.Image:
-    width, height = picture.size
-    side = min(width, height)
-    area = config.crop_min + (1 - config.crop_min) * unit[0]
-    ratio = config.ratio ** (2 * unit[1] - 1)
-    crop_w = min(width, side * np.sqrt(area * ratio))
-    crop_h = min(height, side * np.sqrt(area / ratio))
-    left, top = unit[2] * (width - crop_w), unit[3] * (height - crop_h)
-    box = (float(left), float(top), float(left + crop_w), float(top + crop_h))
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-
-
-def _zoom_out(picture: Image.Image, size: int, ground: object, unit: np.ndarray) -> Image.Image:
-    side = max(1, round(size * (0.5 + 0.5 * unit[0])))
-    canvas = Image.new("RGB", (size, size), ground)  # type: ignore[arg-type]
-    place = (int(unit[1] * (size - side + 1)), int(unit[2] * (size - side + 1)))
-    canvas.paste(picture.resize((side, side), Image.Resampling.BICUBIC), place)
-    return canvas
-
-
-def _recolour(picture: Image.Image, config: AugmentConfig, unit: np.ndarray) -> Image.Image:
-    factors = 1 + (2 * unit[:3] - 1) * config.colour
-    if config.colour:
-        picture = ImageEnhance.Brightness(picture).enhance(float(factors[0]))
-        picture = ImageEnhance.Contrast(picture).enhance(float(factors[1]))
-        picture = ImageEnhance.Color(picture).enhance(float(factors[2]))
-    if config.hue:
-        hue, saturation, value = picture.convert("HSV").split()
-        shift = int(np.round((2 * unit[3] - 1) * config.hue * 255))
-        table = [(level + shift) % 256 for level in range(256)]
-        picture = Image.merge("HSV", (hue.point(table), saturation, value)).convert("RGB")
-    if unit[4] < config.grey:
-        picture = picture.convert("L").convert("RGB")
-    return picture

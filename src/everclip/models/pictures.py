@@ -12,6 +12,7 @@ from torch import nn
 
 from everclip.config import PreprocessConfig
 from everclip.data.images import PixelFormat
+from everclip.data.resizing import Resizing
 from everclip.errors import ConfigError
 
 _SAID = ("mean", "std", "interpolation", "resize_mode")
@@ -83,10 +84,9 @@ def prepare_pictures(
         notes.append(
             f"preprocessing: nothing with the weights says {values}; open_clip's defaults are assumed"
         )
-    if complete.resize_mode == "longest":
-        notes.append("preprocessing: training crops are square; `longest` pads evaluation pictures only")
     mean, std = (tuple(float(v) for v in values) for values in (complete.mean, complete.std))
     document = {**vars(complete), "mean": list(mean), "std": list(std)}
-    return Pictures(
-        document, image_transform_v2(complete, is_train=False), PixelFormat(side, mean, std), tuple(notes)
-    )
+    mode: Any = complete.resize_mode
+    resizing = Resizing(mode, complete.interpolation, complete.fill_color)
+    transform = image_transform_v2(complete, is_train=False)
+    return Pictures(document, transform, PixelFormat(side, mean, std, resizing), tuple(notes))

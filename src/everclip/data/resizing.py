@@ -1,0 +1,63 @@
+"""How a model's own transform fits a picture of any shape into the square that its image tower takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the picture."""
+
+ResizeMode = Literal["shortest", "longest", "squash"]
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR}
+"""Interpolations by open_clip's names; every other name means bicubic, as in open_clip."""
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """What open_clip's evaluation transform does before it normalises (`PreprocessCfg`).
+
+    Attributes:
+        mode: `squash` resizes the whole picture to the square; `shortest` resizes the shorter side and keeps the
+            central square; `longest` resizes the longer side and pads.
+        interpolation: `bicubic` or `bilinear`.
+        fill: grey level (or red, green and blue) of the padding.
+    """
+
+    mode: ResizeMode = "shortest"
+    interpolation: str = "bicubic"
+    fill: int | tuple[int, ...] = 0
+
+    def visible(self, width: int, height: int) -> Box:
+        """Return the part of a picture that the model sees."""
+        if self.mode != "shortest":
+            return (0.0, 0.0, float(width), float(height))
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return (left, top, left + side, top + side)
+
+    def filled(self, width: int, height: int, size: int) -> tuple[int, int]:
+        """Return width and height of what the visible part fills of a square of `size` pixels."""
+        if self.mode != "longest":
+            return (size, size)
+        longer = max(width, height)
+        return (max(1, round(width / (longer / size))), max(1, round(height / (longer / size))))
+
+    def fitted(self, picture: Image.Image, box: Box, size: int) -> Image.Image:
+        """Return a part of an RGB picture as the model would see it: `size` x `size`, padded where the mode pads."""
+        width, height = self.filled(*picture.size, size)
+        resampling = FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
+        resized = picture.resize((width, height), resampling, box=box)
+        if (width, height) == (size, size):
+            return resized
+        fill = (self.fill,) * 3 if isinstance(self.fill, int) else tuple(self.fill)
+        square = Image.new("RGB", (size, size), fill)
+        square.paste(resized, ((size - width) // 2, (size - height) // 2))
+        return square
+
+
+OPEN_CLIP = Resizing()
+"""What open_clip does where nothing is said."""
