@@ -4,7 +4,8 @@
     python scripts/figures.py --check          # list those that differ; exit code 1 if there are any
     python scripts/figures.py --demo runs/demo # keep what `everclip demo` measured in benchmarks/demo.json
 
-A page marks a figure with comments that a reader does not see (`;` parts them, since `|` would part the cells of a table):
+A page marks a figure with comments that a reader does not see (`;` parts them, since `|` would part the cells of a
+table):
 
     <!-- figure: cell adapters ; lora ; time against full -->0.69<!-- /figure -->
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,9 +82,7 @@ def _cell(script: str, row: str, column: str) -> str:
         [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"(?m)^\|.*\|$", section)
     ]
     if column not in rows[0]:
-        raise FigureError(
-            f"benchmarks/{script}.py: no column {column!r}; the table has {', '.join(rows[0])}"
-        )
+        raise FigureError(f"benchmarks/{script}.py: no column {column!r}; the table has {', '.join(rows[0])}")
     found = next((cells for cells in rows[2:] if cells[0] == row), None)
     if found is None:
         raise FigureError(f"benchmarks/{script}.py: no row {row!r}")

@@ -97,8 +97,8 @@ class EvalSet:
     """Data that one column of the result measures.
 
     `task` is the index of the task it belongs to, `None` for what was known before and for the retention suite. A
-    `part` shows some of a task's data by themselves; `everything` holds the test rows of all tasks and of what was known
-    before. Neither enters anything that is computed from the score matrix.
+    `part` shows some of a task's data by themselves; `everything` holds the test rows of all tasks and of what was
+    known before. Neither enters anything that is computed from the score matrix.
     """
 
     name: str

@@ -32,7 +32,8 @@ DEFINED = {
 
 def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / f"scripts/{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -74,10 +75,10 @@ def test_numbers_with_units_are_marked_or_defined() -> None:
     typed = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         name = str(page.relative_to(ROOT))
-        text = re.sub(r"```.*?```|`[^`]*`", "", FIGURES.MARK.sub("", page.read_text(encoding="utf-8")), flags=re.S)
-        for found in UNIT.findall(text):
-            if found not in DEFINED.get(name, []):
-                typed.append(f"{name}: {found}")
+        text = re.sub(
+            r"```.*?```|`[^`]*`", "", FIGURES.MARK.sub("", page.read_text(encoding="utf-8")), flags=re.S
+        )
+        typed += [f"{name}: {found}" for found in UNIT.findall(text) if found not in DEFINED.get(name, [])]
     assert typed == []
 
 

@@ -161,7 +161,8 @@ def remeasure(
 def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
     """Leave out what was scored among all sets: there are more answers now, and a mean over both would be of neither.
 
-    The set `everything` has more rows now, so all its cells go. What is `seen` or its `own` does not grow by tasks that come later, nor does the retention suite.
+    The set `everything` has more rows now, so all its cells go. What is `seen` or its `own` does not grow by tasks that
+    come later, nor does the retention suite.
     """
     grown = {p.name for p in scenario.protocols if p.space == "all"}
     kept = {s.name for s in scenario.retention_suite}
