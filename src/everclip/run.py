@@ -26,8 +26,10 @@ from everclip.learner.core import Learner
 from everclip.learner.fit import check_fit, learner_for
 from everclip.learner.following import Cursor
 from everclip.running import extending, inputs
+from everclip.running.clock import Clock
 from everclip.running.outcome import Status, build_results
 from everclip.running.place import EVALUATE, LEARN, Place
+from everclip.running.watching import RunWatcher
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.training import environment
@@ -77,6 +79,7 @@ class Run:
     def __init__(self, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> None:
         self.config, self.extend = config, extend
         self.path = Path(config.output)
+        self._clock = Clock(self.path)
         if extend and not (self.path / CONFIG).is_file():
             raise RunFolderError(
                 f"output: {self.path} holds no run to extend. Name its folder as output=, or begin without --extend."
@@ -129,6 +132,8 @@ class Run:
                     self._report(only_if_missing=True)
                     return held  # as it was: looking at a result must not change where it says it comes from
             self._remark_inputs()
+            self._clock.idle()
+            self._note_time(self._clock.write())
             self._trackers = Trackers(self.config if self._main else None)
             self._saved_at = time.monotonic()
             try:
@@ -140,6 +145,7 @@ class Run:
                 raise
             finally:
                 self._trackers.finish()
+                self._clock.write()
             results = self._write_results("finished")
         self._report()
         return results
@@ -165,10 +171,12 @@ class Run:
     def _advance(self, cursor: Cursor) -> Cursor:
         """Do the next stage, then write a checkpoint that knows it is done."""
         if self.place.stage == LEARN:
-            self._learn(self.tasks[self.place.task], cursor)
+            with self._clock.stage("training"):
+                self._learn(self.tasks[self.place.task], cursor)
             self.place.stage = EVALUATE
         else:
-            self._evaluate()
+            with self._clock.stage("evaluation"):
+                self._evaluate()
             self.place.task += 1
             self.place.stage = LEARN
         cursor = Cursor()
@@ -180,16 +188,17 @@ class Run:
     # -- learning ---------------------------------------------------------------------------------------------
 
     def _learn(self, task: Task, cursor: Cursor) -> None:
-        started = time.monotonic()
         total = self._steps_of(task)
         self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", total, cursor.step)
-        self.learner.learn(task, cursor, _Watch(self, task, cursor))
+        self.learner.learn(task, cursor, RunWatcher(self, task, cursor))
         self.progress.finish()
-        self._spend("training", started)
+        self._move_guard()
+
+    def _move_guard(self) -> None:
+        """Count the seconds of the guard by themselves: it looks while a task trains."""
         guard = self.learner.guard
-        if guard is not None:  # it looked while the task trained; its cost has a place of its own
-            self.place.seconds["training"] -= guard.seconds
-            self.place.seconds["guard"] = self.place.seconds.get("guard", 0.0) + guard.seconds
+        if guard is not None:
+            self._clock.move(guard.seconds, "guard")
             guard.seconds = 0.0
 
     def _steps_of(self, task: Task) -> int:
@@ -201,6 +210,7 @@ class Run:
         """Count one step; return whether a checkpoint is due after it."""
         self.place.step += 1
         self.place.samples += log.samples
+        self._note_time(self._clock.tick())
         return self._save_due()
 
     def record(self, task: Task, cursor: Cursor, logs: Sequence[StepLog]) -> None:
@@ -227,7 +237,6 @@ class Run:
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        started = time.monotonic()
         index = len(self.place.rows)
         at_once = self.learner.method.needs.all_tasks_at_once
         label = "before" if index == 0 else self.tasks[index - 1].name
@@ -236,6 +245,7 @@ class Run:
 
         def tick(done: int, total: int) -> None:
             self.progress.update(done, "pictures", total)
+            self._note_time(self._clock.tick())
             crash_point("in evaluation")
             if self.learner.accelerator.num_processes == 1:
                 self._stop.check()  # several processes stop together, between the stages
@@ -259,7 +269,6 @@ class Run:
             extending.keep_model(self.path, index, self.learner)
         self.place.examples = [e.model_dump(mode="json") for e in examples]
         self.progress.finish()
-        self._spend("evaluation", started)
         metrics = {f"row/{k}": v for k, v in self._metrics().items() if v is not None}
         self._trackers.log(metrics, self.place.step)
 
@@ -269,6 +278,7 @@ class Run:
         """Continue from the newest good checkpoint, or begin."""
         found = self.checkpoints.latest()
         if found is None:
+            self._note_time(self._clock.begin({}, self._main))
             self._folder.rewind_log(0)
             return Cursor()
         now_parts, names = self.place.parts, self.place.tasks
@@ -278,6 +288,7 @@ class Run:
         done = self.place.task + (self.place.stage == EVALUATE and self.place.task >= 0)
         self.learner.tasks = list(self.tasks[: max(0, done)])
         self._folder.rewind_log(self.place.log_size)
+        self._note_time(self._clock.begin(self.place.seconds, self._main))
         for problem in found.damaged:
             self._event("damaged checkpoint", f"{problem}; continued from {found.path.name}")
         now = environment.fixed(str(self.learner.accelerator.device))
@@ -343,7 +354,13 @@ class Run:
         return any_up(self._stop.name is not None or late, self.learner.accelerator.device)
 
     def _save(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
+        with self._clock.stage("checkpoints"):
+            self._save_now(cursor, optimiser)
+        self._note_time(self._clock.write())
+
+    def _save_now(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
         started = time.monotonic()
+        self.place.seconds = self._clock.seconds()
         if self._main:
             self.place.log_size = self._folder.log_size()
             state = {"place": vars(self.place), "learner": self.learner.state(cursor)}
@@ -353,12 +370,12 @@ class Run:
             costs["longest"] = max(spent, costs.get("longest", 0.0))
             costs["written"] = costs.get("written", 0) + 1
             costs["bytes"] = sum(f.stat().st_size for f in path.iterdir())
-        self._spend("checkpoints", started)
         self._saved_at = time.monotonic()
         self.learner.accelerator.wait_for_everyone()
 
-    def _spend(self, stage: str, started: float) -> None:
-        self.place.seconds[stage] = self.place.seconds.get(stage, 0.0) + time.monotonic() - started
+    def _note_time(self, problem: str | None) -> None:
+        if problem is not None:
+            self._event("lost time", problem)
 
     # -- results ----------------------------------------------------------------------------------------------
 
@@ -368,32 +385,15 @@ class Run:
 
     def _write_results(self, status: Status) -> Results:
         results = build_results(
-            self.config, self.scenario, self.learner, self.tasks, self.place, self._headline, status
+            self.config,
+            self.scenario,
+            self.learner,
+            self.tasks,
+            self.place,
+            self._headline,
+            status,
+            self._clock,
         )
         if self._main and results.rows:
             results.write(self.path)
         return results
-
-
-class _Watch:
-    """Follows the learning of one task for a run: counts, shows, records, saves."""
-
-    def __init__(self, run: Run, task: Task, cursor: Cursor) -> None:
-        self._run, self._task, self._cursor = run, task, cursor
-        self._clock = time.monotonic()
-
-    def after_step(self, log: StepLog) -> bool:
-        """Count a step; return whether a checkpoint is due."""
-        return self._run.count(log)
-
-    def report(self, logs: Sequence[StepLog]) -> None:
-        """Show and record steps."""
-        self._run.record(self._task, self._cursor, logs)
-        loss = sum(float(value) for value in logs[-1].losses.values())
-        before, self._clock = self._clock, time.monotonic()
-        rate = sum(log.samples for log in logs) / max(1e-9, self._clock - before)
-        self._run.progress.update(logs[-1].step + 1, f"loss {loss:.3f}  {rate:.0f} samples/s")
-
-    def save(self, cursor: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
-        """Write a checkpoint."""
-        self._run.save(cursor, optimiser)

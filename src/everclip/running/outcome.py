@@ -10,6 +10,7 @@ from everclip.contracts import Task
 from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.learner.core import Learner
+from everclip.running.clock import Clock
 from everclip.running.place import Place
 from everclip.scenarios.base import ListScenario
 from everclip.training import environment
@@ -25,6 +26,7 @@ def build_results(
     place: Place,
     headline: Mapping[str, str],
     status: Status,
+    clock: Clock,
 ) -> Results:
     """Return the result as it stands now."""
     spec, method = scenario.spec, learner.method
@@ -51,14 +53,14 @@ def build_results(
         metrics=flat_metrics(rows, columns, headline),
         examples=[Example(**e) for e in place.examples],
         events=[Event(**e) for e in place.events],
-        cost=_cost(learner, place),
+        cost=_cost(learner, place, clock),
         provenance=_provenance(config, scenario, learner, place),
     )
 
 
-def _cost(learner: Learner, place: Place) -> dict[str, Any]:
-    spent = environment.consumption(place.seconds, str(learner.accelerator.device))
-    return {**spent, "checkpoints": dict(place.checkpoints)}
+def _cost(learner: Learner, place: Place, clock: Clock) -> dict[str, Any]:
+    spent = environment.consumption(clock.seconds(), str(learner.accelerator.device))
+    return {**spent, "sessions": clock.sessions, "checkpoints": dict(place.checkpoints)}
 
 
 def _provenance(config: RunConfig, scenario: ListScenario, learner: Learner, place: Place) -> dict[str, Any]:
