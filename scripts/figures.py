@@ -4,8 +4,7 @@
     python scripts/figures.py --check          # list those that differ; exit code 1 if there are any
     python scripts/figures.py --demo runs/demo # keep what `everclip demo` measured in benchmarks/demo.json
 
-A page marks a figure with comments that a reader does not see (`;` parts them, since `|` would part the cells of a
-table):
+A page marks a figure with comments that a reader does not see (with `;`, since `|` would end the cell of a table):
 
     <!-- figure: cell adapters ; lora ; time against full -->0.69<!-- /figure -->
 

@@ -57,6 +57,24 @@ class LabelSpace:
 
 
 @dataclass(frozen=True)
+class ClassHead:
+    """A classifier that a method learned on top of its backbone, as an export writes it beside the backbone.
+
+    Attributes:
+        tensors: what `head.safetensors` holds.
+        rule: what `head.json` holds: everything else that the loader needs.
+        entries: the learned classes, in the order of columns.
+        answers: what the method itself answers over the learned classes: unit image embeddings `(N, D)` and unit class
+            embeddings `(C, D)` to scores `(N, C)` float64, of which the largest is the answer.
+    """
+
+    tensors: dict[str, Tensor]
+    rule: dict[str, Any]
+    entries: tuple[ClassEntry, ...]
+    answers: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class EvalProtocol:
     """How a set is scored.
 

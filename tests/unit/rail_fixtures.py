@@ -54,7 +54,7 @@ def head_of(learner: Learner) -> Ridge:
 
 def by_key(learner: Learner) -> torch.Tensor:
     """Return the weights with columns in the order of the classes' keys."""
-    keys = [key for key, _ in learner.method.structure()["classes"]]
+    keys = [key for key, *_ in learner.method.structure()["classes"]]
     return head_of(learner).weights[:, sorted(range(len(keys)), key=keys.__getitem__)]
 
 

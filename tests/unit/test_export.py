@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,23 @@ import backbone_zoo as zoo
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
+from rail_fixtures import FORMS, maker, pictures
+from safetensors.torch import load_file, save_file
 from test_backbones_kinds import TEXTS, siglip_with_tokenizer, write_tokenizer
 from typer.testing import CliRunner
 
 from everclip.cli.export import run_export
 from everclip.cli.main import app
+from everclip.data.table import Table
 from everclip.errors import ConfigError, EverclipError
 from everclip.learner import Learner
 from everclip.models import export as module
 from everclip.models.backbone import load_backbone
 from everclip.models.export import export_backbone, probes
+from everclip.models.exported_classifier import Classifier
 from everclip.run import execute
 from everclip.training.progress import Progress
+from micro import of_classes
 
 
 def plain(folder: Path, length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,4 +233,64 @@ def test_json_and_weights_options(micro_folder: Path, tmp_path: Path) -> None:
         "name": str(micro_folder / "model"),
         "weights": "random",
     }
-    assert document["parity"] == {"pixels": 0, "images": 0, "texts": 0, "logit_scale": 0, "tokens": True}
+    assert document["parity"].pop("head") is None
+    assert max(document["parity"].pop("images"), document["parity"].pop("texts")) <= 1e-6
+    assert document["parity"] == {"pixels": 0, "logit_scale": 0, "tokens": True}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_rail_learned_is_exported_and_loaded_with_open_clip_alone(
+    form: str, micro_folder: Path, tmp_path: Path
+) -> None:
+    data = pictures(micro_folder)
+    learner = maker(micro_folder)(**FORMS[form])
+    for number in range(2):
+        learner.learn(of_classes(data, number, number))
+    learner.save(tmp_path / "learner")
+    exported, _, _ = run_export(str(tmp_path / "learner"), tmp_path / "to")
+    assert exported.parity.head is not None
+    assert exported.parity.head <= 1e-6
+    names = [entry.name for number in range(2) for entry in of_classes(data, number, number).classes or ()]
+    files = photos(learner, data, tmp_path)
+    # A fresh interpreter that may not import everclip: the folder and open_clip are all there is.
+    script = (
+        "import sys, json, PIL.Image\n"
+        "sys.modules['everclip'] = None\n"
+        f"sys.path.insert(0, {str(tmp_path / 'to')!r})\n"
+        "from classify import Classifier\n"
+        f"model = Classifier({str(tmp_path / 'to')!r})\n"
+        f"images = [PIL.Image.open(f).convert('RGB') for f in {[str(f) for f in files]!r}]\n"
+        f"print(json.dumps([model.classify(images), model.classify(images, {[*names, 'something else']!r})]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for offered, answers in zip((names, [*names, "something else"]), json.loads(done.stdout), strict=True):
+        assert answers == [name for name, _ in learner.classify(files, offered, ("a {}",))]
+
+
+def photos(learner: Learner, data: Table, folder: Path) -> list[Path]:
+    files = []
+    for number in range(0, len(data), 7):
+        file = folder / f"{number}.png"
+        learner.store.get(data, number).save(file)
+        files.append(file)
+    return files
+
+
+def test_an_exported_head_changes_answers_and_says_how_many_classes(
+    micro_folder: Path, tmp_path: Path
+) -> None:
+    data = pictures(micro_folder)
+    learner = maker(micro_folder)(fusion=1.0, dimension=200)
+    learner.learn(of_classes(data, 0, 0, 1, 2))
+    learner.save(tmp_path / "learner")
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "learner"), str(tmp_path / "to")])
+    assert result.exit_code == 0, result.output
+    assert "class head: 3 classes; classify.py loads it" in result.output
+    rule = json.loads((tmp_path / "to/head.json").read_text())
+    assert rule["features"] == "relu"
+    assert rule["fusion"] == 1.0
+    # A head that was changed on disk gives other answers, so the comparison at export would notice.
+    head = load_file(tmp_path / "to/head.safetensors")
+    save_file({**head, "weights": head["weights"] * 0}, tmp_path / "to/head.safetensors")
+    changed = Classifier(tmp_path / "to")
+    assert float(changed.scores(probes()).abs().max()) == 0.0

@@ -78,7 +78,8 @@ def test_numbers_with_units_are_marked_or_defined() -> None:
         text = re.sub(
             r"```.*?```|`[^`]*`", "", FIGURES.MARK.sub("", page.read_text(encoding="utf-8")), flags=re.S
         )
-        typed += [f"{name}: {found}" for found in UNIT.findall(text) if found not in DEFINED.get(name, [])]
+        defined = DEFINED.get(name, [])
+        typed += [f"{name}: {found}" for found in UNIT.findall(text) if found not in defined]
     assert typed == []
 
 

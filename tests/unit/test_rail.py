@@ -60,7 +60,7 @@ def test_learning_gives_the_joint_solution_of_every_sample_once(
         learner.learn(task)
     whole = Table.concat([task.train for task in tasks])
     x = features(learner, whole).double()
-    keys = [key for key, _ in learner.method.structure()["classes"]]
+    keys = [key for key, *_ in learner.method.structure()["classes"]]
     y = torch.nn.functional.one_hot(torch.tensor([keys.index(k) for k in whole.column("class_key")])).double()
     head = head_of(learner)
     if isinstance(head, Dual):
@@ -120,7 +120,7 @@ def test_a_class_that_two_tasks_share_accumulates(make: Callable[..., Learner], 
     shared.learn(first)
     shared.learn(second)
     joint.learn(of_classes(data, 0, 0, 1, 2))
-    assert [key for key, _ in shared.method.structure()["classes"]] == ["class-0", "class-1", "class-2"]
+    assert [key for key, *_ in shared.method.structure()["classes"]] == ["class-0", "class-1", "class-2"]
     assert apart(by_key(shared), by_key(joint)) < 1e-8
 
 
@@ -204,7 +204,7 @@ def test_twelve_tasks_of_one_class_each_in_batches_of_one(make: Callable[..., Le
         learner.learn(Task(index, key, Table(named), classes=entries))
     assert head_of(learner).classes == 12
     assert torch.isfinite(head_of(learner).weights).all()
-    space = LabelSpace(tuple(ClassEntry(k, n) for k, n in learner.method.structure()["classes"]))
+    space = LabelSpace(tuple(ClassEntry(k, n) for k, n, *_ in learner.method.structure()["classes"]))
     one = scored(learner, features(learner, data.select([0])), space)[0]
     many = scored(learner, features(learner, data), space)[0]
     assert int(one.argmax()) == int(many[0].argmax())
@@ -264,14 +264,17 @@ def test_more_sums_than_memory_holds_are_refused_in_words(make: Callable[..., Le
         make(dimension=10_000_000, expansion="fourier").learn(of_classes(data, 0, 0, 1))
 
 
-def test_an_export_would_lack_the_regression(
+def test_an_export_with_two_classes_of_one_name_is_refused(
     make: Callable[..., Learner], data: Table, tmp_path: Path
 ) -> None:
+    task = of_classes(data, 0, 0, 1)
+    assert task.classes is not None
     learner = make(dimension=16)
-    learner.learn(of_classes(data, 0, 0, 1))
+    learner.learn(replace(task, classes=tuple(replace(entry, name="crane") for entry in task.classes)))
     folder = learner.save(tmp_path / "saved").parents[1]
-    with pytest.raises(ConfigError, match="a regression over 2 classes was learned"):
+    with pytest.raises(ConfigError, match=r"1 names stand for several learned classes \('crane'\)"):
         run_export(str(folder), tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_ridge_that_is_too_small_is_said(make: Callable[..., Learner], data: Table) -> None:

@@ -26,12 +26,16 @@ def export(
 ) -> None:
     """Write a model in open_clip's layout, LoRA merged, and prove that open_clip gives the same embeddings.
 
+    What `rail` learned is written beside it: head.safetensors, head.json, and classify.py, which loads both with
+    open_clip alone.
+
     Example: everclip export runs/emoji-time-replay-s0 exported/mine
     """
-    from everclip.models.export import check_target, describe, usage
+    from everclip.models.export import check_target, describe
+    from everclip.models.export_head import RULE
 
     check_target(folder, force)
-    exported, backbone, card = run_export(model, folder, half=half, force=force, weights=weights)
+    exported, _, card = run_export(model, folder, half=half, force=force, weights=weights)
     document = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document}, indent=1))
@@ -42,7 +46,10 @@ def export(
     if exported.merged:
         typer.echo(f"merged into the weights: {', '.join(exported.merged)}")
     typer.echo(f"plain open_clip against the model: {describe(exported.parity)}")
-    typer.echo("\n".join(["to load it:", *(f"  {line}" for line in usage(folder, backbone))]))
+    if (folder / RULE).is_file():
+        learned = json.loads((folder / RULE).read_text(encoding="utf-8"))["classes"]
+        typer.echo(f"class head: {len(learned)} classes; classify.py loads it")
+    typer.echo("\n".join(["to load it:", *(f"  {line}" for line in document["usage"])]))
 
 
 def run_export(
@@ -59,7 +66,8 @@ def run_export(
 
         learner = Learner.load(model)
         method = learner.method.cpu()
-        if method.outside_towers is not None:
+        head = method.class_head()
+        if head is None and method.outside_towers is not None:
             raise ConfigError(
                 f"{model}: {method.outside_towers}, which open_clip's layout has no place for: the export would be the "
                 "model without it. Keep the run or learner folder; `Learner.load` predicts from it."
@@ -73,6 +81,7 @@ def run_export(
             force=force,
             encode_images=lambda pixels: method.encode_images(pixels)["embedding"],
             encode_texts=lambda tokens: method.encode_texts(tokens)["embedding"],
+            head=head,
         )
         return exported, method.backbone, card
     config = BackboneConfig(name=model, weights=weights)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from everclip.contracts import Features, LabelSpace
+from everclip.contracts import ClassHead, Features, LabelSpace
 from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
 from everclip.models.backbone import Backbone
@@ -67,6 +67,10 @@ class Predicting(nn.Module):
     @property
     def outside_towers(self) -> str | None:
         """What was learned and lies outside the towers, so that an export would lack it; `None`: nothing does."""
+        return None
+
+    def class_head(self) -> ClassHead | None:
+        """Return what an export writes beside the towers to hold what `outside_towers` names; `None`: it cannot."""
         return None
 
     def routes(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from everclip.contracts import (
     Batch,
     ClassEntry,
+    ClassHead,
     Cost,
     Features,
     LabelSpace,
@@ -33,6 +34,7 @@ from everclip.methods.frozen import embeddings
 from everclip.methods.ridge.base import Ridge
 from everclip.methods.ridge.build import build_head, with_head
 from everclip.methods.ridge.dual import Dual
+from everclip.methods.ridge.export import head_to_export
 from everclip.methods.ridge.fuse import as_cosines, fuse
 from everclip.methods.ridge.settings import RailSettings
 from everclip.models.backbone import Backbone
@@ -61,7 +63,7 @@ class Rail(Method):
     def __init__(self, backbone: Backbone, settings: RailSettings, seed: int = 0) -> None:
         super().__init__(backbone, settings, seed)
         self.head: Ridge | None = None
-        self._names: dict[str, str] = {}
+        self._classes: dict[str, ClassEntry] = {}
         self._shape: dict[str, int] = {}
 
     # -- learning ---------------------------------------------------------------------------------------------
@@ -79,8 +81,8 @@ class Rail(Method):
             inputs = _embedding_width(self.backbone)
             self._build({"inputs": inputs, "width": self.settings.width(len(task.train), inputs)})
         assert self.head is not None
-        self._names = self._names_with(task)
-        self.head.widen(len(self._names))
+        self._classes = self._classes_with(task)
+        self.head.widen(len(self._classes))
         if isinstance(self.head, Dual):
             self.head.require_room(self._passes(past) * len(task.train))
 
@@ -88,10 +90,9 @@ class Rail(Method):
         self._shape = {key: shape[key] for key in ("inputs", "width")}
         self.head = build_head(self.settings, shape, self.seed).to(device_of(self))
 
-    def _names_with(self, task: Task) -> dict[str, str]:
-        """Return key -> name of all classes in the order of columns, with those of a task."""
-        new = {e.key: e.name for e in task.classes or () if e.key not in self._names}
-        return self._names | new
+    def _classes_with(self, task: Task) -> dict[str, ClassEntry]:
+        """Return all classes by key in the order of columns, with those of a task."""
+        return self._classes | {e.key: e for e in task.classes or () if e.key not in self._classes}
 
     def _augments(self, past: Past) -> bool:
         return self.settings.augmented and (past.training is None or past.training.augment is not None)
@@ -106,7 +107,7 @@ class Rail(Method):
         augmented = self._augments(past)
         cached = not augmented and (training is None or training.cache)
         # Labels count through all classes learned so far, so that they are columns of the head.
-        classes = tuple(ClassEntry(key, name) for key, name in self._names_with(task).items())
+        classes = tuple(ClassEntry(e.key, e.name) for e in self._classes_with(task).values())
         main = Stream(
             (Source(task.train),),
             training.batch_size if training else BATCH,
@@ -168,25 +169,29 @@ class Rail(Method):
             return cosines
         rows = learned[cosines.argmax(dim=1)].nonzero()[:, 0]
         chosen = cosines[rows]
-        scale = float(self.backbone.logit_scale.detach())
-        probabilities = torch.softmax(scale * chosen.double(), dim=1)
-        outputs = torch.zeros_like(probabilities)
-        outputs[:, learned] = self._outputs(images["embedding"][rows], [c for c in columns if c is not None])
-        fused = fuse(probabilities, outputs, learned, self.settings.fusion)
+        fused = self._fused(images["embedding"][rows], chosen, columns)
         scores = cosines.clone()
-        scores[rows] = as_cosines(fused, chosen, scale).to(cosines.dtype)
+        scores[rows] = as_cosines(fused, chosen, self._scale()).to(cosines.dtype)
         return scores
 
-    def _outputs(self, x: torch.Tensor, columns: list[int]) -> torch.Tensor:
+    def _fused(self, x: torch.Tensor, cosines: torch.Tensor, columns: Sequence[int | None]) -> torch.Tensor:
+        """Return fused rows `(N, C)` float64 of embeddings `(N, D)` and their cosines `(N, C)` with the classes."""
         assert self.head is not None
+        learned = torch.tensor([column is not None for column in columns], device=cosines.device)
+        probabilities = torch.softmax(self._scale() * cosines.double(), dim=1)
+        outputs = torch.zeros_like(probabilities)
         device = self.head.weights.device
-        wanted = torch.tensor(columns, device=device)
-        return self.head.outputs(x.to(device), wanted).to(x.device)
+        wanted = torch.tensor([column for column in columns if column is not None], device=device)
+        outputs[:, learned] = self.head.outputs(x.to(device), wanted).to(x.device)
+        return fuse(probabilities, outputs, learned, self.settings.fusion)
+
+    def _scale(self) -> float:
+        return float(self.backbone.logit_scale.detach())
 
     def _columns(self, entries: Sequence[ClassEntry]) -> list[int | None]:
         """Return the column of each answer on offer, `None` where it was not learned."""
-        place = {key: column for column, key in enumerate(self._names)}
-        named = {name: column for column, name in enumerate(self._names.values())}
+        place = {key: column for column, key in enumerate(self._classes)}
+        named = {e.name: column for column, e in enumerate(self._classes.values())}
         # A name that somebody typed belongs to no task and has no key of its own.
         return [place.get(e.key, None if e.tasks or e.key != e.name else named.get(e.name)) for e in entries]
 
@@ -195,16 +200,32 @@ class Rail(Method):
         """The regression: the towers are those of the start."""
         return None if self.head is None else f"a regression over {self.head.classes} classes was learned"
 
+    def class_head(self) -> ClassHead | None:
+        """Return the regression and its rule for an export; see `everclip.methods.ridge.export`."""
+        if self.head is None:
+            return None
+        entries = tuple(self._classes.values())
+
+        def answers(images: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+            return self._fused(images, images @ bank.T, range(len(entries)))
+
+        return head_to_export(self.head, self.settings, entries, answers)
+
     # -- state ------------------------------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
         """Return the classes in the order of columns, and the shape of the head."""
         shape = {} if self.head is None else {**self._shape, **self.head.shape()}
-        return {"classes": [[key, name] for key, name in self._names.items()], "head": shape}
+        classes = [[e.key, e.name, *e.templates] for e in self._classes.values()]
+        return {"classes": classes, "head": shape}
 
     def grow(self, structure: Mapping[str, Any]) -> None:
         """Rebuild an empty head of that shape."""
-        self._names = dict(structure.get("classes", ()))
+        self._classes = {
+            # Checkpoints of before 0.2 hold no templates.
+            key: ClassEntry(key, name, tuple(templates) or ("{}",))
+            for key, name, *templates in structure.get("classes", ())
+        }
         if structure.get("head"):
             self._build(structure["head"])
 

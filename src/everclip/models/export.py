@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
 
+from everclip.contracts import ClassHead
 from everclip.errors import ConfigError, EverclipError
 from everclip.files import folder_atomic
 from everclip.models.backbone import Backbone
+from everclip.models.export_head import HEAD_FILES, head_distance, write_head
 from everclip.models.layout import CONFIG, MERGES, WEIGHTS
 from everclip.models.modules.grow import grown, merge_into
 from everclip.models.quiet import offline, quiet
@@ -29,6 +31,9 @@ CARD = "card.json"
 
 HALF_LIMIT = 0.01
 """Largest difference of an embedding's number (of a unit vector) that half precision may cost."""
+
+ROUNDING_LIMIT = 1e-6
+"""Largest difference of an embedding's number that rounding may cost: threads and memory decide the order of sums."""
 
 TEXTS = ("a photo of a dog", "Two red squares, one blue circle!", "", "naïve 東京 🎈", "word " * 200)
 
@@ -44,6 +49,7 @@ class Parity:
         images, texts: of unit embeddings.
         logit_scale: of the factor on cosines.
         tokens: whether every text became the same tokens.
+        head: of the scores of a class head; `None` where there is none.
     """
 
     pixels: float
@@ -51,10 +57,15 @@ class Parity:
     texts: float
     logit_scale: float
     tokens: bool
+    head: float | None = None
 
     def within(self, limit: float) -> bool:
-        """Return whether tokens, pixels and scale are equal and no embedding differs by more than `limit`."""
-        return self.tokens and self.pixels == self.logit_scale == 0 and max(self.images, self.texts) <= limit
+        """Return whether tokens, pixels and scale are equal and no embedding differs by more than `limit`.
+
+        Scores of a class head are sharper than embeddings: they may differ by ten times as much.
+        """
+        same = self.tokens and self.pixels == self.logit_scale == 0
+        return same and max(self.images, self.texts) <= limit and (self.head or 0) <= 10 * limit
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ def export_backbone(
     force: bool = False,
     encode_images: Encode | None = None,
     encode_texts: Encode | None = None,
+    head: ClassHead | None = None,
 ) -> Exported:
     """Write a backbone in open_clip's layout, whole or not at all, and compare it with what plain open_clip loads.
 
@@ -95,6 +107,8 @@ def export_backbone(
         force: replace an earlier export.
         encode_images, encode_texts: what the model answers (pixels or tokens to unit embeddings), if a method around
             the backbone answers otherwise; default the backbone's own.
+        head: a classifier to be written beside the backbone: `head.safetensors`, `head.json` and `classify.py`, which
+            loads them with open_clip alone. It is loaded that way and compared as well.
 
     Raises:
         ConfigError: if the layout cannot hold the model, or the folder is in the way.
@@ -115,7 +129,10 @@ def export_backbone(
         _write_files(backbone, aside, half)
         with torch.inference_mode():
             parity = _compare(backbone, aside, (pixels, tokens, images, texts))
-        limit = HALF_LIMIT if half else 0.0
+            if head is not None:
+                write_head(head, backbone, aside)
+                parity = replace(parity, head=head_distance(head, backbone, aside, images, probes()))
+        limit = HALF_LIMIT if half else ROUNDING_LIMIT
         if not parity.within(limit):
             raise EverclipError(
                 f"export: plain open_clip does not give the model's embeddings: {describe(parity)} (allowed: "
@@ -125,7 +142,7 @@ def export_backbone(
         document |= {
             "towers": backbone.fingerprints(),
             "parity": asdict(parity),
-            "usage": usage(folder, backbone),
+            "usage": usage(folder, backbone, head is not None),
         }
         (aside / CARD).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         size = sum(file.stat().st_size for file in aside.iterdir())
@@ -138,14 +155,21 @@ def export_backbone(
 def describe(parity: Parity) -> str:
     """Return a parity in one line."""
     tokens = "equal tokens" if parity.tokens else "other tokens"
+    head = "" if parity.head is None else f", class scores {parity.head:g}"
     return (
         f"{tokens}, largest difference of pixels {parity.pixels:g}, image embeddings {parity.images:g}, text "
-        f"embeddings {parity.texts:g}, logit scale {parity.logit_scale:g}"
+        f"embeddings {parity.texts:g}, logit scale {parity.logit_scale:g}{head}"
     )
 
 
-def usage(folder: Path, backbone: Backbone) -> list[str]:
-    """Return the lines of Python that load an export with open_clip alone."""
+def usage(folder: Path, backbone: Backbone, head: bool = False) -> list[str]:
+    """Return the lines of Python that load an export with open_clip alone; with its class head where there is one."""
+    if head:
+        return [
+            f"import sys; sys.path.insert(0, '{folder}')",
+            "from classify import Classifier",
+            f"names = Classifier('{folder}').classify([PIL.Image.open('photo.jpg')])",
+        ]
     own = backbone.layout is not None and any(f.name == MERGES for f in backbone.layout.tokenizer_files)
     length = backbone.tokenizer.context_length
     tokenizer = (
@@ -170,7 +194,7 @@ def check_target(folder: Path, force: bool) -> None:
         return
     if not folder.is_dir():
         raise ConfigError(f"export: {folder} is a file; give the name of a folder to be made.")
-    ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES}
+    ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES, *HEAD_FILES, "__pycache__"}
     others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
     if others or not (folder / CONFIG).is_file():
         held = ", ".join(others[:5]) or ", ".join(sorted(p.name for p in folder.iterdir()))

@@ -1,0 +1,44 @@
+"""The regression of `rail` as an export writes it; `everclip.models.exported_classifier` reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from everclip.contracts import ClassEntry, ClassHead
+from everclip.methods.ridge.base import Ridge
+from everclip.methods.ridge.dual import Dual
+from everclip.methods.ridge.primal import Recursive, Sums
+from everclip.methods.ridge.settings import RailSettings
+
+
+def head_to_export(
+    head: Ridge,
+    settings: RailSettings,
+    entries: tuple[ClassEntry, ...],
+    answers: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> ClassHead:
+    """Return the files of a learned regression.
+
+    Args:
+        head: solved.
+        settings: of the method.
+        entries: the learned classes, in the order of columns.
+        answers: see `ClassHead`.
+    """
+    tensors = {"weights": head.weights}
+    rule = {
+        "format": 1,
+        "kind": "ridge regression fused with zero-shot (RAIL, arXiv 2406.18868)",
+        "features": "kernel" if isinstance(head, Dual) else settings.expansion,
+        "fusion": settings.fusion,
+        "templates": list(entries[0].templates) if entries else ["{}"],
+        "classes": [{"key": e.key, "name": e.name, "templates": list(e.templates)} for e in entries],
+    }
+    if isinstance(head, Dual):
+        tensors["samples"] = head.samples
+        rule["gamma"] = head.gamma
+    elif isinstance(head, Sums | Recursive):
+        tensors |= dict(head.expansion.named_buffers())
+    return ClassHead(tensors, rule, entries, answers)
