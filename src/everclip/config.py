@@ -7,18 +7,19 @@ No torch here.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from everclip import registry
-from everclip.errors import ConfigError, did_you_mean
+from everclip import overrides, registry
+from everclip.errors import ConfigError
 from everclip.schema import (
     BUDGET_KEYS,
+    SHORTHAND,
     AugmentConfig,
     BackboneConfig,
     CaptionConfig,
@@ -29,10 +30,11 @@ from everclip.schema import (
     MethodConfig,
     PreprocessConfig,
     RunConfig,
-    Template,
     TrainingConfig,
+    unknown_key,
     validated,
 )
+from everclip.templates import Template
 
 __all__ = [
     "BUDGET_KEYS",
@@ -52,7 +54,6 @@ __all__ = [
     "TrainingConfig",
     "merge",
     "merge_training",
-    "overrides_document",
     "parse_override",
     "resolve_config",
     "validated",
@@ -60,22 +61,12 @@ __all__ = [
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split `a.b=value`; the value is read as YAML, so `1e-4`, `true`, `[1, 2]` and plain words work.
+    """Split `a.b=value`; the value is read by the type of the setting (`everclip.overrides`).
 
     Raises:
-        ConfigError: if there is no `=`.
+        ConfigError: if there is no `=`, or the value cannot be read.
     """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{text!r}: expected key=value, for example seed=1 or training.steps=200.")
-    try:
-        parsed = yaml.safe_load(value) if value != "" else None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{key}: cannot read {value[:80]!r} as a value ({error}).") from error
-    # YAML 1.1 reads 1e-4 as a word because it lacks the point; people write learning rates that way.
-    if isinstance(parsed, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", parsed):
-        parsed = float(parsed)
-    return key.strip().split("."), parsed
+    return overrides.parse_override(text, overrides.types_of(RunConfig))
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,13 +100,11 @@ CHANGED = " (changed)"
 SECTIONS = ("training", "backbone", "method", "evaluation", "guard")
 """What a scenario document may give defaults for."""
 
-_SHORTHAND = {"method": "name", "backbone": "name"}
-
 
 def _expand(document: Mapping[str, Any]) -> dict[str, Any]:
     """Turn `method: finetune` into `method: {name: finetune}`, and settings beside the name into `settings`."""
     expanded = dict(document)
-    for key, inner in _SHORTHAND.items():
+    for key, inner in SHORTHAND.items():
         if isinstance(expanded.get(key), str):
             expanded[key] = {inner: expanded[key]}
     chosen = expanded.get("method")
@@ -124,26 +113,6 @@ def _expand(document: Mapping[str, Any]) -> dict[str, Any]:
         settings.update({k: v for k, v in chosen.items() if k not in ("name", "settings")})
         expanded["method"] = {**({"name": chosen["name"]} if "name" in chosen else {}), "settings": settings}
     return expanded
-
-
-def overrides_document(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `["a.b=1", "a.c=2"]` as `{"a": {"b": 1, "c": 2}}`; `method=NAME` and `backbone=NAME` are short forms.
-
-    Raises:
-        ConfigError: for a text without `=`, or settings below a plain value.
-    """
-    document: dict[str, Any] = {}
-    for text in overrides:
-        path, value = parse_override(text)
-        if len(path) == 1 and path[0] in _SHORTHAND and isinstance(value, str):
-            path = [path[0], _SHORTHAND[path[0]]]
-        node = document
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{'.'.join(path)}: {part!r} was already given a plain value.")
-        node[path[-1]] = value
-    return document
 
 
 def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry]:
@@ -171,18 +140,22 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
     return document, registry.benchmark_entry(name)
 
 
-def resolve_config(target: str, overrides: Sequence[str] = ()) -> RunConfig:
+def resolve_config(
+    target: str | PathLike[str], texts: Sequence[str] = (), settings: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Resolve a benchmark name or a YAML file, plus `key=value` overrides, to a complete configuration.
 
     Args:
         target: `emoji-time`, `emoji-time@1`, `my-scenario.yaml` or `my-run.yaml`.
-        overrides: `seed=1`, `training.steps=50`, `method=replay`, `method.replay.size=100`...
+        texts: `seed=1`, `training.steps=50`, `method=replay`, `method.replay.size=100`...
+        settings: the same as Python values, `{"seed": 1, "training": {"steps": 50}}`; they win over `texts`.
 
     Raises:
         ConfigError: naming the key, what was found, what was expected.
     """
-    from_file, entry = _user_document(target)
-    given = overrides_document(overrides)
+    from_file, entry = _user_document(os.fspath(target))
+    given = overrides.overrides_document(texts, overrides.types_of(RunConfig))
+    given = merge(given, overrides.settings_document(settings or {}))
     for part in (from_file, given):
         _check_sections(part)
     user = _laid_over(_expand(from_file), _expand(given))
@@ -222,7 +195,7 @@ def _tag(tag: str, declared: Mapping[str, Any], used: Mapping[str, Any]) -> str:
 def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """Lay one configuration over another; a newly named method or backbone inherits nothing from the old one."""
     base = dict(base)
-    for key in _SHORTHAND:
+    for key in SHORTHAND:
         name = top.get(key, {}).get("name")
         if name is not None and name != base.get(key, {}).get("name"):
             base.pop(key, None)
@@ -236,8 +209,9 @@ def _check_sections(document: Mapping[str, Any]) -> None:
     known = set(RunConfig.model_fields)
     for key, value in document.items():
         if key not in known:
-            raise ConfigError(f"{key}: unknown key.{did_you_mean(key, known)}")
-        named = key in _SHORTHAND and isinstance(value, str)
+            below = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else str(key)
+            raise ConfigError(f"{key}: unknown key.{unknown_key(below, sorted(known))}")
+        named = key in SHORTHAND and isinstance(value, str)
         if key in (*SECTIONS, "checkpoint", "scenario") and not named and not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected settings below it, found {value!r}.")
         inner = value.get("settings", {}) if key == "method" and isinstance(value, Mapping) else {}

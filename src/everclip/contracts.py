@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, runtime_checkable
 from typing import Protocol as TypingProtocol
 
+from everclip.templates import filled
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -40,7 +42,7 @@ class ClassEntry:
 
     def prompts(self) -> tuple[str, ...]:
         """Return the class name put into every template."""
-        return tuple(template.format(self.name) for template in self.templates)
+        return tuple(filled(template, self.name) for template in self.templates)
 
 
 @dataclass(frozen=True)

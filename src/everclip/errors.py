@@ -50,8 +50,12 @@ class Interrupted(EverclipError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean ...?` for close names, else the list of what exists."""
-    known = sorted(set(known))
+    name, known = str(name), sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+    if len(known) > 30:  # a page of names hides the message
+        return (
+            f" Known: {', '.join(known[:20])} and {len(known) - 20} more (everclip ls shows what has a name)."
+        )
     return f" Known: {', '.join(known)}." if known else ""

@@ -17,9 +17,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from everclip.errors import ConfigError, did_you_mean
+from everclip.yaml_values import YamlError, load_yaml
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,11 @@ def read_yaml(path: Path | Traversable) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        document = load_yaml(text)
+    except YamlError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(document).__name__}.")

@@ -5,9 +5,9 @@ A run is a folder. It can be stopped anywhere; the same command continues it and
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ AGREE_EVERY = 8
 
 
 def execute(
-    target: str | RunConfig,
+    target: str | PathLike[str] | RunConfig,
     *overrides: str,
     progress: Progress | None = None,
     extend: bool = False,
@@ -58,7 +58,7 @@ def execute(
         overrides: `key=value` texts.
         progress: where progress is shown.
         extend: learn the tasks that were added since (new periods in the data, sources appended to the list).
-        settings: overrides as keywords, `method="replay"`, `seed=1`.
+        settings: overrides as keywords, `method="replay"`, `seed=1`; they win over `overrides`.
 
     Returns:
         The result, also written to `results.json` in the run folder.
@@ -66,10 +66,12 @@ def execute(
     Raises:
         EverclipError: with the cause and what to do; `exit_code` says which kind.
     """
-    given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
-    if isinstance(target, RunConfig) and given:
-        raise ConfigError(f"execute: a resolved configuration takes no further settings (found {given[0]}).")
-    config = target if isinstance(target, RunConfig) else resolve_config(target, given)
+    if isinstance(target, RunConfig):
+        for given in (*overrides, *settings):
+            raise ConfigError(f"execute: a resolved configuration takes no further settings (found {given}).")
+        config = target
+    else:
+        config = resolve_config(target, overrides, settings)
     return Run(config, progress, extend).execute()
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from everclip.errors import ConfigError, did_you_mean
+from everclip.errors import ConfigError
+from everclip.field_types import DescribedBy, check_text, field_type, fitted, models_in, not_utf8
+from everclip.synonyms import hint
+from everclip.templates import Template
+
+SHORTHAND = {"method": "name", "backbone": "name"}
+"""Sections that a plain text stands for: `method: finetune` is `method: {name: finetune}`."""
 
 BUDGET_KEYS = ("steps", "epochs", "samples")
 """Three ways to say how long one task trains; setting one replaces the others."""
@@ -25,6 +32,13 @@ class Frozen(BaseModel):
     """Base of all settings: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fitted(cls, value: Any, info: ValidationInfo) -> Any:
+        """Bring a value to the field's type where there is no doubt; the same for YAML, command line and Python."""
+        field = cls.model_fields.get(info.field_name or "")
+        return value if field is None else fitted(value, field.annotation)
 
 
 Positive = Annotated[float, Field(gt=0)]
@@ -106,16 +120,6 @@ class AugmentConfig(Frozen):
     def _ratio_of_the_kind(cls, data: Any) -> Any:
         published = isinstance(data, Mapping) and data.get("kind") == "random-resized-crop"
         return {"ratio": 4 / 3, **data} if published else data
-
-
-def _one_place(template: str) -> str:
-    if template.count("{}") != 1:
-        raise ValueError(f"template {template!r} must hold {{}} exactly once")
-    return template
-
-
-Template = Annotated[str, AfterValidator(_one_place)]
-"""A text around a name: `{}` stands for it."""
 
 
 class CaptionConfig(Frozen):
@@ -239,7 +243,7 @@ class RunConfig(Frozen):
     """Everything that decides a run's result, and where it is written."""
 
     benchmark: str
-    scenario: dict[str, Any]
+    scenario: Annotated[dict[str, Any], DescribedBy("everclip.scenarios.spec:ScenarioSpec")]
     backbone: BackboneConfig = BackboneConfig()
     method: MethodConfig = MethodConfig()
     training: TrainingConfig
@@ -250,6 +254,18 @@ class RunConfig(Frozen):
     report: bool = True
     seed: int = Field(0, ge=0)
     output: str = Field(min_length=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        check_text(value, not_utf8)
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _at_home(cls, value: str) -> str:
+        """Expand `~`, as every other path of a user; a shell does so only at the start of an argument."""
+        return os.path.expanduser(value)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; another process may change the rest freely."""
@@ -282,14 +298,32 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str
     path = [str(part) for part in item["loc"]]
     name = ".".join(p for p in [where, *path] if p)
     if item["type"] == "extra_forbidden":
-        fields = _fields_at(model, path[:-1])
-        return f"{name}: unknown key.{did_you_mean(path[-1], fields)}"
+        return f"{name}: unknown key.{unknown_key(name, _fields_at(model, path[:-1]))}"
     if item["type"] == "missing":
         return f"{name}: missing; it has no default."
     found = item.get("input")
-    shown = f" (found {found!r})" if path and not isinstance(found, dict) else ""
+    shown = f" (found {_short(found)})" if path and not isinstance(found, dict) else ""
     said = item["msg"].removeprefix("Value error, ")  # pydantic's word for what a validator of ours says
     return f"{name or 'config'}: {said}{shown}"
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def unknown_key(key: str, beside: Sequence[str]) -> str:
+    """Return the hint for an unknown key: a name beside it, or the same setting of a run under another section."""
+    return hint(key, beside, _keys(RunConfig))
+
+
+def _keys(model: type[BaseModel], prefix: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield every key of a model, with dots."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if depth < 3:
+            for inner in models_in(field_type(field)):
+                yield from _keys(inner, f"{prefix}{name}.", depth + 1)
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

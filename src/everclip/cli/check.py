@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,8 +76,12 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     from everclip.data.spec import DataSpec
 
     def is_setting(text: str) -> bool:
-        key = text.removeprefix("data.").partition("=")[0].partition(".")[0]
-        return "=" in text and not Path(text).exists() and (key in DataSpec.model_fields or "/" not in key)
+        key, equals, value = text.removeprefix("data.").partition("=")
+        first = key.partition(".")[0]
+        if not equals or "/" in first or os.path.lexists(text):
+            return False
+        # `year=2024/*.csv` is a path or pattern; `colums.image=file` is a misspelt setting.
+        return first in DataSpec.model_fields or "." in key or not re.search(r"[/*?\[]", value)
 
     settings = [text for text in arguments if is_setting(text)]
     sources = [text for text in arguments if not is_setting(text)]
@@ -86,9 +92,10 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def data_block(settings: list[str]) -> dict[str, Any]:
     """Return the settings of the data block from `columns.image=file` or `data.columns.image=file`."""
-    from everclip.config import overrides_document
+    from everclip.data.spec import DataSpec
+    from everclip.overrides import overrides_document, types_of
 
-    found = overrides_document([text.removeprefix("data.") for text in settings])
+    found = overrides_document([text.removeprefix("data.") for text in settings], types_of(DataSpec))
     if "source" in found:
         raise ConfigError("check: name the data itself, not data.source=.")
     return found

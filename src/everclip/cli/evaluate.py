@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everclip.errors import ConfigError
+from everclip.templates import templates_of
 
 if TYPE_CHECKING:
     from everclip.learner.measured import Evaluation
@@ -57,7 +58,8 @@ def evaluate(
         raise ConfigError("eval: nothing to measure on; name data or a benchmark with --on DATA.")
     if kind not in ("auto", "retrieval", "classification"):
         raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
-    found = _measure(model, settings or [], on, tuple(template or ("{}",)), kind, no_cache, as_json)
+    templates = templates_of(template or ("{}",), "--template")
+    found = _measure(model, settings or [], on, templates, kind, no_cache, as_json)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False))
     else:
@@ -100,11 +102,13 @@ def _measure(
 
 
 def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
-    from everclip.config import merge, overrides_document
+    from everclip.config import BackboneConfig, EvaluationConfig, merge
     from everclip.data.spec import DataSpec
     from everclip.errors import did_you_mean
+    from everclip.overrides import overrides_document, types_of
 
-    document = overrides_document(settings)
+    sections = {"backbone": BackboneConfig, "data": DataSpec, "evaluation": EvaluationConfig}
+    document = overrides_document(settings, {**types_of(DataSpec), **sections})
     known = ("backbone", "data", "evaluation")
     for key in set(document) & set(DataSpec.model_fields):  # as `check` and `init-config` take them
         document["data"] = merge(document.get("data", {}), {key: document.pop(key)})

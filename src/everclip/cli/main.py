@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -190,21 +192,55 @@ def before_verb(
 
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code (docs/exit-codes.md)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # names of files need not be UTF-8; printing them must not fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=False)
+        sys.stdout.flush()  # here, where a closed pipe can still be answered
     except EverclipError as error:
-        typer.echo(f"everclip: {error}", err=True)
-        sys.exit(error.exit_code)
+        _say(error, error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("everclip: stopped at once; what was saved before is intact.", err=True)
-        sys.exit(130)
+        _say("stopped at once; what was saved before is intact.", 130)
     except typer.TyperException as error:  # wrong usage: click's own message and code
-        usage = "Usage:" in str(error)  # no verb at all: plain help
-        said = str(error) if usage or str(error).endswith((".", "?")) else f"{error}."
-        typer.echo(said if usage else f"everclip: {said} See everclip --help.", err=True)
+        _say_usage(error)
+    except BrokenPipeError:
+        # Whoever read the output (`| head`) has closed it; what Python flushes at its end must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_PIPE)
+    except OSError as error:
+        _say(_of_system(error), 1)
+
+
+CLOSED_PIPE = 141
+"""What a shell reports of a program that a closed pipe ends."""
+
+
+def _say(message: object, code: int) -> NoReturn:
+    typer.echo(f"everclip: {message}", err=True)
+    sys.exit(code)
+
+
+def _say_usage(error: typer.TyperException) -> NoReturn:
+    said = str(error)
+    if "Usage:" in said:  # no verb at all: plain help
+        typer.echo(said, err=True)
         sys.exit(getattr(error, "exit_code", 2))
+    said = said if said.endswith((".", "?")) else f"{said}."
+    option = str(getattr(error, "option_name", ""))  # `--seed=1`, as other programs have it
+    if option and any(text.startswith(f"{option}=") for text in sys.argv):
+        said += f" Settings are written without dashes: {option.lstrip('-')}=VALUE."
+    _say(f"{said} See everclip --help.", getattr(error, "exit_code", 2))
+
+
+def _of_system(error: OSError) -> str:
+    """Return what the operating system says of a file, a folder or the network."""
+    name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+    return f"{name}{error.strerror or error}."
 
 
 if __name__ == "__main__":

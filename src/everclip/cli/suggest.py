@@ -37,11 +37,14 @@ def suggest(
 
     Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
     """
-    from everclip.config import BackboneConfig, overrides_document, validated
+    from everclip.config import BackboneConfig, TrainingConfig, validated
+    from everclip.data.spec import DataSpec
     from everclip.errors import ConfigError
+    from everclip.overrides import overrides_document, types_of
     from everclip.suggest.suggestion import suggest as make
 
-    given = overrides_document([text.removeprefix("data.") for text in settings or []])
+    types = {**types_of(DataSpec), "backbone": BackboneConfig, "training": TrainingConfig}
+    given = overrides_document([text.removeprefix("data.") for text in settings or []], types)
     backbone, training = given.pop("backbone", {}), given.pop("training", {})
     for name, part in (("backbone", backbone), ("training", training)):
         if not isinstance(part, dict):

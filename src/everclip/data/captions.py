@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from everclip.config import CaptionConfig
+from everclip.templates import filled
 
 
 def draw_caption(
@@ -30,4 +31,4 @@ def draw_caption(
     share = choice - config.keyword_probability
     if not config.templates or not 0 <= share < config.template_probability:
         return caption
-    return config.templates[int(which * len(config.templates))].format(caption)
+    return filled(config.templates[int(which * len(config.templates))], caption)

@@ -108,13 +108,25 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
     return _read_path(source, (root or Path()) / expanded(source), labelled)
 
 
+def _pattern(path: Path) -> str:
+    """Return a pattern in which folders that exist are meant by their names: `[2024] spring/*.tar`."""
+    parts = path.parts
+    known = next((i for i in range(len(parts), 0, -1) if os.path.isdir(Path(*parts[:i]))), 0)
+    return str(Path(glob.escape(str(Path(*parts[:known]))), *parts[known:])) if known else str(path)
+
+
 def _read_path(source: str, path: Path, labelled: bool) -> list[Raw]:
     try:
         os.path.realpath(path).encode()
+        os.stat(path)
     except UnicodeEncodeError as error:
         raise ConfigError(
             f"data.source: {source!a}: the path is not UTF-8; rename its folders and files."
         ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # said below, or a pattern
+    except (OSError, ValueError) as error:  # too long, no permission, a loop of links, a NUL
+        raise ConfigError(f"data.source: {source[:200]!r}: {getattr(error, 'strerror', error)}.") from error
     if path.is_dir():
         from everclip.data.readers.folder import read_folder
 
@@ -122,7 +134,8 @@ def _read_path(source: str, path: Path, labelled: bool) -> list[Raw]:
     if path.is_file() and path.suffix.lower() in TABLES:
         return [read_file(path)]
     if any(c in source for c in "*?["):
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        names = sorted(glob.glob(_pattern(path), recursive=True))
+        found = [Path(name) for name in names if Path(name).is_file()]
         if not found:
             raise ConfigError(f"data.source: {path}: no file fits the pattern.")
         return with_splits([(read_file(name), split_of(name.name)) for name in found])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from accelerate import Accelerator
 
 from everclip.config import (
-    BackboneConfig,
     EvaluationConfig,
     GuardConfig,
-    MethodConfig,
     TrainingConfig,
-    merge,
-    merge_training,
-    validated,
 )
 from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.batches import BatchMaker
@@ -28,16 +24,14 @@ from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import require_pictures, validation_scores
-from everclip.learner import predicting, saved, taking
+from everclip.learner import creating, predicting, saved, taking
 from everclip.learner.following import Cursor, Optimiser, Watcher
-from everclip.learner.predicting import Picture
+from everclip.learner.given import Pictures, Texts
 from everclip.learner.taking import UserData
 from everclip.methods.base import Method
-from everclip.methods.build import build_method
-from everclip.models.backbone import load_backbone
 from everclip.models.modules.short_texts import needed_tokens
-from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario
+from everclip.templates import GivenTemplates
 from everclip.training.engine import Engine, Hooks
 from everclip.training.guard import Guard, watchable
 from everclip.training.processes import start_processes
@@ -118,7 +112,7 @@ class Learner:
         watcher: Watcher | None = None,
         *,
         name: str | None = None,
-        templates: Sequence[str] = ("{}",),
+        templates: GivenTemplates = ("{}",),
         validation: float = 0.1,
     ) -> Task:
         """Learn one task, or the rest of it.
@@ -144,7 +138,7 @@ class Learner:
         task = (
             data
             if isinstance(data, Task)
-            else taking.make_task(data, self.next_index, name, tuple(templates), validation)
+            else taking.make_task(data, self.next_index, name, templates, validation)
         )
         taking.require_new(task, self.learned)
         cursor = cursor or Cursor()
@@ -243,35 +237,47 @@ class Learner:
 
     # -- predicting -------------------------------------------------------------------------------------------
 
-    def encode(self, images: Iterable[Picture] = (), texts: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    def encode(self, images: Pictures = (), texts: Texts = ()) -> dict[str, torch.Tensor]:
         """Return unit embeddings: `images` `(N, D)` and `texts` `(M, D)`, as far as given, float32 on the CPU.
 
         Args:
-            images: paths, encoded bytes or PIL pictures; a path that starts with `~` is the user's.
-            texts: any texts, encoded as they are.
+            images: one picture or several: paths (`~` is the user's), encoded bytes, PIL pictures, arrays `(H, W, 3)`.
+            texts: one text or several, encoded as they are.
 
         Raises:
-            ConfigError: if a path names no file.
+            ConfigError: if a path names no file, or something is no picture or text.
             DataError: if a picture cannot be read.
         """
         return predicting.encode(self.method, images, texts)
 
+    @overload
     def classify(
-        self, images: Iterable[Picture], names: Sequence[str], templates: Sequence[str] = ("{}",)
-    ) -> list[tuple[str, float]]:
-        """Return the best name and its cosine for each picture.
+        self, images: Pictures, names: Texts, templates: GivenTemplates = ..., *, top: None = None
+    ) -> list[tuple[str, float]]: ...
+
+    @overload
+    def classify(
+        self, images: Pictures, names: Texts, templates: GivenTemplates = ..., *, top: int
+    ) -> list[list[tuple[str, float]]]: ...
+
+    def classify(
+        self, images: Pictures, names: Texts, templates: GivenTemplates = ("{}",), *, top: int | None = None
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """Return the best name and its cosine for each picture, or with `top` a list of the best so many.
 
         Raises:
-            ConfigError: if there are no names to choose from.
+            ConfigError: if there are no names to choose from, or a template has no place for the name.
         """
-        return predicting.classify(self.method, images, names, templates)
+        if top is None:
+            return predicting.classify(self.method, images, names, templates)
+        return predicting.ranked(self.method, images, names, templates, top)
 
     def evaluate(
         self,
         on: ListScenario | UserData,
         config: EvaluationConfig | None = None,
         *,
-        templates: Sequence[str] = ("{}",),
+        templates: GivenTemplates = ("{}",),
     ) -> Scores:
         """Score the learner as it is now.
 
@@ -286,7 +292,7 @@ class Learner:
             `[set][protocol][metric]` -> `Score` with its interval.
         """
         settings = config or EvaluationConfig()
-        scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, tuple(templates))
+        scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, templates)
         backbone = self.method.backbone
         workers = self.training.workers
         encoder = Encoder(
@@ -352,7 +358,7 @@ class Learner:
     @classmethod
     def create(
         cls,
-        backbone: str | Mapping[str, Any] = "builtin:tiny",
+        backbone: str | PathLike[str] | Mapping[str, Any] = "builtin:tiny",
         method: str = "finetune",
         training: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -367,17 +373,7 @@ class Learner:
             seed: enters every random draw.
             settings: of the method: `replay={"size": 100}`.
         """
-        entry = method_entry(method)
-        chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
-        defaults = merge_training({"epochs": 5}, entry.training)
-        config = validated(TrainingConfig, merge_training(defaults, training or {}), "training")
-        named = {"name": backbone} if isinstance(backbone, str) else backbone
-        clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
-        learner = cls(build_method(chosen, clip, seed), config, seed)
-        guard = validated(GuardConfig, entry.guard, "guard")
-        if guard.max_drop is not None:  # with nothing to watch yet, which it says when it learns
-            learner.watch((), guard)
-        return learner
+        return creating.create(cls, backbone, method, training, seed, settings)
 
     @classmethod
     def load(cls, folder: Path | str, scenario: ListScenario | None = None) -> Learner:

@@ -21,6 +21,7 @@ from everclip.evaluation.scoring import RowScorer
 from everclip.learner.core import Learner
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import Measuring, measured_set
+from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
 from everclip.training.run_folder import CONFIG
 
@@ -76,7 +77,7 @@ def evaluate_model(
     learner: Learner,
     model: str,
     on: Sequence[str | DataSpec],
-    templates: Sequence[str] = ("{}",),
+    templates: GivenTemplates = ("{}",),
     kind: Kind = "auto",
     config: EvaluationConfig | None = None,
     tick: Tick = lambda done, total: None,
@@ -94,11 +95,12 @@ def evaluate_model(
         tick: called with (pictures done, pictures) while encoding.
     """
     settings = config or EvaluationConfig()
+    texts = templates_of(templates, "templates")
     started, encoded = time.monotonic(), 0
     found: list[Measured] = []
     notes = [f"{model}: {line}" for line in getattr(learner.method.backbone, "notes", ())]
     for target in on:
-        name, scenario, lines = _scenario(target, tuple(templates), kind)
+        name, scenario, lines = _scenario(target, texts, kind)
         notes += lines
         encoder = _encoder(learner, scenario.eval_sets, settings)
         rows = RowScorer(scenario, encoder, settings, learner.seed, {}).row(
@@ -117,7 +119,7 @@ def evaluate_model(
         method=learner.method.preset,
         towers=learner.method.backbone.fingerprints(),
         sets=found,
-        templates=list(templates),
+        templates=list(texts),
         notes=notes,
         encoded=encoded,
         seconds=round(time.monotonic() - started, 3),

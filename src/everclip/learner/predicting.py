@@ -3,74 +3,86 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 
 from everclip.contracts import ClassEntry, Features, LabelSpace
-from everclip.data.images import decode
 from everclip.errors import ConfigError
 from everclip.evaluation.banks import encode_pictures, encode_prompts, measuring
+from everclip.learner.given import Picture, Pictures, Texts, opened, several_pictures, several_texts
+from everclip.templates import GivenTemplates, templates_of
 
-Picture = str | Path | bytes | Image.Image
-"""A path, encoded bytes, or a PIL picture."""
+__all__ = ["Picture", "Pictures", "Texts", "classify", "encode", "ranked"]
 
 BLOCK = 256
 
 
-def encode(method: Any, images: Iterable[Picture], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def encode(method: Any, images: Pictures, texts: Texts) -> dict[str, torch.Tensor]:
     """See `everclip.Learner.encode`."""
     found = {}
-    features = _features(method, images)
+    words = several_texts(texts, "encode: texts")
+    features = _features(method, images, "encode")
     if features:
         found["images"] = features["embedding"]
-    if texts:
-        found["texts"] = encode_prompts(method, texts)["embedding"]
+    if words:
+        found["texts"] = encode_prompts(method, words)["embedding"]
     return found
 
 
 def _features(
-    method: Any, images: Iterable[Picture], reduce: Callable[[Features], Features] = lambda found: found
+    method: Any, images: Pictures, where: str, reduce: Callable[[Features], Features] = lambda found: found
 ) -> Features:
     method.eval()
     preprocess = method.backbone.preprocess
-    pixels = (torch.stack([preprocess(_open(image)) for image in block]) for block in _blocks(images))
+    numbered = enumerate(several_pictures(images, where))
+    pixels = (
+        torch.stack([preprocess(opened(image, f"{where}: picture {i}")) for i, image in block])
+        for block in _blocks(numbered)
+    )
     return encode_pictures(method, pixels, reduce=reduce)
 
 
 def classify(
-    method: Any, images: Iterable[Picture], names: Sequence[str], templates: Sequence[str]
+    method: Any, images: Pictures, names: Texts, templates: GivenTemplates
 ) -> list[tuple[str, float]]:
     """See `everclip.Learner.classify`."""
-    if not names:
+    return [best[0] for best in ranked(method, images, names, templates, 1)]
+
+
+def ranked(
+    method: Any, images: Pictures, names: Texts, templates: GivenTemplates, top: int
+) -> list[list[tuple[str, float]]]:
+    """Return the `top` best names of each picture with their cosines, best first; fewer where there are fewer names.
+
+    Raises:
+        ConfigError: if there are no names to choose from, or `top` is no number of names.
+    """
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ConfigError(f"classify: top: expected a number of names of at least 1, found {top!r}.")
+    words = list(dict.fromkeys(several_texts(names, "classify: names")))
+    if not words:
         raise ConfigError("classify: no names to choose from.")
-    space = LabelSpace(tuple(ClassEntry(n, n, tuple(templates)) for n in names))
+    used = templates_of(templates, "classify: templates")
+    space = LabelSpace(tuple(ClassEntry(n, n, used) for n in words))
     method.eval()
     with measuring(method):
         bank = method.class_bank(space)
     # Block by block: what a method needs of a picture may grow with every task it has learned.
-    found = _features(method, images, lambda block: {"scores": method.class_scores(block, space, bank)})
+    found = _features(
+        method, images, "classify", lambda block: {"scores": method.class_scores(block, space, bank)}
+    )
     if not found:
         return []
-    best = found["scores"].max(dim=1)
-    return [(names[int(i)], float(v)) for v, i in zip(best.values, best.indices, strict=True)]
+    best = found["scores"].topk(min(top, len(words)), dim=1)
+    return [_named(words, *row) for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
 
-def _open(image: Picture) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, bytes):
-        return decode(image, "picture")
-    path = Path(image).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such picture.")
-    return decode(path.read_bytes(), str(path))
+def _named(words: Sequence[str], values: Sequence[float], places: Sequence[int]) -> list[tuple[str, float]]:
+    return [(words[place], value) for value, place in zip(values, places, strict=True)]
 
 
-def _blocks(images: Iterable[Picture]) -> Iterator[list[Picture]]:
-    rest = iter(images)
-    while block := list(itertools.islice(rest, BLOCK)):
+def _blocks(images: Iterator[tuple[int, Picture]]) -> Iterator[list[tuple[int, Picture]]]:
+    while block := list(itertools.islice(images, BLOCK)):
         yield block

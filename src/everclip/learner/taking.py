@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any
 
 from everclip.config import validated
@@ -16,9 +16,10 @@ from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.measuring import Measuring, measured_set
 from everclip.scenarios.spec import SplitSpec
 from everclip.scenarios.splits import split
+from everclip.templates import GivenTemplates, templates_of
 
-UserData = str | Path | DataSpec | Table | Mapping[str, Any] | Iterable[Mapping[str, Any]]
-"""A path or name of data, a `data:` block (as a mapping or `DataSpec`), a table, or rows as mappings."""
+UserData = str | PathLike[str] | DataSpec | Table | Mapping[str, Any] | Iterable[Any]
+"""A path or name of data, or several; a `data:` block (as a mapping or `DataSpec`); a table; rows as mappings."""
 
 
 def table_of(data: UserData) -> Table:
@@ -30,23 +31,45 @@ def table_of(data: UserData) -> Table:
     """
     if isinstance(data, Table):
         return data
-    if isinstance(data, str | Path):
-        return read(DataSpec(source=str(data))).table
+    if isinstance(data, str | PathLike):
+        return read(validated(DataSpec, {"source": fspath(data)}, "data")).table
     if isinstance(data, DataSpec):
         return read(data).table
     if isinstance(data, Mapping):
+        if "source" not in data and "image" in data:
+            return read_rows([data]).table  # one row
         return read(validated(DataSpec, data, "data")).table
-    return read_rows(data).table
+    rows = _rows_of(data)
+    if isinstance(rows, list | tuple) and rows and all(isinstance(row, str | PathLike) for row in rows):
+        return read(validated(DataSpec, {"source": [fspath(row) for row in rows]}, "data")).table
+    return read_rows(rows).table
+
+
+def _rows_of(data: Any) -> Iterable[Any]:
+    """Return the rows of whatever holds some: an iterable, a data frame (pandas), a table (pyarrow)."""
+    if callable(getattr(data, "iterrows", None)):
+        return list(data.to_dict("records"))  # a data frame of pandas
+    if callable(getattr(data, "to_pylist", None)):
+        return list(data.to_pylist())  # a table of pyarrow
+    if isinstance(data, bytes | bytearray) or not isinstance(data, Iterable):
+        raise ConfigError(
+            f"data: expected a path, a `data:` block, a table or rows (mappings with `image` and `caption` or "
+            f"`class_name`); found {type(data).__name__}."
+        )
+    return data
 
 
 def make_task(
-    data: UserData, index: int, name: str | None, templates: tuple[str, ...], validation: float
+    data: UserData, index: int, name: str | None, templates: GivenTemplates, validation: float
 ) -> Task:
     """Return data as the task with a number: its training rows, a part of them carved off for validation.
 
     Rows that a column `split` marks as test are left out; those it marks as validation are the task's, and then nothing
     is carved. Data without captions are learned from class names.
     """
+    texts = templates_of(templates, "learn: templates")
+    if not 0 <= validation < 1:
+        raise ConfigError(f"learn: validation: expected a share in [0, 1), found {validation!r}.")
     table = table_of(data)
     table = table.renamed(name or (f"task {index}" if isinstance(data, Table) else table.name))
     parts = split(table, SplitSpec(column="split") if table.has("split") else None)
@@ -67,7 +90,7 @@ def make_task(
     if not captioned:
         # Marked validation rows may hold classes that no training row has: they are told apart from the others, too.
         tables = [t for t in (parts.train, parts.val) if t is not None]
-        classes = merge_entries([entry for t in tables for entry in class_entries(t, templates, (index,))])
+        classes = merge_entries([entry for t in tables for entry in class_entries(t, texts, (index,))])
     return Task(index, table.name, train, val if len(val) else None, classes)
 
 
@@ -85,7 +108,7 @@ def require_new(task: Task, learned: Collection[int]) -> None:
         )
 
 
-def to_measure(data: UserData, templates: tuple[str, ...]) -> Measuring:
+def to_measure(data: UserData, templates: GivenTemplates) -> Measuring:
     """Return data as one evaluation set on its own."""
-    table = table_of(data)
-    return Measuring((measured_set(table, templates),))
+    texts = templates_of(templates, "evaluate: templates")
+    return Measuring((measured_set(table_of(data), texts),))

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from everclip.config import Frozen, Template
+from everclip.config import Frozen
 from everclip.data.spec import DataSpec
 from everclip.errors import did_you_mean
 from everclip.scenarios.short_forms import spelled_out
+from everclip.templates import Template
 
 Where = dict[str, Any]
 """Column -> value, list of values, or `{from: a, to: b}` (both inclusive, either may be absent)."""

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from PIL import Image
 
 from everclip.data.columns import choose
+from everclip.data.given_pictures import KINDS, encoded
 from everclip.data.readers.raw import Raw, table_of
 from everclip.data.spill import blocks, spilled
 from everclip.errors import DataError
@@ -79,17 +78,11 @@ def _image_column(row: Mapping[str, Any], given: Mapping[str, str], name: str, n
 def _picture(value: Any, name: str) -> dict[str, Any] | None:
     if value is None:
         return None
-    if isinstance(value, bytes | bytearray | memoryview):
-        return {"bytes": bytes(value), "path": None}
     if isinstance(value, str | os.PathLike):
         return {"bytes": None, "path": os.fspath(value)}
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         return {"bytes": value.get("bytes"), "path": value.get("path")}
-    if isinstance(value, Image.Image):
-        file = io.BytesIO()
-        # Without loss, and always the same bytes for the same pixels.
-        (value if value.mode in ("L", "RGB", "RGBA") else value.convert("RGBA")).save(file, "PNG")
-        return {"bytes": file.getvalue(), "path": None}
-    raise DataError(
-        f"{name}: a picture is of type {type(value).__name__}; expected encoded bytes, a path or a PIL picture."
-    )
+    content = encoded(value, name)
+    if content is None:
+        raise DataError(f"{name}: a picture is of type {type(value).__name__}; expected {KINDS}.")
+    return {"bytes": content, "path": None}

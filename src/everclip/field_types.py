@@ -1,0 +1,131 @@
+"""Reading the types of settings: what a field may hold, and values brought to it where there is no doubt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import PurePath
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class DescribedBy:
+    """Marks a mapping whose keys another room's model knows: `module:Class`, imported when a key below is asked for."""
+
+    target: str
+
+    def model(self) -> type[BaseModel]:
+        """Import the model."""
+        module, _, name = self.target.partition(":")
+        found: type[BaseModel] = getattr(import_module(module), name)
+        return found
+
+
+def field_type(field: FieldInfo) -> Any:
+    """Return the type of a field, or the model that describes it."""
+    for mark in field.metadata:
+        if isinstance(mark, DescribedBy):
+            return mark.model()
+    return field.annotation
+
+
+def options(annotation: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a type, without what `Annotated` adds."""
+    if hasattr(annotation, "__metadata__"):
+        return options(annotation.__origin__)
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(option for inner in get_args(annotation) for option in options(inner))
+    return (annotation,)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that a type holds by itself (not in lists)."""
+    for option in options(annotation):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            yield option
+
+
+def is_text(annotation: Any) -> bool:
+    """Whether values of a type are made of text alone: a text, one of some words, lists or mappings of these."""
+    kinds = [option for option in options(annotation) if option is not NoneType]
+    return bool(kinds) and all(_is_text_option(option) for option in kinds)
+
+
+def _is_text_option(option: Any) -> bool:
+    origin, inner = get_origin(option), get_args(option)
+    if origin is Literal:
+        return all(isinstance(word, str) for word in inner)
+    if origin in (list, tuple):
+        return all(part is Ellipsis or is_text(part) for part in inner)
+    if origin is dict:
+        return is_text(inner[1])
+    return option is str
+
+
+def is_single_text(annotation: Any) -> bool:
+    """Whether a plain text is a value of the type."""
+    return any(option is str or get_origin(option) is Literal for option in options(annotation))
+
+
+def fitted(value: Any, annotation: Any) -> Any:
+    """Return a value as the type wants it: one text as a list of one, `1e3` as a number, a path as text.
+
+    Raises:
+        ValueError: for `true` where a number stands, and for text that holds a NUL.
+    """
+    kinds = options(annotation)
+    if isinstance(value, PurePath) and str in kinds:
+        value = str(value)
+    check_text(value, holds_nul)
+    numbers = int in kinds or float in kinds
+    if numbers and isinstance(value, bool) and bool not in kinds:
+        raise ValueError("expected a number")
+    if numbers and str not in kinds and isinstance(value, str) and re.fullmatch(_EXPONENT, value.strip()):
+        return float(value)  # YAML 1.1 reads 1e3 as a word because it lacks the point
+    lists = [option for option in kinds if get_origin(option) in (list, tuple)]
+    texts = [option for option in lists if all(o is Ellipsis or is_single_text(o) for o in get_args(option))]
+    if isinstance(value, str) and texts and not any(is_single_text(kind) for kind in kinds):
+        return (value,)
+    return value
+
+
+_EXPONENT = r"[+-]?\d+(\.\d*)?[eE][+-]?\d+"
+
+
+def check_text(value: Any, refuse: Callable[[str], str | None]) -> None:
+    """Look at every text inside a value.
+
+    Raises:
+        ValueError: with what `refuse` says of one.
+    """
+    if isinstance(value, str):
+        said = refuse(value)
+        if said:
+            raise ValueError(said)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_text(inner, refuse)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            check_text(key, refuse)
+            check_text(inner, refuse)
+
+
+def holds_nul(text: str) -> str | None:
+    """Say that a text holds a NUL, which no path may."""
+    return "text holds a NUL character" if "\0" in text else None
+
+
+def not_utf8(text: str) -> str | None:
+    """Say that a text cannot be written to a file as UTF-8: it was an argument or a file name in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "text is not UTF-8; rename the file or write the text anew"
+    return None
