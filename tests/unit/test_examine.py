@@ -56,6 +56,9 @@ def test_facts_are_those_of_the_upright_picture(cache: Path) -> None:
         "frames": 1,
         "dhash": 0,
         "sha256": hashlib.sha256(data).hexdigest(),
+        "span": "",
+        "background": "",
+        "blank": False,
     }
 
 

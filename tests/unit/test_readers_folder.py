@@ -140,7 +140,7 @@ def test_what_cannot_be_a_picture_is_set_aside_with_its_reason(tmp_path: Path) -
         "zero-bytes",
         "not-an-image",
         "truncated",
-        "not-an-image",
+        "unsupported",
     ]
     assert loaded.quarantine.entries[0].name == f"{tmp_path.name}, cat/a.png"
     assert loaded.quarantine.total == 8

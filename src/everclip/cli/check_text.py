@@ -158,6 +158,7 @@ def _duplicates(check: Check) -> Iterator[str]:
     if len(parts) and sum(found.group_counts.values()) > _SHOWN:
         yield f"  and {sum(found.group_counts.values()) - _SHOWN:,} more groups"
     yield from (f"  conflict: {_group(group, ' but ')}" for group in found.conflicts[:_SHOWN])
+    yield from (f"  likely label error: {_group(pair, ' but ')}" for pair in found.mislabelled[:_SHOWN])
 
 
 def _group(group: Copies, joiner: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from everclip.data.checked import Check, Finding, Leaks
+from everclip.data.checked import Check, Finding, Leaks, Row
 from everclip.data.periods import misordered
 
 _KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same with the same text"}
@@ -119,6 +119,37 @@ def _conflicts(check: Check) -> Iterator[Finding]:
             message=f"{counted(check.duplicates.conflict_count, 'picture stands', 'pictures stand')} under more "
             "than one class",
             remedy="Keep one class each; a model cannot learn both, and one of them counts as wrong in the test.",
+        )
+
+
+def _mislabelled(check: Check) -> Iterator[Finding]:
+    found = check.duplicates
+    if found.mislabelled_count:
+        pairs = "; ".join(" and ".join(_labelled(row) for row in pair.rows) for pair in found.mislabelled[:3])
+        yield Finding(
+            level="mend",
+            code="mislabelled",
+            message=f"{counted(found.mislabelled_count, 'pair')} of nearly equal pictures with different classes, "
+            f"likely label errors: {pairs}",
+            remedy="Look at both pictures of a pair and correct the class that is wrong; check.json lists all pairs.",
+        )
+
+
+def _labelled(row: Row) -> str:
+    return f"{row.origin or row.id} ({row.label!r})"
+
+
+def _blank(check: Check) -> Iterator[Finding]:
+    sizes = check.sizes
+    if sizes and sizes.blank:
+        shown = ", ".join(row.origin or row.id for row in sizes.blanks[:3])
+        yield Finding(
+            level="mend",
+            code="blank",
+            message=f"{counted(sizes.blank, 'picture is', 'pictures are')} blank after conversion to RGB with 8 bits: "
+            f"{shown}",
+            remedy="Choose another background (data.background=black) or range (data.bits=12), or leave them out; they "
+            "are no copies of each other.",
         )
 
 
@@ -296,6 +327,8 @@ _RULES: tuple[Callable[[Check], Iterator[Finding]], ...] = (
     _validation_leaks,
     _alike,
     _conflicts,
+    _mislabelled,
+    _blank,
     _texts,
     _long_texts,
     _balance,

@@ -105,6 +105,7 @@ class Sizes(Frozen):
         small: pictures with a side shorter than the model's input.
         side: the model's input in pixels, and the model's name.
         animated: pictures with more than one frame; the first is used.
+        blank: pictures of which nothing is left to see as RGB with 8 bits, and `blanks`, some of them.
     """
 
     width: Spread
@@ -117,6 +118,8 @@ class Sizes(Frozen):
     formats: dict[str, int]
     modes: dict[str, int]
     animated: int
+    blank: int = 0
+    blanks: tuple[Row, ...] = ()
 
 
 class Copies(Frozen):
@@ -129,7 +132,8 @@ class Copies(Frozen):
 class Duplicated(Frozen):
     """Duplicates: how many pictures are too many per kind, and groups of them, the largest first.
 
-    `repeated` counts rows that say the same of the same picture as an earlier row.
+    `repeated` counts rows that say the same of the same picture as an earlier row; `mislabelled` are pairs of near
+    duplicates with different classes, the most alike first.
     """
 
     files: int
@@ -140,6 +144,8 @@ class Duplicated(Frozen):
     conflicts: tuple[Copies, ...]
     conflict_count: int
     loosely_checked: int
+    mislabelled: tuple[Copies, ...] = ()
+    mislabelled_count: int = 0
 
 
 class Leaking(Frozen):

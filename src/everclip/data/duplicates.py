@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from everclip.data.images import decode
-from everclip.data.likeness import alike, sketch
+from everclip.data.images import render
+from everclip.data.likeness import alike, sketch_of
 from everclip.data.neighbours import Forest, Hashes, Indices, near_pairs
 from everclip.data.table import Table
 
@@ -67,6 +67,7 @@ class Duplicates:
         leaks: strongest first: into the test side before the validation side, same bytes before near.
         repeated: rows that repeat an earlier one: the same picture with the same caption.
         conflicts: groups of equal pictures with different classes, one row per class.
+        mislabelled: pairs of near duplicates with different classes, one per picture, the most alike first.
         pictures: distinct files (by content).
         loosely_checked: pictures of look-alike sets so large that each was only compared with its nearest.
     """
@@ -76,6 +77,7 @@ class Duplicates:
     leaks: list[Leak] = field(default_factory=list)
     repeated: list[int] = field(default_factory=list)
     conflicts: list[tuple[int, ...]] = field(default_factory=list)
+    mislabelled: list[tuple[int, int]] = field(default_factory=list)
     pictures: int = 0
     loosely_checked: int = 0
 
@@ -118,6 +120,7 @@ def find_duplicates(
         return Duplicates()
     contents = _Contents(facts)
     leaks = _Leaks(contents, sides or [None] * len(table))
+    crossing = _Crossing(contents, table.column("class_key") if table.has("class_key") else None)
     components = _components(contents, distance)
     total, done, loose = sum(map(len, components)), 0, 0
     for component in components:
@@ -126,13 +129,14 @@ def find_duplicates(
             sketches = []
             for member in members:
                 row = int(contents.first[member])
-                sketches.append(sketch(decode(table.value("image", row), f"{table.name}, row {row + 1}")))
+                sketches.append(sketch_of(render(*table.encoded(row))))
             pairs, differences = alike(sketches, contents.dhash[members], distance)
             pairs = members[pairs]
             equal = differences < 0
             contents.pixels.join(pairs[equal, 0], pairs[equal, 1])
             contents.near.join(pairs[:, 0], pairs[:, 1])
             leaks.add(pairs, differences)
+            crossing.add(pairs, differences)
             done += len(members)
             tick(min(done, total), total)
     copies, repeated = _copies(table, contents)
@@ -140,7 +144,9 @@ def find_duplicates(
     surplus["bytes"] = sum(extra for _, extra in copies)
     groups = [*sorted((group for group, _ in copies), key=_largest), *groups]
     conflicts = _conflicts(table, contents)
-    return Duplicates(groups, surplus, leaks.found(), repeated, conflicts, contents.count, loose)
+    return Duplicates(
+        groups, surplus, leaks.found(), repeated, conflicts, crossing.found(), contents.count, loose
+    )
 
 
 def _components(contents: _Contents, distance: int) -> list[Indices]:
@@ -227,6 +233,29 @@ def _conflicts(table: Table, contents: _Contents) -> list[tuple[int, ...]]:
         if len(first) > 1:
             found.append(tuple(first.values()))
     return sorted(found)
+
+
+class _Crossing:
+    """Collects, for every file, the most alike near duplicate that has another class."""
+
+    def __init__(self, contents: _Contents, classes: Sequence[Any] | None) -> None:
+        self._contents, self._classes = contents, classes
+        self._best: dict[int, tuple[float, int]] = {}
+
+    def add(self, pairs: Indices, differences: np.ndarray) -> None:
+        """Take pairs of files `(P, 2)` with differences `(P,)`; equal pixels are conflicts, not near duplicates."""
+        if self._classes is None:
+            return
+        for (one, other), difference in zip(self._contents.first[pairs].tolist(), differences, strict=True):
+            classes = self._classes[one], self._classes[other]
+            if difference >= 0 and None not in classes and classes[0] != classes[1]:
+                for row, partner in ((one, other), (other, one)):
+                    self._best[row] = min(self._best.get(row, (np.inf, 0)), (float(difference), partner))
+
+    def found(self) -> list[tuple[int, int]]:
+        """Return pairs of rows, the most alike first."""
+        ranked = {tuple(sorted((row, other))): apart for row, (apart, other) in self._best.items()}
+        return [(a, b) for a, b in sorted(ranked, key=lambda pair: (ranked[pair], pair))]
 
 
 class _Leaks:

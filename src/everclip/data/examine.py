@@ -16,6 +16,7 @@ import pyarrow as pa
 from everclip.data.facts import SCHEMA, Facts, facts_of
 from everclip.data.images import PictureError
 from everclip.data.pictures import bytes_at
+from everclip.data.rendering import DEFAULT, Rendering
 from everclip.data.verdicts import Verdict, Verdicts
 from everclip.distributed import gather_objects, rank, world
 
@@ -43,7 +44,11 @@ class Examined:
 
 
 def examine(
-    images: pa.ChunkedArray, wanted: Sequence[int], tick: Tick | None = None, threads: int | None = None
+    images: pa.ChunkedArray,
+    wanted: Sequence[int],
+    tick: Tick | None = None,
+    threads: int | None = None,
+    rendering: Rendering = DEFAULT,
 ) -> Examined:
     """Read, hash and decode the pictures of a column, or recall what decoding them showed before.
 
@@ -55,9 +60,10 @@ def examine(
         wanted: positions to look at.
         tick: called with (done, total) now and then.
         threads: how many decode at a time; default: as many as there are cores, at most 8.
+        rendering: what the data block says of background and range of values.
     """
     mine = np.array_split(np.asarray(wanted, np.int64), world())[rank()]
-    found = _examine(images, mine.tolist(), tick, threads)
+    found = _examine(images, mine.tolist(), tick, threads, rendering)
     parts = gather_objects(found)
     return Examined(
         pa.concat_tables([part.facts for part in parts]),
@@ -67,14 +73,18 @@ def examine(
 
 
 def _examine(
-    images: pa.ChunkedArray, positions: Sequence[int], tick: Tick | None, threads: int | None
+    images: pa.ChunkedArray,
+    positions: Sequence[int],
+    tick: Tick | None,
+    threads: int | None,
+    rendering: Rendering,
 ) -> Examined:
     memory, total = Verdicts(), len(positions)
     tables, good, bad = [SCHEMA.empty_table()], [], []
     rows: list[dict[str, Any]] = []
     new: list[tuple[bytes, Verdict]] = []
     try:
-        found = _verdicts((images[position] for position in positions), memory, threads)
+        found = _verdicts((images[position] for position in positions), memory, threads, rendering)
         for done, (position, (key, verdict, known)) in enumerate(zip(positions, found, strict=True), 1):
             if isinstance(verdict, Facts):
                 rows.append(vars(verdict))
@@ -97,21 +107,25 @@ def _examine(
 
 
 def _verdicts(
-    images: Iterable[pa.Scalar], memory: Verdicts, threads: int | None
+    images: Iterable[pa.Scalar], memory: Verdicts, threads: int | None, rendering: Rendering
 ) -> Iterator[tuple[bytes | None, Verdict, bool]]:
     """Yield (hash, verdict, whether it was remembered) per picture, in order; a few are at work at any time."""
+
+    given = () if rendering == DEFAULT else (rendering,)
 
     def look(place: pa.Scalar) -> tuple[bytes | None, Verdict, bool]:
         try:
             data = bytes_at(place.as_py() or dict.fromkeys(("bytes", "path", "offset", "size")))
         except PictureError as error:
             return None, (error.reason, error.detail), False
-        key = hashlib.sha256(data).digest()
+        content = hashlib.sha256(data).digest()
+        # Another rendering is another picture.
+        key = content if rendering == DEFAULT else hashlib.sha256(content + str(rendering).encode()).digest()
         known = memory.get(key)
         if known is not None:
             return key, known, True
         try:
-            return key, facts_of(data, "picture", key), False
+            return key, facts_of(data, "picture", content, *given), False
         except PictureError as error:
             # That the memory did not suffice says something of this moment, not of the picture.
             kept = None if isinstance(error.__cause__, MemoryError) else key

@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from everclip.data.images import inspect
+from everclip.data.rendering import DEFAULT, Rendering
 
 SCHEMA = pa.schema(
     [
@@ -20,6 +21,9 @@ SCHEMA = pa.schema(
         ("frames", pa.int64()),
         ("dhash", pa.uint64()),
         ("sha256", pa.string()),
+        ("span", pa.string()),
+        ("background", pa.string()),
+        ("blank", pa.bool_()),
     ]
 )
 """Columns of the facts."""
@@ -27,7 +31,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of one picture; `width` and `height` are those of the upright picture, `mode` is that of the file."""
+    """Facts of one picture.
+
+    Attributes:
+        width, height: of the upright picture.
+        mode, format: of the file.
+        span: range of the values as `Range` writes it; empty for 8 bits.
+        background: what transparency is laid on; empty where nothing is transparent.
+        blank: whether nothing of the picture stands out against that background.
+    """
 
     width: int
     height: int
@@ -37,6 +49,9 @@ class Facts:
     frames: int
     dhash: int
     sha256: str
+    span: str = ""
+    background: str = ""
+    blank: bool = False
 
 
 def difference_hash(picture: Image.Image) -> int:
@@ -51,13 +66,13 @@ def difference_hash(picture: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def facts_of(data: bytes, name: str, sha256: bytes) -> Facts:
+def facts_of(data: bytes, name: str, sha256: bytes, rendering: Rendering = DEFAULT) -> Facts:
     """Decode a picture and return its facts.
 
     Raises:
         PictureError: if it cannot be used.
     """
-    found = inspect(data, name)
+    found = inspect(data, name, rendering)
     picture = found.picture
     return Facts(
         picture.width,
@@ -68,4 +83,7 @@ def facts_of(data: bytes, name: str, sha256: bytes) -> Facts:
         found.frames,
         difference_hash(picture),
         sha256.hex(),
+        "" if found.span is None else str(found.span),
+        found.background,
+        found.blank,
     )

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
+from everclip.data.background import Laid, lay
+from everclip.data.deep import Deep, deep_of
+from everclip.data.png_chunks import without_metadata
+from everclip.data.rendering import DEFAULT, Rendering
 from everclip.data.resizing import OPEN_CLIP, Resizing
+from everclip.data.unreadable import reason_for
+from everclip.data.value_range import Range
 from everclip.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,9 +41,9 @@ MAX_SCAN_PIXELS = 1_000_000_000
 MAX_FRAMES = 1000
 """Frames are counted so far; only the first is ever decoded."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,45 +85,88 @@ class PictureError(DataError):
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A picture as RGB, upright, and what its file said: mode, format and number of frames (at most `MAX_FRAMES`)."""
+class Rendered:
+    """A picture as RGB, upright, and how it came to be.
+
+    Attributes:
+        picture: RGB with 8 bits.
+        source: the upright picture before it was laid on a background, or its values where they have more than 8 bits.
+        span: the range of values that became 0 to 255; `None` for 8 bits.
+        background: what transparency was laid on; empty where nothing is transparent.
+        blank: whether nothing of it stands out against the background.
+        mode, format: what the file said.
+        frames: at most `MAX_FRAMES`; 0 where they were not counted.
+    """
 
     picture: Image.Image
+    source: Image.Image | Deep
+    span: Range | None
+    background: str
+    blank: bool
     mode: str
     format: str
-    frames: int
+    frames: int = 0
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """Decode one picture to RGB: upright as its EXIF says, transparency laid on white, the first frame if it moves.
+def decode(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Image.Image:
+    """Decode one picture to RGB: upright as its EXIF says, the first frame if it moves.
 
     Args:
         data: encoded bytes.
         name: what errors call it.
+        rendering: background of transparency and range of values, where the file alone does not decide.
 
     Raises:
-        PictureError: if the bytes are no picture of a known format, are truncated, or would be too large.
+        PictureError: if the bytes are no picture of a known format, are damaged, or would be too large.
     """
-    picture = _opened(data, name)
-    try:
-        return _rgb(_upright(picture))
-    except BROKEN as error:
-        raise _unreadable(data, name, error) from error
+    return render(data, name, rendering).picture
 
 
-def inspect(data: bytes, name: str) -> Decoded:
-    """Decode one picture as `decode` does, and say what its file holds.
+def render(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
+    """Decode one picture as `decode` does, and keep what it was made of.
 
     Raises:
         PictureError: as `decode`.
     """
-    picture = _opened(data, name)
+    lean = without_metadata(data)
+    picture = _opened(lean, name)
     try:
-        mode, kind = picture.mode, str(picture.format)
-        frames = _frames(data, kind)
-        return Decoded(_rgb(_upright(picture)), mode, kind, frames)
+        return _rendered(picture, lean, rendering)
     except BROKEN as error:
         raise _unreadable(data, name, error) from error
+
+
+def inspect(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
+    """Decode one picture as `render` does, and count its frames.
+
+    Raises:
+        PictureError: as `decode`.
+    """
+    found = render(data, name, rendering)
+    try:
+        return replace(found, frames=_frames(without_metadata(data), found.format))
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
+
+
+def _rendered(picture: Image.Image, data: bytes, rendering: Rendering) -> Rendered:
+    mode, kind = picture.mode, str(picture.format)
+    picture.load()
+    turn = _turn(picture)
+    deep = deep_of(picture, data, FORMATS)
+    span = None if deep is None else rendering.span_of(deep)
+    upright = picture if deep is None or span is None else deep.picture(span)
+    if turn is not None:
+        turned = upright.transpose(turn)
+        turned.info = upright.info  # holds the palette's transparent entry
+        upright = turned
+    laid = _laid(upright, rendering.background)
+    blank = laid.blank or (deep is not None and deep.is_varied and _is_plain(laid.picture))
+    return Rendered(laid.picture, deep or upright, span, laid.background, blank, mode, kind)
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    return all(low == high for low, high in picture.getextrema())  # type: ignore[misc]  # RGB: three pairs
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
@@ -156,7 +206,15 @@ def _scans(data: bytes) -> int:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             progressive, components = marker not in (0xC0, 0xC1), data[at + 9]
         at += 2 if 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.count(b"\xff\xda")
+    scans = 0
+    # Markers behind the first scan: in a scan's own data 0xff is followed by 0 or a restart marker.
+    while at < len(data) and (found := _MARKER.search(data, at)) is not None:
+        marker, at = data[found.start() + 1], found.start() + 2
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        at += int.from_bytes(data[at : at + 2], "big")
+    return scans
 
 
 def _refused(name: str, reason: str, detail: str) -> PictureError:
@@ -164,48 +222,25 @@ def _refused(name: str, reason: str, detail: str) -> PictureError:
 
 
 def _unreadable(data: bytes, name: str, error: Exception) -> PictureError:
-    head = data[:8].hex() if data else "no bytes"
-    if not data:
-        reason = "zero-bytes"
-    elif data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-        reason = "truncated"
-    else:
-        reason = "not-an-image"
-    detail = f"begins with {head}" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
-    return PictureError(f"{name}: not a readable picture ({error}; it begins with {head}).", reason, detail)
+    reason, detail = reason_for(data, error)
+    return PictureError(f"{name}: not a readable picture ({detail}).", reason, detail)
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says."""
-    picture.load()
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return how a picture must be turned to stand as its EXIF orientation says."""
     try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except BROKEN:
-        return (
-            picture  # EXIF data that cannot be read say nothing; every viewer shows such a picture as it lies
-        )
-    if turn is None:
-        return picture
-    turned = picture.transpose(turn)
-    turned.info = picture.info  # holds the palette's transparent entry
-    return turned
+        return None  # EXIF data that cannot be read say nothing; every viewer shows such a picture as it lies
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Return the picture in RGB, with the tones its mode means."""
-    if picture.mode.startswith("I"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it, which turns such a picture white.
-        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture))
-        scale = 255.0 if values.max(initial=0) <= 1 else 1.0  # floats are either shares or levels
-        return Image.fromarray((values * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+def _laid(picture: Image.Image, background: str) -> Laid:
+    """Return the picture in RGB, transparency laid on the background."""
     if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
-        ground = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+        return lay(picture.convert("RGBA"), background)
     if picture.mode == "RGB" and picture.format in ("JPEG", None):
-        return picture  # converting would copy; these no longer hold their file, other formats' pictures do
-    return picture.convert("RGB")
+        return Laid(picture, "", False)  # converting would copy; these no longer hold their file, others do
+    return Laid(picture.convert("RGB"), "", False)
 
 
 def _frames(data: bytes, kind: str) -> int:
@@ -262,7 +297,7 @@ class ImageStore:
         place = table.picture(position)
         picture = self._pictures.get(place)
         if picture is None:
-            picture = decode(table.value("image", position), f"{table.name}, id {table.ids[position]}")
+            picture = decode(*table.encoded(position))
             size = picture.width * picture.height * 3
             with self._lock:
                 if self._held + size <= self._max_bytes and place not in self._pictures:

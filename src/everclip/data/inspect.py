@@ -124,7 +124,7 @@ def inspect(
         classes=_classes(table, sides, first),
         captions=_captions(table, model),
         time=time_counts(table.column("time")) if table.has("time") else None,
-        sizes=_sizes(facts, first, model) if first else None,
+        sizes=_sizes(facts, first, model, names) if first else None,
         duplicates=_duplicated(found, names),
         leaks=_leaks(found, sides, table, names, leak_limit),
         quarantine=_set_aside(loaded.quarantine, limit),
@@ -253,11 +253,12 @@ def _captions(table: Table, model: ModelLimits) -> Captions | None:
     )
 
 
-def _sizes(facts: pa.Table, first: list[int], model: ModelLimits) -> Sizes:
+def _sizes(facts: pa.Table, first: list[int], model: ModelLimits, names: Callable[[int], Row]) -> Sizes:
     chosen = facts.take(pa.array(first))
     width, height, size, frames = (
         chosen.column(name).to_numpy() for name in ("width", "height", "bytes", "frames")
     )
+    blank = [row for row, is_blank in zip(first, chosen.column("blank").to_pylist(), strict=True) if is_blank]
     return Sizes(
         width=_spread(width),
         height=_spread(height),
@@ -269,6 +270,8 @@ def _sizes(facts: pa.Table, first: list[int], model: ModelLimits) -> Sizes:
         formats=_count(chosen.column("format").to_pylist()),
         modes=_count(chosen.column("mode").to_pylist()),
         animated=int((frames > 1).sum()),
+        blank=len(blank),
+        blanks=tuple(names(row) for row in blank[:EXAMPLES]),
     )
 
 
@@ -286,6 +289,8 @@ def _duplicated(found: Duplicates, names: Callable[[int], Row]) -> Duplicated:
         conflicts=tuple(listed(Group("pixels", rows)) for rows in found.conflicts[:EXAMPLES]),
         conflict_count=len(found.conflicts),
         loosely_checked=found.loosely_checked,
+        mislabelled=tuple(listed(Group("near", pair)) for pair in found.mislabelled[:EXAMPLES]),
+        mislabelled_count=len(found.mislabelled),
     )
 
 

@@ -289,7 +289,7 @@ def _draw_tile(
 
 def _held(table: Table, row: int) -> Image.Image | None:
     try:
-        return decode(table.value("image", row), f"{table.name}, row {row + 1}")
+        return decode(*table.encoded(row))
     except DataError:  # it was readable a moment ago: the file changed or went away
         return None
 

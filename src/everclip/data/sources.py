@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from everclip.data.canonical import named, plain, spread_captions, texts_of
 from everclip.data.columns import choose, describe, renamed
-from everclip.data.examine import Tick, examine
+from everclip.data.examine import Examined, Tick, examine
 from everclip.data.identity import with_ids
 from everclip.data.locate import located
 from everclip.data.pictures import PLACE, with_contents
 from everclip.data.quarantine import Entry, Quarantine, require_enough
 from everclip.data.readers.raw import Raw
 from everclip.data.references import Resolver, image_places
+from everclip.data.rendering import COLUMN, Rendering, renderings
 from everclip.data.spec import DataSpec
 from everclip.data.splits import side_of
 from everclip.data.table import Pictures, Table, replaced
@@ -37,7 +38,7 @@ class Loaded:
         columns: canonical names to those of the source, as given or guessed.
         guesses: one line per guess, for people.
         facts: per row of `table`: `width`, `height` (upright, in pixels), `bytes`, `mode`, `format`, `frames`, `dhash`
-            (64-bit difference hash) and `sha256`.
+            (64-bit difference hash), `sha256`, `span`, `background` and `blank`.
     """
 
     table: Table
@@ -148,7 +149,7 @@ def _loaded(
     }
     at = columns.column("image").to_numpy()
     wanted = sorted({int(at[row]) for row in range(len(at)) if row not in broken})
-    seen = examine(pictures, wanted, tick)
+    seen = examine(pictures, wanted, tick, rendering=Rendering(spec.background, spec.bits))
     bad = {position: (reason, detail) for position, reason, detail in seen.bad}
     broken |= {row: bad[int(at[row])] for row in range(len(at)) if row not in broken and int(at[row]) in bad}
     hashes: list[str | None] = [None] * len(pictures)
@@ -158,6 +159,8 @@ def _loaded(
         hashes[position], sizes[position] = key, size
     owners = [part.raw.name for part in parts for _ in part.origin]
     columns, more = with_ids(columns, [hashes[i] for i in at], owners, broken)
+    columns, rendered = _with_renderings(columns, at, seen, spec)
+    more += rendered
     rows = np.asarray([row for row in range(len(at)) if row not in broken], np.int64)
     quarantine = Quarantine(
         spec.label,
@@ -172,6 +175,19 @@ def _loaded(
     facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
     chosen = {wanted: column for names, _ in found for wanted, column in names.items()}
     return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)
+
+
+def _with_renderings(
+    columns: pa.Table, at: np.ndarray, seen: Examined, spec: DataSpec
+) -> tuple[pa.Table, list[str]]:
+    """Add how each row's picture becomes RGB, where the file alone does not decide; and lines for people."""
+    spans, backgrounds = (seen.facts.column(name).to_pylist() for name in ("span", "background"))
+    chosen, lines = renderings(spans, backgrounds, spec.background, spec.bits)
+    if any(chosen):
+        of_picture = dict(zip(seen.good, chosen, strict=True))
+        values = [of_picture.get(int(position)) for position in at]
+        columns = replaced(columns, COLUMN, pa.array(values, pa.string()))
+    return columns, lines
 
 
 def _sides(columns: pa.Table, broken: Mapping[int, Any]) -> dict[str, tuple[int, int]]:

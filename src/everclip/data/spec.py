@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from everclip.config import Frozen
+from everclip.data.background import AUTO, check_colour
 
 CANONICAL = (
     "id",
@@ -41,6 +42,9 @@ class DataSpec(Frozen):
         place: where the data set of `catalog:NAME` is, if not below the root: a folder, a table, `hub:OWNER/NAME`.
         counts: whether an incomplete `catalog:NAME` is refused or noted.
         downloads: folder that holds what URLs point to.
+        background: what pictures with transparency are laid on: a colour, or `auto` (white, and black where a picture
+            would vanish on white).
+        bits: how many bits of a value are used in pictures with more than 8; default: guessed from the values.
         quarantine_limit: above this share of unusable rows reading stops.
     """
 
@@ -53,6 +57,8 @@ class DataSpec(Frozen):
     place: str | None = None
     counts: Literal["required", "noted"] = "required"
     downloads: str | None = None
+    background: Annotated[str, AfterValidator(check_colour)] = AUTO
+    bits: int | None = Field(None, ge=8, le=32)
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
     @field_validator("columns", mode="before")

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.data.pictures import PLACE, is_place, picture_bytes, places
+from everclip.data.rendering import COLUMN, DEFAULT, Rendering
 from everclip.errors import DataError, did_you_mean
 
 Rows = npt.NDArray[np.int64]
@@ -117,6 +118,12 @@ class Table:
         if name == "image":
             return picture_bytes(self._pictures.places[self._picture(position)].as_py(), self.name)
         return self._columns.column(name)[int(self._rows[position])].as_py()
+
+    def encoded(self, position: int) -> tuple[bytes, str] | tuple[bytes, str, Rendering]:
+        """Return the arguments of `everclip.data.images.decode` for a picture: bytes, name and, if set, rendering."""
+        data, name = self.value("image", position), f"{self.name}, id {self.ids[position]}"
+        rendering = Rendering.parse(self.value(COLUMN, position)) if self.has(COLUMN) else DEFAULT
+        return (data, name) if rendering == DEFAULT else (data, name, rendering)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -16,7 +16,7 @@ import PIL
 from everclip.data.facts import Facts
 from everclip.files import cache_folder
 
-VERSION = 1
+VERSION = 2
 """Raised when the rules of decoding change: older verdicts then no longer count."""
 
 Verdict = Facts | tuple[str, str]
@@ -24,10 +24,11 @@ Verdict = Facts | tuple[str, str]
 
 log = logging.getLogger(__name__)
 
-_COLUMNS = "width, height, bytes, mode, format, frames, dhash, sha256"
+_COLUMNS = "width, height, bytes, mode, format, frames, dhash, sha256, span, background, blank"
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, reason TEXT, detail TEXT, width INTEGER, "
-    "height INTEGER, bytes INTEGER, mode TEXT, format TEXT, frames INTEGER, dhash INTEGER, sha256 TEXT) WITHOUT ROWID"
+    "height INTEGER, bytes INTEGER, mode TEXT, format TEXT, frames INTEGER, dhash INTEGER, sha256 TEXT, "
+    "span TEXT, background TEXT, blank INTEGER) WITHOUT ROWID"
 )
 
 
@@ -73,8 +74,9 @@ class Verdicts:
             return None
         if row[0] is not None:
             return str(row[0]), str(row[1])
-        width, height, size, mode, kind, frames, dhash, sha256 = row[2:]
-        return Facts(width, height, size, mode, kind, frames, dhash % 2**64, sha256)
+        width, height, size, mode, kind, frames, dhash, sha256, span, background, blank = row[2:]
+        hashes = dhash % 2**64, sha256
+        return Facts(width, height, size, mode, kind, frames, *hashes, span, background, bool(blank))
 
     def put(self, found: Iterable[tuple[bytes, Verdict]]) -> None:
         """Remember verdicts by key."""
@@ -85,7 +87,7 @@ class Verdicts:
             try:
                 with self._file:
                     self._file.executemany(
-                        f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * 11)})", rows
+                        f"INSERT OR REPLACE INTO verdicts VALUES ({','.join('?' * 14)})", rows
                     )
             except sqlite3.Error as error:
                 self._give_up(error)
@@ -111,7 +113,8 @@ class Verdicts:
 
 def _row(verdict: Verdict) -> tuple[object, ...]:
     if isinstance(verdict, tuple):
-        return (*verdict, *[None] * 8)
-    *first, dhash, sha256 = vars(verdict).values()
+        return (*verdict, *[None] * 11)
+    *first, dhash, sha256, span, background, blank = vars(verdict).values()
     # SQLite's integers are signed.
-    return (None, None, *first, dhash - 2**64 if dhash >= 2**63 else dhash, sha256)
+    signed = dhash - 2**64 if dhash >= 2**63 else dhash
+    return (None, None, *first, signed, sha256, span, background, blank)
