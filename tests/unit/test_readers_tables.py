@@ -164,7 +164,7 @@ def test_other_separators_and_a_byte_order_mark_are_understood_aloud(folder: Pat
     ("data", "message"),
     [
         (b"", "names no columns"),
-        ("image,caption\n".encode("utf-16"), "Save it as UTF-8"),
+        ("画像,説明\n".encode("shift_jis"), "Save it as UTF-8"),
         (b"image,image\np/0.png,x\n", "'image' stands in the first line more than once"),
         (b"image,caption\n", "holds no rows"),
     ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from everclip.data.blanks import trimmed
 from everclip.data.spec import CANONICAL
 from everclip.errors import ConfigError, DataError, did_you_mean
 
@@ -24,7 +26,13 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "image_id": ("image_id",),
     "split": ("split",),
 }  # fmt: skip
-"""What columns are commonly called, in small letters; blanks and hyphens count as underscores."""
+"""What columns are commonly called; capitals, blanks, hyphens and underscores do not count."""
+
+LATER_GUESSES: dict[str, tuple[str, ...]] = {
+    "caption": ("comment", "description", "raw", "prompt", "alt"),
+    "class_name": ("choice", "class_label", "species"),
+}
+"""What columns are called where none has one of the names above."""
 
 
 def choose(
@@ -45,31 +53,44 @@ def choose(
         ConfigError: for a canonical name that does not exist, or one column given for two.
         DataError: for a column that does not exist or stands twice, or two that could be meant.
     """
+    given, lines = _by_number(columns, given)
     _check(columns, given, name)
     twice = next((c for c, count in Counter(columns.names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{name}: there is more than one column {twice!r}; rename all but one.")
     chosen = {wanted: found for wanted, found in given.items() if found}
-    chosen |= {wanted: found for wanted, found in known.items() if wanted not in given}
+    taken = set(chosen.values())
+    chosen |= {w: found for w, found in known.items() if w not in given and found not in taken}
     for wanted in CANONICAL:
         if wanted in columns.names and wanted not in given and wanted not in known:
             chosen.setdefault(wanted, wanted)
-    lines = []
-    for wanted, names in GUESSES.items():
-        if wanted in given or wanted in chosen:
-            continue
-        free = [c for c in columns.names if c not in chosen.values() and c not in CANONICAL]
-        found = [c for c in free if _plain(c) in names and _fits(wanted, columns.field(c).type)]
-        if len(found) > 1:
-            raise DataError(
-                f"{name}: the columns {', '.join(map(repr, found))} could each be the {wanted}. Say which with "
-                f"data.columns.{wanted}={found[0]} (or data.columns.{wanted}= for none)."
-            )
-        if found:
-            chosen[wanted] = found[0]
-            lines.append(f"{wanted} = column {found[0]!r}")
+    for guesses in (GUESSES, LATER_GUESSES):
+        for wanted, names in guesses.items():
+            if wanted in given or wanted in chosen:
+                continue
+            free = [c for c in columns.names if c not in chosen.values() and c not in CANONICAL]
+            plain = set(map(_plain, names))
+            found = [c for c in free if _plain(c) in plain and _fits(wanted, columns.field(c).type)]
+            if len(found) > 1:
+                raise DataError(
+                    f"{name}: the columns {', '.join(map(repr, found))} could each be the {wanted}. Say which with "
+                    f"data.columns.{wanted}={found[0]} (or data.columns.{wanted}= for none)."
+                )
+            if found:
+                chosen[wanted] = found[0]
+                lines.append(f"{wanted} = column {found[0]!r}")
     # An archive's `__key__` is a place, not an id: the same pictures packed anew would be other samples.
     return chosen, lines
+
+
+def _by_number(columns: pa.Schema, given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Replace the numbers of columns (from 1) by their names, where no column is called by the number."""
+    named, lines = dict(given), []
+    for wanted, found in given.items():
+        if found.isdecimal() and found not in columns.names and 1 <= int(found) <= len(columns.names):
+            named[wanted] = columns.names[int(found) - 1]
+            lines.append(f"{wanted} = column {named[wanted]!r}, number {found}")
+    return named, lines
 
 
 def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
@@ -90,8 +111,19 @@ def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
             raise ConfigError(f"data.columns: {found!r} is given for several canonical columns.")
 
 
+def is_known_name(name: str) -> bool:
+    """Whether a column of this name would be recognised."""
+    return _plain(name) in _KNOWN
+
+
 def _plain(name: str) -> str:
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
+    """Return a name as it is compared: small letters, without blanks, underscores and hyphens."""
+    return trimmed(name).lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+_KNOWN = frozenset(
+    _plain(name) for names in (CANONICAL, *GUESSES.values(), *LATER_GUESSES.values()) for name in names
+)
 
 
 def _fits(wanted: str, kind: pa.DataType) -> bool:
@@ -120,4 +152,4 @@ def renamed(columns: pa.Table, chosen: Mapping[str, str]) -> pa.Table:
 
 def describe(names: Sequence[str]) -> str:
     """Return the columns of a source, for messages."""
-    return ", ".join(repr(name) if " " in name else name for name in names) or "none"
+    return ", ".join(name if re.fullmatch(r"[\w.-]+", name) else repr(name) for name in names) or "none"

@@ -10,15 +10,34 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from everclip.data.readers.files import TABLES, read_file, split_of, with_splits
+from everclip.data.readers.files import NAMED, TABLES, is_readable, read_file, split_of, with_splits
 from everclip.data.readers.raw import IMAGE_ENDINGS, Raw
+from everclip.data.readers.reading import Reading
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, did_you_mean
 
 FORMS = (
     "builtin:emoji, catalog:NAME, hub:OWNER/NAME, a folder (of class folders, of pictures with a metadata file, of "
-    f"tables or shards), a pattern with *, or a file ending in {', '.join(TABLES)}"
+    f"tables or shards), a pattern with *, or a file ending in {', '.join((*TABLES, *NAMED))}"
 )
+
+_REMEDIES: dict[tuple[str, ...], str] = {
+    (
+        ".xlsx",
+        ".xlsm",
+        ".xls",
+        ".ods",
+        ".numbers",
+    ): "A spreadsheet: export it as CSV (UTF-8) and give that file.",
+    (".pkl", ".pickle", ".npy", ".npz", ".pt", ".mat", ".h5", ".hdf5", ".lmdb", ".db", ".sqlite"): (
+        "Write the rows as Parquet, CSV or JSON lines with the pictures' paths, or give them from Python "
+        "(everclip.data.sources.read_rows)."
+    ),
+    (".xml", ".yaml", ".yml", ".html"): (
+        "Export the labels as a CSV with the columns `image` and `label`, or as COCO JSON."
+    ),
+}
+"""What to do with files of other kinds, by their endings."""
 
 
 def located(spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:
@@ -105,7 +124,7 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
-    return _read_path(source, (root or Path()) / expanded(source), labelled)
+    return _read_path(source, (root or Path()) / expanded(source), labelled, spec.reading)
 
 
 def _pattern(path: Path) -> str:
@@ -115,7 +134,7 @@ def _pattern(path: Path) -> str:
     return str(Path(glob.escape(str(Path(*parts[:known]))), *parts[known:])) if known else str(path)
 
 
-def _read_path(source: str, path: Path, labelled: bool) -> list[Raw]:
+def _read_path(source: str, path: Path, labelled: bool, reading: Reading) -> list[Raw]:
     try:
         os.path.realpath(path).encode()
         os.stat(path)
@@ -130,25 +149,30 @@ def _read_path(source: str, path: Path, labelled: bool) -> list[Raw]:
     if path.is_dir():
         from everclip.data.readers.folder import read_folder
 
-        return read_folder(path, labelled)
-    if path.is_file() and path.suffix.lower() in TABLES:
-        return [read_file(path)]
+        return read_folder(path, labelled, reading)
+    if path.is_file() and is_readable(path):
+        return [read_file(path, reading)]
     if any(c in source for c in "*?["):
         names = sorted(glob.glob(_pattern(path), recursive=True))
         found = [Path(name) for name in names if Path(name).is_file()]
         if not found:
             raise ConfigError(f"data.source: {path}: no file fits the pattern.")
-        return with_splits([(read_file(name), split_of(name.name)) for name in found])
-    if path.suffix.lower() in TABLES:
-        raise ConfigError(f"data.source: {path}: no such file.")
-    if path.name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")):
-        raise ConfigError(
-            f"data.source: {path.name!r} is compressed; unpack it and give the folder or the .tar file."
-        )
+        return with_splits([(read_file(name, reading), split_of(name.name)) for name in found])
+    raise ConfigError(_unreadable(source, path))
+
+
+def _unreadable(source: str, path: Path) -> str:
+    """Return why a path is no source, and what to give."""
+    name = path.name.lower()
+    if is_readable(path):
+        return f"data.source: {path}: no such file."
+    if name.endswith(
+        (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar", ".gz", ".bz2", ".xz")
+    ):
+        return f"data.source: {path.name!r} is compressed; unpack it and give the folder or the file in it."
     if path.suffix[1:].lower() in IMAGE_ENDINGS:
-        raise ConfigError(
-            f"data.source: {source!r} is a single picture; give the folder or a table that names it."
-        )
+        return f"data.source: {source!r} is a single picture; give the folder or a table that names it."
     if not path.suffix and not path.exists():
-        raise ConfigError(f"data.source: {path}: no such folder; expected {FORMS}.")
-    raise ConfigError(f"data.source: {source!r} is no source; expected {FORMS}.")
+        return f"data.source: {path}: no such folder; expected {FORMS}."
+    remedy = next((" " + text for endings, text in _REMEDIES.items() if name.endswith(endings)), "")
+    return f"data.source: {source!r} is no source; expected {FORMS}.{remedy}"

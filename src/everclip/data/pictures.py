@@ -117,3 +117,19 @@ def with_contents(
         chunks.append(pa.StructArray.from_arrays([data, path, offset, size, mine], fields=FIELDS))
         start = stop
     return pa.chunked_array(chunks, PLACE)
+
+
+def shared_places(pictures: pa.ChunkedArray) -> pa.Array:
+    """Return per picture the position of the first one that lies in the same place (int64).
+
+    Rows that name one file so share one picture: it is read, decoded and encoded once.
+    """
+    first: dict[tuple[str, int | None], int] = {}
+    found: list[int] = []
+    for chunk in pictures.chunks:
+        for path, offset in zip(
+            chunk.field("path").to_pylist(), chunk.field("offset").to_pylist(), strict=True
+        ):
+            position = len(found)
+            found.append(position if path is None else first.setdefault((path, offset), position))
+    return pa.array(found, pa.int64())

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
+from everclip.data.near_files import NearFiles, is_absolute
 from everclip.data.pictures import PLACE, is_place, places
 from everclip.data.readers.raw import IMAGE_ENDINGS
 from everclip.errors import DataError
@@ -36,6 +37,11 @@ class Resolver:
     def __init__(self, root: Path | None, downloads: Path | None) -> None:
         self._root = None if root is None else Path(os.path.realpath(root))
         self._downloads = downloads
+        self._near = None if self._root is None else NearFiles(str(self._root))
+
+    def notes(self) -> list[str]:
+        """Return lines about paths that were read otherwise than they stand."""
+        return [] if self._near is None else self._near.notes()
 
     @cached_property
     def _files(self) -> dict[str, list[str]]:
@@ -50,14 +56,17 @@ class Resolver:
 
     def resolve(self, values: Sequence[str | None]) -> tuple[list[str | None], list[Problem]]:
         """Return the file of every value, and a problem for each that has none."""
-        urls = {v for v in values if v is not None and _URL.match(v)}
+        urls = {v for v in values if v is not None and _URL.match(v) and not v.lower().startswith("file:")}
         last = Counter(_last(url) for url in urls)
+        if self._near is not None:
+            named = dict.fromkeys(_local(v) for v in values if v is not None and v not in urls)
+            self._near.learn(named, [v for v in named if is_absolute(v) and not self._is_inside(v)])
         paths: list[str | None] = []
         problems: list[Problem] = []
         for position, value in enumerate(values):
             if value is None or not value.strip():
                 found: str | tuple[str, str] = ("no-image", "the cell is empty")
-            elif value in urls and not value.lower().startswith("file://"):
+            elif value in urls:
                 found = self._download(value, last[_last(value)])
             else:
                 found = self._file(value)
@@ -66,23 +75,44 @@ class Resolver:
                 problems.append((position, *found))
         return paths, problems
 
+    def _is_inside(self, path: str) -> bool:
+        return self._root is None or Path(path).is_relative_to(self._root)
+
     def _file(self, value: str) -> str | tuple[str, str]:
-        path = unquote(urlsplit(value).path) if value.lower().startswith("file://") else value
+        path = _local(value)
         if "\0" in path:
             return "outside-root", f"{value[:80]!a} is no path"
-        joined = os.path.join(self._root or "", os.path.expanduser(path) if self._root is None else path)
+        if self._near is not None and is_absolute(path):
+            path = self._near.relative(path) or path
         try:
-            real = os.path.realpath(joined)
-            inside = self._root is None or Path(real).is_relative_to(self._root)
-            if not inside:
-                return "outside-root", f"{value[:200]!r} leaves {self._root}"
-            if not os.path.isfile(real):
-                return "missing-file", f"{value[:200]!r} (looked for {real[:300]})"
-            real.encode()
+            found = self._real(path, value)
+            if isinstance(found, tuple) and found[0] == "missing-file" and self._near is not None:
+                other = self._near.find(path)
+                if other is not None:
+                    return self._real(other, value)
+                return "missing-file", found[1] + self._near.hint(path)
+            return found
         except UnicodeEncodeError:
-            return "bad-utf8", f"{value[:200]!a}: the path {real[:300]!a} is not UTF-8"
+            return "bad-utf8", f"{value[:200]!a}: the path is not UTF-8"
         except (OSError, ValueError) as error:
             return "unreadable-file", f"{value[:80]!r} ({error})"
+
+    def _real(self, path: str, value: str) -> str | tuple[str, str]:
+        """Return the file of a path without links, or why it cannot be used."""
+        if self._root is not None and is_absolute(path) and not os.path.isabs(path):
+            return (
+                "outside-root",
+                f"{value[:200]!r} is a path of another machine; its files are not below {self._root}",
+            )
+        real = os.path.realpath(
+            os.path.join(self._root or "", os.path.expanduser(path) if self._root is None else path)
+        )
+        real.encode()
+        if not self._is_inside(real):
+            more = "; say data.root=FOLDER of the pictures" if os.path.isfile(real) else ""
+            return "outside-root", f"{value[:200]!r} leaves {self._root}{more}"
+        if not os.path.isfile(real):
+            return "missing-file", f"{value[:200]!r} (looked for {real[:300]})"
         return real
 
     def _download(self, url: str, same: int) -> str | tuple[str, str]:
@@ -110,6 +140,14 @@ class Resolver:
         if not Path(real).is_relative_to(os.path.realpath(str(self._downloads))):
             return "outside-root", f"{found[0]} is a link that leaves {self._downloads}"
         return real
+
+
+def _local(value: str) -> str:
+    """Return the path of a `file:` URL; other values as they are."""
+    if not value.lower().startswith("file:/"):
+        return value
+    path = unquote(urlsplit(value).path)
+    return path[1:] if re.match(r"/[A-Za-z]:/", path) else path
 
 
 def _last(url: str) -> str:

@@ -17,7 +17,9 @@ from everclip.data.columns import choose, describe, renamed
 from everclip.data.examine import Examined, Tick, examine
 from everclip.data.identity import with_ids
 from everclip.data.locate import located
-from everclip.data.pictures import PLACE, with_contents
+from everclip.data.near_files import is_absolute
+from everclip.data.picture_folder import SAMPLE, picture_folder
+from everclip.data.pictures import PLACE, shared_places, with_contents
 from everclip.data.quarantine import Entry, Quarantine, require_enough
 from everclip.data.readers.raw import Raw
 from everclip.data.references import Resolver, image_places
@@ -137,11 +139,11 @@ def _loaded(
     labelled: bool = True,
 ) -> Loaded:
     found = [choose(raw.columns.schema, spec.columns, raw.known, raw.name) for raw in raws]
-    lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, guesses in found])
     parts = [
         _part(raw, names, spec, root, downloads, labelled)
         for raw, (names, _) in zip(raws, found, strict=True)
     ]
+    lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, guesses in found])
     columns, pictures = _chained(parts)
     starts = _starts([len(part.origin) for part in parts])
     broken = {
@@ -221,11 +223,11 @@ def _part(
 ) -> _Part:
     """Bring one file to canonical columns."""
     _require(names, raw, labelled)
-    start = raw.root if raw.root_fixed or root is None else root
-    resolver = Resolver(start if raw.confined else None, downloads)
     columns, unread = plain(renamed(raw.columns, names))
+    resolver = Resolver(_start(raw, columns.column("image"), root), downloads)
     pictures, missing = image_places(columns.column("image"), resolver, raw.name)
-    columns = replaced(columns, "image", pa.array(np.arange(len(pictures), dtype=np.int64)))
+    raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
+    columns = replaced(columns, "image", shared_places(pictures))
     columns, origin = spread_captions(columns)
     by_row = {row: (reason, detail) for row, reason, detail in (*missing, *unread)}
     broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
@@ -240,6 +242,19 @@ def _part(
     if "class_key" not in columns.column_names and "class_name" in columns.column_names:
         columns = columns.append_column("class_key", columns.column("class_name"))
     return _Part(raw, columns, pictures, origin, broken)
+
+
+def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
+    """Return the folder that paths start from and may not leave; `None` where they are taken as they are."""
+    if not raw.confined:
+        return None
+    if raw.root_fixed or root is not None or raw.root is None or not pa.types.is_string(images.type):
+        return raw.root if raw.root_fixed or root is None else root
+    step = max(1, len(images) // SAMPLE)
+    paths = [v for v in images.take(pa.array(range(0, len(images), step), pa.int64())).to_pylist() if v]
+    folder, line = picture_folder(raw.root, [v for v in paths if "://" not in v and not is_absolute(v)])
+    raw.notes += [f"{raw.name}: {line}"] if line else []
+    return folder
 
 
 def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:

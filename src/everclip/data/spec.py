@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from everclip.config import Frozen
 from everclip.data.background import AUTO, check_colour
+from everclip.data.readers.reading import Reading, known_encoding, known_separator
 
 CANONICAL = (
     "id",
@@ -31,9 +32,13 @@ class DataSpec(Frozen):
     Attributes:
         source: `builtin:emoji`; `catalog:NAME` (a public data set, `everclip ls datasets`);
             `hub:OWNER/NAME[@revision]`; a folder of class folders, of images with a metadata file, of `.parquet` files
-            or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.parquet` or `.tar` file; a pattern with `*`; several of
-            these. `${VAR}` and `~` are expanded.
-        columns: canonical names to those of the source; what is not given is guessed where it is obvious.
+            or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.json`, `.txt`, `.parquet` or `.tar` file; a pattern with
+            `*`; several of these. `${VAR}` and `~` are expanded.
+        columns: canonical names to those of the source, or to their numbers from 1; what is not given is guessed where
+            it is obvious.
+        encoding: of CSV, TSV, JSON and text files (`utf-8`, `cp1252`, `utf-16`...); default: found out.
+        separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: found out.
+        header: whether the first line of a CSV, TSV or text table names the columns; default: found out.
         language: of the texts, where no column says it.
         styles: of `builtin:emoji`.
         split: the split of a hub data set; all of them, named in the column `split`, if not given.
@@ -50,6 +55,9 @@ class DataSpec(Frozen):
 
     source: str | tuple[str, ...]
     columns: dict[str, str] = Field(default_factory=dict)
+    encoding: str | None = None
+    separator: str | None = None
+    header: bool | None = None
     language: str | None = None
     styles: list[str] | None = None
     split: str | None = None
@@ -64,8 +72,25 @@ class DataSpec(Frozen):
     @field_validator("columns", mode="before")
     @classmethod
     def _nothing_is_none(cls, value: Any) -> Any:
-        """Read `columns.time=` and `{time: }` as `{time: ""}`: no such column."""
-        return {k: "" if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+        """Read `columns.time=` and `{time: }` as `{time: ""}`: no such column; and numbers of columns as text."""
+        if not isinstance(value, dict):
+            return value
+        return {k: "" if v is None else str(v) if type(v) is int else v for k, v in value.items()}
+
+    @field_validator("encoding")
+    @classmethod
+    def _a_known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else known_encoding(value)
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        return None if value is None else known_separator(value)
+
+    @property
+    def reading(self) -> Reading:
+        """What is said about tables and text files."""
+        return Reading(self.encoding, self.separator, self.header)
 
     @property
     def sources(self) -> tuple[str, ...]:

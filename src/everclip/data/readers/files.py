@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from everclip.data.readers.raw import Raw
+from everclip.data.readers.reading import PLAIN, Reading
+from everclip.data.readers.text_file import ending_of
 from everclip.errors import ConfigError, DataError
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".tar")
-"""Endings of the files that hold samples."""
+"""Endings of the files that hold samples, wherever they lie."""
+
+NAMED = (".json", ".txt", ".ndjson", ".token")
+"""Endings of the files that may hold samples: they are read where the user names them."""
+
+_PACKABLE = (".csv", ".tsv", ".jsonl")
+"""Endings that may be followed by `.gz`."""
 
 _SPLITS = {
     "train": "train",
@@ -24,36 +32,53 @@ _SPLITS = {
 }
 
 
-def read_file(path: Path) -> Raw:
+def is_readable(path: Path) -> bool:
+    """Whether the ending of a file says that it can be read where the user names it."""
+    return path.suffix.lower() in TABLES or ending_of(path) in (*_PACKABLE, *NAMED)
+
+
+def read_file(path: Path, reading: Reading = PLAIN) -> Raw:
     """Read a file that holds samples.
+
+    Args:
+        path: the file.
+        reading: what the user says about tables and text files.
 
     Raises:
         ConfigError: if its ending is not known.
         DataError: if it cannot be read.
     """
-    ending = path.suffix.lower()
-    if ending not in TABLES:
+    if not is_readable(path):
         raise ConfigError(
-            f"data.source: {path.name!r} is no source; expected a file ending in {', '.join(TABLES)}."
+            f"data.source: {path.name!r} is no source; expected a file ending in {', '.join((*TABLES, *NAMED))}."
         )
     try:
-        if ending == ".parquet":
-            from everclip.data.readers.parquet import read_parquet
-
-            return read_parquet(path)
-        if ending == ".jsonl":
-            from everclip.data.readers.jsonl import read_json_lines
-
-            return read_json_lines(path)
-        if ending == ".tar":
-            from everclip.data.readers.shards import read_shard
-
-            return read_shard(path)
-        from everclip.data.readers.text import read_text_table
-
-        return read_text_table(path)
+        return _read(path, ending_of(path), reading)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def _read(path: Path, ending: str, reading: Reading) -> Raw:
+    # Imported where they are needed: the command line starts fast.
+    if ending == ".parquet":
+        from everclip.data.readers.parquet import read_parquet
+
+        return read_parquet(path)
+    if ending in (".jsonl", ".ndjson"):
+        from everclip.data.readers.jsonl import read_json_lines
+
+        return read_json_lines(path, reading)
+    if ending == ".json":
+        from everclip.data.readers.json_rows import read_json
+
+        return read_json(path, reading)
+    if ending == ".tar":
+        from everclip.data.readers.shards import read_shard
+
+        return read_shard(path)
+    from everclip.data.readers.text import read_text_table
+
+    return read_text_table(path, reading)
 
 
 def split_of(name: str) -> str | None:

@@ -19,17 +19,19 @@ import pyarrow as pa
 from everclip.data.quarantine import Entry
 from everclip.data.readers.files import TABLES, read_file, split_of, with_splits
 from everclip.data.readers.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw
+from everclip.data.readers.reading import PLAIN, Reading
 from everclip.errors import DataError
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 
 
-def read_folder(path: Path, labelled: bool = True) -> list[Raw]:
+def read_folder(path: Path, labelled: bool = True, reading: Reading = PLAIN) -> list[Raw]:
     """Read a folder; what lies in it decides how.
 
     Args:
         path: the folder.
         labelled: whether captions or classes are needed; if not, pictures beside folders count as those in them.
+        reading: what the user says about tables and text files.
 
     Raises:
         DataError: if it holds nothing that can be read, or several things at once.
@@ -42,7 +44,7 @@ def read_folder(path: Path, labelled: bool = True) -> list[Raw]:
     if len(metadata) > 1:
         raise DataError(f"{path}: holds {' and '.join(metadata)}; name the one to read as data.source.")
     if metadata:
-        return [replace(read_file(path / metadata[0]), name=f"{path.name}/{metadata[0]}")]
+        return [replace(read_file(path / metadata[0], reading), name=f"{path.name}/{metadata[0]}")]
     tables = [name for name in names if Path(name).suffix.lower() in TABLES and (path / name).is_file()]
     kinds = sorted({Path(name).suffix.lower() for name in tables})
     if len(kinds) > 1:
@@ -50,7 +52,7 @@ def read_folder(path: Path, labelled: bool = True) -> list[Raw]:
             f"{path}: holds files of several kinds ({', '.join(kinds)}); say which with data.source={path}/*{kinds[0]}."
         )
     if tables:
-        return with_splits([(read_file(path / name), split_of(name)) for name in tables])
+        return with_splits([(read_file(path / name, reading), split_of(name)) for name in tables])
     folders = [name for name in names if (path / name).is_dir()]
     beside = [name for name in names if name not in folders]
     if folders and not labelled and _pictures(beside):
@@ -60,12 +62,12 @@ def read_folder(path: Path, labelled: bool = True) -> list[Raw]:
         found = [
             (replace(raw, name=f"{name}/{raw.name}"), split_of(name))
             for name in splits
-            for raw in read_folder(path / name, labelled)
+            for raw in read_folder(path / name, labelled, reading)
         ]
         found[0][0].notes[:0] = _loose(path, beside, "split")
         return with_splits(found)
     if folders == ["data"] and not _pictures(names):
-        return read_folder(path / "data", labelled)
+        return read_folder(path / "data", labelled, reading)
     if folders:
         return [_class_folders(path, folders, beside)]
     expected = (

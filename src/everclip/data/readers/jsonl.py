@@ -7,20 +7,23 @@ column whose values change their type.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from everclip.data.quarantine import Entry
 from everclip.data.readers.raw import MAX_COLUMNS, Raw, table_of
+from everclip.data.readers.reading import PLAIN, Reading
+from everclip.data.readers.text_file import is_text, open_text, text_encoding
 from everclip.errors import DataError
 
 MAX_LINE = 16 * 1024 * 1024
-"""Bytes of one line."""
+"""Characters of one line."""
 
 _MAX_DEPTH = 16
 
 
-def read_json_lines(path: Path) -> Raw:
+def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
     """Read a `.jsonl` file.
 
     Raises:
@@ -29,16 +32,13 @@ def read_json_lines(path: Path) -> Raw:
     rows: list[dict[str, Any]] = []
     numbers, broken, number = [], [], 0
     names: dict[str, None] = {}
-    with open(path, "rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            if len(line) > MAX_LINE:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
-                line = b"{"
+    encoding = text_encoding(path, reading.encoding)
+    with open_text(path, encoding.name) as file:
+        for line in _lines(file):
             if not line.strip():
                 continue
             number += 1
-            found = parsed(line.removeprefix(b"\xef\xbb\xbf"))
+            found = _row(line, encoding.remedy)
             if isinstance(found, dict):
                 rows.append(found)
                 numbers.append(number)
@@ -48,7 +48,28 @@ def read_json_lines(path: Path) -> Raw:
     if not rows:
         why = f" (row 1: {broken[0].detail})" if broken else ""
         raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
-    return Raw(path.name, table_of(rows, list(names)), numbers, broken, root=path.parent)
+    notes = [encoding.note] if encoding.note else []
+    return Raw(path.name, table_of(rows, list(names)), numbers, broken, root=path.parent, notes=notes)
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Yield the lines; of one that is too long no more than its first character, which is no JSON."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            while line and not line.endswith("\n"):
+                line = file.readline(MAX_LINE)
+            line = "{"
+        yield line
+
+
+def _row(line: str, remedy: str) -> dict[str, Any] | tuple[str, str]:
+    """Return the object that a line holds, or (reason, detail)."""
+    if not is_text(line):
+        return "bad-utf8", remedy or "not UTF-8 text"
+    try:
+        return checked(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return "bad-row", f"no valid JSON ({error})"
 
 
 def parsed(line: bytes) -> dict[str, Any] | tuple[str, str]:
@@ -59,6 +80,11 @@ def parsed(line: bytes) -> dict[str, Any] | tuple[str, str]:
         return "bad-utf8", f"byte {error.start} is not UTF-8"
     except (ValueError, RecursionError) as error:
         return "bad-row", f"no valid JSON ({error})"
+    return checked(found)
+
+
+def checked(found: Any) -> dict[str, Any] | tuple[str, str]:
+    """Return an object that can be a row, or (reason, detail)."""
     if not isinstance(found, dict):
         return "bad-row", f"JSON of type {type(found).__name__}, expected an object"
     if len(found) > MAX_COLUMNS:

@@ -37,6 +37,7 @@ class Raw:
         root_fixed: whether `data.root` does not apply, since the paths were found in `root` itself.
         confined: whether image paths must stay below `root`.
         textual: whether every cell is text, so that numbers have to be told from words.
+        headless: whether the columns have no names but their numbers.
         unlabelled: what to say where captions or classes are needed, if it can hold neither.
     """
 
@@ -52,6 +53,7 @@ class Raw:
     root_fixed: bool = False
     confined: bool = True
     textual: bool = False
+    headless: bool = False
     unlabelled: str = ""
 
     def row_name(self, position: int) -> str:

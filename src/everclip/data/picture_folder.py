@@ -1,0 +1,100 @@
+"""Where the paths of a table start, if the user does not say: the table's folder, or the one beside that holds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SAMPLE = 200
+"""Paths that are looked for in every folder."""
+
+_MOST_FOLDERS = 1000
+_DEPTH = 2
+_BESIDE = frozenset(
+    (
+        "annotations",
+        "annotation",
+        "anns",
+        "labels",
+        "captions",
+        "metadata",
+        "meta",
+        "splits",
+        "karpathy",
+        "json",
+        "csv",
+    )
+)
+"""Folders of tables whose pictures lie in a folder beside them, as COCO's do."""
+
+
+def picture_folder(start: Path, paths: Sequence[str]) -> tuple[Path, str | None]:
+    """Return the folder that paths start from, and a line for people where it is not `start`.
+
+    Another folder is taken only where `start` holds none of the files, and one folder alone holds most of them.
+
+    Args:
+        start: the table's folder.
+        paths: some of the table's relative paths.
+    """
+    wanted = [path.replace("\\", "/").strip() for path in paths]
+    if not wanted or _held(start, wanted):
+        return start, None
+    counts = {folder: _held(folder, wanted) for folder in _candidates(start, wanted)}
+    best = max(counts.values(), default=0)
+    found = [folder for folder, count in counts.items() if count == best]
+    if best * 2 <= len(wanted):
+        return start, None
+    shown = [os.path.relpath(folder, start) for folder in found]
+    if len(found) > 1:
+        return start, (
+            f"the pictures are not in {start.name}, but in several folders ({', '.join(shown[:3])}); say which with "
+            "data.root=FOLDER"
+        )
+    return found[0], f"paths start from {shown[0]!r}, where the pictures are (data.root=FOLDER to change)"
+
+
+def _held(folder: Path, paths: Sequence[str]) -> int:
+    """Return how many of the paths are files below a folder."""
+    return sum(
+        not os.path.isabs(path) and ".." not in Path(path).parts and _is_file(folder / path) for path in paths
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or a NUL in it
+        return False
+
+
+def _candidates(start: Path, paths: Sequence[str]) -> Iterator[Path]:
+    left = _MOST_FOLDERS
+    tops = [start]
+    if start.name.lower() in _BESIDE:
+        tops.append(start.parent)
+        yield start.parent
+    elif all(path.startswith(f"{start.name}/") for path in paths):
+        yield start.parent  # the paths begin with the name of the table's own folder
+    for top in tops:
+        for folder in _below(top, _DEPTH):
+            if folder == start or (top != start and start in folder.parents):
+                continue
+            left -= 1
+            if left < 0:
+                return
+            yield folder
+
+
+def _below(top: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders below one; hidden ones and links are passed over."""
+    try:
+        names = sorted(e.name for e in os.scandir(top) if e.is_dir(follow_symlinks=False))
+    except OSError:
+        return
+    for name in names:
+        if not name.startswith((".", "@", "__MACOSX")):
+            yield top / name
+            if depth > 1:
+                yield from _below(top / name, depth - 1)

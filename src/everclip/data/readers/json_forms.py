@@ -1,0 +1,62 @@
+"""Which of the known forms a JSON file has, from its first elements."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from everclip.data.readers.json_stream import elements
+from everclip.data.readers.raw import IMAGE_ENDINGS
+from everclip.errors import DataError
+
+JsonForm = Literal["coco", "karpathy", "label-studio", "rows", "captions-by-file", "other"]
+
+_MOST_ALIKE = 1000
+"""Elements of one key; where these say nothing, the next thousands do not either."""
+
+
+def json_form(path: Path, encoding: str | None = None) -> JsonForm:
+    """Return the form of a JSON file; `other` also where it cannot be read at all."""
+    try:
+        return _form(elements(path, encoding))
+    except (DataError, OSError):
+        return "other"
+
+
+def _form(found: Iterator[tuple[str, Any]]) -> JsonForm:
+    seen: JsonForm = "other"
+    counts: Counter[str] = Counter()
+    for key, element in found:
+        counts[key] += 1
+        form = _of_element(key, element)
+        if form in ("coco", "karpathy", "label-studio", "captions-by-file"):
+            return form
+        seen = form if seen == "other" else seen
+        if counts[key] >= _MOST_ALIKE or (seen == "rows" and key == ""):
+            return seen
+    return seen
+
+
+def _of_element(key: str, element: Any) -> JsonForm:
+    if names_a_picture(key) and isinstance(element, str):
+        return "captions-by-file"
+    if not isinstance(element, dict):
+        return "other"
+    if key == "images":
+        if isinstance(element.get("filename"), str) and {"sentences", "split"} & set(element):
+            return "karpathy"
+        if isinstance(element.get("file_name"), str) and "id" in element and "caption" not in element:
+            return "coco"
+    if key == "annotations" and "image_id" in element and {"caption", "category_id"} & set(element):
+        return "coco"
+    if key == "" and isinstance(element.get("data"), dict) and {"annotations", "completions"} & set(element):
+        return "label-studio"
+    return "rows" if element else "other"
+
+
+def names_a_picture(key: str) -> bool:
+    """Whether a text ends as the name of a picture does."""
+    stem, dot, ending = key.rpartition(".")
+    return bool(stem and dot) and ending.lower() in IMAGE_ENDINGS

@@ -1,0 +1,103 @@
+"""JSON files that are no JSON lines: COCO, Karpathy's splits, Label Studio, rows as objects, captions by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from everclip.data.quarantine import Entry
+from everclip.data.readers.coco import read_coco
+from everclip.data.readers.files import split_of
+from everclip.data.readers.json_forms import json_form, names_a_picture
+from everclip.data.readers.json_stream import elements
+from everclip.data.readers.jsonl import checked
+from everclip.data.readers.karpathy import read_karpathy
+from everclip.data.readers.label_studio import read_label_studio
+from everclip.data.readers.raw import Raw, table_of
+from everclip.data.readers.reading import PLAIN, Reading
+from everclip.data.readers.text_file import text_encoding
+from everclip.errors import DataError
+
+
+def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
+    """Read a `.json` file by its form.
+
+    Raises:
+        DataError: if it is no JSON, or of no known form.
+    """
+    encoding = text_encoding(path, reading.encoding)
+    raw = _read(path, encoding.name)
+    raw.notes += [encoding.note] if encoding.note else []
+    return raw
+
+
+def _read(path: Path, encoding: str) -> Raw:
+    form = json_form(path, encoding)
+    if form == "coco":
+        return read_coco(path, encoding=encoding)
+    if form == "karpathy":
+        return read_karpathy(path, encoding=encoding)
+    if form == "label-studio":
+        return read_label_studio(path, encoding)
+    if form == "captions-by-file":
+        return _rows(
+            path, _by_file(path, encoding), [f"{path.name}: each key is a picture, each value its captions"]
+        )
+    return _rows(path, _objects(path, encoding), [])
+
+
+def _by_file(path: Path, encoding: str) -> Iterator[Any]:
+    for key, value in elements(path, encoding):
+        if names_a_picture(key):
+            yield {"image": key, "caption": value}
+
+
+def _objects(path: Path, encoding: str) -> Iterator[Any]:
+    """Yield the objects of the one array that holds some, or of an array per split (`train`, `test`...)."""
+    chosen: str | None = None
+    for key, element in elements(path, encoding):
+        row = _listed(element)
+        if not isinstance(row, dict):
+            if key == chosen:
+                yield row
+            continue
+        if split_of(key) is not None:
+            yield {"split": key, **row}
+        elif chosen in (None, key):
+            yield row
+        else:
+            raise DataError(
+                f"{path}: holds objects under {chosen!r} and under {key!r}; it is of no known form (COCO, Karpathy's "
+                "splits, Label Studio, an array of objects). Write the rows as one array, or as JSON lines."
+            )
+        chosen = key
+
+
+def _listed(element: Any) -> Any:
+    """Return CoOp's rows (path, label, class name) as objects, others as they are."""
+    kinds = [type(value) for value in element] if isinstance(element, list) else []
+    if kinds != [str, int, str]:
+        return element
+    return {"image": element[0], "class_key": element[1], "class_name": element[2]}
+
+
+def _rows(path: Path, found: Iterator[Any], notes: list[str]) -> Raw:
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    numbers: list[int] = []
+    broken: list[Entry] = []
+    for number, element in enumerate(found, 1):
+        row = checked(element)
+        if isinstance(row, dict):
+            rows.append(row)
+            numbers.append(number)
+            names.update(dict.fromkeys(row))
+        else:
+            broken.append(Entry(number, f"{path.name}, row {number}", *row))
+    if not rows:
+        raise DataError(
+            f"{path}: holds no objects with columns. Expected COCO captions, Karpathy's split, a Label Studio export, "
+            'or an array of objects ([{"image": "a.jpg", "caption": "..."}, ...]).'
+        )
+    return Raw(path.name, table_of(rows, list(names)), numbers, broken, root=path.parent, notes=notes)

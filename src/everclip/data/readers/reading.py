@@ -1,0 +1,79 @@
+"""How a user wants tables and text files to be read; what is not said is found out and printed."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+
+_ENCODINGS = (
+    "utf-8",
+    "utf-16",
+    "cp1252",
+    "cp1250",
+    "cp1251",
+    "latin-1",
+    "mac_roman",
+    "shift_jis",
+    "gb18030",
+    "big5",
+)
+_SEPARATORS = {
+    "tab": "\t",
+    "\\t": "\t",
+    "comma": ",",
+    "semicolon": ";",
+    "bar": "|",
+    "pipe": "|",
+    "space": " ",
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Settings of the `data:` block for tables and text files.
+
+    Attributes:
+        encoding: of CSV, TSV, JSON, JSON lines and captions files; `None` = found out.
+        separator: between the cells of a CSV, TSV or text table; `None` = found out.
+        header: whether the first line names the columns; `None` = found out.
+    """
+
+    encoding: str | None = None
+    separator: str | None = None
+    header: bool | None = None
+
+
+PLAIN = Reading()
+"""Nothing is said: everything is found out."""
+
+
+def known_encoding(name: str) -> str:
+    """Return Python's name of a text encoding.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    try:
+        found = codecs.lookup(name)
+        # base64, zip and the like are codecs, but of no text.
+        if found._is_text_encoding and found.name not in ("idna", "punycode", "undefined", "unicode_escape"):
+            return found.name
+    except (LookupError, ValueError):
+        pass
+    raise ValueError(
+        f"{name!r} is no encoding of text; known are {', '.join(_ENCODINGS)} and others of Python"
+    )
+
+
+def known_separator(text: str) -> str:
+    """Return a separator of cells: a character, or the name of one; blanks beside it do not count.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    found = _SEPARATORS.get(text.strip().lower(), text if len(text) == 1 else text.strip())
+    if len(found) != 1 or found in '\r\n"\0' or found.isalnum():
+        raise ValueError(
+            f"{text!r} is no separator of cells; expected one character, or {', '.join(_SEPARATORS)}"
+        )
+    return found
