@@ -68,3 +68,24 @@ def micro_config(micro_folder: Path, tmp_path: Path) -> Callable[..., Any]:
         return resolve_config(str(micro_folder / f"{kind}.yaml"), [*fixed, *overrides])
 
     return make
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function (*arguments) -> (exit code, standard output, standard error) of `everclip`."""
+
+    from everclip.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["everclip", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import yaml
 from build import encoded, picture, tar, text
 
 import everclip
-from everclip.cli.main import main
 from everclip.config import parse_override, resolve_config
 from everclip.contracts import ClassEntry
 from everclip.errors import ConfigError
@@ -23,23 +21,6 @@ ODD = ("50% off {a,b} #1", "[2024] spring", "[x]/y", "no", "null", "2024-01-05",
        "- x", "*.csv", "&a", "!tag", "%", "{a}", "x=y", "true", "~x", "?", "|", "0x10", "ünïcode 写真", "a\tb")
 # fmt: on
 """Texts that YAML cuts, retypes or refuses."""
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["everclip", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
 
 
 # -- B06: text is taken as it stands --------------------------------------------------------------------------

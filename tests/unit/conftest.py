@@ -1,7 +1,6 @@
-"""Small pictures and tables for unit tests, and the command line as a function."""
+"""Small pictures and tables for unit tests."""
 
 import io
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from everclip.cli.main import main
 from everclip.data.table import Table
 
 
@@ -42,22 +40,3 @@ def table(png: Callable[..., bytes]) -> Callable[..., Table]:
         return Table(pa.table({**given, **columns}), name="toy")
 
     return make
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Return a function (*arguments) -> (exit code, standard output, standard error) of `everclip`."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["everclip", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run

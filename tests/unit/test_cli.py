@@ -19,6 +19,7 @@ VERBS = (
     "compare",
     "demo",
     "eval",
+    "classify",
     "check",
     "init-config",
     "export",

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from everclip.cli import check as check_verb
+from everclip.cli import classify as classify_verb
 from everclip.cli import doctor as doctor_verb
 from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
@@ -150,6 +151,7 @@ def compare(
 
 
 app.command(name="eval")(evaluate_verb.evaluate)
+app.command(name="classify")(classify_verb.classify)
 app.command(name="check")(check_verb.check)
 app.command(name="init-config")(init_config_verb.init_config)
 app.command(name="export")(export_verb.export)

@@ -19,7 +19,8 @@ KINDS = (
 
 def is_array(value: object) -> bool:
     """Whether a value is an array or a tensor (of numpy, torch or others)."""
-    return hasattr(value, "__array__") and hasattr(value, "ndim") and not isinstance(value, Image.Image)
+    plain = isinstance(value, str | bytes | Image.Image)  # a text of numpy is text
+    return not plain and hasattr(value, "__array__") and hasattr(value, "ndim")
 
 
 def encoded(value: Any, name: str) -> bytes | None:

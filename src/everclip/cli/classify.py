@@ -1,0 +1,87 @@
+"""`everclip classify`: the best names for pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everclip.errors import ConfigError
+from everclip.templates import templates_of
+
+
+def classify(
+    model: Annotated[str, typer.Argument(help="A run folder, a saved learner, an export, or a backbone.")],
+    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures.")],
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A name to choose from; give it several times.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option("--names", help="A text file with a name per line, such as classnames.txt.")
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option("--template", help="Text around a name, {} stands for it; several are averaged."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many names per picture.")] = 1,
+    weights: Annotated[str | None, typer.Option(help="Tag or file, where MODEL is an architecture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Name pictures: the names that fit each best, with their cosines.
+
+    Example: everclip classify runs/shop new.jpg --name kettle --name chair --template "a photo of a {}"
+
+    Example: everclip classify builtin:tiny photos/ --names classnames.txt --top 3 --json
+    """
+    choices = [*(name or []), *_lines(names)]
+    if not choices:
+        raise ConfigError(
+            "classify: no names to choose from; give --name NAME several times or --names FILE.txt."
+        )
+    used = templates_of(template or ("{}",), "--template")
+    files = [file for given in pictures for file in _files(given)]
+    from everclip.learner.measured import load_model
+
+    learner = load_model(model, None if weights is None else {"weights": weights})
+    found = learner.classify(files, choices, used, top=top)
+    if as_json:
+        document = [
+            {"picture": file, "names": [{"name": n, "cosine": round(score, 6)} for n, score in best]}
+            for file, best in zip(files, found, strict=True)
+        ]
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    for file, best in zip(files, found, strict=True):
+        typer.echo(f"{file}: {', '.join(f'{n} {score:.3f}' for n, score in best)}")
+
+
+def _lines(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--names: {file}: cannot be read as UTF-8 text ({error}).") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"--names: {file}: holds no name; expected one per line.")
+    return found
+
+
+def _files(given: str) -> list[str]:
+    """Return a picture, or the pictures of a folder and those below it in order of their names."""
+    from everclip.data.readers.raw import IMAGE_ENDINGS
+
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        return [given]
+    found = sorted(
+        str(path)
+        for path in folder.rglob("*")
+        if path.suffix[1:].lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
+    )
+    if not found:
+        raise ConfigError(f"{given}: a folder without pictures.")
+    return found
