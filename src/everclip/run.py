@@ -29,6 +29,7 @@ from everclip.running import extending, inputs
 from everclip.running.clock import Clock
 from everclip.running.outcome import Status, build_results
 from everclip.running.place import EVALUATE, LEARN, Place
+from everclip.running.row_models import RowModels
 from everclip.running.watching import RunWatcher
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
@@ -92,6 +93,7 @@ class Run:
         self.progress = progress or Progress(quiet=not self._main)
         self.tasks = self._tasks(self.scenario)
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
+        self._models = RowModels(self.path, self.checkpoints)
         self.place = Place(
             tasks=[task.name for task in self.tasks],
             parts=extending.parts_of(self.scenario, self.tasks),
@@ -246,8 +248,7 @@ class Run:
         self.progress.start(f"evaluate ({label})", 0)
 
         def tick(done: int, total: int) -> None:
-            self.progress.update(done, "pictures", total)
-            self._note_time(self._clock.tick())
+            self._encoded(done, total)
             crash_point("in evaluation")
             if self.learner.accelerator.num_processes == 1:
                 self._stop.check()  # several processes stop together, between the stages
@@ -268,11 +269,16 @@ class Run:
             self._event("damaged cache", problem)
         self.place.rows.append(row.model_dump(mode="json"))
         if self.config.checkpoint.keep_rows and self._main:
-            extending.keep_model(self.path, index, self.learner)
+            self._models.keep(index, self.learner)
         self.place.examples = [e.model_dump(mode="json") for e in examples]
         self.progress.finish()
-        metrics = {f"row/{k}": v for k, v in self._metrics().items() if v is not None}
-        self._trackers.log(metrics, self.place.step)
+        columns = [column_info(s) for s in self.scenario.eval_sets]
+        metrics = flat_metrics([Row(**row) for row in self.place.rows], columns, self._headline)
+        self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.place.step)
+
+    def _encoded(self, done: int, total: int) -> None:
+        self.progress.update(done, "pictures", total)
+        self._note_time(self._clock.tick())
 
     # -- state ------------------------------------------------------------------------------------------------
 
@@ -287,8 +293,8 @@ class Run:
         self.place = Place(**found.state["place"])
         added = extending.added_tasks(self.place, names, now_parts, self.path, self.extend)
         cursor = self.learner.restore(found.tensors, found.state["learner"])
-        done = self.place.task + (self.place.stage == EVALUATE and self.place.task >= 0)
-        self.learner.tasks = list(self.tasks[: max(0, done)])
+        done = max(0, self.place.task + (self.place.stage == EVALUATE))
+        self.learner.tasks = list(self.tasks[:done])
         self._folder.rewind_log(self.place.log_size)
         self._note_time(self._clock.begin(self.place.seconds, self._main))
         for problem in found.damaged:
@@ -310,14 +316,14 @@ class Run:
         before = len(self.place.tasks)
         self.place.tasks, self.place.parts = [*self.place.tasks, *added], parts
         self.progress.start("evaluate (old rows on new sets)", 0)
-        left = extending.remeasure(
-            self.config,
-            self.scenario,
-            self.place,
-            self._recorder,
-            self.path,
-            lambda done, total: self.progress.update(done, "pictures", total),
-        )
+        with self._clock.stage("evaluation"):
+            left = extending.remeasure(
+                self.config, self.scenario, self.place, self._recorder, self._models, self._encoded
+            )
+        if self.config.checkpoint.keep_rows and self._main and self.place.stage == LEARN and not cursor.begun:
+            self._models.keep(
+                len(self.place.rows) - 1, self.learner
+            )  # of a run that began without keeping them
         self.progress.finish()
         self._event("extended", extending.extension_message(added, before, left))
         self._folder.adopt(self.config)
@@ -328,8 +334,8 @@ class Run:
         """Record once what was guessed, assumed or set aside."""
         known = {(event["kind"], event["message"]) for event in self.place.events}
         method = self.learner.method
-        said = (*inputs.remarks(self.scenario, method.backbone), *inputs.left_out(method, self.tasks))
-        for kind, message in said:
+        remarks = inputs.remarks(self.scenario, method.backbone)
+        for kind, message in (*remarks, *inputs.left_out(method, self.tasks)):
             if (kind, message) not in known:
                 self._event(kind, message)
         if self._main:
@@ -378,12 +384,6 @@ class Run:
     def _note_time(self, problem: str | None) -> None:
         if problem is not None:
             self._event("lost time", problem)
-
-    # -- results ----------------------------------------------------------------------------------------------
-
-    def _metrics(self) -> dict[str, float | None]:
-        columns = [column_info(s) for s in self.scenario.eval_sets]
-        return flat_metrics([Row(**row) for row in self.place.rows], columns, self._headline)
 
     def _write_results(self, status: Status) -> Results:
         results = build_results(

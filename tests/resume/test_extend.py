@@ -93,7 +93,7 @@ def test_without_kept_models_the_set_of_everything_has_no_old_cells(configs: Cal
     two, more, _ = configs("finetune", "scenario.everything=true")
     harness.run(two)
     found = extend(more)
-    assert ["everything" in row.scores for row in found.rows] == [True, False, False, True]
+    assert ["everything" in row.scores for row in found.rows] == [True, False, True, True]
 
 
 def test_without_kept_models_only_unmeasurable_cells_are_missing(configs: Callable[..., Any]) -> None:
@@ -104,19 +104,86 @@ def test_without_kept_models_only_unmeasurable_cells_are_missing(configs: Callab
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert found.rows[0] == expected.rows[0]  # the backbone itself is always at hand
-    assert found.rows[3] == expected.rows[3]
+    assert found.rows[2:] == expected.rows[2:]  # the newest checkpoint is the model of the last row
     assert "2003" not in found.rows[1].scores
-    assert found.matrix.values[2][found.matrix.columns.index("2003")] is None
-    assert "all" not in found.rows[2].scores["known"]  # among fewer answers than the rows after it
-    assert "all" in found.rows[2].scores["groups"]
-    assert found.matrix.values[2][0] is None
-    own = {name: cells["own"] for name, cells in expected.rows[2].scores.items() if name != "2003"}
-    assert {name: cells["own"] for name, cells in found.rows[2].scores.items()} == own
+    assert found.matrix.values[1][found.matrix.columns.index("2003")] is None
+    assert "all" not in found.rows[1].scores["known"]  # among fewer answers than the rows after it
+    assert "all" in found.rows[1].scores["groups"]
+    assert found.matrix.values[1][0] is None
+    own = {name: cells["own"] for name, cells in expected.rows[1].scores.items() if name != "2003"}
+    assert {name: cells["own"] for name, cells in found.rows[1].scores.items()} == own
     assert found.metrics["transfer"] is None
     assert found.metrics["last"] == expected.metrics["last"]
     (event,) = [e for e in found.events if e.kind == "extended"]
     assert "2003" in event.message
-    assert "rows 1 to 2" in event.message
+    assert "row 1 could not be measured again" in event.message
+
+
+def test_extended_twice_the_same_rows_are_missing_as_extended_once_less(configs: Callable[..., Any]) -> None:
+    two, more, whole = configs("finetune")
+    one = two.model_copy(update={"scenario": {**two.scenario, "tasks": two.scenario["tasks"][:1]}})
+    harness.run(one)
+    extend(two)
+    found, expected = extend(more), harness.run(whole)
+    # Rows 1 and 2 are each the last one of a run, and measured again when it was extended; row 1 not a second time.
+    assert found.rows[0] == expected.rows[0]
+    assert found.rows[2:] == expected.rows[2:]
+    assert {name: "all" in cells for name, cells in found.rows[1].scores.items()} == {
+        "known": False,
+        "2001": False,
+        "2002": False,
+        "groups": True,
+    }
+    said = [e.message for e in found.events if e.kind == "extended"]
+    assert ["could not be measured again" in text for text in said] == [False, True]
+
+
+def test_models_kept_from_an_extension_on_serve_the_next_one(configs: Callable[..., Any]) -> None:
+    two, more, whole = configs("finetune")
+    one = two.model_copy(update={"scenario": {**two.scenario, "tasks": two.scenario["tasks"][:1]}})
+    harness.run(one)
+    keeping = {"checkpoint": two.checkpoint.model_copy(update={"keep_rows": True})}
+    extend(two.model_copy(update=keeping))
+    assert extend(more.model_copy(update=keeping)).rows == harness.run(whole).rows
+
+
+def test_a_run_extended_in_the_middle_of_a_task_says_which_rows_it_has(configs: Callable[..., Any]) -> None:
+    two, more, whole = configs("finetune", "checkpoint.keep=1")
+    with pytest.raises(harness.Killed):
+        harness.run(two, act=_dies_at("after step", 6))
+    found, expected = extend(more), harness.run(whole)
+    assert [index for index, row in enumerate(found.rows) if row != expected.rows[index]] == [1]
+
+
+def _dies_at(wanted: str, number: int) -> Callable[[str], None]:
+    left = number
+
+    def act(point: str) -> None:
+        nonlocal left
+        left -= point == wanted
+        if left == 0:
+            raise harness.Killed(point)
+
+    return act
+
+
+def test_a_new_month_of_the_same_classes_leaves_old_cells_as_they_are(
+    micro_config: Callable[..., Any],
+) -> None:
+    fixed = (*harness.SHORT, "scenario.evaluate_as=classification", "scenario.headline.metric=accuracy")
+    fixed = (*fixed, "scenario.retention=[]", "checkpoint.keep=1")
+    three = [
+        {"name": str(y), "where": {"time": y}} for y in (2002, 2001, 2003)
+    ]  # 2003 has the classes of 2001
+    two = micro_config("time", *fixed, f"scenario.tasks={three[:2]}")
+    more = micro_config("time", *fixed, f"scenario.tasks={three}")
+    before = harness.run(two)
+    found = extend(more)
+    for name in ("known", "2001", "2002"):
+        assert found.rows[1].scores[name] == before.rows[1].scores[name]
+        assert found.rows[1].per_class[name] == before.rows[1].per_class[name]
+    assert "2003" not in found.rows[1].scores
+    assert "2003" in found.rows[2].scores
 
 
 def test_a_start_model_that_changed_on_disk_is_not_measured_as_row_0(
@@ -132,7 +199,7 @@ def test_a_start_model_that_changed_on_disk_is_not_measured_as_row_0(
     kept["groups"] = before.scores["groups"]  # the retention suite has no answers but its own
     assert found.rows[0].scores == kept
     (event,) = [e for e in found.events if e.kind == "extended"]
-    assert "rows 0 to 2 could not be measured again" in event.message
+    assert "rows 0 to 1 could not be measured again" in event.message
 
 
 def test_an_extension_killed_anywhere_continues(configs: Callable[..., Any], tmp_path: Path) -> None:

@@ -6,32 +6,24 @@ so that the extended run continues bit for bit as if all tasks had been there fr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from everclip.config import RunConfig
-from everclip.contracts import ClassEntry, Task
+from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Task
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.errors import RunFolderError
 from everclip.evaluation.encode import Tick
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import Example, Row
-from everclip.files import folder_atomic
 from everclip.learner.core import Learner
 from everclip.learner.fit import learner_for
-from everclip.learner.following import Cursor
 from everclip.running.place import Place
+from everclip.running.row_models import RowModels
 from everclip.scenarios.base import ListScenario
-
-MODELS = "rows/models"
-"""Folder of the learners after each row, kept on request (`checkpoint.keep_rows`)."""
-
-_TENSORS, _STATE = "model.safetensors", "state.json"
 
 
 def parts_of(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:
@@ -102,23 +94,12 @@ def refuse_at_once(learner: Learner, path: Path) -> None:
         )
 
 
-def keep_model(path: Path, index: int, learner: Learner) -> None:
-    """Keep the learner as it is at a row, so that the row can be measured again on sets that are added later."""
-    folder = path / MODELS / f"{index:03d}"
-    if folder.is_dir():
-        return
-    with folder_atomic(folder) as aside:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.tensors({}).items()}
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, aside / _TENSORS)
-        (aside / _STATE).write_text(json.dumps(learner.state(Cursor())), encoding="utf-8")
-
-
 def remeasure(
     config: RunConfig,
     scenario: ListScenario,
     place: Place,
     recorder: RowRecorder,
-    path: Path,
+    models: RowModels,
     tick: Tick,
 ) -> list[int]:
     """Measure again every row whose model is at hand; row 0 is the backbone itself, while its weights are the same.
@@ -130,18 +111,11 @@ def remeasure(
     examples = recorder.carried([Example(**e) for e in place.examples])
     left = []
     for index, old in enumerate(place.rows):
-        folder = path / MODELS / f"{index:03d}"
-        if index and not folder.is_dir():
+        learner = _learner_of(index, config, scenario, place, models)
+        if learner is None:
             place.rows[index] = _without_grown(old, scenario)
             left.append(index)
             continue
-        learner = learner_for(config, scenario)
-        if not index and learner.method.backbone.fingerprints() != place.start:
-            place.rows[index] = _without_grown(old, scenario)
-            left.append(index)
-            continue
-        if index:
-            learner.restore(load_file(folder / _TENSORS), _read_state(folder))
         learner.method.eval()
         row, examples = recorder.measure(
             learner.method,
@@ -158,39 +132,82 @@ def remeasure(
     return left
 
 
-def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
-    """Leave out what was scored among all sets: there are more answers now, and a mean over both would be of neither.
+def _learner_of(
+    row: int, config: RunConfig, scenario: ListScenario, place: Place, models: RowModels
+) -> Learner | None:
+    """Return the learner after a row, `None` if it is not at hand."""
+    kept = models.load(row) if row else None
+    if row and kept is None:
+        return None
+    learner = learner_for(config, scenario)
+    if kept is not None:
+        learner.restore(*kept)
+    elif learner.method.backbone.fingerprints() != place.start:
+        return None
+    return learner
 
-    The set `everything` has more rows now, so all its cells go. What is `seen` or its `own` does not grow by tasks that
-    come later, nor does the retention suite.
+
+def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
+    """Leave out what was scored among fewer answers than there are now: a mean over both would be of neither.
+
+    The set `everything` has more rows now, so all its cells go. Cells among the answers of all sets stay where the new
+    sets brought no new answer: the same classes in another month. What is `seen` or its `own` does not grow by tasks
+    that come later, nor does the retention suite.
     """
-    grown = {p.name for p in scenario.protocols if p.space == "all"}
-    kept = {s.name for s in scenario.retention_suite}
+    grown = {
+        s.name: {p.name for p in scenario.protocols if p.space == "all" and _has_grown(s, p, row, scenario)}
+        for s in scenario.eval_sets
+    }
     larger = {s.name for s in scenario.eval_sets if s.group == "everything"}
     scores = {
-        name: cells if name in kept else {p: values for p, values in cells.items() if p not in grown}
+        name: {p: values for p, values in cells.items() if p not in grown[name]}
         for name, cells in row["scores"].items()
         if name not in larger
     }
-    return {**row, "scores": scores}
+    shown = scenario.shown_protocol
+    per_class = {
+        name: values for name, values in row.get("per_class", {}).items() if shown in scores.get(name, {})
+    }
+    return {**row, "scores": scores, "per_class": per_class}
+
+
+def _has_grown(s: EvalSet, protocol: EvalProtocol, row: dict[str, Any], scenario: ListScenario) -> bool:
+    """Whether a set has more answers on offer now than among the sets that a row was measured on."""
+    then = replace(scenario, eval_sets=tuple(e for e in scenario.eval_sets if e.name in row["scores"]))
+    if s.kind == "retrieval":
+        pools = (each.pool(s, (), protocol) or () for each in (then, scenario))
+        before, now = ([member.name for member in pool] for pool in pools)
+        return before != now
+    learned = range(row["index"])
+    spaces = (each.label_space(s, learned, protocol) for each in (then, scenario))
+    answers, answers_now = map(_answers, spaces)
+    return answers != answers_now
+
+
+def _answers(space: LabelSpace | None) -> list[tuple[str, str, tuple[str, ...], bool]]:
+    return [(e.key, e.name, e.templates, e.seen) for e in (space.entries if space is not None else ())]
 
 
 def _with_notes(row: Row, old: dict[str, Any]) -> Row:
     return row.model_copy(update={"notes": old.get("notes", {})})
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    return state
-
-
 def extension_message(added: Sequence[str], before: int, left: Sequence[int]) -> str:
     """Say what was added, and what the rows before it lack."""
     text = f"{len(added)} new after the first {before}: {', '.join(added)}"
     if left:
-        rows = f"row {left[0]}" if len(left) == 1 else f"rows {left[0]} to {left[-1]}"
         text += (
-            f"; {rows} could not be measured again: no cells for the new columns, nor among the answers of all "
-            "sets, which were fewer then (checkpoint.keep_rows=true keeps what measuring again needs)"
+            f"; {rows_of(left)} could not be measured again, since their models were not kept: no cells for the new "
+            "columns, nor among the answers of all sets where these became more (checkpoint.keep_rows=true keeps the "
+            "models of the rows to come)"
         )
     return text
+
+
+def rows_of(rows: Sequence[int]) -> str:
+    """Return `row 1`, `rows 1 to 3`, or `rows 1, 3`."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    if list(rows) == list(range(rows[0], rows[-1] + 1)):
+        return f"rows {rows[0]} to {rows[-1]}"
+    return f"rows {', '.join(map(str, rows))}"
