@@ -29,6 +29,7 @@ from everclip.running import extending, inputs
 from everclip.running.clock import Clock
 from everclip.running.outcome import Status, build_results
 from everclip.running.place import EVALUATE, LEARN, Place
+from everclip.running.precision import settle_precision
 from everclip.running.row_models import RowModels
 from everclip.running.watching import RunWatcher
 from everclip.scenarios.base import ListScenario
@@ -80,8 +81,8 @@ class Run:
     """One method x scenario x backbone x seed, in one folder."""
 
     def __init__(self, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> None:
-        self.config, self.extend = config, extend
-        self.path = Path(config.output)
+        config, self.precision_notes = settle_precision(config)
+        self.config, self.extend, self.path = config, extend, Path(config.output)
         self._clock = Clock(self.path)
         if extend and not (self.path / CONFIG).is_file():
             raise RunFolderError(
@@ -334,7 +335,7 @@ class Run:
         """Record once what was guessed, assumed or set aside."""
         known = {(event["kind"], event["message"]) for event in self.place.events}
         method = self.learner.method
-        remarks = inputs.remarks(self.scenario, method.backbone)
+        remarks = (*self.precision_notes, *inputs.remarks(self.scenario, method.backbone))
         for kind, message in (*remarks, *inputs.left_out(method, self.tasks)):
             if (kind, message) not in known:
                 self._event(kind, message)

@@ -164,7 +164,9 @@ class TrainingConfig(Frozen):
     warmup: int | float = Field(0.1, ge=0, description="steps, or a share of all steps when below 1")
     cooldown: int | float = Field(0.2, ge=0, description="steps, or a share of all steps when below 1")
     clip_norm: float | None = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="`auto`: bf16 on a GPU that has it, else fp32; a run keeps what it began with"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
     workers: int = Field(

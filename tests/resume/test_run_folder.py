@@ -14,6 +14,7 @@ import resume_harness as harness
 
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.learner import Learner
+from everclip.running.precision import settle_precision
 from everclip.training.run_folder import RunFolder
 from micro import MODEL, write_model
 
@@ -101,7 +102,7 @@ def test_a_folder_is_free_again_after_its_holder_was_killed(case_config: Callabl
     process = harness.in_child(config, 1, "after step")
     process.join(60)
     assert process.exitcode == -9
-    with RunFolder(Path(config.output), config):
+    with RunFolder(Path(config.output), settle_precision(config)[0]):
         pass
 
 

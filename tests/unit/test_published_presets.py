@@ -48,7 +48,7 @@ def test_the_methods_that_train_the_whole_model_train_alike_on_mtil(name: str) -
     used = config.training
     assert (used.steps, used.extra_steps, used.batch_size, used.lr) == (1000, 1, 64, 1e-5)
     assert (used.warmup, used.weight_decay, used.betas, used.clip_norm) == (100, 0, (0.9, 0.999), None)
-    assert used.augment == PUBLISHED_CROP
+    assert (used.augment, used.precision) == (PUBLISHED_CROP, "fp32")
     settings = config.method.settings
     assert settings["per_task"] == {"Aircraft": {"lr": 5e-5}, "MNIST": {"lr": 5e-5}}
     assert (settings["trainable"], settings["label_smoothing"]) == (["image", "text"], 0.2)
@@ -127,8 +127,7 @@ def test_experts_on_mtil_are_the_published_ones(name: str, steps: int, order: st
     assert (used.steps, used.extra_steps, used.batch_size, used.warmup) == (steps, 1, 64, 100)
     assert (used.optimiser, used.betas, used.weight_decay, used.eps) == ("adamw", (0.9, 0.999), 0, 1e-8)
     assert (used.schedule, used.clip_norm) == ("cosine", None)
-    assert used.augment is not None
-    assert used.augment == PUBLISHED_CROP
+    assert (used.augment, used.precision) == (PUBLISHED_CROP, "fp32")
     assert {k: (v.lr, v.epochs, v.steps) for k, v in settings.per_task.items()} == {
         task: (rate, None, None) for task, rate in zip(AIRCRAFT_TO_SUN, EXPERT_RATES[name], strict=True)
     }
@@ -169,8 +168,7 @@ def test_coleclip_on_mtil_is_the_published_one(benchmark: str, order: str) -> No
     # Adam: without weight decay AdamW is the same.
     assert (used.optimiser, used.betas, used.weight_decay, used.eps) == ("adamw", (0.9, 0.999), 0, 1e-8)
     assert (used.clip_norm, used.extra_steps, settings.label_smoothing) == (None, 0, 0)
-    assert used.augment is not None
-    assert used.augment == PUBLISHED_CROP
+    assert (used.augment, used.precision) == (PUBLISHED_CROP, "fp32")
     assert {k: (v.epochs, v.lr, v.steps) for k, v in settings.per_task.items()} == {
         task: (epochs, None, None) for task, epochs in zip(AIRCRAFT_TO_SUN, PROMPT_EPOCHS, strict=True)
     }
@@ -181,7 +179,6 @@ def test_rail_on_x_tail_is_the_published_one(name: str) -> None:
     settings, used = complete("x-tail", name)
     assert (settings.fusion, settings.augmented, settings.passes) == (0.8, True, 1)
     assert used.batch_size == 128
-    assert used.augment is not None
     assert used.augment == PUBLISHED_CROP
     if name == "rail-dual":
         assert (settings.form, settings.gamma, settings.penalty(0)) == ("dual", 0.1, 0.001)
@@ -219,8 +216,7 @@ def test_batch_and_rate_are_those_of_the_benchmark(
     used = training(benchmark, method)
     assert (used.batch_size, used.lr) == (batch_size, lr)
     assert (used.epochs, used.extra_steps, used.warmup, used.weight_decay) == (1, 1, 30, 0)
-    assert used.augment is not None
-    assert used.augment == PUBLISHED_CROP
+    assert (used.augment, used.precision) == (PUBLISHED_CROP, "fp32")
 
 
 def test_what_the_user_says_counts_more() -> None:

@@ -48,6 +48,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "method": config.method.name,
         "backbone": config.backbone.name,
         "output": config.output,
+        "precision": run.config.training.precision,
+        "precision_notes": [message for _, message in run.precision_notes],
         "tasks": tasks,
         "steps": steps,
         "rows": rows,
@@ -95,6 +97,9 @@ def print_plan(planned: dict[str, Any]) -> None:
     typer.echo(
         f"{planned['benchmark']} with {planned['method']} on {planned['backbone']}, into {planned['output']}"
     )
+    typer.echo(f"  training in {planned['precision']}")
+    for note in planned["precision_notes"]:
+        typer.echo(f"  note: {note}")
     for task in planned["tasks"]:
         typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")
     typer.echo(f"  {planned['rows']} rows of evaluation, {planned['steps']} steps in all")

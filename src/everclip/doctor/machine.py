@@ -11,6 +11,7 @@ from typing import Any
 from everclip.doctor.child import Said, ask
 from everclip.doctor.finding import Finding
 from everclip.memory import available_memory
+from everclip.processor import EMULATED
 
 PROBE = """
 import json, sys
@@ -26,6 +27,11 @@ try:
     kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
     if kept != [0, 2]:
         raise RuntimeError(f"torchvision::nms kept {kept} instead of [0, 2]")
+    try:
+        from everclip.processor import bf16_instructions
+        said["bf16"] = bf16_instructions()
+    except ImportError:
+        pass
     said |= {"stage": "devices", "devices": []}
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
@@ -47,6 +53,7 @@ def check_machine(seconds: float = 180) -> list[Finding]:
     found = [_pair(said)]
     if said.document.get("stage") in ("devices", "done"):
         found += _devices(said.document)
+        found.append(_bf16(said.document.get("bf16")))
     found += [_threads(said.document.get("threads")), _memory()]
     return found
 
@@ -124,6 +131,19 @@ def _device(device: dict[str, Any]) -> Finding:
     if device["free"] < 0.1 * device["total"]:
         return Finding("GPU", "note", text, "another process holds its memory: nvidia-smi shows which")
     return Finding("GPU", "ok", text)
+
+
+def _bf16(there: bool | None) -> Finding:
+    if there is None:
+        return Finding(
+            "bf16 on the CPU", "ok", "not known on this system; training.precision=auto takes fp32"
+        )
+    if there:
+        return Finding(
+            "bf16 on the CPU", "ok", "the processor has instructions for it (training.precision=bf16)"
+        )
+    remedy = "leave training.precision at auto, which takes fp32 on a CPU"
+    return Finding("bf16 on the CPU", "note", EMULATED, remedy)
 
 
 def usable_cores() -> int:

@@ -34,6 +34,7 @@ from everclip.scenarios.base import ListScenario
 from everclip.templates import GivenTemplates
 from everclip.training.engine import Engine, Hooks
 from everclip.training.guard import Guard, watchable
+from everclip.training.precision import chosen_precision
 from everclip.training.processes import start_processes
 
 Scores = dict[str, dict[str, dict[str, Score]]]
@@ -65,6 +66,9 @@ class Learner:
         base_val: Table | None = None,
     ) -> None:
         self.accelerator = accelerator or start_processes(training)
+        # What it means here, so that a saved learner goes on in the same format on another machine.
+        precision = chosen_precision(training.precision, self.accelerator.device)
+        training = training.model_copy(update={"precision": precision})
         self.method = method.to(self.accelerator.device)
         # Now, so that a restored learner is as one that learned: torch chooses kernels by `requires_grad`, even where
         # no gradient is taken.

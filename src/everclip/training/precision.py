@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from everclip.processor import EMULATED, bf16_instructions
+
 SCALER = "scaler|"
 """Prefix of the scaler's state among the optimiser's tensors."""
 
@@ -14,17 +16,43 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WHOLE = ("growth_interval", "_growth_tracker")
 
 
+def chosen_precision(name: str, device: torch.device) -> str:
+    """Return what `training.precision` means on a device: `auto` is replaced, everything else stays.
+
+    `auto` is bf16 on a GPU that has it. On a CPU it is fp32 whatever the processor can: the same command then gives
+    the same numbers on every machine, and those that it gave before there was a choice.
+    """
+    if name != "auto":
+        return name
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if fast else "fp32"
+
+
+def slow_precision(name: str, device: torch.device) -> str | None:
+    """Return what to tell people where a format is slower than fp32 on a device; `None` where it is not."""
+    remedy = "training.precision=auto (or fp32) is faster here"
+    if name == "bf16" and device.type == "cpu" and bf16_instructions() is False:
+        return f"bf16: {EMULATED}; {remedy}"
+    if (
+        name == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        return f"bf16: this GPU has no bf16 units, so bf16 is emulated and slow; {remedy}, and so is fp16"
+    return None
+
+
 class Precision:
     """Autocast and scaling of one phase; weights and moments always stay in float32.
 
     Args:
-        name: `fp32`, `bf16` or `fp16`.
+        name: `auto`, `fp32`, `bf16` or `fp16`.
         device: where training runs.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self._name, self._device = name, device
-        self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        self._name, self._device = chosen_precision(name, device), device
+        self.scaler = torch.amp.GradScaler(device.type) if self._name == "fp16" else None
 
     def autocast(self) -> Any:
         """Return the context in which a forward pass runs."""

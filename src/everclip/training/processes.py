@@ -48,5 +48,5 @@ def start_processes(config: TrainingConfig) -> Accelerator:
     if config.device not in ("auto", found.device.type):
         raise ConfigError(_ELSEWHERE.format(wanted=device, held=found.device.type))
     if config.precision == "fp16" and found.device.type == "cpu":
-        raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use fp32 or bf16.")
+        raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use auto or fp32.")
     return found

@@ -1,0 +1,218 @@
+"""The number format of training: what `auto` takes, what is said of slow ones, and that a run keeps its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import everclip
+from everclip import processor, registry
+from everclip.cli.plan import plan, print_plan
+from everclip.config import TrainingConfig, resolve_config
+from everclip.doctor import machine
+from everclip.evaluation.results import Results
+from everclip.learner.core import Learner
+from everclip.running import precision as running
+from everclip.training import precision
+from everclip.training.precision import Precision, chosen_precision, slow_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def gpu_with_bf16(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """Let torch say of a GPU that it has bf16 units or emulates them."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: there or including_emulation
+    )
+
+
+@pytest.fixture
+def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "bf16_instructions", lambda: False)
+
+
+# -- the processor --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512f amx_bf16 amx_tile\n", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("model name\t: something\n", None),
+    ],
+)
+def test_the_system_is_asked_where_torch_does_not_say(
+    text: str, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setitem(processor.sys.modules, "torch", SimpleNamespace())
+    assert processor.bf16_instructions() is found
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "nothing")
+    assert processor.bf16_instructions() is None
+
+
+def test_torch_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(known: dict[str, Any], kernels: bool) -> bool | None:
+        ops = SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: kernels))
+        cpu = SimpleNamespace(get_capabilities=lambda: known)
+        monkeypatch.setitem(processor.sys.modules, "torch", SimpleNamespace(ops=ops, cpu=cpu))
+        return processor.bf16_instructions()
+
+    assert asked({"avx512_bf16": True, "l1d_cache_size": 1}, kernels=True) is True
+    assert asked({"avx512_bf16": False, "amx_bf16": True}, kernels=True) is True
+    assert asked({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, kernels=True) is False
+    # ONEDNN_MAX_CPU_ISA=AVX2 on a processor that could
+    assert asked({"avx512_bf16": True}, kernels=False) is False
+
+
+# -- what auto takes ------------------------------------------------------------------------------------------
+
+
+def test_auto_is_fp32_on_every_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False, None):
+        monkeypatch.setattr(precision, "bf16_instructions", lambda there=there: there)
+        assert chosen_precision("auto", CPU) == "fp32"
+    gpu_with_bf16(monkeypatch, True)
+    assert chosen_precision("auto", GPU) == "bf16"
+    gpu_with_bf16(monkeypatch, False)
+    assert chosen_precision("auto", GPU) == "fp32"
+    for name in ("fp32", "bf16", "fp16"):
+        assert chosen_precision(name, CPU) == name
+    assert not Precision("auto", CPU).autocast()._enabled
+
+
+def test_a_format_that_is_emulated_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, said in ((True, False), (False, True), (None, False)):
+        monkeypatch.setattr(precision, "bf16_instructions", lambda there=there: there)
+        found = slow_precision("bf16", CPU)
+        assert (found is not None) is said
+        assert found is None or ("avx512_bf16" in found and "training.precision=auto" in found)
+        assert slow_precision("fp32", CPU) is None
+    gpu_with_bf16(monkeypatch, False)
+    assert "GPU has no bf16 units" in str(slow_precision("bf16", GPU))
+    gpu_with_bf16(monkeypatch, True)
+    assert slow_precision("bf16", GPU) is None
+
+
+@pytest.mark.parametrize("name", [name for name in registry.benchmarks() if "@" not in name])
+def test_no_recipe_depends_on_bf16(name: str) -> None:
+    assert resolve_config(name).training.precision == "auto"
+
+
+@pytest.mark.parametrize("name", list(registry.methods()))
+def test_no_preset_depends_on_bf16(name: str) -> None:
+    assert resolve_config("emoji-time", [f"method={name}"]).training.precision in ("auto", "fp32")
+
+
+# -- runs -----------------------------------------------------------------------------------------------------
+
+
+def recorded(config: Any) -> tuple[str, str]:
+    """Return the format in a run folder's configuration and in its result."""
+    folder = Path(config.output)
+    document = yaml.safe_load((folder / "config.yaml").read_text())
+    return document["training"]["precision"], Results.read(folder).provenance["precision"]
+
+
+def test_auto_on_a_cpu_gives_the_bits_of_fp32(micro_config: Callable[..., Any]) -> None:
+    one, two = (
+        micro_config("single", *more, output=f"run{number}")
+        for number, more in enumerate(([], ["training.precision=fp32"]))
+    )
+    results = [everclip.execute(config) for config in (one, two)]
+    assert recorded(one) == recorded(two) == ("fp32", "fp32")
+    assert results[0].rows == results[1].rows
+    assert not [event for event in results[0].events if event.kind == "precision"]
+
+
+def test_slow_bf16_is_said_before_and_after(
+    micro_config: Callable[..., Any], without_bf16: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = micro_config("single", "training.precision=bf16")
+    planned = plan(config)
+    assert (planned["precision"], len(planned["precision_notes"])) == ("bf16", 1)
+    print_plan(planned)
+    assert "note: bf16: this processor has no bf16 instructions" in capsys.readouterr().out
+    results = everclip.execute(config)
+    said = [event.message for event in results.events if event.kind == "precision"]
+    assert said == planned["precision_notes"]
+    assert "has no bf16 instructions" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_in_the_format_that_it_began_with(
+    micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it began on a GPU, where auto takes bf16."""
+    config, whole = (micro_config("time", output=name) for name in ("stopped", "whole"))
+    monkeypatch.setattr(running, "chosen_precision", lambda name, device: "bf16")
+    expected = everclip.execute(whole)
+
+    class Stop(Exception):
+        pass
+
+    def stop(*given: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(everclip.run.Run, "_evaluate", _after(2, everclip.run.Run._evaluate, stop))
+        with pytest.raises(Stop):
+            everclip.execute(config)
+    monkeypatch.undo()
+    assert resolve_config("emoji-time").training.precision == config.training.precision == "auto"
+    results = everclip.execute(config)
+    assert recorded(config) == recorded(whole) == ("bf16", "bf16")
+    assert results.rows == expected.rows
+    said = [event.message for event in results.events if event.kind == "precision"]
+    assert [m for m in said if "bf16, as this run began; auto would take fp32 on this machine" in m]
+
+
+def _after(count: int, do: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that does `do` for `count` calls and `then` afterwards."""
+    left = [count]
+
+    def called(*given: Any) -> Any:
+        left[0] -= 1
+        return do(*given) if left[0] >= 0 else then(*given)
+
+    return called
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on(micro_config: Callable[..., Any]) -> None:
+    config = micro_config("single")
+    results = everclip.execute(config)
+    file = Path(config.output) / "config.yaml"
+    assert "precision: fp32" in file.read_text()  # as older versions wrote their default
+    assert everclip.execute(config).rows == results.rows
+
+
+def test_a_learner_keeps_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner.create("builtin:tiny", training={"device": "cpu"})
+    assert learner.training.precision == "fp32"
+    learner.save(tmp_path)
+    assert "precision: fp32" in (tmp_path / "config.yaml").read_text()
+    assert TrainingConfig(steps=1).precision == "auto"
+
+
+# -- doctor ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("there", "state"), [(True, "ok"), (None, "ok"), (False, "note")])
+def test_the_doctor_says_whether_the_processor_has_bf16(there: bool | None, state: str) -> None:
+    found = machine._bf16(there)
+    assert (found.name, found.state) == ("bf16 on the CPU", state)
+    if state == "note":
+        assert "14 times" in found.found
+        assert "auto" in found.remedy
+    assert json.dumps(vars(found))
