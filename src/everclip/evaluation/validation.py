@@ -121,14 +121,18 @@ def _encode(
 
 
 def _accuracy(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> float:
+    return float(correct(method, table, space, store).float().mean())
+
+
+def correct(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> torch.Tensor:
+    """Return `(N,)` bool: whether the best class of `space` is the one in the row's column `class_key`."""
     with measuring(method):
         bank = method.class_bank(space)
     # Block by block: what a method needs of a picture may grow with every task it has learned.
     found = _encode(method, table, store, lambda b: {"scores": method.class_scores(b, space, bank)})
-    scores = found["scores"]
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
-    return float((scores.argmax(dim=1) == labels).float().mean())
+    return found["scores"].argmax(dim=1) == labels
 
 
 def _recalls(method: Any, tables: Mapping[str, Table], store: ImageStore) -> dict[str, float]:

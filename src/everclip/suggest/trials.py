@@ -1,0 +1,134 @@
+"""Which preset learns the new classes better: each learns a part of the training images and is scored on the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from everclip.config import TrainingConfig
+from everclip.contracts import LabelSpace, Task
+from everclip.data.order import unit_hash
+from everclip.data.table import Table
+from everclip.evaluation.statistics import paired_bootstrap
+from everclip.evaluation.validation import correct
+from everclip.learner import Learner
+
+HELD_OUT = 0.2
+"""Share of the images that no trial learns."""
+
+LEARNED, SCORED = 2_000, 500
+"""Most rows that a trial learns, and most that it is scored on."""
+
+FEWEST = 20
+"""Fewest rows on either side from which a trial tells anything."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a preset gained on held-out images of the new classes.
+
+    Attributes:
+        method: the preset.
+        before, after: accuracy among the new classes.
+        change, low, high: of the accuracy, with a paired bootstrap interval over images.
+        resolved: whether the change may be called one.
+        images: how many images were scored.
+        seconds: that learning took.
+        steps, planned: gradient steps taken, and those of the suggested run; 0 for a closed form.
+    """
+
+    method: str
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+    resolved: bool
+    images: int
+    seconds: float
+    steps: int = 0
+    planned: int = 0
+
+    def describe(self) -> str:
+        """Return the trial in one line."""
+        text = f"{self.method}: {100 * self.before:.1f} % -> {100 * self.after:.1f} % "
+        text += f"({100 * self.change:+.1f} points, {100 * self.low:+.1f} to {100 * self.high:+.1f}; "
+        text += f"{self.seconds:.0f} s"
+        if self.planned:
+            text += f" for {self.steps:,} of {self.planned:,} steps"
+        return text + (")" if self.resolved else "; not resolved)")
+
+
+def divide(task: Task) -> tuple[Task, Table] | None:
+    """Divide the training images of a task with classes into some to learn and some to score on, by hash.
+
+    Returns:
+        The smaller task and the held-out rows; `None` if there are too few to tell anything.
+    """
+    held = [unit_hash("trial", identity) < HELD_OUT for identity in task.train.identities()]
+    learn = task.train.select([i for i, out in enumerate(held) if not out][:LEARNED])
+    score = task.train.select([i for i, out in enumerate(held) if out][:SCORED])
+    if min(len(learn), len(score)) < FEWEST:
+        return None
+    return replace(task, train=learn, val=None), score
+
+
+def try_method(
+    make: Callable[[TrainingConfig], Learner],
+    training: TrainingConfig,
+    task: Task,
+    scored: Table,
+    *,
+    steps: int = 0,
+    planned: int = 0,
+) -> Trial:
+    """Let a fresh learner learn a part of the new images, and score it on the others among the task's classes.
+
+    Args:
+        make: training settings to a learner at the start model.
+        training: the settings.
+        task: what it learns; see `divide`.
+        scored: images that it is scored on.
+        steps: of the trial; 0: as `training` says.
+        planned: steps of the suggested run, for the record.
+    """
+    assert task.classes is not None  # `divide` is for tasks with classes
+    if steps:
+        training = training.model_copy(update={"steps": steps, "epochs": None, "samples": None})
+    learner = make(training)
+    space = LabelSpace(task.classes)
+    before = _hits(learner, scored, space)
+    started = time.monotonic()
+    learner.learn(task)
+    seconds = time.monotonic() - started
+    after = _hits(learner, scored, space)
+    difference = paired_bootstrap(after.numpy(), before.numpy(), learner.seed)
+    return Trial(
+        learner.method.preset,
+        float(before.mean()),
+        float(after.mean()),
+        difference.mean,
+        difference.low,
+        difference.high,
+        difference.resolved,
+        len(scored),
+        seconds,
+        steps,
+        planned,
+    )
+
+
+def _hits(learner: Learner, table: Table, space: LabelSpace) -> torch.Tensor:
+    """Return 1 or 0 per row `(N,)` float64: whether the best class is the row's."""
+    learner.method.eval()
+    return correct(learner.method, table, space, learner.store).double()
+
+
+def better(closed_form: Trial, trained: Trial | None) -> bool:
+    """Return whether the closed form is the one to propose: its gain is resolved and not below the other's."""
+    if not closed_form.resolved or closed_form.change <= 0:
+        return False
+    return trained is None or closed_form.change >= trained.change
