@@ -26,7 +26,8 @@ def test_class_folders_give_classes_in_order_of_their_names(tmp_path: Path) -> N
     assert not loaded.table.has("caption")
     assert loaded.quarantine.entries == ()
     assert any("2 folders" in line for line in loaded.guesses)
-    assert any("passed over, as no pictures: 1 (1 .db)" in line for line in loaded.guesses)
+    assert any("left by a system or a program: 2 (.hidden.png, Thumbs.db)" in line for line in loaded.guesses)
+    assert any("files beside the data, not read: 1 (README.md)" in line for line in loaded.guesses)
 
 
 def test_folders_named_after_splits_fill_the_split(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def choose(
         for wanted, names in guesses.items():
             if wanted in given or wanted in chosen:
                 continue
-            free = [c for c in columns.names if c not in chosen.values() and c not in CANONICAL]
+            free = [c for c in columns.names if c not in chosen.values() and c not in (*CANONICAL, "__key__")]
             plain = set(map(_plain, names))
             found = [c for c in free if _plain(c) in plain and _fits(wanted, columns.field(c).type)]
             if len(found) > 1:

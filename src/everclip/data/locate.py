@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections import Counter
@@ -10,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from everclip.data.readers.files import NAMED, TABLES, is_readable, read_file, split_of, with_splits
+from everclip.data.readers.class_names import with_class_names
+from everclip.data.readers.files import NAMED, TABLES, is_readable, read_file
+from everclip.data.readers.foreign import is_foreign_path, some
+from everclip.data.readers.picture_index import with_sides_of_paths, without_foreign_rows
 from everclip.data.readers.raw import IMAGE_ENDINGS, Raw
-from everclip.data.readers.reading import Reading
+from everclip.data.readers.sides import sides_of, with_splits
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, did_you_mean
 
@@ -53,10 +57,16 @@ def located(spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Ra
     if len(parts) == 1:
         return parts[0]
     # A list of files named train..., test... says the split as a folder of them does.
+    said = sides_of(Path(source).name for source in spec.sources) if _by_names(spec) else {}
     flat = [
-        (raw, split_of(Path(s).name)) for s, found in zip(spec.sources, parts, strict=True) for raw in found
+        (raw, said.get(Path(s).name)) for s, found in zip(spec.sources, parts, strict=True) for raw in found
     ]
     return with_splits(flat) if all(raw.split is None for raw, _ in flat) else [raw for raw, _ in flat]
+
+
+def _by_names(spec: DataSpec) -> bool:
+    """Whether names of files and folders may say sides: not where the user says that there is no such column."""
+    return spec.columns.get("split") != ""
 
 
 def _told_apart(parts: list[list[Raw]]) -> list[list[Raw]]:
@@ -124,7 +134,8 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
-    return _read_path(source, (root or Path()) / expanded(source), labelled, spec.reading)
+    raws = _read_path(source, (root or Path()) / expanded(source), spec, labelled)
+    return [without_foreign_rows(raw) for raw in raws]
 
 
 def _pattern(path: Path) -> str:
@@ -134,7 +145,7 @@ def _pattern(path: Path) -> str:
     return str(Path(glob.escape(str(Path(*parts[:known]))), *parts[known:])) if known else str(path)
 
 
-def _read_path(source: str, path: Path, labelled: bool, reading: Reading) -> list[Raw]:
+def _read_path(source: str, path: Path, spec: DataSpec, labelled: bool) -> list[Raw]:
     try:
         os.path.realpath(path).encode()
         os.stat(path)
@@ -148,16 +159,15 @@ def _read_path(source: str, path: Path, labelled: bool, reading: Reading) -> lis
         raise ConfigError(f"data.source: {source[:200]!r}: {getattr(error, 'strerror', error)}.") from error
     if path.is_dir():
         from everclip.data.readers.folder import read_folder
+        from everclip.data.readers.folder_options import FolderOptions
 
-        return read_folder(path, labelled, reading)
+        options = FolderOptions(labelled, _by_names(spec), spec.root is not None, spec.reading)
+        return read_folder(path, options)
     if path.is_file() and is_readable(path):
-        return [read_file(path, reading)]
+        raw = read_file(path, spec.reading)
+        return with_class_names([with_sides_of_paths(raw) if _by_names(spec) else raw], path.parent)
     if any(c in source for c in "*?["):
-        names = sorted(glob.glob(_pattern(path), recursive=True))
-        found = [Path(name) for name in names if Path(name).is_file()]
-        if not found:
-            raise ConfigError(f"data.source: {path}: no file fits the pattern.")
-        return with_splits([(read_file(name, reading), split_of(name.name)) for name in found])
+        return _read_pattern(path, spec)
     raise ConfigError(_unreadable(source, path))
 
 
@@ -176,3 +186,20 @@ def _unreadable(source: str, path: Path) -> str:
         return f"data.source: {path}: no such folder; expected {FORMS}."
     remedy = next((" " + text for endings, text in _REMEDIES.items() if name.endswith(endings)), "")
     return f"data.source: {source!r} is no source; expected {FORMS}.{remedy}"
+
+
+def _read_pattern(path: Path, spec: DataSpec) -> list[Raw]:
+    """Read the files that a pattern fits, in order; what systems and programs leave is passed over."""
+    names = sorted(glob.glob(_pattern(path), recursive=True))
+    fitting = [Path(name) for name in names if Path(name).is_file()]
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    start = len(list(fixed))
+    found = [file for file in fitting if not is_foreign_path("/".join(file.parts[start:]))]
+    if not found:
+        raise ConfigError(f"data.source: {path}: no file fits the pattern.")
+    said = sides_of(file.name for file in found) if _by_names(spec) else {}
+    raws = with_splits([(read_file(file, spec.reading), said.get(file.name)) for file in found])
+    if len(found) < len(fitting):
+        left = [file.name for file in fitting if file not in found]
+        raws[0].notes.append(f"passed over, left by a system or a program: {len(left):,} ({some(left)})")
+    return with_class_names(raws, found[0].parent)

@@ -1,9 +1,7 @@
-"""One file by its ending, and the split that a name says."""
+"""One file that holds samples, read by its ending."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from everclip.data.readers.raw import Raw
@@ -19,17 +17,6 @@ NAMED = (".json", ".txt", ".ndjson", ".token")
 
 _PACKABLE = (".csv", ".tsv", ".jsonl")
 """Endings that may be followed by `.gz`."""
-
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-}
 
 
 def is_readable(path: Path) -> bool:
@@ -79,20 +66,3 @@ def _read(path: Path, ending: str, reading: Reading) -> Raw:
     from everclip.data.readers.text import read_text_table
 
     return read_text_table(path, reading)
-
-
-def split_of(name: str) -> str | None:
-    """Return the split that a file's or folder's name says: `train`, `test` or `validation`."""
-    found = re.match(r"[A-Za-z]+", name)
-    word = found.group().lower() if found else ""
-    rest = name[len(word) :]
-    return _SPLITS.get(word) if not rest or rest[0] in "-_." or rest[0].isdigit() else None
-
-
-def with_splits(found: Sequence[tuple[Raw, str | None]]) -> list[Raw]:
-    """Return the parts, each with the split its name says, where the names say more than one."""
-    parts = [raw for raw, _ in found]
-    if len(found) > 1 and len({split for _, split in found}) > 1:
-        for raw, split in found:
-            raw.split = raw.split or split
-    return parts

@@ -1,6 +1,7 @@
-"""A folder: of class folders, of pictures with a metadata file, of tables, of shards; or of one of these per split.
+"""A folder, understood by what lies in it: the first layout that fits is read, and what lies beside is named.
 
-Pictures alone serve where nobody looks at labels: as reference data.
+In this order: a metadata file, shards, tables and lists that name its pictures, folders called after sides, a folder in
+a folder, pictures with a text beside each, class folders, pictures alone.
 
 Listed by ourselves rather than by `datasets`: paths must be kept inside the folder, and what cannot be read must be
 counted instead of ending the load.
@@ -9,183 +10,169 @@ counted instead of ending the load.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-
-from everclip.data.quarantine import Entry
-from everclip.data.readers.files import TABLES, read_file, split_of, with_splits
-from everclip.data.readers.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw
-from everclip.data.readers.reading import PLAIN, Reading
+from everclip.data.readers.class_folders import beside_sides, read_bare, read_class_folders, read_every
+from everclip.data.readers.class_names import with_class_names
+from everclip.data.readers.folder_options import FolderOptions
+from everclip.data.readers.foreign import some
+from everclip.data.readers.listing import Listing, listed, others_note
+from everclip.data.readers.pairs import read_pairs
+from everclip.data.readers.raw import Raw
+from everclip.data.readers.sides import SWITCH, sides_of, with_splits
+from everclip.data.readers.table_folders import METADATA, read_metadata, read_tables
 from everclip.errors import DataError
 
-METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+_DEEPEST = 8
+"""Folders inside each other that are looked through for the data."""
+
+_NO_CLASSES = (
+    "data",
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "jpegimages",
+    "jpg",
+    "photos",
+    "pictures",
+    "pics",
+    "png",
+)
+"""Folders that are called so hold pictures of any class."""
 
 
-def read_folder(path: Path, labelled: bool = True, reading: Reading = PLAIN) -> list[Raw]:
+def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     """Read a folder; what lies in it decides how.
 
     Args:
         path: the folder.
-        labelled: whether captions or classes are needed; if not, pictures beside folders count as those in them.
-        reading: what the user says about tables and text files.
+        options: how.
 
     Raises:
         DataError: if it holds nothing that can be read, or several things at once.
     """
-    try:
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    metadata = [name for name in METADATA if name in names]
-    if len(metadata) > 1:
-        raise DataError(f"{path}: holds {' and '.join(metadata)}; name the one to read as data.source.")
-    if metadata:
-        return [replace(read_file(path / metadata[0], reading), name=f"{path.name}/{metadata[0]}")]
-    tables = [name for name in names if Path(name).suffix.lower() in TABLES and (path / name).is_file()]
-    kinds = sorted({Path(name).suffix.lower() for name in tables})
-    if len(kinds) > 1:
-        raise DataError(
-            f"{path}: holds files of several kinds ({', '.join(kinds)}); say which with data.source={path}/*{kinds[0]}."
+    return with_class_names(_read(path, options or FolderOptions()), path)
+
+
+def _read(path: Path, options: FolderOptions) -> list[Raw]:
+    listing = listed(path)
+    for layout in (read_metadata, read_tables):
+        raws = layout(listing, options)
+        if raws is not None:
+            return raws
+    if listing.folders and listing.pictures and not options.labelled:
+        return [read_every(listing)]
+    raws = _sides(listing, options) if options.sides else None
+    raws = raws or _wrapped(listing, options)
+    if raws is None and options.labelled:
+        pairs = read_pairs(listing)
+        raws = None if pairs is None else [pairs]
+    if raws is not None:
+        return raws
+    if _has_class_folders(listing):
+        return [read_class_folders(listing)]
+    return [_alone(listing, options)]
+
+
+def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
+    """Read folders that are called after sides, unless they look like classes."""
+    said = sides_of(listing.folders)
+    named = [name for name in listing.filled if name in said] or [
+        name for name in said if _tables_in(listing, name)
+    ]
+    others = [name for name in listing.filled if name not in named]
+    if not named or options.depth >= _DEEPEST:
+        return None
+    flat = [name for name in named if _only_pictures(listing.path / name)]
+    if others and (len({said[name] for name in named}) < 2 or flat):
+        listing.notes.append(
+            f"{listing.path.name}: {some(named)} {'is a class' if len(named) == 1 else 'are classes'} and no "
+            f"{'side' if len(named) == 1 else 'sides'}, since {some(others)} hold pictures as well"
         )
-    if tables:
-        return with_splits([(read_file(path / name, reading), split_of(name)) for name in tables])
-    folders = [name for name in names if (path / name).is_dir()]
-    beside = [name for name in names if name not in folders]
-    if folders and not labelled and _pictures(beside):
-        return [_every(path, folders, beside)]
-    splits = [name for name in folders if split_of(name) is not None]
-    if splits and len(splits) == len(folders):
+        return None
+    inside = [(name, raw) for name in named for raw in _inside(listing, name, options)]
+    found = [(replace(raw, name=f"{name}/{raw.name}"), said[name]) for name, raw in inside]
+    if len({side for _, side in found}) == 1 and listing.folders != named:
+        only = f"{listing.path.name}: the only side is {said[named[0]]} ({some(named)})"
+        found[0][0].notes.append(only)
+    if flat and any(raw.unlabelled for raw, _ in found):
+        hint = f" {some(flat)} were taken for sides by their names; if they are classes: {SWITCH}."
         found = [
-            (replace(raw, name=f"{name}/{raw.name}"), split_of(name))
-            for name in splits
-            for raw in read_folder(path / name, labelled, reading)
+            (replace(raw, unlabelled=raw.unlabelled + hint) if raw.unlabelled else raw, side)
+            for raw, side in found
         ]
-        found[0][0].notes[:0] = _loose(path, beside, "split")
-        return with_splits(found)
-    if folders == ["data"] and not _pictures(names):
-        return read_folder(path / "data", labelled, reading)
-    if folders:
-        return [_class_folders(path, folders, beside)]
+    raws = with_splits(found, [f"{listing.path.name}/{name}" for name, _ in inside])
+    raws[0].notes[:0] = beside_sides(listing, named)
+    return raws
+
+
+def _tables_in(listing: Listing, name: str) -> bool:
+    """Whether a folder holds tables; they may bring the pictures, or name some elsewhere."""
+    return bool(listed(listing.path / name).of_endings(".csv", ".jsonl", ".parquet", ".tsv"))
+
+
+def _only_pictures(path: Path) -> bool:
+    """Whether a folder holds pictures, and nothing that says what they show."""
+    found = listed(path)
+    return bool(found.pictures) and not found.filled and len(found.files) == len(found.pictures)
+
+
+def _inside(listing: Listing, name: str, options: FolderOptions) -> list[Raw]:
+    """Read a folder inside; a link back to a folder above is refused.
+
+    Raises:
+        DataError: for such a link.
+    """
+    inner = listing.path / name
+    if inner.is_symlink() and Path(os.path.realpath(listing.path)).is_relative_to(os.path.realpath(inner)):
+        raise DataError(f"{inner}: a link to a folder above it; remove the link.")
+    return _read(inner, options.deeper())
+
+
+def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
+    """Read the only folder that holds anything, where it is a wrapper and no class."""
+    if listing.pictures or options.depth >= _DEEPEST:
+        return None
+    only = listing.filled or [name for name in listing.folders if _tables_in(listing, name)]
+    if len(only) != 1:
+        return None
+    inner = listed(listing.path / only[0])
+    if not inner.filled and inner.pictures:
+        return None
+    raws = _inside(listing, only[0], options)
+    empty = [name for name in listing.folders if name not in only]
+    notes = listing.notes + others_note(listing, [])
+    if empty:
+        notes.append(
+            f"{listing.path.name}: passed over, since without a picture: {len(empty):,} ({some(empty)})"
+        )
+    raws[0].notes[:0] = [f"{listing.path.name}: the data are those of its folder {only[0]}", *notes]
+    return raws
+
+
+def _has_class_folders(listing: Listing) -> bool:
+    """Whether the folders are classes; one that is called `images` is none."""
+    if len(listing.filled) == 1 and not listing.pictures:
+        return listing.filled[0].lower() not in _NO_CLASSES
+    return bool(listing.folders) and (bool(listing.filled) or not listing.pictures)
+
+
+def _alone(listing: Listing, options: FolderOptions) -> Raw:
+    """Read pictures that nothing labels.
+
+    Raises:
+        DataError: if there are none.
+    """
     expected = (
         f"Expected one folder per class, or a file {METADATA[0]} with the columns `file_name` and `caption` or "
         "`label`."
     )
-    if not _pictures(names):
-        raise DataError(f"{path}: holds no picture, table or archive. {expected}")
-    return [_bare(path, names, f"{path}: holds pictures without a metadata file. {expected}")]
-
-
-def _pictures(names: list[str]) -> list[str]:
-    return [name for name in names if _ending(name) in IMAGE_ENDINGS]
-
-
-def _ending(name: str) -> str:
-    return name.rpartition(".")[2].lower() if "." in name else ""
-
-
-def _class_folders(path: Path, folders: list[str], beside: list[str]) -> Raw:
-    """Read a folder whose folders are classes."""
-    broken: list[Entry] = []
-    found = [(file, name) for name in folders for file in _below(path / name, broken, path)]
-    files, classes, notes = _told_pictures(path, found, broken)
-    if not files and not broken:
-        raise DataError(
-            f"{path}: none of its {len(folders)} folders holds a picture ({', '.join(IMAGE_ENDINGS)})."
-        )
-    notes += _loose(path, beside, "class")
-    notes = [f"{path.name}: classes are the names of the {len(set(classes))} folders", *notes]
-    return _raw(path, {"image": files, "class_name": classes}, broken, notes)
-
-
-def _loose(path: Path, beside: list[str], what: str) -> list[str]:
-    loose = len(_pictures(beside))
-    return [f"{path.name}: passed over, since no folder names their {what}: {loose}"] if loose else []
-
-
-def _every(path: Path, folders: list[str], beside: list[str]) -> Raw:
-    """Read all pictures of a folder, in whichever of its folders they are, without classes."""
-    broken: list[Entry] = []
-    below = [file for name in folders for file in _below(path / name, broken, path)]
-    files, _, notes = _told_pictures(path, [(f, "") for f in [*(path / n for n in beside), *below]], broken)
-    return _raw(path, {"image": files}, broken, notes)
-
-
-def _bare(path: Path, names: list[str], unlabelled: str) -> Raw:
-    """Read a folder of pictures that have neither classes nor captions."""
-    broken: list[Entry] = []
-    files, _, notes = _told_pictures(path, [(path / name, "") for name in names], broken)
-    return replace(_raw(path, {"image": files}, broken, notes), unlabelled=unlabelled)
-
-
-def _told_pictures(
-    path: Path, found: list[tuple[Path, str]], broken: list[Entry]
-) -> tuple[list[str], list[str], list[str]]:
-    """Tell pictures from other files.
-
-    Args:
-        path: the folder.
-        found: files below it with their classes.
-        broken: takes the files that cannot be named.
-
-    Returns:
-        The pictures' paths from the folder, their classes, and lines about what else was there.
-    """
-    files: list[str] = []
-    classes: list[str] = []
-    others: Counter[str] = Counter()
-    for file, name in found:
-        ending = _ending(file.name)
-        if ending not in IMAGE_ENDINGS and ending not in FOREIGN_ENDINGS:
-            others[f".{ending}" if ending else "no ending"] += 1
-            continue
-        shown = str(file.relative_to(path))
-        if not shown.isprintable() and any("\ud800" <= c <= "\udfff" for c in shown):
-            broken.append(Entry(None, f"{path.name}, {shown!a}", "bad-utf8", "the file's name is not UTF-8"))
-            continue
-        files.append(shown)
-        classes.append(name)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-    notes = [f"{path.name}: passed over, as no pictures: {others.total()} ({kinds})"] if others else []
-    return files, classes, notes
-
-
-def _raw(path: Path, columns: dict[str, list[str]], broken: list[Entry], notes: list[str]) -> Raw:
-    return Raw(
-        path.name,
-        pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}),
-        None,
-        broken,
-        root=path,
-        root_fixed=True,
-        known={name: name for name in columns},
-        labels=columns["image"],
-        notes=notes,
-    )
-
-
-def _below(folder: Path, broken: list[Entry], root: Path) -> Iterator[Path]:
-    """Yield the files below a folder in order of their names; links to folders are not followed."""
-    if folder.is_symlink():
-        broken.append(Entry(None, str(folder.relative_to(root.parent)), "outside-root", "a link to a folder"))
-        return
-
-    def unreadable(error: OSError) -> None:
-        shown = os.path.relpath(str(error.filename), root.parent)
-        broken.append(Entry(None, shown, "unreadable-file", f"the folder: {error.strerror}"))
-
-    for place, inner, files in os.walk(folder, onerror=unreadable):
-        inner.sort()
-        for name in list(inner):
-            if name.startswith("."):
-                inner.remove(name)
-            elif os.path.islink(os.path.join(place, name)):
-                inner.remove(name)
-                shown = os.path.relpath(os.path.join(place, name), root.parent)
-                broken.append(Entry(None, shown, "outside-root", "a link to a folder"))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(place, name)
+    beside = "".join(f" {note}." for note in [*listing.notes, *others_note(listing, [])])
+    if not listing.pictures and not listing.filled:
+        raise DataError(f"{listing.path}: holds no picture, table or archive. {expected}{beside}")
+    unlabelled = f"{listing.path}: holds pictures without a metadata file. {expected}{beside}"
+    if listing.filled:
+        return replace(read_every(listing), unlabelled=unlabelled)
+    return read_bare(listing, unlabelled)

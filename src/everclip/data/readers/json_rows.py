@@ -8,7 +8,6 @@ from typing import Any
 
 from everclip.data.quarantine import Entry
 from everclip.data.readers.coco import read_coco
-from everclip.data.readers.files import split_of
 from everclip.data.readers.json_forms import json_form, names_a_picture
 from everclip.data.readers.json_stream import elements
 from everclip.data.readers.jsonl import checked
@@ -16,6 +15,7 @@ from everclip.data.readers.karpathy import read_karpathy
 from everclip.data.readers.label_studio import read_label_studio
 from everclip.data.readers.raw import Raw, table_of
 from everclip.data.readers.reading import PLAIN, Reading
+from everclip.data.readers.sides import split_of
 from everclip.data.readers.text_file import text_encoding
 from everclip.errors import DataError
 

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 
 from everclip.data.pictures import places
 from everclip.data.quarantine import Entry
+from everclip.data.readers.foreign import foreign_note, is_foreign_file, is_foreign_path
 from everclip.data.readers.jsonl import MAX_LINE, parsed
+from everclip.data.readers.pairs import lines_of, uniform
 from everclip.data.readers.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw, table_of
 from everclip.errors import DataError
 
@@ -37,33 +39,48 @@ class _Sample:
     image: tuple[int, int] | None = None
     problem: tuple[str, str] | None = None
 
+    def completes(self, other: _Sample) -> bool:
+        """Whether this holds what another sample of the key lacks, and nothing that it has."""
+        apart = self.image is None or other.image is None
+        return apart and self.problem is None and not set(self.cells) & set(other.cells) - {"__key__"}
+
+    def add(self, other: _Sample) -> None:
+        """Take what another sample of the key holds."""
+        self.image = self.image or other.image
+        self.cells |= other.cells
+        self.problem = self.problem or other.problem
+
 
 def read_shard(path: Path) -> Raw:
     """Read a `.tar` archive.
 
-    Members of one key are one sample: a picture, its caption (`.txt`), its class (`.cls`), and the fields of `.json`.
+    Members of one key are one sample: a picture, its caption (`.txt`; several lines are several captions), its class
+    (`.cls`), and the fields of `.json`.
 
     Raises:
         DataError: if the file is no archive.
     """
     broken: list[Entry] = []
-    samples: list[_Sample] = []
+    foreign: list[str] = []
     with open(path, "rb") as file:
-        for sample in _samples(path, file, broken):
-            if sample.problem is None:
-                samples.append(sample)
-            else:
-                broken.append(Entry(sample.number, f"{path.name}, {sample.key}", *sample.problem))
+        found, notes = _joined(path, list(_samples(path, file, broken, foreign)))
+    samples = [sample for sample in found if sample.problem is None]
+    broken += [
+        Entry(sample.number, f"{path.name}, {sample.key}", *sample.problem)
+        for sample in found
+        if sample.problem is not None
+    ]
+    notes += foreign_note(path.name, foreign) + _captions_by_line(path, samples)
     names = dict.fromkeys(name for sample in samples for name in sample.cells if name != "image")
     columns = table_of(
         (sample.cells for sample in samples), ["__key__", *(n for n in names if n != "__key__")]
     )
-    found = [sample.image for sample in samples]
+    parts = [sample.image for sample in samples]
     images = places(
-        len(found),
-        paths=[None if place is None else str(path.resolve()) for place in found],
-        offsets=[None if place is None else place[0] for place in found],
-        sizes=[None if place is None else place[1] for place in found],
+        len(parts),
+        paths=[None if place is None else str(path.resolve()) for place in parts],
+        offsets=[None if place is None else place[0] for place in parts],
+        sizes=[None if place is None else place[1] for place in parts],
     )
     return Raw(
         path.name,
@@ -73,10 +90,46 @@ def read_shard(path: Path) -> Raw:
         root=path.parent,
         known={"image": "image"},
         labels=[sample.key for sample in samples],
+        notes=notes,
     )
 
 
-def _samples(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[_Sample]:
+def _joined(path: Path, found: list[_Sample]) -> tuple[list[_Sample], list[str]]:
+    """Join samples of one key whose members do not stand next to each other, where they complete each other."""
+    first: dict[str, _Sample] = {}
+    kept: list[_Sample] = []
+    joined = 0
+    for sample in found:
+        earlier = first.setdefault(sample.key, sample)
+        if earlier is not sample and earlier.completes(sample):
+            earlier.add(sample)
+            joined += 1
+        else:
+            kept.append(sample)
+    if not joined:
+        return found, []
+    return kept, [
+        f"{path.name}: members of {joined:,} keys do not stand next to each other; they are joined by the key"
+    ]
+
+
+def _captions_by_line(path: Path, samples: list[_Sample]) -> list[str]:
+    """Make a caption of every line of a text member; returns a line for people where there are several."""
+    notes = []
+    for name in _TEXTS:
+        held = [sample for sample in samples if isinstance(sample.cells.get(name), str)]
+        split = [lines_of(sample.cells[name]) for sample in held]
+        several = sum(isinstance(lines, list) for lines in split)
+        if several:
+            for sample, lines in zip(held, uniform(split), strict=True):
+                sample.cells[name] = lines
+            notes.append(
+                f"{path.name}: several lines of a .{name} member are several captions: {several:,} members"
+            )
+    return notes
+
+
+def _samples(path: Path, file: BinaryIO, broken: list[Entry], foreign: list[str]) -> Iterator[_Sample]:
     """Yield the samples of an archive: what stands next to each other under one key."""
     current: _Sample | None = None
     number, size = 0, path.stat().st_size
@@ -88,7 +141,8 @@ def _samples(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[_Sampl
         if not member.isfile():
             continue
         folder, _, base = member.name.rpartition("/")
-        if base.startswith("."):
+        if is_foreign_file(base) or is_foreign_path(member.name):
+            foreign.append(base)
             continue
         stem, _, ending = base.partition(".")
         key = f"{folder}/{stem}" if folder else stem
@@ -106,7 +160,7 @@ def _take(sample: _Sample, ending: str, member: tarfile.TarInfo, file: BinaryIO,
     """Add a member to its sample."""
     if ending in IMAGE_ENDINGS or ending in FOREIGN_ENDINGS:
         if sample.image is not None:
-            sample.problem = ("bad-row", "two pictures under one key")
+            sample.problem = ("bad-row", "two pictures under one key (a key ends at the first dot of a name)")
         sample.image = (member.offset_data, member.size)
         if member.offset_data + member.size > size:
             sample.problem = (

@@ -1,0 +1,30 @@
+"""How a folder is to be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from everclip.data.readers.reading import PLAIN, Reading
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder is read.
+
+    Attributes:
+        labelled: whether captions or classes are needed; if not, pictures beside folders count as those in them.
+        sides: whether names such as `train` and `test` are sides of the split.
+        rooted: whether the user says where paths start (`data.root`).
+        reading: what the user says about tables and text files.
+        depth: how many folders this one lies below that which the user named.
+    """
+
+    labelled: bool = True
+    sides: bool = True
+    rooted: bool = False
+    reading: Reading = PLAIN
+    depth: int = 0
+
+    def deeper(self) -> FolderOptions:
+        """Return the options for a folder inside."""
+        return replace(self, depth=self.depth + 1)

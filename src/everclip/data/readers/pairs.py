@@ -1,0 +1,181 @@
+"""Pictures with a text file of the same name beside each: `1.jpg` with `1.txt`, or with `1.json`.
+
+Every line of a text is a caption of its own. Coordinates (as YOLO writes them) are no captions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from everclip.data.quarantine import Entry
+from everclip.data.readers.class_folders import Found
+from everclip.data.readers.foreign import some
+from everclip.data.readers.jsonl import MAX_LINE, parsed
+from everclip.data.readers.listing import Listing, others_note
+from everclip.data.readers.raw import Raw, table_of
+
+TEXT_ENDINGS = ("txt", "caption", "text")
+_NUMBERS = re.compile(r"[-+.\deE\s]+")
+_LOOKED_AT = 20
+
+
+def lines_of(text: str) -> str | list[str] | None:
+    """Return a text's caption: `None` if it is blank, a list where it has several lines."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return None if not lines else lines[0] if len(lines) == 1 else lines
+
+
+def uniform(values: Sequence[Any]) -> list[Any]:
+    """Return captions that are all lists, where one of them is, so that they make one column."""
+    if not any(isinstance(value, list) for value in values):
+        return list(values)
+    return [value if value is None or isinstance(value, list) else [value] for value in values]
+
+
+def read_pairs(listing: Listing) -> Raw | None:
+    """Read a folder where at least half of the pictures have a text beside them, or return `None`."""
+    found = Found(listing.path)
+    for name in listing.files:
+        found.take(listing.path / name)
+    for name in listing.folders:
+        found.take_below(listing.path / name)
+    partners = _partners(listing.path, found.files)
+    kind = _most(partners)
+    if kind is None or 2 * sum(kind in held for held in partners) < len(partners):
+        return None
+    paths = [
+        listing.path / f"{os.path.splitext(file)[0]}.{kind}" if kind in held else None
+        for file, held in zip(found.files, partners, strict=True)
+    ]
+    if kind != "json" and _are_numbers([path for path in paths if path is not None]):
+        listing.notes.append(
+            f"{listing.path.name}: the .{kind} files beside the pictures hold numbers, no captions; they are not read"
+        )
+        return None
+    return _raw(listing, found, paths, kind)
+
+
+def _partners(root: Path, files: Sequence[str]) -> list[set[str]]:
+    """Return the endings of the texts that lie beside each picture."""
+    held: dict[str, set[str]] = {}
+    partners = []
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in held:
+            try:
+                held[folder] = set(os.listdir(root / folder))
+            except OSError:
+                held[folder] = set()
+        stem = os.path.splitext(name)[0]
+        partners.append({end for end in (*TEXT_ENDINGS, "json") if f"{stem}.{end}" in held[folder]})
+    return partners
+
+
+def _most(partners: Sequence[set[str]]) -> str | None:
+    counts = Counter(end for held in partners for end in held)
+    texts = [end for end in TEXT_ENDINGS if counts[end]]
+    if texts:
+        return max(texts, key=lambda end: counts[end])
+    return "json" if counts["json"] else None
+
+
+def _are_numbers(paths: Sequence[Path]) -> bool:
+    looked = [_text(path) for path in paths[:_LOOKED_AT]]
+    texts = [text for text in looked if isinstance(text, str) and text.strip()]
+    return bool(texts) and all(_NUMBERS.fullmatch(text) for text in texts)
+
+
+def _text(path: Path) -> str | tuple[str, str]:
+    """Return a small text file's content, or (reason, detail)."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_LINE + 1)
+    except OSError as error:
+        return "unreadable-file", f"{path.name}: {error.strerror or error}"
+    if len(data) > MAX_LINE:
+        return "bad-row", f"{path.name}: larger than {MAX_LINE:,} bytes"
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return "bad-utf8", f"{path.name}: byte {error.start} is not UTF-8"
+
+
+def _raw(listing: Listing, found: Found, paths: Sequence[Path | None], kind: str) -> Raw:
+    rows: list[dict[str, Any]] = []
+    classes = _classes(found.files)
+    bare: list[str] = []
+    several = 0
+    root = Path(os.path.realpath(listing.path))
+    for number, (file, path) in enumerate(zip(found.files, paths, strict=True)):
+        if path is None:
+            bare.append(file)
+            continue
+        text = _text(path)
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            text = ("outside-root", f"{path.name} is a link that leaves {listing.path}")
+        row = {} if isinstance(text, tuple) else _cells(text, kind)
+        if isinstance(text, tuple) or isinstance(row, tuple):
+            problem = text if isinstance(text, tuple) else row
+            assert isinstance(problem, tuple)
+            found.broken.append(Entry(None, f"{listing.path.name}, {file}", *problem))
+            continue
+        several += isinstance(row.get("caption"), list)
+        rows.append({**row, "image": file, **({"class_name": classes[number]} if classes else {})})
+    for row, caption in zip(rows, uniform([row.get("caption") for row in rows]), strict=True):
+        row["caption"] = caption
+    notes = [f"{listing.path.name}: {len(rows):,} pictures with a .{kind} file each beside them"]
+    if several:
+        notes.append(
+            f"{listing.path.name}: several lines of a .{kind} file are several captions: {several:,} files"
+        )
+    if bare:
+        notes.append(
+            f"{listing.path.name}: pictures without a .{kind} file, not read: {len(bare):,} ({some(bare)})"
+        )
+    names = dict.fromkeys(key for row in rows for key in row)
+    table = table_of(rows, list(names)) if rows else pa.table({"image": pa.array([], pa.string())})
+    found.others.clear()  # the texts themselves
+    notes += [*listing.notes, *found.notes(), *_unread(listing)]
+    known: dict[str, str] = {name: name for name in ("image", "class_name") if name in names}
+    files = [row["image"] for row in rows]
+    return Raw(
+        listing.path.name,
+        table,
+        None,
+        found.broken,
+        root=listing.path,
+        root_fixed=True,
+        known=known,
+        labels=files,
+        notes=notes,
+    )
+
+
+def _unread(listing: Listing) -> list[str]:
+    read = [name for name in listing.files if name.rpartition(".")[2].lower() in (*TEXT_ENDINGS, "json")]
+    return others_note(listing, read)
+
+
+def _cells(text: str, kind: str) -> dict[str, Any] | tuple[str, str]:
+    if kind != "json":
+        return {"caption": lines_of(text)}
+    found = parsed(text.encode())
+    if isinstance(found, dict):
+        return {name: value for name, value in found.items() if name not in ("image", "class_name")}
+    return found
+
+
+def _classes(files: Sequence[str]) -> list[str] | None:
+    """Return the class of every picture: its folder's name, where there are several that are no mere numbers."""
+    tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
+    names = set(tops)
+    if len(names) < 2 or "" in names or all(re.fullmatch(r"[\d_-]+", name) for name in names):
+        return None
+    return tops

@@ -1,0 +1,172 @@
+"""The pictures below a folder, found by what a list calls them: a path, the end of a path, or a name."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from everclip.data.columns import choose
+from everclip.data.readers.foreign import is_foreign_path, some
+from everclip.data.readers.listing import pictures_below
+from everclip.data.readers.raw import Raw
+from everclip.data.readers.sides import SWITCH, sides_of
+from everclip.errors import DataError
+
+
+class PictureIndex:
+    """The pictures below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = list(pictures_below(folder))
+        self._whole = set(self.files)
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for file in self.files:
+            self._by_name[_name(file)].append(file)
+
+    def find(self, named: str | None) -> str | None:
+        """Return the one picture that a list means, as a path from the folder; `None` if there is none or several."""
+        if not named:
+            return None
+        path = re.sub(r"#\d+$", "", named.strip()).replace("\\", "/").removeprefix("./").lstrip("/")
+        if path in self._whole:
+            return path
+        held = self._by_name.get(_name(path), [])
+        if len(held) > 1:  # the longest common end decides, if only one has it
+            parts = path.split("/")
+            for count in range(len(parts), 1, -1):
+                end = "/" + "/".join(parts[-count:])
+                alike = [file for file in held if ("/" + file).endswith(end)]
+                if alike:
+                    return alike[0] if len(alike) == 1 else None
+            return None
+        return held[0] if held else None
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def picture_column(raw: Raw) -> str | None:
+    """Return the text column that names pictures, if the rows have one and something to learn from."""
+    try:
+        chosen, _ = choose(raw.columns.schema, {}, raw.known, raw.name)
+    except DataError:
+        return None
+    column = chosen.get("image")
+    if column is None or not {"caption", "class_name", "class_key"} & set(chosen):
+        return None
+    return column if pa.types.is_string(raw.columns.schema.field(column).type) else None
+
+
+def holds_pictures(raw: Raw) -> bool:
+    """Whether the rows bring their pictures with them."""
+    kinds = [field.type for field in raw.columns.schema]
+    return any(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind)
+        for kind in kinds
+    )
+
+
+def named_pictures(raw: Raw, index: PictureIndex) -> list[str | None]:
+    """Return the picture below the folder that every row names, or `None`."""
+    column = picture_column(raw)
+    if column is None:
+        return [None] * raw.columns.num_rows
+    found: dict[str | None, str | None] = {}
+    values: list[str | None] = raw.columns.column(column).to_pylist()
+    return [found.setdefault(v, index.find(v)) if v not in found else found[v] for v in values]
+
+
+def with_paths(raw: Raw, index: PictureIndex, files: Sequence[str | None]) -> Raw:
+    """Return rows whose pictures are named by paths from the index's folder.
+
+    Rows whose picture is not there keep what they say, so that they are set aside with it.
+    """
+    column = picture_column(raw)
+    assert column is not None
+    values = raw.columns.column(column).to_pylist()
+    moved = [i for i, file in enumerate(files) if file is not None and file != values[i]]
+    if not moved:
+        return raw
+    paths = pa.array([file or value for file, value in zip(files, values, strict=True)], pa.string())
+    return replace(
+        raw,
+        columns=raw.columns.set_column(raw.columns.column_names.index(column), column, paths),
+        root=index.folder,
+        root_fixed=True,
+        notes=[
+            *raw.notes,
+            f"{raw.name}: {len(moved):,} pictures were found by name ({values[moved[0]]} is {files[moved[0]]})",
+        ],
+    )
+
+
+def without_foreign_rows(raw: Raw) -> Raw:
+    """Leave out rows that name what a system or a program left beside the pictures (`._a.png`)."""
+    column = picture_column(raw)
+    if column is None or raw.root_fixed:
+        return raw
+    values = raw.columns.column(column).to_pylist()
+    foreign = {
+        i
+        for i, value in enumerate(values)
+        if value is not None and "://" not in value and is_foreign_path(value)
+    }
+    if not foreign:
+        return raw
+    kept = [i for i in range(len(values)) if i not in foreign]
+    names = some(str(values[i]) for i in sorted(foreign))
+    return replace(
+        raw,
+        columns=raw.columns.take(pa.array(kept, pa.int64())),
+        numbers=[raw.number(i) or i + 1 for i in kept],
+        labels=None if raw.labels is None else [raw.labels[i] for i in kept],
+        notes=[
+            *raw.notes,
+            f"{raw.name}: rows passed over, left by a system or a program: {len(foreign):,} ({names})",
+        ],
+    )
+
+
+def unnamed_note(index: PictureIndex, named: Iterable[str | None], by: str) -> list[str]:
+    """Return a line about pictures that no row names."""
+    held = set(named)
+    left = [file for file in index.files if file not in held]
+    return (
+        [f"{index.folder.name}: pictures that {by} does not name, not read: {len(left):,} ({some(left)})"]
+        if left
+        else []
+    )
+
+
+def with_sides_of_paths(raw: Raw, files: Sequence[str | None] | None = None) -> Raw:
+    """Take the sides from folders in the pictures' paths (`train/`, `test/`), if the rows say no side.
+
+    Pictures that a user put into a folder called `test` are never trained on, whatever else names them.
+
+    Args:
+        raw: the rows.
+        files: their pictures' paths; default: as they stand in the rows.
+    """
+    column = picture_column(raw)
+    if column is None or "split" in raw.known or "split" in raw.columns.column_names or raw.split is not None:
+        return raw
+    if files is None:
+        files = raw.columns.column(column).to_pylist()
+    folders = [[] if file is None else re.split(r"[/\\]", file)[:-1] for file in files]
+    for depth in range(max(map(len, folders), default=0)):
+        tops = [parts[depth] if depth < len(parts) else None for parts in folders]
+        sides = sides_of(sorted({top for top in tops if top is not None}))
+        if len(set(sides.values())) < 2:
+            continue
+        values = pa.array([None if top is None else sides.get(top) for top in tops], pa.string())
+        said = ", ".join(f"{top}: {side}" for top, side in sides.items())
+        notes = [*raw.notes, f"{raw.name}: sides are the folders of the pictures ({said}; {SWITCH})"]
+        return replace(raw, columns=raw.columns.append_column("split", values), notes=notes)
+    return raw
