@@ -16,10 +16,9 @@ from everclip.data.augmentation import augment
 from everclip.data.captions import draw_caption
 from everclip.data.images import ImageStore, PixelFormat
 from everclip.data.order import generator, key_of, place, share
+from everclip.data.same_texts import Tokenise, first_equal, token_keys
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
-
-Tokenise = Callable[[list[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class BatchMaker:
     world: int = 1
     needed: Callable[[torch.Tensor], int | None] = lambda tokens: None
     _class_tokens: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
+    _class_same: dict[tuple[str, ...], torch.Tensor | None] = field(default_factory=dict)
 
     def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
         """Return this process's samples of one step as (table, position) pairs."""
@@ -77,9 +77,10 @@ class BatchMaker:
 
         Returns:
             `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
-            `(N,)` int64 (equal keys mark the same caption or picture), `label` `(N,)` with `class_tokens` `(C, L)`
-            (first template of each class) and `class_length` (what `needed` says of them), `id` (list of N), as far as
-            `stream.columns` asks.
+            `(N,)` int64 (equal keys mark captions of the same tokens, or the same picture), `label` `(N,)` with
+            `class_tokens` `(C, L)` (first template of each class) and `class_length` (what `needed` says of them), `id`
+            (list of N), as far as `stream.columns` asks. Where classes have the same tokens, `class_same` `(C,)` int64
+            holds for each the position of the first of them.
         """
         rows = self.places(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
@@ -92,12 +93,15 @@ class BatchMaker:
         if {"tokens", "text_embedding"} & set(stream.columns):
             texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
             batch["caption"] = texts
+            tokens = self.tokenise(texts) if texts else self.tokenise([""])[:0]
             if "tokens" in stream.columns:
-                batch["tokens"] = self.tokenise(texts) if texts else self.tokenise([""])[:0]
-            batch["text_key"] = _keys(texts)
+                batch["tokens"] = tokens
+            batch["text_key"] = _keys([row.tobytes().hex() for row in tokens.numpy()])
             batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
         if "label" in stream.columns:
             batch["label"] = _labels(stream, rows)
+            if (same := self.class_same(stream)) is not None:
+                batch["class_same"] = same
             if "class_embedding" not in stream.columns:
                 batch["class_tokens"] = self.class_tokens(stream)
                 batch["class_length"] = self.needed(batch["class_tokens"])
@@ -109,6 +113,15 @@ class BatchMaker:
         if prompts not in self._class_tokens:
             self._class_tokens[prompts] = self.tokenise(list(prompts))
         return self._class_tokens[prompts]
+
+    def class_same(self, stream: Stream) -> torch.Tensor | None:
+        """Return for each class the first that has the same tokens `(C,)`; `None` where all differ."""
+        prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
+        if prompts not in self._class_same:
+            same = first_equal(token_keys(lambda texts: self.class_tokens(stream), prompts))
+            differ = same == list(range(len(same)))
+            self._class_same[prompts] = None if differ else torch.tensor(same, dtype=torch.int64)
+        return self._class_same[prompts]
 
     def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
         picture = self.store.get(table, position)

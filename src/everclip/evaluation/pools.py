@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from everclip.contracts import EvalSet
+from everclip.data.same_texts import Tokenise, keys_by_text
 from everclip.evaluation.retrieval import Positives, Ranks, positive_ranks
 
 
@@ -31,12 +32,23 @@ class Side:
     texts: dict[str, int]
 
     @classmethod
-    def of(cls, sets: Sequence[EvalSet]) -> Side:
-        """Collect them over several sets, whose rows are counted through."""
+    def of(cls, sets: Sequence[EvalSet], called: Mapping[str, str] | None = None) -> Side:
+        """Collect them over several sets, whose rows are counted through; `called` names captions that are another."""
+        known = called or {}
         return cls(
             _first_rows([i for s in sets for i in s.data.identities()]),
-            _first_rows([c for s in sets for c in captions(s)]),
+            _first_rows([known.get(c, c) for s in sets for c in captions(s)]),
         )
+
+
+def _called(sets: Sequence[EvalSet], tokenise: Tokenise | None) -> dict[str, str]:
+    """Return for every caption whose tokens another has, too, the first of these."""
+    if tokenise is None:
+        return {}
+    keys = keys_by_text(tokenise, (c for s in sets for c in captions(s)))
+    first: dict[bytes, str] = {}
+    called = {text: first.setdefault(key, text) for text, key in keys.items()}
+    return {text: name for text, name in called.items() if text != name}
 
 
 @dataclass(frozen=True)
@@ -67,22 +79,28 @@ def rank(
     pool: Sequence[EvalSet],
     pool_images: torch.Tensor,
     pool_texts: torch.Tensor,
+    tokenise: Tokenise | None = None,
 ) -> Ranked:
     """Rank the pool for every distinct caption and picture of a set.
+
+    Captions with equal tokens are one caption, called by the first of them: either is right.
 
     Args:
         s: the set whose captions and pictures ask.
         own: its image and text embeddings, `(N, D)` each, row by row.
         pool: the sets whose captions and pictures may be answers.
         pool_images, pool_texts: their embeddings `(M, D)`, row by row.
+        tokenise: texts to token ids; without it captions are told apart as they are written.
     """
-    queries, gallery = Side.of([s]), Side.of(pool)
+    called = _called([s, *pool], tokenise)
+    queries, gallery = Side.of([s], called), Side.of(pool, called)
     image_place = {name: i for i, name in enumerate(gallery.images)}
     text_place = {name: i for i, name in enumerate(gallery.texts)}
     images_of: dict[str, set[int]] = {}
     texts_of: dict[str, set[int]] = {}
     for p in pool:
-        for identity, caption in zip(p.data.identities(), captions(p), strict=True):
+        for identity, written in zip(p.data.identities(), captions(p), strict=True):
+            caption = called.get(written, written)
             images_of.setdefault(caption, set()).add(image_place[identity])
             texts_of.setdefault(identity, set()).add(text_place[caption])
     gallery_texts = pool_texts[list(gallery.texts.values())]
@@ -98,9 +116,10 @@ def rank(
     )
     text_query = {caption: i for i, caption in enumerate(queries.texts)}
     asked: dict[str, list[int]] = {identity: [] for identity in queries.images}
-    for identity, caption in zip(s.data.identities(), captions(s), strict=True):
-        if text_query[caption] not in asked[identity]:
-            asked[identity].append(text_query[caption])
+    for identity, written in zip(s.data.identities(), captions(s), strict=True):
+        query = text_query[called.get(written, written)]
+        if query not in asked[identity]:
+            asked[identity].append(query)
     return Ranked(
         text_to_image,
         image_to_text,

@@ -16,6 +16,7 @@ from everclip.evaluation.banks import Reduce
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
+from everclip.evaluation.same_answers import shared_answers
 from everclip.evaluation.statistics import bootstrap_mean, wilson
 
 Outcomes = dict[str, torch.Tensor]
@@ -79,7 +80,7 @@ class RowScorer:
             result.scores[s.name] = {}
             for protocol in self._scenario.protocols:
                 if s.kind == "retrieval":
-                    self._retrieval(result, s, protocol, learned, images, texts)
+                    self._retrieval(result, s, protocol, learned, images, texts, method)
                 else:
                     found = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
@@ -135,24 +136,25 @@ class RowScorer:
                 cosines = method.class_scores(images, space, bank).float()
         index = {key: i for i, key in enumerate(space.keys)}
         labels = torch.tensor([index[str(key)] for key in s.data.column("class_key")], dtype=torch.int64)
-        predictions = classification.classify(cosines)
-        hits = {"accuracy": predictions == labels, "top5": classification.top_k_hits(cosines, labels, 5)}
+        own = shared_answers(method, space.entries, cosines, labels)
+        right = classification.classify(own.scores) == own.labels
+        hits = {"accuracy": right, "top5": classification.top_k_hits(own.scores, own.labels, 5)}
         scores = {name: self._share(result, s, protocol, name, values) for name, values in hits.items()}
-        per_class = classification.per_class_accuracy(predictions, labels, len(space.entries))
+        found = torch.where(right, labels, -1)
+        per_class = classification.per_class_accuracy(found, labels, len(space.entries))
         given = [value for value in per_class if value is not None]
         scores["mean_class_accuracy"] = Score(value=sum(given) / len(given) if given else None, n=len(given))
-        probabilities = torch.softmax(float(method.backbone.logit_scale.detach()) * cosines.double(), dim=1)
-        ece = classification.expected_calibration_error(probabilities, labels)
+        probabilities = torch.softmax(float(method.backbone.logit_scale.detach()) * own.scores.double(), dim=1)
+        ece = classification.expected_calibration_error(probabilities, own.labels)
         scores["ece"] = Score(value=ece, n=len(labels))
         result.scores[s.name][protocol.name] = scores
         if protocol.name == self._shown(s):
             result.per_class[s.name] = {
                 e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None
             }
-            if bool((cosines.abs() <= 1.01).all()):
-                result.ambiguous[s.name] = int(classification.ambiguous(cosines).sum())
-            names = [entry.name for entry in space.entries]
-            self._answer(result, s, cosines, names, predictions == labels)
+            if bool((own.scores.abs() <= 1.01).all()):
+                result.ambiguous[s.name] = int(classification.ambiguous(own.scores).sum())
+            self._answer(result, s, own.scores, own.names, right)
 
     # -- retrieval --------------------------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class RowScorer:
         learned: Collection[int],
         images: Mapping[str, Features],
         texts: Mapping[str, Features],
+        method: Any,
     ) -> None:
         pool = self._scenario.pool(s, learned, protocol)
         if pool is None:
@@ -175,6 +178,7 @@ class RowScorer:
             pool,
             torch.cat([images[p.name]["embedding"] for p in pool]),
             torch.cat([texts[p.name]["embedding"] for p in pool]),
+            method.backbone.tokenise,
         )
         directions = (("text_to_image", ranked.text_to_image), ("image_to_text", ranked.image_to_text))
         scores: dict[str, Score] = {}

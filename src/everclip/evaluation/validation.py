@@ -13,6 +13,7 @@ from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
 from everclip.evaluation.banks import decoded, encode_pictures, encode_prompts, measuring
+from everclip.evaluation.same_answers import shared_answers
 from everclip.scenarios.base import merge_entries
 
 
@@ -132,7 +133,8 @@ def correct(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> 
     found = _encode(method, table, store, lambda b: {"scores": method.class_scores(b, space, bank)})
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
-    return found["scores"].argmax(dim=1) == labels
+    own = shared_answers(method, space.entries, found["scores"], labels)
+    return own.scores.argmax(dim=1) == own.labels
 
 
 def _recalls(method: Any, tables: Mapping[str, Table], store: ImageStore) -> dict[str, float]:
@@ -144,7 +146,8 @@ def _recalls(method: Any, tables: Mapping[str, Table], store: ImageStore) -> dic
     pool_texts = torch.cat([texts[s.name] for s in pool])
     scores = {}
     for name, s in sets.items():
-        ranked = pools.rank(s, (images[name], texts[name]), pool, pool_images, pool_texts)
+        own = images[name], texts[name]
+        ranked = pools.rank(s, own, pool, pool_images, pool_texts, method.backbone.tokenise)
         both = pools.both_ways(
             ranked, retrieval.hits_at_k(ranked.text_to_image, 1), retrieval.hits_at_k(ranked.image_to_text, 1)
         )

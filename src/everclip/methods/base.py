@@ -190,8 +190,8 @@ class Method(Predicting):
         scale = self.backbone.logit_scale
         if "label" in columns:
             text = class_texts(self.backbone, columns)
-            smoothing = self.settings.label_smoothing
-            losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing)}
+            smoothing, same = self.settings.label_smoothing, columns.get("class_same")
+            losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing, same)}
         else:
             text = embeddings(self.backbone, "text", columns, "tokens")
             keys = columns["image_key"], columns["text_key"]

@@ -103,8 +103,11 @@ def class_cross_entropy(
     labels: torch.Tensor,
     scale: torch.Tensor,
     smoothing: float = 0.0,
+    same: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy of scaled cosines against class texts (ZSCL, arXiv 2303.06628, section 3; smoothing 0.2 there).
+
+    Classes with the same text are one answer: a class is no negative of its own text.
 
     Args:
         image: unit embeddings `(N, D)`.
@@ -112,7 +115,11 @@ def class_cross_entropy(
         labels: `(N,)` positions in the bank.
         scale: factor on cosines, scalar.
         smoothing: label smoothing in [0, 1].
+        same: `(C,)` int64, for each class the first that has the same text; `None` where all texts differ.
     """
+    if same is not None:
+        kept = torch.unique(same)
+        bank, labels = bank[kept], torch.searchsorted(kept, same[labels])
     return F.cross_entropy((scale * image @ bank.T).float(), labels, label_smoothing=smoothing)
 
 

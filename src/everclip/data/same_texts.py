@@ -1,0 +1,67 @@
+"""Which texts are one text to a model: those that its tokenizer turns into the same tokens.
+
+Case, blanks, Unicode forms and whatever lies behind the end of the context are no difference to a model that never
+reads them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from everclip.contracts import ClassEntry
+
+Tokenise = Callable[[list[str]], Any]
+"""Texts to token ids `(N, L)`, cut at the model's context."""
+
+BLOCK = 1024
+"""Texts that are tokenised together."""
+
+
+def token_keys(tokenise: Tokenise, texts: Sequence[str]) -> list[bytes]:
+    """Return what the model reads of each text; equal keys mark one text."""
+    return [row.tobytes() for row in tokenise(list(texts)).cpu().numpy()] if texts else []
+
+
+def keys_by_text(tokenise: Tokenise, texts: Iterable[str]) -> dict[str, bytes]:
+    """Return the key of every distinct text, each tokenised once, in order of first appearance."""
+    distinct = list(dict.fromkeys(texts))
+    found: dict[str, bytes] = {}
+    for start in range(0, len(distinct), BLOCK):
+        block = distinct[start : start + BLOCK]
+        found |= dict(zip(block, token_keys(tokenise, block), strict=True))
+    return found
+
+
+def first_equal(keys: Sequence[object]) -> list[int]:
+    """Return for each key the position of the first that equals it."""
+    first: dict[object, int] = {}
+    return [first.setdefault(key, position) for position, key in enumerate(keys)]
+
+
+def first_same_class(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[int]:
+    """Return for each class the position of the first that the model reads the same in every template."""
+    first = [entry.prompts()[0] for entry in entries]
+    known = keys_by_text(tokenise, first)
+    times = Counter(known[text] for text in first)
+    doubtful = [i for i, text in enumerate(first) if times[known[text]] > 1]
+    rest = keys_by_text(tokenise, (text for i in doubtful for text in entries[i].prompts()))
+    keys: list[object] = list(range(len(entries)))
+    for i in doubtful:
+        keys[i] = tuple(rest[text] for text in entries[i].prompts())
+    return first_equal(keys)
+
+
+def same_classes(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[list[ClassEntry]]:
+    """Return the groups of classes that no text can tell apart, each of two or more."""
+    groups: dict[int, list[ClassEntry]] = {}
+    for entry, first in zip(entries, first_same_class(tokenise, entries), strict=True):
+        groups.setdefault(first, []).append(entry)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def shown_names(group: Sequence[ClassEntry], most: int = 5) -> str:
+    """Return `'crane' (n01) = 'crane' (n02)`; keys that are the names are left out."""
+    shown = [repr(e.name) if e.key == e.name else f"{e.name!r} ({e.key})" for e in group[:most]]
+    return " = ".join(shown) + (f" and {len(group) - most} more" if len(group) > most else "")
