@@ -53,6 +53,15 @@ def public_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def one_class_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a learner take tasks of one class, which are refused: a method must bear their steps all the same."""
+    from everclip.learner import core
+    from everclip.learner.learnable import Learnable
+
+    monkeypatch.setattr(core, "require_learnable", lambda *given, **named: Learnable((), frozenset({"any"})))
+
+
+@pytest.fixture
 def micro_config(micro_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """Return a function (kind, *overrides) -> RunConfig on the micro model, writing below `tmp_path`."""
     from everclip.config import resolve_config

@@ -67,7 +67,7 @@ def task_of(pictures: Table, index: int, rows: list[int], names: list[str], **mo
 
 @pytest.mark.parametrize("name", METHODS)
 def test_thirteen_tasks_of_which_some_have_one_class_and_one_a_name_twice(
-    learner: Make, pictures: Table, name: str
+    learner: Make, pictures: Table, name: str, one_class_tasks: None
 ) -> None:
     found = learner(name)
     sizes = []
@@ -90,7 +90,7 @@ def test_a_batch_of_one_and_a_task_of_one_picture(learner: Make, pictures: Table
     light = {"zscl": {"penalties": {"zscl": {"batch_size": 1}}}}.get(name, LIGHT.get(name, {}))
     found = learner(name, light, batch_size=1, steps=2)
     for index in range(2):
-        found.learn(task_of(pictures, index, [index], [f"name {index}"]))
+        found.learn(task_of(pictures, index, [index], [f"name {index}", "another"]))
     assert all(bool(p.isfinite().all()) for p in found.method.parameters())
 
 

@@ -128,7 +128,7 @@ def test_what_the_selector_adds_is_counted(make: Make, data: Table) -> None:
 # -- learning -------------------------------------------------------------------------------------------------
 
 
-def test_twelve_tasks_change_only_what_they_may(make: Make, data: Table) -> None:
+def test_twelve_tasks_change_only_what_they_may(make: Make, data: Table, one_class_tasks: None) -> None:
     learner = make()
     method = moe(learner)
     frozen_clip = {k: v for k, v in state(method).items() if ".experts." not in k}
@@ -257,7 +257,9 @@ def test_balance_is_a_loss_of_its_own(make: Make, data: Table) -> None:
 # -- predicting -----------------------------------------------------------------------------------------------
 
 
-def test_one_class_one_picture_and_a_name_that_two_tasks_share(make: Make, data: Table) -> None:
+def test_one_class_one_picture_and_a_name_that_two_tasks_share(
+    make: Make, data: Table, one_class_tasks: None
+) -> None:
     learner = make({"batch_size": 1})
     method = moe(learner)
     learner.learn(of_classes(data, 0, 0))

@@ -239,7 +239,7 @@ def test_class_incremental_numbers_are_over_pictures_and_are_compared(
         "scenario.protocols=[{name: seen, space: seen}]",
         "scenario.headline={protocol: seen, metric: accuracy}",
     ]
-    first = ["scenario.first_task=4", "scenario.per_task=1", "training.steps=2"]  # groups of different sizes
+    first = ["scenario.first_task=4", "scenario.per_task=2", "training.steps=2"]  # groups of different sizes
     for name in ("zero-shot", "finetune"):
         execute(micro_config("classes", *seen, *first, f"method={name}", output=name))
     results = Results.read(tmp_path / "finetune")

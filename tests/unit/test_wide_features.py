@@ -134,7 +134,7 @@ class Told:
 def test_pictures_that_sets_share_are_encoded_once_and_kept_as_each_set_says(
     micro_config: Callable[..., Any],
 ) -> None:
-    run = Run(micro_config("classes", "scenario.per_task=1"), Progress(quiet=True))
+    run = Run(micro_config("classes", "scenario.per_task=1", "method=zero-shot"), Progress(quiet=True))
     whole = run.scenario.eval_sets[0]
     odd = replace(whole, name="odd", data=whole.data.select(range(len(whole.data) - 1, -1, -2)), group="part")
     other = replace(run.scenario.eval_sets[1], task=whole.task)

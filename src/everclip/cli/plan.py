@@ -61,6 +61,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
+        "notes": [f"{kind}: {message}" for kind, message in run.remarks()],
         "seconds": round(steps * timing["step"] + rows * pictures * timing["picture"], 1),
     }
 
@@ -98,7 +99,7 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"{planned['benchmark']} with {planned['method']} on {planned['backbone']}, into {planned['output']}"
     )
     typer.echo(f"  training in {planned['precision']}")
-    for note in planned["precision_notes"]:
+    for note in planned["notes"]:
         typer.echo(f"  note: {note}")
     for task in planned["tasks"]:
         typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")

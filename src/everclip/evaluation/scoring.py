@@ -144,7 +144,9 @@ class RowScorer:
         per_class = classification.per_class_accuracy(found, labels, len(space.entries))
         given = [value for value in per_class if value is not None]
         scores["mean_class_accuracy"] = Score(value=sum(given) / len(given) if given else None, n=len(given))
-        probabilities = torch.softmax(float(method.backbone.logit_scale.detach()) * own.scores.double(), dim=1)
+        probabilities = torch.softmax(
+            float(method.backbone.logit_scale.detach()) * own.scores.double(), dim=1
+        )
         ece = classification.expected_calibration_error(probabilities, own.labels)
         scores["ece"] = Score(value=ece, n=len(labels))
         result.scores[s.name][protocol.name] = scores

@@ -10,6 +10,7 @@ from everclip.contracts import Task
 from everclip.data.batches import share_of
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
+from everclip.learner.learnable import require_learnable
 from everclip.methods.build import build_method
 from everclip.methods.pace import check_names
 from everclip.models.backbone import load_backbone
@@ -30,10 +31,14 @@ def learner_for(config: RunConfig, scenario: Any) -> Learner:
     return learner
 
 
-def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
-    """Check before the first step that method and scenario fit.
+def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Check before the first step that method and scenario fit, and that there is something to learn.
+
+    Returns:
+        What people should know.
 
     Raises:
+        DataError: if a task leaves nothing to tell apart.
         ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have, or the
             processes cannot share a batch equally.
     """
@@ -67,6 +72,7 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> None:
             raise ConfigError(
                 f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
             )
+    return require_learnable(learner.method, tasks, learner.training.batch_size, base=learner.base).notes
 
 
 def _check_reference(learner: Learner) -> None:

@@ -12,15 +12,16 @@ from pydantic import Field
 from everclip import registry
 from everclip.config import EvaluationConfig, resolve_config
 from everclip.contracts import EvalSet
+from everclip.data.same_texts import Tokenise
 from everclip.data.sources import read
 from everclip.data.spec import DataSpec
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Part, Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.learner.core import Learner
 from everclip.scenarios.load import load_scenario
-from everclip.scenarios.measuring import Measuring, measured_set
+from everclip.scenarios.measuring import Measuring, measured_set, one_answer, shared_names
 from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
 from everclip.training.run_folder import CONFIG
@@ -101,7 +102,7 @@ def evaluate_model(
     notes = [f"{model}: {line}" for line in getattr(learner.method.backbone, "notes", ())]
     for target in on:
         name, scenario, lines = _scenario(target, texts, kind)
-        notes += lines
+        notes += [*lines, *_same_texts(scenario, learner.method.backbone.tokenise)]
         encoder = _encoder(learner, scenario.eval_sets, settings)
         rows = RowScorer(scenario, encoder, settings, learner.seed, {}).row(
             learner.method, learner.learned if isinstance(scenario, Measuring) else (), tick
@@ -144,6 +145,21 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
             f"{'caption' if measured.kind == 'retrieval' else 'class'}, and of these the ones marked test if any are"
         )
     return spec.label, Measuring((measured,)), lines
+
+
+def _same_texts(scenario: Any, tokenise: Tokenise) -> list[str]:
+    """Say which classes share an answer, and which sets of a benchmark have one alone.
+
+    Raises:
+        DataError: for data of one answer: a score on them says nothing.
+    """
+    lonely = [line for s in scenario.eval_sets if (line := one_answer(s, tokenise)) is not None]
+    if lonely and isinstance(scenario, Measuring):
+        raise DataError(
+            f"{lonely[0]}. Give data with more than one class or caption, or measure on a stream that has the other "
+            "names, too (--on STREAM.yaml)."
+        )
+    return [*lonely, *shared_names(scenario.eval_sets, tokenise)]
 
 
 def is_benchmark(target: str) -> bool:

@@ -62,6 +62,8 @@ class Method(Predicting):
         needs: what the method relies on, checked before a run starts.
         reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
             what a frozen tower would encode. A subclass with a `forward` of its own says so if it does.
+        contrasts: whether its loss tells the texts of a step apart (a softmax over classes or captions), so that it
+            cannot learn from one text. A subclass with a `forward` of its own says so if it does.
         gathers: whether `forward`, in phases without an optimiser, takes in the samples of all processes
             (`everclip.distributed.gather_rows`), so that each holds the same. Without it such phases take one process.
     """
@@ -69,12 +71,14 @@ class Method(Predicting):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
     reads_embeddings: ClassVar[bool] = True
+    contrasts: ClassVar[bool] = True
     gathers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" in vars(cls) and "reads_embeddings" not in vars(cls):
-            cls.reads_embeddings = False
+        if "forward" in vars(cls):
+            cls.reads_embeddings = vars(cls).get("reads_embeddings", False)
+            cls.contrasts = vars(cls).get("contrasts", False)
 
     def __init__(self, backbone: Backbone, settings: MethodSettings, seed: int = 0) -> None:
         super().__init__(backbone)
@@ -105,6 +109,11 @@ class Method(Predicting):
     def reference_needs(self) -> frozenset[str]:
         """Which reference data it cannot do without: of `images` and `texts`."""
         return self.needs.reference.union(*(p.needs_reference for p in self._penalties))
+
+    @property
+    def sees_past(self) -> bool:
+        """Whether a step compares a task's texts with those of earlier tasks, too."""
+        return self.buffer is not None and self.settings.replay.use != "distil"
 
     # -- learning ---------------------------------------------------------------------------------------------
 

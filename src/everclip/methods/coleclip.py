@@ -54,6 +54,7 @@ class CoLeClip(Method):
     Settings = CoLeClipSettings
     needs = Needs(supervision=frozenset({"labels"}), transformer=True)
     wide = frozenset({"tokens"})
+    contrasts = True
     settings: CoLeClipSettings
 
     def __init__(self, backbone: Backbone, settings: CoLeClipSettings, seed: int = 0) -> None:
@@ -68,6 +69,11 @@ class CoLeClip(Method):
         self._moved: torch.Tensor | None = None
         self._held: dict[str, torch.Tensor] = {}
         self._words: torch.Tensor | None = None
+
+    @property
+    def sees_past(self) -> bool:
+        """Its second half has the classes of earlier tasks as negatives."""
+        return True
 
     @property
     def prompts(self) -> task_prompts.TaskPrompts:

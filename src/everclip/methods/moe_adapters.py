@@ -56,6 +56,7 @@ class MoeAdapters(Method):
     Settings = MoeSettings
     needs = Needs(transformer=True)
     reads_embeddings = True
+    contrasts = True
     gathers = True
     settings: MoeSettings
 

@@ -16,6 +16,7 @@ from everclip.methods.pace import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
 from everclip.scenarios.base import ListScenario
+from everclip.scenarios.measuring import shared_names
 
 QUARANTINE = "quarantine.csv"
 
@@ -24,6 +25,7 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
     """Yield (kind, message) of everything that was guessed, assumed or set aside."""
     yield from (("guessed", line) for line in scenario.guesses)
     yield from (("data", line) for line in scenario.notes)
+    yield from (("same names", line) for line in shared_names(scenario.eval_sets, backbone.tokenise))
     yield from (("assumed", line) for line in backbone.notes)
     for kind in changed_at_start(backbone.clip):
         yield (

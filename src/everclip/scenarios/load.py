@@ -88,7 +88,6 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     sets += [one.measured for one in suite]
     _require_unique_names(sets)
     _require_captions(sets)
-    _note_shared_names(sets, reader)
     reference = reference_of(spec.reference, reader)
     tasks = tuple(task for task, _ in built)
     learned = keep_apart(Learned(tasks, base, base_val, suite, reference), sets, reader)
@@ -131,21 +130,6 @@ def _require_unique_names(sets: Sequence[EvalSet]) -> None:
             raise ConfigError(
                 f"{name!r} names {names.count(name)} evaluation sets; results are kept by name, so give each task, the "
                 "base and each retention set its own."
-            )
-
-
-def _note_shared_names(sets: Sequence[EvalSet], reader: Reader) -> None:
-    """Say which classes of a set have the same name: texts alone cannot tell them apart."""
-    for s in sets:
-        keys: dict[str, list[str]] = {}
-        for entry in s.classes or ():
-            keys.setdefault(entry.name, []).append(entry.key)
-        shared = {name: held for name, held in keys.items() if len(held) > 1}
-        if shared:
-            name, held = next(iter(shared.items()))
-            reader.notes.append(
-                f"{s.name}: {len(shared):,} names stand for several classes ({name!r} for {', '.join(held[:5])}), "
-                "which no text can tell apart; give them names of their own, or one class_key"
             )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
+from everclip.data.same_texts import Tokenise, keys_by_text, same_classes, shown_names
 from everclip.data.splits import side_of
 from everclip.data.table import Table
 from everclip.errors import DataError
@@ -63,3 +64,33 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
     if kind == "retrieval":
         return EvalSet(table.name, "retrieval", table)
     return EvalSet(table.name, "classification", table, classes=class_entries(table, templates))
+
+
+def shared_names(sets: Sequence[EvalSet], tokenise: Tokenise) -> list[str]:
+    """Say which classes of the sets no text can tell apart, once for sets that share them."""
+    found: dict[str, list[str]] = {}
+    for s in sets:
+        for group in same_classes(tokenise, s.classes or ()):
+            found.setdefault(shown_names(group), []).append(s.name)
+    return [
+        f"{', '.join(names[:3])}{f' and {len(names) - 3} more sets' if len(names) > 3 else ''}: the classes {group} "
+        "are one text to the model: they share one answer, which is right for any of them; give them names of their "
+        "own, or one class_key"
+        for group, names in found.items()
+    ]
+
+
+def one_answer(s: EvalSet, tokenise: Tokenise) -> str | None:
+    """Say that a set has one answer alone, so that every model is right; `None` where there is a choice."""
+    if s.kind == "classification":
+        texts = {text: entry.name for entry in s.classes or () for text in entry.prompts()[:1]}
+        keys = set(keys_by_text(tokenise, texts).values())
+        what = f"its {len(s.classes or ()):,} classes are one text ({next(iter(texts.values()), '')!r})"
+        what = f"it has one class ({next(iter(texts.values()), '')!r})" if len(s.classes or ()) == 1 else what
+    else:
+        captions = [str(c) for c in s.data.column("caption")]
+        keys = set(keys_by_text(tokenise, captions).values())
+        what = f"all of its {len(captions):,} captions are one text ({captions[0][:60]!r})"
+    if len(keys) > 1:
+        return None
+    return f"{s.name}: {what}, so every model scores 100 % and the score says nothing"

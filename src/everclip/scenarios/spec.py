@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from everclip.config import Frozen
 from everclip.data.spec import DataSpec
@@ -15,6 +15,18 @@ from everclip.templates import Template
 
 Where = dict[str, Any]
 """Column -> value, list of values, or `{from: a, to: b}` (both inclusive, either may be absent)."""
+
+
+def _as_name(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a class called 10, not in quotes
+    if not isinstance(value, str):
+        raise ValueError(f"YAML reads this name as {value!r}; put it in quotes")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_as_name)]
+"""The name or key of a class, a domain or a source; YAML reads some names as numbers."""
 
 Measured = Literal["classification", "retrieval"]
 """How an evaluation set is scored: by naming the class of a picture, or by finding picture and caption both ways."""
@@ -117,7 +129,7 @@ class SourceSpec(GroupSpec):
     test: DataSpec | None = None
     val: DataSpec | None = None
     measure: tuple[GroupSpec, ...] = ()
-    without: tuple[str, ...] = ()
+    without: tuple[Name, ...] = ()
 
 
 class RetentionSpec(Frozen):
@@ -239,13 +251,13 @@ class ScenarioSpec(Frozen):
         False,
         description="one more evaluation set, `everything`: the test rows of all tasks and of the base, old and new",
     )
-    order: tuple[str, ...] | str = "given"
-    orders: dict[str, tuple[str, ...]] = Field(
+    order: tuple[Name, ...] | str = "given"
+    orders: dict[str, tuple[Name, ...]] = Field(
         default_factory=dict, description="lists that `order` can name"
     )
     per_task: int | None = Field(None, ge=1, description="classes: new classes per task")
     first_task: int | None = Field(None, ge=1, description="classes: classes of the first task")
-    groups: tuple[tuple[str, ...], ...] = Field((), description="classes: the classes of every task, listed")
+    groups: tuple[tuple[Name, ...], ...] = Field((), description="classes: the classes of every task, listed")
     order_seed: int = 0
     class_templates: tuple[Template, ...] = ("{}",)
     train_template: Template | None = Field(None, description="default: the first of the templates")

@@ -26,16 +26,23 @@ from everclip.training.optim import build_optimiser, load_optimiser, optimiser_t
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
 
+IDLE_STEPS = 4
+"""A phase whose first steps have no gradient at all will have none later."""
+
 
 @dataclass
 class StepLog:
-    """What one step reports: losses, rate, norm of the gradient; `losses` may still live on the device."""
+    """What one step reports: losses, rate, norm of the gradient; `losses` may still live on the device.
+
+    `moved` says of the first steps of a phase whether any gradient was other than 0.
+    """
 
     step: int
     losses: dict[str, torch.Tensor]
     lr: float
     grad_norm: torch.Tensor | None
     samples: int
+    moved: torch.Tensor | None = None
 
 
 @dataclass
@@ -76,6 +83,9 @@ class Engine:
         self.frozen = FrozenFeatures(maker)
         self._say: Callable[[str], None] = lambda message: None
         self._said: set[str] = set()
+        self.may_idle = False
+        """Whether a phase may go on without any gradient: its task only serves later ones."""
+        self._idle = 0
 
     def run(
         self,
@@ -130,6 +140,7 @@ class Engine:
         for note in phase.notes:
             self._say(note)
         scope = f"{task}/{phase.name}/{repeat}"
+        self._idle = 0
         waiting: list[StepLog] = []
         batches = self.maker.batches(streams, scope, start, steps, self.config.workers)
         for step, batch in zip(range(start, steps), batches, strict=True):
@@ -143,6 +154,7 @@ class Engine:
             if due or looks or len(waiting) >= hooks.inspect_every or step + 1 == steps:
                 # Before anything is saved: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
+                self._require_gradient(waiting, phase, progress)
                 self._inspect_weights(optimiser, waiting[-1], progress)
                 hooks.report(waiting)
                 waiting = []
@@ -252,8 +264,9 @@ class Engine:
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
         self._precision.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
+        moved = _any_gradient(optimiser) if progress.step < IDLE_STEPS else None
         norm = self._precision.step(optimiser, self.config.clip_norm)
-        return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples)
+        return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples, moved)
 
     def rate(self, phase: Phase, progress: Progress) -> float:
         """Return the learning rate of a step, before the factors of the parameter groups."""
@@ -299,6 +312,19 @@ class Engine:
                 if not math.isfinite(value) or exploded:
                     raise self._diverged(f"{name} is {value}", log, progress)
 
+    def _require_gradient(self, logs: Sequence[StepLog], phase: Phase, progress: Progress) -> None:
+        """Stop a phase whose first steps had no gradient at all: it trains nothing, however long it runs."""
+        if self.may_idle or not phase.guarded:
+            return
+        moves = [bool(log.moved) for log in logs if log.moved is not None]
+        self._idle += 0 if any(moves) else len(moves)
+        if moves and self._idle >= min(IDLE_STEPS, progress.steps):
+            raise ConfigError(
+                f"task {progress.task}, phase {progress.phase!r}: no trained weight had a gradient in the first "
+                f"{self._idle} steps, so nothing is learned. Does the loss depend on what trains (method.trainable, "
+                "method.loss), and do the samples differ (everclip check)?"
+            )
+
     def _inspect_weights(
         self, optimiser: torch.optim.Optimizer | None, log: StepLog, progress: Progress
     ) -> None:
@@ -329,6 +355,14 @@ def mark(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
     wanted = {id(parameter) for parameter in chosen}
     for parameter in method.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
+
+
+def _any_gradient(optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Return whether any gradient is other than 0, on the device; NaN counts as one."""
+    grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    if not grads:
+        return torch.zeros((), dtype=torch.bool)
+    return (torch.stack(list(torch._foreach_norm(grads, float("inf")))) != 0).any()
 
 
 def set_modes(method: nn.Module, training: bool) -> None:

@@ -1,0 +1,198 @@
+"""Training that cannot learn is refused before its first step: one answer leaves nothing to tell apart.
+
+The softmax of one class, of one caption or of one pair is 1 whatever the weights are, so its loss never moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from everclip.contracts import Task
+from everclip.data.same_texts import BLOCK, Tokenise, token_keys
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+from everclip.methods.base import Method
+
+_REMEDIES = (
+    "Put more classes into a task (scenario.per_task, scenario.groups, kind: single), keep samples of earlier tasks "
+    "(method=replay), or take a method that learns without comparing (method=rail)"
+)
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """What was found before the first step.
+
+    Attributes:
+        notes: what people should know.
+        idle: names of tasks that have nothing to compare with yet; their samples serve the tasks that follow.
+    """
+
+    notes: tuple[str, ...] = ()
+    idle: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Known:
+    """The texts and pictures that are compared, and how many answers training rows have: two or more are enough."""
+
+    texts: set[bytes] = field(default_factory=set)
+    pictures: set[str] = field(default_factory=set)
+    answers: int = 0
+
+    def joined(self, other: _Known) -> _Known:
+        answers = max(self.answers, other.answers)
+        return _Known(self.texts | other.texts, self.pictures | other.pictures, answers)
+
+    @property
+    def differ(self) -> bool:
+        # One picture can be told by its name among several, but not by two names at once.
+        return len(self.texts) > 1 and (len(self.pictures) > 1 or self.answers < 2)
+
+
+def require_learnable(
+    method: Method,
+    tasks: Sequence[Task],
+    batch_size: int,
+    before: Sequence[Task] = (),
+    base: Table | None = None,
+    more: bool = False,
+) -> Learnable:
+    """Look whether every task leaves something to tell apart.
+
+    Args:
+        method: how they are learned; one that compares no texts may learn anything.
+        tasks: in the order of learning.
+        batch_size: samples of a step.
+        before: the tasks learned already.
+        base: the backbone's own training data, where the method looks at them.
+        more: whether further tasks may follow.
+
+    Returns:
+        Notes, and the tasks that only serve later ones.
+
+    Raises:
+        DataError: for a task with one text, or one picture, and nothing else to compare with.
+        ConfigError: for batches of one pair.
+    """
+    if not method.contrasts:
+        return Learnable()
+    tokenise = method.backbone.tokenise
+    notes: list[str] = []
+    idle: list[str] = []
+    known = _Known()
+    if method.sees_past:
+        for task in before:
+            known = known.joined(_known(task, method, tokenise))
+    sees_base = method.needs.all_tasks_at_once or method.settings.replay.base
+    others = base is not None and sees_base
+    for number, task in enumerate(tasks):
+        own = _known(task, method, tokenise)
+        offered = own.joined(known) if method.sees_past else own
+        if not offered.differ and not others:
+            if not method.sees_past or known.texts or not (more or number + 1 < len(tasks)):
+                raise DataError(_refusal(task, method, own))
+            idle.append(task.name)
+            notes.append(
+                f"task {task.name!r} has one {_what(own)} and no earlier task to compare it with: its steps change "
+                "nothing; its samples are kept for the tasks that follow"
+            )
+        known = offered if method.sees_past else known
+        notes += _notes(task, method, batch_size, bool(before) or number > 0)
+        _require_pairs(task, method, batch_size)
+    return Learnable(tuple(notes), frozenset(idle))
+
+
+def _require_pairs(task: Task, method: Method, batch_size: int) -> None:
+    softmax = method.settings.contrast == "softmax" and not method.uses_labels(task)
+    if softmax and batch_size == 1:
+        raise ConfigError(
+            f"training.batch_size: 1 compares each caption of task {task.name!r} with itself alone, so the loss is 0 "
+            "at every step and nothing is learned; take 2 or more (a contrastive loss wants many)."
+        )
+
+
+def _what(own: _Known) -> str:
+    return "text" if len(own.texts) < 2 else "picture"
+
+
+def _refusal(task: Task, method: Method, own: _Known) -> str:
+    rows = f"{len(task.train):,} training rows"
+    nothing = (
+        "so there is nothing to tell apart: the loss stays the same at every step and nothing is learned"
+    )
+    if len(own.texts) > 1:
+        return (
+            f"task {task.name!r}: its {rows} show one and the same picture, {nothing}. Give pictures that differ "
+            "(everclip check shows copies)."
+        )
+    if method.uses_labels(task):
+        names = ", ".join(repr(entry.name) for entry in (task.classes or ())[:4])
+        count = len(task.classes or ())
+        one = f"has one class ({names})" if count == 1 else f"has {count} classes of one text ({names})"
+        return f"task {task.name!r} {one}, {nothing}. {_REMEDIES}."
+    text = next(_texts(task.train), "")
+    return (
+        f"task {task.name!r}: its {rows} have one text ({text[:60]!r}; texts with equal tokens are one text), "
+        f"{nothing}. Give captions that differ, or more than one class."
+    )
+
+
+def _known(task: Task, method: Method, tokenise: Tokenise) -> _Known:
+    if method.uses_labels(task):
+        texts = set(token_keys(tokenise, [e.prompts()[0] for e in task.classes or ()]))
+        answers = len(set(task.train.column("class_key"))) if task.train.has("class_key") else 0
+    else:
+        texts = _two_texts(task.train, tokenise)
+        answers = len(texts)
+    return _Known(texts, _two_pictures(task.train), answers)
+
+
+def _texts(table: Table) -> Iterator[str]:
+    names = table.column("class_name") if table.has("class_name") else [None] * len(table)
+    captions = table.column("caption") if table.has("caption") else [None] * len(table)
+    return (str(c or n) for c, n in zip(captions, names, strict=True) if c or n)
+
+
+def _two_texts(table: Table, tokenise: Tokenise) -> set[bytes]:
+    """Return what the model reads of two different texts, or of the only one."""
+    distinct = list(dict.fromkeys(_texts(table)))
+    found: set[bytes] = set()
+    for start in range(0, len(distinct), BLOCK):
+        found |= set(token_keys(tokenise, distinct[start : start + BLOCK]))
+        if len(found) > 1:
+            break
+    return found
+
+
+def _two_pictures(table: Table) -> set[str]:
+    """Return two different pictures (or concepts, where the data name them), or the only one."""
+    concepts = table.column("concept") if table.has("concept") else [None] * len(table)
+    found: set[str] = set()
+    for position, concept in enumerate(concepts):
+        found.add(table.content(position) if concept is None else f"concept {concept}")
+        if len(found) > 1:
+            break
+    return found
+
+
+def _notes(task: Task, method: Method, batch_size: int, later: bool) -> Iterator[str]:
+    share = 0.0
+    if method.sees_past and later and method.buffer is not None:
+        share = method.settings.replay.share or 0.0
+    own = batch_size * (1 - share)
+    rows = len(task.train)
+    if own > rows:
+        yield (
+            f"task {task.name!r}: a batch takes {own:g} of its {rows:,} training rows, so each stands in it "
+            f"{own / rows:.1f} times; training.batch_size={max(2, int(rows / (1 - share)))} shows each once"
+        )
+    if method.uses_labels(task) and len(task.classes or ()) > 1:
+        for side, table in (("training", task.train), ("validation", task.val)):
+            held = set(table.column("class_key")) if table is not None and len(table) else set()
+            if len(held) == 1:
+                learned = (
+                    "it learns to answer that" if side == "training" else "what is chosen on them favours it"
+                )
+                yield f"task {task.name!r}: all of its {side} rows are of one class ({held.pop()!r}); {learned}"
