@@ -118,7 +118,8 @@ class Run:
         self.learner.engine.frozen.own = self.path / "frozen"
         if config.evaluation.cache is not None:
             self.learner.engine.frozen.shared = Path(config.evaluation.cache)
-        self.notes = check_fit(self.learner, self.tasks)
+        fit = check_fit(self.learner, self.tasks)
+        self.remarks = inputs.all_remarks(self.scenario, self.learner.method, self.tasks, fit)
         check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
 
     def _tasks(self, scenario: ListScenario) -> Sequence[Task]:
@@ -331,16 +332,10 @@ class Run:
         self._save(cursor, cursor.optimiser)
         self._write_results("running")
 
-    def remarks(self) -> list[tuple[str, str]]:
-        """Return (kind, message) of what a reader should know before the first step."""
-        method = self.learner.method
-        found = [*inputs.remarks(self.scenario, method.backbone), *inputs.left_out(method, self.tasks)]
-        return [*found, *(("training", note) for note in self.notes)]
-
     def _remark_inputs(self) -> None:
         """Record once what was guessed, assumed or set aside."""
         known = {(event["kind"], event["message"]) for event in self.place.events}
-        for kind, message in self.remarks():
+        for kind, message in self.remarks:
             if (kind, message) not in known:
                 self._event(kind, message)
         if self._main:

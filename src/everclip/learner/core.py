@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -25,10 +24,9 @@ from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import require_pictures, validation_scores
-from everclip.learner import creating, predicting, saved, taking
+from everclip.learner import creating, learnable, predicting, saved, taking
 from everclip.learner.following import Cursor, Optimiser, Watcher
 from everclip.learner.given import Pictures, Texts
-from everclip.learner.learnable import require_learnable
 from everclip.learner.taking import UserData
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
@@ -150,7 +148,7 @@ class Learner:
         cursor = cursor or Cursor()
         new = not cursor.begun
         if new:
-            self._require_learnable(task, told=watcher is not None)
+            self.engine.may_idle = learnable.may_idle(self, task, told=watcher is not None)
             if self.method.settings.merge.kind == "wise-ft" and self.method.settings.merge.alpha == "sweep":
                 require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
             self.method.begin_task(task, self.past())
@@ -169,14 +167,6 @@ class Learner:
         self.tasks.append(task)
         self.learned |= set(task.covers or (task.index,))
         return task
-
-    def _require_learnable(self, task: Task, told: bool) -> None:
-        """Refuse a task that leaves nothing to tell apart; log what else is to be known where nobody was told."""
-        batch = self.training.batch_size
-        found = require_learnable(self.method, [task], batch, self.tasks, self.base, more=True)
-        self.engine.may_idle = bool(found.idle)
-        for note in () if told else found.notes:
-            logging.getLogger("everclip").warning(note)
 
     @property
     def next_index(self) -> int:

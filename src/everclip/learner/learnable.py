@@ -5,14 +5,19 @@ The softmax of one class, of one caption or of one pair is 1 whatever the weight
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from everclip.contracts import Task
 from everclip.data.same_texts import BLOCK, Tokenise, token_keys
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.methods.base import Method
+
+if TYPE_CHECKING:
+    from everclip.learner.core import Learner
 
 _REMEDIES = (
     "Put more classes into a task (scenario.per_task, scenario.groups, kind: single), keep samples of earlier tasks "
@@ -102,6 +107,21 @@ def require_learnable(
         notes += _notes(task, method, batch_size, bool(before) or number > 0)
         _require_pairs(task, method, batch_size)
     return Learnable(tuple(notes), frozenset(idle))
+
+
+def may_idle(learner: Learner, task: Task, told: bool) -> bool:
+    """Refuse a task that leaves nothing to tell apart; return whether it only serves those that follow.
+
+    Args:
+        learner: what it has learned so far counts where the method looks back.
+        task: the next one.
+        told: whether people know the notes already; else they are logged.
+    """
+    batch = learner.training.batch_size
+    found = require_learnable(learner.method, [task], batch, learner.tasks, learner.base, more=True)
+    for note in () if told else found.notes:
+        logging.getLogger("everclip").warning(note)
+    return bool(found.idle)
 
 
 def _require_pairs(task: Task, method: Method, batch_size: int) -> None:

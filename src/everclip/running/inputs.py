@@ -21,11 +21,23 @@ from everclip.scenarios.measuring import shared_names
 QUARANTINE = "quarantine.csv"
 
 
+def all_remarks(
+    scenario: ListScenario, method: Method, tasks: Sequence[Task], notes: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return (kind, message) of what a reader should know before the first step, the fit's `notes` last."""
+    same = shared_names(scenario.eval_sets, method.backbone.tokenise)
+    return [
+        *remarks(scenario, method.backbone),
+        *(("same names", line) for line in same),
+        *left_out(method, tasks),
+        *(("training", note) for note in notes),
+    ]
+
+
 def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, str]]:
     """Yield (kind, message) of everything that was guessed, assumed or set aside."""
     yield from (("guessed", line) for line in scenario.guesses)
     yield from (("data", line) for line in scenario.notes)
-    yield from (("same names", line) for line in shared_names(scenario.eval_sets, backbone.tokenise))
     yield from (("assumed", line) for line in backbone.notes)
     for kind in changed_at_start(backbone.clip):
         yield (
