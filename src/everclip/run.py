@@ -103,14 +103,9 @@ class Run:
         )
         self._headline = self.scenario.spec.headline.model_dump()
         accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
+        place = accelerator.process_index, accelerator.num_processes
         self._recorder = RowRecorder(
-            self.path,
-            self.scenario,
-            config,
-            backbone.preprocess,
-            self.learner.store,
-            accelerator.process_index,
-            accelerator.num_processes,
+            self.path, self.scenario, config, backbone.preprocess, self.learner.store, *place
         )
         if self.learner.guard is not None:
             self.learner.guard.tell = self._event
@@ -118,8 +113,8 @@ class Run:
         self.learner.engine.frozen.own = self.path / "frozen"
         if config.evaluation.cache is not None:
             self.learner.engine.frozen.shared = Path(config.evaluation.cache)
-        fit = check_fit(self.learner, self.tasks)
-        self.remarks = inputs.all_remarks(self.scenario, self.learner.method, self.tasks, fit)
+        notes = [*self.precision_notes, *(("training", n) for n in check_fit(self.learner, self.tasks))]
+        self.remarks = inputs.all_remarks(self.scenario, self.learner.method, self.tasks, notes)
         check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
 
     def _tasks(self, scenario: ListScenario) -> Sequence[Task]:

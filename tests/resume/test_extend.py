@@ -276,8 +276,8 @@ def test_nothing_old_may_change(
     table = pq.read_table(data)
     times = table.column("time").to_pylist()
     captions = [
-        "changed" if year == 2001 else c
-        for year, c in zip(times, table.column("caption").to_pylist(), strict=True)
+        f"new {number}" if year == 2001 else c
+        for number, (year, c) in enumerate(zip(times, table.column("caption").to_pylist(), strict=True))
     ]
     at = table.column_names.index("caption")
     pq.write_table(table.set_column(at, "caption", [captions]), data)
@@ -290,7 +290,7 @@ def test_how_old_rows_were_measured_may_not_change(micro_config: Callable[..., A
     short = (*harness.SHORT, "training.steps=1", "scenario.per_task=3")
     harness.run(micro_config("classes", *short))
     with pytest.raises(RunFolderError, match=r"class texts of task .* -> 3 classes"):
-        extend(micro_config("classes", *short, 'scenario.class_templates=["a drawing of a {}"]'))
+        extend(micro_config("classes", *short, 'scenario.class_templates=["my {}"]'))
     with pytest.raises(RunFolderError, match=r"scenario\.protocols"):
         extend(micro_config("classes", *short, "scenario.protocols=[{name: all, space: all}]"))
     assert extend(micro_config("classes", *short)).status == "finished"

@@ -61,7 +61,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
-        "notes": [f"{kind}: {message}" for kind, message in run.remarks],
+        "notes": [message for _, message in run.remarks],
         "seconds": round(steps * timing["step"] + rows * pictures * timing["picture"], 1),
     }
 

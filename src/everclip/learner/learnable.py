@@ -23,6 +23,10 @@ _REMEDIES = (
     "Put more classes into a task (scenario.per_task, scenario.groups, kind: single), keep samples of earlier tasks "
     "(method=replay), or take a method that learns without comparing (method=rail)"
 )
+_CUT = (
+    "Their names differ behind the end of what the model reads, or by signs that it does not know: a shorter "
+    "template (scenario.class_templates) or other names may help. "
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,9 @@ def _refusal(task: Task, method: Method, own: _Known) -> str:
         names = ", ".join(repr(entry.name) for entry in (task.classes or ())[:4])
         count = len(task.classes or ())
         one = f"has one class ({names})" if count == 1 else f"has {count} classes of one text ({names})"
-        return f"task {task.name!r} {one}, {nothing}. {_REMEDIES}."
+        cut = len({entry.name.strip().lower() for entry in task.classes or ()}) > 1
+        hint = _CUT if cut else ""
+        return f"task {task.name!r} {one}, {nothing}. {hint}{_REMEDIES}."
     text = next(_texts(task.train), "")
     return (
         f"task {task.name!r}: its {rows} have one text ({text[:60]!r}; texts with equal tokens are one text), "

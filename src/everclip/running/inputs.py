@@ -22,15 +22,15 @@ QUARANTINE = "quarantine.csv"
 
 
 def all_remarks(
-    scenario: ListScenario, method: Method, tasks: Sequence[Task], notes: Sequence[str]
+    scenario: ListScenario, method: Method, tasks: Sequence[Task], notes: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Return (kind, message) of what a reader should know before the first step, the fit's `notes` last."""
+    """Return (kind, message) of what a reader should know before the first step, `notes` of the fit last."""
     same = shared_names(scenario.eval_sets, method.backbone.tokenise)
     return [
         *remarks(scenario, method.backbone),
         *(("same names", line) for line in same),
         *left_out(method, tasks),
-        *(("training", note) for note in notes),
+        *notes,
     ]
 
 
