@@ -144,6 +144,17 @@ def test_a_changed_environment_is_flagged(case_config: Callable[..., Any]) -> No
     assert len(again["events"]) == 1
 
 
+def test_a_processor_with_other_instructions_is_another_environment(case_config: Callable[..., Any]) -> None:
+    config = case_config("finetune")
+    assert harness.killed_at(config, 2, "after step")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "ALTIVEC")
+        results = harness.run(config)
+    assert [e.kind for e in results.events] == ["changed environment"]
+    assert "ALTIVEC" in results.events[0].message
+    assert results.provenance["instructions"] == "ALTIVEC"
+
+
 def test_a_learner_of_a_run_that_stopped_inside_a_task_says_so(
     case_config: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:

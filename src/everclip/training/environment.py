@@ -45,6 +45,7 @@ def fixed(device: str) -> dict[str, Any]:
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # sums are ordered, and so rounded, by vector width
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }
 
