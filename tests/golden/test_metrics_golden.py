@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from everclip.evaluation import matrix, representation, retrieval, statistics
+from everclip.evaluation.assemble import flat_metrics
+from everclip.evaluation.results import Column, Row, Score
 
 HERE = Path(__file__).parent
 PUBLISHED = [
@@ -77,18 +79,40 @@ def test_cll_average_and_forgetting_after_every_language(suffix: str) -> None:
     )
 
 
+def stage_metrics(stages: list[float]) -> dict[str, float | None]:
+    """Return the flat metrics of a stream of tasks, equally large, whose seen tasks score `stages` together.
+
+    Tasks differ among themselves, and unseen ones score 1: neither may enter.
+    """
+    count = len(stages)
+    columns = [
+        Column(name=f"t{j}", kind="classification", group="task", task=j, samples=7) for j in range(count)
+    ]
+    rows = []
+    for i in range(-1, count):
+        offsets = [0.01 * (j - i / 2) for j in range(i + 1)]  # their mean is 0
+        values = [*(stages[i] + offset for offset in offsets), *([1.0] * (count - 1 - i))]
+        scores = {f"t{j}": {"all": {"accuracy": Score(value=v)}} for j, v in enumerate(values)}
+        place = {"index": i + 1, "task": None if i < 0 else i, "label": str(i), "step": 0, "samples": 0}
+        rows.append(Row(**place, scores=scores))
+    return flat_metrics(rows, columns, {"protocol": "all", "metric": "accuracy"})
+
+
 def test_cil_average_and_last() -> None:
     stored = load("cil_avg_last")
     stages = stored["acc_per_stage"].tolist()
     assert matrix.average_incremental(stages) == pytest.approx(stored["avg"])
-    assert stages[-1] == stored["last"]
+    found = stage_metrics(stages)
+    assert found["stage_average"] == pytest.approx(float(stored["avg"]))
+    assert found["stage_last"] == pytest.approx(float(stored["last"]))
 
 
 def test_online_metrics() -> None:
     stored = load("online_metrics")
     assert matrix.average_incremental(stored["periodic_test_acc"].tolist()) == pytest.approx(stored["A_auc"])
-    assert matrix.average_incremental(stored["task_end_acc"].tolist()) == pytest.approx(stored["A_avg"])
-    assert stored["task_end_acc"][-1] == pytest.approx(stored["A_last"])
+    found = stage_metrics(stored["task_end_acc"].tolist())
+    assert found["stage_average"] == pytest.approx(float(stored["A_avg"]))
+    assert found["stage_last"] == pytest.approx(float(stored["A_last"]))
     assert matrix.class_forgetting(stored["class_acc_per_task"].tolist()) == pytest.approx(stored["F_last"])
 
 

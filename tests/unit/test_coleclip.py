@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 from coleclip_fixtures import Walk, entries
+from coleclip_fixtures import task as noise_task
 from open_clip.model import CLIP
 from torch.nn import functional
 
@@ -82,6 +83,22 @@ def test_the_first_step_has_the_regulariser_of_frozen_texts(walk: Walk) -> None:
     start = functional.normalize(both.unflatten(0, (2, 2)).mean(dim=0), dim=1)
     wanted = (functional.normalize((start + first) / 2, dim=1) - start).norm(dim=1).mean()
     assert walk.losses[0]["vocabulary"] == pytest.approx(float(wanted), abs=2e-6)
+
+
+def test_the_regulariser_looks_back_on_the_start_of_a_row_not_on_where_it_has_moved(walk: Walk) -> None:
+    walk.learn("cow", "hen", until=3)
+    method = walk.method
+    start, rows = method.vocabulary.start, method.vocabulary.rows[method.vocabulary.place]
+    assert start is not None
+    assert (rows - start).norm(dim=1).min() > 1e-2  # they have moved, so it matters which is looked at
+    now = noise_task(0, "cow", "hen")
+    batch = walk.batch(now, 3, 6)
+    with torch.no_grad():
+        found = method(batch, Progress(0, "train", 0, 3, 10, 0))["vocabulary"]
+        texts = method.backbone.encode_text(batch["main"]["class_tokens"])
+        moved = functional.normalize((rows + texts) / 2, dim=1)
+    assert float(found) == pytest.approx(float((moved - start).norm(dim=1).mean()), rel=1e-4)
+    assert float(found) != pytest.approx(float((moved - rows).norm(dim=1).mean()), rel=0.05)
 
 
 def test_scores_follow_the_rule_of_tokens_class_by_class(walk: Walk) -> None:

@@ -225,6 +225,17 @@ def test_both_stages_are_the_published_ones() -> None:
     assert torch.allclose(found, g["stage2_loss"], atol=1e-5)
 
 
+def test_a_threshold_is_never_below_zero() -> None:
+    # Every sample is nearer to the earlier task: each lead is negative, and so would be its quantile.
+    visual = torch.tensor([[1.0, 5.0], [1.0, 3.0], [1.0, 2.0], [1.0, 1.5]])
+    kept, limits = losses.admitted(visual, 1, torch.ones(1, 1, dtype=torch.bool), torch.tensor(1.0), 0.7)
+    assert limits.tolist() == [0.0]
+    assert kept[:, 1].tolist() == [False] * 4
+    ahead, limits = losses.admitted(-visual, 1, torch.ones(1, 1, dtype=torch.bool), torch.tensor(1.0), 0.7)
+    assert limits.tolist() == pytest.approx([2.2])  # leads 4, 2, 1, 0.5: 0.7 of the way is 2 + 0.1 * 2
+    assert ahead[:, 1].tolist() == [True, False, False, False]
+
+
 def test_stage_two_equals_a_loop_over_samples() -> None:
     g = stage_case()
     # Confusable logits, so that the admitted negatives decide the loss.

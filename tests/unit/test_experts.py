@@ -140,7 +140,10 @@ def test_a_block_is_that_of_the_reference(batch_first: bool) -> None:
         return out if batch_first else out.transpose(0, 1)
 
     told = Pass(("3",))
-    assert torch.equal(run(), found["out_frozen_block"]) or torch.allclose(run(), found["out_init"], **CLOSE)
+    # Experts start with an output of zero, so the block gives what it gave without them.
+    assert torch.allclose(run(), found["out_init"], **CLOSE)
+    assert torch.allclose(found["out_init"], found["out_frozen_block"], **CLOSE)
+    assert not torch.allclose(found["out"], found["out_init"], atol=1e-2)
     with torch.no_grad():
         experts.routers["3"].gate.copy_(found["router"])
         for name in ("down_w", "down_b", "up_b"):

@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everclip.contracts import ParamGroup, Phase, Progress, StepDecay
+from everclip.config import TrainingConfig
+from everclip.contracts import ParamGroup, Past, Phase, Progress, Task
 from everclip.data.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors import gaussian
@@ -99,7 +100,13 @@ def test_an_autoencoder_has_the_published_size() -> None:
 def test_the_rate_falls_as_published(micro_config: Callable[..., Any]) -> None:
     expected = np.load(GOLDEN / "ddas_lr_schedule.npz")
     run = Run(micro_config("classes", METHOD), Shown(quiet=True))
-    phase = Phase("selector", {}, optimiser="adam", lr=0.01, schedule=StepDecay(10 * 7, 0.1))
+    # 49 pictures in batches of 8 are 7 steps an epoch, the last one not full.
+    pictures = run.scenario.tasks[0].train.select([i % 5 for i in range(49)])
+    task, past = Task(0, "first", pictures), Past(training=TrainingConfig(steps=1, batch_size=8))
+    selector = build({"kind": "ddas", "weights": "random", "size": 63}, run.learner.method.backbone)
+    assert isinstance(selector, Autoencoder)
+    (phase,) = selector.fitting(task, task.train, 0, past)
+    assert (phase.optimiser, phase.steps) == ("adam", 300)
     for epoch, rate in zip(expected["epoch"], expected["lr"], strict=True):
         for step in (7 * int(epoch), 7 * int(epoch) + 6):
             found = run.learner.engine.rate(phase, Progress(0, "selector", 0, step, 300, 0))
