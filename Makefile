@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 # One thread per worker: two workers on two cores, and numbers that do not depend on the machine.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 WORKERS ?= 2
+# Instruction sets of other processors: ATen, oneDNN, MKL and numpy's OpenBLAS each listen to a variable of their own.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell
+PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem
+NUMERIC := tests/golden tests/unit tests/property tests/leak tests/resume
 
 .PHONY: install demo test test-all lint format bench figures clean
 .DEFAULT_GOAL := install
@@ -23,8 +27,17 @@ demo: install  ## new emoji, year by year, with four methods: a table and a repo
 test: install  ## every tier, the exhaustive versions left out
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
 
-test-all: install  ## every test that needs neither a GPU nor private data
+test-all: install  ## every test that needs neither a GPU nor private data, the numeric ones as other processors compute
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "not shared_data and not gpu"
+	$(MAKE) test-capabilities
+
+test-capabilities: install  ## the tiers that hold numbers, with AVX2 and without vector instructions
+	$(TEST_ENV) $(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
+	$(TEST_ENV) $(PLAIN) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
+
+mutants: install  ## how many small faults in methods, evaluation and modules the tests notice; by hand, not in CI
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
+	$(TEST_ENV) $(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .
@@ -43,4 +56,4 @@ figures: install  ## measured figures of README, docs and cards, from the files 
 	$(BIN)/python scripts/figures.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache mutants

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,30 @@ sys.path.insert(0, str(Path(__file__).parent))
 # No test is timed: a busy machine may take as long as it likes over an example.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_report_header() -> list[str]:
+    """Say which instructions torch uses where the environment chooses them, as `make test-capabilities` does."""
+    if "ATEN_CPU_CAPABILITY" not in os.environ:
+        return []
+    import torch
+
+    return [f"torch computes with: {torch.backends.cpu.get_cpu_capability()}"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what each tier, which is a folder of tests, cost: seconds of all workers together."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    tests: defaultdict[str, int] = defaultdict(int)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                tier = Path(report.nodeid.partition("::")[0]).parent.name
+                seconds[tier] += report.duration
+                tests[tier] += report.when == "call"
+    terminalreporter.section("cost of each tier")
+    for tier in sorted(seconds, key=lambda name: -seconds[name]):
+        terminalreporter.write_line(f"{tier:12} {tests[tier]:5} tests {seconds[tier]:7.0f} s")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,310 @@
+"""Mutation testing: how many small faults in methods, evaluation and modules do the tests notice?
+
+    python scripts/mutants.py --sample 200 --seed 0
+
+mutmut writes the mutants (one changed operator, constant, argument or assignment each) into `mutants/`. A seeded sample
+of them runs, each in a process of its own, against the tests that call its function: the fastest test first, until one
+fails. What is finished is kept in `mutants/`, so an interrupted run goes on where it stopped, a larger sample contains
+the smaller one, and survivors are tried again when the tests have changed. Delete `mutants/` to start over.
+
+Left out of the population: changes of words in messages, and what mutmut does not change (decorated functions, class
+bodies). Survivors that no test can kill are listed with a reason in `tests/mutants_equivalent.toml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import time
+import tomllib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "mutants"
+CALLS = WORK / "calls.json"
+RESULTS = WORK / "results.jsonl"
+EQUIVALENT = ROOT / "tests" / "mutants_equivalent.toml"
+TESTS = ("tests/golden", "tests/unit", "tests/property", "tests/leak", "tests/recipe", "tests/cases")
+NOTICED = ("killed", "timeout")
+WORDS = re.compile(r"""f?"[^"]*\s[^"]*"|f?'[^']*\s[^']*'""")
+
+
+def generate() -> list[str]:
+    """Write the mutated source tree; return the names of all mutants, sorted."""
+    from mutmut.__main__ import create_mutants
+    from mutmut.mutation.data import SourceFileMutationData
+    from mutmut.utils.file_utils import (
+        copy_also_copy_files,
+        copy_src_dir,
+        setup_source_paths,
+        walk_mutatable_files,
+    )
+
+    WORK.mkdir(exist_ok=True)
+    with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):
+        copy_src_dir()
+        copy_also_copy_files()
+        create_mutants(os.cpu_count() or 1)
+    setup_source_paths()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(WORK / "src"), os.environ.get("PYTHONPATH", "")])
+    names = []
+    for path in walk_mutatable_files():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        names += data.exit_code_by_key
+    return sorted(names)
+
+
+def change(name: str) -> tuple[str, list[str], list[str]]:
+    """Return the function of a mutant, `module.Class.function`, and the lines before and after its change."""
+    from mutmut.mutation.data import MutantLineSpans
+
+    module, _, mangled = name.rpartition(".")
+    function, _, _ = mangled.rpartition("__mutmut_")
+    path = Path("src", *module.split(".")).with_suffix(".py")
+    spans = MutantLineSpans.load(path if path.is_file() else Path("src", *module.split("."), "__init__.py"))
+    assert spans is not None
+    texts = spans.read_function_sources([mangled, f"{function}__mutmut_orig"])
+    new, old = (
+        text.replace(own, "").splitlines() for text, own in zip(texts, (mangled, function), strict=True)
+    )
+    rows = [row for row in difflib.ndiff(old, new) if "__mutmut_" not in row and "def (" not in row]
+    before, after = ([row[2:].strip() for row in rows if row[0] == sign] for sign in "-+")
+    return f"{module}.{function.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}", before, after
+
+
+def of_words(name: str) -> bool:
+    """Whether a mutant changes nothing but words in a string."""
+    _, before, after = change(name)
+    return [WORDS.sub('""', row) for row in before] == [WORDS.sub('""', row) for row in after]
+
+
+def chosen(names: list[str], size: int, seed: int) -> list[str]:
+    """Return a seeded sample without changes of words; a larger one contains a smaller one."""
+    order = list(names)
+    random.Random(seed).shuffle(order)
+    found: list[str] = []
+    for name in order:
+        if len(found) == size:
+            break
+        if not of_words(name):
+            found.append(name)
+    return found
+
+
+def in_child(job: Callable[[], int], seconds: float) -> int | None:
+    """Run `job` in a forked process; return its exit code, or `None` where it took longer than `seconds`."""
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os.setsid()
+        code = 99
+        try:
+            code = job()
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(pid, 9)
+    os.waitpid(pid, 0)
+    return None
+
+
+class Calls:
+    """pytest plugin: which functions each test calls, how long it takes, and whether it passes."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, dict[str, Any]] = {}
+
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
+        test = self.tests.setdefault(item.nodeid, {"seconds": 0.0, "passes": True, "calls": []})
+        test["seconds"] += call.duration
+        if call.excinfo is not None:
+            test["passes"] = False
+
+    def pytest_runtest_teardown(self, item: Any) -> None:
+        from mutmut.state import state
+
+        self.tests[item.nodeid]["calls"] = sorted(state()._stats)
+        state()._stats.clear()
+
+
+def pytest_in_work(*args: str, plugins: Iterable[object] = ()) -> int:
+    import pytest
+
+    os.chdir(WORK)
+    fixed = ["--rootdir=.", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    return int(pytest.main([*fixed, *args], plugins=list(plugins)))
+
+
+def map_tests(places: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what each test calls; files that have not changed since the last time are not run again."""
+    from mutmut.mutation.trampoline import set_mutant_under_test
+
+    known = json.loads(CALLS.read_text()) if CALLS.is_file() else {}
+    given = [ROOT / place for place in places]
+    files = [
+        file for place in given for file in ([place] if place.is_file() else sorted(place.glob("test_*.py")))
+    ]
+    for number, path in enumerate(files, 1):
+        print_hash = hashlib.sha256(path.read_bytes()).hexdigest()
+        name = str(path.relative_to(ROOT))
+        if known.get(name, {}).get("hash") == print_hash:
+            continue
+        print(f"[{number}/{len(files)}] which functions {name} calls", flush=True)
+
+        def job(name: str = name) -> int:
+            set_mutant_under_test("stats")
+            calls = Calls()
+            pytest_in_work(name, plugins=[calls])
+            (WORK / "part.json").write_text(json.dumps(calls.tests))
+            return 0
+
+        (WORK / "part.json").unlink(missing_ok=True)
+        in_child(job, 1800)
+        tests = json.loads((WORK / "part.json").read_text()) if (WORK / "part.json").is_file() else {}
+        known[name] = {"hash": print_hash, "tests": tests}
+        CALLS.write_text(json.dumps(known))
+    wanted = {str(path.relative_to(ROOT)) for path in files}
+    return {test: facts for name in wanted for test, facts in known[name]["tests"].items()}
+
+
+def covering(name: str, tests: dict[str, dict[str, Any]], budget: float) -> tuple[list[str], float]:
+    """Return the tests that call a mutant's function, the fastest first, within `budget` seconds; and their seconds."""
+    function = name.rpartition("__mutmut_")[0]
+    found = [
+        (facts["seconds"], test)
+        for test, facts in tests.items()
+        if facts["passes"] and function in facts["calls"]
+    ]
+    total, taken = 0.0, []
+    for seconds, test in sorted(found):
+        if taken and total + seconds > budget:
+            break
+        total += seconds
+        taken.append(test)
+    return taken, total
+
+
+def try_one(name: str, tests: list[str], seconds: float) -> str:
+    """Run the tests against one mutant; return `killed`, `survived`, `timeout` or `no tests`."""
+    from mutmut.mutation.trampoline import set_mutant_under_test
+
+    if not tests:
+        return "no tests"
+
+    def job() -> int:
+        set_mutant_under_test(name)
+        return pytest_in_work("-x", *tests)
+
+    code = in_child(job, 30 + 6 * seconds)
+    return "timeout" if code is None else "survived" if code == 0 else "killed"
+
+
+def equivalents() -> dict[tuple[str, str, str], str]:
+    """Return the reasons of the kept file by function, line before and line after."""
+    if not EQUIVALENT.is_file():
+        return {}
+    entries = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+    return {(e["function"], e["before"], e["after"]): e["why"] for e in entries}
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    if not RESULTS.is_file():
+        return {}
+    return {row["name"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
+
+
+def run(sample: list[str], tests: dict[str, dict[str, Any]], budget: float) -> Iterator[dict[str, Any]]:
+    """Yield one row per mutant of the sample; what is finished is not run again unless its tests have changed."""
+    done = finished()
+    for number, name in enumerate(sample, 1):
+        mine, seconds = covering(name, tests, budget)
+        function, before, after = change(name)
+        key = hashlib.sha256(json.dumps([before, after, mine]).encode()).hexdigest()[:16]
+        row = done.get(name)
+        same = row is not None and (
+            row["key"] == key or (row["status"] == "killed" and row["before"] == before)
+        )
+        if row is None or not same:
+            start = time.monotonic()
+            status = try_one(name, mine, seconds)
+            row = {"name": name, "function": function, "before": before, "after": after, "key": key}
+            row |= {"status": status, "tests": len(mine), "seconds": round(time.monotonic() - start, 1)}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"[{number}/{len(sample)}] {status:9} {row['seconds']:6.1f} s  {name}", flush=True)
+        yield row
+
+
+def report(rows: list[dict[str, Any]], population: int) -> None:
+    """Print the share of survivors, and each of them."""
+    from everclip.evaluation.statistics import wilson
+
+    known = equivalents()
+    left = [row for row in rows if row["status"] not in NOTICED]
+    reasons = {
+        r["name"]: known.get((r["function"], "\n".join(r["before"]), "\n".join(r["after"]))) for r in left
+    }
+    survivors = [row for row in left if reasons[row["name"]] is None]
+    for row in survivors:
+        print(f"\n{row['status']}: {row['name']} ({row['tests']} tests)")
+        print("\n".join([f"  - {line}" for line in row["before"]] + [f"  + {line}" for line in row["after"]]))
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
+    )
+    counts = Counter(row["status"] for row in rows)
+    whole = len(rows) - (len(left) - len(survivors))
+    between = wilson(len(survivors), whole)
+    print(f"\n{len(rows)} mutants of {population} at {commit.stdout.strip()}: {dict(counts)}")
+    print(f"{len(left) - len(survivors)} equivalent (tests/mutants_equivalent.toml)")
+    share = len(survivors) / max(whole, 1)
+    print(
+        f"survivors: {len(survivors)} of {whole}, {share:.1%} (95 % interval {between.low:.1%} to {between.high:.1%})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sample", type=int, default=200, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests per mutant at most")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="folders and files of tests")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    warnings.simplefilter("ignore")
+    names = generate()
+    sample = chosen(names, args.sample, args.seed)
+    print(f"{len(names)} mutants; {len(sample)} of them are tried", flush=True)
+    import everclip.run  # imported once, so that every mutant starts at once
+
+    assert Path(everclip.run.__file__).is_relative_to(WORK), everclip.run.__file__
+    tests = map_tests(args.tests)
+    failing = sorted(test for test, facts in tests.items() if not facts["passes"])
+    print(
+        f"{len(tests)} tests; left out, as they fail without any mutant or are skipped: {failing or 'none'}"
+    )
+    report(list(run(sample, tests, args.budget)), len(names))
+
+
+if __name__ == "__main__":
+    main()
