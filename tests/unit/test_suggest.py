@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from everclip.cli.main import app
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig, resolve_config
 from everclip.contracts import Task
+from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.learner.taking import make_task
@@ -24,6 +26,7 @@ from everclip.models.backbone import load_backbone
 from everclip.suggest import suggestion
 from everclip.suggest.advice import Facts, choose
 from everclip.suggest.range_test import range_test, read_curve
+from micro import of_classes
 
 RATES = [10 ** (-7 + 0.1 * i) for i in range(70)]
 
@@ -197,3 +200,26 @@ def test_what_does_not_fit_is_answered(words: list[str], match: str) -> None:
     assert done.exit_code != 0
     assert isinstance(done.exception, ConfigError) or "no such" in str(done.exception)
     assert match in str(done.exception)
+
+
+def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
+    micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.suggest.trials.FEWEST", 5)
+    task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, *range(6))
+    monkeypatch.setattr(suggestion, "_task", lambda data, block: (task, False, {}))
+    found = suggestion.suggest(
+        "any", BackboneConfig(name=str(micro_folder / "model")), steps=20, trial_seconds=1
+    )
+    closed, trained = found.trials
+    assert (closed.method, trained.method) == ("rail", "safe")
+    assert 0 < trained.steps <= trained.planned
+    method = next(choice for choice in found.choices if choice.key == "method")
+    assert method.value == ("rail" if closed.resolved and closed.change >= trained.change else "safe")
+    if method.value == "rail":
+        assert [choice.key for choice in found.choices] == ["method"]
+        assert f"{100 * closed.change:+.1f} points" in method.reason
+    without = suggestion.suggest(
+        "any", BackboneConfig(name=str(micro_folder / "model")), steps=20, trial_seconds=0
+    )
+    assert without.trials == ()

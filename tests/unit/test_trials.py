@@ -52,24 +52,23 @@ def test_the_closed_form_learns_and_leaves_the_start_model_alone(
     monkeypatch.setattr(trials, "FEWEST", 5)
     divided = divide(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
-    made: list[Learner] = []
 
-    def make(training: TrainingConfig) -> Learner:
+    def learner() -> Learner:
         method = build_method(
             MethodConfig(name="rail", settings={"fusion": 1.0}), load_backbone(str(micro_folder / "model"))
         )
-        made.append(Learner(method, training))
-        return made[-1]
+        return Learner(method, TrainingConfig(steps=1, batch_size=8, device="cpu"))
 
-    found = try_method(make, TrainingConfig(steps=1, batch_size=8, device="cpu"), *divided)
+    first = learner()
+    found = try_method(first, *divided)
     assert found.method == "rail"
     assert found.after > found.before  # the images of a class have a colour of their own
     assert found.change == pytest.approx(found.after - found.before)
     assert found.low <= found.change <= found.high
     assert found.images == len(divided[1])
-    assert made[0].learned == {0}
+    assert first.learned == {0}
     assert "points" in found.describe()
-    again = try_method(make, TrainingConfig(steps=1, batch_size=8, device="cpu"), *divided)
+    again = try_method(learner(), *divided)
     assert replace(again, seconds=0.0) == replace(found, seconds=0.0)
 
 

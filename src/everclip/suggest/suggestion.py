@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ from everclip.registry import method_entry
 from everclip.scenarios.load import load_scenario
 from everclip.suggest.advice import Choice, Facts, choose
 from everclip.suggest.range_test import RangeTest, range_test
+from everclip.suggest.trials import Trial, better, divide, try_method
+
+TRIAL_SECONDS = 60.0
+"""How long the trial of a preset that trains by gradient may take, about."""
 
 NOT_MEASURED = (
     "how much is forgotten: that takes a run with a retention set (docs/own-stream.md, docs/keeping.md)",
@@ -48,6 +53,7 @@ class Suggestion(BaseModel):
         choices: settings with reasons.
         rates, losses: the sweep, step by step.
         lowest, steepest, diverged: its points.
+        trials: what presets gained on held-out images of the new classes; none for captions or few images.
         command: what to type.
         not_measured: what nobody should believe this knows.
     """
@@ -64,6 +70,7 @@ class Suggestion(BaseModel):
     lowest: float
     steepest: float | None
     diverged: float | None
+    trials: tuple[Trial, ...]
     command: tuple[str, ...]
     not_measured: tuple[str, ...] = NOT_MEASURED
 
@@ -74,8 +81,12 @@ def suggest(
     block: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     steps: int = 48,
+    trial_seconds: float = TRIAL_SECONDS,
 ) -> Suggestion:
     """Suggest settings for learning `data` with `model`.
+
+    New classes are learned on trial by `rail` (a closed form) and by the preset that the rules chose, from four
+    fifths of the images; what gains more on the other fifth is suggested.
 
     Args:
         data: a source of data, or a stream (a YAML file or a benchmark), whose first task is looked at.
@@ -83,6 +94,7 @@ def suggest(
         block: settings of the `data:` block, for a source.
         training: settings to begin from (device, precision, augmentation...).
         steps: of the range test.
+        trial_seconds: how long the trial of a preset that trains by gradient may take; 0: no trials.
 
     Raises:
         ConfigError: for data, a model or settings that do not exist.
@@ -94,9 +106,14 @@ def suggest(
     facts = _facts(task, model, sum(p.numel() for p in backbone.parameters()), settings)
     choices = choose(facts)
     learner = _learner(model, choices, settings)
+    started = time.monotonic()
     found = range_test(learner, task, steps)
-    rate = Choice(key="training.lr", value=found.rate, reason=_spoken(found, steps))
-    choices.append(rate)
+    step_seconds = (time.monotonic() - started) / (2 * steps)  # the sweep goes over its batches twice
+    choices.append(Choice(key="training.lr", value=found.rate, reason=_spoken(found, steps)))
+    most = int(trial_seconds / step_seconds)
+    trials = _trials(task, model, choices, settings, most) if trial_seconds > 0 else ()
+    if trials and better(*trials):
+        choices = [Choice(key="method", value=trials[0].method, reason=_why_closed_form(trials))]
     return Suggestion(
         data=data,
         model=model.name,
@@ -108,6 +125,7 @@ def suggest(
         lowest=found.lowest,
         steepest=found.steepest,
         diverged=found.diverged,
+        trials=trials,
         command=_command(data, stream, model, block or {}, training or {}, choices),
     )
 
@@ -152,17 +170,68 @@ def _grows(model: BackboneConfig) -> bool:
     return True
 
 
-def _learner(model: BackboneConfig, choices: list[Choice], training: Mapping[str, Any]) -> Learner:
-    """Build the learner that the choices describe; the sweep needs no merge at the end, and no replay."""
+def _learner(
+    model: BackboneConfig,
+    choices: Sequence[Choice],
+    training: Mapping[str, Any],
+    steps: int = 1,
+    merges: bool = False,
+) -> Learner:
+    """Build the learner that the choices describe; a sweep needs no replay, and no merge at the end."""
     wanted = {choice.key: choice.value for choice in choices}
     preset = method_entry(str(wanted["method"]))
-    own = {"trainable": wanted["method.trainable"], "merge": {"kind": "none"}, "replay": {"kind": "none"}}
+    own: dict[str, Any] = {"trainable": wanted["method.trainable"], "replay": {"kind": "none"}}
+    chosen = {
+        key.removeprefix("method.merge."): v for key, v in wanted.items() if key.startswith("method.merge.")
+    }
+    own["merge"] = chosen if merges and chosen else {"kind": "none"}
     method = build_method(
         MethodConfig(name=preset.name, settings=merge(preset.settings, own)), load_backbone(model)
     )
-    document = merge_training(merge_training(training, preset.training), {"steps": 1})
+    document = merge_training(merge_training(training, preset.training), {"steps": steps})
     document["batch_size"] = wanted["training.batch_size"]
+    if "training.lr" in wanted:
+        document["lr"] = wanted["training.lr"]
     return Learner(method, validated(TrainingConfig, document, "training"))
+
+
+def _closed_form(model: BackboneConfig, training: Mapping[str, Any]) -> Learner:
+    preset = method_entry("rail")
+    method = build_method(MethodConfig(name=preset.name, settings=preset.settings), load_backbone(model))
+    document = merge_training(merge_training(training, preset.training), {"steps": 1})
+    return Learner(method, validated(TrainingConfig, document, "training"))
+
+
+def _trials(
+    task: Task, model: BackboneConfig, choices: Sequence[Choice], training: Mapping[str, Any], most: int
+) -> tuple[Trial, ...]:
+    """Try `rail` and what the rules chose; nothing for captions, or too few images to tell anything.
+
+    Args:
+        task: what would be learned first.
+        model: the backbone.
+        choices: of the rules, with the measured rate.
+        training: settings to begin from.
+        most: gradient steps that the time allows.
+    """
+    divided = None if task.classes is None else divide(task)
+    if divided is None:
+        return ()
+    wanted = {choice.key: choice.value for choice in choices}
+    planned = max(1, wanted["training.epochs"] * len(task.train) // wanted["training.batch_size"])
+    trials = [try_method(_closed_form(model, training), *divided)]
+    if most:
+        trained = _learner(model, choices, training, min(planned, most), merges=True)
+        trials.append(try_method(trained, *divided, planned))
+    return tuple(trials)
+
+
+def _why_closed_form(trials: Sequence[Trial]) -> str:
+    """Say what was measured and what follows from the method itself."""
+    closed, *others = trials
+    text = f"gained {100 * closed.change:+.1f} points on {closed.images} held-out images"
+    text += "".join(f", {other.method} {100 * other.change:+.1f}" for other in others)
+    return f"{text}; the model's weights stay as they are, so that nothing else is lost"
 
 
 def _spoken(found: RangeTest, steps: int) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from everclip.config import TrainingConfig
 from everclip.contracts import LabelSpace, Task
 from everclip.data.order import unit_hash
 from everclip.data.table import Table
@@ -76,29 +74,16 @@ def divide(task: Task) -> tuple[Task, Table] | None:
     return replace(task, train=learn, val=None), score
 
 
-def try_method(
-    make: Callable[[TrainingConfig], Learner],
-    training: TrainingConfig,
-    task: Task,
-    scored: Table,
-    *,
-    steps: int = 0,
-    planned: int = 0,
-) -> Trial:
-    """Let a fresh learner learn a part of the new images, and score it on the others among the task's classes.
+def try_method(learner: Learner, task: Task, scored: Table, planned: int = 0) -> Trial:
+    """Let a learner learn a part of the new images, and score it on the others among the task's classes.
 
     Args:
-        make: training settings to a learner at the start model.
-        training: the settings.
+        learner: at the start model; it has learned the task afterwards.
         task: what it learns; see `divide`.
         scored: images that it is scored on.
-        steps: of the trial; 0: as `training` says.
-        planned: steps of the suggested run, for the record.
+        planned: gradient steps of the suggested run, for the record; 0 for a closed form.
     """
     assert task.classes is not None  # `divide` is for tasks with classes
-    if steps:
-        training = training.model_copy(update={"steps": steps, "epochs": None, "samples": None})
-    learner = make(training)
     space = LabelSpace(task.classes)
     before = _hits(learner, scored, space)
     started = time.monotonic()
@@ -107,17 +92,17 @@ def try_method(
     after = _hits(learner, scored, space)
     difference = paired_bootstrap(after.numpy(), before.numpy(), learner.seed)
     return Trial(
-        learner.method.preset,
-        float(before.mean()),
-        float(after.mean()),
-        difference.mean,
-        difference.low,
-        difference.high,
-        difference.resolved,
-        len(scored),
-        seconds,
-        steps,
-        planned,
+        method=learner.method.preset,
+        before=float(before.mean()),
+        after=float(after.mean()),
+        change=difference.mean,
+        low=difference.low,
+        high=difference.high,
+        resolved=difference.resolved,
+        images=len(scored),
+        seconds=seconds,
+        steps=(learner.training.steps or 0) if planned else 0,
+        planned=planned,
     )
 
 
@@ -127,7 +112,7 @@ def _hits(learner: Learner, table: Table, space: LabelSpace) -> torch.Tensor:
     return correct(learner.method, table, space, learner.store).double()
 
 
-def better(closed_form: Trial, trained: Trial | None) -> bool:
+def better(closed_form: Trial, trained: Trial | None = None) -> bool:
     """Return whether the closed form is the one to propose: its gain is resolved and not below the other's."""
     if not closed_form.resolved or closed_form.change <= 0:
         return False
