@@ -61,6 +61,7 @@ class BackboneConfig(Frozen):
             open_clip's.
         weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
             (seeded by the run).
+        key: where in a file of several models the weights are (`model_ema`); asked for where it matters.
         patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794), else the model's own.
         image_size: side in pixels other than the weights' own; position embeddings are interpolated.
         force_quick_gelu: the activation to use where name and weights disagree on it.
@@ -69,6 +70,7 @@ class BackboneConfig(Frozen):
 
     name: str = Field("builtin:tiny", min_length=1)
     weights: str | None = None
+    key: str | None = Field(None, min_length=1)
     patch_dropout: float | None = Field(None, ge=0, lt=1)
     image_size: int | None = Field(None, ge=1)
     force_quick_gelu: bool | None = None

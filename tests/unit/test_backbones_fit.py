@@ -375,5 +375,5 @@ def test_a_model_with_a_logit_bias_takes_weights_without_one(tmp_path: Path) -> 
     folder = zoo.write(tmp_path / "a", plain)
     edit(folder, lambda d: d["model_cfg"].update(init_logit_bias=-10))
     backbone = load_backbone(str(folder))
-    assert backbone.clip.get_parameter("logit_bias").item() == 0
-    assert backbone.notes == ["logit bias: the weights have none; it starts at 0"]
+    assert backbone.clip.get_parameter("logit_bias").item() == -10
+    assert backbone.notes == ["logit bias: the weights have none; it starts at -10"]

@@ -25,8 +25,9 @@ from everclip.models.fitting import put_weights
 from everclip.models.locate import locate
 from everclip.models.located import Located
 from everclip.models.pictures import prepare_pictures
+from everclip.models.scalars import add_bias
 from everclip.models.tokenizers import build_tokenizer, check_tokenizer
-from everclip.models.weights import OPENAI_KEYS, read_state
+from everclip.models.weights import OPENAI_KEYS, read_weights
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def load_backbone(config: BackboneConfig | str, seed: int = 0) -> Backbone:
     backbone.config = config
     # Patch dropout is the run's; all else that was set belongs to the model from now on.
     kept = with_overrides(found.model_cfg, None, config.image_size, config.force_quick_gelu)
+    if backbone.logit_bias is not None:
+        kept.setdefault("init_logit_bias", float(backbone.logit_bias.detach()))  # weights may bring one
     backbone.layout = Layout(kept, pictures.config, files)
     backbone.notes = [*notes, *pictures.notes]
     return backbone
@@ -146,12 +149,15 @@ def _loaded(found: Located, config: BackboneConfig, seed: int) -> tuple[nn.Modul
     forced = config.force_quick_gelu
     model_cfg = with_overrides(found.model_cfg, config.patch_dropout, config.image_size, forced)
     clip = build_clip(model_cfg, seed, found.where, found.folder)
-    trained_with, why, state = found.quick_gelu, found.why, None
+    trained_with, why, state, taken = found.quick_gelu, found.why, None, list[str]()
     if found.weights is not None:
-        state = read_state(found.weights, 4 * sum(t.numel() for t in clip.state_dict().values()))
+        own = clip.state_dict()
+        size = 4 * sum(tensor.numel() for tensor in own.values())
+        state, taken = read_weights(found.weights, size, own.keys(), config.key)
         if any(key in state for key in OPENAI_KEYS):
             trained_with, why = True, f"{found.weights} is in OpenAI's own form"
     notes = [*found.notes, *decide_activation(config.name, found.model_cfg, trained_with, forced, why)]
     if found.weights is not None and state is not None:
+        notes += taken + add_bias(clip, state)
         notes += put_weights(clip, state, found.weights, resize=config.image_size is not None)
     return clip, notes

@@ -11,8 +11,11 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.checkpoint_keys import State
 from everclip.models.quiet import quiet
-from everclip.models.weights import OPENAI_KEYS, State
+from everclip.models.scalars import fit_scalars
+from everclip.models.transformers_layout import convert, is_transformers
+from everclip.models.weights import OPENAI_KEYS
 
 _POSITION_IDS = "text.transformer.embeddings.position_ids"
 
@@ -32,44 +35,41 @@ def put_weights(clip: nn.Module, state: State, path: Path, resize: bool = False)
     Raises:
         ConfigError: if names, shapes or values do not fit; names them.
     """
-    state, notes = _converted(clip, dict(state))
+    # Before anything is computed with them: interpolation knows no half precision on a CPU.
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    state, notes = _converted(clip, state, path)
     if resize:
         notes += _resized(clip, state)
     _check_names(clip, state, path)
     _check_shapes(clip, state, path)
-    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    for name, tensor in floats.items():
+    for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ConfigError(
                 f"backbone: {path}: the weights {name!r} hold NaN or infinity; the file is damaged."
             )
     try:
-        clip.load_state_dict(floats)
+        clip.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigError(f"backbone: {path} does not fit its configuration: {error}") from error
     return notes
 
 
-def _converted(clip: nn.Module, state: State) -> tuple[State, list[str]]:
-    notes = []
+def _converted(clip: nn.Module, state: State, path: Path) -> tuple[State, list[str]]:
     for key in OPENAI_KEYS:
         state.pop(key, None)
+    if is_transformers(state):
+        state = convert(state)
     if any(k.startswith("image_encoder.model.patch_emb") for k in state):  # Apple's own MobileCLIP files
         from open_clip.convert import convert_state_dict
 
         state = convert_state_dict(clip, state)
     if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    for key in ("logit_scale", "logit_bias"):
-        own = getattr(clip, key, None)
-        if key in state and own is not None and state[key].numel() == own.numel():
-            state[key] = state[key].reshape(own.shape)
-    if getattr(clip, "logit_bias", None) is not None and "logit_bias" not in state and "logit_scale" in state:
-        state["logit_bias"] = torch.zeros_like(state["logit_scale"])
-        notes.append("logit bias: the weights have none; it starts at 0")
+    elif "text.positional_embedding" in state and hasattr(clip, "positional_embedding"):
+        state = {k.removeprefix("text."): v for k, v in state.items()}
     if _POSITION_IDS in state and _POSITION_IDS not in clip.state_dict():
         del state[_POSITION_IDS]
-    return state, notes
+    return state, fit_scalars(clip, state, path)
 
 
 def _resized(clip: nn.Module, state: State) -> list[str]:
@@ -86,13 +86,13 @@ def _resized(clip: nn.Module, state: State) -> list[str]:
 
 
 def _check_names(clip: nn.Module, state: State, path: Path) -> None:
-    own = clip.state_dict().keys()
+    own = set(clip.state_dict())
     missing, unexpected = sorted(own - state.keys()), sorted(state.keys() - own)
     if not missing and not unexpected:
         return
     raise ConfigError(
         f"backbone: {path} does not fit its configuration: missing {missing[:5]}{_more(missing)}, "
-        f"unexpected {unexpected[:5]}{_more(unexpected)}.{_layout_of(state)}"
+        f"unexpected {unexpected[:5]}{_more(unexpected)}.{_lone_tower(own, state) or _layout_of(state)}"
     )
 
 
@@ -102,14 +102,55 @@ def _more(names: list[str]) -> str:
 
 def _layout_of(state: Mapping[str, object]) -> str:
     if any(k.startswith(("vision_model.", "text_model.")) for k in state):
-        return " These are weights in transformers' layout; take the model's weights for open_clip instead."
+        return " These are weights in transformers' layout, but not of a CLIPModel."
     if any(k.startswith(("model/", "backbone.clip.")) for k in state):
         return " This is a checkpoint of everclip; everclip export makes a backbone of its run folder."
-    if all(k.startswith(("transformer.", "conv1.", "ln_", "class_embedding", "proj", "pos")) for k in state):
-        return " This seems to be a single tower."
+    if all(k.startswith(_OF_A_TOWER) for k in state):
+        return f" This seems to be a single tower, without the other.{_JOIN}"
     if any(k.startswith("text.") for k in state):
         return " The weights have a text tower of their own (model_cfg.custom_text: true)."
     return " Is backbone.name the architecture they were trained with?"
+
+
+_OF_A_TOWER = (
+    *(
+        "transformer.",
+        "conv1.",
+        "ln_",
+        "class_embedding",
+        "proj",
+        "pos",
+        "token_embedding",
+        "text_projection",
+    ),
+    *("blocks.", "patch_embed.", "cls_token", "norm.", "head.", "fc_norm.", "trunk."),
+)
+_JOIN = (
+    " Both towers are needed. Join them first, in Python, where `model` is the CLIP that the tower was trained from: "
+    "state = {**model.state_dict(), **{'visual.' + k: v for k, v in tower.items()}} for an image tower (without "
+    "'visual.' for a text tower); then torch.save(state, 'both.pt') and backbone.weights=both.pt."
+)
+
+
+def _lone_tower(own: set[str], state: Mapping[str, object]) -> str:
+    """Explain what is missing where a file holds one tower under the model's names."""
+    image = {k for k in own if k.startswith("visual.")}
+    text = {k for k in own if not k.startswith(("visual.", "logit_"))}
+    for name, there, absent in (("image", image, text), ("text", text, image)):
+        other = "text" if name == "image" else "image"
+        if there <= state.keys() and not absent & state.keys():
+            return (
+                f" The file holds the {name} tower alone; the {other} tower ({len(absent)} tensors) is missing. Join "
+                "them first, in Python: state = {**model.state_dict(), **tower}, where `model` is the CLIP that the "
+                "tower was trained from; then torch.save(state, 'both.pt') and backbone.weights=both.pt."
+            )
+    missing = own - state.keys()
+    if missing and missing <= {"visual.proj", "text_projection", "text.text_projection"}:
+        return (
+            " Only projections are missing: the file holds the towers before they are projected into one space. Take "
+            "the whole model's weights."
+        )
+    return ""
 
 
 def _check_shapes(clip: nn.Module, state: State, path: Path) -> None:

@@ -21,10 +21,13 @@ WEIGHT_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.pth",
     "model.pth",
+    "open_clip_model.safetensors.index.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
 )
 """Files that may hold the weights, in open_clip's order of preference."""
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 _NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
 _PREPROCESS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -66,10 +69,23 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def _hint(folder: Path) -> str:
+    """Return what the folder seems to be instead, and the way on."""
     if (folder / "checkpoints").is_dir():
         return f" It is a run's or learner's folder: everclip export {folder} FOLDER makes a backbone of it."
+    if any(folder.glob("*.distcp")):
+        return (
+            " It is a distributed checkpoint of PyTorch. Join it where it was made: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
+        )
     if (folder / "config.json").is_file():
-        return " It seems to be in transformers' layout, which open_clip does not read."
+        return " It seems to be in transformers' layout, which open_clip does not read (only a CLIPModel is read)."
+    weights = sorted(p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file())
+    if weights:
+        listed = ", ".join(p.name for p in weights[:5]) + (", ..." if len(weights) > 5 else "")
+        return (
+            f" It holds {listed}, but nothing says of which architecture: give both, backbone.name=ARCHITECTURE "
+            f"backbone.weights={weights[0]}"
+        )
     return ""
 
 

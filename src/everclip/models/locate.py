@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Collection
@@ -18,8 +19,12 @@ from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_r
 from everclip.models.layout import CONFIG, WEIGHT_SUFFIXES, find_weights, read_config
 from everclip.models.located import Located, ways_on
 from everclip.models.tags import locate_tag, pictures_of, tag_of_file
+from everclip.models.tokenizers import tokenizer_settings
+from everclip.models.transformers_layout import CONFIG as TRANSFORMERS_CONFIG
+from everclip.models.transformers_layout import is_clip_folder, model_config, preprocessing
 
 RANDOM = "random"
+_CLOSE = 5
 
 
 def builtin_folder(name: str) -> Path:
@@ -62,9 +67,21 @@ def _expanded(path: str) -> str:
 
 
 def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -> Located:
+    if not (folder / CONFIG).is_file() and is_clip_folder(folder):
+        return _in_transformers_folder(folder, weights, notes)
     model_cfg, preprocess_cfg = read_config(folder)
     path = None if weights == RANDOM else find_weights(folder, weights)
     return Located(model_cfg, preprocess_cfg, path, folder, str(folder / CONFIG), None, notes)
+
+
+def _in_transformers_folder(folder: Path, weights: str | None, notes: tuple[str, ...]) -> Located:
+    """A `CLIPModel` of transformers; its configuration is said in open_clip's words."""
+    model_cfg = model_config(folder)
+    settings, more = tokenizer_settings(folder, model_cfg["text_cfg"]["vocab_size"])
+    model_cfg["text_cfg"] |= settings
+    path = None if weights == RANDOM else find_weights(folder, weights)
+    where = str(folder / TRANSFORMERS_CONFIG)
+    return Located(model_cfg, preprocessing(folder), path, folder, where, None, (*notes, *more))
 
 
 def _in_hub(name: str, weights: str | None) -> Located:
@@ -77,7 +94,7 @@ def _in_hub(name: str, weights: str | None) -> Located:
         raise ConfigError(
             f"backbone: hf-hub:{name} was looked for in the hub cache {cache_folder()}: {found}.{ways_on(fetch)}"
         )
-    if not (found.folder / CONFIG).is_file():
+    if not (found.folder / CONFIG).is_file() and not is_clip_folder(found.folder):
         there = ", ".join(sorted(p.name for p in found.folder.iterdir())) or "nothing"
         raise ConfigError(
             f"backbone: hf-hub:{name}: {found.folder} has no {CONFIG} (it has {there}): not a model of open_clip, or "
@@ -95,7 +112,7 @@ def _from_file(path: Path) -> Located:
     """A file of weights given as the name: only the configuration beside it can say what it is."""
     if not path.is_file():
         raise ConfigError(f"backbone: {path}: no such file.")
-    if not (path.parent / CONFIG).is_file():
+    if not (path.parent / CONFIG).is_file() and not is_clip_folder(path.parent):
         raise ConfigError(
             f"backbone: {path} holds weights but does not say of which architecture, and there is no "
             f"{path.parent / CONFIG}. Give both: backbone.name=ARCHITECTURE backbone.weights={path}"
@@ -106,13 +123,7 @@ def _from_file(path: Path) -> Located:
 def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -> Located:
     known = open_clip.list_models()
     if name not in known:
-        folder = "/" in name or "\\" in name  # no architecture's name: the list of all would hide the message
-        meant = "" if folder else did_you_mean(name, [*known, "builtin:tiny"])
-        raise ConfigError(
-            f"backbone: {name!r} is neither a folder nor an open_clip model.{meant} (Looked for a folder "
-            f"{Path(name).absolute()}, and among open_clip's {len(known)} architectures.)"
-            f"{ways_on('hf download ORG/NAME')}"
-        )
+        raise _unknown(name, known)
     model_cfg = open_clip.get_model_config(name)
     where = f"open_clip's {name}"
     if weights == RANDOM:
@@ -132,6 +143,27 @@ def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -
             f"{did_you_mean(weights, tags)}"
         )
     return _of_weights_file(name, path, model_cfg, where)
+
+
+def _unknown(name: str, known: list[str]) -> ConfigError:
+    """Return what is wrong with a name that is neither a folder nor an architecture."""
+    if "/" in name or "\\" in name or name.startswith((".", "~")) or Path(name).suffix in WEIGHT_SUFFIXES:
+        parent = Path(name).absolute().parent
+        names = [p.name for p in parent.iterdir() if not p.name.startswith(".")] if parent.is_dir() else []
+        close = difflib.get_close_matches(Path(name).name, names, n=_CLOSE, cutoff=0.6)
+        beside = f" Beside it: {', '.join(str(Path(name).with_name(c)) for c in close)}." if close else ""
+        missing = "" if parent.is_dir() else f" There is no folder {parent} either."
+        return ConfigError(
+            f"backbone: {name!r} is neither a folder nor an open_clip model. (Looked for a folder "
+            f"{Path(name).absolute()}, which does not exist.{missing}){beside}{ways_on('hf download ORG/NAME')}"
+        )
+    close = difflib.get_close_matches(name, [*known, "builtin:tiny"], n=_CLOSE, cutoff=0.5)
+    meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return ConfigError(
+        f"backbone: {name!r} is neither a folder nor an open_clip model.{meant} (Looked for a folder "
+        f"{Path(name).absolute()}, which does not exist, and among open_clip's {len(known)} architectures.)"
+        f"{ways_on('hf download ORG/NAME')}"
+    )
 
 
 def _of_weights_file(name: str, path: Path, model_cfg: dict[str, Any], where: str) -> Located:

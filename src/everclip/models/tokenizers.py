@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,39 @@ def build_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> tuple[Any,
     if merges != MERGES:
         raise ConfigError(f"backbone: the vocabulary {path or merges} that text_cfg names is not there.")
     return SimpleTokenizer(context_length=length, **kwargs), ()
+
+
+def tokenizer_settings(folder: Path, vocabulary: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what `text_cfg` must say of the tokenizer of a `CLIPModel`, and what was assumed.
+
+    Args:
+        folder: where the model lies.
+        vocabulary: how many tokens its text tower embeds.
+    """
+    own = SimpleTokenizer()
+    merges = _merges(folder)
+    if merges is None and own.vocab_size == vocabulary:
+        return {}, ("tokenizer: no vocabulary beside the weights; CLIP's own is assumed",)
+    if merges == list(own.bpe_ranks) and own.vocab_size == vocabulary:
+        return {}, ()  # CLIP's own: the tokenizer that open_clip carries, which needs no other package
+    return {"hf_tokenizer_name": folder.name}, ()
+
+
+def _merges(folder: Path) -> list[tuple[str, ...]] | None:
+    """Return the merges of a byte-pair vocabulary of transformers, `None` if there is none."""
+    lines: Any = None
+    try:
+        if (folder / "tokenizer.json").is_file():
+            document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            lines = document.get("model", {}).get("merges")
+        if lines is None and (folder / "merges.txt").is_file():
+            text = (folder / "merges.txt").read_text(encoding="utf-8")
+            lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"backbone: {folder}: the tokenizer's files cannot be read ({error}).") from error
+    if not isinstance(lines, list):
+        return None
+    return [tuple(line.split()) if isinstance(line, str) else tuple(line) for line in lines]
 
 
 def _from_transformers(

@@ -1,0 +1,635 @@
+"""Checkpoints as people have them: several models in one file, prefixes, other layouts, numbers out of range."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from build import text, tiny, weights
+from PIL import Image
+from safetensors.torch import save_file
+
+from everclip.config import BackboneConfig
+from everclip.errors import ConfigError
+from everclip.models.backbone import Backbone, load_backbone
+from everclip.models.export import export_backbone
+
+State = dict[str, torch.Tensor]
+TEXTS = ["a red car", "two dogs"]
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def state(base: Path) -> State:
+    return weights(base)
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path) -> torch.Tensor:
+    return embeddings(load_backbone(str(base)))
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Path:
+    """The model's configuration and vocabulary, without weights."""
+    copy = tiny(tmp_path / "copy")
+    (copy / "open_clip_model.safetensors").unlink()
+    return copy
+
+
+def embeddings(backbone: Backbone) -> torch.Tensor:
+    with torch.no_grad():
+        images = backbone.encode_image(backbone.preprocess(PICTURE)[None])
+        return torch.cat([images, backbone.encode_text(backbone.tokenise(TEXTS))])
+
+
+def other(state: State) -> State:
+    draw = torch.Generator().manual_seed(1)
+    return {k: torch.randn(v.shape, generator=draw) if v.dim() else v for k, v in state.items()}
+
+
+def saved(folder: Path, content: Any, name: str = "epoch_12.pt", **options: Any) -> Path:
+    torch.save(content, folder / name, **options)
+    return folder
+
+
+# -- B25: several models in one file, and what cannot be read without executing it -------------------------------
+
+
+def test_b25_a_model_beside_its_average_is_asked_for(
+    folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    saved(folder, {"model_ema": state, "model": other(state)})
+    with pytest.raises(ConfigError, match=r"backbone.key=model_ema or backbone.key=model") as caught:
+        load_backbone(str(folder))
+    assert "'model_ema', 'model'" in str(caught.value)
+    chosen = load_backbone(BackboneConfig(name=str(folder), key="model_ema"))
+    assert torch.equal(embeddings(chosen), expected)
+    assert chosen.notes == ["weights: taken from 'model_ema' of the file"]
+    assert not torch.equal(embeddings(load_backbone(BackboneConfig(name=str(folder), key="model"))), expected)
+    with pytest.raises(ConfigError, match=r"'ema'.*Known: model_ema, model"):
+        load_backbone(BackboneConfig(name=str(folder), key="ema"))
+
+
+def test_b25_a_teacher_beside_its_student_is_asked_for_too(
+    folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    both = {
+        **{f"student.{k}": v for k, v in other(state).items()},
+        **{f"teacher.{k}": v for k, v in state.items()},
+    }
+    saved(folder, {"state_dict": both})
+    with pytest.raises(
+        ConfigError, match=r"backbone\.key=state_dict\.student or backbone\.key=state_dict\.teacher"
+    ):
+        load_backbone(str(folder))
+    chosen = load_backbone(BackboneConfig(name=str(folder), key="state_dict.teacher"))
+    assert torch.equal(embeddings(chosen), expected)
+
+
+def test_b25_two_keys_of_the_same_numbers_need_no_answer(
+    folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    saved(folder, {"model": state, "model_ema": {k: v.clone() for k, v in state.items()}})
+    assert torch.equal(embeddings(load_backbone(str(folder))), expected)
+
+
+def test_b25_an_average_alone_is_taken_and_said(folder: Path, state: State, expected: torch.Tensor) -> None:
+    saved(
+        folder,
+        {"epoch": 3, "ema": {"n_averaged": torch.tensor(9), **{f"module.{k}": v for k, v in state.items()}}},
+    )
+    found = load_backbone(str(folder))
+    assert torch.equal(embeddings(found), expected)
+    assert "weights: taken from 'ema.module' of the file" in found.notes
+    assert any("n_averaged" in note for note in found.notes)
+
+
+def test_b25_numbers_of_numpy_do_no_harm(folder: Path, state: State, expected: torch.Tensor) -> None:
+    lr = {"param_groups": [{"lr": np.float32(1e-5)}], "state": {}}
+    wrapped = {"module." + k: v for k, v in state.items()}
+    saved(
+        folder,
+        {"epoch": 12, "state_dict": wrapped, "best": np.float64(0.51), "optimizer": lr, "n": np.int64(3)},
+    )
+    found = load_backbone(str(folder))
+    assert torch.equal(embeddings(found), expected)
+    assert found.notes == []
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_b25_a_refused_file_comes_with_its_offender_and_the_line_that_converts_it(
+    whole: bool, base: Path, folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    if whole:
+        document = json.loads((base / "open_clip_config.json").read_text())
+        clip = open_clip.model.CLIP(**document["model_cfg"])
+        clip.load_state_dict(state)
+        content: Any = clip
+    else:
+        optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-3}]}
+        content = {
+            "model": {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+            "args": argparse.Namespace(lr=1e-5),
+            "optimizer": optimizer,
+        }
+    saved(folder, content, "namespace.pt")
+    with pytest.raises(ConfigError, match="It was not executed") as caught:
+        load_backbone(str(folder))
+    message = str(caught.value)
+    assert ("open_clip.model.CLIP" if whole else "argparse.Namespace") in message
+    assert "weights_only" not in message.splitlines()[0]
+    line = next(part for part in message.splitlines() if part.strip().startswith("python -c "))
+    program = shlex.split(line)[2]
+    exec(program, {})  # a process of its own would take seconds to import torch
+    converted = folder / "namespace-tensors.pt"
+    found = load_backbone(BackboneConfig(name=str(folder), weights=str(converted)))
+    assert torch.equal(embeddings(found), expected)
+
+
+def test_b25_torchscript_is_refused_with_a_line_too(folder: Path, state: State) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(folder / "openai.pt"))
+    with pytest.raises(ConfigError, match=r"python -c .*torch\.jit\.load"):
+        load_backbone(str(folder))
+
+
+# -- B26: prefixes, keys and lone towers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["clip.", "model.", "net.", "clipmodel.", "module.", "_orig_mod.", "module._orig_mod.model.clip."],
+)
+def test_b26_prefixes_come_off(prefix: str, folder: Path, state: State, expected: torch.Tensor) -> None:
+    saved(folder, {"state_dict": {prefix + k: v for k, v in state.items()}})
+    assert torch.equal(embeddings(load_backbone(str(folder))), expected)
+
+
+@pytest.mark.parametrize(
+    "key", ["net", "model_state", "module", "model_state_dict", "network", "weights", "my_clip"]
+)
+def test_b26_keys_are_found(key: str, folder: Path, state: State, expected: torch.Tensor) -> None:
+    saved(folder, {"epoch": 3, key: state, "optimizer": {"exp_avg": state}})
+    assert torch.equal(embeddings(load_backbone(str(folder))), expected)
+
+
+def lightning(state: State) -> dict[str, Any]:
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": {
+            **{"clipmodel." + k: v for k, v in state.items()},
+            "ff_head.weight": torch.zeros(5, 192),
+        },
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [],
+        "hyper_parameters": {"lr": 1e-8},
+    }
+
+
+def test_b26_a_lightning_checkpoint_is_read_and_what_is_left_out_is_named(
+    folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    found = load_backbone(str(saved(folder, lightning(state), "last.ckpt")))
+    assert torch.equal(embeddings(found), expected)
+    assert "weights: 1 tensors beside them are left out (ff_head.weight)" in found.notes
+
+
+def test_b26_a_folder_with_a_lone_weights_file_says_what_is_missing(tmp_path: Path, state: State) -> None:
+    saved(tmp_path, lightning(state), "last.ckpt")
+    with pytest.raises(ConfigError, match=r"holds last\.ckpt, but .*backbone\.weights=.*last\.ckpt"):
+        load_backbone(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"backbone\.name=ARCHITECTURE backbone\.weights=.*last\.ckpt"):
+        load_backbone(str(tmp_path / "last.ckpt"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_b26_a_lone_tower_says_which_one_is_missing(prefix: str, folder: Path, state: State) -> None:
+    image = {prefix + k: v for k, v in state.items() if k.startswith("visual.")}
+    with pytest.raises(ConfigError, match=r"holds the image tower alone; the text tower .* is missing"):
+        load_backbone(str(saved(folder, {"state_dict": image})))
+    words = {prefix + k: v for k, v in state.items() if not k.startswith("visual.")}
+    with pytest.raises(ConfigError, match=r"holds the text tower alone; the image tower .* is missing"):
+        load_backbone(str(saved(folder, {"state_dict": words})))
+    bare = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
+    with pytest.raises(ConfigError, match="a single tower, without the other"):
+        load_backbone(str(saved(folder, bare)))
+
+
+def test_b26_missing_projections_are_said(folder: Path, state: State) -> None:
+    saved(folder, {k: v for k, v in state.items() if k != "visual.proj"})
+    with pytest.raises(ConfigError, match="Only projections are missing"):
+        load_backbone(str(folder))
+
+
+def test_a_text_tower_of_its_own_is_the_same_tower(
+    folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    own = {k if k.startswith(("visual.", "logit_")) else f"text.{k}": v for k, v in state.items()}
+    assert torch.equal(embeddings(load_backbone(str(saved(folder, own)))), expected)
+
+
+# -- B27: logit scale and bias ----------------------------------------------------------------------------------
+
+
+def test_b27_a_bias_that_the_configuration_does_not_know_is_kept(
+    folder: Path, state: State, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    saved(folder, {**state, "logit_bias": torch.tensor(-7.5)})
+    found = load_backbone(str(folder))
+    assert torch.equal(embeddings(found), expected)
+    assert found.logit_bias is not None
+    assert float(found.logit_bias.detach()) == -7.5
+    assert any("logit bias" in note and "-7.5" in note for note in found.notes)
+    export_backbone(found, tmp_path / "out", {})
+    again = load_backbone(str(tmp_path / "out")).logit_bias
+    assert again is not None
+    assert float(again.detach()) == -7.5
+
+
+def test_b27_a_missing_bias_starts_where_the_configuration_says(folder: Path, state: State) -> None:
+    document = json.loads((folder / "open_clip_config.json").read_text())
+    document["model_cfg"]["init_logit_bias"] = -10.0
+    text(folder / "open_clip_config.json", json.dumps(document))
+    found = load_backbone(str(saved(folder, state)))
+    assert found.logit_bias is not None
+    assert float(found.logit_bias.detach()) == -10
+    assert "logit bias: the weights have none; it starts at -10" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda scale: scale.reshape(1), None),
+        (lambda scale: scale.double(), None),
+        (lambda scale: scale.exp(), "the factor itself and not its logarithm"),
+        (lambda scale: None, "the weights have none; it starts at 14.29"),
+    ],
+    ids=["one dimension", "double", "a factor", "missing"],
+)
+def test_b27_a_scale_in_another_form_is_read_and_said(
+    change: Callable[[torch.Tensor], torch.Tensor | None], note: str | None, folder: Path, state: State
+) -> None:
+    right = float(state["logit_scale"].exp())
+    changed = {**state, "logit_scale": change(state["logit_scale"])}
+    saved(folder, {k: v for k, v in changed.items() if v is not None})
+    found = load_backbone(str(folder))
+    assert float(found.logit_scale.detach()) == pytest.approx(
+        1 / 0.07 if note and "none" in note else right, 1e-5
+    )
+    assert [note in n for n in found.notes if n.startswith("logit scale")] == ([True] if note else [])
+
+
+@pytest.mark.parametrize("value", [-3.0, 5000.0])
+def test_b27_a_scale_that_can_be_neither_is_refused_with_value_and_remedy(
+    value: float, folder: Path, state: State
+) -> None:
+    saved(folder, {**state, "logit_scale": torch.tensor(value)})
+    with pytest.raises(
+        ConfigError, match=rf"logit_scale is {value:g}.*set the tensor 'logit_scale' to 4\.605"
+    ):
+        load_backbone(str(folder))
+
+
+# -- S02: half precision, resized -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_s02_positions_of_any_precision_are_interpolated(
+    kind: torch.dtype, folder: Path, state: State
+) -> None:
+    low = {k: v.to(kind) if v.is_floating_point() else v for k, v in state.items()}
+    found = load_backbone(BackboneConfig(name=str(saved(folder, low)), image_size=64))
+    full = {k: v.float() if v.is_floating_point() else v for k, v in low.items()}
+    right = load_backbone(BackboneConfig(name=str(saved(folder, full)), image_size=64))
+    assert torch.equal(embeddings(found), embeddings(right))
+    assert found.pixels.size == 64
+
+
+# -- S09: transformers' CLIPModel -------------------------------------------------------------------------------
+
+
+def as_transformers(state: State) -> State:
+    """Return open_clip's weights under the names and in the forms of transformers, written from its source."""
+    ours = {"": "text_model", "visual.": "vision_model"}
+    found: State = {
+        "logit_scale": state["logit_scale"],
+        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": state["positional_embedding"],
+        "text_model.embeddings.position_ids": torch.arange(state["positional_embedding"].shape[0])[None],
+        "vision_model.embeddings.class_embedding": state["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": state["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": state["visual.positional_embedding"],
+        "text_projection.weight": state["text_projection"].T.contiguous(),
+        "visual_projection.weight": state["visual.proj"].T.contiguous(),
+    }
+    for kind in ("weight", "bias"):
+        found[f"text_model.final_layer_norm.{kind}"] = state[f"ln_final.{kind}"]
+        found[f"vision_model.pre_layrnorm.{kind}"] = state[f"visual.ln_pre.{kind}"]
+        found[f"vision_model.post_layernorm.{kind}"] = state[f"visual.ln_post.{kind}"]
+        for before, tower in ours.items():
+            layers = {
+                k.split(".")[3 if before else 2]
+                for k in state
+                if k.startswith(f"{before}transformer.resblocks.")
+            }
+            for n in layers:
+                old, new = f"{before}transformer.resblocks.{n}", f"{tower}.encoder.layers.{n}"
+                for letter, part in zip("qkv", state[f"{old}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                    found[f"{new}.self_attn.{letter}_proj.{kind}"] = part.clone()
+                for ours_, theirs in (
+                    ("attn.out_proj", "self_attn.out_proj"),
+                    ("ln_1", "layer_norm1"),
+                    ("ln_2", "layer_norm2"),
+                    ("mlp.c_fc", "mlp.fc1"),
+                    ("mlp.c_proj", "mlp.fc2"),
+                ):
+                    found[f"{new}.{theirs}.{kind}"] = state[f"{old}.{ours_}.{kind}"]
+    return found
+
+
+WIDTH, LAYERS = 32, 2
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """A `CLIPModel` folder, and the model of open_clip that it is."""
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(
+        embed_dim=24,
+        quick_gelu=True,
+        vision_cfg={"image_size": 32, "layers": LAYERS, "width": WIDTH, "head_width": 16, "patch_size": 8},
+        text_cfg={"context_length": 16, "vocab_size": 49408, "width": WIDTH, "heads": 4, "layers": LAYERS},
+    ).eval()
+    folder = tmp_path_factory.mktemp("hf")
+    part = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS}
+    document = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 24,
+        "text_config": {**part, "num_attention_heads": 4, "max_position_embeddings": 16, "eos_token_id": 2},
+        "vision_config": {**part, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+    }
+    text(folder / "config.json", json.dumps(document))
+    pictures = {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+        "size": {"shortest_edge": 32},
+    }
+    text(folder / "preprocessor_config.json", json.dumps(pictures))
+    merges = [" ".join(pair) for pair in open_clip.tokenizer.SimpleTokenizer().bpe_ranks]
+    text(folder / "tokenizer.json", json.dumps({"model": {"type": "BPE", "merges": merges}}))
+    save_file(as_transformers(model.state_dict()), folder / "model.safetensors")
+    return folder, model
+
+
+def test_s09_a_clipmodel_folder_is_read_exactly(
+    clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    folder, model = clip_folder
+    found = load_backbone(str(folder))
+    assert found.notes == []
+    assert found.pixels.mean == (0.5, 0.4, 0.3)
+    assert found.pixels.size == 32
+    tokens = open_clip.tokenizer.SimpleTokenizer(context_length=16)(TEXTS)
+    assert torch.equal(found.tokenise(TEXTS), tokens)
+    pixels = found.preprocess(PICTURE)[None]
+    with torch.no_grad():
+        assert torch.equal(found.encode_image(pixels), model.encode_image(pixels, normalize=True))
+        assert torch.equal(found.encode_text(tokens), model.encode_text(tokens, normalize=True))
+    export_backbone(found, tmp_path / "out", {})  # compares with what plain open_clip loads
+
+
+def _attention(
+    x: torch.Tensor, weights: State, name: str, heads: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """`CLIPAttention.forward` of transformers, from its equations."""
+    batch, length, width = x.shape
+    q, k, v = (
+        torch.nn.functional.linear(x, weights[f"{name}.{c}_proj.weight"], weights[f"{name}.{c}_proj.bias"])
+        .view(batch, length, heads, width // heads)
+        .transpose(1, 2)
+        for c in "qkv"
+    )
+    scores = q @ k.transpose(-1, -2) * (width // heads) ** -0.5
+    scores = scores if mask is None else scores + mask
+    mixed = (scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(batch, length, width)
+    return torch.nn.functional.linear(
+        mixed, weights[f"{name}.out_proj.weight"], weights[f"{name}.out_proj.bias"]
+    )
+
+
+def _encoder(
+    x: torch.Tensor, weights: State, tower: str, heads: int, mask: torch.Tensor | None
+) -> torch.Tensor:
+    def norm(value: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(
+            value, value.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5
+        )
+
+    def dense(value: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.linear(value, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    for n in range(LAYERS):
+        layer = f"{tower}.encoder.layers.{n}"
+        x = x + _attention(norm(x, f"{layer}.layer_norm1"), weights, f"{layer}.self_attn", heads, mask)
+        hidden = dense(norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp.fc1")
+        x = x + dense(hidden * torch.sigmoid(1.702 * hidden), f"{layer}.mlp.fc2")
+    return x
+
+
+def test_s09_the_embeddings_are_those_of_transformers_equations(
+    clip_folder: tuple[Path, torch.nn.Module],
+) -> None:
+    folder, model = clip_folder
+    w = as_transformers(model.state_dict())
+    found = load_backbone(str(folder))
+    pixels, tokens = found.preprocess(PICTURE)[None], found.tokenise(TEXTS)
+    patches = torch.nn.functional.conv2d(
+        pixels, w["vision_model.embeddings.patch_embedding.weight"], stride=8
+    )
+    x = torch.cat(
+        [w["vision_model.embeddings.class_embedding"][None, None], patches.flatten(2).transpose(1, 2)], 1
+    )
+    x = x + w["vision_model.embeddings.position_embedding.weight"]
+    norm = torch.nn.functional.layer_norm
+    x = norm(x, (WIDTH,), w["vision_model.pre_layrnorm.weight"], w["vision_model.pre_layrnorm.bias"], 1e-5)
+    x = _encoder(x, w, "vision_model", 2, None)[:, 0]
+    x = norm(
+        x, (WIDTH,), w["vision_model.post_layernorm.weight"], w["vision_model.post_layernorm.bias"], 1e-5
+    )
+    image = torch.nn.functional.normalize(x @ w["visual_projection.weight"].T, dim=-1)
+    t = w["text_model.embeddings.token_embedding.weight"][tokens]
+    t = t + w["text_model.embeddings.position_embedding.weight"]
+    t = _encoder(t, w, "text_model", 4, torch.full((16, 16), -math.inf).triu(1))
+    t = norm(
+        t, (WIDTH,), w["text_model.final_layer_norm.weight"], w["text_model.final_layer_norm.bias"], 1e-5
+    )
+    t = t[torch.arange(2), tokens.argmax(dim=-1)] @ w["text_projection.weight"].T
+    with torch.no_grad():
+        assert torch.allclose(found.encode_image(pixels), image, atol=1e-6)
+        assert torch.allclose(found.encode_text(tokens), torch.nn.functional.normalize(t, dim=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["bin", "shards", "prefix", "merges"])
+def test_s09_other_forms_of_the_folder(
+    form: str, clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    folder, model = clip_folder
+    theirs = as_transformers(model.state_dict())
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+        text(tmp_path / name, (folder / name).read_text())
+    if form == "shards":
+        names = sorted(theirs)
+        halves = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+        for file, held in halves.items():
+            save_file({k: theirs[k] for k in held}, tmp_path / file)
+        index = {"metadata": {}, "weight_map": {k: file for file, held in halves.items() for k in held}}
+        text(tmp_path / "model.safetensors.index.json", json.dumps(index))
+    else:
+        prefix = "clip." if form == "prefix" else ""
+        torch.save({prefix + k: v for k, v in theirs.items()}, tmp_path / "pytorch_model.bin")
+    if form == "merges":
+        merges = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"]
+        (tmp_path / "tokenizer.json").unlink()
+        text(tmp_path / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
+    assert torch.equal(embeddings(load_backbone(str(tmp_path))), embeddings(load_backbone(str(folder))))
+
+
+def test_s09_what_is_missing_or_different_is_named(
+    clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    folder, model = clip_folder
+    document = json.loads((folder / "config.json").read_text())
+    save_file(as_transformers(model.state_dict()), tmp_path / "model.safetensors")
+
+    def reject(change: dict[str, Any], match: str) -> None:
+        text(tmp_path / "config.json", json.dumps({**document, **change}))
+        with pytest.raises(ConfigError, match=match):
+            load_backbone(str(tmp_path))
+
+    reject({"model_type": "siglip"}, "only a CLIPModel is read")
+    reject({"text_config": {**document["text_config"], "hidden_act": "relu"}}, "hidden_act is 'relu'")
+    reject(
+        {"text_config": {**document["text_config"], "hidden_size": "wide"}},
+        "hidden_size: expected a positive",
+    )
+    text(tmp_path / "config.json", json.dumps(document))
+    found = load_backbone(str(tmp_path))
+    assert "tokenizer: no vocabulary beside the weights; CLIP's own is assumed" in found.notes
+    assert any(note.startswith("preprocessing: nothing") for note in found.notes)
+    image = {k: v for k, v in as_transformers(model.state_dict()).items() if k.startswith("vis")}
+    save_file(image, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="holds the image tower alone"):
+        load_backbone(str(tmp_path))
+
+
+def test_s09_shards_that_lead_out_of_the_folder_are_refused(
+    clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    folder, _ = clip_folder
+    text(tmp_path / "config.json", (folder / "config.json").read_text())
+    text(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(ConfigError, match="is no file beside it"):
+        load_backbone(str(tmp_path))
+    text(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    with pytest.raises(ConfigError, match=r"names one\.safetensors, which is not there"):
+        load_backbone(str(tmp_path))
+
+
+# -- S01 and files that are not what their names say ------------------------------------------------------------
+
+
+def test_s01_a_file_changed_in_place_has_another_fingerprint(base: Path, tmp_path: Path) -> None:
+    model = tiny(tmp_path / "m")
+    before = load_backbone(str(model)).fingerprints()
+    save_file(
+        {k: v + 0.05 if v.dim() > 1 else v for k, v in weights(model).items()},
+        model / "open_clip_model.safetensors",
+    )
+    after = load_backbone(str(model)).fingerprints()
+    assert before["image"] != after["image"]
+    assert before["text"] != after["text"]
+
+
+def test_a_files_content_decides_what_it_is(folder: Path, state: State, expected: torch.Tensor) -> None:
+    save_file(state, folder / "renamed.pt")
+    assert torch.equal(embeddings(load_backbone(str(folder))), expected)
+    (folder / "renamed.pt").unlink()
+    torch.save(state, folder / "renamed.safetensors")
+    assert torch.equal(embeddings(load_backbone(str(folder))), expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "the download failed"),
+        (b"\x1f\x8b\x08" + bytes(60), "unpack it first"),
+    ],
+)
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "model.pt"])
+def test_what_stands_in_place_of_weights_is_named(
+    content: bytes, match: str, name: str, folder: Path
+) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=match):
+        load_backbone(str(folder))
+
+
+def test_truncated_files_say_that_they_end_early(base: Path, folder: Path, state: State) -> None:
+    whole = (base / "open_clip_model.safetensors").read_bytes()
+    (folder / "open_clip_model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=rf"ends early: {len(whole) // 2:,} of {len(whole):,} bytes"):
+        load_backbone(str(folder))
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save(state, folder / "x.pt")
+    (folder / "x.pt").write_bytes((folder / "x.pt").read_bytes()[:-5000])
+    with pytest.raises(ConfigError, match="ends early"):
+        load_backbone(str(folder))
+
+
+def test_a_wrong_path_is_said_with_few_names(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"shop-model-{number}").mkdir()
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        load_backbone(str(tmp_path / "shop-model-x"))
+    said = str(caught.value).partition("Three ways on")[0]
+    assert said.count("shop-model-") <= 2 + 5
+    assert "ViT" not in said
+    with pytest.raises(ConfigError) as caught:
+        load_backbone("qqqqqqqq")
+    assert str(caught.value).partition("Three ways on")[0].count("ViT") == 0
+
+
+def test_a_distributed_checkpoint_says_how_it_is_joined(tmp_path: Path) -> None:
+    (tmp_path / "__0_0.distcp").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"format_utils dcp_to_torch"):
+        load_backbone(str(tmp_path))
+
+
+def test_odd_containers_are_walked_without_end(folder: Path, state: State, expected: torch.Tensor) -> None:
+    deep: Any = collections.OrderedDict(state)
+    for key in ("state_dict", "model", "inner"):
+        deep = {key: deep, "step": 3}
+    assert torch.equal(embeddings(load_backbone(str(saved(folder, deep)))), expected)
