@@ -151,6 +151,9 @@ class Results(Part):
     columns: list[Column]
     rows: list[Row]
     matrix: Matrix
+    together: Matrix | None = Field(
+        None, description="old, new and everything among the answers of all sets, every picture counting once"
+    )
     metrics: dict[str, float | None]
     examples: list[Example] = Field(default_factory=list)
     events: list[Event] = Field(default_factory=list)

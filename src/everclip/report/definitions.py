@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from everclip.evaluation.results import Results
+from everclip.evaluation.together import Together, together
 
 Unit = Literal["percent", "points", "ratio", "number", "degrees"]
-Need = Literal["matrix", "two tasks", "known", "retention", "rows", "tasks"]
+Need = Literal["matrix", "two tasks", "known", "retention", "rows", "tasks", "together"]
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,36 @@ METRICS: dict[str, Definition] = {
         "lower",
         ("retention", "rows"),
     ),
+    "everything_before": Definition(
+        "Everything, before",
+        "Old and new test pictures together, among the answers of all sets, at row 0.",
+        "sum_j n_j R0[j] / sum_j n_j",
+        needs=("together",),
+    ),
+    "everything_last": Definition(
+        "Everything, last",
+        "Old and new test pictures together, among the answers of all sets, at the end.",
+        "sum_j n_j R[T,j] / sum_j n_j",
+        needs=("together",),
+    ),
+    "everything_change": Definition(
+        "Everything, change",
+        "Last minus before: whether the update was worth it.",
+        "everything_last − everything_before",
+        "points",
+        needs=("together", "rows"),
+    ),
+    **{
+        f"everything_{part}_{when}": Definition(
+            f"{part.capitalize()} among all, {when}",
+            f"The part of it that is {part}.",
+            f"as everything_{when}, over the {part} sets",
+            "points" if when == "change" else "percent",
+            needs=("together", "known") if part == "old" else ("together",),
+        )
+        for part in ("old", "new")
+        for when in ("before", "last", "change")
+    },
     "new_before": Definition(
         "New, before",
         "Mean over the tasks at row 0: what the base could do already.",
@@ -278,6 +309,8 @@ def why_undefined(name: str, results: Results) -> str:
     for need in definition.needs if definition else ():
         if need in ("known", "retention") and need not in columns:
             return f"the benchmark has no {need} set"
+        if need == "together" and isinstance(why := together_of(results), str):
+            return why
         if need == "tasks" and "task" not in columns:
             return "the benchmark has no set that belongs to a task"
         if need == "rows" and rows < 1:
@@ -288,4 +321,31 @@ def why_undefined(name: str, results: Results) -> str:
             at_once = any(row.task is None for row in results.rows[1:])
             learned = "one row for all tasks at once" if at_once else f"{max(rows, 0)} of {tasks}"
             return f"needs one row per task; this run has {learned}"
-    return "a cell that its formula names is not scored"
+    if name.startswith("everything") and isinstance(how := together_of(results), Together) and how.grows:
+        return "the answers on offer become more with every task, so row 0 is of another kind"
+    return _missing_cells(results)
+
+
+def together_of(results: Results) -> Together | str:
+    """Return how old and new are scored together in a result, or why they are not."""
+    return together(results.columns, results.protocols, results.headline)
+
+
+def _missing_cells(results: Results) -> str:
+    """Say that a cell is missing, and of an extended run which rows were measured before later sets came."""
+    rows = unmeasured_rows(results)
+    if not rows:
+        return "a cell that its formula names is not scored"
+    shown = ", ".join(results.rows[row].label for row in rows)
+    return (
+        f"the run was extended, and the rows {shown} were not measured on what was added later: their models were "
+        "not kept (checkpoint.keep_rows=true)"
+    )
+
+
+def unmeasured_rows(results: Results) -> list[int]:
+    """Return the rows of an extended run that were measured before other sets were added, and not again since."""
+    if not any(event.kind == "extended" for event in results.events):
+        return []
+    names = {column.name for column in results.columns}
+    return [place for place, row in enumerate(results.rows) if not names <= row.scores.keys()]

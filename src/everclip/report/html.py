@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import figures, routing, sections
+from everclip.report import figures, old_and_new, routing, sections
 from everclip.report.canvas import Picture
 from everclip.report.definitions import REPRESENTATION
 from everclip.report.reproduce import command
@@ -19,7 +19,17 @@ from everclip.report.runs import Run
 from everclip.report.sentences import headline, retention
 
 FILE = "report.html"
-FIGURES = ("matrix", "curves", "forgetting", "retention", "representation", "routes", "experts", "cost")
+FIGURES = (
+    "together",
+    "matrix",
+    "curves",
+    "forgetting",
+    "retention",
+    "representation",
+    "routes",
+    "experts",
+    "cost",
+)
 """What a report may draw; each is a file of its own, too."""
 
 
@@ -82,6 +92,7 @@ def _numbers(run: Run) -> dict[str, Any]:
         "headline": headline(run),
         "lead": retention(run),
         "tiles": sections.tiles(run),
+        "together": old_and_new.table(run),
         "matrix": sections.matrix(run),
         "how_measured": sections.how_measured(run),
         "doubtful": sections.doubtful(run),
@@ -107,18 +118,32 @@ def _figures(run: Run) -> dict[str, Any]:
     retention = figures.changes("retention", kept, "points against row 0", _spoken(kept))
     spent = figures.spent(run)
     routes, (experts, all_experts) = routing.routes(run), routing.experts(run)
+    together = old_and_new.figure(run)
     return {
+        "together_figure": together,
         "panels": panels,
         "spaces": spaces,
         "forgetting": forgetting,
         "forgetting_rows": sections.change_rows(lost),
+        "why_no_forgetting": "" if lost else sections.why_no_forgetting(run),
+        "missing_rows": sections.missing_rows(run),
         "retention": retention,
         "retention_rows": sections.change_rows(kept),
         "routes": routes,
         "route_rows": routing.route_rows(run),
         "experts": experts,
         "spent": spent,
-        "files": [matrix, curves, forgetting, retention, representation, routes, all_experts, spent],
+        "files": [
+            together,
+            matrix,
+            curves,
+            forgetting,
+            retention,
+            representation,
+            routes,
+            all_experts,
+            spent,
+        ],
     }
 
 

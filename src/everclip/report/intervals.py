@@ -63,12 +63,16 @@ def _resampled(block: Array, generator: np.random.Generator, draws: int) -> Arra
     return means
 
 
-def mean_interval(values: Sequence[float], parts: Sequence[Interval]) -> Interval:
-    """Interval of the mean of independent numbers from the interval of each (Zou and Donner 2008)."""
-    n = len(values)
-    below = math.sqrt(sum((value - part.low) ** 2 for value, part in zip(values, parts, strict=True))) / n
-    above = math.sqrt(sum((part.high - value) ** 2 for value, part in zip(values, parts, strict=True))) / n
-    mean = sum(values) / n
+def mean_interval(
+    values: Sequence[float], parts: Sequence[Interval], weights: Sequence[float] | None = None
+) -> Interval:
+    """Interval of the (weighted) mean of independent numbers from the interval of each (Zou and Donner 2008)."""
+    given = weights or [1.0] * len(values)
+    shares = [weight / sum(given) for weight in given]
+    cells = list(zip(shares, values, parts, strict=True))
+    below = math.sqrt(sum((share * (value - part.low)) ** 2 for share, value, part in cells))
+    above = math.sqrt(sum((share * (part.high - value)) ** 2 for share, value, part in cells))
+    mean = sum(share * value for share, value, _ in cells)
     return Interval(mean - below, mean + above)
 
 

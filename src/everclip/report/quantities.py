@@ -26,8 +26,26 @@ from everclip.report.intervals import (
 from everclip.report.runs import Run
 
 Key = Literal[
-    "known", "new", "taught", "retention", "average", "forgetting", "transfer", "stage_last", "stage_average"
+    "known",
+    "new",
+    "taught",
+    "retention",
+    "everything",
+    "everything_old",
+    "everything_new",
+    "average",
+    "forgetting",
+    "transfer",
+    "stage_last",
+    "stage_average",
 ]
+TOGETHER: dict[Key, str] = {
+    "everything": "everything",
+    "everything_old": "old",
+    "everything_new": "new",
+}
+"""What is scored among the answers of all sets, every item counting once: see `everclip.evaluation.together`."""
+
 STAGES = ("stage_last", "stage_average")
 """What class-incremental tables hold: numbers of the result itself, whose intervals seeds alone give."""
 
@@ -69,11 +87,14 @@ class Terms:
     """Which cells make up a quantity: every column at every row, as a mean or as forgetting.
 
     Of `transfer` the k-th column counts at the first k rows alone: before its task was learned (arXiv 2303.06628).
+    A mean weighs columns by `weights`, alike by default; `under` is a protocol in place of the headline's.
     """
 
     columns: tuple[Column, ...]
     rows: tuple[int, ...]
     kind: Literal["mean", "forgetting", "transfer"] = "mean"
+    weights: tuple[int, ...] | None = None
+    under: str | None = None
 
     def statistic(self, means: Sequence[Array]) -> Array:
         """Return the quantity from the scores `(..., R)` of each column."""
@@ -83,7 +104,7 @@ class Terms:
             parts = [values[..., :k].mean(axis=-1) for k, values in enumerate(means, start=1)]
         else:
             parts = [values[..., :-1].max(axis=-1) - values[..., -1] for values in means]
-        return np.asarray(np.mean(parts, axis=0), dtype=np.float64)
+        return np.asarray(np.average(parts, axis=0, weights=self.weights), dtype=np.float64)
 
 
 def terms(run: Run, key: Key, row: int | None = None) -> Terms | None:
@@ -93,11 +114,24 @@ def terms(run: Run, key: Key, row: int | None = None) -> Terms | None:
         return None
     if key in MATRIX:
         return _matrix_terms(run, key) if row == run.last else None
+    if key in TOGETHER:
+        return _together_terms(run, TOGETHER[key], row)
     columns = run.columns("task" if key in ("new", "taught") else "known" if key == "known" else "retention")
     if key == "taught":
         learned = run.learned(run.last)
         columns = [column for column in columns if column.task in learned]
     return Terms(tuple(columns), (row,)) if columns else None
+
+
+def _together_terms(run: Run, part: str, row: int) -> Terms | None:
+    how = run.together
+    if isinstance(how, str):
+        return None
+    columns = how.columns(part, run.learned(row))
+    if not columns:
+        return None
+    counts = [score.n if (score := run.score(row, c, how.protocol)) else 0 for c in columns]
+    return Terms(columns, (row,), weights=tuple(n or 1 for n in counts), under=how.protocol)
 
 
 def _matrix_terms(run: Run, key: str) -> Terms | None:
@@ -121,7 +155,7 @@ def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | No
         return None
     value = float(cells.statistic(scores))
     if len(cells.columns) == len(cells.rows) == 1:
-        score = run.score(cells.rows[0], cells.columns[0])
+        score = run.score(cells.rows[0], cells.columns[0], cells.under)
         return Estimate(
             value=value, low=score and score.low, high=score and score.high, how="of the set itself"
         )
@@ -262,7 +296,10 @@ def change_since_start(run: Run, key: Key, row: int | None = None, draws: int = 
     row = run.last if row is None else row
     if row < 1:
         return None
-    return difference(run, terms(run, key, row), run, terms(run, key, 0), draws)
+    now, before = terms(run, key, row), terms(run, key, 0)
+    if key in TOGETHER and (now is None or before is None or now.columns != before.columns):
+        return None  # other sets among fewer answers
+    return difference(run, now, run, before, draws)
 
 
 def column_change(run: Run, column: Column, row: int, since: int, draws: int = DRAWS) -> Change | None:
@@ -273,7 +310,9 @@ def column_change(run: Run, column: Column, row: int, since: int, draws: int = D
 def _scores(run: Run, cells: Terms) -> list[Array] | None:
     columns: list[Array] = []
     for column in cells.columns:
-        values = [score.value if (score := run.score(row, column)) else None for row in cells.rows]
+        values = [
+            score.value if (score := run.score(row, column, cells.under)) else None for row in cells.rows
+        ]
         if any(value is None for value in values):
             return None
         columns.append(np.array(values, dtype=np.float64))
@@ -284,7 +323,7 @@ def _blocks(run: Run, cells: Terms) -> list[Array] | None:
     """Per column `(N, R)` outcomes of its items at the rows."""
     blocks: list[Array] = []
     for column in cells.columns:
-        rows = [run.outcomes(row, column) for row in cells.rows]
+        rows = [run.outcomes(row, column, cells.under) for row in cells.rows]
         held = [values for values in rows if values is not None]
         if len(held) != len(rows) or len({len(values) for values in held}) != 1:
             return None
@@ -297,7 +336,7 @@ def _combined(run: Run, cells: Terms) -> Interval | None:
     parts: list[Interval] = []
     for place, column in enumerate(cells.columns, start=1):
         rows = cells.rows[:place] if cells.kind == "transfer" else cells.rows
-        row = [_known_interval(run, index, column) for index in rows]
+        row = [_known_interval(run, index, column, cells.under) for index in rows]
         found = [entry for entry in row if entry is not None]
         if len(found) != len(row):
             return None
@@ -310,11 +349,13 @@ def _combined(run: Run, cells: Terms) -> Interval | None:
             values.append(sum(value for value, _ in found) / len(found))
             low, high = (sum(getattr(part, end) for _, part in found) / len(found) for end in ("low", "high"))
             parts.append(Interval(low, high))
-    return mean_interval(values, parts)
+    return mean_interval(values, parts, cells.weights)
 
 
-def _known_interval(run: Run, row: int, column: Column) -> tuple[float, Interval] | None:
-    score = run.score(row, column)
+def _known_interval(
+    run: Run, row: int, column: Column, under: str | None = None
+) -> tuple[float, Interval] | None:
+    score = run.score(row, column, under)
     if score is None or score.value is None or score.low is None or score.high is None:
         return None
     return score.value, Interval(score.low, score.high)

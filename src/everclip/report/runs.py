@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.assemble import metric_of
 from everclip.evaluation.results import Column, Results, Row, Score
+from everclip.evaluation.together import Together, together
 from everclip.registry import read_yaml
 
 Group = Literal["everything", "known", "task", "part", "retention"]
@@ -84,23 +85,29 @@ class Run:
         headline = self.results.headline
         return headline["protocol"], metric_of(column, headline)
 
-    def score(self, row: int, column: Column) -> Score | None:
-        """Return the headline score of a column at a row; `None` where there is no such cell."""
+    @cached_property
+    def together(self) -> Together | str:
+        """How old and new are scored together, or why they are not."""
+        return together(self.results.columns, self.results.protocols, self.results.headline)
+
+    def score(self, row: int, column: Column, under: str | None = None) -> Score | None:
+        """Return the score of a column at a row, under the headline's protocol or another; `None` without a cell."""
         protocol, metric = self.cell(column)
+        protocol = under or protocol
         found = self.results.score(row, column.name, protocol, metric)
         return found if found is not None and found.value is not None else None
 
-    def outcomes(self, row: int, column: Column) -> NDArray[np.float64] | None:
+    def outcomes(self, row: int, column: Column, under: str | None = None) -> NDArray[np.float64] | None:
         """Return `(N,)` outcomes per item behind `score`, or `None` if the run does not hold them.
 
         Outcomes whose mean is not the score (a metric that weighs items) are no outcomes of it.
         """
-        score = self.score(row, column)
+        score = self.score(row, column, under)
         items = self._items(self.results.rows[row])
         if score is None or score.value is None or items is None:
             return None
         protocol, metric = self.cell(column)
-        values = items.get(f"{column.name}/{protocol}/{metric}")
+        values = items.get(f"{column.name}/{under or protocol}/{metric}")
         if values is None or values.ndim != 1 or not len(values) or not bool(np.isfinite(values).all()):
             return None
         return values if abs(float(values.mean()) - score.value) < 1e-4 else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.evaluation.results import Answer, Column, Example
 from everclip.report import cost, formats
-from everclip.report.definitions import METRICS, Definition, define, why_undefined
+from everclip.report.definitions import METRICS, Definition, define, unmeasured_rows, why_undefined
 from everclip.report.pictures import inline_picture
 from everclip.report.quantities import Change, Estimate, Key, change_since_start, column_change, metric
 from everclip.report.runs import Group, Run
@@ -27,12 +27,15 @@ def tiles(run: Run) -> list[dict[str, str]]:
     """Return the key numbers; a number that is not defined says why."""
     part = "" if run.complete else f", {run.learned_count(run.last)} of {len(run.results.tasks)} learned"
     rows: list[tuple[Key, str, str, str]] = [
+        ("everything", "Everything", "everything_last", METRICS["everything_last"].text),
         ("new", "New", "new_last", f"mean of all task sets at the last row{part}"),
         ("known", "Known", "known_last", "what was known before the stream"),
         ("retention", "Retention", "retention_last", "mean of the sets never trained on"),
         ("average", "Average", "average", METRICS["average"].text),
         ("forgetting", "Forgetting", "forgetting", METRICS["forgetting"].text),
     ]
+    if isinstance(run.together, str):
+        rows = rows[1:]
     found = [_tile(run, *row) for row in rows]
     spent = cost.total_seconds(run.results.cost)
     if spent is not None:
@@ -131,6 +134,31 @@ def lost_per_task(run: Run) -> Named:
         if change is not None:
             found.append((column.name, change))
     return found
+
+
+def why_no_forgetting(run: Run) -> str:
+    """Say why no task has a difference to an earlier row."""
+    if run.all_at_once:
+        return "all tasks are learned at once, so none is followed by another one"
+    if len(run.results.tasks) < 2:
+        return "the stream has one task"
+    if run.last < 2:
+        return "no task has been followed by another one yet"
+    if not run.columns("task"):
+        return "the benchmark has no set that belongs to a task"
+    return missing_rows(run).removesuffix(".") or "earlier rows have no cells for the sets of the tasks"
+
+
+def missing_rows(run: Run) -> str:
+    """Say which rows of an extended run lack cells, and why; nothing if none does."""
+    found = unmeasured_rows(run.results)
+    if not found:
+        return ""
+    names = ", ".join(run.label(run.results.rows[row]) for row in found)
+    return (
+        f"The row{'' if len(found) == 1 else 's'} {names} lack{'s' if len(found) == 1 else ''} cells: measured before "
+        "the run was extended, and the model was not kept (checkpoint.keep_rows=true), so only the other rows count."
+    )
 
 
 def kept(run: Run) -> Named:

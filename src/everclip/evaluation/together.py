@@ -1,0 +1,149 @@
+"""Old and new together: what a model is worth as it would be used, asked about everything among all answers.
+
+A model that learns may win on new tasks and lose on old ones; among its own answers each set may even look kept while
+the model answers every picture with a new class. So old sets, new sets and all of them as one are scored among the
+answers of all of them, every picture counting once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from everclip.evaluation.assemble import metric_of
+from everclip.evaluation.results import Column, Matrix, Row, Score
+
+PARTS = ("old", "new", "everything")
+
+
+@dataclass(frozen=True)
+class Together:
+    """Which columns are old, new, and everything, and under which protocol they meet the same answers.
+
+    Attributes:
+        protocol: one whose answers are those of all sets (`space: all`), or of all seen so far.
+        metric: the metric of all of these columns.
+        old: what was known before the stream.
+        new: the tasks.
+        everything: the set `everything` where the result has one, else old and new.
+        grows: whether the answers become more with every task: then rows are not compared with each other.
+    """
+
+    protocol: str
+    metric: str
+    old: tuple[Column, ...]
+    new: tuple[Column, ...]
+    everything: tuple[Column, ...]
+    grows: bool = False
+
+    def columns(self, part: str, learned: Sequence[int] | set[int] | None = None) -> tuple[Column, ...]:
+        """Return the columns of a part; where answers grow, those whose tasks were learned."""
+        found: tuple[Column, ...] = getattr(self, part)
+        if not self.grows or learned is None:
+            return found
+        done = set(learned)
+        if any(c.group == "everything" for c in found):
+            return found if {c.task for c in self.new} <= done else ()
+        return tuple(c for c in found if c.group != "task" or c.task is None or c.task in done)
+
+
+def together(
+    columns: Sequence[Column], protocols: Sequence[Mapping[str, Any]], headline: Mapping[str, str]
+) -> Together | str:
+    """Return how old and new are scored together, or why they are not."""
+    old = tuple(c for c in columns if c.group == "known")
+    new = tuple(c for c in columns if c.group == "task")
+    whole = tuple(c for c in columns if c.group == "everything")
+    if not new:
+        return "the benchmark has no set that belongs to a task"
+    if len({c.kind for c in (*old, *new)}) > 1:
+        return "some sets are measured by retrieval and others by classification"
+    if len(old) + len(new) < 2:
+        return "there is one set alone, and nothing beside it"
+    chosen = _protocol(protocols, headline["protocol"])
+    if chosen is None:
+        return "no protocol has the answers of all sets (one with `space: all`)"
+    metric = metric_of(new[0], headline)
+    if not whole and not _is_mean_over_items(metric):
+        return f"{metric} of several sets is not the {metric} of all their pictures"
+    return Together(
+        str(chosen["name"]), metric, old, new, whole or (*old, *new), chosen.get("space") == "seen"
+    )
+
+
+def _protocol(protocols: Sequence[Mapping[str, Any]], shown: str) -> Mapping[str, Any] | None:
+    """Choose by its answers (those of all sets, else of all seen so far), then the headline's, then the first."""
+    for space in ("all", "seen"):
+        found = [p for p in protocols if p.get("space") == space and not p.get("known_task")]
+        if found:
+            return next((p for p in found if p.get("name") == shown), found[0])
+    return None
+
+
+def _is_mean_over_items(metric: str) -> bool:
+    return metric in ("accuracy", "top5") or re.search(r"_r\d+$", metric) is not None
+
+
+def pooled(scores: Sequence[Score | None]) -> float | None:
+    """Return the score over all items of several sets, each item counting once; `None` if a set has none."""
+    given = [(s.value, s.n) for s in scores if s is not None and s.value is not None]
+    total = sum(n for _, n in given)
+    if not given or len(given) < len(scores) or not total:
+        return None
+    return sum(value * n for value, n in given) / total
+
+
+def build_together(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    protocols: Sequence[Mapping[str, Any]],
+    headline: Mapping[str, str],
+) -> Matrix | None:
+    """Return old, new and everything at every row; `None` where they are not scored together."""
+    found = together(columns, protocols, headline)
+    if isinstance(found, str):
+        return None
+    values, learned = [], set[int]()
+    for row in rows:
+        # A row of no task after row 0 is that of a method that learns everything at once.
+        tasks = {c.task for c in found.new} if row.task is None and row.index else {row.task}
+        learned |= {task for task in tasks if task is not None}
+        values.append([_value(row, found.columns(part, learned), found) for part in PARTS])
+    return Matrix(
+        protocol=found.protocol,
+        metric=found.metric,
+        rows=[row.label for row in rows],
+        columns=list(PARTS),
+        values=values,
+    )
+
+
+def _value(row: Row, columns: Sequence[Column], found: Together) -> float | None:
+    return pooled([row.scores.get(c.name, {}).get(found.protocol, {}).get(found.metric) for c in columns])
+
+
+def together_metrics(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    protocols: Sequence[Mapping[str, Any]],
+    headline: Mapping[str, str],
+) -> dict[str, float | None]:
+    """Return old, new and everything at row 0 and at the last row, and the change, under flat names.
+
+    Where the answers become more with every task, row 0 is of another kind and is left null.
+    """
+    how = together(columns, protocols, headline)
+    matrix = build_together(rows, columns, protocols, headline)
+    grows = isinstance(how, Together) and how.grows
+    names = {"old": "everything_old", "new": "everything_new", "everything": "everything"}
+    found: dict[str, float | None] = {}
+    for place, part in enumerate(PARTS):
+        first = last = None
+        if matrix is not None and matrix.values:
+            last = matrix.values[-1][place]
+            first = None if grows else matrix.values[0][place]
+        found[f"{names[part]}_before"], found[f"{names[part]}_last"] = first, last
+        found[f"{names[part]}_change"] = None if first is None or last is None else last - first
+    return found

@@ -1,0 +1,98 @@
+"""The section on old and new together: a table of the rows, and its figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everclip.report import formats
+from everclip.report.canvas import MARKERS, TEXT, Picture, blank, dress, finish, series
+from everclip.report.quantities import Estimate, Key, change_since_start, estimate, terms
+from everclip.report.runs import Run
+from everclip.report.sections import verdict
+
+PARTS: tuple[tuple[Key, str], ...] = (
+    ("everything_old", "old"),
+    ("everything_new", "new"),
+    ("everything", "everything"),
+)
+
+
+def _values(run: Run, key: Key) -> list[Estimate | None]:
+    return [estimate(run, terms(run, key, row), draws=2000) for row in range(len(run.results.rows))]
+
+
+def table(run: Run) -> dict[str, Any] | None:
+    """Return heads, rows of cells and the change since row 0; `None` where old and new are not scored together."""
+    if isinstance(run.together, str) or run.last < 0:
+        return None
+    shown = [(key, name, _values(run, key)) for key, name in PARTS]
+    shown = [(key, name, values) for key, name, values in shown if any(v is not None for v in values)]
+    if not any(key == "everything" for key, *_ in shown):
+        return None
+    rows = [
+        {
+            "label": run.label(row),
+            "cells": [_cell(values[place]) for *_, values in shown],
+        }
+        for place, row in enumerate(run.results.rows)
+    ]
+    changes = [verdict(change_since_start(run, key)) for key, *_ in shown] if run.last > 0 else []
+    return {
+        "heads": [name for _, name, _ in shown],
+        "rows": rows,
+        "changes": [] if all(change == formats.NOT_DEFINED for change in changes) else changes,
+        "note": _note(run),
+    }
+
+
+def _cell(value: Estimate | None) -> dict[str, str]:
+    if value is None:
+        return {"value": "", "range": ""}
+    return {"value": formats.plain_percent(value.value), "range": formats.span(value.low, value.high)}
+
+
+def _note(run: Run) -> str:
+    how = run.together
+    assert not isinstance(how, str)  # the caller's condition
+    among = "all names learned so far" if how.grows else "all names, old and new"
+    if how.new[0].kind == "retrieval":
+        among = among.replace("names", "captions and pictures")
+    old = " and ".join(column.name for column in how.old) or "nothing: the benchmark has no known set"
+    return (
+        f"{how.metric} in percent, protocol {how.protocol}: every test picture counts once and is answered among "
+        f"{among}. Old is what was known before the stream ({old}); new is what the {len(how.new)} "
+        f"task{'' if len(how.new) == 1 else 's'} bring."
+    )
+
+
+def figure(run: Run) -> Picture | None:
+    """Draw old, new and everything over the tasks learned."""
+    if isinstance(run.together, str) or run.last < 1:
+        return None
+    lines = {name: _values(run, key) for key, name in PARTS}
+    drawn = blank(4.6, 2.6)
+    axes = drawn.add_subplot()
+    places = [run.learned_count(row) for row in range(len(run.results.rows))]
+    for index, (name, values) in enumerate(lines.items()):
+        points = [(x, 100 * v.value) for x, v in zip(places, values, strict=True) if v is not None]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True),
+                color=series(index),
+                marker=MARKERS[index],
+                markersize=5,
+                linewidth=2.4 if name == "everything" else 1.5,
+                linestyle="-" if name == "everything" else "--",
+                label=name,
+            )
+    dress(axes)
+    axes.set_ylim(bottom=0)
+    tasks = len(run.results.tasks)
+    axes.set_xticks(range(0, tasks + 1, max(1, tasks // 8)))
+    axes.set_xlabel("tasks learned")
+    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="best")
+    said = "; ".join(
+        f"{name} {', '.join('no cell' if v is None else formats.plain_percent(v.value) for v in values)}"
+        for name, values in lines.items()
+    )
+    return finish(drawn, "together", f"Old, new and everything in percent over the rows: {said}.")
