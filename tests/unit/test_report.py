@@ -15,15 +15,15 @@ import report_fixtures as synthetic
 from PIL import Image
 
 from everclip.errors import DataError
-from everclip.evaluation.results import Event, Example, Score
+from everclip.evaluation.results import Column, Event, Example, Score
 from everclip.evaluation.statistics import Interval, wilson
-from everclip.report import write_report
+from everclip.report import old_and_new, sections, sentences, write_report
 from everclip.report.canvas import plain
 from everclip.report.definitions import METRICS, why_undefined
 from everclip.report.formats import number, points, seconds, span
 from everclip.report.intervals import difference_interval, mean_interval, stratified_bootstrap
 from everclip.report.pictures import inline_picture
-from everclip.report.quantities import change_since_start, estimate, metric, terms
+from everclip.report.quantities import Estimate, change_since_start, estimate, metric, terms
 from everclip.report.runs import Run
 from everclip.report.sentences import headline
 
@@ -314,3 +314,105 @@ def test_intervals_of_sums_and_differences() -> None:
 )
 def test_numbers_as_readers_see_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+# -- old and new together; sentences of gains -----------------------------------------------------------------
+
+
+def test_the_report_leads_with_everything(finished: Path) -> None:
+    html = page(finished)
+    assert html.index("of everything, old and new together") < html.index("of what it was taught")
+    assert html.index('id="together"') < html.index('id="matrix"')
+    assert (finished / "figures" / "together.png").is_file()
+    run = Run(finished)
+    table = old_and_new.table(run)
+    assert table is not None
+    assert table["heads"] == ["old", "new", "everything"]
+    assert [len(row["cells"]) for row in table["rows"]] == [3] * 6
+    # Old and new are the parts that everything is made of.
+    old, new, everything = (
+        estimate(run, terms(run, key)) for key in ("everything_old", "everything_new", "everything")
+    )
+    assert old is not None
+    assert new is not None
+    assert everything is not None
+    counts = {"known": 600, "task": sum(synthetic.ITEMS[t] for t in synthetic.TASKS)}
+    pooled = (old.value * counts["known"] + new.value * counts["task"]) / sum(counts.values())
+    assert everything.value == pytest.approx(pooled)
+
+
+def test_an_evaluation_set_of_everything_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    found, _ = synthetic.results("finetune")
+    whole = Column(name="all of it", kind="retrieval", group="everything", task=None, samples=988)
+    score = Score(value=0.123, low=0.11, high=0.14, n=988)
+    rows = [
+        r.model_copy(update={"scores": {**r.scores, "all of it": {"all": {"mean_r1": score}}}})
+        for r in found.rows
+    ]
+    folder = synthetic.write_run(tmp_path, rows=6, paired=False, columns=[*found.columns, whole])
+    found.model_copy(update={"rows": rows, "columns": [*found.columns, whole]}).write(folder)
+    value = estimate(Run(folder), terms(Run(folder), "everything"))
+    assert value is not None
+    assert (value.value, value.low, value.high) == (0.123, 0.11, 0.14)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "said"),
+    [
+        (0.2, 0.1, 0.3, "forgot 20 of earlier tasks (10–30)"),
+        (-0.2, -0.28, -0.13, "gained 20 on earlier tasks (13–28)"),
+        (0.02, -0.03, 0.06, "forgetting of earlier tasks not resolved (−3 to 6)"),
+        (-0.02, -0.06, 0.03, "forgetting of earlier tasks not resolved (−6 to 3)"),
+        (0.0, 0.0, 0.0, "forgot nothing of earlier tasks"),
+        (0.05, None, None, "forgot 5 of earlier tasks"),
+        (-0.05, None, None, "gained 5 on earlier tasks"),
+        (0.0, None, None, "forgot nothing of earlier tasks"),
+    ],
+)
+def test_forgetting_in_words(value: float, low: float | None, high: float | None, said: str) -> None:
+    assert sentences._forgot_tasks(Estimate(value=value, low=low, high=high)) == said
+
+
+def extended(folder: Path, missing: dict[int, tuple[str, ...]]) -> Path:
+    """Write a run whose rows lack the cells of sets that came with an extension."""
+    found, _ = synthetic.results("finetune")
+    rows = [
+        r.model_copy(
+            update={"scores": {k: v for k, v in r.scores.items() if k not in missing.get(r.index, ())}}
+        )
+        for r in found.rows
+    ]
+    event = Event(kind="extended", message="3 new")
+    synthetic.write_run(folder, rows=6)
+    nulls = {**found.metrics, "average": None, "forgetting": None}
+    found.model_copy(update={"rows": rows, "events": [event], "metrics": nulls}).write(folder)
+    return folder
+
+
+def test_an_extended_run_says_which_rows_lack_cells_and_why(tmp_path: Path) -> None:
+    folder = extended(tmp_path, {1: ("2019", "2020-22"), 2: ("2019", "2020-22")})
+    write_report(folder)
+    html = page(folder)
+    assert "no task has been followed by another one yet" not in html
+    assert "The rows after 2016, after 2017 lack cells" in html
+    assert "checkpoint.keep_rows" in html
+    why = why_undefined("average", Run(folder).results)
+    assert why.startswith("the run was extended, and the rows after 2016, after 2017 were not measured")
+    assert why_undefined("everything_change", Run(folder).results) == why
+
+
+def test_forgetting_without_any_earlier_cell_says_the_true_reason(tmp_path: Path) -> None:
+    every = tuple(synthetic.TASKS)
+    folder = extended(tmp_path, dict.fromkeys(range(1, 5), every))
+    write_report(folder)
+    html = page(folder)
+    assert "no task has been followed by another one yet" not in html
+    assert "Not defined: The rows after 2016, after 2017, after 2018, after 2019 lack cells" in html
+
+
+def test_one_task_alone_and_all_at_once_say_so(tmp_path: Path) -> None:
+    joint = Run(synthetic.write_run(tmp_path / "joint", "joint"))
+    assert sections.why_no_forgetting(joint).startswith("all tasks are learned at once")
+    found, _ = synthetic.results(rows=2)
+    one = synthetic.write_run(tmp_path / "one", rows=2, tasks=found.tasks[:1])
+    assert sections.why_no_forgetting(Run(one)) == "the stream has one task"

@@ -279,7 +279,7 @@ def test_tables_show_markup_in_names_and_fit_a_terminal(folders: dict[str, Path]
     assert "[red]" in text.replace("\n", "")
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
-    assert comparison_table(found).row_count == 2
+    assert comparison_table(found).row_count == 3  # the first is the state before training
     assert difference_table(compare([evil])) is None
 
 
@@ -300,3 +300,152 @@ def test_page_at_a_given_file(folders: dict[str, Path], tmp_path: Path) -> None:
     path = write_comparison([folders["finetune"]], tmp_path / "one.html")
     assert path == tmp_path / "one.html"
     assert (tmp_path / "one-figures" / "bars.png").is_file()
+
+
+# -- before, old and new together -----------------------------------------------------------------------------
+
+
+def test_the_state_before_training_is_a_row_of_its_own(found: Comparison) -> None:
+    (before,) = found.before
+    assert (before.label, before.members, before.seconds) == ("before", [], None)
+    results, _ = synthetic.results("finetune")
+    assert before.values["new"] is not None
+    assert before.values["new"].value == pytest.approx(results.metrics["new_before"])
+    assert before.values["known"] is not None
+    assert before.values["known"].value == pytest.approx(results.metrics["known_before"])
+    text = comparison_text(found, 160)
+    assert text.index("before  ") < text.index("zero-shot  ")
+
+
+def test_runs_that_began_differently_have_a_row_each(folders: dict[str, Path], tmp_path: Path) -> None:
+    other, _ = synthetic.results("replay")
+    lower = other.rows[0].model_copy(update={"scores": other.rows[1].scores})
+    run = synthetic.write_run(tmp_path / "r", "replay", paired=False, rows=6)
+    other.model_copy(update={"rows": [lower, *other.rows[1:]]}).write(run)
+    found = compare([folders["finetune"], folders["wise-ft"], run])
+    assert [entry.label for entry in found.before] == ["before (finetune, wise-ft)", "before (replay)"]
+
+
+def test_everything_counts_every_picture_once_among_all_names(found: Comparison) -> None:
+    results, items = synthetic.results("replay")
+    names = [c.name for c in results.columns if c.group != "retention"]
+    pooled = np.concatenate([items[-1][f"{name}/all/mean_r1"] for name in names])
+    value = next(m for m in found.methods if m.label == "replay").values["everything"]
+    assert value is not None
+    assert value.value == pytest.approx(pooled.mean())
+    assert value.low is not None
+    assert value.high is not None
+    # Near the interval of one proportion over as many pictures.
+    assert value.high - value.low == pytest.approx(2 * 1.96 * pooled.std() / len(pooled) ** 0.5, rel=0.2)
+    change = difference(found, "finetune", "everything").change
+    assert change.paired
+    assert found.shown[:3] == ("new", "known", "everything")
+
+
+def test_the_trade_and_everything_lead(found: Comparison) -> None:
+    assert [line.split(":")[0].split(" is best at ")[1] for line in found.leaders[:3]] == [
+        "what is new",
+        "what was known before",
+        "everything, old and new together",
+    ]
+    assert "(before training: 26" in found.leaders[2]
+
+
+def test_parts_of_everything_are_shown_where_the_headline_has_other_answers(tmp_path: Path) -> None:
+    results, _ = synthetic.results("finetune")
+    own = {"headline": {"protocol": "own", "metric": "mean_r1"}}
+    own["matrix"] = results.matrix.model_copy(update={"protocol": "own"})
+    runs = [synthetic.write_run(tmp_path / name, name, **own) for name in ("finetune", "replay")]
+    found = compare(runs)
+    assert found.shown[:5] == ("new", "known", "everything", "everything_new", "everything_old")
+    new, among = (found.methods[0].values[key] for key in ("new", "everything_new"))
+    assert new is not None
+    assert among is not None
+    assert among.value < new.value - 0.05  # among its own answers everything looks better
+
+
+@pytest.mark.parametrize(
+    ("protocols", "why"),
+    [
+        ([{"name": "all", "space": "own"}], "no protocol has the answers of all sets"),
+        ([{"name": "all", "space": "all", "known_task": True}], "no protocol has the answers of all sets"),
+    ],
+)
+def test_without_common_answers_everything_is_left_out_with_its_reason(
+    tmp_path: Path, protocols: list[dict[str, object]], why: str
+) -> None:
+    found = compare([synthetic.write_run(tmp_path / "a", protocols=protocols)])
+    assert "everything" not in found.shown
+    (line,) = [line for line in comparison_text(found, 200).splitlines() if "Everything" in line]
+    assert line.startswith(f"Everything not defined: {why}")
+
+
+def test_a_run_alone_is_compared_with_its_own_start(folders: dict[str, Path]) -> None:
+    found = compare([folders["finetune"]])
+    assert len(found.before) == len(found.methods) == 1
+    assert found.leaders[0].startswith("After 5 tasks, finetune finds")
+    assert found.differences == []
+
+
+def test_growing_answers_are_not_compared_with_row_0(tmp_path: Path) -> None:
+    seen = [{"name": "all", "space": "seen", "unseen": "own"}]
+    found = compare(
+        [synthetic.write_run(tmp_path / name, name, protocols=seen) for name in ("finetune", "replay")]
+    )
+    assert found.before[0].values["everything"] is None
+    assert found.methods[0].values["everything"] is not None
+    assert any("become more with every task" in note for note in found.notes)
+
+
+# -- names ----------------------------------------------------------------------------------------------------
+
+
+def variant(folder: Path, name: str, seed: int = 0, **settings: object) -> Path:
+    run = synthetic.write_run(folder, "replay", seed, name=name)
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(
+        text.replace("settings: {}", f"settings: {json.dumps(settings)}"), encoding="utf-8"
+    )
+    return run
+
+
+def labels(runs: list[Path]) -> list[str]:
+    return [method.label for method in compare(runs, draws=100).methods]
+
+
+def test_one_setting_that_tells_variants_apart_is_enough_and_the_rest_is_noted(tmp_path: Path) -> None:
+    runs = [
+        variant(tmp_path / str(i), "replay", size=10 * i, share=i / 10, note="abc"[i - 1], seed_of_it=i % 2)
+        for i in (1, 2, 3)
+    ]
+    found = compare(runs, draws=100)
+    assert [m.label for m in found.methods] == ["replay (size=10)", "replay (size=20)", "replay (size=30)"]
+    assert any(note.startswith("replay (size=20) differs") and "share=0.2" in note for note in found.notes)
+
+
+def test_long_names_lose_what_they_share_and_stay_different(tmp_path: Path) -> None:
+    names = [f"our-product-photographs-safe-{kind}-version-2" for kind in ("adapters", "lora")]
+    runs = [synthetic.write_run(tmp_path / n, "replay", name=n) for n in names]
+    runs += [synthetic.write_run(tmp_path / "f", "finetune")]
+    assert labels(runs) == ["adapters", "lora", "finetune"]
+    assert compare(runs, baseline=names[1], draws=100).baseline == "lora"
+
+
+def test_long_values_lose_what_they_share(tmp_path: Path) -> None:
+    runs = [
+        variant(tmp_path / m, "replay", weights=f"/data/models/months/2026/{m}/open_clip.safetensors")
+        for m in ("march", "april")
+    ]
+    assert labels(runs) == ["replay (weights=march)", "replay (weights=april)"]
+
+
+def test_variants_that_need_many_settings_are_called_by_their_folders(tmp_path: Path) -> None:
+    combinations = [(a, b, c) for a in (1, 2) for b in (1, 2) for c in (1, 2)]
+    runs = [
+        variant(tmp_path / f"run-{a}{b}{c}", "replay", first=a, second=b, third=c) for a, b, c in combinations
+    ]
+    found = labels(runs)
+    assert found[0] == "replay (111)"
+    assert len(set(found)) == len(found)
+    seeds = [variant(tmp_path / f"s{s}", "replay", seed=s) for s in (0, 1)]
+    assert labels(seeds) == ["replay"]

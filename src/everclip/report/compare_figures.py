@@ -12,7 +12,7 @@ from everclip.report.canvas import MARKERS, MUTED, TEXT, Picture, blank, dress, 
 from everclip.report.comparison import LABELS, MEANINGS, Comparison, Method, Value
 from everclip.report.formats import percent, plain_percent
 
-SETTLED = ("known", "new", "retention", "average")
+SETTLED = ("everything", "new", "known", "retention", "average")
 
 
 def tradeoff(comparison: Comparison) -> Picture | None:
@@ -39,6 +39,18 @@ def tradeoff(comparison: Comparison) -> Picture | None:
             elinewidth=1.4,
             label=plain(method.label, 34),
         )
+    for start in comparison.before:
+        if (x := start.values["known"]) is not None and (y := start.values["new"]) is not None:
+            axes.plot(
+                [100 * x.value],
+                [100 * y.value],
+                color=MUTED,
+                marker="o",
+                markerfacecolor="none",
+                markersize=8,
+                linestyle="none",
+                label=plain(start.label, 34),
+            )
     dress(axes)
     axes.grid(axis="x", color=axes.get_ygridlines()[0].get_color(), linewidth=0.6)
     axes.set_xlabel("known before, percent at the end")
@@ -52,7 +64,7 @@ def tradeoff(comparison: Comparison) -> Picture | None:
 def curves(comparison: Comparison) -> list[tuple[str, Picture]]:
     """Draw known, new and retention over the tasks learned, one line per method."""
     found: list[tuple[str, Picture]] = []
-    for key in ("known", "new", "retention"):
+    for key in ("everything", "new", "known", "retention"):
         methods = [(i, m) for i, m in enumerate(comparison.methods) if m.curves.get(key)]
         if not methods:
             continue

@@ -12,7 +12,7 @@ from everclip.report.comparing import compare
 from everclip.report.comparison import LABELS, MEANINGS, Comparison, describe
 from everclip.report.formats import percent
 from everclip.report.html import render
-from everclip.report.tables import describe_difference, methods_of_intervals
+from everclip.report.tables import cell_text, describe_difference, methods_of_intervals
 
 FILE = "comparison.html"
 
@@ -64,6 +64,7 @@ def _context(found: Comparison) -> dict[str, Any]:
         ],
         "notes": found.notes,
         "fine": methods_of_intervals(found),
+        "left_out": found.left_out,
         "tradeoff": compare_figures.tradeoff(found),
         "curves": compare_figures.curves(found),
         "bars": compare_figures.bars(found),
@@ -75,10 +76,10 @@ def _main(found: Comparison) -> list[dict[str, Any]]:
         {
             "label": method.label,
             "members": method.members,
-            "cells": [_split(describe(method.values[key], key)) for key in found.shown],
-            "seconds": describe(method.seconds, "seconds"),
+            "cells": [_split(cell_text(method, key)) for key in found.shown],
+            "seconds": cell_text(method, "seconds"),
         }
-        for method in found.methods
+        for method in (*found.before, *found.methods)
     ]
 
 

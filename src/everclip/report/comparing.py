@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,40 +21,29 @@ from everclip.report.comparison import (
     Method,
     Over,
     Point,
-    Value,
-    shown,
+    candidates,
+    result_name,
 )
 from everclip.report.definitions import why_undefined
 from everclip.report.intervals import DRAWS, difference_interval
-from everclip.report.mixing import flatten, refuse_mixture, warnings_about
+from everclip.report.labels import labels_of, settings_of
+from everclip.report.leaders import Changed, leaders
+from everclip.report.mixing import refuse_mixture, warnings_about
 from everclip.report.quantities import (
-    MATRIX,
     PAIRED,
     STAGES,
     Change,
     Estimate,
     Key,
     difference,
-    estimate,
     mean_difference,
     metric,
     terms,
 )
 from everclip.report.runs import Run
-from everclip.report.sentences import share, whole_percent, whole_points
+from everclip.report.teams import Team, at_row, before_training, value_of
 
-CURVES: tuple[Key, ...] = ("known", "new", "retention")
-
-
-@dataclass(frozen=True)
-class Team:
-    """The runs of one method with the same settings, by seed."""
-
-    label: str
-    runs: tuple[Run, ...]
-
-
-Changed = Callable[[Key, Team, Team], Change | None]
+CURVES: tuple[Key, ...] = ("everything", "known", "new", "retention")
 
 
 def compare(
@@ -87,16 +75,26 @@ def compare(
     """
     runs = _read(folders)
     notes = refuse_mixture(runs, force) + warnings_about(runs)
-    teams = _teams(runs)
+    teams, cut = _teams(runs)
+    notes += cut
     first = _baseline(teams, baseline)
     methods = [_method(team, draws) for team in teams]
     change = partial(_change, draws=draws, over=over)
     found = runs[0].results
+    before, alike = before_training(teams, list(dict.fromkeys((*QUANTITIES, *STAGED))))
+    notes += alike
+    keys = candidates([method.values for method in methods], runs[0])
+    undefined = {
+        key: why_undefined(result_name(key), found)
+        for key in keys
+        if all(method.values[key] is None for method in methods)
+    }
     differences = [
         _difference(key, team, first, change)
         for team in teams
         if team is not first
-        for key in shown([method.values for method in methods])
+        for key in keys
+        if key not in undefined
     ]
     if over == "items":
         notes += _not_over_items(teams, differences)
@@ -110,7 +108,10 @@ def compare(
         column_groups={column.name: column.group for column in _columns(runs[0])},
         baseline=first.label,
         methods=methods,
-        leaders=_leaders(teams, methods, change),
+        before=before,
+        quantities=list(keys),
+        undefined=undefined,
+        leaders=leaders(teams, methods, change, before),
         notes=notes,
         differences=differences,
         over=over,
@@ -132,55 +133,27 @@ def _columns(run: Run) -> list[Any]:
     return [*run.columns("known"), *run.columns("task"), *run.columns("retention")]
 
 
-def _teams(runs: Sequence[Run]) -> list[Team]:
-    settings = [_settings(run) for run in runs]
-    grouped: dict[str, list[int]] = {}
-    for index, found in enumerate(settings):
-        grouped.setdefault(json.dumps(found, sort_keys=True, default=str), []).append(index)
-    labels = _labels([(runs[group[0]].name, settings[group[0]]) for group in grouped.values()])
-    return [
-        Team(label, tuple(sorted((runs[i] for i in group), key=lambda run: run.results.seed)))
+def _teams(runs: Sequence[Run]) -> tuple[list[Team], list[str]]:
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(json.dumps(settings_of(run), sort_keys=True, default=str), []).append(run)
+    labels, notes = labels_of(list(grouped.values()))
+    teams = [
+        Team(label, tuple(sorted(group, key=lambda run: run.results.seed)))
         for label, group in zip(labels, grouped.values(), strict=True)
     ]
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """Everything that decides a run's result but its seed, as dotted keys."""
-    ignored = ("seed", "output", "checkpoint", "trackers", "report", "scenario", "evaluation")
-    config = {key: value for key, value in run.config.items() if key not in ignored}
-    training = config.get("training")
-    if isinstance(training, Mapping):  # where a run was carried out does not make it another method
-        config["training"] = {k: v for k, v in training.items() if k not in ("workers", "threads", "device")}
-    described = {"method": run.results.method, "backbone": run.results.backbone}
-    return flatten({"benchmark": run.results.benchmark, **(config or described), "name": run.name})
-
-
-def _labels(found: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """The method's name, with what is set differently where several teams share it."""
-    labels: list[str] = []
-    for name, settings in found:
-        rivals = [other for label, other in found if label == name and other is not settings]
-        keys = [key for key in settings if any(other.get(key) != settings[key] for other in rivals)]
-        missing = [key for other in rivals for key in other if key not in settings]
-        said = [f"{_short(key)}={settings[key]}" for key in keys]
-        said += [f"no {_short(key)}" for key in dict.fromkeys(missing)]
-        labels.append(f"{name} ({', '.join(said)})" if said else name)
-    return labels
-
-
-def _short(key: str) -> str:
-    return key.removeprefix("method.settings.").removeprefix("training.")
+    return teams, notes
 
 
 def _baseline(teams: Sequence[Team], label: str | None) -> Team:
     if label is None:
         return teams[0]
-    for team in teams:
-        if team.label == label:
-            return team
-    raise DataError(
-        f"baseline {label!r}: no such method.{did_you_mean(label, [team.label for team in teams])}"
-    )
+    # What a label cut off may be written out, as long as one method alone is called so.
+    named = [team for team in teams if team.label == label] or [t for t in teams if t.runs[0].name == label]
+    if len(named) == 1:
+        return named[0]
+    what = "several methods are called so" if named else "no such method"
+    raise DataError(f"baseline {label!r}: {what}.{did_you_mean(label, [team.label for team in teams])}")
 
 
 def _method(team: Team, draws: int) -> Method:
@@ -199,12 +172,12 @@ def _method(team: Team, draws: int) -> Method:
         label=team.label,
         name=first.name,
         members=members,
-        values={key: _value(team, partial(metric, key=key, draws=draws)) for key in keys},
+        values={key: value_of(team, partial(metric, key=key, draws=draws)) for key in keys},
         columns={
-            column.name: _value(team, partial(_of_column, name=column.name)) for column in _columns(first)
+            column.name: value_of(team, partial(_of_column, name=column.name)) for column in _columns(first)
         },
         curves={key: _curve(team, key) for key in CURVES},
-        seconds=_value(team, _seconds),
+        seconds=value_of(team, _seconds),
     )
 
 
@@ -221,33 +194,11 @@ def _of_column(run: Run, name: str) -> Estimate | None:
     return Estimate(value=score.value, low=score.low, high=score.high, how="of the set itself")
 
 
-def _value(team: Team, of: Callable[[Run], Estimate | None]) -> Value | None:
-    """The number of a team: of its only run, or mean and spread over seeds; null if any run lacks it."""
-    found = [estimated for run in team.runs if (estimated := of(run)) is not None]
-    if len(found) != len(team.runs):
-        return None
-    if len(found) == 1:
-        return Value(**found[0].model_dump())
-    spread = seed_spread([estimated.value for estimated in found], team.runs[0].confidence)
-    return Value(
-        value=spread.mean,
-        low=spread.low,
-        high=spread.high,
-        seeds=len(found),
-        deviation=spread.standard_deviation,
-        how=f"t interval over {len(found)} seeds, items fixed",
-    )
-
-
-def _at(run: Run, key: Key, row: int) -> Estimate | None:
-    return estimate(run, terms(run, key, row))
-
-
 def _curve(team: Team, key: Key) -> list[Point]:
     rows = min(run.last for run in team.runs) + 1
     points: list[Point] = []
     for row in range(rows):
-        value = _value(team, partial(_at, key=key, row=row))
+        value = value_of(team, partial(at_row, key=key, row=row))
         if value is not None:
             points.append(Point(tasks=team.runs[0].learned_count(row), value=value))
     return points
@@ -261,7 +212,7 @@ def _difference(key: Key, team: Team, other: Team, changed: Changed) -> Differen
 
 def _why_not(key: Key, team: Team, other: Team) -> str:
     """Say why there is no difference; what both lack for one reason is no method's own."""
-    name = key if key in (*MATRIX, *STAGES) else f"{key}_last"
+    name = result_name(key)
     lacking = [t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)]
     whys = [why_undefined(name, t.runs[0].results) for t in lacking]
     if not lacking:
@@ -321,7 +272,7 @@ def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) ->
 
 
 def _unpaired(key: Key, team: Team, other: Team, draws: int) -> Change | None:
-    a, b = (_value(t, lambda run: metric(run, key, draws)) for t in (team, other))
+    a, b = (value_of(t, lambda run: metric(run, key, draws)) for t in (team, other))
     if a is None or b is None:
         return None
     if a.low is None or a.high is None or b.low is None or b.high is None:
@@ -334,42 +285,3 @@ def _unpaired(key: Key, team: Team, other: Team, draws: int) -> Change | None:
         resolved=found.low > 0 or found.high < 0,
         how=f"not paired: {a.how}, and {b.how}",
     )
-
-
-def _leaders(teams: Sequence[Team], methods: Sequence[Method], changed: Changed) -> list[str]:
-    """Who is ahead on what was learned and on what was kept, and whether that is resolved.
-
-    A method that learns everything at once is a bound and no rival, so it is named apart.
-    """
-    said: list[str] = []
-    bounds = [i for i, team in enumerate(teams) if any(run.all_at_once for run in team.runs)]
-    things: tuple[tuple[Key, str], ...] = (("new", "what is new"), ("known", "what was known before"))
-    for key, thing in things:
-        ranked = sorted(
-            (
-                (value, index)
-                for index, method in enumerate(methods)
-                if index not in bounds and (value := method.values[key]) is not None
-            ),
-            key=lambda entry: -entry[0].value,
-        )
-        if len(ranked) < 2:
-            continue
-        (best, i), (second, j) = ranked[:2]
-        change = changed(key, teams[i], teams[j])
-        ahead = f"{methods[i].label} is best at {thing}: {share(best)}"
-        if change is not None and change.resolved:
-            said.append(f"{ahead}, {whole_points(change.value)} points more than {methods[j].label}.")
-        else:
-            rival = f"{methods[j].label} has {whole_percent(second.value)}"
-            said.append(f"{ahead}; {rival}, a difference that is not resolved.")
-    for index in bounds:
-        new, known = methods[index].values["new"], methods[index].values["known"]
-        reached = [
-            f"{share(value)} of {thing}" for value, thing in ((new, "the new"), (known, "the known")) if value
-        ]
-        if said and reached:
-            said.append(
-                f"{methods[index].label} learns everything at once and reaches {' and '.join(reached)}."
-            )
-    return said

@@ -7,19 +7,29 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from everclip.report.formats import NOT_DEFINED, number, plain_percent, span
-from everclip.report.quantities import Change, Estimate, Key
+from everclip.report.formats import NOT_DEFINED, listed, number, plain_percent, span
+from everclip.report.quantities import MATRIX, STAGES, Change, Estimate, Key
+from everclip.report.runs import Run
 
 Over = Literal["seeds", "items"]
 """What an interval of a difference is over, where a method has several seeds."""
 
-QUANTITIES: tuple[Key, ...] = ("known", "new", "retention", "transfer", "average", "forgetting")
-STAGED: tuple[Key, ...] = ("known", "new", "retention", "stage_last", "stage_average", "forgetting")
+TRADE: tuple[Key, ...] = ("new", "known", "everything")
+"""What decides: what was gained, what was kept, and both together."""
+
+APART: tuple[Key, ...] = ("everything_new", "everything_old")
+"""The parts of everything, where the headline has other answers on offer than everything has."""
+
+QUANTITIES: tuple[Key, ...] = (*TRADE, *APART, "retention", "transfer", "average", "forgetting")
+STAGED: tuple[Key, ...] = (*TRADE, *APART, "retention", "stage_last", "stage_average", "forgetting")
 """What is shown where tasks are not scored before they are learned, so that Transfer and Average do not exist."""
 
 LABELS = {
     "known": "Known",
-    "new": "Last",
+    "new": "New",
+    "everything": "Everything",
+    "everything_new": "New, among all",
+    "everything_old": "Known, among all",
     "retention": "Retention",
     "transfer": "Transfer",
     "average": "Average",
@@ -31,6 +41,9 @@ LABELS = {
 MEANINGS = {
     "known": "what was known before the stream, at the last row",
     "new": "mean of all task sets at the last row (MTIL Last)",
+    "everything": "all test pictures, old and new, among the answers of all sets, at the last row",
+    "everything_new": "the part of everything that is new",
+    "everything_old": "the part of everything that was known before",
     "retention": "mean of the sets never trained on, at the last row",
     "transfer": "mean of tasks before they are learned, per task, then over tasks (MTIL Transfer)",
     "average": "mean of all cells of the task matrix (MTIL Average)",
@@ -103,6 +116,9 @@ class Comparison(Part):
     column_groups: dict[str, str]
     baseline: str
     methods: list[Method]
+    before: list[Method]
+    quantities: list[Key]
+    undefined: dict[str, str]
     differences: list[Difference]
     leaders: list[str]
     notes: list[str]
@@ -110,17 +126,35 @@ class Comparison(Part):
 
     @property
     def shown(self) -> tuple[Key, ...]:
-        """The quantities that its tables show."""
-        return shown([method.values for method in self.methods])
+        """The quantities that its tables show: those of which a method has a value."""
+        return tuple(key for key in self.quantities if key not in self.undefined)
+
+    @property
+    def left_out(self) -> str:
+        """A line that names what no method has a value of, and why; empty if nothing is left out."""
+        whys: dict[str, list[str]] = {}
+        for key, why in self.undefined.items():
+            whys.setdefault(why, []).append(LABELS[key])
+        said = [f"{listed(names)} not defined: {why}" for why, names in whys.items()]
+        return f"{'; '.join(said)}." if said else ""
 
 
-def shown(values: Sequence[Mapping[str, Value | None]]) -> tuple[Key, ...]:
-    """Return which quantities a comparison of these methods shows."""
+def result_name(key: Key) -> str:
+    """Return what a quantity is called in the metrics of a result."""
+    return key if key in (*MATRIX, *STAGES) else f"{key}_last"
+
+
+def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[Key, ...]:
+    """Return which quantities a comparison of these methods is about."""
 
     def has(key: str) -> bool:
         return any(found.get(key) is not None for found in values)
 
-    return STAGED if has("stage_average") and not has("average") else QUANTITIES
+    found = STAGED if has("stage_average") and not has("average") else QUANTITIES
+    how = run.together
+    if isinstance(how, str) or how.protocol == run.results.headline["protocol"]:
+        found = tuple(key for key in found if key not in APART)
+    return found
 
 
 def describe(value: Value | None, key: str) -> str:

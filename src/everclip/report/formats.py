@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 NOT_DEFINED = "not defined"
 MINUS = "\u2212"
 _SPACE = "\u00a0"  # a number and its unit stay on one line
@@ -37,6 +39,11 @@ def span(low: float | None, high: float | None, digits: int = 0) -> str:
         return ""
     joiner = " to " if low < 0 or high < 0 else "\u2013"
     return f"{plain_percent(low, digits)}{joiner}{plain_percent(high, digits)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return `a`, `a and b`, or `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def seconds(value: float | None) -> str:

@@ -27,7 +27,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
     """Return the key numbers; a number that is not defined says why."""
     part = "" if run.complete else f", {run.learned_count(run.last)} of {len(run.results.tasks)} learned"
     rows: list[tuple[Key, str, str, str]] = [
-        ("everything", "Everything", "everything_last", METRICS["everything_last"].text),
+        ("everything", "Everything", "everything_last", "old and new pictures together, among all answers"),
         ("new", "New", "new_last", f"mean of all task sets at the last row{part}"),
         ("known", "Known", "known_last", "what was known before the stream"),
         ("retention", "Retention", "retention_last", "mean of the sets never trained on"),

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from everclip.report.comparison import LABELS, Comparison, Difference, describe
-from everclip.report.formats import NOT_DEFINED, points, span
+from everclip.report.comparison import LABELS, Comparison, Difference, Method, describe
+from everclip.report.formats import NOT_DEFINED, listed, points, span
+
+NOTHING = "\u2013"
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -23,10 +25,9 @@ def comparison_table(comparison: Comparison) -> Table:
     keys = [*comparison.shown, "seconds"]
     for key in keys:
         table.add_column(LABELS[key], justify="right", overflow="fold")
-    for method in comparison.methods:
+    for method in (*comparison.before, *comparison.methods):
         seeds = f" ({len(method.members)} seeds)" if len(method.members) > 1 else ""
-        values = {**method.values, "seconds": method.seconds}
-        table.add_row(Text(method.label + seeds), *(_cell(describe(values[key], key)) for key in keys))
+        table.add_row(Text(method.label + seeds), *(_cell(cell_text(method, key)) for key in keys))
     return table
 
 
@@ -40,6 +41,12 @@ def _cell(text: str) -> Text:
     """The interval stands below its number: the table then fits 80 characters."""
     value, bracket, rest = text.partition(" (")
     return Text(f"{value}\n{rest.replace(')', '')}" if bracket else value)
+
+
+def cell_text(method: Method, key: str) -> str:
+    """Return a cell of the main table; what cannot be there before training is a dash."""
+    value = method.seconds if key == "seconds" else method.values[key]
+    return NOTHING if value is None and not method.members else describe(value, key)
 
 
 def difference_table(comparison: Comparison) -> Table | None:
@@ -79,7 +86,7 @@ def comparison_text(comparison: Comparison, width: int = 120) -> str:
     differences = difference_table(comparison)
     if differences is not None:
         console.print(differences)
-    for note in (*comparison.notes, *methods_of_intervals(comparison)):
+    for note in (*comparison.notes, *methods_of_intervals(comparison), *filter(None, [comparison.left_out])):
         console.print(Text(note))
     file = console.file
     assert isinstance(file, io.StringIO)
@@ -94,4 +101,4 @@ def methods_of_intervals(comparison: Comparison) -> list[str]:
     for d in comparison.differences:
         if d.why_not and LABELS[d.quantity] not in missing.setdefault(d.why_not, []):
             missing[d.why_not].append(LABELS[d.quantity])
-    return lines + [f"{' and '.join(names)} not defined: {why}." for why, names in missing.items()]
+    return lines + [f"{listed(names)} not defined: {why}." for why, names in missing.items()]

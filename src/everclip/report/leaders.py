@@ -1,0 +1,81 @@
+"""Who is ahead, in sentences: on what is new, on what was known, and on both together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from everclip.report.comparison import Method
+from everclip.report.quantities import Change, Key
+from everclip.report.sentences import headline, share, whole_percent, whole_points
+from everclip.report.teams import Team
+
+Changed = Callable[[Key, Team, Team], Change | None]
+
+THINGS: tuple[tuple[Key, str], ...] = (
+    ("new", "what is new"),
+    ("known", "what was known before"),
+    ("everything", "everything, old and new together"),
+)
+
+
+def leaders(
+    teams: Sequence[Team], methods: Sequence[Method], changed: Changed, before: Sequence[Method]
+) -> list[str]:
+    """Say who is ahead on what was learned, on what was kept and on both, and whether that is resolved.
+
+    A method that learns everything at once is a bound and no rival, so it is named apart. Of a run alone, its own
+    headline is returned.
+    """
+    if len(teams) == 1 and len(teams[0].runs) == 1:
+        return [headline(teams[0].runs[0])]
+    bounds = [i for i, team in enumerate(teams) if any(run.all_at_once for run in team.runs)]
+    said = [
+        text for key, thing in THINGS if (text := _ahead(key, thing, teams, methods, changed, before, bounds))
+    ]
+    return said + (_bounds(methods, bounds) if said else [])
+
+
+def _ahead(
+    key: Key,
+    thing: str,
+    teams: Sequence[Team],
+    methods: Sequence[Method],
+    changed: Changed,
+    before: Sequence[Method],
+    bounds: Sequence[int],
+) -> str:
+    ranked = sorted(
+        (
+            (value, index)
+            for index, method in enumerate(methods)
+            if index not in bounds and (value := method.values[key]) is not None
+        ),
+        key=lambda entry: -entry[0].value,
+    )
+    if len(ranked) < 2:
+        return ""
+    (best, i), (second, j) = ranked[:2]
+    ahead = f"{methods[i].label} is best at {thing}: {share(best)}"
+    change = changed(key, teams[i], teams[j])
+    start = before[0].values.get(key) if len(before) == 1 else None
+    since = "" if start is None else f" (before training: {whole_percent(start.value)})"
+    if change is not None and change.nothing:
+        return f"{ahead}; {methods[j].label} gives the same answers{since}."
+    if change is not None and change.resolved:
+        return f"{ahead}, {whole_points(change.value)} points more than {methods[j].label}{since}."
+    rival = f"{methods[j].label} has {whole_percent(second.value)}"
+    return f"{ahead}; {rival}, a difference that is not resolved{since}."
+
+
+def _bounds(methods: Sequence[Method], bounds: Sequence[int]) -> list[str]:
+    said = []
+    for index in bounds:
+        new, known = methods[index].values["new"], methods[index].values["known"]
+        reached = [
+            f"{share(value)} of {thing}" for value, thing in ((new, "the new"), (known, "the known")) if value
+        ]
+        if reached:
+            said.append(
+                f"{methods[index].label} learns everything at once and reaches {' and '.join(reached)}."
+            )
+    return said
