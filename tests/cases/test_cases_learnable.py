@@ -248,3 +248,49 @@ def test_b29_captions_that_differ_in_blanks_or_case_are_one(tmp_path: Path) -> N
     key = batch["text_key"].tolist()
     assert key[0] == key[2] != key[1] == key[3]
     assert isinstance(task.train, Table)
+
+
+# -- check ----------------------------------------------------------------------------------------------------
+
+
+def _findings(command: Command, *arguments: object) -> dict[str, dict[str, Any]]:
+    _, shown, _ = command("check", *arguments, "--json")
+    document = json.loads(shown)
+    return {"counts": document} | {finding["code"]: finding for finding in document["findings"]}
+
+
+def test_b29_check_counts_what_the_tokenizer_tells_apart(tmp_path: Path, command: Command) -> None:
+    found = _findings(command, table(tmp_path, ["red cat", "red cat ", "Red  Cat", "blue dog"]))
+    assert (found["counts"]["captions"]["written"], found["counts"]["captions"]["distinct"]) == (4, 2)
+    assert "'red cat' = 'red cat ' = 'Red  Cat'" in found["same-text"]["message"]
+    assert found["counts"]["captions"]["most_shared"] == [{"name": "red cat", "count": 3}]
+    found = _findings(command, table(tmp_path / "one", ["red cat", "RED cat", "red cat "]))
+    assert found["one-text"]["level"] == "stop"
+
+
+def test_b20_check_counts_classes_by_key_and_names_twins(tmp_path: Path, command: Command) -> None:
+    lines = ["file,class_id,class_name"]
+    for k, (key, name) in enumerate((("n01", "crane"), ("n02", "crane"), ("n03", "dog"), ("n04", "Dog"))):
+        picture(tmp_path / f"{k}.png", COLOURS[k], (32, 32), k)
+        lines.append(f"{k}.png,{key},{name}")
+    found = _findings(command, text(tmp_path / "list.csv", "\n".join(lines) + "\n"))
+    assert len(found["counts"]["classes"]["counts"]) == 4
+    assert "'crane' (n01) = 'crane' (n02); 'dog' (n03) = 'Dog' (n04)" in found["same-name"]["message"]
+
+
+def test_b07_unicode_forms_of_a_class_are_one_class(tmp_path: Path, command: Command) -> None:
+    for k, (side, name) in enumerate(
+        (("train", "caf\u00e9"), ("train", "dog"), ("test", "cafe\u0301"), ("test", "dog"))
+    ):
+        for i in range(3):
+            picture(tmp_path / "d" / side / name / f"{i}.png", COLOURS[k % 2], (32, 32), 10 * k + i)
+    found = _findings(command, tmp_path / "d")
+    assert "not-trained" not in found
+    assert [entry["name"] for entry in found["counts"]["classes"]["counts"]] == ["caf\u00e9", "dog"]
+
+
+def test_b02_check_names_classes_without_test_pictures(tmp_path: Path, command: Command) -> None:
+    for side, names in (("train", ("ant", "bee", "cat")), ("test", ("bee", "cat"))):
+        classes(tmp_path / "d" / side, dict.fromkeys(names, "cat"), per=2)
+    found = _findings(command, tmp_path / "d")
+    assert "'ant'" in found["not-tested"]["message"]

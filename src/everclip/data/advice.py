@@ -47,7 +47,8 @@ def _nothing(check: Check) -> Iterator[Finding]:
             level="stop",
             code="one-text",
             message=f"every picture has the same text ({check.captions.longest[0].name[:60]!r})",
-            remedy="A CLIP learns from differences: give captions, or more than one class.",
+            remedy="A CLIP learns from differences: give captions, or more than one class (texts with equal tokens are "
+            "one text to it).",
         )
 
 
@@ -230,6 +231,16 @@ def _balance(check: Check) -> Iterator[Finding]:
             remedy="A CLIP learns and finds classes by their names: map numbers to words in the column "
             "`class_name`, and keep the numbers as columns.class_key=NAME if they are needed.",
         )
+    if classes.same_text:
+        shown = "; ".join(" = ".join(group[:4]) for group in classes.same_text[:3])
+        yield Finding(
+            level="mend",
+            code="same-name",
+            message=f"{counted(len(classes.same_text), 'name stands', 'names stand')} for several classes, as the "
+            f"model reads them: {shown}",
+            remedy="No text can tell them apart, so they share one answer: give them names of their own, or one "
+            "class_key if they are one class.",
+        )
     if classes.unlabelled:
         yield Finding(
             level="mend",
@@ -247,6 +258,19 @@ def _balance(check: Check) -> Iterator[Finding]:
         )
 
 
+def _lost_classes(check: Check) -> Iterator[Finding]:
+    lost = () if check.classes is None else check.classes.not_tested
+    if lost:
+        yield Finding(
+            level="mend",
+            code="not-tested",
+            message=f"{counted(len(lost), 'class has', 'classes have')} no test picture: "
+            + ", ".join(repr(name) for name in lost[:3]),
+            remedy="They are learned and never measured (a stream by classes leaves them out): mark some as test, or "
+            "look for a misspelt name.",
+        )
+
+
 def _texts(check: Check) -> Iterator[Finding]:
     texts = check.captions
     if texts is None:
@@ -257,6 +281,22 @@ def _texts(check: Check) -> Iterator[Finding]:
             code="missing-text",
             message=f"{share(texts.missing, check.rows)} rows have neither caption nor class name",
             remedy="Give them one, or leave them out.",
+        )
+    if texts.wordless:
+        yield Finding(
+            level="mend",
+            code="wordless",
+            message=f"{share(texts.wordless, texts.count)} texts hold nothing that {texts.tokenizer} reads",
+            remedy="They all mean the empty text to it: write words, or leave them out.",
+        )
+    if texts.same_text and texts.source == "captions":
+        yield Finding(
+            level="note",
+            code="same-text",
+            message=f"{texts.written:,} texts are written differently and {texts.distinct:,} are read differently: "
+            + "; ".join(" = ".join(repr(t[:40]) for t in group[:3]) for group in texts.same_text[:3]),
+            remedy="Case, blanks, Unicode forms and what lies behind the end of the context make no difference to the "
+            "model: such texts are one text, in training and in recall.",
         )
     if texts.ambiguous_share > 0.05:
         yield Finding(
@@ -332,6 +372,7 @@ _RULES: tuple[Callable[[Check], Iterator[Finding]], ...] = (
     _texts,
     _long_texts,
     _balance,
+    _lost_classes,
     _copies,
     _pictures,
     _extent,

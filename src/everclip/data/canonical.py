@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import unicodedata
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -169,6 +170,8 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
             problems += [(i, "missing-label", f"column {name!r} is NaN") for i in broken]
         if not pa.types.is_string(held.type):
             columns = replaced(columns, name, pa.array([_text(v) for v in values], pa.string()))
+        if name in ("class_key", "class_name"):
+            columns = replaced(columns, name, _composed(columns.column(name)))
     columns = _captions(columns, problems)
     if "keywords" in columns.column_names:
         kind = columns.column("keywords").type
@@ -181,6 +184,14 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
         times = _times if numeric_time else _whole
         columns = replaced(columns, "time", times(columns.column("time")))
     return columns, problems
+
+
+def _composed(held: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Return names in the composed Unicode form: a Mac writes `é` as two signs, and it is the same class."""
+    known = {v: unicodedata.normalize("NFC", v) for v in pc.unique(held).to_pylist() if v is not None}
+    if all(v == composed for v, composed in known.items()):
+        return held
+    return pa.array([None if v is None else known[v] for v in held.to_pylist()], pa.string())
 
 
 def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:

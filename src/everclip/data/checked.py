@@ -44,6 +44,7 @@ class Classes(Frozen):
         single: classes with one picture.
         not_trained: classes that stand on the test side and not on the training side.
         not_tested: the reverse.
+        same_text: groups of classes whose names the model reads the same.
     """
 
     counts: tuple[Named, ...]
@@ -53,6 +54,7 @@ class Classes(Frozen):
     unlabelled: int
     not_trained: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = ()
+    same_text: tuple[tuple[str, ...], ...] = ()
 
 
 class Captions(Frozen):
@@ -60,7 +62,10 @@ class Captions(Frozen):
 
     Attributes:
         source: `captions`, or `class names` where there are no captions.
-        distinct: different texts.
+        distinct: texts that the model reads as different: those with equal tokens are one.
+        written: texts that are written differently.
+        same_text: examples of texts that are written differently and read the same.
+        wordless: rows whose text the model reads as an empty one.
         per_picture: captions per picture.
         tokens: length in tokens, with the start and end token.
         context: what the model reads; the rest of a longer text is cut off.
@@ -74,6 +79,9 @@ class Captions(Frozen):
     source: Literal["captions", "class names"]
     count: int
     distinct: int
+    written: int = 0
+    same_text: tuple[tuple[str, ...], ...] = ()
+    wordless: int = 0
     missing: int
     per_picture: Spread
     tokenizer: str

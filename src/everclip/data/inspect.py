@@ -7,37 +7,32 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from everclip.data.advice import advise
 from everclip.data.checked import (
-    Captions,
     Check,
-    Classes,
     Copies,
     Duplicated,
     Leaking,
     Leaks,
-    Named,
     Row,
     SetAside,
     Sizes,
-    Spread,
 )
-from everclip.data.duplicates import DISTANCE, SIDES, Duplicates, Group, Tick, find_duplicates
+from everclip.data.duplicates import DISTANCE, Duplicates, Group, Tick, find_duplicates
+from everclip.data.inspect_texts import captions_of, classes_of, counts_of, spread, text_column
 from everclip.data.periods import time_counts
 from everclip.data.quarantine import Quarantine
+from everclip.data.same_texts import Tokenise
 from everclip.data.sources import Loaded
 from everclip.data.splits import side_of
 from everclip.data.table import Table
 
 EXAMPLES = 200
 """Groups, leaks and set-aside rows that the document lists; the files written beside it list all."""
-
-_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -49,12 +44,14 @@ class ModelLimits:
         side: pixels of the image tower's input.
         context: tokens that the text tower reads, start and end included.
         lengths: texts to their number of tokens, nothing cut.
+        tokenise: texts to token ids, cut at the context: what the model reads.
     """
 
     name: str
     side: int
     context: int
     lengths: Callable[[Sequence[str]], list[int]]
+    tokenise: Tokenise
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,10 @@ def inspect(
         guesses=loaded.guesses,
         rows=len(table),
         pictures=len(first),
-        splits=_count(side for side in sides if side),
-        languages=_count(v for v in table.column("language") if v) if table.has("language") else {},
-        classes=_classes(table, sides, first),
-        captions=_captions(table, model),
+        splits=counts_of(side for side in sides if side),
+        languages=counts_of(v for v in table.column("language") if v) if table.has("language") else {},
+        classes=classes_of(table, sides, first, model.tokenise),
+        captions=captions_of(table, model.name, model.context, model.lengths, model.tokenise),
         time=time_counts(table.column("time")) if table.has("time") else None,
         sizes=_sizes(facts, first, model, names) if first else None,
         duplicates=_duplicated(found, names),
@@ -163,94 +160,12 @@ def _common_folder(table: Table) -> str:
     return os.path.join(os.path.commonpath(folders), "")
 
 
-def text_column(table: Table) -> list[Any]:
-    """Return what stands for each picture in words: its caption, else its class name."""
-    captions = table.column("caption") if table.has("caption") else [None] * len(table)
-    names = table.column("class_name") if table.has("class_name") else [None] * len(table)
-    return [caption or name for caption, name in zip(captions, names, strict=True)]
-
-
 def _first_rows(table: Table) -> list[int]:
     """Return one row per picture: rows that share an `image_id` are captions of one."""
     first: dict[str, int] = {}
     for row, identity in enumerate(table.identities()):
         first.setdefault(identity, row)
     return list(first.values())
-
-
-def _count(values: Any) -> dict[str, int]:
-    """Return how often each value stands, the most frequent first."""
-    counts = Counter(str(value) for value in values)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _named(counts: dict[str, int], most: int | None = None) -> tuple[Named, ...]:
-    return tuple(Named(name=name, count=count) for name, count in list(counts.items())[:most])
-
-
-def _spread(values: Sequence[float] | np.ndarray) -> Spread:
-    return Spread(low=float(np.min(values)), median=float(np.median(values)), high=float(np.max(values)))
-
-
-def _classes(table: Table, sides: Sequence[str | None], first: list[int]) -> Classes | None:
-    if not table.has("class_name") and not table.has("class_key"):
-        return None
-    names = table.column("class_name" if table.has("class_name") else "class_key")
-    counts = _count(names[row] for row in first if names[row] is not None)
-    if not counts:
-        return None
-    sizes = np.array(list(counts.values()), dtype=np.float64)
-    share = sizes / sizes.sum()
-    on = {side: {str(names[r]) for r in first if sides[r] == side and names[r] is not None} for side in SIDES}
-    both = bool(on["train"] and on["test"])
-    return Classes(
-        counts=_named(counts),
-        imbalance=float(sizes.max() / sizes.min()),
-        effective=float(np.exp(-(share * np.log(share)).sum())),
-        single=int((sizes == 1).sum()),
-        unlabelled=sum(names[row] is None for row in first),
-        not_trained=tuple(sorted(on["test"] - on["train"])) if both else (),
-        not_tested=tuple(sorted(on["train"] - on["test"])) if both else (),
-    )
-
-
-def _captions(table: Table, model: ModelLimits) -> Captions | None:
-    given = table.column("caption") if table.has("caption") else []
-    source: Literal["captions", "class names"] = "captions" if any(given) else "class names"
-    texts = [str(t) for t in text_column(table) if t]
-    if not texts:
-        return None
-    counts = _count(texts)
-    distinct = list(counts)
-    lengths: list[int] = []
-    for start in range(0, len(distinct), _BATCH):
-        lengths += model.lengths(distinct[start : start + _BATCH])
-    length_of = dict(zip(distinct, lengths, strict=True))
-    tokens = np.array([length_of[text] for text in texts])
-    longest = sorted(distinct, key=lambda text: (-length_of[text], text))[:3]
-    pictures: dict[str, set[str]] = {}
-    if source == "captions":  # that a class name stands for many pictures is its purpose
-        things = table.column("concept") if table.has("concept") else table.identities()
-        for text, thing in zip(given, things, strict=True):
-            if text and counts[str(text)] > 1:
-                pictures.setdefault(str(text), set()).add(str(thing))
-    shared = {text: len(p) for text, p in pictures.items() if len(p) > 1}
-    per_picture = list(Counter(table.identities()).values())
-    return Captions(
-        source=source,
-        count=len(texts),
-        distinct=len(distinct),
-        missing=len(table) - len(texts),
-        per_picture=_spread(per_picture),
-        tokenizer=model.name,
-        tokens=_spread(tokens),
-        context=model.context,
-        cut=int((tokens > model.context).sum()),
-        longest=tuple(Named(name=text[:300], count=length_of[text]) for text in longest),
-        ambiguous=len(shared),
-        ambiguous_share=sum(counts[text] for text in shared) / len(texts),
-        most_shared=_named({t[:300]: n for t, n in sorted(shared.items(), key=lambda i: (-i[1], i[0]))}, 3),
-    )
 
 
 def _sizes(facts: pa.Table, first: list[int], model: ModelLimits, names: Callable[[int], Row]) -> Sizes:
@@ -260,15 +175,15 @@ def _sizes(facts: pa.Table, first: list[int], model: ModelLimits, names: Callabl
     )
     blank = [row for row, is_blank in zip(first, chosen.column("blank").to_pylist(), strict=True) if is_blank]
     return Sizes(
-        width=_spread(width),
-        height=_spread(height),
-        bytes=_spread(size),
+        width=spread(width),
+        height=spread(height),
+        bytes=spread(size),
         total=int(size.sum()),
         small=int((np.minimum(width, height) < model.side).sum()),
         side=model.side,
         model=model.name,
-        formats=_count(chosen.column("format").to_pylist()),
-        modes=_count(chosen.column("mode").to_pylist()),
+        formats=counts_of(chosen.column("format").to_pylist()),
+        modes=counts_of(chosen.column("mode").to_pylist()),
         animated=int((frames > 1).sum()),
         blank=len(blank),
         blanks=tuple(names(row) for row in blank[:EXAMPLES]),

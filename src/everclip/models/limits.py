@@ -24,7 +24,7 @@ def limits_of(name: str) -> ModelLimits:
     tokenizer, _ = build_tokenizer(located.model_cfg["text_cfg"], located.folder)
     size = located.model_cfg["vision_cfg"].get("image_size", 224)
     side = int(min(size) if isinstance(size, list | tuple) else size)
-    return ModelLimits(name, side, int(tokenizer.context_length), _lengths(tokenizer))
+    return ModelLimits(name, side, int(tokenizer.context_length), _lengths(tokenizer), tokenizer)
 
 
 def _lengths(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
