@@ -14,6 +14,7 @@ from everclip.evaluation.results import Results
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.propose import MOST_TASKS, propose
+from micro import MODEL, write_model
 
 DAYS = [f"2024-{month:02d}-{day:02d}" for month in range(1, 7) for day in (1, 9, 23)]
 CLASSES = {"class_name": [f"kind {i}" for i in range(7)]}
@@ -77,8 +78,11 @@ def call(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[in
 
 @pytest.mark.parametrize("name", DATA)
 def test_the_printed_yaml_runs_to_its_end(
-    name: str, call: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
+    name: str, call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
+    model = write_model(
+        tmp_path / "model", {**MODEL, "text_cfg": {**MODEL["text_cfg"], "context_length": 40}}
+    )
     make, kind, tasks = DATA[name]
     code, text, said = call(*make(tmp_path))
     assert code == 0
@@ -89,7 +93,7 @@ def test_the_printed_yaml_runs_to_its_end(
     (tmp_path / "mine.yaml").write_text(text)
     results: Results = execute(
         str(tmp_path / "mine.yaml"),
-        f"backbone={micro_folder / 'model'}",
+        f"backbone={model}",
         "training.steps=1",
         f"output={tmp_path / 'run'}",
         "training.threads=1",

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from everclip.data.inspect import Inspected, text_column
+from everclip.data.inspect import Inspected
+from everclip.data.inspect_texts import text_column
 from everclip.data.sheet import sample_sheet
 from everclip.files import write_bytes_atomic, write_text_atomic
 

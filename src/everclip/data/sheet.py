@@ -16,7 +16,8 @@ from everclip.data.advice import counted
 from everclip.data.checked import Check
 from everclip.data.duplicates import Group, Leak
 from everclip.data.images import decode
-from everclip.data.inspect import Inspected, text_column
+from everclip.data.inspect import Inspected
+from everclip.data.inspect_texts import text_column
 from everclip.data.lettering import drawable, font, font_for, plain, wrap
 from everclip.data.order import key_of
 from everclip.data.periods import time_counts
