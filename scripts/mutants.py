@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import gc
 import hashlib
 import json
 import os
@@ -154,15 +155,19 @@ def pytest_in_work(*args: str, plugins: Iterable[object] = ()) -> int:
     return int(pytest.main([*fixed, *args], plugins=list(plugins)))
 
 
-def map_tests(places: list[str]) -> dict[str, dict[str, Any]]:
+def warm_up(files: Iterable[str]) -> None:
+    """Import what the tests import, so that a forked process starts at once; no test runs here, nor any thread."""
+    with Path(os.devnull).open("w") as null, contextlib.redirect_stdout(null):
+        pytest_in_work("--collect-only", "-qq", *files)
+    os.chdir(ROOT)
+    gc.freeze()
+
+
+def map_tests(files: list[Path]) -> dict[str, dict[str, Any]]:
     """Return what each test calls; files that have not changed since the last time are not run again."""
     from mutmut.mutation.trampoline import set_mutant_under_test
 
     known = json.loads(CALLS.read_text()) if CALLS.is_file() else {}
-    given = [ROOT / place for place in places]
-    files = [
-        file for place in given for file in ([place] if place.is_file() else sorted(place.glob("test_*.py")))
-    ]
     for number, path in enumerate(files, 1):
         print_hash = hashlib.sha256(path.read_bytes()).hexdigest()
         name = str(path.relative_to(ROOT))
@@ -218,12 +223,21 @@ def try_one(name: str, tests: list[str], seconds: float) -> str:
     return "timeout" if code is None else "survived" if code == 0 else "killed"
 
 
-def equivalents() -> dict[tuple[str, str, str], str]:
-    """Return the reasons of the kept file by function, line before and line after."""
-    if not EQUIVALENT.is_file():
-        return {}
-    entries = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
-    return {(e["function"], e["before"], e["after"]): e["why"] for e in entries}
+def reason(row: dict[str, Any], kept: dict[str, Any]) -> str | None:
+    """Return why no test can see a mutant: its own entry in the kept file, or that of its kind; `None` if neither."""
+    own = ("function", "before", "after")
+    shown = {
+        "function": row["function"],
+        "before": "\n".join(row["before"]),
+        "after": "\n".join(row["after"]),
+    }
+    for entry in kept["equivalent"]:
+        if all(entry[name] == shown[name] for name in own):
+            return str(entry["why"])
+    for kind in kept["kind"]:
+        if re.sub(kind["ignore"], "", shown["before"]) == re.sub(kind["ignore"], "", shown["after"]):
+            return str(kind["why"])
+    return None
 
 
 def finished() -> dict[str, dict[str, Any]]:
@@ -258,12 +272,9 @@ def report(rows: list[dict[str, Any]], population: int) -> None:
     """Print the share of survivors, and each of them."""
     from everclip.evaluation.statistics import wilson
 
-    known = equivalents()
+    kept = tomllib.loads(EQUIVALENT.read_text())
     left = [row for row in rows if row["status"] not in NOTICED]
-    reasons = {
-        r["name"]: known.get((r["function"], "\n".join(r["before"]), "\n".join(r["after"]))) for r in left
-    }
-    survivors = [row for row in left if reasons[row["name"]] is None]
+    survivors = [row for row in left if reason(row, kept) is None]
     for row in survivors:
         print(f"\n{row['status']}: {row['name']} ({row['tests']} tests)")
         print("\n".join([f"  - {line}" for line in row["before"]] + [f"  + {line}" for line in row["after"]]))
@@ -295,10 +306,15 @@ def main() -> None:
     names = generate()
     sample = chosen(names, args.sample, args.seed)
     print(f"{len(names)} mutants; {len(sample)} of them are tried", flush=True)
-    import everclip.run  # imported once, so that every mutant starts at once
+    import everclip.run
 
     assert Path(everclip.run.__file__).is_relative_to(WORK), everclip.run.__file__
-    tests = map_tests(args.tests)
+    given = [ROOT / place for place in args.tests]
+    files = [
+        file for place in given for file in ([place] if place.is_file() else sorted(place.glob("test_*.py")))
+    ]
+    warm_up(str(file.relative_to(ROOT)) for file in files)
+    tests = map_tests(files)
     failing = sorted(test for test, facts in tests.items() if not facts["passes"])
     print(
         f"{len(tests)} tests; left out, as they fail without any mutant or are skipped: {failing or 'none'}"
