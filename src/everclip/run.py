@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from everclip.learner.core import Learner
 from everclip.learner.fit import check_fit, learner_for
 from everclip.learner.following import Cursor
 from everclip.running import extending, inputs
+from everclip.running.checkpoint_times import CheckpointTimes
 from everclip.running.clock import Clock
 from everclip.running.outcome import Status, build_results
+from everclip.running.outlook import Outlook, sizes_of
 from everclip.running.place import EVALUATE, LEARN, Place
 from everclip.running.precision import settle_precision
 from everclip.running.row_models import RowModels
@@ -41,9 +44,6 @@ from everclip.training.progress import Progress
 from everclip.training.run_folder import CONFIG, RunFolder
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
-
-AGREE_EVERY = 8
-"""Steps between agreements of several processes on stopping and saving: each makes the devices wait."""
 
 
 def execute(
@@ -104,15 +104,18 @@ class Run:
         self._headline = self.scenario.spec.headline.model_dump()
         accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
         place = accelerator.process_index, accelerator.num_processes
+        self._times = CheckpointTimes(config.checkpoint, place[1], accelerator.device)
         self._recorder = RowRecorder(
             self.path, self.scenario, config, backbone.preprocess, self.learner.store, *place
         )
         if self.learner.guard is not None:
             self.learner.guard.tell = self._event
+        self.outlook = Outlook(sizes_of(self.tasks, config.training))
         self.learner.engine.report_to(self.progress.say)
-        self.learner.engine.frozen.own = self.path / "frozen"
+        frozen = self.learner.engine.frozen
+        frozen.own, frozen.tick = self.path / "frozen", partial(self.progress.aside, "encode ahead")
         if config.evaluation.cache is not None:
-            self.learner.engine.frozen.shared = Path(config.evaluation.cache)
+            frozen.shared = Path(config.evaluation.cache)
         notes = [*self.precision_notes, *(("training", n) for n in check_fit(self.learner, self.tasks))]
         self.remarks = inputs.all_remarks(self.scenario, self.learner.method, self.tasks, notes)
         check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
@@ -136,7 +139,7 @@ class Run:
             self._clock.idle()
             self._note_time(self._clock.write())
             self._trackers = Trackers(self.config if self._main else None)
-            self._saved_at = time.monotonic()
+            self._times.written()
             try:
                 while not self._finished():
                     cursor = self._advance(cursor)
@@ -189,9 +192,12 @@ class Run:
     # -- learning ---------------------------------------------------------------------------------------------
 
     def _learn(self, task: Task, cursor: Cursor) -> None:
-        total = self._steps_of(task)
-        self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", total, cursor.step)
-        self.learner.learn(task, cursor, RunWatcher(self, task, cursor))
+        watcher = RunWatcher(self, task, cursor, self.learner.plan(task), self.config.training)
+        done = watcher.before + watcher.inside(cursor.step)
+        self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", watcher.total, done)
+        self.outlook.begin_task(self.place.task, watcher.steps, resumed=cursor.begun)
+        self.learner.learn(task, cursor, watcher)
+        self.outlook.end_task()
         self.progress.finish()
         self._move_guard()
 
@@ -201,11 +207,6 @@ class Run:
         if guard is not None:
             self._clock.move(guard.seconds, "guard")
             guard.seconds = 0.0
-
-    def _steps_of(self, task: Task) -> int:
-        from everclip.training.budget import phase_steps
-
-        return sum(phase_steps(p, self.config.training) * p.repeats for p in self.learner.plan(task))
 
     def count(self, log: StepLog) -> bool:
         """Count one step; return whether a checkpoint is due after it."""
@@ -243,6 +244,7 @@ class Run:
         label = "before" if index == 0 else self.tasks[index - 1].name
         task = None if index == 0 or at_once else index - 1
         self.progress.start(f"evaluate ({label})", 0)
+        self.outlook.begin_row(self.place.task)
 
         def tick(done: int, total: int) -> None:
             self._encoded(done, total)
@@ -268,13 +270,14 @@ class Run:
         if self.config.checkpoint.keep_rows and self._main:
             self._models.keep(index, self.learner)
         self.place.examples = [e.model_dump(mode="json") for e in examples]
+        self.outlook.end_row()
         self.progress.finish()
         columns = [column_info(s) for s in self.scenario.eval_sets]
         metrics = flat_metrics([Row(**row) for row in self.place.rows], columns, self._headline)
         self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.place.step)
 
     def _encoded(self, done: int, total: int) -> None:
-        self.progress.update(done, "pictures", total)
+        self.progress.update(done, "pictures", total, *self.outlook.encoded(done, total))
         self._note_time(self._clock.tick())
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -302,6 +305,7 @@ class Run:
                 "changed environment", f"{self.place.environment} -> {now}: bit-identity is not promised"
             )
             self.place.environment = now
+        self.outlook.know_rows(len(self.place.rows), self._clock.seconds().get("evaluation", 0.0))
         self.progress.say(f"continuing {self.path} at step {self.place.step}")
         if added:
             self._extend(added, now_parts, cursor)
@@ -343,18 +347,8 @@ class Run:
         self.progress.say(f"note: {kind}: {message}")
 
     def _save_due(self) -> bool:
-        """Whether to write a checkpoint after this step; processes agree, since a signal may reach them apart."""
-        every = self.config.checkpoint.every_steps
-        if every is not None and self.place.step % every == 0:
-            return True
-        processes = self.learner.accelerator.num_processes
-        if processes > 1 and self.place.step % AGREE_EVERY:
-            return False
-        cost = self.place.checkpoints.get("longest", 0.0)
-        # Rare enough that writing stays below `max_share` of the time, however slow the disk or large the model.
-        wait = max(self.config.checkpoint.every_seconds, cost / self.config.checkpoint.max_share)
-        late = every is None and time.monotonic() - self._saved_at > wait
-        return any_up(self._stop.name is not None or late, self.learner.accelerator.device)
+        longest = self.place.checkpoints.get("longest", 0.0)
+        return self._times.due(self.place.step, longest, self._stop.name is not None)
 
     def _save(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
         with self._clock.stage("checkpoints"):
@@ -373,7 +367,7 @@ class Run:
             costs["longest"] = max(spent, costs.get("longest", 0.0))
             costs["written"] = costs.get("written", 0) + 1
             costs["bytes"] = sum(f.stat().st_size for f in path.iterdir())
-        self._saved_at = time.monotonic()
+        self._times.written()
         self.learner.accelerator.wait_for_everyone()
 
     def _note_time(self, problem: str | None) -> None:

@@ -54,7 +54,7 @@ def test_a_bad_loss_stops_with_exit_code_6_and_names_task_phase_and_step(
     log = folder.parent / "said"
     for _ in range(2):  # the second time from the checkpoint, with the same end
         assert harness.command(arguments("finetune", method), log) == 6
-        assert "task 1, phase 'train', step 2 of 3" in log.read_text()
+        assert "task 2, phase 'train', step 2 of 3" in log.read_text()
         assert said in log.read_text()
         assert "last good checkpoint is kept" in log.read_text()
         found = harness.newest(folder)
@@ -68,7 +68,7 @@ def test_without_clipping_a_bad_gradient_is_seen_in_the_weights_before_they_are_
     mine: Callable[[str], str], case_config: Callable[..., Any]
 ) -> None:
     config = case_config("finetune", mine(BAD["gradient"][0]), "training.clip_norm=null")
-    with pytest.raises(DivergedError, match="task 1, phase 'train', step 2 of 3: a weight is NaN"):
+    with pytest.raises(DivergedError, match="task 2, phase 'train', step 2 of 3: a weight is NaN"):
         harness.run(config)
     found = harness.newest(Path(config.output))
     assert found.state["place"]["step"] == 4

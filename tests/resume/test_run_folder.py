@@ -161,7 +161,7 @@ def test_a_learner_of_a_run_that_stopped_inside_a_task_says_so(
     config = case_config("guard-step-back")
     assert harness.killed_at(config, 5, "after step")
     Learner.load(config.output)
-    assert "stopped inside task 1 (step 1 of a phase)" in caplog.text
+    assert "stopped inside task 2 (step 1 of a phase)" in caplog.text
     harness.run(config)
     caplog.clear()
     Learner.load(config.output)

@@ -234,7 +234,7 @@ def test_damaged_checkpoints_end_with_5(
 def test_a_diverged_run_ends_with_6_and_says_where(call: Callable[..., Any], settings: list[str]) -> None:
     code, _, err = call("run", *settings, "training.steps=20", "training.lr=1e8", "training.clip_norm=null")
     assert code == 6
-    assert "task 0, phase 'train', step " in err
+    assert "task 1, phase 'train', step " in err
     assert "lower training.lr" in err
 
 

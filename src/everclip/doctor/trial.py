@@ -64,7 +64,14 @@ class Stopping(Progress):
     def __init__(self) -> None:
         super().__init__(quiet=True)
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+    def update(
+        self,
+        done: int,
+        note: str = "",
+        total: int | None = None,
+        left: float | None = None,
+        run_left: float | None = None,
+    ) -> None:
         """Ask for a stop once the step is reached."""
         if note.startswith("loss") and done == STOP_AT:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -189,7 +189,7 @@ def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Lea
             "%s: the run stopped inside task %d (step %d of a phase): this is the model at that moment, before any "
             "merge; finish the run first (the same command again) to have the task learned",
             folder,
-            learner.next_index,
+            learner.next_index + 1,  # as progress counts them
             cursor.step,
         )
     learner.guarding = settings.guard if settings.guard.max_drop is not None else None

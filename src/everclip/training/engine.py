@@ -344,7 +344,7 @@ class Engine:
             else "nothing trains by gradient here: look at the features (everclip doctor) and the method's settings"
         )
         return DivergedError(
-            f"task {progress.task}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
+            f"task {progress.task + 1}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
             f"{what} (limit {self.config.loss_limit:g}{rate}). The last good checkpoint is kept; {advice}, then run "
             "with a new output."
         )

@@ -67,6 +67,7 @@ class FrozenFeatures:
         shared: folder whose files outlive the run and serve others (`evaluation.cache`), or `None`.
         own: folder of the run for what memory cannot hold; `None` = a temporary one.
         say: where notes go.
+        tick: is told how many samples of a table are encoded, and how many there are.
     """
 
     def __init__(self, maker: BatchMaker, memory: int | None = None) -> None:
@@ -74,6 +75,7 @@ class FrozenFeatures:
         self.shared: Path | None = None
         self.own: Path | None = None
         self.say: Callable[[str], None] = lambda message: None
+        self.tick: Callable[[int, int], None] = lambda done, total: None
         self._held: dict[tuple[str, int], _Held] = {}
         self._classes: dict[tuple[str, int], tuple[object, torch.Tensor]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -224,6 +226,7 @@ class FrozenFeatures:
                         return found
                 sink = writer(path, (count, width))
             sink.put(np.concatenate(parts))
+            self.tick(min(count, (first + world()) * BLOCK), count)
         done: Values = sink.finish()
         return done
 

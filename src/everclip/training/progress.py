@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import TextIO
+
+Now = Callable[[], float]
+"""A clock: seconds since any moment."""
 
 
 def clock(seconds: float) -> str:
@@ -15,6 +20,58 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
+def speed(samples: float, seconds: float) -> str:
+    """Return how fast steps of `samples` samples are that take `seconds` each, in a unit that is above one."""
+    rate = samples / max(1e-9, seconds)
+    if rate < 1:
+        return f"{seconds:.1f} s/step"
+    return f"{rate:.0f} samples/s" if rate >= 10 else f"{rate:.1f} samples/s"
+
+
+class Pace:
+    """Seconds per unit of work, measured over what was done last: a machine that was slow once need not stay so.
+
+    Args:
+        now: the clock.
+        window: seconds that are looked back on.
+        least: marks that are kept, however old.
+    """
+
+    def __init__(self, now: Now = time.monotonic, window: float = 60.0, least: int = 6) -> None:
+        self._now, self._window, self._least = now, window, least
+        self._marks: deque[tuple[float, float]] = deque()
+        self._before = (0.0, 0.0)
+
+    def mark(self, done: float) -> None:
+        """Note that `done` units are done now; if these are fewer than before, the work began anew."""
+        if self._marks and done < self._marks[-1][1]:
+            self.pause()
+        now = self._now()
+        self._marks.append((now, done))
+        while len(self._marks) > self._least and now - self._marks[1][0] >= self._window:
+            self._marks.popleft()
+
+    def pause(self) -> None:
+        """End the measurement: what comes before the next mark is other work."""
+        self._before = self._measured()
+        self._marks.clear()
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds per unit; `None` until two marks have been set."""
+        spent, units = self._measured()
+        return spent / units if units else None
+
+    def _measured(self) -> tuple[float, float]:
+        """Return seconds and units in the window; what was measured before a pause counts until it is full."""
+        spent, units = 0.0, 0.0
+        if self._marks:
+            (first, at), (last, to) = self._marks[0], self._marks[-1]
+            spent, units = last - first, to - at
+        share = max(0.0, 1 - spent / self._window)
+        return spent + share * self._before[0], units + share * self._before[1]
+
+
 class Progress:
     """Prints one line per stage, with time left.
 
@@ -22,18 +79,27 @@ class Progress:
         quiet: print nothing.
         stream: where to; default standard error, so that standard output stays for results.
         every: seconds between lines when the stream is no terminal.
+        now: the clock.
     """
 
-    def __init__(self, quiet: bool = False, stream: TextIO | None = None, every: float = 10.0) -> None:
+    def __init__(
+        self,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        now: Now = time.monotonic,
+    ) -> None:
         self._stream = stream or sys.stderr
-        self._quiet = quiet
+        self._quiet, self._now = quiet, now
         self._live = self._stream.isatty()
         self._every = 0.2 if self._live else every
         self._begin("", 0, 0)
 
     def _begin(self, label: str, done: int, total: int) -> None:
-        self._label, self._first, self._total = label, done, total
-        self._started = self._last = time.monotonic()
+        self._label, self._total = label, total
+        self._started = self._last = self._now()
+        self._pace = Pace(self._now)
+        self._pace.mark(done)
 
     def start(self, label: str, total: int, done: int = 0) -> None:
         """Begin a stage of `total` steps, of which `done` were done before."""
@@ -41,18 +107,45 @@ class Progress:
         if not self._live:
             self.say(f"{label}: {total - done} steps" if total else label)
 
-    def update(self, done: int, note: str = "", total: int | None = None) -> None:
-        """Report that `done` steps of the stage are done; `total` where it was not known at the start."""
+    def update(
+        self,
+        done: int,
+        note: str = "",
+        total: int | None = None,
+        left: float | None = None,
+        run_left: float | None = None,
+    ) -> None:
+        """Report that `done` steps of the stage are done.
+
+        Args:
+            done: since the stage began, those before this process included.
+            note: what else to say.
+            total: where it was not known at the start.
+            left: seconds left of the stage, where the caller knows better than the pace of its last steps.
+            run_left: seconds left of all stages together, where the caller knows.
+        """
         self._total = self._total if total is None else total
-        now = time.monotonic()
+        self._pace.mark(done)
+        now = self._now()
         if self._quiet or (now - self._last < self._every and done < self._total):
             return
         if not self._live and done >= self._total and now - self._started < self._every:
             return  # a short stage has said enough by its first line
         self._last = now
-        rate = (done - self._first) / max(1e-9, now - self._started)
-        left = clock((self._total - done) / rate) if rate > 0 else "?"
-        text = f"{self._label}: {done}/{self._total}  {note}  {left} left"
+        if left is None and self._pace.seconds is not None:
+            left = (self._total - done) * self._pace.seconds
+        text = f"{self._label}: {done}/{self._total}  {note}  {'?' if left is None else clock(left)} left"
+        text += f", run {clock(run_left)} left" if run_left is not None else ""
+        self._write(text)
+
+    def aside(self, what: str, done: int, total: int) -> None:
+        """Report work of the stage that is none of its steps."""
+        now = self._now()
+        if not self._quiet and now - self._last >= self._every:
+            self._last = now
+            self._write(f"{self._label}: {what} {done}/{total}")
+
+    def _write(self, text: str) -> None:
         self._stream.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
         self._stream.flush()
 
