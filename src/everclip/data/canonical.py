@@ -6,13 +6,15 @@ import datetime
 import math
 import re
 import unicodedata
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from everclip.data.blanks import is_blank
+from everclip.data.readers.cells import Odd, is_name, kind_of
 from everclip.data.table import replaced
 from everclip.errors import DataError
 
@@ -36,12 +38,33 @@ def plain(columns: pa.Table) -> tuple[pa.Table, list[Problem]]:
             held = pa.chunked_array([c.dictionary_decode() for c in held.chunks], held.type.value_type)
         if pa.types.is_temporal(held.type):
             held = _iso(held)
+        if name in ("caption", *NAMES) and (
+            pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type)
+        ):
+            # Not checked here, but below: text is valid or its row is set aside.
+            held = pa.chunked_array([c.cast(pa.binary()).view(pa.string()) for c in held.chunks], pa.string())
         if _has_text(held.type):
             held, bad = _valid_text(held)
             problems += [(i, "bad-utf8", f"column {name!r} is not UTF-8") for i in bad]
         if held is not columns.column(index):
             columns = columns.set_column(index, name, held)
     return columns, problems
+
+
+def odd_values(odd: Mapping[str, Odd], chosen: Mapping[str, str]) -> list[Problem]:
+    """Return the rows whose value in a chosen column is of a kind that it cannot be.
+
+    Args:
+        odd: of `Raw`: per column of the source the values that were no text.
+        chosen: canonical names to columns of the source.
+    """
+    return [
+        (row, "bad-row", f"the {wanted} is {kind} (expected text)")
+        for wanted, column in chosen.items()
+        if wanted in ("image", "caption", *NAMES)
+        for row, kind in odd.get(column, {}).items()
+        if wanted in ("image", "caption") or not is_name(kind)
+    ]
 
 
 def _iso(held: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -72,6 +95,10 @@ def _has_text(kind: pa.DataType) -> bool:
     return any(_has_text(kind.field(i).type) for i in range(kind.num_fields))
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
 def _valid_text(held: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
     """Return a column whose text is UTF-8, with nothing where it was not, and those positions."""
     try:
@@ -98,6 +125,7 @@ def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
     Returns:
         The columns, and per row the position it came from. A row without any caption stays one row.
     """
+    columns = _text_field(columns)
     kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
     if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return columns, range(columns.num_rows)
@@ -123,6 +151,17 @@ def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
         ]
         columns = replaced(columns, "id", pa.array(ids, pa.string()) if several else columns.column("id"))
     return columns, origin
+
+
+def _text_field(columns: pa.Table) -> pa.Table:
+    """Replace captions that are structs by their text."""
+    kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
+    if kind is None or not pa.types.is_struct(kind):
+        return columns
+    text, _ = _caption_fields(kind)
+    return replaced(
+        columns, "caption", pc.struct_field(columns.column("caption"), kind.get_field_index(text))
+    )
 
 
 def _caption_fields(kind: pa.DataType) -> tuple[str | None, str | None]:
@@ -180,6 +219,10 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
                 f"{source}: column 'keywords' holds {kind}; expected lists of texts (Parquet or JSON lines; a "
                 "CSV cannot hold them)."
             )
+        if not pa.types.is_null(kind) and not _is_text(kind.value_type):
+            raise DataError(
+                f"{source}: column 'keywords' holds lists of {kind.value_type}; expected lists of texts."
+            )
     if "time" in columns.column_names:
         times = _times if numeric_time else _whole
         columns = replaced(columns, "time", times(columns.column("time")))
@@ -204,17 +247,21 @@ def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _captions(columns: pa.Table, problems: list[Problem]) -> pa.Table:
+    """Return captions as text; those of other kinds are set aside, and those with a NUL: what is read is no text."""
     if "caption" not in columns.column_names:
         return columns
     held = columns.column("caption")
-    if pa.types.is_string(held.type) or pa.types.is_large_string(held.type):
-        return replaced(columns, "caption", held.cast(pa.string()))
-    if pa.types.is_integer(held.type):
-        return replaced(columns, "caption", held.cast(pa.string()))
     values = held.to_pylist()
-    found = [(i, v) for i, v in enumerate(values) if v is not None and not isinstance(v, str)]
-    problems += [(i, "bad-row", f"the caption is {str(v)[:60]!r} (expected text)") for i, v in found]
+    if not (pa.types.is_string(held.type) or pa.types.is_large_string(held.type)):
+        values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
+        found = [(i, v) for i, v in enumerate(values) if v is not None and not isinstance(v, str)]
+        problems += [(i, "bad-row", f"the caption is {kind_of(v)} (expected text)") for i, v in found]
     texts = [v if isinstance(v, str) else None for v in values]
+    problems += [
+        (i, "bad-row", f"the caption holds a NUL character: {v[:60]!r}; is the file of another encoding?")
+        for i, v in enumerate(texts)
+        if v is not None and "\0" in v
+    ]
     return replaced(columns, "caption", pa.array(texts, pa.string()))
 
 
@@ -245,7 +292,7 @@ def texts_of(columns: pa.Table, given: Container[int]) -> tuple[pa.Table, list[P
     count = columns.num_rows
     name = next((n for n in ("class_name", "class_key") if n in columns.column_names), None)
     classes = columns.column(name).to_pylist() if name else [None] * count
-    spoken = [c if c is not None and c.strip() else None for c in classes]
+    spoken = [c if c is not None and not is_blank(c) else None for c in classes]
     if "caption" not in columns.column_names:
         return columns, [
             (i, "missing-label", f"column {name!r} is empty")
@@ -253,13 +300,13 @@ def texts_of(columns: pa.Table, given: Container[int]) -> tuple[pa.Table, list[P
             if c is None and i not in given
         ]
     captions = columns.column("caption").to_pylist()
-    filled = [c if c is not None and c.strip() else s for c, s in zip(captions, spoken, strict=True)]
+    filled = [c if c is not None and not is_blank(c) else s for c, s in zip(captions, spoken, strict=True)]
     problems = [
         (i, "empty-caption", "and no class name instead" if name else "")
         for i, c in enumerate(filled)
         if c is None and i not in given
     ]
-    if any(c is not None and c.strip() for c in captions):
+    if any(c is not None and not is_blank(c) for c in captions):
         columns = replaced(columns, "caption", pa.array(filled, pa.string()))
     elif name:
         columns = columns.remove_column(columns.column_names.index("caption"))

@@ -79,7 +79,6 @@ def choose(
             if found:
                 chosen[wanted] = found[0]
                 lines.append(f"{wanted} = column {found[0]!r}")
-    # An archive's `__key__` is a place, not an id: the same pictures packed anew would be other samples.
     return chosen, lines
 
 
@@ -118,7 +117,9 @@ def is_known_name(name: str) -> bool:
 
 def _plain(name: str) -> str:
     """Return a name as it is compared: small letters, without blanks, underscores and hyphens."""
-    return trimmed(name).lower().replace("-", "").replace("_", "").replace(" ", "")
+    name = trimmed(name).lower()
+    # An archive's `__key__` is a place, not an id: the same pictures packed anew would be other samples.
+    return name if name.startswith("_") else re.sub(r"[-_\s]", "", name)
 
 
 _KNOWN = frozenset(

@@ -12,7 +12,11 @@ Broken = dict[int, tuple[str, str]]
 
 
 def with_ids(
-    columns: pa.Table, hashes: Sequence[str | None], owners: Sequence[str], broken: Broken
+    columns: pa.Table,
+    hashes: Sequence[str | None],
+    owners: Sequence[str],
+    broken: Broken,
+    trusted: bool = False,
 ) -> tuple[pa.Table, list[str]]:
     """Fill `id` and `image_id`; rows whose id is missing or taken are set aside.
 
@@ -23,25 +27,28 @@ def with_ids(
         hashes: SHA-256 of each row's picture, `None` where it cannot be used.
         owners: the file each row came from.
         broken: rows that are set aside so far; added to.
+        trusted: whether `image_id` comes from the format itself, and is kept whatever the pictures hold.
 
     Returns:
         The columns, and lines for people.
     """
     short = [None if h is None else h[:16] for h in hashes]
-    held = (
-        columns.column("image_id").to_pylist() if "image_id" in columns.column_names else [None] * len(short)
-    )
-    image_ids = [own if given is None else given for given, own in zip(held, short, strict=True)]
+    lines: list[str] = []
+    image_ids: list[str | None] = list(short)
+    if "image_id" in columns.column_names:
+        given = columns.column("image_id").to_pylist()
+        if not trusted:
+            given, lines = _image_ids(given, short, owners, broken)
+        image_ids = [own if name is None else name for name, own in zip(given, short, strict=True)]
     columns = replaced(columns, "image_id", pa.array(image_ids, pa.string()))
     if "id" not in columns.column_names:
-        return replaced(columns, "id", pa.array(_counted(short, broken), pa.string())), []
+        return replaced(columns, "id", pa.array(_counted(short, broken), pa.string())), lines
     ids = columns.column("id").to_pylist()
-    lines = []
     clash = _clash(ids, owners, broken)
     if clash is not None:
         # Files that number their rows each from 0: told apart by the file, all of them, so that none depends on order.
         ids = [i if i is None else f"{owner}/{i}" for i, owner in zip(ids, owners, strict=True)]
-        lines = [f"ids repeat between files ({clash!r}): every id begins with its file's name ({ids[0]!r})"]
+        lines += [f"ids repeat between files ({clash!r}): every id begins with its file's name ({ids[0]!r})"]
         columns = replaced(columns, "id", pa.array(ids, pa.string()))
     first: dict[str, int] = {}
     for row, name in enumerate(ids):
@@ -54,6 +61,41 @@ def with_ids(
         else:
             first[name] = row
     return columns, lines
+
+
+def _image_ids(
+    given: Sequence[str | None], contents: Sequence[str | None], owners: Sequence[str], broken: Broken
+) -> tuple[list[str | None], list[str]]:
+    """Return the names of pictures so that one picture has one name.
+
+    Files that number their pictures each from 0 are told apart by the file; equal pictures take the first of their
+    names.
+    """
+    lines: list[str] = []
+    first: dict[str, tuple[str, str | None]] = {}
+    clash = None
+    for row, (name, owner) in enumerate(zip(given, owners, strict=True)):
+        if name is not None and row not in broken:
+            seen = first.setdefault(name, (owner, contents[row]))
+            if seen[0] != owner and seen[1] != contents[row]:
+                clash = name
+                break
+    if clash is not None:
+        given = [n if n is None else f"{owner}/{n}" for n, owner in zip(given, owners, strict=True)]
+        lines.append(f"image ids repeat between files ({clash!r}): every one begins with its file's name")
+    known: dict[str, str] = {}
+    names: list[str | None] = []
+    joined = 0
+    for name, content in zip(given, contents, strict=True):
+        if name is not None and content is not None:
+            joined += known.setdefault(content, name) != name
+            name = known[content]
+        names.append(name)
+    if joined:
+        lines.append(
+            f"{joined:,} rows have another image_id than an earlier row with the same picture: it counts as one"
+        )
+    return names, lines
 
 
 def _counted(names: Sequence[str | None], broken: Broken) -> list[str | None]:

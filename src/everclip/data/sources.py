@@ -12,22 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everclip.data.canonical import named, plain, spread_captions, texts_of
-from everclip.data.columns import choose, describe, renamed
 from everclip.data.examine import Examined, Tick, examine
 from everclip.data.identity import with_ids
 from everclip.data.locate import located
-from everclip.data.near_files import is_absolute
-from everclip.data.picture_folder import SAMPLE, picture_folder
-from everclip.data.pictures import PLACE, shared_places, with_contents
-from everclip.data.quarantine import Entry, Quarantine, require_enough
+from everclip.data.parts import Part, Places, columns_of, part_of
+from everclip.data.pictures import PLACE, with_contents
+from everclip.data.quarantine import Quarantine, require_enough
 from everclip.data.readers.raw import Raw
-from everclip.data.references import Resolver, image_places
 from everclip.data.rendering import COLUMN, Rendering, renderings
 from everclip.data.spec import DataSpec
 from everclip.data.splits import side_of
 from everclip.data.table import Pictures, Table, replaced
-from everclip.errors import ConfigError, DataError
+from everclip.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
         if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
-    return _loaded(located(spec, root, labelled), spec, resolve_from, downloads, tick, labelled)
+    return _loaded(located(spec, root, labelled), spec, Places(resolve_from, downloads), tick, labelled)
 
 
 def read_rows(
@@ -93,57 +89,20 @@ def read_rows(
     from everclip.data.readers.rows import read_mappings
 
     spec = DataSpec(source=name, columns=dict(columns or {}), quarantine_limit=quarantine_limit)
-    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, None, None, None)
-
-
-@dataclass
-class _Part:
-    """One file in canonical columns.
-
-    Attributes:
-        columns: `image` holds positions among `pictures`.
-        pictures: of type `everclip.data.pictures.PLACE`, one per row of the file.
-        origin: each row's position in the file.
-        broken: rows that are set aside, and why.
-    """
-
-    raw: Raw
-    columns: pa.Table
-    pictures: pa.ChunkedArray
-    origin: Sequence[int]
-    broken: dict[int, tuple[str, str]]
-
-    def entries(self, broken: Mapping[int, tuple[str, str]], start: int) -> list[Entry]:
-        """Return the quarantine's entries of this file, in order of its rows.
-
-        Args:
-            broken: positions among the rows of all files.
-            start: position of this file's first row among them.
-        """
-        mine = list(self.raw.broken)
-        for position, row in enumerate(self.origin):
-            if start + position in broken:
-                found = broken[start + position]
-                place = self.pictures[row]
-                path = place["path"].as_py() if place["offset"].as_py() is None else None
-                mine.append(Entry(self.raw.number(row), self.raw.row_name(row), *found, path=path or ""))
-        return sorted(mine, key=lambda entry: entry.row or 0)
+    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, Places(), None)
 
 
 def _loaded(
     raws: Sequence[Raw],
     spec: DataSpec,
-    root: Path | None,
-    downloads: Path | None,
+    places: Places,
     tick: Tick | None,
     labelled: bool = True,
 ) -> Loaded:
-    found = [choose(raw.columns.schema, spec.columns, raw.known, raw.name) for raw in raws]
-    parts = [
-        _part(raw, names, spec, root, downloads, labelled)
-        for raw, (names, _) in zip(raws, found, strict=True)
-    ]
-    lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, guesses in found])
+    found = [columns_of(raw, spec) for raw in raws]
+    raws = [raw for raw, _, _ in found]
+    parts = [part_of(raw, names, spec, places, labelled) for raw, names, _ in found]
+    lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, _, guesses in found])
     columns, pictures = _chained(parts)
     starts = _starts([len(part.origin) for part in parts])
     broken = {
@@ -160,7 +119,8 @@ def _loaded(
     for position, key, size in zip(seen.good, *known, strict=True):
         hashes[position], sizes[position] = key, size
     owners = [part.raw.name for part in parts for _ in part.origin]
-    columns, more = with_ids(columns, [hashes[i] for i in at], owners, broken)
+    trusted = all("image_id" in raw.known for raw in raws)
+    columns, more = with_ids(columns, [hashes[i] for i in at], owners, broken, trusted)
     columns, rendered = _with_renderings(columns, at, seen, spec)
     more += rendered
     rows = np.asarray([row for row in range(len(at)) if row not in broken], np.int64)
@@ -175,7 +135,7 @@ def _loaded(
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name
     table = Table(columns, rows, name, Pictures(with_contents(pictures, hashes, sizes)))
     facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
-    chosen = {wanted: column for names, _ in found for wanted, column in names.items()}
+    chosen = {wanted: column for _, names, _ in found for wanted, column in names.items()}
     return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)
 
 
@@ -213,74 +173,7 @@ def _spoken(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:
     return common + own
 
 
-def _part(
-    raw: Raw,
-    names: Mapping[str, str],
-    spec: DataSpec,
-    root: Path | None,
-    downloads: Path | None,
-    labelled: bool,
-) -> _Part:
-    """Bring one file to canonical columns."""
-    _require(names, raw, labelled)
-    columns, unread = plain(renamed(raw.columns, names))
-    resolver = Resolver(_start(raw, columns.column("image"), root), downloads)
-    pictures, missing = image_places(columns.column("image"), resolver, raw.name)
-    raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
-    columns = replaced(columns, "image", shared_places(pictures))
-    columns, origin = spread_captions(columns)
-    by_row = {row: (reason, detail) for row, reason, detail in (*missing, *unread)}
-    broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
-    columns, problems = named(columns, raw.name, raw.textual)
-    broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
-    if labelled:
-        columns, problems = texts_of(columns, broken)
-        broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
-    for name, value in (("split", raw.split), ("language", spec.language)):
-        if value is not None and name not in columns.column_names:
-            columns = columns.append_column(name, pa.array([value] * columns.num_rows, pa.string()))
-    if "class_key" not in columns.column_names and "class_name" in columns.column_names:
-        columns = columns.append_column("class_key", columns.column("class_name"))
-    return _Part(raw, columns, pictures, origin, broken)
-
-
-def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
-    """Return the folder that paths start from and may not leave; `None` where they are taken as they are."""
-    if not raw.confined:
-        return None
-    if raw.root_fixed or root is not None or raw.root is None or not pa.types.is_string(images.type):
-        return raw.root if raw.root_fixed or root is None else root
-    step = max(1, len(images) // SAMPLE)
-    paths = [v for v in images.take(pa.array(range(0, len(images), step), pa.int64())).to_pylist() if v]
-    folder, line = picture_folder(raw.root, [v for v in paths if "://" not in v and not is_absolute(v)])
-    raw.notes += [f"{raw.name}: {line}"] if line else []
-    return folder
-
-
-def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
-    """Refuse data without pictures, or with neither captions nor classes where they are needed."""
-    held = describe(raw.columns.column_names)
-    if raw.broken and not raw.columns.num_rows:
-        # Columns are known from rows: without one there is nothing to say about them.
-        raise DataError(Quarantine(raw.name, len(raw.broken), tuple(raw.broken)).table())
-    if raw.broken:
-        held += (
-            f" ({Quarantine(raw.name, raw.columns.num_rows + len(raw.broken), tuple(raw.broken)).summary()})"
-        )
-    if "image" not in names:
-        raise DataError(
-            f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. Name it with "
-            "data.columns.image=NAME."
-        )
-    if labelled and not {"caption", "class_name", "class_key"} & set(names):
-        raise DataError(
-            raw.unlabelled
-            or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
-            "with data.columns.caption=NAME or data.columns.class_name=NAME."
-        )
-
-
-def _chained(parts: Sequence[_Part]) -> tuple[pa.Table, pa.ChunkedArray]:
+def _chained(parts: Sequence[Part]) -> tuple[pa.Table, pa.ChunkedArray]:
     """Chain the rows and the pictures of several files."""
     tables = [
         replaced(part.columns, "image", pc.add(part.columns.column("image"), start))

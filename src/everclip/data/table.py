@@ -75,6 +75,15 @@ class Table:
         known = self._pictures.places[self._picture(position)]["sha256"].as_py()
         return (known or hashlib.sha256(self.value("image", position) or b"").digest()).hex()
 
+    def contents(self) -> list[str]:
+        """Return `content` of every row; that of a picture of several rows is looked up once."""
+        known: dict[int, str] = {}
+        at = self._columns.column("image").take(pa.array(self._rows)).to_pylist()
+        return [
+            known[picture] if picture in known else known.setdefault(picture, self.content(position))
+            for position, picture in enumerate(at)
+        ]
+
     def origin(self, position: int) -> str:
         """Return the path of the file that holds a sample's picture and nothing else, or an empty text."""
         place = self._pictures.places[self._picture(position)]

@@ -1,4 +1,4 @@
-"""Encode every evaluation picture once per row; nothing is encoded twice by a tower that did not change."""
+"""Encode every distinct evaluation picture once per row; nothing is encoded twice by a tower that did not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Encoder:
     """Encodes the union of all evaluation sets, and remembers by fingerprint what it encoded.
 
     Args:
-        sets: the evaluation sets; a sample that occurs in several is encoded once.
+        sets: the evaluation sets; a picture that occurs in several rows or sets is encoded once.
         preprocess: the backbone's evaluation transform.
         store: decoded pictures.
         batch_size: pictures at a time.
@@ -51,17 +51,19 @@ class Encoder:
     ) -> None:
         self._preprocess, self._store, self._batch, self._cache = preprocess, store, batch_size, cache
         self._rank, self._world, self._workers = rank, world, workers
-        places: dict[tuple[int, int], tuple[Table, int]] = {}
+        index: dict[str, int] = {}
+        self._places: list[tuple[Table, int]] = []
+        self._rows: dict[str, torch.Tensor] = {}
         for s in sets:
-            for position in range(len(s.data)):
-                places.setdefault(s.data.picture(position), (s.data, position))
-        self._places = list(places.values())
-        index = {place: i for i, place in enumerate(places)}
-        self._rows = {
-            s.name: torch.tensor([index[s.data.picture(i)] for i in range(len(s.data))], dtype=torch.int64)
-            for s in sets
-        }
-        self._data_key = f"{key_of(*[s.data.fingerprint for s in sets]):032x}"[:16]
+            contents = s.data.contents()
+            for position, content in enumerate(contents):
+                if content not in index:
+                    index[content] = len(self._places)
+                    self._places.append((s.data, position))
+            self._rows[s.name] = torch.tensor([index[content] for content in contents], dtype=torch.int64)
+        # How many pictures are encoded belongs to the key: what is kept is one row for each.
+        prints = [s.data.fingerprint for s in sets]
+        self._data_key = f"{key_of(*prints, str(len(self._places))):032x}"[:16]
         self.encoded = 0
         """How many pictures this process has run through an image tower."""
         self.damaged: list[str] = []

@@ -18,7 +18,7 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
     """
     from everclip.data.builtin import emoji
 
-    for name in ("columns", "split", "root", "downloads"):
+    for name in ("columns", "split", "root", "downloads", "encoding", "separator", "header"):
         if getattr(spec, name):
             raise ConfigError(
                 f"data.{name}: does not apply to {source}; its keys are source, language and styles."
@@ -33,4 +33,6 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
     spoken = [
         str(key).replace("-", " ").replace(" & ", " and ") for key in columns.column("class_key").to_pylist()
     ]
-    return Raw(source, columns.append_column("class_name", pa.array(spoken)))
+    # Two emoji of one drawing (flags of territories) stay two: what is known of each is its own.
+    known = {"image_id": "image_id"}
+    return Raw(source, columns.append_column("class_name", pa.array(spoken)), known=known)

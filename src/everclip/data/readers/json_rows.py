@@ -100,4 +100,5 @@ def _rows(path: Path, found: Iterator[Any], notes: list[str]) -> Raw:
             f"{path}: holds no objects with columns. Expected COCO captions, Karpathy's split, a Label Studio export, "
             'or an array of objects ([{"image": "a.jpg", "caption": "..."}, ...]).'
         )
-    return Raw(path.name, table_of(rows, list(names)), numbers, broken, root=path.parent, notes=notes)
+    columns, odd = table_of(rows, list(names))
+    return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)

@@ -49,7 +49,8 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
         why = f" (row 1: {broken[0].detail})" if broken else ""
         raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
     notes = [encoding.note] if encoding.note else []
-    return Raw(path.name, table_of(rows, list(names)), numbers, broken, root=path.parent, notes=notes)
+    columns, odd = table_of(rows, list(names))
+    return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)
 
 
 def _lines(file: TextIO) -> Iterator[str]:

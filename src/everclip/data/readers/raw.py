@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.quarantine import Entry
+from everclip.data.readers.cells import Odd, column_of
 from everclip.errors import DataError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -38,6 +39,8 @@ class Raw:
         confined: whether image paths must stay below `root`.
         textual: whether every cell is text, so that numbers have to be told from words.
         headless: whether the columns have no names but their numbers.
+        odd: per column of text the positions of values that were none, with what they were.
+        flaws: positions of rows that cannot be used, with reason and detail.
         unlabelled: what to say where captions or classes are needed, if it can hold neither.
     """
 
@@ -54,6 +57,8 @@ class Raw:
     confined: bool = True
     textual: bool = False
     headless: bool = False
+    odd: dict[str, Odd] = field(default_factory=dict)
+    flaws: dict[int, tuple[str, str]] = field(default_factory=dict)
     unlabelled: str = ""
 
     def row_name(self, position: int) -> str:
@@ -82,23 +87,19 @@ def require_few(names: Sequence[str], where: str = "rows") -> None:
         )
 
 
-def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> pa.Table:
-    """Return rows as Arrow columns.
-
-    A column whose values have no common type becomes text: such a column is of no use but must not cost the rows.
+def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> tuple[pa.Table, dict[str, Odd]]:
+    """Return rows as Arrow columns, and per column the values that were no text though others were.
 
     Raises:
         DataError: if there are more than `MAX_COLUMNS`.
     """
     require_few(names)
     kept = list(rows)
-    columns = {}
+    columns: dict[str, pa.Array] = {}
+    odd: dict[str, Odd] = {}
     for name in names:
-        values = [row.get(name) for row in kept]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-            columns[name] = pa.array(
-                [None if v is None else v if isinstance(v, str) else repr(v) for v in values]
-            )
-    return pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])
+        columns[name], found = column_of([row.get(name) for row in kept])
+        if found:
+            odd[name] = found
+    table = pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])
+    return table, odd

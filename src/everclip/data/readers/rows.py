@@ -58,9 +58,10 @@ def read_mappings(
     if image is None:
         raise DataError(f"{name}: there are no rows.")
     names = dict.fromkeys(key for row in others for key in row)
-    columns = table_of(others, list(names)) if names else pa.table({})
+    columns, odd = table_of(others, list(names)) if names else (pa.table({}), {})
     columns = columns.append_column(image, images.column(0)) if names else images.rename_columns([image])
-    return Raw(name, columns, known={"image": image}, root=root, notes=notes, confined=root is not None)
+    confined = root is not None
+    return Raw(name, columns, known={"image": image}, root=root, notes=notes, confined=confined, odd=odd)
 
 
 def _image_column(row: Mapping[str, Any], given: Mapping[str, str], name: str, notes: list[str]) -> str:
@@ -76,7 +77,7 @@ def _image_column(row: Mapping[str, Any], given: Mapping[str, str], name: str, n
 
 
 def _picture(value: Any, name: str) -> dict[str, Any] | None:
-    if value is None:
+    if value is None or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, str | os.PathLike):
         return {"bytes": None, "path": os.fspath(value)}

@@ -72,7 +72,7 @@ def read_shard(path: Path) -> Raw:
     ]
     notes += foreign_note(path.name, foreign) + _captions_by_line(path, samples)
     names = dict.fromkeys(name for sample in samples for name in sample.cells if name != "image")
-    columns = table_of(
+    columns, odd = table_of(
         (sample.cells for sample in samples), ["__key__", *(n for n in names if n != "__key__")]
     )
     parts = [sample.image for sample in samples]
@@ -91,6 +91,7 @@ def read_shard(path: Path) -> Raw:
         known={"image": "image"},
         labels=[sample.key for sample in samples],
         notes=notes,
+        odd=odd,
     )
 
 
