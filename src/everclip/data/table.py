@@ -76,13 +76,17 @@ class Table:
         return (known or hashlib.sha256(self.value("image", position) or b"").digest()).hex()
 
     def contents(self) -> list[str]:
-        """Return `content` of every row; that of a picture of several rows is looked up once."""
+        """Return per row what its picture looks like: its content, and how it is rendered. Equal texts, equal pixels."""
         known: dict[int, str] = {}
-        at = self._columns.column("image").take(pa.array(self._rows)).to_pylist()
-        return [
-            known[picture] if picture in known else known.setdefault(picture, self.content(position))
-            for position, picture in enumerate(at)
-        ]
+        found = []
+        rendered = self.column(COLUMN) if self.has(COLUMN) else [None] * len(self)
+        for position, picture in enumerate(
+            self._columns.column("image").take(pa.array(self._rows)).to_pylist()
+        ):
+            if picture not in known:
+                known[picture] = f"{self.content(position)} {rendered[position] or ''}"
+            found.append(known[picture])
+        return found
 
     def origin(self, position: int) -> str:
         """Return the path of the file that holds a sample's picture and nothing else, or an empty text."""

@@ -1,0 +1,606 @@
+"""Tables as people have them: separators, quotes, headers, encodings, paths of other machines, values of any kind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from build import encoded, picture, tar, text
+
+from everclip.data.sources import Loaded, read, read_rows
+from everclip.data.spec import DataSpec
+from everclip.errors import ConfigError, DataError
+
+
+def loaded(source: Path, **options: Any) -> Loaded:
+    return read(DataSpec(source=str(source), **{"quarantine_limit": 1.0, **options}))
+
+
+def captions(found: Loaded) -> list[Any]:
+    return found.table.column("caption")
+
+
+def details(found: Loaded) -> dict[int | None, str]:
+    return {entry.row: f"{entry.reason}: {entry.detail}" for entry in found.quarantine.entries}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(12):
+        picture(tmp_path / f"{i}.png", "bee", (16, 16), seed=i)
+    return tmp_path
+
+
+# -- values that are no text (B08) ----------------------------------------------------------------------------
+
+
+def test_b08_missing_values_in_json_lines_are_no_captions(folder: Path) -> None:
+    rows = [{"image": f"{i}.png", "caption": [f"bird {i}", float("nan"), None][i % 3]} for i in range(12)]
+    found = loaded(text(folder / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert captions(found) == [f"bird {i}" for i in range(0, 12, 3)]
+    assert found.quarantine.counts() == {"empty-caption": 8}
+
+
+def test_b08_missing_values_in_an_archive_are_no_captions(tmp_path: Path) -> None:
+    members: list[tuple[str, str | bytes]] = []
+    for i in range(8):
+        caption = [f"red bird {i}", float("nan"), None, ""][i % 4]
+        members += [
+            (f"{i:09d}.png", encoded("bird", (16, 16), seed=i)),
+            (f"{i:09d}.json", json.dumps({"caption": caption, "key": f"{i:09d}", "width": 64})),
+        ]
+    found = loaded(tar(tmp_path / "00000.tar", members))
+    assert captions(found) == ["red bird 0", "red bird 4"]
+    assert found.quarantine.counts() == {"empty-caption": 6}
+
+
+def test_b08_words_for_missing_values_in_a_csv_stay_words_and_are_said(folder: Path) -> None:
+    lines = "".join(f"{i}.png,{['bird', 'nan', ''][i % 3]}\n" for i in range(12))
+    found = loaded(text(folder / "b.csv", "image,caption\n" + lines))
+    assert captions(found) == ["bird", "nan"] * 4
+    assert any("4 captions are the word 'nan'" in line for line in found.guesses)
+
+
+def test_b08_labels_of_floats_are_whole_numbers_and_nan_is_none(folder: Path) -> None:
+    labels = pa.array([0.0, 1.0, float("nan"), None] * 3)
+    pq.write_table(
+        pa.table({"image": [f"{i}.png" for i in range(12)], "label": labels}), folder / "c.parquet"
+    )
+    found = loaded(folder / "c.parquet")
+    assert found.table.column("class_name") == ["0", "1"] * 3
+    assert found.quarantine.counts() == {"missing-label": 6}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "empty-caption"),
+        (np.float64("nan"), "empty-caption"),
+        (None, "empty-caption"),
+        ("\u00a0\u200b", "empty-caption"),
+        (3, "the number 3"),
+        (np.int64(3), "the number 3"),
+        (2.5, "the number 2.5"),
+        (True, "the truth value True"),
+        ({"a": 1}, "a mapping"),
+        (b"bytes", "bytes"),
+        ([1, 2], "a list"),
+        (np.arange(2), "a list"),
+    ],
+)
+def test_b08_a_value_of_another_kind_beside_captions_is_no_caption(value: Any, reason: str) -> None:
+    rows = [{"image": encoded(seed=i), "caption": c} for i, c in enumerate(["a dog", value, "a cat"])]
+    found = read_rows(rows, quarantine_limit=1)
+    assert captions(found) == ["a dog", "a cat"]
+    assert reason in details(found)[2]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.5, 7, True, {"a": 1}])
+def test_b08_a_column_of_no_texts_at_all_is_no_captions(value: Any) -> None:
+    rows = [{"image": encoded(seed=i), "caption": value, "label": "cat"} for i in range(2)]
+    if isinstance(value, float) and value != value:
+        assert not read_rows(rows).table.has("caption"), "rows without a caption have their class"
+    else:
+        with pytest.raises(DataError, match=r"the caption is |the captions are structs of a"):
+            read_rows(rows)
+
+
+def test_b08_texts_and_lists_of_texts_are_all_captions() -> None:
+    given: list[Any] = ["a", ["b", "c"], ("d", float("nan")), np.array(["e"])]
+    rows = [{"image": encoded(seed=i), "caption": c} for i, c in enumerate(given)]
+    found = read_rows(rows, quarantine_limit=1)
+    assert captions(found) == ["a", "b", "c", "d", "e"]
+
+
+def test_b08_labels_of_mixed_kinds_are_names_or_set_aside() -> None:
+    given: list[Any] = ["cat", 3, 3.0, np.int64(3), float("nan"), None, ["x"], {"a": 1}, True]
+    rows = [{"image": encoded(seed=i), "label": label} for i, label in enumerate(given)]
+    found = read_rows(rows, quarantine_limit=1)
+    assert found.table.column("class_name") == ["cat", "3", "3", "3", "True"]
+    assert found.quarantine.counts() == {"missing-label": 2, "bad-row": 2}
+    assert "the class_name is a list" in details(found)[7]
+
+
+def test_b08_structs_and_bytes_in_parquet(folder: Path) -> None:
+    columns = {
+        "image": ["0.png", "1.png", "2.png"],
+        "caption": [{"raw": "a", "tokens": ["a"]}, {"raw": None, "tokens": []}, None],
+        "label": pa.array([b"x", b"caf\xe9", b"z"], pa.binary()),
+    }
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    found = loaded(folder / "a.parquet")
+    assert captions(found) == ["a", "z"]
+    assert found.quarantine.counts() == {"bad-utf8": 1}
+
+
+def test_b08_keywords_that_are_no_texts_are_refused() -> None:
+    with pytest.raises(DataError, match="lists of int64; expected lists of texts"):
+        read_rows([{"image": encoded(), "caption": "a", "keywords": [1, 2]}])
+
+
+def test_captions_that_are_lists_written_as_text(folder: Path) -> None:
+    cells = ['"[""a dog"", ""it\'s one""]"', "\"['b', 'c']\"", "[Intro]", '"[""broken"""', "d"]
+    lines = "".join(f"{i}.png,{cell}\n" for i, cell in enumerate(cells))
+    found = loaded(text(folder / "a.csv", "image,caption\n" + lines))
+    assert captions(found) == ["a dog", "it's one", "b", "c", "[Intro]", '["broken"', "d"]
+    assert any("2 captions are lists written as text" in line for line in found.guesses)
+
+
+# -- quotes and blanks (B16) ----------------------------------------------------------------------------------
+
+
+def test_b16_quotes_in_a_table_of_tabs_are_plain_text(folder: Path) -> None:
+    rows = [
+        '0.png\t"Vintage" tea pot, 1950s',
+        '1.png\tpipe 5" x 3"',
+        '2.png\t"never closed',
+        "3.png\tplain",
+        '4.png\t"closed"',
+        "5.png\tit's 'quoted'",
+        '6.png\t"say ""cheese"""',
+        "7.png\ta\\tb\\nc",
+        '8.png\t"two\nlines"',
+        "9.png\tlast",
+    ]
+    found = loaded(text(folder / "a.tsv", "filepath\ttitle\n" + "\n".join(rows) + "\n"))
+    assert captions(found) == [
+        '"Vintage" tea pot, 1950s',
+        'pipe 5" x 3"',
+        '"never closed',
+        "plain",
+        "closed",
+        "it's 'quoted'",
+        'say "cheese"',
+        "a\\tb\\nc",
+        "two\nlines",
+        "last",
+    ]
+    assert any("2 lines are plain text" in line for line in found.guesses)
+
+
+def test_b16_quotes_of_a_csv(folder: Path) -> None:
+    rows = [
+        '0.png, "red, round box"',
+        '1.png,"say \\"cheese\\" now"',
+        '2.png,"two\r\nlines"',
+        '3.png,"a ""good"" one"',
+        '4.png,"Vintage" pot',
+        "5.png,one, two",
+        "6.png",
+        "7.png, kept blank",
+        '8.png,"',
+        "9.png,ok,,",
+    ]
+    found = loaded(text(folder / "b.csv", "image,caption\r\n" + "\r\n".join(rows) + "\r\n"))
+    assert captions(found) == [
+        "red, round box",
+        'say "cheese" now',
+        "two\r\nlines",
+        'a "good" one',
+        " kept blank",
+        "ok",
+    ]
+    assert sorted(details(found)) == [5, 6, 7, 9]
+    assert 'double the quotes inside cells ("")' in details(found)[5]
+    assert "3 cells, expected 2; quote cells" in details(found)[6]
+    assert "2" in details(found)[7]
+    assert "is not closed" in details(found)[9]
+
+
+def test_b16_a_quote_that_is_not_closed_swallows_no_row(folder: Path) -> None:
+    rows = ['0.png,"never closed', "1.png,one", "2.png,two", '3.png,ends with a quote"', "4.png,four"]
+    found = loaded(text(folder / "a.csv", "image,caption\n" + "\n".join(rows) + "\n"))
+    assert captions(found) == ["one", "two", 'ends with a quote"', "four"]
+    assert details(found)[1].startswith("bad-row: a cell begins with a quote")
+
+
+def test_b16_blanks_that_nobody_sees_are_no_caption(folder: Path) -> None:
+    rows = [
+        "0.png,Tom &amp; Jerry &#39;live&#39;",
+        "1.png,\u00a0\u200b",
+        "2.png,\ufeff\u2060",
+        "3.png,\u05e9\u202e x",
+    ]
+    found = loaded(text(folder / "html.csv", "image,caption\n" + "\n".join(rows) + "\n"))
+    assert captions(found) == ["Tom &amp; Jerry &#39;live&#39;", "\u05e9\u202e x"]
+    assert found.quarantine.counts() == {"empty-caption": 2}
+    assert any("1 captions hold marks of web pages" in line for line in found.guesses)
+
+
+def test_b16_a_nul_is_no_text_and_old_line_ends_are_read(folder: Path) -> None:
+    found = loaded(text(folder / "nul.csv", b"image,caption\n0.png,a \0 nul\n1.png,ok\n2.png,caf\xe9\n"))
+    assert captions(found) == ["ok"]
+    assert "NUL" in details(found)[1]
+    assert "data.encoding=cp1252" in details(found)[3]
+    mac = loaded(text(folder / "mac.csv", "image,caption\r0.png,old Mac\r1.png,two\r"))
+    assert captions(mac) == ["old Mac", "two"]
+
+
+# -- separators (B17) -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "header", "prefix", "encoding"),
+    [
+        ("comma.tsv", ",", "filepath,title,year", "", "utf-8"),
+        ("tab.csv", "\t", "filepath\ttitle\tyear", "", "utf-8"),
+        ("semicolon.csv", ";", "filepath;title;year", "", "utf-8"),
+        ("semicolon.tsv", ";", "filepath;title;year", "", "utf-8"),
+        ("pipe.csv", "|", "filepath|title|year", "", "utf-8"),
+        ("excel_sep.csv", ";", "filepath;title;year", "sep=;\n", "utf-8"),
+        ("bom.csv", ";", "filepath;title;year", "\ufeff", "utf-8"),
+        ("excel_unicode.csv", "\t", "filepath\ttitle\tyear", "", "utf-16"),
+        ("unmarked.csv", ",", "filepath,title,year", "", "utf-16-le"),
+        ("captions.txt", ",", "filepath,title,year", "", "utf-8"),
+        ("flickr30k.csv", "| ", "image_name| comment| year", "", "utf-8"),
+        ("semi_comma.csv", ";", "file;title;the year, if known", "", "utf-8"),
+    ],
+)
+def test_b17_separators_are_found_out(
+    folder: Path, name: str, separator: str, header: str, prefix: str, encoding: str
+) -> None:
+    quote = '"' if separator == "," else ""
+    rows = [f"{i}.png{separator}{quote}a bee, number {i}{quote}{separator}202{i}" for i in range(6)]
+    found = loaded(text(folder / name, prefix + "\n".join([header, *rows]) + "\n", encoding))
+    assert [caption.strip() for caption in captions(found)] == [f"a bee, number {i}" for i in range(6)]
+    if separator != {"csv": ",", "tsv": "\t", "txt": ","}[name[-3:]]:
+        assert any("parted by" in line for line in found.guesses)
+
+
+def test_b17_one_column_says_that_a_separator_is_wanted(folder: Path) -> None:
+    path = text(folder / "a.csv", "filepath^title\n0.png^a\n1.png^b\n")
+    with pytest.raises(
+        DataError, match=r"columns are 'filepath\^title'\. There is one column: .*data\.separator"
+    ):
+        loaded(path)
+    assert captions(loaded(path, separator="^")) == ["a", "b"]
+    with pytest.raises(ValueError, match="no separator of cells"):
+        DataSpec(source="a.csv", separator="ab")
+
+
+def test_b17_a_column_of_pictures_with_another_name_is_said(folder: Path) -> None:
+    path = text(folder / "a.csv", "Datei;Größe;Text\n0.png;12;a\n1.png;13;b\n", "cp1252")
+    with pytest.raises(
+        DataError, match=r"The cells of 'Datei' name pictures: say data\.columns\.image=Datei"
+    ):
+        loaded(path)
+    assert captions(loaded(path, columns={"image": "Datei"})) == ["a", "b"]
+    assert captions(loaded(path, columns={"image": "1", "caption": "3"})) == ["a", "b"]
+
+
+# -- encodings ------------------------------------------------------------------------------------------------
+
+WESTERN = ["Ein schöner Käfer", "un café à l’été", "“El niño” – 5 €", "smørrebrød", "plain"]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
+)
+@pytest.mark.parametrize("kind", ["csv", "tsv", "txt", "jsonl", "json", "csv.gz"])
+def test_encodings_are_found_out(folder: Path, kind: str, encoding: str) -> None:
+    rows = [{"image": f"{i}.png", "caption": c} for i, c in enumerate(WESTERN)]
+    if kind == "jsonl":
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif kind == "json":
+        content = json.dumps(rows, ensure_ascii=False)
+    else:
+        part = "\t" if kind == "tsv" else ","
+        content = "".join(f"{row['image']}{part}{row['caption']}\n" for row in rows)
+        content = f"image{part}caption\n" + content
+    data = content.encode(encoding)
+    path = text(folder / f"a.{kind}", gzip.compress(data) if kind.endswith(".gz") else data)
+    found = loaded(path)
+    assert captions(found) == WESTERN
+    guessed = any("read as" in line for line in found.guesses)
+    assert guessed == (not encoding.startswith("utf-8"))
+    assert captions(loaded(path, encoding=encoding)) == WESTERN
+
+
+@pytest.mark.parametrize(
+    ("words", "encoding"),
+    [
+        (["Зелёный жук", "красный кот"], "cp1251"),
+        (["緑の甲虫です", "赤い猫です"], "shift_jis"),
+        (["绿色的甲虫", "红色的猫"], "gb18030"),
+        (["Zażółć gęślą jaźń", "Łódź żółta"], "cp1250"),
+        (["Příliš žluťoučký kůň", "úpěl ďábelské"], "cp1250"),
+        (["naïve café", "Müller Straße"], "mac_roman"),
+        (["grüne Käfer", "schöne Äpfel"], "cp850"),
+        (["yeşil böcek ağaç", "kırmızı"], "cp1254"),
+        (["πράσινο σκαθάρι", "κόκκινη"], "cp1253"),
+    ],
+)
+def test_bytes_that_are_not_surely_western_are_named_and_never_changed(
+    folder: Path, words: list[str], encoding: str
+) -> None:
+    rows = "".join(f"{i}.png,{word}\n" for i, word in enumerate(words)) + "5.png,plain\n"
+    path = text(folder / "a.csv", "image,caption\n" + rows, encoding)
+    found = loaded(path)
+    assert captions(found) == ["plain"]
+    assert found.quarantine.counts() == {"bad-utf8": 2}
+    assert any("say the encoding with data.encoding=NAME" in line for line in found.guesses)
+    assert "data.encoding=NAME" in details(found)[1]
+    assert captions(loaded(path, encoding=encoding)) == [*words, "plain"]
+
+
+def test_the_windows_file_of_a_shop(folder: Path) -> None:
+    for i, name in enumerate(("Größe", "Äpfel")):
+        picture(folder / "Bilder" / f"{name}.png", seed=50 + i)
+    rows = ["Bilder\\Größe.png;Grüner Käfer", "Bilder\\Äpfel.png;Äpfel für 3 €"]
+    found = loaded(
+        text(folder / "a.csv", "Datei;Text\r\n" + "\r\n".join(rows), "cp1252"), columns={"image": "Datei"}
+    )
+    assert captions(found) == ["Grüner Käfer", "Äpfel für 3 €"]
+    assert any("read as cp1252" in line and "data.encoding" in line for line in found.guesses)
+
+
+def test_encodings_that_do_not_exist_or_are_no_text_are_refused() -> None:
+    for name in ("cp9999", "base64", "rot13", "idna"):
+        with pytest.raises(ValueError, match="no encoding of text"):
+            DataSpec(source="a.csv", encoding=name)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\x03\x04" + bytes(100), "Excel workbook"),
+        (b"\xd0\xcf\x11\xe0" + bytes(100), "old Excel workbook"),
+        (b"\x1f\x8b" + bytes(100), "compressed by gzip"),
+        (b"PAR1" + bytes(100), "a Parquet file"),
+    ],
+)
+def test_files_that_are_no_text_are_said_to_be_what_they_are(folder: Path, data: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        loaded(text(folder / "a.csv", data))
+
+
+def test_a_packed_table_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from everclip.data.readers import text_file
+
+    path = text(folder / "a.csv.gz", gzip.compress(b"image,caption\n" + b"0.png,a\n" * 100_000))
+    monkeypatch.setattr(text_file, "_LEAST_UNPACKED", 1000)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        loaded(path)
+    text(path, gzip.compress(b"image,caption\n0.png,a\n")[:-10])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        loaded(path)
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.xls", "a.ods"])
+def test_spreadsheets_say_how_to_export(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="export it as CSV"):
+        loaded(text(folder / name, b"PK"))
+
+
+# -- tables without a header (S07) ----------------------------------------------------------------------------
+
+
+def test_s07_a_table_without_a_header_is_read_by_what_its_cells_hold(folder: Path) -> None:
+    path = text(folder / "pairs.csv", "".join(f"{i}.png,a bus number {i}\n" for i in range(6)))
+    found = loaded(path)
+    assert captions(found) == [f"a bus number {i}" for i in range(6)]
+    assert any("no line of column names" in line and "data.header=true" in line for line in found.guesses)
+    assert "image = column '1', whose cells name pictures" in found.guesses
+    assert captions(loaded(path, header=False)) == captions(found)
+    assert (
+        loaded(path, columns={"class_name": "2", "image": "1"}).table.column("class_name")[0]
+        == "a bus number 0"
+    )
+
+
+def test_s07_single_words_may_be_classes_or_captions_and_are_asked_for(folder: Path) -> None:
+    path = text(folder / "pairs.csv", "".join(f"{i}.png,bus\n" for i in range(6)))
+    with pytest.raises(DataError, match=r"data\.columns\.class_name=NAME"):
+        loaded(path)
+    assert loaded(path, columns={"class_name": "2"}).table.column("class_name") == ["bus"] * 6
+
+
+def test_s07_captions_and_urls_of_conceptual_captions(folder: Path) -> None:
+    lines = "".join(f"a very typical bus station {i}\thttp://lh6.example.com/{i}.png\n" for i in range(6))
+    found = loaded(text(folder / "gcc.tsv", lines), downloads=str(folder))
+    assert captions(found) == [f"a very typical bus station {i}" for i in range(6)]
+
+
+def test_s07_flickr8k_tokens(folder: Path) -> None:
+    path = text(
+        folder / "Flickr8k.token.txt",
+        "".join(f"{i}.png#{j}\tA bee {j} .\n" for i in range(3) for j in range(5)),
+    )
+    found = loaded(path)
+    assert len(found.table) == 15
+    assert len(set(found.table.identities())) == 3
+
+
+def test_a_first_row_of_data_under_a_header_of_numbers(folder: Path) -> None:
+    path = text(folder / "a.csv", "0.png,x y\n1.png,y z\n")
+    with pytest.raises(DataError, match=r"no column `image`"):
+        loaded(path, header=True)
+
+
+# -- paths (B07, B15, B18, S03) -------------------------------------------------------------------------------
+
+
+def cats(folder: Path, count: int = 6) -> None:
+    for i in range(count):
+        picture(folder / f"images/cat/{i}.png", "cat", (16, 16), seed=i)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("images\\cat\\{}.png", "kind of slash"),
+        (".\\images\\cat\\{}.png", "kind of slash"),
+        ("./images/cat/{}.png", None),
+        ("C:\\Users\\me\\data\\images\\cat\\{}.png", "'C:/Users/me/data', of another machine"),
+        ("/home/me/data/images/cat/{}.png", "'/home/me/data', of another machine"),
+        ("file:///C:/Users/me/images/cat/{}.png", "of another machine"),
+        ("Images/Cat/{}.PNG", "letter case"),
+        ("images/cat/{}", "missing ending"),
+        (" images/cat/{}.png ", "blanks around"),
+        ("images%2Fcat%2F{}.png", "marks of URLs"),
+    ],
+)
+def test_b18_paths_are_read_where_that_is_safe(tmp_path: Path, pattern: str, said: str | None) -> None:
+    cats(tmp_path)
+    rows = "".join(f"{pattern.format(i)},cat {i}\r\n" for i in range(6))
+    found = loaded(text(tmp_path / "a.csv", "file,caption\r\n" + rows))
+    assert captions(found) == [f"cat {i}" for i in range(6)]
+    assert [found.table.origin(i) for i in range(6)] == [
+        str(tmp_path / f"images/cat/{i}.png") for i in range(6)
+    ]
+    if said is not None:
+        assert any(said in line for line in found.guesses)
+
+
+def test_b18_urls_of_files(tmp_path: Path) -> None:
+    cats(tmp_path)
+    rows = "".join(f"file://{tmp_path}/images/cat/{i}.png,cat {i}\n" for i in range(6))
+    assert len(loaded(text(tmp_path / "url.csv", "file,caption\n" + rows)).table) == 6
+
+
+def test_b18_paths_of_another_machine_without_their_files_say_so(tmp_path: Path) -> None:
+    cats(tmp_path)
+    found = loaded(text(tmp_path / "a.csv", "file,caption\nD:\\x\\0.jpg,a\nimages/cat/0.png,b\n"))
+    assert captions(found) == ["b"]
+    assert "outside-root" in details(found)[1]
+    assert "of another machine" in details(found)[1]
+
+
+def test_a_path_that_is_nearly_another_rows_file_is_not_taken(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    found = loaded(text(tmp_path / "a.csv", "file,caption\na.png,one\nA.png,two\n"))
+    assert captions(found) == ["one"]
+    assert "differs in letter case" in details(found)[2]
+
+
+def test_near_names_never_lead_out_of_the_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "out.png")
+    picture(tmp_path / "in/x.png")
+    (tmp_path / "in/link.png").symlink_to(tmp_path / "out.png")
+    rows = ["..\\out.png,a", "LINK.png,b", "%2e%2e/out.png,c", "x.png,d"]
+    found = loaded(text(tmp_path / "in/a.csv", "file,caption\n" + "\n".join(rows)))
+    assert captions(found) == ["d"]
+    assert found.quarantine.counts()["outside-root"] == 3
+
+
+@pytest.mark.parametrize("stored", ["NFD", "NFC"])
+def test_b07_names_in_another_unicode_form_are_found(tmp_path: Path, stored: str) -> None:
+    words = ["Müller", "Übung", "café", "naïve", "Å", "日本が"]
+    written = "NFC" if stored == "NFD" else "NFD"
+    for i, word in enumerate(words):
+        picture(tmp_path / "img" / (unicodedata.normalize(stored, word) + ".png"), "bird", (16, 16), seed=i)
+    rows = "".join(f"img/{unicodedata.normalize(written, w)}.png,a bird at {w}\n" for w in words)
+    found = loaded(text(tmp_path / "list.csv", "file,caption\n" + rows))
+    assert len(found.table) == 6
+    assert any("Unicode form" in line for line in found.guesses)
+
+
+def test_s03_another_ending_and_another_folder_are_said(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", seed=i)
+    picture(tmp_path / "deep/er/z.png", seed=9)
+    found = loaded(text(tmp_path / "a.csv", "file,caption\n0.png,a\n1.jpg,b\nz.png,c\nq.png,d\n"))
+    assert captions(found) == ["a"]
+    assert "'1.png' is there: the ending differs" in details(found)[2]
+    assert f"data.root={tmp_path / 'deep/er'}" in details(found)[3]
+    assert details(found)[4].endswith(")")
+
+
+def test_b15_captions_without_a_root_find_the_folder_beside(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / f"Images/{1000 + i}_ab.jpg", "tram", (16, 16), seed=i)
+    rows = "".join(
+        f"{1000 + i}_ab.jpg,A tram {w} line {i} .\n" for i in range(4) for w in ("on", "of", "near")
+    )
+    for name in ("captions.txt", "captions.csv"):
+        found = loaded(text(tmp_path / name, "image,caption\n" + rows))
+        assert len(found.table) == 12
+        assert any("paths start from 'Images'" in line for line in found.guesses)
+
+
+def test_two_folders_that_could_be_meant_are_both_named(tmp_path: Path) -> None:
+    for i in range(2):
+        picture(tmp_path / f"large/{i}.png", seed=i)
+        picture(tmp_path / f"small/{i}.png", "dog", seed=i)
+    path = text(tmp_path / "a.csv", "image,caption\n0.png,a\n1.png,b\n")
+    with pytest.raises(DataError, match=r"files of this name are there, in other folders"):
+        loaded(path, quarantine_limit=0.5)
+    assert len(loaded(path, root=str(tmp_path / "large")).table) == 2
+
+
+# -- one-hot tables (S05) -------------------------------------------------------------------------------------
+
+
+def test_s05_roboflows_table_of_classes(tmp_path: Path) -> None:
+    for i in range(6):
+        picture(tmp_path / f"{i}_jpg.rf.ab{i}.jpg", "cat", (16, 16), seed=i)
+    rows = ["1, 0, 0", "0, 1, 0", "0, 0, 1", "1, 0, 0", "0, 0, 0", "1, 1, 0"]
+    lines = "".join(f"{i}_jpg.rf.ab{i}.jpg, {row}\n" for i, row in enumerate(rows))
+    found = loaded(text(tmp_path / "_classes.csv", "filename, cat, dog, bird\n" + lines))
+    assert found.table.column("class_name") == ["cat", "dog", "bird", "cat"]
+    assert "no class is marked" in details(found)[5]
+    assert "2 classes are marked (cat, dog)" in details(found)[6]
+    assert any("of 3 (cat, dog, bird)" in line for line in found.guesses)
+
+
+def test_columns_of_numbers_are_no_classes(folder: Path) -> None:
+    path = text(folder / "a.csv", "filename,width,height\n0.png,16,1\n1.png,16,0\n")
+    with pytest.raises(DataError, match="nothing to learn from"):
+        loaded(path)
+
+
+# -- one picture in several rows ------------------------------------------------------------------------------
+
+
+def test_rows_of_one_file_or_of_equal_files_are_one_picture(folder: Path) -> None:
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    rows = ["0.png,a", "./0.png,b", "copy.png,c", "1.png,d"]
+    found = loaded(text(folder / "a.csv", "image,caption\n" + "\n".join(rows)))
+    table = found.table
+    assert len(set(table.identities())) == 2
+    assert table.picture(0) == table.picture(1)
+    assert len(set(table.contents())) == 2
+    assert table.origin(2).endswith("copy.png")
+
+
+def test_equal_pictures_with_two_image_ids_are_one(folder: Path) -> None:
+    rows = ["0.png,a,7", "0.png,b,8", "1.png,c,9"]
+    found = loaded(text(folder / "a.csv", "image,caption,image_id\n" + "\n".join(rows)))
+    assert found.table.identities() == ["7", "7", "9"]
+    assert any("another image_id" in line for line in found.guesses)
+
+
+def test_image_ids_of_two_files_that_each_count_from_zero_stay_apart(folder: Path) -> None:
+    for name, first in (("train", 0), ("test", 2)):
+        rows = [f"{first + i}.png,a,{i}" for i in range(2)]
+        text(folder / f"{name}.csv", "image,caption,image_id\n" + "\n".join(rows))
+    found = loaded(folder / "t*.csv")
+    assert len(set(found.table.identities())) == 4
+    assert any("image ids repeat between files" in line for line in found.guesses)
