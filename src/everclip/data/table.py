@@ -76,7 +76,7 @@ class Table:
         return (known or hashlib.sha256(self.value("image", position) or b"").digest()).hex()
 
     def contents(self) -> list[str]:
-        """Return per row what its picture looks like: its content, and how it is rendered. Equal texts, equal pixels."""
+        """Return per row what its picture looks like: its content and how it is rendered; equal texts, equal pixels."""
         known: dict[int, str] = {}
         found = []
         rendered = self.column(COLUMN) if self.has(COLUMN) else [None] * len(self)
