@@ -140,7 +140,7 @@ def _raw(listing: Listing, found: Found, paths: Sequence[Path | None], kind: str
             f"{listing.path.name}: pictures without a .{kind} file, not read: {len(bare):,} ({some(bare)})"
         )
     names = dict.fromkeys(key for row in rows for key in row)
-    table = table_of(rows, list(names)) if rows else pa.table({"image": pa.array([], pa.string())})
+    table, odd = table_of(rows, list(names)) if rows else (pa.table({"image": pa.array([], pa.string())}), {})
     found.others.clear()  # the texts themselves
     notes += [*listing.notes, *found.notes(), *_unread(listing)]
     known: dict[str, str] = {name: name for name in ("image", "class_name") if name in names}
@@ -155,6 +155,7 @@ def _raw(listing: Listing, found: Found, paths: Sequence[Path | None], kind: str
         known=known,
         labels=files,
         notes=notes,
+        odd=odd,
     )
 
 
