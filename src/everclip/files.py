@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from everclip.errors import CheckpointError
+from everclip.errors import CheckpointError, ConfigError, EverclipError
+
+log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
 def crash_point(name: str) -> None:
@@ -55,21 +60,65 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def optional_write(path: Path, consequence: str) -> Iterator[None]:
+    """Let the work go on where `path` cannot be written; said once for its folder.
+
+    Args:
+        path: the file, which nobody needs to go on.
+        consequence: what is missing then, in words.
+    """
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        tell_once(str(path.parent), f"{path.parent}: cannot be written ({error}); {consequence}")
+
+
+def tell_once(key: str, message: str) -> None:
+    """Log a warning, but only the first of a key."""
+    if key not in _told:
+        _told.add(key)
+        log.warning("%s", message)
+
+
+def require_writable(folder: Path, setting: str, kind: type[EverclipError] = ConfigError) -> None:
+    """Check before the work starts that its result can be written; makes nothing.
+
+    Args:
+        folder: where it will be; the nearest folder above it that exists is tried.
+        setting: what named it.
+        kind: of the error.
+
+    Raises:
+        EverclipError: if it cannot be.
+    """
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        what = "is no folder" if not place.is_dir() else f"cannot be written to ({error.strerror or error})"
+        raise kind(f"{setting}: {place} {what}. Choose another {setting}; nothing was started.") from error
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old or the new content, also after a crash.
 
     Raises:
-        CheckpointError: if the disk is full; the old file is untouched.
+        CheckpointError: if it cannot be written; the old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(aside, "wb") as file:
                 file.write(data)
             put_in_place(aside, path)
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the error that led here is the one to tell
+                aside.unlink(missing_ok=True)
 
 
 def put_in_place(aside: Path, path: Path) -> None:

@@ -22,7 +22,7 @@ from everclip.evaluation.assemble import check_headline, column_info, flat_metri
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
-from everclip.files import crash_point
+from everclip.files import crash_point, optional_write, require_writable
 from everclip.learner.core import Learner
 from everclip.learner.fit import check_fit, learner_for
 from everclip.learner.following import Cursor
@@ -74,6 +74,7 @@ def execute(
         config = target
     else:
         config = resolve_config(target, overrides, settings)
+    require_writable(Path(config.output), "output", RunFolderError)
     return Run(config, progress, extend).execute()
 
 
@@ -167,7 +168,10 @@ class Run:
 
         there = (self.path / "report.html").is_file()
         if self.config.report and self._main and not (only_if_missing and there):
-            write_report(self.path)
+            with optional_write(
+                self.path / "report.html", f"`everclip report {self.path}` writes the report later"
+            ):
+                write_report(self.path)
 
     def _finished(self) -> bool:
         return self.place.task >= len(self.tasks)

@@ -51,17 +51,21 @@ def check(
     block = data_block(settings)
     from everclip.cli.check_text import text_of
 
-    found = inspect_sources(sources, test or [], block, model, leak_limit)
     if output is not None:
-        from everclip.cli.check_files import write_all
+        from everclip.files import require_writable
 
-        write_all(found, output)
+        require_writable(output, "--output")
+    found = inspect_sources(sources, test or [], block, model, leak_limit)
     if as_json:
         document = found.check.model_dump(mode="json")
         typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
     else:
         typer.echo(text_of(found.check))
-        if output is not None:
+    if output is not None:  # after the text: what was found is shown even if the disk is full
+        from everclip.cli.check_files import write_all
+
+        write_all(found, output)
+        if not as_json:
             typer.echo(f"\nsample sheet: {output / 'sheet.png'}\nlists:        {output}")
     if found.check.stops:
         raise DataError(f"check: {'; '.join(finding.message for finding in found.check.stops)}.")

@@ -31,10 +31,12 @@ def export(
 
     Example: everclip export runs/emoji-time-replay-s0 exported/mine
     """
+    from everclip.files import require_writable
     from everclip.models.export import check_target, describe
     from everclip.models.export_head import RULE
 
     check_target(folder, force)
+    require_writable(folder.absolute().parent, "FOLDER")
     exported, _, card = run_export(model, folder, half=half, force=force, weights=weights)
     document = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     if as_json:

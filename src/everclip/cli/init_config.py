@@ -43,7 +43,10 @@ def init_config(
     if output is not None and output.exists() and not force:
         raise ConfigError(f"--output: {output} exists already; --force replaces it.")
     block = data_block(settings)
-    from everclip.files import write_text_atomic
+    from everclip.files import require_writable, write_text_atomic
+
+    if output is not None:
+        require_writable(output.parent, "--output")
     from everclip.scenarios.propose import propose
 
     proposal = propose([{"source": source, **block} for source in sources], kind)

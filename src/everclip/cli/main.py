@@ -141,6 +141,10 @@ def compare(
     from everclip.report import compare as compare_runs
     from everclip.report import comparison_text, write_comparison
 
+    if output is not None:
+        from everclip.files import require_writable
+
+        require_writable(output.parent if output.suffix else output, "--output")
     comparison = compare_runs(folders, force=force, baseline=baseline, over=over)
     if as_json:
         _print_json(comparison.model_dump(mode="json"))

@@ -59,6 +59,10 @@ def suggest(
             raise ConfigError(
                 f"{name}: expected settings below it, such as {name}.device=cpu; found {part!r}."
             )
+    if output is not None:
+        from everclip.files import require_writable
+
+        require_writable(output, "--output")
     found = make(
         data,
         validated(BackboneConfig, {"name": model, **backbone}, "backbone"),
@@ -67,19 +71,18 @@ def suggest(
         steps,
         trial_seconds,
     )
-    if output is not None:
-        _write(found, output)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
     else:
         _show(found, output)
+    if output is not None:
+        _write(found, output)
 
 
 def _write(found: Suggestion, folder: Path) -> None:
     from everclip.files import write_bytes_atomic, write_text_atomic
     from everclip.suggest.picture import draw
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(folder / "suggestion.json", found.model_dump_json(indent=1) + "\n")
     write_bytes_atomic(folder / "lr-range.png", draw(found).png)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from everclip.errors import DataError
-from everclip.files import cache_folder
+from everclip.files import cache_folder, tell_once
 
 _Row = TypeVar("_Row")
 
@@ -20,35 +20,57 @@ _Row = TypeVar("_Row")
 def spilled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path | None = None) -> pa.Table:
     """Write batches to an Arrow file and return them memory-mapped.
 
+    Where the cache folder cannot be written, the file lies in the system's temporary folder and goes away with the
+    process; where that cannot be written either, the rows stay in memory.
+
     Args:
         batches: all of the given schema.
         schema: their schema.
         path: where the file stays for the next time; without it the file goes away with the process.
 
     Raises:
-        DataError: if the file cannot be written.
+        DataError: if the disk becomes full.
     """
-    folder = path.parent if path is not None else cache_folder() / "rows"
+    place = _place(path.parent if path is not None else cache_folder() / "rows")
+    if place is None:
+        return pa.Table.from_batches(batches, schema)
+    handle, aside = place
+    os.close(handle)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(".arrow.tmp", dir=folder)
-        os.close(handle)
-        try:
-            with pa.OSFile(aside, "wb") as file, pa.ipc.new_file(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            if path is not None:
-                os.replace(aside, path)
-                return mapped(path)
-            return mapped(Path(aside))
-        finally:
-            # Mapped pages stay readable after the name is gone.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(aside)
+        with pa.OSFile(aside, "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        if path is not None and Path(aside).parent == path.parent:
+            os.replace(aside, path)
+            return mapped(path)
+        return mapped(Path(aside))
     except OSError as error:
         raise DataError(
-            f"{folder}: rows cannot be kept there ({error}). Make room, or set EVERCLIP_CACHE to another folder."
+            f"{Path(aside).parent}: rows cannot be kept there ({error}). Make room, or set EVERCLIP_CACHE to another "
+            "folder."
         ) from error
+    finally:
+        # Mapped pages stay readable after the name is gone.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+
+
+def _place(folder: Path) -> tuple[int, str] | None:
+    """Return a new file, open and by name, in the folder or in the temporary one; `None` where neither can be used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(".arrow.tmp", dir=folder)
+    except OSError as error:
+        tell_once(
+            str(folder),
+            f"{folder}: cannot be written ({error}); rows are kept in the temporary folder, and read anew the next "
+            "time. Set EVERCLIP_CACHE to a folder that can be written.",
+        )
+    try:
+        return tempfile.mkstemp(".arrow.tmp")
+    except OSError as error:
+        tell_once("temporary", f"the temporary folder cannot be written ({error}); rows stay in memory")
+        return None
 
 
 def mapped(path: Path) -> pa.Table:

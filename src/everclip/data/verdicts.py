@@ -5,7 +5,6 @@ Every picture is decoded once to know whether it can be; the next load only read
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
 from collections.abc import Iterable
@@ -14,15 +13,13 @@ from pathlib import Path
 import PIL
 
 from everclip.data.facts import Facts
-from everclip.files import cache_folder
+from everclip.files import cache_folder, tell_once
 
 VERSION = 2
 """Raised when the rules of decoding change: older verdicts then no longer count."""
 
 Verdict = Facts | tuple[str, str]
 """Facts of a usable picture, or (reason, detail) of another."""
-
-log = logging.getLogger(__name__)
 
 _COLUMNS = "width, height, bytes, mode, format, frames, dhash, sha256, span, background, blank"
 _TABLE = (
@@ -100,11 +97,10 @@ class Verdicts:
                 self._file = None
 
     def _give_up(self, error: Exception) -> None:
-        log.warning(
-            "%s: the memory of decoded pictures cannot be used (%s); every picture is decoded anew. Remove the file, "
-            "or point EVERCLIP_CACHE to a folder that can be written.",
-            self._path,
-            error,
+        tell_once(
+            str(self._path),
+            f"{self._path}: the memory of decoded pictures cannot be used ({error}); every picture is decoded anew. "
+            "Remove the file, or point EVERCLIP_CACHE to a folder that can be written.",
         )
         if self._file is not None:
             self._file.close()

@@ -17,6 +17,7 @@ from everclip.data.images import ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
+from everclip.errors import CheckpointError
 from everclip.evaluation.banks import Reduce, decoded, encode_pictures, encode_prompts, joined, measuring
 from everclip.files import write_bytes_atomic
 
@@ -66,6 +67,7 @@ class Encoder:
         self._data_key = f"{key_of(*prints, str(len(self._places))):032x}"[:16]
         self.encoded = 0
         """How many pictures this process has run through an image tower."""
+        self._keeps = True
         self.damaged: list[str] = []
         """What was found damaged in the cache, and what was done about it."""
         self._tasks = {s.name: s.task for s in sets}
@@ -172,8 +174,13 @@ class Encoder:
         if from_first(held is not None):
             return load_file(path) if held is None else held
         features = make()
-        if self._rank == 0:
-            write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
+        if self._rank == 0 and self._keeps:
+            try:
+                write_bytes_atomic(path, save({k: v.contiguous() for k, v in features.items()}))
+            except CheckpointError as error:
+                # A cache only saves time. Reading goes on, for all processes alike.
+                self._keeps = False
+                self.damaged.append(f"{error} Embeddings are not kept for the next time")
         return features
 
     def _read(self, path: Path) -> Features | None:

@@ -20,7 +20,7 @@ from everclip.evaluation.assemble import add_answers
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.scoring import RowScorer, RowScores
-from everclip.files import write_bytes_atomic
+from everclip.files import optional_write, write_bytes_atomic
 
 THUMBNAIL = 128
 
@@ -177,7 +177,9 @@ class RowRecorder:
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             file = io.BytesIO()
             picture.save(file, "PNG")
-            write_bytes_atomic(self._path / example.picture, file.getvalue())
+            place = self._path / example.picture
+            with optional_write(place, "the report shows no examples"):
+                write_bytes_atomic(place, file.getvalue())
 
 
 def _read_features(file: Path) -> dict[str, torch.Tensor] | None:

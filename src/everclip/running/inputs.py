@@ -10,7 +10,7 @@ from pathlib import Path
 from everclip.contracts import Task
 from everclip.data.catalog.cards import PREFIX
 from everclip.data.quarantine import Quarantine
-from everclip.files import write_text_atomic
+from everclip.files import optional_write, write_text_atomic
 from everclip.methods.base import Method
 from everclip.methods.pace import unused
 from everclip.models.backbone import Backbone
@@ -90,4 +90,5 @@ def write_quarantine(scenario: ListScenario, folder: Path) -> None:
     writer.writerow(["source", "row", "name", "reason", "detail"])
     for source, entry in entries:
         writer.writerow([source, entry.row, entry.name, entry.reason, entry.detail])
-    write_text_atomic(folder / QUARANTINE, text.getvalue())
+    with optional_write(folder / QUARANTINE, "the list of rows that were set aside is missing"):
+        write_text_atomic(folder / QUARANTINE, text.getvalue())

@@ -80,6 +80,7 @@ class FrozenFeatures:
         self._classes: dict[tuple[str, int], tuple[object, torch.Tensor]] = {}
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._shared = Path()
+        self._said = False
 
     def prepare(
         self,
@@ -212,6 +213,8 @@ class FrozenFeatures:
             path = self.shared / f"{key()}.npy"
             if (found := self._stored(path, count)) is not None:
                 return found
+            if not self._can_share(self.shared):
+                path = None
         starts = list(range(0, count, BLOCK))
         sink: Any = None
         for first in range(0, len(starts), world()):
@@ -229,6 +232,22 @@ class FrozenFeatures:
             self.tick(min(count, (first + world()) * BLOCK), count)
         done: Values = sink.finish()
         return done
+
+    def _can_share(self, folder: Path) -> bool:
+        """Whether the shared folder can be written; all processes hear what the first one found."""
+        problem = ""
+        if is_first():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                problem = f"{folder} cannot be written to ({error.strerror or error})"
+        problem = from_first(problem)
+        if problem and not self._said:
+            self.say(f"embeddings are not kept for other runs: {problem}")
+            self._said = True
+        return not problem
 
     def _stored(self, path: Path, count: int) -> Values | None:
         found = load_mapped(path, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,21 @@ class InMemory:
         return self._values
 
 
+def _reserve(file: Path) -> None:
+    """Take the room of a file now: a mapped page that finds the disk full later would end the process.
+
+    Raises:
+        OSError: if the disk has no room for it.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with open(file, "r+b") as handle:
+            try:
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+
+
 class InFile:
     """Collects rows in a file, written aside and renamed; only the first process writes."""
 
@@ -60,6 +76,7 @@ class InFile:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._values = np.lib.format.open_memmap(self._aside, "w+", np.float32, shape)
+                _reserve(self._aside)
 
     def put(self, rows: Values) -> None:
         """Append rows `(n, D)`."""

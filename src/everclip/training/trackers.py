@@ -8,6 +8,7 @@ from typing import Any
 
 from everclip.config import RunConfig
 from everclip.errors import ConfigError, did_you_mean
+from everclip.files import optional_write, tell_once
 
 
 class Trackers:
@@ -38,6 +39,11 @@ class Trackers:
                     {"benchmark": config.benchmark, "method": config.method.name}
                 )
                 self._open.append(tracker)
+            except OSError as error:
+                tell_once(
+                    name,
+                    f"trackers: {name}: {folder} cannot be written ({error}); the run goes on without it",
+                )
             except ImportError as error:
                 raise ConfigError(
                     f"trackers: {name} needs its package: pip install everclip[track] ({error})."
@@ -45,11 +51,18 @@ class Trackers:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers at a step."""
-        for tracker in self._open:
-            tracker.log(dict(values), step=step)
+        for tracker in list(self._open):
+            try:
+                tracker.log(dict(values), step=step)
+            except OSError as error:
+                self._open.remove(tracker)
+                tell_once(tracker.name, f"trackers: {tracker.name}: {error}; the run goes on without it")
 
     def finish(self) -> None:
         """Flush and close."""
         for tracker in self._open:
-            tracker.finish()
+            with optional_write(
+                Path(tracker.name), f"the end of what the tracker {tracker.name} recorded is missing"
+            ):
+                tracker.finish()
         self._open = []

@@ -6,6 +6,7 @@ schema (`ClassLabel` names, `Image`) is read with its own `Features`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -91,16 +92,17 @@ def _mapped(
     facts = path.stat()
     key = hashlib.sha256(f"{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()
     kept = cache_folder() / "rows" / f"{key[:32]}.arrow"
-    if kept.is_file():
-        try:
+    try:
+        if kept.is_file():
             columns = mapped(kept)
             numbers.extend(range(1, columns.num_rows + 1))
             return columns
-        except (pa.ArrowException, OSError) as error:
-            log.warning("%s: damaged (%s); %s is read anew.", kept, error, path)
+    except (pa.ArrowException, OSError) as error:
+        log.warning("%s: damaged (%s); %s is read anew.", kept, error, path)
     columns = spilled(batches, schema, kept)
     if broken:
-        kept.unlink(missing_ok=True)  # the next load must find the damage again
+        with contextlib.suppress(OSError):
+            kept.unlink(missing_ok=True)  # the next load must find the damage again
     return columns
 
 
