@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -158,7 +159,7 @@ def load_object(target: str) -> Any:
     if place.endswith(".py"):
         path = Path(place).expanduser()
         if not path.is_file():
-            raise ConfigError(f"method: {place}: no such file (looked in {path.resolve().parent}).")
+            raise ConfigError(f"method: {place}: no such file (looked in {os.path.realpath(path.parent)}).")
         module_name = f"everclip_user_{path.stem}"
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:

@@ -58,7 +58,7 @@ def run_export(
     model: str, folder: Path, *, half: bool = False, force: bool = False, weights: str | None = None
 ) -> tuple[Exported, Backbone, dict[str, Any]]:
     """Export what `model` names; see `everclip.models.export.export_backbone`."""
-    from everclip.config import BackboneConfig
+    from everclip.config import BackboneConfig, validated
     from everclip.errors import ConfigError
     from everclip.models.backbone import load_backbone
     from everclip.models.export import export_backbone
@@ -86,7 +86,7 @@ def run_export(
             head=head,
         )
         return exported, method.backbone, card
-    config = BackboneConfig(name=model, weights=weights)
+    config = validated(BackboneConfig, {"name": model, "weights": weights}, "backbone")
     backbone = load_backbone(config)
     card = {
         **_card(backbone),

@@ -204,26 +204,32 @@ def main() -> None:
         ):  # names of files need not be UTF-8; printing them must not fail
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=False)
-        sys.stdout.flush()  # here, where a closed pipe can still be answered
+        # Newer versions of typer return the code of `typer.Exit` and of Ctrl-C, older ones raise.
+        code = app(standalone_mode=False)
+        if sys.stdout is not None:  # None where a caller closed it
+            sys.stdout.flush()  # here, where a closed pipe can still be answered
+        if code == STOPPED:
+            raise KeyboardInterrupt
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except EverclipError as error:
         _say(error, error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _say("stopped at once; what was saved before is intact.", 130)
+        _say("stopped at once; what was saved before is intact.", STOPPED)
     except typer.TyperException as error:  # wrong usage: click's own message and code
         _say_usage(error)
     except BrokenPipeError:
         # Whoever read the output (`| head`) has closed it; what Python flushes at its end must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CLOSED_PIPE)
+        sys.exit(1)
     except OSError as error:
         _say(_of_system(error), 1)
 
 
-CLOSED_PIPE = 141
-"""What a shell reports of a program that a closed pipe ends."""
+STOPPED = 130
+"""What a shell reports of a program that Ctrl-C ends."""
 
 
 def _say(message: object, code: int) -> NoReturn:

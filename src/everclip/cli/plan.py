@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -67,7 +68,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 
 def _existing(path: Path) -> Path:
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     return path if path.exists() else _existing(path.parent)
 
 

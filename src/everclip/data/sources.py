@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from everclip.config import validated
 from everclip.data.examine import Examined, Tick, examine
 from everclip.data.identity import with_ids
 from everclip.data.locate import located
@@ -88,7 +89,8 @@ def read_rows(
     """
     from everclip.data.readers.rows import read_mappings
 
-    spec = DataSpec(source=name, columns=dict(columns or {}), quarantine_limit=quarantine_limit)
+    block = {"source": name, "columns": columns or {}, "quarantine_limit": quarantine_limit}
+    spec = validated(DataSpec, block, "read_rows")
     return _loaded([read_mappings(rows, spec.columns, name, root)], spec, Places(), None)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from everclip import registry
-from everclip.config import EvaluationConfig, resolve_config
+from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.contracts import EvalSet
 from everclip.data.same_texts import Tokenise
 from everclip.data.sources import read
@@ -134,7 +134,7 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
         scenario = load_scenario(resolve_config(target).scenario)
         lines = [q.summary() for q in scenario.quarantine if q.entries] + list(scenario.guesses)
         return target, scenario, lines
-    spec = DataSpec(source=target) if isinstance(target, str) else target
+    spec = validated(DataSpec, {"source": target}, "data") if isinstance(target, str) else target
     loaded = read(spec)
     wanted = None if kind == "auto" else kind
     lines = [*loaded.guesses, *([loaded.quarantine.summary()] if loaded.quarantine.entries else [])]

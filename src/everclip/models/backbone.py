@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from everclip.config import BackboneConfig
+from everclip.config import BackboneConfig, validated
 from everclip.data.images import PixelFormat
 from everclip.models.activation import decide_activation
 from everclip.models.architecture import build_clip, with_overrides
@@ -125,7 +125,7 @@ def load_backbone(config: BackboneConfig | str, seed: int = 0) -> Backbone:
         ConfigError: if there is no such model, its files are not at hand or do not fit each other.
     """
     if isinstance(config, str):
-        config = BackboneConfig(name=config)
+        config = validated(BackboneConfig, {"name": config}, "backbone")
     found = locate(config)
     clip, notes = _loaded(found, config, seed)
     resized = config.image_size is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer
 
-from everclip.config import BackboneConfig
+from everclip.config import BackboneConfig, validated
 from everclip.data.inspect import ModelLimits
 from everclip.models.locate import RANDOM, locate
 from everclip.models.quiet import quiet
@@ -20,7 +20,7 @@ def limits_of(name: str) -> ModelLimits:
     Raises:
         ConfigError: if the model or its tokenizer is not known.
     """
-    located = locate(BackboneConfig(name=name, weights=RANDOM))
+    located = locate(validated(BackboneConfig, {"name": name, "weights": RANDOM}, "backbone"))
     tokenizer, _ = build_tokenizer(located.model_cfg["text_cfg"], located.folder)
     size = located.model_cfg["vision_cfg"].get("image_size", 224)
     side = int(min(size) if isinstance(size, list | tuple) else size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,7 @@ def compare(
 
 
 def _read(folders: Sequence[Path | str]) -> list[Run]:
-    unique = {Path(folder).resolve(): Path(folder) for folder in folders}
+    unique = {os.path.realpath(folder): Path(folder) for folder in folders}
     if not unique:
         raise DataError("nothing to compare: name one or more run folders.")
     runs = [Run(folder) for folder in unique.values()]

@@ -80,8 +80,11 @@ class Paths:
 
     def _beside(self, path: Path, text: str, key: str) -> Path:
         beside = Path(str(self.file)).parent / path
-        places = f"beside {self.file} ({beside.resolve()})", f"in the working directory ({path.resolve()})"
-        if path.resolve() == beside.resolve():
+        places = (
+            f"beside {self.file} ({os.path.realpath(beside)})",
+            f"in the working directory ({os.path.realpath(path)})",
+        )
+        if os.path.realpath(path) == os.path.realpath(beside):
             return path
         there, here = _exists(beside), _exists(path)
         if there and here:

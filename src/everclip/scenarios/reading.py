@@ -53,7 +53,7 @@ class Reader:
             ConfigError: for a source or setting that does not exist.
             DataError: for data that cannot be read.
         """
-        same = spec.model_dump_json(), labelled
+        same = repr(spec), labelled  # JSON has no place for names that are no UTF-8
         if same not in self._loaded:
             with _under(key):
                 loaded = read(self.paths.located(spec, key), labelled=labelled)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def _mapped(
 ) -> pa.Table:
     """Return the rows from an Arrow file in the cache, which is written the first time."""
     facts = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()
+    ).hexdigest()
     kept = cache_folder() / "rows" / f"{key[:32]}.arrow"
     try:
         if kept.is_file():

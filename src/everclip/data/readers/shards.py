@@ -7,6 +7,7 @@ archive for one damaged member. Nothing is ever unpacked.
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def read_shard(path: Path) -> Raw:
     parts = [sample.image for sample in samples]
     images = places(
         len(parts),
-        paths=[None if place is None else str(path.resolve()) for place in parts],
+        paths=[None if place is None else os.path.realpath(path) for place in parts],
         offsets=[None if place is None else place[0] for place in parts],
         sizes=[None if place is None else place[1] for place in parts],
     )
