@@ -294,3 +294,29 @@ def test_b02_check_names_classes_without_test_pictures(tmp_path: Path, command: 
         classes(tmp_path / "d" / side, dict.fromkeys(names, "cat"), per=2)
     found = _findings(command, tmp_path / "d")
     assert "'ant'" in found["not-tested"]["message"]
+
+
+# -- sides ----------------------------------------------------------------------------------------------------
+
+
+def test_b04_marked_sides_that_share_pictures_stop_unless_told_otherwise(
+    tmp_path: Path, command: Command
+) -> None:
+    for side, first in (("train", 0), ("test", 4)):
+        for k, name in enumerate(("ant", "bee")):
+            for i in range(6):
+                picture(
+                    tmp_path / "data" / side / name / f"{side}{i}.png", name, (32, 32), 100 * k + first + i
+                )
+    file = stream(tmp_path, "per_task: 2\nsplit: {column: split}\n")
+    given = ("run", str(file), "method=finetune", f"output={tmp_path}/out")
+    code, _, error = command(*given)
+    assert code == 3
+    assert "4 of 12 test pictures are also training pictures" in error
+    assert "train4.png = " in error
+    assert "test0.png" in error
+    assert "split.shared: remove" in error
+    code, shown, _ = command(*given, "scenario.split.shared=remove", "--dry-run")
+    assert code == 0
+    assert "4 of" in shown
+    assert "rows are left out, because their pictures are measured" in shown

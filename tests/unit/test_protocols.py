@@ -172,13 +172,12 @@ def test_classes_with_too_few_shots_are_counted_as_they_are_learned(tmp_path: Pa
     images[6] = images[2]
     columns = {"class_name": [c for c, _ in rows], "split": [side for _, side in rows], "image": images}
     pq.write_table(pa.table(columns), tmp_path / "pets.parquet")
-    scenario = stream(tmp_path, "mtil", "pets", split={"column": "split"}, shots=2)
+    rule = {"column": "split", "shared": "remove"}
+    scenario = stream(tmp_path, "mtil", "pets", split=rule, shots=2)
     assert Counter(scenario.tasks[0].train.column("class_name")) == {"a": 2, "b": 1}
     (line,) = [note for note in scenario.notes if "training rows" in note]
     assert line == "task 'pets': 2 of 3 classes have fewer than 2 training rows ('c' 0)"
-    assert not any(
-        "training rows (" in n for n in stream(tmp_path, "mtil", "pets", split={"column": "split"}).notes
-    )
+    assert not any("training rows (" in n for n in stream(tmp_path, "mtil", "pets", split=rule).notes)
 
 
 def test_training_has_a_template_of_its_own_if_asked(folder: Path) -> None:

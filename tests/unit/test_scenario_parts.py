@@ -70,7 +70,12 @@ def test_captions_of_one_picture_stay_together_under_every_share(tmp_path: Path)
 def test_the_same_picture_under_other_names_is_not_trained_on(tmp_path: Path) -> None:
     write(tmp_path / "d" / "train.parquet", 60, 0, caption=["x"], image_id=[f"a{i}" for i in range(60)])
     write(tmp_path / "d" / "test.parquet", 20, 0, caption=["y"], image_id=[f"b{i}" for i in range(20)])
-    scenario = load_scenario(document("single", tmp_path / "d", split={"column": "split", "validation": 0.2}))
+    rule = {"column": "split", "validation": 0.2}
+    with pytest.raises(
+        DataError, match=r"20 of 20 test pictures are also training pictures.*split\.shared: remove"
+    ):
+        load_scenario(document("single", tmp_path / "d", split=rule))
+    scenario = load_scenario(document("single", tmp_path / "d", split={**rule, "shared": "remove"}))
     require_apart(scenario)
     task = scenario.tasks[0]
     assert len(scenario.eval_sets[0].data) == 20
@@ -98,7 +103,9 @@ def test_when_everything_trained_is_measured_it_says_so(tmp_path: Path) -> None:
             image_id=[name + str(i) for i in range(20)],
         )
     with pytest.raises(DataError, match="training pictures are also measured"):
-        load_scenario(document("single", tmp_path / "d", split={"column": "split", "validation": 0}))
+        load_scenario(
+            document("single", tmp_path / "d", split={"column": "split", "validation": 0, "shared": "remove"})
+        )
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,14 @@ class SplitSpec(Frozen):
             anything else for training.
         validation: the share of the training rows that is carved off by hash, of every task and of the base alike;
             not used where the column marks validation rows.
+        shared: what becomes of training pictures that a marked or separate test side holds, too: `stop`, or `remove`
+            them from training. A share by hash always removes them.
     """
 
     test: float | None = Field(None, gt=0, lt=1)
     column: str | None = None
     validation: float = Field(0.1, ge=0, lt=1)
+    shared: Literal["stop", "remove"] = "stop"
 
     @model_validator(mode="after")
     def _one_rule(self) -> SplitSpec:

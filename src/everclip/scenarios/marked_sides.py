@@ -1,0 +1,55 @@
+"""Sides that a user marked must not share pictures: every number on a picture that was learned is too good."""
+
+from __future__ import annotations
+
+from everclip.data.spec import DataSpec
+from everclip.data.table import Table
+from everclip.errors import DataError
+from everclip.scenarios.spec import SplitSpec
+from everclip.scenarios.splits import Parts
+
+_SHOWN = 3
+
+
+def require_apart(
+    parts: Parts, rule: SplitSpec | None, data: DataSpec, key: str, separate: bool = False
+) -> None:
+    """Stop where the marked test side holds pictures of the training side, unless they are to be removed.
+
+    Sides by hash, and those of public data sets, are kept apart without a question: what is measured is not learned.
+
+    Args:
+        parts: the sides.
+        rule: how they were told apart; `rule.shared` says what is wanted.
+        data: where they come from.
+        key: the setting that the message names, `split` or `sources.0.split`.
+        separate: whether the test side was given by itself.
+
+    Raises:
+        DataError: with counts, some files, and the switch that goes on without them.
+    """
+    marked = separate or (rule is not None and rule.column is not None)
+    ours = data.is_catalog or all(source.startswith("builtin:") for source in data.sources)
+    if not marked or ours or (rule is not None and rule.shared == "remove"):
+        return
+    learned: dict[str, int] = {}
+    for position in range(len(parts.train)):
+        learned.setdefault(parts.train.content(position), position)
+    pairs: dict[str, str] = {}
+    for position in range(len(parts.test)):
+        content = parts.test.content(position)
+        if content in learned and content not in pairs:
+            pairs[content] = f"{_name(parts.train, learned[content])} = {_name(parts.test, position)}"
+    if not pairs:
+        return
+    whole = len({parts.test.content(position) for position in range(len(parts.test))})
+    shown = "; ".join(list(pairs.values())[:_SHOWN]) + ("; ..." if len(pairs) > _SHOWN else "")
+    raise DataError(
+        f"{parts.train.name}: {len(pairs):,} of {whole:,} test pictures are also training pictures, so every number on "
+        f"them would be too good: {shown}. Remove them from one side, or set {key}.shared: remove to learn without "
+        "them (everclip check lists them all)."
+    )
+
+
+def _name(table: Table, position: int) -> str:
+    return table.origin(position) or table.ids[position]
