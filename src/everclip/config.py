@@ -97,7 +97,7 @@ def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str,
 CHANGED = " (changed)"
 """Marks a benchmark whose scenario was changed: its numbers are not the benchmark's."""
 
-SECTIONS = ("training", "backbone", "method", "evaluation", "guard")
+SECTIONS = ("training", "backbone", "method", "evaluation", "guard", "checkpoint")
 """What a scenario document may give defaults for."""
 
 
@@ -212,7 +212,7 @@ def _check_sections(document: Mapping[str, Any]) -> None:
             below = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else str(key)
             raise ConfigError(f"{key}: unknown key.{unknown_key(below, sorted(known))}")
         named = key in SHORTHAND and isinstance(value, str)
-        if key in (*SECTIONS, "checkpoint", "scenario") and not named and not isinstance(value, Mapping):
+        if key in (*SECTIONS, "scenario") and not named and not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected settings below it, found {value!r}.")
         inner = value.get("settings", {}) if key == "method" and isinstance(value, Mapping) else {}
         if not isinstance(inner, Mapping):

@@ -51,8 +51,18 @@ DATA: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
         "domains",
         3,
     ),
-    "classes": (lambda p: [str(class_folders(p / "d"))], "classes", 4),
-    "many classes": (lambda p: [str(write(p / "d.parquet", 140, **CLASSES))], "classes", 4),
+    "classes": (lambda p: [str(class_folders(p / "d"))], "single", 1),
+    "many classes": (lambda p: [str(write(p / "d.parquet", 140, **CLASSES))], "single", 1),
+    "classes, three at a time": (
+        lambda p: [str(write(p / "d.parquet", 140, **CLASSES)), "--classes-per-task", "3"],
+        "classes",
+        2,
+    ),
+    "classes by kind": (
+        lambda p: [str(write(p / "d.parquet", 140, **CLASSES)), "--kind", "classes"],
+        "classes",
+        3,
+    ),
     "captions": (lambda p: [str(write(p / "d.parquet", 60, caption=texts()))], "single", 1),
     "captions and classes": (
         lambda p: [str(write(p / "d.parquet", 60, caption=texts(), class_name=["a", "b"]))],
@@ -109,7 +119,7 @@ def test_the_printed_yaml_runs_to_its_end(
 def test_what_is_proposed_in_comments_is_read_once_it_is_no_comment(
     call: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
 ) -> None:
-    _, text, _ = call(str(class_folders(tmp_path / "d")))
+    _, text, _ = call(str(class_folders(tmp_path / "d")), "--classes-per-task", 2)
     assert "zscl" in text
     assert "-mtil" not in text  # presets of publications are named by `everclip ls methods`
     folder = tmp_path / "other"
@@ -190,6 +200,9 @@ def test_batches_and_epochs_follow_the_size(tmp_path: Path) -> None:
         (["{data}", "--kind", "classes"], 2, "0 classes"),
         (["{data}", "--kind", "domains"], 2, "no column `language`"),
         (["{data}", "-o", "x.txt"], 2, "ends in .yaml"),
+        (["{data}", "--classes-per-task", "1"], 2, "a task of one class has one answer"),
+        (["{data}", "--classes-per-task", "2", "--kind", "time"], 2, "leave --kind out"),
+        (["{data}", "{data}", "--test", "{data}"], 2, "--test: goes with one data set"),
         (["{data}", "columns.captoin=x"], 2, "Did you mean 'caption'"),
     ],
 )

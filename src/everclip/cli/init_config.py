@@ -24,6 +24,14 @@ def init_config(
         str | None,
         typer.Option("--kind", help="time, domains, classes, sources or single; default: by the data."),
     ] = None,
+    classes_per_task: Annotated[
+        int | None,
+        typer.Option("--classes-per-task", help="Make a task of every N classes; default: all are one task."),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", help="Separate test data; then none of DATA are held out for testing."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write it to FILE.yaml instead of printing it.")
     ] = None,
@@ -31,9 +39,12 @@ def init_config(
 ) -> None:
     """Print a commented, complete YAML that `everclip run` takes, made for the data.
 
-    Several data sets become one task each; times, languages or classes become tasks of one data set.
+    Several data sets become one task each; times or languages become tasks of one data set, classes on request. Sides
+    that the data mark (train, validation, test) stay as they are.
 
     Example: everclip init-config photos/ -o photos.yaml
+
+    Example: everclip init-config photos/ --classes-per-task 5 --test held-out/ -o photos.yaml
 
     Example: everclip init-config shop.csv columns.image=file columns.caption=title > shop.yaml
     """
@@ -47,19 +58,27 @@ def init_config(
 
     if output is not None:
         require_writable(output.parent, "--output")
-    from everclip.scenarios.propose import propose
+    from everclip.scenarios.propose import Wish, propose
 
-    proposal = propose([{"source": source, **block} for source in sources], kind)
+    wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block})
+    proposal = propose([{"source": source, **block} for source in sources], wish)
     for found in proposal.quarantine:
         typer.echo(f"# {found.table()}".replace("\n", "\n# "), err=True)
     for guess in proposal.guesses:
         typer.echo(f"# guessed: {guess}", err=True)
+    for note in proposal.notes:
+        typer.echo(f"# note: {note}", err=True)
     text = text_for(proposal, output)
     if output is None:
         typer.echo(text, nl=False)
         return
     write_text_atomic(output, text)
-    typer.echo(f"{output}: {len(proposal.scenario.tasks)} tasks; next: everclip run {output} --dry-run")
+    typer.echo(f"{output}: {_tasks(proposal)}; next: everclip run {output} --dry-run")
+
+
+def _tasks(proposal: Proposal) -> str:
+    count = len(proposal.scenario.tasks)
+    return "1 task" if count == 1 else f"{count} tasks"
 
 
 def text_for(proposal: Proposal, output: Path | None) -> str:
@@ -72,7 +91,7 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
     folder = Path() if output is None else output.parent
     document = dict(proposal.document)
     if "data" in document:
-        document["data"] = _from_folder(document["data"], folder)
+        document |= {k: _from_folder(document[k], folder) for k in ("data", "test") if k in document}
     else:
         document["sources"] = [
             {**source, "data": _from_folder(source["data"], folder)} for source in document["sources"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from everclip.data.checked import Check, Finding, Leaks, Row
+from everclip.data.checked import Check, Classes, Finding, Leaks, Row
 from everclip.data.periods import misordered
 
 _KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same with the same text"}
@@ -228,8 +228,8 @@ def _balance(check: Check) -> Iterator[Finding]:
             level="mend",
             code="numbers",
             message=f"classes are called by numbers ({', '.join(repr(e.name) for e in classes.counts[:3])})",
-            remedy="A CLIP learns and finds classes by their names: map numbers to words in the column "
-            "`class_name`, and keep the numbers as columns.class_key=NAME if they are needed.",
+            remedy="A CLIP learns and finds classes by their names: put them, a line each, into classnames.txt beside "
+            "the data; in a table map numbers to words in the column `class_name` (columns.class_key=NAME keeps them).",
         )
     if classes.same_text:
         shown = "; ".join(" = ".join(group[:4]) for group in classes.same_text[:3])
@@ -248,14 +248,40 @@ def _balance(check: Check) -> Iterator[Finding]:
             message=f"{counted(classes.unlabelled, 'picture has', 'pictures have')} no class",
             remedy="Give them one, or leave them out.",
         )
+    yield from _sides_of_classes(classes)
+
+
+def _sides_of_classes(classes: Classes) -> Iterator[Finding]:
+    """Name the classes that a side lacks."""
     if classes.not_trained:
-        shown = ", ".join(repr(name) for name in classes.not_trained[:3])
         yield Finding(
             level="mend",
             code="not-trained",
-            message=f"{counted(len(classes.not_trained), 'class stands', 'classes stand')} in the test alone: {shown}",
+            message=f"{counted(len(classes.not_trained), 'class stands', 'classes stand')} in the test alone: "
+            f"{_names(classes.not_trained)}",
             remedy="Fine if they measure zero-shot ability; else look for a misspelt name.",
         )
+    if classes.not_tested:
+        yield Finding(
+            level="mend",
+            code="not-tested",
+            message=f"{counted(len(classes.not_tested), 'class has', 'classes have')} no test row: "
+            f"{_names(classes.not_tested)}",
+            remedy="It is learned without being measured, and a stream of classes leaves it out: add test pictures.",
+        )
+    if classes.not_validated:
+        yield Finding(
+            level="note",
+            code="not-validated",
+            message=f"{counted(len(classes.not_validated), 'class has', 'classes have')} no validation row: "
+            f"{_names(classes.not_validated)}",
+            remedy="What is chosen on validation rows does not look at it: add some, or leave it so.",
+        )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(repr(name) for name in names[:10]) + more
 
 
 def _lost_classes(check: Check) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ class Classes(Frozen):
         not_trained: classes that stand on the test side and not on the training side.
         not_tested: the reverse.
         same_text: groups of classes whose names the model reads the same.
+        not_validated: classes of the training side without a row on the validation side, where there is one.
     """
 
     counts: tuple[Named, ...]
@@ -55,6 +56,7 @@ class Classes(Frozen):
     not_trained: tuple[str, ...] = ()
     not_tested: tuple[str, ...] = ()
     same_text: tuple[tuple[str, ...], ...] = ()
+    not_validated: tuple[str, ...] = ()
 
 
 class Captions(Frozen):

@@ -79,6 +79,7 @@ def classes_of(
         unlabelled=sum(keys[row] is None for row in first),
         not_trained=tuple(sorted(name_of[key] for key in on["test"] - on["train"])) if both else (),
         not_tested=tuple(sorted(name_of[key] for key in on["train"] - on["test"])) if both else (),
+        not_validated=tuple(sorted(name_of[key] for key in on["train"] - on["val"])) if on["val"] else (),
         same_text=_same(tokenise, {key: name_of[key] for key in counts}),
     )
 

@@ -17,6 +17,14 @@ _MARKS: dict[str, Side] = {
     "valid": "val",
     "validation": "val",
     "dev": "val",
+    "holdout": "test",
+    "hold-out": "test",
+    "hold_out": "test",
+    "heldout": "test",
+    "held-out": "test",
+    "held_out": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 
 

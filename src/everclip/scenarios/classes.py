@@ -14,7 +14,7 @@ from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec
-from everclip.scenarios.splits import Parts
+from everclip.scenarios.splits import Parts, lost_by_side
 
 
 def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
@@ -29,11 +29,8 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
         return _cut(_listed(spec.groups, entries, parts), parts)
     measured = set(parts.test.column("class_key"))
     names = [entry.key for entry in entries if entry.key in measured]
-    left = len(entries) - len(names) + len(measured - {None} - {entry.key for entry in entries})
-    if left and not spec.evaluate_where:
-        reader.notes.append(
-            f"{parts.train.name}: {left:,} classes have no training row or no test row, and are left out"
-        )
+    if not spec.evaluate_where:
+        reader.notes += lost_by_side(parts, "left out", "left out")
     if not names:
         raise DataError(
             f"{parts.train.name}: none of {len(entries)} classes has training rows and test rows; raise split.test."

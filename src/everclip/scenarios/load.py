@@ -25,7 +25,7 @@ from everclip.scenarios.reference import reference_of
 from everclip.scenarios.retention import retained, twins
 from everclip.scenarios.shots import fewer
 from everclip.scenarios.spec import Measured, ScenarioSpec
-from everclip.scenarios.splits import Parts, rule_of, split, strange_marks
+from everclip.scenarios.splits import Parts, lost_by_side, rule_of, split, strange_marks
 
 _KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
     "time": time.groups,
@@ -115,13 +115,17 @@ def _cut(spec: ScenarioSpec, reader: Reader, fit: Fit) -> tuple[Parts | None, Me
     if spec.data is None:
         return None, None, sources.groups(spec, reader)
     table = reader.read(spec.data)
-    parts = split(table, spec.split)
-    require_apart(parts, spec.split, spec.data, "split")
+    parts = split(table, spec.split, None if spec.test is None else reader.read(spec.test, "test"))
+    require_apart(parts, spec.split, spec.data, "split", separate=spec.test is not None)
     reader.notes += strange_marks(table, spec.split)
     parts = Parts(parts.train, parts.val, fit(parts.test))
     kind: Measured = "classification"
     if spec.kind != "classes":
         kind = reader.kind_of(table, spec.evaluate_as, "evaluate_as")
+        if kind == "classification" and not spec.evaluate_where and spec.base is None:
+            reader.notes += lost_by_side(
+                parts, "measured without being learned", "learned without being measured"
+            )
     return parts, kind, _KINDS[spec.kind](spec, parts, reader)
 
 

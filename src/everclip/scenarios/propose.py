@@ -13,7 +13,6 @@ from everclip.config import validated
 from everclip.data.periods import misordered
 from everclip.data.quarantine import Quarantine
 from everclip.data.spec import DataSpec
-from everclip.data.splits import side_of
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.base import ListScenario
@@ -21,18 +20,30 @@ from everclip.scenarios.load import build_scenario
 from everclip.scenarios.paths import Paths
 from everclip.scenarios.periods import period_of
 from everclip.scenarios.reading import Reader, has_values
+from everclip.scenarios.sides import notes_on_sides, rule_by_marks, splits
 from everclip.scenarios.spec import ScenarioSpec
+from everclip.scenarios.splits import NO_ROW
 
 KINDS = tuple(get_args(ScenarioSpec.model_fields["kind"].annotation))
 UNITS = ("day", "week", "month", "quarter", "year", "value")
 """From fine to coarse; the finest that gives no more than `MOST_TASKS` tasks is proposed."""
 
 MOST_TASKS = 12
-BY_MARKS = {"column": "split", "validation": 0.1}
-"""How data are split that mark their test rows."""
 
-SHARES = (0.2, 0.3, 0.5)
-"""Shares of test rows, tried until every task has rows to learn from, to choose on and to be measured on."""
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asks for.
+
+    Attributes:
+        kind: of the stream; default: by what the data hold.
+        classes_per_task: so many classes become a task each; default: all classes are one task.
+        test: a `data` block of separate test data.
+    """
+
+    kind: str | None = None
+    classes_per_task: int | None = None
+    test: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class Proposal:
         training_reason: why so.
         quarantine: what was set aside of the data.
         guesses: what was guessed about them.
+        notes: what is missing, and what was decided about it.
     """
 
     document: dict[str, Any]
@@ -56,40 +68,72 @@ class Proposal:
     training_reason: str
     quarantine: tuple[Quarantine, ...]
     guesses: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def propose(blocks: Sequence[Mapping[str, Any]], kind: str | None = None) -> Proposal:
+def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Proposal:
     """Propose a stream for data.
 
     Args:
         blocks: `data` blocks; several become a stream of sources.
-        kind: of the stream; default: by what the data hold.
+        wish: what the user asks for.
 
     Raises:
         ConfigError: for a kind that is not known, or does not go with the data.
         DataError: for data that cannot be read, or hold too little to learn from and to be measured on.
     """
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"--kind: {kind!r} is not known.{did_you_mean(kind, KINDS)}")
+    wish = wish or Wish()
+    _check(wish, len(blocks))
     specs = [validated(DataSpec, block, "data") for block in blocks]
     reader = Reader(Paths())
     tables = [reader.read(spec) for spec in specs]
     explicit = [_explicit(block, reader.columns(spec)) for block, spec in zip(blocks, specs, strict=True)]
     common = _common(tables)
-    chosen, reason = (kind, "as asked for") if kind else _kind(tables)
-    if (chosen == "sources") != (len(tables) > 1) and kind != "sources":
+    if wish.test is not None:
+        test = validated(DataSpec, wish.test, "test")
+        reader.read(test, "test")
+        common["test"] = _explicit(wish.test, reader.columns(test))
+    chosen, reason = (wish.kind, "as asked for") if wish.kind else _kind(tables, wish)
+    if (chosen == "sources") != (len(tables) > 1) and wish.kind != "sources":
         raise ConfigError(f"--kind {chosen}: {len(tables)} data sets are a stream of `sources`; name one.")
     try:
-        document, scenario = _first_that_builds(_candidates(chosen, common, explicit, tables), reader)
+        document, scenario = _first_that_builds(_candidates(chosen, common, explicit, tables, wish), reader)
     except DataError as error:
-        if kind is not None or chosen in ("single", "sources"):
+        if wish.kind is not None or chosen in ("single", "sources"):
             raise
         reason = f"no stream of kind {chosen}, since {error}"
-        document, scenario = _first_that_builds(_candidates("single", common, explicit, tables), reader)
+        document, scenario = _first_that_builds(_candidates("single", common, explicit, tables, wish), reader)
     training, why = _training(scenario)
+    notes = [*notes_on_sides(tables, document), *scenario.notes]
     return Proposal(
-        document, scenario, reason, training, why, tuple(reader.quarantine), tuple(reader.guesses)
+        document,
+        scenario,
+        reason,
+        training,
+        why,
+        tuple(reader.quarantine),
+        tuple(reader.guesses),
+        tuple(dict.fromkeys(notes)),
     )
+
+
+def _check(wish: Wish, count: int) -> None:
+    """Refuse what does not go together, before anything is read."""
+    if wish.kind is not None and wish.kind not in KINDS:
+        raise ConfigError(f"--kind: {wish.kind!r} is not known.{did_you_mean(wish.kind, KINDS)}")
+    if wish.test is not None and (count > 1 or wish.kind == "sources"):
+        raise ConfigError("--test: goes with one data set; give each of several its `test` in the YAML file.")
+    if wish.classes_per_task is None:
+        return
+    if wish.kind not in (None, "classes") or count > 1:
+        raise ConfigError(
+            "--classes-per-task: makes a stream of kind classes of one data set; leave --kind out."
+        )
+    if wish.classes_per_task < 2:
+        raise ConfigError(
+            "--classes-per-task: a task of one class has one answer, so its loss is 0 and nothing is learned; take 2 "
+            "or more. (With a method that compares with earlier tasks, write per_task: 1 into the YAML file.)"
+        )
 
 
 def _explicit(block: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -108,10 +152,12 @@ def _common(tables: Sequence[Table]) -> dict[str, Any]:
     }
 
 
-def _kind(tables: Sequence[Table]) -> tuple[str, str]:
+def _kind(tables: Sequence[Table], wish: Wish) -> tuple[str, str]:
     if len(tables) > 1:
         return "sources", f"{len(tables)} data sets: one task each"
     table = tables[0]
+    if wish.classes_per_task is not None:
+        return "classes", f"{wish.classes_per_task} classes at a time, as asked for"
     if has_values(table, "time") and (units := _units(table)):
         return "time", f"the column `time` spans {units[0][1]} {units[0][0]}s"
     languages = _distinct(table, "language")
@@ -119,7 +165,8 @@ def _kind(tables: Sequence[Table]) -> tuple[str, str]:
         return "domains", f"{len(languages)} languages: one task each"
     classes = _distinct(table, "class_key")
     if len(classes) > 1 and not has_values(table, "caption"):
-        return "classes", f"{len(classes)} classes and no captions: a few classes at a time"
+        stream = "; --classes-per-task N makes a task of every N of them" if len(classes) > 3 else ""
+        return "single", f"{len(classes)} classes and no captions: all of them are one task{stream}"
     return "single", "no times, no languages, no classes alone: everything is one task"
 
 
@@ -147,22 +194,26 @@ def _units(table: Table) -> list[tuple[str, int]]:
 
 
 def _candidates(
-    kind: str, common: Mapping[str, Any], blocks: Sequence[dict[str, Any]], tables: Sequence[Table]
+    kind: str,
+    common: Mapping[str, Any],
+    blocks: Sequence[dict[str, Any]],
+    tables: Sequence[Table],
+    wish: Wish,
 ) -> Iterator[dict[str, Any]]:
     """Yield documents, the preferred first."""
-    settings = [_several(blocks, tables)] if kind == "sources" else list(_settings(kind, tables[0]))
-    if kind != "sources":
-        settings = [{"data": blocks[0], **setting} for setting in settings]
-    elif any(map(_marked, tables)) and not all(map(_marked, tables)):
-        settings.insert(0, _by_own_marks(settings[0], tables))
-    metric = {"protocols": [{"name": "own"}, {"name": "all", "space": "all"}]}
+    metric = {"everything": True, "protocols": [{"name": "own"}, {"name": "all", "space": "all"}]}
     headline = {"headline": {"protocol": "all", "metric": "auto"}}
+    if kind == "sources":
+        settings = [_several(blocks, tables)]
+    else:
+        settings = [{"data": blocks[0], **setting} for setting in _settings(kind, tables[0], wish)]
     for setting in settings:
-        for split in _splits(tables):
-            yield {**common, "kind": kind, **setting, "split": split, **metric, **headline}
+        for split in splits(tables, "test" in common):
+            own = _by_own_marks(setting, tables, split) if kind == "sources" else setting
+            yield {**common, "kind": kind, **own, "split": split, **metric, **headline}
 
 
-def _settings(kind: str, table: Table) -> Iterator[dict[str, Any]]:
+def _settings(kind: str, table: Table, wish: Wish) -> Iterator[dict[str, Any]]:
     if kind == "time":
         if not has_values(table, "time"):
             raise ConfigError("--kind time: the data have no column `time`; name it with columns.time=NAME.")
@@ -187,7 +238,7 @@ def _settings(kind: str, table: Table) -> Iterator[dict[str, Any]]:
             raise ConfigError(
                 f"--kind classes: the data have {count} classes; there is nothing to add later."
             )
-        yield {"per_task": math.ceil(count / min(5, count)), "order": "seed"}
+        yield _class_groups(count, wish.classes_per_task)
     else:
         yield {}
 
@@ -206,44 +257,75 @@ def _several(blocks: Sequence[dict[str, Any]], tables: Sequence[Table]) -> dict[
     }
 
 
-def _by_own_marks(setting: Mapping[str, Any], tables: Sequence[Table]) -> dict[str, Any]:
-    """Let the sources that mark their test rows keep them; the stream's share is for the others."""
+def _class_groups(count: int, wanted: int | None) -> dict[str, Any]:
+    """Return how many classes a task gets: never one alone, so a rest of one goes into the first task."""
+    per_task = wanted or max(2, math.ceil(count / 5))
+    found: dict[str, Any] = {"per_task": per_task, "order": "seed"}
+    if count % per_task == 1 and count > per_task:
+        found["first_task"] = per_task + 1
+    return found
+
+
+def _by_own_marks(
+    setting: Mapping[str, Any], tables: Sequence[Table], split: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Let the sources that mark sides keep them; the stream's share is for the others."""
+    rules = [rule_by_marks(table, split["validation"]) for table in tables]
     sources = [
-        {**source, "split": dict(BY_MARKS)} if _marked(table) else source
-        for source, table in zip(setting["sources"], tables, strict=True)
+        source if rule is None or rule == split else {**source, "split": rule}
+        for source, rule in zip(setting["sources"], rules, strict=True)
     ]
     return {**setting, "sources": sources}
-
-
-def _marked(table: Table) -> bool:
-    return table.has("split") and any(side_of(mark) == "test" for mark in table.column("split"))
-
-
-def _splits(tables: Sequence[Table]) -> Iterator[dict[str, Any]]:
-    if all(map(_marked, tables)):
-        yield dict(BY_MARKS)
-    for share in SHARES:
-        yield {"test": share, "validation": 0.1 if share < 0.5 else 0.3}
 
 
 def _first_that_builds(
     candidates: Iterator[dict[str, Any]], reader: Reader
 ) -> tuple[dict[str, Any], ListScenario]:
-    """Return the first document whose tasks can all be learned, measured and chosen on, else the first that builds."""
+    """Return the first document whose tasks and classes can all be learned, measured and chosen on.
+
+    Where there is none, the first that builds.
+    """
     second: tuple[dict[str, Any], ListScenario] | None = None
     problem: DataError | None = None
     for document in candidates:
         try:
             scenario = build_scenario(validated(ScenarioSpec, document, ""), reader.again())
+            _require_answers(scenario)
         except DataError as error:
             problem = problem or error
             continue
-        if all(task.val is not None and len(task.val) for task in scenario.tasks):
+        if _is_complete(scenario):
             return document, scenario
         second = second or (document, scenario)
     if second is None:
         raise DataError(str(problem)) from problem
     return second
+
+
+def _is_complete(scenario: ListScenario) -> bool:
+    """Whether every task has validation rows, and every class is learned and measured."""
+    if not all(task.val is not None and len(task.val) for task in scenario.tasks):
+        return False
+    return not any(NO_ROW in note for note in scenario.notes)
+
+
+def _require_answers(scenario: ListScenario) -> None:
+    """Refuse tasks with one answer: nothing can be told apart, so nothing is learned.
+
+    Raises:
+        DataError: naming the task and its one class or text.
+    """
+    for task in scenario.tasks:
+        if task.classes is not None:
+            texts = {entry.name for entry in task.classes}
+        else:
+            texts = {str(text) for text in task.train.column("caption")}
+        if len(texts) < 2:
+            what = "class" if task.classes is not None else "caption"
+            raise DataError(
+                f"task {task.name!r} has one {what} ({next(iter(texts), '')[:60]!r}), so there is nothing to tell "
+                "apart; give more classes, or captions that differ"
+            )
 
 
 # -- training -------------------------------------------------------------------------------------------------
@@ -257,7 +339,7 @@ def _training(scenario: ListScenario) -> tuple[dict[str, Any], str]:
     sizes = sorted(len(task.train) for task in scenario.tasks)
     typical, smallest = sizes[len(sizes) // 2], sizes[0]
     # Some eight batches in the smallest task: a contrastive loss wants many others, a short task wants many steps.
-    batch = min(256, smallest, 2 ** int(math.log2(max(8, smallest / 8))))
+    batch = max(2, min(256, smallest, 2 ** int(math.log2(max(8, smallest / 8)))))
     steps = max(1, typical // batch)
     epochs = max(1, min(20, round(STEPS / steps)))
     reason = (

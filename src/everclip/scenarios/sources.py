@@ -13,7 +13,7 @@ from everclip.scenarios.marked_sides import require_apart
 from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec, SourceSpec
-from everclip.scenarios.splits import rule_of, split, strange_marks
+from everclip.scenarios.splits import lost_by_side, rule_of, split, strange_marks
 
 
 def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
@@ -66,6 +66,10 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
     if source.without:
         parts = parts.keep(_leaving_out(source, tables, key))
     kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")
+    if kind == "classification" and not source.data.is_catalog:
+        reader.notes += lost_by_side(
+            parts, "measured without being learned", "learned without being measured"
+        )
     templates = source.templates
     if templates is None and source.data.is_catalog:
         templates = card_of(str(source.data.source))[0].texts

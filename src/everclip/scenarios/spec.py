@@ -58,6 +58,8 @@ class SplitSpec(Frozen):
         test: a share, by hash of the picture's id, so that adding data never moves a sample.
         column: a column that marks rows: `test` (or true) for testing, `val`, `validation` or `dev` for validation,
             anything else for training.
+        measure: the marked rows that are measured: `test`, or `validation` (and `test`, if there are any) where the
+            data mark no test rows; then `validation` is carved off the training rows.
         validation: the share of the training rows that is carved off by hash, of every task and of the base alike;
             not used where the column marks validation rows.
         shared: what becomes of training pictures that a marked or separate test side holds, too: `stop`, or `remove`
@@ -66,6 +68,7 @@ class SplitSpec(Frozen):
 
     test: float | None = Field(None, gt=0, lt=1)
     column: str | None = None
+    measure: Literal["test", "validation"] = "test"
     validation: float = Field(0.1, ge=0, lt=1)
     shared: Literal["stop", "remove"] = "stop"
 
@@ -73,6 +76,8 @@ class SplitSpec(Frozen):
     def _one_rule(self) -> SplitSpec:
         if self.test is not None and self.column is not None:
             raise ValueError(_ONE_RULE)
+        if self.measure == "validation" and self.column is None:
+            raise ValueError("split.measure: validation needs split.column, which marks the validation rows")
         return self
 
     @property
@@ -218,6 +223,9 @@ class ScenarioSpec(Frozen):
     )
     kind: Literal["time", "classes", "domains", "single", "sources"]
     data: DataSpec | None = None
+    test: DataSpec | None = Field(
+        None, description="separate test data; then no rows of `data` are held out for testing"
+    )
     sources: tuple[SourceSpec, ...] = ()
     merge_classes: bool = Field(
         True, description="sources: classes of equal name are one class; false: each source's are its own"
@@ -307,6 +315,8 @@ def _missing_data(spec: ScenarioSpec) -> str | None:
         return "a scenario of kind `sources` needs `sources` (a list of name and data)"
     if spec.data is not None:
         return "a scenario of kind `sources` has no `data` of its own; put it into `sources`"
+    if spec.test is not None:
+        return "a scenario of kind `sources` has no `test` of its own; put it into `sources`"
     names = [source.name for source in spec.sources]
     if len(set(names)) < len(names):
         return f"sources need different names (found {', '.join(names)})"
@@ -328,8 +338,8 @@ def _missing_setting(spec: ScenarioSpec) -> str | None:
         return "data: missing; it has no default"
     if spec.sources:
         return f"`sources` goes with kind `sources`, not with `{spec.kind}`"
-    if (spec.split is None or not spec.split.has_rule) and not spec.data.is_catalog:
-        return _ONE_RULE
+    if (spec.split is None or not spec.split.has_rule) and not spec.data.is_catalog and spec.test is None:
+        return f"{_ONE_RULE}, or give `test`, separate test data"
     if spec.one_test and spec.kind not in ("time", "domains"):
         return f"`one_test` goes with kind `time` or `domains`, not with `{spec.kind}`"
     if spec.kind == "time" and bool(spec.tasks) == bool(spec.every):

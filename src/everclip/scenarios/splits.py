@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
+from everclip.data.readers.foreign import some
 from everclip.data.spec import DataSpec
 from everclip.data.splits import Side, carve, side_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
 
 _TRAINED = ("train", "training", "false")
+
+NO_ROW = ": classes without a "
+"""Begins what is said of classes that a side lacks."""
 
 TEST_SALT = "everclip-test-v1"
 """Names the hash that decides what is tested; another salt is another split."""
@@ -94,6 +98,8 @@ def _by_rule(table: Table, rule: SplitSpec, has_test: bool) -> Parts:
         rows: dict[Side, list[int]] = {"train": [], "val": [], "test": []}
         for position, mark in enumerate(table.column(rule.column)):
             rows[side_of(mark)].append(position)
+        if rule.measure == "validation":
+            rows["test"], rows["val"] = sorted([*rows["test"], *rows["val"]]), []
         val = table.select(rows["val"]) if rows["val"] else None
         return Parts(table.select(rows["train"]), val, table.select(rows["test"]))
     if rule.test is None or has_test:
@@ -128,3 +134,33 @@ def why_no_test(table: Table, rule: SplitSpec | None) -> str:
     marks = Counter(str(mark) for mark in table.column(rule.column)).most_common(5)
     shown = ", ".join(f"{mark!r} {count:,}" for mark, count in marks) or "nothing"
     return f"the column {rule.column!r} holds {shown}; `test` or true marks test rows, or set split.test to a share"
+
+
+def lost_by_side(parts: Parts, trained: str, tested: str) -> list[str]:
+    """Name the classes that a side lacks.
+
+    Args:
+        parts: the sides.
+        trained: what becomes of classes without a training row.
+        tested: what becomes of classes without a test row.
+    """
+    if not all(table.has("class_key") for table in (parts.train, parts.test)):
+        return []
+    names: dict[str, str] = {}
+    for table in (parts.train, parts.test):
+        keys = table.column("class_key")
+        shown = table.column("class_name") if table.has("class_name") else keys
+        names |= {str(key): str(name) for key, name in zip(keys, shown, strict=True) if key is not None}
+    train, test = (
+        {str(k) for k in t.column("class_key") if k is not None} for t in (parts.train, parts.test)
+    )
+    lines = []
+    if left := [name for key, name in names.items() if key not in train]:
+        lines.append(f"training row, and {trained}: {some(sorted(left))}")
+    if left := [name for key, name in names.items() if key not in test]:
+        lines.append(f"test row, and {tested}: {some(sorted(left))}")
+    if parts.val is not None and parts.val.has("class_key"):
+        held = {str(key) for key in parts.val.column("class_key") if key is not None}
+        if left := [names[key] for key in names if key in train and key not in held]:
+            lines.append(f"validation row: {some(sorted(left))}")
+    return [f"{parts.train.name}{NO_ROW}{line}" for line in lines]

@@ -19,7 +19,6 @@ BACKBONES = (
 )
 
 _PUBLISHED = re.compile(r"-(mtil|cil|published)\b")
-_HOW_MARKED = "the column marks test (and val) rows"
 
 
 class _OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the package has no types
@@ -72,6 +71,7 @@ def _head(proposal: Proposal, file: str) -> list[str]:
         f"# Run:   everclip run {file}      (the same command continues a run that was stopped)",
         f"# {len(sizes)} {'task' if len(sizes) == 1 else 'tasks'} with their training rows: {_comment(shown)}",
         *(f"# Set aside: {_comment(found.summary())}" for found in proposal.quarantine if found.entries),
+        *(f"# Note:  {_comment(note)}" for note in proposal.notes),
         f"name: {flow(document['name'])}",
         f"version: {document['version']}",
         f"summary: {flow(document['summary'])}",
@@ -96,7 +96,10 @@ def _block(block: Mapping[str, Any], indent: str) -> list[str]:
 
 def _data(document: Mapping[str, Any]) -> list[str]:
     if "data" in document:
-        return ["data:", *_block(document["data"], "  ")]
+        test = (
+            ["test:    # separate test data", *_block(document["test"], "  ")] if "test" in document else []
+        )
+        return ["data:", *_block(document["data"], "  "), *test]
     lines = ["sources:    # one task each, in this order"]
     for source in document["sources"]:
         lines.append(f"  - name: {flow(source['name'])}")
@@ -105,7 +108,7 @@ def _data(document: Mapping[str, Any]) -> list[str]:
         )
         lines += ["    data:", *_block(source["data"], "      ")]
         if "split" in source:
-            lines.append(f"    split: {flow(source['split'])}    # {_HOW_MARKED}")
+            lines.append(f"    split: {flow(source['split'])}    # {_how_split(source['split'])}")
         if source["kind"] == "classification":
             lines.append('    templates: ["a photo of a {}", "{}"]    # texts around a class name')
     return lines
@@ -123,7 +126,11 @@ def _kind(proposal: Proposal) -> list[str]:
         lines.append(f"column: {flow(document['column'])}")
         lines.append(f"order: given    # or a list: {flow([t.name for t in proposal.scenario.tasks])}")
     elif kind == "classes":
-        lines.append(f"per_task: {document['per_task']}    # new classes per task; or groups: [[a, b], [c]]")
+        lines.append(
+            f"per_task: {document['per_task']}    # new classes per task; or groups: [[a, b], [c, d]]"
+        )
+        if "first_task" in document:
+            lines.append(f"first_task: {document['first_task']}    # so that no task has one class alone")
         lines.append(f"order: {document['order']}    # or given, sorted, or a list of classes")
     elif kind == "sources":
         lines.append(
@@ -135,9 +142,15 @@ def _kind(proposal: Proposal) -> list[str]:
 
 
 def _split(document: Mapping[str, Any]) -> list[str]:
-    rule = document["split"]
-    how = _HOW_MARKED if "column" in rule else "by hash of the picture: adding rows never moves one"
-    return [f"split: {flow(rule)}    # {how}"]
+    return [f"split: {flow(document['split'])}    # {_how_split(document['split'])}"]
+
+
+def _how_split(rule: Mapping[str, Any]) -> str:
+    if rule.get("measure") == "validation":
+        return "the column marks sides, but no test: the validation rows are measured"
+    if "column" in rule:
+        return "the column marks test (and val) rows"
+    return "by hash of the picture: adding rows never moves one"
 
 
 def _base(document: Mapping[str, Any]) -> list[str]:
@@ -181,6 +194,8 @@ def _measured(document: Mapping[str, Any]) -> list[str]:
         "  - {name: own}                 # answers: those of the picture's own task",
         "  - {name: all, space: all}     # answers: those of all tasks",
         f"headline: {flow(document['headline'])}    # auto: accuracy for classes, mean Recall@1 for captions",
+        "everything: true                # one more column: the test rows of all tasks and of `base`, old and new",
+        "checkpoint: {keep_rows: true}   # the model after each task, so that old rows can be measured on later tasks",
     ]
 
 
