@@ -179,6 +179,28 @@ def test_stage_two_begins_after_half_of_the_steps(walk: Walk, monkeypatch: pytes
     assert late == [5 + 3, 5 + 4]
 
 
+def test_the_loss_of_stage_two_is_that_of_both_tokens_sample_by_sample(walk: Walk) -> None:
+    walk.learn("cow", "hen")
+    walk.learn("pig", "ox", until=3)
+    method, batch = walk.method, walk.batch(noise_task(1, "pig", "ox"), 3, 12)
+    with torch.no_grad():
+        found = float(method(batch, Progress(1, "train", 0, 3, 4, 0))["labels"])
+        tokens = method._tokens(batch["main"]["image"])
+        own = method.vocabulary.combined(method.backbone.encode_text(batch["main"]["class_tokens"]))
+        scale, earlier = method.backbone.logit_scale, method.vocabulary.rows[:2]
+        # The task's own classes through its prompt, the earlier ones through theirs; all through the class token.
+        visual = scale * torch.cat([tokens[:, 1] @ own.T, tokens[:, 0] @ earlier.T], dim=1)
+        whole = scale * tokens[:, 2] @ torch.cat([own, earlier]).T
+        lead = (visual[:, :2].logsumexp(dim=1) - visual[:, 2:].logsumexp(dim=1)) / scale
+        admitted = lead > max(0.0, float(torch.quantile(lead, method.settings.quantile)))
+        terms = []
+        for i, label in enumerate(batch["main"]["label"].tolist()):
+            wrong = bool(visual[i, label] < visual[i].max())
+            columns = slice(0, 4 if wrong and bool(admitted[i]) else 2)
+            terms += [float(z[i, columns].logsumexp(dim=0) - z[i, label]) for z in (visual, whole)]
+    assert found == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
 def test_the_text_tower_is_frozen_for_whoever_asks_inside_a_task(walk: Walk) -> None:
     method, tokens = walk.method, walk.method.backbone.tokenise(["a cow", "an owl"])
     with measuring(method):

@@ -72,6 +72,25 @@ def test_learning_gives_the_joint_solution_of_every_sample_once(
     assert apart(head.weights, expected) < 1e-4
 
 
+def test_the_notes_name_what_the_form_has(make: Callable[..., Learner], data: Table) -> None:
+    found = {}
+    for form in ("sums", "recursive", "no expansion", "dual"):
+        learner = make({}, **FORMS[form])
+        learner.learn(of_classes(data, 0, 0, 1))
+        found[form] = learner.method.notes["rail"]
+        assert found[form]["ridge"] == head_of(learner).ridge
+        assert (found[form]["rows"], found[form]["classes"]) == (len(head_of(learner).weights), 2)
+    assert (found["sums"]["form"], found["sums"]["update"], found["sums"]["dimension"]) == (
+        "primal",
+        "sums",
+        200,
+    )
+    assert (found["recursive"]["update"], found["recursive"]["expansion"]) == ("recursive", "relu")
+    assert "dimension" not in found["no expansion"]
+    assert found["dual"]["form"] == "dual"
+    assert not {"update", "expansion", "dimension"} & set(found["dual"])
+
+
 def test_the_automatic_width_follows_the_first_task_and_the_notes_say_so(
     make: Callable[..., Learner], data: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -302,3 +302,14 @@ def test_a_threshold_holds_its_share_of_the_held_out_pictures() -> None:
     assert float((own <= limit).double().mean()) == pytest.approx(0.9, abs=2e-3)
     assert float((own <= middle).double().mean()) == pytest.approx(0.5, abs=2e-3)
     assert quantiles(torch.tensor([3.0]), 0.99).tolist() == [3.0, 3.0]
+
+
+def test_a_spread_has_a_floor_in_the_size_of_the_distances() -> None:
+    # Middle 0 and threshold 0: the spread is the floor, 1e-6. Middle 3: the floor is 4e-6.
+    settings = selector_settings({"kind": "gaussian", "threshold": "none", "compare": "calibrated"})
+    assert settings is not None
+    limits = torch.tensor([[0.0, 0.0], [0.0, 1.5e-6], [3.0, 3.0]], dtype=torch.float64)
+    far = torch.tensor([[1.0e-6, 1.2e-6, torch.inf], [1.0e-6, 1.8e-6, torch.inf]], dtype=torch.float64)
+    assert choose(far, limits, settings).tolist() == [1, 0]
+    far = torch.tensor([[0.9e-6, torch.inf, 3 + 4e-6], [1.1e-6, torch.inf, 3 + 4e-6]], dtype=torch.float64)
+    assert choose(far, limits, settings).tolist() == [0, 2]

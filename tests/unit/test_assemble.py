@@ -1,0 +1,114 @@
+"""What a result is put together from: the flat metrics of each group of columns, and the headline's metric."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from everclip.errors import ConfigError
+from everclip.evaluation.assemble import build_matrix, check_headline, flat_metrics, headline_value
+from everclip.evaluation.results import Column, Row, Score
+
+ACCURACY = {"protocol": "all", "metric": "accuracy"}
+
+
+def column(
+    name: str, group: Any, task: int | None = None, samples: int = 10, kind: Any = "classification"
+) -> Column:
+    return Column(name=name, kind=kind, group=group, task=task, samples=samples)
+
+
+def row(index: int, scores: dict[str, float | None], task: int | None = None) -> Row:
+    measured = {name: {"all": {"accuracy": Score(value=value)}} for name, value in scores.items()}
+    return Row(index=index, task=task, label=f"row {index}", step=0, samples=0, scores=measured)
+
+
+COLUMNS = (
+    column("a", "task", 0, samples=10),
+    column("b", "task", 1, samples=30),
+    column("old", "known"),
+    column("older", "known"),
+    column("kept", "retention"),
+    column("kept too", "retention"),
+)
+ROWS = (
+    row(0, {"a": 0.10, "b": 0.20, "old": 0.50, "older": 0.70, "kept": 0.60, "kept too": 0.40}),
+    row(1, {"a": 0.80, "b": 0.30, "old": 0.40, "older": 0.60, "kept": 0.55, "kept too": 0.45}, 0),
+    row(2, {"a": 0.70, "b": 0.90, "old": 0.30, "older": 0.55, "kept": 0.45, "kept too": 0.20}, 1),
+)
+
+
+def test_every_group_is_the_mean_of_its_own_columns_before_and_last() -> None:
+    found = flat_metrics(ROWS, COLUMNS, ACCURACY)
+    expected = {
+        "known_before": 0.60,
+        "known_last": 0.425,
+        "known_change": -0.175,
+        "retention_before": 0.50,
+        "retention_last": 0.325,
+        "retention_change": -0.175,
+        "new_before": 0.15,
+        "new_last": 0.80,
+        "new_change": 0.65,
+        # After the first task only its own pictures count, after the second 10 and 30 together.
+        "stage_average": (0.80 + (10 * 0.70 + 30 * 0.90) / 40) / 2,
+        "stage_last": (10 * 0.70 + 30 * 0.90) / 40,
+        # Task 0 by 0.1; the retention sets by 0.15 and 0.2.
+        "forgetting": 0.1,
+        "transfer": 0.30,
+        "last": 0.80,
+        "worst_retention_drop": 0.2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert "worst_set_drop" not in found
+
+
+def test_a_column_without_a_value_makes_its_group_undefined_and_no_other() -> None:
+    rows = (
+        ROWS[0],
+        ROWS[1],
+        row(2, {"a": 0.7, "b": 0.9, "old": None, "older": 0.5, "kept": 0.4, "kept too": 0.2}, 1),
+    )
+    found = flat_metrics(rows, COLUMNS, ACCURACY)
+    assert (found["known_before"], found["known_last"], found["known_change"]) == (
+        pytest.approx(0.6),
+        None,
+        None,
+    )
+    assert found["retention_change"] == pytest.approx(-0.2)
+    assert flat_metrics((), COLUMNS, ACCURACY) == {}
+
+
+def test_a_row_of_all_tasks_at_once_has_learned_all() -> None:
+    found = flat_metrics((ROWS[0], row(1, {"a": 0.5, "b": 0.7}, None)), COLUMNS[:2], ACCURACY)
+    assert found["stage_last"] == pytest.approx((10 * 0.5 + 30 * 0.7) / 40)
+
+
+def test_the_matrix_has_a_row_per_moment_and_nothing_where_nothing_was_measured() -> None:
+    rows = (ROWS[0], row(1, {"a": 0.8}, 0))
+    found = build_matrix(rows, COLUMNS[:3], ACCURACY)
+    assert (found.protocol, found.metric) == ("all", "accuracy")
+    assert (found.rows, found.columns) == (["row 0", "row 1"], ["a", "b", "old"])
+    assert found.values == [[0.10, 0.20, 0.50], [0.80, None, None]]
+    assert headline_value(ROWS[0], COLUMNS[0], {"protocol": "own", "metric": "accuracy"}) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("classification", ("auto", "accuracy", "mean_class_accuracy"), ("mean_r1", "acuracy")),
+        ("retrieval", ("auto", "mean_r1", "text_to_image_r5", "image_to_text_map"), ("accuracy", "mean_r10")),
+    ],
+)
+def test_the_headlines_metric_is_one_that_the_task_sets_have(
+    kind: str, good: tuple[str, ...], bad: tuple[str, ...]
+) -> None:
+    task: Any = SimpleNamespace(name="t", kind=kind, group="task")
+    other: Any = SimpleNamespace(name="o", kind="pairs", group="retention")
+    for metric in good:
+        check_headline([task, other], metric, (1, 5))
+    for metric in bad:
+        with pytest.raises(ConfigError, match=rf"'{metric}' is not measured on 't' \({kind}"):
+            check_headline([task, other], metric, (1, 5))

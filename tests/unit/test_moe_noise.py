@@ -1,0 +1,42 @@
+"""The noise of MoE-Adapters' gates: a function of seed, place and name, of nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from everclip.config import MethodConfig
+from everclip.contracts import Past, Progress
+from everclip.data.order import generator
+from everclip.data.table import Table
+from everclip.methods.build import build_method
+from everclip.methods.moe_parts.passes import training_passes
+from everclip.models.backbone import load_backbone
+from everclip.models.modules.experts import experts_in
+from micro import of_classes
+
+
+def test_the_noise_of_a_sample_depends_on_its_place_and_name_alone(micro_folder: Path) -> None:
+    experts = {"count": 5, "active": 2, "width": 4, "noise": True}
+    config = MethodConfig(name="moe-adapters", settings={"experts": experts})
+    method = build_method(config, load_backbone(str(micro_folder / "model")))
+    method.begin_task(of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, 0, 1), Past())
+    clip, at = method.backbone.clip, Progress(3, "train", 1, 5, 9, 7)
+    columns = {"id": ["a", "b"], "label": torch.zeros(2), "class_tokens": torch.zeros(3, 1)}
+    told = training_passes(clip, columns, at, "3", True, False)
+    blocks = {side: 1 + max(e.number for _, e in experts_in(clip, side)) for side in ("image", "text")}
+    for side, names in {"image": ["a", "b"], "text": ["class 0", "class 1", "class 2"]}.items():
+        noise, count = told[side].noise, next(experts_in(clip, side))[1].bank.count
+        assert noise is not None
+        assert (noise.dtype, noise.shape) == (torch.float32, (len(names), blocks[side], count))
+        for row, name in zip(noise, names, strict=True):
+            draw = generator(7, "gate", 3, "train", 1, 5, side, name)
+            assert torch.equal(row, torch.from_numpy(draw.standard_normal((blocks[side], count), np.float32)))
+    assert (told["image"].shared, told["text"].shared) == (False, True)
+    assert set(training_passes(clip, columns, at, "3", False, False)) == {"image"}
+    captions = training_passes(clip, {"id": ["a", "b"]}, at, "3", True, True)["text"]
+    assert captions.noise is not None
+    assert (len(captions.noise), captions.shared, captions.balance) == (2, False, True)
