@@ -97,6 +97,8 @@ class AugmentConfig(Frozen):
             (0.9 and 4/3: 82 %).
         ratio: the aspect ratio of a crop lies within `[1/ratio, ratio]`, in a `model-view` relative to the view.
             Default 1.1, and 4/3 (torchvision's) for `random-resized-crop`.
+        fixed: draw each picture once per task and phase, and show it so at every step (few-shot MoE-Adapters as
+            published), in place of a new draw at every step.
         flip: probability of a horizontal flip.
         rotate: largest rotation in degrees either way.
         colour: strength of brightness, contrast and saturation jitter (0.4 = factors in [0.6, 1.4]).
@@ -109,6 +111,7 @@ class AugmentConfig(Frozen):
     kind: Literal["model-view", "random-resized-crop"] = "model-view"
     crop_min: float = Field(0.9, gt=0, le=1)
     ratio: float = Field(1.1, ge=1)
+    fixed: bool = False
     flip: float = Field(0.0, ge=0, le=1)
     rotate: float = Field(0.0, ge=0, le=180)
     colour: float = Field(0.0, ge=0, le=1)

@@ -1,10 +1,14 @@
 """Batches: a pure function of (stream, step), however they are asked for."""
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from everclip.config import AugmentConfig, CaptionConfig
 from everclip.contracts import ClassEntry, Source, Stream
@@ -164,3 +168,35 @@ def test_a_sample_without_a_caption_is_named(table: Make) -> None:
     data = table(2).with_column("caption", ["x", None]).with_column("class_name", ["class 0", None])
     with pytest.raises(DataError, match="toy, id s1: there is no caption to train on"):
         maker().batch(Stream((Source(data),), 2, order="cycle", columns=("tokens",)), "s", 0)
+
+
+# -- fixed crops ----------------------------------------------------------------------------------------------
+
+
+def test_fixed_crops_are_the_same_at_every_step_of_a_phase(table: Make) -> None:
+    views = [bytes_of(i) for i in range(4)]
+    data = table(4, image=views)
+    drawn, fixed = (
+        replace(maker(), augment=AugmentConfig(crop_min=0.3, fixed=still)) for still in (False, True)
+    )
+    stream = Stream((Source(data),), 4, order="cycle")
+
+    def images(made: BatchMaker, scope: str, step: int) -> torch.Tensor:
+        found: torch.Tensor = made.batch(stream, scope, step)["image"]
+        return found
+
+    assert torch.equal(images(fixed, "0/train/0/main", 0), images(fixed, "0/train/0/main", 5))
+    assert not torch.equal(images(drawn, "0/train/0/main", 0), images(drawn, "0/train/0/main", 5))
+    # Another task or phase crops anew, and no two pictures are cropped alike.
+    assert not torch.equal(images(fixed, "0/train/0/main", 0), images(fixed, "1/train/0/main", 0))
+    # Captions are drawn anew all the same.
+    assert len({tuple(fixed.batch(stream, "0/train/0/main", step)["caption"]) for step in range(8)}) > 1
+
+
+def bytes_of(number: int) -> bytes:
+    """Return an encoded picture whose every place looks different."""
+    x, y = np.meshgrid(np.arange(24), np.arange(24))
+    pixels = np.stack([x * 10, y * 10, np.full_like(x, number * 50)], axis=2).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()

@@ -89,6 +89,20 @@ def test_a_decision_per_sample_splits_the_batch_that_the_reference_misroutes(
     assert torch.equal(published(golden).decide(features[shuffled]), published(golden).decide(features))
 
 
+def test_a_batch_that_decides_together_has_its_own_size(golden: dict[str, np.ndarray]) -> None:
+    threshold = float(golden["threshold"])
+    together = torch.from_numpy(golden["features_raw"])  # batches of 16, each of one task
+    assert published(golden).settings.decision_batch == 128
+    whole = published(golden, threshold=threshold, decision_batch=16)
+    assert torch.equal(whole.decide(together.flatten(0, 1)), torch.cat([whole.decide(f) for f in together]))
+    # A last batch may be smaller, one picture decides alone, and none is no error.
+    alone = published(golden, threshold=threshold, decision_batch=1)
+    sample = published(golden, threshold=threshold, decision="sample")
+    assert torch.equal(alone.decide(together[3]), sample.decide(together[3]))
+    assert len(whole.decide(together[3, :7])) == 7
+    assert len(published(golden, decision_batch=None).decide(together[3, :0])) == 0
+
+
 def test_an_autoencoder_has_the_published_size() -> None:
     with torch.device("meta"):
         stack = alexnet_convolutions()

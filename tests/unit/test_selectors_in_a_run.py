@@ -88,6 +88,23 @@ def test_pictures_of_tasks_that_look_different_find_their_task(
         assert np.mean(right) > 0.55, variant  # four routes; chance is a fourth
 
 
+def test_pictures_that_decide_together_are_as_many_whatever_evaluation_encodes_at_once(
+    micro_config: Callable[..., Any],
+) -> None:
+    """Predictions depend on the batch here, so its size must not be that of another setting."""
+    chosen = settings_of({**VARIANTS["published"], "decision_batch": 3})
+    found = []
+    for size in (2, 256):
+        settings = ("method=moe-adapters", chosen, "scenario.per_task=3", f"evaluation.batch_size={size}")
+        run = Run(micro_config("classes", *settings, output=f"run{size}"), Shown(quiet=True))
+        results = run.execute()
+        found.append([(row.routes, row.scores) for row in results.rows])
+        said = [event.message for event in results.events if event.kind == "batch"]
+        assert len(said) == 1
+        assert "3 pictures in the order of a set take one route" in said[0]
+    assert found[0] == found[1]
+
+
 KILLS = {"autoencoder": (1, 3, 6), "gaussian": (1,), "full covariance": (2,), "energy": (1,)}
 """After how many steps: inside a pass and between passes, inside training. The published variant has the same state."""
 

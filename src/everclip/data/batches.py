@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from everclip.config import AugmentConfig, CaptionConfig
@@ -86,7 +87,8 @@ class BatchMaker:
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
         batch: dict[str, Any] = {"id": [table.ids[i] for table, i in rows]}
         if "image" in stream.columns:
-            pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
+            own = self._fixed_draws(rows, scope) if self.augment is not None and self.augment.fixed else draws
+            pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, own, strict=True)]
             # The last batch of a pass may leave a process without samples.
             side = self.pixels.size
             batch["image"] = torch.stack(pictures) if pictures else torch.zeros(0, 3, side, side)
@@ -122,6 +124,10 @@ class BatchMaker:
             differ = same == list(range(len(same)))
             self._class_same[prompts] = None if differ else torch.tensor(same, dtype=torch.int64)
         return self._class_same[prompts]
+
+    def _fixed_draws(self, rows: list[tuple[Table, int]], scope: str) -> list[np.random.Generator]:
+        """Return generators that are the same at every step of a phase."""
+        return [generator(self.seed, scope, "fixed", table.ids[i]) for table, i in rows]
 
     def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
         picture = self.store.get(table, position)

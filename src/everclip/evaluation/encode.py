@@ -107,7 +107,7 @@ class Encoder:
         setting = key_of(type(method).__qualname__, str(method.backbone.clip), repr(self._preprocess))
         key = f"{keys['image']}-{self._data_key}-{setting:032x}"
         if method.batch_dependent is not None:
-            key += f"-{self._batch}"
+            key += f"-{self._size(method)}"
         if key != self._under:
             # Only what the current weights made is kept, so memory does not grow with rows.
             self._kept.clear()
@@ -204,7 +204,8 @@ class Encoder:
         """
         split = self._world > 1 and len(rows) >= self._world and method.batch_dependent is None
         mine = np.array_split(rows, self._world)[self._rank] if split else rows
-        batches = [mine[start : start + self._batch].tolist() for start in range(0, len(mine), self._batch)]
+        size = self._size(method)
+        batches = [mine[start : start + size].tolist() for start in range(0, len(mine), size)]
         left, done = iter(batches), 0
 
         def count(pictures: int) -> None:
@@ -216,6 +217,11 @@ class Encoder:
         pixels = decoded(batches, self._pixels, self._workers)
         local = encode_pictures(method, pixels, known_task, count, lambda found: keep(found, next(left)))
         return local if not split else joined(gather_objects(local))
+
+    def _size(self, method: Any) -> int:
+        """Return how many pictures are encoded at a time: the method's own number where that decides anything."""
+        own: int | None = None if method.batch_dependent is None else method.prediction_batch
+        return own or self._batch
 
     def _pixels(self, row: int) -> torch.Tensor:
         table, position = self._places[row]

@@ -34,9 +34,10 @@ def cached_columns(
         if training.augment is None:
             found[found.index("image")] = "image_embedding"
         else:
+            how = "shows crops" if training.augment.fixed else "draws every picture anew"
             reasons["image"] = (
-                "the image tower is frozen, but training.augment draws every picture anew, so it is encoded at every "
-                "step; training.augment=none switches that off and encodes each picture once"
+                f"the image tower is frozen, but training.augment {how}, so it is encoded at every step; "
+                "training.augment=none switches that off and encodes each picture once"
             )
     if "text" in frozen and "tokens" in columns:
         if not _drawn(training):

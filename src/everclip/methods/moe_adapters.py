@@ -96,6 +96,11 @@ class MoeAdapters(Method):
         """Why predictions depend on the rest of the batch; `None` if they do not."""
         return None if self.selector is None else self.selector.batch_dependent
 
+    @property
+    def prediction_batch(self) -> int | None:
+        """How many pictures take one route together, where the selector decides for several."""
+        return None if self.selector is None else self.selector.settings.decision_batch
+
     def routes(self) -> tuple[str, ...]:
         """Return the names of the routes."""
         if self.settings.routers == "one":

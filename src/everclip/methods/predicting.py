@@ -65,6 +65,11 @@ class Predicting(nn.Module):
         return None
 
     @property
+    def prediction_batch(self) -> int | None:
+        """How many pictures are predicted together where `batch_dependent`; `None`: `evaluation.batch_size`."""
+        return None
+
+    @property
     def outside_towers(self) -> str | None:
         """What was learned and lies outside the towers, so that an export would lack it; `None`: nothing does."""
         return None

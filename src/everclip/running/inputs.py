@@ -30,6 +30,7 @@ def all_remarks(
         *remarks(scenario, method.backbone),
         *(("same names", line) for line in same),
         *left_out(method, tasks),
+        *([] if method.batch_dependent is None else [("batch", method.batch_dependent)]),
         *notes,
     ]
 

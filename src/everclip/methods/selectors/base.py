@@ -210,7 +210,8 @@ class Selector(nn.Module, Generic[S]):
         """Return the route `(N,)`, int64, of each picture with these features `(N, F)`."""
         far = self.distances(features)
         if self.settings.decision == "batch":
-            far = far.mean(dim=0, keepdim=True).expand_as(far)
+            parts = torch.split(far, self.settings.decision_batch or max(1, len(far)))
+            far = torch.cat([part.mean(dim=0, keepdim=True).expand_as(part) for part in parts])
         return choose(far, self.limits, self.settings)
 
     @property
@@ -218,7 +219,16 @@ class Selector(nn.Module, Generic[S]):
         """Why predictions depend on the rest of the batch; `None` if they do not."""
         if self.settings.decision == "sample":
             return None
-        return "method.selector.decision=batch: all pictures of a batch take one route, as DDAS was published"
+        size = self.settings.decision_batch
+        together = (
+            "the pictures of an evaluation batch"
+            if size is None
+            else f"{size} pictures in the order of a set"
+        )
+        return (
+            f"method.selector.decision=batch: {together} take one route, as DDAS was published; a picture alone may "
+            "take another, so these numbers do not tell what a single picture gets"
+        )
 
     # -- state ------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ class SelectorSettings(Frozen):
         size: for `convolution`: side in pixels that pictures are resized to.
         decision: per `sample`, or one for all pictures of a `batch` (as published: predictions then depend on what else
             is in the batch).
+        decision_batch: with `decision=batch`: how many pictures of an evaluation set take one route together
+            (published: 128); `null`: `evaluation.batch_size`.
         compare: which task is nearest: by bare distance (`raw`, as published), or by distance in units of each task's
             own held-out data (`calibrated`), where distances of different tasks have different scales.
         threshold: what is too far from every task takes the zero-shot route: beyond the `quantile` of the winner's own
@@ -46,6 +48,7 @@ class SelectorSettings(Frozen):
     normalisation: Literal["imagenet", "clip"] = "imagenet"
     size: int = Field(224, ge=63)
     decision: Literal["sample", "batch"] = "sample"
+    decision_batch: int | None = Field(None, ge=1)
     compare: Literal["raw", "calibrated"] = "raw"
     threshold: Literal["calibrated", "none"] | Annotated[float, Field(allow_inf_nan=False)] = "calibrated"
     quantile: float = Field(0.99, gt=0, le=1)
@@ -97,6 +100,7 @@ class DdasSettings(AutoencoderSettings):
     features: Features = "convolution"
     normalisation: Literal["imagenet", "clip"] = "clip"
     decision: Literal["sample", "batch"] = "batch"
+    decision_batch: int | None = Field(128, ge=1)
     threshold: Literal["calibrated", "none"] | Annotated[float, Field(allow_inf_nan=False)] = 0.0655
     width: int | None = Field(100, ge=1)
     standardise: bool = False
