@@ -73,7 +73,7 @@ class Reader:
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         """Return the columns of a block that was read: canonical names to those of the source."""
-        same = spec.model_dump_json()
+        same = repr(spec)
         found = self._loaded.get((same, True)) or self._loaded[same, False]
         return dict(found.columns)
 
