@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageColor
 
 AUTO = "auto"
@@ -48,7 +49,7 @@ def check_colour(name: str) -> str:
                 raise ValueError("it has transparency itself")
         except ValueError as error:
             raise ValueError(
-                f"expected auto, white, black or a colour such as '#808080', found {name!r} ({error})"
+                f"expected auto, white, black or a colour such as '#808080' ({error})"
             ) from error
     return name
 
@@ -65,27 +66,24 @@ def lay(picture: Image.Image, background: str = AUTO) -> Laid:
     if alpha.min() == 255:
         return Laid(picture.convert("RGB"), "", False)
     if background != AUTO:
-        result = _on(picture, background)
-        return Laid(result, background, _seen(result, alpha, background) == 0)
-    white = _on(picture, "white")
-    on_white = _seen(white, alpha, "white")
-    if on_white < _ENOUGH:
-        black = _on(picture, "black")
-        if _seen(black, alpha, "black") > on_white:
-            return Laid(black, "black", False)
-    return Laid(white, "white", on_white == 0)
+        return Laid(_on(picture, background), background, _seen(pixels, background) == 0)
+    on_white = _seen(pixels, "white")
+    if on_white < _ENOUGH and _seen(pixels, "black") > on_white:
+        return Laid(_on(picture, "black"), "black", False)
+    return Laid(_on(picture, "white"), "white", on_white == 0)
 
 
 def _on(picture: Image.Image, colour: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture).convert("RGB")
 
 
-def _seen(laid: Image.Image, alpha: np.ndarray, colour: str) -> float:
-    """Return the share of the visible pixels that stand out against the background."""
-    visible = alpha > 0
-    count = int(visible.sum())
-    if not count:
-        return 0.0
-    ground = np.asarray(ImageColor.getrgb(colour)[:3], np.int16)
-    apart = np.abs(np.asarray(laid)[visible].astype(np.int16) - ground).max(axis=1)
-    return float((apart >= _STANDS_OUT).sum()) / count
+def _seen(pixels: npt.NDArray[np.uint8], colour: str) -> float:
+    """Return the share of the visible pixels of `(H, W, 4)` that stand out against the background."""
+    alpha = pixels[..., 3]
+    apart = np.zeros(alpha.shape, np.uint8)
+    for channel, ground in enumerate(ImageColor.getrgb(colour)[:3]):
+        values = pixels[..., channel]
+        np.maximum(apart, np.maximum(values, ground) - np.minimum(values, ground), out=apart)
+    # What shows through is the difference weighted by alpha.
+    seen = apart.astype(np.uint16) * alpha >= _STANDS_OUT * 255
+    return float(seen.sum()) / max(1, int((alpha > 0).sum()))

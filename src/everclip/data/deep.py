@@ -43,8 +43,7 @@ class Deep:
     @property
     def is_varied(self) -> bool:
         """Whether not all values are equal."""
-        low, high = bounds(self._colours, self.ignored)
-        return low < high
+        return bool(self._colours.min() != self._colours.max())
 
     @property
     def _colours(self) -> Values:

@@ -56,6 +56,8 @@ def _file_of(picture: Image.Image) -> bytes:
         picture.save(file, "TIFF")  # PNG has no place for 32 bits
     elif mode in ("L", "RGB", "RGBA", "I;16"):
         picture.save(file, "PNG")
+    elif mode.startswith("I;16"):  # other orders of the two bytes
+        Image.fromarray(np.asarray(picture).astype(np.uint16)).save(file, "PNG")
     else:
         picture.convert("RGB" if mode in ("CMYK", "YCbCr", "LAB", "HSV") else "RGBA").save(file, "PNG")
     return file.getvalue()

@@ -161,7 +161,7 @@ def _rendered(picture: Image.Image, data: bytes, rendering: Rendering) -> Render
         turned.info = upright.info  # holds the palette's transparent entry
         upright = turned
     laid = _laid(upright, rendering.background)
-    blank = laid.blank or (deep is not None and deep.is_varied and _is_plain(laid.picture))
+    blank = laid.blank or (deep is not None and _is_plain(laid.picture) and deep.is_varied)
     return Rendered(laid.picture, deep or upright, span, laid.background, blank, mode, kind)
 
 

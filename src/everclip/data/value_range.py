@@ -30,6 +30,9 @@ _BITS = (8, 10, 12, 14, 16, 20, 24, 28, 32)
 _OUTLIERS = 0.001
 """Share of the largest values that is not asked: single defective pixels of a sensor are at the maximum."""
 
+_COUNTED = 2**17
+"""Different integers whose occurrences are counted; beyond that they are sorted in part."""
+
 _OVERSHOOT = 1.05
 """Interpolated floating-point values exceed their range a little."""
 
@@ -100,6 +103,14 @@ def bounds(values: Values, ignored: float | None = None) -> tuple[float, float]:
     if not found.size:
         return 0.0, 0.0
     drop = int(found.size * _OUTLIERS)
+    low, high = found.min(), found.max()
+    if not drop or low == high:
+        return float(low), float(high)
+    if found.dtype.kind in "iu" and int(high) - int(low) < _COUNTED:
+        # Counting is several times faster than sorting in part.
+        ranks = np.bincount((found - low).astype(np.int64)).cumsum()
+        places = np.searchsorted(ranks, (drop, found.size - 1 - drop), side="right")
+        return float(int(low) + int(places[0])), float(int(low) + int(places[1]))
     parted = np.partition(found, (drop, found.size - 1 - drop))
     return float(parted[drop]), float(parted[-1 - drop])
 
