@@ -319,3 +319,17 @@ def test_b04_marked_sides_that_share_pictures_stop_unless_told_otherwise(
     code, shown, _ = command(*given, "scenario.split.shared=remove", "--dry-run")
     assert code == 0
     assert "rows are left out, because their pictures are measured" in shown
+
+
+@pytest.mark.parametrize(
+    "verb", [("init-config",), ("suggest",), ("eval", "builtin:tiny", "--no-cache", "--on")]
+)
+def test_b04_what_check_stops_the_other_roads_stop(
+    tmp_path: Path, command: Command, verb: tuple[str, ...]
+) -> None:
+    file = table(tmp_path, ["red cat", "Red cat", "red cat ", "RED CAT"] * 8)
+    assert command("check", file)[0] == 3
+    code, _, error = command(*verb, file)
+    assert code == 3
+    assert "one text" in error
+    assert "'red cat'" in error

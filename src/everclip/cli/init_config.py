@@ -58,10 +58,14 @@ def init_config(
 
     if output is not None:
         require_writable(output.parent, "--output")
+    from open_clip.tokenizer import SimpleTokenizer
+
+    from everclip.learner.learnable import require_differences
     from everclip.scenarios.propose import Wish, propose
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block})
     proposal = propose([{"source": source, **block} for source in sources], wish)
+    require_differences(proposal.scenario.tasks, SimpleTokenizer())
     for found in proposal.quarantine:
         typer.echo(f"# {found.table()}".replace("\n", "\n# "), err=True)
     for guess in proposal.guesses:

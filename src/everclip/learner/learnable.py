@@ -93,15 +93,15 @@ def require_learnable(
     known = _Known()
     if method.sees_past:
         for task in before:
-            known = known.joined(_known(task, method, tokenise))
+            known = known.joined(_known(task, method.uses_labels(task), tokenise))
     sees_base = method.needs.all_tasks_at_once or method.settings.replay.base
     others = base is not None and sees_base
     for number, task in enumerate(tasks):
-        own = _known(task, method, tokenise)
+        own = _known(task, method.uses_labels(task), tokenise)
         offered = own.joined(known) if method.sees_past else own
         if not offered.differ and not others:
             if not method.sees_past or known.texts or not (more or number + 1 < len(tasks)):
-                raise DataError(_refusal(task, method, own))
+                raise DataError(_refusal(task, method.uses_labels(task), own))
             idle.append(task.name)
             notes.append(
                 f"task {task.name!r} has one {_what(own)} and no earlier task to compare it with: its steps change "
@@ -111,6 +111,18 @@ def require_learnable(
         notes += _notes(task, method, batch_size, bool(before) or number > 0)
         _require_pairs(task, method, batch_size)
     return Learnable(tuple(notes), frozenset(idle))
+
+
+def require_differences(tasks: Sequence[Task], tokenise: Tokenise) -> None:
+    """Refuse tasks of one text or one picture, whatever the method; classes are told apart where a task has them.
+
+    Raises:
+        DataError: for such a task.
+    """
+    for task in tasks:
+        own = _known(task, task.classes is not None, tokenise)
+        if not own.differ:
+            raise DataError(_refusal(task, task.classes is not None, own))
 
 
 def may_idle(learner: Learner, task: Task, told: bool) -> bool:
@@ -141,7 +153,7 @@ def _what(own: _Known) -> str:
     return "text" if len(own.texts) < 2 else "picture"
 
 
-def _refusal(task: Task, method: Method, own: _Known) -> str:
+def _refusal(task: Task, labels: bool, own: _Known) -> str:
     rows = f"{len(task.train):,} training rows"
     nothing = (
         "so there is nothing to tell apart: the loss stays the same at every step and nothing is learned"
@@ -151,7 +163,7 @@ def _refusal(task: Task, method: Method, own: _Known) -> str:
             f"task {task.name!r}: its {rows} show one and the same picture, {nothing}. Give pictures that differ "
             "(everclip check shows copies)."
         )
-    if method.uses_labels(task):
+    if labels:
         names = ", ".join(repr(entry.name) for entry in (task.classes or ())[:4])
         count = len(task.classes or ())
         one = f"has one class ({names})" if count == 1 else f"has {count} classes of one text ({names})"
@@ -165,8 +177,8 @@ def _refusal(task: Task, method: Method, own: _Known) -> str:
     )
 
 
-def _known(task: Task, method: Method, tokenise: Tokenise) -> _Known:
-    if method.uses_labels(task):
+def _known(task: Task, labels: bool, tokenise: Tokenise) -> _Known:
+    if labels:
         texts = set(token_keys(tokenise, [e.prompts()[0] for e in task.classes or ()]))
         answers = len(set(task.train.column("class_key"))) if task.train.has("class_key") else 0
     else:

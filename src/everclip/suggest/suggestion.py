@@ -25,6 +25,7 @@ from everclip.contracts import Task
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError
 from everclip.learner import Learner
+from everclip.learner.learnable import require_learnable
 from everclip.learner.taking import make_task
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -106,6 +107,7 @@ def suggest(
     facts = _facts(task, model, sum(p.numel() for p in backbone.parameters()), settings)
     choices = choose(facts)
     learner = _learner(model, choices, settings)
+    require_learnable(learner.method, [task], learner.training.batch_size)
     started = time.monotonic()
     found = range_test(learner, task, steps)
     step_seconds = (time.monotonic() - started) / (2 * steps)  # the sweep goes over its batches twice
