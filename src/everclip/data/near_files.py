@@ -110,7 +110,8 @@ class NearFiles:
             return f"; {same[0]!r} is there: it differs in letter case alone, and another row names it or one like it"
         stem = _key(plain.rpartition(".")[0] or plain)
         for file in self._by_stem.get(stem, []):
-            return f"; {file!r} is there: the ending differs; mend the table"
+            if _ending(file) in IMAGE_ENDINGS:
+                return f"; {file!r} is there: the ending differs; mend the table"
         found = self._by_name.get(_key(plain.rpartition("/")[2]), [])
         if len(found) == 1:
             tail = f"/{plain}"
@@ -125,6 +126,8 @@ class NearFiles:
             return (
                 f"; {len(found)} files of this name are there, in other folders ({found[0]!r}, {found[1]!r})"
             )
+        if self._unnamed:
+            return f"; {len(self._unnamed):,} pictures are there that no row names, as {self._unnamed[0]!r}"
         return ""
 
     def notes(self) -> list[str]:
@@ -148,6 +151,12 @@ class NearFiles:
                 self.unsearched = True
                 break
         return found
+
+    @cached_property
+    def _unnamed(self) -> list[str]:
+        """Pictures below the folder that no row names, in whichever form."""
+        named = {_key(_slashed(path)) for path in self._named}
+        return [f for f in self._files if _ending(f) in IMAGE_ENDINGS and _key(f) not in named]
 
     @cached_property
     def _by_path(self) -> dict[str, list[str]]:
@@ -185,7 +194,7 @@ def _forms(path: str) -> Iterator[tuple[str, str]]:
     plain = _slashed(path)
     yield "the kind of slash", plain
     for form in ("NFC", "NFD"):
-        yield "Unicode form", unicodedata.normalize(form, plain)
+        yield "Unicode form (composed or decomposed signs)", unicodedata.normalize(form, plain)
     yield "the marks of URLs (%20)", unquote(plain)
     yield "the number behind #", re.sub(r"#\d+$", "", plain)
 

@@ -139,6 +139,8 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
         held += (
             f" ({Quarantine(raw.name, raw.columns.num_rows + len(raw.broken), tuple(raw.broken)).summary()})"
         )
+    # How the file was read may be why a column is missing.
+    guessed = "".join(f"\n  ({line})" for line in raw.notes[:3])
     if "image" not in names:
         near = picture_column(raw.columns, names)
         remedy = (
@@ -148,10 +150,12 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
         )
         if len(raw.columns.column_names) == 1 and raw.textual:
             remedy = "There is one column: name what parts the cells with data.separator=CHARACTER."
-        raise DataError(f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. {remedy}")
+        raise DataError(
+            f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. {remedy}{guessed}"
+        )
     if labelled and not {"caption", "class_name", "class_key"} & set(names):
         raise DataError(
             raw.unlabelled
             or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
-            "with data.columns.caption=NAME or data.columns.class_name=NAME."
+            f"with data.columns.caption=NAME or data.columns.class_name=NAME.{guessed}"
         )

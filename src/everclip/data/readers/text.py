@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,7 +96,7 @@ def _header(path: Path, records: Records, dialect: Dialect, encoding: TextEncodi
 
 
 def _rows(
-    path: Path, header: list[str], records: Iterable[tuple[int, list[str] | str]], encoding: TextEncoding
+    path: Path, header: list[str], records: Records, encoding: TextEncoding
 ) -> tuple[pa.Table, list[int], list[Entry]]:
     schema = pa.schema([(name, pa.string()) for name in header])
     tables, numbers, broken = [schema.empty_table()], [], []
@@ -112,7 +111,8 @@ def _rows(
             broken.append(Entry(row, f"{path.name}, row {row} (line {line})", *problem))
             continue
         for column, cell in zip(cells, record, strict=True):
-            column.append(cell or None)
+            # Programs that draw bars between cells put blanks beside them.
+            column.append((cell.strip() if records.separator == "|" else cell) or None)
         numbers.append(row)
         if len(cells[0]) == _BLOCK:
             tables.append(pa.table([pa.array(c, pa.string()) for c in cells], schema=schema))
@@ -130,7 +130,7 @@ def _problem(record: list[str] | str, width: int, encoding: TextEncoding) -> tup
             f'{len(record)} cells, expected {width}; quote cells that hold the separator ("a, b")',
         )
     if len(record) < width:
-        return "bad-row", f"{len(record)} cells, expected {width}"
+        return "bad-row", f"{len(record)} {'cell' if len(record) == 1 else 'cells'}, expected {width}"
     if not all(map(is_text, record)):
         return "bad-utf8", encoding.remedy or "not UTF-8 text"
     return None
