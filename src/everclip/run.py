@@ -82,7 +82,7 @@ class Run:
     """One method x scenario x backbone x seed, in one folder."""
 
     def __init__(self, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> None:
-        config, self.precision_notes = settle_precision(config)
+        config, precision_notes = settle_precision(config)
         self.config, self.extend, self.path = config, extend, Path(config.output)
         self._clock = Clock(self.path)
         if extend and not (self.path / CONFIG).is_file():
@@ -117,7 +117,7 @@ class Run:
         frozen.own, frozen.tick = self.path / "frozen", partial(self.progress.aside, "encode ahead")
         if config.evaluation.cache is not None:
             frozen.shared = Path(config.evaluation.cache)
-        notes = [*self.precision_notes, *(("training", n) for n in check_fit(self.learner, self.tasks))]
+        notes = [*precision_notes, *(("training", n) for n in check_fit(self.learner, self.tasks))]
         self.remarks = inputs.all_remarks(self.scenario, self.learner.method, self.tasks, notes)
         check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
 

@@ -95,6 +95,15 @@ def test_a_backbone_says_how_it_resizes(mode: str, interpolation: str) -> None:
     assert pixels.resizing == Resizing(mode, interpolation, 0)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [(3, 300), (300, 3)])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_thinnest_picture_that_is_read_is_evaluated_and_cropped(mode: str, size: tuple[int, int]) -> None:
+    backbone = load_backbone(BackboneConfig(name="builtin:tiny", preprocess={"resize_mode": mode}))  # type: ignore[arg-type]
+    seen = backbone.preprocess(scene(*size))
+    made = augment(scene(*size), 48, WHOLE, generator("thin"), backbone.pixels.resizing)
+    assert (backbone.pixels.tensor(made) - seen).abs().max() < 0.2
+
+
 def test_padding_has_the_colour_of_the_models_own() -> None:
     made = trained(scene(100, 20), AugmentConfig(), Resizing("longest", fill=7))
     assert (made[[0, 1, -2, -1]] == 7).all()

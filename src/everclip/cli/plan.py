@@ -50,7 +50,6 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "backbone": config.backbone.name,
         "output": config.output,
         "precision": run.config.training.precision,
-        "precision_notes": [message for _, message in run.precision_notes],
         "tasks": tasks,
         "steps": steps,
         "rows": rows,

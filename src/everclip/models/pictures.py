@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg, ResizeKeepRatio, image_transform_v2
 from torch import nn
 
 from everclip.config import PreprocessConfig
@@ -26,6 +26,15 @@ class Pictures:
     transform: Callable[[Any], torch.Tensor]
     pixels: PixelFormat
     notes: tuple[str, ...]
+
+
+class _Longest(ResizeKeepRatio):  # type: ignore[misc]  # open_clip has no types
+    """open_clip's resizing of the longer side, whose shorter side keeps a pixel however thin the picture is."""
+
+    @staticmethod
+    def get_params(*given: Any, **options: Any) -> list[int]:
+        """Return height and width."""
+        return [max(1, pixels) for pixels in ResizeKeepRatio.get_params(*given, **options)]
 
 
 def side_of(clip: nn.Module, where: str) -> int:
@@ -88,5 +97,9 @@ def prepare_pictures(
     document = {**vars(complete), "mean": list(mean), "std": list(std)}
     mode: Any = complete.resize_mode
     resizing = Resizing(mode, complete.interpolation, complete.fill_color)
-    transform = image_transform_v2(complete, is_train=False)
+    transform: Any = image_transform_v2(complete, is_train=False)
+    if mode == "longest":
+        transform.transforms[0] = _Longest(
+            side, longest=1, interpolation=transform.transforms[0].interpolation
+        )
     return Pictures(document, transform, PixelFormat(side, mean, std, resizing), tuple(notes))
