@@ -125,6 +125,24 @@ def check_scores(method: Any, space: LabelSpace) -> None:
     assert torch.allclose(one["tokens"], images["tokens"][2:3], atol=1e-6)
 
 
+def test_blending_goes_between_two_states_and_keeps_rows_of_unit_norm(walk: Walk) -> None:
+    method = walk.method
+    walk.learn("cow", "hen")
+    before = {name: value.clone() for name, value in method.weights().items()}
+    walk.learn("cow", "hen", until=3)
+    after = {name: value.clone() for name, value in method.weights().items()}
+    start = {name: torch.zeros_like(value) for name, value in after.items()}
+    start["vocabulary.rows"] = before["vocabulary.rows"]
+    assert (after["vocabulary.rows"] - start["vocabulary.rows"]).abs().max() > 1e-3
+    for share in (0.0, 0.25, 1.0):
+        method.blend(start, after, share)
+        for name, value in method.weights().items():
+            wanted = (1 - share) * start[name] + share * after[name]
+            if name == "vocabulary.rows":
+                wanted = functional.normalize(wanted, dim=1)
+            assert torch.allclose(value, wanted, atol=1e-6), (name, share)
+
+
 def test_an_old_bank_gives_the_scores_of_the_vocabulary_as_it_is_now(walk: Walk) -> None:
     space = LabelSpace(entries("cow", "owl"))
     old = walk.method.class_bank(space)

@@ -89,6 +89,25 @@ def test_what_is_remembered_depends_on_weights_architecture_transform_and_method
     assert four.encoded == 0
 
 
+def test_processes_share_the_pictures_unless_there_are_few_or_a_batch_decides(
+    method: Any, sets: list[EvalSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.evaluation.encode.gather_objects", lambda local: [local])
+    monkeypatch.setattr(
+        "everclip.evaluation.encode.joined", lambda parts: {**parts[0], "parts": torch.ones(9)}
+    )
+    counts = {}
+    for rank, world in ((0, 2), (1, 2), (0, 9), (0, 10), (0, 1)):
+        one = encoder(method, sets, rank=rank, world=world)
+        one._encode(method, one._union(["first", "second"]).numpy(), None, tick)
+        counts[rank, world] = one.encoded
+    assert counts == {(0, 2): 5, (1, 2): 4, (0, 9): 1, (0, 10): 9, (0, 1): 9}
+    monkeypatch.setattr(type(method), "batch_dependent", "on purpose")
+    one = encoder(method, sets, world=2)
+    one._encode(method, one._union(["first", "second"]).numpy(), None, tick)
+    assert one.encoded == 9
+
+
 def test_a_task_that_is_told_gets_its_own_sets_and_features(method: Any, sets: list[EvalSet]) -> None:
     one, told = encoder(method, sets), []
     encode = method.encode_images

@@ -139,3 +139,16 @@ def test_pictures_of_the_own_stream_are_those_of_evaluation_and_the_tasks_are_au
         plain = [method.backbone.preprocess(maker.store.get(task.train, place[key])) for key in main["id"]]
         changed += sum(not torch.equal(a, b) for a, b in zip(main["image"], plain, strict=True))
     assert changed > 12
+
+
+def test_a_penalty_is_told_of_the_beginning_and_the_end_of_a_task(
+    build: Build, tasks: tuple[Task, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, ...]] = []
+    method, past = build(penalties={"weight-constraint": {}}), Past(training=TrainingConfig(steps=1))
+    (penalty,) = method._penalties
+    for name in ("begin_task", "end_task"):
+        monkeypatch.setattr(penalty, name, lambda *given, name=name: told.append((name, *given)))
+    method.begin_task(tasks[0], past)
+    method.end_task(tasks[0], past, lambda: {})
+    assert told == [(name, method.backbone, tasks[0], past) for name in ("begin_task", "end_task")]

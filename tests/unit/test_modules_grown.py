@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from everclip.errors import ConfigError
+from everclip.models import modules
 from everclip.models.modules import grown, insert, merge_into, mergeable, remove
 from everclip.running.inputs import remarks
 
@@ -207,3 +208,10 @@ def test_a_result_says_where_the_model_was_another_one_before_anything_was_learn
     found = list(remarks(scenario, SimpleNamespace(clip=clip, notes=[])))  # type: ignore[arg-type]
     assert same == (module in IDENTITIES) == (found == [])
     assert all("row 0" in message for _, message in found)
+
+
+def test_names_of_the_package_load_on_first_use() -> None:
+    assert modules.__getattr__("insert") is insert
+    assert {name: modules.__getattr__(name) for name in modules.__all__}.keys() == set(modules.__all__)
+    with pytest.raises(AttributeError, match=r"'everclip.models.modules' has no attribute 'graft'"):
+        modules.__getattr__("graft")

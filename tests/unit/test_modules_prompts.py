@@ -12,7 +12,8 @@ import torch
 from everclip.errors import ConfigError
 from everclip.models.backbone import load_backbone
 from everclip.models.modules import insert
-from everclip.models.modules.prompts import Prompt
+from everclip.models.modules.prompts import Prompt, TextPrompt
+from everclip.models.modules.towers import tower_of
 
 
 def prompts_of(clip: Any) -> dict[str, torch.Tensor]:
@@ -122,3 +123,13 @@ def test_gradients_reach_every_prompt() -> None:
         grad = clip.get_parameter(name).grad
         assert grad is not None
         assert grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("pad", "filler"), [(0, 1), (1, 0), (None, 1)])
+def test_places_that_are_kept_free_do_not_look_like_padding(pad: int | None, filler: int) -> None:
+    root = tower_of(models.build("vit"), "text").root
+    if pad is not None:
+        root.pad_id = pad
+    prompt = TextPrompt(torch.zeros(2, 32), root)
+    assert prompt.filler == filler
+    assert prompt.end_id not in (filler, pad)

@@ -1,7 +1,8 @@
-"""The noise of MoE-Adapters' gates: a function of seed, place and name, of nothing else."""
+"""The noise of MoE-Adapters' gates: a function of seed, place and name, of nothing else; what a fixed route keeps."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from everclip.contracts import Past, Progress
 from everclip.data.order import generator
 from everclip.data.table import Table
 from everclip.methods.build import build_method
+from everclip.methods.moe_parts import shape
 from everclip.methods.moe_parts.passes import training_passes
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.experts import experts_in
@@ -40,3 +42,23 @@ def test_the_noise_of_a_sample_depends_on_its_place_and_name_alone(micro_folder:
     captions = training_passes(clip, {"id": ["a", "b"]}, at, "3", True, True)["text"]
     assert captions.noise is not None
     assert (len(captions.noise), captions.shared, captions.balance) == (2, False, True)
+
+
+def test_a_copy_with_a_fixed_route_collects_and_counts_nothing(micro_folder: Path) -> None:
+    config = MethodConfig(name="moe-adapters", settings={"experts": {"count": 5, "active": 2, "width": 4}})
+    method = build_method(config, load_backbone(str(micro_folder / "model")))
+    method.begin_task(of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, 0, 1), Past())
+    clip = copy.deepcopy(method.backbone.clip)
+    found = [experts for _, experts in experts_in(clip)]
+    (router,) = found[0].routers
+    shape.fix_route(clip, router, same=True)
+    for mode in (True, False):
+        clip.train(mode)
+        clip.encode_image(torch.zeros(2, 3, 16, 16))
+        clip.encode_text(method.backbone.tokenise(["a", "b"]))
+    for experts in found:
+        assert experts.always is not None
+        assert (experts.always.routers, experts.always.same) == ((router,), experts.side == "text")
+        assert (experts.always.chosen, experts.picked) == ([], None)
+    shape.fix_route(clip, None, same=True)
+    assert list(experts_in(clip)) == []

@@ -120,7 +120,10 @@ def test_the_rate_falls_as_published(micro_config: Callable[..., Any]) -> None:
     selector = build({"kind": "ddas", "weights": "random", "size": 63}, run.learner.method.backbone)
     assert isinstance(selector, Autoencoder)
     (phase,) = selector.fitting(task, task.train, 0, past)
-    assert (phase.optimiser, phase.steps) == ("adam", 300)
+    assert (phase.name, phase.optimiser, phase.steps, phase.lr) == ("selector", "adam", 300, 0.01)
+    (reference,) = selector.fitting(None, task.train, -1, past)
+    assert reference.name == "selector-reference"
+    assert (reference.optimiser, reference.steps, reference.schedule) == ("adam", 1000, phase.schedule)
     for epoch, rate in zip(expected["epoch"], expected["lr"], strict=True):
         for step in (7 * int(epoch), 7 * int(epoch) + 6):
             found = run.learner.engine.rate(phase, Progress(0, "selector", 0, step, 300, 0))
@@ -327,3 +330,36 @@ def test_a_spread_has_a_floor_in_the_size_of_the_distances() -> None:
     assert choose(far, limits, settings).tolist() == [1, 0]
     far = torch.tensor([[0.9e-6, torch.inf, 3 + 4e-6], [1.1e-6, torch.inf, 3 + 4e-6]], dtype=torch.float64)
     assert choose(far, limits, settings).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("after", ["nothing", "the pass", "the end of the pass"])
+def test_an_autoencoder_is_rebuilt_with_the_sizes_that_it_had(
+    micro_config: Callable[..., Any], after: str
+) -> None:
+    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
+    backbone, past = run.learner.method.backbone, Past(training=TrainingConfig(steps=1, batch_size=8))
+    chosen = {"kind": "autoencoder", "width": 3}
+    selector, again = build(chosen, backbone), build(chosen, backbone)
+    assert isinstance(selector, Autoencoder)
+    assert again is not None
+    for task in run.scenario.tasks[:2]:
+        selector.begin_task(backbone, task, past)
+    scale, _, _ = selector.phases(run.scenario.tasks[0], past)
+    if after != "nothing":
+        values = torch.rand(5, selector.networks["1"].encode.in_features)
+        assert selector.fit(values, {}, 0, Progress(0, scale.name, 0, 0, 1, 0)) is None
+        assert selector.total[0].allclose(values.double().sum(dim=0))
+        assert selector.total[1].allclose(values.double().square().sum(dim=0))
+        assert float(selector.count) == 5
+    if after == "the end of the pass":
+        selector.end_phase(scale)
+        assert selector.mean.allclose(values.mean(dim=0), atol=1e-6)
+        assert selector.std.allclose(values.std(dim=0, correction=0), atol=1e-5)
+        assert selector.total.shape[1] == 0
+    again.grow(selector.structure())
+    found, wanted = again.state_dict(), selector.state_dict()
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in wanted.items()}
+    assert {"1", "2"} == set(selector.networks)
+    assert again.shape() == selector.shape()
+    again.load_state_dict(wanted)
+    assert again.structure() == selector.structure()
