@@ -413,3 +413,11 @@ def test_a_table_of_captions_keeps_the_background_of_each_picture(tmp_path: Path
     source = text(tmp_path / "list.csv", "file,caption\n0.png,a disc\n0.png,a circle\n")
     loaded = load(source, background="#0000ff")
     assert [decode(*loaded.table.encoded(i)).getpixel((0, 0)) for i in (0, 1)] == [(0, 0, 255)] * 2
+
+
+def test_a_column_of_the_users_called_rendering_is_theirs(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(save(drawing(WHITE)))
+    source = text(tmp_path / "list.csv", "file,caption,rendering\n0.png,a disc,3D\n")
+    loaded = load(source, background="red")
+    assert loaded.table.column("rendering") == ["3D"]
+    assert decode(*loaded.table.encoded(0)).getpixel((0, 0)) == (255, 0, 0)

@@ -132,7 +132,8 @@ def _mislabelled(check: Check) -> Iterator[Finding]:
             code="mislabelled",
             message=f"{counted(found.mislabelled_count, 'pair')} of nearly equal pictures with different classes, "
             f"likely label errors: {pairs}",
-            remedy="Look at both pictures of a pair and correct the class that is wrong; check.json lists all pairs.",
+            remedy="Look at both pictures of a pair: correct the class that is wrong, or leave them where they differ "
+            "in a detail; check.json lists all pairs.",
         )
 
 

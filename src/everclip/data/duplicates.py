@@ -120,7 +120,9 @@ def find_duplicates(
         return Duplicates()
     contents = _Contents(facts)
     leaks = _Leaks(contents, sides or [None] * len(table))
-    crossing = _Crossing(contents, table.column("class_key") if table.has("class_key") else None)
+    crossing = _Crossing(
+        contents, table.column("class_key") if table.has("class_key") else [None] * len(table)
+    )
     components = _components(contents, distance)
     total, done, loose = sum(map(len, components)), 0, 0
     for component in components:
@@ -238,19 +240,21 @@ def _conflicts(table: Table, contents: _Contents) -> list[tuple[int, ...]]:
 class _Crossing:
     """Collects, for every file, the most alike near duplicate that has another class."""
 
-    def __init__(self, contents: _Contents, classes: Sequence[Any] | None) -> None:
-        self._contents, self._classes = contents, classes
+    def __init__(self, contents: _Contents, classes: Sequence[Any]) -> None:
+        number: dict[str, int] = {}
+        codes = [-1 if c is None else number.setdefault(str(c), len(number)) for c in classes]
+        self._first = contents.first
+        self._codes = np.asarray(codes, dtype=np.int64)[contents.first]
         self._best: dict[int, tuple[float, int]] = {}
 
     def add(self, pairs: Indices, differences: np.ndarray) -> None:
         """Take pairs of files `(P, 2)` with differences `(P,)`; equal pixels are conflicts, not near duplicates."""
-        if self._classes is None:
-            return
-        for (one, other), difference in zip(self._contents.first[pairs].tolist(), differences, strict=True):
-            classes = self._classes[one], self._classes[other]
-            if difference >= 0 and None not in classes and classes[0] != classes[1]:
-                for row, partner in ((one, other), (other, one)):
-                    self._best[row] = min(self._best.get(row, (np.inf, 0)), (float(difference), partner))
+        one, other = self._codes[pairs[:, 0]], self._codes[pairs[:, 1]]
+        crossing = (differences >= 0) & (one >= 0) & (other >= 0) & (one != other)
+        rows = self._first[pairs[crossing]].tolist()
+        for (a, b), apart in zip(rows, differences[crossing].tolist(), strict=True):
+            for row, partner in ((a, b), (b, a)):
+                self._best[row] = min(self._best.get(row, (np.inf, 0)), (apart, partner))
 
     def found(self) -> list[tuple[int, int]]:
         """Return pairs of rows, the most alike first."""

@@ -10,7 +10,7 @@ from everclip.data.background import AUTO
 from everclip.data.deep import Deep
 from everclip.data.value_range import Range, common_range
 
-COLUMN = "rendering"
+COLUMN = "_rendering"
 """Column of a table that holds the rendering of each picture, where it is not the default."""
 
 
