@@ -87,12 +87,15 @@ class EvalProtocol:
         known_task: whether the method is told which task a test sample belongs to.
         unseen: what a set does that was not learned yet under `space="seen"`: be scored on its `own` answers, or
             `skip` the cell.
+        same_texts: classes or captions that the model reads as equal tokens are `one` answer, right for each of them;
+            or stay `apart`, as X-TAIL publishes it: the same word in another data set is an error.
     """
 
     name: str
     space: Literal["own", "seen", "all"] = "own"
     known_task: bool = False
     unseen: Literal["own", "skip"] = "skip"
+    same_texts: Literal["one", "apart"] = "one"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from build import picture, text
 
 from everclip.config import resolve_config
 from everclip.contracts import ClassEntry, Source, Stream, Task
-from everclip.data.same_texts import first_same_class, keys_by_text
+from everclip.data.same_texts import TextKeys, first_same_class, keys_by_text
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.same_answers import shared_answers
@@ -184,7 +184,7 @@ def test_b07_texts_of_equal_tokens_are_one() -> None:
         ClassEntry("n2", "crane"),
         ClassEntry("n3", "Crane ", ("{}", "a {}")),
     ]
-    assert first_same_class(tokenise, entries) == [0, 0, 2]
+    assert first_same_class(TextKeys(tokenise), entries) == [0, 0, 2]
 
 
 def test_b20_twins_are_one_positive_set_in_the_loss() -> None:
@@ -199,15 +199,15 @@ def test_b20_twins_are_one_positive_set_in_the_loss() -> None:
 
 
 def test_b20_either_of_two_classes_of_one_text_is_right() -> None:
-    method = Learner.create("builtin:tiny", "zero-shot").method
+    keys = TextKeys(load_backbone("builtin:tiny").tokenise)
     entries = [ClassEntry("n3", "dog"), ClassEntry("n1", "crane"), ClassEntry("n2", "Crane")]
     scores = torch.tensor([[0.1, 0.5, 0.5], [0.6, 0.2, 0.2], [0.1, 0.4, 0.4]])
-    found = shared_answers(method, entries, scores, torch.tensor([2, 0, 1]))
+    found = shared_answers(keys, entries, scores, torch.tensor([2, 0, 1]))
     assert found.scores.shape == (3, 2)
     assert found.labels.tolist() == [1, 0, 1]
     assert (found.scores.argmax(dim=1) == found.labels).all()
     apart = torch.tensor([[0.1, 0.5, 0.4]] * 3)  # a method that learned to tell them apart by their pictures
-    assert shared_answers(method, entries, apart, torch.tensor([2, 0, 1])).scores.shape == (3, 3)
+    assert shared_answers(keys, entries, apart, torch.tensor([2, 0, 1])).scores.shape == (3, 3)
 
 
 def test_b20_eval_and_the_plan_name_classes_of_one_text(tmp_path: Path, command: Command) -> None:

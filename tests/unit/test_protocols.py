@@ -15,6 +15,7 @@ from scenario_data import document, pictures, write
 from everclip.config import resolve_config
 from everclip.errors import ConfigError
 from everclip.evaluation.results import Results
+from everclip.learner import Learner
 from everclip.report.comparing import compare
 from everclip.report.tables import comparison_text
 from everclip.run import execute
@@ -96,6 +97,23 @@ def test_x_tail_offers_every_name_of_every_set_from_the_start(folder: Path) -> N
     assert space is not None
     assert Counter(e.name for e in space.entries)["dog"] == 3
     assert {e.key for e in space.entries if e.seen} == {"toys/car", "toys/dog"}
+
+
+@pytest.mark.parametrize(("same_texts", "second"), [("one", 1.0), ("apart", 0.0)])
+def test_a_word_of_another_data_set_is_an_error_in_x_tail_alone(
+    folder: Path, tmp_path: Path, same_texts: str, second: float
+) -> None:
+    """Two data sets whose only class is `dog`: no model tells them apart, and the first of equal scores is taken."""
+    for number in (1, 2):
+        write(tmp_path / f"{number}.parquet", 30, number, class_key=["0"], class_name=["dog"])
+    sources = [{"name": f"{n}", "data": {"source": str(tmp_path / f"{n}.parquet")}} for n in (1, 2)]
+    whole = document("sources", None, sources=sources, protocol="x-tail", headline=None)
+    if same_texts == "one":
+        whole["protocols"] = [{"name": "all", "space": "all"}]
+    scenario = load_scenario(whole)
+    assert [p.same_texts for p in scenario.protocols] == [same_texts]
+    scores = Learner.create("builtin:tiny", "zero-shot").evaluate(scenario)
+    assert [scores[name]["all"]["accuracy"].value for name in ("1", "2")] == [1.0, second]
 
 
 def test_cil_scores_what_was_learned_among_the_classes_learned(folder: Path) -> None:

@@ -6,6 +6,7 @@ reads them.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,14 +25,31 @@ def token_keys(tokenise: Tokenise, texts: Sequence[str]) -> list[bytes]:
     return [row.tobytes() for row in tokenise(list(texts)).cpu().numpy()] if texts else []
 
 
+class TextKeys:
+    """What a tokenizer reads of texts; each text is tokenised once as long as the object lives.
+
+    Args:
+        tokenise: texts to token ids.
+    """
+
+    def __init__(self, tokenise: Tokenise) -> None:
+        self.tokenise = tokenise
+        self._known: dict[str, bytes] = {}
+
+    def of(self, texts: Iterable[str]) -> dict[str, bytes]:
+        """Return the key of every distinct text, in order of first appearance; equal keys mark one text."""
+        distinct = list(dict.fromkeys(texts))
+        new = [text for text in distinct if text not in self._known]
+        for start in range(0, len(new), BLOCK):
+            block = new[start : start + BLOCK]
+            keys = (hashlib.blake2b(key, digest_size=16).digest() for key in token_keys(self.tokenise, block))
+            self._known |= dict(zip(block, keys, strict=True))
+        return {text: self._known[text] for text in distinct}
+
+
 def keys_by_text(tokenise: Tokenise, texts: Iterable[str]) -> dict[str, bytes]:
     """Return the key of every distinct text, each tokenised once, in order of first appearance."""
-    distinct = list(dict.fromkeys(texts))
-    found: dict[str, bytes] = {}
-    for start in range(0, len(distinct), BLOCK):
-        block = distinct[start : start + BLOCK]
-        found |= dict(zip(block, token_keys(tokenise, block), strict=True))
-    return found
+    return TextKeys(tokenise).of(texts)
 
 
 def first_equal(keys: Sequence[object]) -> list[int]:
@@ -40,13 +58,13 @@ def first_equal(keys: Sequence[object]) -> list[int]:
     return [first.setdefault(key, position) for position, key in enumerate(keys)]
 
 
-def first_same_class(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[int]:
+def first_same_class(keys_of: TextKeys, entries: Sequence[ClassEntry]) -> list[int]:
     """Return for each class the position of the first that the model reads the same in every template."""
     first = [entry.prompts()[0] for entry in entries]
-    known = keys_by_text(tokenise, first)
+    known = keys_of.of(first)
     times = Counter(known[text] for text in first)
     doubtful = [i for i, text in enumerate(first) if times[known[text]] > 1]
-    rest = keys_by_text(tokenise, (text for i in doubtful for text in entries[i].prompts()))
+    rest = keys_of.of(text for i in doubtful for text in entries[i].prompts())
     keys: list[object] = list(range(len(entries)))
     for i in doubtful:
         keys[i] = tuple(rest[text] for text in entries[i].prompts())
@@ -56,7 +74,7 @@ def first_same_class(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[
 def same_classes(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[list[ClassEntry]]:
     """Return the groups of classes that no text can tell apart, each of two or more."""
     groups: dict[int, list[ClassEntry]] = {}
-    for entry, first in zip(entries, first_same_class(tokenise, entries), strict=True):
+    for entry, first in zip(entries, first_same_class(TextKeys(tokenise), entries), strict=True):
         groups.setdefault(first, []).append(entry)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from everclip.contracts import EvalSet
-from everclip.data.same_texts import Tokenise, keys_by_text
+from everclip.data.same_texts import TextKeys
 from everclip.evaluation.retrieval import Positives, Ranks, positive_ranks
 
 
@@ -41,11 +41,11 @@ class Side:
         )
 
 
-def _called(sets: Sequence[EvalSet], tokenise: Tokenise | None) -> dict[str, str]:
+def _called(sets: Sequence[EvalSet], keys_of: TextKeys | None) -> dict[str, str]:
     """Return for every caption whose tokens another has, too, the first of these."""
-    if tokenise is None:
+    if keys_of is None:
         return {}
-    keys = keys_by_text(tokenise, (c for s in sets for c in captions(s)))
+    keys = keys_of.of(c for s in sets for c in captions(s))
     first: dict[bytes, str] = {}
     called = {text: first.setdefault(key, text) for text, key in keys.items()}
     return {text: name for text, name in called.items() if text != name}
@@ -79,7 +79,7 @@ def rank(
     pool: Sequence[EvalSet],
     pool_images: torch.Tensor,
     pool_texts: torch.Tensor,
-    tokenise: Tokenise | None = None,
+    keys_of: TextKeys | None = None,
 ) -> Ranked:
     """Rank the pool for every distinct caption and picture of a set.
 
@@ -90,9 +90,9 @@ def rank(
         own: its image and text embeddings, `(N, D)` each, row by row.
         pool: the sets whose captions and pictures may be answers.
         pool_images, pool_texts: their embeddings `(M, D)`, row by row.
-        tokenise: texts to token ids; without it captions are told apart as they are written.
+        keys_of: what the model reads of texts; without it captions are told apart as they are written.
     """
-    called = _called([s, *pool], tokenise)
+    called = _called([s, *pool], keys_of)
     queries, gallery = Side.of([s], called), Side.of(pool, called)
     image_place = {name: i for i, name in enumerate(gallery.images)}
     text_place = {name: i for i, name in enumerate(gallery.texts)}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from everclip.contracts import ClassEntry
-from everclip.data.same_texts import first_same_class
+from everclip.data.same_texts import TextKeys, first_same_class
 
 TOLERANCE = 1e-5
 """Largest difference between the scores of one text in two places of a bank: rounding."""
@@ -31,19 +30,19 @@ class Answers:
 
 
 def shared_answers(
-    method: Any, entries: Sequence[ClassEntry], scores: torch.Tensor, labels: torch.Tensor
+    keys_of: TextKeys, entries: Sequence[ClassEntry], scores: torch.Tensor, labels: torch.Tensor
 ) -> Answers:
     """Merge the columns of classes whose texts have equal tokens.
 
     A method that tells such classes apart all the same, by what it learned of their pictures, keeps their columns.
 
     Args:
-        method: its backbone tokenises.
+        keys_of: what the model reads of texts.
         entries: the classes, one per column.
         scores: `(N, C)`.
         labels: `(N,)` positions among the classes.
     """
-    same = torch.tensor(first_same_class(method.backbone.tokenise, entries), dtype=torch.int64)
+    same = torch.tensor(first_same_class(keys_of, entries), dtype=torch.int64)
     for column in (same != torch.arange(len(same))).nonzero()[:, 0].tolist():
         apart = (scores[:, column] - scores[:, int(same[column])]).abs() > TOLERANCE
         if bool(apart.any()):

@@ -11,12 +11,13 @@ import torch
 
 from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
+from everclip.data.same_texts import TextKeys
 from everclip.evaluation import classification, pools, retrieval
 from everclip.evaluation.banks import Reduce
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
-from everclip.evaluation.same_answers import shared_answers
+from everclip.evaluation.same_answers import Answers, shared_answers
 from everclip.evaluation.statistics import bootstrap_mean, wilson
 
 Outcomes = dict[str, torch.Tensor]
@@ -61,6 +62,7 @@ class RowScorer:
     ) -> None:
         self._scenario, self._encoder, self._config, self._seed = scenario, encoder, config, seed
         self._examples = examples
+        self._keys: TextKeys | None = None
 
     def row(self, method: Any, learned: Collection[int], tick: Tick) -> RowScores:
         """Measure everything once. The method is put into evaluation mode and left there."""
@@ -136,7 +138,10 @@ class RowScorer:
                 cosines = method.class_scores(images, space, bank).float()
         index = {key: i for i, key in enumerate(space.keys)}
         labels = torch.tensor([index[str(key)] for key in s.data.column("class_key")], dtype=torch.int64)
-        own = shared_answers(method, space.entries, cosines, labels)
+        if protocol.same_texts == "one":
+            own = shared_answers(self._keys_of(method), space.entries, cosines, labels)
+        else:
+            own = Answers(cosines, labels, [entry.name for entry in space.entries])
         right = classification.classify(own.scores) == own.labels
         hits = {"accuracy": right, "top5": classification.top_k_hits(own.scores, own.labels, 5)}
         scores = {name: self._share(result, s, protocol, name, values) for name, values in hits.items()}
@@ -157,6 +162,12 @@ class RowScorer:
             if bool((own.scores.abs() <= 1.01).all()):
                 result.ambiguous[s.name] = int(classification.ambiguous(own.scores).sum())
             self._answer(result, s, own.scores, own.names, right)
+
+    def _keys_of(self, method: Any) -> TextKeys:
+        """Return what the method's tokenizer reads of texts, remembered from row to row."""
+        if self._keys is None or self._keys.tokenise != method.backbone.tokenise:
+            self._keys = TextKeys(method.backbone.tokenise)
+        return self._keys
 
     # -- retrieval --------------------------------------------------------------------------------------------
 
@@ -180,7 +191,7 @@ class RowScorer:
             pool,
             torch.cat([images[p.name]["embedding"] for p in pool]),
             torch.cat([texts[p.name]["embedding"] for p in pool]),
-            method.backbone.tokenise,
+            self._keys_of(method) if protocol.same_texts == "one" else None,
         )
         directions = (("text_to_image", ranked.text_to_image), ("image_to_text", ranked.image_to_text))
         scores: dict[str, Score] = {}

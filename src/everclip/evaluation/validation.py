@@ -9,6 +9,7 @@ import torch
 
 from everclip.contracts import EvalSet, Features, LabelSpace, Task
 from everclip.data.images import ImageStore
+from everclip.data.same_texts import TextKeys
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
@@ -133,7 +134,7 @@ def correct(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> 
     found = _encode(method, table, store, lambda b: {"scores": method.class_scores(b, space, bank)})
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
-    own = shared_answers(method, space.entries, found["scores"], labels)
+    own = shared_answers(TextKeys(method.backbone.tokenise), space.entries, found["scores"], labels)
     return own.scores.argmax(dim=1) == own.labels
 
 
@@ -144,10 +145,11 @@ def _recalls(method: Any, tables: Mapping[str, Table], store: ImageStore) -> dic
     pool = list(sets.values())
     pool_images = torch.cat([images[s.name] for s in pool])
     pool_texts = torch.cat([texts[s.name] for s in pool])
+    keys_of = TextKeys(method.backbone.tokenise)
     scores = {}
     for name, s in sets.items():
         own = images[name], texts[name]
-        ranked = pools.rank(s, own, pool, pool_images, pool_texts, method.backbone.tokenise)
+        ranked = pools.rank(s, own, pool, pool_images, pool_texts, keys_of)
         both = pools.both_ways(
             ranked, retrieval.hits_at_k(ranked.text_to_image, 1), retrieval.hits_at_k(ranked.image_to_text, 1)
         )

@@ -31,7 +31,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
     # Everything among all names of all sets at every stage; equal names of two sets stay two.
     "x-tail": {
-        "protocols": [{"name": "all", "space": "all"}],
+        "protocols": [{"name": "all", "space": "all", "same_texts": "apart"}],
         "headline": {"protocol": "all", "metric": "auto"},
         "merge_classes": False,
     },

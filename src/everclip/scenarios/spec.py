@@ -188,6 +188,7 @@ class ProtocolSpec(Frozen):
     space: Literal["own", "seen", "all"] = "own"
     known_task: bool = False
     unseen: Literal["own", "skip"] = "skip"
+    same_texts: Literal["one", "apart"] = "one"
 
 
 class HeadlineSpec(Frozen):
