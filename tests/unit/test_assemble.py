@@ -5,10 +5,20 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from everclip.contracts import ClassEntry, EvalSet, Task
+from everclip.data.table import Table
 from everclip.errors import ConfigError
-from everclip.evaluation.assemble import build_matrix, check_headline, flat_metrics, headline_value
+from everclip.evaluation.assemble import (
+    build_matrix,
+    check_headline,
+    column_info,
+    flat_metrics,
+    headline_value,
+    task_info,
+)
 from everclip.evaluation.results import Column, Row, Score
 
 ACCURACY = {"protocol": "all", "metric": "accuracy"}
@@ -112,3 +122,32 @@ def test_the_headlines_metric_is_one_that_the_task_sets_have(
     for metric in bad:
         with pytest.raises(ConfigError, match=rf"'{metric}' is not measured on 't' \({kind}"):
             check_headline([task, other], metric, (1, 5))
+
+
+def test_a_column_and_a_task_are_named_with_their_counts() -> None:
+    table, held = (Table(pa.table({"id": list(ids), "image": [b""] * len(ids)})) for ids in ("abc", "v"))
+    classes = (ClassEntry("x", "x"), ClassEntry("y", "y"))
+    of_classes = column_info(EvalSet("set", "classification", table, 3, "task", classes))
+    assert (of_classes.name, of_classes.kind, of_classes.group, of_classes.task) == (
+        "set",
+        "classification",
+        "task",
+        3,
+    )
+    assert (of_classes.samples, of_classes.classes) == (3, 2)
+    assert column_info(EvalSet("set", "retrieval", table, None, "known")).classes is None
+    labels = task_info(Task(3, "t", table, held, classes))
+    captions = task_info(Task(4, "u", table))
+    assert (labels.index, labels.name, labels.samples, labels.validation_samples, labels.classes) == (
+        3,
+        "t",
+        3,
+        1,
+        2,
+    )
+    assert (captions.index, captions.samples, captions.validation_samples, captions.classes) == (
+        4,
+        3,
+        0,
+        None,
+    )

@@ -152,3 +152,30 @@ def test_a_penalty_is_told_of_the_beginning_and_the_end_of_a_task(
     method.begin_task(tasks[0], past)
     method.end_task(tasks[0], past, lambda: {})
     assert told == [(name, method.backbone, tasks[0], past) for name in ("begin_task", "end_task")]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "labelled", "columns"),
+    [
+        (("image",), True, ("image", "class_embedding")),
+        (("text",), True, ("image_embedding", "label")),
+        (("image",), False, ("image", "text_embedding")),
+        (("image", "text"), False, ("image", "tokens")),
+    ],
+)
+def test_the_stream_of_a_phase_brings_embeddings_for_a_frozen_tower(
+    build: Build,
+    tasks: tuple[Task, Task],
+    trainable: tuple[str, ...],
+    labelled: bool,
+    columns: tuple[str, ...],
+) -> None:
+    method, task = build(trainable=trainable), tasks[0] if labelled else Task(0, "captions", tasks[0].train)
+    captions = {"template_probability": 0, "keyword_probability": 0}
+    given = TrainingConfig(steps=1, batch_size=7, augment=None, captions=captions)
+    (phase,) = method.phases(task, Past(training=given))
+    stream = phase.streams["main"]
+    assert set(columns) <= set(stream.columns)
+    assert (stream.batch_size, stream.classes) == (7, task.classes)
+    plain = method.phases(task, Past(training=given.model_copy(update={"cache": False})))[0].streams["main"]
+    assert plain.columns == (("image", "label") if labelled else ("image", "tokens"))
