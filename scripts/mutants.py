@@ -191,7 +191,11 @@ def map_tests(files: list[Path]) -> dict[str, dict[str, Any]]:
         known[name] = {"hash": print_hash, "tests": tests}
         CALLS.write_text(json.dumps(known))
     wanted = {str(path.relative_to(ROOT)) for path in files}
-    return {test: facts for name in wanted for test, facts in known[name]["tests"].items()}
+    return {
+        test: {**facts, "file": known[name]["hash"]}
+        for name in wanted
+        for test, facts in known[name]["tests"].items()
+    }
 
 
 def covering(name: str, tests: dict[str, dict[str, Any]], budget: float) -> tuple[list[str], float]:
@@ -255,7 +259,8 @@ def run(sample: list[str], tests: dict[str, dict[str, Any]], budget: float) -> I
     for number, name in enumerate(sample, 1):
         mine, seconds = covering(name, tests, budget)
         function, before, after = change(name)
-        key = hashlib.sha256(json.dumps([before, after, mine]).encode()).hexdigest()[:16]
+        files = sorted({tests[test]["file"] for test in mine})
+        key = hashlib.sha256(json.dumps([before, after, mine, files]).encode()).hexdigest()[:16]
         row = done.get(name)
         same = row is not None and (
             row["key"] == key or (row["status"] == "killed" and row["before"] == before)
