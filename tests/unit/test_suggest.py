@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from everclip.cli.main import app
@@ -25,7 +26,11 @@ from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
 from everclip.suggest import suggestion
 from everclip.suggest.advice import Facts, choose
+from everclip.suggest.command import command, value_text
+from everclip.suggest.cost import LEAST_BATCH, LEAST_STEPS, fitting
+from everclip.suggest.picture import draw
 from everclip.suggest.range_test import range_test, read_curve
+from everclip.suggest.target import Given
 from micro import of_classes
 
 RATES = [10 ** (-7 + 0.1 * i) for i in range(70)]
@@ -122,7 +127,7 @@ def test_every_choice_is_a_setting_that_exists_and_fits(rows: int, other: dict[s
     assert chosen["training.batch_size"] <= rows
     assert 1 <= chosen["training.epochs"] <= 20
     MethodSettings(trainable=chosen["method.trainable"])
-    words = [f"{c.key}={suggestion._value(c.value)}" for c in found]
+    words = [f"{c.key}={value_text(c.value)}" for c in found]
     config = resolve_config("emoji-time", words)
     assert config.method.name == "safe"
     assert (config.method.settings.get("merge", {}).get("alpha") == 0.5) == (other == {"validation": 0})
@@ -163,9 +168,9 @@ def test_what_the_verb_prints_can_be_typed(micro_folder: Path, tmp_path: Path) -
 
 def test_a_source_of_data_gets_its_stream_written_first() -> None:
     choices = choose(facts())
-    model = BackboneConfig(name="ViT-B-32", weights="my weights.safetensors")
+    model = {"name": "ViT-B-32", "weights": "my weights.safetensors"}
     block = {"columns": {"caption": "title"}}
-    first, second = suggestion._command("my data/", False, model, block, {}, choices)
+    first, second = command("my data/", False, model, block, {}, choices)
     assert first == "everclip init-config 'my data/' columns.caption=title -o 'my data.yaml'"
     words = shlex.split(second)
     assert words[:5] == [
@@ -177,9 +182,10 @@ def test_what_was_given_stands_in_the_command_too() -> None:
     model = BackboneConfig.model_validate(
         {"name": "ViT-B-32", "force_quick_gelu": True, "preprocess": {"mean": [0.5, 0.5, 0.5]}}
     )
+    named = model.model_dump(mode="json", exclude_unset=True)
     training = {"device": "cpu", "augment": {"crop_min": 0.9}, "clip_norm": None, "steps": 7, "batch_size": 3}
     choices = choose(facts())
-    (line,) = suggestion._command("emoji-time", True, model, {}, training, choices)
+    (line,) = command("emoji-time", True, named, {}, training, choices)
     config = resolve_config("emoji-time", shlex.split(line)[3:])
     assert config.backbone == model
     assert (config.training.device, config.training.clip_norm) == ("cpu", None)
@@ -207,10 +213,9 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
 ) -> None:
     monkeypatch.setattr("everclip.suggest.trials.FEWEST", 5)
     task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, *range(6))
-    monkeypatch.setattr(suggestion, "_task", lambda data, block: (task, False, {}))
-    found = suggestion.suggest(
-        "any", BackboneConfig(name=str(micro_folder / "model")), steps=20, trial_seconds=1
-    )
+    given = Given(task, False, BackboneConfig(name=str(micro_folder / "model")), {}, {})
+    monkeypatch.setattr(suggestion, "given_by", lambda data, model, block: given)
+    found = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=1)
     closed, trained = found.trials
     assert (closed.method, trained.method) == ("rail", "safe")
     assert 0 < trained.steps <= trained.planned
@@ -219,7 +224,89 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     if method.value == "rail":
         assert [choice.key for choice in found.choices] == ["method"]
         assert f"{100 * closed.change:+.1f} points" in method.reason
-    without = suggestion.suggest(
-        "any", BackboneConfig(name=str(micro_folder / "model")), steps=20, trial_seconds=0
-    )
+    assert draw(found).png  # also where no rate is suggested
+    without = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=0)
     assert without.trials == ()
+
+
+# -- whose model, and for how long ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def month(micro_folder: Path, tmp_path: Path) -> Path:
+    """A stream with a backbone and training settings of its own."""
+    document = yaml.safe_load((micro_folder / "time.yaml").read_text())
+    document |= {"backbone": {"name": str(micro_folder / "model"), "patch_dropout": 0.25}}
+    document["training"] |= {"device": "cpu", "threads": 1, "weight_decay": 0.125}
+    file = tmp_path / "month.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return file
+
+
+def test_point_14_a_stream_keeps_its_model_and_its_training(
+    month: Path, micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Learner] = []
+    real = suggestion.range_test
+    monkeypatch.setattr(
+        suggestion, "range_test", lambda learner, *a, **k: (seen.append(learner), real(learner, *a, **k))[1]
+    )
+    done = CliRunner().invoke(app, ["suggest", str(month), "--steps", "20", "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["model"] == str(micro_folder / "model")
+    assert seen[0].method.backbone.config.patch_dropout == 0.25
+    assert seen[0].training.weight_decay == 0.125
+    (line,) = document["command"]
+    assert "backbone" not in line
+    assert resolve_config(str(month), shlex.split(line)[3:]).backbone.patch_dropout == 0.25
+    for said in ("reading", "loading", "range test: 2 sweeps of 20 steps", "about 0:0"):
+        assert said in done.stderr
+
+
+def test_point_14_a_setting_of_the_model_needs_no_model_named(month: Path) -> None:
+    words = ["suggest", str(month), "backbone.patch_dropout=0.5", "--steps", "20", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (line,) = json.loads(done.stdout)["command"]
+    config = resolve_config(str(month), shlex.split(line)[3:])
+    assert (config.backbone.patch_dropout, config.backbone.name) == (
+        0.5,
+        resolve_config(str(month)).backbone.name,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "steps", "batch", "seconds"),
+    [
+        (0.0, 0.001, 48, 64, 2 * 48 * 0.064),  # quick: as wanted
+        (0.0, 0.03, 31, 64, 120),  # fewer steps
+        (0.0, 0.1, 24, 16, 2 * 24 * 1.6),  # smaller batches, too
+        (0.0, 1.0, 24, 8, 2 * 24 * 8.0),  # the least, which is more than is allowed
+        (5.0, 0.01, 24, 16, 2 * 24 * 5.16),  # a smaller batch helps little
+    ],
+)  # fmt: skip
+def test_point_14_a_sweep_fits_the_time(
+    fixed: float, each: float, steps: int, batch: int, seconds: float
+) -> None:
+    found = fitting(lambda size: fixed + each * size, 48, 64, 120.0)
+    assert found.steps == pytest.approx(steps, abs=1)
+    assert found.seconds == pytest.approx(seconds, rel=0.05)
+    assert (found.batch, found.full_step) == (batch, pytest.approx(fixed + each * 64))
+    assert bool(found.note) == (steps < 48)
+    assert found.steps >= LEAST_STEPS
+    assert found.batch >= LEAST_BATCH
+
+
+def test_point_14_a_model_that_is_too_slow_keeps_its_rate(
+    month: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.training.engine.Engine.measure", lambda *a: 100.0)
+    words = ["suggest", str(month), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert (
+        "not measured: the shortest range test takes about 1:20:00, --sweep-seconds allows 2:00"
+        in done.stdout
+    )
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["suggestion.json"]

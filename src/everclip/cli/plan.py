@@ -20,7 +20,8 @@ from everclip.training.progress import clock
 def plan(config: RunConfig) -> dict[str, Any]:
     """Return tasks, steps, parameters, memory, disk and time of a run that is not started.
 
-    Time is extrapolated from one measured training batch and one evaluation batch on this machine.
+    Time is extrapolated from a training batch and an evaluation batch that are measured on this machine, smaller ones
+    where the model is slow.
     """
     run = Run(config)
     method = run.learner.method
@@ -71,26 +72,39 @@ def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.parent)
 
 
+MEASURING = 8.0
+"""About how many seconds the training step may be measured for, and half as many the encoding."""
+
+
 def _measure(run: Run, config: RunConfig) -> dict[str, float]:
     """Time one training step of a real batch (the weights are not changed) and one encoding."""
     import torch
 
     from everclip.evaluation.banks import device_of
+    from everclip.training.timing import extrapolated
 
     task, learner = run.tasks[0], run.learner
-    learner.method.begin_task(task, learner.past())
+    method = learner.method
+    run.progress.say(f"measuring a training step and an encoding, some {1.5 * MEASURING:.0f} seconds at most")
+    method.begin_task(task, learner.past())
     phases = learner.plan(task)
-    timing = {"step": learner.engine.measure(learner.method, phases[0]) if phases else 0.0}
-    side = learner.method.backbone.pixels.size
-    pixels = torch.zeros(32, 3, side, side, device=device_of(learner.method))
-    learner.method.eval()
-    with torch.inference_mode():
-        for _ in range(2):  # the first pass warms up
-            started = time.monotonic()
-            float(learner.method.encode_images(pixels)["embedding"].sum())  # waits for the device
-            # A text of an evaluation set costs about as much as a picture; counted once more.
-            timing["picture"] = 2 * (time.monotonic() - started) / 32
-    return timing
+    step = learner.engine.measure(method, phases[0], MEASURING) if phases else 0.0
+    side, device = method.backbone.pixels.size, device_of(method)
+    method.eval()
+
+    def encoding(count: int) -> float:
+        pixels = torch.zeros(count, 3, side, side, device=device)
+        started = time.monotonic()
+        with torch.inference_mode():
+            float(method.encode_images(pixels)["embedding"].sum())  # waits for the device
+        return time.monotonic() - started
+
+    # A text of an evaluation set costs about as much as a picture; counted once more.
+    return {"step": step, "picture": 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK}
+
+
+BLOCK = 32
+"""Pictures that are encoded together to measure."""
 
 
 def print_plan(planned: dict[str, Any]) -> None:
@@ -115,4 +129,4 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"
     )
     typer.echo(f"  disk for checkpoints: {planned['disk_mb']} MB of {planned['disk_free_mb']} MB free")
-    typer.echo(f"  time, extrapolated from one measured batch: about {clock(planned['seconds'])}")
+    typer.echo(f"  time, extrapolated from measured batches: about {clock(planned['seconds'])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,12 @@ def suggest(
     data: Annotated[
         str, typer.Argument(help="Data (a folder, file, hub:ID...), or a stream: YAML or benchmark.")
     ],
-    model: Annotated[str, typer.Argument(help="The backbone to start from.")] = "builtin:tiny",
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="The backbone to start from; default: that of the stream, for data builtin:tiny."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -24,6 +30,9 @@ def suggest(
         ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=20, help="Steps of the range test.")] = 48,
+    sweep_seconds: Annotated[
+        float, typer.Option("--sweep-seconds", min=1, help="Time for the range test, about.")
+    ] = 120.0,
     trial_seconds: Annotated[
         float,
         typer.Option(
@@ -41,18 +50,24 @@ def suggest(
     presets learn a part of the images on trial: `rail`, which solves a regression, and the preset that would train.
     What gains more on the held-out images is suggested.
 
+    Example: everclip suggest month.yaml
+
     Example: everclip suggest photos/ ViT-B-32 backbone.weights=weights.safetensors
 
     Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
     """
-    from everclip.config import BackboneConfig, TrainingConfig, validated
+    from everclip.config import BackboneConfig, TrainingConfig
     from everclip.data.spec import DataSpec
     from everclip.errors import ConfigError
     from everclip.overrides import overrides_document, types_of
     from everclip.suggest.suggestion import suggest as make
+    from everclip.training.progress import Progress
 
+    words = list(settings or [])
+    if model is not None and "=" in model and not os.path.lexists(model):  # no model was named
+        words, model = [model, *words], None
     types = {**types_of(DataSpec), "backbone": BackboneConfig, "training": TrainingConfig}
-    given = overrides_document([text.removeprefix("data.") for text in settings or []], types)
+    given = overrides_document([text.removeprefix("data.") for text in words], types)
     backbone, training = given.pop("backbone", {}), given.pop("training", {})
     for name, part in (("backbone", backbone), ("training", training)):
         if not isinstance(part, dict):
@@ -63,14 +78,8 @@ def suggest(
         from everclip.files import require_writable
 
         require_writable(output, "--output")
-    found = make(
-        data,
-        validated(BackboneConfig, {"name": model, **backbone}, "backbone"),
-        given,
-        training,
-        steps,
-        trial_seconds,
-    )
+    named = backbone if model is None else {"name": model, **backbone}
+    found = make(data, named, given, training, steps, trial_seconds, sweep_seconds, Progress())
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
     else:
@@ -84,7 +93,8 @@ def _write(found: Suggestion, folder: Path) -> None:
     from everclip.suggest.picture import draw
 
     write_text_atomic(folder / "suggestion.json", found.model_dump_json(indent=1) + "\n")
-    write_bytes_atomic(folder / "lr-range.png", draw(found).png)
+    if found.rates:
+        write_bytes_atomic(folder / "lr-range.png", draw(found).png)
 
 
 def _show(found: Suggestion, output: Path | None) -> None:
@@ -111,4 +121,5 @@ def _show(found: Suggestion, output: Path | None) -> None:
     for line in found.command:
         typer.echo(f"  {line}")
     if output is not None:
-        typer.echo(f"\n{output / 'lr-range.png'}\n{output / 'suggestion.json'}")
+        drawn = [output / "lr-range.png"] if found.rates else []
+        typer.echo("\n" + "\n".join(map(str, [*drawn, output / "suggestion.json"])))

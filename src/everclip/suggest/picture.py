@@ -8,12 +8,13 @@ from everclip.suggest.suggestion import Suggestion
 
 def draw(found: Suggestion) -> canvas.Picture:
     """Draw loss over learning rate, with the points that were read from it."""
-    rate = next(c.value for c in found.choices if c.key == "training.lr")
+    rate = next((c.value for c in found.choices if c.key == "training.lr"), None)  # a closed form has none
     figure = canvas.blank(6.4, 3.6)
     axes = figure.add_subplot()
     axes.plot(found.rates, found.losses, ".", color=canvas.MUTED, markersize=3, label="single batches")
     axes.plot(found.rates, found.smooth, color=canvas.series(0), linewidth=1.8, label="running mean")
-    marks = [("suggested", rate, 2, "-"), ("lowest", found.lowest, 3, ":")]
+    marks = [("suggested", rate, 2, "-")] if rate is not None else []
+    marks += [("lowest", found.lowest, 3, ":")] if found.lowest is not None else []
     marks += [("steepest", found.steepest, 4, "--")] if found.steepest is not None else []
     marks += [("diverged", found.diverged, 1, "-.")] if found.diverged is not None else []
     for name, value, colour, style in marks:
@@ -28,4 +29,5 @@ def draw(found: Suggestion) -> canvas.Picture:
     axes.set_ylabel("trained loss")
     axes.set_title(f"{canvas.plain(found.model)} on {canvas.plain(found.data, 40)}", fontsize=10, loc="left")
     axes.legend(frameon=False, fontsize=8, labelcolor=canvas.TEXT)
-    return canvas.finish(figure, "lr-range", f"Loss over learning rate; suggested {rate:.1e}.")
+    suggested = "" if rate is None else f"; suggested {rate:.1e}"
+    return canvas.finish(figure, "lr-range", f"Loss over learning rate{suggested}.")

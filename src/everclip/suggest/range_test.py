@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from everclip.contracts import Phase, Progress, Task
-from everclip.errors import DivergedError
+from everclip.errors import DivergedError, EverclipError
 from everclip.learner import Learner
+from everclip.suggest.cost import TOO_MUCH, Sweeps, fitting
 from everclip.training.engine import Engine, Hooks, StepLog
+from everclip.training.progress import Progress as ProgressLine
+from everclip.training.progress import clock
 
 WINDOW = 5
 """Steps that a running mean spans; a slope is fitted over two more."""
@@ -38,6 +41,9 @@ class RangeTest:
         diverged: the rate from which on training is worse than none, `None` if the sweep did not reach it.
         rate: what to train with.
         why: how it was chosen.
+        steps: how many a sweep was to take.
+        note: what was less than asked for, to stay within the time.
+        step_seconds: of a step of a whole batch, where it was measured.
     """
 
     rates: tuple[float, ...]
@@ -48,6 +54,9 @@ class RangeTest:
     diverged: float | None
     rate: float
     why: str
+    steps: int = 0
+    note: str = ""
+    step_seconds: float = 0.0
 
 
 class _Enough(Exception):
@@ -65,7 +74,13 @@ class _SweepEngine(Engine):
 
 
 def range_test(
-    learner: Learner, task: Task, steps: int = 48, low: float = 1e-7, high: float = 1.0
+    learner: Learner,
+    task: Task,
+    steps: int = 48,
+    low: float = 1e-7,
+    high: float = 1.0,
+    budget: float | None = None,
+    progress: ProgressLine | None = None,
 ) -> RangeTest:
     """Sweep the learning rate over a task's first steps; the learner's weights are put back afterwards.
 
@@ -74,27 +89,80 @@ def range_test(
         task: what it would learn.
         steps: how many rates are tried.
         low, high: the ends of the sweep.
+        budget: about how many seconds it may take; fewer steps and smaller batches where that is needed.
+        progress: where its cost is said and its progress is shown.
+
+    Raises:
+        TooSlow: if no sweep fits the budget.
     """
-    method = learner.method
+    method, show = learner.method, progress or ProgressLine(quiet=True)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    method.begin_task(task, learner.past())
-    phase = next(p for p in learner.plan(task) if p.optimiser is not None)
-    config = learner.training.model_copy(update={"steps": steps, "epochs": None, "samples": None})
-    engine = _SweepEngine(learner.accelerator, learner.engine.maker, config, learner.seed)
     try:
-        _, untrained, _ = _sweep(engine, learner, phase, task, math.inf)
+        method.begin_task(task, learner.past())
+        phase = next(p for p in learner.plan(task) if p.optimiser is not None)
+        phase, sweeps = _within(learner, phase, steps, budget, show)
+        config = learner.training.model_copy(update={"steps": sweeps.steps, "epochs": None, "samples": None})
+        engine = _SweepEngine(learner.accelerator, learner.engine.maker, config, learner.seed)
+        show.start(f"range test ({method.preset})", 2 * sweeps.steps)
+        _, untrained, _ = _sweep(engine, learner, phase, task, math.inf, show, 0)
         engine.ends = (low, high)
         level = sum(untrained) / len(untrained)
-        rates, trained, exploded = _sweep(engine, learner, phase, task, EXPLODED * abs(level))
+        most = EXPLODED * abs(level)
+        rates, trained, exploded = _sweep(engine, learner, phase, task, most, show, sweeps.steps)
     finally:
         method.load_state_dict(before)
         method.eval()
+        show.finish()
     losses = [level + loss - without for loss, without in zip(trained, untrained, strict=False)]
-    return read_curve(rates, losses, exploded)
+    found = read_curve(rates, losses, exploded)
+    return replace(found, steps=sweeps.steps, note=sweeps.note, step_seconds=sweeps.full_step)
+
+
+class TooSlow(EverclipError):
+    """No range test fits the time; `seconds` is what the shortest would take, `step_seconds` what a step does."""
+
+    def __init__(self, seconds: float, step_seconds: float) -> None:
+        super().__init__(f"the shortest range test takes about {clock(seconds)}")
+        self.seconds, self.step_seconds = seconds, step_seconds
+
+
+def _within(
+    learner: Learner, phase: Phase, steps: int, budget: float | None, show: ProgressLine
+) -> tuple[Phase, Sweeps]:
+    """Return a phase and sweeps that fit the budget, and say what they take."""
+    batch = max(stream.batch_size for stream in phase.streams.values())
+    if budget is None:
+        return phase, Sweeps(steps, batch, 0.0, 0.0)
+    show.say("range test: measuring a step")
+
+    def with_batches_of(size: int) -> Phase:
+        streams = {
+            name: replace(s, batch_size=max(1, s.batch_size * size // batch))
+            for name, s in phase.streams.items()
+        }
+        return replace(phase, streams=streams)
+
+    def seconds_of(size: int) -> float:
+        return float(learner.engine.measure(learner.method, with_batches_of(size), budget / 10))
+
+    found = fitting(seconds_of, steps, batch, budget)
+    if found.seconds > TOO_MUCH * budget:  # what a step of any size costs is too much
+        raise TooSlow(found.seconds, found.full_step)
+    less = f"; {found.note}, to stay within {clock(budget)}" if found.note else ""
+    show.say(
+        f"range test: 2 sweeps of {found.steps} steps of {found.batch} samples, about {clock(found.seconds)}{less}"
+    )
+    return with_batches_of(found.batch), found
 
 
 def _sweep(
-    engine: _SweepEngine, learner: Learner, phase: Phase, task: Task, most: float
+    engine: _SweepEngine,
+    learner: Learner,
+    phase: Phase,
+    task: Task,
+    most: float,
+    show: ProgressLine,
+    done: int,
 ) -> tuple[list[float], list[float], bool]:
     """Return rates and losses of the steps taken, and whether a window's mean loss rose above `most`."""
     rates: list[float] = []
@@ -106,6 +174,7 @@ def _sweep(
             losses.append(sum(float(value) for value in log.losses.values()))
             if sum(losses[-WINDOW:]) / WINDOW > most:
                 raise _Enough
+        show.update(done + len(losses), f"loss {losses[-1]:.3f}")
 
     try:
         engine.run(learner.method, phase, task.index, 0, Hooks(report=report))

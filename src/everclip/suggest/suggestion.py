@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shlex
+import copy
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from everclip.config import (
-    BUDGET_KEYS,
-    BackboneConfig,
-    MethodConfig,
-    TrainingConfig,
-    merge,
-    merge_training,
-    resolve_config,
-    validated,
-)
+from everclip.config import MethodConfig, TrainingConfig, merge, merge_training, validated
 from everclip.contracts import Task
-from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.learner.learnable import require_learnable
-from everclip.learner.taking import make_task
 from everclip.methods.build import build_method
-from everclip.models.backbone import load_backbone
+from everclip.models.backbone import Backbone, load_backbone
 from everclip.registry import method_entry
-from everclip.scenarios.load import load_scenario
 from everclip.suggest.advice import Choice, Facts, choose
-from everclip.suggest.range_test import RangeTest, range_test
+from everclip.suggest.command import command
+from everclip.suggest.range_test import RangeTest, TooSlow, range_test
+from everclip.suggest.target import given_by
 from everclip.suggest.trials import Trial, better, divide, try_method
+from everclip.training.progress import Progress, clock
 
 TRIAL_SECONDS = 60.0
 """How long the trial of a preset that trains by gradient may take, about."""
@@ -68,7 +58,7 @@ class Suggestion(BaseModel):
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     smooth: tuple[float, ...]
-    lowest: float
+    lowest: float | None
     steepest: float | None
     diverged: float | None
     trials: tuple[Trial, ...]
@@ -78,11 +68,13 @@ class Suggestion(BaseModel):
 
 def suggest(
     data: str,
-    model: BackboneConfig,
+    model: Mapping[str, Any] | None = None,
     block: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     steps: int = 48,
     trial_seconds: float = TRIAL_SECONDS,
+    sweep_seconds: float | None = None,
+    progress: Progress | None = None,
 ) -> Suggestion:
     """Suggest settings for learning `data` with `model`.
 
@@ -91,65 +83,76 @@ def suggest(
 
     Args:
         data: a source of data, or a stream (a YAML file or a benchmark), whose first task is looked at.
-        model: the backbone.
+        model: settings of the backbone; what is not given is the stream's, for a source `builtin:tiny`.
         block: settings of the `data:` block, for a source.
-        training: settings to begin from (device, precision, augmentation...).
+        training: settings to begin from (device, precision, augmentation...); they lie over the stream's.
         steps: of the range test.
-        trial_seconds: how long the trial of a preset that trains by gradient may take; 0: no trials.
+        trial_seconds: how long the trial of a preset may take, about; 0: no trials.
+        sweep_seconds: how long the range test may take, about; without it as long as it takes.
+        progress: where costs and progress are shown.
 
     Raises:
         ConfigError: for data, a model or settings that do not exist.
         DataError: for data from which nothing can be learned.
     """
-    task, stream, given = _task(data, block or {})
-    settings = merge_training(given, training or {})
-    backbone = load_backbone(model)
-    facts = _facts(task, model, sum(p.numel() for p in backbone.parameters()), settings)
+    show = progress or Progress(quiet=True)
+    show.say(f"reading {data}")
+    given = given_by(data, model or {}, block or {})
+    settings = merge_training(given.training, training or {})
+    show.say(f"loading {given.backbone.name}")
+    backbone = load_backbone(given.backbone)
+    facts = _facts(given.task, backbone, settings)
     choices = choose(facts)
-    learner = _learner(model, choices, settings)
-    require_learnable(learner.method, [task], learner.training.batch_size)
-    started = time.monotonic()
-    found = range_test(learner, task, steps)
-    step_seconds = (time.monotonic() - started) / (2 * steps)  # the sweep goes over its batches twice
-    choices.append(Choice(key="training.lr", value=found.rate, reason=_spoken(found, steps)))
-    most = int(trial_seconds / step_seconds)
-    trials = _trials(task, model, choices, settings, most) if trial_seconds > 0 else ()
+    learner = _learner(backbone, choices, settings)
+    require_learnable(learner.method, [given.task], learner.training.batch_size)
+    found, rate, step_seconds = _rate(learner, given.task, steps, sweep_seconds, show)
+    choices.append(rate)
+    trials: tuple[Trial, ...] = ()
+    if trial_seconds > 0:
+        pace = _Pace(trial_seconds, step_seconds, learner.training.batch_size)
+        trials = _trials(given.task, backbone, choices, settings, pace, show)
     if trials and better(*trials):
         choices = [Choice(key="method", value=trials[0].method, reason=_why_closed_form(trials))]
     return Suggestion(
         data=data,
-        model=model.name,
+        model=given.backbone.name,
         facts=vars(facts),
         choices=tuple(choices),
-        rates=found.rates,
-        losses=found.losses,
-        smooth=found.smooth,
-        lowest=found.lowest,
-        steepest=found.steepest,
-        diverged=found.diverged,
+        rates=() if found is None else found.rates,
+        losses=() if found is None else found.losses,
+        smooth=() if found is None else found.smooth,
+        lowest=None if found is None else found.lowest,
+        steepest=None if found is None else found.steepest,
+        diverged=None if found is None else found.diverged,
         trials=trials,
-        command=_command(data, stream, model, block or {}, training or {}, choices),
+        command=command(data, given.stream, given.named, block or {}, training or {}, choices),
+        not_measured=NOT_MEASURED if found is not None else (*NOT_MEASURED[:2], "the learning rate"),
     )
 
 
-def _task(data: str, block: Mapping[str, Any]) -> tuple[Task, bool, dict[str, Any]]:
-    """Return what would be learned first, whether a stream was named, and its training settings."""
-    if data.endswith((".yaml", ".yml")) or _is_benchmark(data):
-        if block:
-            raise ConfigError(f"suggest: {data} is a stream; settings of a data block belong into it.")
-        config = resolve_config(data)
-        return load_scenario(config.scenario).tasks[0], True, config.training.model_dump(exclude_unset=True)
-    spec = validated(DataSpec, {"source": data, **block}, "data")
-    return make_task(spec, 0, None, ("{}",), 0.1), False, {}
+def _rate(
+    learner: Learner, task: Task, steps: int, budget: float | None, show: Progress
+) -> tuple[RangeTest | None, Choice, float]:
+    """Measure the learning rate; where no test fits the time, that of the preset or the stream stays.
+
+    Returns:
+        The test, the choice, and the seconds of a training step.
+    """
+    started = time.monotonic()
+    try:
+        found = range_test(learner, task, steps, budget=budget, progress=show)
+    except TooSlow as slow:
+        why = (
+            f"not measured: the shortest range test takes about {clock(slow.seconds)}, --sweep-seconds allows "
+            f"{clock(budget or 0)}; it is the rate of the preset or the stream"
+        )
+        return None, Choice(key="training.lr", value=learner.training.lr, reason=why), slow.step_seconds
+    choice = Choice(key="training.lr", value=found.rate, reason=_spoken(found))
+    # The sweep goes over its batches twice.
+    return found, choice, found.step_seconds or (time.monotonic() - started) / (2 * steps)
 
 
-def _is_benchmark(name: str) -> bool:
-    from everclip.registry import benchmarks
-
-    return name.partition("@")[0] in benchmarks()
-
-
-def _facts(task: Task, model: BackboneConfig, parameters: int, training: Mapping[str, Any]) -> Facts:
+def _facts(task: Task, backbone: Backbone, training: Mapping[str, Any]) -> Facts:
     import torch
 
     return Facts(
@@ -157,23 +160,23 @@ def _facts(task: Task, model: BackboneConfig, parameters: int, training: Mapping
         pictures=len(set(task.train.identities())),
         classes=None if task.classes is None else len(task.classes),
         validation=0 if task.val is None else len(task.val),
-        parameters=parameters,
-        grows=_grows(model),
+        parameters=sum(p.numel() for p in backbone.parameters()),
+        grows=_grows(backbone),
         gpu=torch.cuda.is_available() and training.get("device") != "cpu",
     )
 
 
-def _grows(model: BackboneConfig) -> bool:
+def _grows(backbone: Backbone) -> bool:
     """Whether modules of low rank fit this model, tried on a copy of its own."""
     try:
-        build_method(MethodConfig(settings={"trainable": ["lora"]}), load_backbone(model))
+        build_method(MethodConfig(settings={"trainable": ["lora"]}), copy.deepcopy(backbone))
     except ConfigError:
         return False
     return True
 
 
 def _learner(
-    model: BackboneConfig,
+    backbone: Backbone,
     choices: Sequence[Choice],
     training: Mapping[str, Any],
     steps: int = 1,
@@ -187,9 +190,8 @@ def _learner(
         key.removeprefix("method.merge."): v for key, v in wanted.items() if key.startswith("method.merge.")
     }
     own["merge"] = chosen if merges and chosen else {"kind": "none"}
-    method = build_method(
-        MethodConfig(name=preset.name, settings=merge(preset.settings, own)), load_backbone(model)
-    )
+    settings = merge(preset.settings, own)
+    method = build_method(MethodConfig(name=preset.name, settings=settings), copy.deepcopy(backbone))
     document = merge_training(merge_training(training, preset.training), {"steps": steps})
     document["batch_size"] = wanted["training.batch_size"]
     if "training.lr" in wanted:
@@ -197,33 +199,69 @@ def _learner(
     return Learner(method, validated(TrainingConfig, document, "training"))
 
 
-def _closed_form(model: BackboneConfig, training: Mapping[str, Any]) -> Learner:
+def _closed_form(backbone: Backbone, training: Mapping[str, Any]) -> Learner:
     preset = method_entry("rail")
-    method = build_method(MethodConfig(name=preset.name, settings=preset.settings), load_backbone(model))
+    chosen = MethodConfig(name=preset.name, settings=preset.settings)
+    method = build_method(chosen, copy.deepcopy(backbone))
     document = merge_training(merge_training(training, preset.training), {"steps": 1})
     return Learner(method, validated(TrainingConfig, document, "training"))
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """What fits the time of a trial.
+
+    Attributes:
+        seconds: that a trial may take.
+        step: seconds of a training step.
+        batch: samples of a step.
+    """
+
+    seconds: float
+    step: float
+    batch: int
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps."""
+        return int(self.seconds / self.step)
+
+    @property
+    def images(self) -> int:
+        """Images that can be encoded: a step goes forward and back, which is about three times as much."""
+        return int(self.seconds / (self.step / self.batch / 3))
+
+
 def _trials(
-    task: Task, model: BackboneConfig, choices: Sequence[Choice], training: Mapping[str, Any], most: int
+    task: Task,
+    backbone: Backbone,
+    choices: Sequence[Choice],
+    training: Mapping[str, Any],
+    pace: _Pace,
+    show: Progress,
 ) -> tuple[Trial, ...]:
     """Try `rail` and what the rules chose; nothing for captions, or too few images to tell anything.
 
     Args:
         task: what would be learned first.
-        model: the backbone.
+        backbone: the model; every trial takes a copy.
         choices: of the rules, with the measured rate.
         training: settings to begin from.
-        most: gradient steps that the time allows.
+        pace: what the time allows.
+        show: where the cost is said.
     """
-    divided = None if task.classes is None else divide(task)
+    divided = None if task.classes is None else divide(task, pace.images)
     if divided is None:
         return ()
     wanted = {choice.key: choice.value for choice in choices}
     planned = max(1, wanted["training.epochs"] * len(task.train) // wanted["training.batch_size"])
-    trials = [try_method(_closed_form(model, training), *divided)]
-    if most:
-        trained = _learner(model, choices, training, min(planned, most), merges=True)
+    rows = f"{len(divided[0].train):,} images learned, {len(divided[1]):,} scored"
+    show.say(f"trial of rail: {rows}, {clock(pace.seconds)} at most")
+    trials = [try_method(_closed_form(backbone, training), *divided)]
+    if pace.steps:
+        steps = min(planned, pace.steps)
+        show.say(f"trial of {wanted['method']}: {steps:,} steps, about {clock(steps * pace.step)}")
+        trained = _learner(backbone, choices, training, steps, merges=True)
         trials.append(try_method(trained, *divided, planned))
     return tuple(trials)
 
@@ -236,54 +274,14 @@ def _why_closed_form(trials: Sequence[Trial]) -> str:
     return f"{text}; the model's weights stay as they are, so that nothing else is lost"
 
 
-def _spoken(found: RangeTest, steps: int) -> str:
+def _spoken(found: RangeTest) -> str:
     points = [f"lowest loss at {found.lowest:.1e}"]
     if found.steepest is not None:
         points.append(f"steepest fall at {found.steepest:.1e}")
     points.append(
         "no divergence" if found.diverged is None else f"worse than the start from {found.diverged:.1e}"
     )
-    return f"range test over {len(found.rates)} of {steps} steps ({', '.join(points)}): {found.why}"
-
-
-def _command(
-    data: str,
-    stream: bool,
-    model: BackboneConfig,
-    block: Mapping[str, Any],
-    training: Mapping[str, Any],
-    choices: list[Choice],
-) -> tuple[str, ...]:
-    """Return the commands to type, with all that was given; a source of data needs its stream written first."""
-    file = data if stream else f"{Path(data.rstrip('/')).name.partition('.')[0] or 'mine'}.yaml"
-    first = ["everclip", "init-config", data, *_flat(block), "-o", file]
-    given = model.model_dump(mode="json", exclude_unset=True, exclude={"name"})
-    chosen = {choice.key for choice in choices}
-    kept = {
-        key: value
-        for key, value in training.items()
-        if f"training.{key}" not in chosen and key not in BUDGET_KEYS
-    }
-    words = [f"backbone={model.name}", *_flat(given, "backbone."), *_flat(kept, "training.")]
-    words += [f"{choice.key}={_value(choice.value)}" for choice in choices]
-    run = shlex.join(["everclip", "run", file, *words])
-    return (run,) if stream else (shlex.join(first), run)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _flat(block: Mapping[str, Any], prefix: str = "") -> list[str]:
-    words = []
-    for key, value in block.items():
-        words += (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else [f"{prefix}{key}={_value(value)}"]
-        )
-    return words
+    less = f"; {found.note}, to stay within the time" if found.note else ""
+    return (
+        f"range test over {len(found.rates)} of {found.steps} steps ({', '.join(points)}{less}): {found.why}"
+    )

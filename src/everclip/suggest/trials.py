@@ -60,15 +60,19 @@ class Trial:
         return text + (")" if self.resolved else "; not resolved)")
 
 
-def divide(task: Task) -> tuple[Task, Table] | None:
+def divide(task: Task, most: int = LEARNED + 4 * SCORED) -> tuple[Task, Table] | None:
     """Divide the training images of a task with classes into some to learn and some to score on, by hash.
+
+    Args:
+        task: with classes.
+        most: images that may be encoded; those that are scored are encoded before and after, by both trials.
 
     Returns:
         The smaller task and the held-out rows; `None` if there are too few to tell anything.
     """
     held = [unit_hash("trial", identity) < HELD_OUT for identity in task.train.identities()]
-    learn = task.train.select([i for i, out in enumerate(held) if not out][:LEARNED])
-    score = task.train.select([i for i, out in enumerate(held) if out][:SCORED])
+    learn = task.train.select([i for i, out in enumerate(held) if not out][: min(LEARNED, most // 2)])
+    score = task.train.select([i for i, out in enumerate(held) if out][: min(SCORED, most // 8)])
     if min(len(learn), len(score)) < FEWEST:
         return None
     return replace(task, train=learn, val=None), score

@@ -25,6 +25,7 @@ from everclip.training.guard import Guard
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
+from everclip.training.timing import extrapolated
 
 IDLE_STEPS = 4
 """A phase whose first steps have no gradient at all will have none later."""
@@ -167,25 +168,41 @@ class Engine:
                 break
         return steps
 
-    def measure(self, method: nn.Module, phase: Phase) -> float:
-        """Return the seconds of one training step without its update (the weights stay), after one to warm up."""
+    def measure(self, method: nn.Module, phase: Phase, limit: float) -> float:
+        """Return the seconds of one training step without its update (the weights stay).
+
+        Args:
+            method: the module.
+            phase: whose step.
+            limit: about how many seconds measuring may take; a batch too large for it is extrapolated.
+        """
         streams = self._streams(phase, method)
+        full = max(stream.batch_size for stream in streams.values())
+
+        def seconds_of(size: int) -> float:
+            smaller = {
+                name: replace(s, batch_size=max(1, s.batch_size * size // full))
+                for name, s in streams.items()
+            }
+            return self._seconds_of_step(method, phase, smaller)
+
+        seconds = extrapolated(seconds_of, full, limit)
+        method.zero_grad()
+        return seconds
+
+    def _seconds_of_step(self, method: nn.Module, phase: Phase, streams: Mapping[str, Stream]) -> float:
         made = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
         self.frozen.add_once(method, made, streams, "measure")
         batch = self._to_device(made)
         set_modes(method, training=phase.optimiser is not None)
-        precision = self._precision_of(phase)
-        for _ in range(2):
-            started = time.monotonic()
-            with precision.autocast():
-                losses = method(batch, Progress(0, "measure", 0, 0, 1, self.seed))
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
-            if total.requires_grad:
-                torch.autograd.backward(total)
-            float(total.detach())  # waits for the device
-            seconds = time.monotonic() - started
-        method.zero_grad()
-        return seconds
+        started = time.monotonic()
+        with self._precision_of(phase).autocast():
+            losses = method(batch, Progress(0, "measure", 0, 0, 1, self.seed))
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        if total.requires_grad:
+            torch.autograd.backward(total)
+        float(total.detach())  # waits for the device
+        return time.monotonic() - started
 
     def report_to(self, say: Callable[[str], None]) -> None:
         """Say what people should know to `say`, each thing once."""
