@@ -37,7 +37,6 @@ CALLS = WORK / "calls.json"
 RESULTS = WORK / "results.jsonl"
 EQUIVALENT = ROOT / "tests" / "mutants_equivalent.toml"
 TESTS = ("tests/golden", "tests/unit", "tests/property", "tests/leak", "tests/recipe", "tests/cases")
-NOTICED = ("killed", "timeout")
 WORDS = re.compile(r"""f?"[^"]*\s[^"]*"|f?'[^']*\s[^']*'""")
 
 
@@ -255,10 +254,14 @@ def finished() -> dict[str, dict[str, Any]]:
 
 def run(sample: list[str], tests: dict[str, dict[str, Any]], budget: float) -> Iterator[dict[str, Any]]:
     """Yield one row per mutant of the sample; what is finished is not run again unless its tests have changed."""
-    done = finished()
+    done, kept = finished(), tomllib.loads(EQUIVALENT.read_text())
     for number, name in enumerate(sample, 1):
         mine, seconds = covering(name, tests, budget)
         function, before, after = change(name)
+        shown = {"name": name, "function": function, "before": before, "after": after}
+        if reason(shown, kept) is not None:
+            yield {**shown, "status": "equivalent"}
+            continue
         files = sorted({tests[test]["file"] for test in mine})
         key = hashlib.sha256(json.dumps([before, after, mine, files]).encode()).hexdigest()[:16]
         row = done.get(name)
@@ -268,7 +271,7 @@ def run(sample: list[str], tests: dict[str, dict[str, Any]], budget: float) -> I
         if row is None or not same:
             start = time.monotonic()
             status = try_one(name, mine, seconds)
-            row = {"name": name, "function": function, "before": before, "after": after, "key": key}
+            row = {**shown, "key": key}
             row |= {"status": status, "tests": len(mine), "seconds": round(time.monotonic() - start, 1)}
             with RESULTS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -280,24 +283,19 @@ def report(rows: list[dict[str, Any]], population: int) -> None:
     """Print the share of survivors, and each of them."""
     from everclip.evaluation.statistics import wilson
 
-    kept = tomllib.loads(EQUIVALENT.read_text())
-    left = [row for row in rows if row["status"] not in NOTICED]
-    survivors = [row for row in left if reason(row, kept) is None]
+    counts = Counter(row["status"] for row in rows)
+    survivors = [row for row in rows if row["status"] in ("survived", "no tests")]
     for row in survivors:
         print(f"\n{row['status']}: {row['name']} ({row['tests']} tests)")
         print("\n".join([f"  - {line}" for line in row["before"]] + [f"  + {line}" for line in row["after"]]))
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT
     )
-    counts = Counter(row["status"] for row in rows)
-    whole = len(rows) - (len(left) - len(survivors))
+    whole = len(rows) - counts["equivalent"]
     between = wilson(len(survivors), whole)
+    share = f"{len(survivors) / whole:.1%} (95 % interval {between.low:.1%} to {between.high:.1%})"
     print(f"\n{len(rows)} mutants of {population} at {commit.stdout.strip()}: {dict(counts)}")
-    print(f"{len(left) - len(survivors)} equivalent (tests/mutants_equivalent.toml)")
-    share = len(survivors) / max(whole, 1)
-    print(
-        f"survivors: {len(survivors)} of {whole}, {share:.1%} (95 % interval {between.low:.1%} to {between.high:.1%})"
-    )
+    print(f"survivors, equivalent ones aside: {len(survivors)} of {whole}, {share}")
 
 
 def main() -> None:
