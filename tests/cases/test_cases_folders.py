@@ -454,3 +454,122 @@ def test_s03_pictures_of_a_sub_folder_are_found(tmp_path: Path) -> None:
     text(tmp_path / "metadata.csv", "file_name,text\n" + "".join(f"{i}.png,cat {i}\n" for i in range(3)))
     loaded = load(tmp_path)
     assert (len(loaded.table), loaded.quarantine.entries) == (3, ())
+
+
+# -- lists of captions beside pictures ------------------------------------------------------------------------
+
+
+def pictures(folder: Path, names: Iterable[str], seed: int = 0) -> None:
+    for number, name in enumerate(names):
+        picture(folder / name, "tram", (16, 16), seed + number)
+
+
+def test_b15_flickr8k_captions_beside_images(tmp_path: Path) -> None:
+    pictures(tmp_path / "Images", [f"{1000 + i}_ab.jpg" for i in range(4)])
+    lines = [f"{1000 + i}_ab.jpg,A tram {w} line {i} .\n" for i in range(4) for w in ("on", "of", "near")]
+    text(tmp_path / "captions.txt", "image,caption\n" + "".join(lines))
+    loaded = load(tmp_path)
+    assert (len(loaded.table), loaded.quarantine.entries) == (12, ())
+    assert len(set(loaded.table.identities())) == 4
+    assert not loaded.table.has("class_name")
+    assert said(loaded, "captions.txt")
+
+
+def test_b15_flickr8k_token_file_and_lists_of_sides(tmp_path: Path) -> None:
+    names = [f"{1000 + i}_ab.jpg" for i in range(6)]
+    pictures(tmp_path / "Flicker8k_Dataset", names)
+    lines = [f"{name}#{k}\tA tram {k} of {name[:4]}\n" for name in names for k in range(2)]
+    text(tmp_path / "Flickr8k_text/Flickr8k.token.txt", "".join(lines))
+    for side, part in (("train", names[:3]), ("dev", names[3:4]), ("test", names[4:])):
+        text(tmp_path / f"Flickr8k_text/Flickr_8k.{side}Images.txt", "\n".join(part) + "\n")
+    loaded = load(tmp_path)
+    assert (len(loaded.table), loaded.quarantine.entries) == (12, ())
+    assert counts(loaded, "split") == {"train": 6, "validation": 2, "test": 4}
+    assert said(loaded, "sides are those of the lists", "testImages.txt", "data.columns.split=")
+    assert not load(tmp_path, columns={"split": ""}).table.has("split")
+
+
+def test_b15_coco_captions_and_folders_of_pictures(tmp_path: Path) -> None:
+    for side, seed in (("train", 0), ("val", 50)):
+        names = [f"{seed + i:012d}.jpg" for i in range(3)]
+        pictures(tmp_path / f"{side}2017", names, seed)
+        document = {
+            "images": [{"id": seed + i, "file_name": name} for i, name in enumerate(names)],
+            "annotations": [
+                {"id": 10 * (seed + i) + j, "image_id": seed + i, "caption": f"tram {seed + i} {j}"}
+                for i in range(3)
+                for j in range(2)
+            ],
+        }
+        text(tmp_path / f"annotations/captions_{side}2017.json", json.dumps(document))
+        boxes = {**document, "annotations": [{"id": 1, "image_id": seed, "category_id": 1}]}
+        text(tmp_path / f"annotations/instances_{side}2017.json", json.dumps(boxes))
+    loaded = load(tmp_path)
+    assert (len(loaded.table), loaded.quarantine.entries) == (12, ())
+    assert counts(loaded, "split") == {"train": 6, "validation": 6}
+    assert said(loaded, "captions_val2017.json: validation, by the name")
+
+
+def test_b15_karpathy_beside_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", [f"{i}.jpg" for i in range(4)])
+    document = {
+        "images": [
+            {"filename": f"{i}.jpg", "split": s, "sentences": [{"raw": f"tram {i} {j}"} for j in range(2)]}
+            for i, s in enumerate(("train", "train", "val", "test"))
+        ]
+    }
+    text(tmp_path / "dataset_flickr8k.json", json.dumps(document))
+    loaded = load(tmp_path)
+    assert (len(loaded.table), loaded.quarantine.entries) == (8, ())
+    assert counts(loaded, "split") == {"train": 4, "val": 2, "test": 2}
+
+
+def test_two_lists_of_the_same_pictures_are_one_data_set(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", [f"{i}.jpg" for i in range(4)])
+    text(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{i}.jpg,tram {i}\n" for i in range(4)))
+    text(tmp_path / "captions.txt", "image,caption\n" + "".join(f"{i}.jpg,tram {i}\n" for i in range(4)))
+    loaded = load(tmp_path)
+    assert len(loaded.table) == 4
+    assert said(loaded, "captions.txt: not read, since captions.csv names the same pictures")
+
+
+def test_lists_of_sides_beside_class_folders(tmp_path: Path) -> None:
+    classes(tmp_path / "images", ["pie", "soup"], 4)
+    for side, numbers in (("train", (0, 1, 2)), ("test", (3,))):
+        lines = [f"{name}/{i}" for name in ("pie", "soup") for i in numbers]
+        text(tmp_path / f"meta/{side}.txt", "\n".join(lines) + "\n")
+    loaded = load(tmp_path)
+    assert counts(loaded, "class_name") == {"pie": 4, "soup": 4}
+    assert counts(loaded, "split") == {"train": 6, "test": 2}
+
+
+def test_a_table_with_unknown_names_of_columns_beside_its_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path / "bilder", [f"{i}.jpg" for i in range(3)])
+    text(tmp_path / "liste.csv", "bild,titel\n" + "".join(f"{i}.jpg,Tram {i}\n" for i in range(3)))
+    with pytest.raises(DataError, match=r"columns are bild, titel.*data\.columns\.caption=NAME"):
+        load(tmp_path)
+    loaded = load(tmp_path, columns={"image": "bild", "caption": "titel"})
+    assert (len(loaded.table), loaded.quarantine.entries) == (3, ())
+
+
+def test_labels_as_yolo_writes_them_leave_pictures_alone(tmp_path: Path) -> None:
+    """An export of boxes: there are no captions and no classes of pictures, and the message names what is there."""
+    pictures(tmp_path / "images", [f"{i}.jpg" for i in range(3)])
+    for i in range(3):
+        text(tmp_path / f"labels/{i}.txt", "0 0.5 0.5 0.2 0.2\n")
+    text(tmp_path / "classes.txt", "tram\n")
+    text(tmp_path / "notes.json", '{"categories": [{"id": 0, "name": "tram"}]}')
+    with pytest.raises(DataError, match=r"pictures without a metadata file.*classes\.txt, notes\.json"):
+        load(tmp_path)
+    assert len(load(tmp_path, labelled=False).table) == 3
+
+
+def test_roboflow_folders_with_a_table_each(tmp_path: Path) -> None:
+    for number, side in enumerate(("train", "valid", "test")):
+        pictures(tmp_path / side, [f"{side}{i}.jpg" for i in range(3)], 50 * number)
+        rows = "".join(f"{side}{i}.jpg,{'cat' if i else 'dog'}\n" for i in range(3))
+        text(tmp_path / side / "_annotations.csv", "filename,class\n" + rows)
+    text(tmp_path / "README.roboflow.txt", "x")
+    loaded = load(tmp_path)
+    assert counts(loaded, "class_name") == {"cat": 6, "dog": 3}
+    assert counts(loaded, "split") == {"train": 3, "validation": 3, "test": 3}

@@ -317,7 +317,7 @@ def test_years_beside_a_missing_one_are_years(
 
 
 def test_marks_that_nobody_knows_are_said(folder: Path) -> None:
-    marks = ["train", "test", "holdout", "valid"]
+    marks = ["train", "test", "leftover", "valid"]
     rows = [{"image": f"{i}.png", "caption": f"c{i}", "split": marks[i]} for i in range(4)]
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     scenario = load_scenario(
@@ -333,7 +333,7 @@ def test_marks_that_nobody_knows_are_said(folder: Path) -> None:
     )
     task = scenario.tasks[0]
     assert (len(task.train), len(task.val or ()), len(scenario.eval_sets[0].data)) == (2, 1, 1)
-    assert any("'holdout' (1 rows): trained on" in note for note in scenario.notes)
+    assert any("'leftover' (1 rows): trained on" in note for note in scenario.notes)
 
 
 def test_a_learner_knows_the_classes_of_marked_validation_rows(folder: Path) -> None:

@@ -161,7 +161,7 @@ def _read_path(source: str, path: Path, spec: DataSpec, labelled: bool) -> list[
         from everclip.data.readers.folder import read_folder
         from everclip.data.readers.folder_options import FolderOptions
 
-        options = FolderOptions(labelled, _by_names(spec), spec.root is not None, spec.reading)
+        options = FolderOptions(labelled, _by_names(spec), spec.root is not None, spec.reading, spec.columns)
         return read_folder(path, options)
     if path.is_file() and is_readable(path):
         raw = read_file(path, spec.reading)

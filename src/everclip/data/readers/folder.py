@@ -20,6 +20,7 @@ from everclip.data.readers.foreign import some
 from everclip.data.readers.listing import Listing, listed, others_note
 from everclip.data.readers.pairs import read_pairs
 from everclip.data.readers.raw import Raw
+from everclip.data.readers.side_lists import with_side_lists
 from everclip.data.readers.sides import SWITCH, sides_of, with_splits
 from everclip.data.readers.table_folders import METADATA, read_metadata, read_tables
 from everclip.errors import DataError
@@ -53,7 +54,11 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     Raises:
         DataError: if it holds nothing that can be read, or several things at once.
     """
-    return with_class_names(_read(path, options or FolderOptions()), path)
+    options = options or FolderOptions()
+    raws = _read(path, options)
+    if options.sides:
+        raws = with_side_lists(raws, path)
+    return with_class_names(raws, path)
 
 
 def _read(path: Path, options: FolderOptions) -> list[Raw]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from everclip.data.readers.reading import PLAIN, Reading
 
@@ -16,6 +17,7 @@ class FolderOptions:
         sides: whether names such as `train` and `test` are sides of the split.
         rooted: whether the user says where paths start (`data.root`).
         reading: what the user says about tables and text files.
+        columns: canonical names to those of tables, as the user says.
         depth: how many folders this one lies below that which the user named.
     """
 
@@ -23,6 +25,7 @@ class FolderOptions:
     sides: bool = True
     rooted: bool = False
     reading: Reading = PLAIN
+    columns: Mapping[str, str] = field(default_factory=dict)
     depth: int = 0
 
     def deeper(self) -> FolderOptions:

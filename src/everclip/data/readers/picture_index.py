@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from everclip.data.readers.foreign import is_foreign_path, some
 from everclip.data.readers.listing import pictures_below
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.sides import SWITCH, sides_of
-from everclip.errors import DataError
+from everclip.errors import ConfigError, DataError
+
+_LOOKED_AT = 20
 
 
 class PictureIndex:
@@ -52,11 +54,16 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def picture_column(raw: Raw) -> str | None:
-    """Return the text column that names pictures, if the rows have one and something to learn from."""
+def picture_column(raw: Raw, given: Mapping[str, str] | None = None) -> str | None:
+    """Return the text column that names pictures, if the rows have one and something to learn from.
+
+    Args:
+        raw: the rows.
+        given: canonical names to columns, as the user says.
+    """
     try:
-        chosen, _ = choose(raw.columns.schema, {}, raw.known, raw.name)
-    except DataError:
+        chosen, _ = choose(raw.columns.schema, given or {}, raw.known, raw.name)
+    except (ConfigError, DataError):
         return None
     column = chosen.get("image")
     if column is None or not {"caption", "class_name", "class_key"} & set(chosen):
@@ -73,9 +80,20 @@ def holds_pictures(raw: Raw) -> bool:
     )
 
 
-def named_pictures(raw: Raw, index: PictureIndex) -> list[str | None]:
+def with_picture_column(raw: Raw, index: PictureIndex) -> Raw:
+    """Take the text column whose values are pictures of the folder for that of the pictures, if no name says which."""
+    for field in raw.columns.schema:
+        if not pa.types.is_string(field.type):
+            continue
+        values = [value for value in raw.columns.column(field.name).slice(0, _LOOKED_AT).to_pylist() if value]
+        if values and 2 * sum(index.find(value) is not None for value in values) >= len(values):
+            note = f"{raw.name}: image = column {field.name!r}, whose values are pictures of the folder"
+            return replace(raw, known={**raw.known, "image": field.name}, notes=[*raw.notes, note])
+    return raw
+
+
+def named_pictures(raw: Raw, index: PictureIndex, column: str | None) -> list[str | None]:
     """Return the picture below the folder that every row names, or `None`."""
-    column = picture_column(raw)
     if column is None:
         return [None] * raw.columns.num_rows
     found: dict[str | None, str | None] = {}
@@ -83,13 +101,11 @@ def named_pictures(raw: Raw, index: PictureIndex) -> list[str | None]:
     return [found.setdefault(v, index.find(v)) if v not in found else found[v] for v in values]
 
 
-def with_paths(raw: Raw, index: PictureIndex, files: Sequence[str | None]) -> Raw:
+def with_paths(raw: Raw, index: PictureIndex, column: str, files: Sequence[str | None]) -> Raw:
     """Return rows whose pictures are named by paths from the index's folder.
 
     Rows whose picture is not there keep what they say, so that they are set aside with it.
     """
-    column = picture_column(raw)
-    assert column is not None
     values = raw.columns.column(column).to_pylist()
     moved = [i for i, file in enumerate(files) if file is not None and file != values[i]]
     if not moved:
@@ -154,11 +170,11 @@ def with_sides_of_paths(raw: Raw, files: Sequence[str | None] | None = None) -> 
         raw: the rows.
         files: their pictures' paths; default: as they stand in the rows.
     """
-    column = picture_column(raw)
-    if column is None or "split" in raw.known or "split" in raw.columns.column_names or raw.split is not None:
+    if "split" in raw.known or "split" in raw.columns.column_names or raw.split is not None:
         return raw
     if files is None:
-        files = raw.columns.column(column).to_pylist()
+        column = picture_column(raw)
+        files = [] if column is None else raw.columns.column(column).to_pylist()
     folders = [[] if file is None else re.split(r"[/\\]", file)[:-1] for file in files]
     for depth in range(max(map(len, folders), default=0)):
         tops = [parts[depth] if depth < len(parts) else None for parts in folders]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from everclip.data.columns import choose
+from everclip.data.readers.caption_lists import lists_of
 from everclip.data.readers.files import read_file
 from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
@@ -17,6 +19,7 @@ from everclip.data.readers.picture_index import (
     picture_column,
     unnamed_note,
     with_paths,
+    with_picture_column,
     with_sides_of_paths,
 )
 from everclip.data.readers.raw import Raw
@@ -40,12 +43,13 @@ def read_metadata(listing: Listing, options: FolderOptions) -> list[Raw] | None:
         return None
     raw = replace(read_file(listing.path / found[0], options.reading), name=f"{listing.path.name}/{found[0]}")
     raw.notes += listing.notes
-    if picture_column(raw) is None:
+    column = picture_column(raw, options.columns)
+    if column is None:
         return [raw]
     index = PictureIndex(listing.path)
-    files = named_pictures(raw, index)
+    files = named_pictures(raw, index, column)
     raw.notes += unnamed_note(index, files, found[0])
-    raw = raw if options.rooted else with_paths(raw, index, files)
+    raw = raw if options.rooted else with_paths(raw, index, column, files)
     return [with_sides_of_paths(raw, files) if options.sides else raw]
 
 
@@ -58,7 +62,9 @@ def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     shards = _without_companions(listing, listing.of_endings(".tar"), options)
     if shards is not None:
         return shards
-    names = [name for name in listing.of_endings(*_TABLES) if name not in _of_folders(listing)]
+    tables = [name for name in listing.of_endings(*_TABLES) if name not in _of_folders(listing)]
+    lists = lists_of(listing) if listing.pictures or listing.filled else []
+    names = [*tables, *lists]
     if not names:
         return None
     index = PictureIndex(listing.path)
@@ -110,54 +116,151 @@ def _of_folders(listing: Listing) -> list[str]:
     return numbered
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A table that names pictures of the folder, or brings some.
+
+    Attributes:
+        name: of the file.
+        raw: its rows.
+        column: which names the pictures; `None` where it brings them.
+        files: the pictures of the folder that its rows name.
+    """
+
+    name: str
+    raw: Raw
+    column: str | None
+    files: tuple[str | None, ...] = ()
+
+    @property
+    def named(self) -> set[str]:
+        return {file for file in self.files if file is not None}
+
+    @property
+    def has_captions(self) -> bool:
+        try:
+            chosen, _ = choose(self.raw.columns.schema, {}, self.raw.known, self.raw.name)
+        except DataError:
+            return False
+        return "caption" in chosen
+
+
 def _describing(
     listing: Listing, names: Sequence[str], index: PictureIndex, options: FolderOptions
 ) -> list[Raw] | None:
     """Read those tables that name pictures of the folder; the others are passed over."""
-    found: list[tuple[str, Raw, list[str | None]]] = []
-    passed: list[str] = []
-    problem: DataError | None = None
+    folders = len(listing.filled) > 1
+    found: list[_Table] = []
+    problems: list[DataError] = []
     for name in names:
         try:
-            raw = read_file(listing.path / name, options.reading)
+            table = _table(listing.path / name, name, index, options, folders)
         except DataError as error:
-            problem = problem or error
+            problems.append(error)
             listing.notes.append(f"{name}: not read ({error})")
             continue
-        files = [] if holds_pictures(raw) else named_pictures(raw, index)
-        if holds_pictures(raw) or any(file is not None for file in files):
-            found.append((name, raw, files))
-        else:
-            passed.append(name)
-    folders = len(listing.filled) > 1
-    named = {file for _, _, files in found for file in files if file is not None}
-    if folders and 2 * len(named) < len(index.files) and not any(holds_pictures(raw) for _, raw, _ in found):
+        found += [] if table is None else [table]
+    found = _one_of_each(listing, found, options)
+    named = set[str]().union(*(table.named for table in found))
+    labels = [table for table in found if table.column is not None and not table.has_captions]
+    if folders and 2 * len(named) < len(index.files) and found and len(labels) == len(found):
         listing.notes += [
-            f"{name}: names {len(set(files) - {None}):,} of {len(index.files):,} pictures only, so the folders are "
-            f"read; to read it instead give {listing.path / name} as data"
-            for name, _, files in found
+            f"{table.name}: names {len(table.named):,} of {len(index.files):,} pictures only, so the folders are "
+            f"read; to read it instead give {listing.path / table.name} as data"
+            for table in found
         ]
         return None
     if not found:
-        if listing.filled and not listing.pictures:
-            return None  # what the folders hold is read, and the tables are named as lying beside
-        if problem is not None:
-            raise problem
-        return _sided(
-            listing, [(name, read_file(listing.path / name, options.reading)) for name in passed], options
+        return _without_pictures(listing, names, problems, options)
+    return _with_pictures(listing, found, index, options)
+
+
+def _without_pictures(
+    listing: Listing, names: Sequence[str], problems: Sequence[DataError], options: FolderOptions
+) -> list[Raw] | None:
+    """Read tables that name pictures which are not there, so that each row is set aside with the reason.
+
+    Tables of something else are no data where folders hold pictures; they are named as lying beside.
+    """
+    if len(listing.filled) > 1:
+        return None
+    tables = [name for name in names if Path(name).suffix.lower() in _TABLES and "/" not in name]
+    if problems and tables and not listing.filled:
+        raise problems[0]
+    read = []
+    for name in tables:
+        try:
+            read.append((name, read_file(listing.path / name, options.reading)))
+        except DataError:
+            continue  # said already
+    meant = [(name, raw) for name, raw in read if picture_column(raw, options.columns) is not None]
+    if not meant and not listing.filled:
+        meant = read  # the error says which columns they have
+    return _sided(listing, meant, options) if meant else None
+
+
+def _table(
+    path: Path, name: str, index: PictureIndex, options: FolderOptions, folders: bool
+) -> _Table | None:
+    """Read a table; `None` if it names no picture of the folder."""
+    raw = read_file(path, options.reading)
+    if holds_pictures(raw):
+        return _Table(name, raw, None)
+    column = picture_column(raw, options.columns)
+    if column is None and not folders:
+        raw = with_picture_column(raw, index)
+        column = raw.known.get("image")
+    if column is None:
+        return None
+    table = _Table(name, raw, column, tuple(named_pictures(raw, index, column)))
+    return table if table.named else None
+
+
+def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptions) -> list[_Table]:
+    """Leave out tables that describe the pictures of another once more, unless their names say different sides."""
+    sides = sides_of(table.name.rpartition(".")[0] for table in found) if options.sides else {}
+
+    def rank(table: _Table) -> tuple[bool, bool]:
+        return "split" not in table.raw.columns.column_names, not table.has_captions
+
+    kept: list[_Table] = []
+    for table in sorted(found, key=rank):
+        again = next(
+            (
+                other
+                for other in kept
+                if 2 * len(table.named & other.named) > len(table.named)
+                and sides.get(table.name.rpartition(".")[0]) == sides.get(other.name.rpartition(".")[0])
+            ),
+            None,
         )
-    read = [
-        (name, raw if holds_pictures(raw) or options.rooted else with_paths(raw, index, files))
-        for name, raw, files in found
-    ]
-    listing.notes += unnamed_note(index, named, "a table" if len(found) > 1 else found[0][0])
-    listing.notes += others_note(listing, [name for name, _ in read])
+        if again is None:
+            kept.append(table)
+            continue
+        listing.told.add(table.name)
+        listing.notes.append(
+            f"{table.name}: not read, since {again.name} names the same pictures; to read it instead give "
+            f"{listing.path / table.name} as data"
+        )
+    return sorted(kept, key=lambda table: table.name)
+
+
+def _with_pictures(
+    listing: Listing, found: Sequence[_Table], index: PictureIndex, options: FolderOptions
+) -> list[Raw]:
+    """Return the rows of the tables, with the pictures that they name and the sides that names say."""
+    named = set[str]().union(*(table.named for table in found))
+    read = []
+    for table in found:
+        moved = table.raw
+        if table.column is not None and not options.rooted:
+            moved = with_paths(table.raw, index, table.column, table.files)
+        read.append((table.name, moved))
+    listing.notes += unnamed_note(index, named, "a table" if len(found) > 1 else found[0].name)
+    listing.notes += others_note(listing, [table.name for table in found])
     parts = _sided(listing, read, options)
     if options.sides and all(raw.split is None for raw in parts):
-        parts = [
-            raw if holds_pictures(raw) else with_sides_of_paths(raw, named_pictures(raw, index))
-            for raw in parts
-        ]
+        parts = [with_sides_of_paths(raw, table.files) for raw, table in zip(parts, found, strict=True)]
     return parts
 
 
