@@ -27,7 +27,12 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "everclip"
+    if shared:
+        return Path(shared) / "everclip"
+    try:
+        return Path.home() / ".cache" / "everclip"
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir()) / f"everclip-{os.getuid()}"
 
 
 def sync_folder(folder: Path) -> None:

@@ -527,7 +527,7 @@ def test_s09_what_is_missing_or_different_is_named(
         with pytest.raises(ConfigError, match=match):
             load_backbone(str(tmp_path))
 
-    reject({"model_type": "siglip"}, "only a CLIPModel is read")
+    reject({"model_type": "siglip"}, "only a whole CLIPModel is read")
     reject({"text_config": {**document["text_config"], "hidden_act": "relu"}}, "hidden_act is 'relu'")
     reject(
         {"text_config": {**document["text_config"], "hidden_size": "wide"}},
@@ -633,3 +633,35 @@ def test_odd_containers_are_walked_without_end(folder: Path, state: State, expec
     for key in ("state_dict", "model", "inner"):
         deep = {key: deep, "step": 3}
     assert torch.equal(embeddings(load_backbone(str(saved(folder, deep)))), expected)
+
+
+def test_weights_beside_an_optimiser_in_a_pair_are_found(
+    folder: Path, state: State, expected: torch.Tensor
+) -> None:
+    saved(folder, (state, {"state": {}, "param_groups": []}))
+    assert torch.equal(embeddings(load_backbone(str(folder))), expected)
+
+
+def test_quantised_weights_are_refused(folder: Path, state: State) -> None:
+    saved(folder, {k: v.to(torch.int8) if v.dim() > 1 else v for k, v in state.items()})
+    with pytest.raises(ConfigError, match="weights are quantised"):
+        load_backbone(str(folder))
+
+
+def test_s09_weights_of_another_activation_are_refused_for_a_named_architecture(
+    clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    """The configuration beside the file says quick_gelu; open_clip's ViT-B-32 runs GELU."""
+    folder, _ = clip_folder
+    weights_file = str(folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"trained with QuickGELU .*config\.json beside them"):
+        load_backbone(BackboneConfig(name="ViT-S-32-alt", weights=weights_file))
+
+
+def test_s09_weights_of_flax_alone_are_said(
+    clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path
+) -> None:
+    text(tmp_path / "config.json", (clip_folder[0] / "config.json").read_text())
+    (tmp_path / "flax_model.msgpack").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"flax_model\.msgpack, which PyTorch does not read"):
+        load_backbone(str(tmp_path))

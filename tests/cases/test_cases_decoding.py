@@ -421,3 +421,27 @@ def test_a_column_of_the_users_called_rendering_is_theirs(tmp_path: Path) -> Non
     loaded = load(source, background="red")
     assert loaded.table.column("rendering") == ["3D"]
     assert decode(*loaded.table.encoded(0)).getpixel((0, 0)) == (255, 0, 0)
+
+
+def _tiff16(values: np.ndarray, compressed: bool, order: str) -> bytes:
+    """Return a TIFF in colours of 16 bits, which Pillow cannot write."""
+    height, width, channels = values.shape
+    data = values.astype(order + "u2").tobytes()
+    data = zlib.compress(data) if compressed else data
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    fields = [(256, width), (257, height), (258, 0), (259, 8 if compressed else 1), (262, 2), (273, 0)]
+    fields += [(277, channels), (278, height), (279, len(data))]
+    end = 8 + 2 + 12 * len(fields) + 4
+    fixed = {258: end, 273: end + len(bits)}
+    out = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(fields))
+    for tag, value in fields:
+        count, kind = (channels, 3) if tag == 258 else (1, 4)
+        out += struct.pack(f"{order}HHII", tag, kind, count, fixed.get(tag, value))
+    return out + bytes(4) + bits + data
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_b23_a_tiff_in_colours_of_sixteen_bits(compressed: bool, order: str) -> None:
+    colours = np.repeat(disc(12)[..., None], 3, axis=2).astype(np.uint16)
+    assert np.abs(grey(_tiff16(colours, compressed, order)) - EIGHT).max() <= 1

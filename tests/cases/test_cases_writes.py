@@ -17,6 +17,7 @@ from everclip.data.sources import read, read_rows
 from everclip.data.spec import DataSpec
 from everclip.data.spill import spilled
 from everclip.errors import CheckpointError, ConfigError
+from everclip.models import hub
 
 RUNNER = CliRunner()
 
@@ -138,3 +139,16 @@ def test_s11_a_report_that_cannot_be_written_leaves_the_result(
     with caplog.at_level(logging.WARNING):
         run._report()
     assert "everclip report" in caplog.records[0].getMessage()
+
+
+def test_a_user_without_a_home_has_a_cache_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("EVERCLIP_CACHE", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def homeless(*args: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert files.cache_folder().name.startswith("everclip-")
+    assert hub.cache_folder().name == "hub"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,10 +172,12 @@ def _raw_mode(tile: Any) -> str:
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:
-    codec, box, offset, arguments = tile
-    return codec, box, offset, raw if isinstance(arguments, str) else (raw, *arguments[1:])
+    arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
 
 
 def _swapped(raw: str) -> str | None:
     base, _, end = raw.partition(";16")
-    return {"B": f"{base};16L", "L": f"{base};16B", "N": f"{base};16B"}.get(end)
+    native = "B" if sys.byteorder == "little" else "L"
+    other = {"B": "L", "L": "B", "N": native}.get(end)
+    return None if other is None else f"{base};16{other}"

@@ -84,7 +84,11 @@ def choose(content: Any, names: Collection[str], key: str | None, path: Path) ->
 
 def _tensors(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
     """Yield every dictionary that holds tensors by name, with the keys that lead to it."""
-    if not isinstance(content, Mapping) or len(keys) > _DEPTH:
+    if len(keys) > _DEPTH:
+        return
+    if isinstance(content, list | tuple) and len(content) <= _DEPTH:  # (weights, optimiser)
+        content = {str(place): inner for place, inner in enumerate(content) if isinstance(inner, Mapping)}
+    if not isinstance(content, Mapping):
         return
     state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if state:

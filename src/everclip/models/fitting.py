@@ -155,6 +155,12 @@ def _lone_tower(own: set[str], state: Mapping[str, object]) -> str:
 
 def _check_shapes(clip: nn.Module, state: State, path: Path) -> None:
     own = clip.state_dict()
+    whole = [k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()]
+    if whole:
+        raise ConfigError(
+            f"backbone: {path}: {whole[0]!r} is of {state[whole[0]].dtype}: the weights are quantised. "
+            "Take the model in float32, float16 or bfloat16."
+        )
     wrong = [k for k in own if own[k].shape != state[k].shape]
     if not wrong:
         return

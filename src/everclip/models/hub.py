@@ -31,7 +31,10 @@ def cache_folder() -> Path:
         if os.environ.get(variable):
             return Path(os.environ[variable]).expanduser()
     home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(home).expanduser() / "hub"
+    try:
+        return Path(home).expanduser() / "hub"
+    except RuntimeError:  # a container's user without a home has no cache
+        return Path("/nonexistent") / "hub"
 
 
 def fetch_command(repository: str, revision: str | None = None, file: str = "") -> str:

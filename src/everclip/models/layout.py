@@ -78,7 +78,10 @@ def _hint(folder: Path) -> str:
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
         )
     if (folder / "config.json").is_file():
-        return " It seems to be in transformers' layout, which open_clip does not read (only a CLIPModel is read)."
+        return (
+            " It seems to be in transformers' layout, which open_clip does not read (only a whole CLIPModel is read, "
+            "model_type clip)."
+        )
     weights = sorted(p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file())
     if weights:
         listed = ", ".join(p.name for p in weights[:5]) + (", ..." if len(weights) > 5 else "")
@@ -139,6 +142,12 @@ def find_weights(folder: Path, named: str | None) -> Path:
     others = sorted(p.name for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
     if named is None and len(others) == 1:
         return folder / others[0]
+    foreign = sorted(p.name for p in folder.glob("*") if p.suffix in (".msgpack", ".h5", ".onnx", ".gguf"))
+    if named is None and foreign and not others:
+        raise ConfigError(
+            f"backbone: {folder} holds {foreign[0]}, which PyTorch does not read. Take the same model's "
+            "model.safetensors or pytorch_model.bin."
+        )
     looked = str(tried[0]) if named else f"{tried[0]} (nor {', '.join(WEIGHT_NAMES[1:])})"
     found = f" The folder holds {', '.join(others)}: name one by backbone.weights." if others else ""
     raise ConfigError(

@@ -171,6 +171,10 @@ def _of_weights_file(name: str, path: Path, model_cfg: dict[str, Any], where: st
     tag = tag_of_file(name, path)
     quick_gelu = None if tag is None else bool(tag.get("quick_gelu"))
     why = f"a tag of open_clip's has a file {path.name}"
+    if not (path.parent / CONFIG).is_file() and is_clip_folder(path.parent):
+        beside, why = model_config(path.parent), f"{path.parent / TRANSFORMERS_CONFIG} beside them"
+        quick_gelu = bool(beside["quick_gelu"])
+        return Located(model_cfg, preprocessing(path.parent), path, path.parent, where, quick_gelu, (), why)
     if not (path.parent / CONFIG).is_file():
         note = () if tag else (f"activation: taken from {name}; the file {path.name} does not say",)
         return Located(
