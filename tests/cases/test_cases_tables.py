@@ -604,3 +604,78 @@ def test_image_ids_of_two_files_that_each_count_from_zero_stay_apart(folder: Pat
     found = loaded(folder / "t*.csv")
     assert len(set(found.table.identities())) == 4
     assert any("image ids repeat between files" in line for line in found.guesses)
+
+
+# -- siblings -------------------------------------------------------------------------------------------------
+
+
+def test_lists_of_a_path_and_a_text_behind_a_blank(folder: Path) -> None:
+    found = loaded(text(folder / "captions.txt", "".join(f"{i}.png A bee, number {i}\n" for i in range(4))))
+    assert captions(found) == [f"A bee, number {i}" for i in range(4)]
+    path = text(folder / "val.txt", "".join(f"{i}.png {i % 2}\n" for i in range(4)))
+    assert loaded(path, columns={"class_key": "2"}).table.column("class_key") == ["0", "1", "0", "1"]
+
+
+def test_json_lines_in_a_json_file_and_the_reverse(folder: Path) -> None:
+    rows = [{"image": f"{i}.png", "caption": f"c{i}"} for i in range(3)]
+    found = loaded(text(folder / "a.json", "\n".join(map(json.dumps, rows))))
+    assert captions(found) == ["c0", "c1", "c2"]
+    assert any("read as JSON lines" in line for line in found.guesses)
+    with pytest.raises(DataError, match=r"one JSON document; let its name end in \.json"):
+        loaded(text(folder / "b.jsonl", json.dumps(rows, indent=1)))
+
+
+def test_objects_beside_the_array_of_rows_are_no_rows(folder: Path) -> None:
+    document = {"info": {"year": 2020}, "images": [{"file_name": "0.png", "caption": "a"}], "n": 1}
+    assert captions(loaded(text(folder / "a.json", json.dumps(document)))) == ["a"]
+
+
+def test_absolute_paths_of_this_machine_say_which_root_to_give(folder: Path, tmp_path_factory: Any) -> None:
+    other = tmp_path_factory.mktemp("other")
+    rows = "".join(f"{folder}/{i}.png,a {i}\n" for i in range(3))
+    path = text(other / "a.csv", "image,caption\n" + rows)
+    assert f"data.root={folder}" in details(loaded(path))[1]
+    assert len(loaded(path, root=str(folder)).table) == 3
+
+
+def test_a_link_that_leads_out_is_said_to_be_one(folder: Path) -> None:
+    (folder / "in").mkdir()
+    (folder / "in/0.png").symlink_to(folder / "0.png")
+    found = loaded(text(folder / "in/a.csv", "image,caption\n0.png,a\n"))
+    assert "a link leads to" in details(found)[1]
+
+
+def test_numbers_that_lost_their_zeros_are_said(tmp_path: Path) -> None:
+    picture(tmp_path / "0007.jpg")
+    picture(tmp_path / "0010.jpg", seed=1)
+    found = loaded(text(tmp_path / "a.csv", "image,caption\n7.jpg,a\n10,b\n0010,c\n"))
+    assert captions(found) == ["c"]
+    assert "'0007.jpg' is there: zeros before the number are lost" in details(found)[1]
+    assert "zeros before the number are lost" in details(found)[2]
+
+
+def test_pictures_that_are_called_by_numbers(tmp_path: Path) -> None:
+    for i in range(2):
+        picture(tmp_path / f"{i}.jpg", seed=i)
+    pq.write_table(pa.table({"image": [0, 1], "caption": ["a", "b"]}), tmp_path / "a.parquet")
+    assert captions(loaded(tmp_path / "a.parquet")) == ["a", "b"]
+
+
+def test_columns_of_one_name_that_nobody_needs_cost_nothing(folder: Path) -> None:
+    found = loaded(text(folder / "a.csv", "image,caption,x,x\n0.png,a,1,2\n"))
+    assert found.table.column("x (2)") == ["2"]
+    with pytest.raises(DataError, match="'caption' stands in the first line more than once"):
+        loaded(text(folder / "a.csv", "image,caption,caption\n0.png,a,b\n"))
+
+
+@pytest.mark.parametrize("caption", ["x" * 100_000, "é" * 50_000, "a, " * 30_000])
+def test_captions_of_any_length_are_kept(folder: Path, caption: str) -> None:
+    found = loaded(text(folder / "a.csv", f'image,caption\n0.png,"{caption}"\n'))
+    assert captions(found) == [caption]
+    found = loaded(text(folder / "a.json", json.dumps([{"image": "0.png", "caption": caption}])))
+    assert captions(found) == [caption]
+
+
+def test_blanks_around_the_names_of_columns_do_not_count(folder: Path) -> None:
+    found = loaded(text(folder / "a.csv", "\u00a0File Name , Caption\u200b\n0.png,a\n"))
+    assert captions(found) == ["a"]

@@ -15,6 +15,7 @@ from everclip.data.readers.raw import IMAGE_ENDINGS
 
 _MOST_FILES = 1_000_000
 _SAMPLE = 500
+_MOST_DIGITS = 30
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -37,6 +38,8 @@ class NearFiles:
         self._root = root
         self._named: set[str] = set()
         self._foreign: tuple[str, ...] = ()
+        self.elsewhere = ""
+        """The folder that holds the absolute paths that are on this machine, but not below the root."""
         self.taken: Counter[str] = Counter()
         """How many paths were read otherwise than they stand, per way."""
         self.examples: dict[str, str] = {}
@@ -54,6 +57,9 @@ class NearFiles:
         self._named.update(named)
         if not self._foreign:
             self._learn_prefix(foreign)
+        here = [path for path in foreign[:: max(1, len(foreign) // _SAMPLE)] if os.path.isfile(path)]
+        if here and not self.elsewhere:
+            self.elsewhere = os.path.commonpath([os.path.dirname(path) for path in here])
 
     def _learn_prefix(self, paths: Sequence[str]) -> None:
         step = max(1, len(paths) // _SAMPLE)
@@ -112,6 +118,14 @@ class NearFiles:
         for file in self._by_stem.get(stem, []):
             if _ending(file) in IMAGE_ENDINGS:
                 return f"; {file!r} is there: the ending differs; mend the table"
+        number = stem.rpartition("/")[2]
+        if (
+            not number.startswith("0")
+            and number.isdecimal()
+            and len(number) < _MOST_DIGITS
+            and (longer := self._by_number.get(int(number)))
+        ):
+            return f"; {longer!r} is there: zeros before the number are lost; mend the table"
         found = self._by_name.get(_key(plain.rpartition("/")[2]), [])
         if len(found) == 1:
             tail = f"/{plain}"
@@ -165,6 +179,15 @@ class NearFiles:
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
         return _indexed(self._files, lambda file: file.rpartition(".")[0] or file)
+
+    @cached_property
+    def _by_number(self) -> dict[int, str]:
+        stems = ((file, file.rpartition("/")[2].partition(".")[0]) for file in self._files)
+        return {
+            int(stem): file
+            for file, stem in stems
+            if stem.startswith("0") and stem.isdecimal() and len(stem) < _MOST_DIGITS
+        }
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:

@@ -109,11 +109,21 @@ class Resolver:
         )
         real.encode()
         if not self._is_inside(real):
-            more = "; say data.root=FOLDER of the pictures" if os.path.isfile(real) else ""
-            return "outside-root", f"{value[:200]!r} leaves {self._root}{more}"
+            return "outside-root", f"{value[:200]!r} leaves {self._root}{self._way_out(path, real)}"
         if not os.path.isfile(real):
             return "missing-file", f"{value[:200]!r} (looked for {real[:300]})"
         return real
+
+    def _way_out(self, path: str, real: str) -> str:
+        """Return what leads out of the folder, and what to say instead, where the file is there."""
+        if not os.path.isfile(real):
+            return ""
+        if not is_absolute(path) and ".." not in Path(path).parts:
+            return f": a link leads to {real[:200]}; say data.root=FOLDER that holds the files themselves"
+        folder = (
+            self._near.elsewhere if self._near is not None and self._near.elsewhere else os.path.dirname(real)
+        )
+        return f"; the file is there: say data.root={folder}"
 
     def _download(self, url: str, same: int) -> str | tuple[str, str]:
         """Look for what a URL points to: by a hash of the URL as the file's name, then by the URL's last part."""
@@ -198,6 +208,8 @@ def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, li
         return places(len(chunk), data, paths), [
             (wanted[i], reason, detail) for i, reason, detail in problems
         ]
+    if pa.types.is_integer(kind):
+        chunk, kind = chunk.cast(pa.string()), pa.string()  # files that are called by numbers
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
         files, problems = resolver.resolve(chunk.to_pylist())
         return places(len(chunk), paths=files), problems

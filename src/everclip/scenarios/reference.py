@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from everclip.contracts import Reference
+from everclip.data.readers.text_file import is_text, open_text, text_encoding
 from everclip.data.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import DataError
@@ -32,7 +35,7 @@ def _texts(spec: DataSpec, where: Where, reader: Reader) -> tuple[str, ...]:
     """Return distinct texts in the order of their source."""
     key = "reference.texts"
     if isinstance(spec.source, str) and spec.source.endswith(".txt"):
-        found = _lines(reader.paths.located(spec, key))
+        found = _lines(reader.paths.located(spec, key), reader)
     else:
         table = reader.read(spec, key)
         found = _captions(matcher(where, "reference.texts_where")(table), key)
@@ -52,21 +55,21 @@ def _captions(table: Table, key: str) -> list[str]:
     )
 
 
-def _lines(spec: DataSpec) -> list[str]:
+def _lines(spec: DataSpec, reader: Reader) -> list[str]:
     path = str(spec.source)
     found = []
     try:
-        with open(path, encoding="utf-8") as file:
+        encoding = text_encoding(Path(path), spec.encoding)
+        reader.guesses += [encoding.note] if encoding.note else []
+        with open_text(Path(path), encoding.name) as file:
             for number, line in enumerate(file, 1):
                 if len(line) > MAX_TEXT:
                     raise DataError(
                         f"{path}:{number}: {len(line):,} characters in a line; at most {MAX_TEXT:,}."
                     )
+                if not is_text(line):
+                    raise DataError(f"{path}:{number}: is not UTF-8; save it as UTF-8. {encoding.remedy}")
                 found.append(line.strip())
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8."
-        ) from error
     except OSError as error:
         raise DataError(f"{path} (reference.texts): {error.strerror}.") from error
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from everclip.data.quarantine import Entry
 from everclip.data.readers.coco import read_coco
 from everclip.data.readers.json_forms import json_form, names_a_picture
 from everclip.data.readers.json_stream import elements
-from everclip.data.readers.jsonl import checked
+from everclip.data.readers.jsonl import MAX_LINE, checked, read_json_lines
 from everclip.data.readers.karpathy import read_karpathy
 from everclip.data.readers.label_studio import read_label_studio
 from everclip.data.readers.raw import Raw, table_of
 from everclip.data.readers.reading import PLAIN, Reading
 from everclip.data.readers.sides import split_of
-from everclip.data.readers.text_file import text_encoding
+from everclip.data.readers.text_file import open_text, text_encoding
 from everclip.errors import DataError
+
+_LOOKED_AT = 4  # lines, of which some may be blank
 
 
 def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
@@ -27,6 +30,10 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
         DataError: if it is no JSON, or of no known form.
     """
     encoding = text_encoding(path, reading.encoding)
+    if _holds_lines(path, encoding.name):
+        raw = read_json_lines(path, reading)
+        raw.notes.append(f"{path.name}: read as JSON lines: each line is an object")
+        return raw
     raw = _read(path, encoding.name)
     raw.notes += [encoding.note] if encoding.note else []
     return raw
@@ -47,6 +54,17 @@ def _read(path: Path, encoding: str) -> Raw:
     return _rows(path, _objects(path, encoding), [])
 
 
+def _holds_lines(path: Path, encoding: str) -> bool:
+    """Whether the first two lines of a file each begin an object of their own."""
+    with open_text(path, encoding) as file:
+        lines = (file.readline(MAX_LINE).strip() for _ in range(_LOOKED_AT))
+        first, second, *_ = [*(line for line in lines if line), "", ""]
+    try:
+        return second.startswith("{") and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _by_file(path: Path, encoding: str) -> Iterator[Any]:
     for key, value in elements(path, encoding):
         if names_a_picture(key):
@@ -56,7 +74,7 @@ def _by_file(path: Path, encoding: str) -> Iterator[Any]:
 def _objects(path: Path, encoding: str) -> Iterator[Any]:
     """Yield the objects of the one array that holds some, or of an array per split (`train`, `test`...)."""
     chosen: str | None = None
-    for key, element in elements(path, encoding):
+    for key, element in elements(path, encoding, arrays_only=True):
         row = _listed(element)
         if not isinstance(row, dict):
             if key == chosen:
@@ -98,7 +116,7 @@ def _rows(path: Path, found: Iterator[Any], notes: list[str]) -> Raw:
     if not rows:
         raise DataError(
             f"{path}: holds no objects with columns. Expected COCO captions, Karpathy's split, a Label Studio export, "
-            'or an array of objects ([{"image": "a.jpg", "caption": "..."}, ...]).'
+            'or an array of objects ([{"image": "a.jpg", "caption": "..."}, ...], as to_json(orient="records") writes).'
         )
     columns, odd = table_of(rows, list(names))
     return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)

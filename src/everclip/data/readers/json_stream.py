@@ -18,21 +18,26 @@ _BLOCK = 1024 * 1024
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-def elements(path: Path, encoding: str | None = None) -> Iterator[tuple[str, Any]]:
+def elements(path: Path, encoding: str | None = None, arrays_only: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield (key, element) of a JSON document, in order.
 
     An array at the top gives its elements under the key "". An object at the top gives the elements of its arrays,
     and its other values, under their keys. Bytes that are not of the encoding become lone surrogates.
+
+    Args:
+        path: the file.
+        encoding: of the file; default: found out.
+        arrays_only: whether only the elements of arrays are wanted.
 
     Raises:
         DataError: if the file is no such document, ends early, or has an element that is too large.
     """
     name = encoding or text_encoding(path).name
     with open_text(path, name) as file:
-        yield from _document(_Text(path, file))
+        yield from _document(_Text(path, file), arrays_only)
 
 
-def _document(text: _Text) -> Iterator[tuple[str, Any]]:
+def _document(text: _Text, arrays_only: bool) -> Iterator[tuple[str, Any]]:
     first = text.next_mark()
     if first == "[":
         for element in _array(text, ""):
@@ -44,7 +49,9 @@ def _document(text: _Text) -> Iterator[tuple[str, Any]]:
                 for element in _array(text, key):
                     yield key, element
             else:
-                yield key, text.value(key)
+                value = text.value(key)
+                if not arrays_only:
+                    yield key, value
     else:
         raise text.wrong("expected an object or an array at the top")
     if text.look():

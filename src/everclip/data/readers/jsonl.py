@@ -47,10 +47,18 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
                 broken.append(Entry(number, f"{path.name}, row {number}", *found))
     if not rows:
         why = f" (row 1: {broken[0].detail})" if broken else ""
+        if _is_document(path, encoding.name):
+            why = ": it is one JSON document; let its name end in .json"
         raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
     notes = [encoding.note] if encoding.note else []
     columns, odd = table_of(rows, list(names))
     return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)
+
+
+def _is_document(path: Path, encoding: str) -> bool:
+    """Whether a file begins as one document of several lines."""
+    with open_text(path, encoding) as file:
+        return file.read(1000).lstrip().startswith(("[", "{"))
 
 
 def _lines(file: TextIO) -> Iterator[str]:

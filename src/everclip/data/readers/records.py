@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from everclip.data.readers.dialect import is_picture_like
+from everclip.data.readers.raw import IMAGE_ENDINGS
 from everclip.errors import DataError
 
 MAX_CELL = 1_000_000
@@ -156,3 +157,31 @@ class Records:
             self.as_they_stand += 1
             return cells
         return next((text for words, text in _REASONS.items() if words in why), why)
+
+
+_PATH_AND_TEXT = re.compile(rf"(\S+\.(?:{'|'.join(IMAGE_ENDINGS)})(?:#\d+)?)[ ]+(\S.*?)\s*", re.IGNORECASE)
+
+
+def path_and_text(line: str) -> list[str] | None:
+    """Return the two cells of a line `path text` that only a blank separates: lists of ImageNet and its like."""
+    found = _PATH_AND_TEXT.fullmatch(line)
+    return None if found is None else [found.group(1), found.group(2)]
+
+
+@dataclass
+class PathLines:
+    """The records of a list with a path and a text in every line; what `Records` is for tables."""
+
+    lines: Lines
+    separator: str = " "
+    as_they_stand: int = 0
+
+    def __iter__(self) -> Iterator[tuple[int, list[str] | str]]:
+        """Yield (line, cells) per line that holds something, or (line, what is wrong with it)."""
+        for line in self.lines:
+            self.lines.start()
+            if line.strip():
+                yield (
+                    self.lines.number,
+                    path_and_text(line) or "expected the path of a picture, a blank and a text",
+                )

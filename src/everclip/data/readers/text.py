@@ -13,11 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.blanks import trimmed
+from everclip.data.columns import is_known_name
 from everclip.data.quarantine import Entry
 from everclip.data.readers.dialect import Dialect, dialect_of
 from everclip.data.readers.raw import Raw, require_few
 from everclip.data.readers.reading import PLAIN, Reading
-from everclip.data.readers.records import MAX_CELL, Lines, Records
+from everclip.data.readers.records import MAX_CELL, Lines, PathLines, Records, path_and_text
 from everclip.data.readers.text_encoding import TextEncoding
 from everclip.data.readers.text_file import ending_of, is_text, open_text, text_encoding
 from everclip.errors import DataError
@@ -44,12 +45,20 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
     with open_text(path, encoding.name) as file:
         lines = Lines(iter(lambda: file.readline(MAX_LINE), ""))
         usual = "\t" if ending_of(path) in (".tsv", ".token") else ","
-        dialect = dialect_of(path.name, lines.peek(_LOOKED_AT, MAX_CELL), reading, usual)
-        for _ in range(dialect.skipped):
-            next(lines)
-        records = Records(path, lines, dialect.separator)
-        header = _header(path, records, dialect, encoding)
-        records.width = len(header)
+        ahead = lines.peek(_LOOKED_AT, MAX_CELL)
+        records: Records | PathLines
+        if ending_of(path) == ".txt" and _is_path_list(ahead, reading):
+            note = (
+                f"{path.name}: each line is read as a path, a blank and a text (data.separator=... to change)"
+            )
+            dialect, records, header = Dialect(" ", False, notes=(note,)), PathLines(lines), ["1", "2"]
+        else:
+            dialect = dialect_of(path.name, ahead, reading, usual)
+            for _ in range(dialect.skipped):
+                next(lines)
+            records = Records(path, lines, dialect.separator)
+            header = _header(path, records, dialect, encoding)
+            records.width = len(header)
         columns, numbers, broken = _rows(path, header, records, encoding)
     notes = [encoding.note] if encoding.note else []
     notes += dialect.notes
@@ -67,6 +76,13 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
         textual=True,
         headless=not dialect.header,
     )
+
+
+def _is_path_list(lines: list[str], reading: Reading) -> bool:
+    """Whether every line is a picture's path, a blank and a text."""
+    told = reading.separator not in (None, " ") or reading.header is True
+    held = [line for line in lines if line.strip()]
+    return not told and bool(held) and all(path_and_text(line) for line in held)
 
 
 def _header(path: Path, records: Records, dialect: Dialect, encoding: TextEncoding) -> list[str]:
@@ -89,14 +105,22 @@ def _header(path: Path, records: Records, dialect: Dialect, encoding: TextEncodi
         )
     names = [trimmed(name) or f"column {i + 1}" for i, name in enumerate(names)]
     require_few(names, str(path))
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{path}: the column {twice!r} stands in the first line more than once; rename one.")
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        if seen[name] > 1 and is_known_name(name):
+            raise DataError(
+                f"{path}: the column {name!r} stands in the first line more than once; rename one."
+            )
+        if seen[name] > 1:
+            names[i] = f"{name} ({seen[name]})"
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: columns of one name stand in the first line; rename them.")
     return names
 
 
 def _rows(
-    path: Path, header: list[str], records: Records, encoding: TextEncoding
+    path: Path, header: list[str], records: Records | PathLines, encoding: TextEncoding
 ) -> tuple[pa.Table, list[int], list[Entry]]:
     schema = pa.schema([(name, pa.string()) for name in header])
     tables, numbers, broken = [schema.empty_table()], [], []

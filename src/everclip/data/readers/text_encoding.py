@@ -86,7 +86,7 @@ def encoding_of(path: Path, file: BinaryIO, given: str | None = None) -> TextEnc
         name = "utf-8-sig" if given == "utf-8" else given
         return TextEncoding(name, remedy=f"not {given} text")
     for mark, name in _MARKS:
-        if start.startswith(mark):
+        if start.startswith(mark) and (name == "utf-8-sig" or len(start) > len(mark)):
             wide = name != "utf-8-sig"
             note = f"{path.name}: read as {name.upper()}, as its first bytes say" if wide else ""
             return TextEncoding(name, note, f"not {name.removesuffix('-sig').upper()} text")
