@@ -18,6 +18,7 @@ from everclip.methods.moe_parts import shape
 from everclip.methods.moe_parts.passes import training_passes
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.experts import experts_in
+from everclip.models.modules.routing import Pass, passing
 from micro import of_classes
 
 
@@ -62,3 +63,26 @@ def test_a_copy_with_a_fixed_route_collects_and_counts_nothing(micro_folder: Pat
         assert (experts.always.chosen, experts.picked) == ([], None)
     shape.fix_route(clip, None, same=True)
     assert list(experts_in(clip)) == []
+
+
+def test_a_bank_of_one_route_is_not_that_of_the_newest(micro_folder: Path) -> None:
+    settings = {
+        "experts": {"count": 2, "active": 2, "width": 4},
+        "routers": "one",
+        "freeze": 0,
+        "grow": False,
+    }
+    config = MethodConfig(name="moe-adapters", settings=settings)
+    method = build_method(config, load_backbone(str(micro_folder / "model")))
+    tokens = method.backbone.tokenise(["a cat", "a dog"])
+    with torch.no_grad():
+        plain = method.encode_texts(tokens)["embedding"]
+        method.begin_task(of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, 0, 1), Past())
+        for _, experts in experts_in(method.backbone.clip):
+            experts.bank.up.normal_(generator=torch.Generator().manual_seed(0))
+        method.eval()
+        newest = method.encode_texts(tokens)["embedding"]
+        with passing({"text": Pass((), route=0)}):
+            zero_shot = method.encode_texts(tokens)["embedding"]
+    assert torch.allclose(zero_shot, plain, atol=1e-6)
+    assert not torch.allclose(newest, plain, atol=1e-2)
