@@ -77,6 +77,13 @@ def sound(kind: str) -> list[bytes]:
             _encoded(picture.convert("RGBA"), "WEBP", lossless=True, exif=exif),
             _encoded(picture, "WEBP", **moving),
         ],
+        "tiff": lambda: [
+            _encoded(picture, "TIFF", compression="tiff_deflate"),
+            _encoded(grey16, "TIFF"),
+            _encoded(picture.convert("L").convert("F"), "TIFF"),
+            _encoded(picture.convert("L").convert("I"), "TIFF"),
+            _encoded(picture, "TIFF", **moving),
+        ],
         "gif": lambda: [_encoded(picture, "GIF"), _encoded(picture, "GIF", **moving)],
         "tar": lambda: [
             _tar(draw, form) for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -87,7 +94,7 @@ def sound(kind: str) -> list[bytes]:
     return variants[kind]()
 
 
-KINDS = ("jpeg", "png", "webp", "gif", "tar", "parquet", "csv")
+KINDS = ("jpeg", "png", "webp", "gif", "tar", "parquet", "csv", "tiff")
 
 
 def _tar(draw: np.random.Generator, form: int) -> bytes:
@@ -153,7 +160,7 @@ def broken(data: bytes, others: list[bytes], draw: np.random.Generator) -> bytes
 
 def outcome(kind: str, data: bytes, folder: Path) -> str:
     """Read a broken file; return `read`, `partly read`, or why it was set aside."""
-    if kind in ("jpeg", "png", "webp", "gif"):
+    if kind in ("jpeg", "png", "webp", "gif", "tiff"):
         try:
             facts_of(data, "picture", b"")
         except PictureError as error:

@@ -69,6 +69,7 @@ BROKEN = (
     struct.error,
     Image.DecompressionBombError,
     MemoryError,
+    RuntimeError,  # of the AVIF decoder
 )
 
 # Once and for all threads: `warnings.catch_warnings` is not safe in several. Bombs are refused below their limit.
