@@ -1,0 +1,100 @@
+"""Every file under examples/ runs, with stand-in data of a few pictures and the two-layer CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import micro
+from everclip.config import resolve_config
+from everclip.evaluation.results import Results
+from everclip.run import execute
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+
+CLASSES = {
+    "caltech101": ("Leopards", "anchor", "ant", "wrench"),  # two known, two unseen, as the examples list them
+    "cifar100": ("apple", "bee", "bear", "wolf"),
+    "food101": ("pizza", "tacos", "pho", "ramen"),
+    "mnist": ("0", "1"),
+    "stanford_cars": ("Audi R8", "Fiat 500"),
+    "cifar10": ("cat", "dog"),
+}
+
+
+def write(path: Path, names: Sequence[str], each: int, **columns: Callable[[str, int], Any]) -> None:
+    """Write a parquet file with so many pictures of each name."""
+    draw = np.random.default_rng([ord(letter) for letter in f"{path.parent.name}/{path.name}"])
+    colours = {name: tuple(int(v) for v in draw.integers(0, 200, 3)) for name in names}
+    rows = [(name, number) for name in names for number in range(each)]
+    pictures = [micro.picture(colours[name], number, draw) for name, number in rows]
+    held = {key: [make(name, number) for name, number in rows] for key, make in columns.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": pa.array(pictures, pa.binary()), **held}), path)
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for the data that the examples name, laid out as they say."""
+    folder = tmp_path_factory.mktemp("packs")
+    for pack, names in CLASSES.items():
+        for side, each in (("train", 12), ("test", 4)):
+            write(folder / pack / f"{side}.parquet", names, each, class_name=lambda name, _: name)
+    known = [name for names in CLASSES.values() for name in names[:2]]
+    write(
+        folder / "photo_pretrain" / "part-0.parquet", known, 40,
+        id=lambda name, number: f"{name}-{number}", class_name=lambda name, _: name,
+    )  # fmt: skip
+    write(folder / "imagenet_sample" / "part-0.parquet", ["x"], 12, class_name=lambda name, _: name)
+    write(
+        folder / "flickr8k_1000_multilingual" / "part-0.parquet", ["a", "b"], 8,
+        caption=lambda name, number: f"photograph {name} {number}",
+        language=lambda name, _: "en" if name == "a" else "de",
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two-layer CLIP with room for the examples' templates: its tokens are bytes."""
+    text = {**micro.MODEL["text_cfg"], "context_length": 48}
+    return micro.write_model(tmp_path_factory.mktemp("model"), {**micro.MODEL, "text_cfg": text})
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(
+    example: Path,
+    packs: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    monkeypatch.setenv("EVERCLIP_PACKS", str(packs))
+    small = [
+        f"backbone={model}",
+        f"output={tmp_path / 'run'}",
+        "training.steps=2",
+        "training.batch_size=8",
+        "training.device=cpu",
+        "report=false",
+    ]
+    code, out, err = command("run", example, *small, "--dry-run")
+    assert code == 0, err
+    assert "steps in all" in out
+    results = execute(resolve_config(example, small))
+    assert results.status == "finished"
+    headline = [value for value in results.metrics.values() if value is not None]
+    assert headline
+    assert Results.read(tmp_path / "run").rows[-1].step == 2 * len(results.tasks)
+
+
+def test_there_are_examples() -> None:
+    assert {path.stem for path in EXAMPLES} >= {"mini-mtil", "photo-base", "photo-stream"}
+    assert not [path for path in EXAMPLES[0].parent.iterdir() if path.suffix not in (".yaml", ".md")]
