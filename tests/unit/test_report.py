@@ -407,7 +407,7 @@ def test_forgetting_without_any_earlier_cell_says_the_true_reason(tmp_path: Path
     write_report(folder)
     html = page(folder)
     assert "no task has been followed by another one yet" not in html
-    assert "Not defined: The rows after 2016, after 2017, after 2018, after 2019 lack cells" in html
+    assert "Not defined: the rows after 2016, after 2017, after 2018, after 2019 lack cells" in html
 
 
 def test_one_task_alone_and_all_at_once_say_so(tmp_path: Path) -> None:

@@ -15,6 +15,19 @@ def percent(value: float | None) -> str:
     return "    -" if value is None else f"{100 * value:5.1f}"
 
 
+def old_and_new(results: Results) -> list[str]:
+    """Return the line on old and new together, before and now; nothing where they are not scored together."""
+    if results.together is None:
+        return []
+    said = []
+    for name, part in (("everything", "everything"), ("everything_old", "old"), ("everything_new", "new")):
+        before, last = results.metrics.get(f"{name}_before"), results.metrics.get(f"{name}_last")
+        if last is not None:
+            start = "" if before is None else f"{100 * before:.1f} -> "
+            said.append(f"{part} {start}{100 * last:.1f}")
+    return [f"old and new together (pool `{results.together.protocol}`): {', '.join(said)}"] if said else []
+
+
 def print_results(results: Results, folder: Path) -> None:
     """Print the headline matrix and where everything is."""
     matrix = results.matrix
@@ -29,5 +42,7 @@ def print_results(results: Results, folder: Path) -> None:
     for label, values in zip(matrix.rows, matrix.values, strict=True):
         cells = "  ".join(f"{percent(v):>{w}}" for v, w in zip(values, columns, strict=True))
         typer.echo(f"{label:<{width}}  {cells}")
+    for line in old_and_new(results):
+        typer.echo(line)
     report = folder / "report.html"
     typer.echo(f"results: {folder / 'results.json'}" + (f"\nreport:  {report}" if report.is_file() else ""))

@@ -17,10 +17,11 @@ from everclip.data.images import ImageStore
 from everclip.data.order import unit_hash
 from everclip.evaluation import representation
 from everclip.evaluation.assemble import add_answers
+from everclip.evaluation.confusions import file_of, to_json
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.scoring import RowScorer, RowScores
-from everclip.files import optional_write, write_bytes_atomic
+from everclip.files import optional_write, write_bytes_atomic, write_text_atomic
 
 THUMBNAIL = 128
 
@@ -105,6 +106,8 @@ class RowRecorder:
         if self._writes:
             outcomes = {name: values.contiguous() for name, values in scores.outcomes.items()}
             write_bytes_atomic(self._path / "rows" / f"{index:03d}.safetensors", save(outcomes))
+            if scores.confusions:
+                write_text_atomic(file_of(self._path, index), to_json(scores.confusions))
             if index == 0:
                 self._write_pictures()
         return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)

@@ -22,11 +22,13 @@ class Answers:
         scores: `(N, A)`.
         labels: `(N,)` int64, the right column of each item.
         names: what each column is called.
+        classes: `(A,)` int64, the first class of each column.
     """
 
     scores: torch.Tensor
     labels: torch.Tensor
     names: list[str]
+    classes: torch.Tensor
 
 
 def shared_answers(
@@ -49,7 +51,7 @@ def shared_answers(
             same[column] = column
     kept = torch.unique(same)
     if len(kept) == len(same):
-        return Answers(scores, labels, [entry.name for entry in entries])
+        return Answers(scores, labels, [entry.name for entry in entries], kept)
     names = [entries[int(i)].name for i in kept]
     where = kept.to(scores.device)
-    return Answers(scores[:, where], torch.searchsorted(kept, same[labels]), names)
+    return Answers(scores[:, where], torch.searchsorted(kept, same[labels]), names, kept)

@@ -14,6 +14,7 @@ from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
 from everclip.data.same_texts import TextKeys
 from everclip.evaluation import classification, pools, retrieval
 from everclip.evaluation.banks import Reduce
+from everclip.evaluation.confusions import Confusions, count_confusions
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
@@ -33,6 +34,7 @@ class RowScores:
 
     scores: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    confusions: dict[str, Confusions] = field(default_factory=dict)
     ambiguous: dict[str, int] = field(default_factory=dict)
     outcomes: Outcomes = field(default_factory=dict)
     answers: dict[str, dict[int, tuple[list[tuple[str, float]], bool]]] = field(default_factory=dict)
@@ -141,8 +143,10 @@ class RowScorer:
         if protocol.same_texts == "one":
             own = shared_answers(self._keys_of(method), space.entries, cosines, labels)
         else:
-            own = Answers(cosines, labels, [entry.name for entry in space.entries])
-        right = classification.classify(own.scores) == own.labels
+            names = [entry.name for entry in space.entries]
+            own = Answers(cosines, labels, names, torch.arange(len(names)))
+        best = classification.classify(own.scores)
+        right = best == own.labels
         hits = {"accuracy": right, "top5": classification.top_k_hits(own.scores, own.labels, 5)}
         scores = {name: self._share(result, s, protocol, name, values) for name, values in hits.items()}
         found = torch.where(right, labels, -1)
@@ -159,6 +163,8 @@ class RowScorer:
             result.per_class[s.name] = {
                 e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None
             }
+            answers = torch.where(right, labels, own.classes[best.cpu()])
+            result.confusions[s.name] = count_confusions(protocol.name, answers, labels, space.entries)
             if bool((own.scores.abs() <= 1.01).all()):
                 result.ambiguous[s.name] = int(classification.ambiguous(own.scores).sum())
             self._answer(result, s, own.scores, own.names, right)

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import figures, old_and_new, routing, sections
+from everclip.report import classes, figures, old_and_new, routing, sections
 from everclip.report.canvas import Picture
 from everclip.report.definitions import REPRESENTATION
 from everclip.report.reproduce import command
@@ -66,8 +66,9 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     run = Run(folder)
-    context = {**_numbers(run), **(drawn := _figures(run))}
-    write_pictures(folder / "figures", drawn["files"])
+    by_class = classes.parts(run)
+    context = {**_numbers(run), **(drawn := _figures(run)), "by_class": by_class}
+    write_pictures(folder / "figures", [*drawn["files"], *(part["picture"] for part in by_class)])
     path = folder / FILE
     write_text_atomic(path, render("report.html.j2", context))
     return path
@@ -78,7 +79,7 @@ def write_pictures(folder: Path, pictures: Iterable[Picture | None]) -> None:
     kept = {f"{picture.name}.png": picture.png for picture in pictures if picture is not None}
     for name, data in kept.items():
         write_bytes_atomic(folder / name, data)
-    known = {f"{name}.png" for name in FIGURES}
+    known = {f"{name}.png" for name in FIGURES} | {p.name for p in folder.glob("confusion*.png")}
     for name in known - set(kept):
         (folder / name).unlink(missing_ok=True)
 

@@ -60,7 +60,7 @@ def _ahead(
     start = before[0].values.get(key) if len(before) == 1 else None
     since = "" if start is None else f" (before training: {whole_percent(start.value)})"
     if change is not None and change.nothing:
-        return f"{ahead}; {methods[j].label} gives the same answers{since}."
+        return f"{methods[i].label} and {methods[j].label} give the same answers on {thing}: {share(best)}{since}."
     if change is not None and change.resolved:
         return f"{ahead}, {whole_points(change.value)} points more than {methods[j].label}{since}."
     rival = f"{methods[j].label} has {whole_percent(second.value)}"

@@ -70,6 +70,8 @@ def figure(run: Run) -> Picture | None:
     if isinstance(run.together, str) or run.last < 1:
         return None
     lines = {name: _values(run, key) for key, name in PARTS}
+    if all(value is None for values in lines.values() for value in values):
+        return None
     drawn = blank(4.6, 2.6)
     axes = drawn.add_subplot()
     places = [run.learned_count(row) for row in range(len(run.results.rows))]

@@ -146,7 +146,8 @@ def why_no_forgetting(run: Run) -> str:
         return "no task has been followed by another one yet"
     if not run.columns("task"):
         return "the benchmark has no set that belongs to a task"
-    return missing_rows(run).removesuffix(".") or "earlier rows have no cells for the sets of the tasks"
+    missing = missing_rows(run).removesuffix(".")
+    return missing[:1].lower() + missing[1:] or "earlier rows have no cells for the sets of the tasks"
 
 
 def missing_rows(run: Run) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 FILE = "sessions.json"
 
-WRITE_EVERY = 5.0
+WRITE_EVERY = 1.0
 """Seconds between two writes of the file: a killed session loses no more than these."""
 
 Seconds = dict[str, float]

@@ -196,9 +196,10 @@ def extension_message(added: Sequence[str], before: int, left: Sequence[int]) ->
     """Say what was added, and what the rows before it lack."""
     text = f"{len(added)} new after the first {before}: {', '.join(added)}"
     if left:
+        why = "its model was" if len(left) == 1 else "their models were"
         text += (
-            f"; {rows_of(left)} could not be measured again, since their models were not kept: no cells for the new "
-            "columns, nor among the answers of all sets where these became more (checkpoint.keep_rows=true keeps the "
+            f"; {rows_of(left)} could not be measured again, since {why} not kept: no cells for the new columns, nor "
+            "among the answers of all sets where these became more (checkpoint.keep_rows=true keeps the "
             "models of the rows to come)"
         )
     return text
