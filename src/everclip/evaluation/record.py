@@ -107,7 +107,8 @@ class RowRecorder:
             outcomes = {name: values.contiguous() for name, values in scores.outcomes.items()}
             write_bytes_atomic(self._path / "rows" / f"{index:03d}.safetensors", save(outcomes))
             if scores.confusions:
-                write_text_atomic(file_of(self._path, index), to_json(scores.confusions))
+                with optional_write(file_of(self._path, index), "the report shows no single classes"):
+                    write_text_atomic(file_of(self._path, index), to_json(scores.confusions))
             if index == 0:
                 self._write_pictures()
         return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)
