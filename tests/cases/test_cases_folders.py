@@ -573,3 +573,31 @@ def test_roboflow_folders_with_a_table_each(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert counts(loaded, "class_name") == {"cat": 6, "dog": 3}
     assert counts(loaded, "split") == {"train": 3, "validation": 3, "test": 3}
+
+
+def test_a_form_to_hand_in_is_no_data(tmp_path: Path) -> None:
+    """As competitions pack their data: the labels of `sample_submission.csv` are made up."""
+    for number, side in enumerate(("train", "test")):
+        pictures(tmp_path / side, [f"{side}{i}.png" for i in range(4)], 50 * number)
+    text(tmp_path / "train.csv", "file,label\n" + "".join(f"train{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
+    text(tmp_path / "sample_submission.csv", "file,label\n" + "".join(f"test{i}.png,a\n" for i in range(4)))
+    loaded = load(tmp_path)
+    assert counts(loaded, "class_name") == {"a": 2, "b": 2}
+    assert said(loaded, "not read: 4 (test/test0.png")
+    assert said(loaded, "files beside the data, not read: 1 (sample_submission.csv)")
+
+
+def test_a_table_that_says_no_side_leaves_pictures_of_the_test_folder_there(tmp_path: Path) -> None:
+    for number, side in enumerate(("train", "test")):
+        pictures(tmp_path / side, [f"{side}{i}.png" for i in range(4)], 50 * number)
+        rows = "".join(f"{side}{i}.png,{'ab'[i % 2]}\n" for i in range(4))
+        text(tmp_path / f"{'train' if side == 'train' else 'labels'}.csv", "file,label\n" + rows)
+    assert counts(load(tmp_path), "split") == {"train": 4, "test": 4}
+
+
+def test_tables_beside_shards_are_named(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", [("a.png", encoded()), ("a.txt", "a cat")])
+    text(tmp_path / "notes.csv", "a,b\n1,2\n")
+    loaded = load(tmp_path)
+    assert len(loaded.table) == 1
+    assert said(loaded, "files beside the data, not read: 1 (notes.csv)")

@@ -249,3 +249,28 @@ def test_b02_check_names_the_classes_that_a_side_lacks(
     assert "1 class stands in the test alone: 'bird'" in out
     assert "1 class has no test row: 'ant'" in out
     assert "1 class has no validation row: 'bee'" in out
+
+
+def test_sides_that_share_pictures_are_refused_or_learned_without_them(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    classes(tmp_path / "data/train", ["ant", "bee"], 10)
+    classes(tmp_path / "data/test", ["ant", "bee"], 3, 700)
+    classes(tmp_path / "data/test", ["ant"], 1)  # a picture of the training side
+    code, _, said = command("init-config", tmp_path / "data", "-o", tmp_path / "a.yaml")
+    assert code != 0
+    assert "1 of 6 test pictures are also training pictures" in said
+    assert "init-config: --remove-shared" in said
+    assert command("init-config", tmp_path / "data", "-o", tmp_path / "a.yaml", "--remove-shared")[0] == 0
+    scenario = load_scenario(resolve_config(str(tmp_path / "a.yaml")).scenario)
+    trained = {t.content(i) for t in (task.train for task in scenario.tasks) for i in range(len(t))}
+    measured = {s.data.content(i) for s in scenario.eval_sets for i in range(len(s.data))}
+    assert not trained & measured
+
+
+def test_domains_of_folders_become_tasks_on_request(tmp_path: Path) -> None:
+    classes(tmp_path / "data/photo", ["cat", "dog"], 12)
+    classes(tmp_path / "data/sketch", ["cat", "dog"], 12, 500)
+    proposal = propose([{"source": str(tmp_path / "data")}], Wish("domains"))
+    assert proposal.document["column"] == "domain"
+    assert [task.name for task in proposal.scenario.tasks] == ["photo", "sketch"]

@@ -32,6 +32,13 @@ def init_config(
         str | None,
         typer.Option("--test", help="Separate test data; then none of DATA are held out for testing."),
     ] = None,
+    remove_shared: Annotated[
+        bool,
+        typer.Option(
+            "--remove-shared",
+            help="Learn without pictures that are also test pictures, where data mark both.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write it to FILE.yaml instead of printing it.")
     ] = None,
@@ -63,7 +70,7 @@ def init_config(
     from everclip.learner.learnable import require_differences
     from everclip.scenarios.propose import Wish, propose
 
-    wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block})
+    wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)
     require_differences(proposal.scenario.tasks, SimpleTokenizer())
     for found in proposal.quarantine:

@@ -47,7 +47,7 @@ def require_apart(
     raise DataError(
         f"{parts.train.name}: {len(pairs):,} of {whole:,} test pictures are also training pictures, so every number on "
         f"them would be too good: {shown}. Remove them from one side, or set {key}.shared: remove to learn without "
-        "them (everclip check lists them all)."
+        "them (init-config: --remove-shared; everclip check lists them all)."
     )
 
 

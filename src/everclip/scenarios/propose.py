@@ -39,11 +39,13 @@ class Wish:
         kind: of the stream; default: by what the data hold.
         classes_per_task: so many classes become a task each; default: all classes are one task.
         test: a `data` block of separate test data.
+        remove_shared: learn without pictures that marked sides share; else such data are refused.
     """
 
     kind: str | None = None
     classes_per_task: int | None = None
     test: Mapping[str, Any] | None = None
+    remove_shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def _candidates(
     else:
         settings = [{"data": blocks[0], **setting} for setting in _settings(kind, tables[0], wish)]
     for setting in settings:
-        for split in splits(tables, "test" in common):
+        for split in splits(tables, "test" in common, wish.remove_shared):
             own = _by_own_marks(setting, tables, split) if kind == "sources" else setting
             yield {**common, "kind": kind, **own, "split": split, **metric, **headline}
 
@@ -225,7 +227,11 @@ def _settings(kind: str, table: Table, wish: Wish) -> Iterator[dict[str, Any]]:
         for unit, _ in _units(table) or [("value", 0)]:
             yield {"every": unit}
     elif kind == "domains":
-        column = "language" if table.has("language") else next((c for c in ("split",) if table.has(c)), None)
+        column = (
+            "language"
+            if table.has("language")
+            else next((c for c in ("domain", "split") if table.has(c)), None)
+        )
         if column is None:
             raise ConfigError(
                 "--kind domains: the data have no column `language`; name it with columns.language=NAME, or give the "
@@ -270,7 +276,8 @@ def _by_own_marks(
     setting: Mapping[str, Any], tables: Sequence[Table], split: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Let the sources that mark sides keep them; the stream's share is for the others."""
-    rules = [rule_by_marks(table, split["validation"]) for table in tables]
+    shared = {"shared": split["shared"]} if "shared" in split else {}
+    rules = [rule_by_marks(table, split["validation"], shared) for table in tables]
     sources = [
         source if rule is None or rule == split else {**source, "split": rule}
         for source, rule in zip(setting["sources"], rules, strict=True)

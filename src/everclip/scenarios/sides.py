@@ -23,34 +23,38 @@ def marked(table: Table) -> Counter[Side]:
     return Counter(side_of(mark) for mark in table.column("split"))
 
 
-def rule_by_marks(table: Table, validation: float) -> dict[str, Any] | None:
+def rule_by_marks(table: Table, validation: float, more: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the split that keeps the marked sides, or `None` where only training rows are marked."""
     found = marked(table)
     if found["test"]:
-        return {"column": "split", "validation": validation}
+        return {"column": "split", "validation": validation, **more}
     if found["val"]:
-        return {"column": "split", "measure": "validation", "validation": validation}
+        return {"column": "split", "measure": "validation", "validation": validation, **more}
     return None
 
 
-def splits(tables: Sequence[Table], tested: bool = False) -> Iterator[dict[str, Any]]:
+def splits(
+    tables: Sequence[Table], tested: bool = False, remove_shared: bool = False
+) -> Iterator[dict[str, Any]]:
     """Yield splits, the preferred first; sides that a user marks are never mixed.
 
     Args:
         tables: the data sets.
         tested: whether there are separate test data.
+        remove_shared: whether pictures of several sides are to be learned without, and not refused.
     """
+    more = {"shared": "remove"} if remove_shared else {}
     if tested:
         sides = marked(tables[0])
         rule = {"column": "split"} if sides["test"] or sides["val"] else {}
-        yield from ({**rule, "validation": share} for share in VALIDATION)
+        yield from ({**rule, "validation": share, **more} for share in VALIDATION)
         return
-    rules = [rule_by_marks(table, 0.1) for table in tables]
+    rules = [rule_by_marks(table, 0.1, more) for table in tables]
     if all(rule is not None and rule == rules[0] for rule in rules):
         yield from ({**(rules[0] or {}), "validation": share} for share in VALIDATION)
         return
     for share in SHARES:
-        yield {"test": share, "validation": 0.1 if share < 0.5 else 0.3}
+        yield {"test": share, "validation": 0.1 if share < 0.5 else 0.3, **(more if any(rules) else {})}
 
 
 def notes_on_sides(tables: Sequence[Table], document: Mapping[str, Any]) -> list[str]:

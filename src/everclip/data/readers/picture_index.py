@@ -161,7 +161,9 @@ def unnamed_note(index: PictureIndex, named: Iterable[str | None], by: str) -> l
     )
 
 
-def with_sides_of_paths(raw: Raw, files: Sequence[str | None] | None = None) -> Raw:
+def with_sides_of_paths(
+    raw: Raw, files: Sequence[str | None] | None = None, known: Mapping[str, str] | None = None
+) -> Raw:
     """Take the sides from folders in the pictures' paths (`train/`, `test/`), if the rows say no side.
 
     Pictures that a user put into a folder called `test` are never trained on, whatever else names them.
@@ -169,6 +171,7 @@ def with_sides_of_paths(raw: Raw, files: Sequence[str | None] | None = None) -> 
     Args:
         raw: the rows.
         files: their pictures' paths; default: as they stand in the rows.
+        known: sides of the first folders, where they are known from elsewhere.
     """
     if "split" in raw.known or "split" in raw.columns.column_names or raw.split is not None:
         return raw
@@ -179,7 +182,11 @@ def with_sides_of_paths(raw: Raw, files: Sequence[str | None] | None = None) -> 
     for depth in range(max(map(len, folders), default=0)):
         tops = [parts[depth] if depth < len(parts) else None for parts in folders]
         sides = sides_of(sorted({top for top in tops if top is not None}))
-        if len(set(sides.values())) < 2:
+        if depth == 0 and known and len(set(known.values())) > 1:
+            sides = {top: known[top] for top in dict.fromkeys(tops) if top is not None and top in known}
+        elif len(set(sides.values())) < 2:
+            continue
+        if not sides:
             continue
         values = pa.array([None if top is None else sides.get(top) for top in tops], pa.string())
         said = ", ".join(f"{top}: {side}" for top, side in sides.items())

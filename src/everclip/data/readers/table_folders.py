@@ -88,19 +88,20 @@ def _without_companions(listing: Listing, tars: Sequence[str], options: FolderOp
     tables = listing.of_endings(*_TABLES)
     stems = {Path(name).stem for name in tars}
     others = [name for name in tables if Path(name).stem not in stems]
-    if others:
-        kinds = sorted({Path(name).suffix.lower() for name in (*tars, *others)})
+    samples = [name for name in others if name.lower().endswith(".parquet")]
+    if samples:
         raise DataError(
-            f"{listing.path}: holds files of several kinds ({', '.join(kinds)}); say which with "
-            f"data.source={listing.path}/*{kinds[0]}."
+            f"{listing.path}: holds files of several kinds (.parquet, .tar); say which with "
+            f"data.source={listing.path}/*.tar."
         )
-    if len(tables) > len(others):
+    companions = [name for name in tables if name not in others]
+    if companions:
         listing.notes.append(
-            f"{listing.path.name}: tables that belong to shards of the same name, not read: {len(tables):,} "
-            f"({some(tables)})"
+            f"{listing.path.name}: tables that belong to shards of the same name, not read: {len(companions):,} "
+            f"({some(companions)})"
         )
     read = [(name, read_file(listing.path / name, options.reading)) for name in tars]
-    listing.notes += others_note(listing, [*tars, *tables])
+    listing.notes += others_note(listing, [*tars, *companions])
     return _sided(listing, read, options)
 
 
@@ -153,6 +154,8 @@ def _describing(
     found: list[_Table] = []
     problems: list[DataError] = []
     for name in names:
+        if "submission" in name.lower():  # a form to hand in: its labels are made up
+            continue
         try:
             table = _table(listing.path / name, name, index, options, folders)
         except DataError as error:
@@ -220,8 +223,11 @@ def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptio
     """Leave out tables that describe the pictures of another once more, unless their names say different sides."""
     sides = sides_of(table.name.rpartition(".")[0] for table in found) if options.sides else {}
 
-    def rank(table: _Table) -> tuple[bool, bool]:
-        return "split" not in table.raw.columns.column_names, not table.has_captions
+    def side(table: _Table) -> str | None:
+        return sides.get(table.name.rpartition(".")[0])
+
+    def rank(table: _Table) -> tuple[bool, bool, bool]:
+        return "split" not in table.raw.columns.column_names, not table.has_captions, side(table) is None
 
     kept: list[_Table] = []
     for table in sorted(found, key=rank):
@@ -230,7 +236,7 @@ def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptio
                 other
                 for other in kept
                 if 2 * len(table.named & other.named) > len(table.named)
-                and sides.get(table.name.rpartition(".")[0]) == sides.get(other.name.rpartition(".")[0])
+                and side(table) in (None, side(other))
             ),
             None,
         )
@@ -259,9 +265,11 @@ def _with_pictures(
     listing.notes += unnamed_note(index, named, "a table" if len(found) > 1 else found[0].name)
     listing.notes += others_note(listing, [table.name for table in found])
     parts = _sided(listing, read, options)
-    if options.sides and all(raw.split is None for raw in parts):
-        parts = [with_sides_of_paths(raw, table.files) for raw, table in zip(parts, found, strict=True)]
-    return parts
+    if not options.sides:
+        return parts
+    # A table whose name says no side names pictures that lie in folders of sides.
+    folders = sides_of(listing.filled)
+    return [with_sides_of_paths(raw, table.files, folders) for raw, table in zip(parts, found, strict=True)]
 
 
 def _sided(listing: Listing, read: Sequence[tuple[str, Raw]], options: FolderOptions) -> list[Raw]:
