@@ -23,6 +23,7 @@ from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
 from everclip.data.value_range import Range
 from everclip.errors import ConfigError
+from everclip.models.backbone import load_backbone
 from everclip.models.limits import limits_of
 
 
@@ -52,6 +53,26 @@ def checked(source: Path, **settings: Any) -> Inspected:
 
 def codes(found: Inspected) -> dict[str, str]:
     return {finding.code: finding.message for finding in found.check.findings}
+
+
+# -- B21: small and oblong pictures ----------------------------------------------------------------------------
+
+
+def test_b21_small_and_oblong_pictures_are_read_up_to_a_hundredfold(tmp_path: Path) -> None:
+    sizes = [(1, 1), (1, 64), (64, 1), (3, 1), (1, 100), (1, 101), (4000, 40), (2, 2), (48, 48), (47, 49)]
+    for i, size in enumerate(sizes):
+        picture(tmp_path / f"img/{size[0]}x{size[1]}.png", "cat", size=size, seed=i)
+    Image.new("1", (3, 1), 1).save(tmp_path / "img/bit.png")
+    names = sorted(path.name for path in (tmp_path / "img").iterdir())
+    rows = "".join(f"img/{name},a thing called {name}\n" for name in names)
+    loaded = load(text(tmp_path / "list.csv", "file,caption\n" + rows))
+    assert len(loaded.table) == len(names) - 1
+    assert [(Path(e.path).name, e.reason) for e in loaded.quarantine.entries] == [
+        ("1x101.png", "extreme-aspect")
+    ]
+    prepare = load_backbone("builtin:tiny").preprocess
+    for i in range(len(loaded.table)):
+        assert prepare(decode(*loaded.table.encoded(i))).shape == (3, 48, 48)
 
 
 # -- B22: long metadata, and failures told apart ---------------------------------------------------------------

@@ -180,7 +180,8 @@ class Encoder:
             except CheckpointError as error:
                 # A cache only saves time. Reading goes on, for all processes alike.
                 self._keeps = False
-                self.damaged.append(f"{error} Embeddings are not kept for the next time")
+                why = error.__cause__ or error
+                self.damaged.append(f"{path.parent} cannot be written ({why}): embeddings are not kept")
         return features
 
     def _read(self, path: Path) -> Features | None:
