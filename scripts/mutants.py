@@ -42,13 +42,14 @@ WORDS = re.compile(r"""f?"[^"]*\s[^"]*"|f?'[^']*\s[^']*'""")
 
 def generate() -> list[str]:
     """Write the mutated source tree; return the names of all mutants, sorted."""
-    from mutmut.__main__ import create_mutants
+    from mutmut.__main__ import create_file_mutants
     from mutmut.mutation.data import SourceFileMutationData
     from mutmut.utils.file_utils import (
         copy_also_copy_files,
         copy_src_dir,
         setup_source_paths,
         walk_mutatable_files,
+        walk_source_files,
     )
 
     WORK.mkdir(exist_ok=True)
@@ -58,7 +59,10 @@ def generate() -> list[str]:
         # mutmut copies what is no Python file once, and never again.
         for path in (path for path in Path("src").rglob("*") if path.is_file() and path.suffix != ".py"):
             shutil.copy2(path, WORK / path)
-        create_mutants(os.cpu_count() or 1)
+        for path in walk_source_files():
+            made = create_file_mutants(path)
+            if made.error is not None:
+                raise made.error
     setup_source_paths()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(WORK / "src"), os.environ.get("PYTHONPATH", "")])
     names = []
