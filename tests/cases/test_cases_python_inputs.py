@@ -199,6 +199,19 @@ def test_point_21_learning_takes_rows_lists_of_files_and_a_lone_path(
     assert learner.evaluate(data).keys() == learner.evaluate({"source": data}).keys()
 
 
+def test_point_14_learning_shows_its_steps_where_that_is_wanted(
+    micro_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"device": "cpu", "threads": 1, "steps": 3}
+    learner = Learner.create(micro_folder / "model", training=given)
+    learner.learn(rows(), name="month", validation=0, show=True)
+    assert "learn month: 3 steps" in capsys.readouterr().err
+    quiet = Learner.create(micro_folder / "model", training=given)
+    quiet.learn(rows(), name="month", validation=0)
+    assert capsys.readouterr().err == ""  # no terminal
+    assert quiet.encode(texts="x")["texts"].equal(learner.encode(texts="x")["texts"])
+
+
 class Frame:
     """As much of a data frame of pandas as is asked for."""
 

@@ -27,6 +27,7 @@ from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.learner import creating, learnable, predicting, saved, taking
 from everclip.learner.following import Cursor, Optimiser, Watcher
 from everclip.learner.given import Pictures, Texts
+from everclip.learner.showing import shown
 from everclip.learner.taking import UserData
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
@@ -118,6 +119,7 @@ class Learner:
         name: str | None = None,
         templates: GivenTemplates = ("{}",),
         validation: float = 0.1,
+        show: bool | None = None,
     ) -> Task:
         """Learn one task, or the rest of it.
 
@@ -129,6 +131,7 @@ class Learner:
             name: of the task made from new data; default: the data's own, or its number.
             templates: texts around class names, for data with classes and no captions.
             validation: share of new data kept for choices (merging, the retention guard), by hash.
+            show: whether progress is shown where no watcher does; `None` = on a terminal.
 
         Returns:
             The task that was learned.
@@ -157,7 +160,7 @@ class Learner:
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
         if guard is not None and new:
             guard.begin_task(self.method, len(self.learned))
-        self._run_phases(task, phases, cursor, watcher)
+        self._run_phases(task, phases, cursor, watcher or shown(task, phases, self.training, show))
         self.method.eval()
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         note = None if guard is None else guard.end_task(self.method)
