@@ -29,6 +29,7 @@ from everclip.learner.following import Cursor
 from everclip.running import extending, inputs
 from everclip.running.checkpoint_times import CheckpointTimes
 from everclip.running.clock import Clock
+from everclip.running.collapse import collapse
 from everclip.running.outcome import Status, build_results
 from everclip.running.outlook import Outlook, sizes_of
 from everclip.running.place import EVALUATE, LEARN, Place
@@ -151,6 +152,8 @@ class Run:
             finally:
                 self._trackers.finish()
                 self._clock.write()
+            if (fallen := collapse(self.scenario, self.place, self.learner)) is not None:
+                self._event("collapsed", fallen)
             results = self._write_results("finished")
         self._report()
         return results
@@ -196,7 +199,9 @@ class Run:
     # -- learning ---------------------------------------------------------------------------------------------
 
     def _learn(self, task: Task, cursor: Cursor) -> None:
-        watcher = RunWatcher(self, task, cursor, self.learner.plan(task), self.config.training)
+        phases = self.learner.plan(task)
+        watcher = RunWatcher(self, task, cursor, phases, self.config.training)
+        self.learner.pictures.add(phases, self.path if self._main else None)
         done = watcher.before + watcher.inside(cursor.step)
         self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", watcher.total, done)
         self.outlook.begin_task(self.place.task, watcher.steps, resumed=cursor.begun)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from build import picture, text
+from PIL import Image, ImageDraw
 
 from everclip.config import resolve_config
 from everclip.contracts import ClassEntry, Source, Stream, Task
@@ -36,6 +37,24 @@ def classes(folder: Path, names: dict[str, str], per: int = 6) -> Path:
         for i in range(per):
             picture(folder / name / f"{i}.png", colour, (32, 32), 50 * number + i)
     return folder
+
+
+def drawn(file: Path, kind: int, seed: int) -> None:
+    """Draw a coloured shape that the built-in model knows by its name."""
+    shown = Image.new("RGB", (48, 48), "white")
+    x, y = 6 + seed % 5, 6 + seed % 7
+    box, draw = (x, y, x + 26, y + 26), ImageDraw.Draw(shown)
+    corners = [(x, y + 26), (x + 13, y), (x + 26, y + 26)]
+    if kind == 0:
+        draw.rectangle(box, (230, 20, 20 + seed))
+    elif kind == 1:
+        draw.ellipse(box, (20, 40 + seed, 230))
+    elif kind == 2:
+        draw.polygon(corners, (20, 180, 40 + seed))
+    else:
+        draw.polygon([*corners, (x + 13, y + 20)], (seed, seed, seed))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shown.save(file)
 
 
 def stream(folder: Path, extra: str, data: str = "data") -> Path:
@@ -333,3 +352,42 @@ def test_b04_what_check_stops_the_other_roads_stop(
     assert code == 3
     assert "one text" in error
     assert "red cat" in error.lower()
+
+
+# -- at the end -----------------------------------------------------------------------------------------------
+
+
+def test_a_rate_that_wrecks_the_model_is_said_at_the_end(tmp_path: Path, command: Command) -> None:
+    for k, name in enumerate(("red square", "blue circle", "green triangle", "black star")):
+        for i in range(20):
+            drawn(tmp_path / "data" / name / f"{i}.png", k, i)
+    file = stream(tmp_path, "per_task: 4\nsplit: {test: 0.5, validation: 0.1}\n")
+    given = (
+        "method=finetune",
+        "training.lr=10",
+        "training.steps=8",
+        f"output={tmp_path}/out",
+        "report=false",
+    )
+    code, shown, _ = command("run", str(file), *given)
+    assert code == 0
+    assert "WARNING: after training, classes 1-4" in shown
+    assert "training.lr (it was 10" in shown
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [event["kind"] for event in document["events"]].count("collapsed") == 1
+
+
+def test_eval_warns_of_pictures_that_were_learned_from(tmp_path: Path) -> None:
+    file = table(tmp_path / "seen", [f"number {i}" for i in range(6)])
+    other = tmp_path / "new"
+    for i in range(4):
+        picture(other / f"{i}.png", "bee", (32, 32), 900 + i)
+    text(other / "list.csv", "file,caption\n" + "\n".join(f"{i}.png,bee {i}" for i in range(4)) + "\n")
+    learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu", "batch_size": 4})
+    learner.learn(str(file), validation=0)
+    learner.save(tmp_path / "kept")
+    for model in (learner, Learner.load(tmp_path / "kept")):
+        found = evaluate_model(model, "mine", [str(file), str(other / "list.csv")])
+        warned = [note for note in found.notes if "were learned from" in note]
+        assert len(warned) == 1
+        assert "6 of its pictures" in warned[0]

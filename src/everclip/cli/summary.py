@@ -44,5 +44,8 @@ def print_results(results: Results, folder: Path) -> None:
         typer.echo(f"{label:<{width}}  {cells}")
     for line in old_and_new(results):
         typer.echo(line)
+    for event in results.events:
+        if event.kind == "collapsed":
+            typer.echo(f"WARNING: {event.message}.")
     report = folder / "report.html"
     typer.echo(f"results: {folder / 'results.json'}" + (f"\nreport:  {report}" if report.is_file() else ""))

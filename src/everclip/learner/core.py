@@ -27,6 +27,7 @@ from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.learner import creating, learnable, predicting, saved, taking
 from everclip.learner.following import Cursor, Optimiser, Watcher
 from everclip.learner.given import Pictures, Texts
+from everclip.learner.pictures import LearnedPictures
 from everclip.learner.showing import shown
 from everclip.learner.taking import UserData
 from everclip.methods.base import Method
@@ -81,7 +82,7 @@ class Learner:
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
         self.recall: Callable[[], ListScenario] | None = None
-        self.store = ImageStore()
+        self.store, self.pictures = ImageStore(), LearnedPictures()
         self.guard: Guard | None = None
         self.guarding: GuardConfig | None = None
         self._guarded: Mapping[str, Any] | None = None
@@ -157,6 +158,7 @@ class Learner:
             self.method.begin_task(task, self.past())
             cursor.begun = True
         phases = self.plan(task)
+        self.pictures.add(phases)
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
         if guard is not None and new:
             guard.begin_task(self.method, len(self.learned))

@@ -103,6 +103,7 @@ def evaluate_model(
     for target in on:
         name, scenario, lines = _scenario(target, texts, kind)
         notes += [*lines, *_same_texts(scenario, learner.method.backbone.tokenise)]
+        notes += _learned_from(learner, scenario.eval_sets)
         encoder = _encoder(learner, scenario.eval_sets, settings)
         rows = RowScorer(scenario, encoder, settings, learner.seed, {}).row(
             learner.method, learner.learned if isinstance(scenario, Measuring) else (), tick
@@ -160,6 +161,17 @@ def _same_texts(scenario: Any, tokenise: Tokenise) -> list[str]:
             "names, too (--on STREAM.yaml)."
         )
     return [*lonely, *shared_names(scenario.eval_sets, tokenise)]
+
+
+def _learned_from(learner: Learner, sets: Sequence[EvalSet]) -> list[str]:
+    """Say which sets hold pictures that the model was trained on."""
+    found = [(s, learner.pictures.among(s.data)) for s in sets] if len(learner.pictures) else []
+    return [
+        f"{s.name}: {count:,} of its pictures were learned from by this model, so its scores are too good; measure on "
+        "pictures that it has not seen"
+        for s, count in found
+        if count
+    ]
 
 
 def is_benchmark(target: str) -> bool:

@@ -27,6 +27,7 @@ from everclip.data.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
 from everclip.files import write_bytes_atomic, write_text_atomic
+from everclip.learner.pictures import read_pictures
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -83,6 +84,7 @@ def save(learner: Learner, folder: Path) -> Path:
     if guard is not None:
         document["guard"] = guard.config.model_dump(mode="json")
     write_text_atomic(folder / CONFIG, yaml.safe_dump(document, sort_keys=False))
+    learner.pictures.write(folder)
     return path
 
 
@@ -192,6 +194,7 @@ def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Lea
             learner.next_index + 1,  # as progress counts them
             cursor.step,
         )
+    learner.pictures = read_pictures(folder)
     learner.guarding = settings.guard if settings.guard.max_drop is not None else None
     if scenario is not None:
         learner.recall = lambda: scenario
