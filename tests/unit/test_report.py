@@ -416,3 +416,13 @@ def test_one_task_alone_and_all_at_once_say_so(tmp_path: Path) -> None:
     found, _ = synthetic.results(rows=2)
     one = synthetic.write_run(tmp_path / "one", rows=2, tasks=found.tasks[:1])
     assert sections.why_no_forgetting(Run(one)) == "the stream has one task"
+
+
+def test_without_a_known_set_everything_is_all_tasks(tmp_path: Path) -> None:
+    rest = [column for column in synthetic.columns() if column.group != "known"]
+    run = Run(synthetic.write_run(tmp_path, columns=rest))
+    table = old_and_new.table(run)
+    assert table is not None
+    assert (table["title"], table["heads"]) == ("All tasks together", ["everything"])
+    assert "everything, all tasks together" in headline(run)
+    assert "no known set" in table["note"]

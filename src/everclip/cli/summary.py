@@ -20,12 +20,15 @@ def old_and_new(results: Results) -> list[str]:
     if results.together is None:
         return []
     said = []
-    for name, part in (("everything", "everything"), ("everything_old", "old"), ("everything_new", "new")):
+    parts = (("everything", "everything"), ("everything_old", "old"), ("everything_new", "new"))
+    known = any(column.group == "known" for column in results.columns)
+    for name, part in parts if known else parts[:1]:
         before, last = results.metrics.get(f"{name}_before"), results.metrics.get(f"{name}_last")
         if last is not None:
             start = "" if before is None else f"{100 * before:.1f} -> "
             said.append(f"{part} {start}{100 * last:.1f}")
-    return [f"old and new together (pool `{results.together.protocol}`): {', '.join(said)}"] if said else []
+    what = "old and new" if known else "all tasks"
+    return [f"{what} together (pool `{results.together.protocol}`): {', '.join(said)}"] if said else []
 
 
 def print_results(results: Results, folder: Path) -> None:

@@ -17,6 +17,12 @@ PARTS: tuple[tuple[Key, str], ...] = (
 )
 
 
+def _parts(run: Run) -> tuple[tuple[Key, str], ...]:
+    """Return what is shown: without a known set, new is all there is."""
+    how = run.together
+    return PARTS if not isinstance(how, str) and how.old else PARTS[-1:]
+
+
 def _values(run: Run, key: Key) -> list[Estimate | None]:
     return [estimate(run, terms(run, key, row), draws=2000) for row in range(len(run.results.rows))]
 
@@ -25,7 +31,7 @@ def table(run: Run) -> dict[str, Any] | None:
     """Return heads, rows of cells and the change since row 0; `None` where old and new are not scored together."""
     if isinstance(run.together, str) or run.last < 0:
         return None
-    shown = [(key, name, _values(run, key)) for key, name in PARTS]
+    shown = [(key, name, _values(run, key)) for key, name in _parts(run)]
     shown = [(key, name, values) for key, name, values in shown if any(v is not None for v in values)]
     if not any(key == "everything" for key, *_ in shown):
         return None
@@ -38,6 +44,7 @@ def table(run: Run) -> dict[str, Any] | None:
     ]
     changes = [verdict(change_since_start(run, key)) for key, *_ in shown] if run.last > 0 else []
     return {
+        "title": "Old and new together" if len(shown) > 1 else "All tasks together",
         "heads": [name for _, name, _ in shown],
         "rows": rows,
         "changes": [] if all(change == formats.NOT_DEFINED for change in changes) else changes,
@@ -57,11 +64,16 @@ def _note(run: Run) -> str:
     among = "all names learned so far" if how.grows else "all names, old and new"
     if how.new[0].kind == "retrieval":
         among = among.replace("names", "captions and pictures")
-    old = " and ".join(column.name for column in how.old) or "nothing: the benchmark has no known set"
+    old = formats.listed([column.name for column in how.old])
+    tasks = f"{len(how.new)} task{'' if len(how.new) == 1 else 's'}"
+    parts = (
+        f"Old is what was known before the stream ({old}); new is what the {tasks} bring."
+        if old
+        else f"Everything is the {tasks}, learned or not yet; the benchmark has no known set."
+    )
     return (
         f"{how.metric} in percent, protocol {how.protocol}: every test picture counts once and is answered among "
-        f"{among}. Old is what was known before the stream ({old}); new is what the {len(how.new)} "
-        f"task{'' if len(how.new) == 1 else 's'} bring."
+        f"{among}. {parts}"
     )
 
 
@@ -69,7 +81,7 @@ def figure(run: Run) -> Picture | None:
     """Draw old, new and everything over the tasks learned."""
     if isinstance(run.together, str) or run.last < 1:
         return None
-    lines = {name: _values(run, key) for key, name in PARTS}
+    lines = {name: _values(run, key) for key, name in _parts(run)}
     if all(value is None for values in lines.values() for value in values):
         return None
     drawn = blank(4.6, 2.6)
