@@ -19,17 +19,11 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-def pytest_report_header() -> list[str]:
-    """Say which instructions torch uses where the environment chooses them, as `make test-capabilities` does."""
-    if "ATEN_CPU_CAPABILITY" not in os.environ:
-        return []
-    import torch
-
-    return [f"torch computes with: {torch.backends.cpu.get_cpu_capability()}"]
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what each tier, which is a folder of tests, cost: seconds of all workers together."""
+    """Say what each tier, which is a folder of tests, cost: seconds of all workers together.
+
+    And which instructions torch uses, where the environment chooses them as `make test-capabilities` does.
+    """
     seconds: defaultdict[str, float] = defaultdict(float)
     tests: defaultdict[str, int] = defaultdict(int)
     for reports in terminalreporter.stats.values():
@@ -39,6 +33,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 seconds[tier] += report.duration
                 tests[tier] += report.when == "call"
     terminalreporter.section("cost of each tier")
+    if "ATEN_CPU_CAPABILITY" in os.environ:
+        import torch
+
+        terminalreporter.write_line(f"torch computes with {torch.backends.cpu.get_cpu_capability()}")
     for tier in sorted(seconds, key=lambda name: -seconds[name]):
         terminalreporter.write_line(f"{tier:12} {tests[tier]:5} tests {seconds[tier]:7.0f} s")
 
