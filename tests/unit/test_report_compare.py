@@ -22,6 +22,7 @@ from everclip.report import (
     write_comparison,
 )
 from everclip.report.runs import Run
+from everclip.report.sentences import points_of
 
 METHODS = ("zero-shot", "finetune", "replay", "wise-ft", "joint")
 
@@ -449,3 +450,26 @@ def test_variants_that_need_many_settings_are_called_by_their_folders(tmp_path: 
     assert len(set(found)) == len(found)
     seeds = [variant(tmp_path / f"s{s}", "replay", seed=s) for s in (0, 1)]
     assert labels(seeds) == ["replay"]
+
+
+def test_a_run_that_learned_fewer_tasks_is_not_ranked(folders: dict[str, Path], tmp_path: Path) -> None:
+    part = synthetic.write_run(tmp_path / "part", "wise-ft", rows=1, status="stopped")
+    found = compare([folders["finetune"], folders["replay"], part])
+    assert found.leaders[1].startswith("replay is best at what was known before")  # though row 0 knows more
+    assert not any("wise-ft" in line for line in found.leaders)
+
+
+def test_a_run_without_a_retention_set_began_like_the_others(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    results, _ = synthetic.results("replay")
+    fewer = synthetic.write_run(tmp_path / "fewer", "replay", columns=results.columns[:-1])
+    (before,) = compare([fewer, folders["finetune"]], force=True).before
+    assert before.values["retention"] is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.01, "1 point"), (-0.014, "1 point"), (0.03, "3 points"), (0.004, "0.4 points")]
+)
+def test_one_point_is_one_point(value: float, said: str) -> None:
+    assert points_of(value) == said

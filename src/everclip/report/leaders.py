@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from everclip.report.comparison import Method
 from everclip.report.quantities import Change, Key
-from everclip.report.sentences import headline, share, whole_percent, whole_points
+from everclip.report.sentences import headline, points_of, share, whole_percent
 from everclip.report.teams import Team
 
 Changed = Callable[[Key, Team, Team], Change | None]
@@ -23,14 +23,16 @@ def leaders(
 ) -> list[str]:
     """Say who is ahead on what was learned, on what was kept and on both, and whether that is resolved.
 
-    A method that learns everything at once is a bound and no rival, so it is named apart. Of a run alone, its own
-    headline is returned.
+    A method that learns everything at once is a bound and no rival, so it is named apart; one that learned fewer tasks
+    than another had less to forget, and is not ranked. Of a run alone, its own headline is returned.
     """
     if len(teams) == 1 and len(teams[0].runs) == 1:
         return [headline(teams[0].runs[0])]
     bounds = [i for i, team in enumerate(teams) if any(run.all_at_once for run in team.runs)]
+    done = [min(run.learned_count(run.last) for run in team.runs) for team in teams]
+    apart = [*bounds, *(i for i, learned in enumerate(done) if learned < max(done))]
     said = [
-        text for key, thing in THINGS if (text := _ahead(key, thing, teams, methods, changed, before, bounds))
+        text for key, thing in THINGS if (text := _ahead(key, thing, teams, methods, changed, before, apart))
     ]
     return said + (_bounds(methods, bounds) if said else [])
 
@@ -42,13 +44,13 @@ def _ahead(
     methods: Sequence[Method],
     changed: Changed,
     before: Sequence[Method],
-    bounds: Sequence[int],
+    apart: Sequence[int],
 ) -> str:
     ranked = sorted(
         (
             (value, index)
             for index, method in enumerate(methods)
-            if index not in bounds and (value := method.values[key]) is not None
+            if index not in apart and (value := method.values[key]) is not None
         ),
         key=lambda entry: -entry[0].value,
     )
@@ -62,7 +64,7 @@ def _ahead(
     if change is not None and change.nothing:
         return f"{methods[i].label} and {methods[j].label} give the same answers on {thing}: {share(best)}{since}."
     if change is not None and change.resolved:
-        return f"{ahead}, {whole_points(change.value)} points more than {methods[j].label}{since}."
+        return f"{ahead}, {points_of(change.value)} more than {methods[j].label}{since}."
     rival = f"{methods[j].label} has {whole_percent(second.value)}"
     return f"{ahead}; {rival}, a difference that is not resolved{since}."
 

@@ -71,6 +71,12 @@ def whole_points(value: float) -> str:
     return number(abs(100 * value), 0 if abs(value) >= 0.0095 else 1)
 
 
+def points_of(value: float) -> str:
+    """Return `1 point`, `3 points` or `0.4 points`."""
+    amount = whole_points(value)
+    return f"{amount} point" if amount == "1" else f"{amount} points"
+
+
 def _verb(run: Run) -> tuple[str, str, str]:
     """What the headline metric says in words: verb, preposition, ending."""
     name = run.results.matrix.metric
@@ -165,12 +171,8 @@ def _learned(change: Change) -> str:
         return "learned nothing"
     if not change.resolved:
         return f"what it learned is not resolved ({_around(change)})"
-    amount = whole_points(change.value)
-    return (
-        f"learned +{amount} points"
-        if change.value > 0
-        else f"got worse by {amount} points at what it was taught"
-    )
+    amount = points_of(change.value)
+    return f"learned +{amount}" if change.value > 0 else f"got worse by {amount} at what it was taught"
 
 
 def _forgot(change: Change) -> str:
@@ -205,4 +207,4 @@ def retention(run: Run) -> str:
     went = f"went from {whole_percent(before.value)} to {share(now)}"
     if not change.resolved:
         return f"{suite} {went}: not resolved."
-    return f"{suite} {went}: {'lost' if change.value < 0 else 'gained'} {whole_points(change.value)} points."
+    return f"{suite} {went}: {'lost' if change.value < 0 else 'gained'} {points_of(change.value)}."

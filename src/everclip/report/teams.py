@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,28 +49,37 @@ def before_training(teams: Sequence[Team], keys: Sequence[Key]) -> tuple[list[Me
     Returns:
         One entry per state, and notes on what a reader must know of it.
     """
-    grouped: dict[tuple[float | None, ...], list[Team]] = {}
-    values: dict[tuple[float | None, ...], dict[str, Value | None]] = {}
+    grouped: list[tuple[dict[str, Value | None], list[Team]]] = []
     for team in teams:
         mine: dict[str, Value | None] = {key: _start(team, key) for key in keys}
-        mark = tuple(None if value is None else round(value.value, 6) for value in mine.values())
-        grouped.setdefault(mark, []).append(team)
-        values.setdefault(mark, mine)
+        place = next((i for i, (held, _) in enumerate(grouped) if _alike(held, mine)), None)
+        if place is None:
+            grouped.append((mine, [team]))
+        else:
+            held, group = grouped[place]
+            # A run may lack what another has: a retention set, for one.
+            grouped[place] = ({key: held[key] or mine[key] for key in mine}, [*group, team])
     found = []
-    for mark, group in grouped.items():
+    for values, group in grouped:
         label = "before" if len(grouped) == 1 else f"before ({', '.join(team.label for team in group)})"
         found.append(
             Method(
                 label=label,
                 name="before",
                 members=[],
-                values=values[mark],
+                values=values,
                 columns={},
                 curves={},
                 seconds=None,
             )
         )
     return found, _notes(teams[0].runs[0])
+
+
+def _alike(first: Mapping[str, Value | None], second: Mapping[str, Value | None]) -> bool:
+    """Whether two states are the same in all that both have."""
+    pairs = ((a, second[key]) for key, a in first.items())
+    return all(abs(a.value - b.value) < 1e-6 for a, b in pairs if a is not None and b is not None)
 
 
 def _start(team: Team, key: Key) -> Value | None:
