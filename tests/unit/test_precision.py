@@ -217,3 +217,18 @@ def test_the_doctor_says_whether_the_processor_has_bf16(there: bool | None, stat
         assert "14 times" in found.found
         assert "auto" in found.remedy
     assert json.dumps(vars(found))
+
+
+def test_a_learner_from_a_gpu_predicts_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Learner.create("builtin:tiny", training={"device": "cpu"}).save(tmp_path)
+    file = tmp_path / "config.yaml"
+    text = (
+        file.read_text().replace("precision: fp32", "precision: fp16").replace("device: cpu", "device: cuda")
+    )
+    file.write_text(text)
+    learner = Learner.load(tmp_path)
+    assert (learner.training.precision, learner.accelerator.device.type) == ("fp32", "cpu")
+    assert "training.device=cuda, training.precision=fp16 needs a GPU" in caplog.text

@@ -181,7 +181,7 @@ def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Lea
     )
     backbone = load_backbone(settings.backbone, settings.seed)
     method = build_method(settings.method, backbone, settings.seed)
-    learner = cls(method, settings.training, settings.seed)
+    learner = cls(method, _fitting(settings.training, folder), settings.seed)
     # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
     state = found.state.get("learner", found.state)
     tensors = {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}
@@ -205,6 +205,22 @@ def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Lea
         # Read only when learning goes on: predicting needs no data.
         learner.recall = lambda: load_scenario(document["scenario"])
     return learner
+
+
+def _fitting(training: TrainingConfig, folder: Path) -> TrainingConfig:
+    """Return settings with which a learner from a machine with a GPU can predict on one without, and say so."""
+    if torch.cuda.is_available():
+        return training
+    asked = {"device": training.device == "cuda", "precision": training.precision == "fp16"}
+    changed = {key: "auto" for key, gpu in asked.items() if gpu}
+    if changed:
+        found = ", ".join(f"training.{key}={getattr(training, key)}" for key in changed)
+        logging.getLogger("everclip").warning(
+            "%s: %s needs a GPU, and torch sees none: the CPU is used, in fp32, which differs in low bits",
+            folder,
+            found,
+        )
+    return training.model_copy(update=changed)
 
 
 def _remember(learner: Learner, folder: Path, state: dict[str, Any]) -> None:
