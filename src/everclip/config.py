@@ -153,6 +153,10 @@ def resolve_config(
     Raises:
         ConfigError: naming the key, what was found, what was expected.
     """
+    if not isinstance(target, str | PathLike) or not isinstance(os.fspath(target), str):
+        raise ConfigError(f"expected a benchmark or a YAML file, found {type(target).__name__}.")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ConfigError(f"settings: expected a mapping of keys to values, found {type(settings).__name__}.")
     from_file, entry = _user_document(os.fspath(target))
     given = overrides.overrides_document(texts, overrides.types_of(RunConfig))
     given = merge(given, overrides.settings_document(settings or {}))

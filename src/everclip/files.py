@@ -25,7 +25,7 @@ def cache_folder() -> Path:
     """Return the folder of what can be made again: `$EVERCLIP_CACHE`, else `everclip` in the user's cache folder."""
     chosen = os.environ.get("EVERCLIP_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     shared = os.environ.get("XDG_CACHE_HOME")
     if shared:
         return Path(shared) / "everclip"
@@ -33,6 +33,33 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "everclip"
     except RuntimeError:  # a container's user without a home
         return Path(tempfile.gettempdir()) / f"everclip-{os.getuid()}"
+
+
+def user_path(given: object, where: str) -> Path:
+    """Return a path that a user gave, `~` expanded.
+
+    Raises:
+        ConfigError: for what is no path, or one that the system refuses (too long, a NUL, a loop of links).
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{where}: expected a path, found {type(given).__name__}.")
+    text = os.fspath(given)
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{where}: expected a path as text, found {text!r}.")
+    path = Path(os.path.expanduser(text))  # Path.expanduser raises for a user who does not exist
+    try:
+        text.encode()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # to be made, or said by who opens it
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: {text!a}: the path is not UTF-8; rename its folders and files."
+        ) from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{where}: {text[:200]!r}: {said}.") from error
+    return path
 
 
 def sync_folder(folder: Path) -> None:

@@ -36,6 +36,8 @@ def parse_override(text: str, types: Types) -> tuple[list[str], Any]:
     Raises:
         ConfigError: if there is no `=`, or the value cannot be read.
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"settings: expected a text such as 'seed=1', found {type(text).__name__}.")
     key, equals, value = text.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
@@ -54,7 +56,10 @@ def overrides_document(overrides: Sequence[str], types: Types) -> dict[str, Any]
     Raises:
         ConfigError: for a text without `=`, or settings below a plain value.
     """
-    return _document(parse_override(text, types) for text in overrides)
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    if not isinstance(texts, Sequence):
+        raise ConfigError(f"settings: expected texts such as 'seed=1', found {type(texts).__name__}.")
+    return _document(parse_override(text, types) for text in texts)
 
 
 def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: for a value that no setting can hold.
     """
-    return _document((key.split("."), _plain(value, key)) for key, value in settings.items())
+    return _document((str(key).split("."), _plain(value, str(key))) for key, value in settings.items())
 
 
 def _document(pairs: Iterable[tuple[list[str], Any]]) -> dict[str, Any]:

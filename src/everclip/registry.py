@@ -157,7 +157,7 @@ def load_object(target: str) -> Any:
     """
     place, _, name = target.rpartition(":")
     if place.endswith(".py"):
-        path = Path(place).expanduser()
+        path = Path(os.path.expanduser(place))
         if not path.is_file():
             raise ConfigError(f"method: {place}: no such file (looked in {os.path.realpath(path.parent)}).")
         module_name = f"everclip_user_{path.stem}"

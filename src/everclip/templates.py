@@ -51,6 +51,10 @@ def templates_of(given: GivenTemplates, where: str) -> tuple[str, ...]:
     Raises:
         ConfigError: for none, for one that is no text, or one without a place for the name.
     """
+    if not isinstance(given, str | Iterable) and not callable(given):
+        raise ConfigError(
+            f"{where}: expected a text with {{}} in it, or several; found {type(given).__name__}."
+        )
     several = [given] if isinstance(given, str) or callable(given) else list(given)
     if not several:
         raise ConfigError(f'{where}: no template is given; "{{}}" is the name alone.')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ def _files(given: str) -> list[str]:
     """Return a picture, or the pictures of a folder and those below it in order of their names."""
     from everclip.data.readers.raw import IMAGE_ENDINGS
 
-    folder = Path(given).expanduser()
+    folder = Path(os.path.expanduser(given))
     if not folder.is_dir():
         return [given]
     found = sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from everclip.data.spec import DataSpec
 from everclip.data.splits import side_of
 from everclip.data.table import Pictures, Table, replaced
 from everclip.errors import ConfigError
+from everclip.files import user_path
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
         ConfigError: for an unknown source or option.
         DataError: for unreadable data, or a larger share of unusable rows than `spec.quarantine_limit`.
     """
-    resolve_from = None if spec.root is None else (root or Path()) / Path(spec.root).expanduser()
-    downloads = None if spec.downloads is None else (root or Path()) / Path(spec.downloads).expanduser()
+    resolve_from = None if spec.root is None else (root or Path()) / os.path.expanduser(spec.root)
+    downloads = None if spec.downloads is None else (root or Path()) / os.path.expanduser(spec.downloads)
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
         if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
@@ -89,8 +91,9 @@ def read_rows(
     """
     from everclip.data.readers.rows import read_mappings
 
-    block = {"source": name, "columns": columns or {}, "quarantine_limit": quarantine_limit}
-    spec = validated(DataSpec, block, "read_rows")
+    given = {"columns": {} if columns is None else columns, "quarantine_limit": quarantine_limit}
+    spec = validated(DataSpec, {"source": name, **given}, "read_rows")
+    root = None if root is None else user_path(root, "read_rows: root")
     return _loaded([read_mappings(rows, spec.columns, name, root)], spec, Places(), None)
 
 

@@ -24,6 +24,7 @@ from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import require_pictures, validation_scores
+from everclip.files import user_path
 from everclip.learner import creating, learnable, predicting, saved, taking
 from everclip.learner.following import Cursor, Optimiser, Watcher
 from everclip.learner.given import Pictures, Texts
@@ -285,7 +286,7 @@ class Learner:
     def evaluate(
         self,
         on: ListScenario | UserData,
-        config: EvaluationConfig | None = None,
+        config: EvaluationConfig | Mapping[str, Any] | None = None,
         *,
         templates: GivenTemplates = ("{}",),
     ) -> Scores:
@@ -301,7 +302,7 @@ class Learner:
         Returns:
             `[set][protocol][metric]` -> `Score` with its interval.
         """
-        settings = config or EvaluationConfig()
+        settings = taking.evaluation_of(config)
         scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, templates)
         backbone = self.method.backbone
         workers = self.training.workers
@@ -363,7 +364,7 @@ class Learner:
         Raises:
             RunFolderError: if the folder belongs to a run, whose own checkpoints this would spoil.
         """
-        return saved.save(self, Path(folder))
+        return saved.save(self, user_path(folder, "save"))
 
     @classmethod
     def create(
@@ -397,4 +398,4 @@ class Learner:
         Raises:
             CheckpointError: if there is none.
         """
-        return saved.load(cls, Path(folder), scenario)
+        return saved.load(cls, user_path(folder, "load"), scenario)

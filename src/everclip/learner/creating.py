@@ -18,6 +18,7 @@ from everclip.config import (
 from everclip.errors import ConfigError
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
+from everclip.overrides import settings_document
 from everclip.registry import method_entry
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ def create(
     """See `everclip.Learner.create`."""
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed: expected a whole number of at least 0, found {seed!r}.")
-    if not isinstance(training or {}, Mapping):
+    if training is not None and not isinstance(training, Mapping):
         raise ConfigError(f"training: expected settings such as {{'epochs': 5}}, found {training!r}.")
     entry = method_entry(str(method))
-    chosen = MethodConfig(name=entry.name, settings=merge(entry.settings, settings))
+    changed = {"name": entry.name, "settings": merge(entry.settings, settings_document(settings))}
+    chosen = validated(MethodConfig, changed, "method")
     defaults = merge_training({"epochs": 5}, entry.training)
-    config = validated(TrainingConfig, merge_training(defaults, training or {}), "training")
+    config = validated(
+        TrainingConfig, merge_training(defaults, settings_document(training or {})), "training"
+    )
     named = backbone if isinstance(backbone, Mapping) else {"name": backbone}
     clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
     learner = kind(build_method(chosen, clip, seed), config, seed)

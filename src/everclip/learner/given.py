@@ -80,7 +80,7 @@ def opened(image: Picture, name: str) -> Image.Image:
         return decode(content, name)
     if not isinstance(image, str | os.PathLike):
         raise ConfigError(f"{name} is of type {type(image).__name__}; expected {KINDS}.")
-    path = Path(os.fspath(image)).expanduser()
+    path = Path(os.path.expanduser(os.fspath(image)))
     try:
         return decode(path.read_bytes(), str(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

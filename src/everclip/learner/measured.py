@@ -19,6 +19,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Part, Score
 from everclip.evaluation.scoring import RowScorer
+from everclip.files import user_path
 from everclip.learner.core import Learner
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import Measuring, measured_set, one_answer, shared_names
@@ -67,10 +68,10 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
     Raises:
         ConfigError, CheckpointError: if there is no such model.
     """
-    if (Path(model).expanduser() / CONFIG).is_file():
+    if (user_path(model, "model") / CONFIG).is_file():
         if backbone:
             raise ConfigError(f"backbone.{next(iter(backbone))}: {model} is a run; its backbone is settled.")
-        return Learner.load(Path(model).expanduser())
+        return Learner.load(model)
     return Learner.create({"name": model, **(backbone or {})}, "zero-shot")
 
 

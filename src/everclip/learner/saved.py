@@ -26,7 +26,7 @@ from everclip.contracts import ClassEntry, EvalSet, Task
 from everclip.data.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
-from everclip.files import write_bytes_atomic, write_text_atomic
+from everclip.files import require_writable, write_bytes_atomic, write_text_atomic
 from everclip.learner.pictures import read_pictures
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
@@ -61,6 +61,7 @@ def save(learner: Learner, folder: Path) -> Path:
     """See `everclip.Learner.save`."""
     from everclip.learner.following import Cursor
 
+    require_writable(folder, "save")
     if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
         raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")
     learner.remember()

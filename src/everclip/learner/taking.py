@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from everclip.config import validated
+from everclip.config import EvaluationConfig, validated
 from everclip.contracts import Task
 from everclip.data.sources import read, read_rows
 from everclip.data.spec import DataSpec
@@ -68,9 +68,11 @@ def make_task(
     is carved. Data without captions are learned from class names.
     """
     texts = templates_of(templates, "learn: templates")
-    if not 0 <= validation < 1:
+    if not isinstance(validation, int | float) or not 0 <= validation < 1:
         raise ConfigError(f"learn: validation: expected a share in [0, 1), found {validation!r}.")
     table = table_of(data)
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"learn: name: expected a text, found {type(name).__name__}.")
     table = table.renamed(name or (f"task {index}" if isinstance(data, Table) else table.name))
     parts = split(table, SplitSpec(column="split") if table.has("split") else None)
     if len(parts.train) == 0:
@@ -106,6 +108,21 @@ def require_new(task: Task, learned: Collection[int]) -> None:
             f"learn: task {min(again)} ({task.name!r}) was learned already; the next one is number "
             f"{max(learned) + 1}."
         )
+
+
+def evaluation_of(config: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
+    """Return settings of an evaluation, also from a mapping.
+
+    Raises:
+        ConfigError: for something else, or settings that do not fit.
+    """
+    if isinstance(config, EvaluationConfig):
+        return config
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config: expected settings such as {{'top_k': [1]}}, found {type(config).__name__}."
+        )
+    return validated(EvaluationConfig, config or {}, "evaluation")
 
 
 def to_measure(data: UserData, templates: GivenTemplates) -> Measuring:

@@ -45,6 +45,8 @@ def normal_part(entry: Any) -> str | dict[str, Any]:
         name, given = next(iter(entry.items()))
     else:
         name, given = entry, None
+    if not isinstance(name, str):
+        raise ValueError(f"expected the name of a part, found {name!r}")
     if name in MODULES:
         return {name: module_settings(name, given).model_dump(mode="json")}
     if name in BLOCKS and isinstance(given, str | int):

@@ -8,8 +8,9 @@ open_clip architecture with a tag or file of weights. `weights=random` starts an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,9 @@ class Backbone(nn.Module):
         return {"image": tensors_hash(image), "text": tensors_hash(text)}
 
 
-def load_backbone(config: BackboneConfig | str, seed: int = 0) -> Backbone:
+def load_backbone(
+    config: BackboneConfig | Mapping[str, Any] | str | PathLike[str], seed: int = 0
+) -> Backbone:
     """Load a backbone in float32, in evaluation mode; nothing is downloaded.
 
     Args:
@@ -124,8 +127,9 @@ def load_backbone(config: BackboneConfig | str, seed: int = 0) -> Backbone:
     Raises:
         ConfigError: if there is no such model, its files are not at hand or do not fit each other.
     """
-    if isinstance(config, str):
-        config = validated(BackboneConfig, {"name": config}, "backbone")
+    if not isinstance(config, BackboneConfig):
+        named = config if isinstance(config, Mapping) else {"name": config}
+        config = validated(BackboneConfig, named, "backbone")
     found = locate(config)
     clip, notes = _loaded(found, config, seed)
     resized = config.image_size is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def find_weights(folder: Path, named: str | None) -> Path:
     Raises:
         ConfigError: if there is none; lists what was looked for.
     """
-    tried = [folder / named, Path(named).expanduser()] if named else [folder / n for n in WEIGHT_NAMES]
+    tried = [folder / named, Path(os.path.expanduser(named))] if named else [folder / n for n in WEIGHT_NAMES]
     for path in tried:
         if path.is_file():
             return path

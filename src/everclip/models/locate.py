@@ -53,6 +53,8 @@ def locate(config: BackboneConfig) -> Located:
         return _in_folder(builtin_folder(name.removeprefix("builtin:")), weights)
     if name.startswith("hf-hub:"):
         return _in_hub(name.removeprefix("hf-hub:"), weights)
+    if len(name) > 4000 or any(len(part.encode()) > 255 for part in name.split("/")):
+        raise ConfigError(f"backbone.name: {name[:100]!r}...: the name is too long for a folder or a file.")
     folder = Path(name.removeprefix("local-dir:"))
     if name.startswith("local-dir:") or folder.is_dir():
         return _in_folder(folder, weights)

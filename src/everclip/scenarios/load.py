@@ -47,6 +47,11 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
         ConfigError: for a document that does not fit; names the file and the key as it stands there.
         DataError: for data that cannot be read, or a part without rows.
     """
+    if not isinstance(document, Mapping):
+        raise ConfigError(
+            f"load_scenario: expected the mapping of a scenario, found {type(document).__name__}; of a name or a file "
+            "it is everclip.resolve_config(NAME).scenario."
+        )
     file = document.get("file")
     with _named_as_written(file):
         spec = validated(ScenarioSpec, document, "")

@@ -71,7 +71,7 @@ class Paths:
         """Return one path, expanded and found; names of built-in and hub data stay."""
         if _NAMED.match(text):
             return text
-        path = Path(expanded(text, key)).expanduser()
+        path = Path(os.path.expanduser(expanded(text, key)))
         if path.is_absolute():
             return str(path)
         if self.root is not None:

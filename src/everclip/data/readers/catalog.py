@@ -81,7 +81,7 @@ def _root(spec: DataSpec, base: Path | None) -> Path:
             "the folder that holds them in their usual layout, or scenario.places.NAME to a folder or hub:OWNER/NAME "
             "of one of them."
         )
-    root = (base or Path()) / Path(given).expanduser()
+    root = (base or Path()) / os.path.expanduser(given)
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder (from {VARIABLE} or scenario.root).")
     return root

@@ -54,11 +54,17 @@ def read_mappings(
                 {"image": pa.array([_picture(row.get(image), name) for row in block], _PICTURE)}
             )
 
-    images = spilled(batches(), pa.schema([("image", _PICTURE)]))
+    try:
+        images = spilled(batches(), pa.schema([("image", _PICTURE)]))
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name}: a path is not UTF-8 ({error.object!a}); rename the file.") from error
     if image is None:
         raise DataError(f"{name}: there are no rows.")
     names = dict.fromkeys(key for row in others for key in row)
-    columns, odd = table_of(others, list(names)) if names else (pa.table({}), {})
+    try:
+        columns, odd = table_of(others, list(names)) if names else (pa.table({}), {})
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name}: a text is not UTF-8 ({error.object[:80]!a}); write it anew.") from error
     columns = columns.append_column(image, images.column(0)) if names else images.rename_columns([image])
     confined = root is not None
     return Raw(name, columns, known={"image": image}, root=root, notes=notes, confined=confined, odd=odd)
