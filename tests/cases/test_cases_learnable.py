@@ -187,6 +187,24 @@ def test_a_loss_without_gradient_is_stopped(tmp_path: Path, monkeypatch: pytest.
         learner.learn(str(table(tmp_path, ["one", "two", "three"])), validation=0)
 
 
+def test_a_method_of_which_nothing_trains_is_refused(tmp_path: Path) -> None:
+    learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"}, trainable=[])
+    with pytest.raises(ConfigError, match=r"method\.trainable: \[\] trains nothing"):
+        learner.learn(str(table(tmp_path, ["one", "two", "three"])), validation=0)
+
+
+def test_classes_whose_names_are_unknown_signs_are_one_text(tmp_path: Path) -> None:
+    """A tokenizer that knows no such script gives all of them the same tokens; a template may hide names as well."""
+    names = ["word " * 40 + end for end in ("one", "two")]
+    rows = [
+        {"image": picture(tmp_path / f"{i}.png", "cat", (32, 32), i), "class_name": n}
+        for i, n in enumerate(names * 2)
+    ]
+    learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
+    with pytest.raises(DataError, match=r"has 2 classes of one text .* differ behind the end"):
+        learner.learn(rows, validation=0)
+
+
 # -- equal tokens ---------------------------------------------------------------------------------------------
 
 SAME = ["café", "cafe\u0301", "CAFÉ", " café ", "café\n"]

@@ -83,10 +83,15 @@ def require_learnable(
 
     Raises:
         DataError: for a task with one text, or one picture, and nothing else to compare with.
-        ConfigError: for batches of one pair.
+        ConfigError: for batches of one pair, or where nothing trains.
     """
     if not method.contrasts:
         return Learnable()
+    if not method.settings.trainable and method.describe().trainable_parameters == 0:
+        raise ConfigError(
+            "method.trainable: [] trains nothing; name what trains (image, text, lora...), or take method=zero-shot, "
+            "which trains nothing by design."
+        )
     tokenise = method.backbone.tokenise
     notes: list[str] = []
     idle: list[str] = []

@@ -236,6 +236,8 @@ class Engine:
         self._precision = self._precision_of(phase)
         if phase.optimiser is None:
             return method, None
+        if not any(group.names for group in phase.param_groups):
+            raise ConfigError(f"method: phase {phase.name!r} trains nothing; look at method.trainable.")
         # A phase may train something beside what the others do; what it does not train must take no gradient, which
         # several processes would wait for.
         mark(method, [method.get_parameter(name) for group in phase.param_groups for name in group.names])
