@@ -144,3 +144,8 @@ def test_bad_input() -> None:
         c.ensemble_bank(torch.zeros(0, 4))
     with pytest.raises(ValueError, match="at least one class"):
         c.ensemble_banks([])
+
+
+def test_with_one_class_nothing_is_ambiguous() -> None:
+    found = c.ambiguous(torch.tensor([[0.5], [0.2]]))
+    assert (found.dtype, found.tolist()) == (torch.bool, [False, False])

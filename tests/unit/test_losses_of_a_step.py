@@ -179,3 +179,12 @@ def test_the_stream_of_a_phase_brings_embeddings_for_a_frozen_tower(
     assert (stream.batch_size, stream.classes) == (7, task.classes)
     plain = method.phases(task, Past(training=given.model_copy(update={"cache": False})))[0].streams["main"]
     assert plain.columns == (("image", "label") if labelled else ("image", "tokens"))
+
+
+def test_a_teacher_answers_in_the_precision_of_the_student(build: Build, tasks: tuple[Task, Task]) -> None:
+    method = build(penalties={"feature-distill": {"reference": "initial"}})
+    assert method.teacher_of("initial").logit_scale.dtype == torch.float32
+    method.double()
+    teacher = method.teacher_of("initial")
+    assert {p.dtype for p in teacher.parameters()} == {torch.float64}
+    assert not any(p.requires_grad for p in teacher.parameters())

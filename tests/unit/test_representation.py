@@ -206,3 +206,34 @@ def test_non_finite_features_are_refused() -> None:
         p.alignment(cloud(5, 3), cloud(4, 3))
     with pytest.raises(ValueError, match=r"\(N, D\)"):
         p.uniformity(torch.ones(3))
+
+
+def test_values_that_differ_by_rounding_share_a_rank() -> None:
+    near = torch.tensor([0.5, 0.5 + 3e-13, 0.5 + 3e-12, 0.1], dtype=torch.float64)
+    assert p._mean_ranks(near).tolist() == [2.5, 2.5, 4, 1]
+
+
+PAIRED = (
+    "modality_gap",
+    "alignment",
+    "rotation_angles",
+    "self_angle_change",
+    "mean_self_angle_change",
+    "linear_cka",
+    "unbiased_cka",
+    "rsa_pearson",
+    "rsa_spearman",
+)
+
+
+@pytest.mark.parametrize("name", [*PAIRED, "uniformity", "effective_rank", "participation_ratio"])
+def test_each_metric_names_itself_where_it_is_undefined_or_refuses(name: str) -> None:
+    count = 2 if name in PAIRED else 1
+    metric, flat, zero, broken = getattr(p, name), torch.ones(5), cloud(9, 4), cloud(9, 4)
+    zero[3], broken[2, 1] = 0, math.nan
+    with pytest.raises(ValueError, match=rf"^{name} needs \(N, D\) features, got \(5,\)"):
+        metric(*[flat] * count)
+    with pytest.raises(ValueError, match=f"^{name}: row 2 has a feature that is not finite"):
+        metric(*[broken] * count)
+    with pytest.warns(RuntimeWarning, match=f"{name}.*row 3 is zero"):
+        assert metric(*[zero] * count) is None

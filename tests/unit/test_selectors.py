@@ -121,6 +121,14 @@ def test_the_rate_falls_as_published(micro_config: Callable[..., Any]) -> None:
     assert isinstance(selector, Autoencoder)
     (phase,) = selector.fitting(task, task.train, 0, past)
     assert (phase.name, phase.optimiser, phase.steps, phase.lr) == ("selector", "adam", 300, 0.01)
+    (stream,) = phase.streams.values()
+    assert [source.table for source in stream.sources] == [pictures]
+    assert (stream.batch_size, stream.view, stream.order, stream.columns) == (
+        8,
+        "train",
+        "shuffle",
+        ("image",),
+    )
     (reference,) = selector.fitting(None, task.train, -1, past)
     assert reference.name == "selector-reference"
     assert (reference.optimiser, reference.steps, reference.schedule) == ("adam", 1000, phase.schedule)
