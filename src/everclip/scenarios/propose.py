@@ -290,9 +290,10 @@ def _first_that_builds(
 ) -> tuple[dict[str, Any], ListScenario]:
     """Return the first document whose tasks and classes can all be learned, measured and chosen on.
 
-    Where there is none, the first that builds.
+    Where there is none, the first of those that lack least.
     """
-    second: tuple[dict[str, Any], ListScenario] | None = None
+    best: tuple[dict[str, Any], ListScenario] | None = None
+    least = math.inf
     problem: DataError | None = None
     for document in candidates:
         try:
@@ -301,19 +302,19 @@ def _first_that_builds(
         except DataError as error:
             problem = problem or error
             continue
-        if _is_complete(scenario):
-            return document, scenario
-        second = second or (document, scenario)
-    if second is None:
+        if (count := _lacks(scenario)) < least:
+            best, least = (document, scenario), count
+        if not count:
+            break
+    if best is None:
         raise DataError(str(problem)) from problem
-    return second
+    return best
 
 
-def _is_complete(scenario: ListScenario) -> bool:
-    """Whether every task has validation rows, and every class is learned and measured."""
-    if not all(task.val is not None and len(task.val) for task in scenario.tasks):
-        return False
-    return not any(NO_ROW in note for note in scenario.notes)
+def _lacks(scenario: ListScenario) -> int:
+    """Count the tasks without validation rows, and the sides that lack classes."""
+    unwatched = sum(task.val is None or not len(task.val) for task in scenario.tasks)
+    return unwatched + sum(NO_ROW in note for note in scenario.notes)
 
 
 def _require_answers(scenario: ListScenario) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from everclip.data.splits import Side, side_of
 from everclip.data.table import Table
 
-SHARES = (0.2, 0.3, 0.5)
-"""Shares of test rows, tried until every task has rows to learn from, to choose on and to be measured on."""
+SHARES = ((0.2, 0.1), (0.3, 0.1), (0.3, 0.3), (0.5, 0.3), (0.4, 0.4))
+"""Shares of test rows, and of the training rows for validation, tried until every task and class has rows of each."""
 
 VALIDATION = (0.1, 0.3, 0.5)
 """Shares of the training rows that become validation rows where the user marks none, tried in this order."""
@@ -53,8 +53,8 @@ def splits(
     if all(rule is not None and rule == rules[0] for rule in rules):
         yield from ({**(rules[0] or {}), "validation": share} for share in VALIDATION)
         return
-    for share in SHARES:
-        yield {"test": share, "validation": 0.1 if share < 0.5 else 0.3, **(more if any(rules) else {})}
+    for test, validation in SHARES:
+        yield {"test": test, "validation": validation, **(more if any(rules) else {})}
 
 
 def notes_on_sides(tables: Sequence[Table], document: Mapping[str, Any]) -> list[str]:
