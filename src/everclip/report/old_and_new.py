@@ -6,9 +6,8 @@ from typing import Any
 
 from everclip.report import formats
 from everclip.report.canvas import MARKERS, TEXT, Picture, blank, dress, finish, series
-from everclip.report.quantities import Estimate, Key, change_since_start, estimate, terms
+from everclip.report.quantities import Change, Estimate, Key, change_since_start, estimate, terms
 from everclip.report.runs import Run
-from everclip.report.sections import verdict
 
 PARTS: tuple[tuple[Key, str], ...] = (
     ("everything_old", "old"),
@@ -42,14 +41,22 @@ def table(run: Run) -> dict[str, Any] | None:
         }
         for place, row in enumerate(run.results.rows)
     ]
-    changes = [verdict(change_since_start(run, key)) for key, *_ in shown] if run.last > 0 else []
+    changes = [_change(change_since_start(run, key)) for key, *_ in shown] if run.last > 0 else []
     return {
         "title": "Old and new together" if len(shown) > 1 else "All tasks together",
         "heads": [name for _, name, _ in shown],
         "rows": rows,
-        "changes": [] if all(change == formats.NOT_DEFINED for change in changes) else changes,
+        "changes": changes if any(change["value"] for change in changes) else [],
         "note": _note(run),
     }
+
+
+def _change(change: Change | None) -> dict[str, str]:
+    if change is None:
+        return {"value": "", "range": ""}
+    if change.nothing:
+        return {"value": "no change", "range": ""}
+    return {"value": formats.points(change.value), "range": "" if change.resolved else "not resolved"}
 
 
 def _cell(value: Estimate | None) -> dict[str, str]:
