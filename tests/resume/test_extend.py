@@ -167,23 +167,25 @@ def _dies_at(wanted: str, number: int) -> Callable[[str], None]:
     return act
 
 
+@pytest.mark.parametrize(
+    ("years", "again"),
+    [((2002, 2001, 2003), "the classes of 2001"), ((2001, 2003, 2002), "the classes that were known before")],
+)
 def test_a_new_month_of_the_same_classes_leaves_old_cells_as_they_are(
-    micro_config: Callable[..., Any],
+    micro_config: Callable[..., Any], years: tuple[int, ...], again: str
 ) -> None:
     fixed = (*harness.SHORT, "scenario.evaluate_as=classification", "scenario.headline.metric=accuracy")
     fixed = (*fixed, "scenario.retention=[]", "checkpoint.keep=1")
-    three = [
-        {"name": str(y), "where": {"time": y}} for y in (2002, 2001, 2003)
-    ]  # 2003 has the classes of 2001
+    three = [{"name": str(y), "where": {"time": y}} for y in years]  # the last brings again what is named
     two = micro_config("time", *fixed, f"scenario.tasks={three[:2]}")
     more = micro_config("time", *fixed, f"scenario.tasks={three}")
     before = harness.run(two)
     found = extend(more)
-    for name in ("known", "2001", "2002"):
+    for name in ("known", *map(str, years[:2])):
         assert found.rows[1].scores[name] == before.rows[1].scores[name]
         assert found.rows[1].per_class[name] == before.rows[1].per_class[name]
-    assert "2003" not in found.rows[1].scores
-    assert "2003" in found.rows[2].scores
+    assert str(years[2]) not in found.rows[1].scores
+    assert str(years[2]) in found.rows[2].scores
 
 
 def test_a_start_model_that_changed_on_disk_is_not_measured_as_row_0(

@@ -88,7 +88,10 @@ class ListScenario:
         if protocol.space == "seen":
             peers = [s for s in peers if self._is_seen(s, learned)]
         entries = merge_entries([e for s in peers for e in s.classes or ()])
-        marked = [replace(e, seen=not e.tasks or bool(set(e.tasks) & set(learned))) for e in entries]
+        before = {
+            e.key for s in peers for e in s.classes or () if not e.tasks
+        }  # known, whatever task has it again
+        marked = [replace(e, seen=e.key in before or bool(set(e.tasks) & set(learned))) for e in entries]
         return LabelSpace(tuple(marked), known)
 
     def pool(
