@@ -601,3 +601,14 @@ def test_tables_beside_shards_are_named(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert len(loaded.table) == 1
     assert said(loaded, "files beside the data, not read: 1 (notes.csv)")
+
+
+def test_hundreds_of_class_folders_in_a_folder_of_a_side(tmp_path: Path) -> None:
+    from everclip.data.readers.folder import read_folder
+
+    data = encoded("cat", (8, 8))
+    for i in range(400):
+        (tmp_path / f"train/c{i:03d}").mkdir(parents=True)
+        (tmp_path / f"train/c{i:03d}/0.png").write_bytes(data)
+    (raw,) = read_folder(tmp_path)
+    assert len(set(raw.columns.column("class_name").to_pylist())) == raw.columns.num_rows == 400

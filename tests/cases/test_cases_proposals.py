@@ -274,3 +274,11 @@ def test_domains_of_folders_become_tasks_on_request(tmp_path: Path) -> None:
     proposal = propose([{"source": str(tmp_path / "data")}], Wish("domains"))
     assert proposal.document["column"] == "domain"
     assert [task.name for task in proposal.scenario.tasks] == ["photo", "sketch"]
+
+
+def test_b01_classes_called_after_sides_stay_classes_in_the_written_file(tmp_path: Path) -> None:
+    classes(tmp_path / "data", ["train", "test"], 12)
+    proposal = propose([{"source": str(tmp_path / "data"), "columns": {"split": ""}}])
+    scenario = written(proposal, tmp_path / "p.yaml")
+    assert {entry.name for entry in scenario.tasks[0].classes or ()} == {"train", "test"}
+    assert {Path(file).parent.name for file in files(scenario, "train")} == {"train", "test"}

@@ -140,7 +140,8 @@ def _check(wish: Wish, count: int) -> None:
 
 def _explicit(block: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Write out which columns were guessed, so that a column that appears later changes nothing."""
-    named = {wanted: found for wanted, found in columns.items() if wanted != found}
+    none = {wanted: "" for wanted, found in dict(block.get("columns") or {}).items() if not found}
+    named = none | {wanted: found for wanted, found in columns.items() if wanted != found}
     return {**block, "columns": named} if named else dict(block)
 
 

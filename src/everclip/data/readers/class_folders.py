@@ -134,7 +134,8 @@ def read_class_folders(listing: Listing) -> Raw:
         )
     parts = [tuple(file.split(os.sep)) for file in found.files]
     columns, notes = _columns(listing.path.name, parts)
-    empty = [name for name in listing.folders if name not in {part[0] for part in parts}]
+    tops = {part[0] for part in parts}
+    empty = [name for name in listing.folders if name not in tops]
     if empty:
         notes.append(
             f"{listing.path.name}: passed over, since without a picture: {len(empty):,} ({some(empty)})"
@@ -146,8 +147,10 @@ def _columns(
     name: str, parts: Sequence[tuple[str, ...]]
 ) -> tuple[dict[str, Sequence[str | None]], list[str]]:
     """Return the columns that folders' names give, and lines about them."""
-    outer = sorted({part[0] for part in parts})
-    inner = {top: {part[1] for part in parts if part[0] == top and len(part) > 2} for top in outer}
+    inner: dict[str, set[str]] = {}
+    for part in parts:
+        inner.setdefault(part[0], set()).update(part[1:2] if len(part) > 2 else ())
+    outer = sorted(inner)
     deep = bool(parts) and all(len(part) > 2 for part in parts)
     every = set[str]().union(*inner.values())
     said = f"{name}: classes are the names of the {len(outer)} folders"
