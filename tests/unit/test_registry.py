@@ -31,9 +31,9 @@ def write(folder: Path, file: str, **document: object) -> None:
     (folder / file).write_text(yaml.safe_dump({k: v for k, v in given.items() if v is not None}))
 
 
-def imported_after(code: str) -> set[str]:
+def imported_after(code: str, heavy: tuple[str, ...] = tuple(HEAVY)) -> set[str]:
     """Return which of the heavy packages a fresh interpreter holds after `code`."""
-    ask = f"import sys\n{code}\nprint([n for n in {HEAVY!r} if n in sys.modules], file=sys.stderr)"
+    ask = f"import sys\n{code}\nprint([n for n in {heavy!r} if n in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, timeout=60)
     return set(json.loads(done.stderr.strip().splitlines()[-1].replace("'", '"')))
 
@@ -50,6 +50,11 @@ def imported_after(code: str) -> set[str]:
 )
 def test_nothing_heavy_is_imported_to_list_names_and_read_settings(code: str) -> None:
     assert imported_after(code) == set()
+
+
+def test_help_waits_for_no_schema() -> None:
+    # `--help` answers in a fifth of a second; pydantic alone takes half of that.
+    assert imported_after("import everclip, everclip.cli.main", ("pydantic", "yaml")) == set()
 
 
 def test_the_check_for_heavy_imports_can_fail() -> None:

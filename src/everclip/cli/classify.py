@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from everclip.errors import ConfigError
-from everclip.templates import templates_of
 
 
 def classify(
@@ -36,6 +35,8 @@ def classify(
 
     Example: everclip classify builtin:tiny photos/ --names classnames.txt --top 3 --json
     """
+    from everclip.templates import templates_of
+
     choices = [*(name or []), *_lines(names)]
     if not choices:
         raise ConfigError(

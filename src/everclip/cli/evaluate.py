@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everclip.errors import ConfigError
-from everclip.templates import templates_of
 
 if TYPE_CHECKING:
     from everclip.learner.measured import Evaluation
@@ -58,6 +57,8 @@ def evaluate(
         raise ConfigError("eval: nothing to measure on; name data or a benchmark with --on DATA.")
     if kind not in ("auto", "retrieval", "classification"):
         raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
+    from everclip.templates import templates_of
+
     templates = templates_of(template or ("{}",), "--template")
     found = _measure(model, settings or [], on, templates, kind, no_cache, as_json)
     if as_json:

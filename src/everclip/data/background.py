@@ -8,10 +8,13 @@ out against white and more of it stands out against black. So a file gives the s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageColor
+
+if TYPE_CHECKING:  # numpy is loaded with the first picture: settings are read without it
+    import numpy as np
+    import numpy.typing as npt
 
 AUTO = "auto"
 
@@ -61,6 +64,8 @@ def lay(picture: Image.Image, background: str = AUTO) -> Laid:
         picture: RGBA, upright.
         background: `auto` or a colour.
     """
+    import numpy as np
+
     pixels = np.asarray(picture)
     alpha = pixels[..., 3]
     if alpha.min() == 255:
@@ -79,6 +84,8 @@ def _on(picture: Image.Image, colour: str) -> Image.Image:
 
 def _seen(pixels: npt.NDArray[np.uint8], colour: str) -> float:
     """Return the share of the visible pixels of `(H, W, 4)` that stand out against the background."""
+    import numpy as np
+
     alpha = pixels[..., 3]
     apart = np.zeros(alpha.shape, np.uint8)
     for channel, ground in enumerate(ImageColor.getrgb(colour)[:3]):

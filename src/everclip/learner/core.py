@@ -304,11 +304,8 @@ class Learner:
         """
         settings = taking.evaluation_of(config)
         scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, templates)
-        backbone = self.method.backbone
-        workers = self.training.workers
-        encoder = Encoder(
-            scenario.eval_sets, backbone.preprocess, self.store, settings.batch_size, workers=workers
-        )
+        preprocess, workers = self.method.backbone.preprocess, self.training.workers
+        encoder = Encoder(scenario.eval_sets, preprocess, self.store, settings.batch_size, workers=workers)
         scorer = RowScorer(scenario, encoder, settings, self.seed, {})
         return scorer.row(self.method, self.learned, lambda done, total: None).scores
 
