@@ -54,6 +54,7 @@ def parts(run: Run) -> list[dict[str, Any]]:
                 "pairs": _pairs(mine),
                 "whole": mine.whole,
                 "picture": _picture(run, mine, title, index),
+                "width": min(66, 12 + 1.8 * len(mine.classes)),
             }
         )
     return found
