@@ -144,16 +144,14 @@ class Learner:
             DivergedError: if the loss became NaN, infinite or exploded.
         """
         self.remember()
-        task = (
-            data
-            if isinstance(data, Task)
-            else taking.make_task(data, self.next_index, name, templates, validation)
-        )
+        task = data
+        if not isinstance(task, Task):
+            task = taking.make_task(task, self.next_index, name, templates, validation)
         taking.require_new(task, self.learned)
         cursor = cursor or Cursor()
         new = not cursor.begun
+        self.engine.may_idle = learnable.may_idle(self, task, told=watcher is not None or not new)
         if new:
-            self.engine.may_idle = learnable.may_idle(self, task, told=watcher is not None)
             if self.method.settings.merge.kind == "wise-ft" and self.method.settings.merge.alpha == "sweep":
                 require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
             self.method.begin_task(task, self.past())

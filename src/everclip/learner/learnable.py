@@ -172,14 +172,20 @@ def _refusal(task: Task, labels: bool, own: _Known) -> str:
         names = ", ".join(repr(entry.name) for entry in (task.classes or ())[:4])
         count = len(task.classes or ())
         one = f"has one class ({names})" if count == 1 else f"has {count} classes of one text ({names})"
-        cut = len({entry.name.strip().lower() for entry in task.classes or ()}) > 1
-        hint = _CUT if cut else ""
+        hint = _hint({entry.name.strip().lower() for entry in task.classes or ()}, count)
         return f"task {task.name!r} {one}, {nothing}. {hint}{_REMEDIES}."
     text = next(_texts(task.train), "")
     return (
         f"task {task.name!r}: its {rows} have one text ({text[:60]!r}; texts with equal tokens are one text), "
         f"{nothing}. Give captions that differ, or more than one class."
     )
+
+
+def _hint(names: set[str], count: int) -> str:
+    """Say what may help where several classes are one text; `names` are without case and blanks."""
+    if count == 1:
+        return ""
+    return _CUT if len(names) > 1 else "Give them names that differ in more than case and blanks. "
 
 
 def _known(task: Task, labels: bool, tokenise: Tokenise) -> _Known:
