@@ -12,7 +12,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from everclip.data.advice import counted
 from everclip.data.checked import Check
 from everclip.data.duplicates import Group, Leak
 from everclip.data.images import decode
@@ -22,6 +21,7 @@ from everclip.data.lettering import drawable, font, font_for, plain, wrap
 from everclip.data.order import key_of
 from everclip.data.periods import time_counts
 from everclip.data.table import Table
+from everclip.data.wording import counted
 from everclip.errors import DataError
 
 COLUMNS = 8

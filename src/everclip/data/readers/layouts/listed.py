@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.data.catalog.cards import Card
+from everclip.data.readers.foreign import is_foreign_file, is_foreign_folder
 from everclip.data.readers.raw import IMAGE_ENDINGS
 from everclip.errors import DataError
 
@@ -107,7 +108,7 @@ def json_of(path: Path) -> Any:
 def folders(path: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted."""
     try:
-        return sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in os.scandir(path) if e.is_dir() and not is_foreign_folder(e.name))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
@@ -122,7 +123,7 @@ def pictures(path: Path) -> list[str]:
         names = sorted(e.name for e in os.scandir(path) if e.is_file())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    found = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_ENDINGS and not n.startswith(".")]
+    found = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_ENDINGS and not is_foreign_file(n)]
     odd = next((n for n in found if any("\udc80" <= c <= "\udcff" for c in n)), None)
     if odd is not None:
         raise DataError(f"{path}: the name of the picture {odd!a} is not UTF-8; rename it.")
