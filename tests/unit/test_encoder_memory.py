@@ -153,3 +153,10 @@ def test_banks_are_remembered_by_space_for_as_long_as_a_row_asks_for_them(
     assert made == ["a", "b", "b"]
     one.bank(method, {"text": "other"}, "b")
     assert made == ["a", "b", "b", "b"]
+
+
+def test_a_set_without_pictures_has_features_without_rows(method: Any, sets: list[EvalSet]) -> None:
+    none = EvalSet("none", "classification", sets[0].data.select([]), 2)
+    one = encoder(method, [sets[0], none])
+    found = one.images(method, method.encoder_keys(), tick)
+    assert (len(found["first"]["embedding"]), len(found["none"]["embedding"]), one.encoded) == (8, 0, 8)

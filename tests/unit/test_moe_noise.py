@@ -86,3 +86,21 @@ def test_a_bank_of_one_route_is_not_that_of_the_newest(micro_folder: Path) -> No
             zero_shot = method.encode_texts(tokens)["embedding"]
     assert torch.allclose(zero_shot, plain, atol=1e-6)
     assert not torch.allclose(newest, plain, atol=1e-2)
+
+
+def test_bytes_are_those_of_all_that_is_stored(micro_folder: Path) -> None:
+    table, past = Table(pq.read_table(micro_folder / "data.parquet")), Past()
+    config = MethodConfig(name="moe-adapters", settings={"experts": {"count": 5, "active": 2, "width": 4}})
+    method = build_method(config, load_backbone(str(micro_folder / "model")))
+    start = method.describe()
+    for index in range(2):
+        method.begin_task(of_classes(table, index, 2 * index, 2 * index + 1), past)
+        method.end_task(of_classes(table, index, 2 * index, 2 * index + 1), past, lambda: {})
+    cost = method.describe()
+    assert cost.bytes - start.bytes >= 4 * (cost.stored_parameters - start.stored_parameters) > 0
+    for _, experts in experts_in(method.backbone.clip):
+        experts.bank.freeze((0, 1))
+    # What is frozen is no parameter any more, but stored as before.
+    after = method.describe()
+    assert (after.bytes, after.stored_parameters) == (cost.bytes, cost.stored_parameters)
+    assert after.trainable_parameters < cost.trainable_parameters

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from everclip.config import MethodConfig
+from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Task
 from everclip.data.images import ImageStore
 from everclip.data.table import Table
@@ -114,3 +114,18 @@ def test_embeddings_are_those_of_each_picture_whatever_the_blocks(
     assert torch.allclose(replayed.embed(method, table), wanted, atol=1e-6)
     with pytest.raises(DataError, match="there is no picture to encode"):
         replayed.embed(method, table.select([]))
+
+
+def test_joint_learns_the_task_and_the_base_in_one_phase(
+    tables: tuple[Table, Table], micro_folder: Path
+) -> None:
+    method = build_method(MethodConfig(name="joint"), load_backbone(str(micro_folder / "model")))
+    task, given = Task(0, "all", tables[0], None, CLASSES), TrainingConfig(steps=3, batch_size=9)
+    for base in (None, tables[1]):
+        (phase,) = method.phases(task, Past(base=base, training=given))
+        (stream,) = phase.streams.values()
+        ids = [*tables[0].ids, *(base.ids if base is not None else ())]
+        assert (phase.name, stream.batch_size, stream.classes) == ("train", 9, CLASSES)
+        assert [source.table.ids for source in stream.sources] == [ids]
+    (captions,) = method.phases(Task(0, "all", tables[0]), Past(training=given))
+    assert captions.streams["main"].classes is None

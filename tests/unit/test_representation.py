@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,3 +238,35 @@ def test_each_metric_names_itself_where_it_is_undefined_or_refuses(name: str) ->
         metric(*[broken] * count)
     with pytest.warns(RuntimeWarning, match=f"{name}.*row 3 is zero"):
         assert metric(*[zero] * count) is None
+
+
+def test_a_row_is_what_each_metric_says_with_the_same_sample() -> None:
+    images, texts, old_images, old_texts = (cloud(60, 5, seed) for seed in range(4))
+    found = p.measure(images, texts, (old_images, old_texts), sample=20, seed=3)
+    part: dict[str, Any] = {"sample": 20, "seed": 3}
+    expected = {
+        "rows": 60,
+        "pairwise_rows": 20,
+        "modality_gap": p.modality_gap(images, texts),
+        "alignment": p.alignment(images, texts),
+    }
+    for side, now, old in (("image", images, old_images), ("text", texts, old_texts)):
+        angles = p.rotation_angles(old, now)
+        assert angles is not None
+        expected |= {
+            f"{side}_uniformity": p.uniformity(now, **part),
+            f"{side}_effective_rank": p.effective_rank(now),
+            f"{side}_participation_ratio": p.participation_ratio(now),
+            f"{side}_rotation_deg": float(angles.mean()),
+            f"{side}_self_angle_change_deg": p.mean_self_angle_change(old, now, **part),
+            f"{side}_cka": p.linear_cka(old, now),
+            f"{side}_cka_unbiased": p.unbiased_cka(old, now),
+            f"{side}_rsa_pearson": p.rsa_pearson(old, now, **part),
+            f"{side}_rsa_spearman": p.rsa_spearman(old, now, **part),
+        }
+    assert found == expected
+    whole = p.measure(images, texts, (old_images, old_texts), sample=None)
+    sampled = ("uniformity", "self_angle_change_deg", "rsa_pearson", "rsa_spearman")
+    assert all(
+        whole[f"{side}_{name}"] != found[f"{side}_{name}"] for side in ("image", "text") for name in sampled
+    )

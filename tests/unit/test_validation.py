@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from everclip.contracts import EvalSet
+from everclip.data.table import Table
 from everclip.evaluation.validation import set_score, validation_scores
 from everclip.learner import Learner
 from everclip.learner.fit import learner_for
@@ -49,3 +51,26 @@ def test_own_classes_weigh_each_task_by_its_pictures(micro_config: Callable[...,
     assert found == {"old": pytest.approx(old), "new": pytest.approx(alone[2][0])}
     union = validation_scores(learner.method, tasks, None, learner.store)
     assert union["new"] < found["new"]  # six classes to choose from instead of two
+
+
+def test_a_retrieval_set_scores_the_mean_of_both_recalls(micro_config: Callable[..., Any]) -> None:
+    config = micro_config("classes", "method=finetune")
+    learner = learner_for(config, load_scenario(config.scenario))
+    table = learner_table(micro_config)
+    value, count = set_score(learner.method, EvalSet("r", "retrieval", table), learner.store)
+    with torch.no_grad():
+        method = learner.method.eval()
+        pixels = [method.backbone.preprocess(learner.store.get(table, i)) for i in range(len(table))]
+        images = method.encode_images(torch.stack(pixels))["embedding"]
+        texts = method.encode_texts(method.backbone.tokenise(table.column("caption")))["embedding"]
+    cosines = images @ texts.T
+    right = torch.arange(len(table))
+    both = [(cosines.argmax(dim=1) == right).float().mean(), (cosines.argmax(dim=0) == right).float().mean()]
+    assert (value, count) == (pytest.approx(float(sum(both)) / 2), len(table))
+
+
+def learner_table(micro_config: Callable[..., Any]) -> Table:
+    """Return rows with different captions and pictures."""
+    table = load_scenario(micro_config("classes").scenario).tasks[0].train
+    first = {caption: i for i, caption in reversed(list(enumerate(table.column("caption"))))}
+    return table.select(sorted(first.values()))

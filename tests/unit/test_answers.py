@@ -1,0 +1,46 @@
+"""The pictures that a result follows over its rows: what the model said of each, by a computation of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from everclip.contracts import LabelSpace
+from everclip.run import Run
+from everclip.training.progress import Progress
+
+
+def test_answers_are_the_three_best_classes_of_each_picture_at_each_row(
+    micro_config: Callable[..., Any],
+) -> None:
+    settings = ("method=zero-shot", "scenario.per_task=2", "evaluation.examples=4")
+    run = Run(micro_config("classes", *settings), Progress(quiet=True))
+    results = run.execute()
+    method, sets = run.learner.method, {s.name: s for s in run.scenario.eval_sets}
+    every = LabelSpace(tuple({e.key: e for s in sets.values() for e in s.classes or ()}.values()))
+    names = [entry.name for entry in every.entries]
+    assert results.examples
+    checked = 0
+    for example in results.examples:
+        s = sets[example.column]
+        if s.kind != "classification":
+            continue
+        position = s.data.ids.index(example.id)
+        picture = method.backbone.preprocess(run.learner._maker.store.get(s.data, position))
+        assert [answer.row for answer in example.answers] == [row.index for row in results.rows]
+        for answer in example.answers:
+            with torch.no_grad():
+                images = method.eval().encode_images(picture[None])
+                cosines = method.class_scores(images, every, method.class_bank(every))[0]
+            found = [float(cosines[names.index(name)]) for name, _ in answer.answers]
+            assert [value for _, value in answer.answers] == pytest.approx(found, abs=2e-4)
+            offered = sorted((float(cosines[names.index(e.name)]) for e in s.classes or ()), reverse=True)
+            assert found == sorted(found, reverse=True)
+            assert len(found) == min(3, len(names)) or len(found) == len(offered)
+            assert found[0] >= offered[0] - 1e-6  # the set's own classes are on offer under every protocol
+            assert answer.correct == (answer.answers[0][0] == example.truth)
+            checked += 1
+    assert checked >= 8
