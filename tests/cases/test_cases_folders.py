@@ -612,3 +612,22 @@ def test_hundreds_of_class_folders_in_a_folder_of_a_side(tmp_path: Path) -> None
         (tmp_path / f"train/c{i:03d}/0.png").write_bytes(data)
     (raw,) = read_folder(tmp_path)
     assert len(set(raw.columns.column("class_name").to_pylist())) == raw.columns.num_rows == 400
+
+
+def test_masks_beside_pictures_are_no_data(tmp_path: Path) -> None:
+    classes(tmp_path / "images", ["cat", "dog"])
+    classes(tmp_path / "masks", ["cat", "dog"], 2, 500)
+    loaded = load(tmp_path)
+    assert counts(loaded, "class_name") == {"cat": 2, "dog": 2}
+    assert said(loaded, "folders beside the pictures, not read: 1 (masks)")
+
+
+def test_class_folders_that_are_links_are_named_with_the_remedy(tmp_path: Path) -> None:
+    classes(tmp_path / "elsewhere", ["cat", "dog"])
+    classes(tmp_path / "data", ["ant", "bee"])
+    (tmp_path / "data/cat").symlink_to(tmp_path / "elsewhere/cat")
+    loaded = load(tmp_path / "data")
+    assert counts(loaded, "class_name") == {"ant": 2, "bee": 2}
+    assert [(e.reason, e.detail) for e in loaded.quarantine.entries] == [
+        ("outside-root", "a link to a folder, which is not followed; give its target as data")
+    ]

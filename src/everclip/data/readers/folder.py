@@ -43,6 +43,19 @@ _NO_CLASSES = (
 )
 """Folders that are called so hold pictures of any class."""
 
+_NO_DATA = (
+    "annotations",
+    "depth",
+    "labels",
+    "mask",
+    "masks",
+    "segmentation",
+    "segmentations",
+    "thumbnails",
+    "trimaps",
+)
+"""Folders that are called so hold pictures of the pictures, where a folder of pictures lies beside them."""
+
 
 def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     """Read a folder; what lies in it decides how.
@@ -141,14 +154,19 @@ def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     if listing.pictures or options.depth >= _DEEPEST:
         return None
     only = listing.filled or [name for name in listing.folders if _tables_in(listing, name)]
+    only, beside = _without_masks(only)
     if len(only) != 1:
         return None
     inner = listed(listing.path / only[0])
     if not inner.filled and inner.pictures:
         return None
     raws = _inside(listing, only[0], options)
-    empty = [name for name in listing.folders if name not in only]
+    empty = [name for name in listing.folders if name not in (*only, *beside)]
     notes = listing.notes + others_note(listing, [])
+    if beside:
+        notes.append(
+            f"{listing.path.name}: folders beside the pictures, not read: {len(beside):,} ({some(beside)})"
+        )
     if empty:
         notes.append(
             f"{listing.path.name}: passed over, since without a picture: {len(empty):,} ({some(empty)})"
@@ -157,10 +175,20 @@ def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     return raws
 
 
+def _without_masks(names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the folders, and those that hold masks and the like of the pictures in the one other folder."""
+    whole = [name for name in names if name.lower() in _NO_CLASSES]
+    beside = [name for name in names if name.lower() in _NO_DATA]
+    if len(whole) == 1 and len(whole) + len(beside) == len(names):
+        return whole, beside
+    return names, []
+
+
 def _has_class_folders(listing: Listing) -> bool:
     """Whether the folders are classes; one that is called `images` is none."""
-    if len(listing.filled) == 1 and not listing.pictures:
-        return listing.filled[0].lower() not in _NO_CLASSES
+    filled, _ = _without_masks(listing.filled)
+    if len(filled) == 1 and not listing.pictures:
+        return filled[0].lower() not in _NO_CLASSES
     return bool(listing.folders) and (bool(listing.filled) or not listing.pictures)
 
 
