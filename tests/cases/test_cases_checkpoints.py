@@ -7,6 +7,7 @@ import collections
 import json
 import math
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 from build import text, tiny, weights
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from everclip.cli.main import app
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError
 from everclip.models.backbone import Backbone, load_backbone
@@ -665,3 +668,23 @@ def test_s09_weights_of_flax_alone_are_said(
     (tmp_path / "flax_model.msgpack").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"flax_model\.msgpack, which PyTorch does not read"):
         load_backbone(str(tmp_path))
+
+
+def test_b25_an_export_takes_the_key_too(
+    folder: Path, state: State, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    saved(folder, {"model_ema": state, "model": other(state)})
+    found = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out"), "--key", "model_ema"])
+    assert found.exit_code == 0, found.output
+    assert torch.equal(embeddings(load_backbone(str(tmp_path / "out"))), expected)
+
+
+def test_s09_a_clipmodel_in_the_hubs_cache_is_read(
+    clip_folder: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--clip"
+    shutil.copytree(clip_folder[0], repository / "snapshots/0123456789abcdef")
+    text(repository / "refs/main", "0123456789abcdef")
+    found = load_backbone("hf-hub:org/clip")
+    assert torch.equal(embeddings(found), embeddings(load_backbone(str(clip_folder[0]))))

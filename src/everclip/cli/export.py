@@ -22,6 +22,9 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     weights: Annotated[str | None, typer.Option(help="Tag or file, where MODEL is an architecture.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Where in a file of several models the weights are: model_ema.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a model in open_clip's layout, LoRA merged, and prove that open_clip gives the same embeddings.
@@ -37,7 +40,7 @@ def export(
 
     check_target(folder, force)
     require_writable(folder.absolute().parent, "FOLDER")
-    exported, _, card = run_export(model, folder, half=half, force=force, weights=weights)
+    exported, _, card = run_export(model, folder, half=half, force=force, weights=weights, key=key)
     document = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document}, indent=1))
@@ -55,7 +58,13 @@ def export(
 
 
 def run_export(
-    model: str, folder: Path, *, half: bool = False, force: bool = False, weights: str | None = None
+    model: str,
+    folder: Path,
+    *,
+    half: bool = False,
+    force: bool = False,
+    weights: str | None = None,
+    key: str | None = None,
 ) -> tuple[Exported, Backbone, dict[str, Any]]:
     """Export what `model` names; see `everclip.models.export.export_backbone`."""
     from everclip.config import BackboneConfig, validated
@@ -86,7 +95,7 @@ def run_export(
             head=head,
         )
         return exported, method.backbone, card
-    config = validated(BackboneConfig, {"name": model, "weights": weights}, "backbone")
+    config = validated(BackboneConfig, {"name": model, "weights": weights, "key": key}, "backbone")
     backbone = load_backbone(config)
     card = {
         **_card(backbone),
