@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import DataError, did_you_mean
+from everclip.evaluation.results import Results
 from everclip.evaluation.statistics import Interval, seed_spread
 from everclip.report import cost
 from everclip.report.comparison import (
@@ -85,17 +86,10 @@ def compare(
     before, alike = before_training(teams, list(dict.fromkeys((*QUANTITIES, *STAGED))))
     notes += alike
     keys = candidates([method.values for method in methods], runs[0])
-    undefined = {
-        key: why_undefined(result_name(key), found)
-        for key in keys
-        if all(method.values[key] is None for method in methods)
-    }
+    undefined = _undefined(keys, methods, found)
+    shown = [key for key in keys if key not in undefined]
     differences = [
-        _difference(key, team, first, change)
-        for team in teams
-        if team is not first
-        for key in keys
-        if key not in undefined
+        _difference(key, team, first, change) for team in teams if team is not first for key in shown
     ]
     if over == "items":
         notes += _not_over_items(teams, differences)
@@ -117,6 +111,12 @@ def compare(
         differences=differences,
         over=over,
     )
+
+
+def _undefined(keys: Sequence[Key], methods: Sequence[Method], found: Results) -> dict[str, str]:
+    """Return what no method has a value of, and why: it gets no column."""
+    lacking = [key for key in keys if all(method.values[key] is None for method in methods)]
+    return {key: why_undefined(result_name(key), found) for key in lacking}
 
 
 def _read(folders: Sequence[Path | str]) -> list[Run]:
