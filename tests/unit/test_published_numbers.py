@@ -17,6 +17,8 @@ from everclip.config import TrainingConfig, resolve_config
 from everclip.methods.build import method_class
 from everclip.methods.penalties.build import build as build_penalties
 
+CROP = ("kind", "crop_min", "flip")
+
 
 def complete(benchmark: str, name: str) -> tuple[Any, dict[str, Any], TrainingConfig]:
     """Return a method's settings and those of its penalties, defaults and all, and its training."""
@@ -49,7 +51,7 @@ def test_the_distilling_methods_train_on_mtil_as_published(name: str) -> None:
     assert settings.loss in ("auto", "labels")
     # Random resized crops of 0.9 to 1.
     assert used.augment is not None
-    assert values(used.augment, "crop_min", "flip") == (0.9, 0)
+    assert values(used.augment, *CROP) == ("random-resized-crop", 0.9, 0)
     # Distillation at temperature 2, cross entropy, pictures over texts and back, weights 1.
     distilling = penalties["zscl" if name == "zscl-mtil" else "lwf-vr" if name == "lwf-vr-mtil" else "lwf"]
     assert values(distilling, "weight", "temperature", "form") == (1, 2, "cross-entropy")
@@ -118,7 +120,13 @@ def test_zscl_asks_the_original_model_and_holds_weights_to_those_before_the_task
 
 @pytest.mark.parametrize(
     ("benchmark", "batch_size", "lr"),
-    [("cifar100-b0-10", 64, 7.1e-6), ("tinyimagenet-b100-5", 64, 7.1e-6), ("imagenet100-b0-10", 128, 7e-6)],
+    [
+        ("cifar100-b0-10", 64, 7.1e-6),
+        ("tinyimagenet-b100-5", 64, 7.1e-6),
+        ("imagenet100-b0-10", 128, 7e-6),
+        ("imagenet100-b50-10", 128, 7e-6),
+        ("imagenet1k-b0-10", 128, 7.1e-6),
+    ],
 )
 def test_zscl_on_class_incremental_streams_is_the_published_one(
     benchmark: str, batch_size: int, lr: float
@@ -126,6 +134,9 @@ def test_zscl_on_class_incremental_streams_is_the_published_one(
     settings, penalties, used = complete(benchmark, "zscl-cil")
     assert values(used, "batch_size", "lr", "epochs", "extra_steps") == (batch_size, lr, 1, 1)
     assert values(used, "warmup", "weight_decay", "betas", "optimiser") == (30, 0, (0.9, 0.999), "adamw")
+    assert values(used, "eps", "clip_norm", "schedule") == (1e-8, None, "cosine")
+    assert used.augment is not None
+    assert values(used.augment, *CROP) == ("random-resized-crop", 0.9, 0)
     # Weights 5 and 5, the original CLIP, no weight constraint, weights averaged every 10 iterations.
     assert set(penalties) == {"zscl"}
     asked = penalties["zscl"]
@@ -165,3 +176,5 @@ def test_experts_on_class_incremental_streams_are_the_published_ones(benchmark: 
     )
     assert values(used, "warmup", "schedule", "weight_decay", "clip_norm") == (30, "cosine", 0, None)
     assert values(used, "optimiser", "betas", "eps") == ("adamw", (0.9, 0.999), 1e-8)
+    assert used.augment is not None
+    assert values(used.augment, *CROP) == ("random-resized-crop", 0.9, 0)
