@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from everclip.contracts import LabelSpace
+from everclip.evaluation.scoring import RowScorer
 from everclip.run import Run
 from everclip.training.progress import Progress
 
@@ -44,3 +46,15 @@ def test_answers_are_the_three_best_classes_of_each_picture_at_each_row(
             assert answer.correct == (answer.answers[0][0] == example.truth)
             checked += 1
     assert checked >= 8
+
+
+def test_details_are_those_of_the_headlines_protocol_or_of_the_first() -> None:
+    scorer = RowScorer.__new__(RowScorer)
+    for shown, names, wanted in (
+        ("own", ("all", "own"), "own"),
+        ("auto", ("all", "own"), "all"),
+        ("x", ("all",), "all"),
+    ):
+        protocols = [SimpleNamespace(name=name) for name in names]
+        scorer._scenario = SimpleNamespace(protocols=protocols, shown_protocol=shown)  # type: ignore[assignment]
+        assert scorer._shown(SimpleNamespace()) == wanted  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from rail_fixtures import (
 
 from everclip.cli.export import run_export
 from everclip.contracts import ClassEntry, LabelSpace, Task
+from everclip.contracts import Progress as At
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
@@ -282,6 +283,24 @@ def test_the_dual_form_refuses_more_than_it_may_keep(make: Callable[..., Learner
 def test_more_sums_than_memory_holds_are_refused_in_words(make: Callable[..., Learner], data: Table) -> None:
     with pytest.raises(ConfigError, match=r"method\.dimension: 10,000,000 needs 800,000 GB"):
         make(dimension=10_000_000, expansion="fourier").learn(of_classes(data, 0, 0, 1))
+
+
+def test_a_process_without_samples_takes_in_those_of_the_others(
+    make: Callable[..., Learner], data: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make({}, **FORMS["no expansion"])
+    method = learner.method
+    method.begin_task(of_classes(data, 0, 0, 1), learner.past())
+    head = head_of(learner)
+    others = {torch.int64: torch.tensor([0, 1, 1]), torch.float32: torch.randn(3, 32)}
+    monkeypatch.setattr("everclip.methods.rail.gather_rows", lambda own: torch.cat([own, others[own.dtype]]))
+    taken: list[tuple[torch.Tensor, ...]] = []
+    monkeypatch.setattr(head, "add", lambda *given: taken.append(given))
+    none = {"image": torch.zeros(0, 3, 16, 16), "label": torch.zeros(0, dtype=torch.int64)}
+    assert set(method({"main": none}, At(0, "train", 0, 0, 1, 0))) == {"squared_error"}
+    ((x, labels),) = taken
+    assert torch.equal(x, others[torch.float32])
+    assert torch.equal(labels, others[torch.int64])
 
 
 def test_where_free_memory_is_unknown_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
