@@ -361,6 +361,7 @@ def test_b11_class_names_beside_shards(tmp_path: Path) -> None:
     assert counts(loaded, "class_key") == {"0": 3, "1": 3, "2": 3}
     assert counts(loaded, "split") == {"test": 3, "train": 6}
     assert said(loaded, "classnames.txt (0 = cat, 1 = dog, 2 = bird)")
+    assert not said(loaded, "not read", "classnames.txt")
     for part in (tmp_path / "test", tmp_path / "test/0.tar"):  # the list lies above, or beside
         text(tmp_path / "test/classes.txt", "cat\ndog\nbird\n")
         assert counts(load(part), "class_name") == {"cat": 1, "dog": 1, "bird": 1}

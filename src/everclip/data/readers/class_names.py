@@ -46,11 +46,23 @@ def with_class_names(raws: Sequence[Raw], folder: Path) -> list[Raw]:
     for file in _lists(folder):
         names = names_in(file, codes)
         if names is not None:
+            for raw in raws:
+                raw.notes[:] = [line for note in raw.notes for line in _without(note, file.name)]
             return [_renamed(raw, found, names, file) for raw, found in zip(raws, columns, strict=True)]
         raws[0].notes.append(
             f"{file.name}: lies beside the data, but names not all of the classes {some(sorted(codes))}"
         )
     return list(raws)
+
+
+def _without(note: str, name: str) -> list[str]:
+    """Take a file that was read after all out of a line about files that are not read."""
+    found = re.fullmatch(r"(.*files beside the data, not read: )(\d+) \((.*)\)", note)
+    names = found.group(3).split(", ") if found else []
+    if found is None or name not in names:
+        return [note]
+    names.remove(name)
+    return [f"{found.group(1)}{int(found.group(2)) - 1:,} ({', '.join(names)})"] if names else []
 
 
 def _labels(raw: Raw) -> list[Any] | None:
