@@ -27,6 +27,7 @@ KNOWN = ("airplane", "automobile", "bird", "cat", "deer", "dog")
 MONTHS = (("frog", "horse"), ("ship", "truck"))
 METHODS = ("finetune", "safe", "rail")
 PER_CLASS = 600
+RATE = "training.lr=3e-4"
 BASE = (
     "backbone.name=builtin:tiny",
     "backbone.weights=random",
@@ -82,12 +83,16 @@ def run(folder: Path, packs: Path) -> dict[str, Any]:
     if not (folder / "known").is_dir():
         write_photos(packs, folder)
     make_base(folder)
-    first_month(folder)
-    for method in METHODS:
-        learn(folder, "month.yaml", method, "training.lr=3e-4")
-    second_month(folder)
-    for method in METHODS:
-        learn(folder, "months.yaml", method, "training.lr=3e-4", "--extend")
+    for number in (1, 2):
+        month(folder, number)
+        for method in METHODS:
+            more = ("--extend",) if number > 1 else ()
+            everclip(
+                folder,
+                *("run", "month.yaml", f"method={method}", f"output=runs/{method}", RATE, *more),
+                done=Path(f"runs/{method}-{number}.done"),
+            )
+            (folder / f"runs/{method}-{number}.done").touch()
     runs = [f"runs/{method}" for method in METHODS]
     everclip(folder, "compare", *runs, "-o", "compare.html")
     everclip(folder, "export", "runs/rail", "exported", "--force")
@@ -103,31 +108,25 @@ def make_base(folder: Path) -> None:
     everclip(folder, "eval", "my-clip", "--on", "known/test", "--template", "a photo of a {}")
 
 
-def first_month(folder: Path) -> None:
-    """Look at the new data, write the stream, name the model and what it was trained on, ask what to run."""
-    everclip(folder, "check", "month-1")
-    everclip(folder, "init-config", "month-1", "-o", "month.yaml", done=Path("month.yaml"))
-    edit(
-        folder / "month.yaml",
-        backbone={"name": "my-clip"},
-        base={"name": "known", "data": {"source": "known"}, "split": {"column": "split"}},
-    )
-    everclip(folder, "run", "month.yaml", "--dry-run")
-    everclip(folder, "suggest", "month.yaml")
-
-
-def second_month(folder: Path) -> None:
-    """Turn the stream into two sources, month after month."""
-    document = yaml.safe_load((folder / "month.yaml").read_text(encoding="utf-8"))
-    kind = {key: value for key, value in document.items() if key not in ("data", "kind", "per_task", "order")}
-    kind["kind"] = "sources"
-    kind["sources"] = [{"name": f"month-{n}", "data": {"source": f"month-{n}"}} for n in (1, 2)]
-    (folder / "months.yaml").write_text(yaml.safe_dump(kind, sort_keys=False), encoding="utf-8")
-
-
-def learn(folder: Path, stream: str, method: str, *words: str) -> None:
-    """Run one method on a stream."""
-    everclip(folder, "run", stream, f"method={method}", f"output=runs/{method}", *words)
+def month(folder: Path, number: int) -> None:
+    """Look at a month's data; write the stream, or append to it."""
+    name = f"month-{number}"
+    everclip(folder, "check", name)
+    file = folder / "month.yaml"
+    if number == 1:
+        everclip(
+            folder, "init-config", name, "--kind", "sources", "-o", "month.yaml", done=Path("month.yaml")
+        )
+        edit(
+            file,
+            backbone={"name": "my-clip"},
+            base={"name": "known", "data": {"source": "known"}, "split": {"column": "split"}},
+        )
+        everclip(folder, "run", "month.yaml", "--dry-run")
+        everclip(folder, "suggest", "month.yaml")
+        return
+    sources = yaml.safe_load(file.read_text(encoding="utf-8"))["sources"]
+    edit(file, sources=[*sources[:1], {**sources[0], "name": name, "data": {"source": name}}])
 
 
 if __name__ == "__main__":
