@@ -150,7 +150,6 @@ def test_any_scenario_takes_the_imagenet_shifts(tmp_path: Path) -> None:
 def test_a_benchmark_runs(
     public_root: Path,
     tmp_path: Path,
-    micro_folder: Path,
     command: Callable[..., tuple[int, str, str]],
     name: str,
 ) -> None:
@@ -159,7 +158,7 @@ def test_a_benchmark_runs(
         public_data.core50(tmp_path, 10)
         place = tmp_path
     code, _, err = command(
-        "run", name, f"scenario.root={place}", "scenario.counts=noted", f"backbone={micro_folder / 'model'}",
+        "run", name, f"scenario.root={place}", "scenario.counts=noted", "backbone=builtin:tiny",
         f"output={tmp_path / 'run'}", "training.steps=1", "training.batch_size=4", "training.threads=1", "report=false",
         "training.device=cpu", *(["scenario.order=[EuroSAT, MNIST, SUN397]"] if name == "odcl-cil" else []),
     )  # fmt: skip

@@ -106,8 +106,7 @@ def find_duplicates(
 ) -> Duplicates:
     """Find pictures that stand more than once, and those that cross the split.
 
-    Rows of the same bytes with different captions are captions of one picture and no duplicates, unless the data
-    itself gives them different `image_id`s.
+    Rows of the same bytes with different captions are captions of one picture and no duplicates.
 
     Args:
         table: N rows.
