@@ -19,6 +19,7 @@ from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
+from everclip.methods.penalties.teachers import between
 from everclip.models.backbone import load_backbone
 
 Build = Callable[..., Method]
@@ -188,3 +189,8 @@ def test_a_teacher_answers_in_the_precision_of_the_student(build: Build, tasks: 
     teacher = method.teacher_of("initial")
     assert {p.dtype for p in teacher.parameters()} == {torch.float64}
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_teacher_between_is_named_by_its_share_and_the_initial_one_by_its_name() -> None:
+    assert between(0) == "initial"
+    assert len({between(0), between(0.25), between(0.5), between(1)}) == 4

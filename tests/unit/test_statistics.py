@@ -187,3 +187,9 @@ def test_a_pair_has_one_interval_whichever_way_it_is_asked_for(turned: bool) -> 
     assert one.resolved == other.resolved
     ties = paired_bootstrap([1, 0, 0], [0, 1, 0], seed=1), paired_bootstrap([0, 1, 0], [1, 0, 0], seed=1)
     assert (ties[0].low, ties[0].high) == pytest.approx((-ties[1].high, -ties[1].low))
+
+
+def test_values_that_are_not_numbers_are_refused_by_the_name_of_the_argument() -> None:
+    for broken in ([], [1.0, float("nan")]):
+        with pytest.raises(ValueError, match=r"^`?values"):
+            seed_spread(broken)
