@@ -679,3 +679,10 @@ def test_captions_of_any_length_are_kept(folder: Path, caption: str) -> None:
 def test_blanks_around_the_names_of_columns_do_not_count(folder: Path) -> None:
     found = loaded(text(folder / "a.csv", "\u00a0File Name , Caption\u200b\n0.png,a\n"))
     assert captions(found) == ["a"]
+
+
+def test_urls_that_are_none_and_halves_of_signs_in_lists_are_no_crash(folder: Path) -> None:
+    rows = ["x://[e,a", '0.png,"[""a"", ""\\ud800""]"', "1.png,c"]
+    found = loaded(text(folder / "a.csv", "image,caption\n" + "\n".join(rows) + "\n"))
+    assert captions(found)[-1] == "c"
+    assert "not-downloaded" in details(found)[1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from everclip.data.readers.text_file import is_text
 from everclip.data.table import replaced
 
 _LIST = re.compile(r"\s*\[\s*([\"']).*\1\s*,?\s*\]\s*", re.DOTALL)
@@ -56,7 +57,8 @@ def _parsed(text: str) -> list[str] | None:
             found = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
-    return found if isinstance(found, list) and all(isinstance(v, str) for v in found) else None
+    texts = isinstance(found, list) and all(isinstance(v, str) and is_text(v) for v in found)
+    return found if texts else None
 
 
 def caption_notes(columns: pa.Table, name: str) -> list[str]:

@@ -156,12 +156,20 @@ def _local(value: str) -> str:
     """Return the path of a `file:` URL; other values as they are."""
     if not value.lower().startswith("file:/"):
         return value
-    path = unquote(urlsplit(value).path)
+    path = _url_path(value)
     return path[1:] if re.match(r"/[A-Za-z]:/", path) else path
 
 
 def _last(url: str) -> str:
-    return unquote(urlsplit(url).path).rpartition("/")[2]
+    return _url_path(url).rpartition("/")[2]
+
+
+def _url_path(url: str) -> str:
+    """Return the path of a URL, or nothing where it is none (`http://[`)."""
+    try:
+        return unquote(urlsplit(url).path)
+    except ValueError:
+        return ""
 
 
 def image_places(

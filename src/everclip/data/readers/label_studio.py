@@ -76,7 +76,10 @@ def _file(data: Any) -> str | None:
     values = [v for v in values if is_text(v)]
     if not values:
         return None
-    parts = urlsplit(values[0])
+    try:
+        parts = urlsplit(values[0])
+    except ValueError:  # a URL that is none
+        return None
     if "local-files" in parts.path and (local := parse_qs(parts.query).get("d")):
         return str(local[0])
     return _UPLOADED.sub("", unquote(values[0])) if not parts.scheme else str(values[0])

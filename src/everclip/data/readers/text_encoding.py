@@ -40,6 +40,7 @@ _LETTERS = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßà
 """Letters of western Europe's large languages; the others of cp1252 are commoner in texts of other encodings."""
 
 _MOST_WORDS = 100_000
+_OTHERS = "cp1250, cp1251, mac_roman, shift_jis, gb18030..."
 
 
 def _undecoded(error: UnicodeError) -> tuple[str, int]:
@@ -122,9 +123,10 @@ def _narrow(path: Path, file: BinaryIO) -> TextEncoding:
         shown = ", ".join(f"{word[:24].decode('cp1252', 'replace')!r}" for word in odd[:3])
         note = (
             f"{path.name}: not UTF-8, and not surely cp1252 either (it would read {shown}); say the encoding with "
-            "data.encoding=NAME (cp1250, cp1251, mac_roman, shift_jis, gb18030...)"
+            f"data.encoding=NAME ({_OTHERS})"
         )
-        return TextEncoding("utf-8", note, remedy.replace("=cp1252", "=NAME"))
+        remedy = f"not UTF-8 text, and as cp1252 it would be {shown}; say the encoding: data.encoding=NAME ({_OTHERS})"
+        return TextEncoding("utf-8", note, remedy)
     shown = ", ".join(repr(word.decode("cp1252", "replace")[:24]) for word, _ in words.most_common(4))
     doubt = (
         f"; in doubt: {', '.join(repr(w.decode('cp1252', 'replace')[:24]) for w in odd[:4])}" if odd else ""
