@@ -682,7 +682,7 @@ def test_blanks_around_the_names_of_columns_do_not_count(folder: Path) -> None:
 
 
 def test_urls_that_are_none_and_halves_of_signs_in_lists_are_no_crash(folder: Path) -> None:
-    rows = ["x://[e,a", '0.png,"[""a"", ""\\ud800""]"', "1.png,c"]
+    rows = ["http://[e,a", '0.png,"[""a"", ""\\ud800""]"', "1.png,c"]
     found = loaded(text(folder / "a.csv", "image,caption\n" + "\n".join(rows) + "\n"))
     assert captions(found)[-1] == "c"
     assert "not-downloaded" in details(found)[1]
