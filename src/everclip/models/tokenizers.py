@@ -89,11 +89,11 @@ def _merges(folder: Path) -> list[tuple[str, ...]] | None:
         if lines is None and (folder / "merges.txt").is_file():
             text = (folder / "merges.txt").read_text(encoding="utf-8")
             lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        if not isinstance(lines, list):
+            return None
+        return [tuple(line.split()) if isinstance(line, str) else tuple(line) for line in lines]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"backbone: {folder}: the tokenizer's files cannot be read ({error}).") from error
-    if not isinstance(lines, list):
-        return None
-    return [tuple(line.split()) if isinstance(line, str) else tuple(line) for line in lines]
 
 
 def _from_transformers(

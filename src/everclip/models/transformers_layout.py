@@ -8,6 +8,7 @@ needed to read one.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ _VISION = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+_NUMBERS = {"projection_dim", *_TEXT, *_VISION} - {"hidden_act"}
 _LEGACY_END = 2
 """Old configurations give this number for the end token; transformers then takes the largest id, as open_clip does."""
 
@@ -142,8 +144,9 @@ def model_config(folder: Path) -> dict[str, Any]:
     document = read_json(path)
     text = {**_TEXT, **_part(document, "text_config", path)}
     vision = {**_VISION, **_part(document, "vision_config", path)}
-    for key, value in (*text.items(), *vision.items()):
-        if key in {**_TEXT, **_VISION} and key != "hidden_act" and not _is_number(value):
+    embed_dim = document.get("projection_dim", 512)
+    for key, value in (("projection_dim", embed_dim), *text.items(), *vision.items()):
+        if key in _NUMBERS and not _is_number(value):
             raise ConfigError(f"backbone: {path}: {key}: expected a positive number, found {value!r}.")
     if text["hidden_act"] != vision["hidden_act"] or text["hidden_act"] not in _ACTIVATIONS:
         raise ConfigError(
@@ -154,7 +157,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     last = end in (_LEGACY_END, int(text["vocab_size"]) - 1)
     pool = {} if last else {"pool_type": "eos", "eos_id": end}
     return {
-        "embed_dim": int(document.get("projection_dim", 512)),
+        "embed_dim": int(embed_dim),
         "quick_gelu": _ACTIVATIONS[text["hidden_act"]],
         "vision_cfg": {
             "image_size": int(vision["image_size"]),
@@ -173,15 +176,19 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 
 def _part(document: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     # Old files hold the same settings under `text_config_dict`, which then comes first.
-    found = {**(document.get(key) or {}), **(document.get(f"{key}_dict") or {})}
-    if not all(isinstance(name, str) for name in found):
-        raise ConfigError(f"backbone: {path}: {key}: expected settings by name.")
+    for name in (key, f"{key}_dict"):
+        given = document.get(name) or {}
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"backbone: {path}: {name}: expected settings by name, found {given!r:.80}.")
+        found |= given
     return found
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 def _shape(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,12 +217,13 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
         if document.get(theirs) is not None:
             said[ours] = document[theirs]
     if document.get("resample") is not None:
-        said["interpolation"] = _RESAMPLE.get(document["resample"])
-        if said["interpolation"] is None:
+        filters = [name for number, name in _RESAMPLE.items() if number == document["resample"]]
+        if not filters:
             raise ConfigError(
                 f"backbone: {path}: resample: expected 2 (bilinear) or 3 (bicubic), found "
                 f"{document['resample']!r}."
             )
+        said["interpolation"] = filters[0]
     size, crop = document.get("size"), document.get("crop_size")
     if size is not None:
         whole = isinstance(size, dict) and {"height", "width"} <= size.keys()
@@ -231,7 +239,7 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
 
 
 def _side(size: Any, path: Path) -> int:
-    values = set(size.values()) if isinstance(size, dict) else {size}
-    if len(values) != 1 or not _is_number(next(iter(values))):
+    values = list(size.values()) if isinstance(size, dict) else [size]
+    if not values or not _is_number(values[0]) or any(value != values[0] for value in values):
         raise ConfigError(f"backbone: {path}: size: expected one side in pixels, found {size!r}.")
-    return int(values.pop())
+    return int(values[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,19 @@ def read_weights(
     """
     limit = TIMES * model_bytes + EXTRA
     files = _shards(path) if path.name.endswith(INDEX) else [path]
-    _check_size(files, limit)
     try:
+        _check_size(files, limit)
         contents = [_content(file) for file in files]
     except OSError as error:
         raise ConfigError(f"backbone: {path} cannot be read ({error.strerror or error}).") from error
-    whole = contents[0] if len(contents) == 1 else {k: v for part in contents for k, v in part.items()}
-    return choose(whole, names, key, path)
+    except zipfile.BadZipFile as error:
+        raise ConfigError(f"backbone: {path} is damaged ({error}); fetch or copy it again.") from error
+    if len(contents) == 1:
+        return choose(contents[0], names, key, path)
+    for file, part in zip(files, contents, strict=True):
+        if not isinstance(part, Mapping):
+            raise ConfigError(f"backbone: {file}: expected weights by name, found {type(part).__name__}.")
+    return choose({k: v for part in contents for k, v in part.items()}, names, key, path)
 
 
 def _shards(index: Path) -> list[Path]:

@@ -1,0 +1,89 @@
+"""Damaged and odd files of a model: each is refused by a message that names the file and what was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from everclip.errors import ConfigError
+from everclip.models.tokenizers import tokenizer_settings
+from everclip.models.transformers_layout import model_config, preprocessing
+from everclip.models.weights import read_weights
+
+END_OF_ZIP = b"PK\x05\x06" + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"text_config": [1]}, "text_config"),
+        ({"vision_config": "abc"}, "vision_config"),
+        ({"projection_dim": "x"}, "projection_dim"),
+        ({"projection_dim": None}, "projection_dim"),
+        ({"vision_config": {"image_size": [224, 224]}}, "image_size"),
+        ({"vision_config": {"hidden_size": 1e400}}, "hidden_size"),
+    ],
+)
+def test_s09_a_configuration_of_other_types_names_the_key(
+    document: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", **document}))
+    with pytest.raises(ConfigError, match=f"config.json: {named}: expected"):
+        model_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        ({"resample": [3]}, "resample"),
+        ({"size": [1, 2]}, "size"),
+        ({"size": {"shortest_edge": [1]}}, "size"),
+        ({"size": {}}, "size"),
+        ({"size": 224, "crop_size": {"height": 224, "width": 200}}, "size"),
+    ],
+)
+def test_s09_preprocessing_of_other_types_names_the_key(
+    document: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=f"preprocessor_config.json: {named}: expected"):
+        preprocessing(tmp_path)
+
+
+def test_s09_equal_sides_are_one_side(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 96, "width": 96.0}}))
+    assert preprocessing(tmp_path) == {"resize_mode": "squash", "size": 96}
+
+
+def test_s09_merges_that_are_no_texts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"merges": [1, 2]}}))
+    with pytest.raises(ConfigError, match="tokenizer's files cannot be read"):
+        tokenizer_settings(tmp_path, 49408)
+
+
+@pytest.mark.parametrize("start", [b"", b"PK\x03\x04"])
+def test_b25_a_damaged_zip_archive_is_refused(start: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    directory = b"\1\0\1\0" + (64).to_bytes(4, "little") + (16).to_bytes(4, "little") + b"\0\0"
+    file.write_bytes(start + b"no archive" * 50 + END_OF_ZIP + directory)
+    with pytest.raises(ConfigError, match="weights.pt is damaged .*fetch or copy it again"):
+        read_weights(file, 1000, ())
+
+
+def test_b25_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for file in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_weights(file, 1000, ())
+
+
+def test_s09_a_shard_without_names_is_named(tmp_path: Path) -> None:
+    torch.save([torch.zeros(2)], tmp_path / "one.bin")
+    torch.save({"b": torch.zeros(2)}, tmp_path / "two.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.bin", "b": "two.bin"}}))
+    with pytest.raises(ConfigError, match="one.bin: expected weights by name, found list"):
+        read_weights(index, 1000, ())
