@@ -12,7 +12,6 @@ import pyarrow as pa
 from everclip.data.readers.text_file import is_text
 from everclip.data.table import replaced
 
-_LIST = re.compile(r"\s*\[\s*([\"']).*\1\s*,?\s*\]\s*", re.DOTALL)
 _LONGEST = 100_000
 _MARKS = re.compile(
     r"&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|amp|lt|gt|quot|apos|nbsp);|</?(?:b|i|p|br|em|strong|span|div)\s*/?>"
@@ -33,7 +32,7 @@ def unpacked(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
     if "caption" not in columns.column_names or not pa.types.is_string(columns.schema.field("caption").type):
         return columns, []
     values = columns.column("caption").to_pylist()
-    lists = [None if v is None or not _LIST.fullmatch(v) else _parsed(v) for v in values]
+    lists = [_parsed(v) if v is not None and _is_list(v) else None for v in values]
     count = sum(found is not None for found in lists)
     if not count:
         return columns, []
@@ -45,10 +44,19 @@ def unpacked(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
     return replaced(columns, "caption", pa.array(every, pa.list_(pa.string()))), [line]
 
 
+def _is_list(text: str) -> bool:
+    """Whether a text begins and ends as a list of quoted texts does."""
+    if len(text) > _LONGEST:
+        return False
+    plain = text.strip()
+    if not (plain.startswith("[") and plain.endswith("]")):
+        return False
+    inner = plain[1:-1].strip().removesuffix(",").rstrip()
+    return len(inner) > 1 and inner[0] in "\"'" and inner[-1] == inner[0]
+
+
 def _parsed(text: str) -> list[str] | None:
     """Return the texts of a list that is written as JSON or as Python writes it."""
-    if len(text) > _LONGEST:
-        return None
     found: Any = None
     try:
         found = json.loads(text)
