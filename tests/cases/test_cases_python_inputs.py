@@ -274,3 +274,42 @@ def test_an_array_keeps_its_values() -> None:
     assert np.array_equal(np.asarray(picture_of(shown, "x")), shown)
     assert np.array_equal(np.asarray(picture_of(shown / 255, "x")), shown)
     assert picture_of(shown[:, :, :1], "x").mode == "L"
+
+
+def test_point_21_an_opened_picture_is_upright_as_its_file_is(learner: Learner, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = picture(tmp_path / "phone.jpg", "cat", size=(64, 32), exif=exif)
+    upright = learner.encode(file)["images"]
+    with Image.open(file) as opened:
+        torch.testing.assert_close(learner.encode(opened)["images"], upright, rtol=0, atol=0)
+    with Image.open(file) as opened:
+        torch.testing.assert_close(learner.encode(opened.convert("RGBA"))["images"], upright, rtol=0, atol=0)
+
+
+def test_point_21_an_opened_picture_is_not_encoded_anew(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "save", lambda *given, **options: pytest.fail("encoded anew"))
+    assert learner.encode(Image.fromarray(pixels("cat")))["images"].shape[0] == 1
+
+
+def test_point_21_an_opened_picture_may_be_damaged_or_too_wide(learner: Learner, file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+    with (
+        Image.open(file) as opened,
+        pytest.raises(DataError, match="picture 0: the picture cannot be decoded"),
+    ):
+        learner.encode(opened)
+    with pytest.raises(DataError, match="sides may differ"):
+        learner.encode(Image.new("RGB", (300, 2)))
+
+
+def test_point_21_no_more_is_read_of_a_file_than_a_picture_may_have(
+    learner: Learner, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.learner.given.MAX_BYTES", 1000)
+    monkeypatch.setattr("everclip.data.images.MAX_BYTES", 1000)
+    file.write_bytes(file.read_bytes() + bytes(100_000))
+    with pytest.raises(DataError, match="1,001 bytes; at most 1,000 are read"):
+        learner.encode(file)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from everclip.data.images import PictureError
+from everclip.data.images import MAX_BYTES, PictureError, loaded
 
 KINDS = (
     "a path, encoded bytes, a PIL picture, an array (H, W, 3) of uint8, or a tensor (3, H, W) of uint8 or of floats in "
@@ -36,12 +36,12 @@ def encoded(value: Any, name: str) -> bytes | None:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Image.Image):
-        return _file_of(value)
+        return _file_of(loaded(value, name))
     if is_array(value):
         return _file_of(picture_of(value, name))
     read = getattr(value, "read", None)
     if callable(read):
-        content = read()
+        content = read(MAX_BYTES + 1)
         if not isinstance(content, bytes):
             raise _refused(name, "an open file of text; open it with mode 'rb'")
         return content

@@ -156,11 +156,7 @@ def _rendered(picture: Image.Image, data: bytes, rendering: Rendering) -> Render
     turn = _turn(picture)
     deep = deep_of(picture, data, FORMATS)
     span = None if deep is None else rendering.span_of(deep)
-    upright = picture if deep is None or span is None else deep.picture(span)
-    if turn is not None:
-        turned = upright.transpose(turn)
-        turned.info = upright.info  # holds the palette's transparent entry
-        upright = turned
+    upright = _turned(picture if deep is None or span is None else deep.picture(span), turn)
     laid = _laid(upright, rendering.background)
     blank = laid.blank or (deep is not None and _is_plain(laid.picture) and deep.is_varied)
     return Rendered(laid.picture, deep or upright, span, laid.background, blank, mode, kind)
@@ -179,17 +175,27 @@ def _opened(data: bytes, name: str) -> Image.Image:
     except BROKEN as error:
         raise _unreadable(data, name, error) from error
     width, height = picture.size
+    require_fitting(picture.size, name)
+    if picture.format in ("JPEG", "MPO"):
+        scans = _scans(data)
+        if scans * width * height > MAX_SCAN_PIXELS:
+            raise _refused(name, "too-large", f"a JPEG of {width} x {height} pixels in {scans} scans")
+    return picture
+
+
+def require_fitting(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture of too many pixels, or one that is far too wide or high.
+
+    Raises:
+        PictureError: for such a `size` (width and height in pixels).
+    """
+    width, height = size
     if width * height > MAX_PIXELS:
         detail = f"picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
         raise _refused(name, "too-large", detail)
     if max(width, height) > MAX_ASPECT * min(width, height):
         detail = f"picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold"
         raise _refused(name, "extreme-aspect", detail)
-    if picture.format in ("JPEG", "MPO"):
-        scans = _scans(data)
-        if scans * width * height > MAX_SCAN_PIXELS:
-            raise _refused(name, "too-large", f"a JPEG of {width} x {height} pixels in {scans} scans")
-    return picture
 
 
 def _scans(data: bytes) -> int:
@@ -233,6 +239,28 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except BROKEN:
         return None  # EXIF data that cannot be read say nothing; every viewer shows such a picture as it lies
+
+
+def _turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    turned.info = picture.info  # holds the palette's transparent entry
+    return turned
+
+
+def loaded(picture: Image.Image, name: str) -> Image.Image:
+    """Return a picture that a program opened: read to its end, of a size that is read from files, and upright.
+
+    Raises:
+        PictureError: if its file is damaged, or it is too large.
+    """
+    require_fitting(picture.size, name)
+    try:
+        picture.load()
+    except BROKEN as error:
+        raise _refused(name, "damaged", f"the picture cannot be decoded ({str(error)[:200]})") from error
+    return _turned(picture, _turn(picture))
 
 
 def _laid(picture: Image.Image, background: str) -> Laid:

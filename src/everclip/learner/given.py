@@ -10,7 +10,7 @@ from typing import IO, Any
 from PIL import Image
 
 from everclip.data.given_pictures import KINDS, encoded, is_array
-from everclip.data.images import decode
+from everclip.data.images import MAX_BYTES, decode, loaded
 from everclip.errors import ConfigError
 
 Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Any
@@ -75,6 +75,8 @@ def opened(image: Picture, name: str) -> Image.Image:
         ConfigError: for a path that names no file, or something that is no picture.
         PictureError: for a picture that cannot be read.
     """
+    if isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info:
+        return loaded(image, name)  # encoding and decoding it would take seconds and change nothing
     content = encoded(image, name)
     if content is not None:
         return decode(content, name)
@@ -82,7 +84,8 @@ def opened(image: Picture, name: str) -> Image.Image:
         raise ConfigError(f"{name} is of type {type(image).__name__}; expected {KINDS}.")
     path = Path(os.path.expanduser(os.fspath(image)))
     try:
-        return decode(path.read_bytes(), str(path))
+        with open(path, "rb") as file:
+            return decode(file.read(MAX_BYTES + 1), str(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ConfigError(_explained(path, error)) from error
 
