@@ -632,3 +632,59 @@ def test_class_folders_that_are_links_are_named_with_the_remedy(tmp_path: Path) 
     assert [(e.reason, e.detail) for e in loaded.quarantine.entries] == [
         ("outside-root", "a link to a folder, which is not followed; give its target as data")
     ]
+
+
+# -- encodings of the texts beside pictures -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("encoding", "given"), [("cp1252", "cp1252"), ("utf-16", None), ("utf-8-sig", None)])
+def test_b03_texts_beside_pictures_may_be_of_another_encoding(
+    encoding: str, given: str | None, tmp_path: Path
+) -> None:
+    for i in range(4):
+        picture(tmp_path / f"shop/{i}.png", seed=i)
+        text(tmp_path / f"shop/{i}.txt", f"café {i}", encoding)
+    table = read(DataSpec(source=str(tmp_path / "shop"), encoding=given)).table
+    assert table.column("caption") == [f"café {i}" for i in range(4)]
+
+
+def test_b03_a_text_beside_a_picture_is_never_guessed(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / f"shop/{i}.png", seed=i)
+        text(tmp_path / f"shop/{i}.txt", f"café {i}", "cp1252" if i == 3 else "utf-8")
+    loaded = read(DataSpec(source=str(tmp_path / "shop"), quarantine_limit=1.0))
+    assert [entry.reason for entry in loaded.quarantine.entries] == ["bad-utf8"]
+    assert (
+        "byte 3 is not UTF-8; say the encoding with data.encoding=NAME" in loaded.quarantine.entries[0].detail
+    )
+
+
+@pytest.mark.parametrize(("encoding", "given"), [("utf-8", None), ("utf-16", None), ("cp1252", "cp1252")])
+def test_b02_lists_of_sides_may_hold_blanks_and_be_of_another_encoding(
+    encoding: str, given: str | None, tmp_path: Path
+) -> None:
+    names = [f"{side}/é {i}.png" for side in ("cat", "dog") for i in range(4)]
+    for seed, name in enumerate(names):
+        picture(tmp_path / "pets" / name, seed=seed)
+    text(tmp_path / "pets/train.txt", "\n".join(n for n in names if n[-5] in "12"), encoding)
+    text(tmp_path / "pets/test.txt", "\n".join(n for n in names if n[-5] == "3"), encoding)
+    loaded = read(DataSpec(source=str(tmp_path / "pets"), encoding=given))
+    assert loaded.table.column("split") == [None, "train", "train", "test"] * 2
+    assert said(loaded, "sides are those of the lists test.txt, train.txt")
+    assert said(loaded, "training: 2 rows that no list names")
+    assert not said(loaded, "files beside the data, not read")
+
+
+def test_b05_class_names_may_be_of_another_encoding(tmp_path: Path) -> None:
+    for name in "01":
+        for i in range(2):
+            picture(tmp_path / f"drinks/{name}/{i}.png", seed=10 * int(name) + i)
+    text(tmp_path / "drinks/classes.txt", "café\nthé\n", "cp1252")
+    source = str(tmp_path / "drinks")
+    assert (
+        read(DataSpec(source=source, encoding="cp1252")).table.column("class_name")
+        == ["café"] * 2 + ["thé"] * 2
+    )
+    numbers = read(DataSpec(source=source))
+    assert numbers.table.column("class_name") == ["0", "0", "1", "1"]
+    assert said(numbers, "classes.txt: byte 3 is not UTF-8; say the encoding with data.encoding=NAME")

@@ -165,7 +165,8 @@ def _read_path(source: str, path: Path, spec: DataSpec, labelled: bool) -> list[
         return read_folder(path, options)
     if path.is_file() and is_readable(path):
         raw = read_file(path, spec.reading)
-        return with_class_names([with_sides_of_paths(raw) if _by_names(spec) else raw], path.parent)
+        raw = with_sides_of_paths(raw) if _by_names(spec) else raw
+        return with_class_names([raw], path.parent, spec.encoding)
     if any(c in source for c in "*?["):
         return _read_pattern(path, spec)
     raise ConfigError(_unreadable(source, path))
@@ -200,6 +201,7 @@ def _read_pattern(path: Path, spec: DataSpec) -> list[Raw]:
     said = sides_of(file.name for file in found) if _by_names(spec) else {}
     raws = with_splits([(read_file(file, spec.reading), said.get(file.name)) for file in found])
     if len(found) < len(fitting):
-        left = [file.name for file in fitting if file not in found]
+        read = set(found)
+        left = [file.name for file in fitting if file not in read]
         raws[0].notes.append(f"passed over, left by a system or a program: {len(left):,} ({some(left)})")
-    return with_class_names(raws, found[0].parent)
+    return with_class_names(raws, found[0].parent, spec.encoding)

@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from everclip.data.columns import choose
 from everclip.data.readers.foreign import some
+from everclip.data.readers.listing import notes_without
 from everclip.data.readers.raw import Raw
+from everclip.data.readers.text_file import small_text
 from everclip.errors import DataError
 
 FILES = (
@@ -29,12 +31,13 @@ _CODE = re.compile(r"\d+|n\d{8}")
 _MOST_BYTES = 4 * 1024 * 1024
 
 
-def with_class_names(raws: Sequence[Raw], folder: Path) -> list[Raw]:
+def with_class_names(raws: Sequence[Raw], folder: Path, encoding: str | None = None) -> list[Raw]:
     """Give classes that are numbers (or WordNet codes) their names from a list in the folder or the one above.
 
     Args:
         raws: parts of the data.
         folder: where they lie.
+        encoding: of the list, as the user says.
 
     Returns:
         The parts, renamed with a line that says from where; or as they were.
@@ -44,25 +47,19 @@ def with_class_names(raws: Sequence[Raw], folder: Path) -> list[Raw]:
     if not codes or not all(map(_CODE.fullmatch, codes)):
         return list(raws)
     for file in _lists(folder):
-        names = names_in(file, codes)
+        try:
+            names = names_in(file, codes, encoding)
+        except DataError as error:
+            raws[0].notes.append(f"{error}; the classes keep their numbers")
+            continue
         if names is not None:
             for raw in raws:
-                raw.notes[:] = [line for note in raw.notes for line in _without(note, file.name)]
+                raw.notes[:] = notes_without(raw.notes, [file.name])
             return [_renamed(raw, found, names, file) for raw, found in zip(raws, columns, strict=True)]
         raws[0].notes.append(
-            f"{file.name}: lies beside the data, but names not all of the classes {some(sorted(codes))}"
+            f"{file.name}: lies beside the data, but does not name all of the classes {some(sorted(codes))}"
         )
     return list(raws)
-
-
-def _without(note: str, name: str) -> list[str]:
-    """Take a file that was read after all out of a line about files that are not read."""
-    found = re.fullmatch(r"(.*files beside the data, not read: )(\d+) \((.*)\)", note)
-    names = found.group(3).split(", ") if found else []
-    if found is None or name not in names:
-        return [note]
-    names.remove(name)
-    return [f"{found.group(1)}{int(found.group(2)) - 1:,} ({', '.join(names)})"] if names else []
 
 
 def _labels(raw: Raw) -> list[Any] | None:
@@ -92,19 +89,20 @@ def _lists(folder: Path) -> list[Path]:
     return found
 
 
-def names_in(file: Path, codes: set[str]) -> dict[str, str] | None:
+def names_in(file: Path, codes: set[str], encoding: str | None = None) -> dict[str, str] | None:
     """Return the names that a list gives to codes, or `None` if it does not name all of them.
 
     A list has a name per line (the first belongs to 0, or to 1 where the numbers run from 1 to its length), or a code
     before each name; a JSON file has an object or an array.
+
+    Raises:
+        DataError: if it cannot be read.
     """
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            return None
-        text = file.read_text(encoding="utf-8-sig")
+        text = small_text(file, _MOST_BYTES, encoding)
         found = _from_json(json.loads(text)) if file.suffix.lower() == ".json" else _from_lines(text)
-    except (OSError, ValueError, RecursionError):
-        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file.name}: {error}") from error
     listed, coded = found
     for names in (coded, _numbered(listed, codes)):
         plain = {_plain(code): name for code, name in names.items()}

@@ -70,8 +70,8 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     options = options or FolderOptions()
     raws = _read(path, options)
     if options.sides:
-        raws = with_side_lists(raws, path)
-    return with_class_names(raws, path)
+        raws = with_side_lists(raws, path, options.reading.encoding)
+    return with_class_names(raws, path, options.reading.encoding)
 
 
 def _read(path: Path, options: FolderOptions) -> list[Raw]:
@@ -85,7 +85,7 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
     raws = _sides(listing, options) if options.sides else None
     raws = raws or _wrapped(listing, options)
     if raws is None and options.labelled:
-        pairs = read_pairs(listing)
+        pairs = read_pairs(listing, options.reading.encoding)
         raws = None if pairs is None else [pairs]
     if raws is not None:
         return raws

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,5 +122,24 @@ def others_note(listing: Listing, read: list[str]) -> list[str]:
             "belongs to the data"
         )
     if left:
-        notes.append(f"{listing.path.name}: files beside the data, not read: {len(left):,} ({some(left)})")
+        notes.append(f"{listing.path.name}{_NOT_READ}{len(left):,} ({some(left)})")
     return notes
+
+
+_NOT_READ = ": files beside the data, not read: "
+
+
+def notes_without(notes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return notes in which files that were read after all are not among those that were not read."""
+    kept = []
+    for note in notes:
+        start, said, rest = note.partition(_NOT_READ)
+        found = re.fullmatch(r"([\d,]+) \((.*?)( and [\d,]+ more)?\)", rest) if said else None
+        if found is None:
+            kept.append(note)
+            continue
+        shown = [name for name in found.group(2).split(", ") if name not in names]
+        count = int(found.group(1).replace(",", "")) - (len(found.group(2).split(", ")) - len(shown))
+        if shown:
+            kept.append(f"{start}{_NOT_READ}{count:,} ({', '.join(shown)}{found.group(3) or ''})")
+    return kept

@@ -20,6 +20,8 @@ from everclip.data.readers.foreign import some
 from everclip.data.readers.jsonl import MAX_LINE, parsed
 from everclip.data.readers.listing import Listing, others_note
 from everclip.data.readers.raw import Raw, table_of
+from everclip.data.readers.text_file import small_text
+from everclip.errors import DataError
 
 TEXT_ENDINGS = ("txt", "caption", "text")
 _NUMBERS = re.compile(r"[-+.\deE\s]+")
@@ -39,8 +41,13 @@ def uniform(values: Sequence[Any]) -> list[Any]:
     return [value if value is None or isinstance(value, list) else [value] for value in values]
 
 
-def read_pairs(listing: Listing) -> Raw | None:
-    """Read a folder where at least half of the pictures have a text beside them, or return `None`."""
+def read_pairs(listing: Listing, encoding: str | None = None) -> Raw | None:
+    """Read a folder where at least half of the pictures have a text beside them, or return `None`.
+
+    Args:
+        listing: the folder.
+        encoding: of the texts, as the user says.
+    """
     found = Found(listing.path)
     for name in listing.files:
         found.take(listing.path / name)
@@ -54,12 +61,12 @@ def read_pairs(listing: Listing) -> Raw | None:
         listing.path / f"{os.path.splitext(file)[0]}.{kind}" if kind in held else None
         for file, held in zip(found.files, partners, strict=True)
     ]
-    if kind != "json" and _are_numbers([path for path in paths if path is not None]):
+    if kind != "json" and _are_numbers([path for path in paths if path is not None], encoding):
         listing.notes.append(
             f"{listing.path.name}: the .{kind} files beside the pictures hold numbers, no captions; they are not read"
         )
         return None
-    return _raw(listing, found, paths, kind)
+    return _raw(listing, found, paths, kind, encoding)
 
 
 def _partners(root: Path, files: Sequence[str]) -> list[set[str]]:
@@ -86,28 +93,25 @@ def _most(partners: Sequence[set[str]]) -> str | None:
     return "json" if counts["json"] else None
 
 
-def _are_numbers(paths: Sequence[Path]) -> bool:
-    looked = [_text(path) for path in paths[:_LOOKED_AT]]
+def _are_numbers(paths: Sequence[Path], encoding: str | None) -> bool:
+    looked = [_text(path, encoding) for path in paths[:_LOOKED_AT]]
     texts = [text for text in looked if isinstance(text, str) and text.strip()]
     return bool(texts) and all(_NUMBERS.fullmatch(text) for text in texts)
 
 
-def _text(path: Path) -> str | tuple[str, str]:
+def _text(path: Path, encoding: str | None) -> str | tuple[str, str]:
     """Return a small text file's content, or (reason, detail)."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_LINE + 1)
+        return small_text(path, MAX_LINE, encoding)
     except OSError as error:
         return "unreadable-file", f"{path.name}: {error.strerror or error}"
-    if len(data) > MAX_LINE:
-        return "bad-row", f"{path.name}: larger than {MAX_LINE:,} bytes"
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return "bad-utf8", f"{path.name}: byte {error.start} is not UTF-8"
+    except DataError as error:
+        return "bad-utf8" if isinstance(error.__cause__, UnicodeDecodeError) else "bad-row", str(error)
 
 
-def _raw(listing: Listing, found: Found, paths: Sequence[Path | None], kind: str) -> Raw:
+def _raw(
+    listing: Listing, found: Found, paths: Sequence[Path | None], kind: str, encoding: str | None
+) -> Raw:
     rows: list[dict[str, Any]] = []
     classes = _classes(found.files)
     bare: list[str] = []
@@ -117,7 +121,7 @@ def _raw(listing: Listing, found: Found, paths: Sequence[Path | None], kind: str
         if path is None:
             bare.append(file)
             continue
-        text = _text(path)
+        text = _text(path, encoding)
         if not Path(os.path.realpath(path)).is_relative_to(root):
             text = ("outside-root", f"{path.name} is a link that leaves {listing.path}")
         row = {} if isinstance(text, tuple) else _cells(text, kind)

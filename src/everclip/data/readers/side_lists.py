@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from everclip.data.readers.listing import listed
+from everclip.data.readers.listing import listed, notes_without
 from everclip.data.readers.picture_index import picture_column
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.sides import SWITCH, split_of
+from everclip.data.readers.text_file import small_text
+from everclip.errors import DataError
 
 _SIDE = re.compile(
     r"(?<![a-z])(?i:train|training|test|testing|val|valid|validation|dev|holdout)(?![a-z])"
@@ -23,24 +25,31 @@ _LEAST_SHARE = 0.9
 """Share of a list's lines that must name pictures that were read."""
 
 
-def with_side_lists(raws: Sequence[Raw], folder: Path) -> list[Raw]:
+def with_side_lists(raws: Sequence[Raw], folder: Path, encoding: str | None = None) -> list[Raw]:
     """Give rows the sides that lists say, where the data say none themselves.
 
     Args:
         raws: parts of the data.
         folder: where they lie; lists in it and in its folders without pictures are taken.
+        encoding: of the lists, as the user says.
     """
     if any(
         raw.split is not None or "split" in raw.known or "split" in raw.columns.column_names for raw in raws
     ):
         return list(raws)
     lists = _lists(folder)
-    sides = _sides(lists, {stem for raw in raws for stem in _stems(raw)}) if len(lists) > 1 else {}
+    if len(lists) < 2:
+        return list(raws)
+    sides, used = _sides(lists, {stem for raw in raws for stem in _stems(raw)}, encoding)
     if len(set(sides.values())) < 2:
         return list(raws)
-    named = ", ".join(os.path.relpath(file, folder) for file, _ in lists)
-    note = f"{folder.name}: sides are those of the lists {named} ({SWITCH})"
-    return [_sided(raw, sides, [note] if number == 0 else []) for number, raw in enumerate(raws)]
+    names = [os.path.relpath(file, folder) for file in used]
+    sided = [_sided(raw, sides, names) for raw in raws]
+    left = sum(raw.columns.column("split").null_count for raw in sided)
+    note = f"{folder.name}: sides are those of the lists {', '.join(names)} ({SWITCH})"
+    note += f"; training: {left:,} rows that no list names" if left else ""
+    sided[0].notes.insert(0, note)
+    return sided
 
 
 def _lists(folder: Path) -> list[tuple[Path, str]]:
@@ -51,25 +60,38 @@ def _lists(folder: Path) -> list[tuple[Path, str]]:
     for place in places:
         for name in place.of_endings(".txt", ".lst", ".list"):
             words = {split_of(word) for word in _SIDE.findall(Path(name).stem)}
-            if len(words) == 1 and (place.path / name).stat().st_size <= _MOST_BYTES:
+            if len(words) == 1:
                 found.append((place.path / name, str(words.pop())))
     return found
 
 
-def _sides(lists: Sequence[tuple[Path, str]], stems: set[str]) -> dict[str, str]:
-    """Return the side of every picture that a list names, without its ending; a later list does not overrule."""
+def _sides(
+    lists: Sequence[tuple[Path, str]], stems: set[str], encoding: str | None
+) -> tuple[dict[str, str], list[Path]]:
+    """Return the side of every picture that a list names, without its ending, and the lists that name pictures.
+
+    A list that cannot be read is none; it stays among the files that are named as not read.
+    """
     found: dict[str, str] = {}
+    used: list[Path] = []
     for file, side in lists:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = small_text(file, _MOST_BYTES, encoding).splitlines()
+        except (OSError, DataError):
             continue
-        names = [_stem(line.split()[0]) for line in lines if line.strip()]
+        names = [_named(line, stems) for line in lines if line.strip()]
         held = [name for name in names if name in stems]
         if names and len(held) >= _LEAST_SHARE * len(names):
+            used.append(file)
             # What two lists name is not trained on.
             found |= {name: side for name in held if found.get(name, "train") == "train"}
-    return found
+    return found, used
+
+
+def _named(line: str, stems: set[str]) -> str:
+    """Return the picture that a line names: as a whole, for names with blanks, else by its first word."""
+    whole = _stem(line.strip())
+    return whole if whole in stems else _stem(line.split()[0])
 
 
 def _stem(path: str) -> str:
@@ -95,7 +117,7 @@ def _names(path: str) -> list[str]:
     return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
-def _sided(raw: Raw, sides: dict[str, str], notes: list[str]) -> Raw:
+def _sided(raw: Raw, sides: dict[str, str], lists: Sequence[str]) -> Raw:
     values = [
         None if path is None else next((sides[name] for name in _names(path) if name in sides), None)
         for path in _paths(raw)
@@ -103,5 +125,5 @@ def _sided(raw: Raw, sides: dict[str, str], notes: list[str]) -> Raw:
     return replace(
         raw,
         columns=raw.columns.append_column("split", pa.array(values, pa.string())),
-        notes=[*notes, *raw.notes],
+        notes=notes_without(raw.notes, lists),
     )

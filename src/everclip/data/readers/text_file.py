@@ -48,6 +48,35 @@ def text_encoding(path: Path, given: str | None = None) -> TextEncoding:
         return encoding_of(path, file, given)
 
 
+def small_text(path: Path, most: int, given: str | None = None) -> str:
+    """Return the text of a small file: in the encoding that the user says, else that its first bytes say, else UTF-8.
+
+    Nothing is guessed from its words, since it has too few of them.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        given: the encoding that the user says.
+
+    Raises:
+        OSError: if it cannot be read.
+        DataError: if it is larger, or not of that encoding.
+    """
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise DataError(f"{path.name}: larger than {most:,} bytes")
+    found = encoding_of(path, io.BytesIO(data), given)
+    name = "utf-8" if found.name == "cp1252" and given is None else found.name
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path.name}: byte {error.start} is not {(given or name).upper()}; say the encoding with "
+            "data.encoding=NAME"
+        ) from error
+
+
 def is_text(text: str) -> bool:
     """Whether a text holds no byte that could not be decoded, and no half of a surrogate pair."""
     if text.isascii():
