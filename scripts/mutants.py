@@ -28,6 +28,8 @@ import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +112,17 @@ def chosen(names: list[str], size: int, seed: int) -> list[str]:
     return found
 
 
-def in_child(job: Callable[[], int], seconds: float) -> int | None:
-    """Run `job` in a forked process; return its exit code, or `None` where it took longer than `seconds`."""
+@dataclass(frozen=True)
+class Job:
+    """Something to do in a forked process, which is ended after `seconds`; `label` comes back with its exit code."""
+
+    label: str
+    work: Callable[[], int]
+    seconds: float
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Start `work` in a forked process without output; return its process id."""
     pid = os.fork()
     if pid == 0:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -120,18 +131,32 @@ def in_child(job: Callable[[], int], seconds: float) -> int | None:
         os.setsid()
         code = 99
         try:
-            code = job()
+            code = work()
         finally:
             os._exit(code)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
+    return pid
+
+
+def in_children(jobs: Iterable[Job], at_once: int) -> Iterator[tuple[str, int | None, float]]:
+    """Yield label, exit code (`None`: it took too long) and seconds of each job, in the order in which they end."""
+    waiting, running = iter(jobs), dict[int, tuple[Job, float]]()
+    while True:
+        while len(running) < at_once and (job := next(waiting, None)) is not None:
+            running[fork(job.work)] = (job, time.monotonic())
+        if not running:
+            return
         time.sleep(0.02)
-    os.killpg(pid, 9)
-    os.waitpid(pid, 0)
-    return None
+        for pid, (job, start) in list(running.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            took = time.monotonic() - start
+            if done:
+                del running[pid]
+                yield job.label, os.waitstatus_to_exitcode(status), took
+            elif took > job.seconds:
+                os.killpg(pid, 9)
+                os.waitpid(pid, 0)
+                del running[pid]
+                yield job.label, None, took
 
 
 class Calls:
@@ -169,34 +194,34 @@ def warm_up(files: Iterable[str]) -> None:
     gc.freeze()
 
 
-def map_tests(files: list[Path]) -> dict[str, dict[str, Any]]:
+def map_tests(files: list[Path], at_once: int) -> dict[str, dict[str, Any]]:
     """Return what each test calls; files that have not changed since the last time are not run again."""
     from mutmut.mutation.trampoline import set_mutant_under_test
 
     known = json.loads(CALLS.read_text()) if CALLS.is_file() else {}
-    for number, path in enumerate(files, 1):
-        print_hash = hashlib.sha256(path.read_bytes()).hexdigest()
-        name = str(path.relative_to(ROOT))
-        if known.get(name, {}).get("hash") == print_hash:
-            continue
-        print(f"[{number}/{len(files)}] which functions {name} calls", flush=True)
+    prints = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    stale = [name for name, found in prints.items() if known.get(name, {}).get("hash") != found]
 
-        def job(name: str = name) -> int:
-            set_mutant_under_test("stats")
-            calls = Calls()
-            pytest_in_work(name, plugins=[calls])
-            (WORK / "part.json").write_text(json.dumps(calls.tests))
-            return 0
+    def part(name: str) -> Path:
+        return WORK / f"part-{prints[name][:16]}.json"
 
-        (WORK / "part.json").unlink(missing_ok=True)
-        in_child(job, 1800)
-        tests = json.loads((WORK / "part.json").read_text()) if (WORK / "part.json").is_file() else {}
-        known[name] = {"hash": print_hash, "tests": tests}
+    def work(name: str) -> int:
+        set_mutant_under_test("stats")
+        calls = Calls()
+        pytest_in_work(name, plugins=[calls])
+        part(name).write_text(json.dumps(calls.tests))
+        return 0
+
+    jobs = [Job(name, partial(work, name), 1800) for name in stale]
+    for number, (name, _, took) in enumerate(in_children(jobs, at_once), 1):
+        print(f"[{number}/{len(stale)}] {took:6.1f} s  which functions {name} calls", flush=True)
+        tests = json.loads(part(name).read_text()) if part(name).is_file() else {}
+        part(name).unlink(missing_ok=True)
+        known[name] = {"hash": prints[name], "tests": tests}
         CALLS.write_text(json.dumps(known))
-    wanted = {str(path.relative_to(ROOT)) for path in files}
     return {
         test: {**facts, "file": known[name]["hash"]}
-        for name in wanted
+        for name in prints
         for test, facts in known[name]["tests"].items()
     }
 
@@ -218,19 +243,15 @@ def covering(name: str, tests: dict[str, dict[str, Any]], budget: float) -> tupl
     return taken, total
 
 
-def try_one(name: str, tests: list[str], seconds: float) -> str:
-    """Run the tests against one mutant; return `killed`, `survived`, `timeout` or `no tests`."""
+def trial(name: str, tests: list[str], seconds: float) -> Job:
+    """Return the job that runs tests against one mutant, which ends with 0 if it survives all of them."""
     from mutmut.mutation.trampoline import set_mutant_under_test
 
-    if not tests:
-        return "no tests"
-
-    def job() -> int:
+    def work() -> int:
         set_mutant_under_test(name)
         return pytest_in_work("-x", *tests)
 
-    code = in_child(job, 30 + 6 * seconds)
-    return "timeout" if code is None else "survived" if code == 0 else "killed"
+    return Job(name, work, 30 + 6 * seconds)
 
 
 def reason(row: dict[str, Any], kept: dict[str, Any]) -> str | None:
@@ -256,31 +277,36 @@ def finished() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in map(json.loads, RESULTS.read_text().splitlines())}
 
 
-def run(sample: list[str], tests: dict[str, dict[str, Any]], budget: float) -> Iterator[dict[str, Any]]:
-    """Yield one row per mutant of the sample; what is finished is not run again unless its tests have changed."""
+def run(
+    sample: list[str], tests: dict[str, dict[str, Any]], budget: float, at_once: int
+) -> list[dict[str, Any]]:
+    """Return one row per mutant of the sample; what is finished is not run again unless its tests have changed."""
     done, kept = finished(), tomllib.loads(EQUIVALENT.read_text())
-    for number, name in enumerate(sample, 1):
+    rows: dict[str, dict[str, Any]] = {}
+    jobs: list[Job] = []
+    for name in sample:
         mine, seconds = covering(name, tests, budget)
         function, before, after = change(name)
         shown = {"name": name, "function": function, "before": before, "after": after}
-        if reason(shown, kept) is not None:
-            yield {**shown, "status": "equivalent"}
-            continue
         files = sorted({tests[test]["file"] for test in mine})
         key = hashlib.sha256(json.dumps([before, after, mine, files]).encode()).hexdigest()[:16]
+        rows[name] = {**shown, "key": key, "status": "no tests", "tests": len(mine), "seconds": 0.0}
         row = done.get(name)
-        same = row is not None and (
+        if reason(shown, kept) is not None:
+            rows[name]["status"] = "equivalent"
+        elif row is not None and (
             row["key"] == key or (row["status"] == "killed" and row["before"] == before)
-        )
-        if row is None or not same:
-            start = time.monotonic()
-            status = try_one(name, mine, seconds)
-            row = {**shown, "key": key}
-            row |= {"status": status, "tests": len(mine), "seconds": round(time.monotonic() - start, 1)}
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"[{number}/{len(sample)}] {status:9} {row['seconds']:6.1f} s  {name}", flush=True)
-        yield row
+        ):
+            rows[name] = row
+        elif mine:
+            jobs.append(trial(name, mine, seconds))
+    for number, (name, code, took) in enumerate(in_children(jobs, at_once), 1):
+        status = "timeout" if code is None else "survived" if code == 0 else "killed"
+        rows[name] |= {"status": status, "seconds": round(took, 1)}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(rows[name]) + "\n")
+        print(f"[{number}/{len(jobs)}] {status:9} {took:6.1f} s  {name}", flush=True)
+    return list(rows.values())
 
 
 def report(rows: list[dict[str, Any]], population: int) -> None:
@@ -309,6 +335,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests per mutant at most")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="folders and files of tests")
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -324,13 +351,13 @@ def main() -> None:
         file for place in given for file in ([place] if place.is_file() else sorted(place.glob("test_*.py")))
     ]
     warm_up(str(file.relative_to(ROOT)) for file in files)
-    tests = map_tests(files)
+    tests = map_tests(files, args.jobs)
     failing = sorted(test for test, facts in tests.items() if not facts["passes"])
     print(
         f"{len(tests)} tests; {len(failing)} are skipped or fail without a mutant, and are left out",
         *failing[:5],
     )
-    report(list(run(sample, tests, args.budget)), len(names))
+    report(run(sample, tests, args.budget, args.jobs), len(names))
 
 
 if __name__ == "__main__":

@@ -124,6 +124,24 @@ def test_initial_values_depend_on_the_seed_alone(module: str) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("model", ["vit", "custom text"])
+@pytest.mark.parametrize("module", EVERY)
+def test_every_drawn_parameter_has_values_of_its_own_for_each_seed(model: str, module: str) -> None:
+    """Two blocks that start alike, or a place whose start no seed changes, would pass for right in every score."""
+    drawn: list[dict[str, torch.Tensor]] = []
+    for seed in (0, 1):
+        clip = models.build(model)
+        new = insert(clip, *EVERY[module], seed=seed).parameters
+        values = {name: clip.get_parameter(name).detach() for name in new}
+        drawn.append(
+            {name: tensor for name, tensor in values.items() if tensor.numel() > 1 and tensor.std() > 0}
+        )
+    assert drawn[0]
+    assert drawn[0].keys() == drawn[1].keys()
+    starts = [tuple(tensor.flatten()[:2].tolist()) for one in drawn for tensor in one.values()]
+    assert len(set(starts)) == len(starts)
+
+
 @pytest.mark.parametrize("module", EVERY)
 def test_only_the_named_tower_and_blocks_grow(module: str) -> None:
     name, settings = EVERY[module]

@@ -23,6 +23,7 @@ from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.methods.penalties.build import PENALTIES
+from everclip.methods.penalties.teachers import INITIAL, between, frozen_copy
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.short_texts import needed_tokens
 
@@ -338,3 +339,22 @@ def test_distillation_holds_the_answers(build: Build, tasks: dict[str, Task], na
             )
 
     assert drift(30.0) < 0.5 * drift(0.0)
+
+
+def test_a_teacher_between_two_models_is_named_by_its_share() -> None:
+    assert between(0.0) == INITIAL
+    assert between(1.0) == "between:1.0"
+    assert len({between(share) for share in (0.0, 0.25, 0.5, 1.0)}) == 4
+
+
+def test_a_frozen_copy_shares_what_holds_no_weights_and_nothing_else(build: Build) -> None:
+    backbone = build().backbone.train()
+    copied = frozen_copy(backbone)
+    assert copied.tokenizer is backbone.tokenizer
+    assert copied.preprocess is backbone.preprocess
+    assert not any(module.training for module in copied.modules())
+    assert not any(parameter.requires_grad for parameter in copied.parameters())
+    own = {tensor.data_ptr() for tensor in backbone.state_dict().values()}
+    assert own.isdisjoint(tensor.data_ptr() for tensor in copied.state_dict().values())
+    assert backbone.training
+    assert any(parameter.requires_grad for parameter in backbone.parameters())

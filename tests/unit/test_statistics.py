@@ -193,3 +193,18 @@ def test_values_that_are_not_numbers_are_refused_by_the_name_of_the_argument() -
     for broken in ([], [1.0, float("nan")]):
         with pytest.raises(ValueError, match=r"^`?values"):
             seed_spread(broken)
+
+
+@pytest.mark.parametrize("broken", [[], [math.nan], [[1.0]]])
+def test_what_is_refused_is_called_by_its_own_name(broken: list[float]) -> None:
+    fine = [1.0]
+    for name, call in {
+        "a": lambda: paired_bootstrap(broken, fine, seed=0),
+        "b": lambda: paired_bootstrap(fine, broken, seed=0),
+        "values": lambda: bootstrap_mean(broken, seed=0),
+        "values ": lambda: seed_spread(broken),
+        "old": lambda: flips(broken, fine),
+        "new": lambda: flips(fine, broken),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name.strip()}( must|\[0\])"):
+            call()
