@@ -34,7 +34,8 @@ _FOREIGN = (
     (b"PAR1", "a Parquet file", "let its name end in .parquet"),
     (b"%PDF", "a PDF", "export the table as CSV (UTF-8)"),
 )
-_WORDS = re.compile(rb"[A-Za-z\x80-\xff]*[\x80-\xff][A-Za-z\x80-\xff]*")
+# Only where a word begins: a long run of letters is then looked at once, not once from each of its letters.
+_WORDS = re.compile(rb"(?<![A-Za-z\x80-\xff])[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]*")
 _PUNCTUATION = frozenset("‘’“”‚„–—…•€£©®™°§«»·´¡¿½¼¾±²³×º\u00a0")
 _LETTERS = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüŒœªº")
 """Letters of western Europe's large languages; the others of cp1252 are commoner in texts of other encodings."""
