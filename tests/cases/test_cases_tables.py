@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from build import encoded, picture, tar, text
 
+from everclip.data.references import Resolver, image_places
 from everclip.data.sources import Loaded, read, read_rows
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, DataError
@@ -686,3 +688,32 @@ def test_urls_that_are_none_and_halves_of_signs_in_lists_are_no_crash(folder: Pa
     found = loaded(text(folder / "a.csv", "image,caption\n" + "\n".join(rows) + "\n"))
     assert captions(found)[-1] == "c"
     assert "not-downloaded" in details(found)[1]
+
+
+@pytest.mark.parametrize("start", ["", "é "])
+def test_a_long_word_takes_no_time(folder: Path, start: str) -> None:
+    started = time.process_time()
+    row = {"image": "0.png", "caption": start + "x" * 400_000}
+    assert captions(loaded(text(folder / "a.json", json.dumps([row], ensure_ascii=False)))) == [
+        row["caption"]
+    ]
+    assert time.process_time() - started < 5
+
+
+# -- tables of several parts ----------------------------------------------------------------------------------
+
+
+def test_b07_a_file_that_a_later_part_of_the_table_names_is_not_taken_for_another(tmp_path: Path) -> None:
+    picture(tmp_path / "photo.png")
+    column = pa.chunked_array([["PHOTO.png"], ["photo.png"]])
+    _, problems = image_places(column, Resolver(tmp_path, None), "shop.parquet")
+    assert [(row, reason) for row, reason, _ in problems] == [(0, "missing-file")]
+    assert "another row names it" in problems[0][2]
+
+
+def test_urls_of_one_ending_are_told_apart_across_the_parts_of_a_table(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    column = pa.chunked_array([["https://a.example/1.png"], ["https://b.example/1.png"]])
+    _, problems = image_places(column, Resolver(None, tmp_path), "shop.parquet")
+    assert [(row, reason) for row, reason, _ in problems] == [(0, "not-downloaded"), (1, "not-downloaded")]
+    assert "2 URLs end in '1.png'" in problems[0][2]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Resolver:
         self._root = None if root is None else Path(os.path.realpath(root))
         self._downloads = downloads
         self._near = None if self._root is None else NearFiles(str(self._root))
+        self._last_parts: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
         """Return lines about paths that were read otherwise than they stand."""
@@ -54,20 +55,23 @@ class Resolver:
                     found.setdefault(key, []).append(os.path.join(place, name))
         return found
 
+    def learn(self, values: Iterable[str | None]) -> None:
+        """Take all values of a table into account before the first is resolved: what one names is no other's."""
+        given = dict.fromkeys(value for value in values if value is not None)
+        self._last_parts.update(_last(value) for value in given if _is_url(value))
+        if self._near is not None:
+            named = dict.fromkeys(_local(value) for value in given if not _is_url(value))
+            self._near.learn(named, [v for v in named if is_absolute(v) and not self._is_inside(v)])
+
     def resolve(self, values: Sequence[str | None]) -> tuple[list[str | None], list[Problem]]:
         """Return the file of every value, and a problem for each that has none."""
-        urls = {v for v in values if v is not None and _URL.match(v) and not v.lower().startswith("file:")}
-        last = Counter(_last(url) for url in urls)
-        if self._near is not None:
-            named = dict.fromkeys(_local(v) for v in values if v is not None and v not in urls)
-            self._near.learn(named, [v for v in named if is_absolute(v) and not self._is_inside(v)])
         paths: list[str | None] = []
         problems: list[Problem] = []
         for position, value in enumerate(values):
             if value is None or not value.strip():
                 found: str | tuple[str, str] = ("no-image", "the cell is empty")
-            elif value in urls:
-                found = self._download(value, last[_last(value)])
+            elif _is_url(value):
+                found = self._download(value, self._last_parts[_last(value)])
             else:
                 found = self._file(value)
             paths.append(found if isinstance(found, str) else None)
@@ -152,6 +156,10 @@ class Resolver:
         return real
 
 
+def _is_url(value: str) -> bool:
+    return _URL.match(value) is not None and not value.lower().startswith("file:")
+
+
 def _local(value: str) -> str:
     """Return the path of a `file:` URL; other values as they are."""
     if not value.lower().startswith("file:/"):
@@ -188,12 +196,28 @@ def image_places(
     chunks: list[pa.Array] = []
     problems: list[Problem] = []
     start = 0
+    resolver.learn(path for chunk in column.chunks for path in _paths_of(chunk))
     for chunk in column.chunks:
         made, found = _chunk(chunk, resolver, name)
         chunks.append(made)
         problems += [(start + position, reason, detail) for position, reason, detail in found]
         start += len(chunk)
     return pa.chunked_array(chunks, PLACE), problems
+
+
+def _paths_of(chunk: pa.Array) -> list[str | None]:
+    """Return the paths and URLs of a part of a column, as far as it holds some."""
+    kind = chunk.type
+    if pa.types.is_struct(kind) and not is_place(kind):
+        fields = dict(zip((field.name for field in kind), chunk.flatten(), strict=True))
+        if "path" not in fields or "bytes" not in fields:
+            return []
+        return _paths_of(fields["path"].filter(fields["bytes"].is_null()))
+    if pa.types.is_integer(kind):
+        return _paths_of(chunk.cast(pa.string()))
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    found: list[str | None] = chunk.to_pylist() if texts else []
+    return found
 
 
 def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, list[Problem]]:
