@@ -72,11 +72,16 @@ def test_what_is_remembered_depends_on_weights_architecture_transform_and_method
     monkeypatch.setattr(type(clip), "extra_repr", lambda self: "another activation")
     one.images(method, {**keys, "image": "other weights"}, tick)
     assert one.encoded == 27
+    # The same keys, but other rules of decoding.
+    with monkeypatch.context() as patch:
+        patch.setattr("everclip.evaluation.encode.RULES", 0)
+        one.images(method, {**keys, "image": "other weights"}, tick)
+    assert one.encoded == 36
     # The same keys, but another class of methods.
     other = type("Other", (type(method),), {"forward": type(method).forward})
     monkeypatch.setattr(method, "__class__", other)
     one.images(method, {**keys, "image": "other weights"}, tick)
-    assert one.encoded == 36
+    assert one.encoded == 45
     # The same keys, but another transform.
     two = encoder(method, sets, tmp_path)
     two.images(method, keys, tick)

@@ -16,6 +16,7 @@ from everclip.data import examine as module
 from everclip.data.examine import examine
 from everclip.data.facts import Facts, difference_hash, facts_of
 from everclip.data.pictures import places
+from everclip.data.rendering import Rendering
 from everclip.data.verdicts import Verdicts, default_path
 
 
@@ -34,9 +35,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The hashes of the pictures that were decoded."""
     decoded: list[bytes] = []
 
-    def facts(data: bytes, name: str, key: bytes) -> Facts:
+    def facts(data: bytes, name: str, key: bytes, rendering: Rendering) -> Facts:
         decoded.append(key)
-        return facts_of(data, name, key)
+        return facts_of(data, name, key, rendering)
 
     monkeypatch.setattr(module, "facts_of", facts)
     return decoded

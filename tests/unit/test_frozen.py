@@ -178,7 +178,7 @@ def test_blocks_and_places_do_not_change_the_bits(
 
 
 def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
-    make: Callable[..., Learner], tasks: Any, tmp_path: Path
+    make: Callable[..., Learner], tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> tuple[dict[str, torch.Tensor], int, list[str]]:
         learner, log = make(), []
@@ -204,6 +204,9 @@ def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
         other.method.backbone.clip.visual.proj.add_(1)
     learn(other, replace(tasks[0], index=2))
     assert len(list(tmp_path.iterdir())) == 3
+    # Other rules of decoding, and so other pixels of the same files.
+    monkeypatch.setattr("everclip.training.frozen.RULES", 0)
+    assert run()[1] == 20
 
 
 class Own(Method):
@@ -226,8 +229,8 @@ def test_a_plan_measures_a_cached_step_without_encoding_the_task(
     learner = make()
     counts = encoded(learner)
     learner.method.begin_task(tasks[0], learner.past())
-    assert learner.engine.measure(learner.method, learner.plan(tasks[0])[0]) > 0
-    assert counts["image"] == 8
+    assert learner.engine.measure(learner.method, learner.plan(tasks[0])[0], 60.0) > 0
+    assert counts["image"] == 2 + 2 + 8  # two small tries and one batch, of 20 samples
 
 
 @pytest.mark.parametrize("kind", ["time", "classes"])

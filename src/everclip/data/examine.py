@@ -111,8 +111,6 @@ def _verdicts(
 ) -> Iterator[tuple[bytes | None, Verdict, bool]]:
     """Yield (hash, verdict, whether it was remembered) per picture, in order; a few are at work at any time."""
 
-    given = () if rendering == DEFAULT else (rendering,)
-
     def look(place: pa.Scalar) -> tuple[bytes | None, Verdict, bool]:
         try:
             data = bytes_at(place.as_py() or dict.fromkeys(("bytes", "path", "offset", "size")))
@@ -125,7 +123,7 @@ def _verdicts(
         if known is not None:
             return key, known, True
         try:
-            return key, facts_of(data, "picture", content, *given), False
+            return key, facts_of(data, "picture", content, rendering), False
         except PictureError as error:
             # That the memory did not suffice says something of this moment, not of the picture.
             kept = None if isinstance(error.__cause__, MemoryError) else key

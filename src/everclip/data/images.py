@@ -26,6 +26,9 @@ from everclip.errors import DataError
 if TYPE_CHECKING:
     from everclip.data.table import Table
 
+RULES = 2
+"""Raised when the same file becomes other pixels than before: what caches hold of pictures then no longer counts."""
+
 MAX_PIXELS = 64_000_000
 """A picture larger than this is refused before it is decoded (a "decompression bomb")."""
 

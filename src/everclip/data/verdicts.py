@@ -13,10 +13,8 @@ from pathlib import Path
 import PIL
 
 from everclip.data.facts import Facts
+from everclip.data.images import RULES
 from everclip.files import cache_folder, tell_once
-
-VERSION = 2
-"""Raised when the rules of decoding change: older verdicts then no longer count."""
 
 Verdict = Facts | tuple[str, str]
 """Facts of a usable picture, or (reason, detail) of another."""
@@ -31,7 +29,7 @@ _TABLE = (
 
 def default_path() -> Path:
     """Return the file that is used where none is named."""
-    return cache_folder() / f"pictures-{VERSION}-pillow-{PIL.__version__}.sqlite"
+    return cache_folder() / f"pictures-{RULES}-pillow-{PIL.__version__}.sqlite"
 
 
 class Verdicts:

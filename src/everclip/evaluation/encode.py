@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from everclip.contracts import EvalSet, Features, LabelSpace
-from everclip.data.images import ImageStore
+from everclip.data.images import RULES, ImageStore
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
@@ -103,8 +103,9 @@ class Encoder:
         Returns:
             Name of a set -> features, one per picture, in the order of the set.
         """
-        # Weights alone do not decide an embedding: architecture, transform and method do too.
-        setting = key_of(type(method).__qualname__, str(method.backbone.clip), repr(self._preprocess))
+        # Weights alone do not decide an embedding: architecture, transform, method and decoding do too.
+        transform = repr(self._preprocess), f"decoded by rules {RULES}"
+        setting = key_of(type(method).__qualname__, str(method.backbone.clip), *transform)
         key = f"{keys['image']}-{self._data_key}-{setting:032x}"
         if method.batch_dependent is not None:
             key += f"-{self._size(method)}"

@@ -22,6 +22,7 @@ import torch
 
 from everclip.contracts import Stream
 from everclip.data.batches import BatchMaker
+from everclip.data.images import RULES
 from everclip.data.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects, is_first, rank, world
@@ -329,7 +330,9 @@ class _Tower:
         return found.float().cpu()
 
     def image_key(self, table: Table) -> str:
-        return self._key("image", table.fingerprint, repr(self._maker.preprocess))
+        return self._key(
+            "image", table.fingerprint, repr(self._maker.preprocess), f"decoded by rules {RULES}"
+        )
 
     def text_key(self, texts: Sequence[str]) -> str:
         return self._key("text", *texts, repr(self._maker.tokenise(list(texts[:8])).tolist()))
