@@ -54,10 +54,10 @@ def test_shards_of_a_folder_and_of_a_pattern(tmp_path: Path) -> None:
     ("name", "kind", "link"),
     [
         ("../out.png", tarfile.REGTYPE, ""),
-        ("/etc/out.png", tarfile.REGTYPE, ""),
+        ("/../out.png", tarfile.REGTYPE, ""),
         ("a/../../out.png", tarfile.REGTYPE, ""),
         ("link.png", tarfile.SYMTYPE, "/etc/hostname"),
-        ("link.png", tarfile.LNKTYPE, "000.png"),
+        ("link.png", tarfile.LNKTYPE, "../000.png"),
         ("dev.png", tarfile.CHRTYPE, ""),
         ("fifo.png", tarfile.FIFOTYPE, ""),
         ("sparse.png", tarfile.GNUTYPE_SPARSE, ""),

@@ -14,7 +14,7 @@ REASONS = {
     "missing-file": "the picture's file is not there",
     "not-downloaded": "the row gives a URL, and the folder of downloads holds no such file",
     "outside-root": "the path leaves the folder that pictures must lie in",
-    "unsafe-member": "a link, a device or a path that leaves the archive",
+    "unsafe-member": "a device, or a path or link that leaves the archive",
     "unreadable-file": "the system refuses to read the file",
     "zero-bytes": "the picture is empty",
     "not-an-image": "the bytes are no picture of a known format",

@@ -62,7 +62,7 @@ def _read(path: Path, ending: str, reading: Reading) -> Raw:
     if ending == ".tar":
         from everclip.data.readers.shards import read_shard
 
-        return read_shard(path)
+        return read_shard(path, reading.encoding)
     from everclip.data.readers.text import read_text_table
 
     return read_text_table(path, reading)

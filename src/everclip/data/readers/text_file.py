@@ -66,13 +66,27 @@ def small_text(path: Path, most: int, given: str | None = None) -> str:
         data = file.read(most + 1)
     if len(data) > most:
         raise DataError(f"{path.name}: larger than {most:,} bytes")
-    found = encoding_of(path, io.BytesIO(data), given)
-    name = "utf-8" if found.name == "cp1252" and given is None else found.name
+    return decoded(path.name, data, given)
+
+
+def decoded(name: str, data: bytes, given: str | None = None) -> str:
+    """Return the text of a few bytes: in the encoding that the user says, else as their first bytes say, else UTF-8.
+
+    Args:
+        name: what messages call it.
+        data: the bytes.
+        given: the encoding that the user says.
+
+    Raises:
+        DataError: if they are not of that encoding.
+    """
+    found = encoding_of(Path(name), io.BytesIO(data), given)
+    encoding = "utf-8" if found.name == "cp1252" and given is None else found.name
     try:
-        return data.decode(name)
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path.name}: byte {error.start} is not {(given or name).upper()}; say the encoding with "
+            f"{name}: byte {error.start} is not {(given or encoding).upper()}; say the encoding with "
             "data.encoding=NAME"
         ) from error
 

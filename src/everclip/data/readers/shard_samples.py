@@ -1,0 +1,115 @@
+"""Samples of a shard: the members of one key, and how those that stand apart are joined."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Place = tuple[int, int]
+"""Where a member's bytes begin in the archive, and how many they are."""
+
+_TWO = "two pictures under one key, {}; keep one of them, or give each a key of its own (a key ends at the first dot)"
+
+
+@dataclass
+class Sample:
+    """What stands under one key.
+
+    Attributes:
+        key: the name of its members, without their ending.
+        number: place among the samples of the archive, from 1.
+        cells: the texts, the class, and the fields of the JSON.
+        pictures: (ending, place) of each picture; the ending may have several parts (`seg.png`).
+        problem: (reason, detail) why it cannot be used.
+    """
+
+    key: str
+    number: int
+    cells: dict[str, Any] = field(default_factory=dict)
+    pictures: list[tuple[str, Place]] = field(default_factory=list)
+    problem: tuple[str, str] | None = None
+
+    def picture(self) -> tuple[str, Place] | None:
+        """Return the picture, or `None`; of several the one whose ending has one part: `0.jpg` beside `0.seg.png`."""
+        if len(self.pictures) > 1:
+            plain = [(ending, place) for ending, place in self.pictures if "." not in ending]
+            return plain[0] if len(plain) == 1 else None
+        return self.pictures[0] if self.pictures else None
+
+    def find_problem(self, size: int) -> tuple[str, str] | None:
+        """Return why the sample cannot be used in an archive of `size` bytes, or `None`."""
+        if self.problem is not None:
+            return self.problem
+        chosen = self.picture()
+        if chosen is None and self.pictures:
+            return "bad-row", _TWO.format(" and ".join(f".{ending}" for ending, _ in self.pictures[:2]))
+        if chosen is not None and sum(chosen[1]) > size:
+            start, length = chosen[1]
+            return "truncated", f"{size - start:,} of {length:,} bytes are there"
+        return None
+
+    def is_complete(self) -> bool:
+        """Whether there is a picture and something that belongs to it."""
+        return self.problem is None and self.picture() is not None and len(self.cells) > 1
+
+    def completes(self, other: Sample) -> bool:
+        """Whether this holds what another sample lacks, and nothing that it has."""
+        apart = not self.pictures or not other.pictures
+        return apart and self.problem is None and not set(self.cells) & set(other.cells) - {"__key__"}
+
+    def add(self, other: Sample) -> None:
+        """Take what another sample holds, but its key."""
+        self.pictures += other.pictures
+        self.cells = {**other.cells, **self.cells}
+        self.problem = self.problem or other.problem
+
+
+def joined(name: str, found: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+    """Join samples that complete each other: those of one key first, then those whose keys a person reads as equal.
+
+    Args:
+        name: of the archive, for messages.
+        found: what stands next to each other under one key.
+
+    Returns:
+        The samples, and lines for people.
+    """
+    first: dict[str, Sample] = {}
+    kept: list[Sample] = []
+    for sample in found:
+        earlier = first.setdefault(sample.key, sample)
+        if earlier is not sample and earlier.completes(sample):
+            earlier.add(sample)
+        else:
+            kept.append(sample)
+    notes = []
+    if len(kept) < len(found):
+        notes.append(
+            f"{name}: members of {len(found) - len(kept):,} keys do not stand next to each other; they are joined "
+            "by the key"
+        )
+    return _joined_by_near_key(name, kept, notes)
+
+
+def _joined_by_near_key(name: str, found: list[Sample], notes: list[str]) -> tuple[list[Sample], list[str]]:
+    """Join a picture alone with a text alone, where their keys differ in letter case or Unicode form only."""
+    alike: dict[str, list[Sample]] = defaultdict(list)
+    for sample in found:
+        if not sample.is_complete():
+            alike[unicodedata.normalize("NFC", sample.key).casefold()].append(sample)
+    gone: set[int] = set()
+    example = ""
+    for pair in alike.values():
+        if len(pair) == 2 and pair[0].key != pair[1].key and pair[0].completes(pair[1]):
+            example = example or f"{pair[0].key!a} with {pair[1].key!a}"
+            pair[0].add(pair[1])
+            gone.add(id(pair[1]))
+    if gone:
+        notes.append(
+            f"{name}: members of {len(gone):,} samples have names that differ in letter case or Unicode form only; "
+            f"they are joined ({example})"
+        )
+    return [sample for sample in found if id(sample) not in gone], notes
