@@ -48,6 +48,38 @@ def test_answers_are_the_three_best_classes_of_each_picture_at_each_row(
     assert checked >= 8
 
 
+def test_answers_to_pictures_of_a_retrieval_set_are_its_three_nearest_captions(
+    micro_config: Callable[..., Any],
+) -> None:
+    run = Run(micro_config("time", "method=zero-shot", "evaluation.examples=4"), Progress(quiet=True))
+    results = run.execute()
+    method, sets = run.learner.method.eval(), {s.name: s for s in run.scenario.eval_sets}
+    examples = [e for e in results.examples if sets[e.column].kind == "retrieval"]
+    assert len(examples) >= 8
+    for example in examples:
+        s = sets[example.column]
+        position = s.data.ids.index(example.id)
+        picture = method.backbone.preprocess(run.learner._maker.store.get(s.data, position))
+        captions = list(
+            dict.fromkeys(str(c) for other in sets.values() for c in other.data.column("caption"))
+        )
+        with torch.no_grad():
+            image = method.encode_images(picture[None])["embedding"]
+            texts = method.encode_texts(method.backbone.tokenise(captions))["embedding"]
+        cosines = dict(zip(captions, (image @ texts.T)[0].tolist(), strict=True))
+        identities = s.data.identities()
+        pairs = zip(s.data.column("caption"), identities, strict=True)
+        own = {str(caption) for caption, identity in pairs if identity == identities[position]}
+        for answer in example.answers:
+            said = [value for _, value in answer.answers]
+            assert len(said) == 3
+            assert said == sorted(said, reverse=True) == [round(value, 4) for value in said]
+            assert said == pytest.approx([cosines[caption] for caption, _ in answer.answers], abs=2e-4)
+            offered = sorted((cosines[str(c)] for c in set(s.data.column("caption"))), reverse=True)
+            assert all(value >= other - 2e-4 for value, other in zip(said, offered, strict=False))
+            assert answer.correct == (answer.answers[0][0] in own)
+
+
 def test_details_are_those_of_the_headlines_protocol_or_of_the_first() -> None:
     scorer = RowScorer.__new__(RowScorer)
     for shown, names, wanted in (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import presets
+from everclip.config import MethodConfig
 from everclip.contracts import LabelSpace
 from everclip.methods.base import Method
 from everclip.methods.build import build_method, method_class
@@ -75,3 +77,23 @@ def test_a_method_is_rebuilt_from_its_files_and_its_counts_are_what_it_holds(lea
     assert (method.preset, method.seed) == (config.method.name, config.seed)
     assert type(method) is method_class(config.method.name)
     assert not any(module.training for module in method.modules())
+
+
+def test_the_seed_of_a_method_reaches_what_it_draws(micro_folder: Path) -> None:
+    """Modules of the slot `trainable`, experts, and the buffer."""
+    for settings in (
+        {"trainable": [{"lora": {"rank": 2}}]},
+        {"trainable": [{"adapter": {"width": 2}}]},
+        {"trainable": [{"prompt": {"count": 2, "tower": "both", "depth": "all"}}]},
+    ):
+        starts = []
+        for seed in (0, 0, 1):
+            backbone = load_backbone(str(micro_folder / "model"))
+            method = build_method(MethodConfig(settings=settings), backbone, seed)
+            method.mark_trainable()
+            starts.append(
+                {n: p.detach() for n, p in method.named_parameters() if p.requires_grad and p.any()}
+            )
+        assert starts[0]
+        assert all(torch.equal(value, starts[1][name]) for name, value in starts[0].items())
+        assert [name for name, value in starts[0].items() if torch.equal(value, starts[2][name])] == []

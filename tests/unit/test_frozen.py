@@ -18,6 +18,7 @@ from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
+from everclip.methods.frozen import cached_columns
 from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
 from everclip.run import Run
@@ -256,3 +257,30 @@ def test_all_processes_look_where_the_first_one_writes(
 ) -> None:
     monkeypatch.setattr(frozen, "from_first", lambda value: str(tmp_path / "of the first"))
     assert make(TEXT, {}).engine.frozen._own() == tmp_path / "of the first"
+
+
+@pytest.mark.parametrize("augment", ["none", "crop"])
+@pytest.mark.parametrize("drawn", [False, True])
+@pytest.mark.parametrize("frozen", [(), ("image",), ("text",), ("image", "text")])
+def test_what_is_cached_of_a_frozen_tower_and_why_not(
+    frozen: tuple[str, ...], drawn: bool, augment: str
+) -> None:
+    captions = {"keyword_probability": 0.5 if drawn else 0.0, "template_probability": 0.0}
+    given = {} if augment == "crop" else {"augment": "none"}
+    training = TrainingConfig(steps=1, captions=captions, cache=True, **given)  # type: ignore[arg-type]
+    assert (training.augment is None) == (augment == "none")
+    found, reasons = cached_columns(("image", "tokens", "label"), frozen, training)
+    image, text = "image" in frozen, "text" in frozen
+    cached = (
+        "image_embedding" if image and augment == "none" else "image",
+        "text_embedding" if text and not drawn else "tokens",
+    )
+    assert found == (*cached, "label", *(["class_embedding"] if text else []))
+    assert set(reasons) == {
+        side for side, so in (("image", image and augment == "crop"), ("text", text and drawn)) if so
+    }
+    for side, reason in reasons.items():
+        assert reason.startswith(f"the {side} tower is frozen, but training.")
+    for off in (None, training.model_copy(update={"cache": False})):
+        assert cached_columns(("image", "tokens", "label"), frozen, off) == (("image", "tokens", "label"), {})
+    assert cached_columns(("tokens",), ("image",), training) == (("tokens",), {})

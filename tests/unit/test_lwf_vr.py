@@ -169,3 +169,28 @@ def test_published_settings_are_a_preset(micro_config: Callable[..., Any]) -> No
     learner, _ = learner_for(config, load_scenario(config.scenario)), None
     assert learner.method._penalties[0].settings.sentences == 1000
     assert learner.method._penalties[0].teacher == "task-start"
+
+
+@pytest.mark.parametrize("images", ["batch", "own"])
+@pytest.mark.parametrize("name", ["lwf", "lwf-vr"])
+def test_the_student_encodes_no_text_that_the_teacher_answers_for(
+    name: str, images: str, begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {}
+    for text in ("teacher", "student"):
+        chosen = f"method.penalties={{{name}: {{images: {images}, text: {text}}}}}"
+        learner, tasks = begin("time", "method=finetune", chosen)
+        student, asked = learner.method.backbone, []
+        inner = student.encode_text
+
+        def encode(tokens: torch.Tensor, inner: Any = inner, asked: Any = asked) -> torch.Tensor:
+            asked.append(len(tokens))
+            found: torch.Tensor = inner(tokens)
+            return found
+
+        monkeypatch.setattr(student, "encode_text", encode)
+        losses(learner, tasks[0])
+        counts[text] = len(asked)
+    # The captions of a batch are encoded for the loss anyway.
+    once_more = name == "lwf-vr" or images == "own"
+    assert counts["student"] - counts["teacher"] == once_more

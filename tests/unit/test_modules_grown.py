@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from everclip.errors import ConfigError
 from everclip.models import modules
 from everclip.models.modules import grown, insert, merge_into, mergeable, remove
+from everclip.models.modules.grow import extra_cost
+from everclip.models.modules.settings import ExpertsSettings
 from everclip.running.inputs import remarks
 
 IDENTITIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -140,6 +143,59 @@ def test_every_drawn_parameter_has_values_of_its_own_for_each_seed(model: str, m
     assert drawn[0].keys() == drawn[1].keys()
     starts = [tuple(tensor.flatten()[:2].tolist()) for one in drawn for tensor in one.values()]
     assert len(set(starts)) == len(starts)
+
+
+def test_starts_are_spread_as_the_papers_draw_them() -> None:
+    """Uniform up to the bound of a first projection or of VPT's prompts; text prompts normal with deviation 0.02."""
+    for module in EVERY:
+        clip = models.build("vit")
+        name, settings = EVERY[module]
+        more = {"count": 9} if name == "prompt" else {}
+        for place in insert(clip, name, {**settings, **more}, seed=3).parameters:
+            values = clip.get_parameter(place).detach()
+            if place.endswith("prompt.tokens"):
+                assert values.shape == (9, 32)
+                if place.startswith("visual."):
+                    bound = math.sqrt(6 / (3 * 8**2 + 32))
+                    assert 0.95 * bound < float(values.abs().max()) <= bound
+                else:
+                    assert float(values.std()) == pytest.approx(0.02, rel=0.12)
+                    assert float(values.abs().max()) < 0.1
+            elif ".down." in place and not place.endswith("bias"):
+                bound = 1 / math.sqrt(values.shape[1])
+                assert 0.9 * bound < float(values.abs().max()) <= bound
+            else:
+                assert not values.any(), place
+
+
+def test_the_cost_for_each_image_is_that_of_the_image_tower() -> None:
+    """Two blocks of width 32: an adapter of width 4 multiplies 2 x 32 x 4 times for each token."""
+    each = "multiplications per image token"
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("lora", {"rank": 2}, "none"),
+        ("adapter", {"width": 4}, f"adapters: 1,024 {each}"),
+        ("adapter", {"width": 4, "form": "parallel", "tower": "image"}, f"adapters: 512 {each}"),
+        ("adapter", {"width": 4, "tower": "text"}, "none"),
+        ("prompt", {"count": 3, "tower": "both", "depth": "all"}, "prompts: 3 more tokens per image"),
+        ("prompt", {"count": 3, "tower": "text"}, "none"),
+        ("experts", {"count": 5, "active": 2, "width": 4}, f"experts: 1,024 {each}"),
+        ("experts", {"count": 5, "active": 3, "width": 4, "blocks": "last1"}, f"experts: 768 {each}"),
+        ("experts", {"count": 5, "active": 3, "width": 4, "tower": "text"}, "none"),
+    )
+    for name, settings, said in cases:
+        clip = models.build("vit")
+        given = ExpertsSettings(**settings) if name == "experts" else settings
+        insert(clip, name, given)
+        assert extra_cost(clip) == said
+        remove(clip)
+        assert extra_cost(clip) == "none"
+    clip = models.build("vit")
+    insert(clip, "adapter", {"width": 4})
+    insert(clip, "prompt", {"count": 3, "tower": "image"})
+    assert (
+        extra_cost(clip)
+        == "adapters: 1,024 multiplications per image token; prompts: 3 more tokens per image"
+    )
 
 
 @pytest.mark.parametrize("module", EVERY)

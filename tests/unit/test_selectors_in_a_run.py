@@ -253,7 +253,10 @@ def test_a_selector_trains_alone(micro_folder: Path, micro_config: Callable[...,
     def forward(batch: Any, progress: Any) -> Any:
         if progress.phase == "selector":
             seen.append({n for n, p in learner.method.named_parameters() if p.requires_grad})
-        return inner(batch, progress)
+        losses = inner(batch, progress)
+        assert losses.keys() == {"selector"}
+        assert losses["selector"].requires_grad == (progress.phase == "selector")
+        return losses
 
     learner.method.forward = forward  # type: ignore[method-assign]
     learner.learn(task)

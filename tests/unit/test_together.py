@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from everclip.evaluation.results import Column, Row, Score
-from everclip.evaluation.together import build_together
+from everclip.evaluation.together import Together, build_together, pooled, together, together_metrics
 
 HEADLINE = {"protocol": "own", "metric": "accuracy"}
 
@@ -57,3 +57,100 @@ def test_a_method_that_learns_everything_at_once_has_learned_it_at_its_row() -> 
     assert found.values[1][1] == pytest.approx((10 * 0.5 + 30 * 0.9) / 40)
     assert build_together(rows, COLUMNS, [{"name": "own", "space": "own"}], HEADLINE) is None
     assert build_together(rows, COLUMNS[:1], [{"name": "wide", "space": "all"}], HEADLINE) is None
+
+
+def test_a_set_of_everything_is_asked_where_all_is_learned_and_stands_for_the_rest() -> None:
+    columns = (*COLUMNS, column("all of it", "everything"))
+    values = (0.4, 0.5, 0.65)
+    rows = []
+    for one, value in zip(ROWS, values, strict=True):
+        score = {"wide": {"accuracy": Score(value=value, n=60)}}
+        rows.append(one.model_copy(update={"scores": {**one.scores, "all of it": score}}))
+    seen = build_together(rows, columns, [{"name": "wide", "space": "seen"}], HEADLINE)
+    assert seen is not None
+    assert [values[2] for values in seen.values] == [None, None, 0.65]
+    whole = build_together(rows, columns, [{"name": "wide", "space": "all"}], HEADLINE)
+    assert whole is not None
+    assert [values[2] for values in whole.values] == [0.4, 0.5, 0.65]
+    found = together(columns, [{"name": "wide", "space": "seen"}], HEADLINE)
+    assert isinstance(found, Together)
+    assert [c.name for c in found.columns("everything")] == ["all of it"]
+    assert found.columns("everything", [0]) == found.columns("everything", []) == ()
+    assert [c.name for c in found.columns("everything", [0, 1])] == ["all of it"]
+    assert [[c.name for c in found.columns("new", done)] for done in ([], [1], [0, 1])] == [
+        [],
+        ["b"],
+        ["a", "b"],
+    ]
+    assert [c.name for c in found.columns("old", [])] == ["old"]
+
+
+@pytest.mark.parametrize("space", ["all", "seen"])
+def test_before_and_last_are_told_of_each_part_and_their_change_where_answers_stay(space: str) -> None:
+    found = together_metrics(ROWS, COLUMNS, [{"name": "wide", "space": space}], HEADLINE)
+    new = ((10 * 0.1 + 30 * 0.2) / 40, (10 * 0.5 + 30 * 0.9) / 40)
+    whole = [(20 * old + 40 * value) / 60 for old, value in zip((0.9, 0.7), new, strict=True)]
+    wanted: dict[str, float | None] = {}
+    for name, (first, last) in {
+        "everything_old": (0.9, 0.7),
+        "everything_new": new,
+        "everything": whole,
+    }.items():
+        stays = space == "all"
+        wanted[f"{name}_before"] = pytest.approx(first) if stays else None
+        wanted[f"{name}_last"] = pytest.approx(last)
+        wanted[f"{name}_change"] = pytest.approx(last - first) if stays else None
+    assert found == wanted
+    nothing = together_metrics(ROWS, COLUMNS, [{"name": "own", "space": "own"}], HEADLINE)
+    assert nothing == dict.fromkeys(wanted)
+    assert together_metrics([], COLUMNS, [{"name": "wide", "space": space}], HEADLINE) == dict.fromkeys(
+        wanted
+    )
+
+
+def test_which_protocol_has_the_answers_of_all() -> None:
+    def chosen(*protocols: tuple[str, str, bool], shown: str = "own") -> str | None:
+        given = [{"name": name, "space": space, "known_task": told} for name, space, told in protocols]
+        found = together(COLUMNS, given, {"protocol": shown, "metric": "accuracy"})
+        return found.protocol if isinstance(found, Together) else None
+
+    assert chosen(("s", "seen", False), ("a", "all", False), ("b", "all", False)) == "a"
+    assert chosen(("s", "seen", False), ("a", "all", False), ("b", "all", False), shown="b") == "b"
+    assert chosen(("s", "seen", False), ("a", "all", True)) == "s"
+    assert chosen(("o", "own", False)) is None
+
+
+def test_why_sets_are_not_scored_together_is_said() -> None:
+    wide = [{"name": "wide", "space": "all"}]
+    pictures = Column(name="pairs", kind="retrieval", group="known", task=None, samples=10)
+    for columns, protocols, reason in (
+        (COLUMNS[:1], wide, "no set that belongs to a task"),
+        ((pictures, *COLUMNS), wide, "some sets are measured by retrieval"),
+        (COLUMNS[1:2], wide, "one set alone"),
+        (COLUMNS, [{"name": "own", "space": "own"}], "no protocol has the answers of all sets"),
+    ):
+        found = together(columns, protocols, HEADLINE)
+        assert isinstance(found, str)
+        assert reason in found
+    mean = {"protocol": "own", "metric": "mean_class_accuracy"}
+    assert isinstance(together(COLUMNS, wide, mean), str)
+    assert "mean_class_accuracy of several sets is not the" in str(together(COLUMNS, wide, mean))
+    assert isinstance(together((*COLUMNS, column("x", "everything")), wide, mean), Together)
+    asked = [c.model_copy(update={"kind": "retrieval"}) for c in COLUMNS]
+    for kind, metric, of_items in (
+        (COLUMNS, "top5", True),
+        (asked, "mean_r1", True),
+        (asked, "text_to_image_r10", True),
+        (asked, "text_to_image_map", False),
+    ):
+        found = together(kind, wide, {"protocol": "own", "metric": metric})
+        assert isinstance(found, Together) == of_items
+        assert not isinstance(found, Together) or found.metric == metric
+
+
+def test_a_score_over_sets_counts_every_item_once_and_needs_all_of_them() -> None:
+    one, two = Score(value=0.5, n=2), Score(value=1.0, n=6)
+    assert pooled([one, two]) == pytest.approx(7 / 8)
+    assert pooled([one]) == 0.5
+    for given in ([], [None], [one, None], [one, Score(value=None, n=3)], [Score(value=0.5, n=0)]):
+        assert pooled(given) is None
