@@ -260,7 +260,7 @@ def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
     (tmp_path / "data/cat/again").symlink_to(tmp_path / "data")
     loaded = load(tmp_path / "data")
     assert len(loaded.table) == 4
-    assert "give its target as data" in loaded.quarantine.entries[0].detail
+    assert "a link to a folder above it; remove the link" in loaded.quarantine.entries[0].detail
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop/train").symlink_to(tmp_path / "loop")
     with pytest.raises(DataError):
@@ -629,9 +629,46 @@ def test_class_folders_that_are_links_are_named_with_the_remedy(tmp_path: Path) 
     (tmp_path / "data/cat").symlink_to(tmp_path / "elsewhere/cat")
     loaded = load(tmp_path / "data")
     assert counts(loaded, "class_name") == {"ant": 2, "bee": 2}
-    assert [(e.reason, e.detail) for e in loaded.quarantine.entries] == [
-        ("outside-root", "a link to a folder, which is not followed; give its target as data")
-    ]
+    (entry,) = loaded.quarantine.entries
+    assert entry.reason == "outside-root"
+    assert f"a link to the folder {tmp_path}/elsewhere/cat" in entry.detail
+    assert "say data.root=FOLDER" in entry.detail
+    assert "cp -rL" in entry.detail
+    everything = load(tmp_path / "data", root=str(tmp_path / "elsewhere"))
+    assert counts(everything, "class_name") == {"ant": 2, "bee": 2, "cat": 2}
+    assert everything.quarantine.entries == ()
+
+
+def test_pictures_that_are_links_say_what_to_do_and_that_works(tmp_path: Path) -> None:
+    classes(tmp_path / "elsewhere", ["cat", "dog"])
+    classes(tmp_path / "data", ["ant"])
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir()
+        for i in range(2):
+            (tmp_path / f"data/{name}/{i}.png").symlink_to(tmp_path / f"elsewhere/{name}/{i}.png")
+    entries = load(tmp_path / "data").quarantine.entries
+    assert len(entries) == 4
+    assert f"say data.root={tmp_path}/elsewhere/cat or a folder above it" in entries[0].detail
+    everything = load(tmp_path / "data", root=str(tmp_path))
+    assert counts(everything, "class_name") == {"ant": 2, "cat": 2, "dog": 2}
+    assert everything.quarantine.entries == ()
+
+
+def test_a_link_to_nothing_is_called_one(tmp_path: Path) -> None:
+    classes(tmp_path, ["cat", "dog"])
+    (tmp_path / "cat/x.png").symlink_to("/nowhere/x.png")
+    (entry,) = load(tmp_path).quarantine.entries
+    assert "a link leads to /nowhere/x.png, where nothing is" in entry.detail
+
+
+def test_links_in_a_ring_end(tmp_path: Path) -> None:
+    classes(tmp_path, ["cat", "dog"])
+    (tmp_path / "cat/more").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog/more").symlink_to(tmp_path / "cat")
+    (tmp_path / "dog/up").symlink_to(tmp_path)
+    loaded = load(tmp_path, root=str(tmp_path))
+    assert set(loaded.table.column("class_name")) == {"cat", "dog"}
+    assert any(entry.reason == "outside-root" for entry in loaded.quarantine.entries)
 
 
 # -- encodings of the texts beside pictures -------------------------------------------------------------------

@@ -213,7 +213,7 @@ def _aside(check: Check) -> Iterator[str]:
     for reason, count in aside.reasons.items():
         yield f"  {count:,} {reason}: {REASONS.get(reason, '')}"
         for example in aside.examples.get(reason, ())[:2]:
-            yield f"    {plain(example, 160)}"
+            yield f"    {plain(example, 400)}"
 
 
 def _findings(check: Check) -> Iterator[str]:

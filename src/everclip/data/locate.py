@@ -134,7 +134,7 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
-    raws = _read_path(source, (root or Path()) / expanded(source), spec, labelled)
+    raws = _read_path(source, root or Path(), spec, labelled)
     return [without_foreign_rows(raw) for raw in raws]
 
 
@@ -145,7 +145,8 @@ def _pattern(path: Path) -> str:
     return str(Path(glob.escape(str(Path(*parts[:known]))), *parts[known:])) if known else str(path)
 
 
-def _read_path(source: str, path: Path, spec: DataSpec, labelled: bool) -> list[Raw]:
+def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list[Raw]:
+    path = start / expanded(source)
     try:
         os.path.realpath(path).encode()
         os.stat(path)
@@ -161,7 +162,8 @@ def _read_path(source: str, path: Path, spec: DataSpec, labelled: bool) -> list[
         from everclip.data.readers.folder import read_folder
         from everclip.data.readers.folder_options import FolderOptions
 
-        options = FolderOptions(labelled, _by_names(spec), spec.root is not None, spec.reading, spec.columns)
+        into = None if spec.root is None else start / os.path.expanduser(spec.root)
+        options = FolderOptions(labelled, _by_names(spec), into, spec.reading, spec.columns)
         return read_folder(path, options)
     if path.is_file() and is_readable(path):
         raw = read_file(path, spec.reading)

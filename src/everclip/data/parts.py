@@ -92,7 +92,11 @@ def part_of(raw: Raw, names: Mapping[str, str], spec: DataSpec, places: Places, 
     """
     _require(names, raw, labelled)
     columns, unread = plain(renamed(raw.columns, names))
-    resolver = Resolver(_start(raw, columns.column("image"), places.root), places.downloads)
+    resolver = Resolver(
+        _start(raw, columns.column("image"), places.root),
+        places.downloads,
+        places.root if raw.root_fixed else None,
+    )
     pictures, missing = image_places(columns.column("image"), resolver, raw.name)
     raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
     columns = replaced(columns, "image", shared_places(pictures))

@@ -32,11 +32,13 @@ class Resolver:
     Args:
         root: folder that paths are relative to, and may not leave; `None` where the caller names files himself.
         downloads: folder that holds what URLs point to, or `None`.
+        targets: folder that links inside the root may lead to, beside the root itself.
     """
 
-    def __init__(self, root: Path | None, downloads: Path | None) -> None:
+    def __init__(self, root: Path | None, downloads: Path | None, targets: Path | None = None) -> None:
         self._root = None if root is None else Path(os.path.realpath(root))
         self._downloads = downloads
+        self._targets = None if targets is None else os.path.realpath(targets)
         self._near = None if self._root is None else NearFiles(str(self._root))
         self._last_parts: Counter[str] = Counter()
 
@@ -80,7 +82,9 @@ class Resolver:
         return paths, problems
 
     def _is_inside(self, path: str) -> bool:
-        return self._root is None or Path(path).is_relative_to(self._root)
+        if self._root is None or Path(path).is_relative_to(self._root):
+            return True
+        return self._targets is not None and Path(path).is_relative_to(self._targets)
 
     def _file(self, value: str) -> str | tuple[str, str]:
         path = _local(value)
@@ -120,10 +124,16 @@ class Resolver:
 
     def _way_out(self, path: str, real: str) -> str:
         """Return what leads out of the folder, and what to say instead, where the file is there."""
+        by_link = not is_absolute(path) and ".." not in Path(path).parts
+        if by_link and not os.path.exists(real):
+            return f": a link leads to {real[:120]}, where nothing is; mend or remove the link"
         if not os.path.isfile(real):
             return ""
-        if not is_absolute(path) and ".." not in Path(path).parts:
-            return f": a link leads to {real[:200]}; say data.root=FOLDER that holds the files themselves"
+        if by_link:
+            return (
+                f": a link leads to {real[:120]}; say data.root={os.path.dirname(real)[:120]} or a folder above it, or "
+                "copy the data with what links lead to (cp -rL)"
+            )
         folder = (
             self._near.elsewhere if self._near is not None and self._near.elsewhere else os.path.dirname(real)
         )

@@ -17,6 +17,8 @@ from everclip.data.readers.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw
 from everclip.data.readers.sides import SWITCH, split_of
 from everclip.errors import DataError
 
+_MOST_LINKS = 3  # one behind the other: folders that link to each other have paths without end
+
 
 @dataclass
 class Found:
@@ -24,6 +26,7 @@ class Found:
 
     Attributes:
         path: the folder.
+        root: links to folders below it are followed; `None`: no link is.
         files: the pictures' paths from the folder.
         others: endings of files that are no pictures, counted.
         foreign: names of what systems and programs left.
@@ -31,6 +34,7 @@ class Found:
     """
 
     path: Path
+    root: Path | None = None
     files: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     foreign: list[str] = field(default_factory=list)
@@ -80,11 +84,14 @@ class Found:
             notes=[*notes, *self.notes()],
         )
 
-    def _below(self, folder: Path) -> Iterator[Path]:
-        """Yield the files below a folder in order of their names; links to folders are not followed."""
+    def _below(self, folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+        """Yield the files below a folder in order of their names; `above` are the folders that links led to."""
         if folder.is_symlink():
-            self._link(folder)
-            return
+            real = os.path.realpath(folder)
+            if not self._may_follow(folder, real) or real in above or len(above) >= _MOST_LINKS:
+                self._link(folder, real)
+                return
+            above |= {real}
 
         def unreadable(error: OSError) -> None:
             shown = os.path.relpath(str(error.filename), self.path.parent)
@@ -92,26 +99,46 @@ class Found:
 
         for place, inner, files in os.walk(folder, onerror=unreadable):
             inner.sort()
+            links = []
             for name in list(inner):
                 if is_foreign_folder(name):
                     inner.remove(name)
                     self.foreign.append(name)
                 elif os.path.islink(os.path.join(place, name)):
                     inner.remove(name)
-                    self._link(Path(place, name))
+                    links.append(Path(place, name))
             for name in sorted(files):
                 yield Path(place, name)
+            for link in links:
+                yield from self._below(link, above)
 
-    def _link(self, link: Path) -> None:
+    def _may_follow(self, link: Path, real: str) -> bool:
+        """Whether a link leads below the user's root, and to no folder that the link itself lies in."""
+        if self.root is None or not Path(real).is_relative_to(os.path.realpath(self.root)):
+            return False
+        return not _leads_up(link, real)
+
+    def _link(self, link: Path, real: str) -> None:
         shown = os.path.relpath(link, self.path.parent)
+        if _leads_up(link, real):
+            self.broken.append(
+                Entry(None, shown, "outside-root", "a link to a folder above it; remove the link")
+            )
+            return
         self.broken.append(
             Entry(
                 None,
                 shown,
                 "outside-root",
-                "a link to a folder, which is not followed; give its target as data",
+                f"a link to the folder {real[:120]}, which is not followed; say data.root=FOLDER, a folder that holds "
+                "the target, or copy the data with what links lead to (cp -rL)",
             )
         )
+
+
+def _leads_up(link: Path, real: str) -> bool:
+    """Whether a link leads to a folder that it lies in itself."""
+    return Path(os.path.realpath(link.parent)).is_relative_to(real)
 
 
 def read_class_folders(listing: Listing) -> Raw:
@@ -124,7 +151,7 @@ def read_class_folders(listing: Listing) -> Raw:
     Raises:
         DataError: if none of the folders holds a picture.
     """
-    found = Found(listing.path)
+    found = Found(listing.path, listing.root)
     for name in listing.folders:
         found.take_below(listing.path / name)
     if not found.files and not found.broken:
@@ -201,7 +228,7 @@ def beside_sides(listing: Listing, read: Sequence[str]) -> list[str]:
 
 def read_every(listing: Listing) -> Raw:
     """Read all pictures of a folder, in whichever of its folders they are, without classes."""
-    found = Found(listing.path)
+    found = Found(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     for name in listing.folders:
@@ -211,7 +238,7 @@ def read_every(listing: Listing) -> Raw:
 
 def read_bare(listing: Listing, unlabelled: str) -> Raw:
     """Read a folder of pictures that have neither classes nor captions; `unlabelled` says so where they are needed."""
-    found = Found(listing.path)
+    found = Found(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     return replace(found.raw({}, listing.notes), unlabelled=unlabelled)

@@ -76,6 +76,7 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
 
 def _read(path: Path, options: FolderOptions) -> list[Raw]:
     listing = listed(path)
+    listing.root = options.root
     for layout in (read_metadata, read_tables):
         raws = layout(listing, options)
         if raws is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from everclip.data.readers.reading import PLAIN, Reading
 
@@ -15,7 +16,7 @@ class FolderOptions:
     Attributes:
         labelled: whether captions or classes are needed; if not, pictures beside folders count as those in them.
         sides: whether names such as `train` and `test` are sides of the split.
-        rooted: whether the user says where paths start (`data.root`).
+        root: where paths start, as the user says (`data.root`); links may lead to what lies below it.
         reading: what the user says about tables and text files.
         columns: canonical names to those of tables, as the user says.
         depth: how many folders this one lies below that which the user named.
@@ -23,7 +24,7 @@ class FolderOptions:
 
     labelled: bool = True
     sides: bool = True
-    rooted: bool = False
+    root: Path | None = None
     reading: Reading = PLAIN
     columns: Mapping[str, str] = field(default_factory=dict)
     depth: int = 0

@@ -32,6 +32,7 @@ class Listing:
         foreign: what was passed over.
         notes: lines for people; readers add to them.
         told: files that a line names already.
+        root: the folder that the user says; links may lead to what lies below it.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Listing:
     foreign: list[str]
     notes: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
+    root: Path | None = None
 
     @cached_property
     def pictures(self) -> list[str]:

@@ -48,7 +48,7 @@ def read_pairs(listing: Listing, encoding: str | None = None) -> Raw | None:
         listing: the folder.
         encoding: of the texts, as the user says.
     """
-    found = Found(listing.path)
+    found = Found(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     for name in listing.folders:

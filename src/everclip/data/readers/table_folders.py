@@ -49,7 +49,7 @@ def read_metadata(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     index = PictureIndex(listing.path)
     files = named_pictures(raw, index, column)
     raw.notes += unnamed_note(index, files, found[0])
-    raw = raw if options.rooted else with_paths(raw, index, column, files)
+    raw = raw if options.root is not None else with_paths(raw, index, column, files)
     return [with_sides_of_paths(raw, files) if options.sides else raw]
 
 
@@ -259,7 +259,7 @@ def _with_pictures(
     read = []
     for table in found:
         moved = table.raw
-        if table.column is not None and not options.rooted:
+        if table.column is not None and options.root is None:
             moved = with_paths(table.raw, index, table.column, table.files)
         read.append((table.name, moved))
     listing.notes += unnamed_note(index, named, "a table" if len(found) > 1 else found[0].name)
