@@ -146,8 +146,10 @@ def test_point_24_the_best_few_names_at_the_shell(
 ) -> None:
     picture(tmp_path / "photos/a/1.png", "cat")
     picture(tmp_path / "photos/2.PNG", "dog")
+    for left in ("__MACOSX/3.png", ".thumbnails/4.png", "._5.png"):  # of systems and programs
+        picture(tmp_path / "photos" / left, "bird")
     names = tmp_path / "classnames.txt"
-    names.write_text("a cat\n\na dog\na bird\n")
+    names.write_text("a cat\n\na dog\na bird\n", encoding="utf-16")
     call = ("classify", micro_folder / "model", tmp_path / "photos", "--names", names, "--top", "2")
     code, out, err = command(*call)
     assert code == 0, err

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 
 
 def classify(
@@ -59,12 +59,17 @@ def classify(
         typer.echo(f"{file}: {', '.join(f'{n} {score:.3f}' for n, score in best)}")
 
 
+_MOST_BYTES = 16 * 1024 * 1024
+
+
 def _lines(file: Path | None) -> list[str]:
     if file is None:
         return []
+    from everclip.data.readers.text_file import small_text
+
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+        lines = small_text(file, _MOST_BYTES).splitlines()
+    except (OSError, DataError) as error:
         raise ConfigError(f"--names: {file}: cannot be read as UTF-8 text ({error}).") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
@@ -74,16 +79,12 @@ def _lines(file: Path | None) -> list[str]:
 
 def _files(given: str) -> list[str]:
     """Return a picture, or the pictures of a folder and those below it in order of their names."""
-    from everclip.data.readers.raw import IMAGE_ENDINGS
+    from everclip.data.readers.listing import pictures_below
 
     folder = Path(os.path.expanduser(given))
     if not folder.is_dir():
         return [given]
-    found = sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix[1:].lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
-    )
+    found = sorted(str(folder / name) for name in pictures_below(folder))
     if not found:
         raise ConfigError(f"{given}: a folder without pictures.")
     return found
