@@ -111,7 +111,10 @@ def read_confusions(folder: Path, row: int) -> dict[str, Confusions]:
     try:
         return _FILE.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise DataError(f"{path}: the answers per class cannot be read ({error}).") from error
+        raise DataError(
+            f"{path}: the answers per class cannot be read ({error}). Remove the file: the report then shows no single "
+            "classes, and the results stay."
+        ) from error
 
 
 def joined(parts: Sequence[Confusions]) -> Confusions:

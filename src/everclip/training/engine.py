@@ -339,7 +339,7 @@ class Engine:
         self._idle += 0 if any(moves) else len(moves)
         if moves and self._idle >= min(IDLE_STEPS, progress.steps):
             raise ConfigError(
-                f"task {progress.task}, phase {progress.phase!r}: no trained weight had a gradient in the first "
+                f"task {progress.task + 1}, phase {progress.phase!r}: no trained weight had a gradient in the first "
                 f"{self._idle} steps, so nothing is learned. Does the loss depend on what trains (method.trainable, "
                 "method.loss), and do the samples differ (everclip check)?"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.config import RunConfig
 from everclip.errors import ConfigError, did_you_mean
-from everclip.files import optional_write, tell_once
+from everclip.files import tell_once
 
 
 class Trackers:
@@ -61,8 +61,11 @@ class Trackers:
     def finish(self) -> None:
         """Flush and close."""
         for tracker in self._open:
-            with optional_write(
-                Path(tracker.name), f"the end of what the tracker {tracker.name} recorded is missing"
-            ):
+            try:
                 tracker.finish()
+            except OSError as error:
+                tell_once(
+                    f"{tracker.name} end",
+                    f"trackers: {tracker.name}: {error}; the end of what it recorded is missing",
+                )
         self._open = []
