@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from build import picture, text
 
-from everclip.data.readers.coco import is_coco, read_coco
-from everclip.data.readers.karpathy import is_karpathy, read_karpathy
+from everclip.data.readers.coco import read_coco
+from everclip.data.readers.json_forms import json_form
+from everclip.data.readers.karpathy import read_karpathy
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
 from everclip.errors import DataError
@@ -41,7 +42,7 @@ def coco(folder: Path, images: int = 4, captions: int = 5) -> Path:
 
 def test_b15_coco_captions_given_as_a_file_find_their_pictures(tmp_path: Path) -> None:
     path = coco(tmp_path)
-    assert is_coco(path)
+    assert json_form(path) == "coco"
     found = loaded(path)
     assert len(found.table) == 20
     assert found.table.column("caption")[:2] == ["tram 0 0", "tram 0 1"]
@@ -139,8 +140,7 @@ def karpathy(folder: Path, with_folders: bool) -> Path:
 @pytest.mark.parametrize("with_folders", [True, False])
 def test_karpathys_split_is_kept_and_restval_is_trained_on(tmp_path: Path, with_folders: bool) -> None:
     path = karpathy(tmp_path, with_folders)
-    assert is_karpathy(path)
-    assert not is_coco(path)
+    assert json_form(path) == "karpathy"
     found = loaded(path)
     assert found.table.column("split") == ["train"] * 10 + ["val"] * 5 + ["test"] * 5
     assert found.table.column("caption")[5] == "Bus 1 0."

@@ -56,35 +56,46 @@ def init_config(
     Example: everclip init-config shop.csv columns.image=file columns.caption=title > shop.yaml
     """
     sources, settings = split_arguments(data)
-    if output is not None and output.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--output: {output} is no YAML file; give it a name that ends in .yaml.")
-    if output is not None and output.exists() and not force:
-        raise ConfigError(f"--output: {output} exists already; --force replaces it.")
-    block = data_block(settings)
-    from everclip.files import require_writable, write_text_atomic
-
     if output is not None:
-        require_writable(output.parent, "--output")
+        _check_output(output, force)
+    block = data_block(settings)
     from open_clip.tokenizer import SimpleTokenizer
 
+    from everclip.files import write_text_atomic
     from everclip.learner.learnable import require_differences
     from everclip.scenarios.propose import Wish, propose
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)
     require_differences(proposal.scenario.tasks, SimpleTokenizer())
-    for found in proposal.quarantine:
-        typer.echo(f"# {found.table()}".replace("\n", "\n# "), err=True)
-    for guess in proposal.guesses:
-        typer.echo(f"# guessed: {guess}", err=True)
-    for note in proposal.notes:
-        typer.echo(f"# note: {note}", err=True)
+    _print_remarks(proposal)
     text = text_for(proposal, output)
     if output is None:
         typer.echo(text, nl=False)
         return
     write_text_atomic(output, text)
     typer.echo(f"{output}: {_tasks(proposal)}; next: everclip run {output} --dry-run")
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Refuse a file that cannot be written, before the data are read."""
+    from everclip.files import require_writable
+
+    if output.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--output: {output} is no YAML file; give it a name that ends in .yaml.")
+    if output.exists() and not force:
+        raise ConfigError(f"--output: {output} exists already; --force replaces it.")
+    require_writable(output.parent, "--output")
+
+
+def _print_remarks(proposal: Proposal) -> None:
+    """Print what was set aside and what was guessed, as comments and on standard error."""
+    for found in proposal.quarantine:
+        typer.echo(f"# {found.table()}".replace("\n", "\n# "), err=True)
+    for guess in proposal.guesses:
+        typer.echo(f"# guessed: {guess}", err=True)
+    for note in proposal.notes:
+        typer.echo(f"# note: {note}", err=True)
 
 
 def _tasks(proposal: Proposal) -> str:

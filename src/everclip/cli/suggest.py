@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,16 +56,34 @@ def suggest(
 
     Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
     """
-    from everclip.config import BackboneConfig, TrainingConfig
-    from everclip.data.spec import DataSpec
-    from everclip.errors import ConfigError
-    from everclip.overrides import overrides_document, types_of
     from everclip.suggest.suggestion import suggest as make
     from everclip.training.progress import Progress
 
     words = list(settings or [])
     if model is not None and "=" in model and not os.path.lexists(model):  # no model was named
         words, model = [model, *words], None
+    backbone, training, block = _sections(words)
+    if output is not None:
+        from everclip.files import require_writable
+
+        require_writable(output, "--output")
+    named = backbone if model is None else {"name": model, **backbone}
+    found = make(data, named, block, training, steps, trial_seconds, sweep_seconds, Progress())
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
+    else:
+        _show(found, output)
+    if output is not None:
+        _write(found, output)
+
+
+def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the settings of the backbone, of training and of the data block."""
+    from everclip.config import BackboneConfig, TrainingConfig
+    from everclip.data.spec import DataSpec
+    from everclip.errors import ConfigError
+    from everclip.overrides import overrides_document, types_of
+
     types = {**types_of(DataSpec), "backbone": BackboneConfig, "training": TrainingConfig}
     given = overrides_document([text.removeprefix("data.") for text in words], types)
     backbone, training = given.pop("backbone", {}), given.pop("training", {})
@@ -74,18 +92,7 @@ def suggest(
             raise ConfigError(
                 f"{name}: expected settings below it, such as {name}.device=cpu; found {part!r}."
             )
-    if output is not None:
-        from everclip.files import require_writable
-
-        require_writable(output, "--output")
-    named = backbone if model is None else {"name": model, **backbone}
-    found = make(data, named, given, training, steps, trial_seconds, sweep_seconds, Progress())
-    if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
-    else:
-        _show(found, output)
-    if output is not None:
-        _write(found, output)
+    return backbone, training, given
 
 
 def _write(found: Suggestion, folder: Path) -> None:

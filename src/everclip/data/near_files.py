@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import takewhile
 from urllib.parse import unquote
 
+from everclip.data.readers.listing import ending_of
 from everclip.data.readers.raw import IMAGE_ENDINGS
 
 _MOST_FILES = 1_000_000
@@ -97,8 +98,8 @@ class NearFiles:
         same = self._by_path.get(_key(plain), [])
         if len(same) == 1 and same[0] not in self._named:
             return self._take("letter case", path, same[0])
-        if not same and _ending(plain) not in IMAGE_ENDINGS:
-            bare = [file for file in self._by_stem.get(_key(plain), []) if _ending(file) in IMAGE_ENDINGS]
+        if not same and not _is_picture(plain):
+            bare = [file for file in self._by_stem.get(_key(plain), []) if _is_picture(file)]
             if len(bare) == 1 and bare[0] not in self._named:
                 return self._take("missing ending", path, bare[0])
         return None
@@ -116,7 +117,7 @@ class NearFiles:
             return f"; {same[0]!r} is there: it differs in letter case alone, and another row names it or one like it"
         stem = _key(plain.rpartition(".")[0] or plain)
         for file in self._by_stem.get(stem, []):
-            if _ending(file) in IMAGE_ENDINGS:
+            if _is_picture(file):
                 return f"; {file!r} is there: the ending differs; mend the table"
         number = stem.rpartition("/")[2]
         if (
@@ -170,7 +171,7 @@ class NearFiles:
     def _unnamed(self) -> list[str]:
         """Pictures below the folder that no row names, in whichever form."""
         named = {_key(_slashed(path)) for path in self._named}
-        return [f for f in self._files if _ending(f) in IMAGE_ENDINGS and _key(f) not in named]
+        return [f for f in self._files if _is_picture(f) and _key(f) not in named]
 
     @cached_property
     def _by_path(self) -> dict[str, list[str]]:
@@ -234,6 +235,5 @@ def _key(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
-def _ending(path: str) -> str:
-    name = path.rpartition("/")[2]
-    return name.rpartition(".")[2].lower() if "." in name else ""
+def _is_picture(path: str) -> bool:
+    return ending_of(path.rpartition("/")[2]) in IMAGE_ENDINGS

@@ -132,12 +132,7 @@ def export_backbone(
             if head is not None:
                 write_head(head, backbone, aside)
                 parity = replace(parity, head=head_distance(head, backbone, aside, images, probes()))
-        limit = HALF_LIMIT if half else ROUNDING_LIMIT
-        if not parity.within(limit):
-            raise EverclipError(
-                f"export: plain open_clip does not give the model's embeddings: {describe(parity)} (allowed: "
-                f"{limit:g}). Nothing was written. The method may predict by more than its backbone's weights."
-            )
+        _require_parity(parity, HALF_LIMIT if half else ROUNDING_LIMIT)
         document = {**card, "precision": "fp16" if half else "fp32", "merged": list(merged)}
         document |= {
             "towers": backbone.fingerprints(),
@@ -150,6 +145,14 @@ def export_backbone(
     if old is not None:
         shutil.rmtree(old)
     return Exported(folder, size, merged, parity)
+
+
+def _require_parity(parity: Parity, limit: float) -> None:
+    if not parity.within(limit):
+        raise EverclipError(
+            f"export: plain open_clip does not give the model's embeddings: {describe(parity)} (allowed: "
+            f"{limit:g}). Nothing was written. The method may predict by more than its backbone's weights."
+        )
 
 
 def describe(parity: Parity) -> str:

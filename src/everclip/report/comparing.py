@@ -76,9 +76,8 @@ def compare(
             there is no such baseline.
     """
     runs = _read(folders)
-    notes = refuse_mixture(runs, force) + warnings_about(runs)
     teams, cut = _teams(runs)
-    notes += cut
+    notes = refuse_mixture(runs, force) + warnings_about(runs) + cut
     first = _baseline(teams, baseline)
     methods = [_method(team, draws) for team in teams]
     change = partial(_change, draws=draws, over=over)
@@ -87,10 +86,8 @@ def compare(
     notes += alike
     keys = candidates([method.values for method in methods], runs[0])
     undefined = _undefined(keys, methods, found)
-    shown = [key for key in keys if key not in undefined]
-    differences = [
-        _difference(key, team, first, change) for team in teams if team is not first for key in shown
-    ]
+    rivals = [team for team in teams if team is not first]
+    differences = [_difference(k, team, first, change) for team in rivals for k in keys if k not in undefined]
     if over == "items":
         notes += _not_over_items(teams, differences)
     return Comparison(

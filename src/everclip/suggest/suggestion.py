@@ -118,16 +118,20 @@ def suggest(
         model=given.backbone.name,
         facts=vars(facts),
         choices=tuple(choices),
-        rates=() if found is None else found.rates,
-        losses=() if found is None else found.losses,
-        smooth=() if found is None else found.smooth,
-        lowest=None if found is None else found.lowest,
-        steepest=None if found is None else found.steepest,
-        diverged=None if found is None else found.diverged,
+        **_curve(found),
         trials=trials,
         command=command(data, given.stream, given.named, block or {}, training or {}, choices),
         not_measured=NOT_MEASURED if found is not None else (*NOT_MEASURED[:2], "the learning rate"),
     )
+
+
+def _curve(found: RangeTest | None) -> dict[str, Any]:
+    """Return the sweep and its points as `Suggestion` holds them; without a test nothing."""
+    if found is None:
+        return {"rates": (), "losses": (), "smooth": (), "lowest": None, "steepest": None, "diverged": None}
+    return {
+        name: getattr(found, name) for name in ("rates", "losses", "smooth", "lowest", "steepest", "diverged")
+    }
 
 
 def _rate(

@@ -10,16 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.quarantine import Entry
-from everclip.data.readers.json_forms import json_form
+from everclip.data.readers.foreign import some
 from everclip.data.readers.json_stream import elements
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.text_file import is_text
 from everclip.errors import DataError
-
-
-def is_coco(path: Path) -> bool:
-    """Whether a JSON file is of COCO's form."""
-    return json_form(path) == "coco"
 
 
 def read_coco(path: Path, images_root: Path | None = None, encoding: str | None = None) -> Raw:
@@ -111,7 +106,7 @@ class _Document:
         bare = [file for image, file in self.files.items() if image not in with_captions]
         notes = [f"{name}: COCO captions: {len(rows):,} captions of {len(self.files) - len(bare):,} pictures"]
         if bare:
-            notes.append(f"{name}: {len(bare):,} pictures without a caption are passed over ({_some(bare)})")
+            notes.append(f"{name}: {len(bare):,} pictures without a caption are passed over ({some(bare)})")
         return rows, broken, notes
 
     def classed(self, name: str) -> tuple[list[tuple[str | None, ...]], list[Entry], list[str]]:
@@ -139,7 +134,3 @@ class _Document:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

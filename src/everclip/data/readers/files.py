@@ -6,7 +6,7 @@ from pathlib import Path
 
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.reading import PLAIN, Reading
-from everclip.data.readers.text_file import ending_of
+from everclip.data.readers.text_file import content_ending
 from everclip.errors import ConfigError, DataError
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".tar")
@@ -21,7 +21,7 @@ _PACKABLE = (".csv", ".tsv", ".jsonl")
 
 def is_readable(path: Path) -> bool:
     """Whether the ending of a file says that it can be read where the user names it."""
-    return path.suffix.lower() in TABLES or ending_of(path) in (*_PACKABLE, *NAMED)
+    return path.suffix.lower() in TABLES or content_ending(path) in (*_PACKABLE, *NAMED)
 
 
 def read_file(path: Path, reading: Reading = PLAIN) -> Raw:
@@ -40,7 +40,7 @@ def read_file(path: Path, reading: Reading = PLAIN) -> Raw:
             f"data.source: {path.name!r} is no source; expected a file ending in {', '.join((*TABLES, *NAMED))}."
         )
     try:
-        return _read(path, ending_of(path), reading)
+        return _read(path, content_ending(path), reading)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
 

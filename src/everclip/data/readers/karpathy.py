@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.quarantine import Entry
-from everclip.data.readers.json_forms import json_form
 from everclip.data.readers.json_stream import elements
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.text_file import is_text
@@ -17,11 +16,6 @@ from everclip.errors import DataError
 
 _TRAINED = {"restval": "train"}
 """COCO's `restval` is trained on, as published results do."""
-
-
-def is_karpathy(path: Path) -> bool:
-    """Whether a JSON file is of Karpathy's form."""
-    return json_form(path) == "karpathy"
 
 
 def read_karpathy(path: Path, images_root: Path | None = None, encoding: str | None = None) -> Raw:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from everclip.data.readers.foreign import some
 from everclip.data.readers.raw import Raw
@@ -93,10 +92,3 @@ def _line(what: str, side: str | None) -> str:
         return f"{what}: training, since the name says no side"
     said = {"train": "training", "validation": "validation", "test": "test"}[side]
     return f"{what}: {said}, by the name ({SWITCH})"
-
-
-def stem_sides(files: Iterable[Path]) -> dict[Path, str]:
-    """Return the sides of files by their names without endings."""
-    held = list(files)
-    sides = sides_of(file.stem for file in held)
-    return {file: sides[file.stem] for file in held if file.stem in sides}

@@ -20,7 +20,7 @@ from everclip.data.readers.raw import Raw, require_few
 from everclip.data.readers.reading import PLAIN, Reading
 from everclip.data.readers.records import MAX_CELL, Lines, PathLines, Records, path_and_text
 from everclip.data.readers.text_encoding import TextEncoding
-from everclip.data.readers.text_file import ending_of, is_text, open_text, text_encoding
+from everclip.data.readers.text_file import content_ending, is_text, open_text, text_encoding
 from everclip.errors import DataError
 
 MAX_LINE = 16 * 1024 * 1024
@@ -44,10 +44,10 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
     encoding = text_encoding(path, reading.encoding)
     with open_text(path, encoding.name) as file:
         lines = Lines(iter(lambda: file.readline(MAX_LINE), ""))
-        usual = "\t" if ending_of(path) in (".tsv", ".token") else ","
+        usual = "\t" if content_ending(path) in (".tsv", ".token") else ","
         ahead = lines.peek(_LOOKED_AT, MAX_CELL)
         records: Records | PathLines
-        if ending_of(path) == ".txt" and _is_path_list(ahead, reading):
+        if content_ending(path) == ".txt" and _is_path_list(ahead, reading):
             note = (
                 f"{path.name}: each line is read as a path, a blank and a text (data.separator=... to change)"
             )
@@ -87,7 +87,7 @@ def _is_path_list(lines: list[str], reading: Reading) -> bool:
 
 def _header(path: Path, records: Records, dialect: Dialect, encoding: TextEncoding) -> list[str]:
     """Return the names of the columns: of the first line, or numbers from 1 where there is none."""
-    kind = ending_of(path)[1:]
+    kind = content_ending(path)[1:]
     if not dialect.header:
         (first,) = records.lines.peek() or [""]
         width = len(next(csv.reader([first], delimiter=dialect.separator), []))

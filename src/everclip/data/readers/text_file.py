@@ -16,7 +16,7 @@ _LEAST_UNPACKED = 1 << 30
 _MOST_TIMES = 100
 
 
-def ending_of(path: Path) -> str:
+def content_ending(path: Path) -> str:
     """Return the ending of a file in small letters, without that of the packing: `.csv` of `a.CSV.gz`."""
     name = path.name.lower().removesuffix(PACKED)
     return Path(name).suffix
