@@ -227,6 +227,11 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     assert draw(found).png  # also where no rate is suggested
     without = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=0)
     assert without.trials == ()
+    assert "--trial-seconds is 0" in without.not_measured[-1]
+    monkeypatch.setattr("everclip.suggest.trials.FEWEST", 500)
+    few = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20)
+    assert few.trials == ()
+    assert "too few images for a trial" in few.not_measured[-1]
 
 
 # -- whose model, and for how long ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from everclip.suggest.advice import Choice, Facts, choose
 from everclip.suggest.command import command
 from everclip.suggest.range_test import RangeTest, TooSlow, range_test
 from everclip.suggest.target import given_by
-from everclip.suggest.trials import Trial, better, divide, try_method
+from everclip.suggest.trials import FEWEST, HELD_OUT, Trial, better, divide, try_method
 from everclip.training.progress import Progress, clock
 
 TRIAL_SECONDS = 60.0
@@ -121,7 +121,10 @@ def suggest(
         **_curve(found),
         trials=trials,
         command=command(data, given.stream, given.named, block or {}, training or {}, choices),
-        not_measured=NOT_MEASURED if found is not None else (*NOT_MEASURED[:2], "the learning rate"),
+        not_measured=(
+            *(NOT_MEASURED if found is not None else (*NOT_MEASURED[:2], "the learning rate")),
+            *_without_trial(given.task, trials, trial_seconds),
+        ),
     )
 
 
@@ -268,6 +271,20 @@ def _trials(
         trained = _learner(backbone, choices, training, steps, merges=True)
         trials.append(try_method(trained, *divided, planned))
     return tuple(trials)
+
+
+def _without_trial(task: Task, trials: Sequence[Trial], seconds: float) -> tuple[str, ...]:
+    """Say why classes were not learned on trial; nothing where they were, and for captions."""
+    if trials or task.classes is None:
+        return ()
+    if seconds <= 0:
+        why = "--trial-seconds is 0"
+    elif divide(task) is None:
+        enough = round(1.2 * FEWEST / HELD_OUT)  # which images are held out goes by hash
+        why = f"too few images for a trial, which scores {FEWEST} or more; some {enough} training images are enough"
+    else:
+        why = f"--trial-seconds={seconds:g} is too short for {FEWEST} images to score on"
+    return (f"whether `rail` learns these classes better: {why}. Run both, then `everclip compare`",)
 
 
 def _why_closed_form(trials: Sequence[Trial]) -> str:
