@@ -74,7 +74,8 @@ def added_tasks(
         listed = "\n".join(f"  {line}" for line in changed)
         raise RunFolderError(
             f"{path}: the data have changed since this run began:\n{listed}\nPut them back (a condition `where` can "
-            "leave new rows out; new tasks come after the old ones), or choose another output=."
+            "leave new rows out), or choose another output=. New data are a task of their own behind the old ones; of "
+            "data without a time they go into a folder or file of their own: see `sources` in docs/going-on.md."
         )
     added = list(names[len(place.tasks) :])
     if added and not extend:

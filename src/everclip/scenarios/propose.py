@@ -351,8 +351,9 @@ def _training(scenario: ListScenario) -> tuple[dict[str, Any], str]:
     batch = max(2, min(256, smallest, 2 ** int(math.log2(max(8, smallest / 8)))))
     steps = max(1, typical // batch)
     epochs = max(1, min(20, round(STEPS / steps)))
+    spread = "" if smallest == sizes[-1] else f" in the middle ({smallest:,} to {sizes[-1]:,})"
     reason = (
-        f"A task has {typical:,} training rows in the middle ({smallest:,} to {sizes[-1]:,}): some "
+        f"A task has {typical:,} training rows{spread}: some "
         f"{math.ceil(typical * epochs / batch):,} steps of {batch} in all"
     )
     return {"epochs": epochs, "batch_size": batch, "lr": 1e-5}, reason

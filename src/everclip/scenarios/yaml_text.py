@@ -132,7 +132,10 @@ def _kind(proposal: Proposal) -> list[str]:
         if "first_task" in document:
             lines.append(f"first_task: {document['first_task']}    # so that no task has one class alone")
         lines.append(f"order: {document['order']}    # or given, sorted, or a list of classes")
+    elif kind == "single":
+        lines.append("# More data later (--extend)? `--kind sources` writes this file so that each month adds a source.")
     elif kind == "sources":
+        lines.append("# Next month: one more entry in `sources`, then the same `everclip run` with --extend.")
         lines.append(
             "merge_classes: true    # classes of equal name are one class; false keeps each source's own"
         )
