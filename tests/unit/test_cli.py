@@ -113,6 +113,15 @@ def test_run_prints_the_matrix_and_where_the_result_is(
     assert "task 1/3" not in out
 
 
+@pytest.mark.parametrize(("method", "said"), [("finetune", True), ("zero-shot", False)])
+def test_a_run_that_trained_for_nothing_says_what_to_look_at(
+    method: str, said: bool, call: Callable[..., Any], settings: list[str]
+) -> None:
+    code, out, _ = call("run", *settings, f"method={method}", "training.lr=1e-12")
+    assert code == 0
+    assert ("nothing was gained on what is new" in out) == said
+
+
 def test_run_as_json_prints_the_result_and_nothing_else(
     call: Callable[..., Any], settings: list[str], tmp_path: Path
 ) -> None:

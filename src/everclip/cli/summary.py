@@ -31,6 +31,13 @@ def old_and_new(results: Results) -> list[str]:
     return [f"{what} together (pool `{results.together.protocol}`): {', '.join(said)}"] if said else []
 
 
+def nothing_gained(results: Results) -> bool:
+    """Return whether a finished run that trains weights did not get better on its tasks."""
+    change = results.metrics.get("new_change")
+    trained = (results.method["cost"].get("trainable_parameters") or 0) > 0
+    return results.status == "finished" and trained and change is not None and change <= 0
+
+
 def print_results(results: Results, folder: Path) -> None:
     """Print the headline matrix and where everything is."""
     matrix = results.matrix
@@ -47,6 +54,11 @@ def print_results(results: Results, folder: Path) -> None:
         typer.echo(f"{label:<{width}}  {cells}")
     for line in old_and_new(results):
         typer.echo(line)
+    if nothing_gained(results):
+        typer.echo(
+            "note: nothing was gained on what is new. The learning rate may be too low or the steps too few: "
+            "`everclip suggest` measures a rate."
+        )
     for event in results.events:
         if event.kind == "collapsed":
             typer.echo(f"WARNING: {event.message}.")
