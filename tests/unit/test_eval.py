@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from everclip.config import resolve_config
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
 from everclip.learner.measured import Evaluation, evaluate_model, load_model
 from everclip.run import execute
+from everclip.scenarios.load import load_scenario
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -144,3 +147,35 @@ def test_data_without_a_right_answer_cannot_be_scored(micro_folder: Path, tmp_pa
     learner = Learner.create(str(micro_folder / "model"), "zero-shot", {"device": "cpu", "threads": 1})
     with pytest.raises(DataError, match="class_name"):
         learner.evaluate(str(bare))
+
+
+def test_an_export_with_a_class_head_is_not_measured_without_it(
+    call: Call, micro_folder: Path, tmp_path: Path
+) -> None:
+    run = learned_classes(micro_folder, tmp_path, "rail")
+    assert call("export", run, tmp_path / "out")[0] == 0
+    for command in (("eval", "--on", micro_folder / "data.parquet"), ("classify", "x.png", "--name", "a")):
+        verb, *rest = command
+        code, _, err = call(verb, tmp_path / "out", *rest)
+        assert (code, "class head" in err, "run folder" in err) == (2, True, True)
+
+
+@pytest.mark.parametrize("method", ["rail", "finetune"])
+def test_a_run_offers_the_classes_that_it_learned(
+    method: str, call: Call, micro_folder: Path, tmp_path: Path
+) -> None:
+    run = learned_classes(micro_folder, tmp_path, method)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.png")
+    code, out, err = call("classify", run, tmp_path / "x.png", "--top", "50", "--json")
+    assert code == 0, err
+    offered = {entry["name"] for entry in json.loads(out)[0]["names"]}
+    scenario = load_scenario(resolve_config(str(micro_folder / "classes.yaml")).scenario)
+    assert offered == {entry.name for task in scenario.tasks for entry in task.classes or ()}
+    assert f"the {len(offered)} classes" in err
+
+
+def learned_classes(micro_folder: Path, tmp_path: Path, method: str) -> Path:
+    fixed = (f"backbone={micro_folder / 'model'}", "training.threads=1", "training.device=cpu")
+    target = str(micro_folder / "classes.yaml")
+    execute(target, *fixed, f"method={method}", "training.steps=2", "report=false", f"output={tmp_path / 'run'}")
+    return tmp_path / "run"

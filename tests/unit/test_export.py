@@ -252,12 +252,14 @@ def test_what_rail_learned_is_exported_and_loaded_with_open_clip_alone(
     assert exported.parity.head <= 1e-6
     names = [entry.name for number in range(2) for entry in of_classes(data, number, number).classes or ()]
     files = photos(learner, data, tmp_path)
+    usage = json.loads((tmp_path / "to/card.json").read_text())["usage"]
+    printed = "\n".join(usage).replace("photo.jpg", str(files[0]))
     # A fresh interpreter that may not import everclip: the folder and open_clip are all there is.
     script = (
-        "import sys, json, PIL.Image\n"
+        "import sys, json\n"
         "sys.modules['everclip'] = None\n"
-        f"sys.path.insert(0, {str(tmp_path / 'to')!r})\n"
-        "from classify import Classifier\n"
+        f"exec({printed!r})\n"
+        "import PIL.Image\n"
         f"model = Classifier({str(tmp_path / 'to')!r})\n"
         f"images = [PIL.Image.open(f).convert('RGB') for f in {[str(f) for f in files]!r}]\n"
         f"print(json.dumps([model.classify(images), model.classify(images, {[*names, 'something else']!r})]))\n"

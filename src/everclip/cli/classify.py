@@ -31,6 +31,8 @@ def classify(
 ) -> None:
     """Name pictures: the names that fit each best, with their cosines.
 
+    Without names, a run folder offers the classes that it learned.
+
     Example: everclip classify runs/shop new.jpg --name kettle --name chair --template "a photo of a {}"
 
     Example: everclip classify builtin:tiny photos/ --names classnames.txt --top 3 --json
@@ -38,15 +40,18 @@ def classify(
     from everclip.templates import templates_of
 
     choices = [*(name or []), *_lines(names)]
-    if not choices:
-        raise ConfigError(
-            "classify: no names to choose from; give --name NAME several times or --names FILE.txt."
-        )
     used = templates_of(template or ("{}",), "--template")
     files = [file for given in pictures for file in _files(given)]
-    from everclip.learner.measured import load_model
+    from everclip.learner.measured import learned_names, load_model
 
     learner = load_model(model, None if weights is None else {"weights": weights})
+    if not choices:
+        choices = learned_names(model, learner)
+        if not choices:
+            raise ConfigError(
+                "classify: no names to choose from; give --name NAME several times or --names FILE.txt."
+            )
+        typer.echo(f"note: the names are those of the {len(choices)} classes that {model} learned", err=True)
     found = learner.classify(files, choices, used, top=top)
     if as_json:
         document = [

@@ -149,7 +149,8 @@ def _of_learner(folder: Path, learner: Learner) -> dict[str, Any]:
 def _source(source: dict[str, Any]) -> str:
     if source["kind"] == "backbone":
         return f"from {source['name']}"
-    learned = f"{len(source['learned_tasks'])} tasks learned with {source['method']['name']}"
+    count = len(source["learned_tasks"])
+    learned = f"{count} {'task' if count == 1 else 'tasks'} learned with {source['method']['name']}"
     unfinished = source.get("status") not in (None, "finished")
     state = ", not finished: as of its newest checkpoint" if unfinished else ""
     return f"from {source['kind']} {source['name']} ({learned}{state})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,9 @@ from everclip.data.same_texts import Tokenise
 from everclip.data.sources import read
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError, DataError
+from everclip.evaluation.confusions import read_confusions
 from everclip.evaluation.encode import Encoder, Tick
-from everclip.evaluation.results import Part, Score
+from everclip.evaluation.results import FILE, Part, Results, Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.files import user_path
 from everclip.learner.core import Learner
@@ -72,7 +74,42 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
         if backbone:
             raise ConfigError(f"backbone.{next(iter(backbone))}: {model} is a run; its backbone is settled.")
         return Learner.load(model)
+    if (user_path(model, "model") / "head.json").is_file():
+        raise ConfigError(
+            f"{model}: an export with a class head (head.json). Only classify.py in that folder reads the head; without "
+            "it the answers would be those of the model before it learned. Name the run folder instead of the export."
+        )
     return Learner.create({"name": model, **(backbone or {})}, "zero-shot")
+
+
+def learned_names(model: str, learner: Learner) -> list[str]:
+    """Return the names of all classes that a learner or a run learned; empty where its folder does not say them all.
+
+    Args:
+        model: what `load_model` loaded.
+        learner: what it returned.
+
+    Raises:
+        DataError: if the run's results or its file of answers per class are damaged.
+    """
+    head = learner.method.class_head() if learner.learned else None
+    if head is not None:
+        return list(dict.fromkeys(entry.name for entry in head.entries))
+    folder = user_path(model, "model")
+    if not learner.learned or not (folder / FILE).is_file():
+        return []
+    results = Results.read(folder)
+    names: dict[str, str] = {}
+    counts: Counter[int] = Counter()
+    for answers in read_confusions(folder, len(results.rows) - 1).values():
+        for one in answers.classes:
+            learned = learner.learned.intersection(one.tasks)
+            if learned and one.key not in names:
+                names[one.key] = one.name
+                counts.update(learned)
+    # A class without test pictures is missing there.
+    whole = all(task.classes == counts[task.index] for task in results.tasks if task.index in learner.learned)
+    return list(dict.fromkeys(names.values())) if whole else []
 
 
 def evaluate_model(

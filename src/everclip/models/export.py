@@ -170,8 +170,9 @@ def usage(folder: Path, backbone: Backbone, head: bool = False) -> list[str]:
     if head:
         return [
             f"import sys; sys.path.insert(0, '{folder}')",
+            "from PIL import Image",
             "from classify import Classifier",
-            f"names = Classifier('{folder}').classify([PIL.Image.open('photo.jpg')])",
+            f"names = Classifier('{folder}').classify([Image.open('photo.jpg')])",
         ]
     own = backbone.layout is not None and any(f.name == MERGES for f in backbone.layout.tokenizer_files)
     length = backbone.tokenizer.context_length

@@ -1,7 +1,8 @@
 """Classify images with the exported CLIP of this folder and its class head. Needs only open_clip.
 
+    from PIL import Image
     from classify import Classifier
-    print(Classifier("FOLDER").classify([PIL.Image.open("photo.jpg")]))
+    print(Classifier("FOLDER").classify([Image.open("photo.jpg")]))
 
 `everclip export` copies this file beside a class head as `classify.py`; it imports nothing of everclip.
 """
