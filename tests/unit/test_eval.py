@@ -177,5 +177,7 @@ def test_a_run_offers_the_classes_that_it_learned(
 def learned_classes(micro_folder: Path, tmp_path: Path, method: str) -> Path:
     fixed = (f"backbone={micro_folder / 'model'}", "training.threads=1", "training.device=cpu")
     target = str(micro_folder / "classes.yaml")
-    execute(target, *fixed, f"method={method}", "training.steps=2", "report=false", f"output={tmp_path / 'run'}")
+    execute(
+        target, *fixed, f"method={method}", "training.steps=2", "report=false", f"output={tmp_path / 'run'}"
+    )
     return tmp_path / "run"

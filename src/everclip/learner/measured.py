@@ -76,8 +76,8 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
         return Learner.load(model)
     if (user_path(model, "model") / "head.json").is_file():
         raise ConfigError(
-            f"{model}: an export with a class head (head.json). Only classify.py in that folder reads the head; without "
-            "it the answers would be those of the model before it learned. Name the run folder instead of the export."
+            f"{model}: an export with a class head (head.json). Only classify.py in that folder reads the head; "
+            "without it the answers would be those of the model before it learned. Name the run folder instead."
         )
     return Learner.create({"name": model, **(backbone or {})}, "zero-shot")
 

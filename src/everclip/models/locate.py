@@ -74,7 +74,9 @@ def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -
     model_cfg, preprocess_cfg = read_config(folder)
     path = None if weights == RANDOM else find_weights(folder, weights)
     if (folder / "head.json").is_file():
-        notes += ("the class head beside the weights (head.json) is not read: this is the model without what it learned",)
+        notes += (
+            "the class head beside the weights (head.json) is not read: this is the model without what it learned",
+        )
     return Located(model_cfg, preprocess_cfg, path, folder, str(folder / CONFIG), None, notes)
 
 

@@ -133,7 +133,9 @@ def _kind(proposal: Proposal) -> list[str]:
             lines.append(f"first_task: {document['first_task']}    # so that no task has one class alone")
         lines.append(f"order: {document['order']}    # or given, sorted, or a list of classes")
     elif kind == "single":
-        lines.append("# More data later (--extend)? `--kind sources` writes this file so that each month adds a source.")
+        lines.append(
+            "# More data later (--extend)? Write this file with `--kind sources`: each month adds a source."
+        )
     elif kind == "sources":
         lines.append("# Next month: one more entry in `sources`, then the same `everclip run` with --extend.")
         lines.append(
