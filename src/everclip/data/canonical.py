@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.data.blanks import is_blank
+from everclip.data.caption_languages import by_language
 from everclip.data.readers.cells import Odd, is_name, kind_of
 from everclip.data.table import replaced
 from everclip.errors import DataError
@@ -120,12 +121,13 @@ def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
     """Make one row of every caption where rows hold lists of them.
 
     A list may hold texts, or structs with the text (`text`, `caption` or `raw`) and its language (`language`, `lang`
-    or `locale`). Rows of one picture keep its `id` with a number, and share its `image_id` (later: its content).
+    or `locale`); a struct may also hold a text per language (`en`, `de`). Rows of one picture keep their `id` with a
+    number, and share their `image_id` (later: its content).
 
     Returns:
         The columns, and per row the position it came from. A row without any caption stays one row.
     """
-    columns = _text_field(columns)
+    columns = _text_field(by_language(columns))
     kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
     if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return columns, range(columns.num_rows)
@@ -201,6 +203,9 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
         if name not in columns.column_names:
             continue
         held = columns.column(name)
+        if pa.types.is_list(held.type):
+            held = _only_names(held, name, source)
+            columns = replaced(columns, name, held)
         if pa.types.is_nested(held.type) or pa.types.is_binary(held.type):
             raise DataError(f"{source}: column {name!r} holds {held.type}; expected text or whole numbers.")
         values = held.to_pylist()
@@ -227,6 +232,22 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
         times = _times if numeric_time else _whole
         columns = replaced(columns, "time", times(columns.column("time")))
     return columns, problems
+
+
+def _only_names(held: pa.ChunkedArray, name: str, source: str) -> pa.Array:
+    """Return the only name of each list.
+
+    Raises:
+        DataError: for a row of several names.
+    """
+    values = held.to_pylist()
+    several = next((i for i, given in enumerate(values) if given is not None and len(given) > 1), None)
+    if several is not None:
+        raise DataError(
+            f"{source}: column {name!r} holds lists, and row {several + 1} has {len(values[several])} names; expected "
+            "one per row. Keep one of them, or take each as a caption (data.columns.caption=NAME)."
+        )
+    return pa.array([given[0] if given else None for given in values], held.type.value_type)
 
 
 def _composed(held: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:

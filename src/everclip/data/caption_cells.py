@@ -9,10 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from everclip.data.caption_languages import are_languages
 from everclip.data.readers.text_file import is_text
 from everclip.data.table import replaced
 
 _LONGEST = 100_000
+_TEXT_KEYS = ("text", "caption", "raw")
 _MARKS = re.compile(
     r"&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|amp|lt|gt|quot|apos|nbsp);|</?(?:b|i|p|br|em|strong|span|div)\s*/?>"
 )
@@ -42,6 +44,63 @@ def unpacked(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
     example = next(v for v, found in zip(values, lists, strict=True) if found is not None)
     line = f"{name}: {count:,} captions are lists written as text ({example[:60]!r}): each text in them is a caption"
     return replaced(columns, "caption", pa.array(every, pa.list_(pa.string()))), [line]
+
+
+def texts_of_objects(columns: pa.Table, name: str) -> tuple[pa.Table, list[str], list[tuple[int, str, str]]]:
+    """Take the texts of captions that are objects written as text (`{"en": "a dog"}`, `{'raw': 'a dog'}`).
+
+    Args:
+        columns: with canonical names.
+        name: of the source, for messages.
+
+    Returns:
+        The columns, lines for people, and (row, reason, detail) of objects that do not say which text is the caption.
+    """
+    if "caption" not in columns.column_names or not pa.types.is_string(columns.schema.field("caption").type):
+        return columns, [], []
+    values = columns.column("caption").to_pylist()
+    objects = {row: found for row, v in enumerate(values) if v is not None and (found := _object(v))}
+    if not objects:
+        return columns, [], []
+    every: list[list[str] | None] = [None if v is None else [v] for v in values]
+    problems = []
+    for row, found in objects.items():
+        every[row] = _texts_in(found)
+        if every[row] is None:
+            keys = ", ".join(map(str, found))[:80]
+            problems.append(
+                (row, "bad-row", f"the caption is an object of {keys}, written as text (expected text)")
+            )
+    line = (
+        f"{name}: {len(objects):,} captions are objects written as text ({values[min(objects)][:60]!r}): their texts "
+        "are the captions"
+    )
+    notes = [line] if len(problems) < len(objects) else []
+    return replaced(columns, "caption", pa.array(every, pa.list_(pa.string()))), notes, problems
+
+
+def _object(text: str) -> dict[Any, Any] | None:
+    """Return the object that a text writes as JSON or as Python does, or `None`."""
+    plain = text.strip()
+    quoted = plain[:1] == "{" and plain[-1:] == "}" and plain[1:].lstrip()[:1] in ("'", '"')
+    if not quoted or len(text) > _LONGEST:
+        return None
+    try:
+        found: Any = json.loads(plain)
+    except (ValueError, RecursionError):
+        try:
+            found = ast.literal_eval(plain)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    return found if isinstance(found, dict) and found else None
+
+
+def _texts_in(found: dict[Any, Any]) -> list[str] | None:
+    """Return the captions of an object: its text, or a text per language."""
+    named = next((found[key] for key in _TEXT_KEYS if key in found), None)
+    names = [str(key) for key in found]
+    texts = [named] if named is not None else list(found.values()) if are_languages(names) else []
+    return texts if texts and all(isinstance(t, str) and is_text(t) for t in texts) else None
 
 
 def _is_list(text: str) -> bool:

@@ -134,7 +134,8 @@ def _fits(wanted: str, kind: pa.DataType) -> bool:
     text = bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
     if wanted == "image":
         binary = bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-        return text or binary or (bool(pa.types.is_struct(kind)) and kind.get_field_index("bytes") >= 0)
+        fields = {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+        return text or binary or bool(fields & {"bytes", "path"})
     if wanted == "caption":
         return text or bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
     if wanted == "language":

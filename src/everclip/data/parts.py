@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.canonical import named, odd_values, plain, spread_captions, texts_of
-from everclip.data.caption_cells import caption_notes, unpacked
-from everclip.data.columns import choose, describe, renamed
+from everclip.data.caption_cells import caption_notes, texts_of_objects, unpacked
+from everclip.data.columns import choose, describe, is_known_name, renamed
 from everclip.data.content_columns import picture_column, told_by_content
 from everclip.data.near_files import is_absolute
 from everclip.data.one_hot import with_classes
@@ -100,15 +100,16 @@ def part_of(raw: Raw, names: Mapping[str, str], spec: DataSpec, places: Places, 
     pictures, missing = image_places(columns.column("image"), resolver, raw.name)
     raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
     columns = replaced(columns, "image", shared_places(pictures))
+    columns, objects, odd = texts_of_objects(columns, raw.name)
     columns, listed = unpacked(columns, raw.name)
     columns, origin = spread_captions(columns)
     flaws = [(row, *flaw) for row, flaw in raw.flaws.items()]
-    unusable = (*missing, *unread, *flaws, *odd_values(raw.odd, names))
+    unusable = (*missing, *unread, *flaws, *odd, *odd_values(raw.odd, names))
     by_row = {row: (reason, detail) for row, reason, detail in unusable}
     broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
     columns, problems = named(columns, raw.name, raw.textual)
     broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
-    raw.notes += [*listed, *caption_notes(columns, raw.name)]
+    raw.notes += [*objects, *listed, *caption_notes(columns, raw.name)]
     if labelled:
         columns, problems = texts_of(columns, broken)
         broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
@@ -131,6 +132,23 @@ def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
     folder, line = picture_folder(raw.root, [v for v in paths if "://" not in v and not is_absolute(v)])
     raw.notes += [f"{raw.name}: {line}"] if line else []
     return folder
+
+
+def _of_lists(raw: Raw) -> str:
+    """Return a sentence about columns that are called after classes, and hold several in a row."""
+    several = [
+        field.name
+        for field in raw.columns.schema
+        if pa.types.is_list(field.type)
+        and is_known_name(field.name)
+        and pa.types.is_string(field.type.value_type)
+    ]
+    if not several:
+        return ""
+    return (
+        f" {several[0]!r} holds lists: several classes of one picture are not told apart; keep one of them, or "
+        f"make each a caption with data.columns.caption={several[0]}."
+    )
 
 
 def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
@@ -161,5 +179,5 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
         raise DataError(
             raw.unlabelled
             or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
-            f"with data.columns.caption=NAME or data.columns.class_name=NAME.{guessed}"
+            f"with data.columns.caption=NAME or data.columns.class_name=NAME.{_of_lists(raw)}{guessed}"
         )

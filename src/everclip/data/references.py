@@ -232,11 +232,17 @@ def _paths_of(chunk: pa.Array) -> list[str | None]:
 
 def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, list[Problem]]:
     kind = chunk.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        chunk = _only_ones(chunk, name)
+        kind = chunk.type
     if is_place(kind):
         return chunk, _missing(chunk.field("bytes").is_null(), chunk.field("path").is_null())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         data = chunk.cast(pa.binary())
         return places(len(chunk), data), _missing(data.is_null(), data.is_null())
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") < 0 and kind.get_field_index("path") >= 0:
+        chunk = chunk.field("path")
+        kind = chunk.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         fields = dict(zip((field.name for field in kind), chunk.flatten(), strict=True))
         data = fields["bytes"].cast(pa.binary())
@@ -259,6 +265,22 @@ def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, li
         f"{name}: the column of pictures holds {kind}; expected encoded bytes, paths ({', '.join(IMAGE_ENDINGS[:4])}"
         "...) or URLs of downloaded files. Name another with data.columns.image=NAME."
     )
+
+
+def _only_ones(chunk: pa.Array, name: str) -> pa.Array:
+    """Return the only picture of each list.
+
+    Raises:
+        DataError: for a row of several pictures.
+    """
+    lengths = chunk.value_lengths().to_pylist()
+    most = max((length for length in lengths if length is not None), default=0)
+    if most > 1:
+        raise DataError(
+            f"{name}: the column of pictures holds lists of up to {most} pictures; expected one picture per row. "
+            "Write a row for each, or name another column with data.columns.image=NAME."
+        )
+    return pa.array([given[0] if given else None for given in chunk.to_pylist()], chunk.type.value_type)
 
 
 def _missing(*nulls: pa.Array) -> list[Problem]:

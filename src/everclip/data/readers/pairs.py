@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def read_pairs(listing: Listing, encoding: str | None = None) -> Raw | None:
     if kind is None or 2 * sum(kind in held for held in partners) < len(partners):
         return None
     paths = [
-        listing.path / f"{os.path.splitext(file)[0]}.{kind}" if kind in held else None
+        listing.path / os.path.dirname(file) / held[kind] if kind in held else None
         for file, held in zip(found.files, partners, strict=True)
     ]
     if kind != "json" and _are_numbers([path for path in paths if path is not None], encoding):
@@ -69,23 +70,43 @@ def read_pairs(listing: Listing, encoding: str | None = None) -> Raw | None:
     return _raw(listing, found, paths, kind, encoding)
 
 
-def _partners(root: Path, files: Sequence[str]) -> list[set[str]]:
-    """Return the endings of the texts that lie beside each picture."""
-    held: dict[str, set[str]] = {}
+def _partners(root: Path, files: Sequence[str]) -> list[dict[str, str]]:
+    """Return the texts that lie beside each picture, by their endings; letter case and Unicode form do not count."""
+    held: dict[str, tuple[set[str], dict[str, list[str]]]] = {}
     partners = []
     for file in files:
         folder, name = os.path.split(file)
         if folder not in held:
-            try:
-                held[folder] = set(os.listdir(root / folder))
-            except OSError:
-                held[folder] = set()
+            held[folder] = _names_in(root / folder)
         stem = os.path.splitext(name)[0]
-        partners.append({end for end in (*TEXT_ENDINGS, "json") if f"{stem}.{end}" in held[folder]})
+        found = {}
+        for ending in (*TEXT_ENDINGS, "json"):
+            exact, near = f"{stem}.{ending}", held[folder][1].get(_folded(f"{stem}.{ending}"), [])
+            if exact in held[folder][0]:
+                found[ending] = exact
+            elif len(near) == 1:
+                found[ending] = near[0]
+        partners.append(found)
     return partners
 
 
-def _most(partners: Sequence[set[str]]) -> str | None:
+def _names_in(folder: Path) -> tuple[set[str], dict[str, list[str]]]:
+    """Return the names of a folder, as they stand and by what they are without letter case and Unicode form."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    near: dict[str, list[str]] = {}
+    for name in names:
+        near.setdefault(_folded(name), []).append(name)
+    return set(names), near
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _most(partners: Sequence[Mapping[str, str]]) -> str | None:
     counts = Counter(end for held in partners for end in held)
     texts = [end for end in TEXT_ENDINGS if counts[end]]
     if texts:

@@ -1,0 +1,102 @@
+"""Cells that hold lists and objects where a text or a picture is expected: none of them becomes text by `repr`."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from build import picture, text
+
+from everclip.data.sources import Loaded, read
+from everclip.data.spec import DataSpec
+from everclip.errors import DataError
+
+
+def loaded(source: Path, **options: Any) -> Loaded:
+    return read(DataSpec(source=str(source), **{"quarantine_limit": 1.0, **options}))
+
+
+def lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    return text(folder / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(4):
+        picture(tmp_path / f"{i}.png", "bee", (16, 16), seed=i)
+    return tmp_path
+
+
+def test_b09_objects_of_languages_are_captions_in_these_languages(folder: Path) -> None:
+    rows = [{"image": f"{i}.png", "caption": {"en": f"bee {i}", "de": f"Biene {i}"}} for i in range(4)]
+    table = loaded(lines(folder, rows)).table
+    assert table.column("caption")[:2] == ["bee 0", "Biene 0"]
+    assert table.column("language") == ["en", "de"] * 4
+
+
+def test_b09_objects_of_unknown_keys_are_refused_by_their_keys(folder: Path) -> None:
+    rows = [{"image": f"{i}.png", "caption": {"short": "bee", "score": "9"}} for i in range(4)]
+    with pytest.raises(DataError, match="structs of short, score; expected texts"):
+        loaded(lines(folder, rows))
+
+
+@pytest.mark.parametrize(
+    "cell", ["{'en': 'a bee'}", '{"raw": "a bee", "tokens": [1]}', "{'text': 'a bee', 'id': 3}"]
+)
+def test_b09_objects_written_as_text_give_their_texts(folder: Path, cell: str) -> None:
+    quoted = cell.replace('"', '""')
+    found = loaded(text(folder / "a.csv", f'image,caption\n0.png,"{quoted}"\n1.png,{{plain}}\n'))
+    assert found.table.column("caption") == ["a bee", "{plain}"]
+    assert any("1 captions are objects written as text" in line for line in found.guesses)
+
+
+def test_b09_objects_written_as_text_that_say_no_caption_are_set_aside(folder: Path) -> None:
+    found = loaded(text(folder / "a.csv", "image,caption\n0.png,\"{'score': 1}\"\n1.png,a bee\n"))
+    assert found.table.column("caption") == ["a bee"]
+    (entry,) = found.quarantine.entries
+    assert (entry.row, entry.reason) == (1, "bad-row")
+    assert entry.detail == "the caption is an object of score, written as text (expected text)"
+
+
+def test_lists_of_classes_are_named_with_what_can_be_done(folder: Path) -> None:
+    path = lines(folder, [{"image": f"{i}.png", "label": ["cat", "dog"][: 1 + i % 2]} for i in range(4)])
+    with pytest.raises(DataError, match=r"'label' holds lists.*data\.columns\.caption=label"):
+        loaded(path)
+    with pytest.raises(DataError, match="row 2 has 2 names; expected one per row"):
+        loaded(path, columns={"class_name": "label"})
+    assert len(loaded(path, columns={"caption": "label"}).table) == 6
+
+
+def test_lists_of_one_class_are_classes(folder: Path) -> None:
+    path = lines(folder, [{"image": f"{i}.png", "label": [["cat", "dog"][i % 2]]} for i in range(4)])
+    assert loaded(path, columns={"class_name": "label"}).table.column("class_name") == ["cat", "dog"] * 2
+
+
+def test_pictures_as_objects_with_a_path_and_as_lists_of_one(folder: Path) -> None:
+    rows: list[dict[str, Any]] = [{"image": {"path": f"{i}.png"}, "caption": f"bee {i}"} for i in range(4)]
+    assert len(loaded(lines(folder, rows)).table) == 4
+    rows = [{"image": [f"{i}.png"], "caption": f"bee {i}"} for i in range(4)]
+    assert len(loaded(lines(folder, rows)).table) == 4
+    data = [[{"bytes": (folder / f"{i}.png").read_bytes(), "path": None}] for i in range(4)]
+    pq.write_table(pa.table({"images": data, "text": [f"bee {i}" for i in range(4)]}), folder / "a.parquet")
+    assert len(loaded(folder / "a.parquet", columns={"image": "images"}).table) == 4
+
+
+def test_several_pictures_in_a_row_are_refused_with_the_remedy(folder: Path) -> None:
+    rows = [{"image": ["0.png", "1.png"], "caption": "bees"}]
+    with pytest.raises(DataError, match="lists of up to 2 pictures; expected one picture per row"):
+        loaded(lines(folder, rows))
+
+
+def test_texts_beside_pictures_in_another_case_or_unicode_form_are_theirs(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(tmp_path / (unicodedata.normalize("NFD", f"M\u00fcller {i}") + ".png"), "bee", (16, 16), i)
+        text(tmp_path / f"m\u00fcller {i}.TXT", f"bee {i}")
+    found = loaded(tmp_path)
+    assert sorted(found.table.column("caption")) == [f"bee {i}" for i in range(4)]
+    assert found.quarantine.entries == ()
