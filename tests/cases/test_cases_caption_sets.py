@@ -121,6 +121,31 @@ def test_a_large_file_is_read_element_by_element(tmp_path: Path, monkeypatch: py
         read_coco(path)
 
 
+@pytest.mark.parametrize(("image", "annotation"), [(1, "1"), ("1", 1), (1.0, 1), (1, 1.0)])
+def test_coco_ids_are_numbers_or_texts(tmp_path: Path, image: Any, annotation: Any) -> None:
+    picture(tmp_path / "0.png")
+    images = [{"id": image, "file_name": "0.png"}]
+    document = {"images": images, "annotations": [{"image_id": annotation, "caption": "a tram"}]}
+    found = loaded(text(tmp_path / "captions.json", json.dumps(document)))
+    assert found.table.column("caption") == ["a tram"]
+
+
+def test_coco_pictures_of_one_id_are_set_aside(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", seed=i)
+    images = [{"id": i, "file_name": f"{j}.png"} for i, j in ((1, 0), (1, 1), (2, 2), (2, 2), (None, 0))]
+    captions = [{"image_id": i, "caption": "a tram"} for i in (1, 2, [2])]
+    path = text(tmp_path / "captions.json", json.dumps({"images": images, "annotations": captions}))
+    found = loaded(path)
+    assert [Path(found.table.origin(0)).name, len(found.table)] == ["2.png", 1]
+    (entry,) = found.quarantine.entries
+    assert (entry.reason, entry.detail) == ("duplicate-id", "`images` gives the id 1 to 0.png and 1.png")
+    assert any("without an id or a file name: 2 of" in line for line in found.guesses)
+    objects = [{"image_id": i, "category_id": 7} for i in (1, 2)]
+    found = loaded(text(path, json.dumps({"images": images, "annotations": objects})))
+    assert [entry.reason for entry in found.quarantine.entries] == ["duplicate-id"]
+
+
 # -- Karpathy -------------------------------------------------------------------------------------------------
 
 

@@ -61,31 +61,56 @@ class _Document:
     """What is needed of a file: names of pictures, captions, and the classes of objects."""
 
     def __init__(self) -> None:
-        self.files: dict[Any, str] = {}
-        self.captions: list[tuple[Any, Any]] = []
-        self.classes: dict[Any, set[Any]] = defaultdict(set)
-        self.names: dict[Any, str] = {}
+        self.files: dict[str, str] = {}
+        self.captions: list[tuple[str, Any]] = []
+        self.classes: dict[str, set[str]] = defaultdict(set)
+        self.names: dict[str, str] = {}
+        self.clashes: dict[str, str] = {}
+        """Ids of several pictures, and the name of another picture of that id."""
+        self.nameless = 0
+        """Entries that name no picture: without an id, or without a file name."""
 
     def take(self, key: str, element: Any) -> None:
         """Keep what an element says."""
         if not isinstance(element, dict):
             return
         if key == "images":
-            name = element.get("file_name")
-            if isinstance(name, str) and is_text(name) and _is_id(element.get("id")):
-                self.files[element["id"]] = name
-        elif key == "annotations" and _is_id(element.get("image_id")):
-            if "caption" in element:
+            self._take_image(_id_of(element.get("id")), element.get("file_name"))
+        elif key == "annotations":
+            image, category = _id_of(element.get("image_id")), _id_of(element.get("category_id"))
+            if image is None:
+                self.nameless += 1
+            elif "caption" in element:
                 caption = element["caption"]
                 missing = isinstance(caption, float) and math.isnan(caption)
-                self.captions.append((element["image_id"], None if missing else caption))
-            elif _is_id(element.get("category_id")):
-                self.classes[element["image_id"]].add(element["category_id"])
-        elif key == "categories" and _is_id(element.get("id")):
+                self.captions.append((image, None if missing else caption))
+            elif category is not None:
+                self.classes[image].add(category)
+        elif key == "categories" and (category := _id_of(element.get("id"))) is not None:
             name = element.get("name")
-            self.names[element["id"]] = (
-                name if isinstance(name, str) and is_text(name) else str(element["id"])
-            )
+            self.names[category] = name if isinstance(name, str) and is_text(name) else category
+
+    def _take_image(self, image: str | None, name: Any) -> None:
+        if image is None or not isinstance(name, str) or not is_text(name):
+            self.nameless += 1
+        elif self.files.setdefault(image, name) != name:
+            self.clashes[image] = name
+
+    def _clash(self, image: str) -> tuple[str, str] | None:
+        """Return why an id that several pictures have cannot be used."""
+        if image not in self.clashes:
+            return None
+        return (
+            "duplicate-id",
+            f"`images` gives the id {image} to {self.files[image]} and {self.clashes[image]}",
+        )
+
+    def _nameless_note(self, name: str) -> list[str]:
+        if not self.nameless:
+            return []
+        return [
+            f"{name}: passed over, without an id or a file name: {self.nameless:,} of `images` and `annotations`"
+        ]
 
     def captioned(self, name: str) -> tuple[list[tuple[str | None, ...]], list[Entry], list[str]]:
         """Return a row per caption, what is set aside, and lines for people."""
@@ -94,7 +119,9 @@ class _Document:
         for number, (image, caption) in enumerate(self.captions, 1):
             where = f"{name}, annotation {number}"
             if image not in self.files:
-                broken.append(Entry(None, where, "no-image", f"`images` has no id {image!r}"))
+                broken.append(Entry(None, where, "no-image", f"`images` has no id {image}"))
+            elif (clash := self._clash(image)) is not None:
+                broken.append(Entry(None, where, *clash))
             elif caption is not None and not isinstance(caption, str):
                 detail = f"the caption is of type {type(caption).__name__}, expected text"
                 broken.append(Entry(None, where, "bad-row", detail))
@@ -107,16 +134,18 @@ class _Document:
         notes = [f"{name}: COCO captions: {len(rows):,} captions of {len(self.files) - len(bare):,} pictures"]
         if bare:
             notes.append(f"{name}: {len(bare):,} pictures without a caption are passed over ({some(bare)})")
-        return rows, broken, notes
+        return rows, broken, notes + self._nameless_note(name)
 
     def classed(self, name: str) -> tuple[list[tuple[str | None, ...]], list[Entry], list[str]]:
         """Return a row per picture of one class, what is set aside, and lines for people."""
         rows: list[tuple[str | None, ...]] = []
         broken: list[Entry] = []
         for image, file in self.files.items():
-            held = sorted(self.names.get(key, str(key)) for key in self.classes.get(image, ()))
+            held = sorted(self.names.get(key, key) for key in self.classes.get(image, ()))
             where = f"{name}, {file}"
-            if not held:
+            if (clash := self._clash(image)) is not None:
+                broken.append(Entry(None, where, *clash))
+            elif not held:
                 broken.append(Entry(None, where, "missing-label", "no annotation names a class"))
             elif len(held) > 1:
                 detail = (
@@ -125,12 +154,15 @@ class _Document:
                 broken.append(Entry(None, where, "missing-label", detail))
             else:
                 (key,) = self.classes[image]
-                rows.append((file, str(key), self.names.get(key, str(key))))
+                rows.append((file, key, self.names.get(key, key)))
         notes = [
             f"{name}: COCO objects: {len(rows):,} pictures show one class, {len(broken):,} none or several"
         ]
-        return rows, broken, notes
+        return rows, broken, notes + self._nameless_note(name)
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+def _id_of(value: Any) -> str | None:
+    """Return an id as text, `None` for what is no id: programs write one id as 1, 1.0 or "1"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
