@@ -1,4 +1,4 @@
-"""Reading the types of settings: what a field may hold, and values brought to it where there is no doubt."""
+"""The types of settings: what a field may hold, and conversion of values where their meaning is clear."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people call a setting elsewhere, and where it stands here: the hint of an unknown key."""
+"""Names of settings in other programs, and our names for them: the hint at an unknown key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the mistakes that PyYAML passes over said: repeated keys, aliases that explode."""
+"""YAML text to plain values; repeated keys and aliases that explode, which PyYAML accepts, are errors."""
 
 from __future__ import annotations
 

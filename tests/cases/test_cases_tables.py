@@ -273,7 +273,7 @@ def test_b17_separators_are_found_out(
     found = loaded(text(folder / name, prefix + "\n".join([header, *rows]) + "\n", encoding))
     assert captions(found) == [f"a bee, number {i}" for i in range(6)]
     if separator != {"csv": ",", "tsv": "\t", "txt": ","}[name[-3:]]:
-        assert any("parted by" in line for line in found.guesses)
+        assert any("separated by" in line for line in found.guesses)
 
 
 def test_b17_one_column_says_that_a_separator_is_wanted(folder: Path) -> None:
@@ -283,7 +283,7 @@ def test_b17_one_column_says_that_a_separator_is_wanted(folder: Path) -> None:
     ):
         loaded(path)
     assert captions(loaded(path, separator="^")) == ["a", "b"]
-    with pytest.raises(ValueError, match="no separator of cells"):
+    with pytest.raises(ValueError, match="not a separator of cells"):
         DataSpec(source="a.csv", separator="ab")
 
 
@@ -365,7 +365,7 @@ def test_the_windows_file_of_a_shop(folder: Path) -> None:
 
 def test_encodings_that_do_not_exist_or_are_no_text_are_refused() -> None:
     for name in ("cp9999", "base64", "rot13", "idna"):
-        with pytest.raises(ValueError, match="no encoding of text"):
+        with pytest.raises(ValueError, match="not a text encoding"):
             DataSpec(source="a.csv", encoding=name)
 
 

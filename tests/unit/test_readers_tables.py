@@ -157,7 +157,7 @@ def test_other_separators_and_a_byte_order_mark_are_understood_aloud(folder: Pat
     (folder / "rows.csv").write_bytes(b"\xef\xbb\xbfimage;caption\np/0.png;a, b\n")
     loaded = load(folder / "rows.csv")
     assert loaded.table.column("caption") == ["a, b"]
-    assert loaded.guesses[0] == "rows.csv: cells are parted by ';'"
+    assert loaded.guesses[0] == "rows.csv: cells are separated by ';'"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What lies behind transparency: white, black or another colour, so that what is drawn on it stays visible.
+"""The background of transparent pictures: white, black or another colour, so that the drawing stays visible.
 
 A picture with transparency is laid on a background before a model sees it. White is usual; a white drawing would
 vanish on it. `auto` decides for each picture by its own pixels: white, unless nearly nothing of what is visible stands

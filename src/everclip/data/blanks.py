@@ -1,4 +1,4 @@
-"""What counts as blank: also hard and zero-width blanks, which `str.strip` leaves standing."""
+"""Blank characters: spaces of any kind, and signs that are drawn as nothing; `str.strip` removes only some."""
 
 from __future__ import annotations
 

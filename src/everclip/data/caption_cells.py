@@ -129,7 +129,7 @@ def _parsed(text: str) -> list[str] | None:
 
 
 def caption_notes(columns: pa.Table, name: str) -> list[str]:
-    """Return lines about captions that are read as they stand, but look like a slip of a program.
+    """Return lines about captions that look like a mistake of a program; they are read unchanged.
 
     Args:
         columns: with canonical names; captions are text.
@@ -143,7 +143,7 @@ def caption_notes(columns: pa.Table, name: str) -> list[str]:
     lines = []
     if marked:
         lines.append(
-            f"{name}: {len(marked):,} captions hold marks of web pages ({marked[0][:60]!r}), read as they stand"
+            f"{name}: {len(marked):,} captions hold marks of web pages ({marked[0][:60]!r}); they are read unchanged"
         )
     if words:
         lines.append(

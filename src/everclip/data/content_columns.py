@@ -1,4 +1,4 @@
-"""Columns told by what their cells hold, where no name says it: pictures, and texts of several words."""
+"""Find the columns of pictures and of texts by the content of their cells, in a table without column names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _SAMPLE = 1000
 _MOST = 0.9
 
 
-def told_by_content(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> list[str]:
-    """Add to the columns of a table without names those that their cells tell.
+def columns_by_content(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> list[str]:
+    """Find columns by their cells, in a table without column names, and add them to `names`.
 
     Args:
         raw: the rows.
         names: canonical names to columns so far; added to.
-        given: what the user says; not guessed.
+        given: columns that the user names; they are not guessed.
 
     Returns:
         A line per guess, for people.

@@ -1,4 +1,4 @@
-"""Pictures as Python programs hold them: encoded bytes, PIL pictures, arrays, tensors. One rule for every road."""
+"""Pictures in a Python program: encoded bytes, PIL pictures, arrays, tensors; the same rules for all of them."""
 
 from __future__ import annotations
 

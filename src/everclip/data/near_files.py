@@ -28,8 +28,8 @@ def is_absolute(path: str) -> bool:
 class NearFiles:
     """Finds the file that a path means where no file has exactly this path.
 
-    Only what cannot be another picture is taken: one file that differs in slashes, blanks around it, Unicode form,
-    letter case or a missing ending, and that no other row names. The rest is said.
+    A file is taken only if no other can be meant: it is the one file that differs from the path in slashes, blanks
+    around it, Unicode form, letter case or a missing ending, and no other row names it. Other near files are hints.
 
     Args:
         root: folder that paths are relative to.
@@ -42,7 +42,7 @@ class NearFiles:
         self.elsewhere = ""
         """The folder that holds the absolute paths that are on this machine, but not below the root."""
         self.taken: Counter[str] = Counter()
-        """How many paths were read otherwise than they stand, per way."""
+        """How many paths were corrected, per kind of difference."""
         self.examples: dict[str, str] = {}
         self.unsearched = False
         """Whether there are too many files for all of them to be compared."""
@@ -146,7 +146,7 @@ class NearFiles:
         return ""
 
     def notes(self) -> list[str]:
-        """Return lines about what was read otherwise than it stands."""
+        """Return lines about paths that were corrected."""
         lines = [
             f"{count:,} paths are read without regard to {way} ({self.examples[way]})"
             for way, count in self.taken.items()

@@ -11,7 +11,7 @@ import pyarrow as pa
 from everclip.data.canonical import named, odd_values, plain, spread_captions, texts_of
 from everclip.data.caption_cells import caption_notes, texts_of_objects, unpacked
 from everclip.data.columns import choose, describe, is_known_name, renamed
-from everclip.data.content_columns import picture_column, told_by_content
+from everclip.data.content_columns import columns_by_content, picture_column
 from everclip.data.near_files import is_absolute
 from everclip.data.one_hot import with_classes
 from everclip.data.picture_folder import SAMPLE, picture_folder
@@ -66,7 +66,7 @@ def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]
         DataError: for a column that does not exist, or two that could be meant.
     """
     names, lines = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
-    lines += told_by_content(raw, names, spec.columns)
+    lines += columns_by_content(raw, names, spec.columns)
     raw, more = with_classes(raw, names, spec.columns)
     return raw, names, [*lines, *more]
 
@@ -171,7 +171,7 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
             else "Name it with data.columns.image=NAME."
         )
         if len(raw.columns.column_names) == 1 and raw.textual:
-            remedy = "There is one column: name what parts the cells with data.separator=CHARACTER."
+            remedy = "There is one column: say what separates the cells with data.separator=CHARACTER."
         raise DataError(
             f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. {remedy}{guessed}"
         )

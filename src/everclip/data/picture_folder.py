@@ -39,9 +39,9 @@ def picture_folder(start: Path, paths: Sequence[str]) -> tuple[Path, str | None]
         paths: some of the table's relative paths.
     """
     wanted = [path.replace("\\", "/").strip() for path in paths]
-    if not wanted or _held(start, wanted):
+    if not wanted or _count_files(start, wanted):
         return start, None
-    counts = {folder: _held(folder, wanted) for folder in _candidates(start, wanted)}
+    counts = {folder: _count_files(folder, wanted) for folder in _candidates(start, wanted)}
     best = max(counts.values(), default=0)
     found = [folder for folder, count in counts.items() if count == best]
     if best * 2 <= len(wanted):
@@ -55,7 +55,7 @@ def picture_folder(start: Path, paths: Sequence[str]) -> tuple[Path, str | None]
     return found[0], f"paths start from {shown[0]!r}, where the pictures are (data.root=FOLDER to change)"
 
 
-def _held(folder: Path, paths: Sequence[str]) -> int:
+def _count_files(folder: Path, paths: Sequence[str]) -> int:
     """Return how many of the paths are files below a folder."""
     return sum(
         not os.path.isabs(path) and ".." not in Path(path).parts and _is_file(folder / path) for path in paths

@@ -43,7 +43,7 @@ class Resolver:
         self._last_parts: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
-        """Return lines about paths that were read otherwise than they stand."""
+        """Return lines about paths that were corrected."""
         return [] if self._near is None else self._near.notes()
 
     @cached_property

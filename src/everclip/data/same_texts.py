@@ -1,7 +1,6 @@
 """Which texts are one text to a model: those that its tokenizer turns into the same tokens.
 
-Case, blanks, Unicode forms and whatever lies behind the end of the context are no difference to a model that never
-reads them.
+Case, blanks, Unicode forms and text beyond the end of the context make no difference: the model does not read them.
 """
 
 from __future__ import annotations

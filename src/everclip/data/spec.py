@@ -36,9 +36,9 @@ class DataSpec(Frozen):
             `*`; several of these. `${VAR}` and `~` are expanded.
         columns: canonical names to those of the source, or to their numbers from 1; what is not given is guessed where
             it is obvious.
-        encoding: of CSV, TSV, JSON and text files (`utf-8`, `cp1252`, `utf-16`...); default: found out.
-        separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: found out.
-        header: whether the first line of a CSV, TSV or text table names the columns; default: found out.
+        encoding: of CSV, TSV, JSON and text files (`utf-8`, `cp1252`, `utf-16`...); default: detected.
+        separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: detected.
+        header: whether the first line of a CSV, TSV or text table names the columns; default: detected.
         language: of the texts, where no column says it.
         styles: of `builtin:emoji`.
         split: the split of a hub data set; all of them, named in the column `split`, if not given.

@@ -1,4 +1,4 @@
-"""What is taken for what: right answers per class, and how often one class was answered for another."""
+"""Confusions: right answers per class, and how often one class was answered for another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old and new together: what a model is worth as it would be used, asked about everything among all answers.
+"""Scores of old and new sets together, among the answers of all of them: how good the model is in use.
 
 A model that learns may win on new tasks and lose on old ones; among its own answers each set may even look kept while
 the model answers every picture with a new class. So old sets, new sets and all of them as one are scored among the

@@ -150,7 +150,7 @@ class Learner:
         taking.require_new(task, self.learned)
         cursor = cursor or Cursor()
         new = not cursor.begun
-        self.engine.may_idle = learnable.may_idle(self, task, told=watcher is not None or not new)
+        self.engine.may_idle = learnable.may_idle(self, task, announced=watcher is not None or not new)
         if new:
             if self.method.settings.merge.kind == "wise-ft" and self.method.settings.merge.alpha == "sweep":
                 require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training

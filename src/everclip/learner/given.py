@@ -1,4 +1,4 @@
-"""What a user gives a learner in Python: one picture or text, or several; a lone one is what it looks like."""
+"""Pictures and texts that a user gives a learner in Python: one, or several."""
 
 from __future__ import annotations
 

@@ -130,17 +130,17 @@ def require_differences(tasks: Sequence[Task], tokenise: Tokenise) -> None:
             raise DataError(_refusal(task, task.classes is not None, own))
 
 
-def may_idle(learner: Learner, task: Task, told: bool) -> bool:
+def may_idle(learner: Learner, task: Task, announced: bool) -> bool:
     """Refuse a task that leaves nothing to tell apart; return whether it only serves those that follow.
 
     Args:
         learner: what it has learned so far counts where the method looks back.
         task: the next one.
-        told: whether people know the notes already; else they are logged.
+        announced: whether the notes were printed before; if not, they are logged.
     """
     batch = learner.training.batch_size
     found = require_learnable(learner.method, [task], batch, learner.tasks, learner.base, more=True)
-    for note in () if told else found.notes:
+    for note in () if announced else found.notes:
         logging.getLogger("everclip").warning(note)
     return bool(found.idle)
 

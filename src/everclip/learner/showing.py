@@ -1,4 +1,4 @@
-"""Showing how far `Learner.learn` is, where nobody else follows it."""
+"""Shows the progress of `Learner.learn` where no run does."""
 
 from __future__ import annotations
 

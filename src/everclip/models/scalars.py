@@ -1,4 +1,4 @@
-"""The two numbers between the towers: the factor on cosines and the constant added to them."""
+"""Logit scale and logit bias: the factor on cosines, and the constant that is added."""
 
 from __future__ import annotations
 

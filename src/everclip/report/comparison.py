@@ -17,11 +17,11 @@ Over = Literal["seeds", "items"]
 TRADE: tuple[Key, ...] = ("new", "known", "everything")
 """What decides: what was gained, what was kept, and both together."""
 
-APART: tuple[Key, ...] = ("everything_new", "everything_old")
+AMONG_ALL: tuple[Key, ...] = ("everything_new", "everything_old")
 """The parts of everything, where the headline has other answers on offer than everything has."""
 
-QUANTITIES: tuple[Key, ...] = (*TRADE, *APART, "retention", "transfer", "average", "forgetting")
-STAGED: tuple[Key, ...] = (*TRADE, *APART, "retention", "stage_last", "stage_average", "forgetting")
+QUANTITIES: tuple[Key, ...] = (*TRADE, *AMONG_ALL, "retention", "transfer", "average", "forgetting")
+STAGED: tuple[Key, ...] = (*TRADE, *AMONG_ALL, "retention", "stage_last", "stage_average", "forgetting")
 """What is shown where tasks are not scored before they are learned, so that Transfer and Average do not exist."""
 
 LABELS = {
@@ -153,7 +153,7 @@ def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[
     found = STAGED if has("stage_average") and not has("average") else QUANTITIES
     how = run.together
     if isinstance(how, str) or how.protocol == run.results.headline["protocol"]:
-        found = tuple(key for key in found if key not in APART)
+        found = tuple(key for key in found if key not in AMONG_ALL)
     return found
 
 

@@ -47,7 +47,7 @@ def labels_of(teams: Sequence[Sequence[Run]]) -> tuple[list[str], list[str]]:
         places = [place for place, run in enumerate(runs) if run.name == name]
         if len(places) < 2:
             continue
-        found = _told_apart([settings[place] for place in places])
+        found = _distinguished([settings[place] for place in places])
         if found is None or max(map(len, found[0])) + len(short[places[0]]) > LONGEST:
             found = _folders([runs[place] for place in places]), _all_differences(settings, places)
         told, left = found
@@ -59,10 +59,10 @@ def labels_of(teams: Sequence[Sequence[Run]]) -> tuple[list[str], list[str]]:
     return _unique(labels), notes
 
 
-def _told_apart(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """Return per variant the few settings that tell it from the others, and all that differ if these are not all.
+def _distinguished(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
+    """Return for each variant the few settings that distinguish it, and all differing settings if there are more.
 
-    `None` where few are not enough.
+    `None` where a few settings do not distinguish all variants.
     """
     keys = _differing(settings)
     chosen: list[str] = []

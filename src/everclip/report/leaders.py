@@ -1,4 +1,4 @@
-"""Who is ahead, in sentences: on what is new, on what was known, and on both together."""
+"""Sentences that say which method is best: on new sets, on known sets, and on both together."""
 
 from __future__ import annotations
 

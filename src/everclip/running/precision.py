@@ -1,4 +1,4 @@
-"""Which number format a run trains in: what it began with, whatever machine goes on with it."""
+"""Which number format a run trains in: the one it began with, also when another machine continues it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from everclip.scenarios.base import ListScenario
 from everclip.scenarios.building import Fit, columns_of, everything, known_part, one_test, task_part
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
-from everclip.scenarios.marked_sides import require_apart
+from everclip.scenarios.marked_sides import require_disjoint
 from everclip.scenarios.merging import with_joined_templates
 from everclip.scenarios.paths import Paths
 from everclip.scenarios.reading import Reader
@@ -121,7 +121,7 @@ def _cut(spec: ScenarioSpec, reader: Reader, fit: Fit) -> tuple[Parts | None, Me
         return None, None, sources.groups(spec, reader)
     table = reader.read(spec.data)
     parts = split(table, spec.split, None if spec.test is None else reader.read(spec.test, "test"))
-    require_apart(parts, spec.split, spec.data, "split", separate=spec.test is not None)
+    require_disjoint(parts, spec.split, spec.data, "split", separate=spec.test is not None)
     reader.notes += strange_marks(table, spec.split)
     parts = Parts(parts.train, parts.val, fit(parts.test))
     kind: Measured = "classification"

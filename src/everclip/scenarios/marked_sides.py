@@ -1,4 +1,4 @@
-"""Sides that a user marked must not share pictures: every number on a picture that was learned is too good."""
+"""Sides that a user marked must not share pictures: scores on pictures that were learned are too good."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everclip.scenarios.splits import Parts
 _SHOWN = 3
 
 
-def require_apart(
+def require_disjoint(
     parts: Parts, rule: SplitSpec | None, data: DataSpec, key: str, separate: bool = False
 ) -> None:
     """Stop where the marked test side holds pictures of the training side, unless they are to be removed.

@@ -9,7 +9,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
-from everclip.scenarios.marked_sides import require_apart
+from everclip.scenarios.marked_sides import require_disjoint
 from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec, SourceSpec
@@ -62,7 +62,7 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
     rule = rule_of(source.data, source.split or spec.split)
     reader.notes += strange_marks(table, rule)
     parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
-    require_apart(parts, rule, source.data, f"{key}.split", separate=test is not None)
+    require_disjoint(parts, rule, source.data, f"{key}.split", separate=test is not None)
     if source.without:
         parts = parts.keep(_leaving_out(source, tables, key))
     kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")

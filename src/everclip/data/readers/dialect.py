@@ -55,11 +55,11 @@ def dialect_of(name: str, lines: Sequence[str], reading: Reading, usual: str) ->
         separator = reading.separator
     elif found is not None:
         separator = found.group(1)
-        notes.append(f"{name}: its first line says that cells are parted by {_spoken(separator)}")
+        notes.append(f"{name}: its first line says that cells are separated by {_spoken(separator)}")
     else:
         separator = _separator(lines, usual)
         if separator != usual:
-            notes.append(f"{name}: cells are parted by {_spoken(separator)}")
+            notes.append(f"{name}: cells are separated by {_spoken(separator)}")
     header = reading.header
     if header is None:
         first = next(iter(_parsed(lines[:1], separator)), [])

@@ -1,4 +1,4 @@
-"""What lies in a folder: pictures, tables, other files and folders, told from what systems and programs leave there."""
+"""What a folder holds: pictures, tables, other files and folders, without what systems and programs leave there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Listing:
         files: the names of its files, in order.
         foreign: what was passed over.
         notes: lines for people; readers add to them.
-        told: files that a line names already.
+        mentioned: files that a note names already.
         root: the folder that the user says; links may lead to what lies below it.
     """
 
@@ -40,7 +40,7 @@ class Listing:
     files: list[str]
     foreign: list[str]
     notes: list[str] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    mentioned: set[str] = field(default_factory=set)
     root: Path | None = None
 
     @cached_property
@@ -113,7 +113,7 @@ def others_note(listing: Listing, read: list[str]) -> list[str]:
         name
         for name in listing.files
         if name not in read
-        and name not in listing.told
+        and name not in listing.mentioned
         and name not in packed
         and ending_of(name) not in (*IMAGE_ENDINGS, *FOREIGN_ENDINGS)
     ]

@@ -1,4 +1,4 @@
-"""How a user wants tables and text files to be read; what is not said is found out and printed."""
+"""Settings for reading tables and text files; what is not set is detected, and printed."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Reading:
     """Settings of the `data:` block for tables and text files.
 
     Attributes:
-        encoding: of CSV, TSV, JSON, JSON lines and captions files; `None` = found out.
-        separator: between the cells of a CSV, TSV or text table; `None` = found out.
-        header: whether the first line names the columns; `None` = found out.
+        encoding: of CSV, TSV, JSON, JSON lines and captions files; `None` = detected.
+        separator: between the cells of a CSV, TSV or text table; `None` = detected.
+        header: whether the first line names the columns; `None` = detected.
     """
 
     encoding: str | None = None
@@ -44,7 +44,7 @@ class Reading:
 
 
 PLAIN = Reading()
-"""Nothing is said: everything is found out."""
+"""No setting: everything is detected."""
 
 
 def known_encoding(name: str) -> str:
@@ -61,7 +61,7 @@ def known_encoding(name: str) -> str:
     except (LookupError, ValueError):
         pass
     raise ValueError(
-        f"{name!r} is no encoding of text; known are {', '.join(_ENCODINGS)} and others of Python"
+        f"{name!r} is not a text encoding; known are {', '.join(_ENCODINGS)} and others of Python"
     )
 
 
@@ -74,6 +74,6 @@ def known_separator(text: str) -> str:
     found = _SEPARATORS.get(text.strip().lower(), text if len(text) == 1 else text.strip())
     if len(found) != 1 or found in '\r\n"\0' or found.isalnum():
         raise ValueError(
-            f"{text!r} is no separator of cells; expected one character, or {', '.join(_SEPARATORS)}"
+            f"{text!r} is not a separator of cells; expected one character, or {', '.join(_SEPARATORS)}"
         )
     return found

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from everclip.data.readers.foreign import some
 from everclip.data.readers.raw import Raw
 
-SWITCH = "data.columns.split= reads the names as no sides"
-"""How a user turns off that names decide."""
+SWITCH = "data.columns.split= to ignore names"
+"""How a user turns off that names of files and folders decide the side."""
 
 _SPLITS = {
     "train": "train",

@@ -113,7 +113,7 @@ def _of_folders(listing: Listing) -> list[str]:
         note = f"{listing.path.name}: tables that belong to folders of the same name, not read: {len(numbered):,} "
         note += f"({some(numbered)})"
         listing.notes += [] if note in listing.notes else [note]
-        listing.told.update(numbered)
+        listing.mentioned.update(numbered)
     return numbered
 
 
@@ -243,7 +243,7 @@ def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptio
         if again is None:
             kept.append(table)
             continue
-        listing.told.add(table.name)
+        listing.mentioned.add(table.name)
         listing.notes.append(
             f"{table.name}: not read, since {again.name} names the same pictures; to read it instead give "
             f"{listing.path / table.name} as data"

@@ -1,4 +1,4 @@
-"""The encoding of a text file: as the user says, as its first bytes say, UTF-8, or Windows' western one; else asked.
+"""The encoding of a text file: given by the user, by its first bytes, UTF-8, or cp1252; else the user is asked.
 
 Only what can be proved is guessed. Statistics over letters (as `charset-normalizer` and `chardet` use) give an answer
 for any bytes, and a wrong one for short texts: captions would be changed without a word.
@@ -83,7 +83,7 @@ def encoding_of(path: Path, file: BinaryIO, given: str | None = None) -> TextEnc
     start = file.read(4096)
     for mark, what, remedy in _FOREIGN:
         if start.startswith(mark):
-            raise DataError(f"{path}: no text: it is {what}; {remedy}.")
+            raise DataError(f"{path}: not a text file: it is {what}; {remedy}.")
     if given is not None:
         name = "utf-8-sig" if given == "utf-8" else given
         return TextEncoding(name, remedy=f"not {given} text")
