@@ -15,7 +15,7 @@ from build import encoded, picture, pixels, text
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from everclip.data.images import PictureError, decode, inspect
+from everclip.data.images import PictureError, decode, inspect, render
 from everclip.data.inspect import Inspected
 from everclip.data.inspect import inspect as examine_data
 from everclip.data.rendering import Rendering
@@ -466,3 +466,16 @@ def _tiff16(values: np.ndarray, compressed: bool, order: str) -> bytes:
 def test_b23_a_tiff_in_colours_of_sixteen_bits(compressed: bool, order: str) -> None:
     colours = np.repeat(disc(12)[..., None], 3, axis=2).astype(np.uint16)
     assert np.abs(grey(_tiff16(colours, compressed, order)) - EIGHT).max() <= 1
+
+
+def test_bits_do_not_apply_to_floating_point_shares() -> None:
+    values = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    plain, told = (render(file.getvalue(), "x", Rendering(bits=bits)) for bits in (None, 12))
+    assert plain.picture.tobytes() == told.picture.tobytes()
+    assert not told.blank
+    file = io.BytesIO()
+    Image.fromarray(np.rint(values * 1000)).save(file, "TIFF")  # whole levels, kept as floating-point numbers
+    found = render(file.getvalue(), "x", Rendering(bits=12)).picture
+    assert np.asarray(found).max() == 1000 * 256 // 4096

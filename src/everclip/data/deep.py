@@ -35,9 +35,12 @@ class Deep:
     stated: Range | None = None
 
     def span(self, bits: int | None = None) -> Range:
-        """Return the range: of the data block's `bits`, else of the file, else of the values."""
+        """Return the range: of the data block's `bits`, else of the file, else of the values.
+
+        Floating-point values up to 1 are shares, which have no bits.
+        """
         own = range_of(self._colours, self.ignored)
-        if bits is not None:
+        if bits is not None and not own.is_share:
             return Range(own.kind, own.signed, bits - own.signed, stated=True)
         return self.stated if self.stated is not None and self.stated.holds(own) else own
 

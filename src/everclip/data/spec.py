@@ -50,6 +50,7 @@ class DataSpec(Frozen):
         background: what pictures with transparency are laid on: a colour, or `auto` (white, and black where a picture
             would vanish on white).
         bits: how many bits of a value are used in pictures with more than 8; default: guessed from the values.
+            Floating-point values up to 1 are shares, to which it does not apply.
         quarantine_limit: above this share of unusable rows reading stops.
     """
 

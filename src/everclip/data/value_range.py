@@ -78,6 +78,11 @@ class Range:
             return f"-{top:g} to {top:g}"
         return f"0 to {top - 1 if self.exponent >= 8 else top:g}"
 
+    @property
+    def is_share(self) -> bool:
+        """Whether the values are floating-point numbers up to 1."""
+        return self.kind == "f" and self.exponent <= 0
+
     def holds(self, other: Range) -> bool:
         """Whether every value of `other` lies within."""
         return self.kind == other.kind and self.signed >= other.signed and self.exponent >= other.exponent
