@@ -12,6 +12,7 @@ from everclip.contracts import ClassEntry, EvalSet, Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.evaluation.assemble import (
+    add_answers,
     build_matrix,
     check_headline,
     column_info,
@@ -19,7 +20,7 @@ from everclip.evaluation.assemble import (
     headline_value,
     task_info,
 )
-from everclip.evaluation.results import Column, Row, Score
+from everclip.evaluation.results import Answer, Column, Example, Row, Score
 
 ACCURACY = {"protocol": "all", "metric": "accuracy"}
 
@@ -151,3 +152,25 @@ def test_a_column_and_a_task_are_named_with_their_counts() -> None:
         0,
         None,
     )
+
+
+def test_answers_are_added_row_by_row_and_a_row_measured_again_replaces_its_own() -> None:
+    examples = [
+        Example(column=c, id=f"{c}{i}", picture="p.png", truth="t", answers=[])
+        for c, i in (("a", 3), ("a", 7), ("b", 0))
+    ]
+    positions = {"a": [3, 7], "b": [0]}
+
+    def said(name: str, correct: bool) -> tuple[list[tuple[str, float]], bool]:
+        return [(name, 0.5)], correct
+
+    first = add_answers(examples, 1, {"a": {3: said("x", True), 7: said("y", False)}}, positions)
+    assert [[a.row for a in e.answers] for e in first] == [[1], [1], []]
+    assert first[0].answers == [Answer(row=1, answers=[("x", 0.5)], correct=True)]
+    assert not first[1].answers[0].correct
+    both = add_answers(first, 0, {"a": {3: said("z", False)}, "b": {0: said("w", True)}}, positions)
+    assert [[a.row for a in e.answers] for e in both] == [[0, 1], [1], [0]]
+    again = add_answers(both, 1, {"a": {3: said("v", False)}}, positions)
+    assert [(a.row, a.answers[0][0]) for a in again[0].answers] == [(0, "z"), (1, "v")]
+    assert again[1:] == both[1:]
+    assert all(e.answers == [] for e in examples)

@@ -24,6 +24,82 @@ NAMES = [name for name in sorted(methods()) if not name.endswith(("-mtil", "-mti
 SIZES = ("scenario.per_task=3", "training.steps=2", "evaluation.examples=0")
 
 
+LIMITS = {"middle": "float", "threshold": "float"}
+RIDGE = {
+    "form": "str",
+    "fusion": "float",
+    "augmented": "bool",
+    "ridge": "float",
+    "rows": "int",
+    "classes": "int",
+}
+PRIMAL = RIDGE | {"update": "str", "expansion": "str", "dimension": "int", "dimension_from": "str"}
+SWEEP = {f"{alpha / 10}": {"old": "float", "new": "float"} for alpha in range(11)}
+ADDED = {key: {"frozen": "list", "experts": "list"} for key in ("image", "text")}
+NOTES: dict[str, dict[str, Any]] = {
+    "coleclip": {
+        "coleclip": {
+            "templates": {"training": "str", "vocabulary": "str"},
+            "momentum": "float",
+            "classes": "int",
+            "recurring": "int",
+        }
+    },
+    "moe-adapters": {
+        "experts": ADDED,
+        "selector": {
+            "kind": "str",
+            "features": "str",
+            "limits": {"classes 1-3": LIMITS, "classes 4-6": LIMITS},
+        },
+    },
+    "rail": {"rail": PRIMAL},
+    "rail-dual": {"rail": RIDGE},
+    "rail-primal-published": {"rail": PRIMAL},
+    "replay-merge": {"merge": {"alpha": "float"}},
+    "wise-ft": {"merge": {"alpha": "float", "chosen_on": "str", "sweep": SWEEP}},
+}
+"""preset -> the keys that its results carry, and what their values are; the others carry none."""
+
+COPY = "a frozen copy (task-start): {whole:,}"
+START = "the weights that change, as they were (task-start): {trained:,}"
+ASKED = "an embedding of each text that a teacher is asked about"
+HELD: dict[str, str] = {
+    "coleclip": "LoRA: 1,284; the rows of the task's classes, as they were",
+    "icarl": ASKED,
+    "lwf": f"{COPY}; {START}; {ASKED}",
+    "lwf-vr": f"{COPY}; {START}; {ASKED}",
+    "replay-merge": START,
+    "safe": ASKED,
+    "wise-ft": START,
+    "zscl": f"{START}; their running mean: {{trained:,}}; {ASKED}",
+}
+"""preset -> what it says that it will hold inside the next task; the others nothing more."""
+
+GROWTH: dict[str, str] = {
+    "coleclip": "32 prompt values and 32 per new class; 1,284 LoRA values while the task lasts",
+    "moe-adapters": "1,024 parameters of routers; 1,168 per expert that is added to all blocks; 260 of the selector",
+    "rail": "16 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",
+    "rail-dual": "every sample's feature (4 bytes per number), and 8 bytes per sample and class",
+    "rail-primal-published": "8 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",
+}
+EXTRA: dict[str, str] = {
+    "coleclip": "task prompts: 2 more tokens per image",
+    "moe-adapters": "experts: 1,024 multiplications per image token",
+    **dict.fromkeys(("rail", "rail-dual", "rail-primal-published"), "2,432 products of the regression"),
+}
+PHASES: dict[str, list[str]] = {
+    "moe-adapters": ["train", "selector", "selector-calibrate"],
+    **{key: ["regress"] for key in ("rail", "rail-dual", "rail-primal-published")},
+    "zero-shot": [],
+}
+
+
+def kinds(value: Any) -> Any:
+    """Return the keys of nested mappings, and the types of their values."""
+    return {k: kinds(v) for k, v in value.items()} if isinstance(value, dict) else type(value).__name__
+
+
 @pytest.fixture(params=NAMES)
 def learned(request: pytest.FixtureRequest, micro_config: Callable[..., Any]) -> Run:
     """A finished run of each method that has numbers of its own."""
@@ -77,6 +153,23 @@ def test_a_method_is_rebuilt_from_its_files_and_its_counts_are_what_it_holds(lea
     assert (method.preset, method.seed) == (config.method.name, config.seed)
     assert type(method) is method_class(config.method.name)
     assert not any(module.training for module in method.modules())
+    says(learned)
+
+
+def says(run: Run) -> None:
+    """Assert that a method says what its tables say."""
+    name, method = run.config.method.name, run.learner.method
+    assert kinds({k: v for k, v in method.notes.items() if k != "guard"}) == NOTES.get(name, {})
+    said = method.describe()
+    whole = sum(p.numel() for p in method.backbone.parameters())
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    assert said.held_during_task == HELD.get(name, "nothing more").format(whole=whole, trained=trained)
+    assert said.growth_per_task == GROWTH.get(name, "none")
+    assert said.extra_per_image == EXTRA.get(name, "none")
+    tasks = [task.name for task in run.scenario.tasks]
+    assert method.routes() == (("zero-shot", *tasks) if name == "moe-adapters" else ())
+    assert method.encoder_keys().keys() == {"image", "text"}
+    assert [phase.name for phase in run.learner.plan(run.scenario.tasks[0])] == PHASES.get(name, ["train"])
 
 
 def test_the_seed_of_a_method_reaches_what_it_draws(micro_folder: Path) -> None:

@@ -366,3 +366,24 @@ def test_a_text_tower_of_another_kind_keeps_its_padding() -> None:
         text = torch.nn.Linear(2, 2)
 
     assert needed_tokens(Other(), torch.zeros(1, 5, dtype=torch.long)) is None
+
+
+@pytest.mark.parametrize("per", ["auto", "class", "task"])
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_places_of_the_buffer_are_shared_among_classes_or_tasks(
+    build: Callable[..., Method], task: Task, per: str, base: bool, named: bool
+) -> None:
+    method = build(replay={"kind": "balanced", "size": 6, "per": per, "base": base})
+    names = tuple(ClassEntry(k, k) for k in dict.fromkeys(task.train.column("class_key")))
+    given = replace(task, classes=names if named else None)
+    assert task.val is not None
+    past = Past(base=task.val)
+    for _ in range(2):  # a plan opens it, too
+        method.begin_task(given, past)
+        assert method.buffer is not None
+        state = method.buffer.state()
+        assert state["by_class"] == (per == "class" or (per == "auto" and named))
+        assert method.buffer.seen == (len(task.val) if base else 0)
+    method.end_task(given, past, dict)
+    assert method.buffer.seen == len(task.train) + (len(task.val) if base else 0)

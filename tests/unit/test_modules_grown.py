@@ -226,12 +226,18 @@ def test_other_towers_are_refused_with_what_fits(model: str, module: str) -> Non
     insert(clip, EVERY[module][0], {**EVERY[module][1], "tower": "text"})
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("model", ["vit", "custom text"])
 @pytest.mark.parametrize("module", EVERY)
-def test_two_of_a_kind_at_one_place_are_refused(module: str) -> None:
-    clip = models.build("vit")
-    insert(clip, *EVERY[module])
-    with pytest.raises(ConfigError, match=f"two `{EVERY[module][0]}`"):
-        insert(clip, *EVERY[module])
+def test_two_of_a_kind_at_one_place_are_refused(module: str, model: str, tower: str) -> None:
+    clip, other = models.build(model), "text" if tower == "image" else "image"
+    name, settings = EVERY[module]
+    insert(clip, name, {**settings, "tower": tower})
+    before = models.state(clip)
+    with pytest.raises(ConfigError, match=rf"two `{name}` .*{tower} tower"):
+        insert(clip, name, {**settings, "tower": tower})
+    assert models.state(clip).keys() == before.keys()
+    insert(clip, name, {**settings, "tower": other})
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,49 @@ def test_a_teacher_answers_as_the_model_did_before_the_task_made_room(
         learner.tasks.append(task)
 
 
+@pytest.mark.parametrize("routers", ["per-task", "one"])
+def test_what_a_penalty_encodes_of_the_student_takes_the_tasks_router_and_is_not_counted(
+    make: Make, data: Table, routers: str
+) -> None:
+    learner, method = make(routers=routers, penalties={"lwf": {"images": "own"}})
+    for index in range(2):
+        task = of_classes(data, index, 2 * index, 2 * index + 1)
+        method.begin_task(task, learner.past())
+        with torch.no_grad():
+            for number, parameter in enumerate(p for p in method.parameters() if p.requires_grad):
+                draw = torch.Generator().manual_seed(number)
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+        streams = method.phases(task, learner.past())[0].streams
+        batch = {name: learner._maker.batch(stream, name, 0) for name, stream in streams.items()}
+        batch["lwf"]["image"] = pixels()
+        encoded: list[torch.Tensor] = []
+        inner = method._penalties[0].loss
+
+        def loss(step: Any, encoded: Any = encoded, inner: Any = inner) -> Any:
+            before = [e.counts.clone() for _, e in experts_in(step.backbone.clip)]
+            encoded.append(step.backbone.encode_image(pixels()).detach())
+            found = inner(step)
+            after = [e.counts for _, e in experts_in(step.backbone.clip)]
+            assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(method._penalties[0], "loss", loss)
+            losses = method.train()(batch, Progress(index, "train", 0, 0, 1, 0))
+        assert losses.keys() == {"labels", "lwf"}
+        losses["lwf"].backward()
+        own = [p for n, p in method.named_parameters() if ".routers." in n and p.requires_grad]
+        assert own
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in own)
+        method.zero_grad()
+        method.eval()
+        with torch.no_grad():
+            wanted = method.encode_images(pixels(), index)["embedding"]
+        assert torch.allclose(encoded[0], wanted, atol=1e-5)
+        method.end_task(task, learner.past(), dict)
+        learner.tasks.append(task)
+
+
 # -- what several processes share -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,40 @@
+"""Where a text ends for each kind of text tower, and how many of its tokens are needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import module_models
+import pytest
+import torch
+
+from everclip.models.modules.pooling import end_id, pooling
+from everclip.models.modules.short_texts import needed_tokens
+
+
+def test_how_a_text_tower_pools_is_asked_of_either_kind_of_model() -> None:
+    class Root(torch.nn.Module):
+        def __init__(self, **named: Any) -> None:
+            super().__init__()
+            for name, value in named.items():
+                setattr(self, name, value)
+
+    assert pooling(Root()) == "argmax"
+    assert pooling(Root(pool_type="last")) == "last"
+    assert pooling(Root(text_pool_type="eos", pool_type="last")) == "eos"
+    assert pooling(Root(text_pool_type=None, pool_type="first")) == "first"
+    assert end_id(Root()) is None
+    assert end_id(Root(eos_id=7)) == 7
+    assert end_id(Root(text_eos_id=5, eos_id=7)) == 5
+    assert end_id(Root(text_eos_id=0, eos_id=7)) == 0
+    assert end_id(Root(text_eos_id=None, eos_id=7)) == 7
+
+
+@pytest.mark.parametrize("case", ["vit", "custom text", "custom text, eos"])
+def test_as_many_tokens_are_needed_as_the_longest_text_has_with_its_end(case: str) -> None:
+    clip = module_models.build(case)
+    for words in ([3], [1, 6, 2], [0, 0]):
+        assert needed_tokens(clip, module_models.tokens(words)) == max(words) + 2
+    assert needed_tokens(clip, module_models.tokens([20])) == 12
+    for other in ("custom text, no mask, last", "custom text, class token"):
+        assert needed_tokens(module_models.build(other), module_models.tokens([3])) is None
