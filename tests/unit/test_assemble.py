@@ -18,6 +18,7 @@ from everclip.evaluation.assemble import (
     column_info,
     flat_metrics,
     headline_value,
+    metric_of,
     task_info,
 )
 from everclip.evaluation.results import Answer, Column, Example, Row, Score
@@ -174,3 +175,17 @@ def test_answers_are_added_row_by_row_and_a_row_measured_again_replaces_its_own(
     assert [(a.row, a.answers[0][0]) for a in again[0].answers] == [(0, "z"), (1, "v")]
     assert again[1:] == both[1:]
     assert all(e.answers == [] for e in examples)
+
+
+def test_a_column_shows_the_headlines_metric_where_its_kind_has_it() -> None:
+    classified, asked = column("a", "task"), column("b", "task", kind="retrieval")
+    for metric, of_classes, of_pairs in (
+        ("auto", "accuracy", "mean_r1"),
+        ("accuracy", "accuracy", "mean_r1"),
+        ("top5", "top5", "mean_r1"),
+        ("mean_class_accuracy", "mean_class_accuracy", "mean_r1"),
+        ("mean_r5", "accuracy", "mean_r5"),
+        ("text_to_image_map", "accuracy", "text_to_image_map"),
+    ):
+        assert metric_of(classified, {"metric": metric}) == of_classes
+        assert metric_of(asked, {"metric": metric}) == of_pairs

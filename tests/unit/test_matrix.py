@@ -175,8 +175,14 @@ def test_anytime_area() -> None:
     assert matrix.anytime_area([5, 7, 20], [0.3, 0.3, 0.3]) == pytest.approx(0.3)
     assert matrix.anytime_area([5], [0.3]) is None
     assert matrix.anytime_area([0, 1], [None, 0.3]) is None
-    with pytest.raises(ValueError, match="increase"):
-        matrix.anytime_area([0, 0], [0.1, 0.2])
+    assert matrix.anytime_area([3, 5], [0.2, 0.6]) == pytest.approx(0.4)
+    assert matrix.anytime_area([3, 5, 6], [0.2, 0.6, None]) is None
+    assert matrix.anytime_area([1, 2, 4, 8], [0.1, 0.3, 0.2, 0.6]) == pytest.approx((0.2 + 0.5 + 1.6) / 7)
+    for falling in ([0, 0], [2, 1], [0, 3, 3], [0, 3, 2]):
+        with pytest.raises(ValueError, match="increase"):
+            matrix.anytime_area(falling, [0.1, 0.2, 0.3][: len(falling)])
+    with pytest.raises(ValueError):
+        matrix.anytime_area([0, 1, 2], [0.1, 0.2])
 
 
 def test_class_forgetting_skips_classes_never_right_before() -> None:

@@ -295,3 +295,29 @@ def test_names_of_the_package_load_on_first_use() -> None:
     assert {name: modules.__getattr__(name) for name in modules.__all__}.keys() == set(modules.__all__)
     with pytest.raises(AttributeError, match=r"'everclip.models.modules' has no attribute 'graft'"):
         modules.__getattr__("graft")
+
+
+def test_modules_that_compute_differently_are_written_differently() -> None:
+    """What is remembered of a model is known by what it is written as."""
+    variants: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("lora", {"rank": 2, "alpha": 2}),
+        ("lora", {"rank": 2, "alpha": 6}),
+        ("lora", {"rank": 2, "alpha": 2, "targets": ["out"]}),
+        ("adapter", {"width": 2}),
+        ("adapter", {"width": 2, "scale": 0.5}),
+        ("adapter", {"width": 2, "form": "parallel"}),
+        ("adapter", {"width": 2, "activation": "relu"}),
+        ("prompt", {"count": 2, "tower": "image"}),
+        ("prompt", {"count": 3, "tower": "image"}),
+        ("prompt", {"count": 2, "tower": "text"}),
+    )
+    written = set()
+    for name, settings in variants:
+        clip = models.build("vit")
+        insert(clip, name, settings)
+        written.add(str(clip))
+    assert len(written) == len(variants)
+    assert "tokens=(2, 32), start=1" in str(clip)
+    clip = models.build("custom text, no mask, last")
+    insert(clip, "prompt", {"count": 2, "tower": "text"})
+    assert "tokens=(2, 32), start=0" in str(clip)

@@ -22,6 +22,7 @@ from everclip.errors import CheckpointError, ConfigError
 from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
+from everclip.methods.penalties.answers import _others
 from everclip.methods.penalties.build import PENALTIES
 from everclip.methods.penalties.teachers import INITIAL, between, frozen_copy
 from everclip.models.backbone import load_backbone
@@ -358,3 +359,13 @@ def test_a_frozen_copy_shares_what_holds_no_weights_and_nothing_else(build: Buil
     assert own.isdisjoint(tensor.data_ptr() for tensor in copied.state_dict().values())
     assert backbone.training
     assert any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_other_pictures_are_those_of_all_processes_but_the_own_one(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.methods.penalties.answers.rank", lambda: place)
+    found = _others(3, 9, torch.device("cpu"))
+    wanted = [[c for c in range(9) if c != row + 3 * place] for row in range(3)]
+    assert found.tolist() == wanted

@@ -221,6 +221,21 @@ def test_rank_churn() -> None:
         r.rank_churn(old, new[:, :2])
 
 
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_rank_churn_agrees_with_sets_whatever_the_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(r, "BLOCK_ELEMENTS", block)
+    draw = torch.Generator().manual_seed(0)
+    for k in (1, 2, 3):
+        old, new = (torch.stack([torch.randperm(5, generator=draw)[:k] for _ in range(11)]) for _ in range(2))
+        pairs = [(set(a), set(b)) for a, b in zip(old.tolist(), new.tolist(), strict=True)]
+        wanted = sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs)
+        assert r.rank_churn(old, new) == pytest.approx(wanted)
+    assert r.rank_churn(torch.zeros(3, 0, dtype=torch.int64), torch.zeros(3, 0, dtype=torch.int64)) is None
+    for one, two in ((torch.zeros(3), torch.zeros(3)), (torch.zeros(3, 2), torch.zeros(2, 2))):
+        with pytest.raises(ValueError, match=r"expected \(Q, k\) twice, got \(3,"):
+            r.rank_churn(one, two)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_refused(bad: float) -> None:
     """A model of NaN would otherwise be perfect: nothing is greater than NaN."""
