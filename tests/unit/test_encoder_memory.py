@@ -165,3 +165,33 @@ def test_a_set_without_pictures_has_features_without_rows(method: Any, sets: lis
     one = encoder(method, [sets[0], none])
     found = one.images(method, method.encoder_keys(), tick)
     assert (len(found["first"]["embedding"]), len(found["none"]["embedding"]), one.encoded) == (8, 0, 8)
+
+
+def test_where_a_batch_decides_a_told_task_is_remembered_apart(
+    method: Any, sets: list[EvalSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each set is then encoded by itself, so that its name alone does not say whether the task was told."""
+    told: list[int | None] = []
+    inner = method.encode_images
+
+    def encode(pixels: torch.Tensor, known_task: int | None = None) -> Any:
+        told.append(known_task)
+        found = inner(pixels)
+        return {"embedding": found["embedding"] * (1 if known_task is None else 2 + known_task)}
+
+    monkeypatch.setattr(method, "encode_images", encode)
+    monkeypatch.setattr(type(method), "batch_dependent", "a reason")
+    one, keys = encoder(method, sets), method.encoder_keys()
+    plain = one.images(method, keys, tick)
+    assert plain.keys() == {"first", "second"}
+    for task, name in enumerate(plain):
+        known = one.images(method, keys, tick, known_task=task)
+        assert known.keys() == {name}
+        assert torch.allclose(known[name]["embedding"], (2 + task) * plain[name]["embedding"])
+    count = one.encoded
+    assert count == 2 * (8 + 5)
+    assert set(told) == {None, 0, 1}
+    again = one.images(method, keys, tick)
+    assert all(torch.equal(again[name]["embedding"], plain[name]["embedding"]) for name in plain)
+    assert one.encoded == count
+    assert one.images(method, keys, tick, known_task=7) == {}

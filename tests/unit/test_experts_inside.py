@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from typing import Any
 
 import module_models as models
 import pytest
@@ -149,3 +150,35 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"image tower.*no transformer of"):
         insert(models.build("resnet"), "experts", SMALL)
     assert sum(isinstance(m, Experts) for m in clip.modules()) == 4
+
+
+def test_what_is_counted_in_training_is_what_evaluation_collects() -> None:
+    clip = shaken(routers=("0",))
+    for training in (False, True):
+        clip.train(training)
+        for _, experts in experts_in(clip):
+            experts.start_counting()
+            experts.picked = None
+        passes: dict[Any, Pass] = {side: Pass(("0",), 1) for side in ("image", "text")}
+        with passing(passes):
+            models.embeddings(clip)
+        if not training:
+            chosen = {side: list(told.chosen) for side, told in passes.items()}
+            assert all(experts.picked is None for _, experts in experts_in(clip))
+            continue
+        for side in ("image", "text"):
+            blocks = [experts for _, experts in experts_in(clip, side)]
+            assert len(blocks) == len(chosen[side]) == 2
+            assert passes[side].chosen == []
+            for experts, taken in zip(blocks, chosen[side], strict=True):
+                assert taken.shape == (5, 2)
+                assert experts.picked is not None
+                assert experts.picked.tolist() == torch.bincount(taken.flatten(), minlength=5).tolist()
+        counted = [experts.picked for _, experts in experts_in(clip)]
+        for counts, times in ((False, 1), (True, 2)):
+            with passing({side: Pass(("0",), 1, counts=counts) for side in passes}):
+                models.embeddings(clip)
+            for (_, experts), once in zip(experts_in(clip), counted, strict=True):
+                assert once is not None
+                assert experts.picked is not None
+                assert torch.equal(experts.picked, times * once)

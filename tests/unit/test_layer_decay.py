@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import Task
+from everclip.contracts import ParamGroup, Task
 from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
@@ -89,6 +90,28 @@ def test_depths_of_a_resnet_a_custom_text_tower_and_a_timm_tower() -> None:
         "text.token_embedding.weight": 2,
     }
     assert {name: found[name] for name in by_hand} == by_hand
+
+
+def test_what_is_looked_up_and_what_is_a_vector_does_not_decay() -> None:
+    """By the name where the shape does not tell: embeddings and prompts are matrices, and so are stacked biases."""
+    names = {
+        "clip.visual.conv1.weight": 4, "clip.visual.proj": 2, "clip.text_projection": 2, "clip.a.mlp.c_fc.weight": 2,
+        "clip.a.down": 3, "clip.a.tokens": 2, "clip.a.biased": 2, "clip.a.embedding.weight": 2,
+        "clip.visual.positional_embedding": 2, "clip.visual.class_embedding": 2, "clip.token_embedding.weight": 2,
+        "clip.a.prompt.tokens": 2, "clip.visual.task_prompts.tokens.0": 2, "clip.a.down_bias": 2,
+        "clip.a.ln_1.weight": 1, "clip.a.ln_1.bias": 1, "clip.logit_scale": 0,
+    }  # fmt: skip
+
+    class Parts(torch.nn.Module):
+        def get_parameter(self, target: str) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.zeros((2,) * names[target]))
+
+    decayed, plain = decay_groups(names, Parts())
+    assert (list(decayed.names), list(plain.names)) == (list(names)[:8], list(names)[8:])
+    assert (decayed.weight_decay, plain.weight_decay) == (None, 0.0)
+    assert decay_groups(list(names)[:2], Parts()) == (ParamGroup(tuple(list(names)[:2])),)
+    assert decay_groups(list(names)[-1:], Parts()) == (ParamGroup(("clip.logit_scale",), weight_decay=0.0),)
+    assert decay_groups([], Parts()) == ()
 
 
 def test_groups_hold_every_parameter_once_at_its_rate() -> None:
