@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from everclip.config import BackboneConfig
 from everclip.errors import ConfigError
+from everclip.models.backbone import load_backbone
 from everclip.models.tokenizers import tokenizer_settings
 from everclip.models.transformers_layout import model_config, preprocessing
 from everclip.models.weights import read_weights
@@ -87,3 +90,23 @@ def test_s09_a_shard_without_names_is_named(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "one.bin", "b": "two.bin"}}))
     with pytest.raises(ConfigError, match=r"one\.bin: expected weights by name, found list"):
         read_weights(index, 1000, ())
+
+
+# -- files that are no whole model ----------------------------------------------------------------------------
+
+
+def test_adapters_say_that_they_must_be_merged(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({f"base_model.model.proj.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}, file)
+    with pytest.raises(ConfigError, match=r"an adapter \(LoRA\).*merge_and_unload"):
+        load_backbone(BackboneConfig(name="builtin:tiny", weights=str(file)))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"It holds an adapter \(LoRA\).*merge_and_unload"):
+        load_backbone(str(tmp_path))
+
+
+def test_weights_in_several_files_are_named_by_their_index(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"backbone\.weights=.*/model\.safetensors\.index\.json"):
+        load_backbone(str(tmp_path))

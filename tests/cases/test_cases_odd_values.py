@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from build import picture, text
+from build import encoded, picture, text
 
+from everclip.data.advice_classes import names_of_classes
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
 from everclip.errors import DataError
@@ -100,3 +101,82 @@ def test_texts_beside_pictures_in_another_case_or_unicode_form_are_theirs(tmp_pa
     found = loaded(tmp_path)
     assert sorted(found.table.column("caption")) == [f"bee {i}" for i in range(4)]
     assert found.quarantine.entries == ()
+
+
+# -- files that are something else than they seem -------------------------------------------------------------
+
+
+def test_json_lines_with_commas_or_as_an_array_are_read(folder: Path) -> None:
+    rows = [json.dumps({"image": f"{i}.png", "caption": f"bee {i}"}) for i in range(4)]
+    for content in (",\n".join(rows) + ",\n", "[\n" + ",\n".join(rows) + "\n]\n"):
+        found = loaded(text(folder / "a.jsonl", content))
+        assert found.table.column("caption") == [f"bee {i}" for i in range(4)]
+        assert found.quarantine.entries == ()
+        assert any("commas at the ends of" in line for line in found.guesses)
+
+
+def test_lines_as_python_prints_them_say_so(folder: Path) -> None:
+    with pytest.raises(DataError, match="as Python prints it, with single quotes"):
+        loaded(text(folder / "a.jsonl", "{'image': '0.png', 'caption': 'bee'}\n" * 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("<!DOCTYPE html>\n<html></html>\n", "a web page; download the file again"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    ],
+)
+def test_a_table_that_is_a_page_or_a_pointer_says_so(folder: Path, content: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        loaded(text(folder / "a.csv", content))
+
+
+def test_b03_a_json_beside_a_folder_of_parquet_decides_nothing(tmp_path: Path) -> None:
+    for side, count in (("train", 4), ("test", 2)):
+        data = [{"bytes": encoded("bee", (16, 16), seed=count + i), "path": None} for i in range(count)]
+        captions = [f"bee {i}" for i in range(count)]
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": data, "text": captions}), tmp_path / f"data/{side}-0.parquet")
+    text(tmp_path / "dataset_infos.json", '{"default": {"features": {}}}')
+    found = loaded(tmp_path)
+    assert sorted(found.table.column("split")) == ["test"] * 2 + ["train"] * 4
+    assert any("dataset_infos.json" in line for line in found.guesses)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (("data-00000-of-00001.arrow", "state.json", "dataset_info.json"), r"d\.to_parquet"),
+        (("dataset_dict.json", "train/state.json"), r"part\.to_parquet"),
+    ],
+)
+def test_what_datasets_saved_comes_with_the_lines_that_write_parquet(
+    tmp_path: Path, files: tuple[str, ...], words: str
+) -> None:
+    for name in files:
+        text(tmp_path / name, "{}")
+    with pytest.raises(DataError, match=words):
+        loaded(tmp_path)
+
+
+# -- names of classes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "shown"),
+    [
+        (["0.0", "1.0"], "numbers", "'0.0', '1.0'"),
+        (["-1", "1"], "numbers", "'-1', '1'"),
+        (["True", "False"], "numbers", "'True'"),
+        (["n02123045", "n02084071"], "numbers", "'n02123045'"),
+        (["class_0", "class_1"], "numbers", "'class_0'"),
+        (["cat", "cat|dog"], "several-names", "'cat|dog'"),
+        (["golden_retriever", "cat"], "written-names", "'golden_retriever'"),
+        (["001.Black Albatross", "002.Laysan Albatross"], "written-names", "'001.Black Albatross'"),
+        (["golden retriever", "3 dogs", "salt, pepper"], "", ""),
+    ],
+)
+def test_names_that_nobody_would_say_are_told(names: list[str], code: str, shown: str) -> None:
+    found = {finding.code: finding.message for finding in names_of_classes(names)}
+    assert (shown in found[code]) if code else not found

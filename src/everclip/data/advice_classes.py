@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from everclip.data.checked import Check, Classes, Finding
 from everclip.data.wording import counted
+
+_CODE = re.compile(
+    r"\s*((class|label|cls|category)[-_ ]?)?[-+]?\d+(\.\d+)?\s*|true|false|n\d{8}", re.IGNORECASE
+)
+"""Names that say nothing: 7, 1.0, class_3, True, and ImageNet's n02123045."""
+_UNSPOKEN = re.compile(r"\w_\w|^\d+[._]+\s*[^\W\d]")
 
 
 def balance(check: Check) -> Iterator[Finding]:
@@ -29,14 +36,7 @@ def balance(check: Check) -> Iterator[Finding]:
             message=f"{counted(classes.single, 'class has', 'classes have')} one picture only",
             remedy="It cannot be both learned and tested: add pictures or leave the class out.",
         )
-    if len(classes.counts) > 1 and all(entry.name.strip().isdecimal() for entry in classes.counts):
-        yield Finding(
-            level="mend",
-            code="numbers",
-            message=f"classes are called by numbers ({', '.join(repr(e.name) for e in classes.counts[:3])})",
-            remedy="A CLIP learns and finds classes by their names: put them, a line each, into classnames.txt beside "
-            "the data; in a table map numbers to words in the column `class_name` (columns.class_key=NAME keeps them).",
-        )
+    yield from names_of_classes([entry.name for entry in classes.counts])
     if classes.same_text:
         shown = "; ".join(" = ".join(group[:4]) for group in classes.same_text[:3])
         yield Finding(
@@ -55,6 +55,39 @@ def balance(check: Check) -> Iterator[Finding]:
             remedy="Give them one, or leave them out.",
         )
     yield from _sides_of_classes(classes)
+
+
+def names_of_classes(names: Sequence[str]) -> Iterator[Finding]:
+    """Yield what names hold that nobody would say: numbers and codes, several names in one, underscores."""
+    if len(names) > 1 and all(map(_CODE.fullmatch, names)):
+        numbers = all(name.strip().isdecimal() for name in names)
+        yield Finding(
+            level="mend",
+            code="numbers",
+            message=f"classes are called by {'numbers' if numbers else 'numbers or codes'} ({_names(names[:3])})",
+            remedy="A CLIP learns and finds classes by their names: put them, a line each, into classnames.txt beside "
+            "the data; in a table map numbers to words in the column `class_name` (columns.class_key=NAME keeps them).",
+        )
+    known = {name.strip() for name in names}
+    several = [n for n in names if any(known & set(map(str.strip, n.split(s))) for s in "|;," if s in n)]
+    if several:
+        yield Finding(
+            level="mend",
+            code="several-names",
+            message=f"{counted(len(several), 'class name looks', 'class names look')} like several in one cell: "
+            f"{_names(several[:3])}",
+            remedy="Each is a class of its own here. Give a picture one class, or its names as captions.",
+        )
+    odd = [name for name in names if _UNSPOKEN.search(name) and not _CODE.fullmatch(name)]
+    if odd:
+        yield Finding(
+            level="note",
+            code="written-names",
+            message=f"{counted(len(odd), 'class name holds', 'class names hold')} underscores or a number in front: "
+            f"{_names(odd[:3])}",
+            remedy="The model reads names as they stand, and was trained on words: write 'golden retriever', not "
+            "'golden_retriever'.",
+        )
 
 
 def _sides_of_classes(classes: Classes) -> Iterator[Finding]:

@@ -37,6 +37,10 @@ _REMEDIES: dict[tuple[str, ...], str] = {
         "Write the rows as Parquet, CSV or JSON lines with the pictures' paths, or give them from Python "
         "(everclip.data.sources.read_rows)."
     ),
+    (".arrow",): (
+        "A data set that `datasets` saved: write it as Parquet, in Python: "
+        "datasets.load_from_disk(FOLDER).to_parquet('data.parquet')."
+    ),
     (".xml", ".yaml", ".yml", ".html"): (
         "Export the labels as a CSV with the columns `image` and `label`, or as COCO JSON."
     ),

@@ -103,6 +103,11 @@ def _more(names: list[str]) -> str:
 def _layout_of(state: Mapping[str, object]) -> str:
     if any(k.startswith(("vision_model.", "text_model.")) for k in state):
         return " These are weights in transformers' layout, but not of a CLIPModel."
+    if any(".lora_" in k or ".lokr_" in k or ".hada_" in k for k in state):
+        return (
+            " These are the weights of an adapter (LoRA), which only change a model. Merge them into the model where "
+            "it was made (with peft: model.merge_and_unload()), save its state_dict, and give that file."
+        )
     if any(k.startswith(("model/", "backbone.clip.")) for k in state):
         return " This is a checkpoint of everclip; everclip export makes a backbone of its run folder."
     if all(k.startswith(_OF_A_TOWER) for k in state):

@@ -78,10 +78,22 @@ def _hint(folder: Path) -> str:
             " It is a distributed checkpoint of PyTorch. Join it where it was made: python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
         )
+    if (folder / "adapter_config.json").is_file():
+        return (
+            " It holds an adapter (LoRA), which only changes a model. Merge it where it was made (with peft: "
+            "model.merge_and_unload()), save the whole model, and give that."
+        )
     if (folder / "config.json").is_file():
         return (
             " It seems to be in transformers' layout, which open_clip does not read (only a whole CLIPModel is read, "
-            "model_type clip)."
+            "model_type clip). Take open_clip's release of the model, or name it by backbone.name=ARCHITECTURE with "
+            "its weights in open_clip's layout."
+        )
+    index = sorted(folder.glob("*.index.json"))
+    if index:
+        return (
+            " It holds weights in several files, but nothing says of which architecture: give both, "
+            f"backbone.name=ARCHITECTURE backbone.weights={index[0]}"
         )
     weights = sorted(p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file())
     if weights:

@@ -177,8 +177,8 @@ def _trained(
         )
     if len(parts.train) == 0:
         raise DataError(
-            f"{name}: {what} has {counts}, so there is nothing to learn. Lower split.test, join it with another part "
-            "(a longer `every`, a wider `where`), or leave it out."
+            f"{name}: {what} has {counts}, so there is nothing to learn. Give more rows, lower split.test, join it "
+            "with another part (a longer `every`, a wider `where`), or leave it out."
         )
     share = (rule or _DEFAULT).validation
     train, val = parts.training(share)

@@ -333,7 +333,8 @@ def _require_answers(scenario: ListScenario) -> None:
             what = "class" if task.classes is not None else "caption"
             raise DataError(
                 f"task {task.name!r} has one {what} ({next(iter(texts), '')[:60]!r}), so there is nothing to tell "
-                "apart; give more classes, or captions that differ"
+                f"apart in its {len(task.train):,} training rows; give more classes, or captions that differ (some "
+                "rows are held out for testing and validation)"
             )
 
 

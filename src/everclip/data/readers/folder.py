@@ -77,6 +77,7 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
 def _read(path: Path, options: FolderOptions) -> list[Raw]:
     listing = listed(path)
     listing.root = options.root
+    _refuse_arrow(listing)
     for layout in (read_metadata, read_tables):
         raws = layout(listing, options)
         if raws is not None:
@@ -93,6 +94,25 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
     if _has_class_folders(listing):
         return [read_class_folders(listing)]
     return [_alone(listing, options)]
+
+
+def _refuse_arrow(listing: Listing) -> None:
+    """Refuse what `datasets` saved to a folder, which is no Parquet.
+
+    Raises:
+        DataError: with the lines that write Parquet.
+    """
+    files = set(listing.files)
+    arrow = listing.of_endings(".arrow")
+    if not ("dataset_dict.json" in files or (arrow and {"state.json", "dataset_info.json"} & files)):
+        return
+    save = "d.to_parquet('data.parquet')"
+    if "dataset_dict.json" in files:
+        save = "[part.to_parquet(f'data-{side}.parquet') for side, part in d.items()]"
+    raise DataError(
+        f"{listing.path}: a data set that `datasets` saved (save_to_disk). Write it as Parquet, in Python: "
+        f"d = datasets.load_from_disk({str(listing.path)!r}); {save}; then give the Parquet as data."
+    )
 
 
 def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:

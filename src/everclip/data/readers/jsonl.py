@@ -32,13 +32,16 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
     rows: list[dict[str, Any]] = []
     numbers, broken, number = [], [], 0
     names: dict[str, None] = {}
+    commas = 0
     encoding = text_encoding(path, reading.encoding)
     with open_text(path, encoding.name) as file:
         for line in _lines(file):
-            if not line.strip():
+            if line.strip() in ("", "[", "]", ","):  # of an array with an object in each line
                 continue
             number += 1
-            found = _row(line, encoding.remedy)
+            bare = line.rstrip().removesuffix(",")
+            commas += bare != line.rstrip()
+            found = _row(bare, encoding.remedy)
             if isinstance(found, dict):
                 rows.append(found)
                 numbers.append(number)
@@ -51,14 +54,18 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
             why = ": it is one JSON document; let its name end in .json"
         raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
     notes = [encoding.note] if encoding.note else []
+    if commas:
+        notes.append(f"{path.name}: commas at the ends of {commas:,} lines are passed over")
     columns, odd = table_of(rows, list(names))
     return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)
 
 
 def _is_document(path: Path, encoding: str) -> bool:
-    """Whether a file begins as one document of several lines."""
+    """Whether a file begins as one document: with an array, or with an object that its first line does not end."""
     with open_text(path, encoding) as file:
-        return file.read(1000).lstrip().startswith(("[", "{"))
+        start = file.read(1000).lstrip()
+    first = start.partition("\n")[0].rstrip()
+    return start.startswith("[") or (start.startswith("{") and not first.endswith("}"))
 
 
 def _lines(file: TextIO) -> Iterator[str]:
@@ -78,6 +85,8 @@ def _row(line: str, remedy: str) -> dict[str, Any] | tuple[str, str]:
     try:
         return checked(json.loads(line))
     except (ValueError, RecursionError) as error:
+        if line.lstrip().startswith("{'"):
+            return "bad-row", "an object as Python prints it, with single quotes; write it by json.dumps"
         return "bad-row", f"no valid JSON ({error})"
 
 

@@ -68,7 +68,10 @@ def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     if not names:
         return None
     index = PictureIndex(listing.path)
+    if not index.files and not tables:
+        return None  # a list without a picture to name: `dataset_infos.json` beside `data/*.parquet`
     if not index.files:
+        names = tables
         kinds = sorted({Path(name).suffix.lower() for name in names})
         if len(kinds) > 1:
             raise DataError(

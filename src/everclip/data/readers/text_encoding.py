@@ -32,6 +32,11 @@ _FOREIGN = (
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "export it as CSV (UTF-8)"),
     (b"\x1f\x8b", "compressed by gzip", "unpack it, or let its name end in .gz"),
     (b"PAR1", "a Parquet file", "let its name end in .parquet"),
+    *(
+        (start, "a web page", "download the file again")
+        for start in (b"<!DOCTYPE html", b"<!doctype html", b"<html", b"<HTML")
+    ),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself (git lfs pull)"),
     (b"%PDF", "a PDF", "export the table as CSV (UTF-8)"),
 )
 # Only where a word begins: a long run of letters is then looked at once, not once from each of its letters.
