@@ -74,7 +74,7 @@ def is_single_text(annotation: Any) -> bool:
 
 
 def fitted(value: Any, annotation: Any) -> Any:
-    """Return a value as the type wants it: one text as a list of one, `1e3` as a number, a path as text.
+    """Return a value as the type wants it: one text or number as a list of one, `1e3` as a number, a path as text.
 
     Raises:
         ValueError: for `true` where a number stands, and for text that holds a NUL.
@@ -92,7 +92,17 @@ def fitted(value: Any, annotation: Any) -> Any:
     texts = [option for option in lists if all(o is Ellipsis or is_single_text(o) for o in get_args(option))]
     if isinstance(value, str) and texts and not any(is_single_text(kind) for kind in kinds):
         return (value,)
+    counted = isinstance(value, int | float) and not isinstance(value, bool)
+    if counted and not numbers and any(_is_list_of_numbers(option) for option in lists):
+        return (value,)
     return value
+
+
+def _is_list_of_numbers(option: Any) -> bool:
+    """Whether a type holds any number of numbers."""
+    inner = get_args(option)
+    any_length = get_origin(option) is list or Ellipsis in inner
+    return any_length and all(o is Ellipsis or {int, float} & set(options(o)) for o in inner)
 
 
 _EXPONENT = r"[+-]?\d+(\.\d*)?[eE][+-]?\d+"

@@ -289,3 +289,11 @@ def test_python_settings_are_values_not_texts(micro_folder: Path, tmp_path: Path
     assert (config.training.lr, config.method.name) == (0.5, "replay")
     with pytest.raises(ConfigError, match="seed: expected text, a number, a list or a mapping; found object"):
         resolve_config("emoji-time", settings={"seed": object()})
+
+
+def test_one_number_is_a_list_of_one(tmp_path: Path, micro_folder: Path) -> None:
+    target = str(micro_folder / "time.yaml")
+    assert resolve_config(target, ["evaluation.top_k=5"]).evaluation.top_k == (5,)
+    assert resolve_config(target, settings={"evaluation": {"top_k": 5}}).evaluation.top_k == (5,)
+    with pytest.raises(ConfigError, match=r"training\.betas"):  # two numbers
+        resolve_config(target, ["training.betas=0.9"])
