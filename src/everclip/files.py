@@ -103,7 +103,8 @@ def optional_write(path: Path, consequence: str) -> Iterator[None]:
     try:
         yield
     except (OSError, CheckpointError) as error:
-        tell_once(str(path.parent), f"{path.parent}: cannot be written ({error}); {consequence}")
+        why = error.__cause__ or error  # what the system said, without what else a `CheckpointError` says
+        tell_once(str(path.parent), f"{path.parent}: cannot be written ({why}); {consequence}")
 
 
 def tell_once(key: str, message: str) -> None:

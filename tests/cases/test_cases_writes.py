@@ -152,3 +152,14 @@ def test_a_user_without_a_home_has_a_cache_in_the_temporary_folder(monkeypatch: 
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert files.cache_folder().name.startswith("everclip-")
     assert hub.cache_folder().name == "hub"
+
+
+def test_s11_an_optional_write_says_once_what_the_system_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    with files.optional_write(tmp_path / "taken/report.html", "there is no report"):
+        files.write_text_atomic(tmp_path / "taken/report.html", "x")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.count("cannot be written") == 1
+    assert message.endswith("; there is no report")

@@ -28,10 +28,11 @@ def collapse(scenario: ListScenario, place: Place, learner: Learner) -> str | No
         return None
     rows, learned = [Row(**row) for row in place.rows], learner.learned
     rate = learner.training.lr * learner.method.settings.lr_scale
-    found = []
+    found: list[str] = []
+    sizes: dict[tuple[str, ...], int] = {}
     for s in scenario.eval_sets if len(rows) > 1 else ():
         for protocol in scenario.protocols:
-            chance = _chance(scenario, s, learned, protocol)
+            chance = _chance(scenario, s, learned, protocol, sizes)
             fall = None if chance is None else _fall(rows, s.name, protocol.name, chance)
             if fall is not None:
                 found.append(f"{s.name} ({fall})")
@@ -46,11 +47,16 @@ def collapse(scenario: ListScenario, place: Place, learner: Learner) -> str | No
     )
 
 
-def _chance(scenario: ListScenario, s: Any, learned: set[int], protocol: Any) -> float | None:
-    """Return the score of guessing, `None` where nothing is offered."""
+def _chance(
+    scenario: ListScenario, s: Any, learned: set[int], protocol: Any, sizes: dict[tuple[str, ...], int]
+) -> float | None:
+    """Return the score of guessing, `None` where nothing is offered; `sizes` keeps the captions of each pool."""
     if s.kind == "retrieval":
-        pool = scenario.pool(s, learned, protocol)
-        answers = 0 if pool is None else len({c for p in pool for c in p.data.column("caption")})
+        pool = scenario.pool(s, learned, protocol) or ()
+        names = tuple(p.name for p in pool)
+        if names not in sizes:
+            sizes[names] = len({c for p in pool for c in p.data.column("caption")})
+        answers = sizes[names]
     else:
         space = scenario.label_space(s, learned, protocol)
         answers = 0 if space is None else len(space.entries)
