@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -224,6 +225,11 @@ def benchmark_entry(name: str) -> BenchmarkEntry:
     bare, _, version = name.partition("@")
     entries = benchmarks()
     if bare not in entries:
+        if name and os.path.exists(name):  # False, and no error, for a name that the system refuses
+            raise ConfigError(
+                f"benchmark: {name!r} is a folder or file of data. A run takes a stream: "
+                f"`everclip init-config {shlex.quote(name)} -o stream.yaml`, then `everclip run stream.yaml`."
+            )
         raise ConfigError(f"benchmark: {name!r} is not known.{did_you_mean(bare, entries)}")
     entry = entries[bare]
     if version and version != str(entry.version):

@@ -203,3 +203,15 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, content: bytes, matc
     with pytest.raises(ConfigError, match=match) as caught:
         registry.read_yaml(path)
     assert "bad.yaml" in str(caught.value)
+
+
+def test_data_given_as_a_stream_are_told_from_a_misspelt_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my photos").mkdir()
+    with pytest.raises(ConfigError, match=r"init-config 'my photos' -o stream\.yaml"):
+        registry.benchmark_entry("my photos")
+    for name in ("", "x" * 5_000, "\0"):
+        with pytest.raises(ConfigError, match="is not known"):
+            registry.benchmark_entry(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 import report_fixtures as synthetic
 from PIL import Image
 
@@ -473,3 +474,18 @@ def test_a_run_without_a_retention_set_began_like_the_others(
 )
 def test_one_point_is_one_point(value: float, said: str) -> None:
     assert points_of(value) == said
+
+
+def test_methods_that_trained_at_different_rates_say_so(tmp_path: Path) -> None:
+    runs = [synthetic.write_run(tmp_path / m, m) for m in ("replay", "finetune")]
+    assert not any("trained with different settings" in note for note in compare(runs, draws=100).notes)
+    for run, rate in zip(runs, (1e-5, 3e-4), strict=True):
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config["training"] = {**(config.get("training") or {}), "lr": rate, "epochs": 5}
+        (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+        results["method"]["cost"] = {**results["method"].get("cost", {}), "trainable_parameters": 10}
+        (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (note,) = (n for n in compare(runs, draws=100).notes if "trained with different settings" in n)
+    assert "lr=1e-05" in note
+    assert "lr=0.0003" in note

@@ -172,6 +172,8 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
         )
         if len(raw.columns.column_names) == 1 and raw.textual:
             remedy = "There is one column: say what separates the cells with data.separator=CHARACTER."
+        elif labelled and not {"caption", "class_name", "class_key"} & set(names):
+            remedy += " Say also which column holds texts: data.columns.caption=NAME or data.columns.class_name=NAME."
         raise DataError(
             f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. {remedy}{guessed}"
         )

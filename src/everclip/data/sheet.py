@@ -135,7 +135,7 @@ def _near(found: Inspected, texts: Sequence[str]) -> Part | None:
         for g in chosen[: COLUMNS // 2 * (ROWS // 2)]
         for number, row in enumerate(g.rows[:2])
     ]
-    return Part(f"Nearly the same ({len(groups):,} groups)", "Two of each group.", tuple(tiles))
+    return Part(f"Nearly the same ({counted(len(groups), 'group')})", "Two of each group.", tuple(tiles))
 
 
 def _aside(found: Inspected) -> Part | None:

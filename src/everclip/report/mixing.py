@@ -92,9 +92,29 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
         key for key, n in Counter((run.name, run.results.seed, _frozen(run)) for run in runs).items() if n > 1
     ]
     notes += [f"{name}, seed {seed}, was run more than once: not independent." for name, seed, _ in twice]
+    notes += _trained_differently(runs)
     if any(run.confidence != runs[0].confidence for run in runs):
         notes.append("The runs were evaluated at different confidence levels.")
     return notes
+
+
+def _trained_differently(runs: Sequence[Run]) -> list[str]:
+    """Say how long and at what rate the methods trained, where these settings differ between methods.
+
+    Runs of one method are told apart by their labels; a method without trained weights has no rate.
+    """
+    said: dict[str, str] = {}
+    for run in runs:
+        training = run.config.get("training")
+        if isinstance(training, Mapping) and run.results.method.get("cost", {}).get("trainable_parameters"):
+            told = [
+                f"{key}={training[key]}" for key in ("lr", "epochs", "steps") if training.get(key) is not None
+            ]
+            said.setdefault(run.name, ", ".join(told))
+    if len(set(said.values())) < 2:
+        return []
+    listed = "; ".join(f"{name} {settings}" for name, settings in said.items())
+    return [f"The methods trained with different settings, which is a part of the difference: {listed}."]
 
 
 def _data(run: Run) -> Any:

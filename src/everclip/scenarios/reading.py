@@ -85,7 +85,8 @@ class Reader:
             label = f"{label} ({key})"
         self.fingerprints[label] = loaded.table.fingerprint
         self.quarantine.append(loaded.quarantine)
-        self.guesses += [f"{spec.label}: {line}" for line in loaded.guesses]
+        prefix = f"{spec.label}: "  # some lines begin with it already
+        self.guesses += [prefix + line.removeprefix(prefix) for line in loaded.guesses]
 
     def with_keys(self, table: Table, keys: list[str | None]) -> Table:
         """Return a whole table as it was read with other class keys."""
