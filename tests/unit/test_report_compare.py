@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 import report_fixtures as synthetic
+import yaml
 from PIL import Image
 
 from everclip.errors import DataError

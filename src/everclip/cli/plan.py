@@ -122,9 +122,9 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"  parameters: {planned['trainable_parameters']:,} trained, {planned['stored_parameters']:,} in memory "
         "(frozen copies included)"
     )
-    typer.echo(f"  of these while a task is learned alone: {planned['held_during_task']}")
-    typer.echo(f"  a prediction makes use of {planned['active_parameters']:,}")
-    typer.echo(f"  a task leaves behind: {planned['growth_per_task']}")
+    typer.echo(f"  in memory only while a task is learned: {planned['held_during_task']}")
+    typer.echo(f"  parameters that a prediction uses: {planned['active_parameters']:,}")
+    typer.echo(f"  added by each task: {planned['growth_per_task']}")
     typer.echo(
         f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"
     )

@@ -106,7 +106,8 @@ def _sides_of_classes(classes: Classes) -> Iterator[Finding]:
             code="not-tested",
             message=f"{counted(len(classes.not_tested), 'class has', 'classes have')} no test row: "
             f"{_names(classes.not_tested)}",
-            remedy="Such a class is learned without being measured, and a stream of classes leaves it out: add test pictures.",
+            remedy="Such a class is learned without being measured, and a stream of classes leaves it out: add test "
+            "pictures.",
         )
     if classes.not_validated:
         yield Finding(
