@@ -147,7 +147,16 @@ def test_a_dry_run_prints_a_plan_and_writes_nothing(
     assert plan["growth_per_task"] == "none"
     code, out, _ = call("run", *settings, f"method={method}", "--dry-run")
     assert code == 0
-    for word in ("samples", "steps", "parameters", "makes use of", "leaves behind", "memory", "disk", "time"):
+    for word in (
+        "samples",
+        "steps",
+        "parameters",
+        "that a prediction uses",
+        "added by each task",
+        "memory",
+        "disk",
+        "time",
+    ):
         assert word in out
     assert files(tmp_path) == before
 
