@@ -22,6 +22,8 @@ BEGINNING = [
     ("after renaming N.features.safetensors", 1),
     ("before renaming N.safetensors", 1),
     ("after renaming N.safetensors", 1),
+    ("before renaming N.classes.json", 1),
+    ("after renaming N.classes.json", 1),
     ("before renaming N.png", 1),
     ("after renaming N.png", 2),
     ("before syncing N", 1),
@@ -30,6 +32,8 @@ BEGINNING = [
 ]
 """(kind of crash point, its how-manieth): one kill each until row 0 is measured."""
 TASK = [
+    ("before renaming learned-pictures.bin", 1),
+    ("after renaming learned-pictures.bin", 1),
     ("after step", 1),
     ("before syncing N", 1),
     ("before renaming N", 1),
@@ -41,6 +45,8 @@ TASK = [
     ("in evaluation", 3),
     ("before renaming N.safetensors", 1),
     ("after renaming N.safetensors", 1),
+    ("before renaming N.classes.json", 1),
+    ("after renaming N.classes.json", 1),
     ("before syncing N", 1),
     ("before renaming results.json", 1),  # the row is
 ]

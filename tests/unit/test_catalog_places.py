@@ -275,7 +275,6 @@ def test_declarations_that_contradict_each_other_are_said_to(tmp_path: Path) -> 
 
 def test_pictures_of_a_benchmark_that_are_set_aside_stand_in_its_results(
     tmp_path: Path,
-    micro_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: Callable[..., tuple[int, str, str]],
 ) -> None:
@@ -298,7 +297,7 @@ def test_pictures_of_a_benchmark_that_are_set_aside_stand_in_its_results(
         )
     )  # fmt: skip
     code, _, err = command(
-        "run", str(tmp_path / "mine.yaml"), f"backbone={micro_folder / 'model'}", f"output={tmp_path / 'run'}",
+        "run", str(tmp_path / "mine.yaml"), "backbone=builtin:tiny", f"output={tmp_path / 'run'}",
         "training.threads=1", "training.device=cpu", "report=false",
     )  # fmt: skip
     assert code == 0, err

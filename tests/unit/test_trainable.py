@@ -223,7 +223,7 @@ def test_what_is_grown_belongs_to_its_module_alone(module: dict[str, Any], micro
         ({"text": {"a": 1}}, "takes no settings"),
         ({"lora": {}, "adapter": {}}, "one name per entry"),
         ({"lora": {"blocks": "x"}}, "no range"),
-        (7, "no part"),
+        (7, "expected the name of a part, found 7"),
     ],
 )
 def test_what_does_not_fit_is_named(entry: Any, said: str, micro_folder: Path) -> None:

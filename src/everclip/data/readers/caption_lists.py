@@ -17,6 +17,10 @@ _MOST_JSON = 20
 """JSON files that are looked into; a folder of thousands holds one per picture."""
 
 
+_DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+"""What the library `datasets` writes about a data set, beside its tables."""
+
+
 def lists_of(listing: Listing) -> list[str]:
     """Return the lists in a folder, and in those of its folders that hold no pictures (`annotations/`).
 
@@ -54,7 +58,7 @@ def _names_pictures(path: Path) -> bool:
 def _is_list(path: Path) -> bool:
     if path.suffix.lower() == ".ndjson":
         return True
-    return json_form(path) != "other"
+    return path.name not in _DESCRIPTIONS and json_form(path) != "other"
 
 
 def _is_other_coco(name: str) -> bool:
