@@ -717,3 +717,15 @@ def test_urls_of_one_ending_are_told_apart_across_the_parts_of_a_table(tmp_path:
     _, problems = image_places(column, Resolver(None, tmp_path), "shop.parquet")
     assert [(row, reason) for row, reason, _ in problems] == [(0, "not-downloaded"), (1, "not-downloaded")]
     assert "2 URLs end in '1.png'" in problems[0][2]
+
+
+def test_b07_among_too_many_files_none_is_taken_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("everclip.data.near_files._MOST_FILES", 2)
+    for i in range(3):
+        picture(tmp_path / f"photo{i}.png", seed=i)
+    table = text(tmp_path / "shop.csv", "image,caption\nPHOTO0.png,a\nphoto1.png,b\n")
+    found = loaded(table)
+    assert [entry.reason for entry in found.quarantine.entries] == ["missing-file"]
+    assert any("more than 2 files are below" in line for line in found.guesses)

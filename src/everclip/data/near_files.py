@@ -96,6 +96,8 @@ class NearFiles:
     def _alike(self, path: str) -> str | None:
         plain = _slashed(path)
         same = self._by_path.get(_key(plain), [])
+        if self.unsearched:
+            return None  # another file may be meant
         if len(same) == 1 and same[0] not in self._named:
             return self._take("letter case", path, same[0])
         if not same and not _is_picture(plain):
@@ -151,6 +153,11 @@ class NearFiles:
             f"{count:,} paths are read without regard to {way} ({self.examples[way]})"
             for way, count in self.taken.items()
         ]
+        if self.unsearched:
+            lines.append(
+                f"more than {_MOST_FILES:,} files are below {self._root}: paths are not corrected by letter case or a "
+                "missing ending"
+            )
         if self._foreign:
             lines.append(
                 f"paths begin with {'/'.join(self._foreign)!r}, of another machine; the rest is read below the root"
