@@ -315,3 +315,11 @@ def test_point_14_a_model_that_is_too_slow_keeps_its_rate(
         in done.stdout
     )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["suggestion.json"]
+
+
+def test_what_was_asked_for_wins_over_the_preset_that_is_measured() -> None:
+    training = suggestion._Training(
+        {"layer_decay": 0.5, "epochs": 3, "weight_decay": 0.2}, {"layer_decay": 1.0}
+    )
+    found = training.under({"layer_decay": 0.8, "weight_decay": 0.1}, 7)
+    assert found == {"layer_decay": 1.0, "weight_decay": 0.1, "steps": 7}

@@ -98,7 +98,7 @@ def suggest(
     show = progress or Progress(quiet=True)
     show.say(f"reading {data}")
     given = given_by(data, model or {}, block or {})
-    settings = merge_training(given.training, training or {})
+    settings = _Training(given.training, training or {})
     show.say(f"loading {given.backbone.name}")
     backbone = load_backbone(given.backbone)
     facts = _facts(given.task, backbone, settings)
@@ -159,7 +159,21 @@ def _rate(
     return found, choice, found.step_seconds or (time.monotonic() - started) / (2 * steps)
 
 
-def _facts(task: Task, backbone: Backbone, training: Mapping[str, Any]) -> Facts:
+@dataclass(frozen=True)
+class _Training:
+    """Training settings of the stream, and those that were asked for: these win over a preset's."""
+
+    stream: Mapping[str, Any]
+    asked: Mapping[str, Any]
+
+    def under(self, preset: Mapping[str, Any], steps: int) -> dict[str, Any]:
+        """Return the settings with which a preset learns for some steps."""
+        return merge_training(
+            merge_training(merge_training(self.stream, preset), self.asked), {"steps": steps}
+        )
+
+
+def _facts(task: Task, backbone: Backbone, training: _Training) -> Facts:
     import torch
 
     return Facts(
@@ -169,7 +183,7 @@ def _facts(task: Task, backbone: Backbone, training: Mapping[str, Any]) -> Facts
         validation=0 if task.val is None else len(task.val),
         parameters=sum(p.numel() for p in backbone.parameters()),
         grows=_grows(backbone),
-        gpu=torch.cuda.is_available() and training.get("device") != "cpu",
+        gpu=torch.cuda.is_available() and training.under({}, 1).get("device") != "cpu",
     )
 
 
@@ -185,7 +199,7 @@ def _grows(backbone: Backbone) -> bool:
 def _learner(
     backbone: Backbone,
     choices: Sequence[Choice],
-    training: Mapping[str, Any],
+    training: _Training,
     steps: int = 1,
     merges: bool = False,
 ) -> Learner:
@@ -199,19 +213,18 @@ def _learner(
     own["merge"] = chosen if merges and chosen else {"kind": "none"}
     settings = merge(preset.settings, own)
     method = build_method(MethodConfig(name=preset.name, settings=settings), copy.deepcopy(backbone))
-    document = merge_training(merge_training(training, preset.training), {"steps": steps})
+    document = training.under(preset.training, steps)
     document["batch_size"] = wanted["training.batch_size"]
     if "training.lr" in wanted:
         document["lr"] = wanted["training.lr"]
     return Learner(method, validated(TrainingConfig, document, "training"))
 
 
-def _closed_form(backbone: Backbone, training: Mapping[str, Any]) -> Learner:
+def _closed_form(backbone: Backbone, training: _Training) -> Learner:
     preset = method_entry("rail")
     chosen = MethodConfig(name=preset.name, settings=preset.settings)
     method = build_method(chosen, copy.deepcopy(backbone))
-    document = merge_training(merge_training(training, preset.training), {"steps": 1})
-    return Learner(method, validated(TrainingConfig, document, "training"))
+    return Learner(method, validated(TrainingConfig, training.under(preset.training, 1), "training"))
 
 
 @dataclass(frozen=True)
@@ -243,7 +256,7 @@ def _trials(
     task: Task,
     backbone: Backbone,
     choices: Sequence[Choice],
-    training: Mapping[str, Any],
+    training: _Training,
     pace: _Pace,
     show: Progress,
 ) -> tuple[Trial, ...]:
