@@ -725,3 +725,40 @@ def test_b05_class_names_may_be_of_another_encoding(tmp_path: Path) -> None:
     numbers = read(DataSpec(source=source))
     assert numbers.table.column("class_name") == ["0", "0", "1", "1"]
     assert said(numbers, "classes.txt: byte 3 is not UTF-8; say the encoding with data.encoding=NAME")
+
+
+# -- folders that bring their own rows ------------------------------------------------------------------------
+
+
+def _shop(folder: Path, seed: int) -> Path:
+    for i in range(2):
+        picture(folder / f"{i}.png", "cat", (16, 16), seed + i)
+    return text(folder / "metadata.csv", f"file_name,text\n0.png,{folder.name} a\n1.png,{folder.name} b\n")
+
+
+def test_b10_folders_with_their_own_metadata_or_shards_are_sources_and_no_classes(tmp_path: Path) -> None:
+    _shop(tmp_path / "shop1", 0)
+    members = [("0.png", encoded("cat", (16, 16), 9)), ("0.txt", "shop2 a")]
+    tar(tmp_path / "shop2/0.tar", members)
+    loaded = load(tmp_path)
+    assert loaded.table.column("caption") == ["shop1 a", "shop1 b", "shop2 a"]
+    assert not loaded.table.has("class_name")
+    assert said(loaded, "shop1, shop2 hold shards or a metadata file each", "sources of their own")
+
+
+def test_b10_a_side_beside_another_source_stays_a_side(tmp_path: Path) -> None:
+    _shop(tmp_path / "test", 0)
+    _shop(tmp_path / "reference", 5)
+    loaded = load(tmp_path)
+    assert counts(loaded, "split") == {"None": 2, "test": 2}  # rows without a mark are learned
+    assert said(loaded, "test: test, by the name")
+    assert not said(loaded, "is a class and no side")
+
+
+def test_b04_test_pictures_without_labels_do_not_stop_the_labelled_side(tmp_path: Path) -> None:
+    classes(tmp_path / "train", ["cat", "dog"])
+    for i in range(3):
+        picture(tmp_path / f"test/{i}.png", "cat", (16, 16), 90 + i)
+    loaded = load(tmp_path)
+    assert counts(loaded, "class_name") == {"cat": 2, "dog": 2}
+    assert said(loaded, "pictures without a label cannot be learned or measured, not read: 3 (test)")

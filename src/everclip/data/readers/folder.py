@@ -85,7 +85,7 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
     if listing.folders and listing.pictures and not options.labelled:
         return [read_every(listing)]
     raws = _sides(listing, options) if options.sides else None
-    raws = raws or _wrapped(listing, options)
+    raws = raws or _wrapped(listing, options) or _several(listing, options)
     if raws is None and options.labelled:
         pairs = read_pairs(listing, options.reading.encoding)
         raws = None if pairs is None else [pairs]
@@ -125,6 +125,8 @@ def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     if not named or options.depth >= _DEEPEST:
         return None
     flat = [name for name in named if _only_pictures(listing.path / name)]
+    if others and all(_brings_rows(listing, name) for name in listing.filled):
+        return None
     if others and (len({said[name] for name in named}) < 2 or flat):
         listing.notes.append(
             f"{listing.path.name}: {some(named)} {'is a class' if len(named) == 1 else 'are classes'} and no "
@@ -132,6 +134,7 @@ def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
         )
         return None
     inside = [(name, raw) for name in named for raw in _inside(listing, name, options)]
+    inside = _labelled(listing, inside) if options.labelled else inside
     found = [(replace(raw, name=f"{name}/{raw.name}"), said[name]) for name, raw in inside]
     if len({side for _, side in found}) == 1 and listing.folders != named:
         only = f"{listing.path.name}: the only side is {said[named[0]]} ({some(named)})"
@@ -145,6 +148,51 @@ def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     raws = with_splits(found, [f"{listing.path.name}/{name}" for name, _ in inside])
     raws[0].notes[:0] = beside_sides(listing, named)
     return raws
+
+
+def _labelled(listing: Listing, inside: list[tuple[str, Raw]]) -> list[tuple[str, Raw]]:
+    """Pass a side over whose pictures have no label, where another has some: the test pictures of a competition."""
+    bare = [(name, raw) for name, raw in inside if raw.unlabelled]
+    if not bare or len(bare) == len(inside):
+        return inside
+    count = sum(raw.columns.num_rows for _, raw in bare)
+    listing.notes.append(
+        f"{listing.path.name}: pictures without a label cannot be learned or measured, not read: {count:,} "
+        f"({some([name for name, _ in bare])}); to use them add a table with the columns `file_name` and `label`"
+    )
+    return [(name, raw) for name, raw in inside if not raw.unlabelled]
+
+
+def _brings_rows(listing: Listing, name: str) -> bool:
+    """Whether a folder holds shards or a metadata file of its own, so that its name is no class."""
+    inner = listed(listing.path / name)
+    return bool(inner.of_endings(".tar")) or any(file in METADATA for file in inner.files)
+
+
+def _several(listing: Listing, options: FolderOptions) -> list[Raw] | None:
+    """Read folders that each hold shards or a metadata file: several sources, not classes."""
+    names = listing.filled
+    if len(names) < 2 or options.depth >= _DEEPEST or not all(_brings_rows(listing, n) for n in names):
+        return None
+    said = sides_of(names) if options.sides else {}
+    found = [(name, raw) for name in names for raw in _inside(listing, name, options)]
+    inside = with_splits(
+        [
+            (
+                raw if raw.name.startswith(f"{name}/") else replace(raw, name=f"{name}/{raw.name}"),
+                said.get(name),
+            )
+            for name, raw in found
+        ],
+        [f"{listing.path.name}/{name}" for name, _ in found],
+    )
+    inside[0].notes[:0] = [
+        f"{listing.path.name}: {some(names)} hold shards or a metadata file each: all of them are read; to make a task "
+        "of each, give the folders as sources of their own",
+        *listing.notes,
+        *others_note(listing, []),
+    ]
+    return inside
 
 
 def _tables_in(listing: Listing, name: str) -> bool:
