@@ -7,7 +7,6 @@ sees; Gaussians and energies agree with loops over classes; decisions per sample
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from everclip.config import TrainingConfig
-from everclip.contracts import ParamGroup, Past, Phase, Progress, Reference, Task
+from everclip.contracts import ParamGroup, Past, Phase, Progress, Task
 from everclip.data.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors import gaussian
@@ -287,67 +286,6 @@ def test_a_density_of_one_picture_is_finite(full: bool) -> None:
     density.solve(0.1)
     near, far = density.distance(torch.stack([torch.full((4,), 2.0), torch.full((4,), 3.0)]))
     assert float(near) < float(far) < math.inf
-
-
-@pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("kind", ["gaussian", "autoencoder", "energy"])
-def test_each_task_adds_one_part_and_reference_data_one_before_them(
-    kind: str, reference: bool, micro_config: Callable[..., Any]
-) -> None:
-    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
-    backbone, tasks = run.learner.method.backbone, run.scenario.tasks
-    given = Reference(images=tasks[0].train, texts=("a dog", "a house", "a tree")) if reference else None
-    past = Past(training=TrainingConfig(steps=1, batch_size=8), reference=given, seed=5)
-    selector = build(kind, backbone)
-    assert selector is not None
-    for number, task in enumerate(tasks[:3], 1):
-        selector.begin_task(backbone, task, past)
-        shape = selector.shape()
-        routes = set(shape["networks"] if kind == "autoencoder" else shape)
-        assert routes == {str(route) for route in range(0 if reference else 1, number + 1)}
-        selector.begin_task(backbone, task, past)  # a task that has begun adds nothing
-        assert selector.shape() == shape
-    assert selector.limits.shape == (4, 3)
-    # A vocabulary has no pictures to be calibrated by: it can win at once.
-    assert selector.ready.tolist() == [kind == "energy" and reference, False, False, False]
-    again = build(kind, backbone)
-    assert again is not None
-    again.grow(json.loads(json.dumps(selector.structure())))
-    again.load_state_dict(selector.state_dict())
-    assert again.structure() == selector.structure()
-    assert again.growth() == selector.growth() > 0
-    assert sum(t.numel() for t in again.stored()) == sum(t.numel() for t in selector.stored())
-
-
-def test_networks_start_from_the_seed_and_their_place(micro_config: Callable[..., Any]) -> None:
-    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
-    starts = []
-    for seed in (0, 1):
-        selector = build("autoencoder", run.learner.method.backbone)
-        assert selector is not None
-        for task in run.scenario.tasks[:2]:
-            selector.begin_task(run.learner.method.backbone, task, Past(seed=seed))
-        starts += [float(selector.get_parameter(f"networks.{n}.encode.weight")[0, 0]) for n in (1, 2)]
-        assert not any(parameter.requires_grad for parameter in selector.parameters())
-    assert len(set(starts)) == 4
-
-
-def test_a_selector_looks_where_its_method_adapts_first(micro_folder: Path) -> None:
-    backbone = load_backbone(str(micro_folder / "model"))
-    for block in (0, 1):
-        selector = build("gaussian", backbone, block, "deciding")
-        assert selector is not None
-        assert (selector.early, selector.prefix) == (block, "deciding")
-        pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        early = selector.features_of(early_tokens(backbone.clip, pixels, block))
-        assert torch.allclose(early, selector.features(backbone, pixels), atol=1e-6)
-    default = build("gaussian", backbone)
-    assert default is not None
-    assert (default.early, default.prefix) == (0, "selector")
-    other = build({"kind": "gaussian", "features": "embedding"}, backbone, 1)
-    assert other is not None
-    assert other.early is None
-    assert build("none", backbone) is build(None, backbone) is None
 
 
 @pytest.mark.parametrize("count", ["mean", "sum"])
