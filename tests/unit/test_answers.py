@@ -90,3 +90,73 @@ def test_details_are_those_of_the_headlines_protocol_or_of_the_first() -> None:
         protocols = [SimpleNamespace(name=name) for name in names]
         scorer._scenario = SimpleNamespace(protocols=protocols, shown_protocol=shown)  # type: ignore[assignment]
         assert scorer._shown(SimpleNamespace()) == wanted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("uses", [False, True])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_told_task_is_encoded_once_for_all_of_its_sets(uses: bool, wide: bool) -> None:
+    """A protocol that tells the task has features of their own; what belongs to no task has those of all."""
+    sets = [
+        SimpleNamespace(name=name, kind=kind, task=task)
+        for name, kind, task in (
+            ("a", "classification", 0), ("b", "classification", 1), ("c", "classification", 0),
+            ("old", "classification", None), ("pairs", "retrieval", None),
+        )
+    ]  # fmt: skip
+    protocols = [
+        SimpleNamespace(name="plain", known_task=False),
+        SimpleNamespace(name="told", known_task=True),
+    ]
+    asked: list[Any] = []
+    features = {s.name: {"embedding": torch.zeros(1)} for s in sets}
+
+    def images(method: Any, keys: Any, tick: Any, known_task: int | None = None, reduce: Any = None) -> Any:
+        assert (keys, tick) == ({"image": "x"}, "tick")
+        assert (reduce is not None) == wide
+        asked.append(known_task)
+        return {
+            name: {"embedding": found["embedding"], "told": known_task} for name, found in features.items()
+        }
+
+    scorer, seen, rows = RowScorer.__new__(RowScorer), [], []
+    scorer._scenario = SimpleNamespace(eval_sets=sets, protocols=protocols, shown_protocol="told")  # type: ignore[assignment]
+    texts = {"embedding": torch.ones(2)}
+    encoder: Any = SimpleNamespace(
+        begin_row=lambda: rows.append(1), images=images, texts=lambda *given: texts
+    )
+    scorer._encoder = encoder
+    method: Any = SimpleNamespace(
+        eval=lambda: None, encoder_keys=lambda: {"image": "x"}, uses_known_task=uses
+    )
+    method.wide = ("x",) if wide else ()
+    ways: dict[str, Any] = {}
+
+    def asks(result: Any, s: Any, protocol: Any, *rest: Any) -> None:
+        seen.append((s.name, protocol.name, None))
+
+    def classified(result: Any, s: Any, protocol: Any, learned: Any, found: Any, *rest: Any) -> None:
+        assert (learned, rest) == ({0}, (method, {"image": "x"}))
+        seen.append((s.name, protocol.name, found["told"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer, "_classification", classified)
+        patch.setattr(
+            scorer,
+            "_retrieval",
+            lambda result, s, protocol, *rest: seen.append((s.name, protocol.name, None)),
+        )
+        patch.setattr(scorer, "_reducing", lambda *given: {"reduce": 1})
+        patch.setattr(
+            scorer, "_ways", lambda result, s, images, method: ways.update({s.name: images["told"]})
+        )
+        patch.setattr("everclip.evaluation.pools.captions", lambda s: ["caption"])
+        result = scorer.row(method, {0}, "tick")  # type: ignore[arg-type]
+    assert asked == ([None, 0, 1] if uses else [None])
+    assert rows == [1]
+    by_task = {"a": 0, "b": 1, "c": 0, "old": None, "pairs": None}
+    own = {name: task if uses else None for name, task in by_task.items()}
+    assert seen == [row for s in sets for row in ((s.name, "plain", None), (s.name, "told", own[s.name]))]
+    assert ways == own
+    assert result.scores == {s.name: {} for s in sets}
+    assert result.features.keys() == {"pairs"}
+    assert torch.equal(result.features["pairs"][1], texts["embedding"])

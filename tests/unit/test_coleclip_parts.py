@@ -312,3 +312,16 @@ def test_scaled_cosines_of_one_do_not_overflow() -> None:
     kept, limits = losses.admitted(visual, 1, torch.ones(1, 1, dtype=torch.bool), SCALE, 0.7)
     found = losses.with_negatives(visual, visual, 1, torch.zeros(2, dtype=torch.int64), kept)
     assert bool(torch.isfinite(torch.cat([visual.flatten(), limits, found[None]])).all())
+
+
+def test_prompts_start_from_the_seed_and_their_task() -> None:
+    starts = []
+    for seed in (0, 0, 1):
+        clip = models.build("vit")
+        task_prompts.insert(tower_of(clip, "image"), 3)
+        held = task_prompts.of(clip)
+        assert [held.add(seed, clip.visual.proj) for _ in range(2)] == ["tokens.0", "tokens.1"]
+        starts.append([tuple(value.flatten()[:3].tolist()) for value in held.tokens])
+        assert all(value.shape == (3, 32) for value in held.tokens)
+    assert starts[0] == starts[1]
+    assert len({*starts[0], *starts[2]}) == 4

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import presets
-from everclip.config import MethodConfig
-from everclip.contracts import LabelSpace
+from everclip.config import MethodConfig, TrainingConfig
+from everclip.contracts import ClassEntry, LabelSpace, Past, Task
+from everclip.data.table import Table
 from everclip.methods.base import Method
 from everclip.methods.build import build_method, method_class
 from everclip.models.backbone import load_backbone
@@ -190,3 +193,24 @@ def test_the_seed_of_a_method_reaches_what_it_draws(micro_folder: Path) -> None:
         assert starts[0]
         assert all(torch.equal(value, starts[1][name]) for name, value in starts[0].items())
         assert [name for name, value in starts[0].items() if torch.equal(value, starts[2][name])] == []
+
+
+def test_everything_at_once_is_one_phase_over_all_tasks_and_the_base(
+    micro_folder: Path,
+) -> None:
+    method = build_method(MethodConfig(name="joint"), load_backbone(str(micro_folder / "model")))
+    data = Table(pq.read_table(micro_folder / "data.parquet"))
+    task = Task(0, "first", data.select(range(24)), data.select(range(24, 40)))
+    assert task.val is not None
+    names = tuple(ClassEntry(k, k) for k in dict.fromkeys(task.train.column("class_key")))
+    for given in (task, replace(task, classes=names)):
+        for base in (None, task.val):
+            training = TrainingConfig(steps=3, batch_size=6)
+            (phase,) = method.phases(given, Past(base=base, training=training))
+            (stream,) = phase.streams.values()
+            assert (phase.name, list(phase.streams)) == ("train", ["main"])
+            (source,) = stream.sources
+            assert source.table.name == "everything"
+            assert source.table.ids == [*task.train.ids, *([] if base is None else base.ids)]
+            assert (stream.classes, stream.batch_size) == (given.classes, 6)
+    assert method.needs.all_tasks_at_once

@@ -187,6 +187,12 @@ def test_anytime_area() -> None:
 
 def test_class_forgetting_skips_classes_never_right_before() -> None:
     assert matrix.class_forgetting([[0.5, 0.0, None], [0.2, 0.9, 0.4]]) == pytest.approx(0.3)
+    assert matrix.class_forgetting([[0.2, 0.0], [0.5, 0.0], [0.3, 0.1]]) == pytest.approx(0.2)
+    assert matrix.class_forgetting([[0.5], [0.2], [0.4]]) == pytest.approx(0.1)
+    assert matrix.class_forgetting([[0.5, 0.4], [0.6, None], [0.1, 0.9]]) == pytest.approx((0.5 - 0.5) / 2)
+    assert matrix.class_forgetting([[None, 0.01], [0.9, 0.0]]) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="row 1 has 1 columns, row 0 has 2"):
+        matrix.class_forgetting([[0.1, 0.2], [0.1]])
     assert matrix.class_forgetting([[0.5, 0.0]]) is None
     assert matrix.class_forgetting([]) is None
     assert matrix.class_forgetting([[0.5], [None]]) is None

@@ -14,6 +14,7 @@ from everclip.config import TrainingConfig
 from everclip.contracts import ParamGroup, Past, Phase, Reference, Task
 from everclip.methods.selectors.build import build
 from everclip.methods.selectors.features import early_tokens
+from everclip.methods.selectors.gaussian import Density, Gaussian
 from everclip.models.backbone import load_backbone
 from everclip.run import Run
 from everclip.training.progress import Progress as Shown
@@ -168,3 +169,25 @@ def test_which_passes_a_selector_asks_for(size: int | None, micro_config: Callab
             phase.name for phase in selector.phases(tasks[1], Past(training=training, reference=reference))
         ]
         assert later == [*task, "selector-calibrate"]
+
+
+@pytest.mark.parametrize("covariance", ["shared", "diagonal"])
+@pytest.mark.parametrize("means", ["task", "class"])
+def test_a_density_has_the_means_and_the_covariance_that_were_asked_for(
+    means: str, covariance: str, micro_config: Callable[..., Any]
+) -> None:
+    run = Run(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
+    backbone, task = run.learner.method.backbone, run.scenario.tasks[0]
+    chosen = {"kind": "gaussian", "covariance": covariance, "means": means, "features": "embedding"}
+    selector = build(chosen, backbone)
+    assert isinstance(selector, Gaussian)
+    selector.begin_task(backbone, task, Past())
+    density = selector.densities["1"]
+    assert isinstance(density, Density)
+    assert density.full == (covariance == "shared")
+    assert density.means.shape == (2 if means == "class" else 1, 32)
+    assert density.square.shape == density.whitening.shape == ((32, 32) if covariance == "shared" else (32,))
+    assert density.count.dtype == density.total.dtype == density.square.dtype == torch.float64
+    nameless = Task(9, "captions", task.train)
+    selector.begin_task(backbone, nameless, Past())
+    assert selector.shape()["2"] == {"classes": 1, "features": 32, "gathering": True}

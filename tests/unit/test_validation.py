@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from everclip.contracts import EvalSet
+from everclip.contracts import EvalSet, LabelSpace
 from everclip.data.table import Table
-from everclip.evaluation.validation import set_score, validation_scores
+from everclip.errors import DataError
+from everclip.evaluation.validation import _recalls, correct, require_pictures, set_score, validation_scores
 from everclip.learner import Learner
 from everclip.learner.fit import learner_for
+from everclip.scenarios.base import merge_entries
 from everclip.scenarios.load import load_scenario
 
 
@@ -74,3 +76,44 @@ def learner_table(micro_config: Callable[..., Any]) -> Table:
     table = load_scenario(micro_config("classes").scenario).tasks[0].train
     first = {caption: i for i, caption in reversed(list(enumerate(table.column("caption"))))}
     return table.select(sorted(first.values()))
+
+
+def test_captions_and_classes_are_measured_apart_and_weighed_by_their_pictures(
+    micro_config: Callable[..., Any],
+) -> None:
+    """The base counts as old where captions are learned, and only if all of it has captions."""
+    config = micro_config("classes", "method=finetune")
+    scenario = load_scenario(config.scenario)
+    learner, tasks = learner_for(config, scenario), list(scenario.tasks)
+    table = learner_table(micro_config)
+    half = len(table) // 2
+    captions = [
+        replace(tasks[i], classes=None, val=table.select(range(i * half, (i + 1) * half))) for i in (0, 1)
+    ]
+    base = learner_table(micro_config).select(range(half, 2 * half))
+    method, store = learner.method, learner.store
+
+    def recalls(*tables: Table) -> list[float]:
+        return list(_recalls(method, {str(i): t for i, t in enumerate(tables)}, store).values())
+
+    old, new = recalls(captions[0].val, captions[1].val)  # type: ignore[arg-type]
+    assert validation_scores(method, captions, None, store) == {"old": old, "new": new}
+    old, new = recalls(Table.concat([base, captions[0].val], "old"), captions[1].val)  # type: ignore[list-item, arg-type]
+    assert validation_scores(method, captions, base, store) == {"old": old, "new": new}
+    # Classes first, then captions: the earlier task is measured by its classes, the newest by recall.
+    mixed = [tasks[0], captions[1]]
+    space = LabelSpace(merge_entries(list(tasks[0].classes or ())))
+    right = correct(method, tasks[0].val, space, store).float().mean()  # type: ignore[arg-type]
+    (alone,) = recalls(captions[1].val)  # type: ignore[arg-type]
+    assert validation_scores(method, mixed, None, store) == {"old": pytest.approx(float(right)), "new": alone}
+    both = [tasks[0], captions[0], captions[1]]
+    old, new = recalls(captions[0].val, captions[1].val)  # type: ignore[arg-type]
+    counts = len(tasks[0].val or ()), len(captions[0].val or ())
+    mean = (float(right) * counts[0] + old * counts[1]) / sum(counts)
+    assert validation_scores(method, both, None, store) == {"old": pytest.approx(mean), "new": new}
+    # No base for classes alone, and no validation pictures of the newest task is an error by its name.
+    assert validation_scores(method, tasks[:1], base, store).keys() == {"new"}
+    for nothing in (None, base.select([])):
+        with pytest.raises(DataError, match=f"task {tasks[1].name!r}: there is no validation picture"):
+            require_pictures([tasks[0], replace(tasks[1], val=nothing)], base)
+    require_pictures([replace(tasks[0], val=None), tasks[1]], None)
