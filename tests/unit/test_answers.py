@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from everclip.contracts import LabelSpace
+from everclip.evaluation import pools
 from everclip.evaluation.scoring import RowScorer
 from everclip.run import Run
 from everclip.training.progress import Progress
@@ -160,3 +161,22 @@ def test_a_told_task_is_encoded_once_for_all_of_its_sets(uses: bool, wide: bool)
     assert result.scores == {s.name: {} for s in sets}
     assert result.features.keys() == {"pairs"}
     assert torch.equal(result.features["pairs"][1], texts["embedding"])
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_captions_of_equal_tokens_are_one_only_where_the_protocol_says_so(
+    apart: bool, micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    inner = pools.rank
+
+    def rank(*given: Any) -> Any:
+        asked.append(given[-1])
+        return inner(*given)
+
+    monkeypatch.setattr("everclip.evaluation.pools.rank", rank)
+    said = "{name: all, space: all, same_texts: " + ("apart" if apart else "one") + "}"
+    run = Run(micro_config("time", "method=zero-shot", f"scenario.protocols=[{said}]"), Progress(quiet=True))
+    run.execute()
+    assert asked
+    assert all((keys_of is None) == apart for keys_of in asked)

@@ -313,3 +313,26 @@ def test_sums_are_kept_in_float32_under_autocast() -> None:
         out = made.grouped(tokens, chosen, gates)
     assert out.dtype == torch.float32
     assert torch.allclose(out, looped(made, tokens, chosen, gates), atol=0.05)
+
+
+def test_experts_that_are_added_start_as_their_number_says_and_the_others_stay() -> None:
+    def numbered(e: int) -> torch.Generator:
+        return torch.Generator().manual_seed(100 + e)
+
+    settings = ExpertsSettings(count=3, active=2, width=4)
+    grown, whole = Bank(8, settings, numbered, torch.zeros(1)), None
+    with torch.no_grad():
+        for name in TENSORS:
+            grown.get_parameter(name).add_(1)
+    before = {name: grown.whole(name).clone() for name in TENSORS}
+    grown.freeze([1])
+    grown.grow(5)
+    assert (grown.count, grown.frozen, grown.free) == (5, (1,), 4)
+    whole = Bank(8, settings.model_copy(update={"count": 5}), numbered, torch.zeros(1))
+    assert len({tuple(row.flatten().tolist()) for row in whole.whole("down")}) == 5
+    for name in TENSORS:
+        assert grown.whole(name).shape == whole.whole(name).shape
+        assert torch.equal(grown.whole(name)[:3], before[name])
+        assert torch.equal(grown.whole(name)[3:], whole.whole(name)[3:])
+    grown.grow(4)  # never fewer
+    assert grown.count == 5

@@ -191,3 +191,39 @@ def test_a_density_has_the_means_and_the_covariance_that_were_asked_for(
     nameless = Task(9, "captions", task.train)
     selector.begin_task(backbone, nameless, Past())
     assert selector.shape()["2"] == {"classes": 1, "features": 32, "gathering": True}
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "autoencoder", "energy"])
+def test_growth_is_what_the_last_task_left(kind: str, micro_config: Callable[..., Any]) -> None:
+    run = Run(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
+    selector = build(kind, run.learner.method.backbone)
+    assert selector is not None
+    sizes = []
+    for task in run.scenario.tasks[:3]:
+        selector.begin_task(run.learner.method.backbone, task, Past())
+        sizes.append(sum(tensor.numel() for tensor in selector.state_dict().values()))
+    found = selector.growth()
+    assert isinstance(found, int)
+    assert found == sizes[2] - sizes[1] - 3  # three limits of the route
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_distances_keep_their_digits_far_from_the_origin(full: bool) -> None:
+    """As many classes and pictures as let a product of matrices stand for differences, which would round."""
+    draw = torch.Generator().manual_seed(0)
+    means = 1000 + torch.randn(30, 6, generator=draw)
+    labels = torch.arange(30).repeat_interleave(4)
+    values = means[labels] + 0.01 * torch.randn(120, 6, generator=draw)
+    density = Density(30, 6, full)
+    density.add(values, labels)
+    density.solve(0.1)
+    asked = values[::3] + 0.01
+    wide = Density(30, 6, full).double()
+    wide.load_state_dict(
+        {k: v for k, v in density.state_dict().items() if k not in ("count", "total", "square")}, strict=False
+    )
+    white = asked.double() @ wide.whitening.T if full else asked.double() * wide.whitening
+    centres = wide.means @ wide.whitening.T if full else wide.means * wide.whitening
+    nearest = (white[:, None] - centres[None]).square().sum(dim=2).amin(dim=1)
+    expected = (nearest + wide.volume) / 12
+    assert torch.allclose(density.distance(asked).double(), expected, atol=0.05)
