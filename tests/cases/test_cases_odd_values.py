@@ -180,3 +180,27 @@ def test_what_datasets_saved_comes_with_the_lines_that_write_parquet(
 def test_names_that_nobody_would_say_are_told(names: list[str], code: str, shown: str) -> None:
     found = {finding.code: finding.message for finding in names_of_classes(names)}
     assert (shown in found[code]) if code else not found
+
+
+# -- paths and lines ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("dataset/v1/{}.png", "paths begin with 'dataset/v1'"),
+        ("'{}.png'", "without regard to quotes around them"),
+    ],
+)
+def test_b18_paths_with_a_folder_in_front_or_quotes_are_found(folder: Path, form: str, words: str) -> None:
+    rows = "".join(f"{form.format(i)},bee {i}\n" for i in range(4))
+    found = loaded(text(folder / "a.csv", "image,caption\n" + rows))
+    assert len(found.table) == 4
+    assert any(words in line for line in found.guesses)
+
+
+def test_b17_a_line_that_repeats_the_header_says_so(folder: Path) -> None:
+    found = loaded(text(folder / "a.csv", "image,caption\n0.png,a\nimage,caption\n1.png,b\n"))
+    (entry,) = found.quarantine.entries
+    assert (entry.row, entry.reason) == (2, "bad-row")
+    assert "repeats the names of the columns" in entry.detail

@@ -55,12 +55,19 @@ class NearFiles:
             foreign: those that are absolute and not below the folder: perhaps of another machine, where the same
                 files lay in another folder.
         """
+        first = not self._named
         self._named.update(named)
         if not self._foreign:
-            self._learn_prefix(foreign)
+            self._learn_prefix(foreign or (self._nowhere() if first else []))
         here = [path for path in foreign[:: max(1, len(foreign) // _SAMPLE)] if os.path.isfile(path)]
         if here and not self.elsewhere:
             self.elsewhere = os.path.commonpath([os.path.dirname(path) for path in here])
+
+    def _nowhere(self) -> list[str]:
+        """Return some relative paths, if none of them leads to a file as it stands."""
+        every = sorted(path for path in self._named if not is_absolute(path))
+        some = every[:: max(1, len(every) // _SAMPLE)]
+        return [] if any(os.path.isfile(os.path.join(self._root, _slashed(path))) for path in some) else some
 
     def _learn_prefix(self, paths: Sequence[str]) -> None:
         step = max(1, len(paths) // _SAMPLE)
@@ -91,6 +98,9 @@ class NearFiles:
         for way, other in _forms(path):
             if other != path and os.path.isfile(os.path.join(self._root, other)):
                 return self._take(way, path, other)
+        rest = self.relative(path)
+        if rest is not None and os.path.isfile(os.path.join(self._root, rest)):
+            return rest
         return self._alike(path)
 
     def _alike(self, path: str) -> str | None:
@@ -160,7 +170,8 @@ class NearFiles:
             )
         if self._foreign:
             lines.append(
-                f"paths begin with {'/'.join(self._foreign)!r}, of another machine; the rest is read below the root"
+                f"paths begin with {'/'.join(self._foreign) or '/'!r}, of another machine; the rest is read below the "
+                "root"
             )
         return lines
 
@@ -222,6 +233,7 @@ def _walk(root: str) -> Iterator[str]:
 def _forms(path: str) -> Iterator[tuple[str, str]]:
     """Yield other forms of a path that cannot mean another file."""
     yield "blanks around them", path.strip()
+    yield "quotes around them", path.strip().strip("'\"`")
     plain = _slashed(path)
     yield "the kind of slash", plain
     for form in ("NFC", "NFD"):

@@ -131,6 +131,11 @@ def _rows(
         if not isinstance(record, str) and len(record) > len(header) and not any(record[len(header) :]):
             del record[len(header) :]  # separators at the line's end
         problem = _problem(record, len(header), encoding)
+        if problem is None and row > 1 and list(map(trimmed, record)) == header:
+            problem = (
+                "bad-row",
+                "the line repeats the names of the columns, as where files are joined; remove it",
+            )
         if problem is not None:
             broken.append(Entry(row, f"{path.name}, row {row} (line {line})", *problem))
             continue
