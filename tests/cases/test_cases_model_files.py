@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import everclip
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError
 from everclip.models.backbone import load_backbone
@@ -17,6 +18,7 @@ from everclip.models.tokenizers import tokenizer_settings
 from everclip.models.transformers_layout import model_config, preprocessing
 from everclip.models.weights import read_weights
 
+BUILTIN = Path(everclip.__file__).parent / "models/builtin/tiny"
 END_OF_ZIP = b"PK\x05\x06" + b"\0" * 4
 
 
@@ -110,3 +112,11 @@ def test_weights_in_several_files_are_named_by_their_index(tmp_path: Path) -> No
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"backbone\.weights=.*/model\.safetensors\.index\.json"):
         load_backbone(str(tmp_path))
+
+
+def test_s09_a_part_of_the_weights_is_called_one(tmp_path: Path) -> None:
+    source = load_file(BUILTIN / "open_clip_model.safetensors")
+    part = {name: tensor for name, tensor in source.items() if not name.startswith("ln_final")}
+    save_file(part, tmp_path / "part.safetensors")
+    with pytest.raises(ConfigError, match="holds a part of the model only"):
+        load_backbone(BackboneConfig(name="builtin:tiny", weights=str(tmp_path / "part.safetensors")))

@@ -90,10 +90,17 @@ def _check_names(clip: nn.Module, state: State, path: Path) -> None:
     missing, unexpected = sorted(own - state.keys()), sorted(state.keys() - own)
     if not missing and not unexpected:
         return
+    incomplete = "" if unexpected or all(k.startswith(_OF_A_TOWER) for k in state) else _PART
     raise ConfigError(
         f"backbone: {path} does not fit its configuration: missing {missing[:5]}{_more(missing)}, "
-        f"unexpected {unexpected[:5]}{_more(unexpected)}.{_lone_tower(own, state) or _layout_of(state)}"
+        f"unexpected {unexpected[:5]}{_more(unexpected)}.{_lone_tower(own, state) or incomplete or _layout_of(state)}"
     )
+
+
+_PART = (
+    " The file holds a part of the model only: take all of its weights (of several files: backbone.weights=their "
+    ".index.json), or fetch it again."
+)
 
 
 def _more(names: list[str]) -> str:
