@@ -1,0 +1,116 @@
+"""Parts of a row's scores by themselves: intervals of shares and means, answers that are followed, close calls."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from everclip.evaluation.scoring import SCORES, RowScorer, RowScores, _scored
+from everclip.evaluation.statistics import bootstrap_mean, wilson
+
+SET: Any = SimpleNamespace(name="set")
+PROTOCOL: Any = SimpleNamespace(name="all")
+
+
+def scorer(**examples: list[int]) -> RowScorer:
+    found = RowScorer.__new__(RowScorer)
+    found._config = SimpleNamespace(confidence=0.9, top_k=(1,))  # type: ignore[assignment]
+    found._seed, found._examples = 11, examples
+    return found
+
+
+def test_a_share_has_wilsons_interval_and_its_outcomes_are_kept() -> None:
+    result, hits = RowScores(), torch.tensor([True, False, True, True])
+    found = scorer()._share(result, SET, PROTOCOL, "accuracy", hits)
+    interval = wilson(3, 4, 0.9)
+    assert (found.value, found.low, found.high, found.n) == (0.75, interval.low, interval.high, 4)
+    assert result.outcomes.keys() == {"set/all/accuracy"}
+    kept = result.outcomes["set/all/accuracy"]
+    assert (kept.dtype, kept.tolist()) == (torch.float32, [1.0, 0.0, 1.0, 1.0])
+    empty = scorer()._share(result, SET, PROTOCOL, "top5", hits[:0])
+    assert (empty.value, empty.low, empty.high) == (None, None, None)
+    assert len(result.outcomes["set/all/top5"]) == 0
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5, 1.0, 0.0, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.0, 1.0]]
+)
+def test_a_mean_is_resampled_unless_all_values_are_none_or_all(values: list[float]) -> None:
+    result, given = RowScores(), torch.tensor(values)
+    found = scorer()._mean(result, SET, PROTOCOL, "mean_r1", given)
+    certain = set(values) in ({0.0}, {1.0})
+    interval = (
+        wilson(int(sum(values)), len(values), 0.9) if certain else bootstrap_mean(values, 11, confidence=0.9)
+    )
+    assert (found.low, found.high) == (interval.low, interval.high)
+    assert (found.value, found.n) == (pytest.approx(sum(values) / len(values)), len(values))
+    assert result.outcomes["set/all/mean_r1"].tolist() == values
+    empty = scorer()._mean(result, SET, PROTOCOL, "mean_r5", given[:0])
+    assert (empty.value, empty.low, empty.high) == (None, None, None)
+
+
+def test_answers_are_the_three_best_and_the_first_of_equals() -> None:
+    scores = torch.tensor([[0.1, 0.30004, 0.2, 0.30004], [0.9, 0.1, 0.2, 0.3]])
+    result, hits = RowScores(), torch.tensor([False, True])
+    scorer(set=[0, 1])._answer(result, SET, scores, ["a", "b", "c", "d"], hits)
+    assert result.answers == {
+        "set": {
+            0: ([("b", 0.3), ("d", 0.3), ("c", 0.2)], False),
+            1: ([("a", 0.9), ("d", 0.3), ("c", 0.2)], True),
+        }
+    }
+    other = RowScores()
+    scorer(another=[0])._answer(other, SET, scores, ["a", "b", "c", "d"], hits)
+    assert other.answers == {}
+
+
+@pytest.mark.parametrize("captions", [1, 3])
+def test_close_calls_of_a_retrieval_set_are_counted_and_its_answers_kept(captions: int) -> None:
+    images = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), dim=1)
+    gallery = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])[:captions]
+    ranks: Any = SimpleNamespace()
+    ranked: Any = SimpleNamespace(
+        gallery=gallery, image_to_text=ranks, images=["p", "q", "r"], candidates=["x", "y", "z"][:captions]
+    )
+    s: Any = SimpleNamespace(name="set", data=SimpleNamespace(identities=lambda: ["q", "p", "r"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "everclip.evaluation.retrieval.hits_at_k",
+            lambda given, k: torch.tensor([True, False, True]) if (given, k) == (ranks, 1) else None,
+        )
+        result = RowScores()
+        scorer(set=[0, 2])._retrieval_answers(result, s, images, ranked)
+    if captions == 1:
+        assert result.ambiguous == {"set": 0}
+        assert result.answers["set"] == {0: ([("x", 1.0)], False), 2: ([("x", 0.7071)], True)}
+        return
+    # The third picture is as near to x as to y, and nearer to z.
+    assert result.ambiguous == {"set": 0}
+    assert result.answers["set"] == {
+        0: ([("x", 1.0), ("z", 0.6), ("y", 0.0)], False),
+        2: ([("z", 0.9899), ("x", 0.7071), ("y", 0.7071)], True),
+    }
+    ranked.gallery, ranked.candidates = gallery[:2], ["x", "y"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everclip.evaluation.retrieval.hits_at_k", lambda given, k: torch.zeros(3))
+        scorer()._retrieval_answers(result, s, images, ranked)
+        assert result.ambiguous == {"set": 1}
+        ranked.gallery = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1e-3, 1.0]]), dim=1)
+        scorer()._retrieval_answers(result, s, images, ranked)
+        assert result.ambiguous == {"set": 0}
+
+
+def test_wide_features_are_left_out_of_what_is_held() -> None:
+    method: Any = SimpleNamespace(
+        wide=("banks",), class_scores=lambda images, space, bank: (images["banks"] * bank + space).double()
+    )
+    features = {"embedding": torch.ones(2, 3), "banks": torch.full((2, 4), 2.0)}
+    found = _scored(method, {"all": (5, 3), "own": (0, 1)}, features)  # type: ignore[dict-item]
+    assert found.keys() == {"embedding", SCORES + "all", SCORES + "own"}
+    assert found["embedding"] is features["embedding"]
+    assert found[SCORES + "all"].tolist() == [[11.0] * 4] * 2
+    assert found[SCORES + "own"].tolist() == [[2.0] * 4] * 2
+    assert found[SCORES + "all"].dtype == torch.float32
