@@ -27,7 +27,7 @@ KNOWN = ("airplane", "automobile", "bird", "cat", "deer", "dog")
 MONTHS = (("frog", "horse"), ("ship", "truck"))
 METHODS = ("finetune", "safe", "rail")
 PER_CLASS = 600
-RATE = "training.lr=3e-4"
+TRAINING = ("training.lr=3e-4", "training.epochs=5")
 BASE = (
     "backbone.name=builtin:tiny",
     "backbone.weights=random",
@@ -89,7 +89,7 @@ def run(folder: Path, packs: Path) -> dict[str, Any]:
             more = ("--extend",) if number > 1 else ()
             everclip(
                 folder,
-                *("run", "month.yaml", f"method={method}", f"output=runs/{method}", RATE, *more),
+                *("run", "month.yaml", f"method={method}", f"output=runs/{method}", *TRAINING, *more),
                 done=Path(f"runs/{method}-{number}.done"),
             )
             (folder / f"runs/{method}-{number}.done").touch()
