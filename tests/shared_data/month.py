@@ -27,6 +27,8 @@ KNOWN = ("airplane", "automobile", "bird", "cat", "deer", "dog")
 MONTHS = (("frog", "horse"), ("ship", "truck"))
 METHODS = ("finetune", "safe", "rail")
 PER_CLASS = 600
+LEAK = ("truck", 428)
+"""A test picture that is nearly the same as a training picture of its class; `check` stops on it."""
 TRAINING = ("training.lr=3e-4", "training.epochs=5")
 BASE = (
     "backbone.name=builtin:tiny",
@@ -51,6 +53,9 @@ def write_photos(packs: Path, folder: Path) -> None:
             if row["source"] != "cifar10" or count[name] == PER_CLASS:
                 continue
             side = "test" if count[name] % 4 == 0 else "train"
+            if (name, count[name]) == LEAK:
+                count[name] += 1
+                continue
             path = folder / home[name] / side / name / f"{count[name]:04d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row["image"])
