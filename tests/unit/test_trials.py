@@ -13,6 +13,7 @@ from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.suggest import trials
+from everclip.suggest.suggestion import _why_closed_form
 from everclip.suggest.trials import Trial, better, divide, try_method
 from micro import of_classes
 
@@ -70,6 +71,15 @@ def test_the_closed_form_learns_and_leaves_the_start_model_alone(
     assert "points" in found.describe()
     again = try_method(learner(), *divided)
     assert replace(again, seconds=0.0) == replace(found, seconds=0.0)
+
+
+def test_a_short_trial_is_no_comparison_and_the_reason_says_so() -> None:
+    closed = trial(0.10, 0.05, 0.15)
+    short = replace(trial(0.0, -0.01, 0.01), method="safe", steps=17, planned=250)
+    whole = replace(short, steps=250)
+    assert (short.short, whole.short, closed.short) == (True, False, False)
+    assert "safe took 17 of its 250 steps only" in _why_closed_form([closed, short])
+    assert "only" not in _why_closed_form([closed, whole])
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,14 @@ def _why_closed_form(trials: Sequence[Trial]) -> str:
     closed, *others = trials
     text = f"gained {100 * closed.change:+.1f} points on {closed.images} held-out images"
     text += "".join(f", {other.method} {100 * other.change:+.1f}" for other in others)
-    return f"{text}; the model's weights stay as they are, so that nothing else is lost"
+    text += "; the model's weights stay as they are, so that nothing else is lost"
+    for other in others:
+        if other.short:
+            text += (
+                f". {other.method} took {other.steps:,} of its {other.planned:,} steps only and may gain more: a "
+                f"longer trial (--trial-seconds) or a run with method={other.method} tells"
+            )
+    return text
 
 
 def _spoken(found: RangeTest) -> str:

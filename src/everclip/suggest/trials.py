@@ -50,6 +50,11 @@ class Trial:
     steps: int = 0
     planned: int = 0
 
+    @property
+    def short(self) -> bool:
+        """Whether fewer than half of the suggested run's steps were taken: the gain says little about the run's."""
+        return 2 * self.steps < self.planned
+
     def describe(self) -> str:
         """Return the trial in one line."""
         text = f"{self.method}: {100 * self.before:.1f} % -> {100 * self.after:.1f} % "
