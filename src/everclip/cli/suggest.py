@@ -69,6 +69,11 @@ def suggest(
         require_writable(output, "--output")
     named = backbone if model is None else {"name": model, **backbone}
     found = make(data, named, block, training, steps, trial_seconds, sweep_seconds, Progress())
+    _report(found, output, as_json)
+
+
+def _report(found: Suggestion, output: Path | None, as_json: bool) -> None:
+    """Print a suggestion, and write it to a folder where one is given."""
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
     else:
