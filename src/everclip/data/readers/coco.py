@@ -12,7 +12,7 @@ import pyarrow as pa
 from everclip.data.quarantine import Entry
 from everclip.data.readers.foreign import some
 from everclip.data.readers.json_stream import elements
-from everclip.data.readers.raw import Raw
+from everclip.data.readers.raw import Raw, picture_list
 from everclip.data.readers.text_file import is_text
 from everclip.errors import DataError
 
@@ -40,17 +40,7 @@ def read_coco(path: Path, images_root: Path | None = None, encoding: str | None 
     columns = pa.table(
         {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(_columns(found))}
     )
-    return Raw(
-        path.name,
-        columns,
-        None,
-        broken,
-        root=images_root or path.parent,
-        root_fixed=images_root is not None,
-        known={name: name for name in columns.column_names},
-        labels=columns.column("image").to_pylist(),
-        notes=notes,
-    )
+    return picture_list(path, columns, broken, images_root, notes)
 
 
 def _columns(found: _Document) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from everclip.data.quarantine import Entry
 from everclip.data.readers.json_stream import elements
-from everclip.data.readers.raw import Raw
+from everclip.data.readers.raw import Raw, picture_list
 from everclip.data.readers.text_file import is_text
 from everclip.errors import DataError
 
@@ -62,17 +62,7 @@ def read_karpathy(path: Path, images_root: Path | None = None, encoding: str | N
     notes = [f"{path.name}: Karpathy's split: {len(rows):,} captions of {pictures:,} pictures ({counts})"]
     if "restval" in sides:
         notes.append(f"{path.name}: 'restval' counts as 'train'")
-    return Raw(
-        path.name,
-        columns,
-        None,
-        broken,
-        root=images_root or path.parent,
-        root_fixed=images_root is not None,
-        known={name: name for name in columns.column_names},
-        labels=columns.column("image").to_pylist(),
-        notes=notes,
-    )
+    return picture_list(path, columns, broken, images_root, notes)
 
 
 def _file(element: Any) -> str | None:

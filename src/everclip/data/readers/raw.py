@@ -103,3 +103,28 @@ def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> tuple[p
             odd[name] = found
     table = pa.table(columns) if columns else pa.table({"": pa.nulls(len(kept))}).select([])
     return table, odd
+
+
+def picture_list(
+    path: Path, columns: pa.Table, broken: list[Entry], images_root: Path | None, notes: list[str]
+) -> Raw:
+    """Return what a file in a fixed form says of pictures beside it; its columns have our names already.
+
+    Args:
+        path: the file.
+        columns: `image` and what is said of each picture.
+        broken: rows that are set aside.
+        images_root: folder of the pictures; default: that of the file.
+        notes: lines for people.
+    """
+    return Raw(
+        path.name,
+        columns,
+        None,
+        broken,
+        root=images_root or path.parent,
+        root_fixed=images_root is not None,
+        known={name: name for name in columns.column_names},
+        labels=columns.column("image").to_pylist(),
+        notes=notes,
+    )
