@@ -23,6 +23,7 @@ from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.methods.penalties.answers import _others
+from everclip.methods.penalties.base import Penalty, PenaltySettings
 from everclip.methods.penalties.build import PENALTIES
 from everclip.methods.penalties.teachers import INITIAL, between, frozen_copy
 from everclip.models.backbone import load_backbone
@@ -301,6 +302,41 @@ def test_a_teacher_of_the_tasks_start_is_rebuilt_inside_a_task(build: Build, tas
     trained = {n.removeprefix("backbone.") for n, p in method.named_parameters() if p.requires_grad}
     assert all(torch.equal(kept[n], again[n]) for n in trained)
     assert batch["main"]["image"].shape[0] == 5
+
+
+class Keeps(Penalty[PenaltySettings]):
+    """A penalty with tensors of its own, as one that estimates the importance of weights has them."""
+
+    def __init__(self, name: str, settings: PenaltySettings) -> None:
+        super().__init__(name, settings)
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.kept
+
+    def load(self, tensors: Any) -> None:
+        self.kept = dict(tensors)
+
+
+def test_each_penalty_gets_its_own_tensors_back(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second", "without"):
+        monkeypatch.setitem(PENALTIES, name, Keeps)
+    settings: dict[str, Any] = {name: {} for name in ("first", "second", "without")}
+    method, resumed = build(penalties=settings), build(penalties=settings)
+    first, second, _ = method._penalties
+    assert isinstance(first, Keeps)
+    assert isinstance(second, Keeps)
+    first.kept = {"importance.a.weight": torch.ones(2), "count": torch.tensor(3)}
+    second.kept = {"count": torch.tensor(4)}
+    assert set(method.extra_tensors()) == {
+        "penalty.first.importance.a.weight",
+        "penalty.first.count",
+        "penalty.second.count",
+    }
+    resumed.load_extra(method.extra_tensors(), method.extra_state())
+    kept = [penalty.tensors() for penalty in resumed._penalties]
+    assert [set(tensors) for tensors in kept] == [{"importance.a.weight", "count"}, {"count"}, set()]
+    assert (int(kept[0]["count"]), int(kept[1]["count"])) == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,15 @@ from rail_fixtures import (
 )
 
 from everclip.cli.export import run_export
-from everclip.contracts import ClassEntry, LabelSpace, Task
+from everclip.contracts import ClassEntry, Cost, LabelSpace, Task
 from everclip.contracts import Progress as At
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.methods.ridge import room
+from everclip.methods.ridge.build import build_head, with_head
 from everclip.methods.ridge.dual import Dual
+from everclip.methods.ridge.settings import RailSettings
 from everclip.run import Run, execute
 from everclip.training.progress import Progress
 
@@ -244,6 +246,37 @@ def test_costs_are_those_of_the_buffers(make: Callable[..., Learner], data: Tabl
     assert cost.active_parameters - bare.active_parameters == 200 * 32 + 200 * 3
     assert cost.trainable_parameters == 0
     assert "320,000 bytes once" in cost.growth_per_task
+
+
+@pytest.mark.parametrize(
+    ("settings", "before", "after"),
+    [
+        (
+            {"form": "primal", "update": "sums"},
+            "16 x D bytes per new class; 8 D^2 bytes once, in every checkpoint",
+            "16 x 3 bytes per new class; 72 bytes once, in every checkpoint",
+        ),
+        (
+            {"form": "primal", "update": "recursive"},
+            "8 x D bytes per new class; 8 D^2 bytes once, in every checkpoint",
+            "8 x 3 bytes per new class; 72 bytes once, in every checkpoint",
+        ),
+        (
+            {"form": "dual"},
+            "every sample's feature (4 bytes per number), and 8 bytes per sample and class",
+            None,
+        ),
+    ],
+)
+def test_growth_is_said_before_and_after_the_width_is_known(
+    settings: dict[str, Any], before: str, after: str | None
+) -> None:
+    chosen = RailSettings(**settings)
+    bare = Cost(10, 0, 10, 40)
+    assert with_head(bare, None, chosen).growth_per_task == before
+    if after is not None:
+        head = build_head(chosen, {"inputs": 2, "width": 3}, 0)
+        assert with_head(bare, head, chosen).growth_per_task == after
 
 
 # -- refusals and runs ----------------------------------------------------------------------------------------

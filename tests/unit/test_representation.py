@@ -270,3 +270,13 @@ def test_a_row_is_what_each_metric_says_with_the_same_sample() -> None:
     assert all(
         whole[f"{side}_{name}"] != found[f"{side}_{name}"] for side in ("image", "text") for name in sampled
     )
+
+
+def test_unbiased_cka_says_what_is_missing() -> None:
+    same, orthogonal = torch.ones(5, 3), torch.eye(4)
+    with pytest.warns(RuntimeWarning, match="^unbiased_cka is undefined: all rows are the same$"):
+        assert p.unbiased_cka(same, cloud(5, 3)) is None
+    with pytest.warns(RuntimeWarning, match="^unbiased_cka is undefined: a space has no unbiased variance$"):
+        assert p.unbiased_cka(cloud(4, 2), orthogonal) is None
+    with pytest.warns(RuntimeWarning, match="^unbiased_cka is undefined: 3 rows, at least 4 are needed$"):
+        assert p.unbiased_cka(cloud(3, 2), cloud(3, 2)) is None

@@ -227,3 +227,14 @@ def test_distances_keep_their_digits_far_from_the_origin(full: bool) -> None:
     nearest = (white[:, None] - centres[None]).square().sum(dim=2).amin(dim=1)
     expected = (nearest + wide.volume) / 12
     assert torch.allclose(density.distance(asked).double(), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("features", ["early", "embedding"])
+def test_a_batch_without_pictures_has_no_features(features: str, micro_folder: Path) -> None:
+    backbone = load_backbone(str(micro_folder / "model"))
+    selector = build({"kind": "gaussian", "features": features}, backbone)
+    assert selector is not None
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    some, none = selector.features(backbone, pixels), selector.features(backbone, pixels[:0])
+    assert some.dtype == none.dtype == torch.float32
+    assert none.shape == (0, some.shape[1])

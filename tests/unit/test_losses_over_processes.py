@@ -1,0 +1,96 @@
+"""Each process computes its rows against the columns of all: together, loss and gradient are those of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from everclip.methods import losses
+from everclip.methods.penalties import answers
+
+ROWS, WIDTH = 3, 5
+SCALE = torch.tensor(10.0)
+Loss = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
+
+def contrastive(given: dict[str, torch.Tensor]) -> torch.Tensor:
+    return losses.contrastive(
+        given["image"], given["text"], SCALE, image_key=given["image_key"], text_key=given["text_key"]
+    )
+
+
+def sigmoid(given: dict[str, torch.Tensor]) -> torch.Tensor:
+    return losses.sigmoid_contrastive(
+        given["image"], given["text"], SCALE, torch.tensor(-2.0), given["image_key"], given["text_key"]
+    )
+
+
+def _answers(given: dict[str, torch.Tensor]) -> answers.Answers:
+    return answers.Answers(
+        given["image"], given["old_image"], given["text"], given["old_text"], SCALE, 2.0, "kl", shared=False
+    )
+
+
+LOSSES: dict[str, Loss] = {
+    "contrastive": contrastive,
+    "sigmoid": sigmoid,
+    "over texts": lambda given: _answers(given).over_texts(),
+    "over images": lambda given: _answers(given).over_images(),
+    "among images": lambda given: _answers(given).among_images(),
+}
+
+
+def embeddings(seed: int) -> dict[str, torch.Tensor]:
+    """Unit embeddings of both processes, `(2 N, D)`; one picture and one caption stand on both of them."""
+    draw = torch.Generator().manual_seed(seed)
+    names = ("image", "text", "old_image", "old_text")
+    whole = {n: F.normalize(torch.randn(2 * ROWS, WIDTH, generator=draw), dim=1) for n in names}
+    whole["image_key"] = torch.tensor([1, 2, 3, 4, 1, 5])
+    whole["text_key"] = torch.tensor([1, 2, 3, 3, 4, 5])
+    return whole
+
+
+def leaves(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: values.clone().requires_grad_(name in ("image", "text")) for name, values in given.items()
+    }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_give_the_loss_and_the_gradient_of_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = leaves(embeddings(0))
+    expected = LOSSES[name](whole)
+    expected.backward()  # type: ignore[no-untyped-call]
+
+    parts = [
+        leaves({n: v[i * ROWS : (i + 1) * ROWS] for n, v in embeddings(0).items()}) for i in range(2)
+    ]
+    at = 0
+
+    def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
+        (column,) = (n for n, own in parts[at].items() if own is values)
+        both = torch.cat([part[column] for part in parts])
+        return both if gradient else both.detach()
+
+    for module in (losses, answers):
+        monkeypatch.setattr(module, "concatenate", concatenate)
+        monkeypatch.setattr(module, "rank", lambda: at)
+    found = []
+    for at in range(2):  # noqa: B007  (read by the functions above)
+        found.append(LOSSES[name](parts[at]))
+    mean = torch.stack(found).mean()
+    mean.backward()  # type: ignore[no-untyped-call]
+    assert torch.allclose(mean, expected, atol=1e-6)
+    for column in ("image", "text"):
+        gradients = [part[column].grad for part in parts]
+        wanted = whole[column].grad
+        if wanted is None:
+            assert gradients == [None, None]
+            continue
+        assert wanted.abs().max() > 0
+        assert torch.allclose(torch.cat([g for g in gradients if g is not None]), wanted, atol=1e-5)
