@@ -55,7 +55,7 @@ def test_adapters_stand_where_their_papers_put_them(model: str, settings: Any, a
     }
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(4))
     assert torch.allclose(block(x), run_block(bare, x, **kinds), atol=1e-5)
-    assert torch.equal(bare(x), run_block(bare, x)) or torch.allclose(bare(x), run_block(bare, x), atol=1e-6)
+    assert torch.allclose(bare(x), run_block(bare, x), atol=1e-6)
     assert (block(x) - bare(x)).abs().max() > 0.01
 
 
