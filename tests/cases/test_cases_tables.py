@@ -666,8 +666,8 @@ def test_pictures_that_are_called_by_numbers(tmp_path: Path) -> None:
 def test_columns_of_one_name_that_nobody_needs_cost_nothing(folder: Path) -> None:
     found = loaded(text(folder / "a.csv", "image,caption,x,x\n0.png,a,1,2\n"))
     assert found.table.column("x (2)") == ["2"]
-    with pytest.raises(DataError, match="'caption' stands in the first line more than once"):
-        loaded(text(folder / "a.csv", "image,caption,caption\n0.png,a,b\n"))
+    with pytest.raises(DataError, match="'label' stands in the first line more than once"):
+        loaded(text(folder / "a.csv", "image,label,label\n0.png,a,b\n"))
 
 
 @pytest.mark.parametrize("caption", ["x" * 100_000, "é" * 50_000, "a, " * 30_000])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from everclip.data.blanks import trimmed
+from everclip.data.caption_languages import are_languages
 from everclip.data.spec import CANONICAL
 from everclip.errors import ConfigError, DataError, did_you_mean
 
@@ -34,6 +35,9 @@ LATER_GUESSES: dict[str, tuple[str, ...]] = {
 }
 """What columns are called where none has one of the names above."""
 
+_NUMBERED = re.compile(r"(.*[^\W\d]+?)[-_.\s(\[#]*(\d{1,3})[)\]]?")
+"""A name with a number at its end: `caption_1`, `text 2`, `caption.1`, `caption (2)`."""
+
 
 def choose(
     columns: pa.Schema, given: Mapping[str, str], known: Mapping[str, str], name: str
@@ -53,7 +57,9 @@ def choose(
         ConfigError: for a canonical name that does not exist, or one column given for two.
         DataError: for a column that does not exist or stands twice, or two that could be meant.
     """
-    given, lines = _by_number(columns, given)
+    captions = caption_names(columns.names, given)
+    _check_captions(columns, captions, name)
+    given, lines = _by_number(columns, {**given, "caption": captions[0]} if captions else given)
     _check(columns, given, name)
     twice = next((c for c, count in Counter(columns.names).items() if count > 1), None)
     if twice is not None:
@@ -70,7 +76,11 @@ def choose(
                 continue
             free = [c for c in columns.names if c not in chosen.values() and c not in (*CANONICAL, "__key__")]
             plain = set(map(_plain, names))
-            found = [c for c in free if _plain(c) in plain and _fits(wanted, columns.field(c).type)]
+            free = [c for c in free if _fits(wanted, columns.field(c).type)]
+            if wanted == "caption":
+                found = [family[0] for stem, family in _families(free).items() if stem in plain]
+            else:
+                found = [c for c in free if _plain(c) in plain]
             if len(found) > 1:
                 raise DataError(
                     f"{name}: the columns {', '.join(map(repr, found))} could each be the {wanted}. Say which with "
@@ -82,6 +92,52 @@ def choose(
     return chosen, lines
 
 
+def caption_names(columns: Sequence[str], given: Mapping[str, str]) -> list[str]:
+    """Return the columns that the user names as captions: one, or several between commas; none where none is named."""
+    named = given.get("caption", "")
+    pieces = [named] if named in columns else [piece.strip() for piece in named.split(",") if piece.strip()]
+    numbered = {str(i): column for i, column in enumerate(columns, 1) if str(i) not in columns}
+    return [numbered.get(piece, piece) for piece in pieces] if len(pieces) > 1 else pieces
+
+
+def caption_family(columns: pa.Schema, caption: str) -> list[str]:
+    """Return the columns that are called as the one of the captions is, but for a number or a language; it is first."""
+    free = [c for c in columns.names if _fits("caption", columns.field(c).type)]
+    found = [family for family in _families(free).values() if family[0] == caption]
+    return max(found, key=len, default=[caption])
+
+
+def caption_like(columns: pa.Schema) -> list[str]:
+    """Return the columns whose names say that they may hold captions."""
+    return [c for c in columns.names if is_caption_name(c) and _fits("caption", columns.field(c).type)]
+
+
+def _families(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Return columns by what they are called without a number or a language: `caption_1`, `text.2`, `title_en`.
+
+    One name with an ending of a language says nothing (`caption_no`); two such names are a family.
+    """
+    numbered: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    languages: dict[str, list[str]] = defaultdict(list)
+    for column in columns:
+        stem, number = _stem_and_number(column)
+        numbered[stem].append((number, column))
+        start, _, ending = re.sub(r"[-. ]", "_", trimmed(column)).rpartition("_")
+        if start and are_languages([ending]):
+            languages[_plain(start)].append(column)
+    found = {stem: [column for _, column in sorted(held)] for stem, held in numbered.items()}
+    for stem, held in languages.items():
+        if len(held) > 1:
+            found[stem] = [*found.get(stem, []), *held]
+    return found
+
+
+def _stem_and_number(name: str) -> tuple[str, int]:
+    """Return a name as it is compared, without the number at its end; and the number, -1 where there is none."""
+    found = _NUMBERED.fullmatch(trimmed(name))
+    return (_plain(name), -1) if found is None else (_plain(found.group(1)), int(found.group(2)))
+
+
 def _by_number(columns: pa.Schema, given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Replace the numbers of columns (from 1) by their names, where no column is called by the number."""
     named, lines = dict(given), []
@@ -90,6 +146,16 @@ def _by_number(columns: pa.Schema, given: Mapping[str, str]) -> tuple[dict[str, 
             named[wanted] = columns.names[int(found) - 1]
             lines.append(f"{wanted} = column {named[wanted]!r}, number {found}")
     return named, lines
+
+
+def _check_captions(columns: pa.Schema, captions: Sequence[str], name: str) -> None:
+    for column in captions[1:]:
+        if column not in columns.names:
+            raise DataError(
+                f"{name}: no column {column!r} (for caption).{did_you_mean(column, columns.names)}"
+            )
+        if captions.count(column) > 1:
+            raise ConfigError(f"data.columns.caption: {column!r} is named twice.")
 
 
 def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
@@ -112,7 +178,12 @@ def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
 
 def is_known_name(name: str) -> bool:
     """Whether a column of this name would be recognised."""
-    return _plain(name) in _KNOWN
+    return _plain(name) in _KNOWN or is_caption_name(name)
+
+
+def is_caption_name(name: str) -> bool:
+    """Whether a column of this name may hold captions, perhaps one of several: `caption`, `text_2`."""
+    return _stem_and_number(name)[0] in _CAPTIONS
 
 
 def _plain(name: str) -> str:
@@ -125,6 +196,9 @@ def _plain(name: str) -> str:
 _KNOWN = frozenset(
     _plain(name) for names in (CANONICAL, *GUESSES.values(), *LATER_GUESSES.values()) for name in names
 )
+
+
+_CAPTIONS = frozenset(_plain(name) for held in (GUESSES, LATER_GUESSES) for name in held["caption"])
 
 
 def _fits(wanted: str, kind: pa.DataType) -> bool:

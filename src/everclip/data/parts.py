@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from everclip.data.canonical import named, odd_values, plain, spread_captions, texts_of
 from everclip.data.caption_cells import caption_notes, texts_of_objects, unpacked
+from everclip.data.caption_columns import with_caption_columns
 from everclip.data.columns import choose, describe, is_known_name, renamed
 from everclip.data.content_columns import columns_by_content, picture_column
 from everclip.data.near_files import is_absolute
@@ -67,8 +68,9 @@ def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]
     """
     names, lines = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
     lines += columns_by_content(raw, names, spec.columns)
-    raw, more = with_classes(raw, names, spec.columns)
-    return raw, names, [*lines, *more]
+    raw, classes = with_classes(raw, names, spec.columns)
+    lines += classes
+    return with_caption_columns(raw, names, spec.columns, lines), names, lines
 
 
 @dataclass(frozen=True)

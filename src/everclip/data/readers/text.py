@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.blanks import trimmed
-from everclip.data.columns import is_known_name
+from everclip.data.columns import is_caption_name, is_known_name
 from everclip.data.quarantine import Entry
 from everclip.data.readers.dialect import Dialect, dialect_of
 from everclip.data.readers.raw import Raw, require_few
@@ -108,7 +108,7 @@ def _header(path: Path, records: Records, dialect: Dialect, encoding: TextEncodi
     seen: Counter[str] = Counter()
     for i, name in enumerate(names):
         seen[name] += 1
-        if seen[name] > 1 and is_known_name(name):
+        if seen[name] > 1 and is_known_name(name) and not is_caption_name(name):
             raise DataError(
                 f"{path}: the column {name!r} stands in the first line more than once; rename one."
             )
