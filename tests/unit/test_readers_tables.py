@@ -63,7 +63,9 @@ def test_a_canonical_name_is_no_guess_and_an_empty_one_means_none(folder: Path) 
     with pytest.raises(DataError, match="could each be the time"):
         load(path)
     loaded = load(path, columns={"time": ""})
-    assert loaded.guesses == ()
+    assert loaded.guesses == (
+        "not read as captions: 'text' (to read them as well: data.columns.caption=\"caption, text\")",
+    )
     assert loaded.table.column("caption") == ["x"]
     assert not loaded.table.has("time")
 

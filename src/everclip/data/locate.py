@@ -172,7 +172,7 @@ def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list
     if path.is_file() and is_readable(path):
         raw = read_file(path, spec.reading)
         raw = with_sides_of_paths(raw) if _by_names(spec) else raw
-        return with_class_names([raw], path.parent, spec.encoding)
+        return with_class_names([raw], path.parent, spec.encoding, spec.columns)
     if any(c in source for c in "*?["):
         return _read_pattern(path, spec)
     raise ConfigError(_unreadable(source, path))
@@ -210,4 +210,4 @@ def _read_pattern(path: Path, spec: DataSpec) -> list[Raw]:
         read = set(found)
         left = [file.name for file in fitting if file not in read]
         raws[0].notes.append(f"passed over, left by a system or a program: {len(left):,} ({some(left)})")
-    return with_class_names(raws, found[0].parent, spec.encoding)
+    return with_class_names(raws, found[0].parent, spec.encoding, spec.columns)

@@ -12,7 +12,7 @@ from everclip.data.canonical import named, odd_values, plain, spread_captions, t
 from everclip.data.caption_cells import caption_notes, texts_of_objects, unpacked
 from everclip.data.caption_columns import with_caption_columns
 from everclip.data.columns import choose, describe, is_known_name, renamed
-from everclip.data.content_columns import columns_by_content, picture_column
+from everclip.data.content_columns import columns_by_content, numbers_remedy, picture_column
 from everclip.data.near_files import is_absolute
 from everclip.data.one_hot import with_classes
 from everclip.data.picture_folder import SAMPLE, picture_folder
@@ -183,5 +183,6 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
         raise DataError(
             raw.unlabelled
             or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
-            f"with data.columns.caption=NAME or data.columns.class_name=NAME.{_of_lists(raw)}{guessed}"
+            "with data.columns.caption=NAME or data.columns.class_name=NAME."
+            + f"{_of_lists(raw)}{numbers_remedy(raw)}{guessed}"
         )

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.columns import choose
+from everclip.data.content_columns import columns_by_content
 from everclip.data.readers.foreign import some
 from everclip.data.readers.listing import notes_without
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.text_file import small_text
-from everclip.errors import DataError
+from everclip.errors import ConfigError, DataError
 
 FILES = (
     "classnames.txt", "class_names.txt", "classes.txt", "class_list.txt", "labels.txt", "label_names.txt", "names.txt",
@@ -31,18 +32,22 @@ _CODE = re.compile(r"\d+|n\d{8}")
 _MOST_BYTES = 4 * 1024 * 1024
 
 
-def with_class_names(raws: Sequence[Raw], folder: Path, encoding: str | None = None) -> list[Raw]:
+def with_class_names(
+    raws: Sequence[Raw], folder: Path, encoding: str | None = None, given: Mapping[str, str] | None = None
+) -> list[Raw]:
     """Give classes that are numbers (or WordNet codes) their names from a list in the folder or the one above.
 
     Args:
         raws: parts of the data.
         folder: where they lie.
         encoding: of the list, as the user says.
+        given: canonical names to columns, as the user says.
 
     Returns:
         The parts, renamed with a line that says from where; or as they were.
     """
-    columns = [_labels(raw) for raw in raws]
+    chosen = [_label_column(raw, given or {}) for raw in raws]
+    columns = [_labels(raw, column) for raw, column in zip(raws, chosen, strict=True)]
     codes = {str(code) for found in columns for code in found or () if code is not None}
     if not codes or not all(map(_CODE.fullmatch, codes)):
         return list(raws)
@@ -55,24 +60,32 @@ def with_class_names(raws: Sequence[Raw], folder: Path, encoding: str | None = N
         if names is not None:
             for raw in raws:
                 raw.notes[:] = notes_without(raw.notes, [file.name])
-            return [_renamed(raw, found, names, file) for raw, found in zip(raws, columns, strict=True)]
+            return [
+                _renamed(raw, column, found, names, file)
+                for raw, column, found in zip(raws, chosen, columns, strict=True)
+            ]
         raws[0].notes.append(
             f"{file.name}: lies beside the data, but does not name all of the classes {some(sorted(codes))}"
         )
     return list(raws)
 
 
-def _labels(raw: Raw) -> list[Any] | None:
-    """Return the classes of a part's rows, where one column holds them and no other names them."""
+def _label_column(raw: Raw, given: Mapping[str, str]) -> str | None:
+    """Return the column that holds the classes of a part's rows, where no other names them."""
     try:
-        chosen, _ = choose(raw.columns.schema, {}, raw.known, raw.name)
-    except DataError:
-        return None
+        chosen, _ = choose(raw.columns.schema, given, raw.known, raw.name)
+    except (ConfigError, DataError):
+        return None  # said when the rows are read
+    columns_by_content(raw, chosen, given)
     column = chosen.get("class_name")
     if column is None or "class_key" in chosen or raw.columns.num_rows == 0:
         return None
     kind = raw.columns.schema.field(column).type
-    if not (pa.types.is_string(kind) or pa.types.is_integer(kind)):
+    return column if pa.types.is_string(kind) or pa.types.is_integer(kind) else None
+
+
+def _labels(raw: Raw, column: str | None) -> list[Any] | None:
+    if column is None:
         return None
     found: list[Any] = raw.columns.column(column).to_pylist()
     return found
@@ -104,6 +117,9 @@ def names_in(file: Path, codes: set[str], encoding: str | None = None) -> dict[s
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file.name}: {error}") from error
     listed, coded = found
+    if coded and all(re.fullmatch(r"n\d{8}", code) for code in coded):
+        # WordNet codes in order (synset_words.txt) number the classes; a dictionary of all words (words.txt) does not.
+        listed = list(coded.values()) if file.stem.lower() != "words" else []
     for names in (coded, _numbered(listed, codes)):
         plain = {_plain(code): name for code, name in names.items()}
         if all(plain.get(_plain(code), "").strip() for code in codes):
@@ -150,21 +166,25 @@ def _from_json(found: Any) -> tuple[list[str], dict[str, str]]:
     return [], coded
 
 
-def _renamed(raw: Raw, labels: list[Any] | None, names: Mapping[str, str], file: Path) -> Raw:
-    if labels is None:
+def _renamed(
+    raw: Raw, label: str | None, labels: list[Any] | None, names: Mapping[str, str], file: Path
+) -> Raw:
+    if label is None or labels is None:
         return raw
     keys = [None if label is None else str(label) for label in labels]
     columns = raw.columns
+    # A column that has a number for a name is what the user may have named, so that it takes the names.
+    name_column = label if raw.headless else "class_name"
     for name, values in (
         ("class_key", keys),
-        ("class_name", [None if k is None else names[k] for k in keys]),
+        (name_column, [None if k is None else names[k] for k in keys]),
     ):
         column = pa.array(values, pa.string())
         if name in columns.column_names:
             columns = columns.set_column(columns.column_names.index(name), name, column)
         else:
             columns = columns.append_column(name, column)
-    known = {**raw.known, "class_key": "class_key", "class_name": "class_name"}
+    known = {**raw.known, "class_key": "class_key", "class_name": name_column}
     shown = some(f"{code} = {names[code]}" for code in sorted(names, key=_order))
     note = f"{raw.name}: names of the classes are from {file.parent.name}/{file.name} ({shown})"
     return replace(raw, columns=columns, known=known, notes=[*raw.notes, note])

@@ -71,7 +71,7 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     raws = _read(path, options)
     if options.sides:
         raws = with_side_lists(raws, path, options.reading.encoding)
-    return with_class_names(raws, path, options.reading.encoding)
+    return with_class_names(raws, path, options.reading.encoding, options.columns)
 
 
 def _read(path: Path, options: FolderOptions) -> list[Raw]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.columns import choose
+from everclip.data.content_columns import columns_by_content
 from everclip.data.readers.foreign import is_foreign_path, some
 from everclip.data.readers.listing import pictures_below
 from everclip.data.readers.raw import Raw
@@ -65,6 +66,7 @@ def picture_column(raw: Raw, given: Mapping[str, str] | None = None) -> str | No
         chosen, _ = choose(raw.columns.schema, given or {}, raw.known, raw.name)
     except (ConfigError, DataError):
         return None
+    columns_by_content(raw, chosen, given or {})
     column = chosen.get("image")
     if column is None or not {"caption", "class_name", "class_key"} & set(chosen):
         return None

@@ -159,7 +159,9 @@ class Records:
         return next((text for words, text in _REASONS.items() if words in why), why)
 
 
-_PATH_AND_TEXT = re.compile(rf"(\S+\.(?:{'|'.join(IMAGE_ENDINGS)})(?:#\d+)?)[ ]+(\S.*?)\s*", re.IGNORECASE)
+_PATH_AND_TEXT = re.compile(
+    rf"([^\s,;|][^\t,;|]*?\.(?:{'|'.join(IMAGE_ENDINGS)})(?:#\d+)?)[ ]+(\S.*?)\s*", re.IGNORECASE
+)
 
 
 def path_and_text(line: str) -> list[str] | None:

@@ -11,7 +11,7 @@ from everclip.data.readers.caption_lists import lists_of
 from everclip.data.readers.files import read_file
 from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
-from everclip.data.readers.listing import Listing, others_note
+from everclip.data.readers.listing import Listing, listed, others_note
 from everclip.data.readers.picture_index import (
     PictureIndex,
     holds_pictures,
@@ -23,7 +23,7 @@ from everclip.data.readers.picture_index import (
     with_sides_of_paths,
 )
 from everclip.data.readers.raw import Raw
-from everclip.data.readers.sides import sides_of, with_splits
+from everclip.data.readers.sides import sides_of, split_of, with_splits
 from everclip.errors import DataError
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -153,7 +153,7 @@ def _describing(
     listing: Listing, names: Sequence[str], index: PictureIndex, options: FolderOptions
 ) -> list[Raw] | None:
     """Read those tables that name pictures of the folder; the others are passed over."""
-    folders = len(listing.filled) > 1
+    folders = len(listing.filled) > 1 and not _are_flat_sides(listing)
     found: list[_Table] = []
     problems: list[DataError] = []
     for name in names:
@@ -179,6 +179,11 @@ def _describing(
     if not found:
         return _without_pictures(listing, names, problems, options)
     return _with_pictures(listing, found, index, options)
+
+
+def _are_flat_sides(listing: Listing) -> bool:
+    """Whether the folders are sides that hold pictures alone (`train/1.jpg`), so that they say no class."""
+    return all(split_of(name) and not listed(listing.path / name).filled for name in listing.filled)
 
 
 def _without_pictures(
@@ -212,7 +217,8 @@ def _table(
     raw = read_file(path, options.reading)
     if holds_pictures(raw):
         return _Table(name, raw, None)
-    column = picture_column(raw, options.columns)
+    # Folders say the classes of their pictures by name, a list without column names mostly by number.
+    column = None if folders and raw.headless else picture_column(raw, options.columns)
     if column is None and not folders:
         raw = with_picture_column(raw, index)
         column = raw.known.get("image")
