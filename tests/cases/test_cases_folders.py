@@ -553,15 +553,16 @@ def test_a_table_with_unknown_names_of_columns_beside_its_pictures(tmp_path: Pat
     assert (len(loaded.table), loaded.quarantine.entries) == (3, ())
 
 
-def test_labels_as_yolo_writes_them_leave_pictures_alone(tmp_path: Path) -> None:
-    """An export of boxes: there are no captions and no classes of pictures, and the message names what is there."""
+def test_labels_as_yolo_writes_them_are_classes_of_pictures(tmp_path: Path) -> None:
+    """An export of boxes of one class: the pictures have that class, and what is not read is named."""
     pictures(tmp_path / "images", [f"{i}.jpg" for i in range(3)])
     for i in range(3):
         text(tmp_path / f"labels/{i}.txt", "0 0.5 0.5 0.2 0.2\n")
     text(tmp_path / "classes.txt", "tram\n")
     text(tmp_path / "notes.json", '{"categories": [{"id": 0, "name": "tram"}]}')
-    with pytest.raises(DataError, match=r"pictures without a metadata file.*classes\.txt, notes\.json"):
-        load(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.table.column("class_name") == ["tram"] * 3
+    assert said(loaded, "files beside the data, not read: 1 (notes.json)")
     assert len(load(tmp_path, labelled=False).table) == 3
 
 

@@ -187,7 +187,13 @@ def _renamed(
     known = {**raw.known, "class_key": "class_key", "class_name": name_column}
     shown = some(f"{code} = {names[code]}" for code in sorted(names, key=_order))
     note = f"{raw.name}: names of the classes are from {file.parent.name}/{file.name} ({shown})"
-    return replace(raw, columns=columns, known=known, notes=[*raw.notes, note])
+    return replace(
+        raw,
+        columns=columns,
+        known=known,
+        notes=[*raw.notes, note],
+        read_beside=(*raw.read_beside, file.name),
+    )
 
 
 def _order(code: str) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.quarantine import Entry
+from everclip.data.readers.detections import SeveralClassesError, detection_note, no_class
 from everclip.data.readers.foreign import some
 from everclip.data.readers.json_stream import elements
 from everclip.data.readers.raw import Raw, picture_list
@@ -127,27 +128,30 @@ class _Document:
         return rows, broken, notes + self._nameless_note(name)
 
     def classed(self, name: str) -> tuple[list[tuple[str | None, ...]], list[Entry], list[str]]:
-        """Return a row per picture of one class, what is set aside, and lines for people."""
+        """Return a row per picture of one class, what is set aside, and lines for people.
+
+        Raises:
+            SeveralClassesError: if every picture with objects shows several classes.
+        """
         rows: list[tuple[str | None, ...]] = []
         broken: list[Entry] = []
+        several = 0
         for image, file in self.files.items():
             held = sorted(self.names.get(key, key) for key in self.classes.get(image, ()))
             where = f"{name}, {file}"
             if (clash := self._clash(image)) is not None:
                 broken.append(Entry(None, where, *clash))
             elif not held:
-                broken.append(Entry(None, where, "missing-label", "no annotation names a class"))
+                broken.append(Entry(None, where, "missing-label", no_class(held)))
             elif len(held) > 1:
-                detail = (
-                    f"objects of {len(held)} classes ({', '.join(held[:4])}); expected one class per picture"
-                )
-                broken.append(Entry(None, where, "missing-label", detail))
+                several += 1
+                broken.append(Entry(None, where, "missing-label", no_class(held)))
             else:
                 (key,) = self.classes[image]
                 rows.append((file, key, self.names.get(key, key)))
-        notes = [
-            f"{name}: COCO objects: {len(rows):,} pictures show one class, {len(broken):,} none or several"
-        ]
+        if not rows and several:
+            raise SeveralClassesError(name, "COCO", several, len(broken) - several)
+        notes = [detection_note(name, "COCO", len(rows), several, len(broken) - several)]
         return rows, broken, notes + self._nameless_note(name)
 
 

@@ -1,7 +1,7 @@
 """A folder, understood by what lies in it: the first layout that fits is read, and what lies beside is named.
 
-In this order: a metadata file, shards, tables and lists that name its pictures, folders called after sides, a folder in
-a folder, pictures with a text beside each, class folders, pictures alone.
+In this order: a metadata file, shards, tables and lists that name its pictures, a folder of pictures with one of texts,
+folders called after sides, a folder in a folder, pictures with a text beside each, class folders, pictures alone.
 
 Listed by ourselves rather than by `datasets`: paths must be kept inside the folder, and what cannot be read must be
 counted instead of ending the load.
@@ -15,10 +15,12 @@ from pathlib import Path
 
 from everclip.data.readers.class_folders import beside_sides, read_bare, read_class_folders, read_every
 from everclip.data.readers.class_names import with_class_names
+from everclip.data.readers.folder_names import OF_PICTURES, without_masks
 from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
-from everclip.data.readers.listing import Listing, listed, others_note
+from everclip.data.readers.listing import Listing, listed, notes_without, others_note
 from everclip.data.readers.pairs import read_pairs
+from everclip.data.readers.parallel_folders import read_parallel
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.side_lists import with_side_lists
 from everclip.data.readers.sides import SWITCH, sides_of, with_splits
@@ -27,34 +29,6 @@ from everclip.errors import DataError
 
 _DEEPEST = 8
 """Folders inside each other that are looked through for the data."""
-
-_NO_CLASSES = (
-    "data",
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "jpegimages",
-    "jpg",
-    "photos",
-    "pictures",
-    "pics",
-    "png",
-)
-"""Folders that are called so hold pictures of any class."""
-
-_NO_DATA = (
-    "annotations",
-    "depth",
-    "labels",
-    "mask",
-    "masks",
-    "segmentation",
-    "segmentations",
-    "thumbnails",
-    "trimaps",
-)
-"""Folders that are called so hold pictures of the pictures, where a folder of pictures lies beside them."""
 
 
 def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
@@ -69,6 +43,9 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     """
     options = options or FolderOptions()
     raws = _read(path, options)
+    beside = [name for raw in raws for name in raw.read_beside]
+    for raw in raws if beside else ():
+        raw.notes[:] = notes_without(raw.notes, beside)
     if options.sides:
         raws = with_side_lists(raws, path, options.reading.encoding)
     return with_class_names(raws, path, options.reading.encoding, options.columns)
@@ -84,10 +61,11 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
             return raws
     if listing.folders and listing.pictures and not options.labelled:
         return [read_every(listing)]
-    raws = _sides(listing, options) if options.sides else None
+    raws = read_parallel(listing, options) if options.labelled else None
+    raws = raws or (_sides(listing, options) if options.sides else None)
     raws = raws or _wrapped(listing, options) or _several(listing, options)
     if raws is None and options.labelled:
-        pairs = read_pairs(listing, options.reading.encoding)
+        pairs = read_pairs(listing, options)
         raws = None if pairs is None else [pairs]
     if raws is not None:
         return raws
@@ -223,7 +201,7 @@ def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     if listing.pictures or options.depth >= _DEEPEST:
         return None
     only = listing.filled or [name for name in listing.folders if _tables_in(listing, name)]
-    only, beside = _without_masks(only)
+    only, beside = without_masks(only)
     if len(only) != 1:
         return None
     inner = listed(listing.path / only[0])
@@ -244,20 +222,11 @@ def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     return raws
 
 
-def _without_masks(names: list[str]) -> tuple[list[str], list[str]]:
-    """Return the folders, and those that hold masks and the like of the pictures in the one other folder."""
-    whole = [name for name in names if name.lower() in _NO_CLASSES]
-    beside = [name for name in names if name.lower() in _NO_DATA]
-    if len(whole) == 1 and len(whole) + len(beside) == len(names):
-        return whole, beside
-    return names, []
-
-
 def _has_class_folders(listing: Listing) -> bool:
     """Whether the folders are classes; one that is called `images` is none."""
-    filled, _ = _without_masks(listing.filled)
+    filled, _ = without_masks(listing.filled)
     if len(filled) == 1 and not listing.pictures:
-        return filled[0].lower() not in _NO_CLASSES
+        return filled[0].lower() not in OF_PICTURES
     return bool(listing.folders) and (bool(listing.filled) or not listing.pictures)
 
 

@@ -1,6 +1,6 @@
-"""Pictures with a text file of the same name beside each: `1.jpg` with `1.txt`, or with `1.json`.
+"""Pictures with a text file of the same name beside each, or in a folder of texts: `1.jpg` with `1.txt` or `1.json`.
 
-Every line of a text is a caption of its own. Coordinates (as YOLO writes them) are no captions.
+Every line of a text is a caption of its own. Places of objects, as YOLO and VOC write them, give classes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import pyarrow as pa
 
 from everclip.data.quarantine import Entry
 from everclip.data.readers.class_folders import Found
+from everclip.data.readers.detections import detection_form, read_detections
+from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
 from everclip.data.readers.jsonl import MAX_LINE, parsed
 from everclip.data.readers.listing import Listing, others_note
 from everclip.data.readers.raw import Raw, table_of
+from everclip.data.readers.sides import sides_of
 from everclip.data.readers.text_file import small_text
 from everclip.errors import DataError
 
 TEXT_ENDINGS = ("txt", "caption", "text")
-_NUMBERS = re.compile(r"[-+.\deE\s]+")
 _LOOKED_AT = 20
 
 
@@ -42,32 +44,41 @@ def uniform(values: Sequence[Any]) -> list[Any]:
     return [value if value is None or isinstance(value, list) else [value] for value in values]
 
 
-def read_pairs(listing: Listing, encoding: str | None = None) -> Raw | None:
+def read_pairs(listing: Listing, options: FolderOptions, texts: Path | None = None) -> Raw | None:
     """Read a folder where at least half of the pictures have a text beside them, or return `None`.
 
     Args:
         listing: the folder.
-        encoding: of the texts, as the user says.
+        options: how.
+        texts: folder that holds the texts; default: they lie beside the pictures.
     """
+    encoding = options.reading.encoding
     found = Found(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     for name in listing.folders:
         found.take_below(listing.path / name)
-    partners = _partners(listing.path, found.files)
+    place = texts or listing.path
+    partners = _partners(place, found.files)
     kind = _most(partners)
     if kind is None or 2 * sum(kind in held for held in partners) < len(partners):
         return None
     paths = [
-        listing.path / os.path.dirname(file) / held[kind] if kind in held else None
+        place / os.path.dirname(file) / held[kind] if kind in held else None
         for file, held in zip(found.files, partners, strict=True)
     ]
-    if kind != "json" and _are_numbers([path for path in paths if path is not None], encoding):
+    files = [path for path in paths if path is not None]
+    form = detection_form(kind, [t for f in files[:_LOOKED_AT] if isinstance(t := _text(f, encoding), str)])
+    if form is None:
+        return _raw(listing, found, paths, kind, encoding, None if texts is None else texts.parent)
+    if form == "other" or _classes(found.files):
+        what = "hold numbers" if kind in TEXT_ENDINGS else "hold objects"
         listing.notes.append(
-            f"{listing.path.name}: the .{kind} files beside the pictures hold numbers, no captions; they are not read"
+            f"{listing.path.name}: the .{kind} files beside the pictures {what}, no captions; they are not read"
         )
         return None
-    return _raw(listing, found, paths, kind, encoding)
+    annotations = [None if path is None else _text(path, encoding) for path in paths]
+    return read_detections(listing, found, annotations, form, place, options)
 
 
 def _partners(root: Path, files: Sequence[str]) -> list[dict[str, str]]:
@@ -80,7 +91,7 @@ def _partners(root: Path, files: Sequence[str]) -> list[dict[str, str]]:
             held[folder] = _names_in(root / folder)
         stem = os.path.splitext(name)[0]
         found = {}
-        for ending in (*TEXT_ENDINGS, "json"):
+        for ending in (*TEXT_ENDINGS, "json", "xml"):
             exact, near = f"{stem}.{ending}", held[folder][1].get(_folded(f"{stem}.{ending}"), [])
             if exact in held[folder][0]:
                 found[ending] = exact
@@ -111,13 +122,7 @@ def _most(partners: Sequence[Mapping[str, str]]) -> str | None:
     texts = [end for end in TEXT_ENDINGS if counts[end]]
     if texts:
         return max(texts, key=lambda end: counts[end])
-    return "json" if counts["json"] else None
-
-
-def _are_numbers(paths: Sequence[Path], encoding: str | None) -> bool:
-    looked = [_text(path, encoding) for path in paths[:_LOOKED_AT]]
-    texts = [text for text in looked if isinstance(text, str) and text.strip()]
-    return bool(texts) and all(_NUMBERS.fullmatch(text) for text in texts)
+    return next((end for end in ("json", "xml") if counts[end]), None)
 
 
 def _text(path: Path, encoding: str | None) -> str | tuple[str, str]:
@@ -131,13 +136,18 @@ def _text(path: Path, encoding: str | None) -> str | tuple[str, str]:
 
 
 def _raw(
-    listing: Listing, found: Found, paths: Sequence[Path | None], kind: str, encoding: str | None
+    listing: Listing,
+    found: Found,
+    paths: Sequence[Path | None],
+    kind: str,
+    encoding: str | None,
+    within: Path | None = None,
 ) -> Raw:
     rows: list[dict[str, Any]] = []
     classes = _classes(found.files)
     bare: list[str] = []
     several = 0
-    root = Path(os.path.realpath(listing.path))
+    root = Path(os.path.realpath(within or listing.path))
     for number, (file, path) in enumerate(zip(found.files, paths, strict=True)):
         if path is None:
             bare.append(file)
@@ -155,7 +165,8 @@ def _raw(
         rows.append({**row, "image": file, **({"class_name": classes[number]} if classes else {})})
     for row, caption in zip(rows, uniform([row.get("caption") for row in rows]), strict=True):
         row["caption"] = caption
-    notes = [f"{listing.path.name}: {len(rows):,} pictures with a .{kind} file each beside them"]
+    where = "beside them" if within is None else "in another folder"
+    notes = [f"{listing.path.name}: {len(rows):,} pictures with a .{kind} file each {where}"]
     if several:
         notes.append(
             f"{listing.path.name}: several lines of a .{kind} file are several captions: {several:,} files"
@@ -199,9 +210,14 @@ def _cells(text: str, kind: str) -> dict[str, Any] | tuple[str, str]:
 
 
 def _classes(files: Sequence[str]) -> list[str] | None:
-    """Return the class of every picture: its folder's name, where there are several that are no mere numbers."""
+    """Return the class of every picture: its folder's name, where there are several that are no sides or numbers."""
     tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
     names = set(tops)
-    if len(names) < 2 or "" in names or all(re.fullmatch(r"[\d_-]+", name) for name in names):
+    if (
+        len(names) < 2
+        or "" in names
+        or len(sides_of(names)) == len(names)
+        or all(re.fullmatch(r"[\d_-]+", name) for name in names)
+    ):
         return None
     return tops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Raw:
         headless: whether the columns have no names but their numbers.
         odd: per column of text the positions of values that were none, with what they were.
         flaws: positions of rows that cannot be used, with reason and detail.
+        read_beside: names of files that were read besides, such as a list of the classes' names.
         unlabelled: what to say where captions or classes are needed, if it can hold neither.
     """
 
@@ -59,7 +60,19 @@ class Raw:
     headless: bool = False
     odd: dict[str, Odd] = field(default_factory=dict)
     flaws: dict[int, tuple[str, str]] = field(default_factory=dict)
+    read_beside: tuple[str, ...] = ()
     unlabelled: str = ""
+
+    def with_columns(self, cells: Mapping[str, Sequence[str | None]]) -> Raw:
+        """Return the rows with columns of text added or replaced; they are known by their names."""
+        columns = self.columns
+        for name, values in cells.items():
+            column = pa.array(values, pa.string())
+            at = columns.column_names.index(name) if name in columns.column_names else None
+            columns = (
+                columns.append_column(name, column) if at is None else columns.set_column(at, name, column)
+            )
+        return replace(self, columns=columns, known={**self.known, **{name: name for name in cells}})
 
     def row_name(self, position: int) -> str:
         """What people call the row at `position`."""

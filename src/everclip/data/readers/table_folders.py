@@ -8,6 +8,7 @@ from pathlib import Path
 
 from everclip.data.columns import choose
 from everclip.data.readers.caption_lists import lists_of
+from everclip.data.readers.detections import SeveralClassesError
 from everclip.data.readers.files import read_file
 from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
@@ -176,6 +177,9 @@ def _describing(
             for table in found
         ]
         return None
+    refused = next((error for error in problems if isinstance(error, SeveralClassesError)), None)
+    if not found and not folders and refused is not None:
+        raise refused
     if not found:
         return _without_pictures(listing, names, problems, options)
     return _with_pictures(listing, found, index, options)
