@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from everclip.data.names_of_files import with_classes_of_names
 from everclip.data.readers.class_names import with_class_names
 from everclip.data.readers.files import NAMED, TABLES, is_readable, read_file
 from everclip.data.readers.foreign import is_foreign_path, some
@@ -115,6 +116,8 @@ def expanded(source: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:
+    if spec.class_in_name is not None and source.startswith(("hub:", "builtin:", "catalog:")):
+        raise ConfigError(f"data.class_in_name: applies to files and folders, not to {source!r}.")
     if source.startswith("builtin:"):
         if source != "builtin:emoji":
             raise ConfigError(
@@ -138,8 +141,12 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
-    raws = _read_path(source, root or Path(), spec, labelled)
-    return [without_foreign_rows(raw) for raw in raws]
+    raws = [without_foreign_rows(raw) for raw in _read_path(source, root or Path(), spec, labelled)]
+    if spec.class_in_name is None:
+        return raws
+    path = (root or Path()) / expanded(source)
+    folder = path if path.is_dir() else path.parent
+    return with_class_names(with_classes_of_names(raws, spec.class_in_name), folder, spec.encoding)
 
 
 def _pattern(path: Path) -> str:

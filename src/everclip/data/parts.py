@@ -13,6 +13,7 @@ from everclip.data.caption_cells import caption_notes, texts_of_objects, unpacke
 from everclip.data.caption_columns import with_caption_columns
 from everclip.data.columns import choose, describe, is_known_name, renamed
 from everclip.data.content_columns import columns_by_content, numbers_remedy, picture_column
+from everclip.data.names_of_files import UnlabelledError
 from everclip.data.near_files import is_absolute
 from everclip.data.one_hot import with_classes
 from everclip.data.picture_folder import SAMPLE, picture_folder
@@ -180,6 +181,8 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
             f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. {remedy}{guessed}"
         )
     if labelled and not {"caption", "class_name", "class_key"} & set(names):
+        if raw.class_in_name:
+            raise UnlabelledError(raw.unlabelled, raw.class_in_name)
         raise DataError(
             raw.unlabelled
             or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "

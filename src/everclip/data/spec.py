@@ -26,6 +26,12 @@ CANONICAL = (
 """The columns that everclip knows by name; others may be used in conditions."""
 
 
+def _pattern(value: str | None) -> str | None:
+    from everclip.data.names_of_files import checked_pattern
+
+    return None if value is None else checked_pattern(value)
+
+
 class DataSpec(Frozen):
     """Where the samples come from.
 
@@ -51,6 +57,8 @@ class DataSpec(Frozen):
             would vanish on white).
         bits: how many bits of a value are used in pictures with more than 8; default: guessed from the values.
             Floating-point values up to 1 are shares, to which it does not apply.
+        class_in_name: how a class stands in the name of each picture, where nothing else says it: `{class}_#` reads
+            `cat_001.jpg`; `#` is a number, `*` anything.
         quarantine_limit: above this share of unusable rows reading stops.
     """
 
@@ -68,6 +76,7 @@ class DataSpec(Frozen):
     downloads: str | None = None
     background: Annotated[str, AfterValidator(check_colour)] = AUTO
     bits: int | None = Field(None, ge=8, le=32)
+    class_in_name: Annotated[str | None, AfterValidator(_pattern)] = None
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
     @field_validator("columns", mode="before")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from everclip.config import validated
+from everclip.data.names_of_files import UnlabelledError
 from everclip.data.periods import misordered
 from everclip.data.quarantine import Quarantine
 from everclip.data.spec import DataSpec
@@ -88,7 +89,7 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
     _check(wish, len(blocks))
     specs = [validated(DataSpec, block, "data") for block in blocks]
     reader = Reader(Paths())
-    tables = [reader.read(spec) for spec in specs]
+    tables, blocks, specs, guessed = _read(blocks, specs, reader)
     explicit = [_explicit(block, reader.columns(spec)) for block, spec in zip(blocks, specs, strict=True)]
     common = _common(tables)
     if wish.test is not None:
@@ -106,7 +107,7 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
         reason = f"no stream of kind {chosen}, since {error}"
         document, scenario = _first_that_builds(_candidates("single", common, explicit, tables, wish), reader)
     training, why = _training(scenario)
-    notes = [*notes_on_sides(tables, document), *scenario.notes]
+    notes = [*guessed, *notes_on_sides(tables, document), *scenario.notes]
     return Proposal(
         document,
         scenario,
@@ -117,6 +118,28 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
         tuple(reader.guesses),
         tuple(dict.fromkeys(notes)),
     )
+
+
+def _read(
+    blocks: Sequence[Mapping[str, Any]], specs: Sequence[DataSpec], reader: Reader
+) -> tuple[list[Table], list[Mapping[str, Any]], list[DataSpec], list[str]]:
+    """Read data; where names of pictures look like classes, propose the pattern that reads them, with a note."""
+    tables: list[Table] = []
+    read: list[tuple[Mapping[str, Any], DataSpec]] = []
+    notes: list[str] = []
+    for block, spec in zip(blocks, specs, strict=True):
+        try:
+            tables.append(reader.read(spec))
+        except UnlabelledError as error:
+            block = {**block, "class_in_name": error.pattern}
+            spec = validated(DataSpec, block, "data")
+            tables.append(reader.read(spec))
+            notes.append(
+                f"{spec.label}: classes are guessed from the pictures' names (class_in_name: '{error.pattern}'); look "
+                "whether they are classes, else take the line out"
+            )
+        read.append((block, spec))
+    return tables, [block for block, _ in read], [spec for _, spec in read], notes
 
 
 def _check(wish: Wish, count: int) -> None:

@@ -13,6 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from everclip.data.names_of_files import guess
 from everclip.data.readers.class_folders import beside_sides, read_bare, read_class_folders, read_every
 from everclip.data.readers.class_names import with_class_names
 from everclip.data.readers.folder_names import OF_PICTURES, without_masks
@@ -121,6 +122,13 @@ def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
         hint = f" {some(flat)} were taken for sides by their names; if they are classes: {SWITCH}."
         found = [
             (replace(raw, unlabelled=raw.unlabelled + hint) if raw.unlabelled else raw, side)
+            for raw, side in found
+        ]
+    hinted = next((raw for raw, _ in found if raw.class_in_name), None)
+    if hinted is not None:
+        text, pattern = hinted.unlabelled, hinted.class_in_name
+        found = [
+            (replace(raw, unlabelled=text, class_in_name=pattern) if raw.unlabelled else raw, side)
             for raw, side in found
         ]
     raws = with_splits(found, [f"{listing.path.name}/{name}" for name, _ in inside])
@@ -246,4 +254,7 @@ def _alone(listing: Listing, options: FolderOptions) -> Raw:
     unlabelled = f"{listing.path}: holds pictures without a metadata file. {expected}{beside}"
     if listing.filled:
         return replace(read_every(listing), unlabelled=unlabelled)
-    return read_bare(listing, unlabelled)
+    seen = guess(listing.pictures)
+    if seen is None:
+        return read_bare(listing, unlabelled)
+    return replace(read_bare(listing, unlabelled + seen.sentence()), class_in_name=seen.pattern)

@@ -43,6 +43,7 @@ class Raw:
         flaws: positions of rows that cannot be used, with reason and detail.
         read_beside: names of files that were read besides, such as a list of the classes' names.
         unlabelled: what to say where captions or classes are needed, if it can hold neither.
+        class_in_name: pattern that would read classes from the names of its pictures, which look like it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Raw:
     flaws: dict[int, tuple[str, str]] = field(default_factory=dict)
     read_beside: tuple[str, ...] = ()
     unlabelled: str = ""
+    class_in_name: str = ""
 
     def with_columns(self, cells: Mapping[str, Sequence[str | None]]) -> Raw:
         """Return the rows with columns of text added or replaced; they are known by their names."""
