@@ -18,19 +18,21 @@ from everclip.cli.main import app
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig, resolve_config
 from everclip.contracts import Task
 from everclip.data.table import Table
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DivergedError
 from everclip.learner import Learner
 from everclip.learner.taking import make_task
 from everclip.methods.build import build_method
 from everclip.methods.settings import MethodSettings
 from everclip.models.backbone import load_backbone
-from everclip.suggest import suggestion
+from everclip.suggest import candidates, suggestion
 from everclip.suggest.advice import Facts, choose
+from everclip.suggest.candidates import TrainingSettings
 from everclip.suggest.command import command, value_text
 from everclip.suggest.cost import LEAST_BATCH, LEAST_STEPS, fitting
 from everclip.suggest.picture import draw
 from everclip.suggest.range_test import range_test, read_curve
 from everclip.suggest.target import Given
+from everclip.suggest.verdict import decide
 from micro import of_classes
 
 RATES = [10 ** (-7 + 0.1 * i) for i in range(70)]
@@ -196,6 +198,40 @@ def test_what_was_given_stands_in_the_command_too() -> None:
     assert config.training.batch_size == chosen["training.batch_size"]
 
 
+def test_where_nothing_is_decided_the_commands_run_both_and_compare() -> None:
+    choices = choose(facts(classes=4))
+    first, *runs, last = command(
+        "my data/", False, {"name": "ViT-B-32"}, {}, {"device": "cpu"}, choices, "rail"
+    )
+    assert first == "everclip init-config 'my data/' -o 'my data.yaml'"
+    folders = []
+    for line, preset in zip(runs, ("safe", "rail"), strict=True):
+        words = shlex.split(line)
+        assert words[:3] == ["everclip", "run", "my data.yaml"]
+        config = resolve_config("emoji-time", words[3:])
+        assert (config.method.name, config.training.device) == (preset, "cpu")
+        folders.append(config.output)
+    assert shlex.split(last) == ["everclip", "compare", *folders]
+    assert "method.trainable" in runs[0]
+    assert "method.trainable" not in runs[1]
+
+
+@pytest.mark.parametrize("budget", ["epochs", "steps", "samples"])
+def test_a_setting_that_is_given_stays_and_a_given_rate_is_not_measured(
+    micro_folder: Path, budget: str
+) -> None:
+    words = ["suggest", str(micro_folder / "time.yaml"), str(micro_folder / "model"), "training.device=cpu"]
+    done = CliRunner().invoke(
+        app, [*words, "training.lr=3e-4", f"training.{budget}=2", "training.batch_size=4"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "range test" not in done.output
+    config = resolve_config("emoji-time", shlex.split(done.stdout.strip().splitlines()[-1])[3:])
+    assert (config.training.lr, getattr(config.training, budget), config.training.batch_size) == (3e-4, 2, 4)
+    assert done.stdout.count("as given") == 3
+    assert "the learning rate" not in done.stdout.split("not measured:")[1]
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [(["nowhere.csv"], "nowhere.csv"), (["emoji-time", "columns.image=x"], "emoji-time is a stream"),
@@ -208,10 +244,14 @@ def test_what_does_not_fit_is_answered(words: list[str], match: str) -> None:
     assert match in str(done.exception)
 
 
+def diverging(*given: object) -> None:
+    raise DivergedError("loss is nan")
+
+
 def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.suggest.trials.FEWEST", 5)
+    monkeypatch.setattr("everclip.suggest.scored.FEWEST", 5)
     task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, *range(6))
     given = Given(task, False, BackboneConfig(name=str(micro_folder / "model")), {}, {})
     monkeypatch.setattr(suggestion, "given_by", lambda data, model, block: given)
@@ -219,16 +259,27 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     closed, trained = found.trials
     assert (closed.method, trained.method) == ("rail", "safe")
     assert 0 < trained.steps <= trained.planned
+    assert found.gap is not None
+    rate = next((choice.value for choice in found.choices if choice.key == "training.lr"), trained.rate)
+    assert trained.rate == rate  # the trial is at the rate that is printed
     method = next(choice for choice in found.choices if choice.key == "method")
-    assert method.value == ("rail" if closed.resolved and closed.change >= trained.change else "safe")
+    verdict = decide(closed, trained, found.gap)
+    assert method.value == (verdict.method or "safe")
+    assert found.decided == (verdict.method is not None)
+    assert verdict.reason in method.reason
     if method.value == "rail":
         assert [choice.key for choice in found.choices] == ["method"]
-        assert f"{100 * closed.change:+.1f} points" in method.reason
     assert draw(found).png  # also where no rate is suggested
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "within_time", diverging)
+        alone = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=1)
+    assert [trial.method for trial in alone.trials] == ["rail"]
+    assert not alone.decided
+    assert "training diverged: loss is nan" in alone.choices[0].reason
     without = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=0)
     assert without.trials == ()
     assert "--trial-seconds is 0" in without.not_measured[-1]
-    monkeypatch.setattr("everclip.suggest.trials.FEWEST", 500)
+    monkeypatch.setattr("everclip.suggest.scored.FEWEST", 500)
     few = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20)
     assert few.trials == ()
     assert "too few images for a trial" in few.not_measured[-1]
@@ -318,8 +369,6 @@ def test_point_14_a_model_that_is_too_slow_keeps_its_rate(
 
 
 def test_what_was_asked_for_wins_over_the_preset_that_is_measured() -> None:
-    training = suggestion._Training(
-        {"layer_decay": 0.5, "epochs": 3, "weight_decay": 0.2}, {"layer_decay": 1.0}
-    )
-    found = training.under({"layer_decay": 0.8, "weight_decay": 0.1}, 7)
+    training = TrainingSettings({"layer_decay": 0.5, "epochs": 3, "weight_decay": 0.2}, {"layer_decay": 1.0})
+    found = training.under({"layer_decay": 0.8, "weight_decay": 0.1}, {"steps": 7})
     assert found == {"layer_decay": 1.0, "weight_decay": 0.1, "steps": 7}

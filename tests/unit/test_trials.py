@@ -1,25 +1,29 @@
-"""Trials of presets on held-out images: what is learned and scored are apart, and the better one is proposed."""
+"""Trials of presets: what they learn and what they are scored on are apart; old and new count as in results."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import yaml
 from rail_fixtures import pictures
 
-from everclip.config import MethodConfig, TrainingConfig
+from everclip.config import MethodConfig, TrainingConfig, resolve_config
+from everclip.contracts import EvalSet, LabelSpace
+from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
-from everclip.suggest import trials
-from everclip.suggest.suggestion import _why_closed_form
-from everclip.suggest.trials import Trial, better, divide, try_method
+from everclip.scenarios.base import ListScenario, class_entries
+from everclip.scenarios.load import load_scenario
+from everclip.suggest import scored
+from everclip.suggest.scored import Part, Scored, at_most, divide, hits_of, scored_on
+from everclip.suggest.trials import gap_between, try_method
 from micro import of_classes
-
-
-def trial(change: float, low: float, high: float) -> Trial:
-    return Trial("any", 0.4, 0.4 + change, change, low, high, low > 0 or high < 0, 100, 1.0)
 
 
 def test_no_image_is_both_learned_and_scored(micro_folder: Path) -> None:
@@ -39,18 +43,131 @@ def test_too_few_images_tell_nothing(micro_folder: Path) -> None:
 
 
 def test_a_trial_is_bounded(micro_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "FEWEST", 2)
-    monkeypatch.setattr(trials, "LEARNED", 30)
-    monkeypatch.setattr(trials, "SCORED", 10)
+    monkeypatch.setattr(scored, "FEWEST", 2)
+    monkeypatch.setattr(scored, "LEARNED", 30)
+    monkeypatch.setattr(scored, "SCORED", 10)
     divided = divide(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
     assert (len(divided[0].train), len(divided[1])) == (30, 10)
 
 
+def test_a_bounded_part_has_every_class(micro_folder: Path) -> None:
+    table = pictures(micro_folder)
+    table = table.select(sorted(range(len(table)), key=lambda i: table.column("class_key")[i]))
+    some = at_most(table, 30)
+    assert len(some) == 30
+    assert len(set(some.column("class_key"))) == 6  # the first 30 rows are of two
+    assert at_most(table, 10**6) is table
+
+
+def test_validation_images_are_scored_and_not_learned(micro_folder: Path) -> None:
+    task = of_classes(pictures(micro_folder), 0, *range(6))
+    rows = list(range(len(task.train)))
+    task = replace(task, train=task.train.select(rows[20:]), val=task.train.select(rows[:20]))
+    without, with_val = divide(replace(task, val=None)), divide(task)
+    assert with_val is not None
+    assert set(with_val[1].ids) >= set(task.val.ids) if task.val else False
+    assert without is None or len(with_val[1]) == len(without[1]) + 20
+
+
+# -- old and new together -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(micro_folder: Path, tmp_path: Path) -> ListScenario:
+    """A task of two classes; the base has four others."""
+    document = {
+        "name": "month",
+        "version": 1,
+        "summary": "two new classes",
+        "kind": "sources",
+        "merge_classes": True,
+        "split": {"column": "test", "validation": 0.3},
+        "protocols": [{"name": "own"}, {"name": "all", "space": "all"}],
+        "headline": {"protocol": "all", "metric": "auto"},
+        "training": {"steps": 4, "batch_size": 8},
+        "base": {"name": "known", "kind": "classification", **rows_of(micro_folder, 0, 1, 2, 3)},
+        "sources": [{"name": "month", "kind": "classification", **rows_of(micro_folder, 4, 5)}],
+    }
+    file = tmp_path / "month.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return load_scenario(resolve_config(str(file)).scenario)
+
+
+def rows_of(folder: Path, *numbers: int) -> dict[str, Any]:
+    where = {"class_name": [f"class {number}" for number in numbers]}
+    return {"data": {"source": str(folder / "data.parquet")}, "where": where}
+
+
+def test_old_images_are_those_of_the_base_that_no_run_reports(
+    stream: ListScenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scored, "FEWEST", 5)
+    divided = divide(stream.tasks[0])
+    assert divided is not None
+    found = scored_on(stream.tasks[0], divided[1], stream, 10**6)
+    assert found.old is not None
+    assert stream.base_val is not None
+    assert set(found.old.table.ids) == set(stream.base_val.ids)
+    tested = {i for s in stream.eval_sets for i in s.data.identities()}
+    assert not tested & {*found.old.table.identities(), *found.new.table.identities()}
+    assert len(found.new.space.entries) == 6
+    known, month = (sum(len(s.data) for s in stream.eval_sets if s.group == g) for g in ("known", "task"))
+    assert found.share == pytest.approx(known / (known + month))
+    weights = found.weights()
+    new = len(found.new.table)
+    assert weights.mean() == pytest.approx(1)
+    assert weights[new:].sum() / weights.sum() == pytest.approx(found.share)
+
+
+def test_without_enough_old_images_new_ones_are_scored_alone(stream: ListScenario) -> None:
+    task = stream.tasks[0]
+    found = scored_on(task, task.train, stream, 10**6)  # 20 are wanted
+    assert found.old is None
+    assert set(found.new.space.keys) == {"class 4", "class 5"}
+    assert found.weights().tolist() == [1.0] * len(task.train)
+
+
+def test_a_base_that_is_measured_by_captions_has_no_old_classes(stream: ListScenario) -> None:
+    task = stream.tasks[0]
+    sets = tuple(
+        replace(s, kind="retrieval", classes=None) if s.group == "known" else s for s in stream.eval_sets
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scored, "FEWEST", 5)
+        assert scored_on(task, task.train, stream, 10**6).old is not None
+        assert scored_on(task, task.train, replace(stream, eval_sets=sets), 10**6).old is None
+
+
+def test_twins_of_the_retention_suite_are_scored_among_their_own(stream: ListScenario) -> None:
+    task = stream.tasks[0]
+    assert stream.base_val is not None
+    space = class_entries(stream.base_val, ["{}"])
+    twin = EvalSet("kept", "classification", stream.base_val, None, "retention", space)
+    found = scored_on(task, task.train, replace(stream, base_val=None, retention_val=(twin,)), 10**6)
+    assert [part.space.keys for part in found.retention] == [tuple(e.key for e in space)]
+    assert list(found.parts) == ["new", "retention"]
+
+
+def test_a_gap_weighs_old_and_new_as_the_results_do() -> None:
+    table = Table(pa.table({"image": ["a"] * 4, "class_key": ["x"] * 4}))
+    part = Part(table, LabelSpace(()))
+    whole = Scored(part, part, share=0.75)
+    first = {"new": np.array([1.0, 1, 1, 1]), "old": np.array([0.0, 0, 0, 0])}
+    second = {"new": np.array([0.0, 0, 0, 0]), "old": np.array([1.0, 1, 0, 0])}
+    found = gap_between(first, second, whole)
+    assert found.together.mean == pytest.approx(0.25 * 1 - 0.75 * 0.5)
+    assert (found.new.mean, found.old and found.old.mean) == (1.0, -0.5)
+    assert found.retention is None
+
+
+# -- trying ---------------------------------------------------------------------------------------------------
+
+
 def test_the_closed_form_learns_and_leaves_the_start_model_alone(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "FEWEST", 5)
+    monkeypatch.setattr(scored, "FEWEST", 5)
     divided = divide(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
 
@@ -61,38 +178,18 @@ def test_the_closed_form_learns_and_leaves_the_start_model_alone(
         return Learner(method, TrainingConfig(steps=1, batch_size=8, device="cpu"))
 
     first = learner()
-    found = try_method(first, *divided)
+    task, rows = divided
+    whole = scored_on(task, rows, None, 10**6)
+    before = hits_of(first, whole)
+    found, after = try_method(first, task, whole, before)
     assert found.method == "rail"
-    assert found.after > found.before  # the images of a class have a colour of their own
-    assert found.change == pytest.approx(found.after - found.before)
-    assert found.low <= found.change <= found.high
-    assert found.images == len(divided[1])
+    assert found.together == found.new
+    assert found.new.after > found.new.before  # the images of a class have a colour of their own
+    assert found.new.change == pytest.approx(found.new.after - found.new.before)
+    assert found.new.low <= found.new.change <= found.new.high
+    assert found.new.images == len(rows) == len(after["new"])
+    assert (found.old, found.retention, found.weakness) == (None, None, "")
     assert first.learned == {0}
-    assert "points" in found.describe()
-    again = try_method(learner(), *divided)
+    assert "points" in "".join(found.describe())
+    again, _ = try_method(learner(), task, whole, before)
     assert replace(again, seconds=0.0) == replace(found, seconds=0.0)
-
-
-def test_a_short_trial_is_no_comparison_and_the_reason_says_so() -> None:
-    closed = trial(0.10, 0.05, 0.15)
-    short = replace(trial(0.0, -0.01, 0.01), method="safe", steps=17, planned=250)
-    whole = replace(short, steps=250)
-    assert (short.short, whole.short, closed.short) == (True, False, False)
-    assert "safe took 17 of its 250 steps only" in _why_closed_form([closed, short])
-    assert "only" not in _why_closed_form([closed, whole])
-
-
-@pytest.mark.parametrize(
-    ("closed", "trained", "proposed"),
-    [
-        (trial(0.10, 0.05, 0.15), trial(0.03, -0.01, 0.07), True),
-        (trial(0.10, 0.05, 0.15), None, True),
-        (trial(0.10, 0.05, 0.15), trial(0.12, 0.06, 0.18), False),
-        (trial(0.02, -0.02, 0.06), None, False),
-        (trial(-0.10, -0.15, -0.05), trial(-0.2, -0.3, -0.1), False),
-    ],
-)
-def test_the_closed_form_is_proposed_only_for_a_resolved_gain_that_is_not_the_smaller(
-    closed: Trial, trained: Trial | None, proposed: bool
-) -> None:
-    assert better(closed, trained) is proposed

@@ -38,7 +38,7 @@ def suggest(
         typer.Option(
             "--trial-seconds", min=0, help="Time for the trial of a preset that trains; 0: no trials."
         ),
-    ] = 60.0,
+    ] = 120.0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for suggestion.json and lr-range.png.")
     ] = None,
@@ -48,7 +48,8 @@ def suggest(
 
     The learning rate is measured by a short sweep on the data; the model's weights are not changed. For classes, two
     presets learn a part of the images on trial: `rail`, which solves a regression, and the preset that would train.
-    What gains more on the held-out images is suggested.
+    What is better on held-out images, old and new classes together, is suggested; where that is not clear, both are
+    named with the commands that decide.
 
     Example: everclip suggest month.yaml
 
@@ -117,21 +118,31 @@ def _show(found: Suggestion, output: Path | None) -> None:
         f"{facts['validation']:,} rows set aside for choices"
     )
     typer.echo(f"{found.model}: {facts['parameters'] / 1e6:.1f} M parameters")
-    typer.echo("\nsuggested:")
+    typer.echo("\nsuggested:" if found.decided else "\nnot decided; the settings of the preset that trains:")
     for choice in found.choices:
         typer.echo(f"  {choice.key} = {choice.value}\n      {choice.reason}")
-    if found.trials:
-        typer.echo(
-            f"\nlearned on trial, accuracy on {found.trials[0].images} held-out images among the new classes:"
-        )
-        for trial in found.trials:
-            typer.echo(f"  {trial.describe()}")
+    _show_trials(found)
     typer.echo("\nnot measured:")
     for line in found.not_measured:
         typer.echo(f"  {line}")
-    typer.echo("\nto run it:")
+    typer.echo("\nto run it:" if found.decided else "\nto decide:")
     for line in found.command:
         typer.echo(f"  {line}")
     if output is not None:
         drawn = [output / "lr-range.png"] if found.rates else []
         typer.echo("\n" + "\n".join(map(str, [*drawn, output / "suggestion.json"])))
+
+
+def _show_trials(found: Suggestion) -> None:
+    """Print what the presets learned and kept on trial, and the difference between them."""
+    if not found.trials:
+        return
+    first = found.trials[0]
+    images = f"{first.new.images} held-out images of the new classes"
+    if first.old is not None:
+        images += f" and {first.old.images} of the known ones, among the answers of both"
+    typer.echo(f"\nlearned on trial, accuracy on {images}:")
+    for trial in found.trials:
+        typer.echo("\n".join(f"  {line}" for line in trial.describe()))
+    if found.gap is not None:
+        typer.echo(f"  {found.trials[1].method} against {first.method}: {found.gap.describe()}")

@@ -20,6 +20,7 @@ def command(
     block: Mapping[str, Any],
     training: Mapping[str, Any],
     choices: Sequence[Choice],
+    other: str | None = None,
 ) -> tuple[str, ...]:
     """Return the commands to type, with all that was given; a source of data needs its stream written first.
 
@@ -31,20 +32,37 @@ def command(
         block: settings of the data block, for a source.
         training: training settings that were given.
         choices: what is suggested.
+        other: a preset that may be as good: then both run, and the last command compares them.
     """
-    file = data if stream else f"{Path(data.rstrip('/')).name.partition('.')[0] or 'mine'}.yaml"
-    first = ["everclip", "init-config", data, *_flat(block), "-o", file]
+    name = Path(data.rstrip("/")).name.partition(".")[0] or "mine"
+    file = data if stream else f"{name}.yaml"
+    first = () if stream else (shlex.join(["everclip", "init-config", data, *_flat(block), "-o", file]),)
+    words = [f"backbone={model['name']}"] if "name" in model else []
+    words += _flat({k: v for k, v in model.items() if k != "name"}, "backbone.")
+    run = ["everclip", "run", file, *words]
+    if other is None:
+        return (*first, shlex.join([*run, *_settings(training, choices)]))
+    runs = {
+        str(next(c.value for c in choices if c.key == "method")): choices,
+        other: [Choice(key="method", value=other, reason="")],
+    }
+    folders = {preset: f"runs/{name}-{preset}" for preset in runs}
+    lines = [
+        shlex.join([*run, *_settings(training, chosen), f"output={folders[preset]}"])
+        for preset, chosen in runs.items()
+    ]
+    return (*first, *lines, shlex.join(["everclip", "compare", *folders.values()]))
+
+
+def _settings(training: Mapping[str, Any], choices: Sequence[Choice]) -> list[str]:
+    """Return choices as they are typed, before them the training settings that were given and not chosen."""
     chosen = {choice.key for choice in choices}
     kept = {
         key: value
         for key, value in training.items()
         if f"training.{key}" not in chosen and key not in BUDGET_KEYS
     }
-    words = [f"backbone={model['name']}"] if "name" in model else []
-    words += _flat({k: v for k, v in model.items() if k != "name"}, "backbone.")
-    words += [*_flat(kept, "training."), *(f"{c.key}={value_text(c.value)}" for c in choices)]
-    run = shlex.join(["everclip", "run", file, *words])
-    return (run,) if stream else (shlex.join(first), run)
+    return [*_flat(kept, "training."), *(f"{c.key}={value_text(c.value)}" for c in choices)]
 
 
 def value_text(value: Any) -> str:

@@ -5,34 +5,46 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from everclip.config import MethodConfig, TrainingConfig, merge, merge_training, validated
+from everclip.config import BUDGET_KEYS, MethodConfig
 from everclip.contracts import Task
 from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.learner.learnable import require_learnable
 from everclip.methods.build import build_method
 from everclip.models.backbone import Backbone, load_backbone
-from everclip.registry import method_entry
 from everclip.suggest.advice import Choice, Facts, choose
+from everclip.suggest.candidates import (
+    Candidates,
+    Outcome,
+    Pace,
+    TrainingSettings,
+    hold_trials,
+    planned_steps,
+)
 from everclip.suggest.command import command
 from everclip.suggest.range_test import RangeTest, TooSlow, range_test
-from everclip.suggest.target import given_by
-from everclip.suggest.trials import FEWEST, HELD_OUT, Trial, better, divide, try_method
+from everclip.suggest.scored import FEWEST, HELD_OUT, divide
+from everclip.suggest.target import Given, given_by
+from everclip.suggest.trials import Gap, Trial
+from everclip.suggest.verdict import decide
 from everclip.training.progress import Progress, clock
 
-TRIAL_SECONDS = 60.0
+TRIAL_SECONDS = 120.0
 """How long the trial of a preset that trains by gradient may take, about."""
 
-NOT_MEASURED = (
-    "how much is forgotten: that takes a run with a retention set (docs/own-stream.md, docs/keeping.md)",
-    "whether other trainable parts, more epochs or another batch size would do better: these are rules of size",
-    "the rate over a whole run: a range test sees its first steps",
+FORGOTTEN = (
+    "how much is forgotten: that takes a run with a retention set (docs/own-stream.md, docs/keeping.md)"
 )
+FORGOTTEN_ELSE = (
+    "what is forgotten beside these images. If the model was trained on the old ones among them, they score too high "
+    "before the trial: a loss looks larger, a gain smaller"
+)
+RULES = "whether other trainable parts, more epochs or another batch size would do better: these are rules of size"
+WHOLE_RUN = "the rate over a whole run: a range test sees its first steps"
 
 
 class Suggestion(BaseModel):
@@ -44,8 +56,10 @@ class Suggestion(BaseModel):
         choices: settings with reasons.
         rates, losses: the sweep, step by step.
         lowest, steepest, diverged: its points.
-        trials: what presets gained on held-out images of the new classes; none for captions or few images.
-        command: what to type.
+        trials: what presets learned and kept on held-out images; none for captions or few images.
+        gap: by how much the preset that trains was ahead; `None` without two trials.
+        decided: whether the trials tell which preset to take; without trials the rules do.
+        command: what to type; where nothing is decided, what would decide.
         not_measured: what nobody should believe this knows.
     """
 
@@ -62,8 +76,10 @@ class Suggestion(BaseModel):
     steepest: float | None
     diverged: float | None
     trials: tuple[Trial, ...]
+    gap: Gap | None = None
+    decided: bool = True
     command: tuple[str, ...]
-    not_measured: tuple[str, ...] = NOT_MEASURED
+    not_measured: tuple[str, ...]
 
 
 def suggest(
@@ -78,14 +94,15 @@ def suggest(
 ) -> Suggestion:
     """Suggest settings for learning `data` with `model`.
 
-    New classes are learned on trial by `rail` (a closed form) and by the preset that the rules chose, from four
-    fifths of the images; what gains more on the other fifth is suggested.
+    New classes are learned on trial by `rail` (a closed form) and by the preset that the rules chose, as their runs
+    would learn them: with the same rate, guard and replay, on a schedule of fewer steps where the time asks for it.
+    What is better on old and new images together is suggested (`everclip.suggest.verdict`).
 
     Args:
         data: a source of data, or a stream (a YAML file or a benchmark), whose first task is looked at.
         model: settings of the backbone; what is not given is the stream's, for a source `builtin:tiny`.
         block: settings of the `data:` block, for a source.
-        training: settings to begin from (device, precision, augmentation...); they lie over the stream's.
+        training: training settings that are given (device, augmentation, lr, epochs...); they lie over the stream's.
         steps: of the range test.
         trial_seconds: how long the trial of a preset may take, about; 0: no trials.
         sweep_seconds: how long the range test may take, about; without it as long as it takes.
@@ -95,37 +112,97 @@ def suggest(
         ConfigError: for data, a model or settings that do not exist.
         DataError: for data from which nothing can be learned.
     """
-    show = progress or Progress(quiet=True)
+    show, asked = progress or Progress(quiet=True), training or {}
     show.say(f"reading {data}")
     given = given_by(data, model or {}, block or {})
-    settings = _Training(given.training, training or {})
     show.say(f"loading {given.backbone.name}")
     backbone = load_backbone(given.backbone)
-    facts = _facts(given.task, backbone, settings)
-    choices = choose(facts)
-    learner = _learner(backbone, choices, settings)
-    require_learnable(learner.method, [given.task], learner.training.batch_size)
-    found, rate, step_seconds = _rate(learner, given.task, steps, sweep_seconds, show)
+    candidates = Candidates(given, backbone, TrainingSettings(given.training, asked))
+    facts = _facts(given.task, backbone, candidates.training)
+    choices = _as_given(choose(facts), asked)
+    learner = candidates.trained(choices, {"steps": 1})
+    require_learnable(learner.method, [given.task], learner.training.batch_size, base=learner.base)
+    found, rate, step_seconds = _rate(learner, given.task, asked, steps, sweep_seconds, show)
     choices.append(rate)
-    trials: tuple[Trial, ...] = ()
-    if trial_seconds > 0:
-        pace = _Pace(trial_seconds, step_seconds, learner.training.batch_size)
-        trials = _trials(given.task, backbone, choices, settings, pace, show)
-    if trials and better(*trials):
-        choices = [Choice(key="method", value=trials[0].method, reason=_why_closed_form(trials))]
+    known = found is not None or "lr" in asked
+    held = _held(candidates, learner, choices, known, trial_seconds, step_seconds, show)
+    choices, decided = _decided(choices, held)
+    other = None if decided or held is None else held.closed.method
     return Suggestion(
         data=data,
         model=given.backbone.name,
         facts=vars(facts),
         choices=tuple(choices),
         **_curve(found),
-        trials=trials,
-        command=command(data, given.stream, given.named, block or {}, training or {}, choices),
-        not_measured=(
-            *(NOT_MEASURED if found is not None else (*NOT_MEASURED[:2], "the learning rate")),
-            *_without_trial(given.task, trials, trial_seconds),
-        ),
+        trials=() if held is None else held.trials,
+        gap=None if held is None else held.gap,
+        decided=decided,
+        command=command(data, given.stream, given.named, block or {}, asked, choices, other),
+        not_measured=_not_measured(given, found, "lr" in asked, held, trial_seconds),
     )
+
+
+def _held(
+    candidates: Candidates,
+    learner: Learner,
+    choices: Sequence[Choice],
+    rate_known: bool,
+    trial_seconds: float,
+    step_seconds: float,
+    show: Progress,
+) -> Outcome | None:
+    """Hold the trials within the time; nothing for captions, few images, or without time."""
+    task = candidates.given.task
+    if trial_seconds <= 0 or task.classes is None or divide(task) is None:
+        return None
+    named = {choice.key.removeprefix("training."): choice.value for choice in choices}
+    planned = planned_steps(learner, task, {key: named[key] for key in BUDGET_KEYS if key in named})
+    # A busy moment makes a step look slower than it is, never quicker.
+    step_seconds = min(step_seconds, _step_seconds(learner, task, trial_seconds / 20))
+    pace = Pace(trial_seconds, step_seconds, learner.training.batch_size)
+    return hold_trials(candidates, choices, rate_known, planned, pace, show)
+
+
+def _as_given(choices: Sequence[Choice], asked: Mapping[str, Any]) -> list[Choice]:
+    """Return the choices of the rules, with the budget and the batch size that were given in place of theirs."""
+    given = {key: value for key, value in asked.items() if value is not None}
+    budget = next((key for key in BUDGET_KEYS if key in given), "epochs")
+    found = []
+    for choice in choices:
+        name = choice.key.removeprefix("training.")
+        name = budget if name == "epochs" else name
+        own = choice.key.startswith("training.") and name in given
+        found.append(Choice(key=f"training.{name}", value=given[name], reason="as given") if own else choice)
+    return found
+
+
+def _decided(choices: Sequence[Choice], held: Outcome | None) -> tuple[list[Choice], bool]:
+    """Return the choices after the trials, and whether these decided between the presets.
+
+    Without trials the rules decide. Where nothing is decided the choices stay those of the preset that trains.
+    """
+    if held is None:
+        return list(choices), True
+    verdict = decide(held.closed, held.trained, held.gap, held.why)
+    if verdict.method == held.closed.method:
+        return [Choice(key="method", value=verdict.method, reason=verdict.reason)], True
+    decided = verdict.method is not None
+    reason = verdict.reason if decided else f"not decided. {verdict.reason}"
+    return [
+        Choice(key="method", value=c.value, reason=reason) if c.key == "method" else c for c in choices
+    ], decided
+
+
+def _not_measured(
+    given: Given, found: RangeTest | None, rate_given: bool, held: Outcome | None, trial_seconds: float
+) -> tuple[str, ...]:
+    looked = held is not None and (held.scored.old is not None or bool(held.scored.retention))
+    lines = [FORGOTTEN_ELSE if looked else FORGOTTEN, RULES]
+    if found is not None:
+        lines.append(WHOLE_RUN)
+    elif not rate_given:
+        lines.append("the learning rate")
+    return (*lines, *_without_trial(given.task, held, trial_seconds))
 
 
 def _curve(found: RangeTest | None) -> dict[str, Any]:
@@ -138,13 +215,24 @@ def _curve(found: RangeTest | None) -> dict[str, Any]:
 
 
 def _rate(
-    learner: Learner, task: Task, steps: int, budget: float | None, show: Progress
+    learner: Learner,
+    task: Task,
+    asked: Mapping[str, Any],
+    steps: int,
+    budget: float | None,
+    show: Progress,
 ) -> tuple[RangeTest | None, Choice, float]:
-    """Measure the learning rate; where no test fits the time, that of the preset or the stream stays.
+    """Measure the learning rate, unless it is given; where no test fits the time, that of the stream stays.
 
     Returns:
         The test, the choice, and the seconds of a training step.
     """
+    if "lr" in asked:
+        return (
+            None,
+            Choice(key="training.lr", value=asked["lr"], reason="as given"),
+            _step_seconds(learner, task),
+        )
     started = time.monotonic()
     try:
         found = range_test(learner, task, steps, budget=budget, progress=show)
@@ -159,21 +247,14 @@ def _rate(
     return found, choice, found.step_seconds or (time.monotonic() - started) / (2 * steps)
 
 
-@dataclass(frozen=True)
-class _Training:
-    """Training settings of the stream, and those that were asked for: these win over a preset's."""
-
-    stream: Mapping[str, Any]
-    asked: Mapping[str, Any]
-
-    def under(self, preset: Mapping[str, Any], steps: int) -> dict[str, Any]:
-        """Return the settings with which a preset learns for some steps."""
-        return merge_training(
-            merge_training(merge_training(self.stream, preset), self.asked), {"steps": steps}
-        )
+def _step_seconds(learner: Learner, task: Task, limit: float = 12.0) -> float:
+    """Return the seconds of a training step; the weights stay."""
+    learner.method.begin_task(task, learner.past())
+    phase = next(p for p in learner.plan(task) if p.optimiser is not None)
+    return float(learner.engine.measure(learner.method, phase, limit))
 
 
-def _facts(task: Task, backbone: Backbone, training: _Training) -> Facts:
+def _facts(task: Task, backbone: Backbone, training: TrainingSettings) -> Facts:
     import torch
 
     return Facts(
@@ -183,7 +264,7 @@ def _facts(task: Task, backbone: Backbone, training: _Training) -> Facts:
         validation=0 if task.val is None else len(task.val),
         parameters=sum(p.numel() for p in backbone.parameters()),
         grows=_grows(backbone),
-        gpu=torch.cuda.is_available() and training.under({}, 1).get("device") != "cpu",
+        gpu=torch.cuda.is_available() and training.under({}, {"steps": 1}).get("device") != "cpu",
     )
 
 
@@ -196,99 +277,9 @@ def _grows(backbone: Backbone) -> bool:
     return True
 
 
-def _learner(
-    backbone: Backbone,
-    choices: Sequence[Choice],
-    training: _Training,
-    steps: int = 1,
-    merges: bool = False,
-) -> Learner:
-    """Build the learner that the choices describe; a sweep needs no replay, and no merge at the end."""
-    wanted = {choice.key: choice.value for choice in choices}
-    preset = method_entry(str(wanted["method"]))
-    own: dict[str, Any] = {"trainable": wanted["method.trainable"], "replay": {"kind": "none"}}
-    chosen = {
-        key.removeprefix("method.merge."): v for key, v in wanted.items() if key.startswith("method.merge.")
-    }
-    own["merge"] = chosen if merges and chosen else {"kind": "none"}
-    settings = merge(preset.settings, own)
-    method = build_method(MethodConfig(name=preset.name, settings=settings), copy.deepcopy(backbone))
-    document = training.under(preset.training, steps)
-    document["batch_size"] = wanted["training.batch_size"]
-    if "training.lr" in wanted:
-        document["lr"] = wanted["training.lr"]
-    return Learner(method, validated(TrainingConfig, document, "training"))
-
-
-def _closed_form(backbone: Backbone, training: _Training) -> Learner:
-    preset = method_entry("rail")
-    chosen = MethodConfig(name=preset.name, settings=preset.settings)
-    method = build_method(chosen, copy.deepcopy(backbone))
-    return Learner(method, validated(TrainingConfig, training.under(preset.training, 1), "training"))
-
-
-@dataclass(frozen=True)
-class _Pace:
-    """What fits the time of a trial.
-
-    Attributes:
-        seconds: that a trial may take.
-        step: seconds of a training step.
-        batch: samples of a step.
-    """
-
-    seconds: float
-    step: float
-    batch: int
-
-    @property
-    def steps(self) -> int:
-        """Gradient steps."""
-        return int(self.seconds / self.step)
-
-    @property
-    def images(self) -> int:
-        """Images that can be encoded: a step goes forward and back, which is about three times as much."""
-        return int(self.seconds / (self.step / self.batch / 3))
-
-
-def _trials(
-    task: Task,
-    backbone: Backbone,
-    choices: Sequence[Choice],
-    training: _Training,
-    pace: _Pace,
-    show: Progress,
-) -> tuple[Trial, ...]:
-    """Try `rail` and what the rules chose; nothing for captions, or too few images to tell anything.
-
-    Args:
-        task: what would be learned first.
-        backbone: the model; every trial takes a copy.
-        choices: of the rules, with the measured rate.
-        training: settings to begin from.
-        pace: what the time allows.
-        show: where the cost is said.
-    """
-    divided = None if task.classes is None else divide(task, pace.images)
-    if divided is None:
-        return ()
-    wanted = {choice.key: choice.value for choice in choices}
-    planned = max(1, wanted["training.epochs"] * len(task.train) // wanted["training.batch_size"])
-    rows = f"{len(divided[0].train):,} images learned, {len(divided[1]):,} scored"
-    show.say(f"trial of rail: {rows}, {clock(pace.seconds)} at most")
-    trials = [try_method(_closed_form(backbone, training), *divided)]
-    if pace.steps:
-        steps = min(planned, pace.steps)
-        show.say(f"trial of {wanted['method']}: {steps:,} steps, about {clock(steps * pace.step)}")
-        trained = _learner(backbone, choices, training, steps, merges=True)
-        trials.append(try_method(trained, *divided, planned))
-    return tuple(trials)
-
-
-def _without_trial(task: Task, trials: Sequence[Trial], seconds: float) -> tuple[str, ...]:
+def _without_trial(task: Task, held: Outcome | None, seconds: float) -> tuple[str, ...]:
     """Say why classes were not learned on trial; nothing where they were, and for captions."""
-    if trials or task.classes is None:
+    if held is not None or task.classes is None:
         return ()
     if seconds <= 0:
         why = "--trial-seconds is 0"
@@ -298,21 +289,6 @@ def _without_trial(task: Task, trials: Sequence[Trial], seconds: float) -> tuple
     else:
         why = f"--trial-seconds={seconds:g} is too short for {FEWEST} images to score on"
     return (f"whether `rail` learns these classes better: {why}. Run both, then `everclip compare`",)
-
-
-def _why_closed_form(trials: Sequence[Trial]) -> str:
-    """Say what was measured and what follows from the method itself."""
-    closed, *others = trials
-    text = f"gained {100 * closed.change:+.1f} points on {closed.images} held-out images"
-    text += "".join(f", {other.method} {100 * other.change:+.1f}" for other in others)
-    text += "; the model's weights stay as they are, so that nothing else is lost"
-    for other in others:
-        if other.short:
-            text += (
-                f". {other.method} took {other.steps:,} of its {other.planned:,} steps only and may gain more: a "
-                f"longer trial (--trial-seconds) or a run with method={other.method} tells"
-            )
-    return text
 
 
 def _spoken(found: RangeTest) -> str:

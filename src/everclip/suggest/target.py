@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from everclip.config import BackboneConfig, resolve_config, validated
@@ -12,6 +12,7 @@ from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError
 from everclip.learner.taking import make_task
 from everclip.registry import benchmarks
+from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 
 
@@ -25,6 +26,8 @@ class Given:
         backbone: the model.
         named: what of the model a command must name: all for a source, what was given for a stream.
         training: the stream's training settings.
+        scenario: the stream, which also holds the base's data and what a guard may look at; `None` for a source.
+        guard: what the stream says of the guard.
     """
 
     task: Task
@@ -32,6 +35,8 @@ class Given:
     backbone: BackboneConfig
     named: Mapping[str, Any]
     training: Mapping[str, Any]
+    scenario: ListScenario | None = None
+    guard: Mapping[str, Any] = field(default_factory=dict)
 
 
 def given_by(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> Given:
@@ -50,8 +55,10 @@ def given_by(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> G
         if block:
             raise ConfigError(f"suggest: {data} is a stream; settings of a data block belong into it.")
         config = resolve_config(data, settings={"backbone": model} if model else {})
-        task = load_scenario(config.scenario).tasks[0]
-        return Given(task, True, config.backbone, model, config.training.model_dump(exclude_unset=True))
+        scenario = load_scenario(config.scenario)
+        training = config.training.model_dump(exclude_unset=True)
+        guard = config.guard.model_dump(exclude_unset=True)
+        return Given(scenario.tasks[0], True, config.backbone, model, training, scenario, guard)
     chosen = validated(BackboneConfig, {"name": "builtin:tiny", **model}, "backbone")
     spec = validated(DataSpec, {"source": data, **block}, "data")
     named = chosen.model_dump(mode="json", exclude_unset=True)
