@@ -9,9 +9,10 @@ from everclip.data.checked import Check, Classes, Finding
 from everclip.data.wording import counted
 
 _CODE = re.compile(
-    r"\s*((class|label|cls|category)[-_ ]?)?[-+]?\d+(\.\d+)?\s*|true|false|n\d{8}", re.IGNORECASE
+    r"\s*((class|label|cls|category|cat|id|c|type|group|object|obj)[-_ ]?)?[-+]?\d+(\.\d+)?\s*|true|false|n\d{8}",
+    re.IGNORECASE,
 )
-"""Names that say nothing: 7, 1.0, class_3, True, and ImageNet's n02123045."""
+"""Names that say nothing: 7, 1.0, class_3, c_12, True, and ImageNet's n02123045."""
 _UNSPOKEN = re.compile(r"\w_\w|^\d+[._]+\s*[^\W\d]")
 
 
@@ -88,6 +89,11 @@ def names_of_classes(names: Sequence[str]) -> Iterator[Finding]:
             remedy="The model reads names as they stand, and was trained on words: write 'golden retriever', not "
             "'golden_retriever'.",
         )
+
+
+def notes_on_names(names: Sequence[str]) -> list[str]:
+    """Return a line for each thing that `names_of_classes` finds, as `eval`, `init-config` and a run print it."""
+    return [f"{found.message}. {found.remedy}" for found in names_of_classes(names)]
 
 
 def _sides_of_classes(classes: Classes) -> Iterator[Finding]:

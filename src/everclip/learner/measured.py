@@ -24,7 +24,7 @@ from everclip.evaluation.scoring import RowScorer
 from everclip.files import user_path
 from everclip.learner.core import Learner
 from everclip.scenarios.load import load_scenario
-from everclip.scenarios.measuring import Measuring, measured_set, one_answer, shared_names
+from everclip.scenarios.measuring import Measuring, measured_set, one_answer, shared_names, unspoken_names
 from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
 from everclip.training.run_folder import CONFIG
@@ -187,7 +187,7 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
 
 
 def _same_texts(scenario: Any, tokenise: Tokenise) -> list[str]:
-    """Say which classes share an answer, and which sets of a benchmark have one alone.
+    """Say which classes share an answer or have codes for names, and which sets of a benchmark have one answer alone.
 
     Raises:
         DataError: for data of one answer: a score on them says nothing.
@@ -198,7 +198,11 @@ def _same_texts(scenario: Any, tokenise: Tokenise) -> list[str]:
             f"{lonely[0]}. Give data with more than one class or caption, or measure on a stream that has the other "
             "names, too (--on STREAM.yaml)."
         )
-    return [*lonely, *shared_names(scenario.eval_sets, tokenise)]
+    return [
+        *lonely,
+        *shared_names(scenario.eval_sets, tokenise),
+        *unspoken_names(scenario.eval_sets),
+    ]
 
 
 def _learned_from(learner: Learner, sets: Sequence[EvalSet]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
+from everclip.data.advice_classes import notes_on_names
 from everclip.data.same_texts import Tokenise, keys_by_text, same_classes, shown_names
 from everclip.data.splits import side_of
 from everclip.data.table import Table
@@ -78,6 +79,17 @@ def shared_names(sets: Sequence[EvalSet], tokenise: Tokenise) -> list[str]:
         "own, or one class_key"
         for group, names in found.items()
     ]
+
+
+def unspoken_names(sets: Sequence[EvalSet]) -> list[str]:
+    """Say which classes have numbers, codes or underscores for names: once for a stream, and for each retention set."""
+    groups = [[s for s in sets if s.group != "retention"], *([s] for s in sets if s.group == "retention")]
+    lines = []
+    for group in filter(None, groups):
+        names = list(dict.fromkeys(entry.name for s in group for entry in s.classes or ()))
+        what = group[0].name if len(group) == 1 else "the classes of the tasks"
+        lines += [f"{what}: {line}" for line in notes_on_names(names)]
+    return lines
 
 
 def one_answer(s: EvalSet, tokenise: Tokenise) -> str | None:

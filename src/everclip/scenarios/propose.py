@@ -18,6 +18,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import build_scenario
+from everclip.scenarios.measuring import unspoken_names
 from everclip.scenarios.paths import Paths
 from everclip.scenarios.periods import period_of
 from everclip.scenarios.reading import Reader, has_values
@@ -107,7 +108,12 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
         reason = f"no stream of kind {chosen}, since {error}"
         document, scenario = _first_that_builds(_candidates("single", common, explicit, tables, wish), reader)
     training, why = _training(scenario)
-    notes = [*guessed, *notes_on_sides(tables, document), *scenario.notes]
+    notes = [
+        *guessed,
+        *notes_on_sides(tables, document),
+        *scenario.notes,
+        *unspoken_names(scenario.eval_sets),
+    ]
     return Proposal(
         document,
         scenario,

@@ -28,7 +28,7 @@ FILES = (
 )  # fmt: skip
 """In small letters, the first that fits is taken."""
 
-_CODE = re.compile(r"\d+|n\d{8}")
+_CODE = re.compile(r"\d+|n\d{8}|(?:class|label|cls|category|id|c)[-_ ]?\d+", re.IGNORECASE)
 _MOST_BYTES = 4 * 1024 * 1024
 
 
@@ -132,11 +132,19 @@ def _plain(code: str) -> str:
 
 
 def _numbered(listed: Sequence[str], codes: set[str]) -> dict[str, str]:
-    if not all(code.isdecimal() for code in codes):
+    numbers = {code: _number(code) for code in codes}
+    held = {number for number in numbers.values() if number is not None}
+    if None in numbers.values() or len(held) < len(codes):
         return {}
-    numbers = {int(code) for code in codes}
-    start = 1 if min(numbers) >= 1 and max(numbers) == len(listed) else 0
-    return {str(i): name for i, name in enumerate(listed, start)}
+    start = 1 if min(held) >= 1 and max(held) == len(listed) else 0
+    by_number = dict(enumerate(listed, start))
+    return {code: by_number[n] for code, n in numbers.items() if n is not None and n in by_number}
+
+
+def _number(code: str) -> int | None:
+    """Return the number that a code ends with (`7`, `class_7`); WordNet codes have none."""
+    found = re.search(r"\d+$", code)
+    return None if found is None or re.fullmatch(r"n\d{8}", code) else int(found.group())
 
 
 def _from_lines(text: str) -> tuple[list[str], dict[str, str]]:
