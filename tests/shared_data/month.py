@@ -4,7 +4,8 @@
 
 The photographs are those of CIFAR-10 in the pack `photo_pretrain` (600 per class; every fourth is a test picture).
 A small CLIP (the architecture of builtin:tiny, from random weights) learns six classes. Month 1 brings two new classes,
-month 2 two more. Each method learns month 1, then month 2 with `--extend`. The last table shows old and new together.
+month 2 two more. Each method learns month 1, then month 2 with `--extend`. What `everclip suggest` proposes for month 1
+learns it by the command that was printed, too. The tables show old and new together, the proposal beside the runs.
 A step that is finished is read again.
 """
 
@@ -98,11 +99,30 @@ def run(folder: Path, packs: Path) -> dict[str, Any]:
                 done=Path(f"runs/{method}-{number}.done"),
             )
             (folder / f"runs/{method}-{number}.done").touch()
+        if number == 1:
+            suggested = run_suggested(folder)
     runs = [f"runs/{method}" for method in METHODS]
     everclip(folder, "compare", *runs, "-o", "compare.html")
     everclip(folder, "export", "runs/rail", "exported", "--force")
     found: dict[str, Any] = json.loads(everclip(folder, "compare", *runs, "--json"))
+    print(f"proposed for month 1: {suggested}; after both months:", *found["leaders"], sep="\n  ")
     return found
+
+
+def run_suggested(folder: Path) -> str:
+    """Learn month 1 by the commands that `suggest` printed, and compare; return the proposal."""
+    proposal = json.loads((folder / "suggested/suggestion.json").read_text(encoding="utf-8"))
+    preset = next(c["value"] for c in proposal["choices"] if c["key"] == "method")
+    commands = [line for line in map(shlex.split, proposal["command"]) if line[1] == "run"]
+    runs = [f"runs/{method}" for method in METHODS]
+    for number, words in enumerate(commands, start=1):
+        output = f"runs/suggested-{number}"
+        given = [word for word in words[2:] if not word.startswith("output=")]
+        everclip(folder, "run", *given, f"output={output}", done=Path(f"{output}.done"))
+        (folder / f"{output}.done").touch()
+        runs.append(output)
+    everclip(folder, "compare", *runs, "-o", "compare-1.html", done=Path("compare-1.html"))
+    return str(preset) if proposal["decided"] else " or ".join(t["method"] for t in proposal["trials"])
 
 
 def make_base(folder: Path) -> None:
@@ -128,7 +148,7 @@ def month(folder: Path, number: int) -> None:
             base={"name": "known", "data": {"source": "known"}, "split": {"column": "split"}},
         )
         everclip(folder, "run", "month.yaml", "--dry-run")
-        everclip(folder, "suggest", "month.yaml")
+        everclip(folder, "suggest", "month.yaml", "-o", "suggested", done=Path("suggested/suggestion.json"))
         return
     sources = yaml.safe_load(file.read_text(encoding="utf-8"))["sources"]
     edit(file, sources=[*sources[:1], {**sources[0], "name": name, "data": {"source": name}}])

@@ -31,7 +31,7 @@ from everclip.suggest.command import command, value_text
 from everclip.suggest.cost import LEAST_BATCH, LEAST_STEPS, fitting
 from everclip.suggest.picture import draw
 from everclip.suggest.range_test import range_test, read_curve
-from everclip.suggest.target import Given
+from everclip.suggest.target import Given, given_by
 from everclip.suggest.verdict import decide
 from micro import of_classes
 
@@ -318,6 +318,30 @@ def test_point_14_a_stream_keeps_its_model_and_its_training(
     assert resolve_config(str(month), shlex.split(line)[3:]).backbone.patch_dropout == 0.25
     for said in ("reading", "loading", "range test: 2 sweeps of 20 steps", "about 0:0"):
         assert said in done.stderr
+
+
+def test_a_stream_keeps_the_settings_of_the_preset_that_it_names(month: Path) -> None:
+    document = yaml.safe_load(month.read_text())
+    document["method"] = {"name": "safe", "label_smoothing": 0.125, "replay": {"size": 7}}
+    month.write_text(yaml.safe_dump(document))
+    given = given_by(str(month), {}, {})
+    backbone = load_backbone(given.backbone)
+    built = candidates.Candidates(given, backbone, TrainingSettings(given.training, {}))
+    settings = built.trained([*choose(facts())], {"steps": 1}).method.settings
+    assert (settings.label_smoothing, settings.replay.size) == (0.125, 7)
+    assert settings.replay.kind == "reservoir"  # there is a base
+    assert built.closed_form().method.settings.label_smoothing == 0.0  # another preset inherits nothing
+    assert not built.sweeps(choose(facts()))
+    document["method"]["merge"] = {"kind": "wise-ft", "alpha": "sweep"}
+    month.write_text(yaml.safe_dump(document))
+    merging = candidates.Candidates(
+        given_by(str(month), {}, {}), backbone, TrainingSettings(given.training, {})
+    )
+    assert merging.sweeps(choose(facts()))
+    assert not merging.sweeps(choose(facts(validation=0)))  # the rule sets a fixed share
+    tried = merging.trained(choose(facts()), {"steps": 1}, merges=True)
+    swept = merging.trained(choose(facts()), {"steps": 1})
+    assert (tried.method.settings.merge.kind, swept.method.settings.merge.kind) == ("wise-ft", "none")
 
 
 def test_point_14_a_setting_of_the_model_needs_no_model_named(month: Path) -> None:

@@ -52,7 +52,7 @@ def write_stream(folder: Path, model: Path, pictures: Path, known: int) -> Path:
 
 def accuracy(stream: Path, words: list[str]) -> float:
     """Return the accuracy over old and new test pictures together after a run."""
-    found = everclip.execute(str(stream), *words)
+    found = everclip.execute(str(stream), *words, "report=false")
     rows = found.rows[-1].scores
     value = pooled([sets["all"]["accuracy"] for sets in rows.values()])
     assert value is not None

@@ -60,14 +60,23 @@ def test_a_bounded_part_has_every_class(micro_folder: Path) -> None:
     assert at_most(table, 10**6) is table
 
 
-def test_validation_images_are_scored_and_not_learned(micro_folder: Path) -> None:
+def test_validation_images_are_scored_and_not_learned(
+    micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = of_classes(pictures(micro_folder), 0, *range(6))
     rows = list(range(len(task.train)))
     task = replace(task, train=task.train.select(rows[20:]), val=task.train.select(rows[:20]))
-    without, with_val = divide(replace(task, val=None)), divide(task)
-    assert with_val is not None
-    assert set(with_val[1].ids) >= set(task.val.ids) if task.val else False
-    assert without is None or len(with_val[1]) == len(without[1]) + 20
+    found = divide(task)
+    assert task.val is not None
+    assert found is not None
+    assert found[0].val is None
+    assert set(found[1].ids) >= set(task.val.ids)
+    # Where a preset chooses on them, they are left to it.
+    monkeypatch.setattr(scored, "FEWEST", 5)
+    sweeping = divide(task, sweeps=True)
+    assert sweeping is not None
+    assert sweeping[0].val is task.val
+    assert not set(sweeping[1].ids) & set(task.val.ids)
 
 
 # -- old and new together -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from everclip.errors import DivergedError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import Backbone
-from everclip.registry import method_entry
+from everclip.registry import MethodEntry, method_entry
 from everclip.scenarios.base import ListScenario
 from everclip.suggest.advice import Choice
 from everclip.suggest.scored import Hits, Scored, divide, hits_of, scored_on, watched
@@ -67,11 +67,6 @@ class Candidates:
         """
         wanted = {choice.key: choice.value for choice in choices}
         preset = method_entry(str(wanted["method"]))
-        own: dict[str, Any] = {"trainable": wanted["method.trainable"]}
-        if self._base is None or self._base.base is None:  # a first task has nothing to replay
-            own["replay"] = {"kind": "none"}
-        chosen = {k.removeprefix("method.merge."): v for k, v in wanted.items() if "method.merge." in k}
-        own["merge"] = chosen if merges and chosen else {"kind": "none"}
         document = self.training.under(preset.training, budget)
         document["batch_size"] = wanted["training.batch_size"]
         if "training.lr" in wanted:
@@ -79,28 +74,51 @@ class Candidates:
         for key in ("warmup", "cooldown"):
             if document.get(key, 0) >= 1:  # steps; a share of them shrinks by itself
                 document[key] = max(1, round(document[key] * share))
-        return self._learner(preset.name, merge(preset.settings, own), document)
+        return self._learner(self._method(wanted, merges), document)
 
     def closed_form(self) -> Learner:
         """Return the learner of the closed form."""
         preset = method_entry(CLOSED_FORM)
-        return self._learner(preset.name, preset.settings, self.training.under(preset.training, {"steps": 1}))
+        return self._learner(self._named(preset), self.training.under(preset.training, {"steps": 1}))
+
+    def sweeps(self, choices: Sequence[Choice]) -> bool:
+        """Whether the preset that trains chooses on the task's validation images how far it merges."""
+        merging = self._method({c.key: c.value for c in choices}, merges=True).settings.get("merge", {})
+        return bool(merging.get("kind") == "wise-ft" and merging.get("alpha") == "sweep")
+
+    def _method(self, wanted: Mapping[str, Any], merges: bool) -> MethodConfig:
+        """Return the method that choices describe."""
+        own: dict[str, Any] = {"trainable": wanted["method.trainable"]}
+        if self._stream is None or self._stream.base is None:  # a first task has nothing to replay
+            own["replay"] = {"kind": "none"}
+        chosen = {k.removeprefix("method.merge."): v for k, v in wanted.items() if "method.merge." in k}
+        if chosen or not merges:
+            own["merge"] = chosen if merges else {"kind": "none"}
+        named = self._named(method_entry(str(wanted["method"])))
+        return MethodConfig(name=named.name, settings=merge(named.settings, own))
+
+    def _named(self, preset: MethodEntry) -> MethodConfig:
+        """Return a preset as the stream has it: with settings of its own where the stream names it."""
+        named = self.given.method
+        if named is not None and named.name == preset.name:
+            return named
+        return MethodConfig(name=preset.name, settings=dict(preset.settings))
 
     @property
-    def _base(self) -> ListScenario | None:
+    def _stream(self) -> ListScenario | None:
         return self.given.scenario
 
-    def _learner(self, name: str, settings: Mapping[str, Any], training: Mapping[str, Any]) -> Learner:
-        method = build_method(MethodConfig(name=name, settings=dict(settings)), copy.deepcopy(self.backbone))
-        learner = Learner(method, validated(TrainingConfig, dict(training), "training"))
-        if self._base is not None:
-            learner.follow(self._base)
+    def _learner(self, method: MethodConfig, training: Mapping[str, Any]) -> Learner:
+        built = build_method(method, copy.deepcopy(self.backbone))
+        learner = Learner(built, validated(TrainingConfig, dict(training), "training"))
+        if self._stream is not None:
+            learner.follow(self._stream)
         return learner
 
     def guard(self, learner: Learner, most: int) -> None:
         """Let the guard of a run watch a trial, where the stream has something to watch."""
         limits = merge(self.given.guard, method_entry(learner.method.preset).guard)
-        sets = [] if self._base is None else watchable(self._base)
+        sets = [] if self._stream is None else watchable(self._stream)
         if sets and limits.get("max_drop") is not None:
             held = learner.watch(watched(sets, most), validated(GuardConfig, limits, "guard"))
             held.tell = lambda kind, message: None  # the trial says itself what the guard did
@@ -183,7 +201,9 @@ def hold_trials(
         show: where the cost is said.
     """
     given = candidates.given
-    divided = None if given.task.classes is None else divide(given.task, pace.images)
+    divided = (
+        None if given.task.classes is None else divide(given.task, pace.images, candidates.sweeps(choices))
+    )
     if divided is None:
         return None
     task, rows = divided

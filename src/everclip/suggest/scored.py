@@ -71,12 +71,13 @@ class Scored:
         return np.concatenate([np.full(count, share * (new + old) / count) for share, count in shares])
 
 
-def divide(task: Task, most: int = LEARNED + 4 * SCORED) -> tuple[Task, Table] | None:
+def divide(task: Task, most: int = LEARNED + 4 * SCORED, sweeps: bool = False) -> tuple[Task, Table] | None:
     """Divide the images of a task with classes into some to learn and some to score on, by hash.
 
     Args:
         task: with classes; its validation images are not learned, and so they are scored on, too.
         most: images that may be encoded; those that are scored are encoded before and after, by both trials.
+        sweeps: whether a preset chooses on the validation images: then they are not scored on.
 
     Returns:
         The smaller task and the held-out rows; `None` if there are too few to tell anything.
@@ -84,12 +85,12 @@ def divide(task: Task, most: int = LEARNED + 4 * SCORED) -> tuple[Task, Table] |
     held = [unit_hash("trial", identity) < HELD_OUT for identity in task.train.identities()]
     learn = task.train.select([i for i, out in enumerate(held) if not out])
     score = task.train.select([i for i, out in enumerate(held) if out])
-    if task.val is not None and len(task.val):
+    if task.val is not None and len(task.val) and not sweeps:
         score = Table.concat([score, task.val], score.name)
     learn, score = at_most(learn, min(LEARNED, most // 2)), at_most(score, min(SCORED, most // 8))
     if min(len(learn), len(score)) < FEWEST:
         return None
-    return replace(task, train=learn, val=None), score
+    return replace(task, train=learn, val=task.val if sweeps else None), score
 
 
 def at_most(table: Table, most: int) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from everclip.config import BackboneConfig, resolve_config, validated
+from everclip.config import BackboneConfig, MethodConfig, resolve_config, validated
 from everclip.contracts import Task
 from everclip.data.spec import DataSpec
 from everclip.errors import ConfigError
@@ -28,6 +28,7 @@ class Given:
         training: the stream's training settings.
         scenario: the stream, which also holds the base's data and what a guard may look at; `None` for a source.
         guard: what the stream says of the guard.
+        method: the preset that the stream names, with its settings: a run with that preset takes them.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class Given:
     training: Mapping[str, Any]
     scenario: ListScenario | None = None
     guard: Mapping[str, Any] = field(default_factory=dict)
+    method: MethodConfig | None = None
 
 
 def given_by(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> Given:
@@ -58,7 +60,9 @@ def given_by(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> G
         scenario = load_scenario(config.scenario)
         training = config.training.model_dump(exclude_unset=True)
         guard = config.guard.model_dump(exclude_unset=True)
-        return Given(scenario.tasks[0], True, config.backbone, model, training, scenario, guard)
+        return Given(
+            scenario.tasks[0], True, config.backbone, model, training, scenario, guard, config.method
+        )
     chosen = validated(BackboneConfig, {"name": "builtin:tiny", **model}, "backbone")
     spec = validated(DataSpec, {"source": data, **block}, "data")
     named = chosen.model_dump(mode="json", exclude_unset=True)

@@ -97,7 +97,8 @@ class Trial:
         if self.rate is not None:
             cost += f" at learning rate {self.rate:g}"
         lines = [f"{self.method}: {cost}", *(f"  {name}: {side.describe()}" for name, side in sides)]
-        return lines + (["  the guard stepped in"] if self.guarded else [])
+        note = "  the guard stepped in, by images that are scored: what is kept may look better than it is"
+        return [*lines, note] if self.guarded else lines
 
 
 @dataclass(frozen=True)
