@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from everclip.data.quarantine import Entry
 from everclip.data.readers.coco import read_coco
+from everclip.data.readers.json_columns import rows_of_object
 from everclip.data.readers.json_forms import json_form, names_a_picture
-from everclip.data.readers.json_stream import elements
+from everclip.data.readers.json_stream import elements, values
 from everclip.data.readers.jsonl import MAX_LINE, checked, read_json_lines
 from everclip.data.readers.karpathy import read_karpathy
 from everclip.data.readers.label_studio import read_label_studio
@@ -21,6 +23,7 @@ from everclip.data.readers.text_file import open_text, text_encoding
 from everclip.errors import DataError
 
 _LOOKED_AT = 4  # lines, of which some may be blank
+_HEAD = 1000  # characters
 
 
 def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
@@ -34,12 +37,20 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
         raw = read_json_lines(path, reading)
         raw.notes.append(f"{path.name}: read as JSON lines: each line is an object")
         return raw
-    raw = _read(path, encoding.name)
+    raw = read_document(path, encoding.name)
     raw.notes += [encoding.note] if encoding.note else []
     return raw
 
 
-def _read(path: Path, encoding: str) -> Raw:
+def read_document(path: Path, encoding: str) -> Raw:
+    """Read a JSON document by its form.
+
+    Raises:
+        DataError: if it is no JSON, or of no known form.
+    """
+    if _follow_each_other(path, encoding):
+        note = f"{path.name}: read as JSON objects that follow each other"
+        return _rows(path, values(path, encoding), [note])
     form = json_form(path, encoding)
     if form == "coco":
         return read_coco(path, encoding=encoding)
@@ -51,7 +62,27 @@ def _read(path: Path, encoding: str) -> Raw:
         return _rows(
             path, _by_file(path, encoding), [f"{path.name}: each key is a picture, each value its captions"]
         )
-    return _rows(path, _objects(path, encoding), [])
+    found = iter(_objects(path, encoding))
+    first = next(found, None)
+    if first is not None:
+        return _rows(path, itertools.chain([first], found), [])
+    return _rows(
+        path,
+        iter(rows_of_object(path, encoding)),
+        [f"{path.name}: rows are made of the columns of one object"],
+    )
+
+
+def _follow_each_other(path: Path, encoding: str) -> bool:
+    """Whether a file begins with an object, and another follows it."""
+    with open_text(path, encoding) as file:
+        if not file.read(_HEAD).lstrip().startswith("{"):
+            return False
+    try:
+        first = list(itertools.islice(values(path, encoding), 2))
+    except DataError:
+        return False
+    return len(first) == 2 and all(isinstance(value, dict) for value in first)
 
 
 def _holds_lines(path: Path, encoding: str) -> bool:

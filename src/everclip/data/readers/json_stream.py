@@ -16,13 +16,17 @@ MAX_ELEMENT = 16 * 1024 * 1024
 
 _BLOCK = 1024 * 1024
 _BLANK = re.compile(r"[ \t\r\n]*")
+_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_LAST_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[\]}])', re.DOTALL)
+_CUT = "the file ends early: it is cut short; write or download it again"
 
 
 def elements(path: Path, encoding: str | None = None, arrays_only: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield (key, element) of a JSON document, in order.
 
-    An array at the top gives its elements under the key "". An object at the top gives the elements of its arrays,
-    and its other values, under their keys. Bytes that are not of the encoding become lone surrogates.
+    An array at the top gives its elements under the key ""; so do arrays that follow each other. An object at the top
+    gives the elements of its arrays, and its other values, under their keys. A comma after the last element is passed
+    over. Bytes that are not of the encoding become lone surrogates.
 
     Args:
         path: the file.
@@ -37,11 +41,27 @@ def elements(path: Path, encoding: str | None = None, arrays_only: bool = False)
         yield from _document(_Text(path, file), arrays_only)
 
 
+def values(path: Path, encoding: str) -> Iterator[Any]:
+    """Yield the values of a file in which one follows the other: `{...} {...}`, perhaps over several lines each.
+
+    Raises:
+        DataError: if one of them is no valid JSON, or too large.
+    """
+    with open_text(path, encoding) as file:
+        text = _Text(path, file)
+        while text.look():
+            yield text.value("a value")
+            if text.look() == ",":
+                text.next_mark()
+
+
 def _document(text: _Text, arrays_only: bool) -> Iterator[tuple[str, Any]]:
     first = text.next_mark()
     if first == "[":
-        for element in _array(text, ""):
-            yield "", element
+        while first == "[":
+            for element in _array(text, ""):
+                yield "", element
+            first = text.next_mark() if text.look() == "[" else ""
     elif first == "{":
         for key in _keys(text):
             if text.look() == "[":
@@ -52,10 +72,14 @@ def _document(text: _Text, arrays_only: bool) -> Iterator[tuple[str, Any]]:
                 value = text.value(key)
                 if not arrays_only:
                     yield key, value
+    elif not first:
+        raise text.wrong("the file is empty")
+    elif first in "/#":
+        raise text.wrong("it begins with a comment, which JSON has not; remove it")
     else:
         raise text.wrong("expected an object or an array at the top")
     if text.look():
-        raise text.wrong("something follows after the end")
+        raise text.wrong("something follows after the end; give two documents a file each")
 
 
 def _keys(text: _Text) -> Iterator[str]:
@@ -69,10 +93,12 @@ def _keys(text: _Text) -> Iterator[str]:
             raise text.wrong("expected a key and a colon")
         yield key
         mark = text.next_mark()
+        if mark == "," and text.look() == "}":
+            mark = text.next_mark()
         if mark == "}":
             return
         if mark != ",":
-            raise text.wrong(f"expected a comma or }} after {key[:40]!r}")
+            raise text.wrong(_CUT if not mark else f"expected a comma or }} after {key[:40]!r}")
 
 
 def _array(text: _Text, key: str) -> Iterator[Any]:
@@ -80,13 +106,19 @@ def _array(text: _Text, key: str) -> Iterator[Any]:
     if text.look() == "]":
         text.next_mark()
         return
+    text.whole = 0
     while True:
         yield text.value(key)
+        text.whole += 1
         mark = text.next_mark()
+        if mark == "," and text.look() == "]":
+            mark = text.next_mark()
         if mark == "]":
             return
         if mark != ",":
-            raise text.wrong(f"expected a comma or ] in {key[:40]!r}")
+            raise text.wrong(
+                _CUT if not mark else f"expected a comma or ]{f' in {key[:40]!r}' if key else ''}"
+            )
 
 
 class _Text:
@@ -97,6 +129,9 @@ class _Text:
         self._buffer, self._at, self._before = "", 0, 0
         self._ended = False
         self._decoder = json.JSONDecoder()
+        self._lines_before = 0
+        self.whole = 0
+        """Elements of the array at hand that were whole."""
 
     def look(self) -> str:
         """Return the next character that is no blank, without taking it; nothing at the end."""
@@ -120,17 +155,18 @@ class _Text:
             DataError: if it is no valid JSON, too large, or nested too deep.
         """
         if not self.look():
-            raise self.wrong("the file ends early")
+            raise self.wrong(_CUT)
         while True:
             try:
                 found, end = self._decoder.raw_decode(self._buffer, self._at)
             except RecursionError:
                 raise self.wrong("nested too deep") from None
             except json.JSONDecodeError as error:
+                closed = self._end()
+                if closed is not None:
+                    return self._mended(closed, error)
                 if self._ended or not self._more():
-                    raise self.wrong(
-                        f"{error.msg}; is the file cut short?" if self._ended else error.msg
-                    ) from None
+                    raise self.wrong(_CUT) from None
             except ValueError as error:  # a number of thousands of digits
                 raise self.wrong(str(error)) from None
             else:
@@ -143,11 +179,46 @@ class _Text:
                     f"no valid JSON, or an element of more than {MAX_ELEMENT:,} characters in {key[:40]!r}"
                 )
 
+    def _end(self) -> int | None:
+        """Return where the value that begins here ends by its brackets, `None` if that is not in what was read."""
+        depth = 0
+        for found in _MARK.finditer(self._buffer, self._at):
+            mark = found.group()
+            if depth == 0 and (mark not in ("{", "[") or found.start() > self._at):
+                break  # no object, no array
+            depth += (mark in ("{", "[")) - (mark in ("}", "]"))
+            if depth == 0:
+                return found.end()
+        # What is no object and no array ends with its line.
+        if self._buffer[self._at] in "{[":
+            return None
+        end = self._buffer.find("\n", self._at)
+        return len(self._buffer) if self._ended else end if end >= 0 else None
+
+    def _mended(self, end: int, error: json.JSONDecodeError) -> Any:
+        """Return the value up to `end` without the commas before its closing brackets, which change nothing.
+
+        Raises:
+            DataError: if that is no valid JSON either.
+        """
+        text = self._buffer[self._at : end]
+        try:
+            found = json.loads(_LAST_COMMA.sub(lambda comma: comma.group(1) or "", text))
+        except (ValueError, RecursionError):
+            why = "an object as Python prints it, with single quotes; write it by json.dumps"
+            self._at = min(max(error.pos, self._at), len(self._buffer))
+            raise self.wrong(
+                why if text.startswith("{'") else f"{error.msg[0].lower()}{error.msg[1:]}"
+            ) from None
+        self._at = end
+        return found
+
     def _more(self) -> bool:
         """Read on; as much again as is held, so that a long element is not scanned often."""
         held = self._buffer[self._at :]
         block = self._file.read(max(_BLOCK, len(held)))
         self._before += self._at
+        self._lines_before += self._buffer.count("\n", 0, self._at)
         self._buffer, self._at = held + block, 0
         self._ended = not block
         return not self._ended
@@ -155,6 +226,9 @@ class _Text:
     def wrong(self, why: str) -> DataError:
         """Return the error that says what is wrong, and where."""
         near = self._buffer[max(0, self._at - 20) : self._at + 20]
+        line = self._lines_before + self._buffer.count("\n", 0, self._at) + 1
+        whole = f"; {self.whole:,} elements before it are whole" if self.whole else ""
         return DataError(
-            f"{self._path}: not a readable JSON file: {why} (character {self._before + self._at:,}, near {near!r})."
+            f"{self._path}: not a readable JSON file: {why} (line {line:,}, character {self._before + self._at:,}, "
+            f"near {near!r}{whole})."
         )

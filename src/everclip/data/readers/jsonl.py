@@ -42,6 +42,8 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
             bare = line.rstrip().removesuffix(",")
             commas += bare != line.rstrip()
             found = _row(bare, encoding.remedy)
+            if isinstance(found, tuple) and not line.endswith("\n"):
+                found = found[0], f"{found[1]}; the file ends in this line: is it cut short?"
             if isinstance(found, dict):
                 rows.append(found)
                 numbers.append(number)
@@ -49,9 +51,14 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
             else:
                 broken.append(Entry(number, f"{path.name}, row {number}", *found))
     if not rows:
-        why = f" (row 1: {broken[0].detail})" if broken else ""
         if _is_document(path, encoding.name):
-            why = ": it is one JSON document; let its name end in .json"
+            from everclip.data.readers.json_rows import read_document  # which reads JSON lines by this module
+
+            raw = read_document(path, encoding.name)
+            raw.notes[:0] = [f"{path.name}: no JSON lines, but one JSON document, read as such"]
+            raw.notes += [encoding.note] if encoding.note else []
+            return raw
+        why = f" (row 1: {broken[0].detail})" if broken else ""
         raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
     notes = [encoding.note] if encoding.note else []
     if commas:
