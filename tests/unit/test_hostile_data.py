@@ -109,7 +109,7 @@ def test_a_head_that_claims_more_than_any_memory_costs_no_other_sample(
     (tmp_path / "a.tar").write_bytes(data)
     found = loaded(tmp_path / "a.tar")
     assert len(found.table) == 2
-    assert found.quarantine.counts() == {"bad-row": 1}
+    assert found.quarantine.counts() == {"damaged-archive": 1}
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -118,7 +118,7 @@ def test_heads_of_heads_of_heads_end(tmp_path: Path, kind: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(sample("a") + one * 1500 + sample("b", 1) + bytes(1024))
     found = loaded(tmp_path / "a.tar")
     assert len(found.table) >= 1
-    assert set(found.quarantine.counts()) <= {"bad-row", "no-image"}
+    assert set(found.quarantine.counts()) <= {"damaged-archive", "no-image"}
 
 
 def test_an_endless_number_in_a_head_ends(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from everclip.data.advice_classes import balance
 from everclip.data.checked import Check, Finding, Leaks, Row
 from everclip.data.periods import misordered
+from everclip.data.quarantine import DAMAGED
 from everclip.data.wording import counted, share
 
 _KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same with the same text"}
@@ -87,6 +88,15 @@ def _kinds(leaks: Leaks) -> str:
 
 def _set_aside(check: Check) -> Iterator[Finding]:
     aside = check.quarantine
+    damaged = aside.reasons.get(DAMAGED, 0)
+    if damaged:
+        yield Finding(
+            level="stop" if aside.archives == "refused" else "mend",
+            code="archives",
+            message=f"archives are damaged or cut short ({counted(damaged, 'place')}), nobody knows how much is lost",
+            remedy="Download or write them again; see `set aside`. To go on with what is whole: "
+            "data.damaged_archives=noted.",
+        )
     if aside.share > aside.limit:
         yield Finding(
             level="stop",

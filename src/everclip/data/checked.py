@@ -196,6 +196,7 @@ class SetAside(Frozen):
     limit: float
     reasons: dict[str, int]
     examples: dict[str, tuple[str, ...]]
+    archives: Literal["refused", "noted"] = "refused"
 
 
 class Finding(Frozen):

@@ -79,6 +79,7 @@ def join(loaded: Loaded, test: Loaded) -> Loaded:
         name,
         loaded.quarantine.total + test.quarantine.total,
         (*loaded.quarantine.entries, *test.quarantine.entries),
+        archives=loaded.quarantine.archives,
     )
     guesses = tuple(dict.fromkeys((*loaded.guesses, *test.guesses)))
     facts = pa.concat_tables([loaded.facts, test.facts])
@@ -261,8 +262,9 @@ def _set_aside(quarantine: Quarantine, limit: float) -> SetAside:
     return SetAside(
         total=quarantine.total,
         count=len(quarantine.entries),
-        share=quarantine.share,
+        share=quarantine.mendable,
         limit=limit,
         reasons=quarantine.counts(),
+        archives=quarantine.archives,
         examples={reason: tuple(held) for reason, held in examples.items()},
     )

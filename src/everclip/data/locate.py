@@ -13,7 +13,7 @@ from pathlib import Path
 
 from everclip.data.names_of_files import with_classes_of_names
 from everclip.data.readers.class_names import with_class_names
-from everclip.data.readers.files import NAMED, TABLES, is_readable, read_file
+from everclip.data.readers.files import NAMED, TABLES, is_readable, read_file, read_part
 from everclip.data.readers.foreign import is_foreign_path, some
 from everclip.data.readers.picture_index import with_sides_of_paths, without_foreign_rows
 from everclip.data.readers.raw import IMAGE_ENDINGS, Raw
@@ -212,7 +212,7 @@ def _read_pattern(path: Path, spec: DataSpec) -> list[Raw]:
     if not found:
         raise ConfigError(f"data.source: {path}: no file fits the pattern.")
     said = sides_of(file.name for file in found) if _by_names(spec) else {}
-    raws = with_splits([(read_file(file, spec.reading), said.get(file.name)) for file in found])
+    raws = with_splits([(read_part(file, spec.reading), said.get(file.name)) for file in found])
     if len(found) < len(fitting):
         read = set(found)
         left = [file.name for file in fitting if file not in read]

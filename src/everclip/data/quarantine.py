@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from everclip.data.lettering import plain
 from everclip.errors import DataError
@@ -23,6 +24,7 @@ REASONS = {
     "unsupported": "a kind of picture that is not read",
     "too-large": "more pixels or bytes than are ever decoded",
     "extreme-aspect": "one side is more than a hundred times the other",
+    "damaged-archive": "the archive is damaged or cut short, and nobody knows how much is lost",
     "bad-row": "the row itself is broken: wrong number of cells, no valid JSON, a cell of the wrong kind",
     "bad-utf8": "the text is not UTF-8",
     "empty-caption": "the caption is empty and there is no class name instead",
@@ -32,6 +34,7 @@ REASONS = {
 }
 """Why a row is set aside; the keys are what results, `check` and tests name."""
 
+DAMAGED = "damaged-archive"
 _EXAMPLES = 3
 
 
@@ -64,6 +67,7 @@ class Quarantine:
         entries: the rows that are not usable, in order.
         sides: rows set aside and all rows per value of the column `split`, where there is one and something was.
         counted: whether pictures that are not there would have ended the load; of public data sets.
+        archives: whether damaged archives end the load (`refused`) or not (`noted`).
     """
 
     source: str
@@ -71,11 +75,21 @@ class Quarantine:
     entries: tuple[Entry, ...] = ()
     sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     counted: bool = True
+    archives: Literal["refused", "noted"] = "refused"
 
     @property
     def share(self) -> float:
         """The unusable rows as a share of all."""
         return len(self.entries) / self.total if self.total else 0.0
+
+    @property
+    def mendable(self) -> float:
+        """The unusable rows as a share of all, without those of damaged archives where these are only noted."""
+        if self.archives == "refused":
+            return self.share
+        damaged = {entry.name for entry in self.entries if entry.reason == DAMAGED}
+        left = sum(entry.name.split(", ")[0] not in damaged for entry in self.entries)
+        return left / self.total if self.total else 0.0
 
     def counts(self) -> dict[str, int]:
         """Return how many rows each reason has, the most frequent first."""
@@ -109,14 +123,19 @@ class Quarantine:
 
 
 def require_enough(quarantine: Quarantine, limit: float) -> None:
-    """Stop if too large a share of the rows cannot be used, or there are none at all.
+    """Stop if too large a share of the rows cannot be used, an archive is damaged, or there are no rows at all.
 
     Raises:
         DataError: with the table of reasons.
     """
     if quarantine.total == 0:
         raise DataError(f"{quarantine.source}: holds no rows.")
-    if quarantine.share > limit:
+    if DAMAGED in quarantine.counts() and quarantine.archives == "refused" and limit < 1:
+        raise DataError(
+            f"{quarantine.table()}\nDamaged archives stop the load, since nobody knows how much they held. Download or "
+            "write them again, or go on with what is whole: data.damaged_archives=noted."
+        )
+    if quarantine.mendable > limit:
         raise DataError(
             f"{quarantine.table()}\nMore than data.quarantine_limit = {limit:.1%} of the rows cannot be used. Mend "
             "them, or raise the limit to go on without them."

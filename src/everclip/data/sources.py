@@ -104,7 +104,7 @@ def _loaded(
     tick: Tick | None,
     labelled: bool = True,
 ) -> Loaded:
-    found = [columns_of(raw, spec) for raw in raws]
+    found = [columns_of(raw, spec) for raw in _with_rows(raws)]
     raws = [raw for raw, _, _ in found]
     parts = [part_of(raw, names, spec, places, labelled) for raw, names, _ in found]
     lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, _, guesses in found])
@@ -135,6 +135,7 @@ def _loaded(
         tuple(e for part, start in zip(parts, starts, strict=True) for e in part.entries(broken, start)),
         _sides(columns, broken),
         spec.counts == "required",
+        spec.damaged_archives,
     )
     require_enough(quarantine, spec.quarantine_limit)
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name
@@ -142,6 +143,16 @@ def _loaded(
     facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
     chosen = {wanted: column for _, names, _ in found for wanted, column in names.items()}
     return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)
+
+
+def _with_rows(raws: Sequence[Raw]) -> Sequence[Raw]:
+    """Return the parts that have rows; what the others could not give is counted with the first."""
+    held = [raw for raw in raws if raw.columns.num_rows or not raw.broken]
+    if len(held) < len(raws) and held:
+        empty = [raw for raw in raws if not raw.columns.num_rows and raw.broken]
+        held[0].broken += [entry for raw in empty for entry in raw.broken]
+        return held
+    return raws
 
 
 def _with_renderings(

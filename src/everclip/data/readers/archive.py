@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from everclip.data.quarantine import Entry
+from everclip.data.quarantine import DAMAGED, Entry
 from everclip.errors import DataError
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -22,28 +22,69 @@ _HEAD_BYTES = 16 * 1024  # of an extended head: names and attributes
 _DIGITS = re.compile(rb"\d{257}")  # more of them take the standard library's patterns quadratic time
 
 
+class NoArchiveError(DataError):
+    """The file is no tar archive at all."""
+
+
 def members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive; past a damaged head the next sound one is looked for."""
+    """Yield the members of an archive; past a damaged head the next sound one is looked for.
+
+    Raises:
+        NoArchiveError: if there is no sound head.
+    """
     size = path.stat().st_size
     at = _next_head(file, 0)
     if at is None:
-        raise DataError(f"{path}: not a readable tar archive ({size:,} bytes). {_what_it_is(file, size)}")
+        raise NoArchiveError(
+            f"{path}: not a readable tar archive ({size:,} bytes). {_what_it_is(file, size)}"
+        )
+    seen = _Seen(path.name)
     while at is not None:
         if at:
-            detail = f"the archive is damaged before byte {at:,}: what stood there is lost"
-            broken.append(Entry(None, path.name, "bad-row", detail))
+            broken.append(seen.damage(f"the archive is damaged before byte {at:,}: what stood there is lost"))
         stopped, cut = at, False
         for member, after in _walk(file, at, size):
             stopped = after
             cut = member.offset_data + member.size > size
+            seen.take(member, whole=not cut)
             yield member
         if stopped >= size or not _left(file, stopped):
+            if cut:
+                broken.append(seen.damage(f"it is cut short inside {seen.last!a}: what followed is lost"))
             return
         following = _next_head(file, stopped if cut else stopped + _BLOCK)
-        if following is None and not cut:
-            detail = f"the archive is damaged from byte {stopped:,} on: what stood there is lost"
-            broken.append(Entry(None, path.name, "bad-row", detail))
+        if following is None:
+            what = (
+                f"it is cut short inside {seen.last!a}" if cut else f"it is damaged from byte {stopped:,} on"
+            )
+            broken.append(seen.damage(f"{what}: what followed is lost"))
         at = following
+
+
+class _Seen:
+    """The members that were read so far, for messages."""
+
+    def __init__(self, archive: str) -> None:
+        self._archive = archive
+        self._count = 0
+        self._whole = ""
+        self.last = ""
+
+    def take(self, member: tarfile.TarInfo, whole: bool) -> None:
+        """Count a member."""
+        self.last = member.name[:100]
+        if whole:
+            self._count += 1
+            self._whole = self.last
+
+    def damage(self, what: str) -> Entry:
+        """Return the entry that says what is lost, and what is whole before it."""
+        before = (
+            f"; {self._count:,} members before it are whole, the last is {self._whole!a}"
+            if self._count
+            else ""
+        )
+        return Entry(None, self._archive, DAMAGED, what + before)
 
 
 _COMPRESSED = {

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+
+from everclip.data.quarantine import DAMAGED, Entry
+from everclip.data.readers.archive import NoArchiveError
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.reading import PLAIN, Reading
 from everclip.data.readers.text_file import content_ending
@@ -43,6 +47,19 @@ def read_file(path: Path, reading: Reading = PLAIN) -> Raw:
         return _read(path, content_ending(path), reading)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def read_part(path: Path, reading: Reading = PLAIN) -> Raw:
+    """Read one of several files; an archive that is none gives no rows, and an entry that says so.
+
+    Raises:
+        ConfigError, DataError: as `read_file` does.
+    """
+    try:
+        return read_file(path, reading)
+    except NoArchiveError as error:
+        entry = Entry(None, path.name, DAMAGED, str(error).removeprefix(f"{path}: "))
+        return Raw(path.name, pa.table({}), broken=[entry], root=path.parent)
 
 
 def _read(path: Path, ending: str, reading: Reading) -> Raw:

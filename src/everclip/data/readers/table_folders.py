@@ -9,7 +9,7 @@ from pathlib import Path
 from everclip.data.columns import choose
 from everclip.data.readers.caption_lists import lists_of
 from everclip.data.readers.detections import SeveralClassesError
-from everclip.data.readers.files import read_file
+from everclip.data.readers.files import read_file, read_part
 from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
 from everclip.data.readers.listing import Listing, listed, others_note
@@ -104,7 +104,7 @@ def _without_companions(listing: Listing, tars: Sequence[str], options: FolderOp
             f"{listing.path.name}: tables that belong to shards of the same name, not read: {len(companions):,} "
             f"({some(companions)})"
         )
-    read = [(name, read_file(listing.path / name, options.reading)) for name in tars]
+    read = [(name, read_part(listing.path / name, options.reading)) for name in tars]
     listing.notes += others_note(listing, [*tars, *companions])
     return _sided(listing, read, options)
 
