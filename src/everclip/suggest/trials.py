@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -81,7 +82,11 @@ class Trial:
     def weakness(self) -> str:
         """Why the trial says too little of the run to lose a comparison; empty if it does not."""
         if self.short:
-            return f"{self.method} took {self.steps:,} of its {self.planned:,} steps only"
+            enough = math.ceil(ENOUGH * self.planned * self.seconds / max(1, self.steps) / 10) * 10
+            return (
+                f"{self.method} took {self.steps:,} of its {self.planned:,} steps only (for half of them take "
+                f"--trial-seconds={enough})"
+            )
         if not self.rate_known:
             return f"the learning rate of {self.method} was not measured"
         return ""

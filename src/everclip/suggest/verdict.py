@@ -47,12 +47,12 @@ def decide(closed: Trial, trained: Trial | None = None, gap: Gap | None = None, 
     elif difference.mean <= 0:
         ahead, other = closed, trained
     else:
-        more = f", and {trained.weakness}" if trained.weakness else ""
+        more = f"; {trained.weakness}" if trained.weakness else ""
         return Verdict(
             None, f"{numbers}: {trained.method} is not resolved as better, nor {closed.method}{more}"
         )
     if other.weakness:
-        return Verdict(None, f"{numbers}: {other.weakness}, and may gain more")
+        return Verdict(None, f"{numbers}: a run of {other.method} may gain more, as {other.weakness}")
     if not (ahead.together.resolved and ahead.together.change > 0):
         return Verdict(None, f"{numbers}: {ahead.method} is not worse, but its gain is not resolved")
     kept = gap.retention
