@@ -124,7 +124,7 @@ def test_when_everything_trained_is_measured_it_says_so(tmp_path: Path) -> None:
         (
             {},
             {"split": {"test": 0.001}},
-            r"40 training and 0 test rows.*split\.test is 0\.001, by hash; raise it",
+            r"40 training and 0 test rows.*split\.test is 0\.001, .*; split\.test=0\.02 tests one",
         ),
         (
             {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from everclip.data.order import unit_hash
@@ -33,7 +34,11 @@ def side_of(mark: Any) -> Side:
     return _MARKS.get(str(mark).strip().lower(), "train")
 
 
-def carve(table: Table, share: float, salt: str = "everclip-validation-v1") -> tuple[Table, Table]:
+VALIDATION_SALT = "everclip-validation-v1"
+"""Names the hash that decides what is validated."""
+
+
+def carve(table: Table, share: float, salt: str = VALIDATION_SALT) -> tuple[Table, Table]:
     """Split a table into `(rest, carved)`; a sample is carved if the hash of its picture's id falls below `share`.
 
     Rows that share an `image_id` go to the same side: a picture is never trained on by one caption and tested by
@@ -42,3 +47,16 @@ def carve(table: Table, share: float, salt: str = "everclip-validation-v1") -> t
     carved = [unit_hash(salt, name) < share for name in table.identities()]
     rest = table.select([i for i, out in enumerate(carved) if not out])
     return rest, table.select([i for i, out in enumerate(carved) if out])
+
+
+def least_share(table: Table, salt: str) -> float | None:
+    """Return the smallest round share that carves a picture and leaves one; `None` if there are fewer than two."""
+    hashes = sorted({unit_hash(salt, name) for name in table.identities()})
+    if len(hashes) < 2:
+        return None
+    for digits in range(2, 16):
+        scale = math.pow(10, digits)
+        share = (math.floor(hashes[0] * scale) + 1) / scale
+        if hashes[0] < share <= hashes[-1]:
+            return share
+    return None

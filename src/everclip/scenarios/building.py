@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from everclip.contracts import ClassEntry, EvalSet, Task
+from everclip.data.splits import VALIDATION_SALT, least_share
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries, merge_entries
@@ -185,14 +186,19 @@ def _trained(
     if len(train) == 0:
         raise DataError(
             f"{name}: {what} holds no rows to learn from: its {len(parts.train):,} training rows all fall into its "
-            f"validation part (split.validation: {share}). Lower it, or join it with another part."
+            f"validation part (split.validation: {share}). Lower it (split.validation=0 for none), or join it with "
+            "another part."
         )
     val = fit(val)
     if len(val) == 0 and (share > 0 or parts.val is not None):
         why = f"split.validation is {share}, by hash" if parts.val is None else "no row of it is marked so"
+        least = least_share(parts.train, VALIDATION_SALT) if parts.val is None else None
+        remedy = (
+            "raise split.validation" if least is None else f"split.validation={least} gives it one picture"
+        )
         reader.notes.append(
-            f"{name}: {what} has {counts} and none for validation ({why}), so nothing can be chosen on it; raise "
-            "split.validation, or join it with another part"
+            f"{name}: {what} has {counts} and none for validation ({why}), so nothing can be chosen on it; "
+            f"{remedy}, or join it with another part"
         )
     return train, val
 

@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everclip.data.splits import Side, side_of
+from everclip.data.splits import Side, least_share, side_of
 from everclip.data.table import Table
+from everclip.scenarios.splits import TEST_SALT
 
 SHARES = ((0.2, 0.1), (0.3, 0.1), (0.3, 0.3), (0.5, 0.3), (0.4, 0.4))
 """Shares of test rows, and of the training rows for validation, tried until every task and class has rows of each."""
+
+FEW = 50
+"""Rows up to which other shares are tried."""
 
 VALIDATION = (0.1, 0.3, 0.5)
 """Shares of the training rows that become validation rows where the user marks none, tried in this order."""
@@ -53,8 +57,19 @@ def splits(
     if all(rule is not None and rule == rules[0] for rule in rules):
         yield from ({**(rules[0] or {}), "validation": share} for share in VALIDATION)
         return
-    for test, validation in SHARES:
+    for test, validation in (*SHARES, *_of_few(tables)):
         yield {"test": test, "validation": validation, **(more if any(rules) else {})}
+
+
+def _of_few(tables: Sequence[Table]) -> Iterator[tuple[float, float]]:
+    """Yield shares for data so few that no usual share leaves a row to test and two to learn from."""
+    if sum(map(len, tables)) > FEW:
+        return
+    found = [least_share(table, TEST_SALT) for table in tables]
+    shares = {test for test, _ in SHARES} | {
+        max((share for share in found if share is not None), default=0.2)
+    }
+    yield from ((test, 0.0) for test in sorted(shares))
 
 
 def notes_on_sides(tables: Sequence[Table], document: Mapping[str, Any]) -> list[str]:
@@ -71,6 +86,8 @@ def notes_on_sides(tables: Sequence[Table], document: Mapping[str, Any]) -> list
 def _of_one(table: Table, rule: Mapping[str, Any], tested: bool) -> list[str]:
     found = marked(table)
     by_hash = f"{rule['validation']:.0%} of the training rows, by hash, are for validation"
+    if not rule["validation"]:
+        by_hash = "too few rows are left to keep some for validation"
     if tested:
         lines = ["the separate test data are measured"]
         if found["test"]:

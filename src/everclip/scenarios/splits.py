@@ -9,7 +9,7 @@ from itertools import chain
 
 from everclip.data.readers.foreign import some
 from everclip.data.spec import DataSpec
-from everclip.data.splits import Side, carve, side_of
+from everclip.data.splits import Side, carve, least_share, side_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
 
@@ -130,7 +130,15 @@ def why_no_test(table: Table, rule: SplitSpec | None) -> str:
     if rule is None:
         return "its separate test data hold none; look at `test` and `where`"
     if rule.column is None:
-        return f"split.test is {rule.test}, by hash; raise it"
+        share = least_share(table, TEST_SALT)
+        if share is None:
+            return (
+                f"split.test is {rule.test}, by hash, and one picture cannot be learned and tested; give more"
+            )
+        return (
+            f"split.test is {rule.test}, and by their hashes none of its pictures falls below; split.test={share} "
+            "tests one"
+        )
     marks = Counter(str(mark) for mark in table.column(rule.column)).most_common(5)
     shown = ", ".join(f"{mark!r} {count:,}" for mark, count in marks) or "nothing"
     return f"the column {rule.column!r} holds {shown}; `test` or true marks test rows, or set split.test to a share"
