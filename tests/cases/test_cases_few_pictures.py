@@ -50,17 +50,19 @@ def test_the_remedy_of_a_split_without_a_test_row_works(tmp_path: Path, command:
     for i in range(6):
         picture(data / ("cat" if i % 2 else "dog") / f"{i}.png", "cat", (16, 16), seed=40 + i)
     yaml = tmp_path / "my.yaml"
-    text(
-        yaml,
-        f"name: few\nversion: 1\nsummary: few\ndata: {{source: {data}}}\nkind: single\n"
-        "split: {test: 0.001, validation: 0}\nbackbone: builtin:tiny\nmethod: zero-shot\ntraining: {epochs: 1}\n",
-    )
-    code, _, err = command("run", yaml, "--dry-run", f"output={tmp_path / 'run'}")
+    assert command("init-config", data, "-o", yaml)[0] == 0
+    text(yaml, re.sub(r"split: {.*?}", "split: {test: 0.001, validation: 0}", yaml.read_text()))
+    code, _, err = command("run", yaml, "--dry-run", "method=zero-shot", f"output={tmp_path / 'run'}")
     assert code == 3, err
     remedy = re.search(r"split\.test=(0\.\d+) tests one", " ".join(err.split()))
     assert remedy is not None, err
     code, out, err = command(
-        "run", yaml, "--dry-run", f"output={tmp_path / 'run'}", f"scenario.split.test={remedy.group(1)}"
+        "run",
+        yaml,
+        "--dry-run",
+        "method=zero-shot",
+        f"output={tmp_path / 'run'}",
+        f"scenario.split.test={remedy.group(1)}",
     )
     assert code == 0, err
     assert "5 samples" in out
