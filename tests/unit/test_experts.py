@@ -336,3 +336,20 @@ def test_experts_that_are_added_start_as_their_number_says_and_the_others_stay()
         assert torch.equal(grown.whole(name)[3:], whole.whole(name)[3:])
     grown.grow(4)  # never fewer
     assert grown.count == 5
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_samples_that_all_processes_have_are_balanced_once(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(
+        "everclip.models.modules.experts.imbalance",
+        lambda logits, gates, active, shared: said.append(shared) or torch.zeros(()),
+    )
+    clip = model(count=4).train()
+    experts = next(experts_in(clip))[1]
+    experts.add_router("1")
+    with passing({experts.side: Pass(("1",), balance=True, shared=shared)}):
+        experts(torch.randn(2, 3, experts.bank.width), Pass(("1",), balance=True, shared=shared))
+    assert said == [shared]

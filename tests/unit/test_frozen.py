@@ -284,3 +284,21 @@ def test_what_is_cached_of_a_frozen_tower_and_why_not(
     for off in (None, training.model_copy(update={"cache": False})):
         assert cached_columns(("image", "tokens", "label"), frozen, off) == (("image", "tokens", "label"), {})
     assert cached_columns(("tokens",), ("image",), training) == (("tokens",), {})
+
+
+@pytest.mark.parametrize(
+    ("captions", "drawn"),
+    [
+        ({}, False),
+        ({"templates": ["a {}"], "template_probability": 0}, False),
+        ({"templates": [], "template_probability": 0.5}, False),
+        ({"templates": ["a {}"], "template_probability": 0.5}, True),
+        ({"keyword_probability": 0.1}, True),
+    ],
+)
+def test_captions_are_cached_where_none_is_drawn(captions: dict[str, Any], drawn: bool) -> None:
+    none = {"templates": [], "template_probability": 0, "keyword_probability": 0}
+    training = TrainingConfig(steps=1, captions={**none, **captions}, augment=None)  # type: ignore[arg-type]
+    columns, reasons = cached_columns(("image", "tokens"), ["text"], training)
+    assert columns == ("image", "tokens" if drawn else "text_embedding")
+    assert set(reasons) == ({"text"} if drawn else set())

@@ -133,3 +133,9 @@ def test_places_that_are_kept_free_do_not_look_like_padding(pad: int | None, fil
     prompt = TextPrompt(torch.zeros(2, 32), root)
     assert prompt.filler == filler
     assert prompt.end_id not in (filler, pad)
+
+
+def test_there_are_eight_prompts_where_no_number_is_given() -> None:
+    clip = models.build("vit")
+    insert(clip, "prompt", {"tower": "both"})
+    assert {len(tokens) for tokens in prompts_of(clip).values()} == {8}

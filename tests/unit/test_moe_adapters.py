@@ -369,3 +369,19 @@ def test_the_shape_comes_back(make: Make, data: Table) -> None:
     for known in (None, 0, 2):
         assert torch.equal(answers(other, known), answers(method, known))
     assert method.encoder_keys() == other.encoder_keys()
+
+
+@pytest.mark.parametrize(("shared", "text"), [(True, 3), (False, 6)])
+def test_counts_are_those_of_all_processes_and_of_shared_texts_once(
+    shared: bool, text: int, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make().method.backbone.clip
+    monkeypatch.setattr(shape, "world", lambda: 2)
+    monkeypatch.setattr(shape, "mean", lambda values: values)  # both processes counted the same
+    for _, experts in experts_in(clip):
+        experts.picked = torch.full_like(experts.counts, 3)
+    shape.reduce_counts(clip, shared_texts=shared)
+    for side, wanted in (("image", 6), ("text", text)):
+        for _, experts in experts_in(clip, side):  # type: ignore[arg-type]
+            assert experts.counts.tolist() == [wanted] * len(experts.counts)
+            assert experts.picked is None

@@ -238,3 +238,13 @@ def test_a_batch_without_pictures_has_no_features(features: str, micro_folder: P
     some, none = selector.features(backbone, pixels), selector.features(backbone, pixels[:0])
     assert some.dtype == none.dtype == torch.float32
     assert none.shape == (0, some.shape[1])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_class_of_one_picture_has_that_picture_for_a_mean(full: bool) -> None:
+    values = torch.tensor([[1.0, 2.0], [3.0, 5.0], [5.0, 1.0]])
+    density = Density(3, 2, full)
+    density.add(values, torch.tensor([0, 2, 2]))
+    density.solve(0.1)
+    assert density.present.tolist() == [1, 0, 1]
+    assert torch.equal(density.means, torch.tensor([[1.0, 2.0], [0.0, 0.0], [4.0, 3.0]]))
