@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import ConfigError, did_you_mean
+from everclip.models.checkpoint_files import names_of, obvious, weight_files, which_weights
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -27,8 +28,6 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
 )
 """Files that may hold the weights, in open_clip's order of preference."""
-
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 _NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
 _PREPROCESS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -71,6 +70,9 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def _hint(folder: Path) -> str:
     """Return what the folder seems to be instead, and the way on."""
+    inner = weight_files(folder / "checkpoints")
+    if inner:
+        return which_weights(inner).replace(" It holds", " Its folder checkpoints/ holds", 1)
     if (folder / "checkpoints").is_dir():
         return f" It is a run's or learner's folder: everclip export {folder} FOLDER makes a backbone of it."
     if any(folder.glob("*.distcp")):
@@ -95,13 +97,9 @@ def _hint(folder: Path) -> str:
             " It holds weights in several files, but nothing says of which architecture: give both, "
             f"backbone.name=ARCHITECTURE backbone.weights={index[0]}"
         )
-    weights = sorted(p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file())
+    weights = weight_files(folder)
     if weights:
-        listed = ", ".join(p.name for p in weights[:5]) + (", ..." if len(weights) > 5 else "")
-        return (
-            f" It holds {listed}, but nothing says of which architecture: give both, backbone.name=ARCHITECTURE "
-            f"backbone.weights={weights[0]}"
-        )
+        return which_weights(weights)
     return ""
 
 
@@ -138,6 +136,14 @@ def _unlike(key: str, value: Any) -> str | None:
     return None
 
 
+def other_checkpoints(folder: Path, read: Path) -> tuple[str, ...]:
+    """Return a line about checkpoints beside the one that is read; other forms of the same weights are none."""
+    others = [path for path in weight_files(folder) if path.name not in WEIGHT_NAMES]
+    if read in others or not others:
+        return ()
+    return (f"{read.name} is read, not what lies beside it: {names_of(others)} (backbone.weights=FILE)",)
+
+
 def find_weights(folder: Path, named: str | None) -> Path:
     """Return the weights file of a folder.
 
@@ -152,9 +158,16 @@ def find_weights(folder: Path, named: str | None) -> Path:
     for path in tried:
         if path.is_file():
             return path
-    others = sorted(p.name for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
+    others = weight_files(folder)
     if named is None and len(others) == 1:
-        return folder / others[0]
+        return others[0]
+    if named is None and others:
+        chosen, reason = obvious(others)
+        raise ConfigError(
+            f"backbone: {folder} holds {len(others)} checkpoints ({names_of(others)}), none of them called as "
+            f"open_clip does ({WEIGHTS}): say which with backbone.weights=FILE. {chosen.name} {reason}: "
+            f"backbone.weights={chosen.name}"
+        )
     foreign = sorted(p.name for p in folder.glob("*") if p.suffix in (".msgpack", ".h5", ".onnx", ".gguf"))
     if named is None and foreign and not others:
         raise ConfigError(
@@ -162,7 +175,7 @@ def find_weights(folder: Path, named: str | None) -> Path:
             "model.safetensors or pytorch_model.bin."
         )
     looked = str(tried[0]) if named else f"{tried[0]} (nor {', '.join(WEIGHT_NAMES[1:])})"
-    found = f" The folder holds {', '.join(others)}: name one by backbone.weights." if others else ""
+    found = f" The folder holds {names_of(others)}: name one by backbone.weights." if others else ""
     raise ConfigError(
         f"backbone: no weights at {looked}.{found} Put them there, or set backbone.weights=random to start from "
         "scratch."

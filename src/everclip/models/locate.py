@@ -15,8 +15,9 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError, did_you_mean
+from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
-from everclip.models.layout import CONFIG, WEIGHT_SUFFIXES, find_weights, read_config
+from everclip.models.layout import CONFIG, find_weights, other_checkpoints, read_config
 from everclip.models.located import Located, ways_on
 from everclip.models.tags import locate_tag, pictures_of, tag_of_file
 from everclip.models.tokenizers import tokenizer_settings
@@ -73,6 +74,8 @@ def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -
         return _in_transformers_folder(folder, weights, notes)
     model_cfg, preprocess_cfg = read_config(folder)
     path = None if weights == RANDOM else find_weights(folder, weights)
+    if path is not None and weights is None:
+        notes += other_checkpoints(folder, path)
     if (folder / "head.json").is_file():
         notes += (
             "the class head beside the weights (head.json) is not read: this is the model without what it learned",
