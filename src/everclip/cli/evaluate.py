@@ -59,7 +59,7 @@ def evaluate(
         raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
     from everclip.templates import templates_of
 
-    templates = templates_of(template or ("{}",), "--template")
+    templates = templates_of(template, "--template") if template else None
     found = _measure(model, settings or [], on, templates, kind, no_cache, as_json)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False))
@@ -71,7 +71,7 @@ def _measure(
     model: str,
     settings: list[str],
     on: list[str],
-    templates: tuple[str, ...],
+    templates: tuple[str, ...] | None,
     kind: str,
     no_cache: bool,
     quiet: bool,

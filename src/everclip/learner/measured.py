@@ -13,6 +13,9 @@ from pydantic import Field
 from everclip import registry
 from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.contracts import EvalSet
+from everclip.data.readers.foreign import some
+from everclip.data.readers.listing import notes_without
+from everclip.data.readers.template_files import templates_beside
 from everclip.data.same_texts import Tokenise
 from everclip.data.sources import read
 from everclip.data.spec import DataSpec
@@ -31,9 +34,15 @@ from everclip.training.run_folder import CONFIG
 
 Kind = Literal["auto", "retrieval", "classification"]
 
+PLAIN = ("{}",)
+"""The class name alone."""
+
 
 class Measured(Part):
-    """One evaluation set under one protocol: `scores[metric]`, shares in [0, 1] with 95 % intervals."""
+    """One evaluation set under one protocol: `scores[metric]`, shares in [0, 1] with 95 % intervals.
+
+    `templates` are the texts around its class names, where they are its own.
+    """
 
     on: str
     name: str
@@ -44,6 +53,7 @@ class Measured(Part):
     classes: int | None
     scores: dict[str, Score]
     ambiguous: int | None = None
+    templates: list[str] | None = None
 
 
 class Evaluation(Part):
@@ -116,7 +126,7 @@ def evaluate_model(
     learner: Learner,
     model: str,
     on: Sequence[str | DataSpec],
-    templates: GivenTemplates = ("{}",),
+    templates: GivenTemplates | None = None,
     kind: Kind = "auto",
     config: EvaluationConfig | None = None,
     tick: Tick = lambda done, total: None,
@@ -128,18 +138,22 @@ def evaluate_model(
         model: how the result calls it.
         on: data (see `DataSpec.source`; test rows if a column `split` marks some), or the name or YAML file of a
             benchmark, whose sets are scored under its own protocols as before its first task.
-        templates: texts around class names of data; benchmarks have their own.
+        templates: texts around class names of data; benchmarks have their own. Default: those of a file beside the
+            data (`zeroshot_classification_templates.txt`), else the name alone.
         kind: of data; `auto` takes retrieval where there are captions, else classification.
         config: top-k, confidence, batch size, cache.
         tick: called with (pictures done, pictures) while encoding.
     """
     settings = config or EvaluationConfig()
-    texts = templates_of(templates, "templates")
+    texts = None if templates is None else templates_of(templates, "templates")
     started, encoded = time.monotonic(), 0
     found: list[Measured] = []
     notes = [f"{model}: {line}" for line in getattr(learner.method.backbone, "notes", ())]
     for target in on:
-        name, scenario, lines = _scenario(target, texts, kind)
+        own, file = (None, "") if texts is not None else _own_templates(target)
+        name, scenario, lines = _scenario(target, own or texts or PLAIN, kind)
+        if own is not None and any(s.classes for s in scenario.eval_sets):
+            lines = [*notes_without(lines, [Path(file).name]), _of_file(name, own, file)]
         notes += [*lines, *_same_texts(scenario, learner.method.backbone.tokenise)]
         notes += _learned_from(learner, scenario.eval_sets)
         encoder = _encoder(learner, scenario.eval_sets, settings)
@@ -151,20 +165,31 @@ def evaluate_model(
         for s in scenario.eval_sets:
             for protocol, scores in rows.scores[s.name].items():
                 shown = protocol == scenario.shown_protocol
-                found.append(
-                    _measured(name, s, protocol, scores, rows.ambiguous.get(s.name) if shown else None)
-                )
+                ambiguous = rows.ambiguous.get(s.name) if shown else None
+                found.append(_measured(name, s, protocol, scores, ambiguous, own))
     return Evaluation(
         model=model,
         method=learner.method.preset,
         towers=learner.method.backbone.fingerprints(),
         sets=found,
-        templates=list(texts),
+        templates=list(texts or PLAIN),
         notes=notes,
         encoded=encoded,
         seconds=round(time.monotonic() - started, 3),
         provenance=environment.describe(str(learner.accelerator.device)),
     )
+
+
+def _own_templates(target: str | DataSpec) -> tuple[tuple[str, ...] | None, str]:
+    """Return the templates that lie beside data, and their file; a benchmark has its own."""
+    if isinstance(target, str) and is_benchmark(target):
+        return None, ""
+    return templates_beside((target,) if isinstance(target, str) else target.sources) or (None, "")
+
+
+def _of_file(name: str, templates: Sequence[str], file: str) -> str:
+    shown = some(map(repr, templates))
+    return f"{name}: texts around class names are the {len(templates):,} of {file} ({shown}; --template to change)"
 
 
 def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) -> tuple[str, Any, list[str]]:
@@ -229,7 +254,12 @@ def _encoder(learner: Learner, sets: Sequence[EvalSet], settings: EvaluationConf
 
 
 def _measured(
-    on: str, s: EvalSet, protocol: str, scores: dict[str, Score], ambiguous: int | None
+    on: str,
+    s: EvalSet,
+    protocol: str,
+    scores: dict[str, Score],
+    ambiguous: int | None,
+    templates: Sequence[str] | None,
 ) -> Measured:
     return Measured(
         on=on,
@@ -241,4 +271,5 @@ def _measured(
         classes=None if s.classes is None else len(s.classes),
         scores=scores,
         ambiguous=ambiguous,
+        templates=None if templates is None or s.classes is None else list(templates),
     )

@@ -13,6 +13,7 @@ from everclip.config import validated
 from everclip.data.names_of_files import UnlabelledError
 from everclip.data.periods import misordered
 from everclip.data.quarantine import Quarantine
+from everclip.data.readers.template_files import templates_beside
 from everclip.data.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
@@ -92,7 +93,7 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
     reader = Reader(Paths())
     tables, blocks, specs, guessed = _read(blocks, specs, reader)
     explicit = [_explicit(block, reader.columns(spec)) for block, spec in zip(blocks, specs, strict=True)]
-    common = _common(tables)
+    common = _common(tables) | _templates(specs)
     if wish.test is not None:
         test = validated(DataSpec, wish.test, "test")
         reader.read(test, "test")
@@ -182,6 +183,12 @@ def _common(tables: Sequence[Table]) -> dict[str, Any]:
         "version": 1,
         "summary": f"{rows:,} samples of {', '.join(t.name for t in tables)}",
     }
+
+
+def _templates(specs: Sequence[DataSpec]) -> dict[str, Any]:
+    """Return the texts around class names that lie beside the one data set."""
+    found = templates_beside(specs[0].sources) if len(specs) == 1 else None
+    return {} if found is None else {"class_templates": list(found[0])}
 
 
 def _kind(tables: Sequence[Table], wish: Wish) -> tuple[str, str]:

@@ -142,7 +142,10 @@ def _kind(proposal: Proposal) -> list[str]:
             "merge_classes: true    # classes of equal name are one class; false keeps each source's own"
         )
     if any(s.kind == "classification" for s in proposal.scenario.eval_sets) and kind != "sources":
-        lines.append('class_templates: ["a photo of a {}", "{}"]    # texts around a class name')
+        given = document.get("class_templates")
+        texts = flow(given or ["a photo of a {}", "{}"])
+        why = "those of a file beside the data" if given else "texts around a class name"
+        lines.append(f"class_templates: {texts}    # {why}")
     return lines
 
 

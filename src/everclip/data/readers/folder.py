@@ -26,6 +26,7 @@ from everclip.data.readers.raw import Raw
 from everclip.data.readers.side_lists import with_side_lists
 from everclip.data.readers.sides import SWITCH, sides_of, with_splits
 from everclip.data.readers.table_folders import METADATA, read_metadata, read_tables
+from everclip.data.readers.template_files import templates_in
 from everclip.errors import DataError
 
 _DEEPEST = 8
@@ -45,6 +46,12 @@ def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
     options = options or FolderOptions()
     raws = _read(path, options)
     beside = [name for raw in raws for name in raw.read_beside]
+    templates = templates_in(path)
+    if templates is not None and raws:
+        beside.append(Path(templates[1]).name)
+        raws[0].notes.append(
+            f"{templates[1]}: {len(templates[0]):,} texts around class names, which eval and init-config take"
+        )
     for raw in raws if beside else ():
         raw.notes[:] = notes_without(raw.notes, beside)
     if options.sides:
