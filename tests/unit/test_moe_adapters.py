@@ -385,3 +385,13 @@ def test_counts_are_those_of_all_processes_and_of_shared_texts_once(
         for _, experts in experts_in(clip, side):  # type: ignore[arg-type]
             assert experts.counts.tolist() == [wanted] * len(experts.counts)
             assert experts.picked is None
+
+
+@pytest.mark.parametrize(("tower", "early"), [("both", 1), ("image", 1), ("text", 0)])
+def test_a_selector_looks_at_what_enters_the_first_image_block_with_experts(
+    tower: str, early: int, make: Make
+) -> None:
+    experts = {**EXPERTS, "tower": tower, "blocks": "last1"}
+    method = moe(make(experts=experts, selector="gaussian"))
+    assert method.selector is not None
+    assert method.selector.early == early

@@ -84,6 +84,7 @@ def test_columns_restrict_the_gallery(as_mask: bool) -> None:
 def test_a_tie_with_a_lower_negative_counts_against() -> None:
     q, g = torch.ones(2, 1), torch.ones(3, 1)
     ranks = r.positive_ranks(q, g, Positives.from_lists([[0], [2]]))
+    assert ranks.ranks.dtype == torch.int64
     assert r.best_ranks(ranks).tolist() == [1, 3]
 
 
