@@ -11,6 +11,7 @@ import pyarrow as pa
 from everclip.data.blanks import trimmed
 from everclip.data.caption_languages import are_languages
 from everclip.data.columns import caption_family, caption_like, caption_names
+from everclip.data.content_columns import text_columns
 from everclip.data.readers.raw import Raw
 
 
@@ -29,7 +30,7 @@ def with_caption_columns(raw: Raw, names: dict[str, str], given: Mapping[str, st
     named = caption_names(raw.columns.column_names, given)
     if len(named) == 1:
         return raw
-    chosen = named or caption_family(raw.columns.schema, caption)
+    chosen = named or text_columns(raw, names) or caption_family(raw.columns.schema, caption)
     chosen = [caption, *(c for c in chosen if c != caption and c not in names.values())]
     others = [c for c in caption_like(raw.columns.schema) if c not in chosen and c not in names.values()]
     if len(chosen) > 1:

@@ -39,7 +39,8 @@ def columns_by_content(raw: Raw, names: dict[str, str], given: Mapping[str, str]
     texts = {"caption", "class_name", "class_key"}
     if "image" not in names or texts & (set(names) | set(given)):
         return lines
-    caption = _only(raw.columns, set(names.values()), 1)
+    several = text_columns(raw, names)
+    caption = several[0] if several else None
     if caption is not None and not (repeated := _repeated(raw.columns.column(caption))):
         names["caption"] = caption
         lines.append(f"caption = column {caption!r}, whose cells hold several words")
@@ -68,15 +69,25 @@ def picture_column(columns: pa.Table, names: Mapping[str, str]) -> str | None:
     return _only(columns, set(names.values()), 0)
 
 
+def text_columns(raw: Raw, names: Mapping[str, str]) -> list[str]:
+    """Return the columns of a table without column names whose cells hold several words, the captions' own first."""
+    taken = {found for wanted, found in names.items() if wanted != "caption"}
+    return _of_kind(raw.columns, taken, 1) if raw.headless else []
+
+
 def _only(columns: pa.Table, taken: Container[str], kind: int) -> str | None:
     """Return the one column whose cells are pictures (0) or texts (1), if there is just one."""
-    found = [
+    found = _of_kind(columns, taken, kind)
+    return found[0] if len(found) == 1 else None
+
+
+def _of_kind(columns: pa.Table, taken: Container[str], kind: int) -> list[str]:
+    return [
         name
         for name in columns.column_names
         if name not in taken and pa.types.is_string(columns.schema.field(name).type)
         if _is_of_kind(columns.column(name), kind)
     ]
-    return found[0] if len(found) == 1 else None
 
 
 def _is_of_kind(column: pa.ChunkedArray, kind: int) -> bool:

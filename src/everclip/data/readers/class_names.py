@@ -52,6 +52,8 @@ def with_class_names(
     if not codes or not all(map(_CODE.fullmatch, codes)):
         return list(raws)
     for file in _lists(folder):
+        if file.name in {raw.name for raw in raws}:
+            continue  # these are the rows themselves
         try:
             names = names_in(file, codes, encoding)
         except DataError as error:
@@ -164,6 +166,8 @@ def _from_json(found: Any) -> tuple[list[str], dict[str, str]]:
     if not isinstance(found, Mapping):
         return [], {}
     if all(isinstance(value, int) for value in found.values()):  # name -> number
+        if len(set(found.values())) < len(found):
+            return [], {}  # a class per picture, say
         return [], {str(value): str(name) for name, value in found.items()}
     coded: dict[str, str] = {}
     for code, value in found.items():

@@ -259,9 +259,12 @@ def _alone(listing: Listing, options: FolderOptions) -> Raw:
     if not listing.pictures and not listing.filled:
         raise DataError(f"{listing.path}: holds no picture, table or archive. {expected}{beside}")
     unlabelled = f"{listing.path}: holds pictures without a metadata file. {expected}{beside}"
-    if listing.filled:
-        return replace(read_every(listing), unlabelled=unlabelled)
-    seen = guess(listing.pictures)
+    raw = (
+        replace(read_every(listing), unlabelled=unlabelled)
+        if listing.filled
+        else read_bare(listing, unlabelled)
+    )
+    seen = guess(raw.labels or [])
     if seen is None:
-        return read_bare(listing, unlabelled)
-    return replace(read_bare(listing, unlabelled + seen.sentence()), class_in_name=seen.pattern)
+        return raw
+    return replace(raw, unlabelled=unlabelled + seen.sentence(), class_in_name=seen.pattern)

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from everclip.data.columns import is_known_name
 from everclip.data.readers.json_stream import elements
 from everclip.data.readers.raw import IMAGE_ENDINGS
+from everclip.data.readers.sides import split_of
 from everclip.errors import DataError
 
-JsonForm = Literal["coco", "karpathy", "label-studio", "rows", "captions-by-file", "other"]
+JsonForm = Literal["coco", "karpathy", "label-studio", "rows", "captions-by-file", "files-by-class", "other"]
 
 _MOST_ALIKE = 1000
 """Elements of one key; where these say nothing, the next thousands do not either."""
@@ -31,7 +33,7 @@ def _form(found: Iterator[tuple[str, Any]]) -> JsonForm:
     for key, element in found:
         counts[key] += 1
         form = _of_element(key, element)
-        if form in ("coco", "karpathy", "label-studio", "captions-by-file"):
+        if form in ("coco", "karpathy", "label-studio", "captions-by-file", "files-by-class"):
             return form
         seen = form if seen == "other" else seen
         if counts[key] >= _MOST_ALIKE or (seen == "rows" and key == ""):
@@ -40,8 +42,13 @@ def _form(found: Iterator[tuple[str, Any]]) -> JsonForm:
 
 
 def _of_element(key: str, element: Any) -> JsonForm:
-    if names_a_picture(key) and isinstance(element, str):
+    if names_a_picture(key) and type(element) in (str, int):
         return "captions-by-file"
+    is_class = key and split_of(key) is None and not is_known_name(key) and key != "data"
+    if is_class and isinstance(element, str) and names_a_picture(element):
+        return "files-by-class"
+    if key != "data" and is_pair(element):  # pandas' cells lie under `data`
+        return "rows"
     if not isinstance(element, dict):
         return "other"
     if key == "images":
@@ -54,6 +61,12 @@ def _of_element(key: str, element: Any) -> JsonForm:
     if key == "" and isinstance(element.get("data"), dict) and {"annotations", "completions"} & set(element):
         return "label-studio"
     return "rows" if element else "other"
+
+
+def is_pair(element: Any) -> bool:
+    """Whether an element is a picture's path and its class: `["a.jpg", 3]`, `["a.jpg", "cat"]`."""
+    pair = isinstance(element, list) and len(element) == 2 and type(element[1]) in (str, int)
+    return pair and isinstance(element[0], str) and names_a_picture(element[0])
 
 
 def names_a_picture(key: str) -> bool:

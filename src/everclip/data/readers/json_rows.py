@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from everclip.data.quarantine import Entry
 from everclip.data.readers.coco import read_coco
 from everclip.data.readers.json_columns import rows_of_object
-from everclip.data.readers.json_forms import json_form, names_a_picture
+from everclip.data.readers.json_forms import is_pair, json_form, names_a_picture
 from everclip.data.readers.json_stream import elements, values
 from everclip.data.readers.jsonl import MAX_LINE, checked, read_json_lines
 from everclip.data.readers.karpathy import read_karpathy
 from everclip.data.readers.label_studio import read_label_studio
+from everclip.data.readers.labels import SWITCH, are_labels
 from everclip.data.readers.raw import Raw, table_of
 from everclip.data.readers.reading import PLAIN, Reading
 from everclip.data.readers.sides import split_of
@@ -59,9 +61,12 @@ def read_document(path: Path, encoding: str) -> Raw:
     if form == "label-studio":
         return read_label_studio(path, encoding)
     if form == "captions-by-file":
-        return _rows(
-            path, _by_file(path, encoding), [f"{path.name}: each key is a picture, each value its captions"]
+        return _by_file(path, encoding)
+    if form == "files-by-class":
+        rows = (
+            {"image": file, "class_name": key} for key, file in elements(path, encoding, arrays_only=True)
         )
+        return _rows(path, rows, [f"{path.name}: each key is a class, each value its pictures"])
     found = iter(_objects(path, encoding))
     first = next(found, None)
     if first is not None:
@@ -96,17 +101,22 @@ def _holds_lines(path: Path, encoding: str) -> bool:
         return False
 
 
-def _by_file(path: Path, encoding: str) -> Iterator[Any]:
-    for key, value in elements(path, encoding):
-        if names_a_picture(key):
-            yield {"image": key, "caption": value}
+def _by_file(path: Path, encoding: str) -> Raw:
+    rows = [{"image": key, "text": value} for key, value in elements(path, encoding) if names_a_picture(key)]
+    if are_labels([row["text"] for row in rows]):
+        raw = _rows(
+            path, iter(rows), [f"{path.name}: each key is a picture, each value its class ({SWITCH})"]
+        )
+        return replace(raw, known={"class_name": "text"})
+    captions = ({"image": row["image"], "caption": row["text"]} for row in rows)
+    return _rows(path, captions, [f"{path.name}: each key is a picture, each value its captions"])
 
 
 def _objects(path: Path, encoding: str) -> Iterator[Any]:
     """Yield the objects of the one array that holds some, or of an array per split (`train`, `test`...)."""
     chosen: str | None = None
     for key, element in elements(path, encoding, arrays_only=True):
-        row = _listed(element)
+        row = element if key == "data" else _listed(element)
         if not isinstance(row, dict):
             if key == chosen:
                 yield row
@@ -124,7 +134,9 @@ def _objects(path: Path, encoding: str) -> Iterator[Any]:
 
 
 def _listed(element: Any) -> Any:
-    """Return CoOp's rows (path, label, class name) as objects, others as they are."""
+    """Return CoOp's rows (path, label, class name), and pairs of path and class, as objects; others as they are."""
+    if is_pair(element):
+        return {"image": element[0], "class_name": element[1]}
     kinds = [type(value) for value in element] if isinstance(element, list) else []
     if kinds != [str, int, str]:
         return element

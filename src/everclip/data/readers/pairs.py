@@ -21,6 +21,7 @@ from everclip.data.readers.detections import detection_form, read_detections
 from everclip.data.readers.folder_options import FolderOptions
 from everclip.data.readers.foreign import some
 from everclip.data.readers.jsonl import MAX_LINE, parsed
+from everclip.data.readers.labels import SWITCH, are_labels
 from everclip.data.readers.listing import Listing, others_note
 from everclip.data.readers.raw import Raw, table_of
 from everclip.data.readers.sides import sides_of
@@ -163,10 +164,14 @@ def _raw(
             continue
         several += isinstance(row.get("caption"), list)
         rows.append({**row, "image": file, **({"class_name": classes[number]} if classes else {})})
+    labels = kind != "json" and classes is None and are_labels([row["caption"] for row in rows])
     for row, caption in zip(rows, uniform([row.get("caption") for row in rows]), strict=True):
-        row["caption"] = caption
+        row.pop("caption", None)
+        row["text" if labels else "caption"] = caption
     where = "beside them" if within is None else "in another folder"
     notes = [f"{listing.path.name}: {len(rows):,} pictures with a .{kind} file each {where}"]
+    if labels:
+        notes.append(f"{listing.path.name}: the .{kind} files hold classes: few short texts ({SWITCH})")
     if several:
         notes.append(
             f"{listing.path.name}: several lines of a .{kind} file are several captions: {several:,} files"
@@ -180,6 +185,7 @@ def _raw(
     found.others.clear()  # the texts themselves
     notes += [*listing.notes, *found.notes(), *_unread(listing)]
     known: dict[str, str] = {name: name for name in ("image", "class_name") if name in names}
+    known |= {"class_name": "text"} if labels else {}
     files = [row["image"] for row in rows]
     return Raw(
         listing.path.name,

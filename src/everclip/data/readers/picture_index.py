@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +29,15 @@ class PictureIndex:
         self.files = list(pictures_below(folder))
         self._whole = set(self.files)
         self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
         for file in self.files:
             self._by_name[_name(file)].append(file)
+            self._by_stem[_name(file).rpartition(".")[0]].append(file)
+
+    def find_by_stem(self, named: str | None) -> str | None:
+        """Return the one picture whose name without its ending is the text: an id, as competitions have it."""
+        found = self._by_stem.get((named or "").strip(), [])
+        return found[0] if len(found) == 1 else None
 
     def find(self, named: str | None) -> str | None:
         """Return the one picture that a list means, as a path from the folder; `None` if there is none or several."""
@@ -83,15 +90,30 @@ def holds_pictures(raw: Raw) -> bool:
 
 
 def with_picture_column(raw: Raw, index: PictureIndex) -> Raw:
-    """Take the text column whose values are pictures of the folder for that of the pictures, if no name says which."""
-    for field in raw.columns.schema:
-        if not pa.types.is_string(field.type):
-            continue
-        values = [value for value in raw.columns.column(field.name).slice(0, _LOOKED_AT).to_pylist() if value]
-        if values and 2 * sum(index.find(value) is not None for value in values) >= len(values):
-            note = f"{raw.name}: image = column {field.name!r}, whose values are pictures of the folder"
-            return replace(raw, known={**raw.known, "image": field.name}, notes=[*raw.notes, note])
+    """Take the text column whose values are pictures of the folder for that of the pictures, if no name says which.
+
+    Ids that name pictures without their ending become names; an id stands in one row only, unlike a label.
+    """
+    texts = [field.name for field in raw.columns.schema if pa.types.is_string(field.type)]
+    fitting = [name for name in texts if _fits(raw, name, index.find)]
+    if fitting:
+        note = f"{raw.name}: image = column {fitting[0]!r}, whose values are pictures of the folder"
+        note += f" (not read: {some(map(repr, fitting[1:]))}, of pictures as well)" if fitting[1:] else ""
+        return replace(raw, known={**raw.known, "image": fitting[0]}, notes=[*raw.notes, note])
+    for name in texts:
+        values = raw.columns.column(name).to_pylist()
+        if len(set(values)) == len(values) and _fits(raw, name, index.find_by_stem):
+            files = [index.find_by_stem(value) or value for value in values]
+            note = f"{raw.name}: image = column {name!r}, whose values are pictures of the folder without their ending"
+            raw = replace(raw, known={**raw.known, "image": "image"}, notes=[*raw.notes, note])
+            return raw.with_columns({"image": files})
     return raw
+
+
+def _fits(raw: Raw, column: str, find: Callable[[str | None], str | None]) -> bool:
+    """Whether half of the first values of a column are pictures of the folder."""
+    values = [value for value in raw.columns.column(column).slice(0, _LOOKED_AT).to_pylist() if value]
+    return bool(values) and 2 * sum(find(value) is not None for value in values) >= len(values)
 
 
 def named_pictures(raw: Raw, index: PictureIndex, column: str | None) -> list[str | None]:

@@ -20,6 +20,7 @@ from everclip.errors import DataError
 _SIDE = re.compile(
     r"(?<![a-z])(?i:train|training|test|testing|val|valid|validation|dev|holdout)(?![a-z])"
 )  # as in `testImages`
+_CUB = ("images.txt", "train_test_split.txt")
 _MOST_BYTES = 64 * 1024 * 1024
 _LEAST_SHARE = 0.9
 """Share of a list's lines that must name pictures that were read."""
@@ -38,9 +39,11 @@ def with_side_lists(raws: Sequence[Raw], folder: Path, encoding: str | None = No
     ):
         return list(raws)
     lists = _lists(folder)
-    if len(lists) < 2:
+    stems = {stem for raw in raws for stem in _stems(raw)}
+    numbered = _by_number(folder, stems, encoding)
+    if len(lists) < 2 and not numbered:
         return list(raws)
-    sides, used = _sides(lists, {stem for raw in raws for stem in _stems(raw)}, encoding)
+    sides, used = (numbered, [folder / name for name in _CUB]) if numbered else _sides(lists, stems, encoding)
     if len(set(sides.values())) < 2:
         return list(raws)
     names = [os.path.relpath(file, folder) for file in used]
@@ -50,6 +53,37 @@ def with_side_lists(raws: Sequence[Raw], folder: Path, encoding: str | None = No
     note += f"; training: {left:,} rows that no list names" if left else ""
     sided[0].notes.insert(0, note)
     return sided
+
+
+def _by_number(folder: Path, stems: set[str], encoding: str | None) -> dict[str, str]:
+    """Return the sides of CUB: `images.txt` (number, path) with `train_test_split.txt` (number, 1 for training)."""
+    try:
+        named, marked = (
+            dict(
+                _cells(line)
+                for line in small_text(folder / name, _MOST_BYTES, encoding).splitlines()
+                if line.strip()
+            )
+            for name in _CUB
+        )
+    except (OSError, DataError, ValueError):
+        return {}
+    found = {_stem(path): marked.get(number) for number, path in named.items()}
+    sides = {
+        stem: {"1": "train", "0": "test"}.get(mark or "") for stem, mark in found.items() if stem in stems
+    }
+    whole = len(sides) >= _LEAST_SHARE * len(found) > 0 and None not in sides.values()
+    return {stem: str(side) for stem, side in sides.items()} if whole else {}
+
+
+def _cells(line: str) -> tuple[str, str]:
+    """Return the number and what follows it.
+
+    Raises:
+        ValueError: if there are no two cells.
+    """
+    number, rest = line.split(maxsplit=1)
+    return number, rest.strip()
 
 
 def _lists(folder: Path) -> list[tuple[Path, str]]:
