@@ -10,7 +10,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem
 NUMERIC := tests/golden tests/unit tests/property tests/leak tests/resume
 
-.PHONY: install demo test test-all lint format bench figures clean
+.PHONY: install demo test test-all lint format bench figures same-results clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.ready
@@ -38,6 +38,9 @@ test-capabilities: install  ## the tiers that hold numbers, with AVX2 and withou
 mutants: install  ## how many small faults in methods, evaluation and modules the tests notice; by hand, not in CI
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutants]'
 	$(TEST_ENV) $(BIN)/python scripts/mutants.py --sample $(SAMPLE) --seed $(SEED)
+
+same-results: install  ## whether small runs of every preset still give what they gave (scripts/same_results.py)
+	$(BIN)/python scripts/same_results.py --jobs $(WORKERS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -23,15 +23,15 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from children import Job, in_children
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "mutants"
@@ -110,53 +110,6 @@ def chosen(names: list[str], size: int, seed: int) -> list[str]:
         if not of_words(name):
             found.append(name)
     return found
-
-
-@dataclass(frozen=True)
-class Job:
-    """Something to do in a forked process, which is ended after `seconds`; `label` comes back with its exit code."""
-
-    label: str
-    work: Callable[[], int]
-    seconds: float
-
-
-def fork(work: Callable[[], int]) -> int:
-    """Start `work` in a forked process without output; return its process id."""
-    pid = os.fork()
-    if pid == 0:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        os.setsid()
-        code = 99
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return pid
-
-
-def in_children(jobs: Iterable[Job], at_once: int) -> Iterator[tuple[str, int | None, float]]:
-    """Yield label, exit code (`None`: it took too long) and seconds of each job, in the order in which they end."""
-    waiting, running = iter(jobs), dict[int, tuple[Job, float]]()
-    while True:
-        while len(running) < at_once and (job := next(waiting, None)) is not None:
-            running[fork(job.work)] = (job, time.monotonic())
-        if not running:
-            return
-        time.sleep(0.02)
-        for pid, (job, start) in list(running.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            took = time.monotonic() - start
-            if done:
-                del running[pid]
-                yield job.label, os.waitstatus_to_exitcode(status), took
-            elif took > job.seconds:
-                os.killpg(pid, 9)
-                os.waitpid(pid, 0)
-                del running[pid]
-                yield job.label, None, took
 
 
 class Calls:
