@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from build import encoded, tar
 
@@ -122,3 +124,18 @@ def test_what_was_lost_is_in_the_results_of_a_run(
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert "damaged-archive" in json.dumps(results)
     assert "it is cut short inside" in (tmp_path / "run/quarantine.csv").read_text()
+
+
+def test_a_parquet_file_that_is_cut_does_not_hide_the_others(tmp_path: Path) -> None:
+    for part in range(3):
+        pictures = [encoded("cat", (32, 32), 10 * part + i) for i in range(4)]
+        table = pa.table({"image": pictures, "caption": [f"picture {part}{i}" for i in range(4)]})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    cut_file = tmp_path / "1.parquet"
+    cut_file.write_bytes(cut_file.read_bytes()[:-100])
+    for source in (tmp_path, f"{tmp_path}/*.parquet"):
+        with pytest.raises(
+            DataError, match=r"1\.parquet: not a readable Parquet file[\s\S]*damaged_archives=noted"
+        ):
+            load(source)
+        assert len(load(source, damaged_archives="noted").table) == 8

@@ -24,7 +24,7 @@ REASONS = {
     "unsupported": "a kind of picture that is not read",
     "too-large": "more pixels or bytes than are ever decoded",
     "extreme-aspect": "one side is more than a hundred times the other",
-    "damaged-archive": "the archive is damaged or cut short, and nobody knows how much is lost",
+    "damaged-archive": "the archive or Parquet file is damaged or cut short, and nobody knows how much is lost",
     "bad-row": "the row itself is broken: wrong number of cells, no valid JSON, a cell of the wrong kind",
     "bad-utf8": "the text is not UTF-8",
     "empty-caption": "the caption is empty and there is no class name instead",
@@ -35,6 +35,12 @@ REASONS = {
 """Why a row is set aside; the keys are what results, `check` and tests name."""
 
 DAMAGED = "damaged-archive"
+
+
+class DamagedFileError(DataError):
+    """A file of many samples cannot be read at all."""
+
+
 _EXAMPLES = 3
 
 

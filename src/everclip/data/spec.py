@@ -52,8 +52,8 @@ class DataSpec(Frozen):
             `catalog:NAME`: the folder that holds the data sets; default: the environment variable EVERCLIP_DATA.
         place: where the data set of `catalog:NAME` is, if not below the root: a folder, a table, `hub:OWNER/NAME`.
         counts: whether an incomplete `catalog:NAME` is refused or noted.
-        damaged_archives: whether damaged `.tar` archives are refused, or what is whole in them is read and the rest
-            noted.
+        damaged_archives: whether damaged `.tar` and `.parquet` files are refused, or what is whole in them is read and
+            the rest noted.
         downloads: folder that holds what URLs point to.
         background: what pictures with transparency are laid on: a colour, or `auto` (white, and black where a picture
             would vanish on white).

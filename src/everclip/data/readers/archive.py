@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from everclip.data.quarantine import DAMAGED, Entry
-from everclip.errors import DataError
+from everclip.data.quarantine import DAMAGED, DamagedFileError, Entry
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1024 * 1024
@@ -22,7 +21,7 @@ _HEAD_BYTES = 16 * 1024  # of an extended head: names and attributes
 _DIGITS = re.compile(rb"\d{257}")  # more of them take the standard library's patterns quadratic time
 
 
-class NoArchiveError(DataError):
+class NoArchiveError(DamagedFileError):
     """The file is no tar archive at all."""
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from everclip.data.quarantine import DAMAGED, Entry
-from everclip.data.readers.archive import NoArchiveError
+from everclip.data.quarantine import DAMAGED, DamagedFileError, Entry
 from everclip.data.readers.raw import Raw
 from everclip.data.readers.reading import PLAIN, Reading
 from everclip.data.readers.text_file import content_ending
@@ -50,14 +49,14 @@ def read_file(path: Path, reading: Reading = PLAIN) -> Raw:
 
 
 def read_part(path: Path, reading: Reading = PLAIN) -> Raw:
-    """Read one of several files; an archive that is none gives no rows, and an entry that says so.
+    """Read one of several files; one that is damaged as a whole gives no rows, and an entry that says so.
 
     Raises:
         ConfigError, DataError: as `read_file` does.
     """
     try:
         return read_file(path, reading)
-    except NoArchiveError as error:
+    except DamagedFileError as error:
         entry = Entry(None, path.name, DAMAGED, str(error).removeprefix(f"{path}: "))
         return Raw(path.name, pa.table({}), broken=[entry], root=path.parent)
 

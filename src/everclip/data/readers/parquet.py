@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from everclip.data.quarantine import Entry
+from everclip.data.quarantine import DamagedFileError, Entry
 from everclip.data.readers.raw import Raw, require_few
 from everclip.data.spill import mapped, spilled
 from everclip.errors import DataError
@@ -40,7 +40,7 @@ def read_parquet(path: Path) -> Raw:
     """Read a `.parquet` file; rows of a damaged row group are set aside.
 
     Raises:
-        DataError: if the file as a whole cannot be read.
+        DamagedFileError: if the file as a whole cannot be read.
     """
     broken: list[Entry] = []
     numbers: list[int] = []
@@ -55,7 +55,7 @@ def read_parquet(path: Path) -> Raw:
             else:
                 columns = _mapped(path, batches, schema, numbers, broken)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
+        raise DamagedFileError(f"{path}: not a readable Parquet file ({error}).") from error
     return Raw(path.name, with_class_names(columns), numbers, broken, root=path.parent)
 
 

@@ -80,7 +80,7 @@ def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
                 f"data.source={listing.path}/*{kinds[0]}."
             )
         return _sided(
-            listing, [(name, read_file(listing.path / name, options.reading)) for name in names], options
+            listing, [(name, read_part(listing.path / name, options.reading)) for name in names], options
         )
     return _describing(listing, names, index, options)
 
