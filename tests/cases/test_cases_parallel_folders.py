@@ -13,7 +13,7 @@ from build import picture, text
 
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
-from everclip.errors import DataError
+from everclip.errors import ConfigError, DataError
 
 CLASSES = ("cat", "dog", "bird", "bus")
 
@@ -230,3 +230,9 @@ def test_class_folders_say_more_than_numbers_beside_their_pictures(tmp_path: Pat
     found = load(tmp_path)
     assert set(found.table.column("class_name")) == set(CLASSES)
     assert said(found, "hold numbers, no captions")
+
+
+def test_yolos_yaml_as_the_source_says_to_give_the_folder(tmp_path: Path) -> None:
+    file = text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    with pytest.raises(ConfigError, match=rf"describes data of YOLO; give the folder: {tmp_path}"):
+        load(file)

@@ -147,3 +147,11 @@ def test_numbers_without_names_are_said_to_mean_nothing(
     _, out, _ = command("check", source)
     assert "classes are called by numbers ('0', '1', '2')" in out
     assert "classnames.txt beside" in " ".join(out.split())
+
+
+def test_a_number_may_stand_before_the_path(folder: Path) -> None:
+    source = text(folder / "list.txt", lines(lambda i: f"{i % 4} images/im{i}.png"))
+    assert names(load(source))[:4] == list("0123")
+    source = text(folder / "images.txt", lines(lambda i: f"{i} images/im{i}.png"))  # numbers of rows
+    with pytest.raises(DataError, match="neither captions nor classes"):
+        load(source)

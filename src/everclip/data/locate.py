@@ -198,8 +198,17 @@ def _unreadable(source: str, path: Path) -> str:
         return f"data.source: {source!r} is a single picture; give the folder or a table that names it."
     if not path.suffix and not path.exists():
         return f"data.source: {path}: no such folder; expected {FORMS}."
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file() and _describes_yolo(path):
+        return f"data.source: {path.name!r} describes data of YOLO; give the folder: {path.parent}."
     remedy = next((" " + text for endings, text in _REMEDIES.items() if name.endswith(endings)), "")
     return f"data.source: {source!r} is no source; expected {FORMS}.{remedy}"
+
+
+def _describes_yolo(path: Path) -> bool:
+    """Whether a YAML file names the classes and the folders of pictures, as YOLO writes it."""
+    with open(path, "rb") as file:
+        keys = set(re.findall(rb"^(\w+)\s*:", file.read(65_536), re.MULTILINE))
+    return b"names" in keys and bool({b"train", b"val", b"path"} & keys)
 
 
 def _read_pattern(path: Path, spec: DataSpec) -> list[Raw]:

@@ -186,6 +186,6 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
         raise DataError(
             raw.unlabelled
             or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
-            "with data.columns.caption=NAME or data.columns.class_name=NAME."
+            'with data.columns.caption=NAME (several: "NAME, OTHER") or data.columns.class_name=NAME.'
             + f"{_of_lists(raw)}{numbers_remedy(raw)}{guessed}"
         )

@@ -159,14 +159,14 @@ class Records:
         return next((text for words, text in _REASONS.items() if words in why), why)
 
 
-_PATH_AND_TEXT = re.compile(
-    rf"([^\s,;|][^\t,;|]*?\.(?:{'|'.join(IMAGE_ENDINGS)})(?:#\d+)?)[ ]+(\S.*?)\s*", re.IGNORECASE
-)
+_PATH = rf"[^\s,;|][^\t,;|]*?\.(?:{'|'.join(IMAGE_ENDINGS)})(?:#\d+)?"
+_PATH_AND_TEXT = re.compile(rf"({_PATH})[ ]+(\S.*?)\s*", re.IGNORECASE)
+_NUMBER_AND_PATH = re.compile(rf"(\d+)[ ]+({_PATH})\s*", re.IGNORECASE)
 
 
 def path_and_text(line: str) -> list[str] | None:
-    """Return the two cells of a line `path text` that only a blank separates: lists of ImageNet and its like."""
-    found = _PATH_AND_TEXT.fullmatch(line)
+    """Return the two cells of a line `path text` (or `number path`) that only a blank separates: ImageNet's lists."""
+    found = _NUMBER_AND_PATH.fullmatch(line) or _PATH_AND_TEXT.fullmatch(line)
     return None if found is None else [found.group(1), found.group(2)]
 
 
