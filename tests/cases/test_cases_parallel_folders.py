@@ -236,3 +236,44 @@ def test_yolos_yaml_as_the_source_says_to_give_the_folder(tmp_path: Path) -> Non
     file = text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog]\n")
     with pytest.raises(ConfigError, match=rf"describes data of YOLO; give the folder: {tmp_path}"):
         load(file)
+
+
+@pytest.mark.parametrize("header", ["filename,class,xmin,ymin,xmax,ymax", "image,label,bbox,x,y,z"])
+def test_tables_with_a_row_per_box_give_a_class_per_picture(tmp_path: Path, header: str) -> None:
+    pictures(tmp_path / "images")
+    rows = [f"{i}.jpg,{CLASSES[i % 4]},1,2,3,4" for i in range(8) for _ in range(2)]
+    file = text(tmp_path / "boxes.csv", "\n".join([header, *rows, "0.jpg,bus,1,2,3,4"]) + "\n")
+    for source in (tmp_path, file):
+        found = load(source)
+        assert len(found.table) == 7
+        assert [(e.row, e.detail) for e in found.quarantine.entries] == [
+            (1, "objects of 2 classes (bus, cat); expected one class per picture")
+        ]
+        assert said(found, "detection data (a row per box): 7 pictures show objects of one class")
+
+
+def test_several_folders_of_texts_are_several_captions(tmp_path: Path) -> None:
+    pictures(tmp_path / "img")
+    for i in range(8):
+        text(tmp_path / f"long/{i}.txt", f"a long text {i}\n")
+        text(tmp_path / f"short/{i}.txt", f"short {i}\n")
+    found = load(tmp_path)
+    assert found.table.column("caption")[:2] == ["a long text 0", "short 0"]
+    assert said(found, "what they show is in long/ and short/")
+
+
+def test_texts_that_are_not_called_as_the_pictures_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path / "images")
+    for i in range(8):
+        text(tmp_path / f"captions/cap_{i}.txt", f"picture {i}")
+    with pytest.raises(
+        DataError, match=r"the 8 texts of captions/ are not called as the pictures of images/ are"
+    ):
+        load(tmp_path)
+
+
+def test_places_of_objects_in_a_list_are_no_captions(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    file = text(tmp_path / "train.txt", "".join(f"{i}.jpg 1,2,3,4,{i % 4}\n" for i in range(8)))
+    with pytest.raises(DataError, match=r"hold several numbers \('1,2,3,4,0'\)"):
+        load(file)

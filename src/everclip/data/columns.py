@@ -75,12 +75,12 @@ def choose(
             if wanted in given or wanted in chosen:
                 continue
             free = [c for c in columns.names if c not in chosen.values() and c not in (*CANONICAL, "__key__")]
-            plain = set(map(_plain, names))
+            plain = set(map(plain_name, names))
             free = [c for c in free if _fits(wanted, columns.field(c).type)]
             if wanted == "caption":
                 found = [family[0] for stem, family in _families(free).items() if stem in plain]
             else:
-                found = [c for c in free if _plain(c) in plain]
+                found = [c for c in free if plain_name(c) in plain]
             if len(found) > 1:
                 raise DataError(
                     f"{name}: the columns {', '.join(map(repr, found))} could each be the {wanted}. Say which with "
@@ -124,7 +124,7 @@ def _families(columns: Sequence[str]) -> dict[str, list[str]]:
         numbered[stem].append((number, column))
         start, _, ending = re.sub(r"[-. ]", "_", trimmed(column)).rpartition("_")
         if start and are_languages([ending]):
-            languages[_plain(start)].append(column)
+            languages[plain_name(start)].append(column)
     found = {stem: [column for _, column in sorted(held)] for stem, held in numbered.items()}
     for stem, held in languages.items():
         if len(held) > 1:
@@ -135,7 +135,7 @@ def _families(columns: Sequence[str]) -> dict[str, list[str]]:
 def _stem_and_number(name: str) -> tuple[str, int]:
     """Return a name as it is compared, without the number at its end; and the number, -1 where there is none."""
     found = _NUMBERED.fullmatch(trimmed(name))
-    return (_plain(name), -1) if found is None else (_plain(found.group(1)), int(found.group(2)))
+    return (plain_name(name), -1) if found is None else (plain_name(found.group(1)), int(found.group(2)))
 
 
 def _by_number(columns: pa.Schema, given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -178,7 +178,7 @@ def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
 
 def is_known_name(name: str) -> bool:
     """Whether a column of this name would be recognised."""
-    return _plain(name) in _KNOWN or is_caption_name(name)
+    return plain_name(name) in _KNOWN or is_caption_name(name)
 
 
 def is_caption_name(name: str) -> bool:
@@ -186,7 +186,7 @@ def is_caption_name(name: str) -> bool:
     return _stem_and_number(name)[0] in _CAPTIONS
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a name as it is compared: small letters, without blanks, underscores and hyphens."""
     name = trimmed(name).lower()
     # An archive's `__key__` is a place, not an id: the same pictures packed anew would be other samples.
@@ -194,11 +194,11 @@ def _plain(name: str) -> str:
 
 
 _KNOWN = frozenset(
-    _plain(name) for names in (CANONICAL, *GUESSES.values(), *LATER_GUESSES.values()) for name in names
+    plain_name(name) for names in (CANONICAL, *GUESSES.values(), *LATER_GUESSES.values()) for name in names
 )
 
 
-_CAPTIONS = frozenset(_plain(name) for held in (GUESSES, LATER_GUESSES) for name in held["caption"])
+_CAPTIONS = frozenset(plain_name(name) for held in (GUESSES, LATER_GUESSES) for name in held["caption"])
 
 
 def _fits(wanted: str, kind: pa.DataType) -> bool:

@@ -56,7 +56,7 @@ def numbers_remedy(raw: Raw) -> str:
     for name in raw.columns.column_names if raw.headless else ():
         kind = raw.columns.schema.field(name).type
         cells = raw.columns.column(name).slice(0, _SAMPLE).to_pylist() if pa.types.is_string(kind) else []
-        if cells and all(v and len(v.split()) > 1 and _NUMBERS.fullmatch(v) for v in cells):
+        if cells and all(v and re.search(r"\d[\s,;]+\d", v) and _NUMBERS.fullmatch(v) for v in cells):
             return (
                 f" The cells of column {name!r} hold several numbers ({cells[0][:40]!r}): several classes of one "
                 "picture, or places of objects, are not read; write one class, or a caption, for each picture."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from everclip.data.box_tables import with_row_per_picture
 from everclip.data.canonical import named, odd_values, plain, spread_captions, texts_of
 from everclip.data.caption_cells import caption_notes, texts_of_objects, unpacked
 from everclip.data.caption_columns import with_caption_columns
@@ -71,6 +72,7 @@ def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]
     lines += columns_by_content(raw, names, spec.columns)
     raw, classes = with_classes(raw, names, spec.columns)
     lines += classes
+    raw = with_row_per_picture(raw, names, lines)
     return with_caption_columns(raw, names, spec.columns, lines), names, lines
 
 

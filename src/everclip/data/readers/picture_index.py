@@ -160,18 +160,10 @@ def without_foreign_rows(raw: Raw) -> Raw:
     }
     if not foreign:
         return raw
-    kept = [i for i in range(len(values)) if i not in foreign]
     names = some(str(values[i]) for i in sorted(foreign))
-    return replace(
-        raw,
-        columns=raw.columns.take(pa.array(kept, pa.int64())),
-        numbers=[raw.number(i) or i + 1 for i in kept],
-        labels=None if raw.labels is None else [raw.labels[i] for i in kept],
-        notes=[
-            *raw.notes,
-            f"{raw.name}: rows passed over, left by a system or a program: {len(foreign):,} ({names})",
-        ],
-    )
+    note = f"{raw.name}: rows passed over, left by a system or a program: {len(foreign):,} ({names})"
+    kept = raw.take([i for i in range(len(values)) if i not in foreign])
+    return replace(kept, notes=[*raw.notes, note])
 
 
 def unnamed_note(index: PictureIndex, named: Iterable[str | None], by: str) -> list[str]:

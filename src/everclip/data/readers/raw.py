@@ -76,6 +76,21 @@ class Raw:
             )
         return replace(self, columns=columns, known={**self.known, **{name: name for name in cells}})
 
+    def take(self, rows: Sequence[int]) -> Raw:
+        """Return some of the rows, in the given order; each keeps its number."""
+        place = {row: i for i, row in enumerate(rows)}
+        return replace(
+            self,
+            columns=self.columns.take(pa.array(rows, pa.int64())),
+            numbers=[self.number(i) or i + 1 for i in rows],
+            labels=None if self.labels is None else [self.labels[i] for i in rows],
+            flaws={place[row]: flaw for row, flaw in self.flaws.items() if row in place},
+            odd={
+                name: {place[row]: kind for row, kind in odd.items() if row in place}
+                for name, odd in self.odd.items()
+            },
+        )
+
     def row_name(self, position: int) -> str:
         """What people call the row at `position`."""
         if self.labels is not None:
