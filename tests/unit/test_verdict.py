@@ -52,7 +52,7 @@ def test_of_equals_the_cheaper_is_proposed() -> None:
 def test_what_looks_better_and_is_not_resolved_decides_nothing() -> None:
     found = decide(closed(0.10), trained(0.115), gap(0.015))
     assert found.method is None
-    assert "safe is not resolved as better" in found.reason
+    assert "safe looks better, which may be chance" in found.reason
 
 
 @pytest.mark.parametrize("ahead", [-0.15, -0.01, 0.0])

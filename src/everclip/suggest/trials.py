@@ -124,7 +124,7 @@ class Gap:
         sides = [("old and new together", self.together)] if self.old is not None else []
         sides += [("new", self.new)] + ([("old", self.old)] if self.old is not None else [])
         sides += [("retention", self.retention)] if self.retention is not None else []
-        return ", ".join(f"{name} {points(d.mean, d.low, d.high, d.resolved)}" for name, d in sides)
+        return "; ".join(f"{name} {points(d.mean, d.low, d.high, d.resolved)}" for name, d in sides)
 
 
 def points(mean: float, low: float, high: float, resolved: bool) -> str:

@@ -48,9 +48,7 @@ def decide(closed: Trial, trained: Trial | None = None, gap: Gap | None = None, 
         ahead, other = closed, trained
     else:
         more = f"; {trained.weakness}" if trained.weakness else ""
-        return Verdict(
-            None, f"{numbers}: {trained.method} is not resolved as better, nor {closed.method}{more}"
-        )
+        return Verdict(None, f"{numbers}: {trained.method} looks better, which may be chance{more}")
     if other.weakness:
         return Verdict(None, f"{numbers}: a run of {other.method} may gain more, as {other.weakness}")
     if not (ahead.together.resolved and ahead.together.change > 0):
