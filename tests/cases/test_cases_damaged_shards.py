@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from build import encoded, tar
 
+from everclip.config import resolve_config
 from everclip.data.sources import Loaded, read
 from everclip.data.spec import DataSpec
 from everclip.errors import DataError
+from everclip.learner.measured import load_model
+from everclip.running.inputs import remarks, write_quarantine
+from everclip.scenarios.load import load_scenario
 
 SAMPLES = 6
 
@@ -119,11 +123,11 @@ def test_what_was_lost_is_in_the_results_of_a_run(
     code, _, err = command("init-config", folder, "damaged_archives=noted", "-o", tmp_path / "my.yaml")
     assert code == 0, err
     assert "damaged_archives: noted" in (tmp_path / "my.yaml").read_text()
-    code, _, err = command("run", tmp_path / "my.yaml", "method=zero-shot", f"output={tmp_path / 'run'}")
-    assert code == 0, err
-    results = json.loads((tmp_path / "run/results.json").read_text())
-    assert "damaged-archive" in json.dumps(results)
-    assert "it is cut short inside" in (tmp_path / "run/quarantine.csv").read_text()
+    scenario = load_scenario(resolve_config(str(tmp_path / "my.yaml")).scenario)
+    said = dict(remarks(scenario, load_model("builtin:tiny").method.backbone))
+    assert "1 damaged-archive" in said["quarantine"]
+    write_quarantine(scenario, tmp_path)
+    assert "it is cut short inside" in (tmp_path / "quarantine.csv").read_text()
 
 
 def test_a_parquet_file_that_is_cut_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -139,3 +143,15 @@ def test_a_parquet_file_that_is_cut_does_not_hide_the_others(tmp_path: Path) -> 
         ):
             load(source)
         assert len(load(source, damaged_archives="noted").table) == 8
+
+
+def test_a_shard_that_is_cut_between_two_members_is_said(folder: Path) -> None:
+    file = folder / "00001.tar"
+    with tarfile.open(file) as archive:
+        start = archive.getmembers()[6].offset
+    file.write_bytes(file.read_bytes()[:start])
+    found = load(folder)
+    assert len(found.table) == 2 * SAMPLES + 3
+    assert [line for line in found.guesses if "may be cut short" in line] == [
+        "00001.tar: has no mark of an archive's end, so it may be cut short, its last sample is '12'"
+    ]

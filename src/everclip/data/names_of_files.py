@@ -23,12 +23,19 @@ from everclip.errors import ConfigError, DataError
 CLASS = "{class}"
 _NUMBERED = re.compile(r"(?P<name>n\d{8}|.*[^\W\d_])(?P<start>[-._ ]*)(?P<open>\(?)\d+(?P<close>\)?)")
 _NUMBER_FIRST = re.compile(r"\d+(?P<start>[-._ ]+)(?P<name>[^\W\d_].*)")
+_NUMBER_INSIDE = re.compile(r"(?P<name>[^\W\d_]+)(?P<start>[-._ ]+)\d+(?P<next>[-._ ]+)[^\W\d_].*")
 _MADE_BY_PROGRAMS = re.compile(
     r"(img|image|dsc[a-z]?|dscn|pict?|picture|photo|foto|frame|scan|screenshot|untitled|file|p|vid|video|mvi|coco|wa"
     r"|sample|crop|page|test|train|val)([^a-z].*)?",
     re.IGNORECASE,
 )
 """Beginnings of names that cameras and programs write; they are no classes."""
+_SHAPES = {
+    _NUMBERED: "{class}{start}{open}#{close}",
+    _NUMBER_FIRST: "#{start}{class}",
+    _NUMBER_INSIDE: "{class}{start}#{next}*",
+}
+"""How names are cut, and the patterns that say it."""
 _LEAST_EACH = 2
 
 
@@ -76,7 +83,7 @@ class Guess:
 def guess(files: Sequence[str]) -> Guess | None:
     """Return the pattern that fits all names, if it gives two or more classes of two or more pictures on average."""
     stems = [os.path.splitext(os.path.basename(file))[0] for file in files]
-    for form, shape in ((_NUMBERED, "{class}{start}{open}#{close}"), (_NUMBER_FIRST, "#{start}{class}")):
+    for form, shape in _SHAPES.items():
         found = [form.fullmatch(stem) for stem in stems]
         fitting = [match.groupdict() for match in found if match is not None]
         if not fitting or len(fitting) < len(stems):

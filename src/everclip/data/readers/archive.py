@@ -189,6 +189,13 @@ def _next_head(file: BinaryIO, start: int) -> int | None:
     return None
 
 
+def is_ended(file: BinaryIO) -> bool:
+    """Whether an archive ends with an empty block, as writers leave it; one that is cut between members does not."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _BLOCK))
+    return not file.read(_BLOCK).strip(b"\0")
+
+
 def _left(file: BinaryIO, start: int) -> bool:
     """Whether anything but zeros follows: an archive ends with empty blocks."""
     return any(data.count(0) != len(data) for _, data in _chunks(file, start))

@@ -266,5 +266,6 @@ def _alone(listing: Listing, options: FolderOptions) -> Raw:
     )
     seen = guess(raw.labels or [])
     if seen is None:
-        return raw
+        hint = ' If classes stand in the names of the files, say how: "data.class_in_name={class}_#".'
+        return replace(raw, unlabelled=unlabelled + hint)
     return replace(raw, unlabelled=unlabelled + seen.sentence(), class_in_name=seen.pattern)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from everclip.data.pictures import places
-from everclip.data.quarantine import Entry
-from everclip.data.readers.archive import members
+from everclip.data.quarantine import DAMAGED, Entry
+from everclip.data.readers.archive import is_ended, members
 from everclip.data.readers.foreign import foreign_note, is_foreign_file, is_foreign_path, some
 from everclip.data.readers.jsonl import MAX_LINE, parsed
 from everclip.data.readers.pairs import lines_of, uniform
@@ -95,6 +95,7 @@ def read_shard(path: Path, encoding: str | None = None) -> Raw:
     """
     with open(path, "rb") as file:
         archive, found = _read(_Archive(path, file, encoding))
+        ended = is_ended(file)
     found, notes = joined(path.name, found)
     size = path.stat().st_size
     problems = [sample.find_problem(size) for sample in found]
@@ -104,6 +105,9 @@ def read_shard(path: Path, encoding: str | None = None) -> Raw:
         for sample, problem in zip(found, problems, strict=True)
         if problem is not None
     ]
+    if not ended and all(entry.reason != DAMAGED for entry in broken):
+        last = f", its last sample is {found[-1].key!a}" if found else ""
+        notes.append(f"{path.name}: has no mark of an archive's end, so it may be cut short{last}")
     notes += archive.notes() + _captions_by_line(path, samples) + _beside(path, samples)
     names = dict.fromkeys(name for sample in samples for name in sample.cells if name != "image")
     columns, odd = table_of(
