@@ -16,7 +16,7 @@ from everclip.methods.pace import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.measuring import shared_names, unspoken_names
+from everclip.scenarios.measuring import shared_names
 
 QUARANTINE = "quarantine.csv"
 
@@ -29,7 +29,6 @@ def all_remarks(
     return [
         *remarks(scenario, method.backbone),
         *(("same names", line) for line in same),
-        *(("class names", line) for line in unspoken_names(scenario.eval_sets)),
         *left_out(method, tasks),
         *([] if method.batch_dependent is None else [("batch", method.batch_dependent)]),
         *notes,
