@@ -123,3 +123,11 @@ def test_a_line_that_the_file_ends_in_is_set_aside_as_cut(folder: Path) -> None:
 
 def test_one_object_is_one_row(folder: Path) -> None:
     assert load(text(folder / "a.json", json.dumps(ROWS[0]))).table.column("caption") == [ROWS[0]["caption"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["pandas list.json", "pandas columns.json", "pandas index.json", "comma.json"]
+)
+def test_documents_beside_the_pictures_are_found_in_the_folder(folder: Path, name: str) -> None:
+    text(folder / "labels.json", READ[name])
+    assert load(folder).table.column("caption") == [row["caption"] for row in ROWS]

@@ -47,6 +47,8 @@ def _of_element(key: str, element: Any) -> JsonForm:
     is_class = key and split_of(key) is None and not is_known_name(key) and key != "data"
     if is_class and isinstance(element, str) and names_a_picture(element):
         return "files-by-class"
+    if is_known_name(key) and isinstance(element, str) and names_a_picture(element):
+        return "rows"  # a column of pictures
     if key != "data" and is_pair(element):  # pandas' cells lie under `data`
         return "rows"
     if not isinstance(element, dict):
