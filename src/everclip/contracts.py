@@ -6,10 +6,9 @@ the score matrix measures; a *protocol* decides what a method may know when it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, runtime_checkable
-from typing import Protocol as TypingProtocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from everclip.templates import filled
 
@@ -130,32 +129,6 @@ class EvalSet:
     task: int | None = None
     group: Literal["task", "part", "known", "everything", "retention"] = "task"
     classes: tuple[ClassEntry, ...] | None = None
-
-
-@runtime_checkable
-class Scenario(TypingProtocol):
-    """Ordered tasks, evaluation sets and protocols."""
-
-    name: str
-    base: Table | None
-    base_val: Table | None
-    reference: Reference | None
-    eval_sets: Sequence[EvalSet]
-    protocols: Sequence[EvalProtocol]
-
-    @property
-    def tasks(self) -> Iterable[Task]:
-        """The tasks in the order of learning; may be open-ended."""
-
-    def label_space(
-        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
-    ) -> LabelSpace | None:
-        """Return what a method may know when `eval_set` is scored after the tasks `learned`; `None` = no cell."""
-
-    def pool(
-        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
-    ) -> Sequence[EvalSet] | None:
-        """Return the retrieval sets whose samples are candidates; `None` = no such cell."""
 
 
 @dataclass(frozen=True)
@@ -342,52 +315,3 @@ Validate = Callable[[], Mapping[str, float]]
 
 Batch = dict[str, dict[str, Any]]
 """stream name -> column name -> values"""
-
-
-@runtime_checkable
-class Method(TypingProtocol):
-    """How to learn a task and how to predict. `everclip.methods.base.Method` implements it with shared slots."""
-
-    needs: Needs
-
-    def begin_task(self, task: Task, past: Past) -> None:
-        """Grow, freeze, copy a teacher."""
-
-    def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare what to train on; the engine owns every loop, stream and cursor."""
-
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The training step: named losses, whose sum is trained."""
-
-    def after_step(self, progress: Progress) -> None:
-        """Update running means and the like, after each optimiser step."""
-
-    def end_phase(self, task: Task, phase: Phase) -> None:
-        """Solve, switch, discard."""
-
-    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Merge, select, fill the buffer."""
-
-    def encode_images(self, pixels: Tensor, known_task: int | None = None) -> Features:
-        """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch.
-
-        `known_task` is the task they are known to belong to, where a protocol tells it and the method asks for it.
-        """
-
-    def encode_texts(self, tokens: Tensor) -> Features:
-        """Encode token ids `(N, L)`."""
-
-    def class_bank(self, space: LabelSpace) -> Features:
-        """Return one text embedding per class entry."""
-
-    def similarity(self, images: Features, texts: Features) -> Tensor:
-        """Return cosines `(N, M)`."""
-
-    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> Tensor:
-        """Return scores `(N, C)`, one column per class entry."""
-
-    def structure(self) -> dict[str, Any]:
-        """Describe the grown shape as JSON, so that it can be rebuilt before tensors are loaded."""
-
-    def describe(self) -> Cost:
-        """Count parameters and bytes."""

@@ -81,7 +81,7 @@ def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
     if gradient:
         from torch.distributed.nn.functional import all_gather
 
-        return torch.cat(all_gather(values), dim=0)  # type: ignore[no-untyped-call]
+        return torch.cat(all_gather(values), dim=0)  # type: ignore[no-untyped-call]  # torch has none
     parts = [torch.empty_like(values) for _ in range(world())]
     group.all_gather(parts, values.contiguous())
     return torch.cat(parts, dim=0)

@@ -31,7 +31,7 @@ def bf16_instructions() -> bool | None:
 def _switched_off(torch: object) -> bool:
     """Whether torch's library of kernels computes no bf16, which ONEDNN_MAX_CPU_ISA may be the cause of."""
     try:
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[attr-defined]
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[attr-defined]  # torch names it nowhere
     except (AttributeError, RuntimeError):  # built without that library, or older than the question
         return False
 
@@ -39,7 +39,7 @@ def _switched_off(torch: object) -> bool:
 def _flags_of_torch(torch: object) -> frozenset[str] | None:
     """Return the instructions that torch knows of; `None` from a torch that cannot be asked."""
     try:
-        known = torch.cpu.get_capabilities()  # type: ignore[attr-defined]
+        known = torch.cpu.get_capabilities()  # type: ignore[attr-defined]  # torch names it nowhere
     except (AttributeError, RuntimeError):
         return None
     return frozenset(name for name, there in known.items() if there is True)

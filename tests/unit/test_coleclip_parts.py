@@ -69,6 +69,15 @@ def test_prompts_are_the_published_ones(masked: bool, monkeypatch: pytest.Monkey
     assert torch.equal(task_prompts.mask(3, 1, 5, whole), g["attn_mask"])
 
 
+def test_the_cost_is_said_once_a_task_has_prompts() -> None:
+    clip = models.build("vit")
+    task_prompts.insert(tower_of(clip, "image"), 3)
+    assert task_prompts.cost(clip) == ""
+    for _ in range(2):
+        task_prompts.of(clip).add(0, clip.visual.proj)
+    assert task_prompts.cost(clip) == "task prompts: 6 more tokens per image"
+
+
 def with_prompts(clip: Any, tasks: int, count: int = 1) -> Tower:
     tower = tower_of(clip, "image")
     task_prompts.insert(tower, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -11,6 +11,8 @@ from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
     from everclip.learner.measured import Evaluation
+
+    Kind = Literal["auto", "retrieval", "classification"]
 
 SHOWN = {
     "classification": ("accuracy", "top5", "mean_class_accuracy"),
@@ -94,7 +96,7 @@ def _measure(
         model,
         targets,
         templates,
-        kind,  # type: ignore[arg-type]  # one of the three, as checked above
+        cast("Kind", kind),  # the caller has checked it
         config,
         lambda done, total: progress.update(done, "pictures", total),
     )

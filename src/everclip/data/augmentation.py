@@ -39,6 +39,7 @@ def augment(
     """
     unit = draw.random(12)
     ground = picture.getpixel((0, 0))
+    assert isinstance(ground, tuple)  # RGB
     if config.kind == "random-resized-crop":
         box = random_resized_box(*picture.size, config, draw.random((ATTEMPTS, 4)))
         result = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -95,9 +96,9 @@ def random_resized_box(width: int, height: int, config: AugmentConfig, unit: Dra
     return (left, top, left + crop_w, top + crop_h)
 
 
-def _zoom_out(picture: Image.Image, size: int, ground: object, unit: Draws) -> Image.Image:
+def _zoom_out(picture: Image.Image, size: int, ground: tuple[int, ...], unit: Draws) -> Image.Image:
     side = max(1, round(size * (0.5 + 0.5 * unit[0])))
-    canvas = Image.new("RGB", (size, size), ground)  # type: ignore[arg-type]
+    canvas = Image.new("RGB", (size, size), ground)
     place = (int(unit[1] * (size - side + 1)), int(unit[2] * (size - side + 1)))
     canvas.paste(picture.resize((side, side), Image.Resampling.BICUBIC), place)
     return canvas

@@ -6,24 +6,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from everclip.contracts import Features
+from everclip.interfaces import Encodes, HasParameters
 
 BLOCK = 256
 _Place = TypeVar("_Place")
 Reduce = Callable[[Features], Features]
 
 
-def device_of(module: torch.nn.Module) -> torch.device:
+def device_of(module: HasParameters) -> torch.device:
     """Return where a module's parameters are."""
     return next(module.parameters()).device
 
 
 @contextmanager
-def measuring(method: Any) -> Iterator[None]:
+def measuring(method: Encodes) -> Iterator[None]:
     """Encode without gradient, with nothing marked as trainable (whose mode it is is the caller's).
 
     Torch chooses kernels by what requires a gradient, also where none is computed; without this the same weights
@@ -67,7 +68,7 @@ def decoded(
 
 
 def encode_pictures(
-    method: Any,
+    method: Encodes,
     batches: Iterable[torch.Tensor],
     known_task: int | None = None,
     tick: Callable[[int], None] = lambda count: None,
@@ -102,7 +103,7 @@ def joined(parts: Sequence[Features]) -> Features:
     return {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
 
 
-def encode_prompts(method: Any, texts: Sequence[str], block: int = BLOCK) -> Features:
+def encode_prompts(method: Encodes, texts: Sequence[str], block: int = BLOCK) -> Features:
     """Encode texts with a method, equal texts once.
 
     Returns:

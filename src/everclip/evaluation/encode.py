@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from everclip.distributed import from_first, gather_objects
 from everclip.errors import CheckpointError
 from everclip.evaluation.banks import Reduce, decoded, encode_pictures, encode_prompts, joined, measuring
 from everclip.files import write_bytes_atomic
+from everclip.interfaces import Predictor, Preprocess
 
 Tick = Callable[[int, int], None]
 _OF = "\0"
@@ -42,7 +42,7 @@ class Encoder:
     def __init__(
         self,
         sets: Sequence[EvalSet],
-        preprocess: Callable[[Any], torch.Tensor],
+        preprocess: Preprocess,
         store: ImageStore,
         batch_size: int,
         cache: Path | None = None,
@@ -84,7 +84,7 @@ class Encoder:
 
     def images(
         self,
-        method: Any,
+        method: Predictor,
         keys: Mapping[str, str],
         tick: Tick,
         known_task: int | None = None,
@@ -125,7 +125,7 @@ class Encoder:
         return found
 
     def _whole(
-        self, method: Any, key: str, known_task: int | None, names: Sequence[str], tick: Tick
+        self, method: Predictor, key: str, known_task: int | None, names: Sequence[str], tick: Tick
     ) -> dict[str, Features]:
         """Return the features of sets that are encoded together, each picture once."""
         rows = self._union(names)
@@ -145,7 +145,7 @@ class Encoder:
         return {k: v[where] for k, v in whole.items()}
 
     def _reduced(
-        self, method: Any, known_task: int | None, reduce: Mapping[str, Reduce], tick: Tick
+        self, method: Predictor, known_task: int | None, reduce: Mapping[str, Reduce], tick: Tick
     ) -> dict[str, Features]:
         """Return what is kept of sets that are encoded together, each picture once for all sets that it is in."""
         rows = self._union(reduce)
@@ -194,7 +194,7 @@ class Encoder:
 
     def _encode(
         self,
-        method: Any,
+        method: Predictor,
         rows: NDArray[np.int64],
         known_task: int | None,
         tick: Tick,
@@ -220,7 +220,7 @@ class Encoder:
         local = encode_pictures(method, pixels, known_task, count, lambda found: keep(found, next(left)))
         return local if not split else joined(gather_objects(local))
 
-    def _size(self, method: Any) -> int:
+    def _size(self, method: Predictor) -> int:
         """Return how many pictures are encoded at a time: the method's own number where that decides anything."""
         own: int | None = None if method.batch_dependent is None else method.prediction_batch
         return own or self._batch
@@ -229,7 +229,7 @@ class Encoder:
         table, position = self._places[row]
         return self._preprocess(self._store.get(table, position))
 
-    def texts(self, method: Any, keys: Mapping[str, str], texts: Sequence[str]) -> Features:
+    def texts(self, method: Predictor, keys: Mapping[str, str], texts: Sequence[str]) -> Features:
         """Return the features of texts; those known under the current text tower are not encoded again."""
         key = keys["text"]
         if any(known != key for known, _ in self._texts):
@@ -242,7 +242,7 @@ class Encoder:
         found = [self._texts[key, text] for text in texts]
         return {k: torch.stack([f[k] for f in found]) for k in found[0]}
 
-    def bank(self, method: Any, keys: Mapping[str, str], space: LabelSpace) -> Features:
+    def bank(self, method: Predictor, keys: Mapping[str, str], space: LabelSpace) -> Features:
         """Return the method's class bank; encoded once per text tower and label space."""
         if any(known != keys["text"] for known, _ in self._banks):
             self._banks.clear()

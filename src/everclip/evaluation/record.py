@@ -22,6 +22,7 @@ from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.files import optional_write, write_bytes_atomic, write_text_atomic
+from everclip.interfaces import MeasuredScenario, Predictor, Preprocess
 
 THUMBNAIL = 128
 
@@ -41,9 +42,9 @@ class RowRecorder:
     def __init__(
         self,
         path: Path,
-        scenario: Any,
+        scenario: MeasuredScenario,
         config: RunConfig,
-        preprocess: Any,
+        preprocess: Preprocess,
         store: ImageStore,
         rank: int,
         world: int,
@@ -66,7 +67,7 @@ class RowRecorder:
 
     def measure(
         self,
-        method: Any,
+        method: Predictor,
         label: str,
         index: int,
         task: int | None,
@@ -193,7 +194,7 @@ def _read_features(file: Path) -> dict[str, torch.Tensor] | None:
         return None  # the run loop records this as an event
 
 
-def choose_examples(scenario: Any, count: int) -> dict[str, list[int]]:
+def choose_examples(scenario: MeasuredScenario, count: int) -> dict[str, list[int]]:
     """Choose the pictures whose answers are followed: per set those of lowest hash, so every run shows the same."""
     chosen = {}
     for s in scenario.eval_sets:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
 from everclip.evaluation.same_answers import Answers, shared_answers
 from everclip.evaluation.statistics import bootstrap_mean, wilson
+from everclip.interfaces import MeasuredScenario, Predictor
 
 Outcomes = dict[str, torch.Tensor]
 """`column/protocol/metric` -> `(N,)` float32 per item: what paired comparisons resample."""
@@ -56,7 +56,7 @@ class RowScorer:
 
     def __init__(
         self,
-        scenario: Any,
+        scenario: MeasuredScenario,
         encoder: Encoder,
         config: EvaluationConfig,
         seed: int,
@@ -66,7 +66,7 @@ class RowScorer:
         self._examples = examples
         self._keys: TextKeys | None = None
 
-    def row(self, method: Any, learned: Collection[int], tick: Tick) -> RowScores:
+    def row(self, method: Predictor, learned: Collection[int], tick: Tick) -> RowScores:
         """Measure everything once. The method is put into evaluation mode and left there."""
         method.eval()
         result = RowScores()
@@ -92,14 +92,16 @@ class RowScorer:
                             told[s.task] = self._encoder.images(method, keys, tick, s.task, reduce)
                         found = told[s.task][s.name]
                     self._classification(result, s, protocol, learned, found, method, keys)
-                    if protocol.name == self._shown(s):
+                    if protocol.name == self._shown:
                         self._ways(result, s, found, method)
             if s.kind == "retrieval":
                 result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
                 self._ways(result, s, images[s.name], method)
         return result
 
-    def _reducing(self, method: Any, learned: Collection[int], keys: Mapping[str, str]) -> dict[str, Reduce]:
+    def _reducing(
+        self, method: Predictor, learned: Collection[int], keys: Mapping[str, str]
+    ) -> dict[str, Reduce]:
         """Return what is kept of each set's batches: scores under every protocol, and no wide features."""
         found: dict[str, Reduce] = {}
         for s in self._scenario.eval_sets:
@@ -111,7 +113,7 @@ class RowScorer:
             found[s.name] = partial(_scored, method, banks)
         return found
 
-    def _ways(self, result: RowScores, s: EvalSet, images: Features, method: Any) -> None:
+    def _ways(self, result: RowScores, s: EvalSet, images: Features, method: Predictor) -> None:
         """Count which way the pictures of a set went, under the protocol that it shows."""
         if routes := count_routes(images, method.routes()):
             result.routes[s.name] = routes
@@ -127,7 +129,7 @@ class RowScorer:
         protocol: EvalProtocol,
         learned: Collection[int],
         images: Features,
-        method: Any,
+        method: Predictor,
         keys: Mapping[str, str],
     ) -> None:
         space = self._scenario.label_space(s, learned, protocol)
@@ -159,7 +161,7 @@ class RowScorer:
         ece = classification.expected_calibration_error(probabilities, own.labels)
         scores["ece"] = Score(value=ece, n=len(labels))
         result.scores[s.name][protocol.name] = scores
-        if protocol.name == self._shown(s):
+        if protocol.name == self._shown:
             result.per_class[s.name] = {
                 e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None
             }
@@ -169,7 +171,7 @@ class RowScorer:
                 result.ambiguous[s.name] = int(classification.ambiguous(own.scores).sum())
             self._answer(result, s, own.scores, own.names, right)
 
-    def _keys_of(self, method: Any) -> TextKeys:
+    def _keys_of(self, method: Predictor) -> TextKeys:
         """Return what the method's tokenizer reads of texts, remembered from row to row."""
         if self._keys is None or self._keys.tokenise != method.backbone.tokenise:
             self._keys = TextKeys(method.backbone.tokenise)
@@ -185,7 +187,7 @@ class RowScorer:
         learned: Collection[int],
         images: Mapping[str, Features],
         texts: Mapping[str, Features],
-        method: Any,
+        method: Predictor,
     ) -> None:
         pool = self._scenario.pool(s, learned, protocol)
         if pool is None:
@@ -212,7 +214,7 @@ class RowScorer:
             scores[f"{name}_median_rank"] = Score(value=retrieval.median_rank(ranks), n=n)
             scores[f"{name}_map"] = Score(value=retrieval.mean_average_precision(ranks), n=n)
         result.scores[s.name][protocol.name] = scores
-        if protocol.name == self._shown(s):
+        if protocol.name == self._shown:
             self._retrieval_answers(result, s, own[0], ranked)
 
     def _retrieval_answers(
@@ -242,10 +244,11 @@ class RowScorer:
 
     # -- shared -----------------------------------------------------------------------------------------------
 
-    def _shown(self, s: EvalSet) -> str:
-        """The protocol whose details (examples, per-class values) a set shows: the headline's."""
-        names: list[str] = [protocol.name for protocol in self._scenario.protocols]
-        headline: str = self._scenario.shown_protocol
+    @property
+    def _shown(self) -> str:
+        """The protocol whose details (examples, per-class values) are shown: the headline's."""
+        names = [protocol.name for protocol in self._scenario.protocols]
+        headline = self._scenario.shown_protocol
         return headline if headline in names else names[0]
 
     def _share(
@@ -272,7 +275,9 @@ class RowScorer:
         return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))
 
 
-def _scored(method: Any, asked: Mapping[str, tuple[LabelSpace, Features]], features: Features) -> Features:
+def _scored(
+    method: Predictor, asked: Mapping[str, tuple[LabelSpace, Features]], features: Features
+) -> Features:
     """Return the features of a batch that are held, and its scores in each label space."""
     slim = {name: values for name, values in features.items() if name not in method.wide}
     scores = {

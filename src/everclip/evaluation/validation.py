@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -15,11 +14,16 @@ from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
 from everclip.evaluation.banks import decoded, encode_pictures, encode_prompts, measuring
 from everclip.evaluation.same_answers import shared_answers
+from everclip.interfaces import Predictor
 from everclip.scenarios.base import merge_entries
 
 
 def validation_scores(
-    method: Any, tasks: Sequence[Task], base_val: Table | None, store: ImageStore, own_classes: bool = False
+    method: Predictor,
+    tasks: Sequence[Task],
+    base_val: Table | None,
+    store: ImageStore,
+    own_classes: bool = False,
 ) -> Mapping[str, float]:
     """Score the method on the validation pictures of everything learned so far.
 
@@ -55,7 +59,7 @@ def validation_scores(
     return {name: _mean(scores) for name, scores in found.items() if scores}
 
 
-def _among_own(method: Any, task: Task, store: ImageStore) -> tuple[float, int]:
+def _among_own(method: Predictor, task: Task, store: ImageStore) -> tuple[float, int]:
     assert task.val is not None  # the caller looks
     assert task.classes is not None
     return set_score(
@@ -101,7 +105,7 @@ def _mean(scores: Sequence[tuple[float, int]]) -> float:
     return sum(score * count for score, count in scores) / sum(count for _, count in scores)
 
 
-def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:
+def set_score(method: Predictor, s: EvalSet, store: ImageStore) -> tuple[float, int]:
     """Score the method on one evaluation set, among the set's own answers.
 
     Returns:
@@ -114,7 +118,10 @@ def set_score(method: Any, s: EvalSet, store: ImageStore) -> tuple[float, int]:
 
 
 def _encode(
-    method: Any, table: Table, store: ImageStore, reduce: Callable[[Features], Features] = lambda found: found
+    method: Predictor,
+    table: Table,
+    store: ImageStore,
+    reduce: Callable[[Features], Features] = lambda found: found,
 ) -> Features:
     blocks = (range(start, min(start + 256, len(table))) for start in range(0, len(table), 256))
     preprocess = method.backbone.preprocess
@@ -122,11 +129,11 @@ def _encode(
     return encode_pictures(method, pixels, reduce=reduce)
 
 
-def _accuracy(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> float:
+def _accuracy(method: Predictor, table: Table, space: LabelSpace, store: ImageStore) -> float:
     return float(correct(method, table, space, store).float().mean())
 
 
-def correct(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> torch.Tensor:
+def correct(method: Predictor, table: Table, space: LabelSpace, store: ImageStore) -> torch.Tensor:
     """Return `(N,)` bool: whether the best class of `space` is the one in the row's column `class_key`."""
     with measuring(method):
         bank = method.class_bank(space)
@@ -138,7 +145,7 @@ def correct(method: Any, table: Table, space: LabelSpace, store: ImageStore) -> 
     return own.scores.argmax(dim=1) == own.labels
 
 
-def _recalls(method: Any, tables: Mapping[str, Table], store: ImageStore) -> dict[str, float]:
+def _recalls(method: Predictor, tables: Mapping[str, Table], store: ImageStore) -> dict[str, float]:
     images = {name: _encode(method, table, store)["embedding"] for name, table in tables.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
     texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}

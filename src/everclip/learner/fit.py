@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from everclip.config import RunConfig
 from everclip.contracts import Task
@@ -15,11 +14,12 @@ from everclip.methods.build import build_method
 from everclip.methods.pace import check_names
 from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
+from everclip.scenarios.base import ListScenario
 from everclip.training.guard import watchable
 from everclip.training.processes import start_processes
 
 
-def learner_for(config: RunConfig, scenario: Any) -> Learner:
+def learner_for(config: RunConfig, scenario: ListScenario) -> Learner:
     """Build the learner of a run."""
     accelerator = start_processes(config.training)
     backbone = load_backbone(config.backbone, config.seed)

@@ -26,6 +26,7 @@ from everclip.evaluation.results import FILE, Part, Results, Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.files import user_path
 from everclip.learner.core import Learner
+from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import Measuring, measured_set, one_answer, shared_names, unspoken_names
 from everclip.templates import GivenTemplates, templates_of
@@ -211,7 +212,7 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
     return spec.label, Measuring((measured,)), lines
 
 
-def _same_texts(scenario: Any, tokenise: Tokenise) -> list[str]:
+def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:
     """Say which classes share an answer or have codes for names, and which sets of a benchmark have one answer alone.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from everclip.contracts import ClassEntry, Features, LabelSpace
 from everclip.errors import ConfigError
 from everclip.evaluation.banks import encode_pictures, encode_prompts, measuring
 from everclip.learner.given import Picture, Pictures, Texts, opened, several_pictures, several_texts
+from everclip.methods.base import Method
 from everclip.templates import GivenTemplates, templates_of
 
 __all__ = ["Picture", "Pictures", "Texts", "classify", "encode", "ranked"]
@@ -19,7 +19,7 @@ __all__ = ["Picture", "Pictures", "Texts", "classify", "encode", "ranked"]
 BLOCK = 256
 
 
-def encode(method: Any, images: Pictures, texts: Texts) -> dict[str, torch.Tensor]:
+def encode(method: Method, images: Pictures, texts: Texts) -> dict[str, torch.Tensor]:
     """See `everclip.Learner.encode`."""
     found = {}
     words = several_texts(texts, "encode: texts")
@@ -32,7 +32,7 @@ def encode(method: Any, images: Pictures, texts: Texts) -> dict[str, torch.Tenso
 
 
 def _features(
-    method: Any, images: Pictures, where: str, reduce: Callable[[Features], Features] = lambda found: found
+    method: Method, images: Pictures, where: str, reduce: Callable[[Features], Features] = lambda found: found
 ) -> Features:
     method.eval()
     preprocess = method.backbone.preprocess
@@ -45,14 +45,14 @@ def _features(
 
 
 def classify(
-    method: Any, images: Pictures, names: Texts, templates: GivenTemplates
+    method: Method, images: Pictures, names: Texts, templates: GivenTemplates
 ) -> list[tuple[str, float]]:
     """See `everclip.Learner.classify`."""
     return [best[0] for best in ranked(method, images, names, templates, 1)]
 
 
 def ranked(
-    method: Any, images: Pictures, names: Texts, templates: GivenTemplates, top: int
+    method: Method, images: Pictures, names: Texts, templates: GivenTemplates, top: int
 ) -> list[list[tuple[str, float]]]:
     """Return the `top` best names of each picture with their cosines, best first; fewer where there are fewer names.
 

@@ -39,6 +39,7 @@ from everclip.methods.merge import Weights
 from everclip.models.backbone import Backbone
 from everclip.models.modules import lora, task_prompts
 from everclip.models.modules.grow import insert
+from everclip.models.modules.settings import LoraSettings
 from everclip.models.modules.towers import tower_of
 
 PROMPTS = f"backbone.clip.visual.{task_prompts.NAME}."
@@ -281,7 +282,9 @@ class CoLeClip(Method):
     def describe(self) -> Cost:
         """Count what a task trains, which is the same for every task, and what it leaves behind."""
         tower = tower_of(self.backbone.clip, "text")
-        discarded = lora.size(tower, self.settings.modules[0][1])  # type: ignore[arg-type]
+        (_, module), *_ = self.settings.modules
+        assert isinstance(module, LoraSettings)  # all that the settings take
+        discarded = lora.size(tower, module)
         kept = self.prompts.count * self.prompts.width
         rows = self.vocabulary.rows
         cost = super().describe()

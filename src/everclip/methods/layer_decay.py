@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torch import nn
-
 from everclip.contracts import ParamGroup
+from everclip.models.clip import Clip
 from everclip.models.modules.towers import side_of
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks|layers|layer|stages|h)\.?(\d+)(?:\.|$)")
@@ -19,7 +18,7 @@ _BOTTOM = re.compile(
 )
 
 
-def depths(clip: nn.Module) -> dict[str, int]:
+def depths(clip: Clip) -> dict[str, int]:
     """Return how far below the top of its tower each parameter of open_clip's model lies.
 
     0: final norm, pooling, projection, logit scale. Then the blocks from the last (1) to the first (L); what stands
@@ -53,7 +52,7 @@ def _below(name: str) -> bool:
 
 
 def layered(
-    groups: Iterable[ParamGroup], clip: nn.Module, decay: float, prefix: str = ""
+    groups: Iterable[ParamGroup], clip: Clip, decay: float, prefix: str = ""
 ) -> tuple[ParamGroup, ...]:
     """Split groups so that each has one factor `decay ** depth` (BEiT, arXiv 2106.08254, appendix; as in timm).
 

@@ -87,7 +87,7 @@ class MoeAdapters(Method):
         return getattr(root, "attn_mask", None) is not None and bool(first[0] == first[1])
 
     @property
-    def uses_known_task(self) -> bool:  # type: ignore[override]
+    def uses_known_task(self) -> bool:
         """Whether a task that a protocol tells decides anything."""
         return self.settings.routers == "per-task"
 
@@ -183,7 +183,8 @@ class MoeAdapters(Method):
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The training step: the base's losses through this task's router, and the balance if wanted."""
         if self.selector is not None and self.selector.owns(batch):
-            return self.selector(self.backbone, batch, progress)  # type: ignore[no-any-return]
+            losses: dict[str, torch.Tensor] = self.selector(self.backbone, batch, progress)
+            return losses
         columns, router, texts = batch["main"], self._routers[-1], self.tasks[-1].texts
         passes = training_passes(
             self.backbone.clip, columns, progress, router, texts, self.settings.balance > 0

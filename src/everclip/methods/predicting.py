@@ -20,11 +20,9 @@ class Predicting(nn.Module):
         backbone: the CLIP; the method owns it from here on.
 
     Class attributes:
-        uses_known_task: whether `encode_images` makes use of a task that a protocol tells.
         wide: features whose size grows with the tasks learned: evaluation scores them batch by batch and holds none.
     """
 
-    uses_known_task: ClassVar[bool] = False
     wide: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, backbone: Backbone) -> None:
@@ -58,6 +56,11 @@ class Predicting(nn.Module):
     def encoder_keys(self) -> dict[str, str]:
         """Return what image and text encodings depend on, for caches: one fingerprint per tower."""
         return self.backbone.fingerprints()
+
+    @property
+    def uses_known_task(self) -> bool:
+        """Whether `encode_images` uses the task that a protocol tells."""
+        return False
 
     @property
     def batch_dependent(self) -> str | None:

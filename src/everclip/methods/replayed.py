@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from everclip.data.table import Table
 from everclip.distributed import gather_objects, rank, world
 from everclip.errors import DataError
 from everclip.evaluation.banks import decoded, encode_pictures
+from everclip.interfaces import Encodes
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.penalties.lwf import MEMORY
 from everclip.methods.settings import MethodSettings
@@ -86,7 +86,7 @@ def memory_of(mix: Mixed, batch_size: int) -> dict[str, Stream]:
     return {MEMORY: Stream((Source(mix.memory),), batch_size, view="eval", columns=("image",))}
 
 
-def embed(method: Any, table: Table, workers: int = 1) -> torch.Tensor:
+def embed(method: Encodes, table: Table, workers: int = 1) -> torch.Tensor:
     """Return a method's unit embeddings `(N, D)` of a table's pictures; several processes share the work.
 
     Args:

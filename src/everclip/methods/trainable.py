@@ -11,6 +11,7 @@ from everclip.contracts import ParamGroup
 from everclip.errors import ConfigError
 from everclip.methods.settings import BLOCKS, MethodSettings
 from everclip.models.backbone import Backbone
+from everclip.models.clip import Clip
 from everclip.models.modules.grow import grown_parameters, insert
 from everclip.models.modules.settings import MODULES, blocks_in
 from everclip.models.modules.towers import Side, plain_name, side_of, tower_root
@@ -40,7 +41,7 @@ def grow(backbone: Backbone, settings: MethodSettings, seed: int) -> None:
         insert(backbone.clip, name, given, seed=seed, tokenise=backbone.tokenise)
 
 
-def part_of(name: str, clip: nn.Module) -> set[str]:
+def part_of(name: str, clip: Clip) -> set[str]:
     """Return the parts that a parameter of open_clip's model belongs to; blocks are numbered (`image-blocks:3`)."""
     plain = plain_name(name)
     side = side_of(plain)
@@ -63,17 +64,17 @@ def part_of(name: str, clip: nn.Module) -> set[str]:
     return parts | {f"{side}-{norm}" for kind, norm in _NORMS if isinstance(owner, kind)}
 
 
-def _is_resnet(clip: nn.Module, side: Side) -> bool:
+def _is_resnet(clip: Clip, side: Side) -> bool:
     return side == "image" and hasattr(tower_root(clip, "image"), "layer4")
 
 
-def parts_of(clip: nn.Module) -> dict[str, set[str]]:
+def parts_of(clip: Clip) -> dict[str, set[str]]:
     """Return the parts of every parameter; those of a grown module belong to their kind (`lora`) alone."""
     own = grown_parameters(clip)
     return {n: {own[n]} if n in own else part_of(n, clip) for n, _ in clip.named_parameters()}
 
 
-def choose(clip: nn.Module, wanted: Iterable[str]) -> list[str]:
+def choose(clip: Clip, wanted: Iterable[str]) -> list[str]:
     """Return the names of parameters that belong to any of the wanted parts.
 
     Args:

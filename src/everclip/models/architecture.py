@@ -14,19 +14,20 @@ from torch import nn
 
 from everclip.data.order import key_of
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 from everclip.models.hub import fetch_command, find_snapshot, is_repository
 from everclip.models.quiet import offline, quiet
 
 
-def kind_of(model_cfg: dict[str, Any]) -> type[nn.Module]:
+def kind_of(model_cfg: dict[str, Any]) -> type[Clip]:
     """Return the class open_clip would build."""
-    kind: type[nn.Module] = CLIP
+    kind: type[Clip] = CLIP
     if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]:
         kind = CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP
     return kind
 
 
-def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | None = None) -> nn.Module:
+def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | None = None) -> Clip:
     """Build a model in float32, in evaluation mode; its weights are a function of the seed.
 
     Args:

@@ -21,6 +21,7 @@ from everclip.config import BackboneConfig, validated
 from everclip.data.images import PixelFormat
 from everclip.models.activation import decide_activation
 from everclip.models.architecture import build_clip, with_overrides
+from everclip.models.clip import Clip
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.fitting import put_weights
 from everclip.models.locate import locate
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Clip,
         tokenizer: Any,
         preprocess: Callable[[Any], torch.Tensor],
         pixels: PixelFormat,
@@ -79,19 +80,16 @@ class Backbone(nn.Module):
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return unit embeddings `(N, D)` of pixels `(N, 3, S, S)`."""
-        features: torch.Tensor = self.clip.encode_image(pixels, normalize=True)  # type: ignore[operator]
-        return features
+        return self.clip.encode_image(pixels, normalize=True)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return unit embeddings `(N, D)` of token ids `(N, L)`."""
-        features: torch.Tensor = self.clip.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        return features
+        return self.clip.encode_text(tokens, normalize=True)
 
     @property
     def logit_scale(self) -> torch.Tensor:
         """The factor on cosines (not its logarithm), a scalar tensor with gradient."""
-        scale: torch.Tensor = self.clip.logit_scale.exp()  # type: ignore[operator]
-        return scale.squeeze()
+        return self.clip.logit_scale.exp().squeeze()
 
     @property
     def logit_bias(self) -> torch.Tensor | None:
@@ -105,7 +103,7 @@ class Backbone(nn.Module):
 
         A clamp in the forward pass would instead stop its gradient at the bound, for ever.
         """
-        self.clip.logit_scale.clamp_(0.0, math.log(most))  # type: ignore[operator]
+        self.clip.logit_scale.clamp_(0.0, math.log(most))
 
     def fingerprints(self) -> dict[str, str]:
         """Return one hash per tower; the logit scale is in neither, since no embedding depends on it."""
@@ -148,7 +146,7 @@ def load_backbone(
     return backbone
 
 
-def _loaded(found: Located, config: BackboneConfig, seed: int) -> tuple[nn.Module, list[str]]:
+def _loaded(found: Located, config: BackboneConfig, seed: int) -> tuple[Clip, list[str]]:
     """Return the model with its weights, and what was assumed."""
     forced = config.force_quick_gelu
     model_cfg = with_overrides(found.model_cfg, config.patch_dropout, config.image_size, forced)

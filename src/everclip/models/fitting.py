@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
-from torch import nn
 
 from everclip.errors import ConfigError
 from everclip.models.checkpoint_keys import State
+from everclip.models.clip import Clip
 from everclip.models.quiet import quiet
 from everclip.models.scalars import fit_scalars
 from everclip.models.transformers_layout import convert, is_transformers
@@ -20,7 +20,7 @@ from everclip.models.weights import OPENAI_KEYS
 _POSITION_IDS = "text.transformer.embeddings.position_ids"
 
 
-def put_weights(clip: nn.Module, state: State, path: Path, resize: bool = False) -> list[str]:
+def put_weights(clip: Clip, state: State, path: Path, resize: bool = False) -> list[str]:
     """Load `state` into `clip`, as float32.
 
     Args:
@@ -54,7 +54,7 @@ def put_weights(clip: nn.Module, state: State, path: Path, resize: bool = False)
     return notes
 
 
-def _converted(clip: nn.Module, state: State, path: Path) -> tuple[State, list[str]]:
+def _converted(clip: Clip, state: State, path: Path) -> tuple[State, list[str]]:
     for key in OPENAI_KEYS:
         state.pop(key, None)
     if is_transformers(state):
@@ -72,7 +72,7 @@ def _converted(clip: nn.Module, state: State, path: Path) -> tuple[State, list[s
     return state, fit_scalars(clip, state, path)
 
 
-def _resized(clip: nn.Module, state: State) -> list[str]:
+def _resized(clip: Clip, state: State) -> list[str]:
     key = "visual.positional_embedding"
     before = state[key].shape[0] if key in state else 0
     with quiet():
@@ -85,7 +85,7 @@ def _resized(clip: nn.Module, state: State) -> list[str]:
     )
 
 
-def _check_names(clip: nn.Module, state: State, path: Path) -> None:
+def _check_names(clip: Clip, state: State, path: Path) -> None:
     own = set(clip.state_dict())
     missing, unexpected = sorted(own - state.keys()), sorted(state.keys() - own)
     if not missing and not unexpected:
@@ -165,7 +165,7 @@ def _lone_tower(own: set[str], state: Mapping[str, object]) -> str:
     return ""
 
 
-def _check_shapes(clip: nn.Module, state: State, path: Path) -> None:
+def _check_shapes(clip: Clip, state: State, path: Path) -> None:
     own = clip.state_dict()
     whole = [k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()]
     if whole:
@@ -182,15 +182,15 @@ def _check_shapes(clip: nn.Module, state: State, path: Path) -> None:
     )
 
 
-def _cause(clip: nn.Module, state: State, wrong: list[str]) -> str:
+def _cause(clip: Clip, state: State, wrong: list[str]) -> str:
     """Explain a wrong shape where only one setting can be behind it."""
     if wrong == ["visual.positional_embedding"]:
-        patch = clip.visual.patch_size[0]  # type: ignore[union-attr, index]
+        patch = clip.visual.patch_size[0]
         side = math.isqrt(state[wrong[0]].shape[0] - 1) * patch
         return (
             f" The weights are for pictures of {side} pixels, the configuration says "
-            f"{clip.visual.image_size[0]}: use the architecture for {side} pixels, or set "  # type: ignore[union-attr, index]
-            f"backbone.image_size={clip.visual.image_size[0]} to interpolate."  # type: ignore[union-attr, index]
+            f"{clip.visual.image_size[0]}: use the architecture for {side} pixels, or set "
+            f"backbone.image_size={clip.visual.image_size[0]} to interpolate."
         )
     if wrong in (["visual.attnpool.positional_embedding"], ["visual.trunk.pos_embed"]):
         return (

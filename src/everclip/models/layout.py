@@ -103,7 +103,7 @@ def _hint(folder: Path) -> str:
     return ""
 
 
-def check_preprocess(preprocess: Any, where: str) -> None:
+def check_preprocess(preprocess: object, where: str) -> None:
     """Check the types and ranges of a preprocessing configuration.
 
     Raises:

@@ -134,6 +134,7 @@ def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -
     if name not in known:
         raise _unknown(name, known)
     model_cfg = open_clip.get_model_config(name)
+    assert model_cfg is not None  # open_clip lists what it has
     where = f"open_clip's {name}"
     if weights == RANDOM:
         return Located(model_cfg, None, None, None, where)

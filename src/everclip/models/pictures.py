@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from open_clip.transform import PreprocessCfg, ResizeKeepRatio, image_transform_v2
-from torch import nn
 
 from everclip.config import PreprocessConfig
 from everclip.data.images import PixelFormat
 from everclip.data.resizing import Resizing
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 
 _SAID = ("mean", "std", "interpolation", "resize_mode")
 
@@ -37,13 +37,13 @@ class _Longest(ResizeKeepRatio):  # type: ignore[misc]  # open_clip has no types
         return [max(1, pixels) for pixels in ResizeKeepRatio.get_params(*given, **options)]
 
 
-def side_of(clip: nn.Module, where: str) -> int:
+def side_of(clip: Clip, where: str) -> int:
     """Return the side in pixels of the pictures an image tower takes.
 
     Raises:
         ConfigError: if they are not square, which nothing here prepares, or not what the tower can take.
     """
-    size: Any = clip.visual.image_size  # type: ignore[union-attr]
+    size: Any = clip.visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
     if height != width:
         raise ConfigError(
@@ -61,7 +61,7 @@ def side_of(clip: nn.Module, where: str) -> int:
 
 
 def prepare_pictures(
-    clip: nn.Module, found: dict[str, Any] | None, wanted: PreprocessConfig | None, where: str, resized: bool
+    clip: Clip, found: dict[str, Any] | None, wanted: PreprocessConfig | None, where: str, resized: bool
 ) -> Pictures:
     """Decide how pictures become pixels.
 

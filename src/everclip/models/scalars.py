@@ -10,6 +10,7 @@ from torch import nn
 
 from everclip.errors import ConfigError
 from everclip.models.checkpoint_keys import State
+from everclip.models.clip import Clip
 
 LARGEST_LOG = math.log(1000)
 """CLIP keeps the factor at 100 or less, SigLIP learned 118; a larger number is no logarithm of a factor."""
@@ -17,7 +18,7 @@ LARGEST_LOG = math.log(1000)
 LARGEST_FACTOR = 1000.0
 
 
-def add_bias(clip: nn.Module, state: State) -> list[str]:
+def add_bias(clip: Clip, state: State) -> list[str]:
     """Give a model a logit bias where its weights have one and its configuration has none.
 
     Returns:
@@ -26,11 +27,11 @@ def add_bias(clip: nn.Module, state: State) -> list[str]:
     given = state.get("logit_bias")
     if given is None or getattr(clip, "logit_bias", None) is not None or given.numel() != 1:
         return []
-    clip.logit_bias = nn.Parameter(torch.zeros_like(clip.logit_scale))  # type: ignore[arg-type]  # a Parameter
+    clip.logit_bias = nn.Parameter(torch.zeros_like(clip.logit_scale))
     return [f"logit bias: the configuration has none, the weights have {float(given):.4g}, which is kept"]
 
 
-def fit_scalars(clip: nn.Module, state: State, path: Path) -> list[str]:
+def fit_scalars(clip: Clip, state: State, path: Path) -> list[str]:
     """Bring logit scale and bias to the model's form, in place.
 
     Returns:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 from everclip.models.hub import fetch_command, find_snapshot, is_repository
 from everclip.models.layout import MERGES
 from everclip.models.quiet import offline, quiet
@@ -147,7 +147,7 @@ def size_of(tokenizer: Any) -> int:
     return int(tokenizer.vocab_size) if inner is None else len(inner)
 
 
-def check_tokenizer(tokenizer: Any, clip: nn.Module, text_cfg: dict[str, Any]) -> None:
+def check_tokenizer(tokenizer: Any, clip: Clip, text_cfg: dict[str, Any]) -> None:
     """Check a tokenizer against the model that reads its ids.
 
     Raises:
@@ -179,7 +179,7 @@ def check_tokenizer(tokenizer: Any, clip: nn.Module, text_cfg: dict[str, Any]) -
             )
 
 
-def _rows(clip: nn.Module) -> int | None:
+def _rows(clip: Clip) -> int | None:
     for name in ("token_embedding.weight", "text.token_embedding.weight"):
         try:
             return int(clip.get_parameter(name).shape[0])

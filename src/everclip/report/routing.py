@@ -149,7 +149,7 @@ def _shares(counts: list[int], widest: int) -> list[float]:
 
 
 def _experts_alt(name: str, one: Experts) -> str:
-    best = [max(range(len(c)), key=lambda e, c=c: c[e]) for c in one.counts if sum(c)]  # type: ignore[misc]
+    best = [counts.index(max(counts)) for counts in one.counts if sum(counts)]
     places = [place for place, c in zip(one.places, one.counts, strict=True) if sum(c)]
     listed = ", ".join(f"{place} {expert}" for place, expert in zip(places, best, strict=True))
     return f"{name}: the expert chosen most often in each block: {listed}."

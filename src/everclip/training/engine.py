@@ -19,9 +19,11 @@ from everclip.data.batches import BatchMaker
 from everclip.data.order import key_of
 from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
+from everclip.interfaces import Learnable
 from everclip.training.budget import phase_steps, scheduled_steps
 from everclip.training.frozen import FrozenFeatures
 from everclip.training.guard import Guard
+from everclip.training.modes import mark, module_of, set_modes
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
@@ -90,7 +92,7 @@ class Engine:
 
     def run(
         self,
-        method: Any,
+        method: Learnable,
         phase: Phase,
         task: int,
         repeat: int,
@@ -121,11 +123,11 @@ class Engine:
         try:
             return self._run(method, phase, task, repeat, hooks, start, steps, optimiser_state)
         finally:
-            mark(method, marked)
+            mark(module_of(method), marked)
 
     def _run(
         self,
-        method: Any,
+        method: Learnable,
         phase: Phase,
         task: int,
         repeat: int,
@@ -134,10 +136,11 @@ class Engine:
         steps: int,
         optimiser_state: Mapping[str, torch.Tensor] | None,
     ) -> int:
-        module, optimiser = self._prepare(method, phase, optimiser_state)
+        own = module_of(method)
+        module, optimiser = self._prepare(own, phase, optimiser_state)
         streams = self._streams(phase, method)
         served = self.frozen.prepare(method, streams, self._precision.autocast, self.config.workers)
-        set_modes(method, training=phase.optimiser is not None)
+        set_modes(own, training=phase.optimiser is not None)
         for note in phase.notes:
             self._say(note)
         scope = f"{task}/{phase.name}/{repeat}"
@@ -161,14 +164,14 @@ class Engine:
                 waiting = []
             over = looks and hooks.guard is not None and hooks.guard.look(method, step + 1, steps)
             if looks:
-                set_modes(method, training=phase.optimiser is not None)
+                set_modes(own, training=phase.optimiser is not None)
             if due:
                 hooks.save(step + 1, lambda: self._optimiser_tensors(optimiser))
             if over:
                 break
         return steps
 
-    def measure(self, method: nn.Module, phase: Phase, limit: float) -> float:
+    def measure(self, method: Learnable, phase: Phase, limit: float) -> float:
         """Return the seconds of one training step without its update (the weights stay).
 
         Args:
@@ -187,17 +190,18 @@ class Engine:
             return self._seconds_of_step(method, phase, smaller)
 
         seconds = extrapolated(seconds_of, full, limit)
-        method.zero_grad()
+        module_of(method).zero_grad()
         return seconds
 
-    def _seconds_of_step(self, method: nn.Module, phase: Phase, streams: Mapping[str, Stream]) -> float:
+    def _seconds_of_step(self, method: Learnable, phase: Phase, streams: Mapping[str, Stream]) -> float:
         made = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
         self.frozen.add_once(method, made, streams, "measure")
         batch = self._to_device(made)
-        set_modes(method, training=phase.optimiser is not None)
+        module = module_of(method)
+        set_modes(module, training=phase.optimiser is not None)
         started = time.monotonic()
         with self._precision_of(phase).autocast():
-            losses = method(batch, Progress(0, "measure", 0, 0, 1, self.seed))
+            losses = module(batch, Progress(0, "measure", 0, 0, 1, self.seed))
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         if total.requires_grad:
             torch.autograd.backward(total)
@@ -214,7 +218,7 @@ class Engine:
 
         self._say = self.frozen.say = once
 
-    def _streams(self, phase: Phase, method: Any) -> dict[str, Stream]:
+    def _streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
         if phase.optimiser is not None:
             return dict(phase.streams)
         if self.accelerator.num_processes > 1 and not method.gathers:
@@ -369,25 +373,9 @@ class Engine:
         )
 
 
-def mark(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
-    """Let gradients flow to the chosen parameters of a method, and to no other."""
-    wanted = {id(parameter) for parameter in chosen}
-    for parameter in method.parameters():
-        parameter.requires_grad_(id(parameter) in wanted)
-
-
 def _any_gradient(optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
     """Return whether any gradient is other than 0, on the device; NaN counts as one."""
     grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     if not grads:
         return torch.zeros((), dtype=torch.bool)
     return (torch.stack(list(torch._foreach_norm(grads, float("inf")))) != 0).any()
-
-
-def set_modes(method: nn.Module, training: bool) -> None:
-    """Put a method into training or evaluation mode; frozen batch norms keep their running statistics."""
-    method.train(training)
-    for module in method.modules():
-        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if norm and not any(p.requires_grad for p in module.parameters()):
-            module.eval()

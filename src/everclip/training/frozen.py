@@ -28,6 +28,8 @@ from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects, is_first, rank, world
 from everclip.evaluation.banks import device_of
 from everclip.files import clear_leftovers
+from everclip.interfaces import Teaches
+from everclip.models.backbone import Backbone
 from everclip.models.exact import exactly
 from everclip.training.mapped import Values, load_mapped, writer
 
@@ -85,7 +87,7 @@ class FrozenFeatures:
 
     def prepare(
         self,
-        method: Any,
+        method: Teaches,
         streams: Mapping[str, Stream],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         workers: int = 0,
@@ -140,7 +142,7 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def add_once(
-        self, method: Any, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str
+        self, method: Teaches, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str
     ) -> None:
         """Do as `add` for step 0, but encode that batch alone and keep nothing: to measure a step.
 
@@ -286,7 +288,7 @@ class _Held:
 class _Towers:
     """The method's own towers and those of its teachers, each made when first asked for."""
 
-    def __init__(self, method: Any, maker: BatchMaker) -> None:
+    def __init__(self, method: Teaches, maker: BatchMaker) -> None:
         self._method, self._maker = method, maker
         self._made: dict[str, _Tower] = {}
 
@@ -303,7 +305,7 @@ class _Tower:
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         maker: BatchMaker,
         device: torch.device,
         around: Callable[[], AbstractContextManager[None]],

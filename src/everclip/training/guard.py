@@ -20,6 +20,7 @@ from everclip.distributed import from_first
 from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.statistics import wilson
 from everclip.evaluation.validation import set_score
+from everclip.interfaces import Guarded, WatchedScenario
 from everclip.training.schedules import resolve
 
 HALVINGS = 5
@@ -29,7 +30,7 @@ Scores = dict[str, float]
 Weights = dict[str, torch.Tensor]
 
 
-def watchable(scenario: Any) -> list[EvalSet]:
+def watchable(scenario: WatchedScenario) -> list[EvalSet]:
     """Return what a guard may look at: the validation twins of the retention suite, without any those of the base."""
     if scenario.retention_val or scenario.base_val is None or not len(scenario.base_val):
         return list(scenario.retention_val)
@@ -94,7 +95,7 @@ class Guard:
 
     # -- a task ---------------------------------------------------------------------------------------------------
 
-    def begin_task(self, method: Any, learned: int) -> None:
+    def begin_task(self, method: Guarded, learned: int) -> None:
         """Measure what the watched sets are held to, before anything is learned, and remember the weights.
 
         Args:
@@ -126,7 +127,7 @@ class Guard:
         every = max(1, resolve(self.config.every, steps))
         return done % every == 0 or done == steps
 
-    def look(self, method: Any, done: int, steps: int) -> bool:
+    def look(self, method: Guarded, done: int, steps: int) -> bool:
         """Look, and act if a set fell too far; return whether the task's training is over.
 
         Args:
@@ -142,7 +143,7 @@ class Guard:
         self.seconds += time.monotonic() - started
         return self.stopped
 
-    def end_task(self, method: Any) -> dict[str, Any] | None:
+    def end_task(self, method: Guarded) -> dict[str, Any] | None:
         """Look once more after the merge, and return the note of the row (`None` if nothing is watched)."""
         if not self._sets:
             return None
@@ -156,7 +157,7 @@ class Guard:
 
     # -- looking and acting ---------------------------------------------------------------------------------------
 
-    def _measure_before(self, method: Any, sets: Sequence[EvalSet], learned: int) -> None:
+    def _measure_before(self, method: Guarded, sets: Sequence[EvalSet], learned: int) -> None:
         for s in sets:
             value, n = from_first(set_score(method, s, self._store))
             interval = wilson(round(value * n), n)
@@ -175,7 +176,7 @@ class Guard:
                 self._before[s.name]["noise"] = noise
                 self.tell("noisy guard", f"{s.name}: {noise}")
 
-    def _scores(self, method: Any) -> Scores:
+    def _scores(self, method: Guarded) -> Scores:
         # As the first process sees them: low bits may differ, the decision may not.
         return from_first({s.name: set_score(method, s, self._store)[0] for s in self._sets})
 
@@ -185,12 +186,12 @@ class Guard:
         too_far = drops[worst] > self._limit + 1e-9
         return _Verdict(worst, round(drops[worst], 4)) if too_far else None
 
-    def _look(self, method: Any) -> _Verdict | None:
+    def _look(self, method: Guarded) -> _Verdict | None:
         self._looks += 1
         self._last = self._scores(method)
         return self._verdict(self._last)
 
-    def _act(self, method: Any, verdict: _Verdict, when: str, done: int | None) -> None:
+    def _act(self, method: Guarded, verdict: _Verdict, when: str, done: int | None) -> None:
         assert self._good is not None
         back = self.config.action == "step-back"
         share = self._step_back(method) if back else 0.0
@@ -212,8 +213,9 @@ class Guard:
         self._good = method.weights()
         self._good_at = self._good_at if done is None else done
 
-    def _step_back(self, method: Any) -> float:
+    def _step_back(self, method: Guarded) -> float:
         """Put the weights at the largest share of the way from the last good ones that keeps within the limit."""
+        assert self._good is not None
         good, now = self._good, method.weights()
         low, high, at_low = 0.0, 1.0, None
         for _ in range(HALVINGS):

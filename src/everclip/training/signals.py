@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any, TypeAlias
 
 from everclip.errors import Interrupted
+
+_Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
+"""What Python's `signal` gives and takes."""
 
 
 class StopRequest:
@@ -17,7 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -27,7 +32,7 @@ class StopRequest:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from everclip.contracts import Progress
 from everclip.data.order import generator
+from everclip.models.clip import Clip
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.routing import Pass
 from everclip.models.modules.towers import Side
 
 
 def training_passes(
-    clip: nn.Module, columns: dict[str, Any], progress: Progress, router: str, texts: bool, balance: bool
+    clip: Clip, columns: dict[str, Any], progress: Progress, router: str, texts: bool, balance: bool
 ) -> dict[Side, Pass]:
     """Return the passes of one step.
 
@@ -38,7 +38,7 @@ def training_passes(
 
 
 def _told(
-    clip: nn.Module,
+    clip: Clip,
     side: Side,
     names: Sequence[str],
     progress: Progress,

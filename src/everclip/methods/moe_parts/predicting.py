@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ def encode_images(
     pixels: torch.Tensor,
     routers: tuple[str, ...],
     route: int | None,
-    selector: Selector | None,  # type: ignore[type-arg]
+    selector: Selector[Any] | None,
 ) -> Features:
     """Encode pictures in one pass, whichever routes they take.
 

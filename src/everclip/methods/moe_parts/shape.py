@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from everclip.distributed import mean, world
+from everclip.models.clip import Clip
 from everclip.models.modules.expert_bank import KEPT
 from everclip.models.modules.experts import Experts, experts_in, remove
 from everclip.models.modules.routing import Pass
@@ -18,7 +18,7 @@ from everclip.models.modules.towers import SIDES
 _ROUTER = re.compile(r"\.experts\.routers\.(?P<name>\w+)\.")
 
 
-def open_task(clip: nn.Module, router: str, grow: bool) -> None:
+def open_task(clip: Clip, router: str, grow: bool) -> None:
     """Make room for a task: a router of its own name if there is none, and enough experts that still learn."""
     for _, experts in experts_in(clip):
         active = experts.settings.active
@@ -29,7 +29,7 @@ def open_task(clip: nn.Module, router: str, grow: bool) -> None:
         experts.start_counting()
 
 
-def close_task(clip: nn.Module, freeze: int) -> dict[str, Any]:
+def close_task(clip: Clip, freeze: int) -> dict[str, Any]:
     """Freeze what the task took most often; return, per tower, how many experts are frozen and how many there are."""
     for _, experts in experts_in(clip):
         experts.bank.freeze(experts.most_taken(freeze))
@@ -41,7 +41,7 @@ def close_task(clip: nn.Module, freeze: int) -> dict[str, Any]:
     }
 
 
-def reduce_counts(clip: nn.Module, shared_texts: bool) -> None:
+def reduce_counts(clip: Clip, shared_texts: bool) -> None:
     """Add what a step's samples took, on all processes, to the counts, which are the same on each.
 
     Args:
@@ -61,7 +61,7 @@ def reduce_counts(clip: nn.Module, shared_texts: bool) -> None:
             experts.picked = None
 
 
-def trainable(clip: nn.Module, router: str | None, texts: bool) -> list[str]:
+def trainable(clip: Clip, router: str | None, texts: bool) -> list[str]:
     """Return the names of what trains: experts that are not frozen and one router, in one tower or both."""
     names = []
     for place, experts in experts_in(clip):
@@ -74,7 +74,7 @@ def trainable(clip: nn.Module, router: str | None, texts: bool) -> list[str]:
     return names
 
 
-def learning(clip: nn.Module) -> dict[str, list[int]]:
+def learning(clip: Clip) -> dict[str, list[int]]:
     """Return which experts the rows of each bank's parameters belong to: name of the bank -> experts that learn."""
     return {
         f"{name}.bank": [e for e in range(experts.bank.count) if e not in experts.bank.frozen]
@@ -109,7 +109,7 @@ def reshape_anchors(
     return found
 
 
-def fix_route(clip: nn.Module, router: str | None, same: bool) -> None:
+def fix_route(clip: Clip, router: str | None, same: bool) -> None:
     """Let a copy of the model take one router for good, whatever a pass through it is told; `None`: no experts.
 
     Args:
@@ -125,30 +125,30 @@ def fix_route(clip: nn.Module, router: str | None, same: bool) -> None:
     return None
 
 
-def structure(clip: nn.Module) -> dict[str, Any]:
+def structure(clip: Clip) -> dict[str, Any]:
     """Return the shape of all experts as JSON."""
     return {name: experts.structure() for name, experts in experts_in(clip)}
 
 
-def reshape(clip: nn.Module, described: Mapping[str, Any]) -> None:
+def reshape(clip: Clip, described: Mapping[str, Any]) -> None:
     """Take the shape that `structure` described."""
     for name, experts in experts_in(clip):
         experts.reshape(described[name])
 
 
-def stored(clip: nn.Module) -> int:
+def stored(clip: Clip) -> int:
     """Return how many values experts and routers hold, frozen ones included."""
     return sum(_size(e) for _, e in experts_in(clip))
 
 
-def frozen(clip: nn.Module) -> int:
+def frozen(clip: Clip) -> int:
     """Return how many of them are frozen, and no parameters any more."""
     return sum(
         t.numel() for _, e in experts_in(clip) for n, t in e.bank.named_buffers() if n.startswith(KEPT)
     )
 
 
-def active(clip: nn.Module) -> int:
+def active(clip: Clip) -> int:
     """Return how many of them one picture with one text makes use of."""
     found = [e for _, e in experts_in(clip)]
     return sum(e.settings.active * one_expert(e) + one_router(e) for e in found)

@@ -46,7 +46,7 @@ class Expansion(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Expansion:
         self._fine = None
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch has no types here
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

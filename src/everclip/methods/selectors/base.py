@@ -297,10 +297,18 @@ class Selector(nn.Module, Generic[S]):
         """Return such a phase over pictures that decide a threshold and teach nothing."""
         return replace(self.once(name, table, past), chooses=True)
 
-    def gradient(self, name: str, table: Table, past: Past, parameters: list[str], **options: Any) -> Phase:
+    def gradient(
+        self,
+        name: str,
+        table: Table,
+        past: Past,
+        parameters: list[str],
+        weight_decay: float,
+        **options: Any,
+    ) -> Phase:
         """Return a phase that trains parameters of this module, named as it names them."""
         names = tuple(f"{self.prefix}.{parameter}" for parameter in parameters)
-        group = ParamGroup(names, weight_decay=options.pop("weight_decay", None))
+        group = ParamGroup(names, weight_decay=weight_decay)
         return Phase(
             name, {STREAM: self._stream(table, past, None, view=True)}, (group,), guarded=False, **options
         )

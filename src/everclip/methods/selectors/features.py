@@ -14,6 +14,7 @@ from everclip.data.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors.settings import SelectorSettings
 from everclip.models.backbone import Backbone
+from everclip.models.clip import Clip
 from everclip.models.weights import read_state
 
 IMAGENET = PixelFormat(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -72,7 +73,7 @@ class Early(Extractor):
         return torch.cat([patches.mean(dim=1), patches.std(dim=1, correction=0)], dim=1)
 
 
-def early_tokens(clip: nn.Module, pixels: torch.Tensor, block: int) -> torch.Tensor:
+def early_tokens(clip: Clip, pixels: torch.Tensor, block: int) -> torch.Tensor:
     """Return the tokens `(N, L, W)` that enter a block of open_clip's vision transformer.
 
     Args:

@@ -96,7 +96,7 @@ class AutoencoderSettings(SelectorSettings):
 class DdasSettings(AutoencoderSettings):
     """The autoencoders as published (DDAS, arXiv 2403.11549): everything that differs from our defaults."""
 
-    kind: Literal["ddas"] = "ddas"  # type: ignore[assignment]
+    kind: Literal["ddas"] = "ddas"  # type: ignore[assignment]  # another kind
     features: Features = "convolution"
     normalisation: Literal["imagenet", "clip"] = "clip"
     decision: Literal["sample", "batch"] = "batch"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 from everclip.models.modules.base import ACTIVATIONS, Context, Hooked, first_projection, generator
 from everclip.models.modules.settings import AdapterSettings, blocks_in
 from everclip.models.modules.towers import Tower
@@ -94,14 +95,14 @@ def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
         adapter.attach(block)
 
 
-def cost(clip: nn.Module) -> str:
+def cost(clip: Clip) -> str:
     """Say what adapters cost for each image."""
-    found = [m for m in clip.visual.modules() if isinstance(m, Adapter)]  # type: ignore[union-attr]
+    found = [m for m in clip.visual.modules() if isinstance(m, Adapter)]
     size = sum(m.down.weight.numel() + m.up.weight.numel() for m in found)
     return f"adapters: {size:,} multiplications per image token" if size else ""
 
 
-def remove(clip: nn.Module) -> None:
+def remove(clip: Clip) -> None:
     """Take all adapters out again."""
     for block in list(clip.modules()):
         for name in NAMES.values():

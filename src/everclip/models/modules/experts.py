@@ -10,12 +10,13 @@ every expert that learns has a gradient, zero where no sample chose it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 from everclip.models.modules.base import Context, Hooked, generator
 from everclip.models.modules.expert_bank import Bank
 from everclip.models.modules.routing import Logits, Pass, Router, current, imbalance, mixed_logits
@@ -108,13 +109,13 @@ class Experts(Hooked):
         return self.bank.grouped(tokens, chosen, gates)
 
     def _gate(self, tokens: torch.Tensor, told: Pass) -> tuple[torch.Tensor, torch.Tensor, Logits]:
-        routers = [self.routers[name] for name in told.routers]
+        routers = [cast("Router", self.routers[name]) for name in told.routers]
         # Outside of autocast, so that a gate does not depend on the precision of a run.
         with torch.autocast(tokens.device.type, enabled=False):
             token = tokens[:1, 0] if told.same else tokens[:, 0]
             token = token.to(self.bank.down.dtype)
             if isinstance(told.route, torch.Tensor):
-                logits = mixed_logits(routers, token, told.route)  # type: ignore[arg-type]
+                logits = mixed_logits(routers, token, told.route)
             else:
                 noise = told.noise[:, self.number] if told.noise is not None and self.training else None
                 logits = routers[told.route - 1](token, noise)
@@ -187,21 +188,21 @@ def insert(tower: Tower, settings: ExpertsSettings, context: Context) -> None:
         experts.attach(block)
 
 
-def experts_in(clip: nn.Module, side: Side | None = None) -> Iterator[tuple[str, Experts]]:
+def experts_in(clip: Clip, side: Side | None = None) -> Iterator[tuple[str, Experts]]:
     """Yield the name and the experts of every block that has some, in order; those of one tower or of both."""
     for name, module in clip.named_modules():
         if isinstance(module, Experts) and side in (None, module.side):
             yield name, module
 
 
-def cost(clip: nn.Module) -> str:
+def cost(clip: Clip) -> str:
     """Say what experts cost for each image."""
     found = [m for _, m in experts_in(clip, "image")]
     size = sum(m.settings.active * 2 * m.settings.width * m.bank.width for m in found)
     return f"experts: {size:,} multiplications per image token" if size else ""
 
 
-def remove(clip: nn.Module) -> None:
+def remove(clip: Clip) -> None:
     """Take all experts and routers out again."""
     for block in list(clip.modules()):
         experts = getattr(block, NAME, None)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 from everclip.models.modules.base import Context
 from everclip.models.modules.kinds import KINDS
 from everclip.models.modules.settings import ModuleSettings, module_settings
@@ -32,7 +32,7 @@ class Grown:
 
 
 def insert(
-    clip: nn.Module,
+    clip: Clip,
     name: str,
     settings: ModuleSettings | Mapping[str, Any] | None = None,
     *,
@@ -67,25 +67,25 @@ def insert(
     return Grown(name, given, tuple(n for n in grown_parameters(clip) if n not in before))
 
 
-def remove(clip: nn.Module, name: str | None = None) -> None:
+def remove(clip: Clip, name: str | None = None) -> None:
     """Take grown modules (all, or those of one kind) out of a model, which is then what it was before them."""
     for kind in KINDS if name is None else (name,):
         KINDS[kind].remove(clip)
 
 
-def grown(clip: nn.Module) -> dict[str, int]:
+def grown(clip: Clip) -> dict[str, int]:
     """Return how many modules of each kind a model holds; kinds that it does not hold are left out."""
     modules = list(clip.modules())
     found = {name: sum(isinstance(m, kind.module) for m in modules) for name, kind in KINDS.items()}
     return {name: count for name, count in found.items() if count}
 
 
-def changed_at_start(clip: nn.Module) -> list[str]:
+def changed_at_start(clip: Clip) -> list[str]:
     """Return the kinds grown in a model that made it another one before anything was learned."""
     return [name for name in grown(clip) if not KINDS[name].identity]
 
 
-def grown_parameters(clip: nn.Module) -> dict[str, str]:
+def grown_parameters(clip: Clip) -> dict[str, str]:
     """Return the name of every parameter that was grown, and the kind of its module."""
     found: dict[str, str] = {}
     for kind, entry in KINDS.items():
@@ -95,18 +95,18 @@ def grown_parameters(clip: nn.Module) -> dict[str, str]:
     return found
 
 
-def extra_cost(clip: nn.Module) -> str:
+def extra_cost(clip: Clip) -> str:
     """Say what grown modules cost for each image beyond the model itself; `none` where they merge into it."""
     found = [KINDS[name].cost(clip) for name in grown(clip)]
     return "; ".join(text for text in found if text) or "none"
 
 
-def mergeable(clip: nn.Module) -> bool:
+def mergeable(clip: Clip) -> bool:
     """Whether everything that was grown in a model can be put into its own weights."""
     return all(KINDS[name].merge is not None for name in grown(clip))
 
 
-def merge_into(clip: nn.Module) -> None:
+def merge_into(clip: Clip) -> None:
     """Put what was grown in a model into its own weights, in place; its outputs stay the same, bit for bit.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from everclip.models.clip import Clip
 from everclip.models.modules import adapters, experts, lora, prompts, task_prompts
 from everclip.models.modules.base import Context
 from everclip.models.modules.towers import Tower
@@ -28,9 +29,9 @@ class Kind:
 
     module: type[nn.Module]
     insert: Callable[[Tower, Any, Context], None]
-    remove: Callable[[nn.Module], object]
-    merge: Callable[[nn.Module], object] | None = None
-    cost: Callable[[nn.Module], str] = lambda clip: ""
+    remove: Callable[[Clip], object]
+    merge: Callable[[Clip], object] | None = None
+    cost: Callable[[Clip], str] = lambda clip: ""
     identity: bool = True
 
 

@@ -107,15 +107,15 @@ def places(tower: Tower, settings: LoraSettings) -> list[Place]:
         settings.blocks, len(tower.blocks), f"method.trainable.lora.blocks ({tower.side})"
     ):
         block = tower.blocks[number]
-        attention: nn.Module = block.attn  # type: ignore[assignment]
+        attention = block.attn
         sliced = tuple(name for name in _SLICES if name in wanted)
         if sliced:
             found.append(Place(attention, "in_proj_weight", _SLICES, sliced))
         if "out" in wanted:
-            found.append(Place(attention.out_proj, "weight", ("out",), ("out",)))  # type: ignore[arg-type]
+            found.append(Place(attention.out_proj, "weight", ("out",), ("out",)))
         for name in ("c_fc", "c_proj"):
             if name in wanted:
-                linear: nn.Module = block.mlp.get_submodule(name)  # type: ignore[union-attr]
+                linear = block.mlp.get_submodule(name)
                 found.append(Place(linear, "weight", (name,), (name,)))
     return found
 
@@ -147,12 +147,21 @@ def insert(tower: Tower, settings: LoraSettings, context: Context) -> None:
         parametrize.register_parametrization(place.owner, place.name, grown)
 
 
+def _parametrised(owner: nn.Module) -> dict[str, parametrize.ParametrizationList]:
+    """Return the chain of parametrisations of each weight of a module that has some."""
+    chains = owner.get_submodule("parametrizations")
+    assert isinstance(chains, nn.ModuleDict)
+    return {
+        name: chain for name, chain in chains.items() if isinstance(chain, parametrize.ParametrizationList)
+    }
+
+
 def adapted(module: nn.Module) -> Iterator[tuple[nn.Module, str, LowRank]]:
     """Yield (owner, name of the weight, its parametrisation) for every adapted weight below a module."""
     for owner in list(module.modules()):
         if not parametrize.is_parametrized(owner):
             continue
-        for name, chain in list(owner.parametrizations.items()):  # type: ignore[union-attr, operator]
+        for name, chain in _parametrised(owner).items():
             if isinstance(chain[0], LowRank):
                 yield owner, name, chain[0]
 
@@ -213,7 +222,7 @@ def merge(module: nn.Module) -> list[Merged]:
     """
     records = []
     for owner, name, update in list(adapted(module)):
-        original = owner.parametrizations[name].original  # type: ignore[union-attr, index]
+        original = _parametrised(owner)[name].original
         records.append(Merged(owner, name, original.detach().clone(), update))
         _take_out(owner, name, merged=True)
     return records

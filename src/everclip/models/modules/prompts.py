@@ -20,6 +20,7 @@ from open_clip.model import CLIP
 from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 from everclip.models.modules.base import Context, Hooked, generator, uniform
 from everclip.models.modules.pooling import end_id, pooling
 from everclip.models.modules.settings import PromptSettings
@@ -122,13 +123,18 @@ class TextPrompt(Prompt):
         return (self.extend(inputs[0]), *inputs[1:])
 
 
-class PromptedCLIP(CLIP):  # type: ignore[misc]
+class PromptedCLIP(CLIP):
     """open_clip's `CLIP` with text prompts; its text tower is no module, which a hook could stand before."""
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Encode texts `(N, L)`, after making room for the prompts."""
-        features: torch.Tensor = super().encode_text(self.token_embedding.prompt.extend(text), normalize)
-        return features
+        return super().encode_text(_prompt_of(self.token_embedding).extend(text), normalize)
+
+
+def _prompt_of(embedding: nn.Module) -> TextPrompt:
+    prompt = embedding.get_submodule(NAME)
+    assert isinstance(prompt, TextPrompt)
+    return prompt
 
 
 def insert(tower: Tower, settings: PromptSettings, context: Context) -> None:
@@ -160,8 +166,7 @@ def _holders(tower: Tower) -> list[nn.Module | None]:
 
 def _insert_image(tower: Tower, settings: PromptSettings, depth: int, context: Context) -> None:
     count, last = settings.count or 8, tower.blocks[-1]
-    patch = tower.root.patch_size
-    side = math.prod(patch) if isinstance(patch, tuple | list) else int(patch) ** 2  # type: ignore[arg-type]
+    side = math.prod(tower.visual.patch_size)
     # As the reference draws them (VPT, section 3.2).
     bound = math.sqrt(6 / (3 * side + tower.width))
     for number in range(depth):
@@ -177,15 +182,15 @@ def _insert_image(tower: Tower, settings: PromptSettings, depth: int, context: C
 
 
 def _insert_text(tower: Tower, settings: PromptSettings, depth: int, context: Context) -> None:
-    root, embedding = tower.root, tower.root.token_embedding
+    root, embedding = tower.text, tower.text.token_embedding
     first = TextPrompt(_text_start(tower, settings, context), root)
-    length, count = int(root.context_length), len(first.tokens)  # type: ignore[arg-type]
+    length, count = int(root.context_length), len(first.tokens)
     if count > length - first.start - 2:
         raise ConfigError(
             f"method.trainable.prompt.count: {count} tokens leave no room for a text in a context of {length}."
         )
-    embedding.add_module(NAME, first)  # type: ignore[union-attr]
-    first._handles.append(embedding.register_forward_hook(first.embed))  # type: ignore[union-attr]
+    embedding.add_module(NAME, first)
+    first._handles.append(embedding.register_forward_hook(first.embed))
     _make_room(root, first)
     for number in range(1, depth):
         draw = generator(context.seed, "prompt", "text", number)
@@ -204,13 +209,13 @@ def _make_room(root: nn.Module, prompt: TextPrompt) -> None:
 
 
 def _text_start(tower: Tower, settings: PromptSettings, context: Context) -> torch.Tensor:
-    embedding: nn.Module = tower.root.token_embedding  # type: ignore[assignment]
+    embedding = tower.text.token_embedding
     if settings.init is None:
         draw = generator(context.seed, "prompt", "text", 0)
         return _like(0.02 * torch.randn(settings.count or 8, tower.width, generator=draw), embedding)
     if context.tokenise is None:
         raise ConfigError("method.trainable.prompt.init: words need a tokeniser, and none was given.")
-    probe = TextPrompt(torch.zeros(1, 1), tower.root)
+    probe = TextPrompt(torch.zeros(1, 1), tower.text)
     ids = context.tokenise([settings.init])
     words = ids[0, probe.start : int(probe.ends(ids)[0])]
     if not len(words):
@@ -228,13 +233,13 @@ def _like(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
     return values.to(like.device, like.dtype)
 
 
-def cost(clip: nn.Module) -> str:
+def cost(clip: Clip) -> str:
     """Say what prompts cost for each image."""
-    counts = [len(m.tokens) for m in clip.visual.modules() if isinstance(m, Prompt)]  # type: ignore[union-attr]
+    counts = [len(m.tokens) for m in clip.visual.modules() if isinstance(m, Prompt)]
     return f"prompts: {max(counts)} more tokens per image" if counts else ""
 
 
-def remove(clip: nn.Module) -> None:
+def remove(clip: Clip) -> None:
     """Take all prompts out again."""
     for holder in list(clip.modules()):
         prompt = getattr(holder, NAME, None)
@@ -242,4 +247,8 @@ def remove(clip: nn.Module) -> None:
             prompt.unhook()
             delattr(holder, NAME)
     if type(clip) is PromptedCLIP:
-        clip.__class__ = CLIP
+        _as_plain(clip)
+
+
+def _as_plain(clip: CLIP) -> None:
+    clip.__class__ = CLIP

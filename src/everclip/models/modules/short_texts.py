@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from open_clip.transformer import Transformer
 from torch import nn
 
+from everclip.models.clip import Clip
 from everclip.models.modules.pooling import end_id, pooling
 from everclip.models.modules.prompts import Prompt
 from everclip.models.modules.towers import tower_of, tower_root
 
 
-def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
+def needed_tokens(clip: Clip, tokens: torch.Tensor) -> int | None:
     """Return how many tokens the longest text needs; `None` where all are needed (no causal tower of open_clip's own).
 
     Args:
@@ -46,7 +47,7 @@ def needed_tokens(clip: nn.Module, tokens: torch.Tensor) -> int | None:
 
 
 @contextmanager
-def short_texts(clip: nn.Module, count: int | None) -> Iterator[None]:
+def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
     """Let the text tower's blocks see the first `count` tokens alone; embeddings stay the same up to rounding.
 
     Args:

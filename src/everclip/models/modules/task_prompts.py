@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
 
+from everclip.models.clip import Clip
 from everclip.models.modules.base import Context, generator
 from everclip.models.modules.towers import Tower
 
@@ -76,19 +77,24 @@ def insert(tower: Tower, count: int = 1, context: Context | None = None) -> None
     tower.root.add_module(NAME, TaskPrompts(tower.width, count))
 
 
-def of(clip: nn.Module) -> TaskPrompts:
+def of(clip: Clip) -> TaskPrompts:
     """Return the task prompts in a model's image tower."""
-    found: TaskPrompts = clip.get_submodule(f"visual.{NAME}")  # type: ignore[assignment]
+    return _prompts_in(clip.visual)
+
+
+def _prompts_in(visual: VisionTransformer) -> TaskPrompts:
+    found = visual.get_submodule(NAME)
+    assert isinstance(found, TaskPrompts)
     return found
 
 
-def remove(clip: nn.Module) -> None:
+def remove(clip: Clip) -> None:
     """Take the task prompts out again."""
     if isinstance(getattr(clip.visual, NAME, None), TaskPrompts):
         delattr(clip.visual, NAME)
 
 
-def cost(clip: nn.Module) -> str:
+def cost(clip: Clip) -> str:
     """Say what task prompts cost for each image."""
     held = of(clip)
     return f"task prompts: {len(held) * held.count} more tokens per image" if len(held) else ""
@@ -117,17 +123,15 @@ def encode(tower: Tower, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         What the tower returns without prompts `(N, D)`, and one output per task `(N, T, D)`: the mean over its tokens,
         each through the final norm and the projection. Neither is of unit norm.
     """
-    visual: nn.Module = tower.root
-    prompts: TaskPrompts = visual.get_submodule(NAME)  # type: ignore[assignment]
-    picture: torch.Tensor = visual._embeds(pixels)  # type: ignore[operator]
-    own = visual.ln_pre(prompts.joined().to(picture.dtype)).expand(len(picture), -1, -1)  # type: ignore[operator]
+    visual = tower.visual
+    prompts, picture = _prompts_in(visual), visual._embeds(pixels)
+    own = visual.ln_pre(prompts.joined().to(picture.dtype)).expand(len(picture), -1, -1)
     together = all(map(_plain, tower.blocks))
     picture, own = (_apart if together else _masked)(tower, prompts, picture, own)
-    whole: torch.Tensor = visual._pool(picture)[0]  # type: ignore[operator]
+    whole = visual._pool(picture)[0]
     outputs = _finished(visual, own)
     if visual.proj is not None:
-        projection: torch.Tensor = visual.proj  # type: ignore[assignment]
-        whole, outputs = whole @ projection, outputs @ projection
+        whole, outputs = whole @ visual.proj, outputs @ visual.proj
     return whole, outputs.reshape(len(whole), len(prompts), prompts.count, -1).mean(dim=2)
 
 
@@ -154,18 +158,20 @@ def _apart(
     count = own.shape[1]
     hidden = mask(len(prompts), prompts.count, picture.shape[1], picture)[:count]
     for block in tower.blocks:
-        own = own + block.ls_1(_read(block, own, picture, hidden))  # type: ignore[operator]
-        own = own + block.ls_2(block.mlp(block.ln_2(own)))  # type: ignore[operator]
+        own = own + block.ls_1(_read(block, own, picture, hidden))
+        own = own + block.ls_2(block.mlp(block.ln_2(own)))
         picture = block(picture) if tower.batch_first else block(picture.transpose(0, 1)).transpose(0, 1)
     return picture, own
 
 
-def _read(block: nn.Module, own: torch.Tensor, picture: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def _read(
+    block: ResidualAttentionBlock, own: torch.Tensor, picture: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
     """Attention of the prompts `(N, P, W)` over themselves and the picture `(N, L, W)`."""
-    attention: nn.MultiheadAttention = block.attn  # type: ignore[assignment]
+    attention = block.attn
     weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, own.shape[2]
-    query, key, value = F.linear(block.ln_1(own), weight, bias).chunk(3, dim=2)  # type: ignore[operator]
-    seen = F.linear(block.ln_1(picture), weight[width:], bias[width:])  # type: ignore[operator]
+    query, key, value = F.linear(block.ln_1(own), weight, bias).chunk(3, dim=2)
+    seen = F.linear(block.ln_1(picture), weight[width:], bias[width:])
     keys = torch.cat([key, seen[..., :width]], dim=1)
     values = torch.cat([value, seen[..., width:]], dim=1)
     heads = (attention.num_heads, -1)
@@ -174,11 +180,11 @@ def _read(block: nn.Module, own: torch.Tensor, picture: torch.Tensor, hidden: to
     return F.linear(found.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 
-def _finished(visual: nn.Module, own: torch.Tensor) -> torch.Tensor:
+def _finished(visual: VisionTransformer, own: torch.Tensor) -> torch.Tensor:
     """Bring outputs of prompts `(N, P, W)` to where the tower's pooled output stands before its projection."""
     if getattr(visual, "attn_pool", None) is None:
-        normed: torch.Tensor = visual.ln_post(own)  # type: ignore[operator]
+        normed: torch.Tensor = visual.ln_post(own)
         return normed
     # Attentional pooling changes the width: each prompt is pooled as a sequence of its own.
-    pooled: torch.Tensor = visual._pool(own.flatten(0, 1).unsqueeze(1))[0]  # type: ignore[operator]
+    pooled = visual._pool(own.flatten(0, 1).unsqueeze(1))[0]
     return pooled.reshape(*own.shape[:2], -1)

@@ -6,10 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
+from open_clip.model import CLIP
+from open_clip.transformer import (
+    ResidualAttentionBlock,
+    TextTransformer,
+    Transformer,
+    VisionTransformer,
+)
 from torch import nn
 
 from everclip.errors import ConfigError
+from everclip.models.clip import Clip
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = ("image", "text")
@@ -29,9 +36,9 @@ class Tower:
     """
 
     side: Side
-    root: nn.Module
+    root: VisionTransformer | TextTransformer | CLIP
     transformer: Transformer
-    blocks: tuple[nn.Module, ...]
+    blocks: tuple[ResidualAttentionBlock, ...]
 
     @property
     def batch_first(self) -> bool:
@@ -43,8 +50,20 @@ class Tower:
         """Size of a token's vector, W."""
         return int(self.transformer.width)
 
+    @property
+    def visual(self) -> VisionTransformer:
+        """The root of an image tower."""
+        assert isinstance(self.root, VisionTransformer)
+        return self.root
 
-def tower_of(clip: nn.Module, side: Side) -> Tower:
+    @property
+    def text(self) -> TextTransformer | CLIP:
+        """The root of a text tower."""
+        assert not isinstance(self.root, VisionTransformer)
+        return self.root
+
+
+def tower_of(clip: Clip, side: Side) -> Tower:
     """Return a transformer tower of open_clip's `CLIP` or `CustomTextCLIP`.
 
     Raises:
@@ -52,26 +71,25 @@ def tower_of(clip: nn.Module, side: Side) -> Tower:
     """
     root = tower_root(clip, side)
     transformer = getattr(root, "transformer", None)
-    kind = type(root).__name__
-    own = isinstance(root, VisionTransformer | TextTransformer) or root is clip
-    if not own or not isinstance(transformer, Transformer):
+    if not isinstance(root, VisionTransformer | TextTransformer | CLIP) or not isinstance(
+        transformer, Transformer
+    ):
         raise ConfigError(
-            f"method.trainable: nothing can be grown inside this {side} tower: {kind} is no transformer of "
-            f"open_clip's own, and grown modules know the names and shapes of those blocks alone. {FITS}"
+            f"method.trainable: nothing can be grown inside this {side} tower: {type(root).__name__} is no "
+            f"transformer of open_clip's own, and grown modules know the names and shapes of those blocks alone. {FITS}"
         )
     return Tower(side, root, transformer, tuple(transformer.resblocks))
 
 
-def tower_root(clip: nn.Module, side: Side) -> nn.Module:
+def tower_root(clip: Clip, side: Side) -> VisionTransformer | TextTransformer | Clip:
     """Return the module that holds a tower; the text tower of open_clip's `CLIP` lies in the model itself."""
     if side == "image":
-        visual: nn.Module = clip.visual  # type: ignore[assignment]
-        return visual
-    text = getattr(clip, "text", None)
-    return text if isinstance(text, nn.Module) else clip
+        return clip.visual
+    text: TextTransformer | None = getattr(clip, "text", None)
+    return clip if text is None else text
 
 
-def tower_parts(clip: nn.Module, side: Side) -> list[nn.Module]:
+def tower_parts(clip: Clip, side: Side) -> list[nn.Module]:
     """Return the modules that make up a tower, without anything of the other."""
     root = tower_root(clip, side)
     if root is not clip:
@@ -79,7 +97,7 @@ def tower_parts(clip: nn.Module, side: Side) -> list[nn.Module]:
     return [module for name, module in clip.named_children() if name != "visual"]
 
 
-def is_frozen(clip: nn.Module, side: Side) -> bool:
+def is_frozen(clip: Clip, side: Side) -> bool:
     """Whether gradients flow to no parameter of a tower."""
     return not any(
         parameter.requires_grad and side_of(name) == side for name, parameter in clip.named_parameters()

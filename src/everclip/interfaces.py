@@ -1,0 +1,191 @@
+"""What the rooms ask of a method and of a scenario. No torch at run time.
+
+`everclip.methods.base.Method` and `everclip.scenarios.base.ListScenario` have all of it. A room names the smallest
+interface that it needs, so that a reader sees what it may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from everclip.contracts import (
+    Batch,
+    EvalProtocol,
+    EvalSet,
+    Features,
+    LabelSpace,
+    Past,
+    Phase,
+    Progress,
+    Task,
+    Validate,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from everclip.data.table import Table
+    from everclip.models.backbone import Backbone
+
+Preprocess = Callable[[Any], "Tensor"]
+"""A backbone's evaluation transform: a PIL picture to pixels `(3, S, S)`. `Any`, since torchvision has no types."""
+
+
+class HasParameters(Protocol):
+    """A torch module, as far as its parameters go."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all parameters."""
+
+
+class Encodes(HasParameters, Protocol):
+    """A module that encodes pictures and texts."""
+
+    backbone: Backbone
+
+    def eval(self) -> object:
+        """Put the module into evaluation mode."""
+
+    def encode_images(self, pixels: Tensor, known_task: int | None = None) -> Features:
+        """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch.
+
+        Args:
+            pixels: the images.
+            known_task: the task they belong to, where a protocol tells it and the method uses it.
+        """
+
+    def encode_texts(self, tokens: Tensor) -> Features:
+        """Encode token ids `(N, L)`."""
+
+
+class Predictor(Encodes, Protocol):
+    """What evaluation asks of a method: encodings, class banks and scores."""
+
+    notes: dict[str, Any]
+
+    @property
+    def uses_known_task(self) -> bool:
+        """Whether `encode_images` uses the task that a protocol tells."""
+
+    @property
+    def wide(self) -> frozenset[str]:
+        """The features whose size grows with the tasks learned; evaluation scores them batch by batch."""
+
+    @property
+    def batch_dependent(self) -> str | None:
+        """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
+
+    @property
+    def prediction_batch(self) -> int | None:
+        """How many pictures are predicted together where `batch_dependent`; `None`: `evaluation.batch_size`."""
+
+    def encoder_keys(self) -> dict[str, str]:
+        """Return what image and text encodings depend on: one fingerprint per tower, for caches."""
+
+    def class_bank(self, space: LabelSpace) -> Features:
+        """Return one text embedding per class entry."""
+
+    def similarity(self, images: Features, texts: Features) -> Tensor:
+        """Return cosines `(N, M)`."""
+
+    def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> Tensor:
+        """Return scores `(N, C)`, one column per class entry."""
+
+    def routes(self) -> tuple[str, ...]:
+        """Return the names of the routes a picture can take (feature `route`)."""
+
+    def expert_places(self) -> tuple[str, ...]:
+        """Return the names of the layers that choose experts (feature `experts`), in order."""
+
+
+class Guarded(Predictor, Protocol):
+    """What the retention guard asks of a method: its weights, and a way back to earlier ones."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of all that learning changes."""
+
+    def blend(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> None:
+        """Put the weights at `share` of the way from `before` to `after`, both from `weights`."""
+
+
+class Teaches(HasParameters, Protocol):
+    """A method whose towers, or frozen teachers of it, encode a phase's data once."""
+
+    backbone: Backbone
+
+    def eval(self) -> object:
+        """Put the module into evaluation mode."""
+
+    def teacher_of(self, kind: str) -> Backbone:
+        """Return a frozen teacher by its name, on the method's device."""
+
+
+class Learnable(Guarded, Teaches, Protocol):
+    """What the engine asks of a method: phases, the training step, and the hooks around it."""
+
+    preset: str
+
+    @property
+    def gathers(self) -> bool:
+        """Whether `forward` gathers the samples of all processes in phases without an optimiser."""
+
+    def begin_task(self, task: Task, past: Past) -> None:
+        """Grow, freeze, copy a teacher."""
+
+    def phases(self, task: Task, past: Past) -> list[Phase]:
+        """Declare what to train on; the engine owns every loop, stream and cursor."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The training step: named losses, whose sum is trained."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Update running means and the like, after each optimiser step."""
+
+    def end_phase(self, task: Task, phase: Phase) -> None:
+        """Solve, switch, discard."""
+
+    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
+        """Merge, select, fill the buffer."""
+
+
+class MeasuredScenario(Protocol):
+    """What evaluation asks of a scenario: its sets, and what a method may know when each is scored."""
+
+    @property
+    def eval_sets(self) -> Sequence[EvalSet]:
+        """What the columns of the score matrix measure."""
+
+    @property
+    def protocols(self) -> Sequence[EvalProtocol]:
+        """How each set is scored."""
+
+    @property
+    def shown_protocol(self) -> str:
+        """The protocol whose details are shown: the headline's."""
+
+    def label_space(
+        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
+    ) -> LabelSpace | None:
+        """Return what a method may know when `eval_set` is scored after the tasks `learned`; `None` = no cell."""
+
+    def pool(
+        self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
+    ) -> Sequence[EvalSet] | None:
+        """Return the retrieval sets whose samples are candidates; `None` = no such cell."""
+
+
+class WatchedScenario(Protocol):
+    """What the retention guard asks of a scenario: validation data of what must not be forgotten."""
+
+    @property
+    def eval_sets(self) -> Sequence[EvalSet]:
+        """What the columns of the score matrix measure."""
+
+    @property
+    def base_val(self) -> Table | None:
+        """The validation part of the backbone's own training data."""
+
+    @property
+    def retention_val(self) -> Sequence[EvalSet]:
+        """The validation twins of the retention suite."""

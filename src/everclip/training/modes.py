@@ -1,0 +1,31 @@
+"""Modes of a method while it trains: what takes a gradient, and which modules are in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from everclip.interfaces import Learnable
+
+
+def module_of(method: Learnable) -> nn.Module:
+    """Return a method as the torch module that it is, which no interface can say."""
+    assert isinstance(method, nn.Module)
+    return method
+
+
+def mark(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
+    """Let gradients flow to the chosen parameters of a method, and to no other."""
+    wanted = {id(parameter) for parameter in chosen}
+    for parameter in method.parameters():
+        parameter.requires_grad_(id(parameter) in wanted)
+
+
+def set_modes(method: nn.Module, training: bool) -> None:
+    """Put a method into training or evaluation mode; frozen batch norms keep their running statistics."""
+    method.train(training)
+    for module in method.modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if norm and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
