@@ -15,6 +15,7 @@ _PUBLIC = {
     "Learner": "everclip.learner",
     "execute": "everclip.run",
     "Method": "everclip.methods.base",
+    "SlotMethod": "everclip.methods.slots",
     "load_backbone": "everclip.models.backbone",
     "load_scenario": "everclip.scenarios.load",
     "resolve_config": "everclip.config",

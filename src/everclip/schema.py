@@ -305,7 +305,10 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str
     path = [str(part) for part in item["loc"]]
     name = ".".join(p for p in [where, *path] if p)
     if item["type"] == "extra_forbidden":
-        return f"{name}: unknown key.{unknown_key(name, _fields_at(model, path[:-1]))}"
+        fields = _fields_at(model, path[:-1])
+        if not fields:
+            return f"{name}: unknown key; there is nothing to set here."
+        return f"{name}: unknown key.{unknown_key(name, fields)}"
     if item["type"] == "missing":
         return f"{name}: missing; it has no default."
     found = item.get("input")

@@ -10,20 +10,20 @@ import copy
 import torch
 from pydantic import Field
 
-from everclip import Method
+from everclip import SlotMethod
 from everclip.contracts import Batch, Progress
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
 from everclip.models.backbone import Backbone
 
 
-class MySettings(MethodSettings):
+class MySettings(SlotSettings):
     """The four slots, and what this method adds."""
 
     trainable: tuple[str, ...] = ("image-layernorm", "text-layernorm")
     distil: float = Field(1.0, ge=0)
 
 
-class Mine(Method):
+class Mine(SlotMethod):
     """Squared distance between the features of the model and those of the start model, beside the task's loss."""
 
     Settings = MySettings

@@ -14,9 +14,9 @@ from everclip.errors import DivergedError
 
 MINE = '''
 import torch
-from everclip import Method
+from everclip import SlotMethod
 
-class Mine(Method):
+class Mine(SlotMethod):
     """A method of one's own whose loss turns bad in the second task's second step."""
 
     def forward(self, batch, progress):

@@ -9,20 +9,20 @@ import torch
 from pydantic import Field
 
 from everclip.contracts import Batch, Features, Past, Phase, Progress, Task
-from everclip.methods.base import Method
 from everclip.methods.selectors.build import build
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
+from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import Backbone
 
 
-class RoutedSettings(MethodSettings):
+class RoutedSettings(SlotSettings):
     """The selector and nothing else."""
 
     trainable: tuple[str | dict[str, Any], ...] = ("logit-scale",)
     selector: dict[str, Any] = Field(default_factory=lambda: {"kind": "gaussian"})
 
 
-class Routed(Method):
+class Routed(SlotMethod):
     """Learns its selector alone."""
 
     Settings = RoutedSettings
@@ -42,8 +42,7 @@ class Routed(Method):
     def routes(self) -> tuple[str, ...]:
         return self.selector.routes()
 
-    def begin_task(self, task: Task, past: Past) -> None:
-        super().begin_task(task, past)
+    def on_begin_task(self, task: Task, past: Past) -> None:
         self.selector.begin_task(self.backbone, task, past)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
@@ -54,7 +53,7 @@ class Routed(Method):
         found: dict[str, torch.Tensor] = self.selector(self.backbone, batch, progress)
         return found
 
-    def end_phase(self, task: Task, phase: Phase) -> None:
+    def on_end_phase(self, task: Task, phase: Phase) -> None:
         self.selector.end_phase(phase)
 
     def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:

@@ -278,7 +278,7 @@ def test_published_counts() -> None:
     with torch.device("meta"):
         clip = CLIP(**open_clip.get_model_config("ViT-B-16"))
     settings = CoLeClipSettings()
-    assert lora.size(tower_of(clip, "text"), settings.modules[0][1]) == 122_904  # type: ignore[arg-type]
+    assert lora.size(tower_of(clip, "text"), settings.lora) == 122_904
     assert tower_of(clip, "image").width == 768
 
 
@@ -305,7 +305,8 @@ def test_the_cost_says_what_stays(walk: Walk) -> None:
     "settings",
     [
         {"trainable": ["text"]},
-        {"trainable": [{"lora": {"tower": "both"}}]},
+        {"lora": {"tower": "both"}},
+        {"contrast": "sigmoid"},
         {"replay": {"kind": "all"}},
         {"merge": {"kind": "wise-ft"}},
         {"penalties": {"lwf": {}}},
@@ -313,14 +314,19 @@ def test_the_cost_says_what_stays(walk: Walk) -> None:
     ],
 )
 def test_slots_without_a_meaning_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(settings))}.*CoLeCLIP"):
+    with pytest.raises(ValueError, match=next(iter(settings))):
         CoLeClipSettings(**settings)
+
+
+def test_a_setting_of_the_lora_leaves_the_others_as_published() -> None:
+    lora = CoLeClipSettings(lora={"rank": 2}).lora  # type: ignore[arg-type]
+    assert (lora.rank, lora.tower, lora.targets, lora.learned_scale) == (2, "text", ("k", "v"), True)
 
 
 def test_other_towers_and_captions_are_refused(micro_config: Callable[..., Any], micro_folder: Path) -> None:
     from everclip.run import execute
 
-    with pytest.raises(ConfigError, match="needs classes"):
+    with pytest.raises(ConfigError, match=r"coleclip cannot learn from captions .*; it needs class names"):
         execute(micro_config("time", "method=coleclip"))
     backbone = load_backbone(str(micro_folder / "model"))
     backbone.clip = models.build("resnet")

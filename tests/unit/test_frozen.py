@@ -16,10 +16,10 @@ from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import Batch, ClassEntry, Progress, Task
 from everclip.data.table import Table
 from everclip.learner import Learner
-from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.methods.frozen import cached_columns
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
+from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import load_backbone
 from everclip.run import Run
 from everclip.training import frozen, mapped
@@ -210,7 +210,7 @@ def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
     assert run()[1] == 20
 
 
-class Own(Method):
+class Own(SlotMethod):
     """A method that reads pixels itself, as methods from before did."""
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -218,7 +218,7 @@ class Own(Method):
 
 
 def test_a_forward_of_ones_own_gets_pixels(micro_folder: Path, tasks: Any) -> None:
-    method = Own(load_backbone(str(micro_folder / "model")), MethodSettings(trainable=TEXT))
+    method = Own(load_backbone(str(micro_folder / "model")), SlotSettings(trainable=TEXT))
     assert not Own.reads_embeddings
     config = TrainingConfig(steps=2, batch_size=8, device="cpu", augment=None)
     learn(Learner(method, config), tasks[0])

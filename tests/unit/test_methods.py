@@ -14,10 +14,11 @@ from everclip.contracts import ClassEntry, LabelSpace, Past, Progress, Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
-from everclip.methods.base import Method
+from everclip.methods.base import HOOKS, Method
 from everclip.methods.build import build_method
 from everclip.methods.merge import RunningMean, interpolate, sweep
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import MethodSettings, SlotSettings
+from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.training.budget import phase_steps
@@ -271,7 +272,7 @@ def test_a_sweep_without_validation_pictures_says_so(build: Callable[..., Method
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, "swept"])
 def test_an_alpha_that_is_no_share_is_refused(alpha: Any) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        MethodSettings(merge={"kind": "wise-ft", "alpha": alpha})
+        SlotSettings(merge={"kind": "wise-ft", "alpha": alpha})
 
 
 # -- penalties ------------------------------------------------------------------------------------------------
@@ -387,3 +388,34 @@ def test_places_of_the_buffer_are_shared_among_classes_or_tasks(
         assert method.buffer.seen == (len(task.val) if base else 0)
     method.end_task(given, past, dict)
     assert method.buffer.seen == len(task.train) + (len(task.val) if base else 0)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_method_overrides_the_hook_and_not_what_calls_it(hook: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Own\.{hook} overrides .*; rename it to {HOOKS[hook]}"):
+        type("Own", (SlotMethod,), {hook: lambda self, *given: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("zero-shot", {"replay": {"kind": "reservoir"}}),
+        ("zero-shot", {"penalties": {"lwf": {}}}),
+        ("zero-shot", {"trainable": ["image"]}),
+        ("joint", {"replay": {"kind": "reservoir"}}),
+        ("rail", {"merge": {"kind": "wise-ft"}}),
+        ("coleclip", {"trainable": ["text"]}),
+    ],
+)
+def test_a_setting_that_does_nothing_is_an_unknown_key(
+    name: str, setting: dict[str, Any], micro_folder: Path
+) -> None:
+    backbone = load_backbone(str(micro_folder / "model"))
+    with pytest.raises(ConfigError, match=rf"method\.{next(iter(setting))}: unknown key"):
+        build_method(MethodConfig(name=name, settings=setting), backbone)
+
+
+def test_a_method_without_a_loss_says_so(micro_folder: Path) -> None:
+    method = Method(load_backbone(str(micro_folder / "model")), MethodSettings())
+    with pytest.raises(ConfigError, match="Method has no loss"):
+        method({}, Progress(0, "train", 0, 0, 1, 0))

@@ -285,10 +285,10 @@ def test_growth_is_said_before_and_after_the_width_is_known(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"trainable": ["text"]}, "trainable: rail solves"),
-        ({"replay": {"kind": "reservoir"}}, "replay: rail solves"),
-        ({"merge": {"kind": "wise-ft"}}, "merge: rail solves"),
-        ({"penalties": {"lwf": {}}}, "penalties: rail solves"),
+        ({"trainable": ["text"]}, "method.trainable: unknown key"),
+        ({"replay": {"kind": "reservoir"}}, "method.replay: unknown key"),
+        ({"merge": {"kind": "wise-ft"}}, "method.merge: unknown key"),
+        ({"penalties": {"lwf": {}}}, "method.penalties: unknown key"),
         ({"dimension": 0}, "dimension"),
         ({"ridge": 0}, "ridge"),
         ({"fusion": 1.1}, "fusion"),

@@ -17,7 +17,7 @@ from everclip.errors import DataError
 from everclip.methods import replayed
 from everclip.methods.build import build_method
 from everclip.methods.penalties.lwf import MEMORY
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
 from everclip.models.backbone import load_backbone
 
 CLASSES = (ClassEntry("new", "new"),)
@@ -37,7 +37,7 @@ def mix(
 ) -> replayed.Mixed:
     task = Task(1, "now", tables[0], None, classes)
     given = {k: settings.pop(k) for k in ("penalties", "loss") if k in settings}
-    chosen = MethodSettings(replay={"kind": "reservoir", **settings}, **given)
+    chosen = SlotSettings(replay={"kind": "reservoir", **settings}, **given)
     past = Past((Task(0, "before", tables[1], None, EARLIER),))
     return replayed.mixed(task, classes, tables[1] if stored else None, chosen, past)
 
@@ -86,7 +86,7 @@ def test_classes_so_far_are_learned_together_or_captions_where_a_stored_sample_h
     kept = tuple(ClassEntry(key, key, tasks=(0,)) for key in dict.fromkeys(tables[1].column("class_key")))
     again = ClassEntry(kept[0].key, kept[0].name, tasks=(1,))
     task = Task(1, "now", tables[0], None, (*CLASSES, again))
-    chosen = MethodSettings(replay={"kind": "reservoir"})
+    chosen = SlotSettings(replay={"kind": "reservoir"})
     both = replayed.mixed(
         task, task.classes, tables[1], chosen, Past((Task(0, "old", tables[1], None, kept),))
     )
@@ -96,7 +96,7 @@ def test_classes_so_far_are_learned_together_or_captions_where_a_stored_sample_h
     assert both.notes == ()
     captions = replayed.mixed(task, task.classes, tables[1], chosen, Past())
     assert (captions.classes, captions.notes) == (None, (replayed.REPLAYED_CAPTIONS,))
-    labels = MethodSettings(replay={"kind": "reservoir"}, loss="labels")
+    labels = SlotSettings(replay={"kind": "reservoir"}, loss="labels")
     assert replayed.mixed(task, task.classes, tables[1], labels, Past()).classes == (*CLASSES, again)
 
 

@@ -22,7 +22,7 @@ from everclip.errors import ConfigError, DivergedError
 from everclip.learner import Learner
 from everclip.learner.taking import make_task
 from everclip.methods.build import build_method
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
 from everclip.models.backbone import load_backbone
 from everclip.suggest import candidates, suggestion
 from everclip.suggest.advice import Facts, choose
@@ -128,7 +128,7 @@ def test_every_choice_is_a_setting_that_exists_and_fits(rows: int, other: dict[s
     assert all(c.reason for c in found)
     assert chosen["training.batch_size"] <= rows
     assert 1 <= chosen["training.epochs"] <= 20
-    MethodSettings(trainable=chosen["method.trainable"])
+    SlotSettings(trainable=chosen["method.trainable"])
     words = [f"{c.key}={value_text(c.value)}" for c in found]
     config = resolve_config("emoji-time", words)
     assert config.method.name == "safe"

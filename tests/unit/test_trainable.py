@@ -22,7 +22,7 @@ from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.methods.frozen import embeddings
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
 from everclip.methods.trainable import choose, parts_of
 from everclip.models.backbone import Backbone, load_backbone
 from everclip.models.modules.towers import plain_name
@@ -241,11 +241,11 @@ def test_entries_have_one_form() -> None:
         {"text-blocks": "last2"},
         "image-blocks:8-11",
     ]
-    settings = MethodSettings(trainable=tuple(given))  # type: ignore[arg-type]
+    settings = SlotSettings(trainable=tuple(given))  # type: ignore[arg-type]
     assert settings.parts == ("lora", "lora", "image-blocks:3", "text-blocks:last2", "image-blocks:8-11")
     assert [s.tower for _, s in settings.modules] == ["both", "text"]
     dumped = settings.model_dump(mode="json")
-    assert MethodSettings(**dumped) == settings
+    assert SlotSettings(**dumped) == settings
     assert dumped["trainable"][1]["lora"]["rank"] == 8
 
 

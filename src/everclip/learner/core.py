@@ -152,7 +152,7 @@ class Learner:
         new = not cursor.begun
         self.engine.may_idle = learnable.may_idle(self, task, announced=watcher is not None or not new)
         if new:
-            if self.method.settings.merge.kind == "wise-ft" and self.method.settings.merge.alpha == "sweep":
+            if self.method.chooses_on_validation:
                 require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
             self.method.begin_task(task, self.past())
             cursor.begun = True

@@ -18,6 +18,8 @@ from everclip.scenarios.base import ListScenario
 from everclip.training.guard import watchable
 from everclip.training.processes import start_processes
 
+_COLUMNS = {"labels": "class names", "captions": "captions"}
+
 
 def learner_for(config: RunConfig, scenario: ListScenario) -> Learner:
     """Build the learner of a run."""
@@ -44,16 +46,11 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
     """
     share_of(learner.training.batch_size, learner.accelerator.num_processes)
     _check_reference(learner)
-    if learner.method.settings.per_task:
+    if learner.method.per_task:
         brought = method_entry(learner.method.preset).settings.get("per_task", {})
-        check_names(learner.method.settings.per_task, tasks, brought)
-    merging = learner.method.settings.merge
+        check_names(learner.method.per_task, tasks, brought)
     for task in tasks:
-        if (
-            merging.kind == "wise-ft"
-            and merging.alpha == "sweep"
-            and not (task.val is not None and len(task.val))
-        ):
+        if learner.method.chooses_on_validation and not (task.val is not None and len(task.val)):
             raise ConfigError(
                 f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
                 "raise scenario.split.validation, or set a fixed method.merge.alpha."
@@ -70,7 +67,8 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
         wanted = "labels" if labels else "captions"
         if wanted not in learner.method.needs.supervision:
             raise ConfigError(
-                f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r})."
+                f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r}); it needs "
+                f"{' or '.join(sorted(_COLUMNS[kind] for kind in learner.method.needs.supervision))}."
             )
     return require_learnable(learner.method, tasks, learner.training.batch_size, base=learner.base).notes
 

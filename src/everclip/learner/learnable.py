@@ -87,7 +87,7 @@ def require_learnable(
     """
     if not method.contrasts:
         return Learnable()
-    if not method.settings.trainable and method.describe().trainable_parameters == 0:
+    if method.trains_nothing():
         raise ConfigError(
             "method.trainable: [] trains nothing; name what trains (image, text, lora...), or take method=zero-shot, "
             "which trains nothing by design."
@@ -99,8 +99,7 @@ def require_learnable(
     if method.sees_past:
         for task in before:
             known = known.joined(_known(task, method.uses_labels(task), tokenise))
-    sees_base = method.needs.all_tasks_at_once or method.settings.replay.base
-    others = base is not None and sees_base
+    others = base is not None and method.sees_base
     for number, task in enumerate(tasks):
         own = _known(task, method.uses_labels(task), tokenise)
         offered = own.joined(known) if method.sees_past else own
@@ -146,8 +145,7 @@ def may_idle(learner: Learner, task: Task, announced: bool) -> bool:
 
 
 def _require_pairs(task: Task, method: Method, batch_size: int) -> None:
-    softmax = method.settings.contrast == "softmax" and not method.uses_labels(task)
-    if softmax and batch_size == 1:
+    if batch_size == 1 and method.compares_captions(task):
         raise ConfigError(
             f"training.batch_size: 1 compares each caption of task {task.name!r} with itself alone, so the loss is 0 "
             "at every step and nothing is learned; take 2 or more (a contrastive loss wants many)."
@@ -227,9 +225,7 @@ def _two_pictures(table: Table) -> set[str]:
 
 
 def _notes(task: Task, method: Method, batch_size: int, later: bool) -> Iterator[str]:
-    share = 0.0
-    if method.sees_past and later and method.buffer is not None:
-        share = method.settings.replay.share or 0.0
+    share = method.replayed_share if method.sees_past and later else 0.0
     own = batch_size * (1 - share)
     rows = len(task.train)
     if own > rows:

@@ -1,13 +1,13 @@
-"""The concrete `Method`: contrastive or class fine-tuning with the four slots trainable, replay, penalties, merge.
+"""What every method is: encodings and scores, hooks around learning, and what a checkpoint holds. No slots.
 
-A method of one's own subclasses it and overrides what differs; the engine owns every loop, stream and cursor.
+A method of one's own subclasses `Method`, or `everclip.methods.slots.SlotMethod` for the slots `trainable`, `replay`,
+`penalties` and `merge`, and overrides what differs; the engine owns every loop, stream and cursor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 
@@ -25,21 +25,15 @@ from everclip.contracts import (
     Task,
     Validate,
 )
-from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.methods import merge
-from everclip.methods.cost import counted
-from everclip.methods.frozen import cached_columns, class_texts, embeddings, rest
+from everclip.methods.cost import Held, counted
+from everclip.methods.frozen import cached_columns, rest
 from everclip.methods.layer_decay import layered, scaled
-from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
 from everclip.methods.pace import paced
-from everclip.methods.penalties.base import StepView
-from everclip.methods.penalties.build import build as build_penalties
-from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
 from everclip.methods.predicting import Predicting
-from everclip.methods.replayed import embed, memory_of, mixed
-from everclip.methods.settings import MethodSettings
-from everclip.methods.trainable import choose, decay_groups, grow, trains
+from everclip.methods.settings import MethodSettings, TaskTraining, TrainedSettings
+from everclip.methods.trainable import decay_groups, trains
 from everclip.models.backbone import Backbone
 from everclip.models.modules.towers import SIDES
 from everclip.training.buffer import Buffer
@@ -48,34 +42,54 @@ SCALE = "backbone.clip.logit_scale"
 MAX_SCALE = 100.0
 """CLIP's bound on the logit scale (arXiv 2103.00020, section 2.5)."""
 
+HOOKS = {
+    "begin_task": "on_begin_task",
+    "after_step": "on_step",
+    "end_phase": "on_end_phase",
+    "end_task": "on_end_task",
+}
+"""What the learner calls -> the hook in it that a method overrides."""
+
 
 class Method(Predicting):
     """How to learn a task and how to predict.
 
+    Hooks around learning are `on_begin_task`, `on_step`, `on_end_phase` and `on_end_task`: they do nothing here, so
+    there is no `super()` to call.
+
     Args:
         backbone: the CLIP; the method owns it from here on.
         settings: an instance of `Settings`.
-        seed: the run's seed (decides what a buffer keeps).
+        seed: the run's seed.
 
     Class attributes:
-        Settings: the pydantic model of the method's settings.
+        Settings: the pydantic model of the method's settings: only what the method uses.
         needs: what the method relies on, checked before a run starts.
         reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
-            what a frozen tower would encode. A subclass with a `forward` of its own says so if it does.
+            what a frozen tower would encode. A class with a `forward` of its own says so if it does.
         contrasts: whether its loss tells the texts of a step apart (a softmax over classes or captions), so that it
-            cannot learn from one text. A subclass with a `forward` of its own says so if it does.
+            cannot learn from one text. A class with a `forward` of its own says so if it does.
         gathers: whether `forward`, in phases without an optimiser, takes in the samples of all processes
             (`everclip.distributed.gather_rows`), so that each holds the same. Without it such phases take one process.
+
+    Raises:
+        ConfigError: where a subclass overrides a function of `HOOKS` in place of its hook.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     needs: ClassVar[Needs] = Needs()
-    reads_embeddings: ClassVar[bool] = True
-    contrasts: ClassVar[bool] = True
+    reads_embeddings: ClassVar[bool] = False
+    contrasts: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        for name, hook in HOOKS.items():
+            if name in vars(cls):
+                raise ConfigError(
+                    f"method: {cls.__name__}.{name} overrides what the learner calls; rename it to {hook}, and leave "
+                    "out the call of super()."
+                )
         if "forward" in vars(cls):
             cls.reads_embeddings = vars(cls).get("reads_embeddings", False)
             cls.contrasts = vars(cls).get("contrasts", False)
@@ -86,78 +100,84 @@ class Method(Predicting):
         self.seed = seed
         self.preset = type(self).__name__
         self.notes: dict[str, Any] = {}
-        self._penalties = build_penalties(settings.penalties)
-        # Before anything grows in the backbone or trains: this is the start model.
-        teaching = {p.teacher for p in self._penalties if p.uses_teacher}
-        self._teachers = Teachers(backbone, teaching, self.settle_teacher)
-        if settings.contrast == "sigmoid" and backbone.logit_bias is None:
-            raise ConfigError(
-                "method.contrast: `sigmoid` needs a model with a logit bias; this one has none."
-            )
-        grow(backbone, settings, seed)
-        self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
-        for penalty in self._penalties:
-            penalty.prepare(backbone, self._trainable)
-        self._anchors: dict[str, merge.Weights] = {}
-        self._mean: merge.RunningMean | None = None
-        replay = settings.replay
-        self.buffer = (
-            None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed, replay.candidates)
-        )
+        self.buffer: Buffer | None = None
+        self._trainable: list[str] = []
+
+    # -- what others ask before learning ----------------------------------------------------------------------
 
     @property
     def reference_needs(self) -> frozenset[str]:
         """Which reference data it cannot do without: of `images` and `texts`."""
-        return self.needs.reference.union(*(p.needs_reference for p in self._penalties))
+        return self.needs.reference
 
     @property
     def sees_past(self) -> bool:
         """Whether a step compares a task's texts with those of earlier tasks, too."""
-        return self.buffer is not None and self.settings.replay.use != "distil"
+        return False
+
+    @property
+    def sees_base(self) -> bool:
+        """Whether a step may hold the backbone's own training data."""
+        return self.needs.all_tasks_at_once
+
+    @property
+    def replayed_share(self) -> float:
+        """The share of a batch that replayed samples fill once there are some; 0 where it follows sizes."""
+        return 0.0
+
+    @property
+    def chooses_on_validation(self) -> bool:
+        """Whether the end of a task needs validation data."""
+        return False
+
+    @property
+    def lr_scale(self) -> float:
+        """The factor on `training.lr`."""
+        return self.settings.lr_scale if isinstance(self.settings, TrainedSettings) else 1.0
+
+    @property
+    def per_task(self) -> Mapping[str, TaskTraining]:
+        """Name of a task -> what differs in its training."""
+        return self.settings.per_task if isinstance(self.settings, TrainedSettings) else {}
+
+    def uses_labels(self, task: Task) -> bool:
+        """Whether this task is learned from class names rather than from captions."""
+        return task.classes is not None
+
+    def compares_captions(self, task: Task) -> bool:
+        """Whether this task is learned by a softmax over the captions of a batch."""
+        return not self.uses_labels(task)
+
+    def trains_nothing(self) -> bool:
+        """Whether no parameter would train."""
+        return self.describe().trainable_parameters == 0
 
     # -- learning ---------------------------------------------------------------------------------------------
 
+    @final
     def begin_task(self, task: Task, past: Past) -> None:
-        """Mark what trains, and keep the weights that penalties and merging look back on."""
+        """Prepare for a task: the hook, then what trains and what the slots look back on."""
+        self.on_begin_task(task, past)
         self.mark_trainable()
-        self._open_buffer(task, past)
-        keep = self.settings.merge
-        looked_at = self._looked_back_on()
-        if TASK_START in looked_at:
-            self._anchors[TASK_START] = self._snapshot()
-        if INITIAL in looked_at and INITIAL not in self._anchors:
-            self._anchors[INITIAL] = self._snapshot()
-        self._teachers.begin_task(self.backbone)
-        for penalty in self._penalties:
-            penalty.begin_task(self.backbone, task, past)
-        if keep.kind == "running-mean":
-            self._mean = merge.RunningMean(self._snapshot()) if keep.start == 0 else None
+        self._begin_slots(task, past)
 
-    def _looked_back_on(self) -> set[str]:
-        """Whose weights must be kept: the model at the `task-start`, the `initial` one, both or none."""
-        keep = self.settings.merge
-        wanted = {p.settings.reference for p in self._penalties if p.uses_weights}
-        # A teacher of the task's start is rebuilt from its weights after a resume.
-        wanted |= {TASK_START} if self._teachers.needs_start else set()
-        wanted |= {TASK_START} if keep.kind == "running-mean" and keep.wise_we < 1 else set()
-        return wanted | ({keep.reference} if keep.kind == "wise-ft" else set())
+    def on_begin_task(self, task: Task, past: Past) -> None:
+        """Hook: grow what the task needs, and name in `_trainable` what trains."""
+
+    def _begin_slots(self, task: Task, past: Past) -> None:
+        """Prepare the slots, where a method has some."""
 
     def mark_trainable(self) -> None:
-        """Let gradients flow to the parameters of the slot `trainable`, and to no other."""
+        """Let gradients flow to the parameters of `_trainable`, and to no other."""
         chosen = set(self._trainable)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in chosen)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare one phase over the task's samples, mixed with the buffer's."""
+        """Declare what to train on: one phase over the task's samples; asked again and again, so without effects."""
         classes = task.classes if self.uses_labels(task) else None
-        self._open_buffer(task, past)
-        stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
-        mix = mixed(task, classes, stored, self.settings, past)
-        phase = self.phase("train", mix.sources, mix.classes, past.training, past)
-        streams = {**phase.streams, **memory_of(mix, phase.streams["main"].batch_size)}
-        phase = replace(phase, streams=streams, stretch=mix.stretch, notes=(*phase.notes, *mix.notes))
-        return [paced(phase, task, self.settings.per_task)]
+        phase = self.phase("train", (Source(task.train),), classes, past.training, past)
+        return [paced(phase, task, self.per_task)]
 
     def phase(
         self,
@@ -167,7 +187,7 @@ class Method(Predicting):
         training: TrainingConfig | None,
         past: Past | None = None,
     ) -> Phase:
-        """Return a phase that trains the slot's parameters on one mixed stream called `main`.
+        """Return a phase that trains the parameters of `_trainable` on one mixed stream called `main`.
 
         Args:
             name: of the phase.
@@ -177,50 +197,23 @@ class Method(Predicting):
         """
         columns = ("image", "label") if classes else ("image", "tokens")
         batch_size = training.batch_size if training else 64
-        main = Stream(sources, batch_size, columns=columns, classes=classes)
         frozen = [side for side in SIDES if self.reads_embeddings and not trains(self._trainable, side)]
-        served, uncached = cached_columns(columns, frozen, training)
-        streams = {"main": replace(main, columns=served)}
-        for penalty in self._penalties:
-            streams |= penalty.streams(main, past)
+        served, notes = cached_columns(columns, frozen, training)
+        main = Stream(sources, batch_size, columns=served, classes=classes)
         decay = training.layer_decay if training else 1.0
         groups = layered(decay_groups(self._trainable, self), self.backbone.clip, decay, "backbone.clip.")
-        notes = (*uncached.values(), *(note for penalty in self._penalties for note in penalty.notes))
-        return Phase(name, streams, scaled(groups, self.settings.lr_scale), notes=notes)
-
-    def uses_labels(self, task: Task) -> bool:
-        """Whether this task is learned from class names rather than from captions."""
-        return self.settings.loss == "labels" or (self.settings.loss == "auto" and task.classes is not None)
+        return Phase(name, {"main": main}, scaled(groups, self.lr_scale), notes=tuple(notes.values()))
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The training step: named losses whose sum is trained."""
-        columns = batch["main"]
-        image = embeddings(self.backbone, "image", columns, "image")
-        scale = self.backbone.logit_scale
-        if "label" in columns:
-            text = class_texts(self.backbone, columns)
-            smoothing, same = self.settings.label_smoothing, columns.get("class_same")
-            losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing, same)}
-        else:
-            text = embeddings(self.backbone, "text", columns, "tokens")
-            keys = columns["image_key"], columns["text_key"]
-            bias = self.backbone.logit_bias
-            if self.settings.contrast == "sigmoid" and bias is not None:
-                losses = {"sigmoid": sigmoid_contrastive(image, text, scale, bias, *keys)}
-            else:
-                losses = {"contrastive": contrastive(image, text, scale, *keys)}
-        return losses | self.penalise(batch, progress, image, text)
+        raise ConfigError(
+            f"method: {type(self).__name__} has no loss: write `forward`, or subclass everclip.SlotMethod, which "
+            "has one."
+        )
 
     def teacher_of(self, kind: str) -> Backbone:
-        """Return a frozen teacher of the penalties, on the method's device."""
-        return self._teachers.of(kind, self.backbone)
-
-    def settle_teacher(self, teacher: Backbone) -> None:
-        """Let a copy of the model at the task's start answer as the model did before it; in place.
-
-        It is taken once `begin_task` made room for the task: a method that grew something which decides answers takes
-        that away here. Nothing by default.
-        """
+        """Return a frozen teacher by its name, on the method's device."""
+        raise ConfigError(f"method: {self.preset} has no teacher {kind!r}.")
 
     def train(self, mode: bool = True) -> Method:
         """Set the mode; a tower of which nothing trains stays in evaluation mode, and so gives the same embeddings."""
@@ -228,87 +221,42 @@ class Method(Predicting):
         rest(self.backbone)
         return self
 
-    def penalise(
-        self, batch: Batch, progress: Progress, image: torch.Tensor, text: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Return the losses of the slot `penalties`, by name.
-
-        Args:
-            batch, progress: what `forward` was given.
-            image, text: the student's embeddings of the stream `main`, with gradient.
-        """
-        if not self._penalties:
-            return {}
-        now = {name: self.get_parameter(name) for name in self._trainable}
-        view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self._teachers)
-        return {penalty.name: penalty.loss(view) for penalty in self._penalties}
-
+    @final
     def after_step(self, progress: Progress) -> None:
-        """Bound the logit scale; take a snapshot into the running mean where one is due."""
+        """Bound the logit scale, then let the slots and the hook follow an optimiser step."""
         if SCALE in self._trainable:  # what is frozen is left as it was: SigLIP's is larger
             self.backbone.bound_logit_scale(MAX_SCALE)
-        keep = self.settings.merge
-        late_enough = progress.step >= keep.start * progress.steps
-        last = progress.step + 1 == progress.steps
-        regular = progress.step % merge.every(keep.every, progress.steps) == 0
-        due = (regular and late_enough) or (last and self._mean is None)
-        if keep.kind != "running-mean" or not due:
-            return
-        if self._mean is None:
-            self._mean = merge.RunningMean(self._snapshot())
-        else:
-            self._mean.add(self._snapshot(), self._anchors.get(TASK_START), keep.wise_we)
+        self._step_slots(progress)
+        self.on_step(progress)
 
+    def _step_slots(self, progress: Progress) -> None:
+        """Let the slots follow an optimiser step, where a method has some."""
+
+    def on_step(self, progress: Progress) -> None:
+        """Hook after each optimiser step: update running means and the like."""
+
+    @final
     def end_phase(self, task: Task, phase: Phase) -> None:
-        """Nothing to do by default."""
+        """Close a phase."""
+        self.on_end_phase(task, phase)
 
+    def on_end_phase(self, task: Task, phase: Phase) -> None:
+        """Hook after a phase: solve, switch, discard."""
+
+    @final
     def end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Merge weights, then show the task's samples to the buffer."""
-        keep = self.settings.merge
-        if keep.kind == "wise-ft":
-            self._interpolate(validate)
-        elif keep.kind == "running-mean" and self._mean is not None:
-            self._put(self._mean.mean)
-            self._mean = None
-        self._anchors.pop(TASK_START, None)
-        self._teachers.end_task()
-        for penalty in self._penalties:
-            penalty.end_task(self.backbone, task, past)
-        self.store(task, past)
+        """Close a task: the slots merge and store, then the hook."""
+        self._end_slots(task, past, validate)
+        self.on_end_task(task, past, validate)
+
+    def _end_slots(self, task: Task, past: Past, validate: Validate) -> None:
+        """Merge weights and store samples, where a method has the slots."""
 
     def store(self, task: Task, past: Past | None = None) -> None:
-        """Show a task's samples to the buffer, if there is one."""
-        if self.buffer is not None:
-            workers = past.training.workers if past is not None and past.training is not None else 1
-            self.buffer.offer(f"task {task.index}", task.train, lambda table: embed(self, table, workers))
+        """Show a task's samples to the buffer, where a method has one."""
 
-    def _open_buffer(self, task: Task, past: Past) -> None:
-        """Show the base to an empty buffer; again and again changes nothing, so that a plan knows of it too."""
-        if self.buffer is None:
-            return
-        per = self.settings.replay.per
-        if per == "class" or (per == "auto" and task.classes is not None):
-            self.buffer.by_class()
-        if self.settings.replay.base and self.buffer.seen == 0 and past.base is not None:
-            self.buffer.offer("base", past.base)
-
-    def _interpolate(self, validate: Validate) -> None:
-        keep = self.settings.merge
-        before, after = self._anchors[keep.reference], self._snapshot()
-
-        def apply(alpha: float) -> None:
-            self._put(merge.interpolate(before, after, alpha))
-
-        if keep.alpha == "sweep":
-            chosen, table = merge.sweep(keep.grid, apply, validate)
-            self.notes["merge"] = {"alpha": chosen, "chosen_on": "validation", "sweep": table}
-        else:
-            apply(float(keep.alpha))
-            self.notes["merge"] = {"alpha": float(keep.alpha)}
-
-    def _origins(self, past: Past) -> Mapping[str, Table]:
-        tables = {f"task {task.index}": task.train for task in past.tasks}
-        return tables if past.base is None else {**tables, "base": past.base}
+    def on_end_task(self, task: Task, past: Past, validate: Validate) -> None:
+        """Hook after a task: freeze, select, discard what only learning needed."""
 
     def weights(self) -> merge.Weights:
         """Return a copy of all that learning changes: trainable parameters and running statistics."""
@@ -335,7 +283,7 @@ class Method(Predicting):
     # -- state ------------------------------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
-        """Return the grown shape as JSON; the base class never grows."""
+        """Return the grown shape as JSON; nothing grows here."""
         return {}
 
     def grow(self, structure: Mapping[str, Any]) -> None:
@@ -343,54 +291,27 @@ class Method(Predicting):
 
     def extra_tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors that a checkpoint needs besides parameters and buffers."""
-        extra = {f"anchor.{kind}.{n}": t for kind, w in self._anchors.items() for n, t in w.items()}
-        if self._mean is not None:
-            extra |= {f"mean.{name}": tensor for name, tensor in self._mean.mean.items()}
-        for penalty in self._penalties:
-            extra |= {f"penalty.{penalty.name}.{key}": tensor for key, tensor in penalty.tensors().items()}
-        return extra
+        return {}
 
     def extra_state(self) -> dict[str, Any]:
         """Return JSON that a checkpoint needs besides tensors."""
-        return {
-            "buffer": None if self.buffer is None else self.buffer.state(),
-            "mean_count": None if self._mean is None else self._mean.count,
-            "start_model": self._teachers.fingerprints(),
-            "notes": self.notes,
-        }
+        return {"notes": self.notes}
 
     def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Take back what `extra_tensors` and `extra_state` returned."""
-        self._teachers.require(state.get("start_model", {}))
-        self._anchors, mean = {}, {}
-        kept: dict[str, dict[str, torch.Tensor]] = {}
-        for key, tensor in tensors.items():
-            kind, _, rest = key.partition(".")
-            if kind == "anchor":
-                which, _, name = rest.partition(".")
-                self._anchors.setdefault(which, {})[name] = tensor
-            elif kind == "mean":
-                mean[rest] = tensor
-            elif kind == "penalty":
-                which, _, name = rest.partition(".")
-                kept.setdefault(which, {})[name] = tensor
-        for penalty in self._penalties:
-            penalty.load(kept.get(penalty.name, {}))
-        if TASK_START in self._anchors:
-            inside = {n.removeprefix("backbone."): t for n, t in self._anchors[TASK_START].items()}
-            self._teachers.begin_task(self.backbone, inside)
-        count = state.get("mean_count")
-        self._mean = None if count is None else merge.RunningMean(mean, int(count))
         self.notes = dict(state.get("notes", {}))
-        if self.buffer is not None and state.get("buffer") is not None:
-            self.buffer.restore(state["buffer"])
 
     def describe(self) -> Cost:
-        """Count parameters and bytes from the module itself, and what the slots keep beside it."""
+        """Count parameters and bytes from the module itself, and what the method keeps beside it."""
         trained = sum(self.get_parameter(name).numel() for name in self._trainable)
         growth = "none" if self.buffer is None else self.buffer.growth
-        return counted(self, trained, self._teachers.parameters(), growth)
+        return counted(self, trained, growth)
 
-    def teacher_size(self) -> int:
-        """Return how many parameters a frozen copy of the task's start has."""
-        return sum(parameter.numel() for parameter in self.backbone.parameters())
+    def held_in_task(self) -> Held:
+        """Return what is held while a task is learned, and not now."""
+        return Held()
+
+    @property
+    def teacher_parameters(self) -> int:
+        """How many parameters frozen copies of the model hold now."""
+        return 0

@@ -39,7 +39,6 @@ from everclip.methods.merge import Weights
 from everclip.models.backbone import Backbone
 from everclip.models.modules import lora, task_prompts
 from everclip.models.modules.grow import insert
-from everclip.models.modules.settings import LoraSettings
 from everclip.models.modules.towers import tower_of
 
 PROMPTS = f"backbone.clip.visual.{task_prompts.NAME}."
@@ -59,9 +58,7 @@ class CoLeClip(Method):
     settings: CoLeClipSettings
 
     def __init__(self, backbone: Backbone, settings: CoLeClipSettings, seed: int = 0) -> None:
-        # What the slot `trainable` names grows with a task, not now.
-        super().__init__(backbone, settings.model_copy(update={"trainable": ()}), seed)
-        self.settings = settings
+        super().__init__(backbone, settings, seed)
         with torch.no_grad():
             width = backbone.encode_text(backbone.tokenise(["a"]).to(device_of(backbone))).shape[1]
         task_prompts.insert(tower_of(backbone.clip, "image"), settings.prompts)
@@ -83,7 +80,7 @@ class CoLeClip(Method):
 
     # -- learning ---------------------------------------------------------------------------------------------
 
-    def begin_task(self, task: Task, past: Past) -> None:
+    def on_begin_task(self, task: Task, past: Past) -> None:
         """Add a prompt, grow the text LoRA anew, and open the vocabulary for the task's classes.
 
         Raises:
@@ -103,13 +100,11 @@ class CoLeClip(Method):
             "classes": len(self.vocabulary),
             "recurring": len(task.classes) - len(new),
         }
-        super().begin_task(task, past)
 
     def _grow_lora(self) -> None:
         number = len(self.prompts) - 1
-        name, given = self.settings.modules[0]
         drawn = key_of(self.seed, "coleclip", number) % 2**31
-        grown = insert(self.backbone.clip, name, given, seed=drawn)
+        grown = insert(self.backbone.clip, "lora", self.settings.lora, seed=drawn)
         self._trainable = [f"{PROMPTS}tokens.{number}", *(f"backbone.clip.{n}" for n in grown.parameters)]
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
@@ -169,13 +164,13 @@ class CoLeClip(Method):
         parts = torch.split(found, [len(entry.templates) for entry in self._entries])
         return torch.stack([ensemble_bank(part) for part in parts])
 
-    def after_step(self, progress: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Move the vocabulary towards what the step saw before its update, as published."""
         if self.settings.momentum is not None and self._moved is not None:
             self.vocabulary.update(self._moved, self.settings.momentum)
         self._moved = None
 
-    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
+    def on_end_task(self, task: Task, past: Past, validate: Validate) -> None:
         """Close the vocabulary and discard the LoRA; what is left is the prompt and the classes' rows."""
         if self.settings.momentum is None:
             with torch.no_grad():
@@ -184,7 +179,6 @@ class CoLeClip(Method):
         self.vocabulary.end()
         self._held.clear()
         self._trainable = self._trainable[:1]
-        super().end_task(task, past, validate)
 
     # -- predicting -------------------------------------------------------------------------------------------
 
@@ -282,9 +276,7 @@ class CoLeClip(Method):
     def describe(self) -> Cost:
         """Count what a task trains, which is the same for every task, and what it leaves behind."""
         tower = tower_of(self.backbone.clip, "text")
-        (_, module), *_ = self.settings.modules
-        assert isinstance(module, LoraSettings)  # all that the settings take
-        discarded = lora.size(tower, module)
+        discarded = lora.size(tower, self.settings.lora)
         kept = self.prompts.count * self.prompts.width
         rows = self.vocabulary.rows
         cost = super().describe()

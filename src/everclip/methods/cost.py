@@ -36,38 +36,23 @@ class Held:
         return "; ".join([*parts, *self.uncounted]) or "nothing more"
 
 
-def held_in_task(method: Method) -> Held:
-    """Return what is held while a task is learned, and not now."""
-    copies = {f"a frozen copy ({kind})": method.teacher_size() for kind in method._teachers.missing()}
-    own = sum(tensor.numel() for tensor in method._changing().values())
-    wanted = sorted(method._looked_back_on() - method._anchors.keys())
-    tensors = {f"the weights that change, as they were ({kind})": own for kind in wanted}
-    if method.settings.merge.kind == "running-mean" and method._mean is None:
-        tensors["their running mean"] = own
-    asked = any(penalty.uses_teacher for penalty in method._penalties)
-    return Held(
-        copies, tensors, ("an embedding of each text that a teacher is asked about",) if asked else ()
-    )
-
-
 def bytes_on_disk(method: Method, cost: Cost) -> int:
     """Return what a checkpoint inside a task takes without the optimiser's state: copies are made again from it."""
-    copies = method._teachers.parameters() + sum(held_in_task(method).copies.values())
+    copies = method.teacher_parameters + sum(method.held_in_task().copies.values())
     return cost.bytes + next(method.parameters()).element_size() * (cost.task_parameters - copies)
 
 
-def counted(method: Method, trainable: int, teachers: int, growth: str) -> Cost:
+def counted(method: Method, trainable: int, growth: str) -> Cost:
     """Count parameters and bytes.
 
     Args:
-        method: whose parameters and extra tensors are counted.
+        method: whose parameters, teachers and extra tensors are counted.
         trainable: how many parameters train.
-        teachers: how many parameters frozen copies hold.
         growth: what a task adds, for people.
     """
     weights = list(method.parameters())
-    kept = list(method.extra_tensors().values())
-    tensors, held = (*weights, *kept), held_in_task(method)
+    kept, teachers = list(method.extra_tensors().values()), method.teacher_parameters
+    tensors, held = (*weights, *kept), method.held_in_task()
     return Cost(
         trainable_parameters=trainable,
         stored_parameters=teachers + sum(t.numel() for t in tensors),

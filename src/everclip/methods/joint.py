@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from everclip.contracts import Needs, Past, Phase, Source, Task
 from everclip.data.table import Table
-from everclip.methods.base import Method
+from everclip.methods.settings import SlotsWithoutReplay
+from everclip.methods.slots import SlotMethod
 
 
-class Joint(Method):
+class Joint(SlotMethod):
     """One phase over all data. The run loop joins the tasks, since `needs.all_tasks_at_once` says so."""
 
+    Settings = SlotsWithoutReplay
     needs = Needs(all_tasks_at_once=True)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:

@@ -16,7 +16,6 @@ import torch
 from everclip.contracts import Batch, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Task, Validate
 from everclip.data.order import key_of
 from everclip.errors import ConfigError
-from everclip.methods.base import Method
 from everclip.methods.frozen import class_texts, embeddings
 from everclip.methods.merge import Weights
 from everclip.methods.moe_parts import shape
@@ -26,6 +25,7 @@ from everclip.methods.moe_parts.settings import MoeSettings, moves_features
 from everclip.methods.penalties.teachers import INITIAL
 from everclip.methods.selectors.base import ZERO_SHOT, route_names
 from everclip.methods.selectors.build import build as build_selector
+from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import Backbone
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.modules.expert_bank import KEPT
@@ -46,7 +46,7 @@ class Learned(NamedTuple):
     texts: bool
 
 
-class MoeAdapters(Method):
+class MoeAdapters(SlotMethod):
     """Routes: 0 is the model without experts, 1 + t the t-th task learned (or all of them, with one router).
 
     A caption does not tell its task. So with one router per task the texts of captions take no experts, in training
@@ -119,7 +119,7 @@ class MoeAdapters(Method):
         count = min(len(self.tasks), 1) if self.settings.routers == "one" else len(self.tasks)
         return tuple(str(i) for i in range(count))
 
-    def begin_task(self, task: Task, past: Past) -> None:
+    def on_begin_task(self, task: Task, past: Past) -> None:
         """Add a router, and experts where too few still learn."""
         texts = self.settings.routers == "one" or self.uses_labels(task)
         self.tasks.append(Learned(task.index, task.name, texts))
@@ -132,7 +132,6 @@ class MoeAdapters(Method):
                 f"method: nothing trains on task {task.name!r}, which has captions: they do not tell their task, so "
                 "their texts take no experts. Set method.experts.tower=both or image, or method.routers=one."
             )
-        super().begin_task(task, past)
         self._keep_looking_back(learning)
         if self.selector is not None:
             self.selector.begin_task(self.backbone, task, past)
@@ -209,20 +208,17 @@ class MoeAdapters(Method):
             }
         return {"image_embedding": image, "class_embedding": class_texts(self.backbone, columns)}
 
-    def after_step(self, progress: Progress) -> None:
-        """Count who was taken."""
-        super().after_step(progress)
+    def on_step(self, progress: Progress) -> None:
+        """Count the samples that each expert received."""
         shape.reduce_counts(self.backbone.clip, shared_texts=self._labelled)
 
-    def end_phase(self, task: Task, phase: Phase) -> None:
+    def on_end_phase(self, task: Task, phase: Phase) -> None:
         """Let the selector take its threshold from what it saw."""
-        super().end_phase(task, phase)
         if self.selector is not None:
             self.selector.end_phase(phase)
 
-    def end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Merge and store as the slots say, then freeze the experts that the task took most often."""
-        super().end_task(task, past, validate)
+    def on_end_task(self, task: Task, past: Past, validate: Validate) -> None:
+        """Freeze the experts that the task took most often."""
         learning = shape.learning(self.backbone.clip)
         self.notes["experts"] = shape.close_task(self.backbone.clip, self.settings.freeze)
         if self.selector is not None:

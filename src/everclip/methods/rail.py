@@ -68,13 +68,12 @@ class Rail(Method):
 
     # -- learning ---------------------------------------------------------------------------------------------
 
-    def begin_task(self, task: Task, past: Past) -> None:
+    def on_begin_task(self, task: Task, past: Past) -> None:
         """Build the head at the first task, and give new classes a column.
 
         Raises:
             ConfigError: if the task names no classes, or the dual form cannot keep its samples.
         """
-        super().begin_task(task, past)
         if task.classes is None:
             raise ConfigError(f"method: {self.preset} learns classes, and task {task.name!r} names none.")
         if self.head is None:
@@ -133,7 +132,7 @@ class Rail(Method):
         self.head.add(x, labels)
         return {"squared_error": error}
 
-    def end_phase(self, task: Task, phase: Phase) -> None:
+    def on_end_phase(self, task: Task, phase: Phase) -> None:
         """Solve for the weights."""
         assert self.head is not None
         with torch.no_grad():

@@ -16,7 +16,7 @@ from everclip.evaluation.banks import decoded, encode_pictures
 from everclip.interfaces import Encodes
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.penalties.lwf import MEMORY
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotsWithoutReplay
 from everclip.scenarios.base import merge_entries
 
 UNUSED = "replay.use: no penalty looks at the stored samples (lwf with images=memory does)"
@@ -48,7 +48,7 @@ def mixed(
     task: Task,
     classes: tuple[ClassEntry, ...] | None,
     stored: Table | None,
-    settings: MethodSettings,
+    settings: SlotsWithoutReplay,
     past: Past,
 ) -> Mixed:
     """Decide what a task's batches hold.
@@ -61,7 +61,7 @@ def mixed(
         past: the earlier tasks, whose classes replayed samples have.
     """
     own = (Source(task.train),)
-    replay = settings.replay
+    replay = settings.replaying
     if stored is None:
         return Mixed(own, classes)
     asked = any(given.get("images") == MEMORY for given in settings.penalties.values())

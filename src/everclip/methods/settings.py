@@ -1,4 +1,4 @@
-"""Settings of the four slots that every trained method shares. No torch here."""
+"""Settings of methods: the base, what trained methods share, and the four slots. No torch here."""
 
 from __future__ import annotations
 
@@ -158,7 +158,24 @@ class TaskTraining(Frozen):
 
 
 class MethodSettings(Frozen):
-    """The slots, and the loss that a method trains.
+    """What every method has: no settings at all. A method's own model adds what the method uses."""
+
+
+class TrainedSettings(MethodSettings):
+    """What every method has that trains by gradient.
+
+    Attributes:
+        lr_scale: factor on `training.lr`: a preset may learn more gently than a stream asks for, without knowing
+            which rate fits the model.
+        per_task: name of a task, whatever its case -> what differs for it (published settings differ per data set).
+    """
+
+    lr_scale: float = Field(1.0, gt=0, le=10)
+    per_task: dict[str, TaskTraining] = Field(default_factory=dict)
+
+
+class SlotsWithoutReplay(TrainedSettings):
+    """The loss that a method trains, and the slots `trainable`, `penalties` and `merge`.
 
     Attributes:
         loss: `labels` (cross entropy against class texts), `captions` (contrastive), or `auto`: labels where a task
@@ -168,20 +185,15 @@ class MethodSettings(Frozen):
         trainable: what trains: parts of the backbone (`image`, `text-layernorm`, `image-blocks:last2`...), and
             modules grown inside it (`lora`, `{adapter: {width: 32}}`, `prompt`).
         penalties: name of a loss -> its settings (`weight` and others); see `everclip.methods.penalties`.
-        lr_scale: factor on `training.lr`: a preset may learn more gently than a stream asks for, without knowing
-            which rate fits the model.
-        per_task: name of a task, whatever its case -> what differs for it (published settings differ per data set).
+        merge: what becomes of the weights when a task ends.
     """
 
     loss: Literal["auto", "labels", "captions"] = "auto"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     contrast: Literal["softmax", "sigmoid"] = "softmax"
     trainable: tuple[str | dict[str, Any], ...] = ("image", "text", "logit-scale")
-    replay: ReplaySettings = ReplaySettings()
     penalties: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    lr_scale: float = Field(1.0, gt=0, le=10)
     merge: MergeSettings = MergeSettings()
-    per_task: dict[str, TaskTraining] = Field(default_factory=dict)
 
     @field_validator("trainable", mode="before")
     @classmethod
@@ -191,7 +203,7 @@ class MethodSettings(Frozen):
         return tuple(normal_part(entry) for entry in value)
 
     @model_validator(mode="after")
-    def _bias_has_a_gradient(self) -> MethodSettings:
+    def _bias_has_a_gradient(self) -> SlotsWithoutReplay:
         if "logit-bias" in self.parts and (self.contrast, self.loss) != ("sigmoid", "captions"):
             raise ValueError(
                 "trainable: `logit-bias` learns from the sigmoid loss alone (softmax ignores a constant); set "
@@ -200,14 +212,19 @@ class MethodSettings(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _memory_is_looked_at(self) -> MethodSettings:
+    def _memory_is_looked_at(self) -> SlotsWithoutReplay:
         asked = any(given.get("images") == "memory" for given in self.penalties.values())
-        if asked and (self.replay.kind == "none" or self.replay.use == "train"):
+        if asked and (self.replaying.kind == "none" or self.replaying.use == "train"):
             raise ValueError(
                 "penalties: `images: memory` looks at stored samples, but there are none; set replay.kind, and "
                 "replay.use=distil or both"
             )
         return self
+
+    @property
+    def replaying(self) -> ReplaySettings:
+        """What is replayed; nothing where there is no such slot."""
+        return ReplaySettings()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -219,3 +236,18 @@ class MethodSettings(Frozen):
         """The modules that `trainable` grows, with their complete settings."""
         entries = [next(iter(e.items())) for e in self.trainable if isinstance(e, dict)]
         return tuple((name, module_settings(name, given)) for name, given in entries)
+
+
+class SlotSettings(SlotsWithoutReplay):
+    """All four slots.
+
+    Attributes:
+        replay: what is kept of the past and how much of each batch it fills.
+    """
+
+    replay: ReplaySettings = ReplaySettings()
+
+    @property
+    def replaying(self) -> ReplaySettings:
+        """What is replayed."""
+        return self.replay

@@ -9,7 +9,7 @@ from torch import nn
 
 from everclip.contracts import ParamGroup
 from everclip.errors import ConfigError
-from everclip.methods.settings import BLOCKS, MethodSettings
+from everclip.methods.settings import BLOCKS, SlotsWithoutReplay
 from everclip.models.backbone import Backbone
 from everclip.models.clip import Clip
 from everclip.models.modules.grow import grown_parameters, insert
@@ -31,7 +31,7 @@ _NORMS = (
 )
 
 
-def grow(backbone: Backbone, settings: MethodSettings, seed: int) -> None:
+def grow(backbone: Backbone, settings: SlotsWithoutReplay, seed: int) -> None:
     """Grow the modules that the slot names inside a backbone.
 
     Raises:

@@ -9,8 +9,6 @@ from everclip.methods.base import Method
 class ZeroShot(Method):
     """The frozen backbone; its only state is the list of class names, which the scenario holds."""
 
-    contrasts = False
-
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare nothing to train."""
         return []

@@ -27,7 +27,7 @@ def collapse(scenario: ListScenario, place: Place, learner: Learner) -> str | No
     if any(event["kind"] == COLLAPSED and event["row"] == len(place.rows) for event in place.events):
         return None
     rows, learned = [Row(**row) for row in place.rows], learner.learned
-    rate = learner.training.lr * learner.method.settings.lr_scale
+    rate = learner.training.lr * learner.method.lr_scale
     found: list[str] = []
     sizes: dict[tuple[str, ...], int] = {}
     for s in scenario.eval_sets if len(rows) > 1 else ():

@@ -56,7 +56,7 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
 
 def left_out(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
     """Yield (kind, message) of settings that a preset brought for tasks of other streams."""
-    names = unused(method.settings.per_task, tasks)
+    names = unused(method.per_task, tasks)
     if names:
         yield (
             "per task",

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from everclip.methods.selectors.settings import SelectorSettings, selector_settings
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import SlotSettings
 from everclip.models.modules.settings import ExpertsSettings
 
 BEFORE_BLOCKS = ("image", "image-embeddings", "image-layernorm", "image-bias")
 """Parts of an image tower, some of which lie before its first block."""
 
 
-class MoeSettings(MethodSettings):
+class MoeSettings(SlotSettings):
     """MoE-Adapters (arXiv 2403.11549).
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,6 @@ class RailSettings(MethodSettings):
     """How features are regressed on classes, and how the outcome is fused with zero-shot.
 
     Attributes:
-        trainable: nothing: the towers stay as they are.
         form: `primal` keeps sums over expanded features, `dual` keeps every feature and solves a kernel (as published,
             for few shots only).
         update: of the primal: `sums` (additive, solved at the end of a pass), or `recursive` (as published: the
@@ -43,7 +42,6 @@ class RailSettings(MethodSettings):
         limit: most features that the dual may keep; its solution takes 8 bytes times the square of that.
     """
 
-    trainable: tuple[str | dict[str, Any], ...] = ()
     form: Literal["primal", "dual"] = "primal"
     update: Literal["sums", "recursive"] = "sums"
     expansion: Literal["relu", "fourier", "none"] = "relu"
@@ -56,23 +54,7 @@ class RailSettings(MethodSettings):
     limit: int = Field(20_000, ge=1)
 
     @model_validator(mode="after")
-    def _nothing_by_gradient(self) -> RailSettings:
-        slots = {
-            "trainable": bool(self.trainable),
-            "replay": self.replay.kind != "none",
-            "penalties": bool(self.penalties),
-            "merge": self.merge.kind != "none",
-            "per_task": bool(self.per_task),
-            "loss": self.loss == "captions",
-            "label_smoothing": self.label_smoothing > 0,
-            "contrast": self.contrast != "softmax",
-            "lr_scale": self.lr_scale != 1,
-        }
-        for name in (name for name, used in slots.items() if used):
-            raise ValueError(
-                f"{name}: rail solves a regression on frozen features; nothing is trained by gradient, replayed or "
-                "merged. Leave it out, or take a method that trains."
-            )
+    def _fits(self) -> RailSettings:
         if self.passes > 1 and not self.augmented:
             raise ValueError(
                 f"passes: {self.passes} passes over the same features say nothing new, they only weaken the ridge; set "
