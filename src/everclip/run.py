@@ -6,7 +6,7 @@ A run is a folder. It can be stopped anywhere; the same command continues it and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -18,14 +18,11 @@ from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
 from everclip.distributed import any_up
 from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
-from everclip.evaluation.assemble import check_headline, column_info, flat_metrics
+from everclip.evaluation.assemble import column_info, flat_metrics
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.files import crash_point, optional_write, require_writable
-from everclip.learner.core import Learner
-from everclip.learner.fit import check_fit, learner_for
-from everclip.learner.following import Cursor
 from everclip.running import extending, inputs
 from everclip.running.checkpoint_times import CheckpointTimes
 from everclip.running.clock import Clock
@@ -33,18 +30,16 @@ from everclip.running.collapse import collapse
 from everclip.running.outcome import Status, build_results
 from everclip.running.outlook import Outlook, sizes_of
 from everclip.running.place import EVALUATE, LEARN, Place
-from everclip.running.precision import settle_precision
+from everclip.running.prepare import Prepared, prepare
 from everclip.running.row_models import RowModels
-from everclip.running.watching import RunWatcher
-from everclip.scenarios.base import ListScenario
-from everclip.scenarios.load import load_scenario
+from everclip.running.task_progress import TaskProgress
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
-from everclip.training.engine import StepLog
 from everclip.training.progress import Progress
 from everclip.training.run_folder import CONFIG, RunFolder
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
+from everclip.training.watching import Cursor, OptimiserState, StepLog, Watcher
 
 
 def execute(
@@ -76,55 +71,70 @@ def execute(
     else:
         config = resolve_config(target, overrides, settings)
     require_writable(Path(config.output), "output", RunFolderError)
-    return Run(config, progress, extend).execute()
+    return Run.of(config, progress, extend).execute()
 
 
-class Run:
-    """One method x scenario x backbone x seed, in one folder."""
+class Run(Watcher):
+    """One method x scenario x backbone x seed, in one folder.
 
-    def __init__(self, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> None:
-        config, precision_notes = settle_precision(config)
-        self.config, self.extend, self.path = config, extend, Path(config.output)
-        self._clock = Clock(self.path)
-        if extend and not (self.path / CONFIG).is_file():
-            raise RunFolderError(
-                f"output: {self.path} holds no run to extend. Name its folder as output=, or begin without --extend."
-            )
-        self.scenario = load_scenario(config.scenario)
-        self.learner: Learner = learner_for(config, self.scenario)
-        self._main = self.learner.accelerator.is_main_process
+    Args:
+        given: data, learner and tasks.
+        clock: of the run folder.
+        progress: where progress is shown.
+        extend: whether tasks that were added since are learned, too.
+    """
+
+    def __init__(
+        self, given: Prepared, clock: Clock, progress: Progress | None = None, extend: bool = False
+    ) -> None:
+        config, learner = given.config, given.learner
+        accelerator, backbone = learner.accelerator, learner.method.backbone
+        self.config, self.extend, self.path, self._clock = config, extend, Path(config.output), clock
+        self.scenario, self.learner, self.tasks, self.remarks = (
+            given.scenario,
+            learner,
+            given.tasks,
+            given.remarks,
+        )
+        self._main = accelerator.is_main_process
         self.progress = progress or Progress(quiet=not self._main)
-        self.tasks = self._tasks(self.scenario)
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
         self._models = RowModels(self.path, self.checkpoints)
         self.place = Place(
             tasks=[task.name for task in self.tasks],
             parts=extending.parts_of(self.scenario, self.tasks),
-            start=self.learner.method.backbone.fingerprints(),
-            environment=environment.fixed(str(self.learner.accelerator.device)),
+            start=backbone.fingerprints(),
+            environment=environment.fixed(str(accelerator.device)),
         )
         self._headline = self.scenario.spec.headline.model_dump()
-        accelerator, backbone = self.learner.accelerator, self.learner.method.backbone
-        place = accelerator.process_index, accelerator.num_processes
-        self._times = CheckpointTimes(config.checkpoint, place[1], accelerator.device)
+        processes = accelerator.process_index, accelerator.num_processes
+        self._times = CheckpointTimes(config.checkpoint, accelerator.num_processes, accelerator.device)
         self._recorder = RowRecorder(
-            self.path, self.scenario, config, backbone.preprocess, self.learner.store, *place
+            self.path, self.scenario, config, backbone.preprocess, learner.store, *processes
         )
-        if self.learner.guard is not None:
-            self.learner.guard.tell = self._event
         self.outlook = Outlook(sizes_of(self.tasks, config.training))
-        self.learner.engine.report_to(self.progress.say)
-        frozen = self.learner.engine.frozen
-        frozen.own, frozen.tick = self.path / "frozen", partial(self.progress.aside, "encode ahead")
-        if config.evaluation.cache is not None:
-            frozen.shared = Path(config.evaluation.cache)
-        notes = [*precision_notes, *(("training", n) for n in check_fit(self.learner, self.tasks))]
-        self.remarks = inputs.all_remarks(self.scenario, self.learner.method, self.tasks, notes)
-        check_headline(self.scenario.eval_sets, self._headline["metric"], config.evaluation.top_k)
+        if learner.guard is not None:
+            learner.guard.tell = self._event
+        learner.engine.report_to(self.progress.say)
+        learner.engine.frozen.keep_in(
+            self.path / "frozen", config.evaluation.cache, partial(self.progress.aside, "encode ahead")
+        )
 
-    def _tasks(self, scenario: ListScenario) -> Sequence[Task]:
-        at_once = self.learner.method.needs.all_tasks_at_once
-        return (scenario.at_once() if at_once else scenario).tasks
+    @classmethod
+    def of(cls, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> Run:
+        """Load what a configuration names, and return the run of it.
+
+        Raises:
+            RunFolderError: if there is nothing to extend.
+            EverclipError: if the parts do not fit.
+        """
+        path = Path(config.output)
+        clock = Clock(path)
+        if extend and not (path / CONFIG).is_file():
+            raise RunFolderError(
+                f"output: {path} holds no run to extend. Name its folder as output=, or begin without --extend."
+            )
+        return cls(prepare(config), clock, progress, extend)
 
     def execute(self) -> Results:
         """Do what is left of the run; see `everclip.execute`."""
@@ -200,12 +210,12 @@ class Run:
 
     def _learn(self, task: Task, cursor: Cursor) -> None:
         phases = self.learner.plan(task)
-        watcher = RunWatcher(self, task, cursor, phases, self.config.training)
+        self._inside = inside = TaskProgress(cursor, phases, self.config.training)
         self.learner.pictures.add(phases, self.path if self._main else None)
-        done = watcher.before + watcher.inside(cursor.step)
-        self.progress.start(f"task {task.index + 1}/{len(self.tasks)} {task.name}", watcher.total, done)
-        self.outlook.begin_task(self.place.task, watcher.steps, resumed=cursor.begun)
-        self.learner.learn(task, cursor, watcher)
+        label = f"task {task.index + 1}/{len(self.tasks)} {task.name}"
+        self.progress.start(label, inside.total, inside.before + inside.inside(cursor.step))
+        self.outlook.begin_task(self.place.task, inside.steps, resumed=cursor.begun)
+        self.learner.learn(task, cursor, self)
         self.outlook.end_task()
         self.progress.finish()
         self._move_guard()
@@ -217,25 +227,27 @@ class Run:
             self._clock.move(guard.seconds, "guard")
             guard.seconds = 0.0
 
-    def count(self, log: StepLog) -> bool:
+    def after_step(self, log: StepLog) -> bool:
         """Count one step; return whether a checkpoint is due after it."""
         self.place.step += 1
         self.place.samples += log.samples
         self._note_time(self._clock.tick())
         return self._save_due()
 
-    def record(self, task: Task, cursor: Cursor, logs: Sequence[StepLog]) -> None:
-        """Write steps to the log and to the trackers."""
+    def report(self, logs: Sequence[StepLog]) -> None:
+        """Write steps to the log and to the trackers, and show them."""
         first = self.place.step - len(logs)
+        names = {"task": self.tasks[self.place.task].index, "phase": self._inside.cursor.phase}
         for offset, log in enumerate(logs, start=1):
             values = {name: float(value) for name, value in log.losses.items()} | {"lr": log.lr}
             if log.grad_norm is not None:
                 values["grad_norm"] = float(log.grad_norm)
-            self._folder.log({"task": task.index, "phase": cursor.phase, "step": first + offset, **values})
+            self._folder.log({**names, "step": first + offset, **values})
             self._trackers.log(values, first + offset)
             crash_point("after step")
+        self._inside.show(logs[-1], self.progress, self.outlook)
 
-    def save(self, cursor: Cursor, optimiser: Callable[[], dict[str, torch.Tensor]]) -> None:
+    def save(self, cursor: Cursor, optimiser: OptimiserState) -> None:
         """Write a checkpoint in the middle of a phase, then stop if a signal asked for it."""
         self._save(cursor, optimiser())
         self._stop_if_asked()

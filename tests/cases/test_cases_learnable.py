@@ -107,7 +107,7 @@ def test_b02_replay_takes_one_class_a_task_and_says_what_the_first_task_does(
 def test_b30_methods_that_compare_nothing_take_one_class(tmp_path: Path, method: str) -> None:
     classes(tmp_path / "data", {"cat": "cat", "dog": "dog"})
     file = stream(tmp_path, "per_task: 1\nsplit: {test: 0.4, validation: 0.1}\n")
-    Run(resolve_config(str(file), [f"method={method}", f"output={tmp_path}/out"]), QUIET)
+    Run.of(resolve_config(str(file), [f"method={method}", f"output={tmp_path}/out"]), QUIET)
 
 
 @pytest.mark.parametrize("method", ["icarl", "lwf", "finetune", "moe-adapters-cil"])
@@ -115,7 +115,7 @@ def test_b02_methods_without_others_in_the_softmax_are_refused(tmp_path: Path, m
     classes(tmp_path / "data", {"cat": "cat", "dog": "dog"})
     file = stream(tmp_path, "per_task: 1\nsplit: {test: 0.4, validation: 0.1}\n")
     with pytest.raises(DataError, match="nothing to tell apart"):
-        Run(resolve_config(str(file), [f"method={method}", f"output={tmp_path}/out"]), QUIET)
+        Run.of(resolve_config(str(file), [f"method={method}", f"output={tmp_path}/out"]), QUIET)
 
 
 def test_b30_groups_take_numbers_as_names_and_a_class_left_over_is_named(tmp_path: Path) -> None:
@@ -123,16 +123,16 @@ def test_b30_groups_take_numbers_as_names_and_a_class_left_over_is_named(tmp_pat
     given = ["method=finetune", f"output={tmp_path}/out"]
     file = stream(tmp_path, "groups: [[10, 2], [bee]]\nsplit: {test: 0.4, validation: 0.1}\n")
     with pytest.raises(DataError, match=r"task 'classes 3-3' has one class \('bee'\)"):
-        Run(resolve_config(str(file), given), QUIET)
+        Run.of(resolve_config(str(file), given), QUIET)
     file = stream(tmp_path, "groups: [[10, 2, bee]]\nsplit: {test: 0.4, validation: 0.1}\n")
-    assert [c.name for c in Run(resolve_config(str(file), given), QUIET).tasks[0].classes] == [
+    assert [c.name for c in Run.of(resolve_config(str(file), given), QUIET).tasks[0].classes] == [
         "10",
         "2",
         "bee",
     ]
     file = stream(tmp_path, "groups: [[10, yes]]\nsplit: {test: 0.4, validation: 0.1}\n")
     with pytest.raises(ConfigError, match="reads this name as True; put it in quotes"):
-        Run(resolve_config(str(file), given), QUIET)
+        Run.of(resolve_config(str(file), given), QUIET)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_s11_a_required_output_is_refused_before_the_work(
     words: list[str], setting: str, photos: Path, blocked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVERCLIP_CACHE", str(photos.parent / "cache"))
-    for work in ("everclip.data.sources.read", "everclip.run.Run"):
+    for work in ("everclip.data.sources.read", "everclip.run.Run.of"):
         monkeypatch.setattr(work, lambda *a, **k: pytest.fail("the work was started"))
     given = [word.format(photos=photos, blocked=blocked) for word in words]
     found = RUNNER.invoke(app, given)

@@ -106,7 +106,7 @@ class Pair:
 
 def gradients(config: RunConfig) -> dict[str, Any]:
     """Learn the first task in double precision; return the last step's gradients and what was seen in it."""
-    run = Run(config, Progress(quiet=True))
+    run = Run.of(config, Progress(quiet=True))
     method, seen = run.learner.method.double(), {}
     inner, after, found = method.forward, method.after_step, {}
 
@@ -129,7 +129,7 @@ def gradients(config: RunConfig) -> dict[str, Any]:
 
 def whole_run(config: RunConfig) -> dict[str, Any]:
     """Run to the end; return scores, weights and what the buffer holds, as this process knows them."""
-    run = Run(config, Progress(quiet=True))
+    run = Run.of(config, Progress(quiet=True))
     results = run.execute()
     method = run.learner.method
     return {
@@ -156,7 +156,7 @@ def run_and_signal(config: RunConfig, rank: int, step: int, number: int) -> None
             os.kill(os.getpid(), number)
 
     module.crash_point = act
-    Run(config, Progress(quiet=True)).execute()
+    Run.of(config, Progress(quiet=True)).execute()
 
 
 def launched(words: list[str]) -> list[str]:

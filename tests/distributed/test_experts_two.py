@@ -46,7 +46,7 @@ def _picked(method: Any) -> dict[str, list[int]]:
 
 def one_step(config: RunConfig) -> dict[str, Any]:
     """Learn one step in double precision with experts that say something; return gradients and who was taken."""
-    run = Run(config, Progress(quiet=True))
+    run = Run.of(config, Progress(quiet=True))
     method, found = run.learner.method.double(), {}
     begin, inner, after = method.begin_task, method.forward, method.after_step
 
@@ -74,7 +74,7 @@ def one_step(config: RunConfig) -> dict[str, Any]:
 
 def dropping_run(config: RunConfig) -> dict[str, Any]:
     """Run to the end; return what this process holds, whom its samples took, and the counts after each step."""
-    run = Run(config, Progress(quiet=True))
+    run = Run.of(config, Progress(quiet=True))
     method, picked, counts = run.learner.method, [], []
     after = method.after_step
 

@@ -65,6 +65,6 @@ def maker(micro_folder: Path, output: Path) -> Callable[..., Any]:
 def trained(make: Callable[..., Any], name: str, kind: str = "time", output: str = "run", *more: str) -> Run:
     """Run a method to its end and return the run, which still holds scenario and learner."""
     kind = kind_for(name, kind)
-    run = Run(make(kind, *SHORT[kind], *SETTINGS[name], *more, output=output), Progress(quiet=True))
+    run = Run.of(make(kind, *SHORT[kind], *SETTINGS[name], *more, output=output), Progress(quiet=True))
     run.execute()
     return run

@@ -162,7 +162,7 @@ def test_learning_under_a_guard_and_choosing_alpha_decode_no_measured_picture(
 ) -> None:
     merge = "method.merge={kind: wise-ft, alpha: sweep}"
     config = micro_config(kind, *leak_cases.SHORT[kind], "method=safe", merge, "guard.every=1")
-    run, seen = Run(config, Progress(quiet=True)), set()
+    run, seen = Run.of(config, Progress(quiet=True)), set()
     inner = ImageStore.get
 
     def get(store: ImageStore, table: Table, row: int) -> Any:
@@ -202,7 +202,7 @@ def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
     monkeypatch.setattr(ImageStore, "get", picture)
     kind = leak_cases.kind_for(method, kind)
     config = micro_config(kind, *leak_cases.SHORT[kind], *leak_cases.SETTINGS[method])
-    run = Run(config, Progress(quiet=True))
+    run = Run.of(config, Progress(quiet=True))
     for task in run.tasks:
         run.learner.learn(task)
     parts = Parts(run.scenario)

@@ -166,7 +166,7 @@ def at_crash_points(act: Callable[[str], None]) -> Iterator[None]:
 def run(config: RunConfig, act: Callable[[str], None] = lambda point: None) -> Results:
     """Run in this process with nothing kept from earlier calls but the folder."""
     with at_crash_points(act):
-        return Run(config, Progress(quiet=True)).execute()
+        return Run.of(config, Progress(quiet=True)).execute()
 
 
 def crash_points(config: RunConfig) -> list[str]:
@@ -250,7 +250,7 @@ def _child_run(config: RunConfig, number: int, wanted: str | None) -> None:
     if number:
         killed_at(config, number, wanted, die)
     else:
-        Run(config, Progress(quiet=True)).execute()
+        Run.of(config, Progress(quiet=True)).execute()
 
 
 def _child_cli(arguments: list[str], errors: str, at: tuple[str, int, int] | None) -> None:

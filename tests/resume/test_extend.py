@@ -40,7 +40,7 @@ SLOW = [
 def extend(config: Any, act: Callable[[str], None] = lambda point: None) -> Results:
     """Run with `--extend` in this process."""
     with harness.at_crash_points(act):
-        return Run(config, Progress(quiet=True), extend=True).execute()
+        return Run.of(config, Progress(quiet=True), extend=True).execute()
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def test_how_old_rows_were_measured_may_not_change(micro_config: Callable[..., A
 
 
 def test_what_the_guard_watches_may_not_change(micro_config: Callable[..., Any]) -> None:
-    run = Run(micro_config("time", "guard.max_drop=50"), Progress(quiet=True))
+    run = Run.of(micro_config("time", "guard.max_drop=50"), Progress(quiet=True))
     (name,) = [part for part in run.place.parts if part == "evaluation set 'groups' (validation)"]
     assert run.scenario.retention_val[0].data.fingerprint in run.place.parts[name]
 

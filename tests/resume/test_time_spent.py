@@ -38,7 +38,7 @@ def killed_after_naps(config: Any, steps: int, extend: bool = False) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "count", slow)
-        run = Run(config, Progress(quiet=True), extend=extend)
+        run = Run.of(config, Progress(quiet=True), extend=extend)
         with pytest.raises(harness.Killed):
             run.execute()
 

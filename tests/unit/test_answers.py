@@ -20,7 +20,7 @@ def test_answers_are_the_three_best_classes_of_each_picture_at_each_row(
     micro_config: Callable[..., Any],
 ) -> None:
     settings = ("method=zero-shot", "scenario.per_task=2", "evaluation.examples=4")
-    run = Run(micro_config("classes", *settings), Progress(quiet=True))
+    run = Run.of(micro_config("classes", *settings), Progress(quiet=True))
     results = run.execute()
     method, sets = run.learner.method, {s.name: s for s in run.scenario.eval_sets}
     every = LabelSpace(tuple({e.key: e for s in sets.values() for e in s.classes or ()}.values()))
@@ -52,7 +52,7 @@ def test_answers_are_the_three_best_classes_of_each_picture_at_each_row(
 def test_answers_to_pictures_of_a_retrieval_set_are_its_three_nearest_captions(
     micro_config: Callable[..., Any],
 ) -> None:
-    run = Run(micro_config("time", "method=zero-shot", "evaluation.examples=4"), Progress(quiet=True))
+    run = Run.of(micro_config("time", "method=zero-shot", "evaluation.examples=4"), Progress(quiet=True))
     results = run.execute()
     method, sets = run.learner.method.eval(), {s.name: s for s in run.scenario.eval_sets}
     examples = [e for e in results.examples if sets[e.column].kind == "retrieval"]
@@ -176,7 +176,9 @@ def test_captions_of_equal_tokens_are_one_only_where_the_protocol_says_so(
 
     monkeypatch.setattr("everclip.evaluation.pools.rank", rank)
     said = "{name: all, space: all, same_texts: " + ("apart" if apart else "one") + "}"
-    run = Run(micro_config("time", "method=zero-shot", f"scenario.protocols=[{said}]"), Progress(quiet=True))
+    run = Run.of(
+        micro_config("time", "method=zero-shot", f"scenario.protocols=[{said}]"), Progress(quiet=True)
+    )
     run.execute()
     assert asked
     assert all((keys_of is None) == apart for keys_of in asked)

@@ -106,7 +106,7 @@ def kinds(value: Any) -> Any:
 @pytest.fixture(params=NAMES)
 def learned(request: pytest.FixtureRequest, micro_config: Callable[..., Any]) -> Run:
     """A finished run of each method that has numbers of its own."""
-    run = Run(micro_config("classes", *presets.settings(request.param), *SIZES), Progress(quiet=True))
+    run = Run.of(micro_config("classes", *presets.settings(request.param), *SIZES), Progress(quiet=True))
     run.execute()
     return run
 

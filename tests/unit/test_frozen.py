@@ -237,7 +237,7 @@ def test_a_plan_measures_a_cached_step_without_encoding_the_task(
 @pytest.mark.parametrize("kind", ["time", "classes"])
 def test_a_run_leaves_no_file_behind(kind: str, micro_config: Callable[..., Any]) -> None:
     config = micro_config(kind, "method.trainable=[text]", "training.augment=none")
-    run = Run(config, Shown(quiet=True))
+    run = Run.of(config, Shown(quiet=True))
     run.learner.engine.frozen.memory = 0
     assert run.execute().status == "finished"
     assert list((Path(config.output) / "frozen").iterdir()) == []

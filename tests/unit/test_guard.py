@@ -268,7 +268,7 @@ STRICT = (
 
 
 def run(config: Any) -> Run:
-    found = Run(config, Progress(quiet=True))
+    found = Run.of(config, Progress(quiet=True))
     found.execute()
     return found
 
@@ -323,7 +323,7 @@ def test_a_loaded_learner_is_still_watched_and_held_to_the_first_values(
 def test_a_guard_without_retention_watches_the_base_and_without_both_is_idle(
     micro_config: Callable[..., Any],
 ) -> None:
-    one = Run(micro_config("time", "scenario.retention=[]", "guard.max_drop=1"), Progress(quiet=True))
+    one = Run.of(micro_config("time", "scenario.retention=[]", "guard.max_drop=1"), Progress(quiet=True))
     assert one.learner.guard is not None
     assert [s.name for s in one.learner.guard._sets] == ["known"]
     held_out = one.scenario.base_val

@@ -85,7 +85,7 @@ def run_of(folder: Path, micro_folder: Path, tmp_path: Path) -> Callable[..., Ru
             "evaluation.examples=0",
         ]
         given = [*settings(method), *fixed, *overrides]
-        return Run(resolve_config(str(folder / f"{protocol}.yaml"), given), Progress(quiet=True))
+        return Run.of(resolve_config(str(folder / f"{protocol}.yaml"), given), Progress(quiet=True))
 
     return make
 

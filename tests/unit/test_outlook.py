@@ -12,12 +12,11 @@ import pytest
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
 from everclip.errors import DivergedError
-from everclip.learner.following import Cursor
 from everclip.run import Run
 from everclip.running.outlook import Outlook
-from everclip.running.watching import RunWatcher
-from everclip.training.engine import StepLog
+from everclip.running.task_progress import TaskProgress
 from everclip.training.progress import Pace, Progress, speed
+from everclip.training.watching import Cursor, StepLog
 
 
 class Time:
@@ -245,11 +244,6 @@ class Recorder:
         self.progress = Progress(stream=self.stream, now=self.time, every=0)
         self.outlook = Outlook([1.0], self.time)
 
-    def record(self, *given: Any) -> None: ...
-    def save(self, *given: Any) -> None: ...
-    def count(self, log: StepLog) -> bool:
-        return False
-
 
 def test_steps_of_later_phases_and_repeats_go_on_counting() -> None:
     phases = [
@@ -257,8 +251,8 @@ def test_steps_of_later_phases_and_repeats_go_on_counting() -> None:
         Phase("selector", {}, steps=3, optimiser="adam"),
         Phase("sums", {}, steps=2),
     ]
-    run, cursor, task = Recorder(), Cursor(), object()
-    watcher = RunWatcher(run, task, cursor, phases, TrainingConfig(steps=1))  # type: ignore[arg-type]
+    run, cursor = Recorder(), Cursor()
+    watcher = TaskProgress(cursor, phases, TrainingConfig(steps=1))
     assert watcher.steps == [("train", 8), ("selector", 3), ("sums", 2)]
     run.progress.start("task", watcher.total)
     run.outlook.begin_task(0, watcher.steps)
@@ -266,7 +260,7 @@ def test_steps_of_later_phases_and_repeats_go_on_counting() -> None:
         cursor.phase, cursor.repeat = phase, repeat
         for step in range(count):
             run.time.spend(seconds)
-            watcher.report([StepLog(step, {}, 1.0, None, 5)])
+            watcher.show(StepLog(step, {}, 1.0, None, 5), run.progress, run.outlook)
     shown = [line.removeprefix("task: ").split("  ") for line in lines(run.stream)[1:]]
     assert [words[0] for words in shown] == [f"{done}/13" for done in range(1, 14)]
     assert shown[3][1:] == ["loss 0.000", "10.0 s/step", "phase 1/3 train", "1:30 left"]
@@ -277,7 +271,7 @@ def test_steps_of_later_phases_and_repeats_go_on_counting() -> None:
 
 def test_a_phase_that_solves_something_shows_no_loss(micro_config: Callable[..., Any]) -> None:
     stream = io.StringIO()
-    Run(
+    Run.of(
         micro_config("classes", "method=rail", "scenario.per_task=2"), Progress(stream=stream, every=0)
     ).execute()
     steps = [line for line in lines(stream) if line.startswith("task 1/") and "left" in line]
@@ -288,7 +282,7 @@ def test_a_phase_that_solves_something_shows_no_loss(micro_config: Callable[...,
 def test_a_run_shows_every_phase_of_experts_with_a_selector(micro_config: Callable[..., Any]) -> None:
     stream = io.StringIO()
     settings = ("method=moe-adapters", "method.selector={kind: autoencoder, steps: 5}", "scenario.per_task=2")
-    Run(micro_config("classes", *settings), Progress(stream=stream, every=0)).execute()
+    Run.of(micro_config("classes", *settings), Progress(stream=stream, every=0)).execute()
     second = [line for line in lines(stream) if line.startswith("task 2/") and " left" in line]
     done = [int(line.split(": ")[1].split("/")[0]) for line in second]
     assert done == list(range(1, done[-1] + 1))
@@ -301,5 +295,5 @@ def test_messages_count_tasks_as_progress_does(micro_config: Callable[..., Any],
     stream = io.StringIO()
     config = micro_config("classes", "training.lr=1e30", "training.clip_norm=null", "scenario.per_task=2")
     with pytest.raises(DivergedError, match=r"^task 1, phase"):
-        Run(config, Progress(stream=stream)).execute()
+        Run.of(config, Progress(stream=stream)).execute()
     assert [line for line in lines(stream) if line.startswith("task 1/")]

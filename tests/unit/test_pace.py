@@ -55,10 +55,10 @@ def test_what_a_preset_says_of_tasks_of_other_streams_is_told_once_and_recorded(
     micro_config: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = micro_config("classes", "method=lwf-mtil", "training.epochs=null", "training.steps=1")
-    kept = [e for e in Run(config, Progress()).execute().events if e.kind == "per task"]
+    kept = [e for e in Run.of(config, Progress()).execute().events if e.kind == "per task"]
     assert len(kept) == 1
     assert "Aircraft, MNIST" in kept[0].message
     said = capsys.readouterr()
     assert (said.out + said.err).count("note: per task: method.per_task sets rates") == 1
     plain = micro_config("classes", "training.steps=1", output="plain")
-    assert not [e for e in Run(plain, Progress(quiet=True)).execute().events if e.kind == "per task"]
+    assert not [e for e in Run.of(plain, Progress(quiet=True)).execute().events if e.kind == "per task"]

@@ -303,7 +303,7 @@ def test_settings_that_mean_nothing_here_are_refused(
 
 def test_a_stream_of_captions_is_refused_before_the_run(micro_config: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="rail cannot learn from captions"):
-        Run(micro_config("time", "method=rail"), QUIET)
+        Run.of(micro_config("time", "method=rail"), QUIET)
 
 
 def test_the_dual_form_refuses_more_than_it_may_keep(make: Callable[..., Learner], data: Table) -> None:

@@ -113,7 +113,7 @@ def test_examples_are_those_of_lowest_hash_in_the_order_of_their_set() -> None:
 def test_pictures_and_names_of_examples_are_those_of_the_data(
     kind: str, micro_config: Callable[..., Any]
 ) -> None:
-    run = Run(micro_config(kind, "method=zero-shot", "evaluation.examples=2"), Progress(quiet=True))
+    run = Run.of(micro_config(kind, "method=zero-shot", "evaluation.examples=2"), Progress(quiet=True))
     results = run.execute()
     sets = {s.name: s for s in run.scenario.eval_sets}
     chosen = choose_examples(run.scenario, 2)

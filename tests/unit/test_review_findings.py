@@ -230,9 +230,7 @@ def test_closed_form_phases_see_every_sample_once(
         seen.extend(batch["main"]["id"]) or {"sum": torch.zeros(())}
     )
     phase = Phase("solve", {"main": Stream((Source(task.train),), 8)}, optimiser=None)
-    from everclip.training.engine import Hooks
-
-    learner.engine.run(learner.method, phase, 0, 0, Hooks())
+    learner.engine.run(learner.method, phase, 0)
     assert sorted(seen) == sorted(task.train.ids)
 
 

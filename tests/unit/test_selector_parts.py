@@ -27,7 +27,7 @@ METHOD = f"method={Path(__file__).parent / 'routed.py'}:Routed"
 def test_each_task_adds_one_part_and_reference_data_one_before_them(
     kind: str, reference: bool, micro_config: Callable[..., Any]
 ) -> None:
-    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD), Shown(quiet=True))
     backbone, tasks = run.learner.method.backbone, run.scenario.tasks
     given = Reference(images=tasks[0].train, texts=("a dog", "a house", "a tree")) if reference else None
     past = Past(training=TrainingConfig(steps=1, batch_size=8), reference=given, seed=5)
@@ -53,7 +53,7 @@ def test_each_task_adds_one_part_and_reference_data_one_before_them(
 
 
 def test_networks_start_from_the_seed_and_their_place(micro_config: Callable[..., Any]) -> None:
-    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD), Shown(quiet=True))
     starts = []
     for seed in (0, 1):
         selector = build("autoencoder", run.learner.method.backbone)
@@ -103,7 +103,7 @@ TRAIN = ("train", "shuffle", ("image",), None)
 
 @pytest.mark.parametrize("size", [7, None])
 def test_which_passes_a_selector_asks_for(size: int | None, micro_config: Callable[..., Any]) -> None:
-    run = Run(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
     backbone, tasks = run.learner.method.backbone, run.scenario.tasks
     first = tasks[0]
     batch = 64 if size is None else size
@@ -176,7 +176,7 @@ def test_which_passes_a_selector_asks_for(size: int | None, micro_config: Callab
 def test_a_density_has_the_means_and_the_covariance_that_were_asked_for(
     means: str, covariance: str, micro_config: Callable[..., Any]
 ) -> None:
-    run = Run(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
     backbone, task = run.learner.method.backbone, run.scenario.tasks[0]
     chosen = {"kind": "gaussian", "covariance": covariance, "means": means, "features": "embedding"}
     selector = build(chosen, backbone)
@@ -195,7 +195,7 @@ def test_a_density_has_the_means_and_the_covariance_that_were_asked_for(
 
 @pytest.mark.parametrize("kind", ["gaussian", "autoencoder", "energy"])
 def test_growth_is_what_the_last_task_left(kind: str, micro_config: Callable[..., Any]) -> None:
-    run = Run(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD, "scenario.per_task=2"), Shown(quiet=True))
     selector = build(kind, run.learner.method.backbone)
     assert selector is not None
     sizes = []

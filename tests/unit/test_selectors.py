@@ -113,7 +113,7 @@ def test_an_autoencoder_has_the_published_size() -> None:
 
 def test_the_rate_falls_as_published(micro_config: Callable[..., Any]) -> None:
     expected = np.load(GOLDEN / "ddas_lr_schedule.npz")
-    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD), Shown(quiet=True))
     # 49 pictures in batches of 8 are 7 steps an epoch, the last one not full.
     pictures = run.scenario.tasks[0].train.select([i % 5 for i in range(49)])
     task, past = Task(0, "first", pictures), Past(training=TrainingConfig(steps=1, batch_size=8))
@@ -344,7 +344,7 @@ def test_a_spread_has_a_floor_in_the_size_of_the_distances() -> None:
 def test_an_autoencoder_is_rebuilt_with_the_sizes_that_it_had(
     micro_config: Callable[..., Any], after: str
 ) -> None:
-    run = Run(micro_config("classes", METHOD), Shown(quiet=True))
+    run = Run.of(micro_config("classes", METHOD), Shown(quiet=True))
     backbone, past = run.learner.method.backbone, Past(training=TrainingConfig(steps=1, batch_size=8))
     chosen = {"kind": "autoencoder", "width": 3}
     selector, again = build(chosen, backbone), build(chosen, backbone)

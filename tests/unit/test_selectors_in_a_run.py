@@ -48,7 +48,7 @@ def run_of(micro_config: Callable[..., Any]) -> Callable[..., Run]:
 
     def make(variant: str, *overrides: str, output: str = "run", kind: str = "classes", **more: Any) -> Run:
         chosen = settings_of({**VARIANTS[variant], **more})
-        return Run(micro_config(kind, METHOD, chosen, *overrides, output=output), Shown(quiet=True))
+        return Run.of(micro_config(kind, METHOD, chosen, *overrides, output=output), Shown(quiet=True))
 
     return make
 
@@ -96,7 +96,7 @@ def test_pictures_that_decide_together_are_as_many_whatever_evaluation_encodes_a
     found = []
     for size in (2, 256):
         settings = ("method=moe-adapters", chosen, "scenario.per_task=3", f"evaluation.batch_size={size}")
-        run = Run(micro_config("classes", *settings, output=f"run{size}"), Shown(quiet=True))
+        run = Run.of(micro_config("classes", *settings, output=f"run{size}"), Shown(quiet=True))
         results = run.execute()
         found.append([(row.routes, row.scores) for row in results.rows])
         said = [event.message for event in results.events if event.kind == "batch"]

@@ -10,8 +10,8 @@ from rail_fixtures import pictures
 
 from everclip.config import TrainingConfig
 from everclip.suggest.time_limit import Slower, TimeLimit, within_time
-from everclip.training.engine import StepLog
 from everclip.training.progress import Progress
+from everclip.training.watching import StepLog
 from micro import of_classes
 
 LOG = StepLog(0, {"loss": torch.zeros(())}, 1e-3, None, 8)

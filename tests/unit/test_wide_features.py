@@ -63,7 +63,9 @@ def test_features_that_grow_with_tasks_are_scored_batch_by_batch(
     for wide in (CoLeClip.wide, frozenset[str]()):
         with monkeypatch.context() as patch:
             patch.setattr(CoLeClip, "wide", wide)
-            run = Run(micro_config("classes", *settings, output=f"wide {bool(wide)}"), Progress(quiet=True))
+            run = Run.of(
+                micro_config("classes", *settings, output=f"wide {bool(wide)}"), Progress(quiet=True)
+            )
             found[bool(wide)] = rows_of(run, patch)
     kept, handed, rows = found[True]
     assert len(kept) == 7
@@ -85,7 +87,7 @@ def test_banks_of_spaces_that_are_past_are_forgotten(
     micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     settings = (f"method={method}", "scenario.per_task=1", "training.steps=1")
-    run = Run(micro_config("classes", *settings), Progress(quiet=True))
+    run = Run.of(micro_config("classes", *settings), Progress(quiet=True))
     scorer = run._recorder._scorer
     counts, measure = [], scorer.row
 
@@ -134,7 +136,7 @@ class Told:
 def test_pictures_that_sets_share_are_encoded_once_and_kept_as_each_set_says(
     micro_config: Callable[..., Any],
 ) -> None:
-    run = Run(micro_config("classes", "scenario.per_task=1", "method=zero-shot"), Progress(quiet=True))
+    run = Run.of(micro_config("classes", "scenario.per_task=1", "method=zero-shot"), Progress(quiet=True))
     whole = run.scenario.eval_sets[0]
     odd = replace(whole, name="odd", data=whole.data.select(range(len(whole.data) - 1, -1, -2)), group="part")
     other = replace(run.scenario.eval_sets[1], task=whole.task)

@@ -12,10 +12,10 @@ import typer
 
 from everclip.config import RunConfig
 from everclip.methods.cost import bytes_on_disk
-from everclip.run import Run
+from everclip.running.prepare import Prepared, prepare
 from everclip.scenarios.measuring import unspoken_names
 from everclip.training.budget import phase_steps
-from everclip.training.progress import clock
+from everclip.training.progress import Progress, clock
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -24,7 +24,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
     Time is extrapolated from a training batch and an evaluation batch that are measured on this machine, smaller ones
     where the model is slow.
     """
-    run = Run(config)
+    run = prepare(config)
+    progress = Progress(quiet=not run.learner.accelerator.is_main_process)
+    run.learner.engine.report_to(progress.say)
     method = run.learner.method
     cost = method.describe()
     weights = cost.bytes + next(method.parameters()).element_size() * cost.task_parameters
@@ -41,7 +43,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         if config.training.optimiser == "adamw"
         else 4 * cost.trainable_parameters
     )
-    timing = _measure(run, config)
+    timing = _measure(run, progress)
     begun = method.describe()  # inside the first task, where all that grows is there
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
@@ -77,7 +79,7 @@ MEASURING = 8.0
 """About how many seconds the training step may be measured for, and half as many the encoding."""
 
 
-def _measure(run: Run, config: RunConfig) -> dict[str, float]:
+def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
     """Time one training step of a real batch (the weights are not changed) and one encoding."""
     import torch
 
@@ -86,7 +88,7 @@ def _measure(run: Run, config: RunConfig) -> dict[str, float]:
 
     task, learner = run.tasks[0], run.learner
     method = learner.method
-    run.progress.say(f"measuring a training step and an encoding, some {1.5 * MEASURING:.0f} seconds at most")
+    progress.say(f"measuring a training step and an encoding, some {1.5 * MEASURING:.0f} seconds at most")
     method.begin_task(task, learner.past())
     phases = learner.plan(task)
     step = learner.engine.measure(method, phases[0], MEASURING) if phases else 0.0

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "Cursor": "everclip.learner.following",
+    "Cursor": "everclip.training.watching",
     "Learner": "everclip.learner.core",
     "check_fit": "everclip.learner.fit",
     "learner_for": "everclip.learner.fit",

@@ -26,7 +26,6 @@ from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.files import user_path
 from everclip.learner import creating, learnable, predicting, saved, taking
-from everclip.learner.following import Cursor, Optimiser, Watcher
 from everclip.learner.given import Pictures, Texts
 from everclip.learner.pictures import LearnedPictures
 from everclip.learner.showing import shown
@@ -35,10 +34,11 @@ from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.scenarios.base import ListScenario
 from everclip.templates import GivenTemplates
-from everclip.training.engine import Engine, Hooks
+from everclip.training.engine import Engine
 from everclip.training.guard import Guard, watchable
 from everclip.training.precision import chosen_precision
 from everclip.training.processes import start_processes
+from everclip.training.watching import Cursor, Watcher
 
 Scores = dict[str, dict[str, dict[str, Score]]]
 
@@ -223,22 +223,10 @@ class Learner:
             cursor.phase, cursor.repeat = cursor.phase + 1, 0
 
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
-        # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
         # What is solved in closed form changes no weights on the way.
         guard = self.guard if phase.optimiser is not None and phase.guarded else None
-        if guard is not None and guard.stopped:
-            return
-        hooks = Hooks(inspect_every=1 if self.accelerator.device.type == "cpu" else 10, guard=guard)
-        if watcher is not None:
-
-            def save(step: int, optimiser: Optimiser) -> None:
-                cursor.step = step
-                watcher.save(cursor, optimiser)
-
-            hooks = Hooks(watcher.after_step, watcher.report, save, hooks.inspect_every, guard)
-        start, state = cursor.step, cursor.optimiser
-        cursor.optimiser = {}
-        self.engine.run(self.method, phase, task.index, cursor.repeat, hooks, start, state)
+        if guard is None or not guard.stopped:
+            self.engine.run(self.method, phase, task.index, cursor, watcher, guard)
 
     def _validate(self, task: Task) -> Mapping[str, float]:
         tasks = [*self.tasks, task]

@@ -59,7 +59,7 @@ class _Settings(Frozen):
 
 def save(learner: Learner, folder: Path) -> Path:
     """See `everclip.Learner.save`."""
-    from everclip.learner.following import Cursor
+    from everclip.training.watching import Cursor
 
     require_writable(folder, "save")
     if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):

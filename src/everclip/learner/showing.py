@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase, Task
-from everclip.learner.following import Cursor, Optimiser
 from everclip.training.budget import phase_steps
-from everclip.training.engine import StepLog
 from everclip.training.progress import Progress
+from everclip.training.watching import StepLog, Watcher
 
 
-class Shown:
+class Shown(Watcher):
     """Follows a task and shows steps, loss and the time left on standard error.
 
     Args:
@@ -41,9 +40,6 @@ class Shown:
         self._progress.update(self._done, f"loss {loss:.3f}")
         if self._done >= self._total:
             self._progress.finish()
-
-    def save(self, cursor: Cursor, optimiser: Optimiser) -> None:
-        """Write nothing."""
 
 
 def shown(task: Task, phases: Sequence[Phase], training: TrainingConfig, show: bool | None) -> Shown | None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from everclip.files import folder_atomic
 from everclip.learner.core import Learner
-from everclip.learner.following import Cursor
 from everclip.running.place import LEARN
 from everclip.training.checkpoint import STATE as CHECKPOINT_STATE
 from everclip.training.checkpoint import TENSORS as CHECKPOINT_TENSORS
 from everclip.training.checkpoint import Checkpoints
+from everclip.training.watching import Cursor
 
 MODELS = "rows/models"
 

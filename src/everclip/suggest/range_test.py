@@ -14,9 +14,10 @@ from everclip.contracts import Phase, Progress, Task
 from everclip.errors import DivergedError, EverclipError
 from everclip.learner import Learner
 from everclip.suggest.cost import TOO_MUCH, Sweeps, fitting
-from everclip.training.engine import Engine, Hooks, StepLog
+from everclip.training.engine import Engine
 from everclip.training.progress import Progress as ProgressLine
 from everclip.training.progress import clock
+from everclip.training.watching import StepLog, Watcher
 
 WINDOW = 5
 """Steps that a running mean spans; a slope is fitted over two more."""
@@ -61,6 +62,23 @@ class RangeTest:
 
 class _Enough(Exception):
     """The sweep has seen what it wanted."""
+
+
+class _Curve(Watcher):
+    """Keeps rates and losses, shows them, and ends the sweep where a window's mean loss rises above `most`."""
+
+    def __init__(self, most: float, show: ProgressLine, done: int) -> None:
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self._most, self._show, self._done = most, show, done
+
+    def report(self, logs: Sequence[StepLog]) -> None:
+        for log in logs:
+            self.rates.append(log.lr)
+            self.losses.append(sum(float(value) for value in log.losses.values()))
+            if sum(self.losses[-WINDOW:]) / WINDOW > self._most:
+                raise _Enough
+        self._show.update(self._done + len(self.losses), f"loss {self.losses[-1]:.3f}")
 
 
 class _SweepEngine(Engine):
@@ -165,22 +183,12 @@ def _sweep(
     done: int,
 ) -> tuple[list[float], list[float], bool]:
     """Return rates and losses of the steps taken, and whether a window's mean loss rose above `most`."""
-    rates: list[float] = []
-    losses: list[float] = []
-
-    def report(logs: Sequence[StepLog]) -> None:
-        for log in logs:
-            rates.append(log.lr)
-            losses.append(sum(float(value) for value in log.losses.values()))
-            if sum(losses[-WINDOW:]) / WINDOW > most:
-                raise _Enough
-        show.update(done + len(losses), f"loss {losses[-1]:.3f}")
-
+    curve = _Curve(most, show, done)
     try:
-        engine.run(learner.method, phase, task.index, 0, Hooks(report=report))
+        engine.run(learner.method, phase, task.index, watcher=curve)
     except (_Enough, DivergedError):
-        return rates, losses, True
-    return rates, losses, False
+        return curve.rates, curve.losses, True
+    return curve.rates, curve.losses, False
 
 
 def read_curve(rates: Sequence[float], losses: Sequence[float], exploded: bool = False) -> RangeTest:

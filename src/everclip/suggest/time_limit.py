@@ -10,8 +10,8 @@ from everclip.config import TrainingConfig
 from everclip.contracts import Phase, Task
 from everclip.errors import EverclipError
 from everclip.learner.showing import Shown
-from everclip.training.engine import StepLog
 from everclip.training.progress import Now, Progress
+from everclip.training.watching import StepLog
 
 TOO_MUCH = 2.0
 """A trial that would take more than so many times what is allowed begins again."""

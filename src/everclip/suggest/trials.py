@@ -11,8 +11,8 @@ import numpy as np
 from everclip.contracts import Task
 from everclip.evaluation.statistics import Difference, paired_bootstrap
 from everclip.learner import Learner
-from everclip.learner.following import Watcher
 from everclip.suggest.scored import Hits, Scored, hits_of
+from everclip.training.watching import Watcher
 
 ENOUGH = 0.5
 """A trial that took less than this share of the suggested run's steps is too short to lose a comparison."""

@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,45 +28,10 @@ from everclip.training.optim import build_optimiser, load_optimiser, optimiser_t
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
 from everclip.training.timing import extrapolated
+from everclip.training.watching import Cursor, StepLog, Watcher
 
 IDLE_STEPS = 4
 """A phase whose first steps have no gradient at all will have none later."""
-
-
-@dataclass
-class StepLog:
-    """What one step reports: losses, rate, norm of the gradient; `losses` may still live on the device.
-
-    `moved` says of the first steps of a phase whether any gradient was other than 0.
-    """
-
-    step: int
-    losses: dict[str, torch.Tensor]
-    lr: float
-    grad_norm: torch.Tensor | None
-    samples: int
-    moved: torch.Tensor | None = None
-
-
-@dataclass
-class Hooks:
-    """How a loop follows the engine without making it wait for the device.
-
-    Attributes:
-        after_step: counts a step; returns whether a checkpoint is due. Must not read tensors.
-        report: is given logs whose losses were found good, `inspect_every` at a time; may read tensors.
-        save: writes a checkpoint after `step` steps of the phase, with a function that returns the optimiser's state.
-        inspect_every: how many steps are looked at together (reading a loss makes a GPU wait).
-        guard: may look at the model, step back, and end the phase early.
-    """
-
-    after_step: Callable[[StepLog], bool] = field(default=lambda log: False)
-    report: Callable[[Sequence[StepLog]], None] = field(default=lambda logs: None)
-    save: Callable[[int, Callable[[], dict[str, torch.Tensor]]], None] = field(
-        default=lambda step, state: None
-    )
-    inspect_every: int = 1
-    guard: Guard | None = None
 
 
 class Engine:
@@ -95,81 +60,80 @@ class Engine:
         method: Learnable,
         phase: Phase,
         task: int,
-        repeat: int,
-        hooks: Hooks,
-        start: int = 0,
-        optimiser_state: Mapping[str, torch.Tensor] | None = None,
-    ) -> int:
-        """Train `phase` from step `start` to its end.
+        cursor: Cursor | None = None,
+        watcher: Watcher | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """Train one repeat of `phase` to its end.
 
         Args:
             method: the module; its `forward` is the training step.
             phase: what to train on.
-            task, repeat: enter the scope of all random draws.
-            hooks: called after each step with its log and a function that returns the optimiser's tensors.
-            start: first step to take (earlier ones were done before an interruption).
-            optimiser_state: the optimiser's tensors at `start`.
-
-        Returns:
-            The number of steps of the phase (fewer are taken if the guard ends it).
+            task: number of the task, which enters the scope of all random draws.
+            cursor: which repeat it is, the first step to take, and the optimiser's tensors there; kept up to date
+                where the watcher saves.
+            watcher: is told of every step.
+            guard: may look at the model, step back, and end the phase early.
 
         Raises:
             DivergedError: if a loss or gradient is NaN, infinite or above `training.loss_limit`.
         """
-        steps = phase_steps(phase, self.config)
-        if start >= steps:
-            return steps
-        marked = [p for p in method.parameters() if p.requires_grad]
+        cursor, steps = cursor or Cursor(), phase_steps(phase, self.config)
+        if cursor.step >= steps:
+            return
+        own = module_of(method)
+        marked = [p for p in own.parameters() if p.requires_grad]
         try:
-            return self._run(method, phase, task, repeat, hooks, start, steps, optimiser_state)
+            self._run(method, phase, task, cursor, steps, watcher or Watcher(), guard)
         finally:
-            mark(module_of(method), marked)
+            mark(own, marked)
 
     def _run(
         self,
         method: Learnable,
         phase: Phase,
         task: int,
-        repeat: int,
-        hooks: Hooks,
-        start: int,
+        cursor: Cursor,
         steps: int,
-        optimiser_state: Mapping[str, torch.Tensor] | None,
-    ) -> int:
-        own = module_of(method)
-        module, optimiser = self._prepare(own, phase, optimiser_state)
+        watcher: Watcher,
+        guard: Guard | None,
+    ) -> None:
+        own, state, cursor.optimiser = module_of(method), cursor.optimiser, {}
+        module, optimiser = self._prepare(own, phase, state)
         streams = self._streams(phase, method)
         served = self.frozen.prepare(method, streams, self._precision.autocast, self.config.workers)
         set_modes(own, training=phase.optimiser is not None)
         for note in phase.notes:
             self._say(note)
-        scope = f"{task}/{phase.name}/{repeat}"
-        self._idle = 0
+        scope = f"{task}/{phase.name}/{cursor.repeat}"
+        # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
+        together = 1 if self.accelerator.device.type == "cpu" else 10
+        self._idle, start = 0, cursor.step
         waiting: list[StepLog] = []
         batches = self.maker.batches(streams, scope, start, steps, self.config.workers)
         for step, batch in zip(range(start, steps), batches, strict=True):
-            progress = Progress(task, phase.name, repeat, step, steps, self.seed)
+            progress = Progress(task, phase.name, cursor.repeat, step, steps, self.seed)
             if served:
                 self.frozen.add(batch, streams, scope, step)
             waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
             method.after_step(progress)
-            due = hooks.after_step(waiting[-1])
-            looks = hooks.guard is not None and hooks.guard.due(step + 1, steps)
-            if due or looks or len(waiting) >= hooks.inspect_every or step + 1 == steps:
+            due = watcher.after_step(waiting[-1])
+            looks = guard is not None and guard.due(step + 1, steps)
+            if due or looks or len(waiting) >= together or step + 1 == steps:
                 # Before anything is saved: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
                 self._require_gradient(waiting, phase, progress)
                 self._inspect_weights(optimiser, waiting[-1], progress)
-                hooks.report(waiting)
+                watcher.report(waiting)
                 waiting = []
-            over = looks and hooks.guard is not None and hooks.guard.look(method, step + 1, steps)
+            over = looks and guard is not None and guard.look(method, step + 1, steps)
             if looks:
                 set_modes(own, training=phase.optimiser is not None)
             if due:
-                hooks.save(step + 1, lambda: self._optimiser_tensors(optimiser))
+                cursor.step = step + 1
+                watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
             if over:
                 break
-        return steps
 
     def measure(self, method: Learnable, phase: Phase, limit: float) -> float:
         """Return the seconds of one training step without its update (the weights stay).

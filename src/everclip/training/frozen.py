@@ -85,6 +85,16 @@ class FrozenFeatures:
         self._shared = Path()
         self._said = False
 
+    def keep_in(self, own: Path, shared: str | Path | None, tick: Callable[[int, int], None]) -> None:
+        """Keep what memory cannot hold in a run's own folder, and share the rest with other runs.
+
+        Args:
+            own: folder of the run; its files go with the task.
+            shared: folder whose files outlive the run, or `None`.
+            tick: is told how many samples of a table are encoded, and how many there are.
+        """
+        self.own, self.shared, self.tick = own, None if shared is None else Path(shared), tick
+
     def prepare(
         self,
         method: Teaches,
