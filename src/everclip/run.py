@@ -36,7 +36,7 @@ from everclip.running.task_progress import TaskProgress
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.progress import Progress
-from everclip.training.run_folder import CONFIG, RunFolder
+from everclip.training.run_folder import RunFolder
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 from everclip.training.watching import Cursor, OptimiserState, StepLog, Watcher
@@ -90,22 +90,13 @@ class Run(Watcher):
         config, learner = given.config, given.learner
         accelerator, backbone = learner.accelerator, learner.method.backbone
         self.config, self.extend, self.path, self._clock = config, extend, Path(config.output), clock
-        self.scenario, self.learner, self.tasks, self.remarks = (
-            given.scenario,
-            learner,
-            given.tasks,
-            given.remarks,
-        )
+        self.scenario, self.learner = given.scenario, learner
+        self.tasks, self.remarks = given.tasks, given.remarks
         self._main = accelerator.is_main_process
         self.progress = progress or Progress(quiet=not self._main)
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
         self._models = RowModels(self.path, self.checkpoints)
-        self.place = Place(
-            tasks=[task.name for task in self.tasks],
-            parts=extending.parts_of(self.scenario, self.tasks),
-            start=backbone.fingerprints(),
-            environment=environment.fixed(str(accelerator.device)),
-        )
+        self.place = given.start()
         self._headline = self.scenario.spec.headline.model_dump()
         processes = accelerator.process_index, accelerator.num_processes
         self._times = CheckpointTimes(config.checkpoint, accelerator.num_processes, accelerator.device)
@@ -128,12 +119,9 @@ class Run(Watcher):
             RunFolderError: if there is nothing to extend.
             EverclipError: if the parts do not fit.
         """
-        path = Path(config.output)
-        clock = Clock(path)
-        if extend and not (path / CONFIG).is_file():
-            raise RunFolderError(
-                f"output: {path} holds no run to extend. Name its folder as output=, or begin without --extend."
-            )
+        clock = Clock(Path(config.output))
+        if extend:
+            extending.require_run(Path(config.output))
         return cls(prepare(config), clock, progress, extend)
 
     def execute(self) -> Results:

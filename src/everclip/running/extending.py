@@ -24,6 +24,19 @@ from everclip.learner.fit import learner_for
 from everclip.running.place import Place
 from everclip.running.row_models import RowModels
 from everclip.scenarios.base import ListScenario
+from everclip.training.run_folder import CONFIG
+
+
+def require_run(path: Path) -> None:
+    """Refuse to extend what is no run.
+
+    Raises:
+        RunFolderError: if the folder holds none.
+    """
+    if not (path / CONFIG).is_file():
+        raise RunFolderError(
+            f"output: {path} holds no run to extend. Name its folder as output=, or begin without --extend."
+        )
 
 
 def parts_of(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:

@@ -10,10 +10,12 @@ from everclip.contracts import Task
 from everclip.evaluation.assemble import check_headline
 from everclip.learner.core import Learner
 from everclip.learner.fit import check_fit, learner_for
-from everclip.running import inputs
+from everclip.running import extending, inputs
+from everclip.running.place import Place
 from everclip.running.precision import settle_precision
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
+from everclip.training import environment
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class Prepared:
     learner: Learner
     tasks: Sequence[Task]
     remarks: Sequence[tuple[str, str]]
+
+    def start(self) -> Place:
+        """Return the place at which a run of it begins."""
+        return Place(
+            tasks=[task.name for task in self.tasks],
+            parts=extending.parts_of(self.scenario, self.tasks),
+            start=self.learner.method.backbone.fingerprints(),
+            environment=environment.fixed(str(self.learner.accelerator.device)),
+        )
 
 
 def prepare(config: RunConfig) -> Prepared:
