@@ -188,6 +188,9 @@ def test_the_ends_of_an_interpolation_are_exact_and_integers_untouched() -> None
         assert torch.equal(merged["n"], after["n"])
         assert merged["w"].data_ptr() != end["w"].data_ptr()
     assert torch.equal(interpolate(before, after, 0.5)["n"], after["n"])
+    broken = {"w": torch.tensor([float("inf"), 1.0]), "n": after["n"]}
+    assert torch.equal(interpolate(before, broken, 0.0)["w"], before["w"])  # 0 times infinity is no number
+    assert torch.equal(interpolate(broken, after, 1.0)["w"], after["w"])
 
 
 @pytest.mark.parametrize(

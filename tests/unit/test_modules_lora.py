@@ -9,6 +9,7 @@ import module_models as models
 import pytest
 import torch
 
+from everclip.errors import ConfigError
 from everclip.models.modules import insert, merge_into, mergeable
 from everclip.models.modules.lora import adapted, merge, unmerge
 
@@ -169,3 +170,10 @@ def test_attention_has_pefts_outputs_and_gradients() -> None:
         for mine, other in pairs:
             expected = other["default"].weight.grad
             assert (mine - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_the_largest_rank_is_that_of_the_smallest_weight() -> None:
+    clip = models.build("vit")
+    insert(clip, "lora", {"targets": ["q"], "rank": 32, "tower": "image"})
+    with pytest.raises(ConfigError, match="33 is more than the 32 rows or columns"):
+        insert(models.build("vit"), "lora", {"targets": ["q"], "rank": 33, "tower": "image"})

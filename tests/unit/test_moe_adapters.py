@@ -395,3 +395,15 @@ def test_a_selector_looks_at_what_enters_the_first_image_block_with_experts(
     method = moe(make(experts=experts, selector="gaussian"))
     assert method.selector is not None
     assert method.selector.early == early
+
+
+def test_texts_share_a_gate_where_a_causal_tower_reads_one_start_token(make: Make) -> None:
+    method = moe(make())
+    tower = method.backbone.clip
+    assert method._has_start_token()
+    mask, tower.attn_mask = tower.attn_mask, None
+    assert not method._has_start_token()  # the first token reads the whole text
+    tower.attn_mask = mask
+    whole = method.backbone.tokenizer
+    method.backbone.tokenizer = lambda texts: whole(texts)[:, 1:]
+    assert not method._has_start_token()  # the first token is a word

@@ -280,3 +280,17 @@ def test_unbiased_cka_says_what_is_missing() -> None:
         assert p.unbiased_cka(cloud(4, 2), orthogonal) is None
     with pytest.warns(RuntimeWarning, match="^unbiased_cka is undefined: 3 rows, at least 4 are needed$"):
         assert p.unbiased_cka(cloud(3, 2), cloud(3, 2)) is None
+
+
+def test_opposite_items_whose_cosine_rounds_below_minus_one_have_an_angle() -> None:
+    half = cloud(300, 7)
+    both = torch.cat([half, -half])
+    units = torch.nn.functional.normalize(both.double(), dim=1)
+    assert float((units @ units.T).min()) < -1  # else this test shows nothing
+    for before, after in ((both, cloud(600, 7, 1)), (cloud(600, 7, 1), both)):
+        found = p.mean_self_angle_change(before, after)
+        whole = p.self_angle_change(before, after)
+        assert found is not None
+        assert whole is not None
+        upper = torch.triu_indices(600, 600, offset=1)
+        assert found == pytest.approx(float(whole[upper[0], upper[1]].mean()), abs=1e-9)
