@@ -103,7 +103,7 @@ def _check(config: Any, scenario: Any) -> None:
             held = {name for _, name, _ in method.buffer.items}
             assert held <= parts.training
             assert held & (parts.measured | parts.validation) == set()
-        if not (joint or method.settings.replay.base):
+        if not (joint or method.sees_base):
             assert ids & (parts.base - set().union(*parts.tasks)) == set()
     assert (trained == set()) == (config.method.name == "zero-shot")
 
@@ -210,7 +210,7 @@ def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
     assert batched <= (parts.training | parts.validation if selects else parts.training)
     assert looked_at & parts.measured == set()
     assert looked_at - parts.training <= parts.validation
-    sweeps = run.learner.method.settings.merge.alpha == "sweep"
+    sweeps = run.learner.method.chooses_on_validation
     chooses = selects or sweeps or "guarded" in method or method == "safe"
     assert (looked_at & parts.validation != set()) == chooses
     assert (batched == set()) == (method == "zero-shot")

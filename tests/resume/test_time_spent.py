@@ -26,7 +26,7 @@ def written_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def killed_after_naps(config: Any, steps: int, extend: bool = False) -> None:
     """Run until a number of slow steps were taken, then die."""
     left = steps
-    count = Run.count
+    count = Run.after_step
 
     def slow(run: Run, log: Any) -> bool:
         nonlocal left
@@ -37,7 +37,7 @@ def killed_after_naps(config: Any, steps: int, extend: bool = False) -> None:
         return count(run, log)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "count", slow)
+        patch.setattr(Run, "after_step", slow)
         run = Run.of(config, Progress(quiet=True), extend=extend)
         with pytest.raises(harness.Killed):
             run.execute()

@@ -16,7 +16,7 @@ import torch
 from everclip.contracts import ClassEntry, LabelSpace, Reference, Task
 from everclip.data.table import Table
 from everclip.learner import Learner
-from everclip.methods.base import Method
+from everclip.methods.slots import SlotMethod
 from everclip.registry import method_entry
 
 METHODS = ("zscl", "lwf", "lwf-vr", "icarl", "finetune", "wise-ft", "moe-adapters-cil")
@@ -126,8 +126,8 @@ def test_nothing_is_changed_before_the_first_step(learner: Make, pictures: Table
 @pytest.mark.parametrize("name", METHODS[:-1])
 def test_summaries_and_costs_are_told(learner: Make, name: str) -> None:
     entry, method = method_entry(name), learner(name).method
-    assert entry.target.endswith(":Method")
-    assert type(method) is Method
+    assert entry.target.endswith(":SlotMethod")
+    assert type(method) is SlotMethod
     cost = method.describe()
     plain = sum(p.numel() for p in method.parameters())
     assert cost.active_parameters == plain

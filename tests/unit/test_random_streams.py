@@ -10,6 +10,7 @@ import module_models as models
 import pytest
 
 from everclip.data import order
+from everclip.methods import coleclip
 from everclip.models.modules import base, insert
 from everclip.run import execute
 
@@ -57,7 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         seen.append(parts)
         return key_of(*parts)
 
-    for module in (order, base):
+    for module in (order, base, coleclip):  # those that have `key_of` under their own name
         monkeypatch.setattr(module, "key_of", watched)
     return seen
 

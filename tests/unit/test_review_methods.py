@@ -154,14 +154,10 @@ def test_what_trains_behind_the_features_leaves_them_bit_for_bit(
     [
         {"passes": 2},
         {"passes": 2, "form": "dual"},
-        {"loss": "captions"},
-        {"label_smoothing": 0.1},
-        {"loss": "captions", "contrast": "sigmoid"},
-        {"lr_scale": 0.5},
     ],
 )
 def test_rail_refuses_what_would_do_nothing(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=rf"{next(iter(settings))}: "):
+    with pytest.raises(ValidationError, match="passes: "):
         RailSettings(**settings)
     RailSettings(passes=2, augmented=True)
 

@@ -156,7 +156,8 @@ def test_a_method_file_with_a_slip_is_named_with_its_line(tmp_path: Path) -> Non
 def test_a_forward_that_returns_no_losses_is_named(micro_config: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from everclip import Method\nclass Mine(Method):\n    def forward(self, batch, progress):\n        return 3\n"
+        "from everclip import SlotMethod\n"
+        "class Mine(SlotMethod):\n    def forward(self, batch, progress):\n        return 3\n"
     )
     with pytest.raises(ConfigError, match="returned int; expected a dict"):
         everclip.execute(micro_config("single", f"method={file}:Mine"))
