@@ -157,7 +157,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "method.prompts=2",
         "method.momentum=null",
         "method.templates={training: all, vocabulary: first}",
-        "method.trainable=[{lora: {tower: text, targets: [q, mlp], rank: 2}}]",
+        "method.lora={targets: [q, mlp], rank: 2, learned_scale: false}",
         "training.augment=none",
     ),
     "coleclip guarded": ("method=coleclip", "guard={max_drop: 1, every: 1}", "training.lr=0.005"),
