@@ -24,7 +24,7 @@ from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Phase, Progress, Task
 from everclip.data.table import Table
 from everclip.methods.build import build_method
-from everclip.methods.moe_adapters import MoeAdapters
+from everclip.methods.moe_adapters.method import MoeAdapters
 from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.expert_bank import Bank

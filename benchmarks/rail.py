@@ -22,9 +22,9 @@ from everclip.contracts import Batch, ClassEntry, Past, Phase, Progress, Task
 from everclip.data.table import Table
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
-from everclip.methods.rail import Rail
-from everclip.methods.ridge.expand import Expansion
-from everclip.methods.ridge.primal import Recursive, Sums
+from everclip.methods.rail.expand import Expansion
+from everclip.methods.rail.method import Rail
+from everclip.methods.rail.primal import Recursive, Sums
 from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import Backbone, load_backbone
 from everclip.training.engine import set_modes

@@ -9,8 +9,8 @@ import torch
 
 from everclip.contracts import Batch, ClassEntry, Past, Progress, Task
 from everclip.data.table import Table
-from everclip.methods.coleclip import CoLeClip
-from everclip.methods.coleclip_parts.settings import CoLeClipSettings
+from everclip.methods.coleclip.method import CoLeClip
+from everclip.methods.coleclip.settings import CoLeClipSettings
 from everclip.models.backbone import Backbone
 
 

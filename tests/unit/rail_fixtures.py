@@ -14,8 +14,8 @@ from everclip.contracts import LabelSpace
 from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
-from everclip.methods.rail import Rail
-from everclip.methods.ridge.base import Ridge
+from everclip.methods.rail.base import Ridge
+from everclip.methods.rail.method import Rail
 from everclip.models.backbone import load_backbone
 from micro import of_classes
 

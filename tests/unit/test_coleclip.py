@@ -20,8 +20,8 @@ from everclip.contracts import ClassEntry, Cost, LabelSpace, Past, Progress
 from everclip.errors import ConfigError
 from everclip.evaluation.banks import measuring
 from everclip.methods.build import build_method
-from everclip.methods.coleclip_parts import losses
-from everclip.methods.coleclip_parts.settings import CoLeClipSettings
+from everclip.methods.coleclip import losses
+from everclip.methods.coleclip.settings import CoLeClipSettings
 from everclip.models.backbone import load_backbone
 from everclip.models.modules import lora
 from everclip.models.modules.grow import grown

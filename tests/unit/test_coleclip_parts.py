@@ -13,9 +13,9 @@ from coleclip_fixtures import entries
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch.nn import functional
 
-from everclip.methods.coleclip import merged
-from everclip.methods.coleclip_parts import losses
-from everclip.methods.coleclip_parts.vocabulary import Vocabulary
+from everclip.methods.coleclip import losses
+from everclip.methods.coleclip.method import merged
+from everclip.methods.coleclip.vocabulary import Vocabulary
 from everclip.models.modules import lora, task_prompts
 from everclip.models.modules.grow import insert
 from everclip.models.modules.settings import LoraSettings

@@ -21,9 +21,8 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
-from everclip.methods.moe_adapters import MoeAdapters
-from everclip.methods.moe_parts import shape
-from everclip.methods.moe_parts.settings import MoeSettings
+from everclip.methods.moe_adapters.method import MoeAdapters, shape
+from everclip.methods.moe_adapters.settings import MoeSettings
 from everclip.models.backbone import Backbone, load_backbone
 from everclip.models.modules.expert_bank import TENSORS
 from everclip.models.modules.experts import experts_in

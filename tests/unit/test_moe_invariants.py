@@ -16,7 +16,7 @@ from everclip.contracts import ClassEntry, LabelSpace
 from everclip.data.table import Table
 from everclip.evaluation.banks import measuring
 from everclip.learner import Learner
-from everclip.methods.moe_adapters import MoeAdapters
+from everclip.methods.moe_adapters.method import MoeAdapters
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.experts import Experts
 from everclip.models.modules.routing import Pass, passing

@@ -13,8 +13,7 @@ import torch
 from everclip.contracts import Past, Progress
 from everclip.data.table import Table
 from everclip.learner import Learner
-from everclip.methods.moe_adapters import PREFIX, MoeAdapters
-from everclip.methods.moe_parts import shape
+from everclip.methods.moe_adapters.method import PREFIX, MoeAdapters, shape
 from everclip.methods.penalties.teachers import INITIAL, TASK_START
 from everclip.methods.trainable import decay_groups
 from everclip.models.exact import exactly

@@ -14,8 +14,8 @@ from everclip.contracts import Past, Progress
 from everclip.data.order import generator
 from everclip.data.table import Table
 from everclip.methods.build import build_method
-from everclip.methods.moe_parts import shape
-from everclip.methods.moe_parts.passes import training_passes
+from everclip.methods.moe_adapters import shape
+from everclip.methods.moe_adapters.passes import training_passes
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.routing import Pass, passing

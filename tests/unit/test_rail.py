@@ -29,10 +29,10 @@ from everclip.contracts import Progress as At
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
-from everclip.methods.ridge import room
-from everclip.methods.ridge.build import build_head, with_head
-from everclip.methods.ridge.dual import Dual
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail import room
+from everclip.methods.rail.build import build_head, with_head
+from everclip.methods.rail.dual import Dual
+from everclip.methods.rail.settings import RailSettings
 from everclip.run import Run, execute
 from everclip.training.progress import Progress
 
@@ -98,7 +98,7 @@ def test_the_notes_name_what_the_form_has(make: Callable[..., Learner], data: Ta
 def test_the_automatic_width_follows_the_first_task_and_the_notes_say_so(
     make: Callable[..., Learner], data: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.methods.ridge.settings.WIDTHS", (8, 8192))
+    monkeypatch.setattr("everclip.methods.rail.settings.WIDTHS", (8, 8192))
     tasks = [of_classes(data, 0, 0), of_classes(data, 1, 1, 2, 3, 4, 5)]
     widths = [1 << (2 * len(task.train) - 1).bit_length() for task in tasks]
     assert widths[0] < widths[1]
@@ -326,7 +326,9 @@ def test_a_process_without_samples_takes_in_those_of_the_others(
     method.begin_task(of_classes(data, 0, 0, 1), learner.past())
     head = head_of(learner)
     others = {torch.int64: torch.tensor([0, 1, 1]), torch.float32: torch.randn(3, 32)}
-    monkeypatch.setattr("everclip.methods.rail.gather_rows", lambda own: torch.cat([own, others[own.dtype]]))
+    monkeypatch.setattr(
+        "everclip.methods.rail.method.gather_rows", lambda own: torch.cat([own, others[own.dtype]])
+    )
     taken: list[tuple[torch.Tensor, ...]] = []
     monkeypatch.setattr(head, "add", lambda *given: taken.append(given))
     none = {"image": torch.zeros(0, 3, 16, 16), "label": torch.zeros(0, dtype=torch.int64)}

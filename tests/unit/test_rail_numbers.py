@@ -13,12 +13,12 @@ from rail_fixtures import (
     unit,
 )
 
-from everclip.methods.ridge.base import Ridge
-from everclip.methods.ridge.dual import Dual
-from everclip.methods.ridge.expand import Expansion
-from everclip.methods.ridge.fuse import as_cosines, fuse
-from everclip.methods.ridge.primal import Recursive, Sums
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail.base import Ridge
+from everclip.methods.rail.dual import Dual
+from everclip.methods.rail.expand import Expansion
+from everclip.methods.rail.fuse import as_cosines, fuse
+from everclip.methods.rail.primal import Recursive, Sums
+from everclip.methods.rail.settings import RailSettings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rail.npz"
 

@@ -22,7 +22,7 @@ from rail_fixtures import (
 from everclip.contracts import ClassEntry, LabelSpace
 from everclip.data.table import Table
 from everclip.learner import Learner
-from everclip.methods.ridge.fuse import fuse
+from everclip.methods.rail.fuse import fuse
 
 
 @pytest.fixture(scope="module")

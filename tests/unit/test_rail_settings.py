@@ -13,8 +13,8 @@ from rail_fixtures import FORMS, head_of, maker, pictures, unit
 
 from everclip.data.table import Table
 from everclip.learner import Learner
-from everclip.methods.rail import Rail
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail.method import Rail
+from everclip.methods.rail.settings import RailSettings
 from micro import of_classes
 
 

@@ -10,7 +10,7 @@ import module_models as models
 import pytest
 
 from everclip.data import order
-from everclip.methods import coleclip
+from everclip.methods.coleclip import method as coleclip
 from everclip.models.modules import base, insert
 from everclip.run import execute
 

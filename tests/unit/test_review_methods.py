@@ -25,12 +25,12 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
-from everclip.methods.coleclip import CoLeClip
+from everclip.methods.coleclip.method import CoLeClip
 from everclip.methods.penalties.lwf_vr import LwfVr
-from everclip.methods.ridge import room
-from everclip.methods.ridge.expand import Expansion
-from everclip.methods.ridge.primal import Sums
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail import room
+from everclip.methods.rail.expand import Expansion
+from everclip.methods.rail.primal import Sums
+from everclip.methods.rail.settings import RailSettings
 from everclip.methods.selectors.gaussian import Density
 from everclip.methods.settings import MergeSettings
 from everclip.models.backbone import load_backbone
@@ -173,7 +173,7 @@ def test_a_second_pass_over_the_same_features_is_not_taken(make: Make, data: Tab
 
 SOLVE = """
 import sys, torch
-from everclip.methods.ridge.dual import Dual
+from everclip.methods.rail.dual import Dual
 torch.set_num_threads(1)
 
 def peak():

@@ -22,7 +22,7 @@ from everclip.errors import ConfigError, DivergedError
 from everclip.learner import Learner
 from everclip.learner.taking import make_task
 from everclip.methods.build import build_method
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail.settings import RailSettings
 from everclip.methods.settings import SlotSettings
 from everclip.models.backbone import load_backbone
 from everclip.suggest import candidates, suggestion

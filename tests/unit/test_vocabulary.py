@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from everclip.contracts import ClassEntry
-from everclip.methods.coleclip_parts.vocabulary import Vocabulary
+from everclip.methods.coleclip.vocabulary import Vocabulary
 
 
 def entry(key: str, name: str | None = None, tasks: tuple[int, ...] = (0,)) -> ClassEntry:

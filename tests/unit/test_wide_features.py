@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from everclip.evaluation import encode
-from everclip.methods.coleclip import CoLeClip
+from everclip.methods.coleclip.method import CoLeClip
 from everclip.run import Run
 from everclip.training.progress import Progress
 

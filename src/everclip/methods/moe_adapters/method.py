@@ -18,10 +18,10 @@ from everclip.data.order import key_of
 from everclip.errors import ConfigError
 from everclip.methods.frozen import class_texts, embeddings
 from everclip.methods.merge import Weights
-from everclip.methods.moe_parts import shape
-from everclip.methods.moe_parts.passes import training_passes
-from everclip.methods.moe_parts.predicting import encode_images, scores_by_route, texts_through
-from everclip.methods.moe_parts.settings import MoeSettings, moves_features
+from everclip.methods.moe_adapters import shape
+from everclip.methods.moe_adapters.passes import training_passes
+from everclip.methods.moe_adapters.predicting import encode_images, scores_by_route, texts_through
+from everclip.methods.moe_adapters.settings import MoeSettings, moves_features
 from everclip.methods.penalties.teachers import INITIAL
 from everclip.methods.selectors.base import ZERO_SHOT, route_names
 from everclip.methods.selectors.build import build as build_selector

@@ -31,12 +31,12 @@ from everclip.errors import ConfigError
 from everclip.evaluation.banks import device_of
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
-from everclip.methods.ridge.base import Ridge
-from everclip.methods.ridge.build import build_head, with_head
-from everclip.methods.ridge.dual import Dual
-from everclip.methods.ridge.export import head_to_export
-from everclip.methods.ridge.fuse import as_cosines, fuse
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail.base import Ridge
+from everclip.methods.rail.build import build_head, with_head
+from everclip.methods.rail.dual import Dual
+from everclip.methods.rail.export import head_to_export
+from everclip.methods.rail.fuse import as_cosines, fuse
+from everclip.methods.rail.settings import RailSettings
 from everclip.models.backbone import Backbone
 
 BATCH = 64
@@ -200,7 +200,7 @@ class Rail(Method):
         return None if self.head is None else f"a regression over {self.head.classes} classes was learned"
 
     def class_head(self) -> ClassHead | None:
-        """Return the regression and its rule for an export; see `everclip.methods.ridge.export`."""
+        """Return the regression and its rule for an export; see `everclip.methods.rail.export`."""
         if self.head is None:
             return None
         entries = tuple(self._classes.values())

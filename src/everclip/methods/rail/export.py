@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from everclip.contracts import ClassEntry, ClassHead
-from everclip.methods.ridge.base import Ridge
-from everclip.methods.ridge.dual import Dual
-from everclip.methods.ridge.primal import Recursive, Sums
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail.base import Ridge
+from everclip.methods.rail.dual import Dual
+from everclip.methods.rail.primal import Recursive, Sums
+from everclip.methods.rail.settings import RailSettings
 
 
 def head_to_export(

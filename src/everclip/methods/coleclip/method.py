@@ -31,9 +31,9 @@ from everclip.errors import ConfigError
 from everclip.evaluation.banks import device_of
 from everclip.evaluation.classification import ensemble_bank
 from everclip.methods.base import Method
-from everclip.methods.coleclip_parts import losses
-from everclip.methods.coleclip_parts.settings import CoLeClipSettings
-from everclip.methods.coleclip_parts.vocabulary import Vocabulary
+from everclip.methods.coleclip import losses
+from everclip.methods.coleclip.settings import CoLeClipSettings
+from everclip.methods.coleclip.vocabulary import Vocabulary
 from everclip.methods.frozen import class_texts
 from everclip.methods.merge import Weights
 from everclip.models.backbone import Backbone

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 
 from everclip.contracts import Cost
-from everclip.methods.ridge.base import Ridge
-from everclip.methods.ridge.dual import Dual
-from everclip.methods.ridge.expand import Expansion
-from everclip.methods.ridge.primal import Recursive, Sums
-from everclip.methods.ridge.room import require_room
-from everclip.methods.ridge.settings import RailSettings
+from everclip.methods.rail.base import Ridge
+from everclip.methods.rail.dual import Dual
+from everclip.methods.rail.expand import Expansion
+from everclip.methods.rail.primal import Recursive, Sums
+from everclip.methods.rail.room import require_room
+from everclip.methods.rail.settings import RailSettings
 
 STATE = ("gram", "targets", "inverse", "labels")
 """Buffers that only learning needs."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from everclip.methods.ridge.base import Ridge, one_hot, solve_spd, wider
-from everclip.methods.ridge.expand import Expansion
+from everclip.methods.rail.base import Ridge, one_hot, solve_spd, wider
+from everclip.methods.rail.expand import Expansion
 
 
 class Sums(Ridge):

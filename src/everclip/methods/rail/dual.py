@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from everclip.errors import ConfigError
-from everclip.methods.ridge.base import Ridge, one_hot, solve_spd
+from everclip.methods.rail.base import Ridge, one_hot, solve_spd
 
 
 class Dual(Ridge):

@@ -1,0 +1,1 @@
+"""CoLeCLIP: the method, its settings, its vocabulary and its losses. Nothing is imported here."""

@@ -1,1 +1,0 @@
-"""What MoE-Adapters consists of: settings, passes of training, the shape that grows. Nothing is imported here."""

@@ -1,0 +1,1 @@
+"""RAIL: the method, and ridge regression on frozen features in closed form. Nothing is imported here."""
