@@ -20,9 +20,9 @@ from common import alternate, ratio, table
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from everclip.data.images import decode
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.pictures.images import decode
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 
 PICTURES, ROUNDS, BLOCK = 2000, 4, 64
 WORKERS = 2

@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 
 from everclip.config import BackboneConfig, EvaluationConfig, MethodConfig
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.scoring import RowScorer

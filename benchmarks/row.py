@@ -8,7 +8,7 @@ from __future__ import annotations
 from common import alternate, ratio, table
 
 from everclip.config import BackboneConfig, MethodConfig, resolve_config
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.scoring import RowScorer
 from everclip.methods.build import build_method

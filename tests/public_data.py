@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from everclip.data.catalog.cards import Card, cards
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 
 _NUMBERS = itertools.count(1)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from build import picture, text
 
-from everclip.data.sources import Loaded, read, read_rows
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read, read_rows
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from build import picture, text
+from everclip.data.reading.formats.coco import read_coco
+from everclip.data.reading.formats.json_forms import json_form
+from everclip.data.reading.formats.karpathy import read_karpathy
 
-from everclip.data.readers.coco import read_coco
-from everclip.data.readers.json_forms import json_form
-from everclip.data.readers.karpathy import read_karpathy
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 
@@ -110,7 +110,7 @@ def test_a_coco_file_that_is_cut_short_is_refused_where_it_ends(tmp_path: Path, 
 
 
 def test_a_large_file_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everclip.data.readers import json_stream
+    from everclip.data.reading.formats import json_stream
 
     path = coco(tmp_path)
     whole = read_coco(path).columns.to_pylist()

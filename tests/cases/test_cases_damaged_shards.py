@@ -13,8 +13,8 @@ import pytest
 from build import encoded, tar
 
 from everclip.config import resolve_config
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 from everclip.learner.measured import load_model
 from everclip.running.inputs import remarks, write_quarantine

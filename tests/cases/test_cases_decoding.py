@@ -15,16 +15,16 @@ from build import encoded, picture, pixels, text
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from everclip.data.images import PictureError, decode, inspect, render
-from everclip.data.inspect import Inspected
-from everclip.data.inspect import inspect as examine_data
-from everclip.data.rendering import Rendering
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
-from everclip.data.value_range import Range
+from everclip.data.pictures.images import PictureError, decode, inspect, render
+from everclip.data.pictures.rendering import Rendering
+from everclip.data.pictures.value_range import Range
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError
 from everclip.models.backbone import load_backbone
 from everclip.models.limits import limits_of
+from everclip.prepare.check.inspect import Inspected
+from everclip.prepare.check.inspect import inspect as examine_data
 
 
 @pytest.fixture(autouse=True)

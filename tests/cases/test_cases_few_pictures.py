@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from build import picture, text
 
-from everclip.data.splits import carve, least_share
+from everclip.data.sampling.splits import carve, least_share
 from everclip.data.table import Table
 from everclip.scenarios.splits import TEST_SALT
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from build import encoded, picture, tar, text
 
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 
@@ -606,7 +606,7 @@ def test_tables_beside_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_hundreds_of_class_folders_in_a_folder_of_a_side(tmp_path: Path) -> None:
-    from everclip.data.readers.folder import read_folder
+    from everclip.data.reading.formats.folder import read_folder
 
     data = encoded("cat", (8, 8))
     for i in range(400):

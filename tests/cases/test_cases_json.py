@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from build import picture, text
 
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 ROWS = [{"image": f"{i}.png", "caption": f"a bee, {{{i}}} [,]"} for i in range(8)]

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from everclip.config import resolve_config
 from everclip.contracts import ClassEntry, Source, Stream, Task
-from everclip.data.same_texts import TextKeys, first_same_class, keys_by_text
+from everclip.data.sampling.same_texts import TextKeys, first_same_class, keys_by_text
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.same_answers import shared_answers

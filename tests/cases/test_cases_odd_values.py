@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from build import encoded, picture, text
 
-from everclip.data.advice_classes import names_of_classes
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
+from everclip.prepare.check.advice_classes import names_of_classes
 
 
 def loaded(source: Path, **options: Any) -> Loaded:

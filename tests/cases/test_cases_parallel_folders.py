@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from build import picture, text
 
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 
 CLASSES = ("cat", "dog", "bird", "bus")

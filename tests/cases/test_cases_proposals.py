@@ -14,11 +14,11 @@ from build import encoded, picture, tar, text
 from everclip.config import resolve_config
 from everclip.errors import DataError
 from everclip.evaluation.results import Results
+from everclip.prepare.init_config.propose import Proposal, Wish, propose
+from everclip.prepare.init_config.yaml_text import yaml_of
 from everclip.run import execute
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
-from everclip.scenarios.propose import Proposal, Wish, propose
-from everclip.scenarios.yaml_text import yaml_of
 
 
 def classes(folder: Path, names: Iterable[str], count: int, seed: int = 0) -> Path:

@@ -15,8 +15,8 @@ from build import encoded, picture, pixels
 from PIL import Image
 
 from everclip import Learner
-from everclip.data.given_pictures import picture_of
-from everclip.data.sources import read_rows
+from everclip.data.pictures.given_pictures import picture_of
+from everclip.data.reading.sources import read_rows
 from everclip.errors import ConfigError, DataError, EverclipError
 
 NAMES = ["a cat", "a dog", "a bird"]
@@ -184,7 +184,7 @@ def rows(form: str = "array") -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("form", ["array", "tensor", "PIL", "bytes", "file"])
 def test_point_21_rows_hold_pictures_in_every_form(form: str) -> None:
-    from everclip.data.images import decode
+    from everclip.data.pictures.images import decode
 
     table = read_rows(rows(form)).table
     found = decode(table.value("image", 0), "x")
@@ -311,7 +311,7 @@ def test_point_21_no_more_is_read_of_a_file_than_a_picture_may_have(
     learner: Learner, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("everclip.learner.given.MAX_BYTES", 1000)
-    monkeypatch.setattr("everclip.data.images.MAX_BYTES", 1000)
+    monkeypatch.setattr("everclip.data.pictures.images.MAX_BYTES", 1000)
     file.write_bytes(file.read_bytes() + bytes(100_000))
     with pytest.raises(DataError, match="1,001 bytes; at most 1,000 are read"):
         learner.encode(file)

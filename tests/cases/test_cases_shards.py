@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from build import encoded, tar
 
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 CAPTIONS = ["thing 0", "thing 1", "thing 2", "thing 3"]

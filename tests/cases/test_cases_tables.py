@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from build import encoded, picture, tar, text
 
-from everclip.data.references import Resolver, image_places
-from everclip.data.sources import Loaded, read, read_rows
-from everclip.data.spec import DataSpec
+from everclip.data.reading.references import Resolver, image_places
+from everclip.data.reading.sources import Loaded, read, read_rows
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 
 
@@ -384,7 +384,7 @@ def test_files_that_are_no_text_are_said_to_be_what_they_are(folder: Path, data:
 
 
 def test_a_packed_table_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everclip.data.readers import text_file
+    from everclip.data.reading.formats import text_file
 
     path = text(folder / "a.csv.gz", gzip.compress(b"image,caption\n" + b"0.png,a\n" * 100_000))
     monkeypatch.setattr(text_file, "_LEAST_UNPACKED", 1000)
@@ -723,7 +723,7 @@ def test_urls_of_one_ending_are_told_apart_across_the_parts_of_a_table(tmp_path:
 def test_b07_among_too_many_files_none_is_taken_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.data.near_files._MOST_FILES", 2)
+    monkeypatch.setattr("everclip.data.reading.near_files._MOST_FILES", 2)
     for i in range(3):
         picture(tmp_path / f"photo{i}.png", seed=i)
     table = text(tmp_path / "shop.csv", "image,caption\nPHOTO0.png,a\nphoto1.png,b\n")

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from build import encoded, tar, text
-
-from everclip.data.readers.template_files import templates_beside
+from everclip.data.reading.formats.template_files import templates_beside
 
 Command = Callable[..., tuple[int, str, str]]
 FILE = "zeroshot_classification_templates.txt"

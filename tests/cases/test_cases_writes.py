@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from everclip import files
 from everclip.cli.main import app
-from everclip.data.sources import read, read_rows
-from everclip.data.spec import DataSpec
-from everclip.data.spill import spilled
+from everclip.data.reading.sources import read, read_rows
+from everclip.data.reading.spec import DataSpec
+from everclip.data.reading.spill import spilled
 from everclip.errors import CheckpointError, ConfigError
 from everclip.models import hub
 
@@ -61,7 +61,7 @@ def test_s11_rows_are_kept_elsewhere(
     assert len(read_rows(rows).table) == 4
     batch = pa.RecordBatch.from_pylist([{"a": 1}, {"a": 2}])
     assert spilled([batch], batch.schema, blocked / "rows/x.arrow").column("a").to_pylist() == [1, 2]
-    monkeypatch.setattr("everclip.data.spill.tempfile.mkstemp", _refused)
+    monkeypatch.setattr("everclip.data.reading.spill.tempfile.mkstemp", _refused)
     assert spilled([batch], batch.schema, tmp_path / "rows/x.arrow").column("a").to_pylist() == [1, 2]
 
 
@@ -91,7 +91,7 @@ def test_s11_a_required_output_is_refused_before_the_work(
     words: list[str], setting: str, photos: Path, blocked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVERCLIP_CACHE", str(photos.parent / "cache"))
-    for work in ("everclip.data.sources.read", "everclip.run.Run.of"):
+    for work in ("everclip.data.reading.sources.read", "everclip.run.Run.of"):
         monkeypatch.setattr(work, lambda *a, **k: pytest.fail("the work was started"))
     given = [word.format(photos=photos, blocked=blocked) for word in words]
     found = RUNNER.invoke(app, given)

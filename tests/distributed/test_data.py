@@ -9,8 +9,8 @@ import numpy as np
 import pair
 import torch
 
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 from micro import picture
 
 

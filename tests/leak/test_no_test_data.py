@@ -19,8 +19,8 @@ import yaml
 import presets
 from everclip.config import resolve_config
 from everclip.contracts import Task
-from everclip.data.batches import BatchMaker
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
 from everclip.learner import learner_for
 from everclip.run import Run

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from everclip.contracts import LabelSpace
-from everclip.data.order import generator
+from everclip.data.sampling.order import generator
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.pools import captions
 from everclip.evaluation.scoring import RowScorer, RowScores

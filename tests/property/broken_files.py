@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from everclip.data.facts import facts_of
-from everclip.data.images import PictureError
-from everclip.data.quarantine import REASONS
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.pictures.images import PictureError
+from everclip.data.reading.facts import facts_of
+from everclip.data.reading.quarantine import REASONS
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 PATIENCE = 60

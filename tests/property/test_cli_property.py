@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import micro
 from everclip.cli.main import main
 from everclip.config import RunConfig
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.schema import _keys
 
 CODES = {
@@ -199,8 +199,8 @@ def test_what_the_system_refuses_is_said(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_a_code_that_a_verb_ends_with_is_the_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everclip.doctor.finding import Finding
+    from everclip.prepare.doctor.finding import Finding
 
     bad = [("packages", [Finding("torch", "fail", "broken", "mend it")])]
-    monkeypatch.setattr("everclip.doctor.examine.examine", lambda quick: bad)
+    monkeypatch.setattr("everclip.prepare.doctor.examine.examine", lambda quick: bad)
     assert typed(folder, ["doctor", "--quick"])[0] == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everclip.data.order import generator, key_of, place, share, unit_hash
+from everclip.data.sampling.order import generator, key_of, place, share, unit_hash
 
 WEIGHTS = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 
@@ -65,7 +65,8 @@ def test_draws_depend_on_every_part_and_on_nothing_else() -> None:
 
 def test_draws_are_those_of_another_process() -> None:
     code = (
-        "from everclip.data.order import generator, key_of; print(key_of(1, 'x'), generator(1, 'x').random())"
+        "from everclip.data.sampling.order import generator, key_of\n"
+        "print(key_of(1, 'x'), generator(1, 'x').random())"
     )
     # Python salts its own hashes per process; ours must not depend on that.
     environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "12345"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import micro
 from everclip import Learner, execute, load_backbone, load_scenario, resolve_config
-from everclip.data.sources import read_rows
+from everclip.data.reading.sources import read_rows
 from everclip.errors import EverclipError
 
 PNG = micro.picture((1, 2, 3), 0, np.random.default_rng(0))

@@ -1,6 +1,6 @@
 """Small helpers that the tests of the doctor share."""
 
-from everclip.doctor.finding import Finding
+from everclip.prepare.doctor.finding import Finding
 
 
 def only(findings: list[Finding], name: str) -> Finding:

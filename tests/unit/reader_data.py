@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 
 ROWS = [
     {"id": "a", "file": "p/0.png", "text": "a red, round one", "label": "red", "year": "2023"},

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from everclip.config import AugmentConfig, BackboneConfig, merge_training, resolve_config
-from everclip.data.augmentation import _view_box, augment, random_resized_box
-from everclip.data.order import generator
-from everclip.data.resizing import Resizing
+from everclip.data.pictures.resizing import Resizing
+from everclip.data.sampling.augmentation import _view_box, augment, random_resized_box
+from everclip.data.sampling.order import generator
 from everclip.models.backbone import load_backbone
 
 MODES = ("squash", "shortest", "longest")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from everclip.config import AugmentConfig, CaptionConfig
 from everclip.contracts import ClassEntry, Source, Stream
-from everclip.data.batches import BatchMaker, stream_size
-from everclip.data.images import ImageStore, PixelFormat
+from everclip.data.pictures.images import ImageStore, PixelFormat
+from everclip.data.sampling.batches import BatchMaker, stream_size
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 

@@ -12,7 +12,7 @@ import pytest
 
 from everclip.config import MethodConfig
 from everclip.contracts import Needs
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.errors import ConfigError
 from everclip.methods import build
 from everclip.methods.base import Method

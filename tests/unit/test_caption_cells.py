@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from everclip.data.caption_cells import unpacked
+from everclip.data.reading.caption_cells import unpacked
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from everclip.config import CaptionConfig
-from everclip.data.captions import draw_caption
-from everclip.data.order import generator
+from everclip.data.sampling.captions import draw_caption
+from everclip.data.sampling.order import generator
 
 CONFIG = CaptionConfig(
     templates=("a photo of {}", "{}, drawn"), template_probability=0.3, keyword_probability=0.2, keywords=2

@@ -15,9 +15,9 @@ import yaml
 
 import public_data
 from everclip.data.catalog.cards import Counts, cards
-from everclip.data.quarantine import Entry, Quarantine
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.quarantine import Entry, Quarantine
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.results import Results
 from everclip.running.inputs import _against_published

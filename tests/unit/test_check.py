@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from everclip.data.checked import Check
-from everclip.data.inspect import inspect
 from everclip.data.lettering import font, plain, wrap
-from everclip.data.periods import time_counts
-from everclip.data.sheet import _glimpse
-from everclip.data.sources import read_rows
-from everclip.data.splits import side_of
+from everclip.data.reading.sources import read_rows
+from everclip.data.sampling.splits import side_of
 from everclip.models.limits import limits_of
+from everclip.prepare.check.checked import Check
+from everclip.prepare.check.inspect import inspect
+from everclip.prepare.check.periods import time_counts
+from everclip.prepare.check.sheet import _glimpse
 from everclip.scenarios.spec import SplitSpec
 from everclip.scenarios.splits import split
 

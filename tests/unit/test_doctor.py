@@ -12,10 +12,10 @@ from doctor_fixtures import only, states
 from typer.testing import CliRunner
 
 from everclip.cli.main import app
-from everclip.doctor import child, endtoend, examine, folders, trial, variables
-from everclip.doctor.finding import Finding
 from everclip.errors import EverclipError
 from everclip.learner import Learner
+from everclip.prepare.doctor import child, endtoend, examine, folders, trial, variables
+from everclip.prepare.doctor.finding import Finding
 
 
 def test_a_failure_without_a_remedy_cannot_be_told() -> None:
@@ -230,7 +230,7 @@ def test_the_verb_ends_with_one_if_anything_fails(monkeypatch: pytest.MonkeyPatc
 
 def test_the_doctor_itself_needs_no_torch() -> None:
     program = (
-        "import sys, json; import everclip.doctor.examine, everclip.cli.doctor; "
+        "import sys, json; import everclip.prepare.doctor.examine, everclip.cli.doctor; "
         "print(json.dumps({'loaded': [m for m in ('torch', 'torchvision', 'numpy', 'open_clip') if m in sys.modules]}))"
     )
     assert child.ask(["-c", program], 60).document == {"loaded": []}

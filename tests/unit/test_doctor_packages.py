@@ -9,7 +9,7 @@ import pytest
 import torch
 from doctor_fixtures import only, states
 
-from everclip.doctor import machine, packages
+from everclip.prepare.doctor import machine, packages
 
 REAL = metadata.version
 

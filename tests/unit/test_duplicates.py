@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from everclip.data import duplicates
-from everclip.data.duplicates import DISTANCE, find_duplicates
-from everclip.data.facts import difference_hash
-from everclip.data.likeness import alike, sketch
-from everclip.data.neighbours import Forest, bit_count, near_pairs
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.facts import difference_hash
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
+from everclip.prepare.check import duplicates
+from everclip.prepare.check.duplicates import DISTANCE, find_duplicates
+from everclip.prepare.check.likeness import alike, sketch
+from everclip.prepare.check.neighbours import Forest, bit_count, near_pairs
 
 Load = Callable[..., Loaded]
 
@@ -88,7 +88,7 @@ def test_near_pairs_are_those_of_a_comparison_of_all_with_all(
 
 def test_hashes_with_few_informative_bits_and_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures on a plain ground: most bits are zero, many keys agree, blocks overflow."""
-    monkeypatch.setattr("everclip.data.neighbours._BLOCK", 50)
+    monkeypatch.setattr("everclip.prepare.check.neighbours._BLOCK", 50)
     draw = np.random.default_rng(0)
     hashes = np.unique(draw.integers(0, 2**64, 300, dtype=np.uint64) & np.uint64(0x3C3C0000))
     found = {(int(i), int(j)) for block in near_pairs(hashes, 4) for i, j in block}
@@ -104,7 +104,7 @@ def test_far_fewer_comparisons_than_all_pairs(monkeypatch: pytest.MonkeyPatch) -
         compared += len(values)
         return original(values)
 
-    monkeypatch.setattr("everclip.data.neighbours.bit_count", counting)
+    monkeypatch.setattr("everclip.prepare.check.neighbours.bit_count", counting)
     hashes = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64)
     assert not list(near_pairs(hashes, 6))
     assert compared < 20_000 * 19_999 / 2 / 500

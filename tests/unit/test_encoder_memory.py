@@ -11,7 +11,7 @@ import torch
 
 from everclip.config import MethodConfig
 from everclip.contracts import EvalSet
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
 from everclip.evaluation.encode import Encoder
 from everclip.methods.build import build_method

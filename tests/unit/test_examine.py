@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from reader_data import encoded, photo
 
-from everclip.data import examine as module
-from everclip.data.examine import examine
-from everclip.data.facts import Facts, difference_hash, facts_of
-from everclip.data.pictures import places
-from everclip.data.rendering import Rendering
-from everclip.data.verdicts import Verdicts, default_path
+from everclip.data.pictures.location import places
+from everclip.data.pictures.rendering import Rendering
+from everclip.data.reading import examine as module
+from everclip.data.reading.examine import examine
+from everclip.data.reading.facts import Facts, difference_hash, facts_of
+from everclip.data.reading.verdicts import Verdicts, default_path
 
 
 @pytest.fixture

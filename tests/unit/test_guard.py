@@ -14,7 +14,7 @@ import torch
 
 from everclip.config import GuardConfig, resolve_config
 from everclip.contracts import EvalSet
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.evaluation.statistics import wilson

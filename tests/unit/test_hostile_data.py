@@ -16,15 +16,15 @@ import yaml
 from PIL import Image
 
 from everclip.cli.init_config import text_for
-from everclip.data.readers import parquet
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.formats import parquet
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 from everclip.learner.taking import make_task
 from everclip.models.backbone import load_backbone
+from everclip.prepare.init_config.propose import propose
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import shared_names
-from everclip.scenarios.propose import propose
 from everclip.scenarios.spec import ScenarioSpec
 
 

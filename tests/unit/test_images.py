@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageOps
 
 from everclip.config import AugmentConfig
-from everclip.data import images
-from everclip.data.augmentation import augment
-from everclip.data.images import ImageStore, PictureError, PixelFormat, decode, inspect
-from everclip.data.order import generator
-from everclip.data.quarantine import REASONS
+from everclip.data.pictures import images
+from everclip.data.pictures.images import ImageStore, PictureError, PixelFormat, decode, inspect
+from everclip.data.reading.quarantine import REASONS
+from everclip.data.sampling.augmentation import augment
+from everclip.data.sampling.order import generator
 from everclip.data.table import Table
 from everclip.errors import DataError
 

@@ -11,9 +11,9 @@ from scenario_data import pictures, write
 
 from everclip.config import resolve_config
 from everclip.evaluation.results import Results
+from everclip.prepare.init_config.propose import MOST_TASKS, propose
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
-from everclip.scenarios.propose import MOST_TASKS, propose
 from micro import MODEL, write_model
 
 DAYS = [f"2024-{month:02d}-{day:02d}" for month in range(1, 7) for day in (1, 9, 23)]

@@ -11,7 +11,7 @@ import torch
 
 from everclip.config import MethodConfig
 from everclip.contracts import Past, Progress
-from everclip.data.order import generator
+from everclip.data.sampling.order import generator
 from everclip.data.table import Table
 from everclip.methods.build import build_method
 from everclip.methods.moe_adapters import shape

@@ -15,8 +15,8 @@ import torch
 
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Progress, Task
-from everclip.data.batches import BatchMaker
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError
 from everclip.learner import Learner

@@ -16,9 +16,9 @@ import everclip
 from everclip import processor, registry
 from everclip.cli.plan import plan, print_plan
 from everclip.config import TrainingConfig, resolve_config
-from everclip.doctor import machine
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
+from everclip.prepare.doctor import machine
 from everclip.running import precision as running
 from everclip.training import precision
 from everclip.training.precision import Precision, chosen_precision, slow_precision

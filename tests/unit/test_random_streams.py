@@ -9,7 +9,7 @@ from typing import Any
 import module_models as models
 import pytest
 
-from everclip.data import order
+from everclip.data.sampling import order
 from everclip.methods.coleclip import method as coleclip
 from everclip.models.modules import base, insert
 from everclip.run import execute

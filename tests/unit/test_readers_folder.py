@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from reader_data import load, photo, reasons, write_pictures, write_table
 
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 NAMES = ("cat/1.png", "cat/deep/2.png", "dog/3.JPG", "dog/4.png")

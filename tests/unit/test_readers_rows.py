@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from reader_data import photo, write_pictures
 
-from everclip.data.sources import read_rows
+from everclip.data.reading.sources import read_rows
 from everclip.errors import DataError
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from reader_data import ROWS, load, photo, reasons, write_pictures, write_table
 
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 
 FORMATS = ["csv", "tsv", "jsonl", "parquet"]
@@ -244,7 +244,7 @@ def test_names_and_pictures_as_datasets_writes_them(folder: Path) -> None:
 
 
 def test_a_large_file_is_mapped_and_gives_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everclip.data.readers import parquet
+    from everclip.data.reading.formats import parquet
 
     rows = [{"image": photo(i), "caption": f"{i}", "label": f"{i % 3}"} for i in range(10)]
     path = folder / "rows.parquet"

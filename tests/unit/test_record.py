@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from everclip.data.order import unit_hash
+from everclip.data.sampling.order import unit_hash
 from everclip.evaluation import representation
 from everclip.evaluation.record import THUMBNAIL, RowRecorder, choose_examples
 from everclip.evaluation.results import Answer, Example

@@ -9,7 +9,7 @@ import pytest
 
 from everclip.config import resolve_config
 from everclip.contracts import Needs
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 from everclip.learner.fit import check_fit, learner_for
 from everclip.methods.base import Method

@@ -11,7 +11,7 @@ import torch
 
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Task
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.methods import replayed

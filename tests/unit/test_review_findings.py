@@ -18,8 +18,8 @@ from PIL import Image
 import everclip
 from everclip.config import BackboneConfig, MethodConfig, resolve_config
 from everclip.contracts import Progress, Source, Stream
-from everclip.data.images import ImageStore
-from everclip.data.splits import carve
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import ConfigError, RunFolderError
 from everclip.learner import Learner

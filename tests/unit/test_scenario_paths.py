@@ -9,7 +9,7 @@ import yaml
 from scenario_data import document, write
 
 from everclip.config import resolve_config
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario

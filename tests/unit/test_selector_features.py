@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Past, Reference
-from everclip.data.images import PixelFormat
-from everclip.data.splits import carve
+from everclip.data.pictures.images import PixelFormat
+from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.methods.selectors.build import build

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from everclip.config import TrainingConfig
 from everclip.contracts import ParamGroup, Past, Phase, Progress, Task
-from everclip.data.images import PixelFormat
+from everclip.data.pictures.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors import gaussian
 from everclip.methods.selectors.autoencoder import Autoencoder, Network

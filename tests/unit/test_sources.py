@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 

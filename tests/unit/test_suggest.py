@@ -25,15 +25,15 @@ from everclip.methods.build import build_method
 from everclip.methods.rail.settings import RailSettings
 from everclip.methods.settings import SlotSettings
 from everclip.models.backbone import load_backbone
-from everclip.suggest import candidates, suggestion
-from everclip.suggest.advice import Facts, choose
-from everclip.suggest.candidates import TrainingSettings
-from everclip.suggest.command import command, value_text
-from everclip.suggest.cost import LEAST_BATCH, LEAST_STEPS, fitting
-from everclip.suggest.picture import draw
-from everclip.suggest.range_test import range_test, read_curve
-from everclip.suggest.target import Given, given_by
-from everclip.suggest.verdict import decide
+from everclip.prepare.suggest import candidates, suggestion
+from everclip.prepare.suggest.advice import Facts, choose
+from everclip.prepare.suggest.candidates import TrainingSettings
+from everclip.prepare.suggest.command import command, value_text
+from everclip.prepare.suggest.cost import LEAST_BATCH, LEAST_STEPS, fitting
+from everclip.prepare.suggest.picture import draw
+from everclip.prepare.suggest.range_test import range_test, read_curve
+from everclip.prepare.suggest.target import Given, given_by
+from everclip.prepare.suggest.verdict import decide
 from micro import of_classes
 
 RATES = [10 ** (-7 + 0.1 * i) for i in range(70)]
@@ -252,7 +252,7 @@ def diverging(*given: object) -> None:
 def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.suggest.scored.FEWEST", 5)
+    monkeypatch.setattr("everclip.prepare.suggest.scored.FEWEST", 5)
     task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, *range(6))
     given = Given(task, False, BackboneConfig(name=str(micro_folder / "model")), {}, {})
     monkeypatch.setattr(suggestion, "given_by", lambda data, model, block: given)
@@ -280,7 +280,7 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     without = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=0)
     assert without.trials == ()
     assert "--trial-seconds is 0" in without.not_measured[-1]
-    monkeypatch.setattr("everclip.suggest.scored.FEWEST", 500)
+    monkeypatch.setattr("everclip.prepare.suggest.scored.FEWEST", 500)
     few = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20)
     assert few.trials == ()
     assert "too few images for a trial" in few.not_measured[-1]

@@ -12,7 +12,7 @@ import yaml
 
 import everclip
 from everclip.evaluation.together import pooled
-from everclip.suggest.suggestion import Suggestion, suggest
+from everclip.prepare.suggest.suggestion import Suggestion, suggest
 from micro import write_data
 
 

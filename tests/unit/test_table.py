@@ -6,7 +6,7 @@ from itertools import pairwise
 import pyarrow as pa
 import pytest
 
-from everclip.data.splits import carve
+from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import DataError
 

@@ -9,7 +9,7 @@ import torch
 from rail_fixtures import pictures
 
 from everclip.config import TrainingConfig
-from everclip.suggest.time_limit import Slower, TimeLimit, within_time
+from everclip.prepare.suggest.time_limit import Slower, TimeLimit, within_time
 from everclip.training.progress import Progress
 from everclip.training.watching import StepLog
 from micro import of_classes

@@ -15,7 +15,7 @@ import torch
 
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import Task
-from everclip.data.images import PixelFormat
+from everclip.data.pictures.images import PixelFormat
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner

@@ -14,9 +14,9 @@ import yaml
 
 import everclip
 from everclip.config import resolve_config
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
-from everclip.data.splits import carve
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
+from everclip.data.sampling.splits import carve
 from everclip.errors import ConfigError, DataError, DivergedError
 from everclip.training.checkpoint import Checkpoints
 from micro import picture
@@ -178,7 +178,7 @@ def test_a_picture_longer_than_it_is_wide_by_far_is_refused(tmp_path: Path) -> N
 
     from PIL import Image
 
-    from everclip.data.images import decode
+    from everclip.data.pictures.images import decode
 
     file = io.BytesIO()
     Image.new("RGB", (1, 8000)).save(file, "PNG")

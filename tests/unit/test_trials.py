@@ -18,11 +18,11 @@ from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
+from everclip.prepare.suggest import scored
+from everclip.prepare.suggest.scored import Part, Scored, at_most, divide, hits_of, scored_on
+from everclip.prepare.suggest.trials import gap_between, try_method
 from everclip.scenarios.base import ListScenario, class_entries
 from everclip.scenarios.load import load_scenario
-from everclip.suggest import scored
-from everclip.suggest.scored import Part, Scored, at_most, divide, hits_of, scored_on
-from everclip.suggest.trials import gap_between, try_method
 from micro import of_classes
 
 

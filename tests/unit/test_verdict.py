@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from everclip.evaluation.statistics import Difference
-from everclip.suggest.trials import Gap, Side, Trial
-from everclip.suggest.verdict import UNSEEN, decide
+from everclip.prepare.suggest.trials import Gap, Side, Trial
+from everclip.prepare.suggest.verdict import UNSEEN, decide
 
 
 def side(change: float, error: float = 0.02, before: float = 0.3) -> Side:

@@ -13,8 +13,8 @@ import typer
 from everclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from everclip.data.inspect import Inspected
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.spec import DataSpec
+    from everclip.prepare.check.inspect import Inspected
 
 
 def check(
@@ -77,7 +77,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigError: if there is no data.
     """
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.spec import DataSpec
 
     def is_setting(text: str) -> bool:
         key, equals, value = text.removeprefix("data.").partition("=")
@@ -96,7 +96,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def data_block(settings: list[str]) -> dict[str, Any]:
     """Return the settings of the data block from `columns.image=file` or `data.columns.image=file`."""
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.spec import DataSpec
     from everclip.overrides import overrides_document, types_of
 
     found = overrides_document([text.removeprefix("data.") for text in settings], types_of(DataSpec))
@@ -110,10 +110,10 @@ def inspect_sources(
 ) -> Inspected:
     """Read and count; rows that cannot be used never stop it here, since saying why is what it is for."""
     from everclip.config import validated
-    from everclip.data.inspect import inspect, join
-    from everclip.data.sources import read
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.sources import read
+    from everclip.data.reading.spec import DataSpec
     from everclip.models.limits import limits_of
+    from everclip.prepare.check.inspect import inspect, join
     from everclip.training.progress import Progress
 
     def spec(named: list[str]) -> DataSpec:

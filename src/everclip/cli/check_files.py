@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from everclip.data.inspect import Inspected
-from everclip.data.inspect_texts import text_column
-from everclip.data.sheet import sample_sheet
 from everclip.files import write_bytes_atomic, write_text_atomic
+from everclip.prepare.check.inspect import Inspected
+from everclip.prepare.check.inspect_texts import text_column
+from everclip.prepare.check.sheet import sample_sheet
 
 FILES = ("check.json", "sheet.png", "quarantine.csv", "duplicates.csv", "leaks.csv")
 

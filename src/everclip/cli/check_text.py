@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from everclip.data.checked import Check, Copies, Leaking, Leaks, Row, Spread
 from everclip.data.lettering import plain
-from everclip.data.quarantine import REASONS
+from everclip.data.reading.quarantine import REASONS
 from everclip.data.wording import counted, share
+from everclip.prepare.check.checked import Check, Copies, Leaking, Leaks, Row, Spread
 from everclip.report.formats import size
 
 _WIDTH, _LABEL = 100, 12

@@ -70,7 +70,7 @@ _MOST_BYTES = 16 * 1024 * 1024
 def _lines(file: Path | None) -> list[str]:
     if file is None:
         return []
-    from everclip.data.readers.text_file import small_text
+    from everclip.data.reading.formats.text_file import small_text
 
     try:
         lines = small_text(file, _MOST_BYTES).splitlines()
@@ -84,7 +84,7 @@ def _lines(file: Path | None) -> list[str]:
 
 def _files(given: str) -> list[str]:
     """Return a picture, or the pictures of a folder and those below it in order of their names."""
-    from everclip.data.readers.listing import pictures_below
+    from everclip.data.reading.formats.listing import pictures_below
 
     folder = Path(os.path.expanduser(given))
     if not folder.is_dir():

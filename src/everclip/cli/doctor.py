@@ -21,7 +21,7 @@ def doctor(
 
     Example: everclip doctor
     """
-    from everclip.doctor.examine import examine
+    from everclip.prepare.doctor.examine import examine
 
     counts = {"ok": 0, "note": 0, "fail": 0}
     document: dict[str, Any] = {}

@@ -80,7 +80,7 @@ def _measure(
 ) -> Evaluation:
     given = _sections(settings)
     from everclip.config import EvaluationConfig, validated
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.spec import DataSpec
     from everclip.files import cache_folder
     from everclip.learner.measured import evaluate_model, is_benchmark, load_model
     from everclip.training.progress import Progress
@@ -106,7 +106,7 @@ def _measure(
 
 def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
     from everclip.config import BackboneConfig, EvaluationConfig, merge
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.spec import DataSpec
     from everclip.errors import did_you_mean
     from everclip.overrides import overrides_document, types_of
 

@@ -12,7 +12,7 @@ from everclip.cli.check import data_block, split_arguments
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from everclip.scenarios.propose import Proposal
+    from everclip.prepare.init_config.propose import Proposal
 
 
 def init_config(
@@ -63,7 +63,7 @@ def init_config(
 
     from everclip.files import write_text_atomic
     from everclip.learner.learnable import require_differences
-    from everclip.scenarios.propose import Wish, propose
+    from everclip.prepare.init_config.propose import Wish, propose
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)
@@ -107,8 +107,8 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
     """Return the YAML text; paths are written relative to the file that will hold it."""
     from dataclasses import replace
 
+    from everclip.prepare.init_config.yaml_text import yaml_of
     from everclip.registry import methods
-    from everclip.scenarios.yaml_text import yaml_of
 
     folder = Path() if output is None else output.parent
     document = dict(proposal.document)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from everclip.suggest.suggestion import Suggestion
+    from everclip.prepare.suggest.suggestion import Suggestion
 
 
 def suggest(
@@ -57,7 +57,7 @@ def suggest(
 
     Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
     """
-    from everclip.suggest.suggestion import suggest as make
+    from everclip.prepare.suggest.suggestion import suggest as make
     from everclip.training.progress import Progress
 
     words = list(settings or [])
@@ -86,7 +86,7 @@ def _report(found: Suggestion, output: Path | None, as_json: bool) -> None:
 def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the settings of the backbone, of training and of the data block."""
     from everclip.config import BackboneConfig, TrainingConfig
-    from everclip.data.spec import DataSpec
+    from everclip.data.reading.spec import DataSpec
     from everclip.errors import ConfigError
     from everclip.overrides import overrides_document, types_of
 
@@ -103,7 +103,7 @@ def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[st
 
 def _write(found: Suggestion, folder: Path) -> None:
     from everclip.files import write_bytes_atomic, write_text_atomic
-    from everclip.suggest.picture import draw
+    from everclip.prepare.suggest.picture import draw
 
     write_text_atomic(folder / "suggestion.json", found.model_dump_json(indent=1) + "\n")
     if found.rates:

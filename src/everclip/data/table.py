@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everclip.data.pictures import PLACE, is_place, picture_bytes, places
-from everclip.data.rendering import COLUMN, DEFAULT, Rendering
+from everclip.data.pictures.location import PLACE, is_place, picture_bytes, places
+from everclip.data.pictures.rendering import COLUMN, DEFAULT, Rendering
 from everclip.errors import DataError, did_you_mean
 
 Rows = npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Table:
     """A view of Arrow columns; neither selecting rows nor adding columns copies a picture.
 
     Args:
-        columns: all samples; needs the columns `id` and `image` (bytes, or `everclip.data.pictures.PLACE`).
+        columns: all samples; needs the columns `id` and `image` (bytes, or `everclip.data.pictures.location.PLACE`).
         rows: positions that this view holds, in order; `None` = all.
         name: how errors call it.
         pictures: the pictures, if `image` holds positions among them: several rows can share one.
@@ -133,7 +133,7 @@ class Table:
         return self._columns.column(name)[int(self._rows[position])].as_py()
 
     def encoded(self, position: int) -> tuple[bytes, str] | tuple[bytes, str, Rendering]:
-        """Return the arguments of `everclip.data.images.decode` for a picture: bytes, name and, if set, rendering."""
+        """Return the arguments of `images.decode` for a picture: bytes, name and, if set, rendering."""
         data, name = self.value("image", position), f"{self.name}, id {self.ids[position]}"
         rendering = Rendering.parse(self.value(COLUMN, position)) if self.has(COLUMN) else DEFAULT
         return (data, name) if rendering == DEFAULT else (data, name, rendering)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from everclip.contracts import EvalSet, Features, LabelSpace
-from everclip.data.images import RULES, ImageStore
-from everclip.data.order import key_of
+from everclip.data.pictures.images import RULES, ImageStore
+from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects
 from everclip.errors import CheckpointError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from everclip.contracts import EvalSet
-from everclip.data.same_texts import TextKeys
+from everclip.data.sampling.same_texts import TextKeys
 from everclip.evaluation.retrieval import Positives, Ranks, positive_ranks
 
 

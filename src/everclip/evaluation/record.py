@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from everclip.config import RunConfig
-from everclip.data.images import ImageStore
-from everclip.data.order import unit_hash
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.order import unit_hash
 from everclip.evaluation import representation
 from everclip.evaluation.assemble import add_answers
 from everclip.evaluation.confusions import file_of, to_json

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from everclip.contracts import ClassEntry
-from everclip.data.same_texts import TextKeys, first_same_class
+from everclip.data.sampling.same_texts import TextKeys, first_same_class
 
 TOLERANCE = 1e-5
 """Largest difference between the scores of one text in two places of a bank: rounding."""

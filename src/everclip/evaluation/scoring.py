@@ -10,7 +10,7 @@ import torch
 
 from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
-from everclip.data.same_texts import TextKeys
+from everclip.data.sampling.same_texts import TextKeys
 from everclip.evaluation import classification, pools, retrieval
 from everclip.evaluation.banks import Reduce
 from everclip.evaluation.confusions import Confusions, count_confusions

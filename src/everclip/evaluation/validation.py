@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from everclip.contracts import EvalSet, Features, LabelSpace, Task
-from everclip.data.images import ImageStore
-from everclip.data.same_texts import TextKeys
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.same_texts import TextKeys
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval

@@ -17,8 +17,8 @@ from everclip.config import (
     TrainingConfig,
 )
 from everclip.contracts import EvalSet, Past, Phase, Reference, Task
-from everclip.data.batches import BatchMaker
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
 from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score

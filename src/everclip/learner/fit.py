@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from everclip.config import RunConfig
 from everclip.contracts import Task
-from everclip.data.batches import share_of
+from everclip.data.sampling.batches import share_of
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.learner.learnable import require_learnable

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from everclip.contracts import Task
-from everclip.data.same_texts import BLOCK, Tokenise, token_keys
+from everclip.data.sampling.same_texts import BLOCK, Tokenise, token_keys
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.methods.base import Method

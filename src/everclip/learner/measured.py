@@ -13,12 +13,12 @@ from pydantic import Field
 from everclip import registry
 from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.contracts import EvalSet
-from everclip.data.readers.foreign import some
-from everclip.data.readers.listing import notes_without
-from everclip.data.readers.template_files import templates_beside
-from everclip.data.same_texts import Tokenise
-from everclip.data.sources import read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.formats.foreign import some
+from everclip.data.reading.formats.listing import notes_without
+from everclip.data.reading.formats.template_files import templates_beside
+from everclip.data.reading.sources import read
+from everclip.data.reading.spec import DataSpec
+from everclip.data.sampling.same_texts import Tokenise
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.confusions import read_confusions
 from everclip.evaluation.encode import Encoder, Tick

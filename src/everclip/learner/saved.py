@@ -23,7 +23,7 @@ from everclip.config import (
     validated,
 )
 from everclip.contracts import ClassEntry, EvalSet, Task
-from everclip.data.order import unit_hash
+from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
 from everclip.files import require_writable, write_bytes_atomic, write_text_atomic

@@ -8,8 +8,8 @@ from typing import Any
 
 from everclip.config import EvaluationConfig, validated
 from everclip.contracts import Task
-from everclip.data.sources import read, read_rows
-from everclip.data.spec import DataSpec
+from everclip.data.reading.sources import read, read_rows
+from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries, merge_entries

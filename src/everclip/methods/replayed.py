@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from everclip.contracts import ClassEntry, Past, Source, Stream, Task
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
 from everclip.distributed import gather_objects, rank, world
 from everclip.errors import DataError

@@ -12,7 +12,7 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 
-from everclip.data.order import key_of
+from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 from everclip.models.clip import Clip
 from everclip.models.hub import fetch_command, find_snapshot, is_repository

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from everclip.config import BackboneConfig, validated
-from everclip.data.images import PixelFormat
+from everclip.data.pictures.images import PixelFormat
 from everclip.models.activation import decide_activation
 from everclip.models.architecture import build_clip, with_overrides
 from everclip.models.clip import Clip

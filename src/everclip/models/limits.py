@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from open_clip.tokenizer import SimpleTokenizer
 
 from everclip.config import BackboneConfig, validated
-from everclip.data.inspect import ModelLimits
+from everclip.data.sampling.same_texts import Tokenise
 from everclip.models.locate import RANDOM, locate
 from everclip.models.quiet import quiet
 from everclip.models.tokenizers import build_tokenizer
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What of a model decides whether data fits it.
+
+    Attributes:
+        name: what people call it.
+        side: pixels of the image tower's input.
+        context: tokens that the text tower reads, start and end included.
+        lengths: texts to their number of tokens, nothing cut.
+        tokenise: texts to token ids, cut at the context: what the model reads.
+    """
+
+    name: str
+    side: int
+    context: int
+    lengths: Callable[[Sequence[str]], list[int]]
+    tokenise: Tokenise
 
 
 def limits_of(name: str) -> ModelLimits:

@@ -10,8 +10,8 @@ import torch
 from open_clip.transform import PreprocessCfg, ResizeKeepRatio, image_transform_v2
 
 from everclip.config import PreprocessConfig
-from everclip.data.images import PixelFormat
-from everclip.data.resizing import Resizing
+from everclip.data.pictures.images import PixelFormat
+from everclip.data.pictures.resizing import Resizing
 from everclip.errors import ConfigError
 from everclip.models.clip import Clip
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from everclip.config import RunConfig
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Task
-from everclip.data.order import key_of
+from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.errors import RunFolderError
 from everclip.evaluation.encode import Tick

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from everclip.contracts import Task
 from everclip.data.catalog.cards import PREFIX
-from everclip.data.quarantine import Quarantine
+from everclip.data.reading.quarantine import Quarantine
 from everclip.files import optional_write, write_text_atomic
 from everclip.methods.base import Method
 from everclip.methods.pace import unused

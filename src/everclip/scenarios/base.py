@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Reference, Task
-from everclip.data.order import key_of
-from everclip.data.quarantine import Quarantine
+from everclip.data.reading.quarantine import Quarantine
+from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import ScenarioSpec
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from everclip.contracts import ClassEntry, EvalSet, Task
-from everclip.data.splits import VALIDATION_SALT, least_share
+from everclip.data.sampling.splits import VALIDATION_SALT, least_share
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries, merge_entries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.spec import SplitSpec

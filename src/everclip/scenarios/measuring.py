@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
-from everclip.data.advice_classes import notes_on_names
-from everclip.data.same_texts import Tokenise, keys_by_text, same_classes, shown_names
-from everclip.data.splits import side_of
+from everclip.data.reading.class_name_notes import notes_on_names
+from everclip.data.sampling.same_texts import Tokenise, keys_by_text, same_classes, shown_names
+from everclip.data.sampling.splits import side_of
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries

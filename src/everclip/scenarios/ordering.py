@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from everclip.data.catalog.cards import card_of
-from everclip.data.order import generator
+from everclip.data.sampling.order import generator
 from everclip.errors import ConfigError, did_you_mean
 from everclip.scenarios.spec import ScenarioSpec
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from everclip.data.catalog.cards import card_of
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")

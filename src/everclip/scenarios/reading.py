@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from everclip.data.locate import located
-from everclip.data.quarantine import Quarantine
-from everclip.data.sources import Loaded, read
-from everclip.data.spec import DataSpec
+from everclip.data.reading.locate import located
+from everclip.data.reading.quarantine import Quarantine
+from everclip.data.reading.sources import Loaded, read
+from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.paths import Paths

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from everclip.contracts import Reference
-from everclip.data.readers.text_file import is_text, open_text, text_encoding
-from everclip.data.spec import DataSpec
+from everclip.data.reading.formats.text_file import is_text, open_text, text_encoding
+from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.conditions import matcher

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from everclip.contracts import EvalSet
 from everclip.data.catalog.cards import card_of
-from everclip.data.splits import carve
+from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries

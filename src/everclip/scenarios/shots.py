@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from everclip.contracts import Task
-from everclip.data.order import unit_hash
+from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 
 SALT = "everclip-shots-v1"

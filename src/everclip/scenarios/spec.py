@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from everclip.config import Frozen
-from everclip.data.spec import DataSpec
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import did_you_mean
 from everclip.scenarios.short_forms import spelled_out
 from everclip.templates import Template

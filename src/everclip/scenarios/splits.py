@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from everclip.data.readers.foreign import some
-from everclip.data.spec import DataSpec
-from everclip.data.splits import Side, carve, least_share, side_of
+from everclip.data.reading.formats.foreign import some
+from everclip.data.reading.spec import DataSpec
+from everclip.data.sampling.splits import Side, carve, least_share, side_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
 

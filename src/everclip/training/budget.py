@@ -6,7 +6,7 @@ import math
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
-from everclip.data.batches import stream_size
+from everclip.data.sampling.batches import stream_size
 
 
 def phase_steps(phase: Phase, config: TrainingConfig) -> int:

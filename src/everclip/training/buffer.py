@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from everclip.data.order import generator, unit_hash
+from everclip.data.sampling.order import generator, unit_hash
 from everclip.data.table import Table
 from everclip.distributed import from_first, is_first
 from everclip.errors import CheckpointError

@@ -15,8 +15,8 @@ from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase, Progress, Stream
-from everclip.data.batches import BatchMaker
-from everclip.data.order import key_of
+from everclip.data.sampling.batches import BatchMaker
+from everclip.data.sampling.order import key_of
 from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
 from everclip.interfaces import Learnable

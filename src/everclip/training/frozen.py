@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 
 from everclip.contracts import Stream
-from everclip.data.batches import BatchMaker
-from everclip.data.images import RULES
-from everclip.data.order import key_of
+from everclip.data.pictures.images import RULES
+from everclip.data.sampling.batches import BatchMaker
+from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.distributed import from_first, gather_objects, is_first, rank, world
 from everclip.evaluation.banks import device_of

@@ -15,7 +15,7 @@ import torch
 
 from everclip.config import GuardConfig
 from everclip.contracts import EvalSet
-from everclip.data.images import ImageStore
+from everclip.data.pictures.images import ImageStore
 from everclip.distributed import from_first
 from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.statistics import wilson

@@ -52,7 +52,7 @@ class Card(Frozen):
 
     Attributes:
         name, title: what `catalog:` and people call it.
-        layout: which reader knows its files (`everclip.data.readers.layouts`).
+        layout: which reader knows its files (`everclip.data.reading.formats.layouts`).
         folders: where it is usually unpacked, below the root.
         files: its usual files, for people.
         get: where people get it.

@@ -26,7 +26,7 @@ from everclip.contracts import (
     Task,
     Validate,
 )
-from everclip.data.order import key_of
+from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 from everclip.evaluation.banks import device_of
 from everclip.evaluation.classification import ensemble_bank

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from everclip.contracts import Batch, Cost, Features, LabelSpace, Needs, Past, Phase, Progress, Task, Validate
-from everclip.data.order import key_of
+from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 from everclip.methods.frozen import class_texts, embeddings
 from everclip.methods.merge import Weights

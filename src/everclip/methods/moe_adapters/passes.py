@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from everclip.contracts import Progress
-from everclip.data.order import generator
+from everclip.data.sampling.order import generator
 from everclip.models.clip import Clip
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.routing import Pass

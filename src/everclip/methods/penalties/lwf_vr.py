@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from everclip.contracts import Progress, Stream
-from everclip.data.order import generator
+from everclip.data.sampling.order import generator
 from everclip.errors import ConfigError
 from everclip.methods.penalties.base import PenaltySettings, StepView
 from everclip.methods.penalties.lwf import AnswerPenalty, LwfSettings

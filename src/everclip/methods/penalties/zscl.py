@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from everclip.contracts import ClassEntry, Past, Reference, Source, Stream
-from everclip.data.order import key_of
+from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.methods.penalties.answers import Answers

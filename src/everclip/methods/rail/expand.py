@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from everclip.data.order import generator
+from everclip.data.sampling.order import generator
 
 
 class Expansion(nn.Module):

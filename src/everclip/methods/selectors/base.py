@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from everclip.contracts import Batch, Order, ParamGroup, Past, Phase, Progress, Source, Stream, Task
-from everclip.data.splits import carve
+from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.distributed import gather_rows
 from everclip.methods.selectors.features import Extractor

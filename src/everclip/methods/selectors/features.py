@@ -10,7 +10,7 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import interpolate
 
-from everclip.data.images import PixelFormat
+from everclip.data.pictures.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors.settings import SelectorSettings
 from everclip.models.backbone import Backbone

@@ -11,7 +11,7 @@ import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from everclip.data.order import key_of
+from everclip.data.sampling.order import key_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,360 @@
+"""From encoded bytes to pixels: bounded decoding, and what an image tower takes."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import threading
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError, features
+
+from everclip.data.pictures.background import Laid, lay
+from everclip.data.pictures.deep import Deep, deep_of
+from everclip.data.pictures.png_chunks import without_metadata
+from everclip.data.pictures.rendering import DEFAULT, Rendering
+from everclip.data.pictures.resizing import OPEN_CLIP, Resizing
+from everclip.data.pictures.unreadable import reason_for
+from everclip.data.pictures.value_range import Range
+from everclip.errors import DataError
+
+if TYPE_CHECKING:
+    from everclip.data.table import Table
+
+RULES = 2
+"""Raised when the same file becomes other pixels than before: what caches hold of pictures then no longer counts."""
+
+MAX_PIXELS = 64_000_000
+"""A picture larger than this is refused before it is decoded (a "decompression bomb")."""
+
+MAX_BYTES = 256 * 1024 * 1024
+"""An encoded picture larger than this is not even read."""
+
+MAX_ASPECT = 100
+"""Resizing the shorter side to the model's would make the longer one of such a picture fill the memory."""
+
+MAX_SCAN_PIXELS = 1_000_000_000
+"""Scans times pixels of a JPEG: a progressive one can ask for a pass over all pixels with every ten bytes."""
+
+MAX_FRAMES = 1000
+"""Frames are counted so far; only the first is ever decoded."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's readers raise on broken files; anything else is a defect of ours and must be seen.
+BROKEN = (
+    UnidentifiedImageError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    Image.DecompressionBombError,
+    MemoryError,
+    RuntimeError,  # of the AVIF decoder
+)
+
+# Once and for all threads: `warnings.catch_warnings` is not safe in several. Bombs are refused below their limit.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class PictureError(DataError):
+    """A picture that cannot be used; `reason` is a key of `everclip.data.reading.quarantine.REASONS`."""
+
+    def __init__(self, message: str, reason: str, detail: str) -> None:
+        super().__init__(message)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A picture as RGB, upright, and how it came to be.
+
+    Attributes:
+        picture: RGB with 8 bits.
+        source: the upright picture before it was laid on a background, or its values where they have more than 8 bits.
+        span: the range of values that became 0 to 255; `None` for 8 bits.
+        background: what transparency was laid on; empty where nothing is transparent.
+        blank: whether nothing of it stands out against the background.
+        mode, format: what the file said.
+        frames: at most `MAX_FRAMES`; 0 where they were not counted.
+    """
+
+    picture: Image.Image
+    source: Image.Image | Deep
+    span: Range | None
+    background: str
+    blank: bool
+    mode: str
+    format: str
+    frames: int = 0
+
+
+def decode(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Image.Image:
+    """Decode one picture to RGB: upright as its EXIF says, the first frame if it moves.
+
+    Args:
+        data: encoded bytes.
+        name: what errors call it.
+        rendering: background of transparency and range of values, where the file alone does not decide.
+
+    Raises:
+        PictureError: if the bytes are no picture of a known format, are damaged, or would be too large.
+    """
+    return render(data, name, rendering).picture
+
+
+def render(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
+    """Decode one picture as `decode` does, and keep what it was made of.
+
+    Raises:
+        PictureError: as `decode`.
+    """
+    lean = without_metadata(data)
+    picture = _opened(lean, name)
+    try:
+        return _rendered(picture, lean, rendering)
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
+
+
+def inspect(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
+    """Decode one picture as `render` does, and count its frames.
+
+    Raises:
+        PictureError: as `decode`.
+    """
+    found = render(data, name, rendering)
+    try:
+        return replace(found, frames=_frames(without_metadata(data), found.format))
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
+
+
+def _rendered(picture: Image.Image, data: bytes, rendering: Rendering) -> Rendered:
+    mode, kind = picture.mode, str(picture.format)
+    picture.load()
+    turn = _turn(picture)
+    deep = deep_of(picture, data, FORMATS)
+    span = None if deep is None else rendering.span_of(deep)
+    upright = _turned(picture if deep is None or span is None else deep.picture(span), turn)
+    laid = _laid(upright, rendering.background)
+    blank = laid.blank or (deep is not None and _is_plain(laid.picture) and deep.is_varied)
+    return Rendered(laid.picture, deep or upright, span, laid.background, blank, mode, kind)
+
+
+def _is_plain(picture: Image.Image) -> bool:
+    return all(low == high for low, high in picture.getextrema())  # type: ignore[misc]  # RGB: three pairs
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Read the head of a picture and refuse what would take too much memory or time."""
+    if len(data) > MAX_BYTES:
+        raise _refused(name, "too-large", f"{len(data):,} bytes; at most {MAX_BYTES:,} are read")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except BROKEN as error:
+        raise _unreadable(data, name, error) from error
+    width, height = picture.size
+    require_fitting(picture.size, name)
+    if picture.format in ("JPEG", "MPO"):
+        scans = _scans(data)
+        if scans * width * height > MAX_SCAN_PIXELS:
+            raise _refused(name, "too-large", f"a JPEG of {width} x {height} pixels in {scans} scans")
+    return picture
+
+
+def require_fitting(size: tuple[int, int], name: str) -> None:
+    """Refuse a picture of too many pixels, or one that is far too wide or high.
+
+    Raises:
+        PictureError: for such a `size` (width and height in pixels).
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        detail = f"picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+        raise _refused(name, "too-large", detail)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        detail = f"picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold"
+        raise _refused(name, "extreme-aspect", detail)
+
+
+def _scans(data: bytes) -> int:
+    """Return how many scans a JPEG holds; counted only where the first does not hold all components by itself."""
+    at, components, progressive = 2, 0, False
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if marker == 0xDA:
+            if not progressive and data[at + 4] == components:
+                return 1
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            progressive, components = marker not in (0xC0, 0xC1), data[at + 9]
+        at += 2 if 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    scans = 0
+    # Markers behind the first scan: in a scan's own data 0xff is followed by 0 or a restart marker.
+    while at < len(data) and (found := _MARKER.search(data, at)) is not None:
+        marker, at = data[found.start() + 1], found.start() + 2
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        at += int.from_bytes(data[at : at + 2], "big")
+    return scans
+
+
+def _refused(name: str, reason: str, detail: str) -> PictureError:
+    return PictureError(f"{name}: {detail}.", reason, detail)
+
+
+def _unreadable(data: bytes, name: str, error: Exception) -> PictureError:
+    reason, detail = reason_for(data, error)
+    return PictureError(f"{name}: not a readable picture ({detail}).", reason, detail)
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return how a picture must be turned to stand as its EXIF orientation says."""
+    try:
+        return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except BROKEN:
+        return None  # EXIF data that cannot be read say nothing; every viewer shows such a picture as it lies
+
+
+def _turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    turned.info = picture.info  # holds the palette's transparent entry
+    return turned
+
+
+def loaded(picture: Image.Image, name: str) -> Image.Image:
+    """Return a picture that a program opened: read to its end, of a size that is read from files, and upright.
+
+    Raises:
+        PictureError: if its file is damaged, or it is too large.
+    """
+    require_fitting(picture.size, name)
+    try:
+        picture.load()
+    except BROKEN as error:
+        raise _refused(name, "damaged", f"the picture cannot be decoded ({str(error)[:200]})") from error
+    return _turned(picture, _turn(picture))
+
+
+def _laid(picture: Image.Image, background: str) -> Laid:
+    """Return the picture in RGB, transparency laid on the background."""
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
+        return lay(picture.convert("RGBA"), background)
+    if picture.mode == "RGB" and picture.format in ("JPEG", None):
+        return Laid(picture, "", False)  # converting would copy; these no longer hold their file, others do
+    return Laid(picture.convert("RGB"), "", False)
+
+
+def _frames(data: bytes, kind: str) -> int:
+    """Count the frames of an encoded picture, up to `MAX_FRAMES`."""
+    if kind == "GIF":
+        return _gif_frames(data)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        if kind != "TIFF":
+            return min(int(getattr(picture, "n_frames", 1)), MAX_FRAMES)
+        # The head does not say it, and Pillow's own count walks to the end, however far that is.
+        count = 1
+        try:
+            while count < MAX_FRAMES:
+                picture.seek(count)
+                count += 1
+        except BROKEN:
+            pass  # the end, or a damaged later page: those before it count
+        return count
+
+
+def _gif_frames(data: bytes) -> int:
+    """Walk over the blocks of a GIF; Pillow would decode every frame on its way."""
+
+    def table(flags: int) -> int:
+        return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+    count, size = 0, len(data)
+    at = 13 + (table(data[10]) if size > 10 else 0)
+    while at < size and count < MAX_FRAMES:
+        if data[at] == 0x2C and at + 9 < size:
+            count += 1
+            at += 10 + table(data[at + 9]) + 1
+        elif data[at] == 0x21:
+            at += 2
+        else:
+            break
+        while at < size and data[at]:
+            at += data[at] + 1
+        at += 1
+    return max(count, 1)
+
+
+class ImageStore:
+    """Decoded pictures of a table, kept in memory up to a bound; safe to use from several threads."""
+
+    def __init__(self, max_bytes: int = 512 * 1024 * 1024) -> None:
+        self._max_bytes = max_bytes
+        self._held = 0
+        self._pictures: dict[tuple[int, int], Image.Image] = {}
+        self._lock = threading.Lock()
+
+    def get(self, table: Table, position: int) -> Image.Image:
+        """Return the RGB picture at `position`; callers must not change it in place."""
+        place = table.picture(position)
+        picture = self._pictures.get(place)
+        if picture is None:
+            picture = decode(*table.encoded(position))
+            size = picture.width * picture.height * 3
+            with self._lock:
+                if self._held + size <= self._max_bytes and place not in self._pictures:
+                    self._pictures[place] = picture
+                    self._held += size
+        return picture
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What a backbone's image tower takes.
+
+    Attributes:
+        size: side in pixels.
+        mean, std: per channel, of values from 0 to 1.
+        resizing: how its own transform fits a picture of any shape into the square.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resizing: Resizing = OPEN_CLIP
+
+    def tensor(self, picture: Image.Image) -> torch.Tensor:
+        """Return normalised pixels `(3, size, size)`."""
+        mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
+        pixels = (np.asarray(picture, dtype=np.float32) / np.float32(255) - mean) / std
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

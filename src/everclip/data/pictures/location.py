@@ -1,0 +1,135 @@
+"""Where the bytes of a picture lie: in memory, in a file, or inside an archive. One Arrow type for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from everclip.data.pictures.images import MAX_BYTES, PictureError
+from everclip.errors import DataError
+
+FIELDS = [
+    pa.field("bytes", pa.binary()),
+    pa.field("path", pa.string()),
+    pa.field("offset", pa.int64()),
+    pa.field("size", pa.int64()),
+    pa.field("sha256", pa.binary()),
+]
+PLACE = pa.struct(FIELDS)
+"""Bytes in memory (or memory-mapped), or a file and, inside an archive, where in it; `sha256` of the content."""
+
+
+def places(
+    count: int,
+    data: pa.Array | None = None,
+    paths: Sequence[str | None] | None = None,
+    offsets: Sequence[int | None] | None = None,
+    sizes: Sequence[int | None] | None = None,
+) -> pa.Array:
+    """Return an array of `PLACE`; bytes given as an Arrow array are not copied."""
+    given = {"bytes": data, "path": paths, "offset": offsets, "size": sizes}
+    arrays = []
+    for field in FIELDS:
+        value = given.get(field.name)
+        if value is None:
+            arrays.append(pa.nulls(count, field.type))
+        else:
+            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+    return pa.StructArray.from_arrays(arrays, fields=FIELDS)
+
+
+def is_place(kind: pa.DataType) -> bool:
+    """Whether a column's type is `PLACE`."""
+    return bool(pa.types.is_struct(kind)) and [kind.field(i).name for i in range(kind.num_fields)] == [
+        field.name for field in FIELDS
+    ]
+
+
+def bytes_at(place: dict[str, Any]) -> bytes:
+    """Return the bytes of a picture.
+
+    Args:
+        place: a value of type `PLACE`.
+
+    Raises:
+        PictureError: if the file is gone, cannot be read or is too large.
+    """
+    if place["bytes"] is not None:
+        return bytes(place["bytes"])
+    path, offset, size = place["path"], place["offset"], place["size"]
+    if path is None:
+        raise PictureError("the row names no picture.", "no-image", "")
+    try:
+        if offset is None:
+            there = Path(path).stat().st_size
+            if size is not None and there != size:
+                detail = f"{there:,} bytes instead of {size:,}: it has changed since the data were read"
+                raise PictureError(f"{path}: {detail}.", "unreadable-file", detail)
+            size = there
+        if size > MAX_BYTES:
+            detail = f"{size:,} bytes; at most {MAX_BYTES:,} are read"
+            raise PictureError(f"{path}: {detail}.", "too-large", detail)
+        with open(path, "rb") as file:
+            file.seek(offset or 0)
+            data = file.read(size)
+    except FileNotFoundError as error:
+        raise PictureError(
+            f"{path}: the picture is missing.", "missing-file", f"looked for {path}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise PictureError(
+            f"{path}: the picture cannot be read ({error}).", "unreadable-file", str(error)
+        ) from error
+    if len(data) < size:
+        detail = f"{len(data):,} of {size:,} bytes are there"
+        raise PictureError(f"{path}: {detail}.", "truncated", detail)
+    return data
+
+
+def picture_bytes(place: Any, name: str) -> bytes | None:
+    """Return the bytes that a cell of an image column stands for, whatever the storage.
+
+    Raises:
+        DataError: if they are no longer there.
+    """
+    if place is None or isinstance(place, bytes):
+        return place
+    try:
+        return bytes_at(place)
+    except PictureError as error:
+        raise DataError(f"{name}: {error} It was there when the data were read.") from error
+
+
+def with_contents(
+    pictures: pa.ChunkedArray, hashes: Sequence[str | None], sizes: Sequence[int | None]
+) -> pa.ChunkedArray:
+    """Return pictures that know their content: its SHA-256 (given in hexadecimal), and its bytes where it is a file."""
+    start, chunks = 0, []
+    for chunk in pictures.chunks:
+        stop = start + len(chunk)
+        mine = pa.array([None if h is None else bytes.fromhex(h) for h in hashes[start:stop]], pa.binary())
+        data, path, offset, size = (chunk.field(field.name) for field in FIELDS[:-1])
+        size = pc.if_else(pc.is_valid(path), pc.coalesce(size, pa.array(sizes[start:stop], pa.int64())), size)
+        chunks.append(pa.StructArray.from_arrays([data, path, offset, size, mine], fields=FIELDS))
+        start = stop
+    return pa.chunked_array(chunks, PLACE)
+
+
+def shared_places(pictures: pa.ChunkedArray) -> pa.Array:
+    """Return per picture the position of the first one that lies in the same place (int64).
+
+    Rows that name one file so share one picture: it is read, decoded and encoded once.
+    """
+    first: dict[tuple[str, int | None], int] = {}
+    found: list[int] = []
+    for chunk in pictures.chunks:
+        for path, offset in zip(
+            chunk.field("path").to_pylist(), chunk.field("offset").to_pylist(), strict=True
+        ):
+            position = len(found)
+            found.append(position if path is None else first.setdefault((path, offset), position))
+    return pa.array(found, pa.int64())

@@ -1,0 +1,334 @@
+"""Columns in canonical form: names are text, dates are ISO text, several captions are several rows."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import unicodedata
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from everclip.data.reading.blanks import is_blank
+from everclip.data.reading.caption_languages import by_language
+from everclip.data.reading.formats.cells import Odd, is_name, kind_of
+from everclip.data.table import replaced
+from everclip.errors import DataError
+
+NAMES = ("id", "image_id", "class_key", "class_name", "concept", "language", "split")
+"""Columns that name things: numbers in them become text."""
+
+Problem = tuple[int, str, str]
+"""Position, reason, detail."""
+
+
+def plain(columns: pa.Table) -> tuple[pa.Table, list[Problem]]:
+    """Bring columns to plain types: categories to their values, dates to ISO text; find text that is not UTF-8.
+
+    Returns:
+        The columns, and the rows that hold text which cannot be read.
+    """
+    problems: list[Problem] = []
+    for index, name in enumerate(columns.column_names):
+        held = columns.column(index)
+        if pa.types.is_dictionary(held.type):
+            held = pa.chunked_array([c.dictionary_decode() for c in held.chunks], held.type.value_type)
+        if pa.types.is_temporal(held.type):
+            held = _iso(held)
+        if name in ("caption", *NAMES) and (
+            pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type)
+        ):
+            # Not checked here, but below: text is valid or its row is set aside.
+            held = pa.chunked_array([c.cast(pa.binary()).view(pa.string()) for c in held.chunks], pa.string())
+        if _has_text(held.type):
+            held, bad = _valid_text(held)
+            problems += [(i, "bad-utf8", f"column {name!r} is not UTF-8") for i in bad]
+        if held is not columns.column(index):
+            columns = columns.set_column(index, name, held)
+    return columns, problems
+
+
+def odd_values(odd: Mapping[str, Odd], chosen: Mapping[str, str]) -> list[Problem]:
+    """Return the rows whose value in a chosen column is of a kind that it cannot be.
+
+    Args:
+        odd: of `Raw`: per column of the source the values that were no text.
+        chosen: canonical names to columns of the source.
+    """
+    return [
+        (row, "bad-row", f"the {wanted} is {kind} (expected text)")
+        for wanted, column in chosen.items()
+        if wanted in ("image", "caption", *NAMES)
+        for row, kind in odd.get(column, {}).items()
+        if wanted in ("image", "caption") or not is_name(kind)
+    ]
+
+
+def _iso(held: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = held.type
+    if pa.types.is_timestamp(kind):
+        # Nanoseconds have no Python type; nobody's data are ordered by them.
+        values = held.cast(pa.timestamp("us", kind.tz), safe=False).to_pylist()
+        midnight = all(v is None or (v.time() == datetime.time() and v.tzinfo is None) for v in values)
+        return pa.chunked_array([[_stamp(v, midnight) for v in values]], pa.string())
+    if pa.types.is_date(kind) or pa.types.is_time(kind):
+        return pa.chunked_array(
+            [[None if v is None else v.isoformat() for v in held.to_pylist()]], pa.string()
+        )
+    return held.cast(pa.int64())
+
+
+def _stamp(value: datetime.datetime | None, midnight: bool) -> str | None:
+    if value is None:
+        return None
+    return value.date().isoformat() if midnight else value.isoformat()
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return True
+    if not pa.types.is_nested(kind):
+        return False
+    return any(_has_text(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _valid_text(held: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
+    """Return a column whose text is UTF-8, with nothing where it was not, and those positions."""
+    try:
+        held.validate(full=True)
+        return held, []
+    except pa.ArrowInvalid:
+        pass
+    values, bad = [], []
+    for i in range(len(held)):
+        try:
+            values.append(held[i].as_py())
+        except UnicodeDecodeError:
+            values.append(None)
+            bad.append(i)
+    return pa.chunked_array([pa.array(values, held.type)]), bad
+
+
+def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
+    """Make one row of every caption where rows hold lists of them.
+
+    A list may hold texts, or structs with the text (`text`, `caption` or `raw`) and its language (`language`, `lang`
+    or `locale`); a struct may also hold a text per language (`en`, `de`). Rows of one picture keep their `id` with a
+    number, and share their `image_id` (later: its content).
+
+    Returns:
+        The columns, and per row the position it came from. A row without any caption stays one row.
+    """
+    columns = _text_field(by_language(columns))
+    kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
+    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return columns, range(columns.num_rows)
+    held = columns.column("caption")
+    text, language = _caption_fields(held.type.value_type)
+    origin, captions, languages, order = [], [], [], []
+    for row, given in enumerate(held.to_pylist()):
+        for number, one in enumerate(given or [None]):
+            origin.append(row)
+            order.append(number)
+            captions.append(one if text is None or one is None else one.get(text))
+            languages.append(None if language is None or one is None else one.get(language))
+    rows = np.asarray(origin, np.int64)
+    columns = columns.remove_column(columns.column_names.index("caption")).take(pa.array(rows))
+    columns = columns.append_column("caption", pa.array(captions))
+    if language is not None and "language" not in columns.column_names:
+        columns = columns.append_column("language", pa.array(languages, pa.string()))
+    if "id" in columns.column_names:
+        several = set(rows[np.asarray(order) > 0].tolist())
+        ids = [
+            _text(i) if i is None or row not in several else f"{_text(i)}-{number}"
+            for i, row, number in zip(columns.column("id").to_pylist(), origin, order, strict=True)
+        ]
+        columns = replaced(columns, "id", pa.array(ids, pa.string()) if several else columns.column("id"))
+    return columns, origin
+
+
+def _text_field(columns: pa.Table) -> pa.Table:
+    """Replace captions that are structs by their text."""
+    kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
+    if kind is None or not pa.types.is_struct(kind):
+        return columns
+    text, _ = _caption_fields(kind)
+    return replaced(
+        columns, "caption", pc.struct_field(columns.column("caption"), kind.get_field_index(text))
+    )
+
+
+def _caption_fields(kind: pa.DataType) -> tuple[str | None, str | None]:
+    if not pa.types.is_struct(kind):
+        return None, None
+    names = [kind.field(i).name for i in range(kind.num_fields)]
+    text = next((n for n in ("text", "caption", "raw") if n in names), None)
+    if text is None:
+        raise DataError(
+            f"the captions are structs of {', '.join(names)}; expected texts, or structs with a field `text`."
+        )
+    return text, next((n for n in ("language", "lang", "locale") if n in names), None)
+
+
+def _text(value: Any) -> str | None:
+    """Return what names a thing as text; whole numbers lose the `.0` that a missing neighbour gave them."""
+    if value is None or isinstance(value, float):
+        if value is None or math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    return value if isinstance(value, str) else str(value)
+
+
+def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table, list[Problem]]:
+    """Turn names into text, check captions and keywords, and read numbers in the time column of a text file.
+
+    Args:
+        columns: with canonical names.
+        source: what errors call it.
+        numeric_time: whether all cells are text, so that numbers have to be told from words.
+
+    Returns:
+        The columns, and the rows whose caption or label is of the wrong kind.
+    """
+    problems: list[Problem] = []
+    for name in NAMES:
+        if name not in columns.column_names:
+            continue
+        held = columns.column(name)
+        if pa.types.is_list(held.type):
+            held = _only_names(held, name, source)
+            columns = replaced(columns, name, held)
+        if pa.types.is_nested(held.type) or pa.types.is_binary(held.type):
+            raise DataError(f"{source}: column {name!r} holds {held.type}; expected text or whole numbers.")
+        values = held.to_pylist()
+        if pa.types.is_floating(held.type) and name in ("class_key", "class_name"):
+            broken = [i for i, v in enumerate(values) if v is not None and math.isnan(v)]
+            problems += [(i, "missing-label", f"column {name!r} is NaN") for i in broken]
+        if not pa.types.is_string(held.type):
+            columns = replaced(columns, name, pa.array([_text(v) for v in values], pa.string()))
+        if name in ("class_key", "class_name"):
+            columns = replaced(columns, name, _composed(columns.column(name)))
+    columns = _captions(columns, problems)
+    if "keywords" in columns.column_names:
+        kind = columns.column("keywords").type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)):
+            raise DataError(
+                f"{source}: column 'keywords' holds {kind}; expected lists of texts (Parquet or JSON lines; a "
+                "CSV cannot hold them)."
+            )
+        if not pa.types.is_null(kind) and not _is_text(kind.value_type):
+            raise DataError(
+                f"{source}: column 'keywords' holds lists of {kind.value_type}; expected lists of texts."
+            )
+    if "time" in columns.column_names:
+        times = _times if numeric_time else _whole
+        columns = replaced(columns, "time", times(columns.column("time")))
+    return columns, problems
+
+
+def _only_names(held: pa.ChunkedArray, name: str, source: str) -> pa.Array:
+    """Return the only name of each list.
+
+    Raises:
+        DataError: for a row of several names.
+    """
+    values = held.to_pylist()
+    several = next((i for i, given in enumerate(values) if given is not None and len(given) > 1), None)
+    if several is not None:
+        raise DataError(
+            f"{source}: column {name!r} holds lists, and row {several + 1} has {len(values[several])} names; expected "
+            "one per row. Keep one of them, or take each as a caption (data.columns.caption=NAME)."
+        )
+    return pa.array([given[0] if given else None for given in values], held.type.value_type)
+
+
+def _composed(held: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Return names in the composed Unicode form: a Mac writes `é` as two signs, and it is the same class."""
+    known = {v: unicodedata.normalize("NFC", v) for v in pc.unique(held).to_pylist() if v is not None}
+    if all(v == composed for v, composed in known.items()):
+        return held
+    return pa.array([None if v is None else known[v] for v in held.to_pylist()], pa.string())
+
+
+def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return whole numbers where all are, and nothing for NaN: years become 2024.0 beside a missing one."""
+    if not pa.types.is_floating(held.type):
+        return held
+    values = [None if v is None or math.isnan(v) else v for v in held.to_pylist()]
+    whole = all(v is None or (v.is_integer() and abs(v) < 2**53) for v in values)
+    return pa.chunked_array([pa.array(values).cast(pa.int64() if whole else pa.float64())])
+
+
+def _captions(columns: pa.Table, problems: list[Problem]) -> pa.Table:
+    """Return captions as text; those of other kinds are set aside, and those with a NUL: what is read is no text."""
+    if "caption" not in columns.column_names:
+        return columns
+    held = columns.column("caption")
+    values = held.to_pylist()
+    if not (pa.types.is_string(held.type) or pa.types.is_large_string(held.type)):
+        values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
+        found = [(i, v) for i, v in enumerate(values) if v is not None and not isinstance(v, str)]
+        problems += [(i, "bad-row", f"the caption is {kind_of(v)} (expected text)") for i, v in found]
+    texts = [v if isinstance(v, str) else None for v in values]
+    problems += [
+        (i, "bad-row", f"the caption holds a NUL character: {v[:60]!r}; is the file of another encoding?")
+        for i, v in enumerate(texts)
+        if v is not None and "\0" in v
+    ]
+    return replaced(columns, "caption", pa.array(texts, pa.string()))
+
+
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
+
+
+def _times(held: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return whole or decimal numbers where every cell holds one, else the text; `007` and dates stay text."""
+    if not pa.types.is_string(held.type):
+        return held
+    given = [v for v in pc.unique(held).to_pylist() if v is not None]
+    if given and all(_WHOLE.fullmatch(v) for v in given):
+        return held.cast(pa.int64())
+    if given and all(re.fullmatch(r"-?\d+\.\d+|-?(0|[1-9]\d*)", v) for v in given):
+        return held.cast(pa.float64())
+    return held
+
+
+def texts_of(columns: pa.Table, given: Container[int]) -> tuple[pa.Table, list[Problem]]:
+    """Give every sample a text: an empty caption becomes the class name; a sample with neither is set aside.
+
+    Data without any caption keep none: they are learned and measured by their class names.
+
+    Args:
+        columns: with canonical names.
+        given: rows that are set aside already.
+    """
+    count = columns.num_rows
+    name = next((n for n in ("class_name", "class_key") if n in columns.column_names), None)
+    classes = columns.column(name).to_pylist() if name else [None] * count
+    spoken = [c if c is not None and not is_blank(c) else None for c in classes]
+    if "caption" not in columns.column_names:
+        return columns, [
+            (i, "missing-label", f"column {name!r} is empty")
+            for i, c in enumerate(spoken)
+            if c is None and i not in given
+        ]
+    captions = columns.column("caption").to_pylist()
+    filled = [c if c is not None and not is_blank(c) else s for c, s in zip(captions, spoken, strict=True)]
+    problems = [
+        (i, "empty-caption", "and no class name instead" if name else "")
+        for i, c in enumerate(filled)
+        if c is None and i not in given
+    ]
+    if any(c is not None and not is_blank(c) for c in captions):
+        columns = replaced(columns, "caption", pa.array(filled, pa.string()))
+    elif name:
+        columns = columns.remove_column(columns.column_names.index("caption"))
+    return columns, problems

@@ -1,0 +1,69 @@
+"""What class names hold that nobody would say: numbers, codes, several names in one, underscores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from everclip.data.wording import counted
+
+_CODE = re.compile(
+    r"\s*((class|label|cls|category|cat|id|c|type|group|object|obj)[-_ ]?)?[-+]?\d+(\.\d+)?\s*|true|false|n\d{8}",
+    re.IGNORECASE,
+)
+"""Names that say nothing: 7, 1.0, class_3, c_12, True, and ImageNet's n02123045."""
+_UNSPOKEN = re.compile(r"\w_\w|^\d+[._]+\s*[^\W\d]")
+
+
+class NameNote(NamedTuple):
+    """What is wrong with names of classes, and what to do about it."""
+
+    level: Literal["mend", "note"]
+    code: str
+    message: str
+    remedy: str
+
+
+def names_of_classes(names: Sequence[str]) -> Iterator[NameNote]:
+    """Yield what names hold that nobody would say: numbers and codes, several names in one, underscores."""
+    if len(names) > 1 and all(map(_CODE.fullmatch, names)):
+        numbers = all(name.strip().isdecimal() for name in names)
+        yield NameNote(
+            level="mend",
+            code="numbers",
+            message=f"classes are called by {'numbers' if numbers else 'numbers or codes'} ({listed_names(names[:3])})",
+            remedy="A CLIP learns and finds classes by their names: put them, a line each, into classnames.txt beside "
+            "the data; in a table map numbers to words in the column `class_name` (columns.class_key=NAME keeps them).",
+        )
+    known = {name.strip() for name in names}
+    several = [n for n in names if any(known & set(map(str.strip, n.split(s))) for s in "|;," if s in n)]
+    if several:
+        yield NameNote(
+            level="mend",
+            code="several-names",
+            message=f"{counted(len(several), 'class name looks', 'class names look')} like several in one cell: "
+            f"{listed_names(several[:3])}",
+            remedy="Each is a class of its own here. Give a picture one class, or its names as captions.",
+        )
+    odd = [name for name in names if _UNSPOKEN.search(name) and not _CODE.fullmatch(name)]
+    if odd:
+        yield NameNote(
+            level="note",
+            code="written-names",
+            message=f"{counted(len(odd), 'class name holds', 'class names hold')} underscores or a number in front: "
+            f"{listed_names(odd[:3])}",
+            remedy="The model reads names as they stand, and was trained on words: write 'golden retriever', not "
+            "'golden_retriever'.",
+        )
+
+
+def notes_on_names(names: Sequence[str]) -> list[str]:
+    """Return a line for each thing that `names_of_classes` finds, as `eval`, `init-config` and a run print it."""
+    return [f"{found.message}. {found.remedy}" for found in names_of_classes(names)]
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Return the first ten names, quoted, and how many more there are."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(repr(name) for name in names[:10]) + more

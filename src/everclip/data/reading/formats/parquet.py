@@ -1,0 +1,130 @@
+"""Parquet: small files in memory, large ones through a memory-mapped Arrow file; row groups are read one by one.
+
+`datasets` reads Parquet as well, but gives up the whole file for one damaged row group; what it writes into the
+schema (`ClassLabel` names, `Image`) is read with its own `Features`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from everclip.data.reading.formats.raw import Raw, require_few
+from everclip.data.reading.quarantine import DamagedFileError, Entry
+from everclip.data.reading.spill import mapped, spilled
+from everclip.errors import DataError
+from everclip.files import cache_folder
+
+IN_MEMORY = 256 * 1024 * 1024
+"""Parquet files up to this size are held in memory."""
+
+_ROWS = 256  # at a time
+_BUFFER = 1024 * 1024
+# A few kilobytes can stand for any number of equal rows.
+_LEAST_UNPACKED = 4 * IN_MEMORY
+_MOST_TIMES = 100
+_MOST_LOST = 1_000_000
+
+log = logging.getLogger(__name__)
+
+
+def read_parquet(path: Path) -> Raw:
+    """Read a `.parquet` file; rows of a damaged row group are set aside.
+
+    Raises:
+        DamagedFileError: if the file as a whole cannot be read.
+    """
+    broken: list[Entry] = []
+    numbers: list[int] = []
+    try:
+        # Buffered: a row group can be as large as the file, and its columns would be read in one piece.
+        with pq.ParquetFile(path, memory_map=False, buffer_size=_BUFFER, pre_buffer=False) as file:
+            require_few(file.schema_arrow.names, str(path))
+            schema = file.schema_arrow
+            batches = _batches(path, file, numbers, broken)
+            if path.stat().st_size <= IN_MEMORY:
+                columns = pa.Table.from_batches(list(batches), schema)
+            else:
+                columns = _mapped(path, batches, schema, numbers, broken)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFileError(f"{path}: not a readable Parquet file ({error}).") from error
+    return Raw(path.name, with_class_names(columns), numbers, broken, root=path.parent)
+
+
+def _batches(
+    path: Path, file: pq.ParquetFile, numbers: list[int], broken: list[Entry]
+) -> Iterator[pa.RecordBatch]:
+    start, unpacked, most = 0, 0, max(_LEAST_UNPACKED, _MOST_TIMES * path.stat().st_size)
+    for group in range(file.num_row_groups):
+        rows, done = file.metadata.row_group(group).num_rows, 0
+        try:
+            for batch in file.iter_batches(_ROWS, row_groups=[group], use_threads=False):
+                unpacked += batch.nbytes
+                if unpacked > most:
+                    raise DataError(
+                        f"{path}: unpacks to more than {most:,} bytes, {most // path.stat().st_size:,} times its size."
+                    )
+                numbers.extend(range(start + done + 1, start + done + batch.num_rows + 1))
+                done += batch.num_rows
+                yield batch
+            problem = f"holds {done} rows, its head says {rows}" if done != rows else None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problem = str(error)[:120]
+        if problem is not None:
+            detail = f"row group {group + 1} is damaged ({problem})"
+            # A damaged head may claim any number of rows.
+            lost = range(start + done + 1, start + 1 + done + min(max(rows - done, 1), _MOST_LOST))
+            broken += [Entry(row, f"{path.name}, row {row}", "bad-row", detail) for row in lost]
+        start += max(rows, done)
+
+
+def _mapped(
+    path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema, numbers: list[int], broken: list[Entry]
+) -> pa.Table:
+    """Return the rows from an Arrow file in the cache, which is written the first time."""
+    facts = path.stat()
+    key = hashlib.sha256(
+        f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()
+    ).hexdigest()
+    kept = cache_folder() / "rows" / f"{key[:32]}.arrow"
+    try:
+        if kept.is_file():
+            columns = mapped(kept)
+            numbers.extend(range(1, columns.num_rows + 1))
+            return columns
+    except (pa.ArrowException, OSError) as error:
+        log.warning("%s: damaged (%s); %s is read anew.", kept, error, path)
+    columns = spilled(batches, schema, kept)
+    if broken:
+        with contextlib.suppress(OSError):
+            kept.unlink(missing_ok=True)  # the next load must find the damage again
+    return columns
+
+
+def with_class_names(columns: pa.Table) -> pa.Table:
+    """Replace the numbers of `ClassLabel` columns by their names, as `datasets` wrote them into the schema."""
+    if b"huggingface" not in (columns.schema.metadata or {}):
+        return columns
+    from datasets import ClassLabel, Features
+
+    try:
+        features: dict[str, Any] = dict(Features.from_arrow_schema(columns.schema))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return (
+            columns  # written by a version of `datasets` with other kinds of features: the plain types remain
+        )
+    for index, name in enumerate(columns.column_names):
+        feature = features.get(name)
+        if isinstance(feature, ClassLabel) and pa.types.is_integer(columns.column(index).type):
+            names, values = feature.names, columns.column(index).to_pylist()
+            spoken = [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
+            columns = columns.set_column(index, name, pa.array(spoken, pa.string()))
+    return columns

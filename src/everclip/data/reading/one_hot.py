@@ -1,0 +1,69 @@
+"""Tables with a column of 0 and 1 per class, as Roboflow (`_classes.csv`) and Kaggle write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pyarrow as pa
+
+from everclip.data.reading.columns import is_known_name
+from everclip.data.reading.formats.raw import Raw
+
+_ONE = frozenset(("1", "1.0", "true"))
+_ZERO = frozenset(("0", "0.0", "false", ""))
+CLASS = "class_name"
+
+
+def with_classes(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> tuple[Raw, list[str]]:
+    """Add the class of every row where each class has a column of 0 and 1.
+
+    Args:
+        raw: the rows; the picture's column is known.
+        names: canonical names to columns so far; `class_name` is added.
+        given: what the user says; nothing is guessed against it.
+
+    Returns:
+        The rows, and lines for people. A row with no class or several is set aside.
+    """
+    if "image" not in names or {"caption", CLASS, "class_key"} & (set(names) | set(given)):
+        return raw, []
+    marks = {
+        column: found
+        for column in raw.columns.column_names
+        if column not in names.values()
+        and not is_known_name(column)
+        and (found := _marked(raw.columns.column(column)))
+    }
+    held = [[c for c, column in marks.items() if column[row]] for row in range(raw.columns.num_rows)]
+    if len(marks) < 2 or 2 * sum(len(classes) == 1 for classes in held) < len(held):
+        return raw, []
+    column = pa.array([classes[0] if len(classes) == 1 else None for classes in held], pa.string())
+    flaws = dict(raw.flaws)
+    for row, classes in enumerate(held):
+        if not classes:
+            flaws[row] = ("missing-label", f"no class is marked (of {', '.join([*marks][:5])})")
+        elif len(classes) > 1:
+            flaws[row] = (
+                "missing-label",
+                f"{len(classes)} classes are marked ({', '.join(classes[:5])}); expected one",
+            )
+    names[CLASS] = CLASS
+    table = raw.columns.append_column(CLASS, column)
+    lines = [f"{CLASS} = the column that holds 1, of {len(marks)} ({', '.join([*marks][:5])})"]
+    return replace(raw, columns=table, flaws=flaws), lines
+
+
+def _marked(column: pa.ChunkedArray) -> list[bool] | None:
+    """Return which rows hold 1, if all others hold 0 or nothing."""
+    kind = column.type
+    if not (
+        pa.types.is_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_floating(kind)
+    ):
+        return None
+    cells = ["" if v is None else str(v).strip().lower() for v in column.to_pylist()]
+    kinds = set(cells)
+    return [cell in _ONE for cell in cells] if kinds <= _ONE | _ZERO and kinds != {""} else None

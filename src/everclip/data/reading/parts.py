@@ -1,0 +1,193 @@
+"""One file in canonical columns: which column is which, where its pictures lie, and which rows cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from everclip.data.pictures.location import shared_places
+from everclip.data.reading.box_tables import with_row_per_picture
+from everclip.data.reading.canonical import named, odd_values, plain, spread_captions, texts_of
+from everclip.data.reading.caption_cells import caption_notes, texts_of_objects, unpacked
+from everclip.data.reading.caption_columns import with_caption_columns
+from everclip.data.reading.columns import choose, describe, is_known_name, renamed
+from everclip.data.reading.content_columns import columns_by_content, numbers_remedy, picture_column
+from everclip.data.reading.formats.raw import Raw
+from everclip.data.reading.names_of_files import UnlabelledError
+from everclip.data.reading.near_files import is_absolute
+from everclip.data.reading.one_hot import with_classes
+from everclip.data.reading.picture_folder import SAMPLE, picture_folder
+from everclip.data.reading.quarantine import Entry, Quarantine
+from everclip.data.reading.references import Resolver, image_places
+from everclip.data.reading.spec import DataSpec
+from everclip.data.table import replaced
+from everclip.errors import DataError
+
+
+@dataclass
+class Part:
+    """One file in canonical columns.
+
+    Attributes:
+        columns: `image` holds positions among `pictures`.
+        pictures: of type `everclip.data.pictures.location.PLACE`, one per row of the file.
+        origin: each row's position in the file.
+        broken: rows that are set aside, and why.
+    """
+
+    raw: Raw
+    columns: pa.Table
+    pictures: pa.ChunkedArray
+    origin: Sequence[int]
+    broken: dict[int, tuple[str, str]]
+
+    def entries(self, broken: Mapping[int, tuple[str, str]], start: int) -> list[Entry]:
+        """Return the quarantine's entries of this file, in order of its rows.
+
+        Args:
+            broken: positions among the rows of all files.
+            start: position of this file's first row among them.
+        """
+        mine = list(self.raw.broken)
+        for position, row in enumerate(self.origin):
+            if start + position in broken:
+                found = broken[start + position]
+                place = self.pictures[row]
+                path = place["path"].as_py() if place["offset"].as_py() is None else None
+                mine.append(Entry(self.raw.number(row), self.raw.row_name(row), *found, path=path or ""))
+        return sorted(mine, key=lambda entry: entry.row or 0)
+
+
+def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]]:
+    """Return a file, which of its columns is which, and a line per guess.
+
+    Raises:
+        ConfigError: for a canonical name that does not exist.
+        DataError: for a column that does not exist, or two that could be meant.
+    """
+    names, lines = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
+    lines += columns_by_content(raw, names, spec.columns)
+    raw, classes = with_classes(raw, names, spec.columns)
+    lines += classes
+    raw = with_row_per_picture(raw, names, lines)
+    return with_caption_columns(raw, names, spec.columns, lines), names, lines
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the paths of a table start, and where the files of its URLs are; `None` = as the table says.
+
+    Attributes:
+        root: folder that paths are relative to.
+        downloads: folder of downloaded files.
+    """
+
+    root: Path | None = None
+    downloads: Path | None = None
+
+
+def part_of(raw: Raw, names: Mapping[str, str], spec: DataSpec, places: Places, labelled: bool) -> Part:
+    """Bring one file to canonical columns; `raw.notes` takes what people should know.
+
+    Raises:
+        DataError: for data without pictures, or without captions and classes where they are needed.
+    """
+    _require(names, raw, labelled)
+    columns, unread = plain(renamed(raw.columns, names))
+    resolver = Resolver(
+        _start(raw, columns.column("image"), places.root),
+        places.downloads,
+        places.root if raw.root_fixed else None,
+    )
+    pictures, missing = image_places(columns.column("image"), resolver, raw.name)
+    raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
+    columns = replaced(columns, "image", shared_places(pictures))
+    columns, objects, odd = texts_of_objects(columns, raw.name)
+    columns, listed = unpacked(columns, raw.name)
+    columns, origin = spread_captions(columns)
+    flaws = [(row, *flaw) for row, flaw in raw.flaws.items()]
+    unusable = (*missing, *unread, *flaws, *odd, *odd_values(raw.odd, names))
+    by_row = {row: (reason, detail) for row, reason, detail in unusable}
+    broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
+    columns, problems = named(columns, raw.name, raw.textual)
+    broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
+    raw.notes += [*objects, *listed, *caption_notes(columns, raw.name)]
+    if labelled:
+        columns, problems = texts_of(columns, broken)
+        broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
+    for name, value in (("split", raw.split), ("language", spec.language)):
+        if value is not None and name not in columns.column_names:
+            columns = columns.append_column(name, pa.array([value] * columns.num_rows, pa.string()))
+    if "class_key" not in columns.column_names and "class_name" in columns.column_names:
+        columns = columns.append_column("class_key", columns.column("class_name"))
+    return Part(raw, columns, pictures, origin, broken)
+
+
+def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
+    """Return the folder that paths start from and may not leave; `None` where they are taken as they are."""
+    if not raw.confined:
+        return None
+    if raw.root_fixed or root is not None or raw.root is None or not pa.types.is_string(images.type):
+        return raw.root if raw.root_fixed or root is None else root
+    step = max(1, len(images) // SAMPLE)
+    paths = [v for v in images.take(pa.array(range(0, len(images), step), pa.int64())).to_pylist() if v]
+    folder, line = picture_folder(raw.root, [v for v in paths if "://" not in v and not is_absolute(v)])
+    raw.notes += [f"{raw.name}: {line}"] if line else []
+    return folder
+
+
+def _of_lists(raw: Raw) -> str:
+    """Return a sentence about columns that are called after classes, and hold several in a row."""
+    several = [
+        field.name
+        for field in raw.columns.schema
+        if pa.types.is_list(field.type)
+        and is_known_name(field.name)
+        and pa.types.is_string(field.type.value_type)
+    ]
+    if not several:
+        return ""
+    return (
+        f" {several[0]!r} holds lists: several classes of one picture are not told apart; keep one of them, or "
+        f"make each a caption with data.columns.caption={several[0]}."
+    )
+
+
+def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
+    """Refuse data without pictures, or with neither captions nor classes where they are needed."""
+    held = describe(raw.columns.column_names)
+    if raw.broken and not raw.columns.num_rows:
+        # Columns are known from rows: without one there is nothing to say about them.
+        raise DataError(Quarantine(raw.name, len(raw.broken), tuple(raw.broken)).table())
+    if raw.broken:
+        held += (
+            f" ({Quarantine(raw.name, raw.columns.num_rows + len(raw.broken), tuple(raw.broken)).summary()})"
+        )
+    # How the file was read may be why a column is missing.
+    guessed = "".join(f"\n  ({line})" for line in raw.notes[:3])
+    if "image" not in names:
+        near = picture_column(raw.columns, names)
+        remedy = (
+            f"The cells of {near!r} name pictures: say data.columns.image={near}."
+            if near is not None
+            else "Name it with data.columns.image=NAME."
+        )
+        if len(raw.columns.column_names) == 1 and raw.textual:
+            remedy = "There is one column: say what separates the cells with data.separator=CHARACTER."
+        elif labelled and not {"caption", "class_name", "class_key"} & set(names):
+            remedy += " Say also which column holds texts: data.columns.caption=NAME or data.columns.class_name=NAME."
+        raise DataError(
+            f"{raw.name}: no column `image` (bytes, paths or URLs); columns are {held}. {remedy}{guessed}"
+        )
+    if labelled and not {"caption", "class_name", "class_key"} & set(names):
+        if raw.class_in_name:
+            raise UnlabelledError(raw.unlabelled, raw.class_in_name)
+        raise DataError(
+            raw.unlabelled
+            or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
+            'with data.columns.caption=NAME (several: "NAME, OTHER") or data.columns.class_name=NAME.'
+            + f"{_of_lists(raw)}{numbers_remedy(raw)}{guessed}"
+        )

@@ -1,0 +1,225 @@
+"""Reading what the user names: find it, read it, bring it to canonical columns, look at every picture."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from everclip.config import validated
+from everclip.data.pictures.location import PLACE, with_contents
+from everclip.data.pictures.rendering import COLUMN, Rendering, renderings
+from everclip.data.reading.examine import Examined, Tick, examine
+from everclip.data.reading.formats.raw import Raw
+from everclip.data.reading.identity import with_ids
+from everclip.data.reading.locate import located
+from everclip.data.reading.parts import Part, Places, columns_of, part_of
+from everclip.data.reading.quarantine import Quarantine, require_enough
+from everclip.data.reading.spec import DataSpec
+from everclip.data.sampling.splits import side_of
+from everclip.data.table import Pictures, Table, replaced
+from everclip.errors import ConfigError
+from everclip.files import user_path
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What reading gives.
+
+    Attributes:
+        table: the usable samples in canonical columns.
+        quarantine: the others, with reasons.
+        columns: canonical names to those of the source, as given or guessed.
+        guesses: one line per guess, for people.
+        facts: per row of `table`: `width`, `height` (upright, in pixels), `bytes`, `mode`, `format`, `frames`, `dhash`
+            (64-bit difference hash), `sha256`, `span`, `background` and `blank`.
+    """
+
+    table: Table
+    quarantine: Quarantine
+    columns: dict[str, str]
+    guesses: tuple[str, ...]
+    facts: pa.Table
+
+
+def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, labelled: bool = True) -> Loaded:
+    """Read the data that a `data:` block names.
+
+    Args:
+        spec: the block.
+        root: folder that relative paths start from.
+        tick: called with (pictures looked at, all pictures) now and then.
+        labelled: whether captions or classes are needed.
+
+    Raises:
+        ConfigError: for an unknown source or option.
+        DataError: for unreadable data, or a larger share of unusable rows than `spec.quarantine_limit`.
+    """
+    resolve_from = None if spec.root is None else (root or Path()) / os.path.expanduser(spec.root)
+    downloads = None if spec.downloads is None else (root or Path()) / os.path.expanduser(spec.downloads)
+    for key, folder in (("root", resolve_from), ("downloads", downloads)):
+        if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
+            raise ConfigError(f"data.{key}: {folder}: no such folder.")
+    return _loaded(located(spec, root, labelled), spec, Places(resolve_from, downloads), tick, labelled)
+
+
+def read_rows(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Mapping[str, str] | None = None,
+    name: str = "rows",
+    root: Path | None = None,
+    quarantine_limit: float = 0.01,
+) -> Loaded:
+    """Read rows that a program gives.
+
+    Args:
+        rows: mappings of column to value; a picture is encoded bytes, a path or a PIL picture.
+        columns: canonical names to those of the rows; what is not given is guessed where it is obvious.
+        name: what messages call them.
+        root: folder that paths start from, and may not leave; without it they are taken as they are.
+        quarantine_limit: above this share of unusable rows reading stops.
+
+    Raises:
+        DataError: for rows that hold no pictures, or too many unusable ones.
+    """
+    from everclip.data.reading.formats.rows import read_mappings
+
+    given = {"columns": {} if columns is None else columns, "quarantine_limit": quarantine_limit}
+    spec = validated(DataSpec, {"source": name, **given}, "read_rows")
+    root = None if root is None else user_path(root, "read_rows: root")
+    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, Places(), None)
+
+
+def _loaded(
+    raws: Sequence[Raw],
+    spec: DataSpec,
+    places: Places,
+    tick: Tick | None,
+    labelled: bool = True,
+) -> Loaded:
+    found = [columns_of(raw, spec) for raw in _with_rows(raws)]
+    raws = [raw for raw, _, _ in found]
+    parts = [part_of(raw, names, spec, places, labelled) for raw, names, _ in found]
+    lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, _, guesses in found])
+    columns, pictures = _chained(parts)
+    starts = _starts([len(part.origin) for part in parts])
+    broken = {
+        start + i: why for part, start in zip(parts, starts, strict=True) for i, why in part.broken.items()
+    }
+    at = columns.column("image").to_numpy()
+    wanted = sorted({int(at[row]) for row in range(len(at)) if row not in broken})
+    seen = examine(pictures, wanted, tick, rendering=Rendering(spec.background, spec.bits))
+    bad = {position: (reason, detail) for position, reason, detail in seen.bad}
+    broken |= {row: bad[int(at[row])] for row in range(len(at)) if row not in broken and int(at[row]) in bad}
+    hashes: list[str | None] = [None] * len(pictures)
+    sizes: list[int | None] = [None] * len(pictures)
+    known = (seen.facts.column(name).to_pylist() for name in ("sha256", "bytes"))
+    for position, key, size in zip(seen.good, *known, strict=True):
+        hashes[position], sizes[position] = key, size
+    owners = [part.raw.name for part in parts for _ in part.origin]
+    trusted = all("image_id" in raw.known for raw in raws)
+    columns, more = with_ids(columns, [hashes[i] for i in at], owners, broken, trusted)
+    columns, rendered = _with_renderings(columns, at, seen, spec)
+    more += rendered
+    rows = np.asarray([row for row in range(len(at)) if row not in broken], np.int64)
+    quarantine = Quarantine(
+        spec.label,
+        columns.num_rows + sum(len(raw.broken) for raw in raws),
+        tuple(e for part, start in zip(parts, starts, strict=True) for e in part.entries(broken, start)),
+        _sides(columns, broken),
+        spec.counts == "required",
+        spec.damaged_archives,
+    )
+    require_enough(quarantine, spec.quarantine_limit)
+    name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name
+    table = Table(columns, rows, name, Pictures(with_contents(pictures, hashes, sizes)))
+    facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
+    chosen = {wanted: column for _, names, _ in found for wanted, column in names.items()}
+    return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)
+
+
+def _with_rows(raws: Sequence[Raw]) -> Sequence[Raw]:
+    """Return the parts that have rows; what the others could not give is counted with the first."""
+    held = [raw for raw in raws if raw.columns.num_rows or not raw.broken]
+    if len(held) < len(raws) and held:
+        empty = [raw for raw in raws if not raw.columns.num_rows and raw.broken]
+        held[0].broken += [entry for raw in empty for entry in raw.broken]
+        return held
+    return raws
+
+
+def _with_renderings(
+    columns: pa.Table, at: np.ndarray, seen: Examined, spec: DataSpec
+) -> tuple[pa.Table, list[str]]:
+    """Add how each row's picture becomes RGB, where the file alone does not decide; and lines for people."""
+    spans, backgrounds = (seen.facts.column(name).to_pylist() for name in ("span", "background"))
+    chosen, lines = renderings(spans, backgrounds, spec.background, spec.bits)
+    if any(chosen):
+        of_picture = dict(zip(seen.good, chosen, strict=True))
+        values = [of_picture.get(int(position)) for position in at]
+        columns = replaced(columns, COLUMN, pa.array(values, pa.string()))
+    return columns, lines
+
+
+def _sides(columns: pa.Table, broken: Mapping[int, Any]) -> dict[str, tuple[int, int]]:
+    """Return rows set aside and all rows per side, if any were; rows that no reader could give have no side."""
+    if not broken or "split" not in columns.column_names:
+        return {}
+    marks = ["" if mark is None else str(side_of(mark)) for mark in columns.column("split").to_pylist()]
+    held, gone = Counter(marks), Counter(marks[row] for row in broken)
+    return {side: (gone[side], held[side]) for side in sorted(gone) if side}
+
+
+def _spoken(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:
+    """Return the guesses as lines; what is guessed for every file alike is said once."""
+    common = [line for line in guesses[0] if all(line in mine for mine in guesses)]
+    own = [
+        f"{raw.name}: {line}"
+        for raw, mine in zip(raws, guesses, strict=True)
+        for line in mine
+        if line not in common
+    ]
+    return common + own
+
+
+def _chained(parts: Sequence[Part]) -> tuple[pa.Table, pa.ChunkedArray]:
+    """Chain the rows and the pictures of several files."""
+    tables = [
+        replaced(part.columns, "image", pc.add(part.columns.column("image"), start))
+        for part, start in zip(parts, _starts([len(part.pictures) for part in parts]), strict=True)
+    ]
+    pictures = pa.chunked_array([chunk for part in parts for chunk in part.pictures.chunks], PLACE)
+    return _joined(tables), pictures
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [int(n) for n in np.cumsum([0, *lengths])[:-1]]
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Chain the rows of several files; columns that clash in type become text."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        pass
+    kinds: dict[str, set[pa.DataType]] = {}
+    for table in tables:
+        for field in table.schema:
+            kinds.setdefault(field.name, set()).add(field.type)
+    plain_tables = []
+    for table in tables:
+        for index, name in enumerate(table.column_names):
+            if len(kinds[name]) > 1:
+                values = [
+                    v if v is None or isinstance(v, str) else str(v) for v in table.column(index).to_pylist()
+                ]
+                table = table.set_column(index, name, pa.array(values, pa.string()))
+        plain_tables.append(table)
+    return pa.concat_tables(plain_tables, promote_options="default")

@@ -1,0 +1,121 @@
+"""The `data:` block: where samples come from and how their columns are called, validated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from everclip.config import Frozen
+from everclip.data.pictures.background import AUTO, check_colour
+from everclip.data.reading.formats.settings import Reading, known_encoding, known_separator
+
+CANONICAL = (
+    "id",
+    "image_id",
+    "image",
+    "caption",
+    "keywords",
+    "class_key",
+    "class_name",
+    "concept",
+    "language",
+    "time",
+    "split",
+)
+"""The columns that everclip knows by name; others may be used in conditions."""
+
+
+def _pattern(value: str | None) -> str | None:
+    from everclip.data.reading.names_of_files import checked_pattern
+
+    return None if value is None else checked_pattern(value)
+
+
+class DataSpec(Frozen):
+    """Where the samples come from.
+
+    Attributes:
+        source: `builtin:emoji`; `catalog:NAME` (a public data set, `everclip ls datasets`);
+            `hub:OWNER/NAME[@revision]`; a folder of class folders, of images with a metadata file, of `.parquet` files
+            or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.json`, `.txt`, `.parquet` or `.tar` file; a pattern with
+            `*`; several of these. `${VAR}` and `~` are expanded.
+        columns: canonical names to those of the source, or to their numbers from 1; what is not given is guessed where
+            it is obvious.
+        encoding: of CSV, TSV, JSON and text files (`utf-8`, `cp1252`, `utf-16`...); default: detected.
+        separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: detected.
+        header: whether the first line of a CSV, TSV or text table names the columns; default: detected.
+        language: of the texts, where no column says it.
+        styles: of `builtin:emoji`.
+        split: the split of a hub data set; all of them, named in the column `split`, if not given.
+        root: folder that image paths are relative to and may not leave; default: the table's own. Of
+            `catalog:NAME`: the folder that holds the data sets; default: the environment variable EVERCLIP_DATA.
+        place: where the data set of `catalog:NAME` is, if not below the root: a folder, a table, `hub:OWNER/NAME`.
+        counts: whether an incomplete `catalog:NAME` is refused or noted.
+        damaged_archives: whether damaged `.tar` and `.parquet` files are refused, or what is whole in them is read and
+            the rest noted.
+        downloads: folder that holds what URLs point to.
+        background: what pictures with transparency are laid on: a colour, or `auto` (white, and black where a picture
+            would vanish on white).
+        bits: how many bits of a value are used in pictures with more than 8; default: guessed from the values.
+            Floating-point values up to 1 are shares, to which it does not apply.
+        class_in_name: how a class stands in the name of each picture, where nothing else says it: `{class}_#` reads
+            `cat_001.jpg`; `#` is a number, `*` anything.
+        quarantine_limit: above this share of unusable rows reading stops.
+    """
+
+    source: str | tuple[str, ...]
+    columns: dict[str, str] = Field(default_factory=dict)
+    encoding: str | None = None
+    separator: str | None = None
+    header: bool | None = None
+    language: str | None = None
+    styles: list[str] | None = None
+    split: str | None = None
+    root: str | None = None
+    place: str | None = None
+    counts: Literal["required", "noted"] = "required"
+    damaged_archives: Literal["refused", "noted"] = "refused"
+    downloads: str | None = None
+    background: Annotated[str, AfterValidator(check_colour)] = AUTO
+    bits: int | None = Field(None, ge=8, le=32)
+    class_in_name: Annotated[str | None, AfterValidator(_pattern)] = None
+    quarantine_limit: float = Field(0.01, ge=0, le=1)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Any) -> Any:
+        """Read `columns.time=` and `{time: }` as `{time: ""}`: no such column; and numbers of columns as text."""
+        if not isinstance(value, dict):
+            return value
+        return {k: "" if v is None else str(v) if type(v) is int else v for k, v in value.items()}
+
+    @field_validator("encoding")
+    @classmethod
+    def _a_known_encoding(cls, value: str | None) -> str | None:
+        return None if value is None else known_encoding(value)
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        return None if value is None else known_separator(value)
+
+    @property
+    def reading(self) -> Reading:
+        """What is said about tables and text files."""
+        return Reading(self.encoding, self.separator, self.header)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources as a tuple, also where only one is given."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def is_catalog(self) -> bool:
+        """Whether it names a public data set, which has a split of its own."""
+        return isinstance(self.source, str) and self.source.startswith("catalog:")
+
+    @property
+    def label(self) -> str:
+        """What messages call the data."""
+        return ", ".join(self.sources)

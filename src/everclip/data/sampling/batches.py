@@ -1,0 +1,225 @@
+"""From streams to batches: which samples a step takes, decoded and tokenised ahead of time in threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from everclip.config import AugmentConfig, CaptionConfig
+from everclip.contracts import Stream
+from everclip.data.pictures.images import ImageStore, PixelFormat
+from everclip.data.sampling.augmentation import augment
+from everclip.data.sampling.captions import draw_caption
+from everclip.data.sampling.order import generator, key_of, place, share
+from everclip.data.sampling.same_texts import Tokenise, first_equal, token_keys
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Turns (stream, step) into tensors; a pure function of its settings, so any step can be asked for.
+
+    Attributes:
+        pixels: what the image tower takes.
+        preprocess: the backbone's own transform, for the view `eval`.
+        tokenise: texts to token ids `(N, L)`.
+        augment, captions: settings of the view `train`; `augment` may be `None`: the transform of evaluation.
+        seed: the run's seed.
+        store: keeps decoded pictures.
+        rank, world: this process and how many there are; each takes its slice of the same global batch.
+        needed: how many tokens of texts `(C, L)` the model reads before it pools; `None` where it reads all. Asked
+            here, where ids lie on the CPU: asking in a step would wait for the device.
+    """
+
+    pixels: PixelFormat
+    preprocess: Callable[[Any], torch.Tensor]
+    tokenise: Tokenise
+    augment: AugmentConfig | None
+    captions: CaptionConfig
+    seed: int
+    store: ImageStore
+    rank: int = 0
+    world: int = 1
+    needed: Callable[[torch.Tensor], int | None] = lambda tokens: None
+    _class_tokens: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
+    _class_same: dict[tuple[str, ...], torch.Tensor | None] = field(default_factory=dict)
+
+    def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
+        """Return this process's samples of one step as (table, position) pairs."""
+        local = share_of(stream.batch_size, self.world)
+        start = step * stream.batch_size + self.rank * local
+        size = stream_size(stream)
+        stop = min(start + local, size) if stream.order == "once" else start + local
+        return [self._one(stream, scope, position) for position in range(start, stop)]
+
+    def _one(self, stream: Stream, scope: str, position: int) -> tuple[Table, int]:
+        which, inner = (
+            (0, position)
+            if len(stream.sources) == 1
+            else share(position, [source.weight for source in stream.sources])
+        )
+        table = stream.sources[which].table
+        return table, place(inner, len(table), stream.order, f"{self.seed}/{scope}/{which}")
+
+    def batch(self, stream: Stream, scope: str, step: int) -> dict[str, Any]:
+        """Return the columns of one step.
+
+        Args:
+            stream: what to read.
+            scope: names task, phase and stream; enters every random draw.
+            step: 0-based step within the phase.
+
+        Returns:
+            `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
+            `(N,)` int64 (equal keys mark captions of the same tokens, or the same picture), `label` `(N,)` with
+            `class_tokens` `(C, L)` (first template of each class) and `class_length` (what `needed` says of them), `id`
+            (list of N), as far as `stream.columns` asks. Where classes have the same tokens, `class_same` `(C,)` int64
+            holds for each the position of the first of them.
+        """
+        rows = self.places(stream, scope, step)
+        draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
+        batch: dict[str, Any] = {"id": [table.ids[i] for table, i in rows]}
+        if "image" in stream.columns:
+            own = self._fixed_draws(rows, scope) if self.augment is not None and self.augment.fixed else draws
+            pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, own, strict=True)]
+            # The last batch of a pass may leave a process without samples.
+            side = self.pixels.size
+            batch["image"] = torch.stack(pictures) if pictures else torch.zeros(0, 3, side, side)
+        if {"tokens", "text_embedding"} & set(stream.columns):
+            texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
+            batch["caption"] = texts
+            tokens = self.tokenise(texts) if texts else self.tokenise([""])[:0]
+            if "tokens" in stream.columns:
+                batch["tokens"] = tokens
+            batch["text_key"] = _keys([row.tobytes().hex() for row in tokens.numpy()])
+            batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
+        if "label" in stream.columns:
+            batch["label"] = _labels(stream, rows)
+            if (same := self.class_same(stream)) is not None:
+                batch["class_same"] = same
+            if "class_embedding" not in stream.columns:
+                batch["class_tokens"] = self.class_tokens(stream)
+                batch["class_length"] = self.needed(batch["class_tokens"])
+        return batch
+
+    def class_tokens(self, stream: Stream) -> torch.Tensor:
+        """Return token ids `(C, L)` of a stream's classes, each in its first template."""
+        prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
+        if prompts not in self._class_tokens:
+            self._class_tokens[prompts] = self.tokenise(list(prompts))
+        return self._class_tokens[prompts]
+
+    def class_same(self, stream: Stream) -> torch.Tensor | None:
+        """Return for each class the first that has the same tokens `(C,)`; `None` where all differ."""
+        prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
+        if prompts not in self._class_same:
+            same = first_equal(token_keys(lambda texts: self.class_tokens(stream), prompts))
+            differ = same == list(range(len(same)))
+            self._class_same[prompts] = None if differ else torch.tensor(same, dtype=torch.int64)
+        return self._class_same[prompts]
+
+    def _fixed_draws(self, rows: list[tuple[Table, int]], scope: str) -> list[np.random.Generator]:
+        """Return generators that are the same at every step of a phase."""
+        return [generator(self.seed, scope, "fixed", table.ids[i]) for table, i in rows]
+
+    def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
+        picture = self.store.get(table, position)
+        if stream.view == "train" and self.augment is not None:
+            form = self.pixels
+            return form.tensor(augment(picture, form.size, self.augment, draw, form.resizing))
+        return self.preprocess(picture)
+
+    def caption(self, table: Table, position: int) -> str:
+        """Return a sample's own caption; a picture that has a class but no caption is learned by the class's name.
+
+        Raises:
+            DataError: if it has none.
+        """
+        for column in ("caption", "class_name"):
+            given = table.value(column, position) if table.has(column) else None
+            if given is not None and given != "":
+                return str(given)
+        raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
+
+    def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
+        caption = self.caption(table, position)
+        if stream.view != "train":
+            return caption
+        words = table.value("keywords", position) if table.has("keywords") else None
+        return draw_caption(caption, words, self.captions, draw)
+
+    def batches(
+        self, stream_of: dict[str, Stream], scope: str, start: int, stop: int, workers: int
+    ) -> Iterator[dict[str, dict[str, Any]]]:
+        """Yield the batches of steps `start` to `stop`, prepared `workers + 1` steps ahead when there are workers."""
+
+        def make(step: int) -> dict[str, dict[str, Any]]:
+            return {name: self.batch(s, f"{scope}/{name}", step) for name, s in stream_of.items()}
+
+        if workers == 0:
+            yield from (make(step) for step in range(start, stop))
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="everclip-batch") as pool:
+            waiting: deque[Future[dict[str, dict[str, Any]]]] = deque()
+            try:
+                for step in range(start, stop):
+                    while len(waiting) <= workers and step + len(waiting) < stop:
+                        waiting.append(pool.submit(make, step + len(waiting)))
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+
+def share_of(batch_size: int, world: int) -> int:
+    """Return how many samples of a batch each of `world` processes takes.
+
+    Raises:
+        ConfigError: if they cannot take equally many.
+    """
+    if batch_size % world:
+        raise ConfigError(
+            f"training.batch_size: a batch of {batch_size} cannot be shared by {world} processes equally; take a "
+            f"multiple of {world}."
+        )
+    return batch_size // world
+
+
+def stream_size(stream: Stream) -> int:
+    """Return how many samples one pass over a stream holds."""
+    return sum(len(source.table) for source in stream.sources)
+
+
+def _identity(table: Table, position: int) -> str:
+    """What makes two samples positives of each other: their concept if given, else the image itself."""
+    for column in ("concept", "image_id"):
+        if table.has(column):
+            value = table.value(column, position)
+            if value is not None:
+                return str(value)
+    return table.ids[position]
+
+
+def _keys(values: list[str]) -> torch.Tensor:
+    # 62 bits of a keyed hash: comparable between processes, unlike Python's own hash.
+    return torch.tensor([key_of(value) >> 66 for value in values], dtype=torch.int64)
+
+
+def _labels(stream: Stream, rows: list[tuple[Table, int]]) -> torch.Tensor:
+    index = {entry.key: i for i, entry in enumerate(stream.classes or ())}
+    labels = []
+    for table, position in rows:
+        key = table.value("class_key", position) if table.has("class_key") else None
+        if key not in index:
+            raise DataError(
+                f"{table.name}, id {table.ids[position]}: class {key!r} is not one of the stream's."
+            )
+        labels.append(index[key])
+    return torch.tensor(labels, dtype=torch.int64)

@@ -1,0 +1,62 @@
+"""Which side a sample is on: by a mark, or by a hash of its id, so that adding data never moves a sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from everclip.data.sampling.order import unit_hash
+from everclip.data.table import Table
+
+Side = Literal["train", "val", "test"]
+
+_MARKS: dict[str, Side] = {
+    "test": "test",
+    "testing": "test",
+    "true": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "holdout": "test",
+    "hold-out": "test",
+    "hold_out": "test",
+    "heldout": "test",
+    "held-out": "test",
+    "held_out": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+
+
+def side_of(mark: Any) -> Side:
+    """Return which side a mark of a split column stands for: whatever is no other side is for training."""
+    return _MARKS.get(str(mark).strip().lower(), "train")
+
+
+VALIDATION_SALT = "everclip-validation-v1"
+"""Names the hash that decides what is validated."""
+
+
+def carve(table: Table, share: float, salt: str = VALIDATION_SALT) -> tuple[Table, Table]:
+    """Split a table into `(rest, carved)`; a sample is carved if the hash of its picture's id falls below `share`.
+
+    Rows that share an `image_id` go to the same side: a picture is never trained on by one caption and tested by
+    another.
+    """
+    carved = [unit_hash(salt, name) < share for name in table.identities()]
+    rest = table.select([i for i, out in enumerate(carved) if not out])
+    return rest, table.select([i for i, out in enumerate(carved) if out])
+
+
+def least_share(table: Table, salt: str) -> float | None:
+    """Return the smallest round share that carves a picture and leaves one; `None` if there are fewer than two."""
+    hashes = sorted({unit_hash(salt, name) for name in table.identities()})
+    if len(hashes) < 2:
+        return None
+    for digits in range(2, 16):
+        scale = math.pow(10, digits)
+        share = (math.floor(hashes[0] * scale) + 1) / scale
+        if hashes[0] < share <= hashes[-1]:
+            return share
+    return None

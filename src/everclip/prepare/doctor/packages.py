@@ -1,0 +1,132 @@
+"""Installed packages against what the project asks for."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everclip.prepare.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+OPTIONAL = {"transformers": "models whose texts are read by a tokenizer of transformers (SigLIP, RoBERTa...)"}
+"""Packages that no extra asks for, and what needs them."""
+
+
+def wanted() -> tuple[str, list[str]]:
+    """Return the Python and the requirements that everclip asks for, of the installed package or its sources.
+
+    Raises:
+        LookupError: if neither says so.
+    """
+    try:
+        found = metadata.metadata("everclip")
+        return found["Requires-Python"] or "", metadata.requires("everclip") or []
+    except metadata.PackageNotFoundError:
+        pass
+    for folder in Path(__file__).resolve().parents:
+        if (folder / "pyproject.toml").is_file():
+            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get(
+                "project", {}
+            )
+            if project.get("name") == "everclip":
+                extras = project.get("optional-dependencies", {})
+                marked = [f'{line}; extra == "{extra}"' for extra, lines in extras.items() for line in lines]
+                return project["requires-python"], [*project["dependencies"], *marked]
+    raise LookupError("everclip is neither installed nor run from its sources")
+
+
+def check_packages() -> list[Finding]:
+    """Compare every required package with what is installed, and say which extras are there."""
+    try:
+        from packaging.specifiers import SpecifierSet
+    except ImportError:
+        return [Finding("packaging", "fail", "not installed", "pip install packaging")]
+    try:
+        python, lines = wanted()
+    except LookupError as error:
+        return [
+            Finding("everclip", "fail", str(error), "pip install everclip, or run it from its repository")
+        ]
+    here = platform.python_version()
+    fits = SpecifierSet(python).contains(here, prereleases=True)
+    remedy = "" if fits else f"use a Python {python}: make a new virtual environment with one"
+    found = [Finding("python", "ok" if fits else "fail", f"{here} (wanted {python})", remedy)]
+    requirements = [_parsed(line) for line in lines]
+    required = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    found += [_required(requirement) for requirement in required]
+    found += _in_turn(required)
+    found += _extras([r for r in requirements if r not in required])
+    return found
+
+
+def _parsed(line: str) -> Requirement:
+    """Return the requirement under its canonical name: metadata say open-clip-torch or open_clip_torch, by builder."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    requirement = Requirement(line)
+    requirement.name = canonicalize_name(requirement.name)
+    return requirement
+
+
+def _required(requirement: Requirement) -> Finding:
+    wish = f"{requirement.name}{requirement.specifier}"
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Finding(requirement.name, "fail", f"not installed (wanted {wish})", f"pip install '{wish}'")
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding(
+            requirement.name, "fail", f"{version} (wanted {wish})", f"pip install --upgrade '{wish}'"
+        )
+    return Finding(requirement.name, "ok", f"{version} (wanted {requirement.specifier or 'any'})")
+
+
+def _in_turn(required: Iterable[Requirement]) -> list[Finding]:
+    """Look one step further, as `pip check` does: at what the required packages ask for themselves."""
+    found, fitting, seen = [], 0, {requirement.name for requirement in required}
+    for requirement in required:
+        lines = metadata.requires(requirement.name) or [] if _installed(requirement.name) else []
+        for inner in map(_parsed, lines):
+            if inner.marker is not None and not inner.marker.evaluate({"extra": ""}):
+                continue
+            judged = _required(inner)
+            if judged.state == "fail":
+                text = f"{judged.found}, which {requirement.name} needs"
+                found.append(Finding(judged.name, "fail", text, judged.remedy))
+            elif judged.name == "timm" and "timm" not in seen:  # it decides what image towers there are
+                found.append(judged)
+                seen.add("timm")
+            fitting += judged.state == "ok"
+    return [*found, Finding("what these need in turn", "ok", f"{fitting} requirements hold")]
+
+
+def _extras(requirements: Iterable[Requirement]) -> list[Finding]:
+    by_extra: dict[str, list[str]] = {}
+    for requirement in requirements:
+        extra = str(requirement.marker).partition('extra == "')[2].partition('"')[0]
+        if extra and extra != "dev":
+            by_extra.setdefault(extra, []).append(requirement.name)
+    found = []
+    for extra, names in sorted(by_extra.items()):
+        missing = [name for name in names if not _installed(name)]
+        text = f"lacks {', '.join(missing)}: pip install 'everclip[{extra}]'" if missing else "installed"
+        found.append(Finding(f"optional: {extra}", "ok", text))
+    for name, what in OPTIONAL.items():
+        text = metadata.version(name) if _installed(name) else f"not installed; only for {what}"
+        found.append(Finding(f"optional: {name}", "ok", text))
+    return found
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

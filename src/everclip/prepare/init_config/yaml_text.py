@@ -1,0 +1,234 @@
+"""A proposed stream as a commented YAML file, complete and ready to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from everclip.data.lettering import plain
+from everclip.prepare.init_config.propose import Proposal
+
+BACKBONES = (
+    ("builtin:tiny", "small, knows emoji only: to try things out"),
+    ("path/to/folder", "a folder in open_clip's layout"),
+    ("{name: ViT-B-32, weights: path/to/weights.safetensors}", "an open_clip model and its weights"),
+    ("hf-hub:ORGANISATION/NAME", "from the hub's cache"),
+)
+
+_PUBLISHED = re.compile(r"-(mtil|cil|published)\b")
+
+
+class _OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the package has no types
+    """Writes text with line breaks of any kind in double quotes: other styles would write them as they are."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if text.splitlines() == [text] else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_OneLine.add_representer(str, _text)
+
+
+def flow(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text: str = yaml.dump(
+        value,
+        Dumper=_OneLine,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float("inf"),
+    )
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def yaml_of(proposal: Proposal, file: str, method: str, methods: Mapping[str, str]) -> str:
+    """Return the commented YAML of a proposed stream.
+
+    Args:
+        proposal: the stream.
+        file: what the file will be called.
+        method: the preset it names.
+        methods: the presets there are, with a line each.
+    """
+    document = proposal.document
+    lines = [*_head(proposal, file), *_data(document), "", *_kind(proposal), "", *_split(document), ""]
+    lines += [*_base(document), "", *_retention(document), "", *_reference(), "", *_measured(document), ""]
+    lines += [*_learning(proposal, method, methods)]
+    return "\n".join(lines) + "\n"
+
+
+def _head(proposal: Proposal, file: str) -> list[str]:
+    document, scenario = proposal.document, proposal.scenario
+    sizes = [f"{task.name} ({len(task.train):,})" for task in scenario.tasks]
+    shown = ", ".join(sizes[:6]) + (f" and {len(sizes) - 6} more" if len(sizes) > 6 else "")
+    return [
+        f"# Plan:  everclip run {file} --dry-run",
+        f"# Run:   everclip run {file}      (the same command continues a run that was stopped)",
+        f"# {len(sizes)} {'task' if len(sizes) == 1 else 'tasks'} with their training rows: {_comment(shown)}",
+        *(f"# Set aside: {_comment(found.summary())}" for found in proposal.quarantine if found.entries),
+        *(f"# Note:  {_comment(note)}" for note in proposal.notes),
+        f"name: {flow(document['name'])}",
+        f"version: {document['version']}",
+        f"summary: {flow(document['summary'])}",
+        "",
+    ]
+
+
+def _comment(text: str) -> str:
+    """Keep a text inside one comment line, whatever file names hold: YAML refuses control characters even there."""
+    return plain(text, len(text))
+
+
+def _block(block: Mapping[str, Any], indent: str) -> list[str]:
+    lines = [f"{indent}source: {flow(block['source'])}    # relative to this file, or to where you run"]
+    if "columns" in block:
+        lines.append(f"{indent}columns: {flow(block['columns'])}    # everclip's name: name in your data")
+    lines += [
+        f"{indent}{key}: {flow(value)}" for key, value in block.items() if key not in ("source", "columns")
+    ]
+    return lines
+
+
+def _data(document: Mapping[str, Any]) -> list[str]:
+    if "data" in document:
+        test = (
+            ["test:    # separate test data", *_block(document["test"], "  ")] if "test" in document else []
+        )
+        return ["data:", *_block(document["data"], "  "), *test]
+    lines = ["sources:    # one task each, in this order"]
+    for source in document["sources"]:
+        lines.append(f"  - name: {flow(source['name'])}")
+        lines.append(
+            f"    kind: {source['kind']}    # measured by naming classes, or by retrieval of captions"
+        )
+        lines += ["    data:", *_block(source["data"], "      ")]
+        if "split" in source:
+            lines.append(f"    split: {flow(source['split'])}    # {_how_split(source['split'])}")
+        if source["kind"] == "classification":
+            lines.append('    templates: ["a photo of a {}", "{}"]    # texts around a class name')
+    return lines
+
+
+def _kind(proposal: Proposal) -> list[str]:
+    document = proposal.document
+    kind = document["kind"]
+    lines = [f"kind: {kind}    # {_comment(proposal.reason)}"]
+    if kind == "time":
+        lines.append(
+            f"every: {document['every']}    # or year, quarter, month, week, day; new periods become new tasks"
+        )
+    elif kind == "domains":
+        lines.append(f"column: {flow(document['column'])}")
+        lines.append(f"order: given    # or a list: {flow([t.name for t in proposal.scenario.tasks])}")
+    elif kind == "classes":
+        lines.append(
+            f"per_task: {document['per_task']}    # new classes per task; or groups: [[a, b], [c, d]]"
+        )
+        if "first_task" in document:
+            lines.append(f"first_task: {document['first_task']}    # so that no task has one class alone")
+        lines.append(f"order: {document['order']}    # or given, sorted, or a list of classes")
+    elif kind == "single":
+        lines.append(
+            "# More data later (--extend)? Write this file with `--kind sources`: each month adds a source."
+        )
+    elif kind == "sources":
+        lines.append("# Next month: one more entry in `sources`, then the same `everclip run` with --extend.")
+        lines.append(
+            "merge_classes: true    # classes of equal name are one class; false keeps each source's own"
+        )
+    if any(s.kind == "classification" for s in proposal.scenario.eval_sets) and kind != "sources":
+        given = document.get("class_templates")
+        texts = flow(given or ["a photo of a {}", "{}"])
+        why = "those of a file beside the data" if given else "texts around a class name"
+        lines.append(f"class_templates: {texts}    # {why}")
+    return lines
+
+
+def _split(document: Mapping[str, Any]) -> list[str]:
+    return [f"split: {flow(document['split'])}    # {_how_split(document['split'])}"]
+
+
+def _how_split(rule: Mapping[str, Any]) -> str:
+    if rule.get("measure") == "validation":
+        return "the column marks sides, but no test: the validation rows are measured"
+    if "column" in rule:
+        return "the column marks test (and val) rows"
+    return "by hash of the picture: adding rows never moves one"
+
+
+def _base(document: Mapping[str, Any]) -> list[str]:
+    if document["kind"] == "time":
+        return [
+            "# What your model was trained on before, if it is in these data: measured as `known`, and no task.",
+            "# base: {name: known, where: {time: {to: 2023}}}",
+        ]
+    return [
+        "# What your model was trained on before, if you have it: measured as `known`.",
+        "# base: {name: known, data: {source: path/to/it}, split: {test: 0.2}}",
+    ]
+
+
+def _retention(document: Mapping[str, Any]) -> list[str]:
+    return [
+        "# Sets that are never trained on show what zero-shot ability is lost. Any labelled folder of other pictures:",
+        "# retention:",
+        '#   - {name: everyday, kind: classification, data: {source: path/to/folder}, templates: ["a photo of a {}"]}',
+    ]
+
+
+def _reference() -> list[str]:
+    return [
+        "# Pictures and texts without labels that some methods look at besides (zscl, the selector of moe-adapters):",
+        "# reference: {images: {source: path/to/folder}, texts: {source: path/to/captions.txt}}",
+    ]
+
+
+def _measured(document: Mapping[str, Any]) -> list[str]:
+    short = {"sources": "mtil    # or odcl-til, odcl-cil, x-tail, cil", "classes": "cil"}.get(
+        document["kind"]
+    )
+    return [
+        *(
+            [f"# As published benchmarks do, in place of protocols and headline: protocol: {short}"]
+            if short
+            else []
+        ),
+        "protocols:",
+        "  - {name: own}                 # answers: those of the picture's own task",
+        "  - {name: all, space: all}     # answers: those of all tasks",
+        f"headline: {flow(document['headline'])}    # auto: accuracy for classes, mean Recall@1 for captions",
+        "everything: true                # one more column: the test rows of all tasks and of `base`, old and new",
+        "checkpoint: {keep_rows: true}   # the model after each task, so that old rows can be measured on later tasks",
+    ]
+
+
+def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> list[str]:
+    width = max(len(name) for name, _ in BACKBONES)
+    name, hint = BACKBONES[0]
+    training = proposal.training
+    others = [
+        f"#   {other}: {_comment(line)}"
+        for other, line in methods.items()
+        if other != method and not _PUBLISHED.search(other)
+    ]
+    return [
+        f"backbone: {name}    # {hint}. Instead:",
+        *(f"# backbone: {other:<{width}}    # {line}" for other, line in BACKBONES[1:]),
+        "",
+        f"method: {method}    # {_comment(methods.get(method, ''))}",
+        "# Others:",
+        *others,
+        "#   and presets with the settings of publications: everclip ls methods",
+        "",
+        f"# {_comment(proposal.training_reason)}.",
+        "# What the preset itself sets wins over this; key=value on the command line wins over both.",
+        "training:",
+        f"  epochs: {training['epochs']}",
+        f"  batch_size: {training['batch_size']}",
+        f"  lr: {training['lr']:.1e}    # low, as fine-tuning a CLIP needs; `everclip suggest` measures a better one",
+    ]

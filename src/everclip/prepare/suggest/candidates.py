@@ -1,0 +1,243 @@
+"""The two candidates of a suggestion, a closed form and what the rules chose, and their trials."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from everclip.config import GuardConfig, MethodConfig, TrainingConfig, merge, merge_training, validated
+from everclip.contracts import Task
+from everclip.errors import DivergedError
+from everclip.learner import Learner
+from everclip.methods.build import build_method
+from everclip.models.backbone import Backbone
+from everclip.prepare.suggest.advice import Choice
+from everclip.prepare.suggest.scored import Hits, Scored, divide, hits_of, scored_on, watched
+from everclip.prepare.suggest.target import Given
+from everclip.prepare.suggest.time_limit import TimeLimit, within_time
+from everclip.prepare.suggest.trials import Gap, Plan, Trial, gap_between, try_method
+from everclip.registry import MethodEntry, method_entry
+from everclip.scenarios.base import ListScenario
+from everclip.training.budget import phase_steps
+from everclip.training.guard import watchable
+from everclip.training.progress import Progress, clock
+
+CLOSED_FORM = "rail"
+"""The preset that learns classes in closed form, at a small part of the cost."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Training settings of the stream, and those that were asked for: these win over a preset's."""
+
+    stream: Mapping[str, Any]
+    asked: Mapping[str, Any]
+
+    def under(self, preset: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings with which a preset learns for a budget, such as `{"steps": 3}`."""
+        return merge_training(merge_training(merge_training(self.stream, preset), self.asked), budget)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Builds the learners of the two presets, each on a copy of the model.
+
+    Attributes:
+        given: what is learned.
+        backbone: the model.
+        training: settings to begin from.
+    """
+
+    given: Given
+    backbone: Backbone
+    training: TrainingSettings
+
+    def trained(
+        self, choices: Sequence[Choice], budget: Mapping[str, Any], share: float = 1.0, merges: bool = False
+    ) -> Learner:
+        """Return the learner that choices describe, as a run would build it.
+
+        Args:
+            choices: settings, the preset among them.
+            budget: how long it learns.
+            share: of the schedule's length; a warm-up of so many steps shrinks with it.
+            merges: whether weights are merged at the end; a range test wants none.
+        """
+        wanted = {choice.key: choice.value for choice in choices}
+        preset = method_entry(str(wanted["method"]))
+        document = self.training.under(preset.training, budget)
+        document["batch_size"] = wanted["training.batch_size"]
+        if "training.lr" in wanted:
+            document["lr"] = wanted["training.lr"]
+        for key in ("warmup", "cooldown"):
+            if document.get(key, 0) >= 1:  # steps; a share of them shrinks by itself
+                document[key] = max(1, round(document[key] * share))
+        return self._learner(self._method(wanted, merges), document)
+
+    def closed_form(self) -> Learner:
+        """Return the learner of the closed form."""
+        preset = method_entry(CLOSED_FORM)
+        return self._learner(self._named(preset), self.training.under(preset.training, {"steps": 1}))
+
+    def sweeps(self, choices: Sequence[Choice]) -> bool:
+        """Whether the preset that trains chooses on the task's validation images how far it merges."""
+        merging = self._method({c.key: c.value for c in choices}, merges=True).settings.get("merge", {})
+        return bool(merging.get("kind") == "wise-ft" and merging.get("alpha") == "sweep")
+
+    def _method(self, wanted: Mapping[str, Any], merges: bool) -> MethodConfig:
+        """Return the method that choices describe."""
+        own: dict[str, Any] = {"trainable": wanted["method.trainable"]}
+        if self._stream is None or self._stream.base is None:  # a first task has nothing to replay
+            own["replay"] = {"kind": "none"}
+        chosen = {k.removeprefix("method.merge."): v for k, v in wanted.items() if "method.merge." in k}
+        if chosen or not merges:
+            own["merge"] = chosen if merges else {"kind": "none"}
+        named = self._named(method_entry(str(wanted["method"])))
+        return MethodConfig(name=named.name, settings=merge(named.settings, own))
+
+    def _named(self, preset: MethodEntry) -> MethodConfig:
+        """Return a preset as the stream has it: with settings of its own where the stream names it."""
+        named = self.given.method
+        if named is not None and named.name == preset.name:
+            return named
+        return MethodConfig(name=preset.name, settings=dict(preset.settings))
+
+    @property
+    def _stream(self) -> ListScenario | None:
+        return self.given.scenario
+
+    def _learner(self, method: MethodConfig, training: Mapping[str, Any]) -> Learner:
+        built = build_method(method, copy.deepcopy(self.backbone))
+        learner = Learner(built, validated(TrainingConfig, dict(training), "training"))
+        if self._stream is not None:
+            learner.follow(self._stream)
+        return learner
+
+    def guard(self, learner: Learner, most: int) -> None:
+        """Let the guard of a run watch a trial, where the stream has something to watch."""
+        limits = merge(self.given.guard, method_entry(learner.method.preset).guard)
+        sets = [] if self._stream is None else watchable(self._stream)
+        if sets and limits.get("max_drop") is not None:
+            held = learner.watch(watched(sets, most), validated(GuardConfig, limits, "guard"))
+            held.tell = lambda kind, message: None  # the trial says itself what the guard did
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What fits the time of a trial.
+
+    Attributes:
+        seconds: that a trial may take.
+        step: seconds of a training step.
+        batch: samples of a step.
+    """
+
+    seconds: float
+    step: float
+    batch: int
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps."""
+        return int(self.seconds / self.step)
+
+    @property
+    def images(self) -> int:
+        """Images that can be encoded: a step goes forward and back, which is about three times as much."""
+        return int(self.seconds / (self.step / self.batch / 3))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The trials that were held.
+
+    Attributes:
+        closed: of the closed form.
+        trained: of the preset that trains; `None` if it was not tried.
+        gap: between them.
+        scored: what they were scored on.
+        why: the reason why the preset that trains was not tried.
+    """
+
+    closed: Trial
+    trained: Trial | None
+    gap: Gap | None
+    scored: Scored
+    why: str = ""
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials as a list."""
+        return (self.closed,) if self.trained is None else (self.closed, self.trained)
+
+
+def planned_steps(learner: Learner, task: Task, budget: Mapping[str, Any]) -> int:
+    """Return the gradient steps that a learner takes for a task and a budget: replay may stretch them."""
+    config = validated(
+        TrainingConfig, merge_training(learner.training.model_dump(exclude_unset=True), budget), "training"
+    )
+    phases = [phase for phase in learner.plan(task) if phase.optimiser is not None]
+    return max(1, sum(phase_steps(phase, config) for phase in phases))
+
+
+def hold_trials(
+    candidates: Candidates,
+    choices: Sequence[Choice],
+    rate_known: bool,
+    planned: int,
+    pace: Pace,
+    show: Progress,
+) -> Outcome | None:
+    """Try the closed form and what the rules chose; nothing for captions, or too few images to tell anything.
+
+    Args:
+        candidates: builds the learners.
+        choices: of the rules, with the rate.
+        rate_known: whether the rate was measured or given.
+        planned: steps of the suggested run.
+        pace: what the time allows.
+        show: where the cost is said.
+    """
+    given = candidates.given
+    divided = (
+        None if given.task.classes is None else divide(given.task, pace.images, candidates.sweeps(choices))
+    )
+    if divided is None:
+        return None
+    task, rows = divided
+    scored = scored_on(given.task, rows, given.scenario, pace.images)
+    steps = min(planned, pace.steps)
+    show.say(_cost(task, scored, pace, steps, planned))
+    closed_form = candidates.closed_form()
+    before = hits_of(closed_form, scored)
+    closed, closed_hits = try_method(closed_form, task, scored, before)
+    if not steps:
+        return Outcome(closed, None, None, scored, "no step of a preset that trains fits --trial-seconds")
+
+    def attempt(steps: int, limit: float) -> tuple[Trial, Hits]:
+        learner = candidates.trained(choices, {"steps": steps}, steps / planned, merges=True)
+        candidates.guard(learner, pace.images)
+        plan = Plan(steps, planned, learner.training.lr, rate_known)
+        named = replace(task, name=f"on trial ({learner.method.preset})")
+        watcher = TimeLimit(named, learner.plan(task), learner.training, show, limit)
+        return try_method(learner, task, scored, before, plan, watcher)
+
+    try:
+        trained, hits = within_time(attempt, steps, pace.seconds, show)
+    except DivergedError as error:
+        return Outcome(closed, None, None, scored, f"training diverged: {error.args[0]}")
+    finally:
+        show.finish()
+    return Outcome(closed, trained, gap_between(hits, closed_hits, scored), scored)
+
+
+def _cost(task: Task, scored: Scored, pace: Pace, steps: int, planned: int) -> str:
+    """Return what the trials take, before they begin."""
+    images = sum(len(part.table) for parts in scored.parts.values() for part in parts)
+    encoding = (len(task.train) + 3 * images) * pace.seconds / max(1, pace.images)
+    return (
+        f"trials: {len(task.train):,} images learned, {images:,} scored, {steps:,} of {planned:,} gradient steps; "
+        f"about {clock(encoding + steps * pace.step)}"
+    )

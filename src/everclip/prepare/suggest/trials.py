@@ -1,0 +1,223 @@
+"""Trials of presets: each learns a part of the new images and is scored on what it did not learn, old and new."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from everclip.contracts import Task
+from everclip.evaluation.statistics import Difference, paired_bootstrap
+from everclip.learner import Learner
+from everclip.prepare.suggest.scored import Hits, Scored, hits_of
+from everclip.training.watching import Watcher
+
+ENOUGH = 0.5
+"""A trial that took less than this share of the suggested run's steps is too short to lose a comparison."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An accuracy before and after a trial, with a paired bootstrap interval of its change over images.
+
+    Attributes:
+        before, after: accuracy.
+        change, low, high: of the accuracy.
+        resolved: whether the change may be called one.
+        images: how many were scored.
+    """
+
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+    resolved: bool
+    images: int
+
+    def describe(self) -> str:
+        """Return the side in words."""
+        text = f"{100 * self.before:.1f} % -> {100 * self.after:.1f} % "
+        return text + f"({points(self.change, self.low, self.high, self.resolved)})"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a preset learned and kept.
+
+    Attributes:
+        method: the preset.
+        together: old and new images among the answers of old and new classes; new ones alone where no old ones are
+            known. This number decides.
+        new: the new images alone, among the same answers.
+        old: the old images alone; `None` where none are known.
+        retention: sets of the retention suite, each among its own answers; `None` where there are none.
+        seconds: that learning took.
+        steps, planned: gradient steps taken, and those of the suggested run; 0 for a closed form.
+        rate: its learning rate; `None` for a closed form.
+        rate_known: whether that rate was measured or given.
+        guarded: whether the guard stepped in, on some of the old images or retention sets that are scored.
+    """
+
+    method: str
+    together: Side
+    new: Side
+    old: Side | None
+    retention: Side | None
+    seconds: float
+    steps: int = 0
+    planned: int = 0
+    rate: float | None = None
+    rate_known: bool = True
+    guarded: bool = False
+
+    @property
+    def short(self) -> bool:
+        """Whether too few of the suggested run's steps were taken to say that the run would gain no more."""
+        return self.steps < ENOUGH * self.planned
+
+    @property
+    def weakness(self) -> str:
+        """Why the trial says too little of the run to lose a comparison; empty if it does not."""
+        if self.short:
+            enough = math.ceil(ENOUGH * self.planned * self.seconds / max(1, self.steps) / 10) * 10
+            return (
+                f"{self.method} took {self.steps:,} of its {self.planned:,} steps only (for half of them take "
+                f"--trial-seconds={enough})"
+            )
+        if not self.rate_known:
+            return f"the learning rate of {self.method} was not measured"
+        return ""
+
+    def describe(self) -> list[str]:
+        """Return the trial in lines."""
+        sides = [("old and new together", self.together)] if self.old is not None else []
+        sides += [("new", self.new)] + ([("old", self.old)] if self.old is not None else [])
+        sides += [("retention", self.retention)] if self.retention is not None else []
+        cost = f"{self.seconds:.0f} s"
+        if self.planned:
+            cost += f" for {self.steps:,} of {self.planned:,} steps"
+        if self.rate is not None:
+            cost += f" at learning rate {self.rate:g}"
+        lines = [f"{self.method}: {cost}", *(f"  {name}: {side.describe()}" for name, side in sides)]
+        note = "  the guard stepped in, by images that are scored: what is kept may look better than it is"
+        return [*lines, note] if self.guarded else lines
+
+
+@dataclass(frozen=True)
+class Gap:
+    """By how much the preset that trains is ahead of the closed form, on the same images.
+
+    Attributes:
+        together, new, old, retention: as in `Trial`; positive where the preset that trains is better.
+    """
+
+    together: Difference
+    new: Difference
+    old: Difference | None
+    retention: Difference | None
+
+    def describe(self) -> str:
+        """Return the differences in one line."""
+        sides = [("old and new together", self.together)] if self.old is not None else []
+        sides += [("new", self.new)] + ([("old", self.old)] if self.old is not None else [])
+        sides += [("retention", self.retention)] if self.retention is not None else []
+        return "; ".join(f"{name} {points(d.mean, d.low, d.high, d.resolved)}" for name, d in sides)
+
+
+def points(mean: float, low: float, high: float, resolved: bool) -> str:
+    """Return a change of an accuracy in words."""
+    text = f"{100 * mean:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
+    return text if resolved else f"{text}, not resolved"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of the steps of a preset that trains.
+
+    Attributes:
+        steps: that the trial takes.
+        planned: that the suggested run takes.
+        rate: its learning rate.
+        rate_known: whether the rate was measured or given.
+    """
+
+    steps: int
+    planned: int
+    rate: float
+    rate_known: bool
+
+
+def try_method(
+    learner: Learner,
+    task: Task,
+    scored: Scored,
+    before: Hits,
+    plan: Plan | None = None,
+    watcher: Watcher | None = None,
+) -> tuple[Trial, Hits]:
+    """Let a learner learn a part of the new images, and score it on what it did not learn.
+
+    Args:
+        learner: at the start model; it has learned the task afterwards.
+        task: what it learns; see `divide`.
+        scored: what it is scored on.
+        before: what the start model scores there.
+        plan: of a preset that trains; `None` for a closed form.
+        watcher: follows the steps.
+
+    Returns:
+        The trial, and what it scores image by image.
+    """
+    started = time.monotonic()
+    learner.learn(task, watcher=watcher, show=False)
+    seconds = time.monotonic() - started
+    after, seed = hits_of(learner, scored), learner.seed
+    acted = learner.method.notes.get("guard", {}).get("acted", ())
+    weights = scored.weights()
+    found = Trial(
+        method=learner.method.preset,
+        together=_side(_together(after), _together(before), seed, weights),
+        new=_side(after["new"], before["new"], seed),
+        old=_side(after["old"], before["old"], seed) if "old" in after else None,
+        retention=_side(after["retention"], before["retention"], seed) if "retention" in after else None,
+        seconds=seconds,
+        steps=0 if plan is None else plan.steps,
+        planned=0 if plan is None else plan.planned,
+        rate=None if plan is None else plan.rate,
+        rate_known=plan is None or plan.rate_known,
+        guarded=bool(acted),
+    )
+    return found, after
+
+
+def _together(hits: Hits) -> np.ndarray:
+    return np.concatenate([hits[kind] for kind in ("new", "old") if kind in hits])
+
+
+def _side(after: np.ndarray, before: np.ndarray, seed: int, weights: np.ndarray | None = None) -> Side:
+    first, second = (after, before) if weights is None else (after * weights, before * weights)
+    found = paired_bootstrap(first, second, seed)
+    return Side(
+        before=float(second.mean()),
+        after=float(first.mean()),
+        change=found.mean,
+        low=found.low,
+        high=found.high,
+        resolved=found.resolved,
+        images=len(after),
+    )
+
+
+def gap_between(trained: Hits, closed: Hits, scored: Scored, seed: int = 0) -> Gap:
+    """Compare two trials image by image."""
+    weights = scored.weights()
+    sides = {kind: paired_bootstrap(trained[kind], closed[kind], seed) for kind in trained}
+    return Gap(
+        together=paired_bootstrap(_together(trained) * weights, _together(closed) * weights, seed),
+        new=sides["new"],
+        old=sides.get("old"),
+        retention=sides.get("retention"),
+    )
