@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from build import picture, text
 
+from everclip.data.reading.class_name_notes import notes_on_names
 from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
-from everclip.prepare.check.advice_classes import notes_on_names
 
 Command = Callable[..., tuple[int, str, str]]
 
