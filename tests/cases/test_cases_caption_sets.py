@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from build import picture, text
+
 from everclip.data.reading.formats.coco import read_coco
 from everclip.data.reading.formats.json_forms import json_form
 from everclip.data.reading.formats.karpathy import read_karpathy
-
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from build import encoded, tar, text
+
 from everclip.data.reading.formats.template_files import templates_beside
 
 Command = Callable[..., tuple[int, str, str]]

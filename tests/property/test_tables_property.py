@@ -6,12 +6,12 @@ import csv
 import json
 from pathlib import Path
 
-from everclip.data.reading.formats.jsonl import read_json_lines
-from everclip.data.reading.formats.shards import read_shard
-from everclip.data.reading.formats.text import read_text_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from everclip.data.reading.formats.jsonl import read_json_lines
+from everclip.data.reading.formats.shards import read_shard
+from everclip.data.reading.formats.text import read_text_table
 from everclip.errors import DataError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from everclip.data.reading.formats.layouts.listed import label_of
-from everclip.data.reading.formats.matlab import read_matlab
-from everclip.data.reading.formats.published import random_sides
 
 import public_data
 from everclip import registry
 from everclip.data.catalog.cards import card_of, cards
+from everclip.data.reading.formats.layouts.listed import label_of
+from everclip.data.reading.formats.matlab import read_matlab
+from everclip.data.reading.formats.published import random_sides
 from everclip.errors import ConfigError, DataError
 from public_data import load, sides
 

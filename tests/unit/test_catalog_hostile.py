@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from everclip.data.reading.formats.layouts import arrays
-from everclip.data.reading.formats.matlab import read_matlab
 
 import public_data
 from everclip.data.reading.formats import matlab
+from everclip.data.reading.formats.layouts import arrays
+from everclip.data.reading.formats.matlab import read_matlab
 from everclip.errors import DataError
 from public_data import load
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from everclip.data.reading.formats.matlab import read_matlab
 
 import public_data
 from everclip.data.reading.formats import matlab
+from everclip.data.reading.formats.matlab import read_matlab
 from everclip.errors import DataError
 
 

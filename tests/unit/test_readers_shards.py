@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from everclip.data.reading.formats.shards import read_shard
 from reader_data import load, photo, reasons, write_tar
 
+from everclip.data.reading.formats.shards import read_shard
 from everclip.data.reading.sources import Loaded
 from everclip.errors import ConfigError, DataError
 

@@ -14,13 +14,13 @@ import module_models as models
 import pyarrow.parquet as pq
 import pytest
 import torch
-from everclip.data.reading.formats.layouts import arrays
 from pydantic import ValidationError
 from rail_fixtures import head_of, unit
 
 from everclip import memory
 from everclip.config import GuardConfig, MethodConfig, TrainingConfig
 from everclip.contracts import EvalSet
+from everclip.data.reading.formats.layouts import arrays
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
