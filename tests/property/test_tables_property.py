@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everclip.data.reading.formats.jsonl import read_json_lines
+from everclip.data.reading.formats.json_rows import read_jsonl
 from everclip.data.reading.formats.shards import read_shard
 from everclip.data.reading.formats.text import read_text_table
 from everclip.errors import DataError
@@ -44,7 +44,7 @@ def test_text_survives_json_lines(tmp_path: Path, rows: list[tuple[str, str]]) -
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps({"image": a, "caption": b}, ensure_ascii=False) + "\n" for a, b in rows]
     path.write_bytes("".join(lines).encode())
-    raw = read_json_lines(path)
+    raw = read_jsonl(path)
     assert raw.columns.to_pylist() == [{"image": a, "caption": b} for a, b in rows]
 
 
@@ -53,7 +53,7 @@ def test_text_survives_json_lines(tmp_path: Path, rows: list[tuple[str, str]]) -
 def test_any_bytes_are_read_or_refused(tmp_path: Path, data: bytes, kind: str) -> None:
     path = tmp_path / f"data.{kind}"
     path.write_bytes(data)
-    reader = {"csv": read_text_table, "jsonl": read_json_lines, "tar": read_shard}[kind]
+    reader = {"csv": read_text_table, "jsonl": read_jsonl, "tar": read_shard}[kind]
     try:
         raw = reader(path)
     except DataError:

@@ -150,7 +150,9 @@ class Learner:
         taking.require_new(task, self.learned)
         cursor = cursor or Cursor()
         new = not cursor.begun
-        self.engine.may_idle = learnable.may_idle(self, task, announced=watcher is not None or not new)
+        self.engine.may_idle = learnable.may_idle(
+            self.method, task, self.training.batch_size, self.past(), announced=watcher is not None or not new
+        )
         if new:
             if self.method.chooses_on_validation:
                 require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
@@ -367,7 +369,11 @@ class Learner:
             seed: enters every random draw.
             settings: of the method: `replay={"size": 100}`.
         """
-        return creating.create(cls, backbone, method, training, seed, settings)
+        parts = creating.parts_of(backbone, method, training, seed, settings)
+        learner = cls(parts.method, parts.training, seed)
+        if parts.guard.max_drop is not None:  # with nothing to watch yet, which it says when it learns
+            learner.watch((), parts.guard)
+        return learner
 
     @classmethod
     def load(cls, folder: Path | str, scenario: ListScenario | None = None) -> Learner:

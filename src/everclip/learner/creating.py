@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from everclip.config import (
     BackboneConfig,
@@ -16,24 +17,40 @@ from everclip.config import (
     validated,
 )
 from everclip.errors import ConfigError
+from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.overrides import settings_document
 from everclip.registry import method_entry
 
-if TYPE_CHECKING:
-    from everclip.learner.core import Learner
+
+@dataclass(frozen=True)
+class Parts:
+    """What a learner is made of.
+
+    Attributes:
+        method: with its backbone.
+        training: how it is trained.
+        guard: what the preset says of the retention guard.
+    """
+
+    method: Method
+    training: TrainingConfig
+    guard: GuardConfig
 
 
-def create(
-    kind: type[Learner],
+def parts_of(
     backbone: str | PathLike[str] | Mapping[str, Any],
     method: str,
     training: Mapping[str, Any] | None,
     seed: int,
     settings: Mapping[str, Any],
-) -> Learner:
-    """See `everclip.Learner.create`."""
+) -> Parts:
+    """Build what `everclip.Learner.create` names.
+
+    Raises:
+        ConfigError: for a name or a setting that does not exist.
+    """
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed: expected a whole number of at least 0, found {seed!r}.")
     if training is not None and not isinstance(training, Mapping):
@@ -47,8 +64,5 @@ def create(
     )
     named = backbone if isinstance(backbone, Mapping) else {"name": backbone}
     clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
-    learner = kind(build_method(chosen, clip, seed), config, seed)
     guard = validated(GuardConfig, entry.guard, "guard")
-    if guard.max_drop is not None:  # with nothing to watch yet, which it says when it learns
-        learner.watch((), guard)
-    return learner
+    return Parts(build_method(chosen, clip, seed), config, guard)

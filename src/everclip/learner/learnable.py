@@ -8,16 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from everclip.contracts import Task
+from everclip.contracts import Past, Task
 from everclip.data.sampling.same_texts import BLOCK, Tokenise, token_keys
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.methods.base import Method
-
-if TYPE_CHECKING:
-    from everclip.learner.core import Learner
 
 _REMEDIES = (
     "Put more classes into a task (scenario.per_task, scenario.groups, kind: single), keep samples of earlier tasks "
@@ -129,16 +125,17 @@ def require_differences(tasks: Sequence[Task], tokenise: Tokenise) -> None:
             raise DataError(_refusal(task, task.classes is not None, own))
 
 
-def may_idle(learner: Learner, task: Task, announced: bool) -> bool:
+def may_idle(method: Method, task: Task, batch_size: int, past: Past, announced: bool) -> bool:
     """Refuse a task that leaves nothing to tell apart; return whether it only serves those that follow.
 
     Args:
-        learner: what it has learned so far counts where the method looks back.
+        method: how it is learned.
         task: the next one.
+        batch_size: samples of a step.
+        past: what was learned so far counts where the method looks back.
         announced: whether the notes were printed before; if not, they are logged.
     """
-    batch = learner.training.batch_size
-    found = require_learnable(learner.method, [task], batch, learner.tasks, learner.base, more=True)
+    found = require_learnable(method, [task], batch_size, past.tasks, past.base, more=True)
     for note in () if announced else found.notes:
         logging.getLogger("everclip").warning(note)
     return bool(found.idle)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
 from everclip.files import require_writable, write_bytes_atomic, write_text_atomic
-from everclip.learner.pictures import read_pictures
+from everclip.learner.pictures import LearnedPictures, read_pictures
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -35,10 +35,9 @@ from everclip.registry import read_yaml
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.training.checkpoint import Checkpoints
+from everclip.training.guard import Guard
 from everclip.training.run_folder import CONFIG
-
-if TYPE_CHECKING:
-    from everclip.learner.core import Learner
+from everclip.training.watching import Cursor
 
 PAST = "past"
 """Folder, beside the checkpoints, of the samples that a saved learner keeps of what it learned."""
@@ -57,10 +56,46 @@ class _Settings(Frozen):
     guard: GuardConfig = GuardConfig()
 
 
-def save(learner: Learner, folder: Path) -> Path:
-    """See `everclip.Learner.save`."""
-    from everclip.training.watching import Cursor
+class Kept(Protocol):
+    """What saving and loading ask of a learner; see `everclip.Learner`."""
 
+    method: Method
+    training: TrainingConfig
+    seed: int
+    base: Table | None
+    base_val: Table | None
+    own_classes: bool
+    tasks: list[Task]
+    recall: Callable[[], ListScenario] | None
+    pictures: LearnedPictures
+    guard: Guard | None
+    guarding: GuardConfig | None
+
+    @property
+    def next_index(self) -> int:
+        """The number of the next task."""
+
+    def remember(self) -> None:
+        """Read the stream that a run learned from, where the method needs its data."""
+
+    def watch(self, sets: Sequence[EvalSet], config: GuardConfig | None = None) -> Guard:
+        """Let a retention guard look at sets."""
+
+    def tensors(self, optimiser: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return every tensor that continuing needs."""
+
+    def state(self, cursor: Cursor) -> dict[str, Any]:
+        """Return the JSON that continuing needs."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
+        """Put both back."""
+
+
+L = TypeVar("L", bound=Kept)
+
+
+def save(learner: Kept, folder: Path) -> Path:
+    """See `everclip.Learner.save`."""
     require_writable(folder, "save")
     if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
         raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")
@@ -107,7 +142,7 @@ def put_tensors(method: Method, tensors: Mapping[str, torch.Tensor]) -> None:
     method.load_state_dict(tensors)
 
 
-def _kept(learner: Learner, folder: Path, task: Task) -> dict[str, Any]:
+def _kept(learner: Kept, folder: Path, task: Task) -> dict[str, Any]:
     """Write what stays of a task: the buffer's samples and some validation rows; return its description."""
     buffer = learner.method.buffer
     wanted = (
@@ -126,7 +161,7 @@ def _kept(learner: Learner, folder: Path, task: Task) -> dict[str, Any]:
     }
 
 
-def _kept_base(learner: Learner, folder: Path) -> dict[str, Any] | None:
+def _kept_base(learner: Kept, folder: Path) -> dict[str, Any] | None:
     if learner.base is None:
         return None
     buffer = learner.method.buffer
@@ -166,7 +201,7 @@ def _write(folder: Path, name: str, table: Table | None) -> str | None:
     return file
 
 
-def load(cls: type[Learner], folder: Path, scenario: ListScenario | None) -> Learner:
+def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario: ListScenario | None) -> L:
     """See `everclip.Learner.load`."""
     file = folder / CONFIG
     if not file.is_file():
@@ -224,7 +259,7 @@ def _fitting(training: TrainingConfig, folder: Path) -> TrainingConfig:
     return training.model_copy(update=changed)
 
 
-def _remember(learner: Learner, folder: Path, state: dict[str, Any]) -> None:
+def _remember(learner: Kept, folder: Path, state: dict[str, Any]) -> None:
     learner.tasks = [_task(folder, kept) for kept in state.get("past", [])]
     learner.own_classes = bool(state.get("own_classes", False))
     base = state.get("base")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+from torch import Tensor
 
 from everclip.contracts import Cost
+from everclip.interfaces import HasParameters
+from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import extra_cost
-
-if TYPE_CHECKING:
-    from everclip.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,35 @@ class Held:
         return "; ".join([*parts, *self.uncounted]) or "nothing more"
 
 
-def bytes_on_disk(method: Method, cost: Cost) -> int:
+class Counted(HasParameters, Protocol):
+    """What is asked of a method to count what it costs."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The CLIP that it trains."""
+
+    @property
+    def buffer(self) -> Sized | None:
+        """The samples that it keeps; `None` = none."""
+
+    @property
+    def teacher_parameters(self) -> int:
+        """Parameters of the frozen models that it asks."""
+
+    def extra_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors that it keeps beside its parameters."""
+
+    def held_in_task(self) -> Held:
+        """Return what it holds only while it learns."""
+
+
+def bytes_on_disk(method: Counted, cost: Cost) -> int:
     """Return what a checkpoint inside a task takes without the optimiser's state: copies are made again from it."""
     copies = method.teacher_parameters + sum(method.held_in_task().copies.values())
     return cost.bytes + next(method.parameters()).element_size() * (cost.task_parameters - copies)
 
 
-def counted(method: Method, trainable: int, growth: str) -> Cost:
+def counted(method: Counted, trainable: int, growth: str) -> Cost:
     """Count parameters and bytes.
 
     Args:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from everclip.data.pictures.images import MAX_BYTES, PictureError, loaded
+from everclip.data.pictures.images import loaded
+from everclip.data.pictures.refusal import MAX_BYTES, PictureError
 
 KINDS = (
     "a path, encoded bytes, a PIL picture, an array (H, W, 3) of uint8, or a tensor (3, H, W) of uint8 or of floats in "

@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,23 +17,17 @@ from PIL import Image, UnidentifiedImageError, features
 from everclip.data.pictures.background import Laid, lay
 from everclip.data.pictures.deep import Deep, deep_of
 from everclip.data.pictures.png_chunks import without_metadata
+from everclip.data.pictures.refusal import MAX_BYTES, PictureError
 from everclip.data.pictures.rendering import DEFAULT, Rendering
 from everclip.data.pictures.resizing import OPEN_CLIP, Resizing
 from everclip.data.pictures.unreadable import reason_for
 from everclip.data.pictures.value_range import Range
-from everclip.errors import DataError
-
-if TYPE_CHECKING:
-    from everclip.data.table import Table
 
 RULES = 2
 """Raised when the same file becomes other pixels than before: what caches hold of pictures then no longer counts."""
 
 MAX_PIXELS = 64_000_000
 """A picture larger than this is refused before it is decoded (a "decompression bomb")."""
-
-MAX_BYTES = 256 * 1024 * 1024
-"""An encoded picture larger than this is not even read."""
 
 MAX_ASPECT = 100
 """Resizing the shorter side to the model's would make the longer one of such a picture fill the memory."""
@@ -78,14 +72,6 @@ BROKEN = (
 # Once and for all threads: `warnings.catch_warnings` is not safe in several. Bombs are refused below their limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-class PictureError(DataError):
-    """A picture that cannot be used; `reason` is a key of `everclip.data.reading.quarantine.REASONS`."""
-
-    def __init__(self, message: str, reason: str, detail: str) -> None:
-        super().__init__(message)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -315,6 +301,16 @@ def _gif_frames(data: bytes) -> int:
     return max(count, 1)
 
 
+class Encoded(Protocol):
+    """Samples with encoded pictures: what the store needs of a table."""
+
+    def picture(self, position: int) -> tuple[int, int]:
+        """Name a picture: rows that share one agree."""
+
+    def encoded(self, position: int) -> tuple[bytes, str] | tuple[bytes, str, Rendering]:
+        """Return the arguments of `decode`."""
+
+
 class ImageStore:
     """Decoded pictures of a table, kept in memory up to a bound; safe to use from several threads."""
 
@@ -324,7 +320,7 @@ class ImageStore:
         self._pictures: dict[tuple[int, int], Image.Image] = {}
         self._lock = threading.Lock()
 
-    def get(self, table: Table, position: int) -> Image.Image:
+    def get(self, table: Encoded, position: int) -> Image.Image:
         """Return the RGB picture at `position`; callers must not change it in place."""
         place = table.picture(position)
         picture = self._pictures.get(place)

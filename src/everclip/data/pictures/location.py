@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everclip.data.pictures.images import MAX_BYTES, PictureError
+from everclip.data.pictures.refusal import MAX_BYTES, PictureError
 from everclip.errors import DataError
 
 FIELDS = [

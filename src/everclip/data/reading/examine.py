@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from everclip.data.pictures.images import PictureError
 from everclip.data.pictures.location import bytes_at
+from everclip.data.pictures.refusal import PictureError
 from everclip.data.pictures.rendering import DEFAULT, Rendering
 from everclip.data.reading.facts import SCHEMA, Facts, facts_of
 from everclip.data.reading.verdicts import Verdict, Verdicts

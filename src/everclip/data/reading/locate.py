@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from everclip.data.reading.formats.picture_index import with_sides_of_paths, wit
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS, Raw
 from everclip.data.reading.formats.sides import sides_of, with_splits
 from everclip.data.reading.names_of_files import with_classes_of_names
+from everclip.data.reading.source_path import expanded
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, did_you_mean
 
@@ -96,23 +96,6 @@ def _told_apart(parts: list[list[Raw]]) -> list[list[Raw]]:
         return replace(raw, name=folder if raw.root_fixed else os.path.join(folder, Path(raw.name).name))
 
     return [[named(raw) for raw in found] for found in parts]
-
-
-def expanded(source: str, environment: Mapping[str, str] | None = None) -> str:
-    """Put environment variables in for `${NAME}`, and the home folder for `~`.
-
-    Raises:
-        ConfigError: for a variable that is not set.
-    """
-    values = os.environ if environment is None else environment
-
-    def value(found: re.Match[str]) -> str:
-        name = found.group(1)
-        if not values.get(name):
-            raise ConfigError(f"data.source: {source!r}: the environment variable {name} is not set.")
-        return values[name]
-
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, source))
 
 
 def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:

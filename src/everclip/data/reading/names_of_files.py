@@ -18,9 +18,9 @@ from everclip.data.reading.content_columns import columns_by_content
 from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.sides import split_of
+from everclip.data.reading.name_pattern import CLASS, compiled
 from everclip.errors import ConfigError, DataError
 
-CLASS = "{class}"
 _NUMBERED = re.compile(r"(?P<name>n\d{8}|.*[^\W\d_])(?P<start>[-._ ]*)(?P<open>\(?)\d+(?P<close>\)?)")
 _NUMBER_FIRST = re.compile(r"\d+(?P<start>[-._ ]+)(?P<name>[^\W\d_].*)")
 _NUMBER_INSIDE = re.compile(r"(?P<name>[^\W\d_]+)(?P<start>[-._ ]+)\d+(?P<next>[-._ ]+)[^\W\d_].*")
@@ -37,26 +37,6 @@ _SHAPES = {
 }
 """How names are cut, and the patterns that say it."""
 _LEAST_EACH = 2
-
-
-def checked_pattern(pattern: str) -> str:
-    """Return a pattern for names of files.
-
-    Raises:
-        ValueError: if `{class}` does not stand in it just once.
-    """
-    if pattern.count(CLASS) != 1 or "/" in pattern:
-        raise ValueError(
-            f"{pattern!r} is no pattern; expected {CLASS} once, with # for a number and * for anything: "
-            f"'{CLASS}_#' reads cat_001.jpg, '#_{CLASS}' reads 001_cat.jpg"
-        )
-    return pattern
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    parts = {CLASS: "(?P<name>.+?)", "#": r"\d+", "*": ".*?"}
-    pieces = re.split(r"(\{class\}|#|\*)", pattern)
-    return re.compile("".join(parts.get(piece, re.escape(piece)) for piece in pieces), re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -117,7 +97,7 @@ def with_classes_of_names(raws: Sequence[Raw], pattern: str) -> list[Raw]:
         ConfigError: if the pictures have no names.
         DataError: if no name fits.
     """
-    form = _compiled(pattern)
+    form = compiled(pattern)
     named = [(raw, _names(raw)) for raw in raws]
     found = [
         (raw, [(m := form.fullmatch(name)) and m.group("name") for name in names]) for raw, names in named

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, Field, field_validator
 
 from everclip.config import Frozen
 from everclip.data.pictures.background import AUTO, check_colour
-from everclip.data.reading.formats.settings import Reading, known_encoding, known_separator
+from everclip.data.reading.name_pattern import checked_pattern
+from everclip.data.reading.settings import Reading, known_encoding, known_separator
 
 CANONICAL = (
     "id",
@@ -24,12 +25,6 @@ CANONICAL = (
     "split",
 )
 """The columns that everclip knows by name; others may be used in conditions."""
-
-
-def _pattern(value: str | None) -> str | None:
-    from everclip.data.reading.names_of_files import checked_pattern
-
-    return None if value is None else checked_pattern(value)
 
 
 class DataSpec(Frozen):
@@ -79,7 +74,7 @@ class DataSpec(Frozen):
     downloads: str | None = None
     background: Annotated[str, AfterValidator(check_colour)] = AUTO
     bits: int | None = Field(None, ge=8, le=32)
-    class_in_name: Annotated[str | None, AfterValidator(_pattern)] = None
+    class_in_name: Annotated[str, AfterValidator(checked_pattern)] | None = None
     quarantine_limit: float = Field(0.01, ge=0, le=1)
 
     @field_validator("columns", mode="before")

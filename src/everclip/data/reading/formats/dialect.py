@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from everclip.data.reading.columns import is_known_name
 from everclip.data.reading.formats.json_forms import names_a_picture
-from everclip.data.reading.formats.settings import Reading
+from everclip.data.reading.settings import Reading
 
 SEPARATORS = ",;\t|"
 _LONG = 100_000  # characters of a line that nothing is guessed from

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.reading.formats.raw import Raw
-from everclip.data.reading.formats.settings import PLAIN, Reading
 from everclip.data.reading.formats.text_file import content_ending
 from everclip.data.reading.quarantine import DAMAGED, DamagedFileError, Entry
+from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import ConfigError, DataError
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".tar")
@@ -68,9 +68,9 @@ def _read(path: Path, ending: str, reading: Reading) -> Raw:
 
         return read_parquet(path)
     if ending in (".jsonl", ".ndjson"):
-        from everclip.data.reading.formats.jsonl import read_json_lines
+        from everclip.data.reading.formats.json_rows import read_jsonl
 
-        return read_json_lines(path, reading)
+        return read_jsonl(path, reading)
     if ending == ".json":
         from everclip.data.reading.formats.json_rows import read_json
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from everclip.data.reading.formats.settings import PLAIN, Reading
+from everclip.data.reading.settings import PLAIN, Reading
 
 
 @dataclass(frozen=True)

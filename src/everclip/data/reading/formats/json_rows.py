@@ -1,4 +1,4 @@
-"""JSON files that are no JSON lines: COCO, Karpathy's splits, Label Studio, rows as objects, captions by file."""
+"""JSON files by what they hold: lines, COCO, Karpathy's splits, Label Studio, rows as objects, captions by file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from everclip.data.reading.formats.coco import read_coco
 from everclip.data.reading.formats.json_columns import rows_of_object
 from everclip.data.reading.formats.json_forms import is_pair, json_form, names_a_picture
 from everclip.data.reading.formats.json_stream import elements, values
-from everclip.data.reading.formats.jsonl import MAX_LINE, checked, read_json_lines
+from everclip.data.reading.formats.jsonl import MAX_LINE, NoObjectsError, checked, read_json_lines
 from everclip.data.reading.formats.karpathy import read_karpathy
 from everclip.data.reading.formats.label_studio import read_label_studio
 from everclip.data.reading.formats.labels import SWITCH, are_labels
 from everclip.data.reading.formats.raw import Raw, table_of
-from everclip.data.reading.formats.settings import PLAIN, Reading
 from everclip.data.reading.formats.sides import split_of
 from everclip.data.reading.formats.text_file import open_text, text_encoding
 from everclip.data.reading.quarantine import Entry
+from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import DataError
 
 _LOOKED_AT = 4  # lines, of which some may be blank
@@ -42,6 +42,32 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
     raw = read_document(path, encoding.name)
     raw.notes += [encoding.note] if encoding.note else []
     return raw
+
+
+def read_jsonl(path: Path, reading: Reading = PLAIN) -> Raw:
+    """Read a `.jsonl` file, also where it is one JSON document in truth.
+
+    Raises:
+        DataError: if no line holds an object, and it is no document of a known form.
+    """
+    try:
+        return read_json_lines(path, reading)
+    except NoObjectsError:
+        encoding = text_encoding(path, reading.encoding)
+        if not _is_document(path, encoding.name):
+            raise
+    raw = read_document(path, encoding.name)
+    raw.notes[:0] = [f"{path.name}: no JSON lines, but one JSON document, read as such"]
+    raw.notes += [encoding.note] if encoding.note else []
+    return raw
+
+
+def _is_document(path: Path, encoding: str) -> bool:
+    """Whether a file begins as one document: with an array, or with an object that its first line does not end."""
+    with open_text(path, encoding) as file:
+        start = file.read(1000).lstrip()
+    first = start.partition("\n")[0].rstrip()
+    return start.startswith("[") or (start.startswith("{") and not first.endswith("}"))
 
 
 def read_document(path: Path, encoding: str) -> Raw:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from everclip.data.reading.formats.raw import MAX_COLUMNS, Raw, table_of
-from everclip.data.reading.formats.settings import PLAIN, Reading
 from everclip.data.reading.formats.text_file import is_text, open_text, text_encoding
 from everclip.data.reading.quarantine import Entry
+from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import DataError
 
 MAX_LINE = 16 * 1024 * 1024
@@ -23,11 +23,15 @@ MAX_LINE = 16 * 1024 * 1024
 _MAX_DEPTH = 16
 
 
+class NoObjectsError(DataError):
+    """A file none of whose lines holds an object."""
+
+
 def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
-    """Read a `.jsonl` file.
+    """Read the lines of a file, each an object.
 
     Raises:
-        DataError: if no line holds an object.
+        NoObjectsError: if no line holds an object.
     """
     rows: list[dict[str, Any]] = []
     numbers, broken, number = [], [], 0
@@ -51,30 +55,13 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
             else:
                 broken.append(Entry(number, f"{path.name}, row {number}", *found))
     if not rows:
-        if _is_document(path, encoding.name):
-            from everclip.data.reading.formats.json_rows import (
-                read_document,  # which reads JSON lines by this module
-            )
-
-            raw = read_document(path, encoding.name)
-            raw.notes[:0] = [f"{path.name}: no JSON lines, but one JSON document, read as such"]
-            raw.notes += [encoding.note] if encoding.note else []
-            return raw
         why = f" (row 1: {broken[0].detail})" if broken else ""
-        raise DataError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
+        raise NoObjectsError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
     notes = [encoding.note] if encoding.note else []
     if commas:
         notes.append(f"{path.name}: commas at the ends of {commas:,} lines are passed over")
     columns, odd = table_of(rows, list(names))
     return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)
-
-
-def _is_document(path: Path, encoding: str) -> bool:
-    """Whether a file begins as one document: with an array, or with an object that its first line does not end."""
-    with open_text(path, encoding) as file:
-        start = file.read(1000).lstrip()
-    first = start.partition("\n")[0].rstrip()
-    return start.startswith("[") or (start.startswith("{") and not first.endswith("}"))
 
 
 def _lines(file: TextIO) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from everclip.data.reading.formats.text_file import small_text
-from everclip.data.reading.locate import expanded
+from everclip.data.reading.source_path import expanded
 from everclip.errors import ConfigError, DataError
 from everclip.templates import templates_of
 

@@ -17,10 +17,10 @@ from everclip.data.reading.columns import is_caption_name, is_known_name
 from everclip.data.reading.formats.dialect import Dialect, dialect_of
 from everclip.data.reading.formats.raw import Raw, require_few
 from everclip.data.reading.formats.records import MAX_CELL, Lines, PathLines, Records, path_and_text
-from everclip.data.reading.formats.settings import PLAIN, Reading
 from everclip.data.reading.formats.text_encoding import TextEncoding
 from everclip.data.reading.formats.text_file import content_ending, is_text, open_text, text_encoding
 from everclip.data.reading.quarantine import Entry
+from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import DataError
 
 MAX_LINE = 16 * 1024 * 1024
