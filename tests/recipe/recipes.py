@@ -146,8 +146,8 @@ def _gain(case: Case, name: str, value: tuple[str, ...], missing: set[Any]) -> i
 def overrides(case: Case) -> tuple[str, list[str]]:
     """Return the kind of scenario and the settings of a case.
 
-    What trains parts that a selector looks at is refused (tests/unit/test_review_methods.py): there none is asked. A
-    setting that a method does not have is left out: it is an unknown key (tests/unit/test_methods.py).
+    What trains parts that a selector looks at is refused (tests/unit/test_selector_and_trainable.py): there none is
+    asked. A setting that a method does not have is left out: it is an unknown key (tests/unit/test_methods.py).
     """
     fields = method_class(case["method"][0].partition("=")[2]).Settings.model_fields
     texts = [text for name, texts in case.items() if name != "kind" for text in texts]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import resume_harness as harness
 
+import everclip
 from everclip.errors import CheckpointError
 from everclip.training.checkpoint import MANIFEST, STATE, TENSORS
 
@@ -128,3 +129,23 @@ def test_a_removed_checkpoint_folder_starts_the_run_anew(
     shutil.rmtree(Path(config.output) / "checkpoints")
     harness.run(config)
     harness.assert_same_end(Path(config.output), expected)
+
+
+def test_a_damaged_result_is_built_again(micro_config: Callable[..., Any], tmp_path: Path) -> None:
+    config = micro_config("single", "method=zero-shot")
+    before = everclip.execute(config).without_timing()
+    (tmp_path / "run" / "results.json").write_text("{")
+    again = everclip.execute(config)
+    assert again.without_timing() == before
+    assert [event.kind for event in again.events] == ["damaged result"]
+
+
+def test_lost_features_of_row_0_are_an_event_and_no_end(
+    micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = micro_config("single")
+    assert harness.killed_at(config, 1, "after step")
+    (tmp_path / "run" / "rows" / "000.features.safetensors").unlink()
+    result = everclip.execute(config)
+    assert [event.kind for event in result.events] == ["lost features"]
+    assert result.rows[1].representation["image_rotation_deg"] is None

@@ -10,7 +10,9 @@ import pytest
 import resume_harness as harness
 import torch
 
+import everclip
 from everclip.errors import DivergedError
+from everclip.training.checkpoint import Checkpoints
 
 MINE = '''
 import torch
@@ -73,3 +75,13 @@ def test_without_clipping_a_bad_gradient_is_seen_in_the_weights_before_they_are_
     found = harness.newest(Path(config.output))
     assert found.state["place"]["step"] == 4
     assert all(torch.isfinite(tensor).all() for tensor in found.tensors.values())
+
+
+def test_exploded_weights_are_never_saved(micro_config: Callable[..., Any], tmp_path: Path) -> None:
+    fast = ("training.lr=1e30", "training.warmup=0", "checkpoint.every_steps=1", "training.steps=3")
+    config = micro_config("single", *fast)
+    with pytest.raises(DivergedError, match="task 1, phase 'train', step"):
+        everclip.execute(config)
+    held = Checkpoints(tmp_path / "run", config.checkpoint).latest()
+    assert held is not None
+    assert all(bool(t.isfinite().all()) for k, t in held.tensors.items() if k.startswith("model/"))

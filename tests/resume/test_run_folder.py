@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import resume_harness as harness
 
+import everclip
+from everclip.config import resolve_config
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.learner import Learner
 from everclip.running.precision import settle_precision
@@ -185,3 +189,46 @@ def test_a_checkpoint_of_another_model_is_refused_in_words(
     file.write_text(file.read_text().replace("seed: 0", "seed: none"))
     with pytest.raises(ConfigError, match=r"config\.yaml.*seed"):
         Learner.load(config.output)
+
+
+def test_changed_data_are_refused_by_a_run_that_began_with_others(
+    micro_folder: Path, micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    columns = pq.read_table(micro_folder / "data.parquet")
+    data = tmp_path / "data.parquet"
+    pq.write_table(columns, data)
+    config = micro_config("time", f"scenario.data.source={data}", "method=zero-shot")
+    everclip.execute(config)
+    renamed = pa.array([f"{c} again" for c in columns.column("caption").to_pylist()])
+    pq.write_table(columns.set_column(columns.column_names.index("caption"), "caption", renamed), data)
+    with pytest.raises(RunFolderError, match="data have changed"):
+        everclip.execute(config)
+
+
+def test_the_configuration_of_a_run_can_be_run_again(
+    micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = micro_config("time", "method=zero-shot")
+    everclip.execute(config)
+    again = resolve_config(str(tmp_path / "run" / "config.yaml"))
+    settled = config.model_copy(update={"training": config.training.model_copy(update={"precision": "fp32"})})
+    assert again.identity() == settled.identity()
+    assert everclip.execute(config).status == "finished"  # `auto` and what it was settled to are one run
+    assert everclip.execute(again).status == "finished"
+
+
+def test_looking_at_a_finished_run_does_not_change_it(
+    micro_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = micro_config("single", "method=zero-shot")
+    everclip.execute(config)
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    everclip.execute(config)
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_a_finished_run_gets_the_report_it_lacks(micro_config: Callable[..., Any], tmp_path: Path) -> None:
+    everclip.execute(micro_config("single", "method=zero-shot"))
+    assert not (tmp_path / "run" / "report.html").exists()
+    everclip.execute(micro_config("single", "method=zero-shot", "report=true"))
+    assert (tmp_path / "run" / "report.html").is_file()

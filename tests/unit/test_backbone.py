@@ -1,6 +1,7 @@
 """Backbones: folders, fingerprints, random weights, and names that are not there."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from everclip.config import BackboneConfig
+from everclip.config import BackboneConfig, MethodConfig
+from everclip.contracts import Progress
 from everclip.errors import ConfigError
+from everclip.methods.build import build_method
 from everclip.models.backbone import Backbone, load_backbone
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.locate import builtin_folder
@@ -199,3 +202,26 @@ def test_an_unknown_name_is_answered_with_what_there_is(name: str, match: str) -
 
 def test_builtin_folders_are_found_by_name() -> None:
     assert (builtin_folder("tiny") / CONFIG).is_file()
+
+
+def test_a_logit_scale_at_its_bound_still_has_a_gradient(model: Path) -> None:
+    backbone = load_backbone(str(model))
+    with torch.no_grad():
+        backbone.clip.logit_scale.fill_(9.0)
+    backbone.bound_logit_scale(100.0)
+    assert float(backbone.logit_scale.detach()) == pytest.approx(100.0)
+    backbone.logit_scale.backward()
+    assert float(backbone.clip.logit_scale.grad) > 0
+
+
+@pytest.mark.parametrize(("trainable", "expected"), [(("image",), 117.3), (("image", "logit-scale"), 100.0)])
+def test_a_frozen_logit_scale_stays_above_the_bound_and_a_trained_one_comes_under_it(
+    model: Path, trainable: tuple[str, ...], expected: float
+) -> None:
+    """SigLIP's is about 117."""
+    backbone = load_backbone(BackboneConfig(name=str(model)))
+    method = build_method(MethodConfig(name="finetune", settings={"trainable": trainable}), backbone)
+    with torch.no_grad():
+        backbone.clip.logit_scale.fill_(math.log(117.3))
+    method.after_step(Progress(task=0, phase="learn", repeat=0, step=0, steps=1, seed=0))
+    assert float(backbone.logit_scale.detach()) == pytest.approx(expected, rel=1e-4)

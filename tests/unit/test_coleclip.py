@@ -9,6 +9,7 @@ from typing import Any
 import module_models as models
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
 from coleclip_fixtures import Walk, entries
@@ -16,16 +17,21 @@ from coleclip_fixtures import task as noise_task
 from open_clip.model import CLIP
 from torch.nn import functional
 
-from everclip.contracts import ClassEntry, Cost, LabelSpace, Past, Progress
+from everclip.config import GuardConfig
+from everclip.contracts import ClassEntry, Cost, EvalSet, LabelSpace, Past, Progress
+from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.evaluation.banks import measuring
+from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.coleclip import losses
+from everclip.methods.coleclip.method import CoLeClip
 from everclip.methods.coleclip.settings import CoLeClipSettings
 from everclip.models.backbone import load_backbone
 from everclip.models.modules import lora
 from everclip.models.modules.grow import grown
 from everclip.models.modules.towers import tower_of
+from micro import of_classes
 
 
 @pytest.fixture
@@ -333,3 +339,37 @@ def test_other_towers_and_captions_are_refused(micro_config: Callable[..., Any],
     config = micro_config("classes", "method=coleclip").method
     with pytest.raises(ConfigError, match="ResNet"):
         build_method(config, backbone)
+
+
+def test_a_whole_step_back_brings_prompt_and_vocabulary_back(walk: Walk) -> None:
+    walk.learn("a", "b")
+    walk.learn("b", "c", steps=8, until=0)
+    method = walk.method
+    before = method.weights()
+    assert set(before) == {"vocabulary.rows", method._trainable[0]}
+    with torch.no_grad():
+        method.get_parameter(method._trainable[0]).add_(1.0)
+    method.vocabulary.update(torch.flip(method.vocabulary.rows[method.vocabulary.place], (0,)), 0.5)
+    now = method.weights()
+    assert all(not torch.equal(now[name], tensor) for name, tensor in before.items())
+    method.blend(before, now, 0.5)
+    assert torch.allclose(method.vocabulary.rows.norm(dim=1), torch.ones(3))
+    for share, end in ((1.0, now), (0.0, before)):
+        method.blend(before, now, share)
+        assert all(torch.equal(method.weights()[name], tensor) for name, tensor in end.items())
+
+
+@pytest.mark.parametrize("action", ["stop", "step-back"])
+def test_the_guard_takes_the_vocabulary_back(micro_folder: Path, action: Any) -> None:
+    training = {"steps": 4, "batch_size": 8, "lr": 0.05, "warmup": 0, "device": "cpu", "threads": 1}
+    learner = Learner.create(str(micro_folder / "model"), "coleclip", training)
+    task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, 0, 1)
+    watched = EvalSet("watched", "classification", task.train, None, "retention", task.classes)
+    # Whatever is seen is too little: it acts at every look, and keeps nothing.
+    learner.watch([watched], GuardConfig.model_construct(max_drop=-101.0, every=100, action=action))
+    method = learner.method
+    assert isinstance(method, CoLeClip)
+    start = method._zero_shot(task.classes or (), "all")
+    learner.learn(task)
+    assert all(act["share"] == 0 for act in learner.method.notes["guard"]["acted"])
+    assert torch.equal(method.vocabulary.rows, start)

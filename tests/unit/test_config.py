@@ -1,11 +1,13 @@
 """Configuration: precedence, overrides, budgets, and errors that name key, found and expected."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import everclip
 from everclip.config import (
     BUDGET_KEYS,
     RunConfig,
@@ -16,7 +18,7 @@ from everclip.config import (
     resolve_config,
     validated,
 )
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 
 
 def budget(config: RunConfig) -> dict[str, Any]:
@@ -270,3 +272,47 @@ def test_a_configuration_survives_the_way_through_its_file() -> None:
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         resolve_config("emoji-time").seed = 3  # type: ignore[misc]
+
+
+def test_another_method_does_not_inherit_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    document = {"benchmark": "emoji-time", "method": {"name": "wise-ft", "merge": {"alpha": 0.3}}}
+    file.write_text(yaml.safe_dump(document))
+    assert resolve_config(str(file)).method.settings["merge"]["alpha"] == 0.3
+    assert "merge" not in resolve_config(str(file), ["method=replay"]).method.settings
+
+
+def test_a_resolved_configuration_takes_no_overrides(micro_config: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="no further settings"):
+        everclip.execute(micro_config("single"), "seed=7")
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "message"),
+    [
+        ("classes", "scenario.order=[class-0, class-0, class-1]", "more than once"),
+        ("time", "scenario.protocols=[{name: all}, {name: all, space: all}]", "different names"),
+        ("time", "scenario.split.validation=0.99", "holds no rows"),
+        ("time", "evaluation.top_k=[1, 0]", "top_k"),
+        ("time", "evaluation.top_k=[]", "top_k"),
+        ("time", "training.betas=[2, 3]", "betas"),
+        ("time", "training.lr=.inf", "lr"),
+        ("time", "output=", "output"),
+        ("time", "method.settings=3", "method.settings"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_run(
+    micro_config: Callable[..., Any], kind: str, override: str, message: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        everclip.execute(micro_config(kind, override))
+
+
+def test_yaml_that_is_no_configuration_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    for number, text in enumerate(
+        ("1: 2", "kind: time\nname: a\nsummary: b\nversion: abc", "a: " + "[" * 20000)
+    ):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=str(number)):
+            resolve_config(str(file))

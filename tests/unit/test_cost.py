@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+import everclip
 from everclip.contracts import ClassEntry, Task
 from everclip.data.table import Table
 from everclip.learner import Learner
@@ -66,3 +68,8 @@ def test_what_a_task_will_hold_is_counted_before_it(micro_folder: Path, case: st
 
 def _routers(method: Any) -> int:
     return sum(p.numel() for n, p in method.named_parameters() if ".routers." in n)
+
+
+def test_zero_shot_trains_nothing_and_says_so(micro_config: Callable[..., Any]) -> None:
+    result = everclip.execute(micro_config("single", "method=zero-shot"))
+    assert result.method["cost"]["trainable_parameters"] == 0

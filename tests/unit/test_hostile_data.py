@@ -17,6 +17,7 @@ from PIL import Image
 
 from everclip.cli.init_config import text_for
 from everclip.data.reading.formats import parquet
+from everclip.data.reading.formats.layouts import arrays
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
@@ -372,3 +373,14 @@ def test_classes_of_one_name_are_said(folder: Path) -> None:
     assert len(scenario.eval_sets[0].classes or ()) == 2
     notes = shared_names(scenario.eval_sets, load_backbone("builtin:tiny").tokenise)
     assert ["'cat' (1) = 'cat' (0)" in note or "'cat' (0) = 'cat' (1)" in note for note in notes] == [True]
+
+
+def test_a_file_of_pictures_beyond_the_limit_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.bin"
+    with open(path, "wb") as file:
+        file.truncate(arrays.MOST_BYTES + 1)  # sparse: it takes no room on the disk
+    monkeypatch.setattr(arrays.np, "fromfile", lambda *given: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"train\.bin: 268,435,457 bytes"):
+        arrays._bytes_of(path)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -315,3 +316,20 @@ def test_grey_drops_the_colour() -> None:
     grey = np.asarray(augment(photo(), 16, AugmentConfig(grey=1.0), generator("g")))
     assert (grey[..., 0] == grey[..., 1]).all()
     assert (grey[..., 1] == grey[..., 2]).all()
+
+
+def of_colour(colour: str) -> Table:
+    images = pa.array([encode(Image.new("RGB", (8, 8), colour))] * 3, pa.binary())
+    return Table(pa.table({"id": ["0", "1", "2"], "image": images}))
+
+
+def test_equal_ids_in_two_tables_are_two_pictures() -> None:
+    store, red, blue = ImageStore(), of_colour("red"), of_colour("blue")
+    assert store.get(red, 0).getpixel((0, 0)) == (255, 0, 0)
+    assert store.get(blue, 0).getpixel((0, 0)) == (0, 0, 255)
+    assert store.get(red.select([2, 0]), 1) is store.get(red, 0)
+
+
+def test_a_picture_longer_than_it_is_wide_by_far_is_refused() -> None:
+    with pytest.raises(DataError, match="100-fold"):
+        decode(encode(Image.new("RGB", (1, 8000))), "strip")

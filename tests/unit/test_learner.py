@@ -10,14 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+import everclip
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
 from everclip.contracts import Task
 from everclip.data.table import Table
-from everclip.errors import CheckpointError, ConfigError, DataError
+from everclip.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.run import execute
+from everclip.scenarios.load import load_scenario
 from everclip.training.progress import Progress
 
 TRAINING: dict[str, Any] = {"steps": 2, "batch_size": 8, "device": "cpu", "threads": 1, "lr": 1e-2}
@@ -277,3 +279,21 @@ def test_a_new_task_is_not_merged_by_what_the_past_alone_says(micro_folder: Path
     with pytest.raises(DataError, match="no validation picture to choose on"):
         learner.learn(rows_of(micro_folder)[:4], validation=0.0)
     assert learner.learned == {0}
+
+
+def test_a_learner_is_not_saved_into_a_run(micro_config: Callable[..., Any], tmp_path: Path) -> None:
+    everclip.execute(micro_config("single", "method=zero-shot"))
+    learner = Learner.load(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="belongs to a run"):
+        learner.save(tmp_path / "run")
+
+
+def test_a_loaded_learner_knows_what_it_learned(micro_config: Callable[..., Any], tmp_path: Path) -> None:
+    config = micro_config("classes", "method=replay")
+    result = everclip.execute(config)
+    scenario = load_scenario(config.scenario)
+    learner = Learner.load(tmp_path / "run", scenario)
+    assert len(learner.tasks) == len(scenario.tasks)
+    scores = learner.evaluate(scenario)
+    for column in result.columns:
+        assert scores[column.name]["seen"] == result.rows[-1].scores[column.name]["seen"]

@@ -194,3 +194,16 @@ def test_the_student_encodes_no_text_that_the_teacher_answers_for(
     # The captions of a batch are encoded for the loss anyway.
     once_more = name == "lwf-vr" or images == "own"
     assert counts["student"] - counts["teacher"] == once_more
+
+
+def test_random_sentences_are_drawn_once_per_task(
+    begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, tasks = begin("classes", "method.penalties.lwf-vr={text: student, sentences: 5, length: 3}")
+    (penalty,) = learner.method._penalties
+    assert isinstance(penalty, LwfVr)
+    draw, drawn = penalty.sentences, []
+    monkeypatch.setattr(penalty, "sentences", lambda seed, task: drawn.append(task) or draw(seed, task))
+    for task in tasks[:2]:
+        learner.learn(task)
+    assert drawn == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import module_models as models
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from everclip.models.modules import insert
+from everclip.models.modules.base import first_projection
 
 
 def added(adapter: Any, x: torch.Tensor, activation: Any) -> torch.Tensor:
@@ -63,3 +65,10 @@ def test_width_and_parameters_are_counted() -> None:
     clip = models.build("vit")
     new = insert(clip, "adapter", {"tower": "text", "width": 5, "blocks": 0}).parameters
     assert sum(clip.get_parameter(n).numel() for n in new) == 2 * (2 * 32 * 5 + 5 + 32)
+
+
+def test_first_projections_are_drawn_as_they_always_were() -> None:
+    for rows, columns in ((3, 7), (5, 32)):
+        drawn = [torch.Generator().manual_seed(4) for _ in range(2)]
+        values = (2 * torch.rand(rows, columns, generator=drawn[0]) - 1) * (1 / math.sqrt(columns))
+        assert torch.equal(first_projection(rows, columns, drawn[1]), values)

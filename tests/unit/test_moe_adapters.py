@@ -406,3 +406,19 @@ def test_texts_share_a_gate_where_a_causal_tower_reads_one_start_token(make: Mak
     whole = method.backbone.tokenizer
     method.backbone.tokenizer = lambda texts: whole(texts)[:, 1:]
     assert not method._has_start_token()  # the first token is a word
+
+
+def test_bytes_of_moe_adapters_are_those_of_its_tensors(make: Make, data: Table) -> None:
+    for selector in ({"kind": "gaussian"}, {"kind": "autoencoder", "steps": 5}):
+        learner = make(freeze=2, selector=selector)
+        learner.learn(of_classes(data, 0, 0, 1))
+        method = learner.method
+        counted = {
+            name: tensor
+            for name, tensor in method.state_dict().items()
+            if name.startswith("selector.") or ".kept_" in name or name in dict(method.named_parameters())
+        }
+        assert any(tensor.dtype == torch.float64 for tensor in counted.values())
+        extra = method.extra_tensors().values()
+        wanted = sum(t.numel() * t.element_size() for t in [*counted.values(), *extra])
+        assert method.describe().bytes == wanted

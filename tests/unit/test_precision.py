@@ -232,3 +232,20 @@ def test_a_learner_from_a_gpu_predicts_without_one(
     learner = Learner.load(tmp_path)
     assert (learner.training.precision, learner.accelerator.device.type) == ("fp32", "cpu")
     assert "training.device=cuda, training.precision=fp16 needs a GPU" in caplog.text
+
+
+def test_precision_may_differ_between_runs_of_one_process(micro_config: Callable[..., Any]) -> None:
+    for number, form in enumerate(("fp32", "bf16", "fp32")):
+        config = micro_config("single", f"training.precision={form}", output=f"run{number}")
+        assert everclip.execute(config).status == "finished"
+
+
+@pytest.mark.gpu
+def test_the_scaler_comes_back_with_its_state() -> None:
+    first, again = (Precision("fp16", torch.device("cuda")) for _ in range(2))
+    assert first.scaler is not None
+    assert again.scaler is not None
+    first.scaler.scale(torch.ones((), device="cuda"))
+    first.scaler.update(128.0)
+    again.load(first.tensors())
+    assert again.scaler.get_scale() == 128.0

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scenario_data import document, pictures, write
 
+import everclip
 from everclip.config import resolve_config
 from everclip.errors import ConfigError
 from everclip.evaluation.results import Results
@@ -291,3 +292,11 @@ def test_results_name_a_variant_and_mark_what_is_no_benchmark(tmp_path: Path) ->
     assert tag("scenario.order=[DTD, Food]") == "mtil@1 (changed)"
     assert tag("scenario.order=II", "scenario.split.validation=0.1") == "mtil@1 (changed)"
     assert tag("scenario.counts=noted") == "mtil@1 (changed)"
+
+
+@pytest.mark.parametrize("metric", ["mean_r7", "accuracy"])
+def test_a_headline_that_no_task_set_measures_is_refused(
+    micro_config: Callable[..., Any], metric: str
+) -> None:
+    with pytest.raises(ConfigError, match="headline"):
+        everclip.execute(micro_config("time", f"scenario.headline.metric={metric}"))

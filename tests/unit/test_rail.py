@@ -29,7 +29,6 @@ from everclip.contracts import Progress as At
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
-from everclip.methods.rail import room
 from everclip.methods.rail.build import build_head, with_head
 from everclip.methods.rail.dual import Dual
 from everclip.methods.rail.settings import RailSettings
@@ -313,11 +312,6 @@ def test_the_dual_form_refuses_more_than_it_may_keep(make: Callable[..., Learner
         learner.learn(of_classes(data, 1, 2, 3))
 
 
-def test_more_sums_than_memory_holds_are_refused_in_words(make: Callable[..., Learner], data: Table) -> None:
-    with pytest.raises(ConfigError, match=r"method\.dimension: 10,000,000 needs 800,000 GB"):
-        make(dimension=10_000_000, expansion="fourier").learn(of_classes(data, 0, 0, 1))
-
-
 def test_a_process_without_samples_takes_in_those_of_the_others(
     make: Callable[..., Learner], data: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,17 +330,6 @@ def test_a_process_without_samples_takes_in_those_of_the_others(
     ((x, labels),) = taken
     assert torch.equal(x, others[torch.float32])
     assert torch.equal(labels, others[torch.int64])
-
-
-def test_where_free_memory_is_unknown_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "available_memory", lambda: None)
-    room.require_room(16)
-    with pytest.raises(ConfigError, match=r"10,000,000 needs 800,000 GB"):
-        room.require_room(10_000_000)
-    monkeypatch.setattr(room, "available_memory", lambda: 8 * 16**2)
-    room.require_room(16)
-    with pytest.raises(ConfigError, match="17 needs"):
-        room.require_room(17)
 
 
 def test_an_export_with_two_classes_of_one_name_is_refused(

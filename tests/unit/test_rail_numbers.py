@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,55 @@ def test_cosines_come_back_from_their_own_probabilities() -> None:
     found = as_cosines(wild, torch.zeros(1, 6), 100.0).float()
     assert (found.diff(dim=1) > 0).all()
     assert (found.abs() <= 1.01).all()
+
+
+SOLVE = """
+import sys, torch
+from everclip.methods.rail.dual import Dual
+torch.set_num_threads(1)
+
+def peak():
+    return next(int(x.split()[1]) << 10 for x in open("/proc/self/status") if x.startswith("VmHWM"))
+
+def extra(n):
+    head = Dual(8, n, 0.1, 0.1, n)
+    head.samples = torch.nn.functional.normalize(torch.randn(n, 8), dim=1)
+    head.widen(2)
+    before = peak()
+    head.solve()
+    return (peak() - before) / n**2
+
+extra(100)
+print(extra(1600))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peaks are read from Linux")
+def test_solving_the_dual_takes_the_bytes_that_its_refusal_says() -> None:
+    done = subprocess.run([sys.executable, "-c", SOLVE], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 11  # 8 n^2, and what does not grow with the square
+
+
+def test_solving_leaves_the_sums_as_they_are() -> None:
+    head = Sums(Expansion("none", 6, 6, 0.1, 0), 6, 0.1)
+    head.widen(3)
+    x = unit(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)))
+    head.add(x, torch.arange(20) % 3)
+    sums = head.gram.clone()
+    head.solve()
+    first = head.weights.clone()
+    head.solve()
+    assert torch.equal(head.gram, sums)
+    assert torch.equal(head.weights, first)
+    left = (sums + 0.1 * torch.eye(6, dtype=torch.float64)) @ first
+    assert torch.allclose(left, head.targets, rtol=0, atol=1e-12)
+
+
+def test_an_expansion_follows_the_matrix_that_is_loaded_into_it() -> None:
+    one, two = (Expansion("relu", 4, 8, 0.1, seed) for seed in (0, 1))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(one(x), two(x))
+    assert one.state_dict().keys() == {"matrix"}
+    one.load_state_dict(two.state_dict())
+    assert torch.equal(one(x), two(x))
+    assert torch.equal(one.to(torch.float64)(x), two(x))

@@ -130,3 +130,19 @@ def test_an_export_is_given_what_its_reader_needs(
     bank, asked = unit(torch.randn(4, 32, generator=draw)), unit(torch.randn(5, 32, generator=draw))
     assert torch.equal(given.answers(asked, bank), method._fused(asked, asked @ bank.T, range(4)))
     assert given.answers(asked, bank).dtype == torch.float64
+
+
+@pytest.mark.parametrize("settings", [{"passes": 2}, {"passes": 2, "form": "dual"}])
+def test_passes_without_augmented_pictures_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="passes: "):
+        RailSettings(**settings)
+    RailSettings(passes=2, augmented=True)
+
+
+def test_a_second_pass_over_equal_features_is_left_out(make: Callable[..., Learner], data: Table) -> None:
+    task, found = of_classes(data, 0, 0, 1), []
+    for passes in (1, 2):
+        learner = make({"augment": "none"}, dimension=20, augmented=True, passes=passes)
+        learner.learn(task)
+        found.append(head_of(learner).weights)
+    assert torch.equal(*found)

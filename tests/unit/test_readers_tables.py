@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reader_data import ROWS, load, photo, reasons, write_pictures, write_table
 
+from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
+from micro import picture
 
 FORMATS = ["csv", "tsv", "jsonl", "parquet"]
 
@@ -383,3 +386,33 @@ def test_above_the_limit_reading_stops_with_the_table(folder: Path) -> None:
     assert load(path, quarantine_limit=0.25).quarantine.counts() == {"missing-file": 1}
     with pytest.raises(ValueError, match="less than or equal to 1"):
         DataSpec(source="x", quarantine_limit=2)
+
+
+def six_rows(path: Path, **more: Any) -> Path:
+    draw = np.random.default_rng(0)
+    images = [picture((20 * i, 90, 30), i, draw) for i in range(6)]
+    columns = {"image": pa.array(images, pa.binary()), "caption": [f"thing {i}" for i in range(6)], **more}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"caption": [1.5] * 6}, "expected text"),
+        ({"caption": [[1.5]] * 6}, "expected text"),
+        ({"keywords": ["red,green"] * 6}, "expected lists"),
+        ({"id": [None, *"abcde"]}, "missing-id"),
+        ({"image": pa.array([None] * 6, pa.binary())}, "no-image"),
+        ({"image": pa.array([b"hello"] * 6, pa.binary())}, "row 1: begins with 68656c6c6f"),
+    ],
+)
+def test_columns_of_the_wrong_kind_are_refused(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(DataSpec(source=str(six_rows(tmp_path / "data.parquet", **more))))
+
+
+def test_a_mapped_column_takes_the_place_of_one_that_had_its_name(tmp_path: Path) -> None:
+    path = six_rows(tmp_path / "data.parquet", title=[f"title {i}" for i in range(6)])
+    table = read(DataSpec(source=str(path), columns={"caption": "title"})).table
+    assert table.column("caption")[0] == "title 0"

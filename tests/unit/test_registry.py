@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import everclip
 from everclip import registry
+from everclip.config import resolve_config
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
 from everclip.methods.build import method_class
@@ -215,3 +217,12 @@ def test_data_given_as_a_stream_are_told_from_a_misspelt_name(
     for name in ("", "x" * 5_000, "\0"):
         with pytest.raises(ConfigError, match="is not known"):
             registry.benchmark_entry(name)
+
+
+def test_a_syntax_error_in_a_method_file_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine(:\n    pass\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        everclip.registry.load_object(f"{file}:Mine")
+    with pytest.raises(ConfigError, match="add the class"):
+        resolve_config("emoji-time", [f"method={file}"])

@@ -42,3 +42,15 @@ def test_samples_order_and_splits_are_those_that_were_published(name: str) -> No
         for s in scenario.eval_sets
     )
     assert (tasks, sets, digest([ids(scenario.base), ids(scenario.base_val)])) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", ["emoji-time", "emoji-classes", "emoji-styles", "emoji-base"])
+def test_no_measured_drawing_is_byte_identical_to_a_training_drawing(name: str) -> None:
+    settings = ("training", "backbone", "method", "evaluation")
+    document = {k: v for k, v in benchmarks()[name].document.items() if k not in settings}
+    scenario = load_scenario(document)
+    trained = {data for task in scenario.tasks for data in task.train.column("image")}
+    trained |= set(scenario.base.column("image")) if scenario.base else set()
+    measured = {data for s in scenario.eval_sets for data in s.data.column("image")}
+    measured |= {data for task in scenario.tasks if task.val for data in task.val.column("image")}
+    assert not trained & measured

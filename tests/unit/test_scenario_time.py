@@ -4,8 +4,10 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scenario_data import document, write
@@ -15,6 +17,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.periods import period_of
+from micro import picture
 
 DAYS = st.dates(dt.date(1000, 1, 1), dt.date(9999, 12, 31))
 
@@ -232,3 +235,22 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
     data = write(tmp_path / "d.parquet", 20, caption=["a"])
     with pytest.raises(DataError, match=r"no column 'time' \(tasks by month\)"):
         load_scenario(document("time", data, every="month"))
+
+
+def test_the_stream_that_the_documentation_shows_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docs/own-stream.md`, followed to the letter with drawn pictures."""
+    text = (Path(__file__).parents[2] / "docs" / "own-stream.md").read_text()
+    document = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "img").mkdir()
+    draw = np.random.default_rng(0)
+    lines = ["file,title,year"]
+    for i in range(120):
+        (tmp_path / "img" / f"{i}.png").write_bytes(picture((i, 90, 255 - i), i, draw))
+        lines.append(f"img/{i}.png,thing {i},{2023 + i % 3}")
+    (tmp_path / "shop.csv").write_text("\n".join(lines) + "\n")
+    for key in ("training", "backbone"):
+        document.pop(key)
+    assert [task.name for task in load_scenario(document).tasks] == ["2024", "2025"]

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import everclip
 import micro
 from everclip.contracts import EvalProtocol
 from everclip.data.table import Table
@@ -331,3 +332,8 @@ def test_built_in_benchmarks_have_the_sizes_they_were_published_with(
 
 def test_every_built_in_benchmark_is_covered_above() -> None:
     assert set(builtin_benchmarks()) == {name for name, *_ in SIZES}
+
+
+def test_templates_without_a_place_are_refused(micro_config: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="exactly once"):
+        everclip.execute(micro_config("classes", 'scenario.class_templates=["no place"]'))

@@ -12,6 +12,7 @@ import torch
 
 from everclip.config import TrainingConfig
 from everclip.contracts import ParamGroup, Past, Phase, Reference, Task
+from everclip.errors import ConfigError
 from everclip.methods.selectors.build import build
 from everclip.methods.selectors.features import early_tokens
 from everclip.methods.selectors.gaussian import Density, Gaussian
@@ -248,3 +249,14 @@ def test_a_class_of_one_picture_has_that_picture_for_a_mean(full: bool) -> None:
     density.solve(0.1)
     assert density.present.tolist() == [1, 0, 1]
     assert torch.equal(density.means, torch.tensor([[1.0, 2.0], [0.0, 0.0], [4.0, 3.0]]))
+
+
+def test_a_covariance_that_no_shrinkage_mends_is_told_in_words() -> None:
+    density = Density(1, 32, full=True)
+    density.add(
+        torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64)
+    )
+    with pytest.raises(
+        ConfigError, match=r"method\.selector\.shrinkage: 1e-18 .* 32 features from 4 pictures"
+    ):
+        density.solve(1e-18)

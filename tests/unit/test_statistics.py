@@ -1,10 +1,13 @@
 """Intervals against tables, brute force and simulation."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+import everclip
 from everclip.evaluation import statistics
 from everclip.evaluation.statistics import bootstrap_mean, flips, paired_bootstrap, seed_spread, wilson
 
@@ -208,3 +211,13 @@ def test_what_is_refused_is_called_by_its_own_name(broken: list[float]) -> None:
     }.items():
         with pytest.raises(ValueError, match=rf"^{name.strip()}( must|\[0\])"):
             call()
+
+
+def test_the_interval_of_no_hits_reaches_above_zero(micro_config: Callable[..., Any]) -> None:
+    result = everclip.execute(micro_config("time", "method=zero-shot"))
+    cells = [
+        c for s in result.rows[0].scores.values() for p in s.values() for c in p.values() if c.value == 0
+    ]
+    bounded = [c for c in cells if c.high is not None]
+    assert bounded
+    assert all(c.high > 0 for c in bounded)

@@ -1,12 +1,10 @@
-"""Tables: views, joins, fingerprints; splits by hash."""
+"""Tables: views, joins, fingerprints."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pyarrow as pa
 import pytest
 
-from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import DataError
 
@@ -94,35 +92,5 @@ def test_the_fingerprint_changes_with_order_and_count(table: Make) -> None:
     assert len(prints) == 3
 
 
-# -- splits ---------------------------------------------------------------------------------------------------
-
-
-def test_a_split_is_a_partition_in_order(table: Make) -> None:
-    rest, carved = carve(table(200), 0.25)
-    assert sorted(rest.ids + carved.ids) == sorted(table(200).ids)
-    order = {name: i for i, name in enumerate(table(200).ids)}
-    for part in (rest, carved):
-        assert [order[i] for i in part.ids] == sorted(order[i] for i in part.ids)
-    assert 30 <= len(carved) <= 70
-
-
-def test_adding_or_removing_rows_never_moves_a_row(table: Make) -> None:
-    _, small = carve(table(60), 0.3)
-    _, large = carve(Table.concat([table(40, "new"), table(60)]), 0.3)
-    _, half = carve(table(60).select(range(0, 60, 2)), 0.3)
-    assert [i for i in large.ids if not i.startswith("new")] == small.ids
-    assert set(half.ids) == set(small.ids) & {f"s{i}" for i in range(0, 60, 2)}
-
-
-def test_a_larger_share_only_adds(table: Make) -> None:
-    parts = [set(carve(table(100), share)[1].ids) for share in (0.0, 0.1, 0.4, 1.0)]
-    assert parts[0] == set()
-    assert len(parts[3]) == 100
-    for small, large in pairwise(parts):
-        assert small <= large
-
-
-def test_test_and_validation_splits_are_independent(table: Make) -> None:
-    _, test = carve(table(400), 0.5, salt="everclip-test-v1")
-    _, both = carve(test, 0.5)
-    assert 70 <= len(both) <= 130  # a shared salt would carve all or nothing of what is left
+def test_a_fingerprint_depends_on_every_column(table: Make) -> None:
+    assert table(3, keywords=["a"] * 3).fingerprint != table(3, keywords=["b"] * 3).fingerprint

@@ -8,6 +8,8 @@ import module_models
 import pytest
 import torch
 
+from everclip.errors import ConfigError
+from everclip.models.modules import insert
 from everclip.models.modules.pooling import end_id, pooling
 from everclip.models.modules.short_texts import needed_tokens
 
@@ -38,3 +40,16 @@ def test_as_many_tokens_are_needed_as_the_longest_text_has_with_its_end(case: st
     assert needed_tokens(clip, module_models.tokens([20])) == 12
     for other in ("custom text, no mask, last", "custom text, class token"):
         assert needed_tokens(module_models.build(other), module_models.tokens([3])) is None
+
+
+def test_a_tower_that_names_no_end_token_takes_no_prompts() -> None:
+    clip = module_models.build("custom text, eos", True)
+    del clip.text.eos_id
+    assert needed_tokens(clip, torch.tensor([[1, 5, 513, 0]])) is None
+    with pytest.raises(
+        ConfigError, match=r"method\.trainable\.prompt: TextTransformer pools the end of a text"
+    ):
+        insert(clip, "prompt", {"tower": "text", "count": 2})
+    other = module_models.build("custom text", True)
+    del other.text.eos_id  # the end is where the highest id is
+    insert(other, "prompt", {"tower": "text", "count": 2})

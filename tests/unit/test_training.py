@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import tracking
 from torch import nn
 
+import everclip
 from everclip.config import TrainingConfig, resolve_config
 from everclip.contracts import ParamGroup, Phase, Source, Stream
 from everclip.data.table import Table
@@ -259,3 +261,32 @@ def test_a_second_interrupt_stops_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_tracker_records_numbers(micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Recorder:
+        requires_logging_directory = False
+
+        name = "recorder"
+
+        def __init__(self, name: str) -> None:
+            self.started = False
+
+        def start(self) -> None:
+            self.started = True
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            assert self.started
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            assert self.started
+            seen.extend(values)
+
+        def finish(self) -> None:
+            seen.append("finished")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
+    everclip.execute(micro_config("single", "trackers=[recorder]", "training.steps=2"))
+    assert {"contrastive", "lr", "row/last", "finished"} <= set(seen)
