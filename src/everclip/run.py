@@ -343,9 +343,10 @@ class Run(Watcher):
     def _remark_inputs(self) -> None:
         """Record once what was guessed, assumed or set aside."""
         known = {(event["kind"], event["message"]) for event in self.place.events}
-        for kind, message in self.remarks:
-            if (kind, message) not in known:
-                self._event(kind, message)
+        for kind, message in (remark for remark in self.remarks if tuple(remark) not in known):
+            self._event(kind, message)
+        for line in inputs.said_at_start(self.scenario, self.place):
+            self.progress.say(line)
         if self._main:
             inputs.write_quarantine(self.scenario, self.path)
 

@@ -50,6 +50,18 @@ def test_codes_are_said_by_check_eval_init_config_and_the_plan(
         assert " ".join((out + err).split()).count(expected) == 1, arguments[0]
 
 
+def test_codes_are_said_by_the_run_itself_once_and_are_no_event(tmp_path: Path, command: Command) -> None:
+    data = folder(tmp_path / "data", CODES["wordnet"])
+    yaml, run = tmp_path / "my.yaml", tmp_path / "run"
+    assert command("init-config", data, "-o", yaml)[0] == 0
+    said = "classes are called by numbers or codes ('n01440764'"
+    for expected in (1, 0):  # a run that goes on does not say it again
+        code, out, err = command("run", yaml, "method=zero-shot", f"output={run}")
+        assert code == 0, err
+        assert " ".join((out + err).split()).count(said) == expected
+    assert said not in (run / "results.json").read_text()
+
+
 @pytest.mark.parametrize("names", [["big_cat", "small_dog"], ["001.cat", "002.dog"]])
 def test_underscores_and_numbers_in_front_are_said_by_eval(
     tmp_path: Path, command: Command, names: list[str]

@@ -15,8 +15,9 @@ from everclip.methods.base import Method
 from everclip.methods.pace import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
+from everclip.running.place import Place
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.measuring import shared_names
+from everclip.scenarios.measuring import shared_names, unspoken_names
 
 QUARANTINE = "quarantine.csv"
 
@@ -52,6 +53,11 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
                 "quarantine",
                 f"{quarantine.summary()}{_against_published(quarantine)}; each row is in {QUARANTINE}",
             )
+
+
+def said_at_start(scenario: ListScenario, place: Place) -> list[str]:
+    """Return lines that the plan says of the data as well, for people alone: they are no events of the run."""
+    return [] if place.rows else [f"note: names: {line}" for line in unspoken_names(scenario.eval_sets)]
 
 
 def left_out(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:

@@ -9,11 +9,10 @@ from itertools import chain
 
 from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.spec import DataSpec
-from everclip.data.sampling.splits import Side, carve, least_share, side_of
+from everclip.data.sampling.splits import carve, least_share, side_of
+from everclip.data.side_words import Side, side_in
 from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
-
-_TRAINED = ("train", "training", "false")
 
 NO_ROW = ": classes without a "
 """Begins what is said of classes that a side lacks."""
@@ -115,7 +114,7 @@ def strange_marks(table: Table, rule: SplitSpec | None) -> list[str]:
     marks = Counter(
         str(m) for m in table.column(rule.column) if m not in (None, "") and side_of(m) == "train"
     )
-    strange = [(mark, count) for mark, count in marks.most_common() if mark.strip().lower() not in _TRAINED]
+    strange = [(mark, count) for mark, count in marks.most_common() if side_in(mark) is None]
     if not strange:
         return []
     shown = ", ".join(f"{mark[:40]!r} ({count:,} rows)" for mark, count in strange[:5])

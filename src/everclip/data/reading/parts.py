@@ -23,6 +23,7 @@ from everclip.data.reading.picture_folder import SAMPLE, picture_folder
 from everclip.data.reading.quarantine import Entry, Quarantine
 from everclip.data.reading.references import Resolver, image_places
 from everclip.data.reading.spec import DataSpec
+from everclip.data.reading.split_columns import with_split_column
 from everclip.data.table import replaced
 from everclip.errors import DataError
 
@@ -70,6 +71,7 @@ def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]
     """
     names, lines = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
     lines += columns_by_content(raw, names, spec.columns)
+    raw = with_split_column(raw, names, spec.columns, lines)
     raw, classes = with_classes(raw, names, spec.columns)
     lines += classes
     raw = with_row_per_picture(raw, names, lines)

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from everclip.data.sampling.order import unit_hash
+from everclip.data.side_words import Side, side_in
 from everclip.data.table import Table
-
-Side = Literal["train", "val", "test"]
-
-_MARKS: dict[str, Side] = {
-    "test": "test",
-    "testing": "test",
-    "true": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "holdout": "test",
-    "hold-out": "test",
-    "hold_out": "test",
-    "heldout": "test",
-    "held-out": "test",
-    "held_out": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
 
 
 def side_of(mark: Any) -> Side:
     """Return which side a mark of a split column stands for: whatever is no other side is for training."""
-    return _MARKS.get(str(mark).strip().lower(), "train")
+    return side_in(mark) or "train"
 
 
 VALIDATION_SALT = "everclip-validation-v1"

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from everclip.data.sampling.splits import Side, least_share, side_of
+from everclip.data.sampling.splits import least_share, side_of
+from everclip.data.side_words import Side
 from everclip.data.table import Table
 from everclip.scenarios.splits import TEST_SALT
 

@@ -8,24 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.raw import Raw
+from everclip.data.side_words import WORDS
 
 SWITCH = "data.columns.split= to ignore names"
 """How a user turns off that names of files and folders decide the side."""
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "holdout": "test",
-    "heldout": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-}
+_SPLITS = {word: "validation" if side == "val" else side for word, side in WORDS.items()}
 _MOST_LINES = 12
 
 
