@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Learner": "everclip.learner",
     "execute": "everclip.run",
+    "make_task": "everclip.learner.tasks",
     "Method": "everclip.methods.base",
     "SlotMethod": "everclip.methods.slots",
     "load_backbone": "everclip.models.backbone",

@@ -140,6 +140,21 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
     return document, registry.benchmark_entry(name)
 
 
+def evaluation_of(config: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
+    """Return settings of an evaluation, also from a mapping.
+
+    Raises:
+        ConfigError: for something else, or settings that do not fit.
+    """
+    if isinstance(config, EvaluationConfig):
+        return config
+    if config is not None and not isinstance(config, Mapping):
+        raise ConfigError(
+            f"config: expected settings such as {{'top_k': [1]}}, found {type(config).__name__}."
+        )
+    return validated(EvaluationConfig, config or {}, "evaluation")
+
+
 def resolve_config(
     target: str | PathLike[str], texts: Sequence[str] = (), settings: Mapping[str, Any] | None = None
 ) -> RunConfig:

@@ -97,11 +97,16 @@ class EvalProtocol:
     same_texts: Literal["one", "apart"] = "one"
 
 
+UNNUMBERED = -1
+"""The index of a task that has no number yet: the learner gives it the next one."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One unit of a stream: training data and what may be known about it.
 
-    `covers` lists the tasks joined into this one, for a method that learns everything at once.
+    `index` is its number in the stream, or `UNNUMBERED`. `covers` lists the tasks joined into this one, for a method
+    that learns everything at once.
     """
 
     index: int

@@ -18,7 +18,7 @@ from everclip.data.sampling.same_texts import TextKeys, first_same_class, keys_b
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.same_answers import shared_answers
-from everclip.learner import Learner
+from everclip.learner import Learner, make_task
 from everclip.learner.learnable import require_learnable
 from everclip.learner.measured import evaluate_model, load_model
 from everclip.methods.losses import class_cross_entropy
@@ -142,14 +142,14 @@ def test_b04_captions_of_one_text_are_refused(tmp_path: Path, captions: list[str
     file = table(tmp_path, captions)
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
     with pytest.raises(DataError, match=r"have one text \('a cat'"):
-        learner.learn(str(file), validation=0)
+        learner.learn(make_task(str(file), validation=0))
     with pytest.raises(DataError, match="captions are one text"):
         evaluate_model(load_model("builtin:tiny"), "builtin:tiny", [str(file)])
 
 
 def test_b28_a_batch_of_one_pair_is_refused_and_a_batch_too_large_is_said(tmp_path: Path) -> None:
     task = Learner.create("builtin:tiny", "zero-shot").learn(
-        str(table(tmp_path, ["one", "two", "three"])), validation=0
+        make_task(str(table(tmp_path, ["one", "two", "three"])), validation=0)
     )
     method = Learner.create("builtin:tiny", "finetune").method
     with pytest.raises(ConfigError, match=r"training\.batch_size: 1 compares"):
@@ -165,17 +165,17 @@ def test_b28_few_pictures_train_or_are_refused(tmp_path: Path, count: int) -> No
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "batch_size": 8, "device": "cpu"})
     if count == 1:
         with pytest.raises(DataError, match="nothing to tell apart"):
-            learner.learn(str(file), validation=0)
+            learner.learn(make_task(str(file), validation=0))
         return
     before = learner.method.weights()
-    learner.learn(str(file), validation=0)
+    learner.learn(make_task(str(file), validation=0))
     assert any(not torch.equal(before[k], v) for k, v in learner.method.weights().items())
 
 
 def test_one_picture_with_many_captions_is_refused(tmp_path: Path) -> None:
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
     with pytest.raises(DataError, match="show one and the same picture"):
-        learner.learn(str(table(tmp_path, ["one", "two", "three"], same=True)), validation=0)
+        learner.learn(make_task(str(table(tmp_path, ["one", "two", "three"], same=True)), validation=0))
 
 
 def test_a_loss_without_gradient_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,13 +184,13 @@ def test_a_loss_without_gradient_is_stopped(tmp_path: Path, monkeypatch: pytest.
         type(learner.method), "forward", lambda self, batch, at: {"flat": 0 * self.backbone.logit_scale}
     )
     with pytest.raises(ConfigError, match=r"task 1, .*no trained weight had a gradient in the first 4 steps"):
-        learner.learn(str(table(tmp_path, ["one", "two", "three"])), validation=0)
+        learner.learn(make_task(str(table(tmp_path, ["one", "two", "three"])), validation=0))
 
 
 def test_a_method_of_which_nothing_trains_is_refused(tmp_path: Path) -> None:
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"}, trainable=[])
     with pytest.raises(ConfigError, match=r"method\.trainable: \[\] trains nothing"):
-        learner.learn(str(table(tmp_path, ["one", "two", "three"])), validation=0)
+        learner.learn(make_task(str(table(tmp_path, ["one", "two", "three"])), validation=0))
 
 
 def test_classes_whose_names_are_unknown_signs_are_one_text(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_classes_whose_names_are_unknown_signs_are_one_text(tmp_path: Path) -> N
     ]
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
     with pytest.raises(DataError, match=r"has 2 classes of one text .* differ behind the end"):
-        learner.learn(rows, validation=0)
+        learner.learn(make_task(rows, validation=0))
 
 
 # -- equal tokens ---------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_b29_captions_that_differ_in_blanks_or_case_are_one(tmp_path: Path) -> N
     )
     assert found.sets[0].scores["mean_r1"] == plain.sets[0].scores["mean_r1"]
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
-    task: Task = Learner.create("builtin:tiny", "zero-shot").learn(str(file), validation=0)
+    task: Task = Learner.create("builtin:tiny", "zero-shot").learn(make_task(str(file), validation=0))
     batch: Any = learner._maker.batch(Stream((Source(task.train),), 4, order="cycle"), "s", 0)
     key = batch["text_key"].tolist()
     assert key[0] == key[2] != key[1] == key[3]
@@ -402,7 +402,7 @@ def test_eval_warns_of_pictures_that_were_learned_from(tmp_path: Path) -> None:
         picture(other / f"{i}.png", "bee", (32, 32), 900 + i)
     text(other / "list.csv", "file,caption\n" + "\n".join(f"{i}.png,bee {i}" for i in range(4)) + "\n")
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu", "batch_size": 4})
-    learner.learn(str(file), validation=0)
+    learner.learn(make_task(str(file), validation=0))
     learner.save(tmp_path / "kept")
     for model in (learner, Learner.load(tmp_path / "kept")):
         found = evaluate_model(model, "mine", [str(file), str(other / "list.csv")])

@@ -14,7 +14,7 @@ import torch
 from build import encoded, picture, pixels
 from PIL import Image
 
-from everclip import Learner
+from everclip import Learner, make_task
 from everclip.data.pictures.given_pictures import picture_of
 from everclip.data.reading.sources import read_rows
 from everclip.errors import ConfigError, DataError, EverclipError
@@ -194,7 +194,7 @@ def test_point_21_rows_hold_pictures_in_every_form(form: str) -> None:
 def test_point_21_learning_takes_rows_lists_of_files_and_a_lone_path(
     learner: Learner, micro_folder: Path
 ) -> None:
-    task = learner.learn((row for row in rows()), validation=0)
+    task = learner.learn(make_task((row for row in rows()), validation=0))
     assert len(task.train) == 6
     data = micro_folder / "data.parquet"
     assert "everything" not in learner.evaluate([str(data)])
@@ -206,10 +206,10 @@ def test_point_14_learning_shows_its_steps_where_that_is_wanted(
 ) -> None:
     given = {"device": "cpu", "threads": 1, "steps": 3}
     learner = Learner.create(micro_folder / "model", training=given)
-    learner.learn(rows(), name="month", validation=0, show=True)
+    learner.learn(make_task(rows(), name="month", validation=0), show=True)
     assert "learn month: 3 steps" in capsys.readouterr().err
     quiet = Learner.create(micro_folder / "model", training=given)
-    quiet.learn(rows(), name="month", validation=0)
+    quiet.learn(make_task(rows(), name="month", validation=0))
     assert capsys.readouterr().err == ""  # no terminal
     assert quiet.encode(texts="x")["texts"].equal(learner.encode(texts="x")["texts"])
 
@@ -246,7 +246,7 @@ def test_a_data_frame_is_its_rows_not_its_column_names(learner: Learner) -> None
     ],
 )
 def test_data_that_are_none_are_explained(learner: Learner, given: Any, said: str) -> None:
-    for call in (learner.evaluate, learner.learn):
+    for call in (learner.evaluate, make_task):
         with pytest.raises((ConfigError, DataError)) as caught:
             call(given)
         assert said in str(caught.value)

@@ -154,7 +154,7 @@ def test_b11_a_template_without_one_place_is_refused_on_every_road(
     learner = everclip.Learner.create(micro_folder / "model", training={"device": "cpu", "threads": 1})
     for call in (
         lambda: learner.classify(shapes / "cat/0.png", ["a", "b"], templates=template),
-        lambda: learner.learn(shapes, templates=[template]),
+        lambda: learner.learn(everclip.make_task(shapes, templates=[template])),
         lambda: learner.evaluate(shapes, templates=[template]),
     ):
         with pytest.raises(ConfigError, match="exactly once"):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import micro
-from everclip import Learner, execute, load_backbone, load_scenario, resolve_config
+from everclip import Learner, execute, load_backbone, load_scenario, make_task, resolve_config
 from everclip.data.reading.sources import read_rows
 from everclip.errors import EverclipError
 
@@ -66,8 +66,13 @@ CALLS: dict[str, Callable[[Learner, Path, Any, Any, Any], object]] = {
     "top": lambda learner, model, a, b, r: learner.classify(PNG, ["a", "b"], top=a),
     "evaluate": lambda learner, model, a, b, r: learner.evaluate(a, b),
     "evaluate rows": lambda learner, model, a, b, r: learner.evaluate(r, templates=b),
-    "learn": lambda learner, model, a, b, r: Learner.create(model, training=TINY).learn(a, name=b),
-    "learn rows": lambda learner, model, a, b, r: Learner.create(model, training=TINY).learn(r, validation=b),
+    "learn": lambda learner, model, a, b, r: Learner.create(model, training=TINY).learn(a),
+    "make_task": lambda learner, model, a, b, r: make_task(a, name=b),
+    "make_task rows": lambda learner, model, a, b, r: make_task(r, validation=b),
+    "make_task number": lambda learner, model, a, b, r: make_task(r, index=a, templates=b),
+    "learn rows": lambda learner, model, a, b, r: Learner.create(model, training=TINY).learn(
+        make_task(r), show=a
+    ),
     "read_rows": lambda learner, model, a, b, r: read_rows(r, columns=a, root=b),
     "read_rows named": lambda learner, model, a, b, r: read_rows(r, name=a, quarantine_limit=b),
     "create": lambda learner, model, a, b, r: Learner.create(a, training=b),

@@ -19,7 +19,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.evaluation.statistics import wilson
 from everclip.evaluation.validation import set_score
-from everclip.learner import Learner
+from everclip.learner import Learner, make_task
 from everclip.report import write_report
 from everclip.run import Run
 from everclip.training import guard as module
@@ -339,14 +339,14 @@ def test_a_learner_made_from_a_guarded_preset_says_that_it_has_nothing_to_watch_
 ) -> None:
     training = {"steps": 1, "batch_size": 8, "device": "cpu", "threads": 1}
     learner = Learner.create(str(micro_folder / "model"), "safe", training)
-    learner.learn(str(micro_folder / "data.parquet"))
+    learner.learn(make_task(str(micro_folder / "data.parquet")))
     assert "idle guard" in caplog.text
     assert "learner.watch" in caplog.text
     data = learner.tasks[0].val
     assert data is not None
     watched = EvalSet("held out", "retrieval", data)
     assert learner.watch([watched]).config.max_drop == 3
-    learner.learn(str(micro_folder / "data.parquet"))
+    learner.learn(make_task(str(micro_folder / "data.parquet")))
     assert learner.method.notes["guard"]["sets"].keys() == {"held out"}
     assert learner.guard is not None
     held = learner.guard.state()["before"]

@@ -21,7 +21,7 @@ from everclip.data.reading.formats.layouts import arrays
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
-from everclip.learner.taking import make_task
+from everclip.learner.tasks import make_task
 from everclip.models.backbone import load_backbone
 from everclip.prepare.init_config.propose import propose
 from everclip.scenarios.load import load_scenario
@@ -340,7 +340,7 @@ def test_marks_that_nobody_knows_are_said(folder: Path) -> None:
 def test_a_learner_knows_the_classes_of_marked_validation_rows(folder: Path) -> None:
     marks = ["train", "train", "val", "val"]
     rows = [{"image": f"{i}.png", "class_name": f"c{i % 3}", "split": marks[i]} for i in range(4)]
-    task = make_task(rows_from(folder, rows), 0, "x", ("{}",), 0.1)
+    task = make_task(rows_from(folder, rows), name="x", index=0)
     assert [entry.key for entry in task.classes or ()] == ["c0", "c1", "c2"]
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 import everclip
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
-from everclip.contracts import Task
+from everclip.contracts import UNNUMBERED, Task
+from everclip.data.reading.sources import read_rows
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError, DataError, RunFolderError
-from everclip.learner import Learner
+from everclip.learner import Learner, make_task
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.run import execute
@@ -200,8 +201,8 @@ def rows_of(micro_folder: Path, count: int = 30) -> list[dict[str, Any]]:
 
 def test_new_data_become_the_next_task(micro_folder: Path) -> None:
     learner = Learner.create(str(micro_folder / "model"), "replay", TRAINING, replay={"size": 5})
-    first = learner.learn(str(micro_folder / "data.parquet"))
-    second = learner.learn(rows_of(micro_folder), name="April", templates=("a photo of a {}",))
+    first = learner.learn(make_task(str(micro_folder / "data.parquet")))
+    second = learner.learn(make_task(rows_of(micro_folder), name="April", templates=("a photo of a {}",)))
     assert (first.index, second.index, second.name) == (0, 1, "April")
     assert first.classes is None
     assert [e.name for e in second.classes or ()] == ["kettle", "chair"]
@@ -210,19 +211,57 @@ def test_new_data_become_the_next_task(micro_folder: Path) -> None:
     assert set(second.val.ids).isdisjoint(second.train.ids)
 
 
+def test_data_that_are_no_task_are_refused_with_the_line_to_write(
+    learner: Learner, micro_folder: Path
+) -> None:
+    given: tuple[Any, ...] = (
+        str(micro_folder / "data.parquet"),
+        rows_of(micro_folder),
+        {"source": "a"},
+        None,
+    )
+    for data in given:
+        with pytest.raises(ConfigError, match=r"learner\.learn\(everclip\.make_task\(data\)\)"):
+            learner.learn(data)
+    assert learner.learned == set()
+
+
+def test_a_task_without_a_number_gets_the_next_one(learner: Learner, micro_folder: Path) -> None:
+    table = read_rows(rows_of(micro_folder)).table
+    made = make_task(table)
+    assert made.index == UNNUMBERED
+    assert [phase.name for phase in learner.plan(made)] == [
+        phase.name for phase in learner.plan(make_task(table, index=0))
+    ]
+    first, second = learner.learn(made), learner.learn(made)
+    for number, task in enumerate((first, second)):
+        assert (task.index, task.name, task.train.name) == (number, f"task {number}", f"task {number}")
+        assert {e.tasks for e in task.classes or ()} == {(number,)}
+    wanted = make_task(table, index=1)
+    assert (second.classes, second.train.ids) == (wanted.classes, wanted.train.ids)
+    assert learner.learn(make_task(table, name="May", index=7)).index == 7
+    assert learner.next_index == 8
+
+
+@pytest.mark.parametrize("index", [True, 1.0, "1", -2])
+def test_a_number_of_a_task_is_a_whole_number(micro_folder: Path, index: Any) -> None:
+    with pytest.raises(ConfigError, match="make_task: index: expected a number from 0"):
+        make_task(rows_of(micro_folder), index=index)
+
+
 def test_a_saved_learner_goes_on_as_if_it_had_never_stopped(micro_folder: Path, tmp_path: Path) -> None:
     one = Learner.create(str(micro_folder / "model"), "replay", TRAINING, **MEMORY)
-    one.learn(rows_of(micro_folder), name="March")
+    one.learn(make_task(rows_of(micro_folder), name="March"))
     one.save(tmp_path / "saved")
     two = Learner.load(tmp_path / "saved")
     assert [t.name for t in two.tasks] == ["March"]
     for learner in (one, two):
-        learner.learn(rows_of(micro_folder, 50)[30:], name="April")
+        learner.learn(make_task(rows_of(micro_folder, 50)[30:], name="April"))
     assert same(state(one), state(two))
     two.save(tmp_path / "saved")
     three = Learner.load(tmp_path / "saved")
     for learner in (one, three):
-        learner.learn(rows_of(micro_folder, 70)[50:], name="May", validation=0.4)
+        learner.learn(make_task(rows_of(micro_folder, 70)[50:], name="May", validation=0.4))
     assert same(state(one), state(three))
 
 
@@ -237,7 +276,7 @@ def test_a_finished_run_learns_on_in_python(micro_folder: Path, tmp_path: Path) 
     execute(str(micro_folder / "time.yaml"), *settings, *replay)
     learner = Learner.load(tmp_path / "run")
     assert learner.tasks == []  # not read before they are needed: predicting needs no data
-    learned = learner.learn(str(micro_folder / "data.parquet"), name="2004")
+    learned = learner.learn(make_task(str(micro_folder / "data.parquet"), name="2004"))
     assert learned.index == 3
     assert [t.name for t in learner.tasks] == ["2001", "2002", "2003", "2004"]
 
@@ -250,13 +289,13 @@ def test_a_task_is_learned_once(learner: Learner, task: Task) -> None:
 
 def test_data_with_nothing_to_learn_from_are_refused(learner: Learner, micro_folder: Path) -> None:
     with pytest.raises(DataError, match="nothing to learn"):
-        learner.learn([{"image": row["image"]} for row in rows_of(micro_folder)])
+        learner.learn(make_task([{"image": row["image"]} for row in rows_of(micro_folder)]))
     assert learner.learned == set()
 
 
 def test_a_lost_file_of_a_saved_learner_is_named(micro_folder: Path, tmp_path: Path) -> None:
     learner = Learner.create(str(micro_folder / "model"), "replay", TRAINING, **MEMORY)
-    learner.learn(rows_of(micro_folder))
+    learner.learn(make_task(rows_of(micro_folder)))
     learner.save(tmp_path / "saved")
     lost = next((tmp_path / "saved" / "past").glob("task-0-train-*"))
     lost.unlink()
@@ -268,16 +307,16 @@ def test_nothing_is_trained_if_there_is_nothing_to_choose_on(micro_folder: Path)
     learner = Learner.create(str(micro_folder / "model"), "wise-ft", TRAINING)
     before = state(learner)
     with pytest.raises(DataError, match="no validation picture to choose on"):
-        learner.learn(rows_of(micro_folder)[:4], validation=0.0)
+        learner.learn(make_task(rows_of(micro_folder)[:4], validation=0.0))
     assert same(state(learner), before)
     assert learner.learned == set()
 
 
 def test_a_new_task_is_not_merged_by_what_the_past_alone_says(micro_folder: Path) -> None:
     learner = Learner.create(str(micro_folder / "model"), "wise-ft", TRAINING)
-    learner.learn(rows_of(micro_folder), validation=0.3)
+    learner.learn(make_task(rows_of(micro_folder), validation=0.3))
     with pytest.raises(DataError, match="no validation picture to choose on"):
-        learner.learn(rows_of(micro_folder)[:4], validation=0.0)
+        learner.learn(make_task(rows_of(micro_folder)[:4], validation=0.0))
     assert learner.learned == {0}
 
 

@@ -20,7 +20,7 @@ from everclip.contracts import Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DivergedError
 from everclip.learner import Learner
-from everclip.learner.taking import make_task
+from everclip.learner.tasks import make_task
 from everclip.methods.build import build_method
 from everclip.methods.rail.settings import RailSettings
 from everclip.methods.settings import SlotSettings
@@ -93,7 +93,7 @@ def learner(micro_folder: Path) -> Learner:
 
 @pytest.fixture
 def task(micro_folder: Path) -> Task:
-    return make_task(str(micro_folder / "data.parquet"), 0, None, ("{}",), 0.1)
+    return make_task(str(micro_folder / "data.parquet"), index=0)
 
 
 def test_a_sweep_is_repeatable_and_leaves_the_weights(learner: Learner, task: Task) -> None:

@@ -10,6 +10,7 @@ _PUBLIC = {
     "Learner": "everclip.learner.core",
     "check_fit": "everclip.learner.fit",
     "learner_for": "everclip.learner.fit",
+    "make_task": "everclip.learner.tasks",
 }
 __all__ = sorted(_PUBLIC)
 

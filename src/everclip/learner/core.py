@@ -15,6 +15,7 @@ from everclip.config import (
     EvaluationConfig,
     GuardConfig,
     TrainingConfig,
+    evaluation_of,
 )
 from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.pictures.images import ImageStore
@@ -25,11 +26,12 @@ from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.files import user_path
-from everclip.learner import creating, learnable, predicting, saved, taking
+from everclip.learner import creating, learnable, predicting, saved
 from everclip.learner.given import Pictures, Texts
+from everclip.learner.numbers import numbered, require_new, require_task
 from everclip.learner.pictures import LearnedPictures
 from everclip.learner.showing import shown
-from everclip.learner.taking import UserData
+from everclip.learner.tasks import UserData, to_measure
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.scenarios.base import ListScenario
@@ -110,44 +112,36 @@ class Learner:
 
     def plan(self, task: Task) -> list[Phase]:
         """Return the phases that learning `task` now would take."""
-        return self.method.phases(task, self.past())
+        return self.method.phases(numbered(task, self.next_index), self.past())
 
     def learn(
         self,
-        data: Task | UserData,
+        task: Task,
         cursor: Cursor | None = None,
         watcher: Watcher | None = None,
         *,
-        name: str | None = None,
-        templates: GivenTemplates = ("{}",),
-        validation: float = 0.1,
         show: bool | None = None,
     ) -> Task:
         """Learn one task, or the rest of it.
 
         Args:
-            data: what to learn: a task of a scenario; or new data as a path, a `data:` block, a `Table`, or rows
-                (mappings with `image` and `caption` or `class_name`), from which the next task is made.
+            task: of a scenario, or made of new data by `everclip.make_task`; one without a number gets the next.
             cursor: where to go on; kept up to date, so that a watcher can save it.
             watcher: follows the steps.
-            name: of the task made from new data; default: the data's own, or its number.
-            templates: texts around class names, for data with classes and no captions.
-            validation: share of new data kept for choices (merging, the retention guard), by hash.
             show: whether progress is shown where no watcher does; `None` = on a terminal.
 
         Returns:
-            The task that was learned.
+            The task that was learned, with its number.
 
         Raises:
-            ConfigError: if a task with this number was learned already, or a batch is one pair.
-            DataError: if new data cannot be read, or hold nothing to learn: no row, one text or one picture alone.
+            ConfigError: if it is no task, if one with this number was learned already, or if a batch is one pair.
+            DataError: if it holds nothing to learn: one text or one picture alone.
             DivergedError: if the loss became NaN, infinite or exploded.
         """
+        task = require_task(task)
         self.remember()
-        task = data
-        if not isinstance(task, Task):
-            task = taking.make_task(task, self.next_index, name, templates, validation)
-        taking.require_new(task, self.learned)
+        task = numbered(task, self.next_index)
+        require_new(task, self.learned)
         cursor = cursor or Cursor()
         new = not cursor.begun
         self.engine.may_idle = learnable.may_idle(
@@ -281,7 +275,7 @@ class Learner:
         """Score the learner as it is now.
 
         Args:
-            on: a scenario (every evaluation set, under every protocol), or data as `learn` takes them: their test
+            on: a scenario (every evaluation set, under every protocol), or data as `make_task` takes them: their test
                 rows if a column `split` marks some, else all; retrieval where there are captions, else
                 classification among the data's own classes.
             config: top-k, confidence, batch size.
@@ -290,8 +284,8 @@ class Learner:
         Returns:
             `[set][protocol][metric]` -> `Score` with its interval.
         """
-        settings = taking.evaluation_of(config)
-        scenario = on if isinstance(on, ListScenario) else taking.to_measure(on, templates)
+        settings = evaluation_of(config)
+        scenario = on if isinstance(on, ListScenario) else to_measure(on, templates)
         preprocess, workers = self.method.backbone.preprocess, self.training.workers
         encoder = Encoder(scenario.eval_sets, preprocess, self.store, settings.batch_size, workers=workers)
         scorer = RowScorer(scenario, encoder, settings, self.seed, {})

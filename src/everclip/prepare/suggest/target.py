@@ -10,7 +10,7 @@ from everclip.config import BackboneConfig, MethodConfig, resolve_config, valida
 from everclip.contracts import Task
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError
-from everclip.learner.taking import make_task
+from everclip.learner.tasks import make_task
 from everclip.registry import benchmarks
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
@@ -66,4 +66,4 @@ def given_by(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> G
     chosen = validated(BackboneConfig, {"name": "builtin:tiny", **model}, "backbone")
     spec = validated(DataSpec, {"source": data, **block}, "data")
     named = chosen.model_dump(mode="json", exclude_unset=True)
-    return Given(make_task(spec, 0, None, ("{}",), 0.1), False, chosen, named, {})
+    return Given(make_task(spec, index=0), False, chosen, named, {})

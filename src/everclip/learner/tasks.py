@@ -1,21 +1,22 @@
-"""From data as a user has them to something a learner can learn or be measured on."""
+"""Read data as users have them: into a task to learn, or into a set to measure. Training itself reads no files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any
 
-from everclip.config import EvaluationConfig, validated
-from everclip.contracts import Task
+from everclip.config import validated
+from everclip.contracts import UNNUMBERED, ClassEntry, Task
 from everclip.data.reading.sources import read, read_rows
 from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
+from everclip.learner.numbers import numbered
 from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.measuring import Measuring, measured_set
 from everclip.scenarios.spec import SplitSpec
-from everclip.scenarios.splits import split
+from everclip.scenarios.splits import Parts, split
 from everclip.templates import GivenTemplates, templates_of
 
 UserData = str | PathLike[str] | DataSpec | Table | Mapping[str, Any] | Iterable[Any]
@@ -60,20 +61,42 @@ def _rows_of(data: Any) -> Iterable[Any]:
 
 
 def make_task(
-    data: UserData, index: int, name: str | None, templates: GivenTemplates, validation: float
+    data: UserData,
+    *,
+    name: str | None = None,
+    templates: GivenTemplates = ("{}",),
+    validation: float = 0.1,
+    index: int = UNNUMBERED,
 ) -> Task:
-    """Return data as the task with a number: its training rows, a part of them carved off for validation.
+    """Read data into a task that `Learner.learn` takes.
 
-    Rows that a column `split` marks as test are left out; those it marks as validation are the task's, and then nothing
-    is carved. Data without captions are learned from class names.
+    Rows that a column `split` marks as test are left out. Those that it marks as validation are the task's validation
+    part; without any, a share is set aside. Data without captions are learned from class names.
+
+    Args:
+        data: a path, or several; a name such as `builtin:emoji`; a `data:` block; a `Table`; or rows: mappings with
+            `image` and `caption` or `class_name`, a data frame, a table of pyarrow.
+        name: of the task; default: the data's own, or the task's number.
+        templates: texts around class names, for data with classes and no captions.
+        validation: share of the pictures that is kept for choices (merging, the retention guard), by hash.
+        index: the task's number; by default the learner gives it the next one.
+
+    Raises:
+        ConfigError: for a source or a setting that does not exist.
+        DataError: if the data cannot be read or hold nothing to learn.
+
+    Example:
+        >>> learner.learn(make_task("photos/"))
     """
-    texts = templates_of(templates, "learn: templates")
+    texts = templates_of(templates, "make_task: templates")
     if not isinstance(validation, int | float) or not 0 <= validation < 1:
-        raise ConfigError(f"learn: validation: expected a share in [0, 1), found {validation!r}.")
+        raise ConfigError(f"make_task: validation: expected a share in [0, 1), found {validation!r}.")
+    if isinstance(index, bool) or not isinstance(index, int) or index < UNNUMBERED:
+        raise ConfigError(f"make_task: index: expected a number from 0, found {index!r}.")
     table = table_of(data)
     if name is not None and not isinstance(name, str):
-        raise ConfigError(f"learn: name: expected a text, found {type(name).__name__}.")
-    table = table.renamed(name or (f"task {index}" if isinstance(data, Table) else table.name))
+        raise ConfigError(f"make_task: name: expected a text, found {type(name).__name__}.")
+    table = table.renamed(name or table.name)
     parts = split(table, SplitSpec(column="split") if table.has("split") else None)
     if len(parts.train) == 0:
         raise DataError(f"{table.name}: nothing to learn: there is no training row.")
@@ -88,41 +111,17 @@ def make_task(
         raise DataError(
             f"{table.name}: {len(table)} rows are too few to set {validation:.0%} aside; lower it."
         )
-    classes = None
-    if not captioned:
-        # Marked validation rows may hold classes that no training row has: they are told apart from the others, too.
-        tables = [t for t in (parts.train, parts.val) if t is not None]
-        classes = merge_entries([entry for t in tables for entry in class_entries(t, texts, (index,))])
-    return Task(index, table.name, train, val if len(val) else None, classes)
+    # A `Table` that nobody named is called `data`: its task is called by its number.
+    task_name = "" if isinstance(data, Table) and not name else table.name
+    classes = None if captioned else _classes(parts, texts)
+    task = Task(UNNUMBERED, task_name, train, val if len(val) else None, classes)
+    return task if index == UNNUMBERED else numbered(task, index)
 
 
-def require_new(task: Task, learned: Collection[int]) -> None:
-    """Refuse a task whose number was learned already: replay and results keep tasks apart by it.
-
-    Raises:
-        ConfigError: if it was.
-    """
-    again = set(task.covers or (task.index,)) & set(learned)
-    if again:
-        raise ConfigError(
-            f"learn: task {min(again)} ({task.name!r}) was learned already; the next one is number "
-            f"{max(learned) + 1}."
-        )
-
-
-def evaluation_of(config: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
-    """Return settings of an evaluation, also from a mapping.
-
-    Raises:
-        ConfigError: for something else, or settings that do not fit.
-    """
-    if isinstance(config, EvaluationConfig):
-        return config
-    if config is not None and not isinstance(config, Mapping):
-        raise ConfigError(
-            f"config: expected settings such as {{'top_k': [1]}}, found {type(config).__name__}."
-        )
-    return validated(EvaluationConfig, config or {}, "evaluation")
+def _classes(parts: Parts, templates: Sequence[str]) -> tuple[ClassEntry, ...]:
+    """Return the classes of a task; marked validation rows may hold some that no training row has."""
+    tables = [t for t in (parts.train, parts.val) if t is not None]
+    return merge_entries([entry for t in tables for entry in class_entries(t, templates)])
 
 
 def to_measure(data: UserData, templates: GivenTemplates) -> Measuring:
