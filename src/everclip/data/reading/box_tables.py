@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -18,6 +19,56 @@ _BOXES = (
     {"xcenter", "ycenter"},
     {"bbox"},
 )
+
+
+def with_classes_of_predictions(raw: Raw, names: dict[str, str], lines: list[str]) -> Raw:
+    """Add the class of every row whose objects stand in one cell: `PredictionString`, `cat 10 10 40 40 cat 5 5 9 9`.
+
+    Numbers for classes cannot be told from places and scores, so that they are not read.
+
+    Args:
+        raw: the rows.
+        names: canonical names to columns; `class_name` is added.
+        lines: for people; what was done is added.
+    """
+    column = next((c for c in raw.columns.column_names if plain_name(c) == "predictionstring"), None)
+    if column is None or "image" not in names or {"caption", "class_name", "class_key"} & set(names):
+        return raw
+    found = [_classes_in(str(cell or "")) for cell in raw.columns.column(column).to_pylist()]
+    if not any(found) or any(classes is None for classes in found):
+        return raw
+    held = [classes or [] for classes in found]
+    flaws = {
+        row: ("missing-label", no_class(classes)) for row, classes in enumerate(held) if len(classes) != 1
+    }
+    several = sum(len(classes) > 1 for classes in held)
+    lines.append(
+        detection_note(
+            raw.name, column, len(held) - len(flaws), several, sum(not classes for classes in held)
+        )
+    )
+    names["class_name"] = "class_name"
+    values = pa.array([classes[0] if len(classes) == 1 else None for classes in held], pa.string())
+    return replace(raw, columns=raw.columns.append_column("class_name", values), flaws=raw.flaws | flaws)
+
+
+def _classes_in(cell: str) -> list[str] | None:
+    """Return the different classes of objects in a cell: each a word and four numbers, or five with a score."""
+    words = cell.split()
+    for width in (5, 6):
+        labels = words[::width]
+        numbers = [word for i, word in enumerate(words) if i % width]
+        if len(words) % width == 0 and all(map(_is_number, numbers)) and not any(map(_is_number, labels)):
+            return sorted(set(labels))
+    return None
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def with_row_per_picture(raw: Raw, names: Mapping[str, str], lines: list[str]) -> Raw:

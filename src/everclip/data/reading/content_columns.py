@@ -51,19 +51,6 @@ def columns_by_content(raw: Raw, names: dict[str, str], given: Mapping[str, str]
     return lines
 
 
-def numbers_remedy(raw: Raw) -> str:
-    """Return a sentence about a column that holds several numbers in a cell, or none: classes, or places of objects."""
-    for name in raw.columns.column_names if raw.headless else ():
-        kind = raw.columns.schema.field(name).type
-        cells = raw.columns.column(name).slice(0, _SAMPLE).to_pylist() if pa.types.is_string(kind) else []
-        if cells and all(v and re.search(r"\d[\s,;]+\d", v) and _NUMBERS.fullmatch(v) for v in cells):
-            return (
-                f" The cells of column {name!r} hold several numbers ({cells[0][:40]!r}): several classes of one "
-                "picture, or places of objects, are not read; write one class, or a caption, for each picture."
-            )
-    return ""
-
-
 def picture_column(columns: pa.Table, names: Mapping[str, str]) -> str | None:
     """Return the one column whose cells name pictures, if there is just one."""
     return _only(columns, set(names.values()), 0)

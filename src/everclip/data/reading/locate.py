@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from everclip.data.reading.formats.class_names import with_class_names
-from everclip.data.reading.formats.files import NAMED, TABLES, is_readable, read_file, read_part
+from everclip.data.reading.formats.files import NAMED, TABLES, is_readable, read_part
 from everclip.data.reading.formats.foreign import is_foreign_path, some
 from everclip.data.reading.formats.picture_index import with_sides_of_paths, without_foreign_rows
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS, Raw
@@ -41,6 +41,9 @@ _REMEDIES: dict[tuple[str, ...], str] = {
     (".arrow",): (
         "A data set that `datasets` saved: write it as Parquet, in Python: "
         "datasets.load_from_disk(FOLDER).to_parquet('data.parquet')."
+    ),
+    (".rec", ".tfrecord", ".tfrecords", ".beton"): (
+        "Unpack it into pictures with a list or table of their labels, or into WebDataset shards (.tar)."
     ),
     (".xml", ".yaml", ".yml", ".html"): (
         "Export the labels as a CSV with the columns `image` and `label`, or as COCO JSON."
@@ -160,7 +163,10 @@ def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list
         options = FolderOptions(labelled, _by_names(spec), into, spec.reading, spec.columns)
         return read_folder(path, options)
     if path.is_file() and is_readable(path):
-        raw = read_file(path, spec.reading)
+        from everclip.data.reading.formats.given_file import read_given
+
+        into = None if spec.root is None else start / os.path.expanduser(spec.root)
+        raw = read_given(path, spec.reading, into, spec.columns)
         raw = with_sides_of_paths(raw) if _by_names(spec) else raw
         return with_class_names([raw], path.parent, spec.encoding, spec.columns)
     if any(c in source for c in "*?["):

@@ -11,7 +11,7 @@ from everclip.data.reading.columns import is_known_name
 from everclip.data.reading.formats.raw import Raw
 
 _ONE = frozenset(("1", "1.0", "true"))
-_ZERO = frozenset(("0", "0.0", "false", ""))
+_ZERO = frozenset(("0", "0.0", "false", "", "-1", "-1.0"))
 CLASS = "class_name"
 
 
@@ -28,13 +28,7 @@ def with_classes(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> t
     """
     if "image" not in names or {"caption", CLASS, "class_key"} & (set(names) | set(given)):
         return raw, []
-    marks = {
-        column: found
-        for column in raw.columns.column_names
-        if column not in names.values()
-        and not is_known_name(column)
-        and (found := _marked(raw.columns.column(column)))
-    }
+    marks = marks_of(raw, names)
     held = [[c for c, column in marks.items() if column[row]] for row in range(raw.columns.num_rows)]
     if len(marks) < 2 or 2 * sum(len(classes) == 1 for classes in held) < len(held):
         return raw, []
@@ -54,8 +48,19 @@ def with_classes(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> t
     return replace(raw, columns=table, flaws=flaws), lines
 
 
+def marks_of(raw: Raw, names: Mapping[str, str]) -> dict[str, list[bool]]:
+    """Return the columns of 0 and 1 (-1: unknown, or not), with the rows that each marks."""
+    return {
+        column: found
+        for column in raw.columns.column_names
+        if column not in names.values()
+        and not is_known_name(column)
+        and (found := _marked(raw.columns.column(column)))
+    }
+
+
 def _marked(column: pa.ChunkedArray) -> list[bool] | None:
-    """Return which rows hold 1, if all others hold 0 or nothing."""
+    """Return which rows hold 1, if all others hold 0, -1 or nothing."""
     kind = column.type
     if not (
         pa.types.is_string(kind)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.pictures.location import shared_places
-from everclip.data.reading.box_tables import with_row_per_picture
+from everclip.data.reading.box_tables import with_classes_of_predictions, with_row_per_picture
 from everclip.data.reading.canonical import named, odd_values, plain, spread_captions, texts_of
 from everclip.data.reading.caption_cells import caption_notes, texts_of_objects, unpacked
 from everclip.data.reading.caption_columns import with_caption_columns
-from everclip.data.reading.columns import choose, describe, is_known_name, renamed
-from everclip.data.reading.content_columns import columns_by_content, numbers_remedy, picture_column
+from everclip.data.reading.columns import choose, describe, renamed
+from everclip.data.reading.content_columns import columns_by_content, picture_column
 from everclip.data.reading.formats.raw import Raw
+from everclip.data.reading.label_hints import label_hint
 from everclip.data.reading.names_of_files import UnlabelledError
 from everclip.data.reading.near_files import is_absolute
 from everclip.data.reading.one_hot import with_classes
@@ -74,7 +75,7 @@ def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]
     raw = with_split_column(raw, names, spec.columns, lines)
     raw, classes = with_classes(raw, names, spec.columns)
     lines += classes
-    raw = with_row_per_picture(raw, names, lines)
+    raw = with_row_per_picture(with_classes_of_predictions(raw, names, lines), names, lines)
     return with_caption_columns(raw, names, spec.columns, lines), names, lines
 
 
@@ -141,20 +142,13 @@ def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
     return folder
 
 
-def _of_lists(raw: Raw) -> str:
-    """Return a sentence about columns that are called after classes, and hold several in a row."""
-    several = [
-        field.name
-        for field in raw.columns.schema
-        if pa.types.is_list(field.type)
-        and is_known_name(field.name)
-        and pa.types.is_string(field.type.value_type)
-    ]
-    if not several:
+def _of_paths_alone(raw: Raw) -> str:
+    """Return a sentence about a list that names pictures and nothing else."""
+    if not raw.textual or len([name for name in raw.columns.column_names if name != "image"]) != 1:
         return ""
     return (
-        f" {several[0]!r} holds lists: several classes of one picture are not told apart; keep one of them, or "
-        f"make each a caption with data.columns.caption={several[0]}."
+        " Its lines name pictures and nothing else: give the folder of the pictures, whose folders are the classes and "
+        "whose lists called train, val or test are the sides."
     )
 
 
@@ -191,5 +185,5 @@ def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
             raw.unlabelled
             or f"{raw.name}: nothing to learn from: neither captions nor classes; columns are {held}. Name one "
             'with data.columns.caption=NAME (several: "NAME, OTHER") or data.columns.class_name=NAME.'
-            + f"{_of_lists(raw)}{numbers_remedy(raw)}{guessed}"
+            + f"{_of_paths_alone(raw)}{label_hint(raw, names)}{guessed}"
         )

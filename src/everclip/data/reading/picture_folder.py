@@ -11,13 +11,16 @@ SAMPLE = 200
 
 _MOST_FOLDERS = 1000
 _DEPTH = 2
-_BESIDE = frozenset(
+BESIDE = frozenset(
     (
         "annotations",
         "annotation",
         "anns",
         "labels",
         "captions",
+        "imagesets",
+        "lists",
+        "list",
         "metadata",
         "meta",
         "splits",
@@ -72,7 +75,7 @@ def _is_file(path: Path) -> bool:
 def _candidates(start: Path, paths: Sequence[str]) -> Iterator[Path]:
     left = _MOST_FOLDERS
     tops = [start]
-    if start.name.lower() in _BESIDE:
+    if start.name.lower() in BESIDE:
         tops.append(start.parent)
         yield start.parent
     elif all(path.startswith(f"{start.name}/") for path in paths):

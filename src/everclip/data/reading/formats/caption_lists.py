@@ -9,7 +9,7 @@ from everclip.data.reading.formats.json_forms import json_form
 from everclip.data.reading.formats.listing import Listing, listed
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS
 
-_TEXTS = (".token", ".txt")
+_TEXTS = (".token", ".txt", ".lst", ".list")
 _JSON = (".json", ".ndjson")
 _PICTURE = re.compile(rb"\.(%s)\b" % "|".join(IMAGE_ENDINGS).encode(), re.IGNORECASE)
 _HEAD = 4096
@@ -45,14 +45,17 @@ def lists_of(listing: Listing) -> list[str]:
 
 
 def _names_pictures(path: Path) -> bool:
-    """Whether one of the first lines of a text names a picture and says something besides."""
+    """Whether one of the first lines of a text names a picture and says something besides, behind it or by tabs."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
     except OSError:
         return False
     lines = [line.strip() for line in head.replace(b"\0", b"").splitlines()[:5]]  # of UTF-16, too
-    return any((found := _PICTURE.search(line)) is not None and found.end() < len(line) for line in lines)
+    return any(
+        (found := _PICTURE.search(line)) is not None and (found.end() < len(line) or line.count(b"\t") > 1)
+        for line in lines
+    )
 
 
 def _is_list(path: Path) -> bool:

@@ -15,7 +15,7 @@ from everclip.errors import ConfigError, DataError
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".tar")
 """Endings of the files that hold samples, wherever they lie."""
 
-NAMED = (".json", ".txt", ".ndjson", ".token")
+NAMED = (".json", ".txt", ".ndjson", ".token", ".lst", ".list")
 """Endings of the files that may hold samples: they are read where the user names them."""
 
 _PACKABLE = (".csv", ".tsv", ".jsonl")
@@ -79,6 +79,12 @@ def _read(path: Path, ending: str, reading: Reading) -> Raw:
         from everclip.data.reading.formats.shards import read_shard
 
         return read_shard(path, reading.encoding)
+    if ending == ".lst":
+        from everclip.data.reading.formats.mxnet_lists import read_mxnet_list
+
+        found = read_mxnet_list(path, reading.encoding)
+        if found is not None:
+            return found
     from everclip.data.reading.formats.text import read_text_table
 
     return read_text_table(path, reading)

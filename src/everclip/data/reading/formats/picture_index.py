@@ -6,16 +6,19 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 
-from everclip.data.reading.columns import choose
+from everclip.data.reading.box_tables import with_classes_of_predictions
+from everclip.data.reading.columns import choose, plain_name
 from everclip.data.reading.content_columns import columns_by_content
 from everclip.data.reading.formats.foreign import is_foreign_path, some
 from everclip.data.reading.formats.listing import pictures_below
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.sides import SWITCH, sides_of
+from everclip.data.reading.one_hot import with_classes
 from everclip.errors import ConfigError, DataError
 
 _LOOKED_AT = 20
@@ -32,12 +35,30 @@ class PictureIndex:
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for file in self.files:
             self._by_name[_name(file)].append(file)
-            self._by_stem[_name(file).rpartition(".")[0]].append(file)
+            self._by_stem[_without_zeros(_name(file).rpartition(".")[0])].append(file)
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        """The pictures by every end of their path that has a folder in it, without their ending."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for file in self.files:
+            parts = file.rpartition(".")[0].split("/")
+            for start in range(len(parts) - 1):
+                found["/".join(parts[start:])].append(file)
+        return found
 
     def find_by_stem(self, named: str | None) -> str | None:
-        """Return the one picture whose name without its ending is the text: an id, as competitions have it."""
-        found = self._by_stem.get((named or "").strip(), [])
+        """Return the one picture whose path or name without its ending is the text: an id, as competitions have it.
+
+        Numbers are compared without the zeros in front, which tables lose.
+        """
+        plain = (named or "").strip()
+        found = self._by_path.get(plain, []) if "/" in plain else self._by_stem.get(_without_zeros(plain), [])
         return found[0] if len(found) == 1 else None
+
+    def find_any(self, named: str) -> str | None:
+        """Return the one picture that a list means, with or without its ending."""
+        return self.find(named) or self.find_by_stem(named.replace("\\", "/").removeprefix("./"))
 
     def find(self, named: str | None) -> str | None:
         """Return the one picture that a list means, as a path from the folder; `None` if there is none or several."""
@@ -62,6 +83,11 @@ def _name(path: str) -> str:
     return path.rpartition("/")[2]
 
 
+def _without_zeros(name: str) -> str:
+    """Return a number without the zeros in front and other names as they are."""
+    return name.lstrip("0") or "0" if name.isdecimal() else name
+
+
 def picture_column(raw: Raw, given: Mapping[str, str] | None = None) -> str | None:
     """Return the text column that names pictures, if the rows have one and something to learn from.
 
@@ -78,6 +104,18 @@ def picture_column(raw: Raw, given: Mapping[str, str] | None = None) -> str | No
     if column is None or not {"caption", "class_name", "class_key"} & set(chosen):
         return None
     return column if pa.types.is_string(raw.columns.schema.field(column).type) else None
+
+
+def says_something(raw: Raw, given: Mapping[str, str]) -> bool:
+    """Whether rows hold captions or classes, by the names of their columns or their cells; or say what is wrong."""
+    try:
+        names, _ = choose(raw.columns.schema, given, raw.known, raw.name)
+    except (ConfigError, DataError):
+        return True
+    columns_by_content(raw, names, given)
+    raw, _ = with_classes(raw, names, given)
+    with_classes_of_predictions(raw, names, [])
+    return bool({"caption", "class_name", "class_key"} & set(names))
 
 
 def holds_pictures(raw: Raw) -> bool:
@@ -100,14 +138,23 @@ def with_picture_column(raw: Raw, index: PictureIndex) -> Raw:
         note = f"{raw.name}: image = column {fitting[0]!r}, whose values are pictures of the folder"
         note += f" (not read: {some(map(repr, fitting[1:]))}, of pictures as well)" if fitting[1:] else ""
         return replace(raw, known={**raw.known, "image": fitting[0]}, notes=[*raw.notes, note])
-    for name in texts:
-        values = raw.columns.column(name).to_pylist()
-        if len(set(values)) == len(values) and _fits(raw, name, index.find_by_stem):
+    numbers = [field.name for field in raw.columns.schema if pa.types.is_integer(field.type)]
+    for name in [*texts, *numbers]:
+        values = [None if v is None else str(v) for v in raw.columns.column(name).to_pylist()]
+        # An id stands in one row only, unlike a label; but a picture may have several captions.
+        ids = len(set(values)) == len(values) or plain_name(name).endswith("id")
+        if ids and _all_fit(values, index.find_by_stem):
             files = [index.find_by_stem(value) or value for value in values]
             note = f"{raw.name}: image = column {name!r}, whose values are pictures of the folder without their ending"
             raw = replace(raw, known={**raw.known, "image": "image"}, notes=[*raw.notes, note])
             return raw.with_columns({"image": files})
     return raw
+
+
+def _all_fit(values: Sequence[str | None], find: Callable[[str | None], str | None]) -> bool:
+    """Whether half of the first different values are pictures of the folder."""
+    head = list(dict.fromkeys(value for value in values if value))[:_LOOKED_AT]
+    return bool(head) and 2 * sum(find(value) is not None for value in head) >= len(head)
 
 
 def _fits(raw: Raw, column: str, find: Callable[[str | None], str | None]) -> bool:

@@ -33,7 +33,7 @@ def sides_of(names: Iterable[str]) -> dict[str, str]:
     A name that ends with a side (`cars_train`) says it only where another one of the same beginning says another.
     """
     named = list(names)
-    found = {name: side for name in named if (side := split_of(name)) is not None}
+    found = {name: side for name in named if (side := split_of(name.rpartition("/")[2])) is not None}
     ending: dict[str, dict[str, str]] = defaultdict(dict)
     for name in named:
         stem = re.sub(r"(?<=[A-Za-z])\d+$", "", name.split(".")[0])

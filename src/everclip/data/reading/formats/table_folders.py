@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from everclip.data.reading.columns import choose
+from everclip.data.reading.columns import choose, describe
 from everclip.data.reading.formats.caption_lists import lists_of
 from everclip.data.reading.formats.detections import SeveralClassesError
 from everclip.data.reading.formats.files import read_file, read_part
@@ -18,6 +18,7 @@ from everclip.data.reading.formats.picture_index import (
     holds_pictures,
     named_pictures,
     picture_column,
+    says_something,
     unnamed_note,
     with_paths,
     with_picture_column,
@@ -25,6 +26,7 @@ from everclip.data.reading.formats.picture_index import (
 )
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.sides import sides_of, split_of, with_splits
+from everclip.data.reading.formats.stem_lists import read_stem_list, stem_lists_of
 from everclip.errors import DataError
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -66,9 +68,15 @@ def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     tables = [name for name in listing.of_endings(*_TABLES) if name not in _of_folders(listing)]
     lists = lists_of(listing) if listing.pictures or listing.filled else []
     names = [*tables, *lists]
-    if not names:
+    folders = len(listing.filled) > 1 and not _are_flat_sides(listing)  # they say classes by their names
+    texts = stem_lists_of(listing, lists) if not folders and (listing.pictures or listing.filled) else []
+    if not names and not texts:
         return None
     index = PictureIndex(listing.path)
+    encoding = options.reading.encoding
+    names += [name for name in texts if read_stem_list(listing.path / name, index, encoding) is not None]
+    if not names:
+        return None
     if not index.files and not tables:
         return None  # a list without a picture to name: `dataset_infos.json` beside `data/*.parquet`
     if not index.files:
@@ -167,10 +175,11 @@ def _describing(
             listing.notes.append(f"{name}: not read ({error})")
             continue
         found += [] if table is None else [table]
-    found = _one_of_each(listing, found, options)
+    found = _one_of_each(listing, _speaking(listing, found, index, options), options)
     named = set[str]().union(*(table.named for table in found))
     labels = [table for table in found if table.column is not None and not table.has_captions]
-    if folders and 2 * len(named) < len(index.files) and found and len(labels) == len(found):
+    apart = folders or _leave_class_folders(index, named)
+    if apart and 2 * len(named) < len(index.files) and found and len(labels) == len(found):
         listing.notes += [
             f"{table.name}: names {len(table.named):,} of {len(index.files):,} pictures only, so the folders are "
             f"read; to read it instead give {listing.path / table.name} as data"
@@ -183,6 +192,35 @@ def _describing(
     if not found:
         return _without_pictures(listing, names, problems, options)
     return _with_pictures(listing, found, index, options)
+
+
+def _speaking(
+    listing: Listing, found: Sequence[_Table], index: PictureIndex, options: FolderOptions
+) -> list[_Table]:
+    """Leave out tables that name pictures and say nothing of them, unless they are all there is to read.
+
+    So are the test pictures of a competition.
+    """
+    mute = [table for table in found if options.labelled and not says_something(table.raw, options.columns)]
+    named = set[str]().union(*(table.named for table in mute))
+    if len(mute) == len(found) and 2 * len(named) >= len(index.files):
+        return list(found)  # the error says which columns there are
+    for table in mute:
+        if len(table.named) < 2:  # chance
+            continue
+        listing.mentioned.add(table.name)
+        shown = describe(table.raw.columns.column_names[:8])
+        listing.notes.append(
+            f"{table.name}: names {len(table.named):,} pictures and holds no captions or classes that are known "
+            f"(columns: {shown}), not read"
+        )
+    return [table for table in found if table not in mute]
+
+
+def _leave_class_folders(index: PictureIndex, named: set[str]) -> bool:
+    """Whether most pictures are in several folders of which no table names a picture."""
+    left = {file.rpartition("/")[0] for file in index.files} - {file.rpartition("/")[0] for file in named}
+    return len(left) > 1
 
 
 def _are_flat_sides(listing: Listing) -> bool:
@@ -218,9 +256,12 @@ def _table(
     path: Path, name: str, index: PictureIndex, options: FolderOptions, folders: bool
 ) -> _Table | None:
     """Read a table; `None` if it names no picture of the folder."""
-    raw = read_file(path, options.reading)
+    stems = None if folders else read_stem_list(path, index, options.reading.encoding)
+    raw = read_file(path, options.reading) if stems is None else stems
     if holds_pictures(raw):
         return _Table(name, raw, None)
+    if stems is not None:
+        return _Table(name, raw, "1", tuple(raw.columns.column("1").to_pylist()))
     # Folders say the classes of their pictures by name, a list without column names mostly by number.
     column = None if folders and raw.headless else picture_column(raw, options.columns)
     if column is None and not folders:

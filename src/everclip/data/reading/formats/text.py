@@ -47,7 +47,7 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
         usual = "\t" if content_ending(path) in (".tsv", ".token") else ","
         ahead = lines.peek(_LOOKED_AT, MAX_CELL)
         records: Records | PathLines
-        if content_ending(path) == ".txt" and _is_path_list(ahead, reading):
+        if content_ending(path) in (".txt", ".lst", ".list") and _is_path_list(ahead, reading):
             note = (
                 f"{path.name}: each line is read as a path, a blank and a text (data.separator=... to change)"
             )
