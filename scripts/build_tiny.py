@@ -146,39 +146,39 @@ def page(document: dict[str, Any]) -> str:
 
 PAGE = """# builtin:tiny
 
-A small CLIP in open_clip's own architecture that everclip itself trained, from random weights, on
-the emoji known up to and including 2015, in English: **the model that stopped learning**. It exists
-so that everything in everclip runs with no network. Written by `scripts/build_tiny.py`; the same
-facts for programs: `card.json`.
+A small CLIP with open_clip's architecture. everclip trained it from random weights on the emoji known
+up to and including 2015, in English: **the model that stopped learning**. With it, everything in
+everclip runs without a network. `scripts/build_tiny.py` writes this page, and the same facts for
+programs to `card.json`.
 
 ## What it can do
 
-Name retrieval on {candidates} held-out drawings (one per known emoji, in a drawing style in which
-that emoji was never trained on; emoji that share a drawing with another are left out), among all
-{candidates} names or drawings. In parentheses 95 % Wilson intervals. Chance is {chance}.
+Name retrieval on {candidates} held-out drawings (one per known emoji, in a style in which this emoji
+was never trained on; emoji that share a drawing with another emoji are left out), among all
+{candidates} names or drawings. In parentheses: 95 % Wilson intervals. Chance is {chance}.
 
 | direction | Recall@1 | Recall@5 |
 |---|---|---|
 | text to image | {t1} | {t5} |
 | image to text | {i1} | {i5} |
 
-Asked for the Unicode subgroup of a known emoji ({subgroups} classes, a question no training caption asks),
-it is right in {subgroup:.1f} % of cases.
+It names the Unicode subgroup of a known emoji ({subgroups} classes; no training caption names a
+subgroup) correctly in {subgroup:.1f} % of cases.
 
 ## Architecture
 
 {parameters:,} parameters, {megabytes:.1f} MB in half precision. Image tower: ViT, 48 px, patch 8,
-width 192, 6 blocks. Text tower: causal transformer, width 128, 3 blocks, 32 tokens of an own byte-
-pair vocabulary of 2,000 entries, learned on the names and keywords known in 2015
+width 192, 6 blocks. Text tower: causal transformer, width 128, 3 blocks, 32 tokens. Its byte-pair
+vocabulary has 2,000 entries, learned from the names and keywords known in 2015
 (`scripts/build_bpe.py`). Joint space: 192 dimensions.
 
 ## Data
 
 {drawings:,} training drawings of `builtin:emoji` (two of the three styles of each emoji;
-{validation} further drawings are set aside for validation by hash and never trained on), with
+{validation} further drawings, chosen by hash, are for validation and never trained on), with
 English names, a few templates around them, and sampled keywords. The drawings are Noto Emoji
 (Apache-2.0), Twemoji (CC BY 4.0) and OpenMoji (CC BY-SA 4.0); names and keywords are Unicode
-CLDR's. Licences stand beside the data.
+CLDR's. The licences are beside the data.
 
 ## Recipe
 
@@ -193,15 +193,15 @@ held-out ones.
 
 ## Limits
 
-* What limits it is transfer between drawing styles: with two drawings per emoji it learns their look
-  more than what they share. Faces and people, which differ in small things, are hardest; flags are
-  easiest. A picture in a style other than these three is further away still.
-* It falls short of what was hoped for (40 % text-to-image Recall@1). Stronger augmentation, smaller
-  batches, higher learning rates and 64 px were tried for minutes each and did not help in that time;
-  longer training on a GPU was not tried.
-* It knows nothing but emoji: no photographs, no sentences, no language but English.
-* It is small on purpose. What is seen on it about methods (what is learned, what is forgotten) is
-  not what a large CLIP would show in numbers.
+* Transfer between drawing styles limits it: with two drawings per emoji, it learns the style of the
+  drawings more than what they share. Faces and people differ in small details and are hardest; flags
+  are easiest. Images in other styles are harder still.
+* It does not reach its aim (40 % text-to-image Recall@1). Stronger augmentation, smaller batches,
+  higher learning rates and 64 px were tried for minutes each and did not help in that time. Longer
+  training on a GPU was not tried.
+* It knows only emoji: no photographs, no sentences, no language except English.
+* It is small on purpose. It shows how methods differ in learning and forgetting, but not the numbers
+  of a large CLIP.
 """
 
 

@@ -24,11 +24,11 @@ CARD = """\
 
 {emoji} emoji of Unicode 15.0 without skin-tone variants, drawn in three styles ({drawings} drawings, 64x64
 RGB on white, lossless WebP or PNG), with year of release, group, and names and keywords in {language_count}
-languages. Real, dated, multilingual and multi-style image-text data, small enough to ship inside the
-package.
+languages. These are real, dated, multilingual image-text data in several styles, small enough to ship inside
+the package.
 
-Built by `scripts/build_emoji.py`; the same sources and library versions give the same bytes. The numbers
-below are also in `card.json`.
+`scripts/build_emoji.py` builds them; the same sources and library versions give the same bytes. `card.json`
+also holds the numbers below.
 
 ## Files
 
@@ -37,13 +37,13 @@ below are also in `card.json`.
   `keywords_<code>`;
 * `drawings-<style>.parquet`: `id` (`<style>/<emoji id>`), `emoji_id`, `style`, `image`, `held_out`.
 
-Rows follow Unicode's emoji-test.txt. Sizes are kept within a style (a small square stays smaller than a
-large one): the canvas of the style is scaled to 60 pixels and set in a margin of 2; OpenMoji's blank border
-is cut first.
+Rows follow the order of Unicode's emoji-test.txt. Relative sizes are kept within a style (a small square
+stays smaller than a large one): the canvas of the style is scaled to 60 pixels and gets a margin of 2.
+OpenMoji's blank border is cut off first.
 
 ## Emoji per year
 
-A release's year is the one in which Unicode published it (E0.6: the set of 2010, E0.7: 2014).
+The year of a release is the year in which Unicode published it (E0.6: the set of 2010, E0.7: 2014).
 
 | year | emoji |
 |---|---|
@@ -55,29 +55,29 @@ A release's year is the one in which Unicode published it (E0.6: the set of 2010
 {style_rows}
 **Split by drawing.** Each emoji has exactly one held-out drawing, in the style chosen by
 `{split}`.
-Trained on the other drawings, a model is tested on a new picture of a concept whose name it has seen.
+A model that is trained on the other drawings is tested on a new image of a concept whose name it has seen.
 
-**Shared pictures.** Two emoji whose pixels differ nowhere by more than {shared_tolerance} of 255 in some
-style (flags of territories that fly their country's, people whose neutral and male form are drawn alike)
-fit each other's names. All {shared_emoji} such emoji have `shared` set, on all their drawings even where
-another style tells them apart: in retrieval two names fit the same picture, and which one ranks first is
-chance. `shared_with` lists the partners. Filter on `shared` before scoring retrieval, or count a partner as
+**Shared images.** Two emoji share an image if no pixel differs by more than {shared_tolerance} of 255 in some
+style (flags of territories that use the flag of their country, people whose neutral and male form look the
+same). Each then fits the other's name. All {shared_emoji} such emoji have `shared` set, on all their drawings, even if
+another style tells them apart. In retrieval, two names fit the same image, and chance decides which one ranks
+first. `shared_with` lists the partners. Filter on `shared` before you score retrieval, or count a partner as
 correct.
 
 ## Names per language
 
 {listed}
 
-From CLDR 41, which is older than Unicode 15.0: the emoji of 2022 have English names only (from
+The names come from CLDR 41, which is older than Unicode 15.0: the emoji of 2022 have only English names (from
 emoji-test.txt) and no keywords. Missing names and keywords are null. Languages with fewer than 1,500 named
-emoji, and regional or script variants, are left out. CLDR's names are used as they are ("flag: Norway").
+emoji, and regional or script variants, are left out. CLDR's names are used unchanged ("flag: Norway").
 
 ## What to keep in mind
 
-Names and keywords are dictionary entries by Unicode's contributors and volunteers, of uneven quality
+Names and keywords are dictionary entries by Unicode's contributors and volunteers. Their quality differs
 between languages; many are translations from English. Flags, family forms and gender forms follow Unicode's
-choices. Noto draws families as grey silhouettes in this version, the other two as people. Emoji of before
-2015 are likely known to any pretrained CLIP: "new since" holds for a model trained on this set only.
+choices. In this version, Noto draws families as grey silhouettes, the other two draw people. Any pretrained
+CLIP probably knows emoji from before 2015: "new since" holds only for a model trained on this set alone.
 
 ## Sources and licences
 
@@ -86,8 +86,8 @@ choices. Noto draws families as grey silhouettes in this version, the other two 
 {source_rows}
 Licence texts and attributions: `LICENSE-noto` (drawings Apache-2.0, font OFL-1.1), `LICENSE-twemoji` (CC BY
 4.0), `LICENSE-openmoji` (CC BY-SA 4.0), `LICENSE-unicode` (names, keywords, releases, groups). The npm
-package of Twemoji states MIT, which covers its packaging; the art is CC BY 4.0. Whoever passes on
-`drawings-openmoji.parquet` changed must keep it under CC BY-SA 4.0.
+package of Twemoji states MIT, which covers its packaging; the art is CC BY 4.0. If you change
+`drawings-openmoji.parquet` and pass it on, you must keep it under CC BY-SA 4.0.
 """
 TWEMOJI_NOTICE = """\
 The drawings in drawings-twemoji.parquet are the graphics of Twemoji 15.0.0,
