@@ -154,7 +154,7 @@ def with_picture_column(raw: Raw, index: PictureIndex) -> Raw:
 def _all_fit(values: Sequence[str | None], find: Callable[[str | None], str | None]) -> bool:
     """Whether half of the first different values are pictures of the folder."""
     head = list(dict.fromkeys(value for value in values if value))[:_LOOKED_AT]
-    return bool(head) and 2 * sum(find(value) is not None for value in head) >= len(head)
+    return len(head) > 1 and 2 * sum(find(value) is not None for value in head) >= len(head)
 
 
 def _fits(raw: Raw, column: str, find: Callable[[str | None], str | None]) -> bool:

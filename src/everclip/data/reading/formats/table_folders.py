@@ -201,7 +201,7 @@ def _speaking(
 
     So are the test pictures of a competition.
     """
-    mute = [table for table in found if options.labelled and not says_something(table.raw, options.columns)]
+    mute = [table for table in found if not says_something(table.raw, options.columns)]
     named = set[str]().union(*(table.named for table in mute))
     if len(mute) == len(found) and 2 * len(named) >= len(index.files):
         return list(found)  # the error says which columns there are
