@@ -39,8 +39,9 @@ from everclip.config import BackboneConfig, EvaluationConfig, MethodConfig
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet
 from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
-from everclip.evaluation.encode import Encoder
 from everclip.evaluation.scoring import RowScorer
+from everclip.evaluation.set_features import SetFeatures
+from everclip.features.service import FeatureService
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -74,8 +75,8 @@ def scorer(method: Method, sets: list[EvalSet]) -> RowScorer:
     """Return what scores the sets, each among its own names."""
     spec: Any = SimpleNamespace(headline=SimpleNamespace(protocol="own"))
     scenario = ListScenario(spec, (), tuple(sets), (EvalProtocol("own"),))
-    encoder = Encoder(sets, method.backbone.preprocess, ImageStore(), PICTURES)
-    return RowScorer(scenario, encoder, EvaluationConfig(), 0, {})
+    features = SetFeatures(sets, FeatureService(ImageStore()), PICTURES)
+    return RowScorer(scenario, features, EvaluationConfig(), 0, {})
 
 
 def method_of(weights: str) -> Method:

@@ -149,7 +149,7 @@ def on_validation(settings: list[str]) -> dict[str, Any]:
         learner.learn(task)
     sets = [EvalSet(t.name, "classification", t.val, t.index, "task", t.classes) for t in tasks]
     scores = {
-        s.name: set_score(learner.method, s, learner.store)[0] for s in (*sets, *scenario.retention_val)
+        s.name: set_score(learner.method, s, learner.features)[0] for s in (*sets, *scenario.retention_val)
     }
     return {"scores": scores, "seconds": time.monotonic() - started}
 

@@ -9,8 +9,9 @@ from common import alternate, ratio, table
 
 from everclip.config import BackboneConfig, MethodConfig, resolve_config
 from everclip.data.pictures.images import ImageStore
-from everclip.evaluation.encode import Encoder
 from everclip.evaluation.scoring import RowScorer
+from everclip.evaluation.set_features import SetFeatures
+from everclip.features.service import FeatureService
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.scenarios.load import load_scenario
@@ -27,8 +28,8 @@ def main() -> str:
     store = ImageStore()
 
     def scorer() -> RowScorer:
-        encoder = Encoder(scenario.eval_sets, backbone.preprocess, store, config.evaluation.batch_size)
-        return RowScorer(scenario, encoder, config.evaluation, 0, {})
+        features = SetFeatures(scenario.eval_sets, FeatureService(store), config.evaluation.batch_size)
+        return RowScorer(scenario, features, config.evaluation, 0, {})
 
     def one_pass() -> None:
         scorer().row(method, set(), lambda done, total: None)
@@ -37,15 +38,13 @@ def main() -> str:
         for s in scenario.eval_sets:
             for protocol in scenario.protocols:
                 pool = scenario.pool(s, set(), protocol) if s.kind == "retrieval" else (s,)
-                encoder = Encoder(pool or (s,), backbone.preprocess, store, config.evaluation.batch_size)
+                features = SetFeatures(pool or (s,), FeatureService(store), config.evaluation.batch_size)
                 keys = method.encoder_keys()
-                encoder.images(method, keys, lambda done, total: None)
+                features.images(method, keys, lambda done, total: None)
                 if s.kind == "retrieval":
-                    encoder.texts(
-                        method, keys, [str(c) for p in pool or () for c in p.data.column("caption")]
-                    )
+                    features.texts(method, keys)
                 else:
-                    encoder.bank(method, keys, scenario.label_space(s, set(), protocol))  # type: ignore[arg-type]
+                    features.bank(method, keys, scenario.label_space(s, set(), protocol))  # type: ignore[arg-type]
 
     baseline, ours = alternate(anew, one_pass, ROUNDS, warmup=0)
     middle, low, high = ratio(baseline, ours)

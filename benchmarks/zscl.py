@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from common import table
+from everclip.training.frozen import FrozenFeatures
 from frozen import samples
 
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
@@ -27,7 +28,6 @@ from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
 from everclip.training.engine import Hooks
-from everclip.training.frozen import FrozenFeatures
 
 GPU = torch.cuda.is_available()
 TEXTS, CLASSES, BLOCK = 12_000, 20, 256 if GPU else 64

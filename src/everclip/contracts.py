@@ -306,6 +306,7 @@ class Past:
         training: the run's training configuration (batch size, budget...).
         seed: the run's seed.
         reference: unlabeled data, where the scenario names some.
+        embed: unit embeddings `(N, D)` of a table's pictures by the method as it is now; `None` in a plan.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -313,6 +314,7 @@ class Past:
     training: TrainingConfig | None = None
     seed: int = 0
     reference: Reference | None = None
+    embed: Callable[[Table], Tensor] | None = None
 
 
 Validate = Callable[[], Mapping[str, float]]

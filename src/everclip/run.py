@@ -88,7 +88,7 @@ class Run(Watcher):
         self, given: Prepared, clock: Clock, progress: Progress | None = None, extend: bool = False
     ) -> None:
         config, learner = given.config, given.learner
-        accelerator, backbone = learner.accelerator, learner.method.backbone
+        accelerator = learner.accelerator
         self.config, self.extend, self.path, self._clock = config, extend, Path(config.output), clock
         self.scenario, self.learner = given.scenario, learner
         self.tasks, self.remarks = given.tasks, given.remarks
@@ -98,18 +98,14 @@ class Run(Watcher):
         self._models = RowModels(self.path, self.checkpoints)
         self.place = given.start()
         self._headline = self.scenario.spec.headline.model_dump()
-        processes = accelerator.process_index, accelerator.num_processes
         self._times = CheckpointTimes(config.checkpoint, accelerator.num_processes, accelerator.device)
-        self._recorder = RowRecorder(
-            self.path, self.scenario, config, backbone.preprocess, learner.store, *processes
-        )
+        self._recorder = RowRecorder(self.path, self.scenario, config, learner.features, self._main)
         self.outlook = Outlook(sizes_of(self.tasks, config.training))
         if learner.guard is not None:
             learner.guard.tell = self._event
         learner.engine.report_to(self.progress.say)
-        learner.engine.frozen.keep_in(
-            self.path / "frozen", config.evaluation.cache, partial(self.progress.aside, "encode ahead")
-        )
+        learner.engine.columns.tick = partial(self.progress.aside, "encode ahead")
+        learner.features.folders.keep_in(self.path / "features", config.evaluation, self._damaged_cache)
 
     @classmethod
     def of(cls, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> Run:
@@ -149,6 +145,7 @@ class Run(Watcher):
                 raise
             finally:
                 self._trackers.finish()
+                self.learner.features.close()
                 self._clock.write()
             if (fallen := collapse(self.scenario, self.place, self.learner)) is not None:
                 self._event("collapsed", fallen)
@@ -273,8 +270,6 @@ class Run(Watcher):
             tick,
             [Example(**e) for e in self.place.examples],
         )
-        for problem in self._recorder.damaged():
-            self._event("damaged cache", problem)
         self.place.rows.append(row.model_dump(mode="json"))
         if self.config.checkpoint.keep_rows and self._main:
             self._models.keep(index, self.learner)
@@ -379,6 +374,9 @@ class Run(Watcher):
             costs["bytes"] = sum(f.stat().st_size for f in path.iterdir())
         self._times.written()
         self.learner.accelerator.wait_for_everyone()
+
+    def _damaged_cache(self, problem: str) -> None:
+        self._event("damaged cache", problem)
 
     def _note_time(self, problem: str | None) -> None:
         if problem is not None:

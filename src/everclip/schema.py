@@ -210,6 +210,9 @@ class EvaluationConfig(Frozen):
     representation_samples: int = Field(2000, ge=2)
     examples: int = Field(4, ge=0, description="pictures per evaluation set kept for the report")
     cache: str | None = Field(None, description="folder that shares encoded features between runs")
+    cache_gib: float = Field(
+        50.0, gt=0, description="bound on that folder; the least recently used files are removed first"
+    )
 
 
 class CheckpointConfig(Frozen):
@@ -281,7 +284,8 @@ class RunConfig(Frozen):
             document.pop(key)
         document["training"].pop("workers")
         document["scenario"].pop("file", None)
-        document["evaluation"].pop("cache")
+        for key in ("cache", "cache_gib"):
+            document["evaluation"].pop(key)
         return document
 
 

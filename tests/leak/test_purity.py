@@ -13,9 +13,10 @@ import torch
 
 from everclip.contracts import LabelSpace
 from everclip.data.sampling.order import generator
-from everclip.evaluation.encode import Encoder
 from everclip.evaluation.pools import captions
 from everclip.evaluation.scoring import RowScorer, RowScores
+from everclip.evaluation.set_features import SetFeatures
+from everclip.features.service import FeatureService
 from everclip.run import Run
 
 MARGIN = 1e-5
@@ -45,7 +46,7 @@ def _identities(s: Any) -> list[str]:
     return [str(v) for v in s.data.column("image_id")]
 
 
-def _measure(run: Run, batch_size: int, shuffle: int = 0) -> tuple[RowScores, Any, Encoder]:
+def _measure(run: Run, batch_size: int, shuffle: int = 0) -> tuple[RowScores, Any, SetFeatures]:
     """Measure a row of the trained model with evaluation sets in another order, in batches of another size."""
     sets = run.scenario.eval_sets
     if shuffle:
@@ -54,10 +55,10 @@ def _measure(run: Run, batch_size: int, shuffle: int = 0) -> tuple[RowScores, An
         sets = sets[::-1]
     scenario = replace(run.scenario, eval_sets=sets)
     learner = run.learner
-    encoder = Encoder(sets, learner.method.backbone.preprocess, learner.store, batch_size)
-    scorer = RowScorer(scenario, encoder, run.config.evaluation, run.config.seed, {})
+    features = SetFeatures(sets, FeatureService(learner.store), batch_size)
+    scorer = RowScorer(scenario, features, run.config.evaluation, run.config.seed, {})
     learned = set(range(len(run.scenario.tasks)))
-    return scorer.row(learner.method, learned, lambda done, total: None), scenario, encoder
+    return scorer.row(learner.method, learned, lambda done, total: None), scenario, features
 
 
 def _by_item(row: RowScores, scenario: Any) -> dict[tuple[str, str], float]:
@@ -84,10 +85,10 @@ def _margins(cosines: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def _ambiguous(run: Run) -> set[str]:
     """Pictures and captions of which a wrong answer comes within the margin of a right one."""
-    _, scenario, encoder = _measure(run, 256)
+    _, scenario, features = _measure(run, 256)
     method = run.learner.method
     keys = method.encoder_keys()
-    images, exempt = encoder.images(method, keys, lambda done, total: None), set()
+    images, exempt = features.images(method, keys, lambda done, total: None), set()
     for s in scenario.eval_sets:
         if s.kind == "classification":
             for protocol in scenario.protocols:
@@ -101,7 +102,8 @@ def _ambiguous(run: Run) -> set[str]:
     if sets:
         pictures = torch.cat([images[s.name]["embedding"] for s in sets])
         texts = [c for s in sets for c in captions(s)]
-        encoded = encoder.texts(method, keys, texts)["embedding"]
+        found = features.texts(method, keys)
+        encoded = torch.cat([found[s.name]["embedding"] for s in sets])
         cosines = pictures @ encoded.T
         right = torch.tensor([[a == b for b in texts] for a in texts])
         names = [i for s in sets for i in _identities(s)]

@@ -21,7 +21,7 @@ from everclip.config import GuardConfig
 from everclip.contracts import ClassEntry, Cost, EvalSet, LabelSpace, Past, Progress
 from everclip.data.table import Table
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import measuring
+from everclip.features.encoding import measuring
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.coleclip import losses

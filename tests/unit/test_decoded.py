@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from everclip.evaluation.banks import decoded
+from everclip.features.encoding import decoded
 
 BATCHES = [range(3), range(3, 4), range(4, 9)]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.statistics import bootstrap_mean, paired_bootstrap, seed_spread, wilson
+from everclip.features.encoding import encode_prompts
 from everclip.methods.losses import class_cross_entropy, contrastive, distillation, sigmoid_contrastive
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from everclip.evaluation.banks import decoded, encode_pictures, encode_prompts, joined, measuring
+from everclip.features.encoding import decoded, encode_images, encode_prompts, joined, measuring
 from everclip.models.modules.routing import LEAST, Logits, Router, imbalance, smooth_load, unevenness
 
 
@@ -65,20 +65,14 @@ def test_batches_come_in_order_and_at_most_one_is_decoded_ahead(workers: int, si
     assert found == [[[10 * n + i, -(10 * n + i)] for i in range(size)] for n, size in enumerate(sizes)]
 
 
-def test_pictures_are_encoded_batch_by_batch_and_told_a_task_only_where_there_is_one() -> None:
-    draw = torch.Generator().manual_seed(0)
-    batches = [torch.rand(n, 3, 2, 2, generator=draw) for n in (3, 2)]
+def test_pictures_are_encoded_without_gradient_and_told_a_task_only_where_there_is_one() -> None:
+    pixels = torch.rand(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     for known, told in ((None, {}), (0, {"known_task": 0}), (4, {"known_task": 4})):
-        method, done = Encodes(), list[int]()
-        found = encode_pictures(method, batches, known, done.append)
-        assert method.asked == [(3, told, True, False), (2, told, True, False)]
-        assert done == [3, 2]
+        method = Encodes()
+        found = encode_images(method, pixels, known)
+        assert method.asked == [(3, told, True, False)]
         assert found["embedding"].dtype == torch.float32
-        assert torch.allclose(found["embedding"], torch.cat(batches).flatten(1).mean(dim=1, keepdim=True))
-    kept = encode_pictures(Encodes(), batches, reduce=lambda found: {"twice": 2 * found["embedding"]})
-    assert kept.keys() == {"twice"}
-    assert torch.allclose(kept["twice"], 2 * found["embedding"])
-    assert encode_pictures(Encodes(), []) == {}
+        assert torch.allclose(found["embedding"], pixels.flatten(1).mean(dim=1, keepdim=True))
 
 
 def test_parts_are_joined_in_order_and_one_may_lack_some() -> None:

@@ -19,6 +19,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.evaluation.statistics import wilson
 from everclip.evaluation.validation import set_score
+from everclip.features.service import FeatureService
 from everclip.learner import Learner, make_task
 from everclip.report import write_report
 from everclip.run import Run
@@ -37,6 +38,9 @@ class Line:
     def weights(self) -> dict[str, torch.Tensor]:
         return {"w": self.w.clone()}
 
+    def encoder_keys(self) -> dict[str, str]:
+        return {}
+
     def blend(self, before: Any, after: Any, share: float) -> None:
         self.w = before["w"] + share * (after["w"] - before["w"])
 
@@ -51,11 +55,13 @@ def a_set(name: str, rows: int = 1000) -> EvalSet:
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Guard, list[tuple[str, str]]]]:
     """Return a function (watched, **config) -> (guard, what it told), for models like `Line`."""
     monkeypatch.setattr(
-        module, "set_score", lambda method, s, store: (method.scores[s.name](float(method.w)), len(s.data))
+        module, "set_score", lambda method, s, *rest: (method.scores[s.name](float(method.w)), len(s.data))
     )
 
     def make(watched: list[EvalSet], **config: Any) -> tuple[Guard, list[tuple[str, str]]]:
-        guard = Guard(GuardConfig(**{"max_drop": 5.0, "every": 2, **config}), watched, ImageStore())
+        guard = Guard(
+            GuardConfig(**{"max_drop": 5.0, "every": 2, **config}), watched, FeatureService(ImageStore())
+        )
         told: list[tuple[str, str]] = []
         guard.tell = lambda kind, message: told.append((kind, message))
         return guard, told
@@ -284,7 +290,7 @@ def test_a_run_ends_within_the_limit_on_validation_and_says_what_it_did(
     assert not set(twin.data.ids) & set(suite.data.ids)
     ends = {}
     for name, one in (("free", free), ("held", held)):
-        ends[name] = set_score(one.learner.method, twin, one.learner.store)[0]
+        ends[name] = set_score(one.learner.method, twin, one.learner.features)[0]
     before = held.place.rows[1]["notes"]["guard"]["sets"]["names"]["before"]
     assert ends["free"] < before - 0.01
     assert ends["held"] >= before - 0.01 - 1e-6

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from everclip.contracts import Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
+from everclip.features.encoder import image_encoder
+from everclip.features.pictures import Pictures
+from everclip.features.service import FeatureService
 from everclip.learner.fit import learner_for
-from everclip.methods.replayed import embed
 from everclip.scenarios.load import load_scenario
 from everclip.training.buffer import Buffer
 from everclip.training.herding import herd
@@ -169,11 +171,11 @@ def test_what_is_kept_is_herded_under_the_model_that_has_just_learned(begin: Cal
     learner, tasks = begin("method.replay.per=task")
     learner.learn(tasks[0])
     data = tasks[0].train
-    features = embed(learner.method, data)
+    features = learner.past().embed(data)
     kept = [name for _, name, _ in learner.method.buffer.items]
     assert kept == [data.ids[i] for i in herd(features, 7)]
     start, _ = begin("method.replay.per=task")
-    assert kept != [data.ids[i] for i in herd(embed(start.method, data), 7)], "the model before the task"
+    assert kept != [data.ids[i] for i in herd(start.past().embed(data), 7)], "the model before the task"
     learner.learn(tasks[1])
     assert [n for origin, n, _ in learner.method.buffer.items if origin == "task 0"] == kept[:3]
     assert len(learner.method.buffer) == 6
@@ -259,9 +261,12 @@ def test_published_settings_are_a_preset(micro_config: Callable[..., Any]) -> No
 def test_order_of_threads_does_not_matter(begin: Callable[..., Any]) -> None:
     learner, tasks = begin()
     data = tasks[0].train
-    assert torch.equal(embed(learner.method.eval(), data, 1), embed(learner.method, data, 4))
+    encoder = image_encoder(learner.method.eval(), learner.method.encoder_keys())
+    one, four = (FeatureService(learner.store, workers) for workers in (1, 4))
+    alone = one.images(encoder, Pictures.of(data))["embedding"]
+    assert torch.equal(alone, four.images(encoder, Pictures.of(data))["embedding"])
     shuffled = data.select(random.Random(0).sample(range(len(data)), len(data)))
-    found = dict(zip(shuffled.ids, embed(learner.method, shuffled), strict=True))
-    for name, row in zip(data.ids, embed(learner.method, data), strict=True):
+    found = dict(zip(shuffled.ids, one.images(encoder, Pictures.of(shuffled))["embedding"], strict=True))
+    for name, row in zip(data.ids, alone, strict=True):
         assert torch.allclose(found[name], row, atol=1e-6)
     assert isinstance(tasks[0], Task)

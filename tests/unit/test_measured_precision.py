@@ -78,9 +78,9 @@ def test_a_teacher_says_the_same_ahead_of_time_as_in_a_step(micro_config: Callab
     task = next(iter(scenario.tasks))
     learner.method.begin_task(task, learner.past())
     streams = learner.plan(task)[0].streams
-    learner.engine.frozen.prepare(learner.method, streams)
+    learner.engine.columns.prepare(learner.method, streams)
     table = streams["zscl"].sources[0].table
-    held = learner.engine.frozen._held["image_embedding@initial", id(table)].values
+    held = learner.engine.columns._held["image_embedding@initial", id(table)].values.numpy()
     preprocess = learner.method.backbone.preprocess
     pixels = torch.stack([preprocess(learner.store.get(table, i)) for i in range(len(table))])
     asked = learner.method._teachers.image("initial", pixels, learner.method.backbone)

@@ -24,9 +24,9 @@ from scenario_data import document
 from everclip.config import resolve_config
 from everclip.contracts import ClassEntry, EvalSet, LabelSpace
 from everclip.evaluation import classification
-from everclip.evaluation.banks import measuring
 from everclip.evaluation.results import Results
 from everclip.evaluation.scoring import RowScorer, RowScores
+from everclip.features.encoding import measuring
 from everclip.run import Run
 from everclip.training.progress import Progress
 from micro import picture

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from everclip.contracts import ClassEntry, LabelSpace
 from everclip.data.table import Table
-from everclip.evaluation.banks import measuring
+from everclip.features.encoding import measuring
 from everclip.learner import Learner
 from everclip.methods.moe_adapters.method import MoeAdapters
 from everclip.models.backbone import load_backbone

@@ -43,15 +43,15 @@ def test_own_classes_weigh_each_task_by_its_pictures(micro_config: Callable[...,
         set_score(
             learner.method,
             EvalSet(t.name, "classification", t.val, t.index, "task", t.classes),
-            learner.store,
+            learner.features,
         )
         for t in tasks
         if t.val is not None
     ]
-    found = validation_scores(learner.method, tasks, None, learner.store, own_classes=True)
+    found = validation_scores(learner.method, tasks, None, learner.features, own_classes=True)
     old = sum(score * count for score, count in alone[:2]) / sum(count for _, count in alone[:2])
     assert found == {"old": pytest.approx(old), "new": pytest.approx(alone[2][0])}
-    union = validation_scores(learner.method, tasks, None, learner.store)
+    union = validation_scores(learner.method, tasks, None, learner.features)
     assert union["new"] < found["new"]  # six classes to choose from instead of two
 
 
@@ -59,7 +59,7 @@ def test_a_retrieval_set_scores_the_mean_of_both_recalls(micro_config: Callable[
     config = micro_config("classes", "method=finetune")
     learner = learner_for(config, load_scenario(config.scenario))
     table = learner_table(micro_config)
-    value, count = set_score(learner.method, EvalSet("r", "retrieval", table), learner.store)
+    value, count = set_score(learner.method, EvalSet("r", "retrieval", table), learner.features)
     with torch.no_grad():
         method = learner.method.eval()
         pixels = [method.backbone.preprocess(learner.store.get(table, i)) for i in range(len(table))]
@@ -91,28 +91,35 @@ def test_captions_and_classes_are_measured_apart_and_weighed_by_their_pictures(
         replace(tasks[i], classes=None, val=table.select(range(i * half, (i + 1) * half))) for i in (0, 1)
     ]
     base = learner_table(micro_config).select(range(half, 2 * half))
-    method, store = learner.method, learner.store
+    method, features = learner.method, learner.features
 
     def recalls(*tables: Table) -> list[float]:
-        return list(_recalls(method, {str(i): t for i, t in enumerate(tables)}, store).values())
+        return list(
+            _recalls(
+                method, {str(i): t for i, t in enumerate(tables)}, features, method.encoder_keys()
+            ).values()
+        )
 
     old, new = recalls(captions[0].val, captions[1].val)  # type: ignore[arg-type]
-    assert validation_scores(method, captions, None, store) == {"old": old, "new": new}
+    assert validation_scores(method, captions, None, features) == {"old": old, "new": new}
     old, new = recalls(Table.concat([base, captions[0].val], "old"), captions[1].val)  # type: ignore[list-item, arg-type]
-    assert validation_scores(method, captions, base, store) == {"old": old, "new": new}
+    assert validation_scores(method, captions, base, features) == {"old": old, "new": new}
     # Classes first, then captions: the earlier task is measured by its classes, the newest by recall.
     mixed = [tasks[0], captions[1]]
     space = LabelSpace(merge_entries(list(tasks[0].classes or ())))
-    right = correct(method, tasks[0].val, space, store).float().mean()  # type: ignore[arg-type]
+    right = correct(method, tasks[0].val, space, features).float().mean()  # type: ignore[arg-type]
     (alone,) = recalls(captions[1].val)  # type: ignore[arg-type]
-    assert validation_scores(method, mixed, None, store) == {"old": pytest.approx(float(right)), "new": alone}
+    assert validation_scores(method, mixed, None, features) == {
+        "old": pytest.approx(float(right)),
+        "new": alone,
+    }
     both = [tasks[0], captions[0], captions[1]]
     old, new = recalls(captions[0].val, captions[1].val)  # type: ignore[arg-type]
     counts = len(tasks[0].val or ()), len(captions[0].val or ())
     mean = (float(right) * counts[0] + old * counts[1]) / sum(counts)
-    assert validation_scores(method, both, None, store) == {"old": pytest.approx(mean), "new": new}
+    assert validation_scores(method, both, None, features) == {"old": pytest.approx(mean), "new": new}
     # No base for classes alone, and no validation pictures of the newest task is an error by its name.
-    assert validation_scores(method, tasks[:1], base, store).keys() == {"new"}
+    assert validation_scores(method, tasks[:1], base, features).keys() == {"new"}
     for nothing in (None, base.select([])):
         with pytest.raises(DataError, match=f"task {tasks[1].name!r}: there is no validation picture"):
             require_pictures([tasks[0], replace(tasks[1], val=nothing)], base)

@@ -212,11 +212,11 @@ def test_what_memory_cannot_hold_lies_in_a_file_for_the_whole_run(
 ) -> None:
     held, tasks = begin()
     spilling, _ = begin()
-    spilling.engine.frozen.memory, spilling.engine.frozen.own = 0, tmp_path / "own"
+    spilling.features.memory, spilling.features.folders.own = 0, tmp_path / "own"
     for task in tasks[:2]:
         one, two = (steps_of(learner, task, monkeypatch) for learner in (held, spilling))
         assert one == two
-        assert len(list((tmp_path / "own").glob("*.npy"))) == 1
+        assert len(list((tmp_path / "own").glob("*.safetensors"))) == 1
 
 
 def test_reference_batches_have_a_size_and_a_view_of_their_own(begin: Begin) -> None:

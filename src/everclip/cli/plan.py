@@ -83,7 +83,7 @@ def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
     """Time one training step of a real batch (the weights are not changed) and one encoding."""
     import torch
 
-    from everclip.evaluation.banks import device_of
+    from everclip.features.encoding import device_of
     from everclip.training.timing import extrapolated
 
     task, learner = run.tasks[0], run.learner

@@ -13,16 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from everclip.config import RunConfig
-from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.order import unit_hash
 from everclip.evaluation import representation
 from everclip.evaluation.assemble import add_answers
 from everclip.evaluation.confusions import file_of, to_json
-from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.scoring import RowScorer, RowScores
+from everclip.evaluation.set_features import SetFeatures, Tick
+from everclip.features.service import FeatureService
 from everclip.files import optional_write, write_bytes_atomic, write_text_atomic
-from everclip.interfaces import MeasuredScenario, Predictor, Preprocess
+from everclip.interfaces import MeasuredScenario, Predictor
 
 THUMBNAIL = 128
 
@@ -34,9 +34,8 @@ class RowRecorder:
         path: the run folder.
         scenario: evaluation sets and protocols.
         config: the run's configuration.
-        preprocess: the backbone's evaluation transform.
-        store: decoded pictures.
-        rank, world: this process and how many there are; only the first writes.
+        features: encodes; all processes together.
+        writes: whether this process writes; the first one does.
     """
 
     def __init__(
@@ -44,26 +43,14 @@ class RowRecorder:
         path: Path,
         scenario: MeasuredScenario,
         config: RunConfig,
-        preprocess: Preprocess,
-        store: ImageStore,
-        rank: int,
-        world: int,
+        features: FeatureService,
+        writes: bool,
     ) -> None:
-        self._path, self._scenario, self._store, self._writes = path, scenario, store, rank == 0
+        self._path, self._scenario, self._store, self._writes = path, scenario, features.store, writes
         self._seed, self._settings = config.seed, config.evaluation
         self._chosen = choose_examples(scenario, config.evaluation.examples)
-        cache = None if config.evaluation.cache is None else Path(config.evaluation.cache)
-        self._encoder = Encoder(
-            scenario.eval_sets,
-            preprocess,
-            store,
-            config.evaluation.batch_size,
-            cache,
-            rank,
-            world,
-            config.training.workers,
-        )
-        self._scorer = RowScorer(scenario, self._encoder, config.evaluation, config.seed, self._chosen)
+        sets = SetFeatures(scenario.eval_sets, features, config.evaluation.batch_size, together=True)
+        self._scorer = RowScorer(scenario, sets, config.evaluation, config.seed, self._chosen)
 
     def measure(
         self,
@@ -113,11 +100,6 @@ class RowRecorder:
             if index == 0:
                 self._write_pictures()
         return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)
-
-    def damaged(self) -> list[str]:
-        """Return what was found damaged in the cache since it was asked for last."""
-        found, self._encoder.damaged = self._encoder.damaged, []
-        return found
 
     def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
         """Measure the embedding space on what was known if there is such a set, else on all retrieval sets."""

@@ -12,13 +12,13 @@ from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
 from everclip.data.sampling.same_texts import TextKeys
 from everclip.evaluation import classification, pools, retrieval
-from everclip.evaluation.banks import Reduce
 from everclip.evaluation.confusions import Confusions, count_confusions
-from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
 from everclip.evaluation.same_answers import Answers, shared_answers
+from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.evaluation.statistics import bootstrap_mean, wilson
+from everclip.features.encoding import Reduce
 from everclip.interfaces import MeasuredScenario, Predictor
 
 Outcomes = dict[str, torch.Tensor]
@@ -48,7 +48,7 @@ class RowScorer:
 
     Args:
         scenario: evaluation sets, protocols, label spaces.
-        encoder: features, encoded once.
+        features: of the evaluation sets, encoded once.
         config: confidence, top-k.
         seed: of the bootstrap.
         examples: evaluation set name -> positions of the pictures whose answers are recorded.
@@ -57,12 +57,12 @@ class RowScorer:
     def __init__(
         self,
         scenario: MeasuredScenario,
-        encoder: Encoder,
+        features: SetFeatures,
         config: EvaluationConfig,
         seed: int,
         examples: Mapping[str, Sequence[int]],
     ) -> None:
-        self._scenario, self._encoder, self._config, self._seed = scenario, encoder, config, seed
+        self._scenario, self._features, self._config, self._seed = scenario, features, config, seed
         self._examples = examples
         self._keys: TextKeys | None = None
 
@@ -71,15 +71,10 @@ class RowScorer:
         method.eval()
         result = RowScores()
         keys = method.encoder_keys()
-        self._encoder.begin_row()
         reduce = self._reducing(method, learned, keys) if method.wide else None
-        images = self._encoder.images(method, keys, tick, reduce=reduce)
+        images = self._features.images(method, keys, tick, reduce=reduce)
         told: dict[int, dict[str, Features]] = {}
-        texts = {
-            s.name: self._encoder.texts(method, keys, pools.captions(s))
-            for s in self._scenario.eval_sets
-            if s.kind == "retrieval"
-        }
+        texts = self._features.texts(method, keys)
         for s in self._scenario.eval_sets:
             result.scores[s.name] = {}
             for protocol in self._scenario.protocols:
@@ -89,7 +84,7 @@ class RowScorer:
                     found = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
                         if s.task not in told:
-                            told[s.task] = self._encoder.images(method, keys, tick, s.task, reduce)
+                            told[s.task] = self._features.images(method, keys, tick, s.task, reduce)
                         found = told[s.task][s.name]
                     self._classification(result, s, protocol, learned, found, method, keys)
                     if protocol.name == self._shown:
@@ -109,7 +104,7 @@ class RowScorer:
             for protocol in self._scenario.protocols if s.kind != "retrieval" else ():
                 space = self._scenario.label_space(s, learned, protocol)
                 asked |= {} if space is None else {protocol.name: space}
-            banks = {name: (space, self._encoder.bank(method, keys, space)) for name, space in asked.items()}
+            banks = {name: (space, self._features.bank(method, keys, space)) for name, space in asked.items()}
             found[s.name] = partial(_scored, method, banks)
         return found
 
@@ -137,7 +132,7 @@ class RowScorer:
             return
         cosines = images.get(SCORES + protocol.name)
         if cosines is None:
-            bank = self._encoder.bank(method, keys, space)
+            bank = self._features.bank(method, keys, space)
             with torch.inference_mode():
                 cosines = method.class_scores(images, space, bank).float()
         index = {key: i for i, key in enumerate(space.keys)}

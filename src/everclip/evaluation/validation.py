@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from everclip.contracts import EvalSet, Features, LabelSpace, Task
-from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.same_texts import TextKeys
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.evaluation import pools, retrieval
-from everclip.evaluation.banks import decoded, encode_pictures, encode_prompts, measuring
 from everclip.evaluation.same_answers import shared_answers
+from everclip.features.encoder import image_encoder, text_encoder
+from everclip.features.encoding import BLOCK, joined
+from everclip.features.pictures import Pictures
+from everclip.features.service import FeatureService
 from everclip.interfaces import Predictor
 from everclip.scenarios.base import merge_entries
+
+Keys = Mapping[str, str]
 
 
 def validation_scores(
     method: Predictor,
     tasks: Sequence[Task],
     base_val: Table | None,
-    store: ImageStore,
+    features: FeatureService,
     own_classes: bool = False,
 ) -> Mapping[str, float]:
     """Score the method on the validation pictures of everything learned so far.
@@ -31,7 +35,7 @@ def validation_scores(
         method: as it is now.
         tasks: the tasks so far, the newest last.
         base_val: validation part of the base.
-        store: decoded pictures.
+        features: encodes, and remembers what a frozen tower said.
         own_classes: score each task among its own classes, as a protocol with `space: own` does; else among all so far.
 
     Returns:
@@ -41,30 +45,30 @@ def validation_scores(
         small task from being outvoted by a large past.
     """
     require_pictures(tasks, base_val)
+    keys = method.encoder_keys()
     sides = _sides(tasks, base_val)
     method.eval()
     found: dict[str, list[tuple[float, int]]] = {"old": [], "new": []}
     for labelled, tables in sides.items():
         if labelled and own_classes:
             for name, part in (("old", tasks[:-1]), ("new", tasks[-1:])):
-                found[name] += [_among_own(method, t, store) for t in part if t.classes and t.val]
+                found[name] += [_among_own(method, t, features, keys) for t in part if t.classes and t.val]
             continue
         if labelled:
             space = LabelSpace(merge_entries([e for t in tasks for e in t.classes or ()]))
-            scores = {name: _accuracy(method, table, space, store) for name, table in tables.items()}
+            scores = {name: _accuracy(method, table, space, features, keys) for name, table in tables.items()}
         else:
-            scores = _recalls(method, tables, store) if tables else {}
+            scores = _recalls(method, tables, features, keys) if tables else {}
         for name, score in scores.items():
             found[name].append((score, len(tables[name])))
     return {name: _mean(scores) for name, scores in found.items() if scores}
 
 
-def _among_own(method: Predictor, task: Task, store: ImageStore) -> tuple[float, int]:
+def _among_own(method: Predictor, task: Task, features: FeatureService, keys: Keys) -> tuple[float, int]:
     assert task.val is not None  # the caller looks
     assert task.classes is not None
-    return set_score(
-        method, EvalSet(task.name, "classification", task.val, task.index, "task", task.classes), store
-    )
+    one = EvalSet(task.name, "classification", task.val, task.index, "task", task.classes)
+    return set_score(method, one, features, keys)
 
 
 def require_pictures(tasks: Sequence[Task], base_val: Table | None) -> None:
@@ -105,50 +109,68 @@ def _mean(scores: Sequence[tuple[float, int]]) -> float:
     return sum(score * count for score, count in scores) / sum(count for _, count in scores)
 
 
-def set_score(method: Predictor, s: EvalSet, store: ImageStore) -> tuple[float, int]:
+def set_score(
+    method: Predictor, s: EvalSet, features: FeatureService, keys: Keys | None = None
+) -> tuple[float, int]:
     """Score the method on one evaluation set, among the set's own answers.
+
+    Args:
+        method: as it is now.
+        s: the set.
+        features: encodes.
+        keys: `method.encoder_keys()`, where they are at hand: they cost a pass over all weights.
 
     Returns:
         Accuracy, or the mean of Recall@1 both ways, in [0, 1]; and how many pictures are behind it.
     """
     method.eval()
+    keys = keys or method.encoder_keys()
     if s.classes is not None:
-        return _accuracy(method, s.data, LabelSpace(s.classes), store), len(s.data)
-    return _recalls(method, {s.name: s.data}, store)[s.name], len(set(s.data.identities()))
+        return _accuracy(method, s.data, LabelSpace(s.classes), features, keys), len(s.data)
+    return _recalls(method, {s.name: s.data}, features, keys)[s.name], len(set(s.data.identities()))
 
 
-def _encode(
-    method: Predictor,
-    table: Table,
-    store: ImageStore,
-    reduce: Callable[[Features], Features] = lambda found: found,
-) -> Features:
-    blocks = (range(start, min(start + 256, len(table))) for start in range(0, len(table), 256))
-    preprocess = method.backbone.preprocess
-    pixels = decoded(blocks, lambda row: preprocess(store.get(table, row)), workers=1)
-    return encode_pictures(method, pixels, reduce=reduce)
+def _accuracy(
+    method: Predictor, table: Table, space: LabelSpace, features: FeatureService, keys: Keys
+) -> float:
+    return float(correct(method, table, space, features, keys).float().mean())
 
 
-def _accuracy(method: Predictor, table: Table, space: LabelSpace, store: ImageStore) -> float:
-    return float(correct(method, table, space, store).float().mean())
-
-
-def correct(method: Predictor, table: Table, space: LabelSpace, store: ImageStore) -> torch.Tensor:
+def correct(
+    method: Predictor, table: Table, space: LabelSpace, features: FeatureService, keys: Keys | None = None
+) -> torch.Tensor:
     """Return `(N,)` bool: whether the best class of `space` is the one in the row's column `class_key`."""
-    with measuring(method):
-        bank = method.class_bank(space)
-    # Block by block: what a method needs of a picture may grow with every task it has learned.
-    found = _encode(method, table, store, lambda b: {"scores": method.class_scores(b, space, bank)})
+    keys = keys or method.encoder_keys()
+    bank = features.bank(method, keys["text"], space)
+    encoder, pictures = image_encoder(method, keys), Pictures.of(table)
+
+    def scores(block: Features) -> Features:
+        with torch.inference_mode():
+            return {"scores": method.class_scores(block, space, bank)}
+
+    if method.wide or method.batch_dependent is not None:
+        # Block by block: what a method needs of a picture may grow with every task it has learned.
+        found = features.reduced(encoder, pictures, lambda block, part: scores(block))
+    else:
+        whole = features.images(encoder, pictures)
+        starts = range(0, len(table), BLOCK)
+        found = joined([scores({k: v[i : i + BLOCK] for k, v in whole.items()}) for i in starts])
     index = {key: i for i, key in enumerate(space.keys)}
     labels = torch.tensor([index[str(key)] for key in table.column("class_key")])
     own = shared_answers(TextKeys(method.backbone.tokenise), space.entries, found["scores"], labels)
     return own.scores.argmax(dim=1) == own.labels
 
 
-def _recalls(method: Predictor, tables: Mapping[str, Table], store: ImageStore) -> dict[str, float]:
-    images = {name: _encode(method, table, store)["embedding"] for name, table in tables.items()}
+def _recalls(
+    method: Predictor, tables: Mapping[str, Table], features: FeatureService, keys: Keys
+) -> dict[str, float]:
+    images_of, texts_of = image_encoder(method, keys), text_encoder(method, keys)
+    images = {n: features.images(images_of, Pictures.of(table))["embedding"] for n, table in tables.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
-    texts = {name: encode_prompts(method, pools.captions(s))["embedding"] for name, s in sets.items()}
+    texts = {}
+    for name, s in sets.items():
+        unique, rows = features.texts(texts_of, pools.captions(s))
+        texts[name] = unique["embedding"][rows]
     pool = list(sets.values())
     pool_images = torch.cat([images[s.name] for s in pool])
     pool_texts = torch.cat([texts[s.name] for s in pool])

@@ -21,10 +21,13 @@ from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
-from everclip.evaluation.encode import Encoder
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
+from everclip.evaluation.set_features import SetFeatures
 from everclip.evaluation.validation import require_pictures, validation_scores
+from everclip.features.encoder import image_encoder
+from everclip.features.pictures import Pictures as TablePictures
+from everclip.features.service import FeatureService
 from everclip.files import user_path
 from everclip.learner import creating, learnable, predicting, saved
 from everclip.learner.given import Pictures, Texts
@@ -86,6 +89,7 @@ class Learner:
         self.learned: set[int] = set()
         self.recall: Callable[[], ListScenario] | None = None
         self.store, self.pictures = ImageStore(), LearnedPictures()
+        self.features = FeatureService(self.store, training.workers)
         self.guard: Guard | None = None
         self.guarding: GuardConfig | None = None
         self._guarded: Mapping[str, Any] | None = None
@@ -102,13 +106,19 @@ class Learner:
             self.accelerator.num_processes,
             partial(needed_tokens, backbone.clip),
         )
-        self.engine = Engine(self.accelerator, self._maker, training, seed)
+        self.engine = Engine(self.accelerator, self._maker, self.features, training, seed)
 
     # -- learning ---------------------------------------------------------------------------------------------
 
     def past(self) -> Past:
         """Return what the method may look back on."""
-        return Past(tuple(self.tasks), self.base, self.training, self.seed, self.reference)
+        return Past(tuple(self.tasks), self.base, self.training, self.seed, self.reference, self._embed)
+
+    def _embed(self, table: Table) -> torch.Tensor:
+        """Return unit embeddings `(N, D)` of a table's pictures by the method as it is now."""
+        self.method.eval()
+        encoder = image_encoder(self.method, self.method.encoder_keys())
+        return self.features.images(encoder, TablePictures.of(table))["embedding"]
 
     def plan(self, task: Task) -> list[Phase]:
         """Return the phases that learning `task` now would take."""
@@ -163,7 +173,7 @@ class Learner:
         note = None if guard is None else guard.end_task(self.method)
         if note is not None:
             self.method.notes["guard"] = note
-        self.engine.frozen.release()
+        self.engine.columns.release()
         self.tasks.append(task)
         self.learned |= set(task.covers or (task.index,))
         return task
@@ -202,7 +212,7 @@ class Learner:
         held = GuardConfig(max_drop=1.0)
         if self.guard is not None:  # what it is held to stays
             held, self._guarded = self.guard.config, self.guard.state()
-        self.guard, self.guarding = Guard(config or held, sets, self.store), None
+        self.guard, self.guarding = Guard(config or held, sets, self.features), None
         if self._guarded is not None:
             self.guard.restore({}, self._guarded)
         return self.guard
@@ -226,7 +236,7 @@ class Learner:
 
     def _validate(self, task: Task) -> Mapping[str, float]:
         tasks = [*self.tasks, task]
-        return validation_scores(self.method, tasks, self.base_val, self.store, self.own_classes)
+        return validation_scores(self.method, tasks, self.base_val, self.features, self.own_classes)
 
     # -- predicting -------------------------------------------------------------------------------------------
 
@@ -286,9 +296,8 @@ class Learner:
         """
         settings = evaluation_of(config)
         scenario = on if isinstance(on, ListScenario) else to_measure(on, templates)
-        preprocess, workers = self.method.backbone.preprocess, self.training.workers
-        encoder = Encoder(scenario.eval_sets, preprocess, self.store, settings.batch_size, workers=workers)
-        scorer = RowScorer(scenario, encoder, settings, self.seed, {})
+        sets = SetFeatures(scenario.eval_sets, self.features, settings.batch_size)
+        scorer = RowScorer(scenario, sets, settings, self.seed, {})
         return scorer.row(self.method, self.learned, lambda done, total: None).scores
 
     # -- state ------------------------------------------------------------------------------------------------

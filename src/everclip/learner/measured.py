@@ -21,9 +21,9 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.same_texts import Tokenise
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.confusions import read_confusions
-from everclip.evaluation.encode import Encoder, Tick
 from everclip.evaluation.results import FILE, Part, Results, Score
 from everclip.evaluation.scoring import RowScorer
+from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.files import user_path
 from everclip.learner.core import Learner
 from everclip.scenarios.base import ListScenario
@@ -147,9 +147,11 @@ def evaluate_model(
     """
     settings = config or EvaluationConfig()
     texts = None if templates is None else templates_of(templates, "templates")
-    started, encoded = time.monotonic(), 0
+    started = time.monotonic()
+    features, before = learner.features, learner.features.encoded
     found: list[Measured] = []
     notes = [f"{model}: {line}" for line in getattr(learner.method.backbone, "notes", ())]
+    features.folders.keep_in(None, settings, notes.append)
     for target in on:
         own, file = (None, "") if texts is not None else _own_templates(target)
         name, scenario, lines = _scenario(target, own or texts or PLAIN, kind)
@@ -157,12 +159,10 @@ def evaluate_model(
             lines = [*notes_without(lines, [Path(file).name]), _of_file(name, own, file)]
         notes += [*lines, *_same_texts(scenario, learner.method.backbone.tokenise)]
         notes += _learned_from(learner, scenario.eval_sets)
-        encoder = _encoder(learner, scenario.eval_sets, settings)
-        rows = RowScorer(scenario, encoder, settings, learner.seed, {}).row(
+        sets = SetFeatures(scenario.eval_sets, features, settings.batch_size)
+        rows = RowScorer(scenario, sets, settings, learner.seed, {}).row(
             learner.method, learner.learned if isinstance(scenario, Measuring) else (), tick
         )
-        encoded += encoder.encoded
-        notes += encoder.damaged
         for s in scenario.eval_sets:
             for protocol, scores in rows.scores[s.name].items():
                 shown = protocol == scenario.shown_protocol
@@ -175,7 +175,7 @@ def evaluate_model(
         sets=found,
         templates=list(texts or PLAIN),
         notes=notes,
-        encoded=encoded,
+        encoded=features.encoded - before,
         seconds=round(time.monotonic() - started, 3),
         provenance=environment.describe(str(learner.accelerator.device)),
     )
@@ -245,13 +245,6 @@ def _learned_from(learner: Learner, sets: Sequence[EvalSet]) -> list[str]:
 def is_benchmark(target: str) -> bool:
     """Whether a name stands for a benchmark or a YAML file rather than for data."""
     return target.endswith((".yaml", ".yml")) or target.partition("@")[0] in registry.benchmarks()
-
-
-def _encoder(learner: Learner, sets: Sequence[EvalSet], settings: EvaluationConfig) -> Encoder:
-    cache = None if settings.cache is None else Path(settings.cache)
-    preprocess = learner.method.backbone.preprocess
-    workers = learner.training.workers
-    return Encoder(sets, preprocess, learner.store, settings.batch_size, cache, workers=workers)
 
 
 def _measured(

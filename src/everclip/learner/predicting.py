@@ -9,7 +9,7 @@ import torch
 
 from everclip.contracts import ClassEntry, Features, LabelSpace
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import encode_pictures, encode_prompts, measuring
+from everclip.features.encoding import encode_images, encode_prompts, joined, measuring
 from everclip.learner.given import Picture, Pictures, Texts, opened, several_pictures, several_texts
 from everclip.methods.base import Method
 from everclip.templates import GivenTemplates, templates_of
@@ -41,7 +41,7 @@ def _features(
         torch.stack([preprocess(opened(image, f"{where}: picture {i}")) for i, image in block])
         for block in _blocks(numbered)
     )
-    return encode_pictures(method, pixels, reduce=reduce)
+    return joined([reduce(encode_images(method, block)) for block in pixels])
 
 
 def classify(

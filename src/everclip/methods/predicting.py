@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from everclip.contracts import ClassHead, Features, LabelSpace
-from everclip.evaluation.banks import encode_prompts
 from everclip.evaluation.classification import ensemble_banks
+from everclip.features.encoding import encode_prompts
 from everclip.models.backbone import Backbone
 
 

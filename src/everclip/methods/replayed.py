@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from everclip.contracts import ClassEntry, Past, Source, Stream, Task
-from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
-from everclip.distributed import gather_objects, rank, world
-from everclip.errors import DataError
-from everclip.evaluation.banks import decoded, encode_pictures
-from everclip.interfaces import Encodes
 from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
 from everclip.methods.penalties.lwf import MEMORY
 from everclip.methods.settings import SlotsWithoutReplay
@@ -21,8 +13,6 @@ from everclip.scenarios.base import merge_entries
 
 UNUSED = "replay.use: no penalty looks at the stored samples (lwf with images=memory does)"
 """What a phase says of samples that are stored for penalties and serve none."""
-BLOCK = 256
-"""Pictures that are encoded together to choose among them."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +74,3 @@ def memory_of(mix: Mixed, batch_size: int) -> dict[str, Stream]:
     if mix.memory is None:
         return {}
     return {MEMORY: Stream((Source(mix.memory),), batch_size, view="eval", columns=("image",))}
-
-
-def embed(method: Encodes, table: Table, workers: int = 1) -> torch.Tensor:
-    """Return a method's unit embeddings `(N, D)` of a table's pictures; several processes share the work.
-
-    Args:
-        method: encodes, in evaluation mode; its backbone has the transform.
-        table: the pictures.
-        workers: threads that decode.
-
-    Raises:
-        DataError: if there is no picture.
-    """
-    if not len(table):
-        raise DataError(f"{table.name}: there is no picture to encode.")
-    store, preprocess = ImageStore(max_bytes=0), method.backbone.preprocess
-    starts = range(0, len(table), BLOCK)
-    mine: Sequence[int] = starts[rank() :: world()]
-
-    blocks = (range(start, min(start + BLOCK, len(table))) for start in mine)
-    pixels = decoded(blocks, lambda row: preprocess(store.get(table, row)), max(1, workers))
-    found = [encode_pictures(method, [block])["embedding"] for block in pixels]
-    parts = gather_objects(dict(zip(mine, found, strict=True)))
-    whole = {start: part for some in parts for start, part in some.items()}
-    return torch.cat([whole[start] for start in starts])

@@ -31,7 +31,7 @@ from everclip.methods.pace import paced
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
-from everclip.methods.replayed import embed, memory_of, mixed
+from everclip.methods.replayed import memory_of, mixed
 from everclip.methods.settings import MethodSettings, SlotSettings, SlotsWithoutReplay
 from everclip.methods.trainable import choose, grow
 from everclip.models.backbone import Backbone
@@ -242,8 +242,7 @@ class SlotMethod(Method):
     def store(self, task: Task, past: Past | None = None) -> None:
         """Show a task's samples to the buffer, if there is one."""
         if self.buffer is not None:
-            workers = past.training.workers if past is not None and past.training is not None else 1
-            self.buffer.offer(f"task {task.index}", task.train, lambda table: embed(self, table, workers))
+            self.buffer.offer(f"task {task.index}", task.train, None if past is None else past.embed)
 
     def _open_buffer(self, task: Task, past: Past) -> None:
         """Show the base to an empty buffer; again and again changes nothing, so that a plan knows of it too."""

@@ -16,9 +16,9 @@ from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Ta
 from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.errors import RunFolderError
-from everclip.evaluation.encode import Tick
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import Example, Row
+from everclip.evaluation.set_features import Tick
 from everclip.learner.core import Learner
 from everclip.learner.fit import learner_for
 from everclip.running.place import Place

@@ -19,9 +19,10 @@ from everclip.data.sampling.batches import BatchMaker
 from everclip.data.sampling.order import key_of
 from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
+from everclip.features.service import FeatureService
 from everclip.interfaces import Learnable
 from everclip.training.budget import phase_steps, scheduled_steps
-from everclip.training.frozen import FrozenFeatures
+from everclip.training.columns import EmbeddingColumns
 from everclip.training.guard import Guard
 from everclip.training.modes import mark, module_of, set_modes
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
@@ -40,15 +41,21 @@ class Engine:
     Args:
         accelerator: device, precision, processes.
         maker: streams to batches.
+        features: encodes what stays the same.
         config: optimiser, schedule, budget, clipping.
         seed: enters every random draw.
     """
 
     def __init__(
-        self, accelerator: Accelerator, maker: BatchMaker, config: TrainingConfig, seed: int
+        self,
+        accelerator: Accelerator,
+        maker: BatchMaker,
+        features: FeatureService,
+        config: TrainingConfig,
+        seed: int,
     ) -> None:
         self.accelerator, self.maker, self.config, self.seed = accelerator, maker, config, seed
-        self.frozen = FrozenFeatures(maker)
+        self.columns = EmbeddingColumns(maker, features)
         self._say: Callable[[str], None] = lambda message: None
         self._said: set[str] = set()
         self.may_idle = False
@@ -101,7 +108,7 @@ class Engine:
         own, state, cursor.optimiser = module_of(method), cursor.optimiser, {}
         module, optimiser = self._prepare(own, phase, state)
         streams = self._streams(phase, method)
-        served = self.frozen.prepare(method, streams, self._precision.autocast, self.config.workers)
+        served = self.columns.prepare(method, streams, self._precision.autocast)
         set_modes(own, training=phase.optimiser is not None)
         for note in phase.notes:
             self._say(note)
@@ -114,7 +121,7 @@ class Engine:
         for step, batch in zip(range(start, steps), batches, strict=True):
             progress = Progress(task, phase.name, cursor.repeat, step, steps, self.seed)
             if served:
-                self.frozen.add(batch, streams, scope, step)
+                self.columns.add(batch, streams, scope, step)
             waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
             method.after_step(progress)
             due = watcher.after_step(waiting[-1])
@@ -159,7 +166,7 @@ class Engine:
 
     def _seconds_of_step(self, method: Learnable, phase: Phase, streams: Mapping[str, Stream]) -> float:
         made = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
-        self.frozen.add_once(method, made, streams, "measure")
+        self.columns.add_once(method, made, streams, "measure")
         batch = self._to_device(made)
         module = module_of(method)
         set_modes(module, training=phase.optimiser is not None)
@@ -180,7 +187,7 @@ class Engine:
                 self._said.add(note)
                 say(f"note: {note}")
 
-        self._say = self.frozen.say = once
+        self._say = once
 
     def _streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
         if phase.optimiser is not None:

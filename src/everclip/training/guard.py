@@ -15,11 +15,11 @@ import torch
 
 from everclip.config import GuardConfig
 from everclip.contracts import EvalSet
-from everclip.data.pictures.images import ImageStore
 from everclip.distributed import from_first
 from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.statistics import wilson
 from everclip.evaluation.validation import set_score
+from everclip.features.service import FeatureService
 from everclip.interfaces import Guarded, WatchedScenario
 from everclip.training.schedules import resolve
 
@@ -55,7 +55,7 @@ class Guard:
     Args:
         config: what is allowed, and what happens beyond.
         sets: what may be watched: validation twins of the retention suite.
-        store: decoded pictures.
+        features: encodes.
 
     Attributes:
         tell: is given the kind and the text of what a reader of the results must know; default: the log.
@@ -65,7 +65,7 @@ class Guard:
         ConfigError: if `guard.sets` names something else, or there is no `guard.max_drop`.
     """
 
-    def __init__(self, config: GuardConfig, sets: Sequence[EvalSet], store: ImageStore) -> None:
+    def __init__(self, config: GuardConfig, sets: Sequence[EvalSet], features: FeatureService) -> None:
         if config.max_drop is None:
             raise ConfigError("guard.max_drop: not set; give the points that a set may fall, such as 1.")
         self._limit = config.max_drop
@@ -74,7 +74,7 @@ class Guard:
             if name not in known:
                 found = did_you_mean(name, known) if known else " There is none to watch."
                 raise ConfigError(f"guard.sets: {name!r} is no watched set.{found}")
-        self.config, self._store = config, store
+        self.config, self._features = config, features
         self._sets = [s for s in sets if not config.sets or s.name in config.sets]
         self.tell: Callable[[str, str], None] = _log
         self.seconds = 0.0
@@ -159,7 +159,7 @@ class Guard:
 
     def _measure_before(self, method: Guarded, sets: Sequence[EvalSet], learned: int) -> None:
         for s in sets:
-            value, n = from_first(set_score(method, s, self._store))
+            value, n = from_first(set_score(method, s, self._features))
             interval = wilson(round(value * n), n)
             margin = round(50 * (interval.high - interval.low), 2)
             self._before[s.name] = {"value": value, "n": n, "margin": margin, "data": s.data.fingerprint}
@@ -178,7 +178,8 @@ class Guard:
 
     def _scores(self, method: Guarded) -> Scores:
         # As the first process sees them: low bits may differ, the decision may not.
-        return from_first({s.name: set_score(method, s, self._store)[0] for s in self._sets})
+        keys = method.encoder_keys()
+        return from_first({s.name: set_score(method, s, self._features, keys)[0] for s in self._sets})
 
     def _verdict(self, scores: Mapping[str, float]) -> _Verdict | None:
         drops = {name: 100 * (self._before[name]["value"] - value) for name, value in scores.items()}

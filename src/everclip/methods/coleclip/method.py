@@ -28,8 +28,8 @@ from everclip.contracts import (
 )
 from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import device_of
 from everclip.evaluation.classification import ensemble_bank
+from everclip.features.encoding import device_of
 from everclip.methods.base import Method
 from everclip.methods.coleclip import losses
 from everclip.methods.coleclip.settings import CoLeClipSettings

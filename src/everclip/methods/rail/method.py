@@ -28,7 +28,7 @@ from everclip.contracts import (
 )
 from everclip.distributed import gather_rows
 from everclip.errors import ConfigError
-from everclip.evaluation.banks import device_of
+from everclip.features.encoding import device_of
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
 from everclip.methods.rail.base import Ridge

@@ -120,7 +120,9 @@ def range_test(
         phase = next(p for p in learner.plan(task) if p.optimiser is not None)
         phase, sweeps = _within(learner, phase, steps, budget, show)
         config = learner.training.model_copy(update={"steps": sweeps.steps, "epochs": None, "samples": None})
-        engine = _SweepEngine(learner.accelerator, learner.engine.maker, config, learner.seed)
+        engine = _SweepEngine(
+            learner.accelerator, learner.engine.maker, learner.features, config, learner.seed
+        )
         show.start(f"range test ({method.preset})", 2 * sweeps.steps)
         _, untrained, _ = _sweep(engine, learner, phase, task, math.inf, show, 0)
         engine.ends = (low, high)

@@ -173,7 +173,7 @@ def hits_of(learner: Learner, scored: Scored) -> Hits:
     """Score a learner as it is now."""
     learner.method.eval()
     return {
-        kind: torch.cat([correct(learner.method, p.table, p.space, learner.store) for p in parts])
+        kind: torch.cat([correct(learner.method, p.table, p.space, learner.features) for p in parts])
         .double()
         .numpy()
         for kind, parts in scored.parts.items()

@@ -1,4 +1,4 @@
-"""Encoding for measurement: always the same way, whatever trains; texts in blocks, equal texts once."""
+"""Encoding without gradient, always the same way, whatever trains."""
 
 from __future__ import annotations
 
@@ -67,40 +67,26 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def encode_pictures(
-    method: Encodes,
-    batches: Iterable[torch.Tensor],
-    known_task: int | None = None,
-    tick: Callable[[int], None] = lambda count: None,
-    reduce: Reduce = lambda found: found,
-) -> Features:
-    """Encode batches of pixels `(N, 3, S, S)` with a method in evaluation mode.
-
-    Args:
-        method: encodes.
-        batches: pixels, batch by batch.
-        known_task: the task they belong to, where a protocol tells it.
-        tick: called with the size of each batch done; may raise to stop.
-        reduce: what is kept of the features of a batch.
-
-    Returns:
-        Features of all of them in order, float32 on the CPU; empty if there is no batch.
-    """
-    device, parts = device_of(method), list[Features]()
-    with measuring(method):
-        for pixels in batches:
-            # A method of one's own need not know of tasks that nobody tells it.
-            told = {} if known_task is None else {"known_task": known_task}
-            found = method.encode_images(pixels.to(device), **told)
-            parts.append(reduce({k: v.float().cpu() for k, v in found.items()}))
-            tick(len(pixels))
-    return joined(parts)
-
-
 def joined(parts: Sequence[Features]) -> Features:
     """Return features of several parts as one, in their order; a part may lack some."""
     keys = dict.fromkeys(key for part in parts for key in part)
     return {key: torch.cat([part[key] for part in parts if key in part]) for key in keys}
+
+
+def encode_images(method: Encodes, pixels: torch.Tensor, known_task: int | None = None) -> Features:
+    """Return a method's features of pixels `(N, 3, S, S)`, float32 on the CPU."""
+    # A method of one's own need not know of tasks that nobody tells it.
+    told = {} if known_task is None else {"known_task": known_task}
+    with measuring(method):
+        found = method.encode_images(pixels.to(device_of(method)), **told)
+        return {name: values.float().cpu() for name, values in found.items()}
+
+
+def encode_texts(method: Encodes, tokens: torch.Tensor) -> Features:
+    """Return a method's features of token ids `(N, L)`, float32 on the CPU."""
+    with measuring(method):
+        found = method.encode_texts(tokens.to(device_of(method)))
+        return {name: values.float().cpu() for name, values in found.items()}
 
 
 def encode_prompts(method: Encodes, texts: Sequence[str], block: int = BLOCK) -> Features:
@@ -110,12 +96,8 @@ def encode_prompts(method: Encodes, texts: Sequence[str], block: int = BLOCK) ->
         Features with leading dimension `len(texts)`, float32 on the CPU.
     """
     unique = list(dict.fromkeys(texts))
-    device = device_of(method)
-    parts: list[Features] = []
-    with measuring(method):
-        for start in range(0, len(unique), block):
-            tokens = method.backbone.tokenise(unique[start : start + block]).to(device)
-            parts.append({k: v.float().cpu() for k, v in method.encode_texts(tokens).items()})
+    starts = range(0, len(unique), block)
+    parts = [encode_texts(method, method.backbone.tokenise(unique[i : i + block])) for i in starts]
     index = {text: i for i, text in enumerate(unique)}
     where = torch.tensor([index[text] for text in texts], dtype=torch.int64)
     return {key: values[where] for key, values in joined(parts).items()}

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,7 +21,6 @@ from everclip.methods.settings import SlotSettings
 from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import load_backbone
 from everclip.run import Run
-from everclip.training import frozen, mapped
 from everclip.training.progress import Progress as Shown
 
 TEXT, IMAGE = ("text", "logit-scale"), ("image", "logit-scale")
@@ -163,18 +161,18 @@ def test_augment_none_is_the_transform_of_evaluation(make: Callable[..., Learner
 def test_blocks_and_places_do_not_change_the_bits(
     make: Callable[..., Learner], tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen, "BLOCK", 6)
+    monkeypatch.setattr("everclip.features.service.BLOCK", 6)
     replay = {"replay": {"kind": "reservoir", "size": 7}}
     expected = learn(make(**replay), *tasks)
     spilling = make(**replay)
-    spilling.engine.frozen.memory, spilling.engine.frozen.own = 0, tmp_path / "own"
+    spilling.features.memory, spilling.features.folders.own = 0, tmp_path / "own"
     seen: list[int] = []
-    spilling.method.after_step = lambda p: seen.append(len(list((tmp_path / "own").glob("*.npy"))))  # type: ignore[method-assign]
+    spilling.method.after_step = lambda p: seen.append(len(list((tmp_path / "own").glob("*.safetensors"))))  # type: ignore[method-assign]
     assert apart(learn(spilling, *tasks), expected) == 0
     assert seen == [1] * 6 + [2] * 6
     assert list((tmp_path / "own").iterdir()) == []
     nowhere = make(**replay)
-    nowhere.engine.frozen.memory = 0
+    nowhere.features.memory = 0
     assert apart(learn(nowhere, *tasks), expected) == 0
 
 
@@ -183,8 +181,8 @@ def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
 ) -> None:
     def run() -> tuple[dict[str, torch.Tensor], int, list[str]]:
         learner, log = make(), []
-        learner.engine.report_to(log.append)
-        learner.engine.frozen.shared = tmp_path
+        learner.features.folders.say = log.append
+        learner.features.folders.shared = tmp_path
         counts = encoded(learner)
         return learn(learner, tasks[0]), counts["image"], log
 
@@ -199,14 +197,14 @@ def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
     assert "damaged" in log[0]
     # Other data, another tower: another file.
     other = make()
-    other.engine.frozen.shared = tmp_path
+    other.features.folders.shared = tmp_path
     learn(other, tasks[1])
     with torch.no_grad():
         other.method.backbone.clip.visual.proj.add_(1)
     learn(other, replace(tasks[0], index=2))
     assert len(list(tmp_path.iterdir())) == 3
     # Other rules of decoding, and so other pixels of the same files.
-    monkeypatch.setattr("everclip.training.frozen.RULES", 0)
+    monkeypatch.setattr("everclip.features.encoder.RULES", 0)
     assert run()[1] == 20
 
 
@@ -238,25 +236,9 @@ def test_a_plan_measures_a_cached_step_without_encoding_the_task(
 def test_a_run_leaves_no_file_behind(kind: str, micro_config: Callable[..., Any]) -> None:
     config = micro_config(kind, "method.trainable=[text]", "training.augment=none")
     run = Run.of(config, Shown(quiet=True))
-    run.learner.engine.frozen.memory = 0
+    run.learner.features.memory = 0
     assert run.execute().status == "finished"
-    assert list((Path(config.output) / "frozen").iterdir()) == []
-
-
-def test_a_file_that_one_process_cannot_read_is_read_by_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.save(tmp_path / "rows.npy", np.ones((3, 2), np.float32))
-    assert mapped.load_mapped(tmp_path / "rows.npy", 3) is not None
-    monkeypatch.setattr(mapped, "gather_objects", lambda value: [value, False])
-    assert mapped.load_mapped(tmp_path / "rows.npy", 3) is None
-
-
-def test_all_processes_look_where_the_first_one_writes(
-    make: Callable[..., Learner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(frozen, "from_first", lambda value: str(tmp_path / "of the first"))
-    assert make(TEXT, {}).engine.frozen._own() == tmp_path / "of the first"
+    assert list((Path(config.output) / "features").iterdir()) == []
 
 
 @pytest.mark.parametrize("augment", ["none", "crop"])

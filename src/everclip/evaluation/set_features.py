@@ -1,0 +1,144 @@
+"""Features of evaluation sets: every distinct picture and caption is encoded once per row, for all sets together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from everclip.contracts import EvalSet, Features, LabelSpace
+from everclip.evaluation import pools
+from everclip.features.encoder import image_encoder, text_encoder
+from everclip.features.encoding import Reduce
+from everclip.features.pictures import Pictures
+from everclip.features.service import FeatureService
+from everclip.interfaces import Predictor
+
+Tick = Callable[[int, int], None]
+_OF = "\0"
+"""Between the name of a set and that of a feature; no name holds it."""
+
+
+class SetFeatures:
+    """Asks the feature service for the union of all evaluation sets.
+
+    Args:
+        sets: the evaluation sets; a picture that occurs in several rows or sets is encoded once.
+        service: encodes and remembers.
+        batch_size: pictures at a time.
+        together: whether all processes ask, at the same place.
+    """
+
+    def __init__(
+        self, sets: Sequence[EvalSet], service: FeatureService, batch_size: int, together: bool = False
+    ) -> None:
+        self._service, self._batch, self._together = service, batch_size, together
+        self._pictures, rows = Pictures.distinct([s.data for s in sets])
+        self._rows = dict(zip((s.name for s in sets), rows, strict=True))
+        self._tasks = {s.name: s.task for s in sets}
+        self._captions = {s.name: pools.captions(s) for s in sets if s.kind == "retrieval"}
+
+    def images(
+        self,
+        method: Predictor,
+        keys: Mapping[str, str],
+        tick: Tick,
+        known_task: int | None = None,
+        reduce: Mapping[str, Reduce] | None = None,
+    ) -> dict[str, Features]:
+        """Return the features of evaluation sets under the method as it is now.
+
+        Args:
+            method: encodes; in evaluation mode.
+            keys: what its encodings depend on (`method.encoder_keys()`), taken once per row.
+            tick: called with (done, total); may raise to stop.
+            known_task: the task that the method is told; then only the sets of that task are encoded.
+            reduce: name of a set -> what is kept of its pictures in a batch, for features too wide to be held; then
+                nothing is remembered.
+
+        Returns:
+            Name of a set -> features, one per picture, in the order of the set.
+        """
+        names = [name for name in self._rows if known_task is None or self._tasks[name] == known_task]
+        # What depends on its batch is encoded set by set, so that no set changes another's scores.
+        groups = [[name] for name in names] if method.batch_dependent is not None else [names]
+        found: dict[str, Features] = {}
+        for group in groups if names else []:
+            rows = self._union(group)
+            if reduce is not None:
+                found |= self._reduced(method, keys, known_task, rows, {n: reduce[n] for n in group}, tick)
+                continue
+            whole = self._service.images(
+                image_encoder(method, keys, known_task),
+                self._pictures.select(rows),
+                block=self._size(method),
+                tick=tick,
+                together=self._together,
+            )
+            found |= {name: self._placed(whole, rows, name) for name in group}
+        return found
+
+    def _union(self, names: Iterable[str]) -> torch.Tensor:
+        found: torch.Tensor = torch.unique(torch.cat([self._rows[name] for name in names]))
+        return found
+
+    def _placed(self, whole: Features, rows: torch.Tensor, name: str) -> Features:
+        """Return the features of a set, from those of the pictures at `rows`."""
+        where = torch.searchsorted(rows, self._rows[name])
+        return {k: v[where] for k, v in whole.items()}
+
+    def _reduced(
+        self,
+        method: Predictor,
+        keys: Mapping[str, str],
+        known_task: int | None,
+        rows: torch.Tensor,
+        reduce: Mapping[str, Reduce],
+        tick: Tick,
+    ) -> dict[str, Features]:
+        """Return what is kept of sets that are encoded together, each picture once for all sets that it is in."""
+        inside = {name: np.isin(rows.numpy(), self._rows[name].numpy()) for name in reduce}
+
+        def keep(found: Features, block: range) -> Features:
+            kept: Features = {}
+            for name, mask in inside.items():
+                if (own := torch.from_numpy(mask[block.start : block.stop])).any():
+                    part = reduce[name]({k: v[own] for k, v in found.items()})
+                    kept |= {name + _OF + k: v for k, v in part.items()}
+            return kept
+
+        whole = self._service.reduced(
+            image_encoder(method, keys, known_task),
+            self._pictures.select(rows),
+            keep,
+            block=self._size(method),
+            tick=tick,
+            together=self._together,
+        )
+        found: dict[str, Features] = {}
+        for name in reduce:
+            own = {k.removeprefix(name + _OF): v for k, v in whole.items() if k.startswith(name + _OF)}
+            found[name] = self._placed(own, torch.unique(self._rows[name]), name)
+        return found
+
+    def _size(self, method: Predictor) -> int:
+        """Return how many pictures are encoded at a time: the method's own number where that decides anything."""
+        own: int | None = None if method.batch_dependent is None else method.prediction_batch
+        return own or self._batch
+
+    def texts(self, method: Predictor, keys: Mapping[str, str]) -> dict[str, Features]:
+        """Return the features of the captions of each retrieval set, one per caption, in the order of the set."""
+        every = [caption for captions in self._captions.values() for caption in captions]
+        if not every:
+            return {name: {"embedding": torch.zeros(0, 0)} for name in self._captions}
+        unique, rows = self._service.texts(text_encoder(method, keys), every, together=self._together)
+        parts = torch.split(rows, [len(captions) for captions in self._captions.values()])
+        return {
+            name: {k: v[part] for k, v in unique.items()}
+            for name, part in zip(self._captions, parts, strict=True)
+        }
+
+    def bank(self, method: Predictor, keys: Mapping[str, str], space: LabelSpace) -> Features:
+        """Return the method's class bank; encoded once per text tower and label space."""
+        return self._service.bank(method, keys["text"], space)

@@ -1,0 +1,305 @@
+"""The feature service: the one place that runs pictures and texts through a model, and the one cache of the answers.
+
+Evaluation, validation, the retention guard, frozen towers, replay and `Learner.encode` all ask here. What is kept is
+found again by the fingerprint of the tower, the contents that were encoded, in their order, and how they were prepared.
+A list is always encoded in its own order, in blocks of a fixed size, whatever was encoded before and however many
+processes share the work: a resumed run sees the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from everclip.contracts import Features, LabelSpace
+from everclip.data.pictures.images import ImageStore
+from everclip.data.sampling.order import key_of
+from everclip.distributed import gather_objects, rank, world
+from everclip.features.encoder import Encoder
+from everclip.features.encoding import BLOCK, Reduce, decoded, joined, measuring
+from everclip.features.folder import FeatureFolders
+from everclip.features.pictures import Pictures
+from everclip.features.storage import InFile, InMemory, Shapes, shapes_of, size_of
+from everclip.interfaces import Predictor
+
+MEMORY = 2**30
+"""Bytes of features that are kept in memory; what exceeds them lies in a file and is mapped."""
+
+BANKS = 2**28
+"""Bytes of class banks that are kept."""
+
+Tick = Callable[[int, int], None]
+"""Is called with (done, total); may raise to stop."""
+
+Slot = tuple[str, str, str, int]
+"""Side, who answers, key of the inputs, block size: newer features of a slot replace older ones."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Features of a slot, under the encoder whose key is `key`; mapped ones take no memory."""
+
+    key: str
+    features: Features
+    mapped: bool
+    pinned: bool
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self.mapped else sum(v.numel() * v.element_size() for v in self.features.values())
+
+
+class FeatureService:
+    """Encodes pictures and texts, each list once as long as nothing changes that its features depend on.
+
+    Args:
+        store: decoded pictures.
+        workers: threads that decode pictures, one block ahead; 0 = when a block is needed.
+        memory: bytes of features in memory; the least recently used go first, and what does not fit
+            lies in a file.
+
+    Attributes:
+        folders: where features lie outside of memory.
+        encoded: how many pictures this process has run through an image tower.
+    """
+
+    def __init__(self, store: ImageStore, workers: int = 0, memory: int = MEMORY) -> None:
+        self.store, self.workers, self.memory = store, workers, memory
+        self.folders = FeatureFolders()
+        self.encoded = 0
+        self._entries: OrderedDict[Slot, _Entry] = OrderedDict()
+        self._banks: OrderedDict[tuple[str, LabelSpace], Features] = OrderedDict()
+
+    # -- asking -----------------------------------------------------------------------------------------------
+
+    def images(
+        self,
+        encoder: Encoder,
+        pictures: Pictures,
+        *,
+        block: int = BLOCK,
+        tick: Tick = lambda done, total: None,
+        together: bool = True,
+        pinned: bool = False,
+    ) -> Features:
+        """Return the features of pictures `(N, ...)`, float32 on the CPU; not to be changed in place.
+
+        Args:
+            encoder: of pictures.
+            pictures: what is encoded.
+            block: pictures at a time.
+            tick: is told how many pictures are encoded.
+            together: whether all processes ask, at the same place; they share the work. Else this one works alone.
+            pinned: keep them until `release`, whatever else is asked for.
+        """
+
+        def make(mine: Sequence[range]) -> Iterator[Features]:
+            return self._encoded(encoder, pictures, mine)
+
+        return self._kept(encoder, pictures.key, len(pictures), block, make, tick, together, pinned)
+
+    def texts(
+        self,
+        encoder: Encoder,
+        texts: Sequence[str],
+        *,
+        tick: Tick = lambda done, total: None,
+        together: bool = True,
+        pinned: bool = False,
+    ) -> tuple[Features, torch.Tensor]:
+        """Return the features of the different texts, and for each text its row among them `(N,)` int64.
+
+        Args:
+            encoder: of texts.
+            texts: what is encoded, equal ones once.
+            tick, together, pinned: as in `images`.
+        """
+        index = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        unique = list(index)
+        # The same texts are other tokens to another tokenizer.
+        read = encoder.prepare(unique[:8]).tolist() if unique else []
+
+        def make(mine: Sequence[range]) -> Iterator[Features]:
+            return (encoder.encode(encoder.prepare(unique[part.start : part.stop])) for part in mine)
+
+        key = f"{key_of(read, *unique):032x}"
+        found = self._kept(encoder, key, len(unique), BLOCK, make, tick, together, pinned)
+        return found, torch.tensor([index[text] for text in texts], dtype=torch.int64)
+
+    def bank(self, method: Predictor, key: str, space: LabelSpace) -> Features:
+        """Return a method's class bank, made once per label space as long as its text tower stays.
+
+        Args:
+            method: in evaluation mode.
+            key: of its text tower (`method.encoder_keys()`).
+            space: the classes.
+        """
+        if any(known != key for known, _ in self._banks):
+            self._banks.clear()
+        if (key, space) not in self._banks:
+            with measuring(method):
+                self._banks[key, space] = method.class_bank(space)
+        self._banks.move_to_end((key, space))
+        found = self._banks[key, space]
+        while len(self._banks) > 1 and sum(map(_bytes, self._banks.values())) > BANKS:
+            self._banks.popitem(last=False)
+        return found
+
+    def reduced(
+        self,
+        encoder: Encoder,
+        pictures: Pictures,
+        reduce: Callable[[Features, range], Features],
+        *,
+        block: int = BLOCK,
+        tick: Tick = lambda done, total: None,
+        together: bool = True,
+    ) -> Features:
+        """Return what `reduce` keeps of each block, for features that are too wide to be held; nothing is kept here.
+
+        Args:
+            encoder, pictures, block, tick, together: as in `images`.
+            reduce: given the features of a block, and which of the pictures it is; may leave features out.
+        """
+        parts = _Parts(len(pictures), block, together)
+        found = self._encoded(encoder, pictures, parts.mine)
+        local = {}
+        for done, (part, features) in enumerate(zip(parts.mine, found, strict=True), start=1):
+            local[part.start] = reduce(features, part)
+            tick(*parts.progress(done))
+        every = gather_objects(local) if together else [local]
+        whole = {start: features for some in every for start, features in some.items()}
+        return joined([whole[start] for start in sorted(whole)])
+
+    def now(
+        self, encoder: Encoder, inputs: Iterable[torch.Tensor], reduce: Reduce = lambda found: found
+    ) -> Features:
+        """Return the features of blocks of pixels or token ids by this process alone; nothing is kept."""
+        return joined([reduce(encoder.encode(block)) for block in inputs])
+
+    def release(self, keep: Callable[[str], bool] = lambda name: False) -> None:
+        """Forget pinned features and the run's own files, but for those of whom `keep` says so by name."""
+        for slot, entry in list(self._entries.items()):
+            if entry.pinned and not keep(slot[1]):
+                del self._entries[slot]
+        held = {
+            self.folders.file_of(*slot, entry.key) for slot, entry in self._entries.items() if entry.mapped
+        }
+        self.folders.clear(held)
+
+    def close(self) -> None:
+        """Forget everything and remove the run's own files; files that runs share stay."""
+        self._entries.clear()
+        self._banks.clear()
+        self.folders.clear(())
+
+    # -- keeping ----------------------------------------------------------------------------------------------
+
+    def _kept(
+        self,
+        encoder: Encoder,
+        inputs: str,
+        count: int,
+        block: int,
+        make: Callable[[Sequence[range]], Iterator[Features]],
+        tick: Tick,
+        together: bool,
+        pinned: bool,
+    ) -> Features:
+        slot = (encoder.side, encoder.name, inputs, block)
+        entry = self._entries.get(slot)
+        if entry is None or entry.key != encoder.key:
+            self._entries.pop(slot, None)
+            features, mapped = self._found(slot, encoder.key, count, make, tick, together)
+            entry = self._entries[slot] = _Entry(encoder.key, features, mapped, pinned)
+            self._make_room(0)
+        elif pinned and not entry.pinned:
+            entry = self._entries[slot] = _Entry(entry.key, entry.features, entry.mapped, pinned)
+        self._entries.move_to_end(slot)
+        return entry.features
+
+    def _found(
+        self,
+        slot: Slot,
+        key: str,
+        count: int,
+        make: Callable[[Sequence[range]], Iterator[Features]],
+        tick: Tick,
+        together: bool,
+    ) -> tuple[Features, bool]:
+        """Return features and whether they are mapped: from the shared folder, or encoded by all processes together."""
+        name = self.folders.file_of(*slot, key)
+        path = self.folders.shared_file(name)
+        if path is not None and (found := self.folders.stored(path, count, together)) is not None:
+            return found, True
+        parts = _Parts(count, slot[3], together)
+        mine = make(parts.mine)
+        sink: InMemory | InFile | None = None
+        for done in range(1, parts.rounds + 1):
+            own = next(mine) if done <= len(parts.mine) else None
+            every = gather_objects(own) if together else [own]
+            some = joined([part for part in every if part is not None])
+            sink = sink or self._sink(name, shapes_of(some, count), together)
+            sink.put(some)
+            tick(*parts.progress(done))
+        if sink is None:
+            return {}, False
+        features = sink.finish()
+        if isinstance(sink, InFile):
+            self.folders.written(sink.path)
+        return features, isinstance(sink, InFile)
+
+    def _sink(self, name: str, shapes: Shapes, together: bool) -> InMemory | InFile:
+        """Return what collects features: a shared file, else memory, else a file of the run's own."""
+        path = self.folders.shared_file(name)
+        if path is not None and (file := self.folders.open_shared(path, shapes, together)) is not None:
+            return file
+        if self._make_room(size_of(shapes)):
+            return InMemory(shapes)
+        return InFile(self.folders.own_file(name, together), shapes, together)
+
+    def _make_room(self, more: int) -> bool:
+        """Forget the least recently used features until `more` bytes fit; return whether they do."""
+        left = self.memory - more - sum(entry.bytes for entry in self._entries.values())
+        for slot, entry in list(self._entries.items()):
+            if left >= 0:
+                break
+            if not entry.pinned and entry.bytes:
+                left += entry.bytes
+                del self._entries[slot]
+        return left >= 0
+
+    # -- encoding ---------------------------------------------------------------------------------------------
+
+    def _encoded(self, encoder: Encoder, pictures: Pictures, mine: Sequence[range]) -> Iterator[Features]:
+        def pixels(row: int) -> torch.Tensor:
+            made: torch.Tensor = encoder.prepare(self.store.get(*pictures.places[row]))
+            return made
+
+        for block in decoded(mine, pixels, self.workers):
+            features = encoder.encode(block)
+            self.encoded += len(block)
+            yield features
+
+
+class _Parts:
+    """The blocks of a list: which are this process's, and how far all processes are."""
+
+    def __init__(self, count: int, block: int, together: bool) -> None:
+        self._count, self._block = count, block
+        self._world = world() if together else 1
+        starts = range(0, count, block)
+        own = starts[(rank() if together else 0) :: self._world]
+        self.mine = [range(start, min(start + block, count)) for start in own]
+        self.rounds = -(-len(starts) // self._world)
+
+    def progress(self, rounds: int) -> tuple[int, int]:
+        """Return how many inputs are encoded after some rounds, and how many there are."""
+        return min(self._count, rounds * self._block * self._world), self._count
+
+
+def _bytes(features: Features) -> int:
+    return sum(values.numel() * values.element_size() for values in features.values())
