@@ -24,7 +24,7 @@ from everclip.contracts import Phase, Progress
 from everclip.methods.build import build_method
 from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import load_backbone
-from everclip.training.engine import set_modes
+from everclip.training.modes import set_modes
 from everclip.training.optim import build_optimiser
 
 BATCH, ROUNDS = 8, 4

@@ -14,20 +14,34 @@ from common import table
 from step import setting
 
 from everclip.config import CheckpointConfig
-from everclip.learner import Cursor
 from everclip.training.checkpoint import Checkpoints
-from everclip.training.engine import Engine, Hooks
+from everclip.training.engine import Engine
+from everclip.training.watching import Cursor, OptimiserState, StepLog, Watcher
 
 ROUNDS = 7
+
+
+class Moments(Watcher):
+    """Keeps the optimiser's tensors of the newest step."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def after_step(self, log: StepLog) -> bool:
+        """Ask for the state after every step."""
+        return True
+
+    def save(self, cursor: Cursor, optimiser: OptimiserState) -> None:
+        """Keep it."""
+        self.tensors = optimiser()
 
 
 def main() -> str:
     """Measure and return the table."""
     learner, task, _, training = setting()
-    moments: dict[str, torch.Tensor] = {}
-    engine = Engine(learner.accelerator, learner._maker, training, 0)
-    hooks = Hooks(after_step=lambda log: True, save=lambda step, state: moments.update(state()))
-    engine.run(learner.method, learner.plan(task)[0], 0, 0, hooks)
+    moments = Moments()
+    engine = Engine(learner.accelerator, learner.engine.maker, learner.features, training, 0)
+    engine.run(learner.method, learner.plan(task)[0], 0, watcher=moments)
     config = CheckpointConfig()
     seconds, size = [], 0
     with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +49,7 @@ def main() -> str:
         for _ in range(ROUNDS):
             started = time.perf_counter()
             cursor = Cursor()
-            path = checkpoints.save(learner.tensors(moments), learner.state(cursor))
+            path = checkpoints.save(learner.tensors(moments.tensors), learner.state(cursor))
             seconds.append(time.perf_counter() - started)
             size = sum(f.stat().st_size for f in path.iterdir())
     middle = sorted(seconds)[ROUNDS // 2]

@@ -24,9 +24,23 @@ from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
-from everclip.training.engine import Hooks
+from everclip.training.watching import StepLog, Watcher
 
 SAMPLES, BATCH, EPOCHS = 64, 16, 3
+
+
+class EpochClock(Watcher):
+    """Notes the time after every `per_epoch` steps."""
+
+    def __init__(self, per_epoch: int) -> None:
+        self._per_epoch, self._steps, self.times = per_epoch, 0, [time.perf_counter()]
+
+    def after_step(self, log: StepLog) -> bool:
+        """Count a step."""
+        self._steps += 1
+        if self._steps % self._per_epoch == 0:
+            self.times.append(time.perf_counter())
+        return False
 
 
 def samples() -> Table:
@@ -56,17 +70,9 @@ def epochs(data: Table, trainable: Sequence[Any], cache: bool) -> list[float]:
     learner = Learner(method, config)
     task = Task(0, "generated", data)
     method.begin_task(task, learner.past())
-    per_epoch, steps, times = SAMPLES // BATCH, 0, [time.perf_counter()]
-
-    def count(log: Any) -> bool:
-        nonlocal steps
-        steps += 1
-        if steps % per_epoch == 0:
-            times.append(time.perf_counter())
-        return False
-
-    learner.engine.run(method, learner.plan(task)[0], 0, 0, Hooks(count))
-    return [b - a for a, b in itertools.pairwise(times)]
+    clock = EpochClock(SAMPLES // BATCH)
+    learner.engine.run(method, learner.plan(task)[0], 0, watcher=clock)
+    return [b - a for a, b in itertools.pairwise(clock.times)]
 
 
 def main() -> str:

@@ -29,7 +29,7 @@ from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.expert_bank import Bank
 from everclip.models.modules.short_texts import needed_tokens, short_texts
-from everclip.training.engine import set_modes
+from everclip.training.modes import set_modes
 from everclip.training.optim import build_optimiser
 
 BATCH, CLASSES, ROUNDS = 8, 20, 3

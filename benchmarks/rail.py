@@ -27,7 +27,7 @@ from everclip.methods.rail.method import Rail
 from everclip.methods.rail.primal import Recursive, Sums
 from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import Backbone, load_backbone
-from everclip.training.engine import set_modes
+from everclip.training.modes import set_modes
 from everclip.training.optim import build_optimiser
 
 CLASSES, SHOTS, WIDTH, BATCH, STEPS = 100, 16, 512, 4, 3

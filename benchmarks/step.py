@@ -20,7 +20,7 @@ from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.scenarios.load import load_scenario
-from everclip.training.engine import Engine, Hooks
+from everclip.training.engine import Engine
 
 BATCH, STEPS, ROUNDS = 64, 8, 12
 
@@ -82,12 +82,11 @@ def bare_loop(batches: list[dict[str, dict[str, Any]]], training: Any) -> Any:
 def engine_loop() -> tuple[Any, list[dict[str, dict[str, Any]]], Any]:
     """Return a function that takes STEPS steps with everclip's engine, its batches and configuration."""
     learner, task, batches, training = setting()
-    engine = Engine(learner.accelerator, Premade(batches), training, 0)  # type: ignore[arg-type]
+    engine = Engine(learner.accelerator, Premade(batches), learner.features, training, 0)  # type: ignore[arg-type]
     phase = learner.plan(task)[0]
-    hooks = Hooks()
 
     def steps() -> None:
-        engine.run(learner.method, phase, 0, 0, hooks)
+        engine.run(learner.method, phase, 0)
 
     return steps, batches, training
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from common import table
-from everclip.training.frozen import FrozenFeatures
 from frozen import samples
 
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
@@ -27,7 +26,8 @@ from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
-from everclip.training.engine import Hooks
+from everclip.training.columns import EmbeddingColumns
+from everclip.training.watching import StepLog, Watcher
 
 GPU = torch.cuda.is_available()
 TEXTS, CLASSES, BLOCK = 12_000, 20, 256 if GPU else 64
@@ -37,11 +37,25 @@ PUBLISHED = 64
 clock = time.perf_counter if GPU else time.process_time
 
 
-class Repeated(FrozenFeatures):
+class Repeated(EmbeddingColumns):
     """Encodes a block of the texts and repeats it: a step takes as long, the preparation does not."""
 
-    def _bank(self, tower: Any, stream: Any, most: int | None = None) -> torch.Tensor:
-        return super()._bank(tower, stream, most or BLOCK)
+    def _bank(self, encoders: Any, encoder: Any, stream: Any, most: int | None = None) -> torch.Tensor:
+        return super()._bank(encoders, encoder, stream, most or BLOCK)
+
+
+class StepClock(Watcher):
+    """Notes the time after every step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def after_step(self, log: StepLog) -> bool:
+        """Wait for the device, then note the time."""
+        if GPU:
+            torch.cuda.synchronize()
+        self.times.append(clock())
+        return False
 
 
 def learner_of(batch: int) -> tuple[Learner, Task]:
@@ -60,23 +74,16 @@ def learner_of(batch: int) -> tuple[Learner, Task]:
     texts = tuple(f"a photograph of thing number {i} on a table in a room" for i in range(TEXTS))
     learner.reference = Reference(samples().select(range(2 * batch)) if batch < 32 else samples(), texts)
     if not GPU:
-        learner.engine.frozen = Repeated(learner.engine.maker)
+        learner.engine.columns = Repeated(learner.engine.maker, learner.features)
     return learner, Task(0, "generated", data, classes=entries)
 
 
 def step_seconds(learner: Learner, task: Task) -> float:
     """Return the median seconds of a step, its update included; the first two warm up."""
     learner.method.begin_task(task, learner.past())
-    times: list[float] = []
-
-    def count(log: Any) -> bool:
-        if GPU:
-            torch.cuda.synchronize()
-        times.append(clock())
-        return False
-
-    learner.engine.run(learner.method, learner.plan(task)[0], 0, 0, Hooks(count))
-    return statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
+    steps = StepClock()
+    learner.engine.run(learner.method, learner.plan(task)[0], 0, watcher=steps)
+    return statistics.median(b - a for a, b in itertools.pairwise(steps.times[1:]))
 
 
 def seconds(work: Callable[[], object]) -> float:
