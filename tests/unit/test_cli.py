@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from everclip import execute
 from everclip.cli.main import app
-from everclip.evaluation.results import Results, json_schema
+from everclip.cli.summary import print_results
+from everclip.evaluation.results import Event, Results, json_schema
 
 ROOT = Path(__file__).parents[2]
 VERBS = (
@@ -99,6 +101,23 @@ def test_ls_as_json(call: Callable[..., Any]) -> None:
     assert call("ls", "methods", "--json")[1].count('"methods"') == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("classify", "builtin:tiny", "a.png", "--top", "0"), "'--top'"),
+        (("suggest", "a.csv", "--trial-seconds=abc"), "'--trial-seconds'"),
+        (("check", "photos", "--outptu", "x"), "--output"),
+        (("init-config", "photos", "backbone.name=x"), "backbone: a setting of runs, not of data"),
+    ],
+)
+def test_wrong_usage_names_the_word_that_is_wrong(
+    words: tuple[str, ...], said: str, call: Callable[..., Any]
+) -> None:
+    code, _, error = call(*words)
+    assert code == 2
+    assert said in error
+
+
 # -- run ------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +139,29 @@ def test_a_run_that_trained_for_nothing_says_what_to_look_at(
     code, out, _ = call("run", *settings, f"method={method}", "training.lr=1e-12")
     assert code == 0
     assert ("nothing was gained on what is new" in out) == said
+    assert ("may be too low, or the steps too few" in out) == said
+
+
+@pytest.mark.parametrize(
+    ("known", "collapsed", "cause"), [(-0.1, 0, "too high"), (0.0, 0, "too low"), (-0.1, 1, "")]
+)
+def test_a_rate_that_also_lost_what_was_known_is_not_called_too_low(
+    known: float,
+    collapsed: int,
+    cause: str,
+    micro_config: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results = execute(micro_config("time", "report=false", "training.steps=1"))
+    changed = {"new_change": 0.0, "known_change": known, "retention_change": None}
+    events = [Event(kind="collapsed", message="wrecked", row=1)] * collapsed
+    print_results(
+        results.model_copy(update={"metrics": results.metrics | changed, "events": events}), Path("run")
+    )
+    shown = capsys.readouterr().out
+    assert (f"The learning rate may be {cause}" in shown) == (not collapsed)
+    assert ("WARNING: wrecked." in shown) == bool(collapsed)
+    assert ("nothing was gained" in shown) == (not collapsed)
 
 
 def test_run_as_json_prints_the_result_and_nothing_else(

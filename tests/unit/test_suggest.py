@@ -141,6 +141,7 @@ def test_more_pictures_train_more() -> None:
     parts = [
         {c.key: c.value for c in choose(facts(pictures=n))}["method.trainable"] for n in (100, 5000, 10**5)
     ]
+    assert any("in all, without what is replayed" in c.reason for c in choose(facts(pictures=100)))
     assert "image-layernorm" in parts[0]
     assert parts[1] == ["lora", "logit-scale"]
     assert parts[2] == ["image", "text", "logit-scale"]

@@ -96,12 +96,18 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def data_block(settings: list[str]) -> dict[str, Any]:
     """Return the settings of the data block from `columns.image=file` or `data.columns.image=file`."""
+    from everclip.config import RunConfig
     from everclip.data.reading.spec import DataSpec
     from everclip.overrides import overrides_document, types_of
 
     found = overrides_document([text.removeprefix("data.") for text in settings], types_of(DataSpec))
     if "source" in found:
         raise ConfigError("check: name the data itself, not data.source=.")
+    of_runs = sorted(found.keys() & RunConfig.model_fields.keys() - DataSpec.model_fields.keys())
+    if of_runs:
+        raise ConfigError(
+            f"{of_runs[0]}: a setting of runs, not of data; write it into the YAML, or give it to `everclip run`."
+        )
     return found
 
 

@@ -238,7 +238,8 @@ def _say(message: object, code: int) -> NoReturn:
 
 
 def _say_usage(error: typer.TyperException) -> NoReturn:
-    said = str(error)
+    told = getattr(error, "format_message", None)  # with the name of the option that has the wrong value
+    said = str(error) if told is None else str(told())
     if "Usage:" in said:  # no verb at all: plain help
         typer.echo(said, err=True)
         sys.exit(getattr(error, "exit_code", 2))

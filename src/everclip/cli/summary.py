@@ -31,6 +31,12 @@ def old_and_new(results: Results) -> list[str]:
     return [f"{what} together (pool `{results.together.protocol}`): {', '.join(said)}"] if said else []
 
 
+def lost_what_was_known(results: Results) -> bool:
+    """Return whether what was known before, or the retention suite, lies lower than before."""
+    changes = [results.metrics.get(f"{part}_change") for part in ("known", "retention")]
+    return any(change is not None and change < 0 for change in changes)
+
+
 def nothing_gained(results: Results) -> bool:
     """Return whether a finished run that trains weights did not get better on its tasks."""
     change = results.metrics.get("new_change")
@@ -54,13 +60,14 @@ def print_results(results: Results, folder: Path) -> None:
         typer.echo(f"{label:<{width}}  {cells}")
     for line in old_and_new(results):
         typer.echo(line)
-    if nothing_gained(results):
+    collapsed = [event for event in results.events if event.kind == "collapsed"]
+    if nothing_gained(results) and not collapsed:
+        cause = "too high, since what was known fell, too" if lost_what_was_known(results) else "too low"
         typer.echo(
-            "note: nothing was gained on what is new. The learning rate may be too low or the steps too few: "
+            f"note: nothing was gained on what is new. The learning rate may be {cause}, or the steps too few: "
             "`everclip suggest` measures a rate."
         )
-    for event in results.events:
-        if event.kind == "collapsed":
-            typer.echo(f"WARNING: {event.message}.")
+    for event in collapsed:
+        typer.echo(f"WARNING: {event.message}.")
     report = folder / "report.html"
     typer.echo(f"results: {folder / 'results.json'}" + (f"\nreport:  {report}" if report.is_file() else ""))

@@ -92,7 +92,9 @@ def _batch_and_epochs(facts: Facts) -> list[Choice]:
         value=batch,
         reason=f"{facts.rows:,} training rows; {wide}" + ("" if facts.gpu else ", within a CPU's reach"),
     )
-    why = f"{steps:,} steps each, {steps * epochs:,} in all: "
+    why = (
+        f"{steps:,} steps each over the training rows, {steps * epochs:,} in all, without what is replayed: "
+    )
     why += (
         "enough to learn by, few enough not to overfit" if epochs > 1 else "one pass over many rows is enough"
     )
