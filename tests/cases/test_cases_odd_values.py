@@ -42,7 +42,7 @@ def test_b09_objects_of_languages_are_captions_in_these_languages(folder: Path) 
 
 def test_b09_objects_of_unknown_keys_are_refused_by_their_keys(folder: Path) -> None:
     rows = [{"image": f"{i}.png", "caption": {"short": "bee", "score": "9"}} for i in range(4)]
-    with pytest.raises(DataError, match="structs of short, score; expected texts"):
+    with pytest.raises(DataError, match="objects of short, score; expected texts"):
         loaded(lines(folder, rows))
 
 

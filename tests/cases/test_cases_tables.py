@@ -110,7 +110,7 @@ def test_b08_a_column_of_no_texts_at_all_is_no_captions(value: Any) -> None:
     if isinstance(value, float) and value != value:
         assert not read_rows(rows).table.has("caption"), "rows without a caption have their class"
     else:
-        with pytest.raises(DataError, match=r"the caption is |the captions are structs of a"):
+        with pytest.raises(DataError, match=r"the caption is |the captions are objects of a"):
             read_rows(rows)
 
 

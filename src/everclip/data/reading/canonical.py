@@ -117,22 +117,26 @@ def _valid_text(held: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
     return pa.chunked_array([pa.array(values, held.type)]), bad
 
 
-def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
+def spread_captions(columns: pa.Table, name: str) -> tuple[pa.Table, Sequence[int]]:
     """Make one row of every caption where rows hold lists of them.
 
     A list may hold texts, or structs with the text (`text`, `caption` or `raw`) and its language (`language`, `lang`
     or `locale`); a struct may also hold a text per language (`en`, `de`). Rows of one picture keep their `id` with a
     number, and share their `image_id` (later: its content).
 
+    Args:
+        columns: with canonical names.
+        name: of the source, for messages.
+
     Returns:
         The columns, and per row the position it came from. A row without any caption stays one row.
     """
-    columns = _text_field(by_language(columns))
+    columns = _text_field(by_language(columns), name)
     kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
     if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return columns, range(columns.num_rows)
     held = columns.column("caption")
-    text, language = _caption_fields(held.type.value_type)
+    text, language = _caption_fields(held.type.value_type, name)
     origin, captions, languages, order = [], [], [], []
     for row, given in enumerate(held.to_pylist()):
         for number, one in enumerate(given or [None]):
@@ -155,25 +159,26 @@ def spread_captions(columns: pa.Table) -> tuple[pa.Table, Sequence[int]]:
     return columns, origin
 
 
-def _text_field(columns: pa.Table) -> pa.Table:
+def _text_field(columns: pa.Table, name: str) -> pa.Table:
     """Replace captions that are structs by their text."""
     kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
     if kind is None or not pa.types.is_struct(kind):
         return columns
-    text, _ = _caption_fields(kind)
+    text, _ = _caption_fields(kind, name)
     return replaced(
         columns, "caption", pc.struct_field(columns.column("caption"), kind.get_field_index(text))
     )
 
 
-def _caption_fields(kind: pa.DataType) -> tuple[str | None, str | None]:
+def _caption_fields(kind: pa.DataType, name: str) -> tuple[str | None, str | None]:
     if not pa.types.is_struct(kind):
         return None, None
     names = [kind.field(i).name for i in range(kind.num_fields)]
     text = next((n for n in ("text", "caption", "raw") if n in names), None)
     if text is None:
         raise DataError(
-            f"the captions are structs of {', '.join(names)}; expected texts, or structs with a field `text`."
+            f"{name}: the captions are objects of {', '.join(names)}; expected texts, or objects with a field `text`. "
+            "Write the text that is the caption into a column of its own."
         )
     return text, next((n for n in ("language", "lang", "locale") if n in names), None)
 

@@ -19,6 +19,8 @@ _MARKS = re.compile(
     r"&(?:#\d{1,7}|#x[0-9a-fA-F]{1,6}|amp|lt|gt|quot|apos|nbsp);|</?(?:b|i|p|br|em|strong|span|div)\s*/?>"
 )
 _MISSING = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "nil", "undefined"))
+_QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
+_BETWEEN = re.compile(r"\s*,?\s*")
 
 
 def unpacked(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
@@ -111,7 +113,7 @@ def _is_list(text: str) -> bool:
     if not (plain.startswith("[") and plain.endswith("]")):
         return False
     inner = plain[1:-1].strip().removesuffix(",").rstrip()
-    return len(inner) > 1 and inner[0] in "\"'" and inner[-1] == inner[0]
+    return len(inner) > 1 and inner[0] in "\"'" and inner[-1] in "\"'"
 
 
 def _parsed(text: str) -> list[str] | None:
@@ -121,11 +123,28 @@ def _parsed(text: str) -> list[str] | None:
         found = json.loads(text)
     except (ValueError, RecursionError):
         try:
+            parts = _printed(text.strip())
+            if parts is not None:
+                return parts
             found = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             return None
     texts = isinstance(found, list) and all(isinstance(v, str) and is_text(v) for v in found)
     return found if texts else None
+
+
+def _printed(text: str) -> list[str] | None:
+    """Return the texts of a list as numpy prints it, without commas, which Python would read as one text."""
+    texts, place = [], 1
+    while (found := _QUOTED.match(text, place)) is not None:
+        texts.append(ast.literal_eval(found.group()))
+        between = _BETWEEN.match(text, found.end())
+        place = found.end() if between is None else between.end()
+        if place == len(text) - 1 and text[place] == "]":
+            return texts
+        if place == found.end():
+            break
+    return None
 
 
 def caption_notes(columns: pa.Table, name: str) -> list[str]:
@@ -146,8 +165,9 @@ def caption_notes(columns: pa.Table, name: str) -> list[str]:
             f"{name}: {len(marked):,} captions hold marks of web pages ({marked[0][:60]!r}); they are read unchanged"
         )
     if words:
+        every = sorted({word.strip() for word in words})
+        said = f"the word {every[0]!r}" if len(every) == 1 else f"the words {', '.join(map(repr, every[:5]))}"
         lines.append(
-            f"{name}: {len(words):,} captions are the word {words[0].strip()!r}: if it stands for a missing value, "
-            "leave the cell empty"
+            f"{name}: {len(words):,} captions are {said}: if it stands for a missing value, leave the cell empty"
         )
     return lines

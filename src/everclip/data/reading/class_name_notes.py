@@ -16,6 +16,9 @@ _CODE = re.compile(
 _UNSPOKEN = re.compile(r"\w_\w|^\d+[._]+\s*[^\W\d]")
 
 
+_MISSING = frozenset(("nan", "null", "<na>", "n/a", "#n/a", "nat", "undefined", "none", "nil"))
+
+
 class NameNote(NamedTuple):
     """What is wrong with names of classes, and what to do about it."""
 
@@ -27,6 +30,16 @@ class NameNote(NamedTuple):
 
 def names_of_classes(names: Sequence[str]) -> Iterator[NameNote]:
     """Yield what names hold that nobody would say: numbers and codes, several names in one, underscores."""
+    missing = [name for name in names if name.strip().casefold() in _MISSING]
+    if missing:
+        yield NameNote(
+            level="mend",
+            code="missing-names",
+            message=f"{counted(len(missing), 'class is', 'classes are')} called by a word for a missing value: "
+            f"{listed_names(missing[:3])}",
+            remedy="If the class is missing there, leave the cell empty; as it stands, it is learned as a class.",
+        )
+    names = [name for name in names if name not in missing]
     if len(names) > 1 and all(map(_CODE.fullmatch, names)):
         numbers = all(name.strip().isdecimal() for name in names)
         yield NameNote(

@@ -25,6 +25,7 @@ from everclip.data.reading.quarantine import Entry, Quarantine
 from everclip.data.reading.references import Resolver, image_places
 from everclip.data.reading.spec import DataSpec
 from everclip.data.reading.split_columns import with_split_column
+from everclip.data.reading.written_values import as_meant
 from everclip.data.table import replaced
 from everclip.errors import DataError
 
@@ -108,16 +109,17 @@ def part_of(raw: Raw, names: Mapping[str, str], spec: DataSpec, places: Places, 
     pictures, missing = image_places(columns.column("image"), resolver, raw.name)
     raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
     columns = replaced(columns, "image", shared_places(pictures))
+    columns, written, errors = as_meant(columns, raw.name)
     columns, objects, odd = texts_of_objects(columns, raw.name)
     columns, listed = unpacked(columns, raw.name)
-    columns, origin = spread_captions(columns)
+    columns, origin = spread_captions(columns, raw.name)
     flaws = [(row, *flaw) for row, flaw in raw.flaws.items()]
-    unusable = (*missing, *unread, *flaws, *odd, *odd_values(raw.odd, names))
+    unusable = (*missing, *unread, *flaws, *errors, *odd, *odd_values(raw.odd, names))
     by_row = {row: (reason, detail) for row, reason, detail in unusable}
     broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
     columns, problems = named(columns, raw.name, raw.textual)
     broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
-    raw.notes += [*objects, *listed, *caption_notes(columns, raw.name)]
+    raw.notes += [*written, *objects, *listed, *caption_notes(columns, raw.name)]
     if labelled:
         columns, problems = texts_of(columns, broken)
         broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
