@@ -241,7 +241,8 @@ def test_look_alikes_with_another_text_are_named_but_do_not_stop(call: Call, wri
 
 
 def test_a_validation_leak_is_to_be_mended(call: Call, write: Write) -> None:
-    path = write([photo(0), photo(0), photo(1)], caption=["a", "a", "b"], split=["train", "val", "test"])
+    photos = [photo(0), photo(2), photo(0), photo(1)]
+    path = write(photos, caption=["a", "c", "a", "b"], split=["train", "train", "val", "test"])
     code, out, _ = call(path, "--json")
     assert code == 0
     assert codes(checked(out))["leak-val"] == "mend"

@@ -176,6 +176,11 @@ def _trained(
             f"{name}: {what} has {counts}, so it cannot be measured: {why_no_test(parts.train, rule)}. Or join it "
             "with another part (a longer `every`, a wider `where`), or leave it out."
         )
+    if len(parts.train) == 0 and rule is not None and rule.column is not None:
+        raise DataError(
+            f"{name}: {what} has {counts}, so there is nothing to learn: the column {rule.column!r} marks all of its "
+            "rows as test or validation. Mark rows as train, say columns.split= to ignore the marks, or leave it out."
+        )
     if len(parts.train) == 0:
         raise DataError(
             f"{name}: {what} has {counts}, so there is nothing to learn. Give more rows, lower split.test, join it "

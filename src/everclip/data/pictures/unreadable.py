@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from PIL import Image, features
 
 from everclip.data.pictures import png_chunks
@@ -51,6 +53,11 @@ _UNSUPPORTED = (
 )
 
 
+def _said(error: Exception) -> str:
+    """Return what a decoder said, without the place in memory that Pillow calls the file by."""
+    return re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))[:200]
+
+
 def reason_for(data: bytes, error: Exception) -> tuple[str, str]:
     """Return the reason (a key of `everclip.data.reading.quarantine.REASONS`) and what was found.
 
@@ -61,17 +68,17 @@ def reason_for(data: bytes, error: Exception) -> tuple[str, str]:
     if not data:
         return "zero-bytes", "no bytes"
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        return "too-large", str(error)[:200] or "the memory does not suffice"
+        return "too-large", _said(error) or "the memory does not suffice"
     other = _other_picture(data)
     if other is not None:
         if other == "AVIF" and features.check("avif"):
-            return "damaged", str(error)[:200]
+            return "damaged", _said(error)
         return "unsupported", f"{other} is not read; {_CONVERT}"
     if not _known(data):
         start = data[:32].lstrip().lower()
         named = next((what for magic, what in _NO_PICTURES if start.startswith(magic)), None)
         return "not-an-image", named or f"begins with {data[:8].hex()}"
-    said = str(error)[:200]
+    said = _said(error)
     if _ends_early(data):
         return "truncated", said
     if any(word in str(error) for word in _UNSUPPORTED):

@@ -81,6 +81,8 @@ def choose(
                 found = [family[0] for stem, family in _families(free).items() if stem in plain]
             else:
                 found = [c for c in free if plain_name(c) in plain]
+            if wanted == "image":  # pictures themselves, where addresses of them stand beside
+                found = [c for c in found if _holds_pictures(columns.field(c).type)] or found
             if len(found) > 1:
                 raise DataError(
                     f"{name}: the columns {', '.join(map(repr, found))} could each be the {wanted}. Say which with "
@@ -215,6 +217,10 @@ def _fits(wanted: str, kind: pa.DataType) -> bool:
     if wanted == "language":
         return text
     return not pa.types.is_nested(kind)
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_struct(kind))
 
 
 def renamed(columns: pa.Table, chosen: Mapping[str, str]) -> pa.Table:

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import takewhile
 from urllib.parse import unquote
 
-from everclip.data.reading.formats.listing import ending_of
+from everclip.data.reading.formats.listing import ARCHIVES, ending_of
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS
 
 _MOST_FILES = 1_000_000
@@ -153,6 +153,9 @@ class NearFiles:
             return (
                 f"; {len(found)} files of this name are there, in other folders ({found[0]!r}, {found[1]!r})"
             )
+        packed = next((file for file in self._files if file.lower().endswith(ARCHIVES)), None)
+        if packed is not None:
+            return f"; {packed!r} is there, compressed: unpack it"
         if self._unnamed:
             return f"; {len(self._unnamed):,} pictures are there that no row names, as {self._unnamed[0]!r}"
         return ""

@@ -43,6 +43,22 @@ def _nothing(check: Check) -> Iterator[Finding]:
             remedy="A CLIP learns from differences: give captions, or more than one class (texts with equal tokens are "
             "one text to it).",
         )
+    elif check.captions.learned == 1:
+        yield Finding(
+            level="stop",
+            code="one-text-learned",
+            message=f"all {check.splits['train']:,} training rows have the same text",
+            remedy="Only rows marked as test or validation have others, so there is nothing to tell apart in training: "
+            "mark rows of more classes or captions for training (columns.split= to ignore the marks).",
+        )
+    elif check.captions.learned == 0:
+        yield Finding(
+            level="mend",
+            code="nothing-learned",
+            message="no row is marked for training",
+            remedy="Such data can be measured and not learned: mark rows as train, or say columns.split= to ignore the "
+            "marks.",
+        )
 
 
 def _test_leaks(check: Check) -> Iterator[Finding]:

@@ -65,6 +65,7 @@ class Captions(Frozen):
     Attributes:
         source: `captions`, or `class names` where there are no captions.
         distinct: texts that the model reads as different: those with equal tokens are one.
+        learned: of these, the ones of rows marked for training; `None` where no side is marked.
         written: texts that are written differently.
         same_text: examples of texts that are written differently and read the same.
         wordless: rows whose text the model reads as an empty one.
@@ -81,6 +82,7 @@ class Captions(Frozen):
     source: Literal["captions", "class names"]
     count: int
     distinct: int
+    learned: int | None = None
     written: int = 0
     same_text: tuple[tuple[str, ...], ...] = ()
     wordless: int = 0

@@ -101,7 +101,7 @@ def inspect(
         splits=counts_of(side for side in sides if side),
         languages=counts_of(v for v in table.column("language") if v) if table.has("language") else {},
         classes=classes_of(table, sides, first, model.tokenise),
-        captions=captions_of(table, model.name, model.context, model.lengths, model.tokenise),
+        captions=captions_of(table, sides, model.name, model.context, model.lengths, model.tokenise),
         time=time_counts(table.column("time")) if table.has("time") else None,
         sizes=_sizes(facts, first, model, names) if first else None,
         duplicates=_duplicated(found, names),

@@ -95,6 +95,7 @@ def _same(tokenise: Tokenise, name_of: dict[str, str]) -> tuple[tuple[str, ...],
 
 def captions_of(
     table: Table,
+    sides: Sequence[str | None],
     tokenizer: str,
     context: int,
     lengths: Callable[[Sequence[str]], list[int]],
@@ -104,6 +105,7 @@ def captions_of(
 
     Args:
         table: the data.
+        sides: of each row, as they are marked.
         tokenizer: how messages call it.
         context: how many tokens it reads.
         lengths: texts to their number of tokens, nothing cut.
@@ -111,7 +113,8 @@ def captions_of(
     """
     given = table.column("caption") if table.has("caption") else []
     source: Literal["captions", "class names"] = "captions" if any(given) else "class names"
-    texts = [str(t) for t in text_column(table) if t]
+    held = [(str(t), side) for t, side in zip(text_column(table), sides, strict=True) if t]
+    texts = [text for text, _ in held]
     if not texts:
         return None
     written = list(dict.fromkeys(texts))
@@ -136,6 +139,7 @@ def captions_of(
         source=source,
         count=len(texts),
         distinct=len(spellings),
+        learned=len({read[t] for t, side in held if side == "train"}) if any(sides) else None,
         written=len(written),
         same_text=tuple(several[:_SHOWN]),
         wordless=rows[empty],

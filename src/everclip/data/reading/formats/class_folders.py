@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from everclip.data.reading.formats.foreign import foreign_note, is_foreign_file, is_foreign_folder, some
-from everclip.data.reading.formats.listing import Listing, ending_of, others_note
+from everclip.data.reading.formats.listing import Listing, ending_of, listed, others_note
 from everclip.data.reading.formats.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw
 from everclip.data.reading.formats.sides import SWITCH, split_of
 from everclip.data.reading.quarantine import Entry
@@ -141,6 +141,21 @@ def _leads_up(link: Path, real: str) -> bool:
     return Path(os.path.realpath(link.parent)).is_relative_to(real)
 
 
+def _without_ending(listing: Listing) -> str:
+    """Return a sentence about pictures whose names have no ending, if a folder begins with one."""
+    for name in listing.folders[:5]:
+        for file in listed(listing.path / name).files[:5]:
+            with open(listing.path / name / file, "rb") as held:
+                start = held.read(8)
+            if "." not in file and start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n")):
+                kind = "jpg" if start[0] == 0xFF else "png"
+                return (
+                    f" {name}/{file} is a picture without an ending: give such files one (.{kind}), or name them in a "
+                    "table with the columns `image` and `label`."
+                )
+    return ""
+
+
 def read_class_folders(listing: Listing) -> Raw:
     """Read a folder whose folders are classes.
 
@@ -157,6 +172,7 @@ def read_class_folders(listing: Listing) -> Raw:
     if not found.files and not found.broken:
         raise DataError(
             f"{listing.path}: none of its {len(listing.folders)} folders holds a picture ({', '.join(IMAGE_ENDINGS)})."
+            + _without_ending(listing)
             + "".join(f" {note}." for note in others_note(listing, []))
         )
     parts = [tuple(file.split(os.sep)) for file in found.files]
