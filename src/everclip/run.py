@@ -19,6 +19,7 @@ from everclip.contracts import Task
 from everclip.distributed import any_up
 from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
 from everclip.evaluation.assemble import column_info, flat_metrics
+from everclip.evaluation.measurements import Measurements
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results, Row
@@ -277,7 +278,7 @@ class Run(Watcher):
         self.outlook.end_row()
         self.progress.finish()
         columns = [column_info(s) for s in self.scenario.eval_sets]
-        metrics = flat_metrics([Row(**row) for row in self.place.rows], columns, self._headline)
+        metrics = flat_metrics(Measurements([Row(**row) for row in self.place.rows], columns, self._headline))
         self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.place.step)
 
     def _encoded(self, done: int, total: int) -> None:

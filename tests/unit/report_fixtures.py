@@ -14,9 +14,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from everclip.evaluation import matrix as matrix_metrics
 from everclip.evaluation.results import Answer, Column, Event, Example, Matrix, Results, Row, Score, TaskInfo
 from everclip.evaluation.statistics import bootstrap_mean, wilson
+from matrices import summary
 
 TASKS = ("2016", "2017", "2018", "2019", "2020-22")
 ITEMS = {"known": 600, "2016": 72, "2017": 69, "2018": 62, "2019": 75, "2020-22": 110, "subgroups": 600}
@@ -193,7 +193,7 @@ def derived(rows: list[Row]) -> dict[str, float | None]:
     table = [[cell(row, c) for c in groups["task"]] for row in rows]
     suite = [[cell(row, c) for c in groups["retention"]] for row in rows]
     after = suite[-1] if len(rows) > 1 else None
-    found = matrix_metrics.summary(table[1:], table[0], suite[0], after)
+    found = summary(table[1:], table[0], suite[0], after)
     for name in ("known", "retention"):
         first, last = cell(rows[0], groups[name][0]), cell(rows[-1], groups[name][0])  # type: ignore[index]
         moved = len(rows) > 1 and first is not None and last is not None

@@ -14,13 +14,13 @@ from everclip.errors import ConfigError
 from everclip.evaluation.assemble import (
     add_answers,
     build_matrix,
-    check_headline,
     column_info,
     flat_metrics,
     headline_value,
-    metric_of,
     task_info,
 )
+from everclip.evaluation.headline import check_headline, metric_of
+from everclip.evaluation.measurements import Measurements
 from everclip.evaluation.results import Answer, Column, Example, Row, Score
 
 ACCURACY = {"protocol": "all", "metric": "accuracy"}
@@ -53,7 +53,7 @@ ROWS = (
 
 
 def test_every_group_is_the_mean_of_its_own_columns_before_and_last() -> None:
-    found = flat_metrics(ROWS, COLUMNS, ACCURACY)
+    found = flat_metrics(Measurements(ROWS, COLUMNS, ACCURACY))
     expected = {
         "known_before": 0.60,
         "known_last": 0.425,
@@ -83,18 +83,18 @@ def test_a_column_without_a_value_makes_its_group_undefined_and_no_other() -> No
         ROWS[1],
         row(2, {"a": 0.7, "b": 0.9, "old": None, "older": 0.5, "kept": 0.4, "kept too": 0.2}, 1),
     )
-    found = flat_metrics(rows, COLUMNS, ACCURACY)
+    found = flat_metrics(Measurements(rows, COLUMNS, ACCURACY))
     assert (found["known_before"], found["known_last"], found["known_change"]) == (
         pytest.approx(0.6),
         None,
         None,
     )
     assert found["retention_change"] == pytest.approx(-0.2)
-    assert flat_metrics((), COLUMNS, ACCURACY) == {}
+    assert flat_metrics(Measurements((), COLUMNS, ACCURACY)) == {}
 
 
 def test_a_row_of_all_tasks_at_once_has_learned_all() -> None:
-    found = flat_metrics((ROWS[0], row(1, {"a": 0.5, "b": 0.7}, None)), COLUMNS[:2], ACCURACY)
+    found = flat_metrics(Measurements((ROWS[0], row(1, {"a": 0.5, "b": 0.7}, None)), COLUMNS[:2], ACCURACY))
     assert found["stage_last"] == pytest.approx((10 * 0.5 + 30 * 0.7) / 40)
 
 

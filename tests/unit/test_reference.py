@@ -38,8 +38,7 @@ def test_measured_and_validation_pictures_are_no_reference_data(stream: Callable
     assert found
     assert not found & looked_at
     assert any(note.startswith("reference.images: ") for note in scenario.notes)
-    assert "reference images" in scenario.part_fingerprints
-    assert "reference texts" not in scenario.part_fingerprints
+    assert not scenario.reference.texts
 
 
 def test_reference_pictures_that_are_all_measured_are_refused(
@@ -135,13 +134,13 @@ def test_the_configuration_takes_reference_data_from_the_command_line(micro_fold
     assert config.scenario["reference"] == {"texts": {"source": "a.txt"}}
 
 
-def test_other_texts_are_another_stream(stream: Callable[..., Any], tmp_path: Path) -> None:
-    prints = []
+def test_reference_texts_are_those_of_the_file(stream: Callable[..., Any], tmp_path: Path) -> None:
+    found = []
     for text in ("a red thing", "a blue thing"):
         (tmp_path / "texts.txt").write_text(text, encoding="utf-8")
         config = stream(f"scenario.reference.texts.source={tmp_path / 'texts.txt'}")
-        prints.append(load_scenario(config.scenario).part_fingerprints["reference texts"])
-    assert prints[0] != prints[1]
+        found.append(load_scenario(config.scenario).reference.texts)
+    assert [list(texts) for texts in found] == [["a red thing"], ["a blue thing"]]
 
 
 def test_a_preset_may_list_tasks_that_a_stream_lacks(micro_config: Callable[..., Any]) -> None:

@@ -15,17 +15,29 @@ import report_fixtures as synthetic
 from PIL import Image
 
 from everclip.errors import DataError
+from everclip.evaluation.cells import Cells
+from everclip.evaluation.measurements import TOGETHER, Measurements
 from everclip.evaluation.results import Column, Event, Example, Score
 from everclip.evaluation.statistics import Interval, wilson
+from everclip.metrics import get, metrics
 from everclip.report import old_and_new, sections, sentences, write_report
 from everclip.report.canvas import plain
-from everclip.report.definitions import METRICS, why_undefined
+from everclip.report.comparison import quantities
 from everclip.report.formats import number, points, seconds, span
-from everclip.report.intervals import difference_interval, mean_interval, stratified_bootstrap
+from everclip.report.intervals import difference_interval, stratified_bootstrap
 from everclip.report.pictures import inline_picture
-from everclip.report.quantities import Estimate, change_since_start, estimate, metric, terms
+from everclip.report.quantities import (
+    Estimate,
+    change_since_start,
+    estimate,
+    metric_of_quantity,
+    quantity,
+    terms,
+)
 from everclip.report.runs import Run
+from everclip.report.sensitivity import interval_of_cells, read_cells
 from everclip.report.sentences import headline
+from everclip.report.undefined import why_undefined
 
 FIGURES = ("matrix", "curves", "forgetting", "retention", "representation", "cost")
 
@@ -62,7 +74,7 @@ def test_page_has_the_promised_parts_in_order(finished: Path) -> None:
         "Score matrix",
         "Every set over time",
         "Forgetting per task",
-        "What was known before",
+        ">What was known before</h2>",
         "The embedding space",
         "Cost",
         "Derived metrics",
@@ -258,17 +270,56 @@ def test_outcomes_that_do_not_belong_to_the_score_are_not_used(tmp_path: Path) -
     assert "independent" in change.how
 
 
-def test_metric_of_the_result_wins(tmp_path: Path) -> None:
+def test_a_report_shows_the_numbers_of_the_result_to_the_last_bit(tmp_path: Path) -> None:
     found, _ = synthetic.results("finetune")
-    folder = synthetic.write_run(tmp_path, "finetune", metrics={**found.metrics, "average": 0.5})
-    value = metric(Run(folder), "average")
-    assert value is not None
-    assert (value.value, value.low) == (0.5, None)
+    run = Run(synthetic.write_run(tmp_path, "finetune"))
+    measured = Measurements.of(found).values("task", "known", "retention", *TOGETHER)
+    for key in quantities():
+        value = quantity(run, key, draws=10)
+        assert value is not None
+        assert value.value == measured[metric_of_quantity(key).name]
+
+
+def test_what_a_metric_reads_is_found_by_trying() -> None:
+    cells = Cells.of([0.1, 0.2, 0.3], [[0.5, 0.3, 0.2], [0.4, 0.6, 0.3], [0.3, 0.6, 0.7]])
+
+    def read(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return read_cells(get(name, "stream"), cells)
+
+    assert read("new_last") == ((3,), (0, 1, 2))
+    assert read("new_change") == ((0, 3), (0, 1, 2))
+    assert read("forgetting") == ((1, 2, 3), (0, 1))
+    assert read("transfer") == ((1, 2, 3), (1, 2))
+    assert read("forward_transfer") == ((0, 1, 2, 3), (1, 2))
+
+
+def test_without_outcomes_forgetting_joins_the_best_row_and_the_last() -> None:
+    # Column 0 falls from its best (row 1) to the last row; column 1 stays where it is, its best being the first of two.
+    cells = Cells.of([0.1, 0.1, 0.1], [[0.5, 0.3, 0.2], [0.4, 0.6, 0.3], [0.3, 0.6, 0.7]])
+    low, high = cells.scores - 0.05, cells.scores + 0.02
+    found = interval_of_cells(get("forgetting", "stream"), cells, low, high)
+    parts = [
+        difference_interval(best, Interval(best - 0.05, best + 0.02), now, Interval(now - 0.05, now + 0.02))
+        for best, now in ((0.5, 0.3), (0.6, 0.6))
+    ]
+    wanted = [
+        ((0.2 - parts[0].low) ** 2 + (0.0 - parts[1].low) ** 2) ** 0.5 / 2,
+        ((parts[0].high - 0.2) ** 2 + (parts[1].high - 0.0) ** 2) ** 0.5 / 2,
+    ]
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((0.1 - wanted[0], 0.1 + wanted[1]))
+    tied = Cells.of([0.1, 0.1], [[0.5, 0.2], [0.5, 0.6]])
+    ends = tied.scores - 0.1, tied.scores + 0.1
+    once = interval_of_cells(get("forgetting", "stream"), tied, *ends)
+    assert once is not None
+    assert (once.low, once.high) == pytest.approx((-0.1 * 2**0.5, 0.1 * 2**0.5))
+    low[1, 0] = np.nan
+    assert interval_of_cells(get("forgetting", "stream"), cells, low, high) is None
 
 
 def test_every_undefined_metric_has_a_reason() -> None:
     found, _ = synthetic.results(rows=1)
-    for name in METRICS:
+    for name in metrics("stream"):
         assert why_undefined(name, found)
     assert why_undefined("from_elsewhere", found)
 
@@ -284,7 +335,9 @@ def test_stratified_bootstrap_of_one_block_is_near_wilson() -> None:
 
 def test_intervals_of_sums_and_differences() -> None:
     one = Interval(0.4, 0.6)
-    four = mean_interval([0.5] * 4, [one] * 4)
+    ends = np.full((1, 4), 0.4), np.full((1, 4), 0.6)
+    four = interval_of_cells(get("new_before", "stream"), Cells.of([0.5] * 4, []), *ends)
+    assert four is not None
     assert (four.low, four.high) == pytest.approx((0.45, 0.55))
     gap = difference_interval(0.5, one, 0.5, one)
     assert (gap.low, gap.high) == pytest.approx((-0.1 * 2**0.5, 0.1 * 2**0.5))

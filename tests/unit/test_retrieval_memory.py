@@ -22,7 +22,7 @@ texts = images.repeat_interleave(5, 0) + 3 * torch.randn(25000, 64, generator=ge
 torch.ones(64, 64).double() @ torch.ones(64, 64).double()  # libraries are loaded before the measurement
 before = peak()
 to_image = retrieval.Positives.from_lists([[text // 5] for text in range(25000)])
-hit = retrieval.hit_at_k(retrieval.positive_ranks(texts, images, to_image), 10)
+hit = float(retrieval.hits_at_k(retrieval.positive_ranks(texts, images, to_image), 10).double().mean())
 to_text = retrieval.Positives.from_lists([list(range(5 * image, 5 * image + 5)) for image in range(500)])
 retrieval.positive_ranks(images[:500], texts, to_text)
 retrieval.top_k(texts[:5000], images, 10)

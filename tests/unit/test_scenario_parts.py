@@ -322,21 +322,6 @@ def test_rows_without_a_class_are_not_classified(tmp_path: Path) -> None:
 # -- what is remembered ---------------------------------------------------------------------------------------
 
 
-def test_every_part_has_a_fingerprint_that_follows_its_rows(tmp_path: Path) -> None:
-    data = write(tmp_path / "d.parquet", 120, 0, **CLASSES, era=[1, 2, 3])
-    whole = document("domains", data, column="era", retention=[retention("r", where={"era": 1})])
-    before = load_scenario(whole).part_fingerprints
-    assert set(before) == {
-        f"{part} {name}{end}" for part in ("task", "set") for name in "123" for end in ("", " (validation)")
-        if part == "task" or not end
-    } | {"set r", "set r (validation)"}  # fmt: skip
-    captions = ["new" if era == 3 else "old" for era in (1, 2, 3)]
-    write(data, 120, 0, **CLASSES, era=[1, 2, 3], extra=captions)
-    after = load_scenario(whole).part_fingerprints
-    assert set(after) == set(before)
-    assert after != before
-
-
 def test_what_was_set_aside_is_kept(tmp_path: Path) -> None:
     data = write(tmp_path / "d.parquet", 60, 0, caption=["x", "y"])
     scenario = load_scenario(document("single", data))

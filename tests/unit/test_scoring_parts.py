@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import SCORES, RowScorer, RowScores, _scored
 from everclip.evaluation.statistics import bootstrap_mean, wilson
+from everclip.metrics import get
 
 SET: Any = SimpleNamespace(name="set")
 PROTOCOL: Any = SimpleNamespace(name="all")
@@ -22,34 +25,54 @@ def scorer(**examples: list[int]) -> RowScorer:
     return found
 
 
+def measured(values: torch.Tensor, interval: Any) -> tuple[Score, RowScores]:
+    """Return the score of a metric with these values per item, and the row it was measured in."""
+    entry = replace(get("accuracy"), name="m", function=lambda answered: values, interval=interval)
+    row = RowScores(scores={"set": {}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everclip.evaluation.scoring.cut", lambda kind, top_k: [(entry, {})])
+        scorer()._measure(row, SET, PROTOCOL, "classification", None)  # type: ignore[arg-type]
+    return row.scores["set"]["all"]["m"], row
+
+
 def test_a_share_has_wilsons_interval_and_its_outcomes_are_kept() -> None:
-    result, hits = RowScores(), torch.tensor([True, False, True, True])
-    found = scorer()._share(result, SET, PROTOCOL, "accuracy", hits)
+    hits = torch.tensor([True, False, True, True])
+    found, row = measured(hits, "wilson")
     interval = wilson(3, 4, 0.9)
     assert (found.value, found.low, found.high, found.n) == (0.75, interval.low, interval.high, 4)
-    assert result.outcomes.keys() == {"set/all/accuracy"}
-    kept = result.outcomes["set/all/accuracy"]
+    assert row.outcomes.keys() == {"set/all/m"}
+    kept = row.outcomes["set/all/m"]
     assert (kept.dtype, kept.tolist()) == (torch.float32, [1.0, 0.0, 1.0, 1.0])
-    empty = scorer()._share(result, SET, PROTOCOL, "top5", hits[:0])
+    empty, row = measured(hits[:0], "wilson")
     assert (empty.value, empty.low, empty.high) == (None, None, None)
-    assert len(result.outcomes["set/all/top5"]) == 0
+    assert len(row.outcomes["set/all/m"]) == 0
 
 
 @pytest.mark.parametrize(
     "values", [[0.5, 1.0, 0.0, 0.25], [0.0, 0.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.0, 1.0]]
 )
 def test_a_mean_is_resampled_unless_all_values_are_none_or_all(values: list[float]) -> None:
-    result, given = RowScores(), torch.tensor(values)
-    found = scorer()._mean(result, SET, PROTOCOL, "mean_r1", given)
+    given = torch.tensor(values)
+    found, row = measured(given, "bootstrap")
     certain = set(values) in ({0.0}, {1.0})
     interval = (
         wilson(int(sum(values)), len(values), 0.9) if certain else bootstrap_mean(values, 11, confidence=0.9)
     )
     assert (found.low, found.high) == (interval.low, interval.high)
     assert (found.value, found.n) == (pytest.approx(sum(values) / len(values)), len(values))
-    assert result.outcomes["set/all/mean_r1"].tolist() == values
-    empty = scorer()._mean(result, SET, PROTOCOL, "mean_r5", given[:0])
+    assert row.outcomes["set/all/m"].tolist() == values
+    empty, _ = measured(given[:0], "bootstrap")
     assert (empty.value, empty.low, empty.high) == (None, None, None)
+
+
+def test_a_metric_without_an_interval_says_how_many_items_are_behind_it() -> None:
+    entry = replace(get("ece"), function=lambda answered, **_: (0.25, 7))
+    row = RowScores(scores={"set": {}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everclip.evaluation.scoring.cut", lambda kind, top_k: [(entry, {})])
+        scorer()._measure(row, SET, PROTOCOL, "classification", None)  # type: ignore[arg-type]
+    assert row.scores["set"]["all"]["ece"] == Score(value=0.25, n=7)
+    assert row.outcomes == {}
 
 
 def test_answers_are_the_three_best_and_the_first_of_equals() -> None:

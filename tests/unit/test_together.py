@@ -6,8 +6,21 @@ from typing import Any
 
 import pytest
 
-from everclip.evaluation.results import Column, Row, Score
-from everclip.evaluation.together import Together, build_together, pooled, together, together_metrics
+from everclip.evaluation.assemble import build_together as build
+from everclip.evaluation.cells import Cells, metric_value
+from everclip.evaluation.measurements import TOGETHER, Measurements
+from everclip.evaluation.results import Column, Matrix, Row, Score
+from everclip.evaluation.together import Together, together
+from everclip.metrics import get
+
+
+def build_together(rows: Any, columns: Any, protocols: Any, headline: Any) -> Matrix | None:
+    return build(Measurements(rows, columns, headline, protocols))
+
+
+def together_metrics(rows: Any, columns: Any, protocols: Any, headline: Any) -> dict[str, float | None]:
+    return Measurements(rows, columns, headline, protocols).values(*TOGETHER)
+
 
 HEADLINE = {"protocol": "own", "metric": "accuracy"}
 
@@ -149,8 +162,11 @@ def test_why_sets_are_not_scored_together_is_said() -> None:
 
 
 def test_a_score_over_sets_counts_every_item_once_and_needs_all_of_them() -> None:
-    one, two = Score(value=0.5, n=2), Score(value=1.0, n=6)
-    assert pooled([one, two]) == pytest.approx(7 / 8)
-    assert pooled([one]) == 0.5
-    for given in ([], [None], [one, None], [one, Score(value=None, n=3)], [Score(value=0.5, n=0)]):
-        assert pooled(given) is None
+    def pooled(*given: tuple[float | None, int]) -> float | None:
+        cells = Cells.of([v for v, _ in given], [], [[n for _, n in given]], [[True for _ in given]])
+        return metric_value(get("everything_last", "stream"), cells)
+
+    assert pooled((0.5, 2), (1.0, 6)) == pytest.approx(7 / 8)
+    assert pooled((0.5, 2)) == 0.5
+    for missing in ((), ((None, 0),), ((0.5, 2), (None, 0)), ((0.5, 2), (None, 3)), ((0.5, 0),)):
+        assert pooled(*missing) is None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from everclip.evaluation.assemble import AUTO
 from everclip.evaluation.results import Results
+from everclip.metrics import AUTO
 
 
 def percent(value: float | None) -> str:

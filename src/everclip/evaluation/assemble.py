@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everclip.contracts import EvalSet, Task
-from everclip.errors import ConfigError, did_you_mean
-from everclip.evaluation.matrix import average_incremental, stage_scores, summary
+from everclip.evaluation.cells import metric_value
+from everclip.evaluation.headline import metric_of
+from everclip.evaluation.measurements import TOGETHER, Measurements
 from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
-
-AUTO = "auto"
-"""The headline metric that is each column's own, for streams whose tasks are of several kinds."""
-
-CLASSIFICATION = ("accuracy", "top5", "mean_class_accuracy", "ece")
+from everclip.metrics import get
 
 
 def column_info(s: EvalSet) -> Column:
@@ -48,38 +45,10 @@ def headline_value(row: Row, column: Column, headline: Mapping[str, str]) -> flo
     return None if score is None else score.value
 
 
-def metric_of(column: Column, headline: Mapping[str, str]) -> str:
-    """Return the metric that stands for a column: the headline's where its kind has it, else its kind's own."""
-    own = "accuracy" if column.kind == "classification" else "mean_r1"
-    if headline["metric"] == AUTO:
-        return own
-    return headline["metric"] if (headline["metric"] in CLASSIFICATION) == (own == "accuracy") else own
-
-
 def _shown_metric(columns: Sequence[Column], headline: Mapping[str, str]) -> str:
     """Return the metric that all task columns show, or `auto` where each shows its own."""
     shown = {metric_of(column, headline) for column in columns if column.group == "task"}
     return shown.pop() if len(shown) == 1 else headline["metric"]
-
-
-def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -> None:
-    """Check before a run starts that the task sets will have the headline's metric.
-
-    Raises:
-        ConfigError: if they will not; lists what they will have.
-    """
-    ways = ("mean", "text_to_image", "image_to_text")
-    recalls = tuple(f"{way}_r{k}" for way in ways for k in top_k)
-    more = tuple(f"{way}_{name}" for way in ways[1:] for name in ("map", "median_rank"))
-    measured = {"classification": CLASSIFICATION, "retrieval": (*recalls, *more), "pairs": ()}
-    own = {"classification": "accuracy", "retrieval": "mean_r1"}
-    for s in (s for s in sets if s.group == "task"):
-        wanted = own.get(s.kind, metric) if metric == AUTO else metric
-        if wanted not in measured[s.kind]:
-            raise ConfigError(
-                f"scenario.headline.metric: {wanted!r} is not measured on {s.name!r} ({s.kind}, "
-                f"evaluation.top_k={list(top_k)}).{did_you_mean(wanted, measured[s.kind])}"
-            )
 
 
 def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> Matrix:
@@ -93,53 +62,28 @@ def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mappi
     )
 
 
-def flat_metrics(
-    rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]
-) -> dict[str, float | None]:
-    """Return every derived number under a flat name; undefined is null.
-
-    The matrix metrics are over the task columns; `known_*`, `retention_*` and `new_*` are means over the columns of
-    a group at row 0 (`before`) and at the last row (`last`), and their difference (`change`).
-    """
-    if not rows:
-        return {}
-
-    def values(row: Row, group: str) -> list[float | None]:
-        return [headline_value(row, c, headline) for c in columns if c.group == group]
-
-    learned = [values(row, "task") for row in rows[1:]]
-    suites = (values(rows[0], "retention"), values(rows[-1], "retention"))
-    flat = summary(learned, values(rows[0], "task"), suites[0] or None, suites[1] or None)
-    stages = _stages(rows[1:], columns, learned)
-    flat["stage_average"] = average_incremental(stages) if stages else None
-    flat["stage_last"] = stages[-1] if stages else None
-    flat["worst_retention_drop"] = flat.pop("worst_set_drop")
-    for name, group in (("known", "known"), ("retention", "retention"), ("new", "task")):
-        before, last = _mean(values(rows[0], group)), _mean(values(rows[-1], group))
-        flat[f"{name}_before"], flat[f"{name}_last"] = before, last
-        flat[f"{name}_change"] = None if before is None or last is None else last - before
-    return flat
+def build_together(measured: Measurements) -> Matrix | None:
+    """Return old, new and everything at every row; `None` where they are not scored together."""
+    how = measured.together
+    if isinstance(how, str):
+        return None
+    cells = {name: measured.cells(name) for name in TOGETHER}
+    ends = [get(name, "stream") for name in ("everything_old_last", "everything_new_last", "everything_last")]
+    return Matrix(
+        protocol=how.protocol,
+        metric=how.metric,
+        rows=[row.label for row in measured.rows],
+        columns=list(TOGETHER),
+        values=[
+            [metric_value(end, cells[end.sets].upto(row)) for end in ends]
+            for row in range(len(measured.rows))
+        ],
+    )
 
 
-def _stages(
-    rows: Sequence[Row], columns: Sequence[Column], learned: Sequence[Sequence[float | None]]
-) -> list[float | None]:
-    """Return the score over all samples of what was learned, per row; a row of all tasks at once has learned all."""
-    tasks = [column.task for column in columns if column.group == "task"]
-    samples = [column.samples for column in columns if column.group == "task"]
-    if not tasks:
-        return []
-    known: set[int] = set()
-    seen = []
-    for row in rows:
-        known |= {task for task in tasks if task is not None} if row.task is None else {row.task}
-        seen.append([j for j, task in enumerate(tasks) if task is None or task in known])
-    return stage_scores(learned, seen, samples)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    given = [value for value in values if value is not None]
-    return sum(given) / len(given) if given and len(given) == len(values) else None
+def flat_metrics(measured: Measurements) -> dict[str, float | None]:
+    """Return every metric of the headline's sets at the last row under a flat name; undefined is null."""
+    return measured.values("task", "known", "retention") if measured.rows else {}
 
 
 def add_answers(

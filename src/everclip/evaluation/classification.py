@@ -5,10 +5,51 @@ Everything is per item, so an evaluation set may be fed in chunks of any size. A
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An evaluation set with classes as it was answered: what its metrics are computed from.
+
+    Attributes:
+        scores: `(N, A)`, one column per distinct answer.
+        labels: `(N,)` int64, the right column of each item.
+        truth: `(N,)` int64, the right class of each item; several classes may share an answer.
+        classes: how many classes there are.
+        scale: what scores are multiplied by before a softmax.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    truth: Tensor
+    classes: int
+    scale: float
+
+    @cached_property
+    def best(self) -> Tensor:
+        """`(N,)` the best answer of each item."""
+        return classify(self.scores)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """`(N,)` bool: whether it is right."""
+        return self.best == self.labels
+
+    @cached_property
+    def per_class(self) -> list[float | None]:
+        """The accuracy of each class; `None` for a class without items."""
+        return per_class_accuracy(torch.where(self.right, self.truth, -1), self.truth, self.classes)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """`(N, A)` rows that sum to 1."""
+        return torch.softmax(self.scale * self.scores.double(), dim=1)
 
 
 def classify(scores: Tensor) -> Tensor:
@@ -26,16 +67,6 @@ def classify(scores: Tensor) -> Tensor:
     """
     _check_scores(scores)
     return scores.argmax(dim=1)
-
-
-def accuracy(predictions: Tensor, labels: Tensor) -> float | None:
-    """Fraction of equal entries of two `(N,)` tensors; `None` for N = 0.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    _check_labels(predictions, labels)
-    return float((predictions == labels).double().mean()) if len(labels) else None
 
 
 def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -79,12 +110,6 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> lis
     counts = torch.bincount(labels, minlength=classes).tolist()
     right = torch.bincount(labels[predictions == labels], minlength=classes).tolist()
     return [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
-
-
-def mean_per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> float | None:
-    """Mean of `per_class_accuracy` over the classes that have items; `None` if there are none."""
-    known = [value for value in per_class_accuracy(predictions, labels, classes) if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float | None:

@@ -12,14 +12,38 @@ where `sample` is given.
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from everclip.metrics import metrics
+
 _BLOCK = 1024  # rows of a cosine matrix held at once
 _CONSTANT = 1e-28  # variance of cosines that are equal but for rounding in float64
 _FLAT = 1e-20  # mean squared distance from the centre below which unit rows are the same row, rounded
+
+
+@dataclass(frozen=True)
+class Space:
+    """The embeddings `(N, D)` of one side now, and of the same items at row 0 where they are known.
+
+    `sample` and `seed` choose the rows of metrics over pairs of items: see `probe_rows`.
+    """
+
+    now: Tensor
+    before: Tensor | None
+    sample: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """The embeddings `(N, D)` of pictures and texts; row i of both belongs together."""
+
+    images: Tensor
+    texts: Tensor
 
 
 def modality_gap(images: Tensor, texts: Tensor) -> float | None:
@@ -198,9 +222,8 @@ def measure(
         seed: of that subsample.
 
     Returns:
-        `modality_gap`, `alignment`; for `image_` and `text_`: `uniformity`, `effective_rank`,
-        `participation_ratio`, and against `before`: `rotation_deg`, `self_angle_change_deg` (means), `cka`,
-        `cka_unbiased`, `rsa_pearson`, `rsa_spearman`; `rows` and `pairwise_rows`.
+        Every registered metric of both spaces, and of each space under `image_` and `text_`; `rows` and
+        `pairwise_rows`.
 
     Raises:
         ValueError: rows do not match, or a feature is not finite.
@@ -208,32 +231,13 @@ def measure(
     values: dict[str, float | None] = {
         "rows": float(len(images)),
         "pairwise_rows": float(len(probe_rows(len(images), sample, seed))),
-        "modality_gap": modality_gap(images, texts),
-        "alignment": alignment(images, texts),
     }
+    spaces = Spaces(images, texts)
+    values |= {name: entry.function(spaces) for name, entry in metrics("spaces").items()}
     for index, (side, now) in enumerate((("image", images), ("text", texts))):
-        values[f"{side}_uniformity"] = uniformity(now, sample=sample, seed=seed)
-        values[f"{side}_effective_rank"] = effective_rank(now)
-        values[f"{side}_participation_ratio"] = participation_ratio(now)
-        changes = _against(None if before is None else before[index], now, sample, seed)
-        values |= {f"{side}_{name}": value for name, value in changes.items()}
+        space = Space(now, None if before is None else before[index], sample, seed)
+        values |= {f"{side}_{name}": entry.function(space) for name, entry in metrics("space").items()}
     return values
-
-
-def _against(before: Tensor | None, now: Tensor, sample: int | None, seed: int) -> dict[str, float | None]:
-    names = ("rotation_deg", "self_angle_change_deg", "cka", "cka_unbiased", "rsa_pearson", "rsa_spearman")
-    if before is None:
-        return dict.fromkeys(names)
-    angles = rotation_angles(before, now)
-    values = (
-        None if angles is None else float(angles.mean()),
-        mean_self_angle_change(before, now, sample, seed),
-        linear_cka(before, now),
-        unbiased_cka(before, now),
-        rsa_pearson(before, now, sample, seed),
-        rsa_spearman(before, now, sample, seed),
-    )
-    return dict(zip(names, values, strict=True))
 
 
 def _undefined(metric: str, reason: str) -> None:

@@ -6,9 +6,9 @@ features as given (unit rows make them cosines), summed in float64 and rounded t
 vectors get equal scores whatever the block they fall in, and results depend on neither block size nor TF32
 settings.
 
-Metrics are fractions in [0, 1]; ranks are 1-based; what has no queries is `None`. `hit_at_k` is the "R@k" of
-CLIP papers (a positive among the top k), `recall_at_k` the fraction of the positives found; with five
-captions per image they differ. A `k` above the size of the gallery means the whole gallery.
+Metrics are fractions in [0, 1]; ranks are 1-based; what has no queries is `None`. `hits_at_k` is the "R@k" of CLIP
+papers: a positive among the top k. (The fraction of the positives found differs with five captions per image.) A `k`
+above the size of the gallery means the whole gallery.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -214,21 +214,6 @@ def hits_at_k(ranks: Ranks, k: int) -> Tensor:
     return best_ranks(ranks) <= _positive(k)
 
 
-def hit_at_k(ranks: Ranks, k: int) -> float | None:
-    """The "R@k" of CLIP papers: fraction of queries with at least one positive among the top k."""
-    return _mean(hits_at_k(ranks, k))
-
-
-def recalls_at_k(ranks: Ranks, k: int) -> Tensor:
-    """`(K,)` float64: fraction of the positives of each query among the top k."""
-    return _per_query(ranks, (ranks.ranks <= _positive(k)).double())
-
-
-def recall_at_k(ranks: Ranks, k: int) -> float | None:
-    """True recall `|top-k and P| / |P|`, mean over queries."""
-    return _mean(recalls_at_k(ranks, k))
-
-
 def average_precision(ranks: Ranks) -> Tensor:
     """`(K,)` float64: `AP(q) = sum over positives of precision at their rank / |P|`."""
     counts = ranks.offsets.diff()
@@ -245,86 +230,6 @@ def mean_average_precision(ranks: Ranks) -> float | None:
 def median_rank(ranks: Ranks) -> float | None:
     """Median of the best ranks, 1-based; the mean of the middle two for an even number of queries."""
     return float(np.median(best_ranks(ranks).numpy())) if len(ranks.queries) else None
-
-
-def mean_rank(ranks: Ranks) -> float | None:
-    """Mean of the best ranks, 1-based."""
-    return _mean(best_ranks(ranks))
-
-
-def rank_churn(old: Tensor, new: Tensor) -> float | None:
-    """Mean Jaccard similarity of the old and the new top-k sets, both `(Q, k)` indices; 1 = nothing moved.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if old.shape != new.shape or old.ndim != 2:
-        raise ValueError(f"expected (Q, k) twice, got {tuple(old.shape)} and {tuple(new.shape)}")
-    if not old.numel():
-        return None
-    rows = max(1, BLOCK_ELEMENTS // old.shape[1] ** 2)
-    blocks = [slice(at, at + rows) for at in range(0, len(old), rows)]
-    common = torch.cat([(old[b][:, :, None] == new[b][:, None, :]).sum(dim=(1, 2)) for b in blocks])
-    return _mean(common / (2 * old.shape[1] - common))
-
-
-def evaluate_pairs(
-    images: Tensor,
-    texts: Tensor,
-    owner: Tensor,
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    folds: int = 1,
-    empty: Literal["error", "exclude"] = "error",
-    block_elements: int = BLOCK_ELEMENTS,
-) -> dict[str, float | None]:
-    """Image-text retrieval in both directions, the way CLIP papers report it.
-
-    Args:
-        images: `(N, D)` features.
-        texts: `(M, D)` features.
-        owner: `(M,)` int64, the image that each text belongs to.
-        ks: cut-offs.
-        folds: number of contiguous folds of the images (COCO "5-fold 1K": 5); metrics are averaged over them.
-        empty: what to do with an image that has no text.
-        block_elements: scores held at once.
-
-    Returns:
-        For `i2t` (image query) and `t2i`: `<d>_hit_at_<k>`, `<d>_recall_at_<k>`, `<d>_median_rank`,
-        `<d>_mean_rank`, `<d>_map`; and `r_sum`, the sum of all hit rates, `r_mean`, their mean.
-
-    Raises:
-        ValueError: an owner outside `0..N-1`, `folds` outside `1..N`, or what `positive_ranks` refuses.
-    """
-    if owner.shape != texts.shape[:1] or bool(((owner < 0) | (owner >= len(images))).any()):
-        raise ValueError(f"owner must be (M,) indices of the {len(images)} images")
-    if not 1 <= folds <= len(images):
-        raise ValueError(f"{folds} folds of {len(images)} images")
-    owner = owner.cpu()
-    results: list[dict[str, float | None]] = []
-    for fold in torch.arange(len(images)).tensor_split(folds):
-        low, high = int(fold[0]), int(fold[-1]) + 1
-        mine = ((owner >= low) & (owner < high)).nonzero()[:, 0]
-        belongs = (owner[mine] - low).tolist()
-        sides = (images[low:high], texts[mine.to(texts.device)])
-        to_text = Positives.from_keys(range(high - low), belongs)
-        to_image = Positives.from_lists([[image] for image in belongs])
-        i2t = positive_ranks(*sides, to_text, empty=empty, block_elements=block_elements)
-        t2i = positive_ranks(*sides[::-1], to_image, block_elements=block_elements)
-        results.append(_both_directions(i2t, t2i, ks))
-    return {name: _average([result[name] for result in results]) for name in results[0]}
-
-
-def _both_directions(i2t: Ranks, t2i: Ranks, ks: Sequence[int]) -> dict[str, float | None]:
-    values: dict[str, float | None] = {}
-    for name, ranks in (("i2t", i2t), ("t2i", t2i)):
-        values |= {f"{name}_hit_at_{k}": hit_at_k(ranks, k) for k in ks}
-        values |= {f"{name}_recall_at_{k}": recall_at_k(ranks, k) for k in ks}
-        values[f"{name}_median_rank"] = median_rank(ranks)
-        values[f"{name}_mean_rank"] = mean_rank(ranks)
-        values[f"{name}_map"] = mean_average_precision(ranks)
-    mean = _average([value for name, value in values.items() if "_hit_at_" in name])
-    return values | {"r_sum": None if mean is None else mean * 2 * len(ks), "r_mean": mean}
 
 
 _LOW = 0xFFFFFFFF
@@ -388,8 +293,3 @@ def _positive(k: int) -> int:
 
 def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if len(values) else None
-
-
-def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -20,6 +20,7 @@ from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.evaluation.statistics import bootstrap_mean, wilson
 from everclip.features.encoding import Reduce
 from everclip.interfaces import MeasuredScenario, Predictor
+from everclip.metrics import Kind, cut
 
 Outcomes = dict[str, torch.Tensor]
 """`column/protocol/metric` -> `(N,)` float32 per item: what paired comparisons resample."""
@@ -142,29 +143,18 @@ class RowScorer:
         else:
             names = [entry.name for entry in space.entries]
             own = Answers(cosines, labels, names, torch.arange(len(names)))
-        best = classification.classify(own.scores)
-        right = best == own.labels
-        hits = {"accuracy": right, "top5": classification.top_k_hits(own.scores, own.labels, 5)}
-        scores = {name: self._share(result, s, protocol, name, values) for name, values in hits.items()}
-        found = torch.where(right, labels, -1)
-        per_class = classification.per_class_accuracy(found, labels, len(space.entries))
-        given = [value for value in per_class if value is not None]
-        scores["mean_class_accuracy"] = Score(value=sum(given) / len(given) if given else None, n=len(given))
-        probabilities = torch.softmax(
-            float(method.backbone.logit_scale.detach()) * own.scores.double(), dim=1
-        )
-        ece = classification.expected_calibration_error(probabilities, own.labels)
-        scores["ece"] = Score(value=ece, n=len(labels))
-        result.scores[s.name][protocol.name] = scores
+        scale = float(method.backbone.logit_scale.detach())
+        asked = classification.Asked(own.scores, own.labels, labels, len(space.entries), scale)
+        self._measure(result, s, protocol, "classification", asked)
         if protocol.name == self._shown:
             result.per_class[s.name] = {
-                e.key: v for e, v in zip(space.entries, per_class, strict=True) if v is not None
+                e.key: v for e, v in zip(space.entries, asked.per_class, strict=True) if v is not None
             }
-            answers = torch.where(right, labels, own.classes[best.cpu()])
+            answers = torch.where(asked.right, labels, own.classes[asked.best.cpu()])
             result.confusions[s.name] = count_confusions(protocol.name, answers, labels, space.entries)
             if bool((own.scores.abs() <= 1.01).all()):
                 result.ambiguous[s.name] = int(classification.ambiguous(own.scores).sum())
-            self._answer(result, s, own.scores, own.names, right)
+            self._answer(result, s, own.scores, own.names, asked.right)
 
     def _keys_of(self, method: Predictor) -> TextKeys:
         """Return what the method's tokenizer reads of texts, remembered from row to row."""
@@ -196,19 +186,7 @@ class RowScorer:
             torch.cat([texts[p.name]["embedding"] for p in pool]),
             self._keys_of(method) if protocol.same_texts == "one" else None,
         )
-        directions = (("text_to_image", ranked.text_to_image), ("image_to_text", ranked.image_to_text))
-        scores: dict[str, Score] = {}
-        for k in self._config.top_k:
-            hits = {name: retrieval.hits_at_k(ranks, k) for name, ranks in directions}
-            for name, values in hits.items():
-                scores[f"{name}_r{k}"] = self._share(result, s, protocol, f"{name}_r{k}", values)
-            both = pools.both_ways(ranked, hits["text_to_image"], hits["image_to_text"])
-            scores[f"mean_r{k}"] = self._mean(result, s, protocol, f"mean_r{k}", both)
-        for name, ranks in directions:
-            n = len(ranks.queries)
-            scores[f"{name}_median_rank"] = Score(value=retrieval.median_rank(ranks), n=n)
-            scores[f"{name}_map"] = Score(value=retrieval.mean_average_precision(ranks), n=n)
-        result.scores[s.name][protocol.name] = scores
+        self._measure(result, s, protocol, "retrieval", ranked)
         if protocol.name == self._shown:
             self._retrieval_answers(result, s, own[0], ranked)
 
@@ -239,6 +217,26 @@ class RowScorer:
 
     # -- shared -----------------------------------------------------------------------------------------------
 
+    def _measure(
+        self,
+        result: RowScores,
+        s: EvalSet,
+        protocol: EvalProtocol,
+        kind: Kind,
+        answered: classification.Asked | pools.Ranked,
+    ) -> None:
+        """Compute every metric of a kind of set, and keep the outcomes per item of those that are means of them."""
+        scores = result.scores[s.name][protocol.name] = {}
+        for entry, arguments in cut(kind, self._config.top_k):
+            found = entry.function(answered, **arguments)
+            if entry.interval == "none":
+                value, n = found
+                scores[entry.name] = Score(value=value, n=n)
+                continue
+            result.outcomes[f"{s.name}/{protocol.name}/{entry.name}"] = found.float()
+            score = self._share if entry.interval == "wilson" else self._mean
+            scores[entry.name] = score(found) if len(found) else Score(value=None)
+
     @property
     def _shown(self) -> str:
         """The protocol whose details (examples, per-class values) are shown: the headline's."""
@@ -246,22 +244,12 @@ class RowScorer:
         headline = self._scenario.shown_protocol
         return headline if headline in names else names[0]
 
-    def _share(
-        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, metric: str, hits: torch.Tensor
-    ) -> Score:
-        result.outcomes[f"{s.name}/{protocol.name}/{metric}"] = hits.float()
+    def _share(self, hits: torch.Tensor) -> Score:
         right, n = int(hits.sum()), len(hits)
-        if n == 0:
-            return Score(value=None)
         interval = wilson(right, n, self._config.confidence)
         return Score(value=right / n, low=interval.low, high=interval.high, n=n)
 
-    def _mean(
-        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, metric: str, values: torch.Tensor
-    ) -> Score:
-        result.outcomes[f"{s.name}/{protocol.name}/{metric}"] = values.float()
-        if not len(values):
-            return Score(value=None)
+    def _mean(self, values: torch.Tensor) -> Score:
         if bool((values == 0).all()) or bool((values == 1).all()):
             # Resampling equal values would claim certainty: a 0 of 75 does not exclude 5 %.
             interval = wilson(int(values.sum()), len(values), self._config.confidence)

@@ -7,15 +7,13 @@ answers of all of them, every picture counting once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from everclip.evaluation.assemble import metric_of
-from everclip.evaluation.results import Column, Matrix, Row, Score
-
-PARTS = ("old", "new", "everything")
+from everclip.evaluation.headline import metric_of
+from everclip.evaluation.results import Column
+from everclip.metrics import find
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,8 @@ def together(
     if chosen is None:
         return "no protocol has the answers of all sets (one with `space: all`)"
     metric = metric_of(new[0], headline)
-    if not whole and not _is_mean_over_items(metric):
+    entry = find(metric)
+    if not whole and not (entry is not None and entry.pooled):
         return f"{metric} of several sets is not the {metric} of all their pictures"
     return Together(
         str(chosen["name"]), metric, old, new, whole or (*old, *new), chosen.get("space") == "seen"
@@ -80,70 +79,3 @@ def _protocol(protocols: Sequence[Mapping[str, Any]], shown: str) -> Mapping[str
         if found:
             return next((p for p in found if p.get("name") == shown), found[0])
     return None
-
-
-def _is_mean_over_items(metric: str) -> bool:
-    return metric in ("accuracy", "top5") or re.search(r"_r\d+$", metric) is not None
-
-
-def pooled(scores: Sequence[Score | None]) -> float | None:
-    """Return the score over all items of several sets, each item counting once; `None` if a set has none."""
-    given = [(s.value, s.n) for s in scores if s is not None and s.value is not None]
-    total = sum(n for _, n in given)
-    if not given or len(given) < len(scores) or not total:
-        return None
-    return sum(value * n for value, n in given) / total
-
-
-def build_together(
-    rows: Sequence[Row],
-    columns: Sequence[Column],
-    protocols: Sequence[Mapping[str, Any]],
-    headline: Mapping[str, str],
-) -> Matrix | None:
-    """Return old, new and everything at every row; `None` where they are not scored together."""
-    found = together(columns, protocols, headline)
-    if isinstance(found, str):
-        return None
-    values, learned = [], set[int]()
-    for row in rows:
-        # A row of no task after row 0 is that of a method that learns everything at once.
-        tasks = {c.task for c in found.new} if row.task is None and row.index else {row.task}
-        learned |= {task for task in tasks if task is not None}
-        values.append([_value(row, found.columns(part, learned), found) for part in PARTS])
-    return Matrix(
-        protocol=found.protocol,
-        metric=found.metric,
-        rows=[row.label for row in rows],
-        columns=list(PARTS),
-        values=values,
-    )
-
-
-def _value(row: Row, columns: Sequence[Column], found: Together) -> float | None:
-    return pooled([row.scores.get(c.name, {}).get(found.protocol, {}).get(found.metric) for c in columns])
-
-
-def together_metrics(
-    rows: Sequence[Row],
-    columns: Sequence[Column],
-    protocols: Sequence[Mapping[str, Any]],
-    headline: Mapping[str, str],
-) -> dict[str, float | None]:
-    """Return old, new and everything at row 0 and at the last row, and the change, under flat names.
-
-    Where the answers become more with every task, row 0 is of another kind and is left null.
-    """
-    how = together(columns, protocols, headline)
-    matrix = build_together(rows, columns, protocols, headline)
-    grows = isinstance(how, Together) and how.grows
-    names = {"old": "everything_old", "new": "everything_new", "everything": "everything"}
-    found: dict[str, float | None] = {}
-    for place, part in enumerate(PARTS):
-        first = last = None
-        if matrix is not None and matrix.values:
-            last = matrix.values[-1][place]
-            first = None if grows else matrix.values[0][place]
-        found[f"{names[part]}_before"], found[f"{names[part]}_last"] = first, last
-        found[f"{names[part]}_change"] = None if first is None or last is None else last - first
-    return found

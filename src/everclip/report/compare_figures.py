@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from everclip.report.canvas import MARKERS, MUTED, TEXT, Picture, blank, dress, finish, plain, series
-from everclip.report.comparison import LABELS, MEANINGS, Comparison, Method, Value
+from everclip.report.comparison import Comparison, Method, Value, heading, meaning
 from everclip.report.formats import percent, plain_percent
 
 SETTLED = ("everything", "new", "known", "retention", "average")
@@ -76,13 +76,13 @@ def curves(comparison: Comparison) -> list[tuple[str, Picture]]:
         axes.set_ylim(bottom=0)
         axes.set_xticks(range(len(comparison.tasks) + 1))
         axes.set_xlabel("tasks learned")
-        axes.set_title(f"{LABELS[key]}, percent", fontsize=10.5, loc="left", color=TEXT)
+        axes.set_title(f"{heading(key)}, percent", fontsize=10.5, loc="left", color=TEXT)
         _legend(figure, 2)
         said = "; ".join(
             f"{m.label}: {', '.join(plain_percent(p.value.value) for p in m.curves[key])}" for _, m in methods
         )
         found.append(
-            (key, finish(figure, f"curve-{key}", f"{LABELS[key]} in percent over the tasks. {said}."))
+            (key, finish(figure, f"curve-{key}", f"{heading(key)} in percent over the tasks. {said}."))
         )
     return found
 
@@ -127,8 +127,8 @@ def bars(comparison: Comparison) -> Picture:
         axes.set_yticks(
             range(len(methods)), [plain(m.label) for m in methods] if place == 0 else [""] * len(methods)
         )
-        axes.set_title(LABELS[key], fontsize=10.5, loc="left", color=TEXT)
-    said = "; ".join(f"{MEANINGS[key]}: {_listed(methods, key)}" for key in shown)
+        axes.set_title(heading(key), fontsize=10.5, loc="left", color=TEXT)
+    said = "; ".join(f"{meaning(key)}: {_listed(methods, key)}" for key in shown)
     return finish(figure, "bars", f"Final scores in percent. {said}.")
 
 

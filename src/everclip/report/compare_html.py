@@ -9,7 +9,7 @@ from typing import Any
 from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import compare_figures
 from everclip.report.comparing import compare
-from everclip.report.comparison import LABELS, MEANINGS, Comparison, describe
+from everclip.report.comparison import Comparison, describe, heading, meaning
 from everclip.report.formats import percent
 from everclip.report.html import render
 from everclip.report.tables import cell_text, describe_difference, methods_of_intervals
@@ -55,7 +55,7 @@ def _context(found: Comparison) -> dict[str, Any]:
         "title": f"{len(found.methods)} methods on {found.benchmark}",
         "comparison": found,
         "level": percent(found.confidence, 0),
-        "heads": [(LABELS[key], MEANINGS[key]) for key in found.shown],
+        "heads": [(heading(key), meaning(key)) for key in found.shown],
         "table": _main(found),
         "differences": _differences(found),
         "columns": [

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import DataError, did_you_mean
+from everclip.evaluation.metrics.cost import seconds
 from everclip.evaluation.results import Results
 from everclip.evaluation.statistics import Interval, seed_spread
-from everclip.report import cost
 from everclip.report.comparison import (
-    LABELS,
-    QUANTITIES,
-    STAGED,
     Comparison,
     Difference,
     Member,
@@ -24,28 +21,28 @@ from everclip.report.comparison import (
     Over,
     Point,
     candidates,
-    result_name,
+    heading,
+    quantities,
 )
-from everclip.report.definitions import why_undefined
 from everclip.report.intervals import DRAWS, difference_interval
 from everclip.report.labels import labels_of, settings_of
 from everclip.report.leaders import Changed, leaders
 from everclip.report.mixing import refuse_mixture, warnings_about
 from everclip.report.quantities import (
     PAIRED,
-    STAGES,
     Change,
     Estimate,
-    Key,
     difference,
     mean_difference,
-    metric,
+    metric_of_quantity,
+    quantity,
     terms,
 )
 from everclip.report.runs import Run
 from everclip.report.teams import Team, at_row, before_training, value_of
+from everclip.report.undefined import why_undefined
 
-CURVES: tuple[Key, ...] = ("everything", "known", "new", "retention")
+CURVES = ("everything", "known", "new", "retention")
 
 
 def compare(
@@ -82,7 +79,7 @@ def compare(
     methods = [_method(team, draws) for team in teams]
     change = partial(_change, draws=draws, over=over)
     found = runs[0].results
-    before, alike = before_training(teams, list(dict.fromkeys((*QUANTITIES, *STAGED))))
+    before, alike = before_training(teams, quantities())
     notes += alike
     keys = candidates([method.values for method in methods], runs[0])
     undefined = _undefined(keys, methods, found)
@@ -110,10 +107,10 @@ def compare(
     )
 
 
-def _undefined(keys: Sequence[Key], methods: Sequence[Method], found: Results) -> dict[str, str]:
+def _undefined(keys: Sequence[str], methods: Sequence[Method], found: Results) -> dict[str, str]:
     """Return what no method has a value of, and why: it gets no column."""
     lacking = [key for key in keys if all(method.values[key] is None for method in methods)]
-    return {key: why_undefined(result_name(key), found) for key in lacking}
+    return {key: why_undefined(metric_of_quantity(key).name, found) for key in lacking}
 
 
 def _read(folders: Sequence[Path | str]) -> list[Run]:
@@ -156,7 +153,6 @@ def _baseline(teams: Sequence[Team], label: str | None) -> Team:
 
 def _method(team: Team, draws: int) -> Method:
     first = team.runs[0]
-    keys = dict.fromkeys((*QUANTITIES, *STAGED))
     members = [
         Member(
             folder=str(run.folder),
@@ -170,7 +166,7 @@ def _method(team: Team, draws: int) -> Method:
         label=team.label,
         name=first.name,
         members=members,
-        values={key: value_of(team, partial(metric, key=key, draws=draws)) for key in keys},
+        values={key: value_of(team, partial(quantity, key=key, draws=draws)) for key in quantities()},
         columns={
             column.name: value_of(team, partial(_of_column, name=column.name)) for column in _columns(first)
         },
@@ -180,7 +176,7 @@ def _method(team: Team, draws: int) -> Method:
 
 
 def _seconds(run: Run) -> Estimate | None:
-    spent = cost.total_seconds(run.results.cost)
+    spent = seconds(run.results.cost)
     return None if spent is None else Estimate(value=spent)
 
 
@@ -192,7 +188,7 @@ def _of_column(run: Run, name: str) -> Estimate | None:
     return Estimate(value=score.value, low=score.low, high=score.high, how="of the set itself")
 
 
-def _curve(team: Team, key: Key) -> list[Point]:
+def _curve(team: Team, key: str) -> list[Point]:
     rows = min(run.last for run in team.runs) + 1
     points: list[Point] = []
     for row in range(rows):
@@ -202,27 +198,27 @@ def _curve(team: Team, key: Key) -> list[Point]:
     return points
 
 
-def _difference(key: Key, team: Team, other: Team, changed: Changed) -> Difference:
+def _difference(key: str, team: Team, other: Team, changed: Changed) -> Difference:
     change = changed(key, team, other)
     why = "" if change is not None else _why_not(key, team, other)
     return Difference(quantity=key, method=team.label, baseline=other.label, change=change, why_not=why)
 
 
-def _why_not(key: Key, team: Team, other: Team) -> str:
+def _why_not(key: str, team: Team, other: Team) -> str:
     """Say why there is no difference; what both lack for one reason is no method's own."""
-    name = result_name(key)
-    lacking = [t for t in (team, other) if any(metric(run, key, 1) is None for run in t.runs)]
+    name = metric_of_quantity(key).name
+    lacking = [t for t in (team, other) if any(quantity(run, key, 1) is None for run in t.runs)]
     whys = [why_undefined(name, t.runs[0].results) for t in lacking]
     if not lacking:
         return "not comparable"
     return whys[0] if whys == whys[:1] * 2 else f"{lacking[0].label}: {whys[0]}"
 
 
-def _change(key: Key, team: Team, other: Team, *, draws: int, over: Over) -> Change | None:
-    if len(team.runs) == len(other.runs) == 1 and key not in STAGES:
+def _change(key: str, team: Team, other: Team, *, draws: int, over: Over) -> Change | None:
+    if len(team.runs) == len(other.runs) == 1:
         mine, theirs = team.runs[0], other.runs[0]
         return difference(mine, terms(mine, key), theirs, terms(theirs, key), draws)
-    if over == "items" and key not in STAGES:
+    if over == "items":
         found = mean_difference(team.runs, other.runs, key, draws)
         if found is not None:
             return found
@@ -249,9 +245,11 @@ def _change(key: Key, team: Team, other: Team, *, draws: int, over: Over) -> Cha
     return _unpaired(key, team, other, draws)
 
 
-def _by_seed(key: Key, team: Team) -> dict[int, float] | None:
-    found = {run.results.seed: value.value for run in team.runs if (value := metric(run, key, 1)) is not None}
-    return found if all(metric(run, key, 1) is not None for run in team.runs) else None
+def _by_seed(key: str, team: Team) -> dict[int, float] | None:
+    found = {
+        run.results.seed: value.value for run in team.runs if (value := quantity(run, key, 1)) is not None
+    }
+    return found if all(quantity(run, key, 1) is not None for run in team.runs) else None
 
 
 def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) -> list[str]:
@@ -261,7 +259,7 @@ def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) ->
     for found in differences:
         of_several = {found.method, found.baseline} & several
         if found.change is not None and of_several and not found.change.how.startswith(PAIRED):
-            fallen.setdefault(LABELS[found.quantity], []).append(found.method)
+            fallen.setdefault(heading(found.quantity), []).append(found.method)
     return [
         f"Intervals over items were asked for; of {name} they are over seeds ({', '.join(methods)}): its items are not "
         "in the results of all of these runs, or it is no mean over items."
@@ -269,8 +267,8 @@ def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) ->
     ]
 
 
-def _unpaired(key: Key, team: Team, other: Team, draws: int) -> Change | None:
-    a, b = (value_of(t, lambda run: metric(run, key, draws)) for t in (team, other))
+def _unpaired(key: str, team: Team, other: Team, draws: int) -> Change | None:
+    a, b = (value_of(t, lambda run: quantity(run, key, draws)) for t in (team, other))
     if a is None or b is None:
         return None
     if a.low is None or a.high is None or b.low is None or b.high is None:

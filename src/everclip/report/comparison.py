@@ -7,50 +7,36 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from everclip.metrics import get, metrics
 from everclip.report.formats import NOT_DEFINED, listed, number, plain_percent, span
-from everclip.report.quantities import MATRIX, STAGES, Change, Estimate, Key
+from everclip.report.quantities import Change, Estimate, metric_of_quantity
 from everclip.report.runs import Run
 
 Over = Literal["seeds", "items"]
 """What an interval of a difference is over, where a method has several seeds."""
 
-TRADE: tuple[Key, ...] = ("new", "known", "everything")
-"""What decides: what was gained, what was kept, and both together."""
-
-AMONG_ALL: tuple[Key, ...] = ("everything_new", "everything_old")
+AMONG_ALL = ("everything_new", "everything_old")
 """The parts of everything, where the headline has other answers on offer than everything has."""
 
-QUANTITIES: tuple[Key, ...] = (*TRADE, *AMONG_ALL, "retention", "transfer", "average", "forgetting")
-STAGED: tuple[Key, ...] = (*TRADE, *AMONG_ALL, "retention", "stage_last", "stage_average", "forgetting")
-"""What is shown where tasks are not scored before they are learned, so that Transfer and Average do not exist."""
+SECONDS = "seconds"
 
-LABELS = {
-    "known": "Known",
-    "new": "New",
-    "everything": "Everything",
-    "everything_new": "New, among all",
-    "everything_old": "Known, among all",
-    "retention": "Retention",
-    "transfer": "Transfer",
-    "average": "Average",
-    "forgetting": "Forgetting",
-    "stage_last": "Last, by pictures",
-    "stage_average": "Avg, by pictures",
-    "seconds": "Seconds",
-}
-MEANINGS = {
-    "known": "what was known before the stream, at the last row",
-    "new": "mean of all task sets at the last row (MTIL Last)",
-    "everything": "all test pictures, old and new, among the answers of all sets, at the last row",
-    "everything_new": "the part of everything that is new",
-    "everything_old": "the part of everything that was known before",
-    "retention": "mean of the sets never trained on, at the last row",
-    "transfer": "mean of tasks before they are learned, per task, then over tasks (MTIL Transfer)",
-    "average": "mean of all cells of the task matrix (MTIL Average)",
-    "forgetting": "mean fall of earlier tasks from their best earlier row (Chaudhry), lower is better",
-    "stage_last": "over all test pictures of what was learned, at the last row (CIL Last)",
-    "stage_average": "mean over the rows of the score over all test pictures of what was learned by then (CIL Avg)",
-}
+
+def quantities() -> tuple[str, ...]:
+    """Return all that a comparison may show, in order: what was gained, what was kept, both together, and details."""
+    shown = [entry for entry in metrics("stream").values() if entry.shown is not None]
+    return tuple(entry.quantity for entry in sorted(shown, key=lambda entry: entry.shown or 0))
+
+
+def heading(key: str) -> str:
+    """Return what a quantity is called at the head of a column."""
+    return get(key, "cost").label if key == SECONDS else metric_of_quantity(key).heading
+
+
+def meaning(key: str) -> str:
+    """Return what a quantity means, for a list: no capital, no full stop."""
+    entry = metric_of_quantity(key)
+    text = entry.meaning[:1].lower() + entry.meaning[1:].removesuffix(".")
+    return f"{text}; lower is better" if entry.higher_is_better is False else text
 
 
 class Part(BaseModel):
@@ -117,7 +103,7 @@ class Comparison(Part):
     baseline: str
     methods: list[Method]
     before: list[Method]
-    quantities: list[Key]
+    quantities: list[str]
     undefined: dict[str, str]
     differences: list[Difference]
     leaders: list[str]
@@ -125,7 +111,7 @@ class Comparison(Part):
     over: Over = "seeds"
 
     @property
-    def shown(self) -> tuple[Key, ...]:
+    def shown(self) -> tuple[str, ...]:
         """The quantities that its tables show: those of which a method has a value."""
         return tuple(key for key in self.quantities if key not in self.undefined)
 
@@ -134,34 +120,31 @@ class Comparison(Part):
         """A line that names what no method has a value of, and why; empty if nothing is left out."""
         whys: dict[str, list[str]] = {}
         for key, why in self.undefined.items():
-            whys.setdefault(why, []).append(LABELS[key])
+            whys.setdefault(why, []).append(heading(key))
         said = [f"{listed(names)} not defined: {why}" for why, names in whys.items()]
         return f"{'; '.join(said)}." if said else ""
 
 
-def result_name(key: Key) -> str:
-    """Return what a quantity is called in the metrics of a result."""
-    return key if key in (*MATRIX, *STAGES) else f"{key}_last"
-
-
-def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[Key, ...]:
+def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[str, ...]:
     """Return which quantities a comparison of these methods is about."""
 
     def has(key: str) -> bool:
         return any(found.get(key) is not None for found in values)
 
-    found = STAGED if has("stage_average") and not has("average") else QUANTITIES
+    # Where tasks are not scored before they are learned, stages stand for what needs these scores.
+    staged = has("stage_average") and not has("average")
+    left_out = ["average", "transfer"] if staged else ["stage_average", "stage_last"]
     how = run.together
     if isinstance(how, str) or how.protocol == run.results.headline["protocol"]:
-        found = tuple(key for key in found if key not in AMONG_ALL)
-    return found
+        left_out += AMONG_ALL
+    return tuple(key for key in quantities() if key not in left_out)
 
 
 def describe(value: Value | None, key: str) -> str:
     """Return a number of the main table as text: `46.2 (44.1–48.3)`, with `± sd` over seeds."""
     if value is None:
         return NOT_DEFINED
-    if key == "seconds":
+    if key == SECONDS:
         spread = f" ± {number(value.deviation)}" if value.deviation is not None else ""
         return f"{number(value.value)}{spread}"
     interval = span(value.low, value.high, 1)

@@ -5,33 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from everclip.evaluation.metrics.cost import is_number, stage_name
 from everclip.report import formats
 
-_TOTALS = ("total", "wall", "run")
 _UNITS = {"wh": "Wh", "kwh": "kWh", "joules": "J", "watts": "W", "percent": "%"}
-
-
-def stages(cost: Mapping[str, Any]) -> dict[str, float]:
-    """Return seconds by stage, longest first; empty where a result holds only a total."""
-    found: dict[str, float] = {}
-    for key, value in cost.items():
-        if key == "seconds" and isinstance(value, Mapping):
-            found |= {str(k): float(v) for k, v in value.items() if _number(v) and k not in _TOTALS}
-        elif _number(value) and _stage_name(key):
-            found[_stage_name(key)] = float(value)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def total_seconds(cost: Mapping[str, Any]) -> float | None:
-    """Return the seconds of the whole run: what it says itself, else the sum of its stages."""
-    given = cost.get("seconds")
-    if isinstance(given, Mapping):
-        given = next((given[key] for key in _TOTALS if _number(given.get(key))), None)
-    for value in (given, *(cost.get(key) for key in ("total_seconds", "seconds_total", "wall_seconds"))):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    parts = stages(cost)
-    return sum(parts.values()) if parts else None
 
 
 def facts(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -39,20 +16,8 @@ def facts(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
     flat = [
         (name, value) for name, value in _flatten(cost) if not name.startswith(("seconds", "total seconds"))
     ]
-    flat = [(name, value) for name, value in flat if not _stage_name(name.replace(" ", "_"))]
+    flat = [(name, value) for name, value in flat if not stage_name(name.replace(" ", "_"))]
     return [(_without_unit(name), _readable(name, value)) for name, value in flat]
-
-
-def _stage_name(key: str) -> str:
-    """`train_seconds` and `seconds_train` are the stage `train`; anything else is none."""
-    for name in (key.removesuffix("_seconds"), key.removeprefix("seconds_")):
-        if name != key:
-            return "" if name in _TOTALS else name.replace("_", " ")
-    return ""
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -66,7 +31,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 def _readable(name: str, value: Any) -> str:
     if value is None:
         return formats.NOT_DEFINED
-    if not _number(value):
+    if not is_number(value):
         return str(value)
     last = name.split()[-1] if name.split() else ""
     if last == "longest":  # of the checkpoints

@@ -10,8 +10,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from everclip.evaluation.metrics.cost import stages
 from everclip.evaluation.results import Column
-from everclip.report import canvas, cost
+from everclip.metrics import Metric, metrics
+from everclip.report import canvas
 from everclip.report.canvas import (
     GRID,
     GROUND,
@@ -27,7 +29,6 @@ from everclip.report.canvas import (
     plain,
     series,
 )
-from everclip.report.definitions import REPRESENTATION
 from everclip.report.formats import number, plain_percent, seconds
 from everclip.report.quantities import Change
 from everclip.report.runs import Run
@@ -173,10 +174,17 @@ def changes(name: str, entries: Sequence[tuple[str, Change]], label: str, alt: s
     return finish(figure, name, alt)
 
 
+def drawn_spaces() -> dict[str, Metric]:
+    """Return the metrics of the embedding space that a report draws, in order."""
+    found = {**metrics("spaces"), **metrics("space")}
+    shown = {name: entry for name, entry in found.items() if entry.shown is not None}
+    return dict(sorted(shown.items(), key=lambda item: item[1].shown or 0))
+
+
 def representation(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]:
     """Draw every measurement of the embedding space over the rows, pictures and texts side by side."""
     panels: list[tuple[str, Picture]] = []
-    shown = [(key, lines) for key in REPRESENTATION if (lines := _lines(run, key))]
+    shown = [(key, lines) for key in drawn_spaces() if (lines := _lines(run, key))]
     for key, lines in shown:
         figure = panel()
         _lines_panel(figure.add_subplot(), run, key, lines)
@@ -226,8 +234,9 @@ def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
     axes.set_xlabel("tasks learned", fontsize=8.5)
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    unit = " (°)" if REPRESENTATION[key].unit == "degrees" else ""
-    axes.set_title(REPRESENTATION[key].label + unit, fontsize=10.5, loc="left", color=TEXT)
+    entry = drawn_spaces()[key]
+    unit = " (°)" if entry.unit == "degrees" else ""
+    axes.set_title(entry.label + unit, fontsize=10.5, loc="left", color=TEXT)
     if any(lines):
         # Beside the title, where no line can run through it.
         axes.legend(
@@ -249,12 +258,12 @@ def _lines_alt(key: str, lines: Lines) -> str:
         f"{side or 'value'} {', '.join(number(value, 2) for _, value in points)}"
         for side, points in lines.items()
     ]
-    return f"{REPRESENTATION[key].label} over the rows: {'; '.join(said)}."
+    return f"{drawn_spaces()[key].label} over the rows: {'; '.join(said)}."
 
 
 def spent(run: Run) -> Picture | None:
     """Draw seconds by stage."""
-    parts = cost.stages(run.results.cost)
+    parts = stages(run.results.cost)
     if not parts:
         return None
     figure: Figure = blank(4.4, 0.5 + 0.34 * len(parts))

@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import classes, figures, old_and_new, routing, sections
 from everclip.report.canvas import Picture
-from everclip.report.definitions import REPRESENTATION
 from everclip.report.reproduce import command
 from everclip.report.runs import Run
 from everclip.report.sentences import headline, retention
@@ -106,7 +105,7 @@ def _numbers(run: Run) -> dict[str, Any]:
         "command": command(run),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
         "cost_facts": sections.costs(run),
-        "definitions": REPRESENTATION,
+        "definitions": figures.drawn_spaces(),
     }
 
 

@@ -1,9 +1,8 @@
 """Intervals of numbers that several evaluation sets make up together, with and without per-item outcomes.
 
 Complements `everclip.evaluation.statistics`, which treats one set of items: here a mean over sets weighs every
-set alike, so items are resampled inside their set (a stratified bootstrap). Where only intervals are known, they
-are combined by the method of variance estimates recovery: Newcombe (1998) for a difference of two proportions,
-Zou and Donner (2008) for sums.
+set alike, so items are resampled inside their set (a stratified bootstrap). Where only intervals are known, that of a
+difference of two is Newcombe's (1998); see `everclip.report.sensitivity` for those of a metric's cells.
 """
 
 from __future__ import annotations
@@ -61,19 +60,6 @@ def _resampled(block: Array, generator: np.random.Generator, draws: int) -> Arra
         times = generator.multinomial(n, counts / n, size=min(step, draws - start))
         means[start : start + step] = times @ cells / n
     return means
-
-
-def mean_interval(
-    values: Sequence[float], parts: Sequence[Interval], weights: Sequence[float] | None = None
-) -> Interval:
-    """Interval of the (weighted) mean of independent numbers from the interval of each (Zou and Donner 2008)."""
-    given = weights or [1.0] * len(values)
-    shares = [weight / sum(given) for weight in given]
-    cells = list(zip(shares, values, parts, strict=True))
-    below = math.sqrt(sum((share * (value - part.low)) ** 2 for share, value, part in cells))
-    above = math.sqrt(sum((share * (part.high - value)) ** 2 for share, value, part in cells))
-    mean = sum(share * value for share, value, _ in cells)
-    return Interval(mean - below, mean + above)
 
 
 def difference_interval(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from everclip.report.comparison import Method
-from everclip.report.quantities import Change, Key
+from everclip.report.quantities import Change
 from everclip.report.sentences import headline, points_of, share, whole_percent
 from everclip.report.teams import Team
 
-Changed = Callable[[Key, Team, Team], Change | None]
+Changed = Callable[[str, Team, Team], Change | None]
 
-THINGS: tuple[tuple[Key, str], ...] = (
+THINGS: tuple[tuple[str, str], ...] = (
     ("new", "what is new"),
     ("known", "what was known before"),
     ("everything", "everything, old and new together"),
@@ -38,7 +38,7 @@ def leaders(
 
 
 def _ahead(
-    key: Key,
+    key: str,
     thing: str,
     teams: Sequence[Team],
     methods: Sequence[Method],

@@ -6,23 +6,23 @@ from typing import Any
 
 from everclip.report import formats
 from everclip.report.canvas import MARKERS, TEXT, Picture, blank, dress, finish, series
-from everclip.report.quantities import Change, Estimate, Key, change_since_start, estimate, terms
+from everclip.report.quantities import Change, Estimate, change_since_start, estimate, terms
 from everclip.report.runs import Run
 
-PARTS: tuple[tuple[Key, str], ...] = (
+PARTS: tuple[tuple[str, str], ...] = (
     ("everything_old", "old"),
     ("everything_new", "new"),
     ("everything", "everything"),
 )
 
 
-def _parts(run: Run) -> tuple[tuple[Key, str], ...]:
+def _parts(run: Run) -> tuple[tuple[str, str], ...]:
     """Return what is shown: without a known set, new is all there is."""
     how = run.together
     return PARTS if not isinstance(how, str) and how.old else PARTS[-1:]
 
 
-def _values(run: Run, key: Key) -> list[Estimate | None]:
+def _values(run: Run, key: str) -> list[Estimate | None]:
     return [estimate(run, terms(run, key, row), draws=2000) for row in range(len(run.results.rows))]
 
 

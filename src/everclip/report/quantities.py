@@ -1,62 +1,43 @@
-"""The few numbers a run is judged by, each with its interval, and differences of them.
+"""The registered metrics of a stream as a report sees them: each with its interval, and differences of them.
 
-A quantity names cells of the score matrix by the *group* of their column (known, task, retention), never by the
-name of a set, so it means the same for every benchmark.
+A metric reads the cells of some sets; how it is computed from them is its own function (`everclip.metrics`), of scores
+as of the means of a bootstrap's draws. A quantity is a metric by the name that comparisons give it: `known` is
+`known_last`, at the last row or at any other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from everclip.evaluation.cells import Cells, compute, metric_value, unmet
+from everclip.evaluation.measurements import TOGETHER
 from everclip.evaluation.results import Column
 from everclip.evaluation.statistics import Interval, paired_bootstrap
+from everclip.metrics import Metric, find, get
 from everclip.report.intervals import (
     DRAWS,
     Array,
     difference_interval,
     enough_differ,
-    mean_interval,
     stratified_bootstrap,
 )
 from everclip.report.runs import Run
+from everclip.report.sensitivity import interval_of_cells, read_cells
 
-Key = Literal[
-    "known",
-    "new",
-    "taught",
-    "retention",
-    "everything",
-    "everything_old",
-    "everything_new",
-    "average",
-    "forgetting",
-    "transfer",
-    "stage_last",
-    "stage_average",
-]
-TOGETHER: dict[Key, str] = {
-    "everything": "everything",
-    "everything_old": "old",
-    "everything_new": "new",
-}
-"""What is scored among the answers of all sets, every item counting once: see `everclip.evaluation.together`."""
-
-STAGES = ("stage_last", "stage_average")
-"""What class-incremental tables hold: numbers of the result itself, whose intervals seeds alone give."""
-
-MATRIX = ("average", "forgetting", "transfer")
-"""What the whole score matrix makes up, one row per task."""
+TAUGHT = "taught"
+"""As `new`, over the tasks that were learned by the last row."""
 
 SEED = 0
 
 WILSON = "intervals of the sets, taken as independent (Wilson, Newcombe)"
 BOOTSTRAP = "bootstrap over items"
 PAIRED = "paired bootstrap over items"
+UNKNOWN = "no intervals are known"
 
 
 class Estimate(BaseModel):
@@ -82,80 +63,96 @@ class Change(Estimate):
         return self.paired and self.value == self.low == self.high == 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Terms:
-    """Which cells make up a quantity: every column at every row, as a mean or as forgetting.
+    """A metric of a run and the cells that it reads.
 
-    Of `transfer` the k-th column counts at the first k rows alone: before its task was learned (arXiv 2303.06628).
-    A mean weighs columns by `weights`, alike by default; `under` is a protocol in place of the headline's.
+    Attributes:
+        metric: the metric.
+        cells: of all its sets, at all rows up to that of the metric.
+        columns: those sets that it reads, at the places `places` of the cells.
+        rows: the rows that it reads.
+        protocol: under which these are scored.
     """
 
+    metric: Metric
+    cells: Cells
     columns: tuple[Column, ...]
+    places: tuple[int, ...]
     rows: tuple[int, ...]
-    kind: Literal["mean", "forgetting", "transfer"] = "mean"
-    weights: tuple[int, ...] | None = None
-    under: str | None = None
+    protocol: str
+
+    @property
+    def value(self) -> float | None:
+        """The metric itself."""
+        return metric_value(self.metric, self.cells)
+
+    @property
+    def is_one_cell(self) -> bool:
+        """Whether it is nothing but one score of the result."""
+        if not len(self.columns) == len(self.rows) == 1:
+            return False
+        value = self.value
+        # A mean over one set may be rounded.
+        return value is not None and math.isclose(value, self.cells.scores[self.rows[0], self.places[0]])
 
     def statistic(self, means: Sequence[Array]) -> Array:
-        """Return the quantity from the scores `(..., R)` of each column."""
-        if self.kind == "mean":
-            parts = [values.mean(axis=-1) for values in means]
-        elif self.kind == "transfer":
-            parts = [values[..., :k].mean(axis=-1) for k, values in enumerate(means, start=1)]
-        else:
-            parts = [values[..., :-1].max(axis=-1) - values[..., -1] for values in means]
-        return np.asarray(np.average(parts, axis=0, weights=self.weights), dtype=np.float64)
+        """Return the metric `(D,)` from the scores `(D, R)` of each column that it reads."""
+        shape = self.cells.scores.shape
+        found = np.empty(len(means[0]))
+        step = max(1, (1 << 20) // (shape[0] * shape[1]))
+        for start in range(0, len(found), step):
+            part = slice(start, start + step)
+            scores = np.full((len(found[part]), *shape), math.nan)
+            for place, drawn in zip(self.places, means, strict=True):
+                scores[:, self.rows, place] = drawn[part]
+            found[part] = compute(self.metric, self.cells.holding(scores))
+        return found
 
 
-def terms(run: Run, key: Key, row: int | None = None) -> Terms | None:
-    """Return the cells of a quantity at a row (the last one by default); `None` where it has none."""
+def metric_of_quantity(key: str) -> Metric:
+    """Return the metric of a quantity.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if key == TAUGHT:
+        return get("new_last", "stream")
+    return find(f"{key}_last", "stream") or get(key, "stream")
+
+
+def terms(run: Run, key: str, row: int | None = None) -> Terms | None:
+    """Return the cells of a quantity at a row (the last one by default); `None` where it is not defined."""
     row = run.last if row is None else row
-    if row < 0 or key in STAGES:
+    metric = metric_of_quantity(key)
+    if row < 0 or ("matrix" in metric.needs and row != run.last):
         return None
-    if key in MATRIX:
-        return _matrix_terms(run, key) if row == run.last else None
-    if key in TOGETHER:
-        return _together_terms(run, TOGETHER[key], row)
-    columns = run.columns("task" if key in ("new", "taught") else "known" if key == "known" else "retention")
-    if key == "taught":
-        learned = run.learned(run.last)
-        columns = [column for column in columns if column.task in learned]
-    return Terms(tuple(columns), (row,)) if columns else None
+    columns = run.measured.columns_of(metric.sets)
+    if key == TAUGHT:
+        columns = tuple(column for column in columns if column.task in run.learned(run.last))
+    return _terms(run, metric, columns, row)
 
 
-def _together_terms(run: Run, part: str, row: int) -> Terms | None:
-    how = run.together
-    if isinstance(how, str):
+def _terms(run: Run, metric: Metric, columns: tuple[Column, ...], row: int) -> Terms | None:
+    cells = run.cells(metric.sets, columns).upto(row)
+    if unmet(metric, cells) is not None:
         return None
-    columns = how.columns(part, run.learned(row))
-    if not columns:
+    rows, places = read_cells(metric, cells)
+    if not rows:
         return None
-    counts = [score.n if (score := run.score(row, c, how.protocol)) else 0 for c in columns]
-    return Terms(columns, (row,), weights=tuple(n or 1 for n in counts), under=how.protocol)
-
-
-def _matrix_terms(run: Run, key: str) -> Terms | None:
-    # The metric itself decides whether it is defined (square matrix, no cell missing); here only its cells.
-    if run.results.metrics.get(key) is None:
-        return None
-    columns, rows = run.columns("task"), tuple(range(1, len(run.results.rows)))
-    if len(columns) != len(rows):
-        return None
-    if key == "average":
-        return Terms(tuple(columns), rows)
-    if key == "transfer":
-        return Terms(tuple(columns[1:]), rows, "transfer")
-    return Terms(tuple(columns[:-1]), rows, "forgetting")
+    chosen = tuple(columns[place] for place in places)
+    return Terms(metric, cells, chosen, places, rows, run.measured.protocol(metric.sets))
 
 
 def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | None:
     """Return a quantity with its interval; `None` as soon as one of its cells is missing."""
-    scores = None if cells is None else _scores(run, cells)
-    if cells is None or scores is None:
+    value = None if cells is None else cells.value
+    if cells is None or value is None:
         return None
-    value = float(cells.statistic(scores))
-    if len(cells.columns) == len(cells.rows) == 1:
-        score = run.score(cells.rows[0], cells.columns[0], cells.under)
+    if cells.metric.interval == "none":
+        return Estimate(value=value)
+    if cells.is_one_cell:
+        score = run.score(cells.rows[0], cells.columns[0], cells.protocol)
         return Estimate(
             value=value, low=score and score.low, high=score and score.high, how="of the set itself"
         )
@@ -170,15 +167,9 @@ def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | No
     return Estimate(value=value, low=combined.low, high=combined.high, how=WILSON)
 
 
-def metric(run: Run, key: Key, draws: int = DRAWS) -> Estimate | None:
-    """Return a quantity at the last row; what the result itself holds wins over a recomputation."""
-    found = estimate(run, terms(run, key), draws)
-    if key not in (*MATRIX, *STAGES):
-        return found
-    value = run.results.metrics.get(key)
-    if value is None:
-        return None
-    return found if found is not None and abs(found.value - value) < 1e-6 else Estimate(value=value)
+def quantity(run: Run, key: str, draws: int = DRAWS) -> Estimate | None:
+    """Return a quantity at the last row."""
+    return estimate(run, terms(run, key), draws)
 
 
 def difference(
@@ -188,30 +179,34 @@ def difference(
 
     Falls back to the intervals of each, and says so in `how`.
     """
-    a, b = estimate(first, cells, 1), estimate(second, others, 1)
+    a, b = (None if found is None else found.value for found in (cells, others))
     if cells is None or others is None or a is None or b is None:
         return None
-    value = a.value - b.value
+    value = a - b
+    if cells.metric.interval == "none":
+        return Change(value=value, resolved=False, how=UNKNOWN)
     blocks, other = _blocks(first, cells), _blocks(second, others)
     if blocks is not None and other is not None and [len(x) for x in blocks] == [len(x) for x in other]:
         return _paired(cells, others, blocks, other, value, first.confidence, draws)
     mine, theirs = _combined(first, cells), _combined(second, others)
     if mine is None or theirs is None:
-        return Change(value=value, resolved=False, how="no intervals are known")
-    found = difference_interval(a.value, mine, b.value, theirs)
+        return Change(value=value, resolved=False, how=UNKNOWN)
+    found = difference_interval(a, mine, b, theirs)
     return Change(
         value=value, low=found.low, high=found.high, resolved=found.low > 0 or found.high < 0, how=WILSON
     )
 
 
 def mean_difference(
-    first: Sequence[Run], second: Sequence[Run], key: Key, draws: int = DRAWS
+    first: Sequence[Run], second: Sequence[Run], key: str, draws: int = DRAWS
 ) -> Change | None:
     """Return `first - second`, both means over seeds, with an interval over items: all seeds see those drawn.
 
     The seeds are taken as they are, so that the interval says what other pictures would change, not other seeds.
     `None` as soon as a run holds no outcomes, or theirs are not those of the same sets and items.
     """
+    if metric_of_quantity(key).interval == "none":
+        return None
     found = [_outcomes(run, terms(run, key)) for run in (*first, *second)]
     held = [entry for entry in found if entry is not None]
     if len(held) != len(found) or len({_sets(cells, blocks) for cells, blocks, _ in held}) != 1:
@@ -230,23 +225,21 @@ def mean_difference(
     interval = stratified_bootstrap(joined, statistic, SEED, draws, first[0].confidence)
     mine = [_over_seeds(held[: len(first)], place) for place in range(len(joined))]
     theirs = [_over_seeds(held[len(first) :], place) for place in range(len(joined))]
-    same_rows = all(a.shape == b.shape for a, b in zip(mine, theirs, strict=True))
-    resolved = interval.low > 0 or interval.high < 0
     counts = " and ".join(str(n) for n in dict.fromkeys((len(first), len(second))))
     return Change(
         value=sum(sign * value for sign, (*_, value) in zip(signs, held, strict=True)),
         low=interval.low,
         high=interval.high,
-        resolved=resolved and (not same_rows or enough_differ(mine, theirs, first[0].confidence)),
+        resolved=_resolved(interval, mine, theirs, first[0].confidence),
         paired=True,
         how=f"{PAIRED} ({draws:,} draws), means over {counts} seeds",
     )
 
 
 def _outcomes(run: Run, cells: Terms | None) -> tuple[Terms, list[Array], float] | None:
-    found = estimate(run, cells, 1)
+    value = None if cells is None else cells.value
     blocks = None if cells is None else _blocks(run, cells)
-    return None if cells is None or found is None or blocks is None else (cells, blocks, found.value)
+    return None if cells is None or value is None or blocks is None else (cells, blocks, value)
 
 
 def _sets(cells: Terms, blocks: Sequence[Array]) -> tuple[tuple[str, int], ...]:
@@ -261,6 +254,12 @@ def _over_seeds(held: Sequence[tuple[Terms, list[Array], float]], place: int) ->
     return np.asarray(np.mean(np.stack(blocks), axis=0), dtype=np.float64)
 
 
+def _resolved(interval: Interval, mine: Sequence[Array], theirs: Sequence[Array], level: float) -> bool:
+    same_rows = all(a.shape == b.shape for a, b in zip(mine, theirs, strict=True))
+    resolved = interval.low > 0 or interval.high < 0
+    return resolved and (not same_rows or enough_differ(mine, theirs, level))
+
+
 def _paired(
     cells: Terms,
     others: Terms,
@@ -271,8 +270,8 @@ def _paired(
     draws: int,
 ) -> Change:
     how = f"{PAIRED} ({draws:,} draws)"
-    if len(blocks) == 1 and cells.kind == "mean":
-        found = paired_bootstrap(blocks[0].mean(axis=1), other[0].mean(axis=1), SEED, draws, level)
+    if cells.is_one_cell and others.is_one_cell:
+        found = paired_bootstrap(blocks[0][:, 0], other[0][:, 0], SEED, draws, level)
         return Change(
             value=value, low=found.low, high=found.high, resolved=found.resolved, paired=True, how=how
         )
@@ -285,45 +284,38 @@ def _paired(
 
     joined = [np.concatenate(pair, axis=1) for pair in zip(blocks, other, strict=True)]
     interval = stratified_bootstrap(joined, statistic, SEED, draws, level)
-    same_rows = all(a.shape == b.shape for a, b in zip(blocks, other, strict=True))
-    resolved = interval.low > 0 or interval.high < 0
-    resolved = resolved and (not same_rows or enough_differ(blocks, other, level))
+    resolved = _resolved(interval, blocks, other, level)
     return Change(value=value, low=interval.low, high=interval.high, resolved=resolved, paired=True, how=how)
 
 
-def change_since_start(run: Run, key: Key, row: int | None = None, draws: int = DRAWS) -> Change | None:
+def change_since_start(run: Run, key: str, row: int | None = None, draws: int = DRAWS) -> Change | None:
     """Return how a quantity moved between row 0 and a row (the last one by default)."""
     row = run.last if row is None else row
     if row < 1:
         return None
     now, before = terms(run, key, row), terms(run, key, 0)
-    if key in TOGETHER and (now is None or before is None or now.columns != before.columns):
+    if is_together(key) and (now is None or before is None or now.columns != before.columns):
         return None  # other sets among fewer answers
     return difference(run, now, run, before, draws)
 
 
 def column_change(run: Run, column: Column, row: int, since: int, draws: int = DRAWS) -> Change | None:
     """Return how one set moved between two rows."""
-    return difference(run, Terms((column,), (row,)), run, Terms((column,), (since,)), draws)
+    level = get("new_last", "stream")
+    now, before = (_terms(run, level, (column,), place) for place in (row, since))
+    return difference(run, now, run, before, draws)
 
 
-def _scores(run: Run, cells: Terms) -> list[Array] | None:
-    columns: list[Array] = []
-    for column in cells.columns:
-        values = [
-            score.value if (score := run.score(row, column, cells.under)) else None for row in cells.rows
-        ]
-        if any(value is None for value in values):
-            return None
-        columns.append(np.array(values, dtype=np.float64))
-    return columns or None
+def is_together(key: str) -> bool:
+    """Whether a quantity is scored among the answers of all sets: see `everclip.evaluation.together`."""
+    return metric_of_quantity(key).sets in TOGETHER
 
 
 def _blocks(run: Run, cells: Terms) -> list[Array] | None:
     """Per column `(N, R)` outcomes of its items at the rows."""
     blocks: list[Array] = []
     for column in cells.columns:
-        rows = [run.outcomes(row, column, cells.under) for row in cells.rows]
+        rows = [run.outcomes(row, column, cells.protocol) for row in cells.rows]
         held = [values for values in rows if values is not None]
         if len(held) != len(rows) or len({len(values) for values in held}) != 1:
             return None
@@ -331,31 +323,12 @@ def _blocks(run: Run, cells: Terms) -> list[Array] | None:
     return blocks
 
 
-def _combined(run: Run, cells: Terms) -> Interval | None:
-    values: list[float] = []
-    parts: list[Interval] = []
-    for place, column in enumerate(cells.columns, start=1):
-        rows = cells.rows[:place] if cells.kind == "transfer" else cells.rows
-        row = [_known_interval(run, index, column, cells.under) for index in rows]
-        found = [entry for entry in row if entry is not None]
-        if len(found) != len(row):
-            return None
-        if cells.kind == "forgetting":
-            best, now = max(found[:-1], key=lambda entry: entry[0]), found[-1]
-            values.append(best[0] - now[0])
-            parts.append(difference_interval(*best, *now))
-        else:
-            # Rows of one set share its items; taking them as fully dependent errs on the wide side.
-            values.append(sum(value for value, _ in found) / len(found))
-            low, high = (sum(getattr(part, end) for _, part in found) / len(found) for end in ("low", "high"))
-            parts.append(Interval(low, high))
-    return mean_interval(values, parts, cells.weights)
-
-
-def _known_interval(
-    run: Run, row: int, column: Column, under: str | None = None
-) -> tuple[float, Interval] | None:
-    score = run.score(row, column, under)
-    if score is None or score.value is None or score.low is None or score.high is None:
-        return None
-    return score.value, Interval(score.low, score.high)
+def _combined(run: Run, terms: Terms) -> Interval | None:
+    """Combine the intervals of the cells; `None` as soon as one has none."""
+    low, high = (np.full(terms.cells.scores.shape, math.nan) for _ in range(2))
+    for column, place in zip(terms.columns, terms.places, strict=True):
+        for row in terms.rows:
+            score = run.score(row, column, terms.protocol)
+            if score is not None and score.low is not None and score.high is not None:
+                low[row, place], high[row, place] = score.low, score.high
+    return interval_of_cells(terms.metric, terms.cells, low, high)

@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everclip.errors import ConfigError, DataError
-from everclip.evaluation.assemble import metric_of
+from everclip.evaluation.cells import Cells
+from everclip.evaluation.headline import metric_of
+from everclip.evaluation.measurements import Measurements, learned_after
 from everclip.evaluation.results import Column, Results, Row, Score
-from everclip.evaluation.together import Together, together
+from everclip.evaluation.together import Together
+from everclip.metrics import Sets
 from everclip.registry import read_yaml
 
 Group = Literal["everything", "known", "task", "part", "retention"]
@@ -30,6 +33,7 @@ class Run:
         self.folder = Path(folder)
         self.results = Results.read(self.folder)
         self.config, self.config_problem = _read_config(self.folder)
+        self._cells: dict[tuple[Sets, tuple[str, ...]], Cells] = {}
         self._files: dict[int, dict[str, NDArray[np.float64]] | None] = {}
 
     @property
@@ -65,8 +69,9 @@ class Run:
 
     def columns(self, group: Group) -> list[Column]:
         """Return the evaluation sets of a group, tasks in the order of learning."""
-        found = [column for column in self.results.columns if column.group == group]
-        return sorted(found, key=lambda c: -1 if c.task is None else c.task) if group == "task" else found
+        if group == "task":
+            return list(self.measured.columns_of("task"))
+        return [column for column in self.results.columns if column.group == group]
 
     def learned_count(self, row: int) -> int:
         """Return how many tasks the model of a row has learned."""
@@ -74,21 +79,33 @@ class Run:
 
     def learned(self, row: int) -> set[int]:
         """Return the tasks that the model of a row has learned."""
-        done: set[int] = set()
-        for entry in self.results.rows[1 : row + 1]:
-            # A row without a task after row 0 is that of a method that learns everything at once.
-            done |= {entry.task} if entry.task is not None else {task.index for task in self.results.tasks}
-        return done
+        return self._learned[row] if row >= 0 else set()
+
+    @cached_property
+    def _learned(self) -> list[set[int]]:
+        return learned_after(self.results.rows, [task.index for task in self.results.tasks])
+
+    @cached_property
+    def measured(self) -> Measurements:
+        """Its rows and columns as metrics read them."""
+        return Measurements.of(self.results)
+
+    def cells(self, sets: Sets, columns: tuple[Column, ...]) -> Cells:
+        """Return the cells of sets at all rows, put together once."""
+        key = (sets, tuple(column.name for column in columns))
+        if key not in self._cells:
+            self._cells[key] = self.measured.cells(sets, columns)
+        return self._cells[key]
 
     def cell(self, column: Column) -> tuple[str, str]:
         """Return the protocol and metric that a column shows: the same rule as in the result's matrix."""
         headline = self.results.headline
         return headline["protocol"], metric_of(column, headline)
 
-    @cached_property
+    @property
     def together(self) -> Together | str:
         """How old and new are scored together, or why they are not."""
-        return together(self.results.columns, self.results.protocols, self.results.headline)
+        return self.measured.together
 
     def score(self, row: int, column: Column, under: str | None = None) -> Score | None:
         """Return the score of a column at a row, under the headline's protocol or another; `None` without a cell."""

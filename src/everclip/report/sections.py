@@ -6,12 +6,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from everclip.evaluation.metrics.cost import seconds
 from everclip.evaluation.results import Answer, Column, Example
+from everclip.metrics import Metric, find
+from everclip.metrics import metrics as registered
 from everclip.report import cost, formats
-from everclip.report.definitions import METRICS, Definition, define, unmeasured_rows, why_undefined
 from everclip.report.pictures import inline_picture
-from everclip.report.quantities import Change, Estimate, Key, change_since_start, column_change, metric
+from everclip.report.quantities import (
+    Change,
+    change_since_start,
+    column_change,
+    metric_of_quantity,
+    quantity,
+)
 from everclip.report.runs import Group, Run
+from everclip.report.undefined import unmeasured_rows, why_undefined
 
 GROUPS: tuple[tuple[Group, str], ...] = (
     ("everything", "old and new"),
@@ -25,19 +34,11 @@ Named = list[tuple[str, Change]]
 
 def tiles(run: Run) -> list[dict[str, str]]:
     """Return the key numbers; a number that is not defined says why."""
-    part = "" if run.complete else f", {run.learned_count(run.last)} of {len(run.results.tasks)} learned"
-    rows: list[tuple[Key, str, str, str]] = [
-        ("everything", "Everything", "everything_last", "old and new pictures together, among all answers"),
-        ("new", "New", "new_last", f"mean of all task sets at the last row{part}"),
-        ("known", "Known", "known_last", "what was known before the stream"),
-        ("retention", "Retention", "retention_last", "mean of the sets never trained on"),
-        ("average", "Average", "average", METRICS["average"].text),
-        ("forgetting", "Forgetting", "forgetting", METRICS["forgetting"].text),
-    ]
-    if isinstance(run.together, str):
-        rows = rows[1:]
-    found = [_tile(run, *row) for row in rows]
-    spent = cost.total_seconds(run.results.cost)
+    keys = ["new", "known", "retention", "average", "forgetting"]
+    if not isinstance(run.together, str):
+        keys.insert(0, "everything")
+    found = [_tile(run, key) for key in keys]
+    spent = seconds(run.results.cost)
     if spent is not None:
         found.append(
             {
@@ -51,25 +52,25 @@ def tiles(run: Run) -> list[dict[str, str]]:
     return found
 
 
-def _tile(run: Run, key: Key, label: str, name: str, note: str) -> dict[str, str]:
-    value: Estimate | None = metric(run, key)
+def _tile(run: Run, key: str) -> dict[str, str]:
+    value, entry = quantity(run, key), metric_of_quantity(key)
     if value is None:
         return {
-            "label": label,
+            "label": entry.heading,
             "value": formats.NOT_DEFINED,
             "range": "",
             "change": "",
-            "note": why_undefined(name, run.results),
+            "note": why_undefined(entry.name, run.results),
         }
-    lost = key == "forgetting"
-    shown = formats.plain_percent(value.value) if lost else formats.percent(value.value)
-    change = None if key in ("average", "forgetting") else change_since_start(run, key)
+    points = entry.unit == "points"
+    change = None if "matrix" in entry.needs else change_since_start(run, key)
+    learned = f" {run.learned_count(run.last)} of {len(run.results.tasks)} learned."
     return {
-        "label": f"{label}, points" if lost else label,
-        "value": shown,
+        "label": f"{entry.heading}, points" if points else entry.heading,
+        "value": formats.plain_percent(value.value) if points else formats.percent(value.value),
         "range": formats.span(value.low, value.high, 1),
         "change": verdict(change, " since row 0") if change else "",
-        "note": note,
+        "note": f"{entry.meaning}{learned}" if key == "new" and not run.complete else entry.meaning,
     }
 
 
@@ -188,33 +189,32 @@ def change_rows(entries: Named) -> list[dict[str, str]]:
 def metrics(run: Run) -> list[dict[str, str]]:
     """Return the derived metrics, known names first, each with its definition or why it is not defined."""
     held = run.results.metrics
-    names = [name for name in METRICS if name in held] + [name for name in held if name not in METRICS]
+    known = registered("stream")
     found = []
-    for name in names:
-        definition, value = define(name), held[name]
-        text = _metric_value(definition, value)
+    for name in [*(name for name in known if name in held), *(name for name in held if name not in known)]:
+        entry, value = known.get(name), held[name]
         found.append(
             {
                 "name": name,
-                "label": definition.label or name,
-                "value": text,
-                "text": definition.text,
-                "formula": definition.formula,
-                "better": definition.better,
+                "label": entry.label if entry else name,
+                "value": _metric_value(entry, value),
+                "text": entry.meaning if entry else "No definition is on record for this name.",
+                "formula": entry.formula if entry else "",
+                "better": entry.direction if entry else "",
                 "why": "" if value is not None else why_undefined(name, run.results),
             }
         )
     return found
 
 
-def _metric_value(definition: Definition, value: float | None) -> str:
+def _metric_value(entry: Metric | None, value: float | None) -> str:
     if value is None:
         return formats.NOT_DEFINED
-    if definition.unit == "percent":
+    if entry is not None and entry.unit == "percent":
         return formats.percent(value)
-    if definition.unit == "points":
+    if entry is not None and entry.unit == "points":
         # A loss is named by its own name: a plus before it would read as a gain.
-        signed = formats.plain_percent if definition.better == "lower" else formats.points
+        signed = formats.points if entry.higher_is_better else formats.plain_percent
         return f"{signed(value)} points"
     return formats.number(value, 3)
 
@@ -232,21 +232,27 @@ def all_scores(run: Run) -> list[dict[str, str]]:
                 found.append(
                     _score_row(column.name, protocol, name, before.value if before else None, score.value)
                     | {
-                        "range": "" if "rank" in name else formats.span(score.low, score.high, 1),
+                        "range": formats.span(score.low, score.high, 1) if _is_share(name) else "",
                         "n": f"{score.n:,}" if score.n else "",
                     }
                 )
     return found
 
 
+def _is_share(name: str) -> bool:
+    """Whether a metric of a set is a share, and not a place in a list, for one."""
+    entry = find(name)
+    return entry is None or entry.unit == "percent"
+
+
 def _score_row(
     column: str, protocol: str, name: str, before: float | None, now: float | None
 ) -> dict[str, str]:
     change = None if before is None or now is None else now - before
-    if "rank" in name:  # a place in a list, no share
-        shown = [formats.number(value) for value in (before, now, change)]
-    else:
+    if _is_share(name):
         shown = [formats.percent(before), formats.percent(now), formats.points(change)]
+    else:
+        shown = [formats.number(value) for value in (before, now, change)]
     return {
         "column": column,
         "protocol": protocol,

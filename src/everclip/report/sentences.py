@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from everclip.evaluation.assemble import AUTO
+from everclip.metrics import AUTO
 from everclip.report.formats import number, percent, span
-from everclip.report.quantities import Change, Estimate, change_since_start, estimate, metric, terms
+from everclip.report.quantities import Change, Estimate, change_since_start, estimate, quantity, terms
 from everclip.report.runs import Run
 
 
@@ -145,7 +145,7 @@ def _balance(run: Run) -> str:
     if known is not None:
         said.append(_forgot(known))
     else:
-        lost = metric(run, "forgetting")
+        lost = quantity(run, "forgetting")
         if lost is not None:
             said.append(_forgot_tasks(lost))
     return f": {', '.join(said)}" if said else ""

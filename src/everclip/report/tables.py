@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from everclip.report.comparison import LABELS, Comparison, Difference, Method, describe
+from everclip.report.comparison import Comparison, Difference, Method, describe, heading
 from everclip.report.formats import NOT_DEFINED, listed, points, span
 
 NOTHING = "\u2013"
@@ -24,7 +24,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table = _table(what)
     keys = [*comparison.shown, "seconds"]
     for key in keys:
-        table.add_column(LABELS[key], justify="right", overflow="fold")
+        table.add_column(heading(key), justify="right", overflow="fold")
     for method in (*comparison.before, *comparison.methods):
         seeds = f" ({len(method.members)} seeds)" if len(method.members) > 1 else ""
         table.add_row(Text(method.label + seeds), *(_cell(cell_text(method, key)) for key in keys))
@@ -55,7 +55,7 @@ def difference_table(comparison: Comparison) -> Table | None:
         return None
     table = _table(f"Against {comparison.baseline}, in points (n.r. = not resolved)")
     for key in comparison.shown:
-        table.add_column(LABELS[key], justify="right", overflow="fold")
+        table.add_column(heading(key), justify="right", overflow="fold")
     for method in comparison.methods:
         found = {d.quantity: d for d in comparison.differences if d.method == method.label}
         if found:
@@ -99,6 +99,6 @@ def methods_of_intervals(comparison: Comparison) -> list[str]:
     lines = [f"Intervals of differences: {'; '.join(dict.fromkeys(hows))}."] if hows else []
     missing: dict[str, list[str]] = {}
     for d in comparison.differences:
-        if d.why_not and LABELS[d.quantity] not in missing.setdefault(d.why_not, []):
-            missing[d.why_not].append(LABELS[d.quantity])
+        if d.why_not and heading(d.quantity) not in missing.setdefault(d.why_not, []):
+            missing[d.why_not].append(heading(d.quantity))
     return lines + [f"{listed(names)} not defined: {why}." for why, names in missing.items()]

@@ -8,7 +8,7 @@ from functools import partial
 
 from everclip.evaluation.statistics import seed_spread
 from everclip.report.comparison import Method, Value
-from everclip.report.quantities import TOGETHER, Estimate, Key, estimate, terms
+from everclip.report.quantities import Estimate, estimate, is_together, terms
 from everclip.report.runs import Run
 
 
@@ -38,12 +38,12 @@ def value_of(team: Team, of: Callable[[Run], Estimate | None]) -> Value | None:
     )
 
 
-def at_row(run: Run, key: Key, row: int) -> Estimate | None:
+def at_row(run: Run, key: str, row: int) -> Estimate | None:
     """Return a quantity at a row."""
     return estimate(run, terms(run, key, row))
 
 
-def before_training(teams: Sequence[Team], keys: Sequence[Key]) -> tuple[list[Method], list[str]]:
+def before_training(teams: Sequence[Team], keys: Sequence[str]) -> tuple[list[Method], list[str]]:
     """Return the state before any training as a method of its own, several where the runs began differently.
 
     Returns:
@@ -82,8 +82,8 @@ def _alike(first: Mapping[str, Value | None], second: Mapping[str, Value | None]
     return all(abs(a.value - b.value) < 1e-6 for a, b in pairs if a is not None and b is not None)
 
 
-def _start(team: Team, key: Key) -> Value | None:
-    if key in TOGETHER and any(_grows(run) for run in team.runs):
+def _start(team: Team, key: str) -> Value | None:
+    if is_together(key) and any(_grows(run) for run in team.runs):
         return None
     found = value_of(team, partial(at_row, key=key, row=0))
     if found is not None and found.deviation is not None and found.deviation < 1e-9:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from everclip.evaluation.headline import OWN
 from everclip.evaluation.results import Row
 from everclip.learner.core import Learner
 from everclip.running.place import Place
@@ -12,8 +13,6 @@ from everclip.scenarios.base import ListScenario
 
 COLLAPSED = "collapsed"
 """The kind of the event."""
-
-_METRICS = ("accuracy", "mean_r1")
 
 
 def collapse(scenario: ListScenario, place: Place, learner: Learner) -> str | None:
@@ -66,7 +65,7 @@ def _chance(
 def _fall(rows: Sequence[Row], name: str, protocol: str, chance: float) -> str | None:
     """Return the fall in words where a set was clearly above chance and lies at it now."""
     cells = [row.scores.get(name, {}).get(protocol, {}) for row in (rows[0], rows[-1])]
-    metric = next((m for m in _METRICS if all(m in cell for cell in cells)), None)
+    metric = next((m for m in OWN.values() if all(m in cell for cell in cells)), None)
     if metric is None:
         return None
     before, now = (cell[metric] for cell in cells)

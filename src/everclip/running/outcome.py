@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from everclip.config import RunConfig
 from everclip.contracts import Task
-from everclip.evaluation.assemble import build_matrix, column_info, flat_metrics, task_info
+from everclip.evaluation.assemble import build_matrix, build_together, column_info, flat_metrics, task_info
+from everclip.evaluation.measurements import TOGETHER, Measurements
 from everclip.evaluation.results import Event, Example, Results, Row
-from everclip.evaluation.together import build_together, together_metrics
 from everclip.learner.core import Learner
 from everclip.running.clock import Clock
 from everclip.running.place import Place
@@ -33,7 +33,7 @@ def build_results(
     spec, method = scenario.spec, learner.method
     columns = [column_info(s) for s in scenario.eval_sets]
     rows = [Row(**row) for row in place.rows]
-    measured = (rows, columns, [p.model_dump() for p in spec.protocols], headline)
+    measured = Measurements(rows, columns, headline, [p.model_dump() for p in spec.protocols])
     return Results(
         status=status,
         benchmark=config.benchmark,
@@ -52,8 +52,8 @@ def build_results(
         columns=columns,
         rows=rows,
         matrix=build_matrix(rows, columns, headline),
-        together=build_together(*measured),
-        metrics=flat_metrics(rows, columns, headline) | together_metrics(*measured),
+        together=build_together(measured),
+        metrics=flat_metrics(measured) | measured.values(*TOGETHER),
         examples=[Example(**e) for e in place.examples],
         events=[Event(**e) for e in place.events],
         cost=_cost(learner, place, clock),

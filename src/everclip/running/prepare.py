@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from everclip.config import RunConfig
 from everclip.contracts import Task
-from everclip.evaluation.assemble import check_headline
+from everclip.evaluation.headline import check_headline
 from everclip.learner.core import Learner
 from everclip.learner.fit import check_fit, learner_for
 from everclip.running import extending, inputs

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Reference, Task
 from everclip.data.reading.quarantine import Quarantine
-from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.scenarios.spec import ScenarioSpec
 
@@ -41,23 +39,6 @@ class ListScenario:
     guesses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     reference: Reference | None = None
-
-    @cached_property
-    def part_fingerprints(self) -> dict[str, str]:
-        """A fingerprint per part: `base`, `task NAME`, `set NAME`, each with its ` (validation)` part.
-
-        Adding a task leaves those of the earlier parts as they are.
-        """
-        parts: dict[str, Table | None] = {"base": self.base, "base (validation)": self.base_val}
-        for task in self.tasks:
-            parts |= {f"task {task.name}": task.train, f"task {task.name} (validation)": task.val}
-        parts |= {f"set {s.name}": s.data for s in self.eval_sets}
-        parts |= {f"set {s.name} (validation)": s.data for s in self.retention_val}
-        parts["reference images"] = None if self.reference is None else self.reference.images
-        prints = {name: table.fingerprint for name, table in parts.items() if table is not None}
-        if self.reference is not None and self.reference.texts:
-            prints["reference texts"] = f"{key_of(*self.reference.texts):032x}"[:16]
-        return prints
 
     @property
     def name(self) -> str:

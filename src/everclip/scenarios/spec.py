@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -10,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from everclip.config import Frozen
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import did_you_mean
+from everclip.metrics import AUTO, Kind, cut, find
 from everclip.scenarios.short_forms import spelled_out
 from everclip.templates import Template
 
@@ -34,21 +34,8 @@ Measured = Literal["classification", "retrieval"]
 ORDERS = ("given", "sorted", "seed", "published")
 """What `order` may say beside a list: `published` is the class order on the card of a `catalog:NAME`."""
 
-AUTO = "auto"
-"""The headline metric that is each column's own: accuracy, or the mean of Recall@1 both ways."""
-
-METRICS = (
-    AUTO,
-    "accuracy",
-    "top5",
-    "mean_class_accuracy",
-    "ece",
-    "text_to_image_median_rank",
-    "image_to_text_median_rank",
-    "text_to_image_map",
-    "image_to_text_map",
-)
-"""What a headline may name, beside Recall@k: `mean_r1`, `text_to_image_r5`, `image_to_text_r10`..."""
+MEASURED: tuple[Kind, ...] = ("classification", "retrieval")
+"""Kinds of metrics that a headline may name."""
 
 
 class SplitSpec(Frozen):
@@ -200,10 +187,11 @@ class HeadlineSpec(Frozen):
     @field_validator("metric")
     @classmethod
     def _is_measured(cls, value: str) -> str:
-        if re.fullmatch(r"(mean|text_to_image|image_to_text)_r[1-9]\d*", value) or value in METRICS:
+        if value == AUTO or any(find(value, kind) for kind in MEASURED):
             return value
+        known = [entry.name for kind in MEASURED for entry, _ in cut(kind, (1,))]
         # A metric that no set has would quietly be replaced by each set's own.
-        raise ValueError(f"no metric is called {value!r}.{did_you_mean(value, ('mean_r1', *METRICS))}")
+        raise ValueError(f"no metric is called {value!r}.{did_you_mean(value, (AUTO, *known))}")
 
 
 class ScenarioSpec(Frozen):

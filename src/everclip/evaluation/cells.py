@@ -1,0 +1,151 @@
+"""The scores of some evaluation sets over the rows of a run, as arrays: what a metric of a stream is computed from.
+
+Undefined is NaN inside, and `None` outside: arithmetic carries NaN along, so a metric is undefined as soon as one cell
+that its formula names is missing, and cells that it does not name may be missing. (A mean over fewer cells would be
+another metric.) An exact 0 is a score like any other.
+
+Leading dimensions hold draws of a bootstrap, so that one function computes a value and its interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everclip.metrics import Metric, Need
+
+Array = NDArray[np.float64]
+Row = Sequence[float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Scores of C evaluation sets at R rows.
+
+    Attributes:
+        scores: `(..., R, C)`; row 0 is the model before training. NaN = no such cell.
+        samples: `(R, C)`, how many items are behind each score.
+        learned: `(R, C)` bool: whether the set counts at that row, because its classes were learned by then.
+        growing: whether the answers on offer become more with every row, so that rows are not compared with row 0.
+    """
+
+    scores: Array
+    samples: NDArray[np.int64]
+    learned: NDArray[np.bool_]
+    growing: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        before: Row | None,
+        after: Sequence[Row],
+        samples: Sequence[Sequence[int]] | None = None,
+        learned: Sequence[Sequence[bool]] | None = None,
+        growing: bool = False,
+    ) -> Cells:
+        """From lists, `None` where there is no cell.
+
+        Args:
+            before: the scores before training, one per set; `None` if they were not measured.
+            after: the scores after each task.
+            samples: per row (the first is before training) and set; 1 by default.
+            learned: per row and set; by default the k-th set from the k-th row on.
+            growing: see the class.
+
+        Raises:
+            ValueError: if a row has another length than the others, or a score is NaN or infinite.
+        """
+        width = len(before) if before is not None else len(after[0]) if after else 0
+        table = [[None] * width if before is None else before, *after]
+        for i, row in enumerate(table):
+            if len(row) != width:
+                raise ValueError(f"row {i} has {len(row)} columns, the first has {width}")
+            for j, value in enumerate(row):
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"the score at row {i}, column {j} is {value}")
+        scores = np.array([[math.nan if v is None else v for v in row] for row in table], dtype=np.float64)
+        shape = (len(table), width)
+        return cls(
+            scores.reshape(shape),
+            np.ones(shape, np.int64) if samples is None else np.array(samples, np.int64).reshape(shape),
+            np.tri(*shape, -1, dtype=np.bool_)
+            if learned is None
+            else np.array(learned, np.bool_).reshape(shape),
+            growing,
+        )
+
+    @property
+    def before(self) -> Array:
+        """`(..., C)` before training."""
+        return self.scores[..., 0, :]
+
+    @property
+    def after(self) -> Array:
+        """`(..., R - 1, C)` after each task; of a metric that needs the matrix `(..., T, T)`."""
+        return self.scores[..., 1:, :]
+
+    @property
+    def last(self) -> Array:
+        """`(..., C)` at the last row, which is row 0 where no task was learned yet."""
+        return self.scores[..., -1, :]
+
+    def upto(self, row: int) -> Cells:
+        """The cells as they stood after a row."""
+        part = slice(0, row + 1)
+        return Cells(self.scores[..., part, :], self.samples[part], self.learned[part], self.growing)
+
+    def holding(self, scores: Array) -> Cells:
+        """The same sets and rows with other scores, `(..., R, C)`."""
+        return Cells(scores, self.samples, self.learned, self.growing)
+
+
+def unmet(metric: Metric, cells: Cells) -> Need | None:
+    """Return what the metric needs and these cells do not have; `None` where it may be computed."""
+    rows, sets = cells.scores.shape[-2] - 1, cells.scores.shape[-1]
+    lacks: dict[Need, bool] = {
+        "rows": rows < 1,
+        "matrix": rows != sets or not sets,
+        "two tasks": sets < 2,
+        "fixed answers": cells.growing,
+    }
+    return next((need for need in metric.needs if lacks.get(need, not sets)), None)
+
+
+def compute(metric: Metric, cells: Cells) -> Array:
+    """Return a metric `(...)`, NaN where it is undefined."""
+    if unmet(metric, cells) is not None:
+        return np.full(cells.scores.shape[:-2], math.nan)
+    return np.asarray(metric.function(cells), dtype=np.float64)
+
+
+def metric_value(metric: Metric, cells: Cells) -> float | None:
+    """Return a metric of cells without leading dimensions; `None` where it is undefined."""
+    found = float(compute(metric, cells))
+    return None if math.isnan(found) else found
+
+
+def mean(values: Array, axes: int = 1) -> Array:
+    """Return the mean over the last axes; NaN where they are empty.
+
+    Of single numbers it is exact up to one rounding, so that the order of the tasks cannot change it; of draws it is
+    summed in order.
+    """
+    if values.ndim == axes:
+        return np.asarray(math.fsum(values.ravel().tolist()) / values.size if values.size else math.nan)
+    for axis in range(-axes, 0):
+        count = values.shape[axis]
+        total = in_order(np.moveaxis(values, axis, -1))
+        values = total / count if count else np.full(total.shape, math.nan)
+    return values
+
+
+def in_order(values: Array) -> Array:
+    """Return the sum over the last axis, one after the other."""
+    total = np.zeros(values.shape[:-1])
+    for k in range(values.shape[-1]):
+        total = total + values[..., k]
+    return total
