@@ -55,8 +55,9 @@ format: install
 bench: install  ## ratios against named baselines, one table per benchmark
 	$(BIN)/python benchmarks/run_all.py
 
-figures: install  ## measured figures of README, docs and cards, from the files that commands wrote
+figures: install  ## measured figures of README, docs and cards, and the page of metrics
 	$(BIN)/python scripts/figures.py
+	$(BIN)/python scripts/write_metrics.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache mutants

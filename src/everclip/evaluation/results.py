@@ -197,5 +197,13 @@ class Results(Part):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the published JSON schema of `results.json`."""
-    return Results.model_json_schema()
+    """Return the published JSON schema of `results.json`, with the meaning of every registered metric."""
+    from everclip.metrics import metrics
+
+    document = Results.model_json_schema()
+    number = document["properties"]["metrics"]["additionalProperties"]
+    document["properties"]["metrics"]["properties"] = {
+        name: {**number, "description": f"{entry.meaning} {entry.formula}".strip()}
+        for name, entry in metrics("stream").items()
+    }
+    return document
