@@ -16,7 +16,7 @@ better, and where its interval comes from. [How to read a result](results.md) sa
 `python scripts/write_metrics.py`.
 
 In formulas, `R[i,j]` is the score after task `i` on task `j`, both from 1; `R0` is row 0, before training; `T` is the
-number of tasks and the last row; `n` are numbers of test pictures; `K` and `Z` are scores of known and retention sets.
+number of tasks and the last row; `n` are numbers of test images; `K` and `Z` are scores of known and retention sets.
 A score is a share in [0, 1] that is shown in percent; a difference of shares is shown in points. A metric is null as
 soon as one cell that its formula names is missing.
 """
@@ -35,11 +35,11 @@ PARTS: tuple[tuple[Kind, str, str], ...] = (
     ),
     (
         "retrieval",
-        "Of a set of pictures with captions",
+        "Of a set of images with captions",
         "In `rows[i].scores[set][protocol]`, `{k}` for each of `evaluation.top_k`; a scenario may name one as its\n"
         "headline.",
     ),
-    ("spaces", "Of pictures and texts in the embedding space", "In `rows[i].representation`."),
+    ("spaces", "Of images and texts in the embedding space", "In `rows[i].representation`."),
     (
         "space",
         "Of either tower's space",

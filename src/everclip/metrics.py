@@ -25,7 +25,7 @@ Kind = Literal["classification", "retrieval", "stream", "space", "spaces", "cost
 
 * `classification`, `retrieval`: one evaluation set at one row (`classification.py`, `retrieval.py`);
 * `stream`: evaluation sets over the rows of a run (`matrix.py`, `sets.py`);
-* `space`: the embeddings of pictures or texts, `spaces`: of both (`space.py`);
+* `space`: the embeddings of images or texts, `spaces`: of both (`space.py`);
 * `cost`: what a run cost (`cost.py`).
 
 The files are in `everclip.evaluation.metrics`; each says what its functions take.
@@ -90,7 +90,7 @@ class Metric:
     shown: int | None = None
 
     @property
-    def quantity(self) -> str:
+    def key(self) -> str:
         """The name in a comparison, where every number is that of the last row: `known` for `known_last`."""
         return self.name.removesuffix("_last") if self.label.endswith(", last") else self.name
 

@@ -277,7 +277,7 @@ def test_class_incremental_numbers_are_over_pictures_and_are_compared(
     assert value is not None
     assert value.value == results.metrics["stage_average"]
     text = comparison_text(found, 200)
-    assert "Avg, by pictures" in text
+    assert "Avg, by images" in text
     assert "Transfer" not in text
 
 

@@ -22,18 +22,18 @@ from everclip.evaluation.statistics import Interval, wilson
 from everclip.metrics import get, metrics
 from everclip.report import old_and_new, sections, sentences, write_report
 from everclip.report.canvas import plain
-from everclip.report.comparison import quantities
+from everclip.report.comparison import compared_keys
+from everclip.report.estimates import (
+    Estimate,
+    at_end,
+    change_since_start,
+    estimate,
+    metric_of_key,
+    terms,
+)
 from everclip.report.formats import number, points, seconds, span
 from everclip.report.intervals import difference_interval, stratified_bootstrap
 from everclip.report.pictures import inline_picture
-from everclip.report.quantities import (
-    Estimate,
-    change_since_start,
-    estimate,
-    metric_of_quantity,
-    quantity,
-    terms,
-)
 from everclip.report.runs import Run
 from everclip.report.sensitivity import interval_of_cells, read_cells
 from everclip.report.sentences import headline
@@ -274,10 +274,10 @@ def test_a_report_shows_the_numbers_of_the_result_to_the_last_bit(tmp_path: Path
     found, _ = synthetic.results("finetune")
     run = Run(synthetic.write_run(tmp_path, "finetune"))
     measured = Measurements.of(found).values("task", "known", "retention", *TOGETHER)
-    for key in quantities():
-        value = quantity(run, key, draws=10)
+    for key in compared_keys():
+        value = at_end(run, key, draws=10)
         assert value is not None
-        assert value.value == measured[metric_of_quantity(key).name]
+        assert value.value == measured[metric_of_key(key).name]
 
 
 def test_what_a_metric_reads_is_found_by_trying() -> None:

@@ -10,7 +10,8 @@ from everclip.contracts import EvalSet, Features, LabelSpace, Task
 from everclip.data.sampling.same_texts import TextKeys
 from everclip.data.table import Table
 from everclip.errors import DataError
-from everclip.evaluation import pools, retrieval
+from everclip.evaluation import pools
+from everclip.evaluation.metrics.retrieval import mean_recall
 from everclip.evaluation.same_answers import shared_answers
 from everclip.features.encoder import image_encoder, text_encoder
 from everclip.features.encoding import BLOCK, joined
@@ -179,8 +180,5 @@ def _recalls(
     for name, s in sets.items():
         own = images[name], texts[name]
         ranked = pools.rank(s, own, pool, pool_images, pool_texts, keys_of)
-        both = pools.both_ways(
-            ranked, retrieval.hits_at_k(ranked.text_to_image, 1), retrieval.hits_at_k(ranked.image_to_text, 1)
-        )
-        scores[name] = float(both.double().mean())
+        scores[name] = float(mean_recall(ranked, k=1).double().mean())
     return scores

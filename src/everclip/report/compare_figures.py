@@ -113,7 +113,7 @@ def _line(axes: Axes, method: Method, key: str, index: int) -> None:
 
 
 def bars(comparison: Comparison) -> Picture:
-    """Draw the numbers of the main table as bars with intervals, one panel per quantity."""
+    """Draw the numbers of the main table as bars with intervals, one panel per metric."""
     methods = comparison.methods
     shown = [key for key in SETTLED if any(m.values[key] is not None for m in methods)]
     figure = blank(2.0 + 1.75 * max(len(shown), 1), 0.9 + 0.36 * len(methods))

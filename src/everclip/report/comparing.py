@@ -21,23 +21,23 @@ from everclip.report.comparison import (
     Over,
     Point,
     candidates,
+    compared_keys,
     heading,
-    quantities,
+)
+from everclip.report.estimates import (
+    PAIRED,
+    Change,
+    Estimate,
+    at_end,
+    difference,
+    mean_difference,
+    metric_of_key,
+    terms,
 )
 from everclip.report.intervals import DRAWS, difference_interval
 from everclip.report.labels import labels_of, settings_of
 from everclip.report.leaders import Changed, leaders
 from everclip.report.mixing import refuse_mixture, warnings_about
-from everclip.report.quantities import (
-    PAIRED,
-    Change,
-    Estimate,
-    difference,
-    mean_difference,
-    metric_of_quantity,
-    quantity,
-    terms,
-)
 from everclip.report.runs import Run
 from everclip.report.teams import Team, at_row, before_training, value_of
 from everclip.report.undefined import why_undefined
@@ -79,7 +79,7 @@ def compare(
     methods = [_method(team, draws) for team in teams]
     change = partial(_change, draws=draws, over=over)
     found = runs[0].results
-    before, alike = before_training(teams, quantities())
+    before, alike = before_training(teams, compared_keys())
     notes += alike
     keys = candidates([method.values for method in methods], runs[0])
     undefined = _undefined(keys, methods, found)
@@ -110,7 +110,7 @@ def compare(
 def _undefined(keys: Sequence[str], methods: Sequence[Method], found: Results) -> dict[str, str]:
     """Return what no method has a value of, and why: it gets no column."""
     lacking = [key for key in keys if all(method.values[key] is None for method in methods)]
-    return {key: why_undefined(metric_of_quantity(key).name, found) for key in lacking}
+    return {key: why_undefined(metric_of_key(key).name, found) for key in lacking}
 
 
 def _read(folders: Sequence[Path | str]) -> list[Run]:
@@ -166,7 +166,7 @@ def _method(team: Team, draws: int) -> Method:
         label=team.label,
         name=first.name,
         members=members,
-        values={key: value_of(team, partial(quantity, key=key, draws=draws)) for key in quantities()},
+        values={key: value_of(team, partial(at_end, key=key, draws=draws)) for key in compared_keys()},
         columns={
             column.name: value_of(team, partial(_of_column, name=column.name)) for column in _columns(first)
         },
@@ -206,8 +206,8 @@ def _difference(key: str, team: Team, other: Team, changed: Changed) -> Differen
 
 def _why_not(key: str, team: Team, other: Team) -> str:
     """Say why there is no difference; what both lack for one reason is no method's own."""
-    name = metric_of_quantity(key).name
-    lacking = [t for t in (team, other) if any(quantity(run, key, 1) is None for run in t.runs)]
+    name = metric_of_key(key).name
+    lacking = [t for t in (team, other) if any(at_end(run, key, 1) is None for run in t.runs)]
     whys = [why_undefined(name, t.runs[0].results) for t in lacking]
     if not lacking:
         return "not comparable"
@@ -246,10 +246,8 @@ def _change(key: str, team: Team, other: Team, *, draws: int, over: Over) -> Cha
 
 
 def _by_seed(key: str, team: Team) -> dict[int, float] | None:
-    found = {
-        run.results.seed: value.value for run in team.runs if (value := quantity(run, key, 1)) is not None
-    }
-    return found if all(quantity(run, key, 1) is not None for run in team.runs) else None
+    found = {run.results.seed: value.value for run in team.runs if (value := at_end(run, key, 1)) is not None}
+    return found if all(at_end(run, key, 1) is not None for run in team.runs) else None
 
 
 def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) -> list[str]:
@@ -268,7 +266,7 @@ def _not_over_items(teams: Sequence[Team], differences: Sequence[Difference]) ->
 
 
 def _unpaired(key: str, team: Team, other: Team, draws: int) -> Change | None:
-    a, b = (value_of(t, lambda run: quantity(run, key, draws)) for t in (team, other))
+    a, b = (value_of(t, lambda run: at_end(run, key, draws)) for t in (team, other))
     if a is None or b is None:
         return None
     if a.low is None or a.high is None or b.low is None or b.high is None:

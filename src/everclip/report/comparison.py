@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from everclip.metrics import get, metrics
+from everclip.report.estimates import Change, Estimate, metric_of_key
 from everclip.report.formats import NOT_DEFINED, listed, number, plain_percent, span
-from everclip.report.quantities import Change, Estimate, metric_of_quantity
 from everclip.report.runs import Run
 
 Over = Literal["seeds", "items"]
@@ -21,20 +21,20 @@ AMONG_ALL = ("everything_new", "everything_old")
 SECONDS = "seconds"
 
 
-def quantities() -> tuple[str, ...]:
-    """Return all that a comparison may show, in order: what was gained, what was kept, both together, and details."""
+def compared_keys() -> tuple[str, ...]:
+    """Return the keys of all that a comparison may show: what was gained, what was kept, both together, details."""
     shown = [entry for entry in metrics("stream").values() if entry.shown is not None]
-    return tuple(entry.quantity for entry in sorted(shown, key=lambda entry: entry.shown or 0))
+    return tuple(entry.key for entry in sorted(shown, key=lambda entry: entry.shown or 0))
 
 
 def heading(key: str) -> str:
-    """Return what a quantity is called at the head of a column."""
-    return get(key, "cost").label if key == SECONDS else metric_of_quantity(key).heading
+    """Return what a metric is called at the head of a column."""
+    return get(key, "cost").label if key == SECONDS else metric_of_key(key).heading
 
 
 def meaning(key: str) -> str:
-    """Return what a quantity means, for a list: no capital, no full stop."""
-    entry = metric_of_quantity(key)
+    """Return what a metric means, for a list: no capital, no full stop."""
+    entry = metric_of_key(key)
     text = entry.meaning[:1].lower() + entry.meaning[1:].removesuffix(".")
     return f"{text}; lower is better" if entry.higher_is_better is False else text
 
@@ -81,7 +81,7 @@ class Method(Part):
 
 
 class Difference(Part):
-    """`method` minus `baseline` for one quantity."""
+    """`method` minus `baseline` for one metric, named by its key."""
 
     quantity: str
     method: str
@@ -112,7 +112,7 @@ class Comparison(Part):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The quantities that its tables show: those of which a method has a value."""
+        """The metrics that its tables show: those of which a method has a value."""
         return tuple(key for key in self.quantities if key not in self.undefined)
 
     @property
@@ -126,7 +126,7 @@ class Comparison(Part):
 
 
 def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[str, ...]:
-    """Return which quantities a comparison of these methods is about."""
+    """Return which metrics a comparison of these methods is about."""
 
     def has(key: str) -> bool:
         return any(found.get(key) is not None for found in values)
@@ -137,7 +137,7 @@ def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[
     how = run.together
     if isinstance(how, str) or how.protocol == run.results.headline["protocol"]:
         left_out += AMONG_ALL
-    return tuple(key for key in quantities() if key not in left_out)
+    return tuple(key for key in compared_keys() if key not in left_out)
 
 
 def describe(value: Value | None, key: str) -> str:
@@ -147,6 +147,13 @@ def describe(value: Value | None, key: str) -> str:
     if key == SECONDS:
         spread = f" ± {number(value.deviation)}" if value.deviation is not None else ""
         return f"{number(value.value)}{spread}"
+    if not is_share(key):
+        return number(value.value, 3)
     interval = span(value.low, value.high, 1)
     spread = f" ± {plain_percent(value.deviation)}" if value.deviation is not None else ""
     return f"{plain_percent(value.value)}{spread}" + (f" ({interval})" if interval else "")
+
+
+def is_share(key: str) -> bool:
+    """Whether a metric (by its key; nothing for the score of a set) is a share or a difference of shares."""
+    return not key or metric_of_key(key).unit in ("percent", "points")

@@ -29,8 +29,8 @@ from everclip.report.canvas import (
     plain,
     series,
 )
+from everclip.report.estimates import Change
 from everclip.report.formats import number, plain_percent, seconds
-from everclip.report.quantities import Change
 from everclip.report.runs import Run
 
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#8fb8f0"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from everclip.report.comparison import Method
-from everclip.report.quantities import Change
+from everclip.report.estimates import Change
 from everclip.report.sentences import headline, points_of, share, whole_percent
 from everclip.report.teams import Team
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from everclip.report import formats
 from everclip.report.canvas import MARKERS, TEXT, Picture, blank, dress, finish, series
-from everclip.report.quantities import Change, Estimate, change_since_start, estimate, terms
+from everclip.report.estimates import Change, Estimate, change_since_start, estimate, terms
 from everclip.report.runs import Run
 
 PARTS: tuple[tuple[str, str], ...] = (

@@ -11,14 +11,14 @@ from everclip.evaluation.results import Answer, Column, Example
 from everclip.metrics import Metric, find
 from everclip.metrics import metrics as registered
 from everclip.report import cost, formats
-from everclip.report.pictures import inline_picture
-from everclip.report.quantities import (
+from everclip.report.estimates import (
     Change,
+    at_end,
     change_since_start,
     column_change,
-    metric_of_quantity,
-    quantity,
+    metric_of_key,
 )
+from everclip.report.pictures import inline_picture
 from everclip.report.runs import Group, Run
 from everclip.report.undefined import unmeasured_rows, why_undefined
 
@@ -53,7 +53,7 @@ def tiles(run: Run) -> list[dict[str, str]]:
 
 
 def _tile(run: Run, key: str) -> dict[str, str]:
-    value, entry = quantity(run, key), metric_of_quantity(key)
+    value, entry = at_end(run, key), metric_of_key(key)
     if value is None:
         return {
             "label": entry.heading,

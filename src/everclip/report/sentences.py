@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from everclip.metrics import AUTO
+from everclip.report.estimates import Change, Estimate, at_end, change_since_start, estimate, terms
 from everclip.report.formats import number, percent, span
-from everclip.report.quantities import Change, Estimate, change_since_start, estimate, quantity, terms
 from everclip.report.runs import Run
 
 
@@ -145,7 +145,7 @@ def _balance(run: Run) -> str:
     if known is not None:
         said.append(_forgot(known))
     else:
-        lost = quantity(run, "forgetting")
+        lost = at_end(run, "forgetting")
         if lost is not None:
             said.append(_forgot_tasks(lost))
     return f": {', '.join(said)}" if said else ""

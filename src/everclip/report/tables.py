@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from everclip.report.comparison import Comparison, Difference, Method, describe, heading
-from everclip.report.formats import NOT_DEFINED, listed, points, span
+from everclip.report.comparison import Comparison, Difference, Method, describe, heading, is_share
+from everclip.report.formats import NOT_DEFINED, listed, number, points, span
 
 NOTHING = "\u2013"
 
@@ -72,6 +72,9 @@ def describe_difference(difference: Difference) -> str:
         return NOT_DEFINED
     if change.nothing:
         return "0.0 (same answers)"
+    if not is_share(difference.quantity):
+        shown = number(change.value, 3)
+        return shown if change.resolved else f"{shown} n.r."
     interval = span(change.low, change.high, 1)
     shown = f"{points(change.value)} ({interval})" if interval else points(change.value)
     return shown if change.resolved else f"{shown} n.r."

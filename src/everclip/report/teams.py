@@ -8,7 +8,7 @@ from functools import partial
 
 from everclip.evaluation.statistics import seed_spread
 from everclip.report.comparison import Method, Value
-from everclip.report.quantities import Estimate, estimate, is_together, terms
+from everclip.report.estimates import Estimate, estimate, is_together, terms
 from everclip.report.runs import Run
 
 
@@ -39,7 +39,7 @@ def value_of(team: Team, of: Callable[[Run], Estimate | None]) -> Value | None:
 
 
 def at_row(run: Run, key: str, row: int) -> Estimate | None:
-    """Return a quantity at a row."""
+    """Return a metric at a row."""
     return estimate(run, terms(run, key, row))
 
 

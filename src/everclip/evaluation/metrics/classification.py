@@ -24,7 +24,7 @@ _hits = partial(_classes, interval="wilson", pooled=True)
 @_hits(
     "accuracy",
     label="Accuracy",
-    meaning="Share of pictures whose best answer is right.",
+    meaning="Share of images whose best answer is right.",
     formula="top-1: mean [argmax_c s(x,c) = y]",
 )
 def accuracy(asked: Asked) -> Tensor:
@@ -35,7 +35,7 @@ def accuracy(asked: Asked) -> Tensor:
 @_hits(
     "top5",
     label="Top 5",
-    meaning="Share of pictures whose right answer is among the five best.",
+    meaning="Share of images whose right answer is among the five best.",
     formula="top-5: mean [rank of y <= 5]",
 )
 def top5(asked: Asked) -> Tensor:

@@ -1,6 +1,6 @@
-"""Metrics of an evaluation set of pictures with captions.
+"""Metrics of an evaluation set of images with captions.
 
-A function takes `Ranked`, the ranks of the right pictures and captions in both directions, and `k` where its name holds
+A function takes `Ranked`, the ranks of the right images and captions in both directions, and `k` where its name holds
 one. With an interval (`wilson`, `bootstrap`) it returns one value per query `(Q,)`, whose mean is the score; with none,
 the score and how many queries are behind it.
 """
@@ -24,7 +24,7 @@ _pairs = partial(metric, kind="retrieval")
 @_pairs(
     "text_to_image_r{k}",
     label="Recall@{k}, text to image",
-    meaning="Share of captions that find a picture of theirs among the first {k}.",
+    meaning="Share of captions that find an image of theirs among the first {k}.",
     formula="R@{k} of CLIP papers: mean [best rank <= {k}]",
     interval="wilson",
     pooled=True,
@@ -39,13 +39,13 @@ def text_to_image_recall(ranked: Ranked, k: int) -> Tensor:
 @_pairs(
     "image_to_text_r{k}",
     label="Recall@{k}, image to text",
-    meaning="Share of pictures that find a caption of theirs among the first {k}.",
+    meaning="Share of images that find a caption of theirs among the first {k}.",
     formula="R@{k} of CLIP papers: mean [best rank <= {k}]",
     interval="wilson",
     pooled=True,
 )
 def image_to_text_recall(ranked: Ranked, k: int) -> Tensor:
-    """Hits per distinct picture."""
+    """Hits per distinct image."""
     from everclip.evaluation import retrieval
 
     return retrieval.hits_at_k(ranked.image_to_text, k)
@@ -54,13 +54,13 @@ def image_to_text_recall(ranked: Ranked, k: int) -> Tensor:
 @_pairs(
     "mean_r{k}",
     label="Recall@{k}, both ways",
-    meaning="Mean of Recall@{k} from captions to pictures and from pictures to captions.",
-    formula="(text_to_image_r{k} + image_to_text_r{k}) / 2, per picture",
+    meaning="Mean of Recall@{k} from captions to images and from images to captions.",
+    formula="(text_to_image_r{k} + image_to_text_r{k}) / 2, per image",
     interval="bootstrap",
     pooled=True,
 )
 def mean_recall(ranked: Ranked, k: int) -> Tensor:
-    """Per picture: the mean of its own hit and of the mean hit of its captions."""
+    """Per image: the mean of its own hit and of the mean hit of its captions."""
     from everclip.evaluation import pools
 
     return pools.both_ways(ranked, text_to_image_recall(ranked, k), image_to_text_recall(ranked, k))
@@ -89,7 +89,7 @@ _precision = partial(
 @_rank(
     "text_to_image_median_rank",
     label="Median rank, text to image",
-    meaning="Place at which half of the captions have found a picture of theirs.",
+    meaning="Place at which half of the captions have found an image of theirs.",
 )
 def text_to_image_median_rank(ranked: Ranked) -> tuple[float | None, int]:
     """Median of the best ranks of captions."""
@@ -99,7 +99,7 @@ def text_to_image_median_rank(ranked: Ranked) -> tuple[float | None, int]:
 @_precision(
     "text_to_image_map",
     label="Average precision, text to image",
-    meaning="How far up captions find all of their pictures.",
+    meaning="How far up captions find all of their images.",
 )
 def text_to_image_map(ranked: Ranked) -> tuple[float | None, int]:
     """Mean average precision of captions."""
@@ -109,18 +109,18 @@ def text_to_image_map(ranked: Ranked) -> tuple[float | None, int]:
 @_rank(
     "image_to_text_median_rank",
     label="Median rank, image to text",
-    meaning="Place at which half of the pictures have found a caption of theirs.",
+    meaning="Place at which half of the images have found a caption of theirs.",
 )
 def image_to_text_median_rank(ranked: Ranked) -> tuple[float | None, int]:
-    """Median of the best ranks of pictures."""
+    """Median of the best ranks of images."""
     return _median(ranked.image_to_text)
 
 
 @_precision(
     "image_to_text_map",
     label="Average precision, image to text",
-    meaning="How far up pictures find all of their captions.",
+    meaning="How far up images find all of their captions.",
 )
 def image_to_text_map(ranked: Ranked) -> tuple[float | None, int]:
-    """Mean average precision of pictures."""
+    """Mean average precision of images."""
     return _map(ranked.image_to_text)

@@ -42,7 +42,7 @@ def pooled(cells: Cells, row: int) -> Array:
 def stage(cells: Cells, row: int) -> Array:
     """Return the score over all samples of what was learned by a row: `sum_j n_j R[i, j] / sum_j n_j`.
 
-    With accuracy and a column per group of classes this is the accuracy of class-incremental tables: every picture
+    With accuracy and a column per group of classes this is the accuracy of class-incremental tables: every image
     counts once, so that a larger group weighs more.
     """
     columns = cells.learned[row]
@@ -79,8 +79,8 @@ def suite_relative(cells: Cells) -> Array:
 
 @_stream(
     "stage_average",
-    label="Avg, by pictures",
-    meaning="Mean over time of the score over all test pictures of what was learned by then.",
+    label="Avg, by images",
+    meaning="Mean over time of the score over all test images of what was learned by then.",
     formula="CIL Avg: mean_i sum_{j<=i} n_j R[i,j] / sum_{j<=i} n_j",
     needs=("rows", "tasks"),
     shown=100,
@@ -92,8 +92,8 @@ def stage_average(cells: Cells) -> Array:
 
 @_stream(
     "stage_last",
-    label="Last, by pictures",
-    meaning="Over all test pictures of what was learned, at the end.",
+    label="Last, by images",
+    meaning="Over all test images of what was learned, at the end.",
     formula="CIL Last: sum_j n_j R[T,j] / sum_j n_j",
     needs=("rows", "tasks"),
     shown=90,
@@ -212,8 +212,8 @@ _group(
     "everything",
     "Everything",
     (
-        "Old and new test pictures together, among the answers of all sets, at row 0.",
-        "Old and new test pictures together, among the answers of all sets, at the end.",
+        "Old and new test images together, among the answers of all sets, at row 0.",
+        "Old and new test images together, among the answers of all sets, at the end.",
         "Last minus before: whether the update was worth it.",
     ),
     (

@@ -1,6 +1,6 @@
 """Metrics of the embedding space.
 
-A function of kind `space` takes `Space`, the embeddings of one side (pictures or texts) now and at row 0; results call
+A function of kind `space` takes `Space`, the embeddings of one side (images or texts) now and at row 0; results call
 it `image_NAME` and `text_NAME`. One of kind `spaces` takes `Spaces`, both sides of matching pairs. Either returns a
 number, or `None` where it is undefined; what compares with row 0 is undefined at row 0.
 """
@@ -22,7 +22,7 @@ _space = partial(metric, kind="space", unit="number", higher_is_better=None)
 @_spaces(
     "modality_gap",
     label="Modality gap",
-    meaning="Distance between the mean picture and the mean text.",
+    meaning="Distance between the mean image and the mean text.",
     formula="‖mean(X) − mean(Y)‖",
     shown=10,
 )
@@ -36,7 +36,7 @@ def modality_gap(spaces: Spaces) -> float | None:
 @_spaces(
     "alignment",
     label="Alignment",
-    meaning="Mean squared distance of matching pictures and texts; 0 is perfect.",
+    meaning="Mean squared distance of matching images and texts; 0 is perfect.",
     formula="mean ‖x − y‖²",
     higher_is_better=False,
     shown=20,

@@ -1,8 +1,8 @@
 """The registered metrics of a stream as a report sees them: each with its interval, and differences of them.
 
-A metric reads the cells of some sets; how it is computed from them is its own function (`everclip.metrics`), of scores
-as of the means of a bootstrap's draws. A quantity is a metric by the name that comparisons give it: `known` is
-`known_last`, at the last row or at any other.
+A metric reads the cells of some sets. Its registered function (`everclip.metrics`) computes it, from scores as from the
+means of a bootstrap's draws. A key is the name that comparisons give a metric: `known` is `known_last`, at the last row
+or at any other.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Terms:
         return found
 
 
-def metric_of_quantity(key: str) -> Metric:
-    """Return the metric of a quantity.
+def metric_of_key(key: str) -> Metric:
+    """Return the metric of a key.
 
     Raises:
         ConfigError: if there is none.
@@ -122,9 +122,9 @@ def metric_of_quantity(key: str) -> Metric:
 
 
 def terms(run: Run, key: str, row: int | None = None) -> Terms | None:
-    """Return the cells of a quantity at a row (the last one by default); `None` where it is not defined."""
+    """Return the cells that a metric reads at a row (the last one by default); `None` if it is not defined."""
     row = run.last if row is None else row
-    metric = metric_of_quantity(key)
+    metric = metric_of_key(key)
     if row < 0 or ("matrix" in metric.needs and row != run.last):
         return None
     columns = run.measured.columns_of(metric.sets)
@@ -145,7 +145,7 @@ def _terms(run: Run, metric: Metric, columns: tuple[Column, ...], row: int) -> T
 
 
 def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | None:
-    """Return a quantity with its interval; `None` as soon as one of its cells is missing."""
+    """Return a metric with its interval; `None` as soon as one of its cells is missing."""
     value = None if cells is None else cells.value
     if cells is None or value is None:
         return None
@@ -167,8 +167,8 @@ def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | No
     return Estimate(value=value, low=combined.low, high=combined.high, how=WILSON)
 
 
-def quantity(run: Run, key: str, draws: int = DRAWS) -> Estimate | None:
-    """Return a quantity at the last row."""
+def at_end(run: Run, key: str, draws: int = DRAWS) -> Estimate | None:
+    """Return a metric at the last row."""
     return estimate(run, terms(run, key), draws)
 
 
@@ -205,7 +205,7 @@ def mean_difference(
     The seeds are taken as they are, so that the interval says what other pictures would change, not other seeds.
     `None` as soon as a run holds no outcomes, or theirs are not those of the same sets and items.
     """
-    if metric_of_quantity(key).interval == "none":
+    if metric_of_key(key).interval == "none":
         return None
     found = [_outcomes(run, terms(run, key)) for run in (*first, *second)]
     held = [entry for entry in found if entry is not None]
@@ -289,7 +289,7 @@ def _paired(
 
 
 def change_since_start(run: Run, key: str, row: int | None = None, draws: int = DRAWS) -> Change | None:
-    """Return how a quantity moved between row 0 and a row (the last one by default)."""
+    """Return how a metric moved between row 0 and a row (the last one by default)."""
     row = run.last if row is None else row
     if row < 1:
         return None
@@ -307,8 +307,8 @@ def column_change(run: Run, column: Column, row: int, since: int, draws: int = D
 
 
 def is_together(key: str) -> bool:
-    """Whether a quantity is scored among the answers of all sets: see `everclip.evaluation.together`."""
-    return metric_of_quantity(key).sets in TOGETHER
+    """Whether a metric is scored among the answers of all sets: see `everclip.evaluation.together`."""
+    return metric_of_key(key).sets in TOGETHER
 
 
 def _blocks(run: Run, cells: Terms) -> list[Array] | None:
