@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import resume_cases as cases
 import resume_harness as harness
 
 
 @pytest.fixture
-def case_config(micro_config: Callable[..., Any]) -> Callable[..., Any]:
+def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put `mine.py` into the current folder, which is the test's own."""
+    shutil.copy(Path(__file__).with_name("growing.py"), tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def case_config(micro_config: Callable[..., Any], own_method: None) -> Callable[..., Any]:
     """Return a function (case, *overrides, output=) -> RunConfig."""
 
     def make(case: str, *overrides: str, output: str = "run") -> Any:
-        kind, fixed = harness.overrides_of(case)
+        kind, fixed = cases.overrides_of(case)
         return micro_config(kind, *fixed, *overrides, output=output)
 
     return make
@@ -34,11 +43,11 @@ def reference(case_config: Callable[..., Any]) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def arguments(micro_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def arguments(micro_folder: Path, tmp_path: Path, own_method: None) -> Callable[..., list[str]]:
     """Return a function (case, *overrides) -> the words of the command that runs it into `tmp_path / "run"`."""
 
     def make(case: str, *overrides: str) -> list[str]:
-        kind, fixed = harness.overrides_of(case)
+        kind, fixed = cases.overrides_of(case)
         place = [f"backbone={micro_folder / 'model'}", f"output={tmp_path / 'run'}", "report=false"]
         machine = ["training.threads=1", "training.device=cpu"]
         return ["run", str(micro_folder / f"{kind}.yaml"), *place, *machine, *fixed, *overrides]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import resume_cases as cases
 import resume_harness as harness
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +34,9 @@ VARIANTS = [
     "weight-constraint",
 ]
 SLOW = [
-    case for case, (kind, _) in harness.CASES.items() if kind == "time" and case not in (*VARIANTS, "joint")
+    case
+    for case, (kind, _) in cases.CASES.items()
+    if kind == "time" and case not in VARIANTS and not cases.at_once(case)
 ]
 
 
@@ -44,14 +47,14 @@ def extend(config: Any, act: Callable[[str], None] = lambda point: None) -> Resu
 
 
 @pytest.fixture
-def configs(micro_config: Callable[..., Any]) -> Callable[..., tuple[Any, Any, Any]]:
+def configs(micro_config: Callable[..., Any], own_method: None) -> Callable[..., tuple[Any, Any, Any]]:
     """Return (case, *overrides) -> (two tasks, the same folder with all three, all three from the start)."""
 
     def make(case: str, *more: str) -> tuple[Any, Any, Any]:
-        kind, own = harness.CASES[case]
-        fixed = (*harness.SHORT, *own, *more)
+        kind, own = cases.CASES[case]
+        fixed = (*cases.SHORT, *own, *more)
         return (
-            micro_config(kind, *fixed, harness.TWO_YEARS),
+            micro_config(kind, *fixed, cases.TWO_YEARS),
             micro_config(kind, *fixed),
             micro_config(kind, *fixed, output="whole"),
         )
@@ -174,7 +177,7 @@ def _dies_at(wanted: str, number: int) -> Callable[[str], None]:
 def test_a_new_month_of_the_same_classes_leaves_old_cells_as_they_are(
     micro_config: Callable[..., Any], years: tuple[int, ...], again: str
 ) -> None:
-    fixed = (*harness.SHORT, "scenario.evaluate_as=classification", "scenario.headline.metric=accuracy")
+    fixed = (*cases.SHORT, "scenario.evaluate_as=classification", "scenario.headline.metric=accuracy")
     fixed = (*fixed, "scenario.retention=[]", "checkpoint.keep=1")
     three = [{"name": str(y), "where": {"time": y}} for y in years]  # the last brings again what is named
     two = micro_config("time", *fixed, f"scenario.tasks={three[:2]}")
@@ -266,11 +269,11 @@ def test_nothing_old_may_change(
     data = tmp_path / "data.parquet"
     shutil.copy(micro_folder / "data.parquet", data)
     source = f"scenario.data.source={data}"
-    fixed = (*harness.SHORT, source)
-    two = micro_config("time", *fixed, harness.TWO_YEARS)
+    fixed = (*cases.SHORT, source)
+    two = micro_config("time", *fixed, cases.TWO_YEARS)
     harness.run(two)
     before = (Path(two.output) / "config.yaml").read_bytes()
-    swapped = harness.TWO_YEARS.replace("2001", "x").replace("2002", "2001").replace("x", "2002")
+    swapped = cases.TWO_YEARS.replace("2001", "x").replace("2002", "2001").replace("x", "2002")
     with pytest.raises(RunFolderError, match="the tasks were 2001, 2002; they are 2002, 2001"):
         extend(micro_config("time", *fixed, swapped))
     with pytest.raises(RunFolderError, match=r"training\.lr"):
@@ -289,7 +292,7 @@ def test_nothing_old_may_change(
 
 
 def test_how_old_rows_were_measured_may_not_change(micro_config: Callable[..., Any]) -> None:
-    short = (*harness.SHORT, "training.steps=1", "scenario.per_task=3")
+    short = (*cases.SHORT, "training.steps=1", "scenario.per_task=3")
     harness.run(micro_config("classes", *short))
     with pytest.raises(RunFolderError, match=r"class texts of task .* -> 3 classes"):
         extend(micro_config("classes", *short, 'scenario.class_templates=["my {}"]'))

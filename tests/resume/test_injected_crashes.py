@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resume_cases as cases
 import resume_harness as harness
 
 from everclip.evaluation.results import Results
@@ -65,36 +66,55 @@ def test_crash_points_stand_at_every_write_step_and_evaluation(case_config: Call
     assert passed.count("in evaluation") > 3
 
 
-KIN = (
-    "finetune-classes",
-    "replay-base",
-    "replay-all",
-    "wise-ft-classes",
-    "weight-constraint-initial",
-    "lwf-classes",
-    "feature-distill",
-    "zscl-between",
-    "icarl-both",
-    "blocks",
-    "frozen-text",
-    "rail",
-    "coleclip-plain",
-    "moe-adapters-fixed",
-    "moe-adapters-autoencoder",
-    "moe-adapters-captions",
-    "moe-adapters-cil",
-    "coleclip-guarded",
+OWN_FORM = (
+    "finetune-sgd",
+    "replay",
+    "wise-ft-initial",
+    "running-mean",
+    "running-mean-late",
+    "joint",
+    "weight-constraint",
+    "lwf-layer-decay",
+    "zscl-mean",
+    "lwf-vr-own",
+    "guard-step-back",
+    "lora",
+    "adapters-prompts",
+    "frozen-image",
+    "coleclip",
+    "moe-adapters-anchored",
+    "moe-adapters-classes",
+    "rail-primal-published",
+    "rail-dual",
+    cases.MINE,
 )
-"""Cases whose kept state has the same form as that of another case: left to the slow tier."""
+"""Cases whose kept state has a form of its own: killed dozens of times; the others in the slow tier."""
 ENDS_EARLY = ("guard-stop",)
 """Cases whose tasks take fewer steps than they could: their places to be killed are others."""
+
+
+@pytest.mark.parametrize("case", cases.METHODS)
+def test_every_method_killed_in_its_first_and_in_its_last_task_ends_bit_identical(
+    case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
+) -> None:
+    config, expected = case_config(case), reference(case)
+    log = expected / "metrics.jsonl"
+    steps = len(log.read_text().splitlines()) if log.is_file() else 0
+    if steps:
+        # After the second step, of which the first is saved; then after the last but one.
+        for number in (min(2, steps), max(1, steps - 2)):
+            assert harness.killed_at(config, number, "after step")
+    else:
+        assert harness.killed_at(config, 3, "in evaluation")
+    assert harness.run(config).events == Results.read(expected).events
+    harness.assert_same_end(Path(config.output), expected)
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(c, marks=pytest.mark.slow) if c in KIN else c
-        for c in harness.CASES
+        c if c in OWN_FORM else pytest.param(c, marks=pytest.mark.slow)
+        for c in cases.CASES
         if c not in ENDS_EARLY
     ],
 )
@@ -103,9 +123,9 @@ def test_a_run_killed_dozens_of_times_ends_bit_identical(
 ) -> None:
     config, expected = case_config(case), reference(case)
     task = TASK
-    if case == "zero-shot":  # takes no step and learns no pictures
+    if not (expected / "metrics.jsonl").is_file():  # takes no step and learns no pictures
         task = [(k, n) for k, n in TASK if k != "after step" and "learned-pictures" not in k and n == 1]
-    kills = [*BEGINNING, *task * (1 if case == "joint" else 2), *END]
+    kills = [*BEGINNING, *task * (1 if cases.at_once(case) else 2), *END]
     for place, (kind, number) in enumerate(kills):
         assert harness.killed_at(config, number, kind), f"kill {place}: {kind}, {number}"
     assert harness.run(config).events == Results.read(expected).events
@@ -122,7 +142,7 @@ def _single_kill(case: str, number: int, case_config: Callable[..., Any], expect
     return killed
 
 
-@pytest.mark.parametrize("case", ["finetune", "replay-balanced", "guard-stop"])
+@pytest.mark.parametrize("case", ["replay-balanced", "guard-stop"])
 def test_one_kill_in_each_task_ends_bit_identical(
     case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:
@@ -151,7 +171,7 @@ def test_a_run_killed_inside_every_phase_of_a_selector_ends_bit_identical(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", harness.CASES)
+@pytest.mark.parametrize("case", cases.CASES)
 def test_one_kill_at_every_crash_point_ends_bit_identical(
     case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import resume_cases as cases
 import resume_harness as harness
 
 from everclip.evaluation.results import Results
@@ -76,10 +77,10 @@ def test_a_run_killed_before_its_first_row_counts(case_config: Callable[..., Any
 
 
 def test_an_extension_adds_to_what_was_spent_before(micro_config: Callable[..., Any]) -> None:
-    two = micro_config("time", *harness.SHORT, harness.TWO_YEARS)
+    two = micro_config("time", *cases.SHORT, cases.TWO_YEARS)
     killed_after_naps(two, 2)
     before = harness.run(two).cost
-    more = micro_config("time", *harness.SHORT)
+    more = micro_config("time", *cases.SHORT)
     killed_after_naps(more, 2, extend=True)
     after = harness.run(more).cost
     assert (before["sessions"], after["sessions"]) == (2, 4)

@@ -346,9 +346,9 @@ def test_a_whole_step_back_brings_prompt_and_vocabulary_back(walk: Walk) -> None
     walk.learn("b", "c", steps=8, until=0)
     method = walk.method
     before = method.weights()
-    assert set(before) == {"vocabulary.rows", method._trainable[0]}
+    assert set(before) == {"vocabulary.rows", method.trainable[0]}
     with torch.no_grad():
-        method.get_parameter(method._trainable[0]).add_(1.0)
+        method.get_parameter(method.trainable[0]).add_(1.0)
     method.vocabulary.update(torch.flip(method.vocabulary.rows[method.vocabulary.place], (0,)), 0.5)
     now = method.weights()
     assert all(not torch.equal(now[name], tensor) for name, tensor in before.items())

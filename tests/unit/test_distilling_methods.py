@@ -105,7 +105,7 @@ def test_what_is_not_chosen_to_train_does_not_move(learner: Make, pictures: Tabl
         k for k, v in found.method.named_parameters() if k not in before or not torch.equal(v, before[k])
     }
     assert moved
-    assert moved == set(found.method._trainable)
+    assert moved == set(found.method.trainable)
     plain = {k for k in moved if ".experts." not in k}
     assert all("visual" in k and "ln" in k for k in plain)
     assert plain

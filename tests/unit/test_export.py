@@ -129,7 +129,7 @@ def test_lora_is_merged_and_adapters_are_refused(micro_folder: Path, tmp_path: P
         learner = Learner.create(str(micro_folder / "model"), "finetune", {"steps": 2}, trainable=[slot])
         with torch.no_grad():
             for parameter_name, parameter in learner.method.named_parameters():
-                if parameter_name in learner.method._trainable:
+                if parameter_name in learner.method.trainable:
                     parameter.add_(0.3 * torch.randn_like(parameter))
         learner.save(tmp_path / name)
         return tmp_path / name

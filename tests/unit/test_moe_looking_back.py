@@ -222,7 +222,7 @@ def test_texts_that_dropout_sent_elsewhere_are_counted_alike_in_all_processes(
 def test_weight_decay_reaches_no_bias_of_an_expert(make: Make, data: Table) -> None:
     _, method = make()
     method.begin_task(of_classes(data, 0, 0, 1), Past())
-    decayed, plain = decay_groups(method._trainable, method)
+    decayed, plain = decay_groups(method.trainable, method)
     assert decayed.weight_decay is None
     assert plain.weight_decay == 0
     assert any(name.endswith("up_bias") for name in plain.names)

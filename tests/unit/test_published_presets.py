@@ -74,7 +74,7 @@ def test_wise_ft_keeps_a_fifth_of_the_weights_before_the_task(begin: Callable[..
             assert merged.allclose(0.2 * before[name] + 0.8 * trained[name], atol=1e-7), name
         assert any(not trained[name].equal(before[name]) for name in trained)
         assert method.notes["merge"] == {"alpha": 0.8}
-    assert not any("logit_scale" in name for name in method._trainable)
+    assert not any("logit_scale" in name for name in method.trainable)
 
 
 def test_plain_fine_tuning_merges_nothing_and_has_no_penalty(begin: Callable[..., Any]) -> None:

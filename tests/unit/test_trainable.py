@@ -270,7 +270,7 @@ def test_merging_and_penalties_know_grown_parameters(
     learn(with_it, task)
     learn(without, task)
     one, other = dict(with_it.named_parameters()), dict(without.named_parameters())
-    for name in with_it._trainable:
+    for name in with_it.trainable:
         assert not torch.equal(one[name], other[name])
         if settings.get("merge", {}).get("kind") == "wise-ft":
             assert torch.allclose(one[name], (start[name] + other[name]) / 2, atol=1e-6)

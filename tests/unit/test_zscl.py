@@ -340,5 +340,5 @@ def test_published_settings_are_presets(begin: Begin, name: str) -> None:
     assert ("weight-constraint" in parts) == (name == "zscl-mtil")
     keep = learner.method.settings.merge
     assert (keep.kind, keep.every, keep.wise_we) == ("running-mean", 100 if name == "zscl-mtil" else 10, 1.0)
-    assert "backbone.clip.logit_scale" not in learner.method._trainable
+    assert "backbone.clip.logit_scale" not in learner.method.trainable
     assert learner.plan(tasks[0])

@@ -317,6 +317,7 @@ class Learner:
             "cursor": place,
             "learned": sorted(self.learned),
             "structure": self.method.structure(),
+            "trainable": list(self.method.trainable),
             "method": self.method.extra_state(),
             "guard": self._guarded if self.guard is None else self.guard.state(),
         }
@@ -333,6 +334,8 @@ class Learner:
             parts[kind][name] = tensor
         self.learned = set(state["learned"])
         self.method.grow(state["structure"])
+        # A hook names what trains when a task begins; a task that goes on does not begin again.
+        self.method.trainable = list(state.get("trainable", self.method.trainable))
         self.method.to(self.accelerator.device)
         saved.put_tensors(self.method, parts["model"])
         device = self.accelerator.device

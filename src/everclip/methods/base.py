@@ -101,7 +101,7 @@ class Method(Predicting):
         self.preset = type(self).__name__
         self.notes: dict[str, Any] = {}
         self.buffer: Buffer | None = None
-        self._trainable: list[str] = []
+        self.trainable: list[str] = []
 
     # -- what others ask before learning ----------------------------------------------------------------------
 
@@ -162,14 +162,14 @@ class Method(Predicting):
         self._begin_slots(task, past)
 
     def on_begin_task(self, task: Task, past: Past) -> None:
-        """Hook: grow what the task needs, and name in `_trainable` what trains."""
+        """Hook: grow what the task needs, and name in `trainable` what trains."""
 
     def _begin_slots(self, task: Task, past: Past) -> None:
         """Prepare the slots, where a method has some."""
 
     def mark_trainable(self) -> None:
-        """Let gradients flow to the parameters of `_trainable`, and to no other."""
-        chosen = set(self._trainable)
+        """Let gradients flow to the parameters of `trainable`, and to no other."""
+        chosen = set(self.trainable)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in chosen)
 
@@ -187,7 +187,7 @@ class Method(Predicting):
         training: TrainingConfig | None,
         past: Past | None = None,
     ) -> Phase:
-        """Return a phase that trains the parameters of `_trainable` on one mixed stream called `main`.
+        """Return a phase that trains the parameters of `trainable` on one mixed stream called `main`.
 
         Args:
             name: of the phase.
@@ -197,11 +197,11 @@ class Method(Predicting):
         """
         columns = ("image", "label") if classes else ("image", "tokens")
         batch_size = training.batch_size if training else 64
-        frozen = [side for side in SIDES if self.reads_embeddings and not trains(self._trainable, side)]
+        frozen = [side for side in SIDES if self.reads_embeddings and not trains(self.trainable, side)]
         served, notes = cached_columns(columns, frozen, training)
         main = Stream(sources, batch_size, columns=served, classes=classes)
         decay = training.layer_decay if training else 1.0
-        groups = layered(decay_groups(self._trainable, self), self.backbone.clip, decay, "backbone.clip.")
+        groups = layered(decay_groups(self.trainable, self), self.backbone.clip, decay, "backbone.clip.")
         return Phase(name, {"main": main}, scaled(groups, self.lr_scale), notes=tuple(notes.values()))
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -224,7 +224,7 @@ class Method(Predicting):
     @final
     def after_step(self, progress: Progress) -> None:
         """Bound the logit scale, then let the slots and the hook follow an optimiser step."""
-        if SCALE in self._trainable:  # what is frozen is left as it was: SigLIP's is larger
+        if SCALE in self.trainable:  # what is frozen is left as it was: SigLIP's is larger
             self.backbone.bound_logit_scale(MAX_SCALE)
         self._step_slots(progress)
         self.on_step(progress)
@@ -270,7 +270,7 @@ class Method(Predicting):
 
     def _changing(self) -> merge.Weights:
         """Return what learning changes, not copied."""
-        return merge.changing(self, self._trainable)
+        return merge.changing(self, self.trainable)
 
     def _snapshot(self) -> merge.Weights:
         return {name: tensor.detach().clone() for name, tensor in self._changing().items()}
@@ -303,7 +303,7 @@ class Method(Predicting):
 
     def describe(self) -> Cost:
         """Count parameters and bytes from the module itself, and what the method keeps beside it."""
-        trained = sum(self.get_parameter(name).numel() for name in self._trainable)
+        trained = sum(self.get_parameter(name).numel() for name in self.trainable)
         growth = "none" if self.buffer is None else self.buffer.growth
         return counted(self, trained, growth)
 

@@ -63,9 +63,9 @@ class SlotMethod(Method):
                 "method.contrast: `sigmoid` needs a model with a logit bias; this one has none."
             )
         grow(backbone, settings, seed)
-        self._trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
+        self.trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
         for penalty in self._penalties:
-            penalty.prepare(backbone, self._trainable)
+            penalty.prepare(backbone, self.trainable)
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
         replay = settings.replaying
@@ -207,7 +207,7 @@ class SlotMethod(Method):
         """
         if not self._penalties:
             return {}
-        now = {name: self.get_parameter(name) for name in self._trainable}
+        now = {name: self.get_parameter(name) for name in self.trainable}
         view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self._teachers)
         return {penalty.name: penalty.loss(view) for penalty in self._penalties}
 

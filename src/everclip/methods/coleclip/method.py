@@ -105,7 +105,7 @@ class CoLeClip(Method):
         number = len(self.prompts) - 1
         drawn = key_of(self.seed, "coleclip", number) % 2**31
         grown = insert(self.backbone.clip, "lora", self.settings.lora, seed=drawn)
-        self._trainable = [f"{PROMPTS}tokens.{number}", *(f"backbone.clip.{n}" for n in grown.parameters)]
+        self.trainable = [f"{PROMPTS}tokens.{number}", *(f"backbone.clip.{n}" for n in grown.parameters)]
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's pictures; its second half has earlier classes as negatives."""
@@ -178,7 +178,7 @@ class CoLeClip(Method):
         lora.remove(self.backbone.clip)
         self.vocabulary.end()
         self._held.clear()
-        self._trainable = self._trainable[:1]
+        self.trainable = self.trainable[:1]
 
     # -- predicting -------------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class CoLeClip(Method):
 
     def weights(self) -> Weights:
         """Return a copy of what outlives the task: its prompt and the vocabulary."""
-        prompt = self._trainable[0]
+        prompt = self.trainable[0]
         return {name: tensor for name, tensor in super().weights().items() if name in (prompt, ROWS)}
 
     def blend(
@@ -270,7 +270,7 @@ class CoLeClip(Method):
         if structure["current"] is not None:
             self._grow_lora()
         elif len(self.prompts):
-            self._trainable = [f"{PROMPTS}tokens.{len(self.prompts) - 1}"]
+            self.trainable = [f"{PROMPTS}tokens.{len(self.prompts) - 1}"]
         self.mark_trainable()
 
     def describe(self) -> Cost:

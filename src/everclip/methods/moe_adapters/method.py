@@ -62,7 +62,7 @@ class MoeAdapters(SlotMethod):
 
     def __init__(self, backbone: Backbone, settings: MoeSettings, seed: int = 0) -> None:
         super().__init__(backbone, settings, seed)
-        self._beside = list(self._trainable)
+        self._beside = list(self.trainable)
         insert(backbone.clip, "experts", settings.experts, seed=seed)
         first = [e.number for _, e in experts_in(backbone.clip, "image")]
         self.selector = build_selector(settings.selecting, backbone, first[0] if first else 0)
@@ -127,7 +127,7 @@ class MoeAdapters(SlotMethod):
         shape.open_task(self.backbone.clip, self._routers[-1], self.settings.grow)
         self.to(next(self.backbone.parameters()).device)
         self._choose()
-        if not self._trainable:
+        if not self.trainable:
             raise ConfigError(
                 f"method: nothing trains on task {task.name!r}, which has captions: they do not tell their task, so "
                 "their texts take no experts. Set method.experts.tower=both or image, or method.routers=one."
@@ -140,9 +140,9 @@ class MoeAdapters(SlotMethod):
         routers = self._routers
         texts = self.tasks[-1].texts if self.tasks else True
         names = shape.trainable(self.backbone.clip, routers[-1] if routers else None, texts)
-        self._trainable = [*self._beside, *(PREFIX + name for name in names)]
+        self.trainable = [*self._beside, *(PREFIX + name for name in names)]
         for penalty in self._penalties:
-            penalty.prepare(self.backbone, self._trainable)
+            penalty.prepare(self.backbone, self.trainable)
         self.mark_trainable()
 
     def _keep_looking_back(self, learning: Mapping[str, Sequence[int]]) -> None:
