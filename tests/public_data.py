@@ -58,26 +58,24 @@ def matlab(path: Path, **variables: object) -> None:
     path.write_bytes(b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x0100) + b"IM" + body)
 
 
-def _part(kind: int, data: bytes) -> bytes:
+def part(kind: int, data: bytes) -> bytes:
     return struct.pack("<II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
 
 
 def _matrix(name: str, value: object) -> bytes:
     if isinstance(value, str):
-        kind, shape, rest = 4, (1, len(value)), _part(4, value.encode("utf-16-le"))
+        kind, shape, rest = 4, (1, len(value)), part(4, value.encode("utf-16-le"))
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         fields = list(value[0])
         names = b"".join(f.encode().ljust(32, b"\0") for f in fields)
-        rest = struct.pack("<HHi", 5, 4, 32) + _part(1, names)
+        rest = struct.pack("<HHi", 5, 4, 32) + part(1, names)
         rest += b"".join(_matrix("", row[f]) for row in value for f in fields)
         kind, shape = 2, (1, len(value))
     else:
         numbers = np.asarray(value, np.float64).reshape(1, -1)
-        kind, shape, rest = 6, numbers.shape, _part(9, numbers.tobytes())
-    head = (
-        _part(6, struct.pack("<II", kind, 0)) + _part(5, struct.pack("<ii", *shape)) + _part(1, name.encode())
-    )
-    return _part(14, head + rest)
+        kind, shape, rest = 6, numbers.shape, part(9, numbers.tobytes())
+    head = part(6, struct.pack("<II", kind, 0)) + part(5, struct.pack("<ii", *shape)) + part(1, name.encode())
+    return part(14, head + rest)
 
 
 SHARED = {"forest", "river", "sunflower", "lotus"}

@@ -328,16 +328,16 @@ def _short(value: Any) -> str:
 
 def unknown_key(key: str, beside: Sequence[str]) -> str:
     """Return the hint for an unknown key: a name beside it, or the same setting of a run under another section."""
-    return hint(key, beside, _keys(RunConfig))
+    return hint(key, beside, setting_keys(RunConfig))
 
 
-def _keys(model: type[BaseModel], prefix: str = "", depth: int = 0) -> Iterator[str]:
+def setting_keys(model: type[BaseModel], prefix: str = "", depth: int = 0) -> Iterator[str]:
     """Yield every key of a model, with dots."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         if depth < 3:
             for inner in models_in(field_type(field)):
-                yield from _keys(inner, f"{prefix}{name}.", depth + 1)
+                yield from setting_keys(inner, f"{prefix}{name}.", depth + 1)
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -281,7 +281,7 @@ def test_b29_captions_that_differ_in_blanks_or_case_are_one(tmp_path: Path) -> N
     assert found.sets[0].scores["mean_r1"] == plain.sets[0].scores["mean_r1"]
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
     task: Task = Learner.create("builtin:tiny", "zero-shot").learn(make_task(str(file), validation=0))
-    batch: Any = learner._maker.batch(Stream((Source(task.train),), 4, order="cycle"), "s", 0)
+    batch: Any = learner.engine.maker.batch(Stream((Source(task.train),), 4, order="cycle"), "s", 0)
     key = batch["text_key"].tolist()
     assert key[0] == key[2] != key[1] == key[3]
     assert isinstance(task.train, Table)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from build import picture
 from typer.testing import CliRunner
 
+import everclip
 from everclip import files
 from everclip.cli.main import app
 from everclip.data.reading.sources import read, read_rows
 from everclip.data.reading.spec import DataSpec
 from everclip.data.reading.spill import spilled
 from everclip.errors import CheckpointError, ConfigError
+from everclip.evaluation.results import Results
 from everclip.models import hub
 
 RUNNER = CliRunner()
@@ -125,20 +128,21 @@ def test_s11_an_optional_write_is_told_once(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_s11_a_report_that_cannot_be_written_leaves_the_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    micro_config: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from everclip.run import Run
-
     def fail(folder: Path) -> None:
         raise CheckpointError(f"{folder}/report.html: the disk is full")
 
     monkeypatch.setattr("everclip.report.write_report", fail)
-    run = Run.__new__(Run)
-    run.path, run._main = tmp_path, True
-    run.config = type("Config", (), {"report": True})()  # type: ignore[assignment]  # all that is asked of it
     with caplog.at_level(logging.WARNING):
-        run._report()
-    assert "everclip report" in caplog.records[0].getMessage()
+        results = everclip.execute(micro_config("single", "method=zero-shot", "report=true"))
+    assert results.status == "finished"
+    assert Results.read(tmp_path / "run") == results
+    said = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
+    assert ["everclip report" in message for message in said] == [True]
 
 
 def test_a_user_without_a_home_has_a_cache_in_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:

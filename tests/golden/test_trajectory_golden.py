@@ -107,8 +107,8 @@ def test_the_engine_takes_the_steps_of_a_bare_loop(micro_folder: Path, name: str
     method = build_method(MethodConfig(), load_backbone(str(micro_folder / "model")))
     learner = Learner(method, config)
     batches: list[dict[str, Any]] = []
-    real = learner._maker.batch
-    object.__setattr__(learner._maker, "batch", lambda *a: batches.append(real(*a)) or batches[-1])
+    real = learner.engine.maker.batch
+    object.__setattr__(learner.engine.maker, "batch", lambda *a: batches.append(real(*a)) or batches[-1])
     found: list[dict[str, torch.Tensor]] = []
     clip = method.backbone.clip
     shares: list[float] = []

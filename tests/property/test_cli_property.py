@@ -20,7 +20,7 @@ import micro
 from everclip.cli.main import main
 from everclip.config import RunConfig
 from everclip.data.reading.spec import DataSpec
-from everclip.schema import _keys
+from everclip.schema import setting_keys
 
 CODES = {
     int(number)
@@ -29,7 +29,7 @@ CODES = {
     )
 }
 # fmt: off
-KEYS = sorted({*_keys(RunConfig), *DataSpec.model_fields, "columns.image", "columns.caption",
+KEYS = sorted({*setting_keys(RunConfig), *DataSpec.model_fields, "columns.image", "columns.caption",
           "columns.x.y", "data.columns.time", "method.replay.size", "method.trainable", "x", "", ".",
           "a..b"})
 VALUES = ("", "null", "no", "true", "1", "-1", "0", "1e3", "1e400", ".nan", "-.inf", "2024-01-05",

@@ -32,7 +32,7 @@ def test_answers_are_the_three_best_classes_of_each_picture_at_each_row(
         if s.kind != "classification":
             continue
         position = s.data.ids.index(example.id)
-        picture = method.backbone.preprocess(run.learner._maker.store.get(s.data, position))
+        picture = method.backbone.preprocess(run.learner.store.get(s.data, position))
         assert [answer.row for answer in example.answers] == [row.index for row in results.rows]
         for answer in example.answers:
             with torch.no_grad():
@@ -60,7 +60,7 @@ def test_answers_to_pictures_of_a_retrieval_set_are_its_three_nearest_captions(
     for example in examples:
         s = sets[example.column]
         position = s.data.ids.index(example.id)
-        picture = method.backbone.preprocess(run.learner._maker.store.get(s.data, position))
+        picture = method.backbone.preprocess(run.learner.store.get(s.data, position))
         captions = list(
             dict.fromkeys(str(c) for other in sets.values() for c in other.data.column("caption"))
         )

@@ -13,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from everclip.config import AugmentConfig, BackboneConfig, merge_training, resolve_config
 from everclip.data.pictures.resizing import Resizing
-from everclip.data.sampling.augmentation import _view_box, augment, random_resized_box
+from everclip.data.sampling.augmentation import augment, random_resized_box, view_box
 from everclip.data.sampling.order import generator
 from everclip.models.backbone import load_backbone
 
@@ -64,7 +64,7 @@ def test_crops_stay_inside_what_the_model_sees_and_keep_nearly_all_of_it(
     assert (right - left, bottom - top) == ((min(size),) * 2 if mode == "shortest" else size)
     kept = []
     for key in range(300):
-        box = _view_box(scene(*size), config, resizing, generator(key).random(4))
+        box = view_box(scene(*size), config, resizing, generator(key).random(4))
         assert left <= box[0] < box[2] <= right + 1e-9
         assert top <= box[1] < box[3] <= bottom + 1e-9
         kept.append((box[2] - box[0]) * (box[3] - box[1]) / ((right - left) * (bottom - top)))

@@ -119,16 +119,16 @@ def test_empty_cells_share_one_array_and_fields_are_few(
     path = tmp_path / "a.mat"
 
     def write(kind: int, shape: tuple[int, int], rest: bytes) -> None:
-        head = public_data._part(6, struct.pack("<II", kind, 0))
-        head += public_data._part(5, struct.pack("<ii", *shape)) + public_data._part(1, b"x")
-        packed = zlib.compress(public_data._part(14, head + rest))
+        head = public_data.part(6, struct.pack("<II", kind, 0))
+        head += public_data.part(5, struct.pack("<ii", *shape)) + public_data.part(1, b"x")
+        packed = zlib.compress(public_data.part(14, head + rest))
         start = b"MATLAB 5.0".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
         path.write_bytes(start + struct.pack("<II", 15, len(packed)) + packed)
 
     write(1, (1, 5_000), struct.pack("<II", 14, 0) * 5_000)
     assert len({id(cell) for cell in read_matlab(path)["x"]}) == 1
     monkeypatch.setattr(matlab, "_FIELDS", 10)
-    write(2, (1, 0), struct.pack("<HHi", 5, 4, 1) + public_data._part(1, b"a" * 11))
+    write(2, (1, 0), struct.pack("<HHi", 5, 4, 1) + public_data.part(1, b"a" * 11))
     with pytest.raises(DataError, match="more than 10 of them"):
         read_matlab(path)
 

@@ -20,7 +20,7 @@ from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.results import Results
-from everclip.running.inputs import _against_published
+from everclip.running.inputs import against_published
 from everclip.scenarios.load import load_scenario
 from public_data import load, sides
 
@@ -318,8 +318,8 @@ def test_training_pictures_that_are_set_aside_leave_the_measured_ones_whole(tmp_
     found = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted", quarantine_limit=0.1))
     assert found.quarantine.sides == {"train": (1, 40)}
     quarantine = replace(found.quarantine, counted=True)
-    assert _against_published(quarantine) == "; all of its test pictures are measured"
-    assert _against_published(Quarantine("mine.csv", 2, found.quarantine.entries, {"test": (1, 2)})) == ""
+    assert against_published(quarantine) == "; all of its test pictures are measured"
+    assert against_published(Quarantine("mine.csv", 2, found.quarantine.entries, {"test": (1, 2)})) == ""
 
 
 def test_completeness_is_claimed_only_where_it_is_known(tmp_path: Path) -> None:
@@ -329,10 +329,10 @@ def test_completeness_is_claimed_only_where_it_is_known(tmp_path: Path) -> None:
     Path(whole.origin(whole.column("split").index("train"))).write_bytes(b"")
     found = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted", quarantine_limit=0.1))
     assert not found.quarantine.counted
-    assert _against_published(found.quarantine) == "; counts=noted, so that test pictures may be missing"
+    assert against_published(found.quarantine) == "; counts=noted, so that test pictures may be missing"
     for counted in (True, False):
         stray = Entry(None, "pets, 'test/\\udcff.jpg'", "bad-utf8")
         mixed = replace(found.quarantine, entries=(*found.quarantine.entries, stray), counted=counted)
-        assert _against_published(mixed) == (
+        assert against_published(mixed) == (
             "; sides of 1 of these rows are not known, so that test pictures may be missing"
         )

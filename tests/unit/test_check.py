@@ -20,7 +20,7 @@ from everclip.models.limits import limits_of
 from everclip.prepare.check.checked import Check
 from everclip.prepare.check.inspect import inspect
 from everclip.prepare.check.periods import time_counts
-from everclip.prepare.check.sheet import _glimpse
+from everclip.prepare.check.sheet import glimpse
 from everclip.scenarios.spec import SplitSpec
 from everclip.scenarios.splits import split
 
@@ -298,12 +298,12 @@ def test_quarantine_above_the_limit_is_shown_whole_and_stops(
 
 def test_what_can_be_seen_of_a_damaged_file_is_shown(damaged: Path) -> None:
     folder = damaged.parent
-    assert _glimpse(str(folder / "1.png")) is not None, "set aside for another reason than its picture"
-    upper = _glimpse(str(folder / "cut.jpg"))
+    assert glimpse(str(folder / "1.png")) is not None, "set aside for another reason than its picture"
+    upper = glimpse(str(folder / "cut.jpg"))
     assert upper is not None
     assert upper.size == (200, 200)
-    assert all(_glimpse(str(folder / name)) is None for name in ("text.png", "empty.png", "gone.png"))
-    assert _glimpse("") is None
+    assert all(glimpse(str(folder / name)) is None for name in ("text.png", "empty.png", "gone.png"))
+    assert glimpse("") is None
 
 
 def test_nothing_usable_at_all_is_said_without_a_crash(call: Call, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from everclip.config import GuardConfig
 from everclip.contracts import ClassEntry, Cost, EvalSet, LabelSpace, Past, Progress
 from everclip.data.table import Table
 from everclip.errors import ConfigError
+from everclip.evaluation.classification import ensemble_bank
 from everclip.features.encoding import measuring
 from everclip.learner import Learner
 from everclip.methods.build import build_method
@@ -209,7 +210,7 @@ def test_the_loss_of_stage_two_is_that_of_both_tokens_sample_by_sample(walk: Wal
     method, batch = walk.method, walk.batch(noise_task(1, "pig", "ox"), 3, 12)
     with torch.no_grad():
         found = float(method(batch, Progress(1, "train", 0, 3, 4, 0))["labels"])
-        tokens = method._tokens(batch["main"]["image"])
+        tokens = method.encode_images(batch["main"]["image"])["tokens"]
         own = method.vocabulary.combined(method.backbone.encode_text(batch["main"]["class_tokens"]))
         scale, earlier = method.backbone.logit_scale, method.vocabulary.rows[:2]
         # The task's own classes through its prompt, the earlier ones through theirs; all through the class token.
@@ -260,7 +261,9 @@ def test_without_momentum_rows_are_replaced_once(micro_folder: Path) -> None:
     now = walk.learn("cow", "hen", until=3)
     start = walk.method.vocabulary.rows.clone()
     with torch.no_grad():
-        text = walk.method._adapted(now.classes or ())
+        backbone = walk.method.backbone
+        prompts = [backbone.tokenise(list(entry.prompts())) for entry in now.classes or ()]
+        text = torch.stack([ensemble_bank(backbone.encode_text(tokens)) for tokens in prompts])
     walk.method.end_task(now, Past(), lambda: {})
     assert torch.allclose(walk.method.vocabulary.rows, functional.normalize(start + text, dim=1), atol=1e-6)
     assert all("vocabulary" not in found for found in walk.losses)
@@ -369,7 +372,7 @@ def test_the_guard_takes_the_vocabulary_back(micro_folder: Path, action: Any) ->
     learner.watch([watched], GuardConfig.model_construct(max_drop=-101.0, every=100, action=action))
     method = learner.method
     assert isinstance(method, CoLeClip)
-    start = method._zero_shot(task.classes or (), "all")
+    start = method.class_bank(LabelSpace(task.classes or ()))["zero_shot"]
     learner.learn(task)
     assert all(act["share"] == 0 for act in learner.method.notes["guard"]["acted"])
     assert torch.equal(method.vocabulary.rows, start)

@@ -152,8 +152,8 @@ def test_what_is_drawn_anew_is_not_cached_and_the_log_says_so_once(
 def test_augment_none_is_the_transform_of_evaluation(make: Callable[..., Learner], tasks: Any) -> None:
     learner = make(("image", "text"))
     stream = learner.plan(tasks[0])[0].streams["main"]
-    batch = learner._maker.batch(stream, "any", 0)
-    places = learner._maker.places(stream, "any", 0)
+    batch = learner.engine.maker.batch(stream, "any", 0)
+    places = learner.engine.maker.places(stream, "any", 0)
     expected = [learner.method.backbone.preprocess(learner.store.get(*place)) for place in places]
     assert torch.equal(batch["image"], torch.stack(expected))
 

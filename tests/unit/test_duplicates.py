@@ -302,6 +302,6 @@ def test_a_crowd_of_look_alikes_is_compared_with_its_nearest_and_that_is_said(
 def test_every_member_of_a_cut_crowd_is_in_a_window() -> None:
     for count in (1024, 1025, 1792, 1793, 5000):
         hashes = np.zeros(count, dtype=np.uint64)
-        windows = duplicates._windows(np.arange(count), hashes)
+        windows = duplicates.windows(np.arange(count), hashes)
         assert set(np.concatenate(windows).tolist()) == set(range(count))
         assert max(map(len, windows)) <= 1024

@@ -97,7 +97,7 @@ def test_experts_encode_each_picture_of_a_step_once(texts: str, micro_folder: Pa
         task = type(task)(0, "captions", task.train)
     method.begin_task(task, learner.past())
     (phase,) = method.phases(task, learner.past())
-    batch = {name: learner._maker.batch(stream, name, 0) for name, stream in phase.streams.items()}
+    batch = {name: learner.engine.maker.batch(stream, name, 0) for name, stream in phase.streams.items()}
     counts = {"image": 0, "text": 0}
     with pytest.MonkeyPatch.context() as patch:
         for side in counts:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import public_data
 from everclip.cli.init_config import text_for
 from everclip.data.reading.formats import parquet
 from everclip.data.reading.formats.layouts import arrays
@@ -378,9 +379,9 @@ def test_classes_of_one_name_are_said(folder: Path) -> None:
 def test_a_file_of_pictures_beyond_the_limit_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "train.bin"
-    with open(path, "wb") as file:
+    public_data.cifar100(tmp_path)
+    with open(tmp_path / "cifar-100-binary" / "train.bin", "wb") as file:
         file.truncate(arrays.MOST_BYTES + 1)  # sparse: it takes no room on the disk
     monkeypatch.setattr(arrays.np, "fromfile", lambda *given: pytest.fail("it was read"))
     with pytest.raises(DataError, match=r"train\.bin: 268,435,457 bytes"):
-        arrays._bytes_of(path)
+        read(DataSpec(source="catalog:cifar100", root=str(tmp_path), counts="noted"))

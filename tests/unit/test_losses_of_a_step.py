@@ -126,7 +126,7 @@ def test_pictures_of_the_own_stream_are_those_of_evaluation_and_the_tasks_are_au
 ) -> None:
     method = build(penalties={penalty: {"images": "own"}})
     learner = Learner(method, TrainingConfig(steps=3, batch_size=8, device="cpu", threads=1))
-    maker, task = learner._maker, tasks[0]
+    maker, task = learner.engine.maker, tasks[0]
     assert maker.augment is not None
     (phase,) = method.phases(task, Past(training=learner.training))
     own = phase.streams[penalty]
@@ -147,7 +147,7 @@ def test_a_penalty_is_told_of_the_beginning_and_the_end_of_a_task(
 ) -> None:
     told: list[tuple[Any, ...]] = []
     method, past = build(penalties={"weight-constraint": {}}), Past(training=TrainingConfig(steps=1))
-    (penalty,) = method._penalties
+    (penalty,) = method.penalties
     for name in ("begin_task", "end_task"):
         monkeypatch.setattr(penalty, name, lambda *given, name=name: told.append((name, *given)))
     method.begin_task(tasks[0], past)

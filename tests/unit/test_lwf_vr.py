@@ -103,7 +103,7 @@ def losses(learner: Any, task: Any, move: float = 0.05) -> dict[str, torch.Tenso
     method = learner.method
     method.begin_task(task, learner.past())
     (phase,) = learner.plan(task)
-    batch = {name: learner._maker.batch(s, name, 0) for name, s in phase.streams.items()}
+    batch = {name: learner.engine.maker.batch(s, name, 0) for name, s in phase.streams.items()}
     learner.batch = batch
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_the_loss_is_the_divergence_of_answers_about_random_sentences(
     start = load_backbone(learner.method.backbone.name)
     found = losses(learner, tasks[0])["lwf-vr"]
     pixels = learner.batch["main" if images == "batch" else "lwf-vr"]["image"]
-    tokens = learner.method._penalties[0].sentences(5, 0)
+    tokens = learner.method.penalties[0].sentences(5, 0)
     assert tokens.shape[0] == 6
     with torch.no_grad():
         text = start.encode_text(tokens)
@@ -150,13 +150,13 @@ def test_sentences_are_encoded_once_per_task(
 ) -> None:
     learner, tasks = begin("classes")
     shapes: list[int] = []
-    inner = learner.method._teachers.text
+    inner = learner.method.teachers.text
 
     def counted(kind: str, tokens: torch.Tensor, student: Any) -> torch.Tensor:
         shapes.append(len(tokens))
         return inner(kind, tokens, student)
 
-    monkeypatch.setattr(learner.method._teachers, "text", counted)
+    monkeypatch.setattr(learner.method.teachers, "text", counted)
     for task in tasks[:2]:
         learner.learn(task)
     assert shapes == [6, 6]
@@ -167,8 +167,8 @@ def test_published_settings_are_a_preset(micro_config: Callable[..., Any]) -> No
     given = config.method.settings["penalties"]["lwf-vr"]
     assert (given["published"], given["images"], given["form"]) == (True, "own", "cross-entropy")
     learner, _ = learner_for(config, load_scenario(config.scenario)), None
-    assert learner.method._penalties[0].settings.sentences == 1000
-    assert learner.method._penalties[0].teacher == "task-start"
+    assert learner.method.penalties[0].settings.sentences == 1000
+    assert learner.method.penalties[0].teacher == "task-start"
 
 
 @pytest.mark.parametrize("images", ["batch", "own"])
@@ -200,7 +200,7 @@ def test_random_sentences_are_drawn_once_per_task(
     begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner, tasks = begin("classes", "method.penalties.lwf-vr={text: student, sentences: 5, length: 3}")
-    (penalty,) = learner.method._penalties
+    (penalty,) = learner.method.penalties
     assert isinstance(penalty, LwfVr)
     draw, drawn = penalty.sentences, []
     monkeypatch.setattr(penalty, "sentences", lambda seed, task: drawn.append(task) or draw(seed, task))

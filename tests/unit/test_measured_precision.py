@@ -83,7 +83,7 @@ def test_a_teacher_says_the_same_ahead_of_time_as_in_a_step(micro_config: Callab
     held = learner.engine.columns._held["image_embedding@initial", id(table)].values.numpy()
     preprocess = learner.method.backbone.preprocess
     pixels = torch.stack([preprocess(learner.store.get(table, i)) for i in range(len(table))])
-    asked = learner.method._teachers.image("initial", pixels, learner.method.backbone)
+    asked = learner.method.teachers.image("initial", pixels, learner.method.backbone)
     assert np.array_equal(held, asked.numpy())  # the same block: 20 pictures
     learner.method.train()
     student = learner.method.backbone.encode_image(pixels)  # as a step compares it: nothing lost at the start

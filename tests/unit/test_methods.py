@@ -298,7 +298,7 @@ def test_the_padding_of_class_names_is_not_computed_and_gradients_stay(
         method.begin_task(labelled, learner.past())
         phase = method.phases(labelled, learner.past())[0]
         width = method.backbone.tokenise(["a"]).shape[1]
-        batch = {"main": learner._maker.batch(phase.streams["main"], "x", 0)}
+        batch = {"main": learner.engine.maker.batch(phase.streams["main"], "x", 0)}
         assert batch["main"]["class_length"] < width
         if not short:
             batch["main"]["class_length"] = None

@@ -226,7 +226,7 @@ def test_short_texts_give_the_same_gradients(make: Make, data: Table) -> None:
         method = moe(learner)
         method.begin_task(task, learner.past())
         phase = method.phases(task, learner.past())[0]
-        batch = {"main": learner._maker.batch(phase.streams["main"], "x", 0)}
+        batch = {"main": learner.engine.maker.batch(phase.streams["main"], "x", 0)}
         assert batch["main"]["class_length"] < 12
         if not short:
             batch["main"]["class_length"] = None
@@ -247,7 +247,9 @@ def test_balance_is_a_loss_of_its_own(make: Make, data: Table) -> None:
         learner = make(balance=weight)
         method, task = moe(learner), of_classes(data, 0, 0, 1)
         method.begin_task(task, learner.past())
-        batch = {"main": learner._maker.batch(method.phases(task, learner.past())[0].streams["main"], "x", 0)}
+        batch = {
+            "main": learner.engine.maker.batch(method.phases(task, learner.past())[0].streams["main"], "x", 0)
+        }
         losses = method.train()(batch, Progress(0, "train", 0, 0, 1, 0))
         assert ("balance" in losses) == (weight > 0)
         assert all(bool(loss.isfinite()) for loss in losses.values())
@@ -333,8 +335,8 @@ def test_a_guard_acts_after_experts_were_frozen(make: Make, data: Table, action:
     learner = make({"lr": 0.05, "steps": 6}, trainable=["image", "text"], freeze=2)
     task = of_classes(data, 0, 0, 1)
     watched = EvalSet("watched", "classification", task.train, None, "retention", task.classes)
-    guard = learner.watch([watched], GuardConfig(max_drop=1.0, every=100, action=action))
-    guard._limit = -101.0  # whatever is seen is too little: it acts at every look
+    # Whatever is seen is too little: it acts at every look.
+    learner.watch([watched], GuardConfig.model_construct(max_drop=-101.0, every=100, action=action))
     learner.learn(task)
     assert learner.method.notes["guard"]["acted"]
     assert all(len(e.bank.frozen) == 2 for _, e in experts_in(learner.method.backbone.clip))

@@ -62,14 +62,14 @@ def test_an_expert_is_held_to_its_own_start_whatever_froze_and_grew(make: Make, 
     for index in range(3):
         task = of_classes(data, index, 2 * index, 2 * index + 1)
         method.begin_task(task, learner.past())
-        method._teachers.end_task()
+        method.teachers.end_task()
         for name, experts in experts_in(clip):
             live = [e for e in range(experts.bank.count) if e not in experts.bank.frozen]
             for tensor in TENSORS:
                 whole = experts.bank.whole(tensor)
                 for row, expert in enumerate(live):
                     start = starts.setdefault((name, expert, tensor), whole[expert].clone())
-                    anchor = method._anchors[INITIAL][f"{PREFIX}{name}.bank.{tensor}"][row]
+                    anchor = method.extra_tensors()[f"anchor.{INITIAL}.{PREFIX}{name}.bank.{tensor}"][row]
                     assert torch.equal(anchor, start), (index, name, expert, tensor)
                     compared, moved = compared + 1, moved + (not torch.equal(whole[expert], start))
         with torch.no_grad():  # as training would, and who was taken differs from block to block
@@ -134,8 +134,10 @@ def test_a_teacher_answers_as_the_model_did_before_the_task_made_room(
             )
             return step.image.sum() * 0
 
-        method._penalties[0].loss = loss  # type: ignore[method-assign]
-        batch = {"main": learner._maker.batch(method.phases(task, learner.past())[0].streams["main"], "x", 0)}
+        method.penalties[0].loss = loss  # type: ignore[method-assign]
+        batch = {
+            "main": learner.engine.maker.batch(method.phases(task, learner.past())[0].streams["main"], "x", 0)
+        }
         method.train()(batch, Progress(index, "train", 0, 0, 1, 0))
         teacher = method.teacher_of(TASK_START)  # as what is cached asks it: outside of any pass
         with exactly():
@@ -165,10 +167,10 @@ def test_what_a_penalty_encodes_of_the_student_takes_the_tasks_router_and_is_not
                 draw = torch.Generator().manual_seed(number)
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
         streams = method.phases(task, learner.past())[0].streams
-        batch = {name: learner._maker.batch(stream, name, 0) for name, stream in streams.items()}
+        batch = {name: learner.engine.maker.batch(stream, name, 0) for name, stream in streams.items()}
         batch["lwf"]["image"] = pixels()
         encoded: list[torch.Tensor] = []
-        inner = method._penalties[0].loss
+        inner = method.penalties[0].loss
 
         def loss(step: Any, encoded: Any = encoded, inner: Any = inner) -> Any:
             before = [e.counts.clone() for _, e in experts_in(step.backbone.clip)]
@@ -179,7 +181,7 @@ def test_what_a_penalty_encodes_of_the_student_takes_the_tasks_router_and_is_not
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(method._penalties[0], "loss", loss)
+            patch.setattr(method.penalties[0], "loss", loss)
             losses = method.train()(batch, Progress(index, "train", 0, 0, 1, 0))
         assert losses.keys() == {"labels", "lwf"}
         losses["lwf"].backward()

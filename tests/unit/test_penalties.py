@@ -22,7 +22,7 @@ from everclip.errors import CheckpointError, ConfigError
 from everclip.learner import Learner
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
-from everclip.methods.penalties.answers import _others
+from everclip.methods.penalties.answers import other_pictures
 from everclip.methods.penalties.base import Penalty, PenaltySettings
 from everclip.methods.penalties.build import PENALTIES
 from everclip.methods.penalties.teachers import INITIAL, between, frozen_copy
@@ -248,13 +248,13 @@ def test_a_teacher_stays_while_the_student_moves(
     assert not torch.allclose(second, at_start, atol=1e-3)
     begun(method, Task(1, "second", task.train))
     move(method)
-    teacher = method._teachers.image(reference, pixels, method.backbone)
+    teacher = method.teachers.image(reference, pixels, method.backbone)
     assert torch.allclose(teacher, at_start if reference == "initial" else second, atol=1e-6)
     own = {p.data_ptr() for p in method.parameters()}
-    held = [p for t in method._teachers._held.values() for p in t.parameters()]
-    assert held
-    assert not any(p.data_ptr() in own or p.requires_grad for p in held)
-    assert not any(t.training for t in method._teachers._held.values())
+    held = method.teacher_of(reference)
+    assert method.teacher_parameters == sum(p.numel() for p in held.parameters()) > 0  # and no other is there
+    assert not any(p.data_ptr() in own or p.requires_grad for p in held.parameters())
+    assert not held.training
 
 
 def test_teachers_are_shared_and_no_part_of_the_model(build: Build, tasks: dict[str, Task]) -> None:
@@ -264,8 +264,8 @@ def test_teachers_are_shared_and_no_part_of_the_model(build: Build, tasks: dict[
     assert both.state_dict().keys() == plain.state_dict().keys()
     assert both.describe().stored_parameters == 2 * size  # one teacher for two penalties
     batch, calls = begun(both, tasks["captions"]), []
-    ask = both._teachers.image
-    both._teachers.image = lambda *given: calls.append(given) or ask(*given)  # type: ignore[method-assign,func-returns-value]
+    ask = both.teachers.image
+    both.teachers.image = lambda *given: calls.append(given) or ask(*given)  # type: ignore[method-assign,func-returns-value]
     both(batch, AT)
     assert len(calls) == 1
 
@@ -297,8 +297,8 @@ def test_a_teacher_of_the_tasks_start_is_rebuilt_inside_a_task(build: Build, tas
     # The text tower and the projection trained nowhere: they were moved by hand, in the teacher too.
     frozen = [n for n, p in method.named_parameters() if not p.requires_grad]
     assert frozen
-    kept = method._teachers._held["task-start"].state_dict()
-    again = resumed._teachers._held["task-start"].state_dict()
+    kept = method.teacher_of("task-start").state_dict()
+    again = resumed.teacher_of("task-start").state_dict()
     trained = {n.removeprefix("backbone.") for n, p in method.named_parameters() if p.requires_grad}
     assert all(torch.equal(kept[n], again[n]) for n in trained)
     assert batch["main"]["image"].shape[0] == 5
@@ -323,7 +323,7 @@ def test_each_penalty_gets_its_own_tensors_back(build: Build, monkeypatch: pytes
         monkeypatch.setitem(PENALTIES, name, Keeps)
     settings: dict[str, Any] = {name: {} for name in ("first", "second", "without")}
     method, resumed = build(penalties=settings), build(penalties=settings)
-    first, second, _ = method._penalties
+    first, second, _ = method.penalties
     assert isinstance(first, Keeps)
     assert isinstance(second, Keeps)
     first.kept = {"importance.a.weight": torch.ones(2), "count": torch.tensor(3)}
@@ -334,7 +334,7 @@ def test_each_penalty_gets_its_own_tensors_back(build: Build, monkeypatch: pytes
         "penalty.second.count",
     }
     resumed.load_extra(method.extra_tensors(), method.extra_state())
-    kept = [penalty.tensors() for penalty in resumed._penalties]
+    kept = [penalty.tensors() for penalty in resumed.penalties]
     assert [set(tensors) for tensors in kept] == [{"importance.a.weight", "count"}, {"count"}, set()]
     assert (int(kept[0]["count"]), int(kept[1]["count"])) == (3, 4)
 
@@ -402,6 +402,6 @@ def test_other_pictures_are_those_of_all_processes_but_the_own_one(
     place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("everclip.methods.penalties.answers.rank", lambda: place)
-    found = _others(3, 9, torch.device("cpu"))
+    found = other_pictures(3, 9, torch.device("cpu"))
     wanted = [[c for c in range(9) if c != row + 3 * place] for row in range(3)]
     assert found.tolist() == wanted

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from doctor_fixtures import only
 
 import everclip
 from everclip import processor, registry
@@ -19,6 +20,7 @@ from everclip.config import TrainingConfig, resolve_config
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
 from everclip.prepare.doctor import machine
+from everclip.prepare.doctor.child import Said
 from everclip.running import precision as running
 from everclip.training import precision
 from everclip.training.precision import Precision, chosen_precision, slow_precision
@@ -90,7 +92,10 @@ def test_auto_is_fp32_on_every_cpu_and_bf16_on_a_gpu_that_has_it(monkeypatch: py
     assert chosen_precision("auto", GPU) == "fp32"
     for name in ("fp32", "bf16", "fp16"):
         assert chosen_precision(name, CPU) == name
-    assert not Precision("auto", CPU).autocast()._enabled
+    with Precision("auto", CPU).autocast():
+        assert not torch.is_autocast_enabled("cpu")
+    with Precision("bf16", CPU).autocast():
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_a_format_that_is_emulated_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +168,15 @@ def test_a_run_goes_on_in_the_format_that_it_began_with(
     class Stop(Exception):
         pass
 
-    def stop(*given: Any) -> None:
-        raise Stop
+    passed = []
+
+    def stop_in_the_second_task(point: str) -> None:
+        passed.append(point)
+        if passed.count("after step") == 5:
+            raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(everclip.run.Run, "_evaluate", _after(2, everclip.run.Run._evaluate, stop))
+        patch.setattr("everclip.run.crash_point", stop_in_the_second_task)
         with pytest.raises(Stop):
             everclip.execute(config)
     monkeypatch.undo()
@@ -177,17 +186,6 @@ def test_a_run_goes_on_in_the_format_that_it_began_with(
     assert results.rows == expected.rows
     said = [event.message for event in results.events if event.kind == "precision"]
     assert [m for m in said if "bf16, as this run began; auto would take fp32 on this machine" in m]
-
-
-def _after(count: int, do: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method that does `do` for `count` calls and `then` afterwards."""
-    left = [count]
-
-    def called(*given: Any) -> Any:
-        left[0] -= 1
-        return do(*given) if left[0] >= 0 else then(*given)
-
-    return called
 
 
 def test_a_run_from_before_there_was_a_choice_goes_on(micro_config: Callable[..., Any]) -> None:
@@ -210,9 +208,12 @@ def test_a_learner_keeps_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("there", "state"), [(True, "ok"), (None, "ok"), (False, "note")])
-def test_the_doctor_says_whether_the_processor_has_bf16(there: bool | None, state: str) -> None:
-    found = machine._bf16(there)
-    assert (found.name, found.state) == ("bf16 on the CPU", state)
+def test_the_doctor_says_whether_the_processor_has_bf16(
+    there: bool | None, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "ask", lambda *given: Said({"stage": "done", "devices": [], "bf16": there}))
+    found = only(machine.check_machine(), "bf16 on the CPU")
+    assert found.state == state
     if state == "note":
         assert "14 times" in found.found
         assert "auto" in found.remedy

@@ -13,6 +13,7 @@ from rail_fixtures import FORMS, head_of, maker, pictures, unit
 
 from everclip.data.table import Table
 from everclip.learner import Learner
+from everclip.methods.rail.fuse import fuse
 from everclip.methods.rail.method import Rail
 from everclip.methods.rail.settings import RailSettings
 from micro import of_classes
@@ -128,7 +129,10 @@ def test_an_export_is_given_what_its_reader_needs(
         assert all(torch.equal(given.tensors[name], tensor) for name, tensor in buffers.items())
     draw = torch.Generator().manual_seed(0)
     bank, asked = unit(torch.randn(4, 32, generator=draw)), unit(torch.randn(5, 32, generator=draw))
-    assert torch.equal(given.answers(asked, bank), method._fused(asked, asked @ bank.T, range(4)))
+    zero_shot = torch.softmax(float(method.backbone.logit_scale.detach()) * (asked @ bank.T).double(), dim=1)
+    outputs = head.outputs(asked, torch.arange(4)).double()
+    fused = fuse(zero_shot, outputs, torch.ones(4, dtype=torch.bool), settings.fusion)
+    assert torch.equal(given.answers(asked, bank), fused)
     assert given.answers(asked, bank).dtype == torch.float64
 
 

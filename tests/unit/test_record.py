@@ -120,7 +120,7 @@ def test_pictures_and_names_of_examples_are_those_of_the_data(
     assert [(e.column, e.id) for e in results.examples] == [
         (name, sets[name].data.ids[position]) for name, positions in chosen.items() for position in positions
     ]
-    store = run.learner._maker.store
+    store = run.learner.store
     for number, example in enumerate(results.examples):
         assert example.picture == f"examples/{number:03d}.png"
         data = sets[example.column].data

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +25,10 @@ HEAVY = ("torch", "torchvision", "open_clip", "accelerate", "datasets", "matplot
 def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder whose YAML files are the built-in presets of this test."""
     registry.methods.cache_clear()
-    monkeypatch.setattr(registry, "_yaml_files", lambda package: sorted(tmp_path.glob("*.yaml")))
+    files = resources.files
+    monkeypatch.setattr(
+        resources, "files", lambda package: tmp_path if package == "everclip.methods" else files(package)
+    )
     yield tmp_path
     registry.methods.cache_clear()
 
@@ -67,7 +72,7 @@ def test_public_names_are_there_and_unknown_ones_are_not() -> None:
     import everclip
 
     assert everclip.Method is Method
-    assert set(everclip._PUBLIC) <= set(dir(everclip))
+    assert set(everclip.__all__) <= set(dir(everclip))
     with pytest.raises(AttributeError, match="no attribute 'Methd'"):
         everclip.Methd  # noqa: B018
 
@@ -107,6 +112,13 @@ def test_two_presets_may_not_share_a_name_or_alias(presets: Path) -> None:
 def test_a_preset_without_a_needed_key_names_file_and_key(presets: Path, key: str) -> None:
     write(presets, "half.yaml", **{key: None})
     with pytest.raises(ConfigError, match=rf"half\.yaml: a method preset needs the key '{key}'"):
+        registry.methods()
+
+
+@pytest.mark.parametrize("given", ["batch_size: 3", {"cifar100-b0-10": 128}])
+def test_a_preset_with_no_settings_per_benchmark_is_refused(presets: Path, given: Any) -> None:
+    write(presets, "mine.yaml", per_benchmark=given)
+    with pytest.raises(ConfigError, match=r"mine.yaml: per_benchmark: expected"):
         registry.methods()
 
 

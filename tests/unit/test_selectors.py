@@ -51,11 +51,13 @@ def published(golden: dict[str, np.ndarray], **options: Any) -> Autoencoder:
     """A selector that holds the reference's networks."""
     settings = DdasSettings(weights="random", width=6, **options)
     selector = Autoencoder(settings, Embedding(), "selector")
-    selector.tasks, selector.reference = [(i, f"task {i}") for i in range(11)], True
-    selector._resize()
+    sizes = {str(route): 40 for route in range(12)}
+    parts = {"networks": sizes, "scale": len(selector.mean), "gathering": selector.total.shape[1]}
+    tasks = [[i, f"task {i}"] for i in range(11)]
+    selector.grow({"tasks": tasks, "reference": True, "held": 0, "parts": parts, "notes": {}})
     selector.limits[:, 2] = 1
     for route in range(12):
-        network = selector._add(route - 1, 40, 0)
+        network: Any = selector.networks[str(route)]
         for layer, name in ((network.encode, "enc"), (network.decode, "dec")):
             layer.weight.data = torch.from_numpy(golden[f"{name}_w"][route])
             layer.bias.data = torch.from_numpy(golden[f"{name}_b"][route])
@@ -293,7 +295,8 @@ def test_energies_agree_with_a_loop(count: str) -> None:
     draw = torch.Generator().manual_seed(0)
     bank, images = (torch.nn.functional.normalize(torch.randn(n, 8, generator=draw), dim=1) for n in (5, 3))
     selector = Energy(EnergySettings(count=count), Embedding())  # type: ignore[arg-type]
-    selector._keep(1, bank)
+    selector.reshape({"1": list(bank.shape)})
+    selector.get_buffer("bank1").copy_(bank)
     selector.scale.fill_(20)
     for image, found in zip(images, selector.measure_one(images, 0), strict=True):
         total = sum(math.exp(20 * float(image @ text)) for text in bank)

@@ -9,6 +9,7 @@ import torch
 from rail_fixtures import pictures
 
 from everclip.config import TrainingConfig
+from everclip.contracts import Phase, Source, Stream
 from everclip.prepare.suggest.time_limit import Slower, TimeLimit, within_time
 from everclip.training.progress import Progress
 from everclip.training.watching import StepLog
@@ -30,8 +31,8 @@ class Clock:
 def ended(micro_folder: Path, step_seconds: float, limit: float, first: float = 0.0) -> tuple[int, float]:
     """Return after how many of 100 steps a trial was ended, and what it says a step takes; (100, 0) if it was not."""
     task, clock = of_classes(pictures(micro_folder), 0, 0, 1), Clock()
-    watcher = TimeLimit(task, [], TrainingConfig(steps=100), Progress(quiet=True), limit, clock)
-    watcher._total = 100
+    phases = [Phase("train", {"main": Stream((Source(task.train),), 8)})]
+    watcher = TimeLimit(task, phases, TrainingConfig(steps=100), Progress(quiet=True), limit, clock)
     for step in range(100):
         clock.seconds += first if step == 0 else step_seconds
         try:

@@ -334,7 +334,7 @@ def test_settings_that_do_not_go_together_are_refused(begin: Begin) -> None:
 @pytest.mark.parametrize("name", ["zscl-mtil", "zscl-cil"])
 def test_published_settings_are_presets(begin: Begin, name: str) -> None:
     learner, tasks = begin(f"method={name}")
-    parts = {p.name: p.settings for p in learner.method._penalties}
+    parts = {p.name: p.settings for p in learner.method.penalties}
     assert parts["zscl"].form == "cross-entropy"
     assert parts["zscl"].weight == (1 if name == "zscl-mtil" else 5)
     assert ("weight-constraint" in parts) == (name == "zscl-mtil")

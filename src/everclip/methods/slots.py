@@ -54,17 +54,17 @@ class SlotMethod(Method):
 
     def __init__(self, backbone: Backbone, settings: SlotsWithoutReplay, seed: int = 0) -> None:
         super().__init__(backbone, settings, seed)
-        self._penalties = build_penalties(settings.penalties)
+        self.penalties = build_penalties(settings.penalties)
         # Before anything grows in the backbone or trains: this is the start model.
-        teaching = {p.teacher for p in self._penalties if p.uses_teacher}
-        self._teachers = Teachers(backbone, teaching, self.settle_teacher)
+        teaching = {p.teacher for p in self.penalties if p.uses_teacher}
+        self.teachers = Teachers(backbone, teaching, self.settle_teacher)
         if settings.contrast == "sigmoid" and backbone.logit_bias is None:
             raise ConfigError(
                 "method.contrast: `sigmoid` needs a model with a logit bias; this one has none."
             )
         grow(backbone, settings, seed)
         self.trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
-        for penalty in self._penalties:
+        for penalty in self.penalties:
             penalty.prepare(backbone, self.trainable)
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
@@ -77,7 +77,7 @@ class SlotMethod(Method):
     @property
     def reference_needs(self) -> frozenset[str]:
         """Which reference data it cannot do without: of `images` and `texts`."""
-        return self.needs.reference.union(*(p.needs_reference for p in self._penalties))
+        return self.needs.reference.union(*(p.needs_reference for p in self.penalties))
 
     @property
     def sees_past(self) -> bool:
@@ -122,8 +122,8 @@ class SlotMethod(Method):
             self._anchors[TASK_START] = self._snapshot()
         if INITIAL in looked_at and INITIAL not in self._anchors:
             self._anchors[INITIAL] = self._snapshot()
-        self._teachers.begin_task(self.backbone)
-        for penalty in self._penalties:
+        self.teachers.begin_task(self.backbone)
+        for penalty in self.penalties:
             penalty.begin_task(self.backbone, task, past)
         if keep.kind == "running-mean":
             self._mean = merge.RunningMean(self._snapshot()) if keep.start == 0 else None
@@ -131,9 +131,9 @@ class SlotMethod(Method):
     def _looked_back_on(self) -> set[str]:
         """Whose weights must be kept: the model at the `task-start`, the `initial` one, both or none."""
         keep = self.settings.merge
-        wanted = {p.settings.reference for p in self._penalties if p.uses_weights}
+        wanted = {p.settings.reference for p in self.penalties if p.uses_weights}
         # A teacher of the task's start is rebuilt from its weights after a resume.
-        wanted |= {TASK_START} if self._teachers.needs_start else set()
+        wanted |= {TASK_START} if self.teachers.needs_start else set()
         wanted |= {TASK_START} if keep.kind == "running-mean" and keep.wise_we < 1 else set()
         return wanted | ({keep.reference} if keep.kind == "wise-ft" else set())
 
@@ -161,9 +161,9 @@ class SlotMethod(Method):
         columns = ("image", "label") if classes else ("image", "tokens")
         main = replace(phase.streams["main"], columns=columns)  # penalties see pictures, whatever is cached
         streams = dict[str, Stream](phase.streams)
-        for penalty in self._penalties:
+        for penalty in self.penalties:
             streams |= penalty.streams(main, past)
-        notes = (*phase.notes, *(note for penalty in self._penalties for note in penalty.notes))
+        notes = (*phase.notes, *(note for penalty in self.penalties for note in penalty.notes))
         return replace(phase, streams=streams, notes=notes)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -187,7 +187,7 @@ class SlotMethod(Method):
 
     def teacher_of(self, kind: str) -> Backbone:
         """Return a frozen teacher of the penalties, on the method's device."""
-        return self._teachers.of(kind, self.backbone)
+        return self.teachers.of(kind, self.backbone)
 
     def settle_teacher(self, teacher: Backbone) -> None:
         """Let a copy of the model at the task's start answer as the model did before it; in place.
@@ -205,11 +205,11 @@ class SlotMethod(Method):
             batch, progress: what `forward` was given.
             image, text: the student's embeddings of the stream `main`, with gradient.
         """
-        if not self._penalties:
+        if not self.penalties:
             return {}
         now = {name: self.get_parameter(name) for name in self.trainable}
-        view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self._teachers)
-        return {penalty.name: penalty.loss(view) for penalty in self._penalties}
+        view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self.teachers)
+        return {penalty.name: penalty.loss(view) for penalty in self.penalties}
 
     def _step_slots(self, progress: Progress) -> None:
         """Take a snapshot into the running mean where one is due."""
@@ -234,8 +234,8 @@ class SlotMethod(Method):
             self._put(self._mean.mean)
             self._mean = None
         self._anchors.pop(TASK_START, None)
-        self._teachers.end_task()
-        for penalty in self._penalties:
+        self.teachers.end_task()
+        for penalty in self.penalties:
             penalty.end_task(self.backbone, task, past)
         self.store(task, past)
 
@@ -279,7 +279,7 @@ class SlotMethod(Method):
         extra = {f"anchor.{kind}.{n}": t for kind, w in self._anchors.items() for n, t in w.items()}
         if self._mean is not None:
             extra |= {f"mean.{name}": tensor for name, tensor in self._mean.mean.items()}
-        for penalty in self._penalties:
+        for penalty in self.penalties:
             extra |= {f"penalty.{penalty.name}.{key}": tensor for key, tensor in penalty.tensors().items()}
         return extra
 
@@ -288,13 +288,13 @@ class SlotMethod(Method):
         return {
             "buffer": None if self.buffer is None else self.buffer.state(),
             "mean_count": None if self._mean is None else self._mean.count,
-            "start_model": self._teachers.fingerprints(),
+            "start_model": self.teachers.fingerprints(),
         } | super().extra_state()
 
     def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Take back what `extra_tensors` and `extra_state` returned."""
         super().load_extra(tensors, state)
-        self._teachers.require(state.get("start_model", {}))
+        self.teachers.require(state.get("start_model", {}))
         self._anchors, mean = {}, {}
         kept: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
@@ -307,11 +307,11 @@ class SlotMethod(Method):
             elif kind == "penalty":
                 which, _, name = rest.partition(".")
                 kept.setdefault(which, {})[name] = tensor
-        for penalty in self._penalties:
+        for penalty in self.penalties:
             penalty.load(kept.get(penalty.name, {}))
         if TASK_START in self._anchors:
             inside = {n.removeprefix("backbone."): t for n, t in self._anchors[TASK_START].items()}
-            self._teachers.begin_task(self.backbone, inside)
+            self.teachers.begin_task(self.backbone, inside)
         count = state.get("mean_count")
         self._mean = None if count is None else merge.RunningMean(mean, int(count))
         if self.buffer is not None and state.get("buffer") is not None:
@@ -319,20 +319,20 @@ class SlotMethod(Method):
 
     def held_in_task(self) -> Held:
         """Return what is held while a task is learned, and not now: teachers, weights as they were, their mean."""
-        copies = {f"a frozen copy ({kind})": self.teacher_size() for kind in self._teachers.missing()}
+        copies = {f"a frozen copy ({kind})": self.teacher_size() for kind in self.teachers.missing()}
         own = sum(tensor.numel() for tensor in self._changing().values())
         wanted = sorted(self._looked_back_on() - self._anchors.keys())
         tensors = {f"the weights that change, as they were ({kind})": own for kind in wanted}
         if self.settings.merge.kind == "running-mean" and self._mean is None:
             tensors["their running mean"] = own
-        asked = any(penalty.uses_teacher for penalty in self._penalties)
+        asked = any(penalty.uses_teacher for penalty in self.penalties)
         texts = ("an embedding of each text that a teacher is asked about",) if asked else ()
         return Held(copies, tensors, texts)
 
     @property
     def teacher_parameters(self) -> int:
         """How many parameters frozen copies of the model hold now."""
-        return self._teachers.parameters()
+        return self.teachers.parameters()
 
     def teacher_size(self) -> int:
         """Return how many parameters a frozen copy of the task's start has."""

@@ -51,7 +51,7 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
         if quarantine.entries:
             yield (
                 "quarantine",
-                f"{quarantine.summary()}{_against_published(quarantine)}; each row is in {QUARANTINE}",
+                f"{quarantine.summary()}{against_published(quarantine)}; each row is in {QUARANTINE}",
             )
 
 
@@ -71,7 +71,7 @@ def left_out(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]
         )
 
 
-def _against_published(quarantine: Quarantine) -> str:
+def against_published(quarantine: Quarantine) -> str:
     """Say what numbers on a public data set rest on, where pictures are missing that published ones rest on."""
     if not quarantine.source.startswith(PREFIX):
         return ""

@@ -44,7 +44,7 @@ def augment(
         box = random_resized_box(*picture.size, config, draw.random((ATTEMPTS, 4)))
         result = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
     else:
-        result = resizing.fitted(picture, _view_box(picture, config, resizing, unit[:4]), size)
+        result = resizing.fitted(picture, view_box(picture, config, resizing, unit[:4]), size)
     if unit[4] < config.zoom_out:
         result = _zoom_out(result, size, ground, unit[5:8])
     if config.rotate:
@@ -59,7 +59,7 @@ def augment(
     return result
 
 
-def _view_box(picture: Image.Image, config: AugmentConfig, resizing: Resizing, unit: Draws) -> Box:
+def view_box(picture: Image.Image, config: AugmentConfig, resizing: Resizing, unit: Draws) -> Box:
     """Return a crop of what the model sees; its shape is relative to that, so that nothing else is distorted."""
     first_x, first_y, last_x, last_y = resizing.visible(*picture.size)
     width, height = last_x - first_x, last_y - first_y

@@ -141,7 +141,7 @@ class MoeAdapters(SlotMethod):
         texts = self.tasks[-1].texts if self.tasks else True
         names = shape.trainable(self.backbone.clip, routers[-1] if routers else None, texts)
         self.trainable = [*self._beside, *(PREFIX + name for name in names)]
-        for penalty in self._penalties:
+        for penalty in self.penalties:
             penalty.prepare(self.backbone, self.trainable)
         self.mark_trainable()
 

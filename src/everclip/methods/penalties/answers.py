@@ -51,7 +51,7 @@ class Answers:
         student = concatenate(self.student, gradient=self.student.requires_grad)
         if len(teacher) < 2:
             return self.student.new_zeros(())
-        places = _others(len(self.student), len(teacher), self.student.device)
+        places = other_pictures(len(self.student), len(teacher), self.student.device)
         wanted = (self.scale * self.teacher @ teacher.T).gather(1, places)
         return self._apart(wanted, (self.scale * self.student @ student.T).gather(1, places))
 
@@ -59,7 +59,7 @@ class Answers:
         return distillation(teacher, student, self.temperature, self.form == "kl")
 
 
-def _others(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+def other_pictures(rows: int, columns: int, device: torch.device) -> torch.Tensor:
     """Return for each row all columns but its own, `(rows, columns - 1)`: likeness to itself says nothing."""
     own = torch.arange(rows, device=device)[:, None] + rank() * rows
     rest = torch.arange(columns - 1, device=device)[None, :]

@@ -126,7 +126,7 @@ def find_duplicates(
     total, done, loose = sum(map(len, components)), 0, 0
     for component in components:
         loose += len(component) if len(component) > _LARGEST_COMPONENT else 0
-        for members in _windows(component, contents.dhash):
+        for members in windows(component, contents.dhash):
             sketches = []
             for member in members:
                 row = int(contents.first[member])
@@ -162,7 +162,7 @@ def _components(contents: _Contents, distance: int) -> list[Indices]:
     return forest.groups()
 
 
-def _windows(component: Indices, hashes: Hashes) -> list[Indices]:
+def windows(component: Indices, hashes: Hashes) -> list[Indices]:
     """Cut a component that is too large for all pairs into overlapping parts, like hashes together."""
     if len(component) <= _LARGEST_COMPONENT:
         return [component]

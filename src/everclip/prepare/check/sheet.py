@@ -272,7 +272,7 @@ def _draw_tile(
     pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill=_WELL)
     if tile.joined:
         pen.rectangle((x - _GAP, y + _TILE // 2 - 2, x - 1, y + _TILE // 2 + 1), fill=tile.colour)
-    picture = _glimpse(tile.path) if tile.row is None else _held(table, tile.row)
+    picture = glimpse(tile.path) if tile.row is None else _held(table, tile.row)
     if picture is not None:
         _paste(canvas, picture, x, y)
     elif tile.row is None:
@@ -295,7 +295,7 @@ def _held(table: Table, row: int) -> Image.Image | None:
         return None
 
 
-def _glimpse(path: str) -> Image.Image | None:
+def glimpse(path: str) -> Image.Image | None:
     """Return what can be shown of a file that was set aside: all of it, or the upper part of a JPEG that ends early."""
     try:
         if not path or os.stat(path).st_size > _GLIMPSE:
