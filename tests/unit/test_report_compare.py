@@ -252,6 +252,20 @@ def test_other_headlines_and_sets_are_refused(folders: dict[str, Path], tmp_path
         compare([folders["finetune"], fewer])
 
 
+def test_where_a_stream_lies_is_no_difference_but_what_it_says_is(tmp_path: Path) -> None:
+    folders = [synthetic.write_run(tmp_path / name, name) for name in ("finetune", "replay", "joint")]
+    for folder, file, limit in zip(
+        folders, ("may.yaml", "copy.yaml", "may.yaml"), (None, None, 1), strict=True
+    ):
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config["scenario"] = {"name": "shop", "file": file, "root": str(folder), "max_tasks": limit}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert compare(folders[:2]).methods
+    with pytest.raises(DataError, match=r"scenario: max_tasks=None in .*, max_tasks=1 in ") as error:
+        compare(folders)
+    assert "file=" not in str(error.value)
+
+
 def test_unfinished_runs_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     part = synthetic.write_run(tmp_path / "part", "replay", rows=3, status="stopped")
     found = compare([folders["finetune"], part])

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from everclip.config import PLACES
 from everclip.errors import DataError
 from everclip.report.runs import Run
 
@@ -68,7 +69,10 @@ def _sets(run: Run) -> list[str]:
 
 def _scenario(run: Run) -> list[str]:
     found = run.config.get("scenario")
-    return [f"{key}={value}" for key, value in flatten(found).items()] if isinstance(found, Mapping) else []
+    if not isinstance(found, Mapping):
+        return []
+    measured = {key: value for key, value in found.items() if key not in PLACES}
+    return [f"{key}={value}" for key, value in flatten(measured).items()]
 
 
 def _shown(mine: Sequence[str], theirs: Sequence[str]) -> str:
