@@ -63,7 +63,7 @@ def _chance(
 
 
 def _fall(rows: Sequence[Row], name: str, protocol: str, chance: float) -> str | None:
-    """Return the fall in words where a set was clearly above chance and lies at it now."""
+    """Return the fall in words where a set lies at chance now and was clearly better before."""
     cells = [row.scores.get(name, {}).get(protocol, {}) for row in (rows[0], rows[-1])]
     metric = next((m for m in OWN.values() if all(m in cell for cell in cells)), None)
     if metric is None:
@@ -71,7 +71,9 @@ def _fall(rows: Sequence[Row], name: str, protocol: str, chance: float) -> str |
     before, now = (cell[metric] for cell in cells)
     if before.value is None or now.value is None or before.low is None or now.low is None:
         return None
-    if before.low <= chance or now.low > chance or now.value >= before.value:
+    # A small set that was not clearly above chance says something, too, once it lies clearly below what it was.
+    clear = before.low > chance or (now.high is not None and now.high < before.low)
+    if not clear or now.low > chance or now.value >= before.value:
         return None
     # A set may lie at chance within its interval and still be half as good as before: that is forgetting.
     if now.value > max(2 * chance, before.value / 2):
