@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import everclip
 from everclip.evaluation import statistics
@@ -24,6 +25,26 @@ def test_wilson_against_published_values() -> None:
     assert wilson(0, 20).low == 0
     assert wilson(0, 20).high == pytest.approx(0.1611, abs=1e-4)
     assert wilson(20, 20).high == 1
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 12_345, 1_000_000])
+def test_wilson_equals_scipys(n: int, confidence: float) -> None:
+    for successes in sorted({0, 1, n // 3, n - 1, n}):
+        wanted = stats.binomtest(successes, n).proportion_ci(confidence, "wilson")
+        found = wilson(successes, n, confidence)
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_the_bootstrap_equals_scipys_where_values_are_many(confidence: float) -> None:
+    values = np.sort(np.random.default_rng(0).normal(size=60))
+    generator = np.random.Generator(np.random.Philox(7))
+    wanted = stats.bootstrap(
+        (values,), np.mean, n_resamples=500, method="percentile", confidence_level=confidence, rng=generator
+    ).confidence_interval
+    found = bootstrap_mean(values, seed=7, draws=500, confidence=confidence)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])

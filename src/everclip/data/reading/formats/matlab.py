@@ -1,11 +1,17 @@
 """Numbers, texts and structs of MATLAB files (version 5), enough for the label files of data sets. No code is run.
 
-Format: MathWorks, MAT-File Format, "Level 5". Every size is checked against the bytes that are there.
+`scipy` reads the values. Before it does, every kind and size that a file states is checked: `scipy` makes room for the
+size that is stated, so that a small file could fill the memory, and an unknown kind of data ends the whole process.
+
+Format: MathWorks, MAT-File Format, "Level 5".
 """
 
 from __future__ import annotations
 
+import io
+import math
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,62 +23,91 @@ from everclip.errors import DataError
 MOST_BYTES = 1 << 25
 """Of a file, and of all that is packed in it together; label files are a few hundred kilobytes."""
 
-_NUMBERS = {
-    1: "i1",
-    2: "u1",
-    3: "<i2",
-    4: "<u2",
-    5: "<i4",
-    6: "<u4",
-    7: "<f4",
-    9: "<f8",
-    12: "<i8",
-    13: "<u8",
-}
-_TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
-_MATRIX, _COMPRESSED = 14, 15
+MOST_ARRAYS = 1 << 19
+"""Arrays inside cells and structs: an empty one has 8 bytes in a file and more than 100 in memory."""
+
+_HEADER = 128
+_MATRIX, _COMPRESSED, _FLAGS, _SHAPE = 14, 15, 6, 5
 _CELL, _STRUCT, _CHAR, _FIRST_NUMBER, _LAST_NUMBER = 1, 2, 4, 6, 15
+_NUMBERS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 12, 13})
+_TEXTS = frozenset({1, 2, 4, 16, 17, 18})
+"""Kinds of data that hold numbers, and texts."""
+
+_COMPLEX = 0x08
 _DEPTH = 8
 _FIELDS = 1000
-
-_EMPTY = np.zeros((0, 0))
-"""One for all: an empty cell has eight bytes in a file, and millions of them must not have a hundred in memory."""
 
 
 def read_matlab(path: Path) -> dict[str, Any]:
     """Return the variables of a file: arrays of numbers, texts, lists (cells), lists of mappings (structs).
 
     Raises:
-        DataError: if it is no such file, is damaged, or holds what is not read (objects, sparse or big-endian data).
+        DataError: if it is no such file, is damaged, or holds what is not read (objects, functions, sparse, complex or
+            big-endian data).
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if len(data) > MOST_BYTES or len(data) < 128 or data[126:128] != b"IM":
+    if not _HEADER <= len(data) <= MOST_BYTES or data[126:_HEADER] != b"IM":
         raise DataError(
             f"{path}: is no MATLAB file of version 5 (little-endian, below {MOST_BYTES >> 20} MB)."
         )
     try:
-        return _variables(data[128:])
-    except (struct.error, zlib.error, ValueError, LookupError) as error:
+        return _loaded(data[:_HEADER] + _checked(data[_HEADER:]))
+    # What scipy raises for damaged values, beside the checks' own.
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError, struct.error, zlib.error) as error:
         raise DataError(
             f"{path}: a damaged MATLAB file, or one of a kind that is not read ({error})."
         ) from error
 
 
-def _variables(data: bytes) -> dict[str, Any]:
-    found, at, left = {}, 0, MOST_BYTES
+def _loaded(data: bytes) -> dict[str, Any]:
+    from scipy.io import loadmat  # here, since it takes a while to import
+    from scipy.io.matlab import MatReadError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variable that stands twice: the last one counts
+        try:
+            found = loadmat(io.BytesIO(data))
+        except MatReadError as error:
+            raise ValueError(error) from error
+    return {name: _plain(value) for name, value in found.items() if not name.startswith("__")}
+
+
+def _plain(value: Any) -> Any:
+    """Return structs as a list of mappings, cells as a list, and text as such; numbers stay an array."""
+    if value.dtype.names is not None:
+        names = value.dtype.names
+        return [{name: _plain(row[name]) for name in names} for row in value.ravel(order="F")]
+    if value.dtype.kind == "O":
+        return [_plain(one) for one in value.ravel(order="F")]
+    if value.dtype.kind == "U":
+        lines = [str(line) for line in value.ravel()]
+        return "".join(lines) if len(lines) < 2 else lines
+    return value
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------
+
+
+def _checked(data: bytes) -> bytes:
+    """Return all variables, unpacked, once their sizes are checked."""
+    parts: list[bytes] = []
+    at, left, arrays = 0, MOST_BYTES, 0
     while at + 8 <= len(data):
         kind, body, at = _element(data, at)
         if kind == _COMPRESSED:
             body = _unpacked(body, left)
             left -= len(body)
             kind, body, _ = _element(body, 0)
-        if kind == _MATRIX:
-            name, value = _matrix(body, 0)
-            found[name] = value
-    return found
+        if kind == _MATRIX and body:
+            arrays += _count_arrays(body, 0)
+            parts += [struct.pack("<II", _MATRIX, len(body)), body, b"\0" * (-len(body) % 8)]
+        if arrays > MOST_ARRAYS:
+            raise ValueError(f"more than {MOST_ARRAYS:,} arrays")
+    return b"".join(parts)
 
 
 def _unpacked(body: bytes, most: int) -> bytes:
@@ -102,55 +137,60 @@ def _element(data: bytes, at: int) -> tuple[int, bytes, int]:
     return kind, data[start : start + size], end
 
 
-def _matrix(data: bytes, depth: int) -> tuple[str, Any]:
+def _count_arrays(data: bytes, depth: int) -> int:
+    """Check the sizes of an array and of all that it holds; return how many arrays these are.
+
+    Raises:
+        ValueError: for a size that the bytes do not bear out, or an array of a class that is not read.
+    """
+    if not data:
+        return 1  # an empty array, without a shape
     if depth > _DEPTH:
         raise ValueError("nested too deep")
-    if not data:
-        return "", _EMPTY
-    _, flags, at = _element(data, 0)
-    _, dims, at = _element(data, at)
-    _, name, at = _element(data, at)
-    kind = flags[0]
-    shape = np.frombuffer(dims, "<i4")
-    count = int(np.prod(shape, dtype=np.int64))
-    if count < 0 or count > MOST_BYTES:
-        raise ValueError(f"an array of shape {shape.tolist()}")
-    if _FIRST_NUMBER <= kind <= _LAST_NUMBER:
-        stored, body, _ = _element(data, at)
-        value: Any = np.frombuffer(body, _NUMBERS[stored])[:count].reshape(shape, order="F")
-    elif kind == _CHAR:
-        stored, body, _ = _element(data, at)
-        value = body.decode(_TEXTS[stored])
-    elif kind == _CELL:
-        value = _several(data, at, count, depth)
-    elif kind == _STRUCT:
-        value = _structs(data, at, count, depth)
+    flag_kind, flags, at = _element(data, 0)
+    shape_kind, sizes, at = _element(data, at)
+    _, _, at = _element(data, at)  # the name
+    if (flag_kind, len(flags), shape_kind) != (_FLAGS, 8, _SHAPE):
+        raise ValueError("an array without a class or a shape")
+    shape = np.frombuffer(sizes, "<i4").tolist()
+    count, kind = math.prod(shape), flags[0]
+    if min(shape, default=-1) < 0 or count > len(data):
+        raise ValueError(f"an array of shape {shape} in {len(data):,} bytes")
+    if kind == _CHAR or (_FIRST_NUMBER <= kind <= _LAST_NUMBER and not flags[1] & _COMPLEX):
+        stored, body, at = _element(data, at)
+        if stored not in (_TEXTS if kind == _CHAR else _NUMBERS):
+            raise ValueError(f"data of kind {stored} in an array of class {kind}")
+        if count > len(body):
+            raise ValueError(f"an array of shape {shape} in {len(body):,} bytes")
+        inside = 0
+    elif kind in (_CELL, _STRUCT):
+        fields, at = _fields(data, at) if kind == _STRUCT else (1, at)
+        inside, at = _count_inside(data, at, count * fields, depth)
     else:
         raise ValueError(f"an array of class {kind}")
-    return name.decode("latin-1"), value
+    if at < len(data):
+        raise ValueError(f"{len(data) - at:,} bytes behind an array")
+    return 1 + inside
 
 
-def _several(data: bytes, at: int, count: int, depth: int) -> list[Any]:
-    found = []
-    for _ in range(count):
-        kind, body, at = _element(data, at)
-        if kind != _MATRIX:
-            raise ValueError(f"an element of kind {kind} where an array is expected")
-        found.append(_matrix(body, depth + 1)[1])
-    return found
-
-
-def _structs(data: bytes, at: int, count: int, depth: int) -> list[dict[str, Any]]:
+def _fields(data: bytes, at: int) -> tuple[int, int]:
+    """Return how many fields structs have, and the place of their values."""
     _, width, at = _element(data, at)
     _, names, at = _element(data, at)
     step = int(np.frombuffer(width, "<i4")[0])
     if step < 1 or len(names) > step * _FIELDS:
         raise ValueError(f"fields without names, or more than {_FIELDS:,} of them")
-    fields = [names[i : i + step].split(b"\0")[0].decode("latin-1") for i in range(0, len(names), step)]
-    values = _several(data, at, count * len(fields), depth)
-    rows = (values[i : i + len(fields)] for i in range(0, len(values), len(fields)))
-    blank = dict.fromkeys(fields, _EMPTY)  # one for all, as `_EMPTY` is
-    return [
-        blank if all(value is _EMPTY for value in row) else dict(zip(fields, row, strict=True))
-        for row in rows
-    ]
+    return len(names) // step, at
+
+
+def _count_inside(data: bytes, at: int, count: int, depth: int) -> tuple[int, int]:
+    """Check the arrays of a cell or of structs; return how many there are, and the place behind them."""
+    if count * 8 > len(data):
+        raise ValueError(f"{count:,} arrays in {len(data):,} bytes")
+    found = 0
+    for _ in range(count):
+        kind, body, at = _element(data, at)
+        if kind != _MATRIX:
+            raise ValueError(f"an element of kind {kind} where an array is expected")
+        found += _count_arrays(body, depth + 1)
+    return found, at
