@@ -112,9 +112,7 @@ def test_a_picture_without_a_name_of_text_is_refused(copy: Callable[[str], Path]
         load(root, "cars")
 
 
-def test_empty_cells_and_fields_are_few(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_cells_and_fields_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of kilobytes may unpack to millions of empty cells, or of names."""
     path = tmp_path / "a.mat"
 
