@@ -151,7 +151,7 @@ def metric(
         if taken is not None:
             where = getattr(taken.function, "__module__", "another module")
             raise ConfigError(f"metric {name!r} of {function.__module__} is already registered by {where}.")
-        _registered[name] = Metric(
+        entry = Metric(
             name=name,
             function=function,
             kind=kind,
@@ -166,6 +166,9 @@ def metric(
             needs=needs,
             shown=shown,
         )
+        ordered = sorted([*_registered.values(), entry], key=_order)
+        _registered.clear()
+        _registered.update({entry.name: entry for entry in ordered})
         return function
 
     return register
@@ -178,8 +181,7 @@ def metrics(kind: Kind | None = None) -> dict[str, Metric]:
         ConfigError: if a module named by an entry point cannot be imported.
     """
     _load()
-    ordered = sorted(_registered.values(), key=_order)
-    return {entry.name: entry for entry in ordered if kind in (None, entry.kind)}
+    return {name: entry for name, entry in _registered.items() if kind in (None, entry.kind)}
 
 
 def _order(entry: Metric) -> tuple[bool, str]:
@@ -191,11 +193,12 @@ def _order(entry: Metric) -> tuple[bool, str]:
 
 def find(name: str, kind: Kind | None = None) -> Metric | None:
     """Return a metric by the name that results give it (`mean_r5` is `mean_r{k}` at 5); `None` for a foreign name."""
-    known = metrics(kind)
-    if name in known and "{k}" not in name:
-        return known[name]
-    for entry in known.values():
-        if "{k}" in entry.name:
+    _load()
+    exact = _registered.get(name)
+    if exact is not None and "{k}" not in name:
+        return exact if kind in (None, exact.kind) else None
+    for entry in _registered.values():
+        if "{k}" in entry.name and kind in (None, entry.kind):
             before, _, after = entry.name.partition("{k}")
             found = re.fullmatch(rf"{re.escape(before)}([1-9]\d*){re.escape(after)}", name)
             if found:
