@@ -226,3 +226,42 @@ def test_a_file_that_is_no_archive_says_what_it_is(tmp_path: Path, data: bytes, 
     (tmp_path / "0.tar").write_bytes(data)
     with pytest.raises(DataError, match=words):
         load(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize("order", [("txt", "caption.txt"), ("caption.txt", "txt")])
+def test_texts_of_several_endings_never_replace_each_other(tmp_path: Path, order: tuple[str, str]) -> None:
+    texts = {"txt": "raw {}", "caption.txt": "thing {}"}
+    members = [
+        member
+        for i in range(4)
+        for member in (
+            (f"{i}.png", photo(i)),
+            *((f"{i}.{ending}", texts[ending].format(i)) for ending in order),
+        )
+    ]
+    found = load(tar(tmp_path / "0.tar", members))
+    assert whole(found)
+    assert said(found, "texts of .caption.txt members are the column 'caption', beside others")
+    assert said(found, "not read as captions: 'txt'")
+    both = load(tmp_path / "0.tar", columns={"caption": "caption, txt"})
+    assert sorted(both.table.column("caption")) == sorted([*CAPTIONS, *(f"raw {i}" for i in range(4))])
+
+
+def test_the_only_text_of_a_sample_may_have_an_ending_of_several_parts(tmp_path: Path) -> None:
+    assert whole(load(tar(tmp_path / "0.tar", pairs("{}.image.png", "{}.text.txt"))))
+
+
+def test_texts_under_two_unknown_endings_are_asked_about(tmp_path: Path) -> None:
+    members = [
+        member
+        for i in range(8)
+        for member in (
+            (f"{i}.png", photo(i)),
+            (f"{i}.llava.txt", f"one old thing {i}"),
+            (f"{i}.blip.txt", f"one new thing {i}"),
+        )
+    ]
+    with pytest.raises(DataError, match=r"columns are .*blip, llava.* may hold captions"):
+        load(tar(tmp_path / "0.tar", members))
+    found = load(tmp_path / "0.tar", columns={"caption": "blip"})
+    assert "one new thing 3" in found.table.column("caption")

@@ -67,6 +67,35 @@ class Sample:
         self.problem = self.problem or other.problem
 
 
+def name_parts(name: str, samples: Sequence[Sample]) -> list[str]:
+    """Name the texts of members whose ending has several parts (`0.caption.txt`), so that none replaces another.
+
+    The only text of its kind is called as one of a plain ending (`txt`), others by their first parts (`caption`).
+
+    Args:
+        name: of the archive, for messages.
+        samples: changed in place; such a text stands in the cell `.caption.txt`.
+
+    Returns:
+        Lines for people.
+    """
+    taken = {cell for sample in samples for cell in sample.cells}
+    parts = sorted(cell for cell in taken if cell.startswith("."))
+    names: dict[str, str] = {}
+    for cell in parts:
+        first, _, last = cell[1:].rpartition(".")
+        alone = last not in taken and sum(other.rpartition(".")[2] == last for other in parts) == 1
+        names[cell] = last if alone else cell[1:] if first in taken else first
+        taken.add(names[cell])
+    for sample in samples:
+        sample.cells = {names.get(cell, cell): value for cell, value in sample.cells.items()}
+    return [
+        f"{name}: texts of {cell} members are the column {called!r}, beside others"
+        for cell, called in names.items()
+        if called != cell.rpartition(".")[2]
+    ]
+
+
 def joined(name: str, found: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     """Join samples that complete each other: those of one key first, then those whose keys a person reads as equal.
 

@@ -22,7 +22,7 @@ from everclip.data.reading.formats.foreign import foreign_note, is_foreign_file,
 from everclip.data.reading.formats.jsonl import MAX_LINE, parsed
 from everclip.data.reading.formats.pairs import lines_of, uniform
 from everclip.data.reading.formats.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw, table_of
-from everclip.data.reading.formats.shard_samples import Place, Sample, joined
+from everclip.data.reading.formats.shard_samples import Place, Sample, joined, name_parts
 from everclip.data.reading.formats.text_file import decoded
 from everclip.data.reading.quarantine import DAMAGED, Entry
 from everclip.errors import DataError
@@ -97,6 +97,7 @@ def read_shard(path: Path, encoding: str | None = None) -> Raw:
         archive, found = _read(_Archive(path, file, encoding))
         ended = is_ended(file)
     found, notes = joined(path.name, found)
+    notes += name_parts(path.name, found)
     size = path.stat().st_size
     problems = [sample.find_problem(size) for sample in found]
     samples = [sample for sample, problem in zip(found, problems, strict=True) if problem is None]
@@ -269,7 +270,8 @@ def _take(
             sample.problem = found
     else:
         try:
-            sample.cells[ending] = decoded(f".{ending}", data, archive.encoding).strip() or None
+            cell = f".{endings}" if "." in endings else ending
+            sample.cells[cell] = decoded(f".{ending}", data, archive.encoding).strip() or None
         except DataError as error:
             sample.problem = ("bad-utf8", str(error))
 
