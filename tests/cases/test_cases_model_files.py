@@ -120,3 +120,14 @@ def test_s09_a_part_of_the_weights_is_called_one(tmp_path: Path) -> None:
     save_file(part, tmp_path / "part.safetensors")
     with pytest.raises(ConfigError, match="holds a part of the model only"):
         load_backbone(BackboneConfig(name="builtin:tiny", weights=str(tmp_path / "part.safetensors")))
+
+
+def test_weights_with_a_head_beside_the_model_say_what_to_leave_out(tmp_path: Path) -> None:
+    state = load_file(BUILTIN / "open_clip_model.safetensors")
+    state["classifier.weight"] = torch.zeros(4, 4)
+    (tmp_path / "open_clip_config.json").write_text((BUILTIN / "open_clip_config.json").read_text())
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"holds all weights of the model, and 1 besides.*startswith\('classifier\.'\)"
+    ):
+        load_backbone(BackboneConfig(name=str(tmp_path)), None)

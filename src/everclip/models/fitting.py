@@ -90,6 +90,14 @@ def _check_names(clip: Clip, state: State, path: Path) -> None:
     missing, unexpected = sorted(own - state.keys()), sorted(state.keys() - own)
     if not missing and not unexpected:
         return
+    if not missing and not any(".lora_" in name for name in unexpected):
+        first = unexpected[0].partition(".")[0]
+        raise ConfigError(
+            f"backbone: {path} holds all weights of the model, and {len(unexpected):,} besides that it does not have: "
+            f"{unexpected[:5]}{_more(unexpected)}. Leave them out where the file was made, in Python: state = "
+            f"{{k: v for k, v in state.items() if not k.startswith({first + '.'!r})}}; or is backbone.name another "
+            "architecture?"
+        )
     incomplete = "" if unexpected or all(k.startswith(_OF_A_TOWER) for k in state) else _PART
     raise ConfigError(
         f"backbone: {path} does not fit its configuration: missing {missing[:5]}{_more(missing)}, "

@@ -270,8 +270,9 @@ def _take(
             sample.problem = found
     else:
         try:
-            cell = f".{endings}" if "." in endings else ending
-            sample.cells[cell] = decoded(f".{ending}", data, archive.encoding).strip() or None
+            sample.cells[f".{endings}" if "." in endings else ending] = (
+                decoded(f".{ending}", data, archive.encoding).strip() or None
+            )
         except DataError as error:
             sample.problem = ("bad-utf8", str(error))
 
