@@ -65,14 +65,15 @@ def test_published_orders_are_permutations_of_the_classes() -> None:
         cards()["dtd"].published_order()
 
 
-def test_names_that_open_clip_holds_are_taken_from_it() -> None:
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+def test_names_and_templates_of_imagenet_are_those_of_open_clip() -> None:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
     assert cards()["imagenet"].names == tuple(IMAGENET_CLASSNAMES)
     assert cards()["imagenet100"].names == tuple(IMAGENET_CLASSNAMES[:100])
     assert set(cards()["tinyimagenet"].names) <= set(IMAGENET_CLASSNAMES)
     assert len(set(cards()["imagenet"].keys)) == 1000
     assert "missile (744)" in cards()["imagenet"].keys
+    assert cards()["imagenet-r"].texts == tuple(t("{}") for t in OPENAI_IMAGENET_TEMPLATES)
     assert len(cards()["imagenet-r"].texts) == 80
     assert all(text.count("{}") == 1 for text in cards()["imagenet-r"].texts)
 

@@ -49,7 +49,7 @@ DIGESTS = {
 
 
 def written(card: Card) -> dict[str, tuple[object, ...]]:
-    """Return the lists that a card's own file holds; what it takes from open_clip or from the data is not its own."""
+    """Return the lists in a card's own file, not those of ImageNet or of the data."""
     fields = {"names": card.classes, "texts": card.templates, "order": card.order, "labels": card.labels}
     return {name: held for name, held in fields.items() if isinstance(held, tuple) and held}
 

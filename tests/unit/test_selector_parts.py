@@ -14,9 +14,9 @@ from everclip.config import TrainingConfig
 from everclip.contracts import ParamGroup, Past, Phase, Reference, Task
 from everclip.errors import ConfigError
 from everclip.methods.selectors.build import build
-from everclip.methods.selectors.features import early_tokens
 from everclip.methods.selectors.gaussian import Density, Gaussian
 from everclip.models.backbone import load_backbone
+from everclip.models.vision_tokens import early_tokens
 from everclip.run import Run
 from everclip.training.progress import Progress as Shown
 

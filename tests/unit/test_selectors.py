@@ -27,10 +27,11 @@ from everclip.methods.selectors.autoencoder import Autoencoder, Network
 from everclip.methods.selectors.base import choose, quantiles, route_names
 from everclip.methods.selectors.build import KINDS, build
 from everclip.methods.selectors.energy import Energy
-from everclip.methods.selectors.features import Convolution, Embedding, alexnet_convolutions, early_tokens
+from everclip.methods.selectors.features import Convolution, Embedding, alexnet_convolutions
 from everclip.methods.selectors.gaussian import Density
 from everclip.methods.selectors.settings import SELECTORS, DdasSettings, EnergySettings, selector_settings
 from everclip.models.backbone import load_backbone
+from everclip.models.vision_tokens import early_tokens
 from everclip.run import Run
 from everclip.training.optim import build_optimiser
 from everclip.training.progress import Progress as Shown

@@ -59,15 +59,14 @@ def init_config(
     if output is not None:
         _check_output(output, force)
     block = data_block(settings)
-    from open_clip.tokenizer import SimpleTokenizer
-
     from everclip.files import write_text_atomic
     from everclip.learner.learnable import require_differences
+    from everclip.models.tokenizers import default_tokenizer
     from everclip.prepare.init_config.propose import Wish, propose
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)
-    require_differences(proposal.scenario.tasks, SimpleTokenizer())
+    require_differences(proposal.scenario.tasks, default_tokenizer())
     _print_remarks(proposal)
     text = text_for(proposal, output)
     if output is None:

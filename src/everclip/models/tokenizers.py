@@ -8,6 +8,7 @@ from typing import Any
 
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
+from everclip.data.sampling.same_texts import Tokenise
 from everclip.errors import ConfigError
 from everclip.models.clip import Clip
 from everclip.models.hub import fetch_command, find_snapshot, is_repository
@@ -36,6 +37,12 @@ _ENOUGH = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+
+def default_tokenizer() -> Tokenise:
+    """Return the tokenizer that most models of open_clip have, for what is asked before a model is chosen."""
+    tokenizer: Tokenise = SimpleTokenizer()
+    return tokenizer
 
 
 def build_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> tuple[Any, tuple[Path, ...]]:

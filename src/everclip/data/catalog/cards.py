@@ -16,9 +16,6 @@ from everclip.schema import Frozen, validated
 PREFIX = "catalog:"
 """Begins a `data.source` that names a card: `catalog:dtd`, `catalog:dtd/zhou`."""
 
-OPEN_CLIP = "open_clip:imagenet"
-"""Stands for the names or the templates of ImageNet that open_clip holds."""
-
 RANDOM = "random-80-20@42"
 
 
@@ -64,9 +61,11 @@ class Card(Frozen):
         order: labels in the published class order.
         first: only the classes of the first so many labels.
         present: how many of the classes it holds, where it does not hold all.
-        classes: names in label order; `own` where its files bring them.
+        classes: names in label order; `imagenet` for the 1,000 of `imagenet-classes.txt`, which OpenAI published with
+            CLIP; `own` where its files bring them.
         labels: what its own folders or packs call the classes, where that is not their name.
-        templates: texts around the names; the first is the one for training.
+        templates: texts around the names; the first is the one for training. `imagenet` stands for the 80 of
+            `imagenet-templates.txt`.
     """
 
     name: str
@@ -83,9 +82,9 @@ class Card(Frozen):
     order: tuple[int, ...] = ()
     first: int | None = Field(None, ge=1)
     present: int | None = Field(None, ge=1)
-    classes: tuple[str, ...] | Literal["open_clip:imagenet", "own"]
+    classes: tuple[str, ...] | Literal["imagenet", "own"]
     labels: tuple[str, ...] = ()
-    templates: tuple[str, ...] | Literal["open_clip:imagenet"]
+    templates: tuple[str, ...] | Literal["imagenet"]
 
     @field_validator("classes", "labels", "templates", mode="before")
     @classmethod
@@ -94,14 +93,12 @@ class Card(Frozen):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The class names in label order; those of open_clip are imported here."""
+        """The class names in label order."""
         if isinstance(self.classes, tuple):
             return self.classes
         if self.classes == "own":
             return ()
-        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-        return tuple(IMAGENET_CLASSNAMES)[: self.first]
+        return _lines("imagenet-classes.txt")[: self.first]
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -110,12 +107,10 @@ class Card(Frozen):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The templates; those of open_clip are imported here."""
+        """The templates."""
         if isinstance(self.templates, tuple):
             return self.templates
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        return _lines("imagenet-templates.txt")
 
     @property
     def size(self) -> str:
@@ -141,6 +136,13 @@ def keys_of(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return a key per name, numbered where names repeat."""
     held = Counter(names)
     return tuple(name if held[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
+
+
+@cache
+def _lines(name: str) -> tuple[str, ...]:
+    """Return the lines of a file of the catalog."""
+    text = (resources.files("everclip.data.catalog") / name).read_text(encoding="utf-8")
+    return tuple(text.splitlines())
 
 
 @cache

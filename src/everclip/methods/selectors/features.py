@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -14,7 +13,7 @@ from everclip.data.pictures.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors.settings import SelectorSettings
 from everclip.models.backbone import Backbone
-from everclip.models.clip import Clip
+from everclip.models.vision_tokens import early_tokens, is_vision_transformer
 from everclip.models.weights import read_state
 
 IMAGENET = PixelFormat(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -71,25 +70,6 @@ class Early(Extractor):
             return tokens.flatten(1)
         patches = tokens[:, 1:]
         return torch.cat([patches.mean(dim=1), patches.std(dim=1, correction=0)], dim=1)
-
-
-def early_tokens(clip: Clip, pixels: torch.Tensor, block: int) -> torch.Tensor:
-    """Return the tokens `(N, L, W)` that enter a block of open_clip's vision transformer.
-
-    Args:
-        clip: the model.
-        pixels: `(N, 3, S, S)`.
-        block: 0-based; the blocks before it are run.
-    """
-    tower: Any = clip.visual
-    tokens: torch.Tensor = tower._embeds(pixels.to(tower.conv1.weight.dtype))
-    stack = tower.transformer
-    if not block:
-        return tokens
-    tokens = tokens if stack.batch_first else tokens.transpose(0, 1).contiguous()
-    for layer in stack.resblocks[:block]:
-        tokens = layer(tokens)
-    return tokens if stack.batch_first else tokens.transpose(0, 1)
 
 
 class Embedding(Extractor):
@@ -202,7 +182,7 @@ def build_extractor(settings: SelectorSettings, backbone: Backbone, block: int) 
     if settings.features == "convolution":
         assert settings.weights is not None  # the settings' own validation
         return Convolution(settings.weights, backbone.pixels, settings.normalisation, settings.size)
-    if not isinstance(backbone.clip.visual, VisionTransformer):
+    if not is_vision_transformer(backbone.clip):
         raise ConfigError(
             f"method.selector.features: `early` reads the tokens of open_clip's vision transformer; this image tower "
             f"is {type(backbone.clip.visual).__name__}. Choose `embedding` or `convolution`."
