@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from everclip.contracts import LabelSpace
+from everclip.config import EvaluationConfig
+from everclip.contracts import ClassEntry, LabelSpace
 from everclip.evaluation import pools
 from everclip.evaluation.scoring import RowScorer
 from everclip.run import Run
@@ -82,83 +83,88 @@ def test_answers_to_pictures_of_a_retrieval_set_are_its_three_nearest_captions(
 
 
 def test_details_are_those_of_the_headlines_protocol_or_of_the_first() -> None:
-    scorer = RowScorer.__new__(RowScorer)
     for shown, names, wanted in (
         ("own", ("all", "own"), "own"),
         ("auto", ("all", "own"), "all"),
         ("x", ("all",), "all"),
     ):
         protocols = [SimpleNamespace(name=name) for name in names]
-        scorer._scenario = SimpleNamespace(protocols=protocols, shown_protocol=shown)  # type: ignore[assignment]
-        assert scorer._shown == wanted
+        scenario: Any = SimpleNamespace(protocols=protocols, shown_protocol=shown)
+        features: Any = None
+        assert RowScorer(scenario, features, EvaluationConfig(), 0, {}).shown == wanted
 
 
 @pytest.mark.parametrize("uses", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_told_task_is_encoded_once_for_all_of_its_sets(uses: bool, wide: bool) -> None:
     """A protocol that tells the task has features of their own; what belongs to no task has those of all."""
+    data = SimpleNamespace(column=lambda name: ["k"])
     sets = [
-        SimpleNamespace(name=name, kind=kind, task=task)
+        SimpleNamespace(name=name, kind=kind, task=task, data=data)
         for name, kind, task in (
             ("a", "classification", 0), ("b", "classification", 1), ("c", "classification", 0),
             ("old", "classification", None), ("pairs", "retrieval", None),
         )
     ]  # fmt: skip
     protocols = [
-        SimpleNamespace(name="plain", known_task=False),
-        SimpleNamespace(name="told", known_task=True),
+        SimpleNamespace(name="plain", known_task=False, same_texts="apart"),
+        SimpleNamespace(name="told", known_task=True, same_texts="apart"),
     ]
+    space = LabelSpace((ClassEntry("k", "k"),))
     asked: list[Any] = []
-    features = {s.name: {"embedding": torch.zeros(1)} for s in sets}
+    seen: list[tuple[str, str, int | None]] = []
 
     def images(method: Any, keys: Any, tick: Any, known_task: int | None = None, reduce: Any = None) -> Any:
         assert (keys, tick) == ({"image": "x"}, "tick")
         assert (reduce is not None) == wide
         asked.append(known_task)
-        return {
-            name: {"embedding": found["embedding"], "told": known_task} for name, found in features.items()
-        }
+        return {s.name: {"embedding": torch.zeros(1), "of": (s.name, known_task)} for s in sets}
 
-    scorer, seen, rows = RowScorer.__new__(RowScorer), [], []
-    scorer._scenario = SimpleNamespace(eval_sets=sets, protocols=protocols, shown_protocol="told")  # type: ignore[assignment]
+    def label_space(s: Any, learned: Any, protocol: Any) -> LabelSpace:
+        assert learned == {0}
+        now[:] = [protocol.name]
+        return space
+
+    def class_scores(found: Any, *given: Any) -> torch.Tensor:
+        seen.append((found["of"][0], now[0], found["of"][1]))
+        return torch.zeros(1, 1)
+
+    now: list[str] = []
     texts = {"embedding": torch.ones(2)}
-    encoder: Any = SimpleNamespace(
-        begin_row=lambda: rows.append(1), images=images, texts=lambda *given: texts
+    features: Any = SimpleNamespace(
+        images=images, texts=lambda *given: {"pairs": texts}, bank=lambda *given: {}
     )
-    scorer._encoder = encoder
+    pools_asked: list[str] = []
+    scenario: Any = SimpleNamespace(
+        eval_sets=sets,
+        protocols=protocols,
+        shown_protocol="told",
+        label_space=label_space,
+        pool=lambda s, learned, protocol: pools_asked.append(protocol.name),
+    )
     method: Any = SimpleNamespace(
-        eval=lambda: None, encoder_keys=lambda: {"image": "x"}, uses_known_task=uses
+        eval=lambda: None,
+        encoder_keys=lambda: {"image": "x"},
+        uses_known_task=uses,
+        wide=("x",) if wide else (),
+        class_scores=class_scores,
+        backbone=SimpleNamespace(logit_scale=torch.tensor(1.0)),
+        routes=lambda: ("route",),
+        expert_places=lambda: None,
     )
-    method.wide = ("x",) if wide else ()
-    ways: dict[str, Any] = {}
-
-    def asks(result: Any, s: Any, protocol: Any, *rest: Any) -> None:
-        seen.append((s.name, protocol.name, None))
-
-    def classified(result: Any, s: Any, protocol: Any, learned: Any, found: Any, *rest: Any) -> None:
-        assert (learned, rest) == ({0}, (method, {"image": "x"}))
-        seen.append((s.name, protocol.name, found["told"]))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scorer, "_classification", classified)
-        patch.setattr(
-            scorer,
-            "_retrieval",
-            lambda result, s, protocol, *rest: seen.append((s.name, protocol.name, None)),
-        )
-        patch.setattr(scorer, "_reducing", lambda *given: {"reduce": 1})
-        patch.setattr(
-            scorer, "_ways", lambda result, s, images, method: ways.update({s.name: images["told"]})
-        )
-        patch.setattr("everclip.evaluation.pools.captions", lambda s: ["caption"])
-        result = scorer.row(method, {0}, "tick")  # type: ignore[arg-type]
+        patch.setattr("everclip.evaluation.scoring.count_routes", lambda found, routes: {str(found["of"]): 1})
+        patch.setattr("everclip.evaluation.scoring.count_experts", lambda found, places: None)
+        result = RowScorer(scenario, features, EvaluationConfig(), 0, {}).row(method, {0}, "tick")  # type: ignore[arg-type]
     assert asked == ([None, 0, 1] if uses else [None])
-    assert rows == [1]
     by_task = {"a": 0, "b": 1, "c": 0, "old": None, "pairs": None}
     own = {name: task if uses else None for name, task in by_task.items()}
-    assert seen == [row for s in sets for row in ((s.name, "plain", None), (s.name, "told", own[s.name]))]
-    assert ways == own
-    assert result.scores == {s.name: {} for s in sets}
+    assert seen == [row for n in ["a", "b", "c", "old"] for row in ((n, "plain", None), (n, "told", own[n]))]
+    assert pools_asked == ["plain", "told"]
+    assert result.routes == {name: {str((name, task)): 1} for name, task in own.items()}
+    assert {name: set(found) for name, found in result.scores.items()} == {
+        s.name: set() if s.kind == "retrieval" else {"plain", "told"} for s in sets
+    }
     assert result.features.keys() == {"pairs"}
     assert torch.equal(result.features["pairs"][1], texts["embedding"])
 

@@ -13,10 +13,10 @@ from open_clip.model import CLIP
 from rail_fixtures import maker, pictures
 
 import micro
-from everclip.config import TrainingConfig
+from everclip.config import EvaluationConfig, TrainingConfig
 from everclip.contracts import ClassEntry, LabelSpace, Past, Progress
 from everclip.evaluation import representation
-from everclip.evaluation.scoring import RowScorer, RowScores
+from everclip.evaluation.scoring import SCORES, RowScorer
 from everclip.learner import Learner
 from everclip.methods.losses import class_cross_entropy
 from everclip.models.modules import insert
@@ -45,17 +45,23 @@ def test_a_wrong_answer_is_right_for_no_class() -> None:
     keys = ["k1", "k1", "k0", "k2"]
     answers = torch.tensor([0, 1, 1, 2])
     space = LabelSpace(entries)
-    s: Any = SimpleNamespace(name="set", data=SimpleNamespace(column=lambda name: keys))
-    protocol: Any = SimpleNamespace(name="all", same_texts="apart")
-    scorer = RowScorer.__new__(RowScorer)
-    scorer._scenario = SimpleNamespace(
-        label_space=lambda *given: space, protocols=[protocol], shown_protocol="all"
+    data = SimpleNamespace(column=lambda name: keys)
+    s: Any = SimpleNamespace(name="set", data=data, kind="classification", task=None)
+    protocol: Any = SimpleNamespace(name="all", same_texts="apart", known_task=False)
+    scenario: Any = SimpleNamespace(
+        eval_sets=[s], label_space=lambda *given: space, protocols=[protocol], shown_protocol="all"
     )
-    scorer._config, scorer._examples = SimpleNamespace(confidence=0.95), {}  # type: ignore[assignment]
-    method: Any = SimpleNamespace(backbone=SimpleNamespace(logit_scale=torch.tensor(10.0)))
-    result = RowScores(scores={"set": {}})
-    images = {"scores under all": torch.nn.functional.one_hot(answers, 3).float()}
-    scorer._classification(result, s, protocol, (), images, method, {})
+    method: Any = SimpleNamespace(
+        eval=lambda: None,
+        encoder_keys=dict,
+        wide=(),
+        routes=tuple,
+        expert_places=dict,
+        backbone=SimpleNamespace(logit_scale=torch.tensor(10.0)),
+    )
+    images = {SCORES + "all": torch.nn.functional.one_hot(answers, 3).float()}
+    features: Any = SimpleNamespace(images=lambda *given, **named: {"set": images}, texts=lambda *given: {})
+    result = RowScorer(scenario, features, EvaluationConfig(), 0, {}).row(method, (), lambda *given: None)
     assert result.per_class == {"set": {"k0": 0.0, "k1": 0.5, "k2": 1.0}}
     scores = result.scores["set"]["all"]
     assert (scores["accuracy"].value, scores["top5"].value) == (0.5, 1.0)

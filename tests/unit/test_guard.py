@@ -331,10 +331,10 @@ def test_a_guard_without_retention_watches_the_base_and_without_both_is_idle(
 ) -> None:
     one = Run.of(micro_config("time", "scenario.retention=[]", "guard.max_drop=1"), Progress(quiet=True))
     assert one.learner.guard is not None
-    assert [s.name for s in one.learner.guard._sets] == ["known"]
+    assert [s.name for s in one.learner.guard.sets] == ["known"]
     held_out = one.scenario.base_val
     assert held_out is not None
-    assert list(one.learner.guard._sets[0].data.ids) == list(held_out.ids)
+    assert list(one.learner.guard.sets[0].data.ids) == list(held_out.ids)
     short = ("scenario.retention=[]", "guard.max_drop=1", "training.steps=1", "scenario.base=null")
     idle = run(micro_config("domains", *short, output="idle"))
     assert [e["kind"] for e in idle.place.events].count("idle guard") == 1

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from everclip.config import EvaluationConfig
 from everclip.data.sampling.order import unit_hash
 from everclip.evaluation import representation
 from everclip.evaluation.record import THUMBNAIL, RowRecorder, choose_examples
 from everclip.evaluation.results import Answer, Example
+from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.run import Run
 from everclip.training.progress import Progress
 
@@ -24,25 +26,50 @@ SETS = (("a", "task", "retrieval"), ("b", "known", "retrieval"), ("c", "retentio
         ("d", "known", "classification"), ("all", "everything", "retrieval"))  # fmt: skip
 
 
-def recorder(path: Path, sets: Any = SETS, writes: bool = True) -> RowRecorder:
-    """A recorder of a scenario that has names, groups and kinds of sets alone."""
-    found = RowRecorder.__new__(RowRecorder)
-    named = [SimpleNamespace(name=name, group=group, kind=kind) for name, group, kind in sets]
-    found._path, found._writes, found._seed = path, writes, 3
-    found._scenario = SimpleNamespace(eval_sets=named)
-    settings: Any = SimpleNamespace(representation_samples=20)
-    found._settings = settings
-    return found
+class Ids(list[str]):
+    """The data of a set, of which nothing but ids are asked."""
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self)
+
+    def value(self, column: str, position: int) -> str:
+        return f"{column} {self[position]}"
 
 
-def features(seed: int, sets: Any = SETS) -> Any:
+def recorder(
+    path: Path, sets: Any = SETS, writes: bool = True, ids: dict[str, list[str]] | None = None
+) -> RowRecorder:
+    """Return the recorder of a scenario whose sets have these ids, of which all are followed."""
+    named: list[Any] = [
+        SimpleNamespace(name=name, group=group, kind=kind, task=None, data=Ids((ids or {}).get(name, [])))
+        for name, group, kind in sets
+    ]
+    config: Any = SimpleNamespace(seed=3, evaluation=EvaluationConfig(representation_samples=20, examples=9))
+    service: Any = SimpleNamespace(store=None)
+    scenario: Any = SimpleNamespace(eval_sets=named)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everclip.evaluation.record.SetFeatures", lambda *given, **named: None)
+        return RowRecorder(path, scenario, config, service, writes)
+
+
+def space_of(own: RowRecorder, index: int, scores: RowScores) -> dict[str, float | None]:
+    """Return what a recorder says of the embedding space at a row with these features."""
+    method: Any = SimpleNamespace(notes={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowScorer, "row", lambda self, method, learned, tick: scores)
+        row, _ = own.measure(method, "row", index, None, (), (0, 0), lambda *given: None, ())
+    return row.representation
+
+
+def features(seed: int, sets: Any = SETS) -> RowScores:
     draw = torch.Generator().manual_seed(seed)
     sides = {}
     for name, _, kind in sets:
         if kind == "retrieval":
             pair = [torch.randn(24, 6, generator=draw) for _ in range(2)]
             sides[name] = tuple(torch.nn.functional.normalize(side, dim=1) for side in pair)
-    return SimpleNamespace(features=sides)
+    return RowScores(features=sides)
 
 
 def joined(scores: Any, names: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,41 +90,36 @@ def test_the_space_is_measured_on_what_was_known_else_on_all_and_against_row_0(
     file = tmp_path / "rows" / "000.features.safetensors"
     assert own.problems(0) == []
     assert own.problems(1) == [f"{file} is missing or damaged: changes against row 0 are null"]
-    found = own._representation(0, first)
+    found = space_of(own, 0, first)
     assert found == representation.measure(*before, None, sample=20, seed=3)
     kept = load_file(file)
     assert kept.keys() == {"images", "texts"}
     assert torch.equal(kept["images"], before[0])
     assert torch.equal(kept["texts"], before[1])
     assert own.problems(1) == []
-    later = own._representation(1, second)
+    later = space_of(own, 1, second)
     assert later == representation.measure(*joined(second, names), before, sample=20, seed=3)
     assert any(value is not None and found[name] is None for name, value in later.items())
     file.write_bytes(b"damaged")
     assert own.problems(2) != []
-    alone = own._representation(2, second)
+    alone = space_of(own, 2, second)
     assert alone == representation.measure(*joined(second, names), None, sample=20, seed=3)
 
 
 def test_only_the_first_process_writes_and_only_retrieval_sets_are_measured(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
-    assert recorder(tmp_path, writes=False)._representation(0, features(0))
+    assert space_of(recorder(tmp_path, writes=False), 0, features(0))
     assert list((tmp_path / "rows").iterdir()) == []
     classes = recorder(tmp_path, SETS[3:4])
-    assert classes._representation(0, features(0)) == {}
+    assert space_of(classes, 0, features(0)) == {}
     assert classes.problems(1) == []
 
 
 def test_examples_are_those_of_lowest_hash_in_the_order_of_their_set() -> None:
     ids = [f"picture {i}" for i in range(20)]
 
-    class Rows(list[str]):
-        @property
-        def ids(self) -> list[str]:
-            return list(self)
-
     groups = (("one", "task"), ("two", "known"), ("all", "everything"))
-    sets = [SimpleNamespace(name=name, group=group, data=Rows(ids)) for name, group in groups]
+    sets = [SimpleNamespace(name=name, group=group, data=Ids(ids)) for name, group in groups]
     found = choose_examples(SimpleNamespace(eval_sets=sets), 5)
     assert found.keys() == {"one", "two"}
     for name, chosen in found.items():
@@ -140,10 +162,11 @@ def test_pictures_followed_so_far_keep_their_answers_where_a_scenario_grew(tmp_p
         answers = [Answer(row=row, answers=[("x", 0.1)], correct=True) for row in rows]
         return Example(column=column, id=name, picture="p", truth="t", answers=answers)
 
-    own = recorder(tmp_path)
-    fresh = [example("a", "1"), example("a", "2"), example("b", "1")]
-    own._new_examples = lambda: fresh  # type: ignore[method-assign]
+    own = recorder(tmp_path, ids={"a": ["1", "2"], "b": ["1"]})
     found = own.carried([example("a", "1", 0, 1), example("c", "1", 0)])
     assert [(e.column, e.id, [a.row for a in e.answers]) for e in found] == [
         ("a", "1", [0, 1]), ("a", "2", []), ("b", "1", []),
+    ]  # fmt: skip
+    assert [(e.picture, e.truth) for e in found] == [
+        ("examples/000.png", "caption 1"), ("examples/001.png", "caption 2"), ("examples/002.png", "caption 1"),
     ]  # fmt: skip

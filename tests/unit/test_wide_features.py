@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.set_features import SetFeatures
 from everclip.features import service
 from everclip.methods.coleclip.method import CoLeClip
@@ -34,9 +35,9 @@ def held(value: Any) -> int:
 
 def rows_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int], list[Any]]:
     """Run; return per row what the encoder holds after it, and what it was handed inside it, and what was measured."""
-    scorer, features = run._recorder._scorer, run.learner.features
+    features = run.learner.features
     kept, handed, rows = [], [], []
-    inner, measure = service.joined, scorer.row
+    inner, measure = service.joined, RowScorer.row
 
     def handing(parts: Any) -> Any:
         found = inner(parts)
@@ -50,7 +51,7 @@ def rows_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[
         return rows[-1]
 
     monkeypatch.setattr(service, "joined", handing)
-    monkeypatch.setattr(scorer, "row", row)
+    monkeypatch.setattr(RowScorer, "row", row)
     run.execute()
     return kept, handed, rows
 

@@ -11,7 +11,8 @@ import torch
 from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
 from everclip.data.sampling.same_texts import TextKeys
-from everclip.evaluation import classification, pools, retrieval
+from everclip.evaluation import classification, pools
+from everclip.evaluation.best_answers import Answered, best_classes, nearest_captions
 from everclip.evaluation.confusions import Confusions, count_confusions
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.routes import count_experts, count_routes
@@ -38,7 +39,7 @@ class RowScores:
     confusions: dict[str, Confusions] = field(default_factory=dict)
     ambiguous: dict[str, int] = field(default_factory=dict)
     outcomes: Outcomes = field(default_factory=dict)
-    answers: dict[str, dict[int, tuple[list[tuple[str, float]], bool]]] = field(default_factory=dict)
+    answers: dict[str, Answered] = field(default_factory=dict)
     features: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     routes: dict[str, dict[str, int]] = field(default_factory=dict)
     experts: dict[str, Experts] = field(default_factory=dict)
@@ -67,6 +68,13 @@ class RowScorer:
         self._examples = examples
         self._keys: TextKeys | None = None
 
+    @property
+    def shown(self) -> str:
+        """The protocol whose details (examples, per-class values) are shown: the headline's."""
+        names = [protocol.name for protocol in self._scenario.protocols]
+        headline = self._scenario.shown_protocol
+        return headline if headline in names else names[0]
+
     def row(self, method: Predictor, learned: Collection[int], tick: Tick) -> RowScores:
         """Measure everything once. The method is put into evaluation mode and left there."""
         method.eval()
@@ -88,7 +96,7 @@ class RowScorer:
                             told[s.task] = self._features.images(method, keys, tick, s.task, reduce)
                         found = told[s.task][s.name]
                     self._classification(result, s, protocol, learned, found, method, keys)
-                    if protocol.name == self._shown:
+                    if protocol.name == self.shown:
                         self._ways(result, s, found, method)
             if s.kind == "retrieval":
                 result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
@@ -106,7 +114,7 @@ class RowScorer:
                 space = self._scenario.label_space(s, learned, protocol)
                 asked |= {} if space is None else {protocol.name: space}
             banks = {name: (space, self._features.bank(method, keys, space)) for name, space in asked.items()}
-            found[s.name] = partial(_scored, method, banks)
+            found[s.name] = partial(scored, method, banks)
         return found
 
     def _ways(self, result: RowScores, s: EvalSet, images: Features, method: Predictor) -> None:
@@ -146,7 +154,7 @@ class RowScorer:
         scale = float(method.backbone.logit_scale.detach())
         asked = classification.Asked(own.scores, own.labels, labels, len(space.entries), scale)
         self._measure(result, s, protocol, "classification", asked)
-        if protocol.name == self._shown:
+        if protocol.name == self.shown:
             result.per_class[s.name] = {
                 e.key: v for e, v in zip(space.entries, asked.per_class, strict=True) if v is not None
             }
@@ -154,7 +162,8 @@ class RowScorer:
             result.confusions[s.name] = count_confusions(protocol.name, answers, labels, space.entries)
             if bool((own.scores.abs() <= 1.01).all()):
                 result.ambiguous[s.name] = int(classification.ambiguous(own.scores).sum())
-            self._answer(result, s, own.scores, own.names, asked.right)
+            if chosen := self._examples.get(s.name):
+                result.answers[s.name] = best_classes(own.scores, own.names, asked.right, chosen)
 
     def _keys_of(self, method: Predictor) -> TextKeys:
         """Return what the method's tokenizer reads of texts, remembered from row to row."""
@@ -187,35 +196,12 @@ class RowScorer:
             self._keys_of(method) if protocol.same_texts == "one" else None,
         )
         self._measure(result, s, protocol, "retrieval", ranked)
-        if protocol.name == self._shown:
-            self._retrieval_answers(result, s, own[0], ranked)
-
-    def _retrieval_answers(
-        self, result: RowScores, s: EvalSet, images: torch.Tensor, ranked: pools.Ranked
-    ) -> None:
-        chosen = list(self._examples.get(s.name, ()))
-        best = retrieval.top_k(images, ranked.gallery, 3)
-        close = best.scores[:, 0] - best.scores[:, 1] <= 1e-5 if best.scores.shape[1] > 1 else torch.zeros(0)
-        result.ambiguous[s.name] = int(close.sum())
-        hits = retrieval.hits_at_k(ranked.image_to_text, 1)
-        query = {identity: i for i, identity in enumerate(ranked.images)}
-        names = s.data.identities()
-        for position in chosen:
-            pairs = zip(best.indices[position].tolist(), best.scores[position].tolist(), strict=True)
-            answers = [(ranked.candidates[i], round(score, 4)) for i, score in pairs]
-            correct = bool(hits[query[names[position]]])
-            result.answers.setdefault(s.name, {})[position] = (answers, correct)
-
-    def _answer(
-        self, result: RowScores, s: EvalSet, cosines: torch.Tensor, names: Sequence[str], hits: torch.Tensor
-    ) -> None:
-        chosen = list(self._examples.get(s.name, ()))
-        for position in chosen:
-            best = torch.argsort(cosines[position], descending=True, stable=True)[:3]
-            answers = [(names[int(i)], round(float(cosines[position, i]), 4)) for i in best]
-            result.answers.setdefault(s.name, {})[position] = (answers, bool(hits[position]))
-
-    # -- shared -----------------------------------------------------------------------------------------------
+        if protocol.name == self.shown:
+            chosen = self._examples.get(s.name, ())
+            close, answers = nearest_captions(own[0], ranked, s.data.identities(), chosen)
+            result.ambiguous[s.name] = close
+            if answers:
+                result.answers[s.name] = answers
 
     def _measure(
         self,
@@ -225,40 +211,59 @@ class RowScorer:
         kind: Kind,
         answered: classification.Asked | pools.Ranked,
     ) -> None:
-        """Compute every metric of a kind of set, and keep the outcomes per item of those that are means of them."""
-        scores = result.scores[s.name][protocol.name] = {}
-        for entry, arguments in cut(kind, self._config.top_k):
-            found = entry.function(answered, **arguments)
-            if entry.interval == "none":
-                value, n = found
-                scores[entry.name] = Score(value=value, n=n)
-                continue
-            result.outcomes[f"{s.name}/{protocol.name}/{entry.name}"] = found.float()
-            score = self._share if entry.interval == "wilson" else self._mean
-            scores[entry.name] = score(found) if len(found) else Score(value=None)
+        scores, outcomes = measured(kind, answered, self._config, self._seed)
+        result.scores[s.name][protocol.name] = scores
+        result.outcomes |= {f"{s.name}/{protocol.name}/{name}": found for name, found in outcomes.items()}
 
-    @property
-    def _shown(self) -> str:
-        """The protocol whose details (examples, per-class values) are shown: the headline's."""
-        names = [protocol.name for protocol in self._scenario.protocols]
-        headline = self._scenario.shown_protocol
-        return headline if headline in names else names[0]
 
-    def _share(self, hits: torch.Tensor) -> Score:
-        right, n = int(hits.sum()), len(hits)
-        interval = wilson(right, n, self._config.confidence)
-        return Score(value=right / n, low=interval.low, high=interval.high, n=n)
+def measured(
+    kind: Kind, answered: classification.Asked | pools.Ranked, config: EvaluationConfig, seed: int
+) -> tuple[dict[str, Score], Outcomes]:
+    """Compute every metric of a kind of set.
 
-    def _mean(self, values: torch.Tensor) -> Score:
-        if bool((values == 0).all()) or bool((values == 1).all()):
-            # Resampling equal values would claim certainty: a 0 of 75 does not exclude 5 %.
-            interval = wilson(int(values.sum()), len(values), self._config.confidence)
+    Args:
+        kind: whether classes or captions were the answers.
+        answered: what was answered.
+        config: cut-offs and confidence.
+        seed: of the bootstrap.
+
+    Returns:
+        Name of a metric -> its score, and the outcomes `(N,)` per item of those metrics that are means of them.
+    """
+    scores: dict[str, Score] = {}
+    outcomes: Outcomes = {}
+    for entry, arguments in cut(kind, config.top_k):
+        found = entry.function(answered, **arguments)
+        if entry.interval == "none":
+            value, n = found
+            scores[entry.name] = Score(value=value, n=n)
+            continue
+        outcomes[entry.name] = found.float()
+        if not len(found):
+            scores[entry.name] = Score(value=None)
+        elif entry.interval == "wilson":
+            scores[entry.name] = _share(found, config.confidence)
         else:
-            interval = bootstrap_mean(values.numpy(), self._seed, confidence=self._config.confidence)
-        return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))
+            scores[entry.name] = _mean(found, config.confidence, seed)
+    return scores, outcomes
 
 
-def _scored(
+def _share(hits: torch.Tensor, confidence: float) -> Score:
+    right, n = int(hits.sum()), len(hits)
+    interval = wilson(right, n, confidence)
+    return Score(value=right / n, low=interval.low, high=interval.high, n=n)
+
+
+def _mean(values: torch.Tensor, confidence: float, seed: int) -> Score:
+    if bool((values == 0).all()) or bool((values == 1).all()):
+        # Resampling equal values would claim certainty: a 0 of 75 does not exclude 5 %.
+        interval = wilson(int(values.sum()), len(values), confidence)
+    else:
+        interval = bootstrap_mean(values.numpy(), seed, confidence=confidence)
+    return Score(value=float(values.double().mean()), low=interval.low, high=interval.high, n=len(values))
+
+
+def scored(
     method: Predictor, asked: Mapping[str, tuple[LabelSpace, Features]], features: Features
 ) -> Features:
     """Return the features of a batch that are held, and its scores in each label space."""
