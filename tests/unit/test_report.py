@@ -423,7 +423,7 @@ def test_an_evaluation_set_of_everything_is_taken_where_there_is_one(tmp_path: P
     ],
 )
 def test_forgetting_in_words(value: float, low: float | None, high: float | None, said: str) -> None:
-    assert sentences._forgot_tasks(Estimate(value=value, low=low, high=high)) == said
+    assert sentences.forgot_tasks(Estimate(value=value, low=low, high=high)) == said
 
 
 def extended(folder: Path, missing: dict[int, tuple[str, ...]]) -> Path:

@@ -114,7 +114,7 @@ def test_pairwise_metrics_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_spearman_gives_ties_their_mean_rank() -> None:
     values = torch.tensor([3.0, 1.0, 3.0, 3.0, 2.0]).double()
-    assert p._mean_ranks(values).tolist() == [4, 1, 4, 4, 2]
+    assert p.mean_ranks(values).tolist() == [4, 1, 4, 4, 2]
 
 
 def test_effective_dimensions_of_a_known_spectrum() -> None:
@@ -211,7 +211,7 @@ def test_non_finite_features_are_refused() -> None:
 
 def test_values_that_differ_by_rounding_share_a_rank() -> None:
     near = torch.tensor([0.5, 0.5 + 3e-13, 0.5 + 3e-12, 0.1], dtype=torch.float64)
-    assert p._mean_ranks(near).tolist() == [2.5, 2.5, 4, 1]
+    assert p.mean_ranks(near).tolist() == [2.5, 2.5, 4, 1]
 
 
 PAIRED = (

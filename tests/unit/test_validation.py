@@ -11,7 +11,7 @@ import torch
 from everclip.contracts import EvalSet, LabelSpace
 from everclip.data.table import Table
 from everclip.errors import DataError
-from everclip.evaluation.validation import _recalls, correct, require_pictures, set_score, validation_scores
+from everclip.evaluation.validation import correct, recalls, require_pictures, set_score, validation_scores
 from everclip.learner import Learner
 from everclip.learner.fit import learner_for
 from everclip.scenarios.base import merge_entries
@@ -93,28 +93,25 @@ def test_captions_and_classes_are_measured_apart_and_weighed_by_their_pictures(
     base = learner_table(micro_config).select(range(half, 2 * half))
     method, features = learner.method, learner.features
 
-    def recalls(*tables: Table) -> list[float]:
-        return list(
-            _recalls(
-                method, {str(i): t for i, t in enumerate(tables)}, features, method.encoder_keys()
-            ).values()
-        )
+    def together(*tables: Table) -> list[float]:
+        named = {str(i): table for i, table in enumerate(tables)}
+        return list(recalls(method, named, features, method.encoder_keys()).values())
 
-    old, new = recalls(captions[0].val, captions[1].val)  # type: ignore[arg-type]
+    old, new = together(captions[0].val, captions[1].val)  # type: ignore[arg-type]
     assert validation_scores(method, captions, None, features) == {"old": old, "new": new}
-    old, new = recalls(Table.concat([base, captions[0].val], "old"), captions[1].val)  # type: ignore[list-item, arg-type]
+    old, new = together(Table.concat([base, captions[0].val], "old"), captions[1].val)  # type: ignore[list-item, arg-type]
     assert validation_scores(method, captions, base, features) == {"old": old, "new": new}
     # Classes first, then captions: the earlier task is measured by its classes, the newest by recall.
     mixed = [tasks[0], captions[1]]
     space = LabelSpace(merge_entries(list(tasks[0].classes or ())))
     right = correct(method, tasks[0].val, space, features).float().mean()  # type: ignore[arg-type]
-    (alone,) = recalls(captions[1].val)  # type: ignore[arg-type]
+    (alone,) = together(captions[1].val)  # type: ignore[arg-type]
     assert validation_scores(method, mixed, None, features) == {
         "old": pytest.approx(float(right)),
         "new": alone,
     }
     both = [tasks[0], captions[0], captions[1]]
-    old, new = recalls(captions[0].val, captions[1].val)  # type: ignore[arg-type]
+    old, new = together(captions[0].val, captions[1].val)  # type: ignore[arg-type]
     counts = len(tasks[0].val or ()), len(captions[0].val or ())
     mean = (float(right) * counts[0] + old * counts[1]) / sum(counts)
     assert validation_scores(method, both, None, features) == {"old": pytest.approx(mean), "new": new}

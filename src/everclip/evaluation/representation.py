@@ -174,7 +174,7 @@ def rsa_spearman(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0)
     triangles = _triangles("rsa_spearman", x, y, sample, seed)
     if triangles is None:
         return None
-    return _correlation("rsa_spearman", _mean_ranks(triangles[0]), _mean_ranks(triangles[1]))
+    return _correlation("rsa_spearman", mean_ranks(triangles[0]), mean_ranks(triangles[1]))
 
 
 def effective_rank(features: Tensor) -> float | None:
@@ -329,7 +329,8 @@ def _correlation(metric: str, a: Tensor, b: Tensor) -> float | None:
     return float(a @ b / (a.norm() * b.norm()))
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
+def mean_ranks(values: Tensor) -> Tensor:
+    """Return the rank of each of `(N,)` values from 1 on; equal values share the mean of their ranks."""
     # Rounded, because equal pairs of rows may differ in the last bit of a matrix product. On the CPU, because
     # sums over indices have no fixed order on a GPU.
     values = values.cpu().round(decimals=12)

@@ -59,7 +59,7 @@ def validation_scores(
             space = LabelSpace(merge_entries([e for t in tasks for e in t.classes or ()]))
             scores = {name: _accuracy(method, table, space, features, keys) for name, table in tables.items()}
         else:
-            scores = _recalls(method, tables, features, keys) if tables else {}
+            scores = recalls(method, tables, features, keys) if tables else {}
         for name, score in scores.items():
             found[name].append((score, len(tables[name])))
     return {name: _mean(scores) for name, scores in found.items() if scores}
@@ -128,7 +128,7 @@ def set_score(
     keys = keys or method.encoder_keys()
     if s.classes is not None:
         return _accuracy(method, s.data, LabelSpace(s.classes), features, keys), len(s.data)
-    return _recalls(method, {s.name: s.data}, features, keys)[s.name], len(set(s.data.identities()))
+    return recalls(method, {s.name: s.data}, features, keys)[s.name], len(set(s.data.identities()))
 
 
 def _accuracy(
@@ -162,9 +162,10 @@ def correct(
     return own.scores.argmax(dim=1) == own.labels
 
 
-def _recalls(
+def recalls(
     method: Predictor, tables: Mapping[str, Table], features: FeatureService, keys: Keys
 ) -> dict[str, float]:
+    """Return the mean recall at 1 of each table, among the pictures and captions of all of them."""
     images_of, texts_of = image_encoder(method, keys), text_encoder(method, keys)
     images = {n: features.images(images_of, Pictures.of(table))["embedding"] for n, table in tables.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}

@@ -180,6 +180,10 @@ class FeatureService:
         """Return the features of blocks of pixels or token ids by this process alone; nothing is kept."""
         return joined([reduce(encoder.encode(block)) for block in inputs])
 
+    def held(self) -> dict[Slot, int]:
+        """Return what is remembered, the least recently used first -> its bytes in memory."""
+        return {slot: entry.bytes for slot, entry in self._entries.items()}
+
     def release(self, keep: Callable[[str], bool] = lambda name: False) -> None:
         """Forget pinned features and the run's own files, but for those of whom `keep` says so by name."""
         for slot, entry in list(self._entries.items()):

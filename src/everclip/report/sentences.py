@@ -147,11 +147,11 @@ def _balance(run: Run) -> str:
     else:
         lost = at_end(run, "forgetting")
         if lost is not None:
-            said.append(_forgot_tasks(lost))
+            said.append(forgot_tasks(lost))
     return f": {', '.join(said)}" if said else ""
 
 
-def _forgot_tasks(lost: Estimate) -> str:
+def forgot_tasks(lost: Estimate) -> str:
     """Say how far earlier tasks fell from their best score; what lies below 0 is a gain."""
     interval = span(lost.low, lost.high)
     ending = f" ({interval})" if interval else ""
