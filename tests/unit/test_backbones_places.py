@@ -10,12 +10,14 @@ import backbone_zoo as zoo
 import open_clip
 import pytest
 import torch
+from open_clip import factory
 from safetensors.torch import load_file, save_file
 
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError
 from everclip.models import hub
 from everclip.models.backbone import Backbone, load_backbone
+from everclip.models.layout import WEIGHT_NAMES, find_weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 TOKENS = torch.tensor([[49406, 320, 736, 49407, *[0] * 12], [49406, 1, 2, 3, 49407, *[0] * 11]])
@@ -296,6 +298,16 @@ def test_safetensors_come_first_and_a_named_file_before_all(model: Path, tmp_pat
     assert torch.equal(text_of(load_backbone(str(folder))), text_of(load_backbone(str(model))))
     named = load_backbone(BackboneConfig(name=str(folder), weights="open_clip_pytorch_model.bin"))
     assert torch.equal(text_of(named), text_of(load_backbone(str(other))))
+
+
+def test_the_order_of_names_is_open_clips_own(tmp_path: Path) -> None:
+    whole = [name for name in WEIGHT_NAMES if not name.endswith(".json")]
+    for name in whole:
+        (tmp_path / name).touch()
+    for name in whole:  # the first one that is left
+        assert find_weights(tmp_path, None).name == name
+        assert Path(str(factory._find_checkpoint_in_dir(tmp_path))).name == name
+        (tmp_path / name).unlink()
 
 
 def test_variables_and_home_are_expanded(
