@@ -267,6 +267,11 @@ def test_what_rail_learned_is_exported_and_loaded_with_open_clip_alone(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     for offered, answers in zip((names, [*names, "something else"]), json.loads(done.stdout), strict=True):
         assert answers == [name for name, _ in learner.classify(files, offered, ("a {}",))]
+    if form == next(iter(FORMS)):
+        command = [sys.executable, str(tmp_path / "to/classify.py"), str(files[0]), str(files[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        said = [name for name, _ in learner.classify(files[:2], names, ("a {}",))]
+        assert done.stdout.splitlines() == [f"{f}\t{n}" for f, n in zip(files[:2], said, strict=True)]
 
 
 def photos(learner: Learner, data: Table, folder: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """Classify images with the exported CLIP of this folder and its class head. Needs only open_clip.
 
+    python FOLDER/classify.py photo.jpg more.jpg
+
     from PIL import Image
     from classify import Classifier
     print(Classifier("FOLDER").classify([Image.open("photo.jpg")]))
@@ -10,6 +12,7 @@
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 
 import open_clip
@@ -80,3 +83,10 @@ class Classifier:
         """Return the best name for each image."""
         offered = list(names or self.columns)
         return [offered[int(i)] for i in self.scores(images, offered).argmax(dim=1)]
+
+
+if __name__ == "__main__":
+    paths = sys.argv[1:]
+    names = Classifier(pathlib.Path(__file__).parent).classify([Image.open(path) for path in paths])
+    for path, name in zip(paths, names, strict=True):
+        print(f"{path}\t{name}")
