@@ -173,3 +173,13 @@ def test_labels_that_are_also_names_of_pictures_are_no_ids(tmp_path: Path) -> No
     found = load(source)
     assert said(found, "image = column 'number'")
     assert Counter(names(found)) == dict.fromkeys("0123", 4)
+
+
+@pytest.mark.parametrize("mark", ["", "abcd1234-"])
+def test_tables_of_label_studio_name_pictures_by_their_place_on_its_server(tmp_path: Path, mark: str) -> None:
+    for i in range(8):
+        picture(tmp_path / f"im{i}.png", CLASSES[i % 4], (16, 16), seed=i)
+    rows = "".join(f"/data/upload/1/{mark}im{i}.png,{i},{CLASSES[i % 4]}\n" for i in range(8))
+    source = text(tmp_path / "export.csv", "image,id,choice\n" + rows)
+    for given in (source, tmp_path):
+        assert Counter(names(load(given))) == dict.fromkeys(CLASSES, 2)

@@ -25,6 +25,21 @@ def is_absolute(path: str) -> bool:
     return path.startswith("/") or _WINDOWS.match(path) is not None
 
 
+_UPLOADED = re.compile(r"/data/upload/(?:\d+/)?(.+)")
+_UPLOAD_MARK = re.compile(r"(?:^|(?<=/))[0-9a-f]{8}-(?=[^/]+$)")
+
+
+def uploaded(path: str) -> str | None:
+    """Return the name of a file that Label Studio's tables call by the place on its server, or `None`."""
+    found = _UPLOADED.fullmatch(path)
+    return None if found is None else found.group(1)
+
+
+def without_mark(path: str) -> str:
+    """Return a path without the eight signs that Label Studio puts before the name of an uploaded file."""
+    return _UPLOAD_MARK.sub("", path)
+
+
 class NearFiles:
     """Finds the file that a path means where no file has exactly this path.
 
@@ -242,6 +257,7 @@ def _forms(path: str) -> Iterator[tuple[str, str]]:
     for form in ("NFC", "NFD"):
         yield "Unicode form (composed or decomposed signs)", unicodedata.normalize(form, plain)
     yield "the marks of URLs (%20)", unquote(plain)
+    yield "Label Studio's mark before the name", without_mark(plain)
     yield "the number behind #", re.sub(r"#\d+$", "", plain)
 
 

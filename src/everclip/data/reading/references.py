@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from everclip.data.pictures.location import PLACE, is_place, places
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS
-from everclip.data.reading.near_files import NearFiles, is_absolute
+from everclip.data.reading.near_files import NearFiles, is_absolute, uploaded
 from everclip.errors import DataError
 
 Problem = tuple[int, str, str]
@@ -91,7 +91,7 @@ class Resolver:
         if "\0" in path:
             return "outside-root", f"{value[:80]!a} is no path"
         if self._near is not None and is_absolute(path):
-            path = self._near.relative(path) or path
+            path = self._near.relative(path) or uploaded(path) or path
         try:
             found = self._real(path, value)
             if isinstance(found, tuple) and found[0] == "missing-file" and self._near is not None:

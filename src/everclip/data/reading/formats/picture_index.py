@@ -18,6 +18,7 @@ from everclip.data.reading.formats.foreign import is_foreign_path, some
 from everclip.data.reading.formats.listing import pictures_below
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.sides import SWITCH, sides_of
+from everclip.data.reading.near_files import without_mark
 from everclip.data.reading.one_hot import with_classes
 from everclip.errors import ConfigError, DataError
 
@@ -67,7 +68,7 @@ class PictureIndex:
         path = re.sub(r"#\d+$", "", named.strip()).replace("\\", "/").removeprefix("./").lstrip("/")
         if path in self._whole:
             return path
-        held = self._by_name.get(_name(path), [])
+        held = self._by_name.get(_name(path)) or self._by_name.get(without_mark(_name(path)), [])
         if len(held) > 1:  # the longest common end decides, if only one has it
             parts = path.split("/")
             for count in range(len(parts), 1, -1):

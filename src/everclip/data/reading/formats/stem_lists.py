@@ -53,7 +53,7 @@ def _has_cells(path: Path) -> bool:
 
 def _is_named(index: PictureIndex, name: str) -> bool:
     """Whether a name is a picture's; small numbers are classes or places in a list as well as names."""
-    file = index.find_any(name)
+    file = index.find_by_stem(name)  # lists of whole names are tables
     return file is not None and (
         not name.isdecimal() or (len(name) >= _LEAST_DIGITS and Path(file).stem == name)
     )
