@@ -74,6 +74,11 @@ def test_init_config_trains_on_no_row_that_such_a_column_marks_as_test(
     assert "column: split" in (tmp_path / "my.yaml").read_text()
 
 
+def test_a_column_of_sides_keeps_its_name_for_conditions(tmp_path: Path) -> None:
+    found = load(table(tmp_path, "subset", lambda i: "test" if i % 4 == 0 else "train"))
+    assert found.table.column("subset") == found.table.column("split")
+
+
 def test_the_user_may_say_that_there_are_no_sides(tmp_path: Path) -> None:
     source = table(tmp_path, "subset", lambda i: "test" if i % 4 == 0 else "train")
     assert not load(source, split="").table.has("split")

@@ -56,12 +56,14 @@ def with_split_column(raw: Raw, names: dict[str, str], given: Mapping[str, str],
             f"data.columns.split={known[0]} (or data.columns.split= for none)."
         )
     if known:
-        names[SPLIT] = known[0]
+        names[SPLIT] = SPLIT
         shown = ", ".join(sorted(set(marks[known[0]]))[:4])
         lines.append(
             f"split = column {known[0]!r}, whose values are sides ({shown}; data.columns.split= for none)"
         )
-        return raw
+        # A copy: conditions may name the column as it is called.
+        values = [None if v is None else str(v) for v in raw.columns.column(known[0]).to_pylist()]
+        return replace(raw, columns=raw.columns.append_column(SPLIT, pa.array(values, pa.string())))
     flagged = None if raw.split is not None else _flagged(raw.columns, names)
     if flagged is not None:
         sides, used = flagged
