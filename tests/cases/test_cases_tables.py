@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from build import encoded, picture, tar, text
+from case_tables import captions, details, loaded
 
-from everclip.data.reading.references import Resolver, image_places
-from everclip.data.reading.sources import Loaded, read, read_rows
+from everclip.data.reading.sources import read_rows
 from everclip.data.reading.spec import DataSpec
-from everclip.errors import ConfigError, DataError
-
-
-def loaded(source: Path, **options: Any) -> Loaded:
-    return read(DataSpec(source=str(source), **{"quarantine_limit": 1.0, **options}))
-
-
-def captions(found: Loaded) -> list[Any]:
-    return found.table.column("caption")
-
-
-def details(found: Loaded) -> dict[int | None, str]:
-    return {entry.row: f"{entry.reason}: {entry.detail}" for entry in found.quarantine.entries}
+from everclip.errors import DataError
 
 
 @pytest.fixture
@@ -297,110 +283,6 @@ def test_b17_a_column_of_pictures_with_another_name_is_said(folder: Path) -> Non
     assert captions(loaded(path, columns={"image": "1", "caption": "3"})) == ["a", "b"]
 
 
-# -- encodings ------------------------------------------------------------------------------------------------
-
-WESTERN = ["Ein schöner Käfer", "un café à l’été", "“El niño” – 5 €", "smørrebrød", "plain"]
-
-
-@pytest.mark.parametrize(
-    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
-)
-@pytest.mark.parametrize("kind", ["csv", "tsv", "txt", "jsonl", "json", "csv.gz"])
-def test_encodings_are_found_out(folder: Path, kind: str, encoding: str) -> None:
-    rows = [{"image": f"{i}.png", "caption": c} for i, c in enumerate(WESTERN)]
-    if kind == "jsonl":
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    elif kind == "json":
-        content = json.dumps(rows, ensure_ascii=False)
-    else:
-        part = "\t" if kind == "tsv" else ","
-        content = "".join(f"{row['image']}{part}{row['caption']}\n" for row in rows)
-        content = f"image{part}caption\n" + content
-    data = content.encode(encoding)
-    path = text(folder / f"a.{kind}", gzip.compress(data) if kind.endswith(".gz") else data)
-    found = loaded(path)
-    assert captions(found) == WESTERN
-    guessed = any("read as" in line for line in found.guesses)
-    assert guessed == (not encoding.startswith("utf-8"))
-    assert captions(loaded(path, encoding=encoding)) == WESTERN
-
-
-@pytest.mark.parametrize(
-    ("words", "encoding"),
-    [
-        (["Зелёный жук", "красный кот"], "cp1251"),
-        (["緑の甲虫です", "赤い猫です"], "shift_jis"),
-        (["绿色的甲虫", "红色的猫"], "gb18030"),
-        (["Zażółć gęślą jaźń", "Łódź żółta"], "cp1250"),
-        (["Příliš žluťoučký kůň", "úpěl ďábelské"], "cp1250"),
-        (["naïve café", "Müller Straße"], "mac_roman"),
-        (["grüne Käfer", "schöne Äpfel"], "cp850"),
-        (["yeşil böcek ağaç", "kırmızı"], "cp1254"),
-        (["πράσινο σκαθάρι", "κόκκινη"], "cp1253"),
-    ],
-)
-def test_bytes_that_are_not_surely_western_are_named_and_never_changed(
-    folder: Path, words: list[str], encoding: str
-) -> None:
-    rows = "".join(f"{i}.png,{word}\n" for i, word in enumerate(words)) + "5.png,plain\n"
-    path = text(folder / "a.csv", "image,caption\n" + rows, encoding)
-    found = loaded(path)
-    assert captions(found) == ["plain"]
-    assert found.quarantine.counts() == {"bad-utf8": 2}
-    assert any("say the encoding with data.encoding=NAME" in line for line in found.guesses)
-    assert "data.encoding=NAME" in details(found)[1]
-    assert captions(loaded(path, encoding=encoding)) == [*words, "plain"]
-
-
-def test_the_windows_file_of_a_shop(folder: Path) -> None:
-    for i, name in enumerate(("Größe", "Äpfel")):
-        picture(folder / "Bilder" / f"{name}.png", seed=50 + i)
-    rows = ["Bilder\\Größe.png;Grüner Käfer", "Bilder\\Äpfel.png;Äpfel für 3 €"]
-    found = loaded(
-        text(folder / "a.csv", "Datei;Text\r\n" + "\r\n".join(rows), "cp1252"), columns={"image": "Datei"}
-    )
-    assert captions(found) == ["Grüner Käfer", "Äpfel für 3 €"]
-    assert any("read as cp1252" in line and "data.encoding" in line for line in found.guesses)
-
-
-def test_encodings_that_do_not_exist_or_are_no_text_are_refused() -> None:
-    for name in ("cp9999", "base64", "rot13", "idna"):
-        with pytest.raises(ValueError, match="not a text encoding"):
-            DataSpec(source="a.csv", encoding=name)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"PK\x03\x04" + bytes(100), "Excel workbook"),
-        (b"\xd0\xcf\x11\xe0" + bytes(100), "old Excel workbook"),
-        (b"\x1f\x8b" + bytes(100), "compressed by gzip"),
-        (b"PAR1" + bytes(100), "a Parquet file"),
-    ],
-)
-def test_files_that_are_no_text_are_said_to_be_what_they_are(folder: Path, data: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        loaded(text(folder / "a.csv", data))
-
-
-def test_a_packed_table_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everclip.data.reading.formats import text_file
-
-    path = text(folder / "a.csv.gz", gzip.compress(b"image,caption\n" + b"0.png,a\n" * 100_000))
-    monkeypatch.setattr(text_file, "_LEAST_UNPACKED", 1000)
-    with pytest.raises(DataError, match="unpacks to more than"):
-        loaded(path)
-    text(path, gzip.compress(b"image,caption\n0.png,a\n")[:-10])
-    with pytest.raises(DataError, match="damaged or cut short"):
-        loaded(path)
-
-
-@pytest.mark.parametrize("name", ["a.xlsx", "a.xls", "a.ods"])
-def test_spreadsheets_say_how_to_export(folder: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="export it as CSV"):
-        loaded(text(folder / name, b"PK"))
-
-
 # -- tables without a header (S07) ----------------------------------------------------------------------------
 
 
@@ -444,117 +326,6 @@ def test_a_first_row_of_data_under_a_header_of_numbers(folder: Path) -> None:
     path = text(folder / "a.csv", "0.png,x y\n1.png,y z\n")
     with pytest.raises(DataError, match=r"no column `image`"):
         loaded(path, header=True)
-
-
-# -- paths (B07, B15, B18, S03) -------------------------------------------------------------------------------
-
-
-def cats(folder: Path, count: int = 6) -> None:
-    for i in range(count):
-        picture(folder / f"images/cat/{i}.png", "cat", (16, 16), seed=i)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "said"),
-    [
-        ("images\\cat\\{}.png", "kind of slash"),
-        (".\\images\\cat\\{}.png", "kind of slash"),
-        ("./images/cat/{}.png", None),
-        ("C:\\Users\\me\\data\\images\\cat\\{}.png", "'C:/Users/me/data', of another machine"),
-        ("/home/me/data/images/cat/{}.png", "'/home/me/data', of another machine"),
-        ("file:///C:/Users/me/images/cat/{}.png", "of another machine"),
-        ("Images/Cat/{}.PNG", "letter case"),
-        ("images/cat/{}", "missing ending"),
-        (" images/cat/{}.png ", "blanks around"),
-        ("images%2Fcat%2F{}.png", "marks of URLs"),
-    ],
-)
-def test_b18_paths_are_read_where_that_is_safe(tmp_path: Path, pattern: str, said: str | None) -> None:
-    cats(tmp_path)
-    rows = "".join(f"{pattern.format(i)},cat {i}\r\n" for i in range(6))
-    found = loaded(text(tmp_path / "a.csv", "file,caption\r\n" + rows))
-    assert captions(found) == [f"cat {i}" for i in range(6)]
-    assert [found.table.origin(i) for i in range(6)] == [
-        str(tmp_path / f"images/cat/{i}.png") for i in range(6)
-    ]
-    if said is not None:
-        assert any(said in line for line in found.guesses)
-
-
-def test_b18_urls_of_files(tmp_path: Path) -> None:
-    cats(tmp_path)
-    rows = "".join(f"file://{tmp_path}/images/cat/{i}.png,cat {i}\n" for i in range(6))
-    assert len(loaded(text(tmp_path / "url.csv", "file,caption\n" + rows)).table) == 6
-
-
-def test_b18_paths_of_another_machine_without_their_files_say_so(tmp_path: Path) -> None:
-    cats(tmp_path)
-    found = loaded(text(tmp_path / "a.csv", "file,caption\nD:\\x\\0.jpg,a\nimages/cat/0.png,b\n"))
-    assert captions(found) == ["b"]
-    assert "outside-root" in details(found)[1]
-    assert "of another machine" in details(found)[1]
-
-
-def test_a_path_that_is_nearly_another_rows_file_is_not_taken(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    found = loaded(text(tmp_path / "a.csv", "file,caption\na.png,one\nA.png,two\n"))
-    assert captions(found) == ["one"]
-    assert "differs in letter case" in details(found)[2]
-
-
-def test_near_names_never_lead_out_of_the_folder(tmp_path: Path) -> None:
-    picture(tmp_path / "out.png")
-    picture(tmp_path / "in/x.png")
-    (tmp_path / "in/link.png").symlink_to(tmp_path / "out.png")
-    rows = ["..\\out.png,a", "LINK.png,b", "%2e%2e/out.png,c", "x.png,d"]
-    found = loaded(text(tmp_path / "in/a.csv", "file,caption\n" + "\n".join(rows)))
-    assert captions(found) == ["d"]
-    assert found.quarantine.counts()["outside-root"] == 3
-
-
-@pytest.mark.parametrize("stored", ["NFD", "NFC"])
-def test_b07_names_in_another_unicode_form_are_found(tmp_path: Path, stored: str) -> None:
-    words = ["Müller", "Übung", "café", "naïve", "Å", "日本が"]
-    written = "NFC" if stored == "NFD" else "NFD"
-    for i, word in enumerate(words):
-        picture(tmp_path / "img" / (unicodedata.normalize(stored, word) + ".png"), "bird", (16, 16), seed=i)
-    rows = "".join(f"img/{unicodedata.normalize(written, w)}.png,a bird at {w}\n" for w in words)
-    found = loaded(text(tmp_path / "list.csv", "file,caption\n" + rows))
-    assert len(found.table) == 6
-    assert any("Unicode form" in line for line in found.guesses)
-
-
-def test_s03_another_ending_and_another_folder_are_said(tmp_path: Path) -> None:
-    for i in range(3):
-        picture(tmp_path / f"{i}.png", seed=i)
-    picture(tmp_path / "deep/er/z.png", seed=9)
-    found = loaded(text(tmp_path / "a.csv", "file,caption\n0.png,a\n1.jpg,b\nz.png,c\nq.png,d\n"))
-    assert captions(found) == ["a"]
-    assert "'1.png' is there: the ending differs" in details(found)[2]
-    assert f"data.root={tmp_path / 'deep/er'}" in details(found)[3]
-    assert details(found)[4].endswith("; 3 pictures are there that no row names, as '1.png'")
-
-
-def test_b15_captions_without_a_root_find_the_folder_beside(tmp_path: Path) -> None:
-    for i in range(4):
-        picture(tmp_path / f"Images/{1000 + i}_ab.jpg", "tram", (16, 16), seed=i)
-    rows = "".join(
-        f"{1000 + i}_ab.jpg,A tram {w} line {i} .\n" for i in range(4) for w in ("on", "of", "near")
-    )
-    for name in ("captions.txt", "captions.csv"):
-        found = loaded(text(tmp_path / name, "image,caption\n" + rows))
-        assert len(found.table) == 12
-        assert any("paths start from 'Images'" in line for line in found.guesses)
-
-
-def test_two_folders_that_could_be_meant_are_both_named(tmp_path: Path) -> None:
-    for i in range(2):
-        picture(tmp_path / f"large/{i}.png", seed=i)
-        picture(tmp_path / f"small/{i}.png", "dog", seed=i)
-    path = text(tmp_path / "a.csv", "image,caption\n0.png,a\n1.png,b\n")
-    with pytest.raises(DataError, match=r"files of this name are there, in other folders"):
-        loaded(path, quarantine_limit=0.5)
-    assert len(loaded(path, root=str(tmp_path / "large")).table) == 2
 
 
 # -- one-hot tables (S05) -------------------------------------------------------------------------------------
@@ -699,34 +470,3 @@ def test_a_long_word_takes_no_time(folder: Path, start: str) -> None:
         row["caption"]
     ]
     assert time.process_time() - started < 5
-
-
-# -- tables of several parts ----------------------------------------------------------------------------------
-
-
-def test_b07_a_file_that_a_later_part_of_the_table_names_is_not_taken_for_another(tmp_path: Path) -> None:
-    picture(tmp_path / "photo.png")
-    column = pa.chunked_array([["PHOTO.png"], ["photo.png"]])
-    _, problems = image_places(column, Resolver(tmp_path, None), "shop.parquet")
-    assert [(row, reason) for row, reason, _ in problems] == [(0, "missing-file")]
-    assert "another row names it" in problems[0][2]
-
-
-def test_urls_of_one_ending_are_told_apart_across_the_parts_of_a_table(tmp_path: Path) -> None:
-    picture(tmp_path / "1.png")
-    column = pa.chunked_array([["https://a.example/1.png"], ["https://b.example/1.png"]])
-    _, problems = image_places(column, Resolver(None, tmp_path), "shop.parquet")
-    assert [(row, reason) for row, reason, _ in problems] == [(0, "not-downloaded"), (1, "not-downloaded")]
-    assert "2 URLs end in '1.png'" in problems[0][2]
-
-
-def test_b07_among_too_many_files_none_is_taken_for_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("everclip.data.reading.near_files._MOST_FILES", 2)
-    for i in range(3):
-        picture(tmp_path / f"photo{i}.png", seed=i)
-    table = text(tmp_path / "shop.csv", "image,caption\nPHOTO0.png,a\nphoto1.png,b\n")
-    found = loaded(table)
-    assert [entry.reason for entry in found.quarantine.entries] == ["missing-file"]
-    assert any("more than 2 files are below" in line for line in found.guesses)
