@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import resume_harness as harness
 
-from everclip.training import frozen
+from everclip.features.service import FeatureService
 
 
 @pytest.fixture(autouse=True)
 def _in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "MEMORY", 0)
-    monkeypatch.setattr(frozen, "BLOCK", 7)
+    monkeypatch.setattr("everclip.learner.core.FeatureService", partial(FeatureService, memory=0))
+    monkeypatch.setattr("everclip.training.columns.BLOCK", 7)
+    monkeypatch.setattr("everclip.features.service.BLOCK", 7)
 
 
 def test_killed_while_files_are_written_and_read(
@@ -23,15 +25,15 @@ def test_killed_while_files_are_written_and_read(
 ) -> None:
     expected = reference("frozen-image")
     points = [harness.kind_of(p) for p in harness.crash_points(case_config("frozen-image", output="points"))]
-    files = list(dict.fromkeys(p for p in points if "frozen-" in p))
-    assert (
-        len(files) == 6
-    )  # the first task's table, then the second's and the buffer's; before and after renaming
+    files = list(dict.fromkeys(p for p in points if "features-" in p))
+    # Before and after renaming: pictures of the rows, of both tasks and of the buffer; texts of three rows.
+    assert len(files) == 2 * (4 + 3)
+    pictures = [place for place in files if place.startswith("after") and "-image-" in place]
     config = case_config("frozen-image")
-    for number, place in enumerate(files):
+    for place in files:
         assert harness.killed_at(config, 1, place), place
-        if number in (1, 5):
+        if place in (pictures[1], pictures[3]):  # all of a task's are there
             assert harness.killed_at(config, 2, "after step")
     harness.run(config)
     harness.assert_same_end(Path(config.output), expected)
-    assert list((Path(config.output) / "frozen").iterdir()) == []
+    assert list((Path(config.output) / "features").iterdir()) == []
