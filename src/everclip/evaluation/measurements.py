@@ -87,36 +87,22 @@ class Measurements:
             columns: only these of them.
         """
         chosen = self.columns_of(sets) if columns is None else columns
-        protocol, pooled = self.protocol(sets), sets in TOGETHER
-        growing = pooled and isinstance(self.together, Together) and self.together.grows
         if not self.rows:
             return Cells.of([None] * len(chosen), [])
+        protocol, how = self.protocol(sets), self.together
+        pooled = how if sets in TOGETHER and isinstance(how, Together) else None
         table, samples, counted = [], [], []
-        for place in range(len(self.rows)):
-            scores = [self.score(place, column, protocol) for column in chosen]
+        for row, learned in enumerate(self.learned):
+            scores = [self.score(row, column, protocol) for column in chosen]
             table.append([None if score is None else score.value for score in scores])
-            # What is pooled weighs as many queries as were asked; a stage weighs pictures.
-            counts = [score.n if score else 0 for score in scores]
-            samples.append(counts if pooled else [column.samples for column in chosen])
-            counted.append(
-                [
-                    self._counts(column, place, growing) if pooled else self._seen(column, place)
-                    for column in chosen
-                ]
-            )
-        return Cells.of(table[0], table[1:], samples, counted, growing)
-
-    def _seen(self, column: Column, row: int) -> bool:
-        return column.task is None or column.task in self.learned[row]
-
-    def _counts(self, column: Column, row: int, growing: bool) -> bool:
-        """Whether a column is a part of what is scored together at a row."""
-        assert isinstance(self.together, Together)  # else there is no column
-        if not growing:
-            return True
-        if column.group == "everything":
-            return {c.task for c in self.together.new} <= self.learned[row]
-        return self._seen(column, row)
+            if pooled is None:  # a stage weighs images, of what was learned
+                samples.append([column.samples for column in chosen])
+                counted.append([column.task is None or column.task in learned for column in chosen])
+            else:  # what is pooled weighs as many queries as were asked
+                asked = pooled.columns(TOGETHER[sets], learned)
+                samples.append([score.n if score else 0 for score in scores])
+                counted.append([column in asked for column in chosen])
+        return Cells.of(table[0], table[1:], samples, counted, pooled is not None and pooled.grows)
 
     def values(self, *sets: Sets) -> dict[str, float | None]:
         """Return all metrics of these sets at the last row, under flat names; undefined is null."""
