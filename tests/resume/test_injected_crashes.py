@@ -72,7 +72,6 @@ OWN_FORM = (
     "wise-ft-initial",
     "running-mean",
     "running-mean-late",
-    "joint",
     "weight-constraint",
     "lwf-layer-decay",
     "zscl-mean",
