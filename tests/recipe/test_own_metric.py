@@ -19,8 +19,11 @@ from everclip.errors import ConfigError
 from everclip.evaluation.results import json_schema
 from everclip.metrics import find, get, metric, metrics
 from everclip.report import compare, comparison_text, write_report
+from everclip.report.comparison import Difference, Value, describe, heading, meaning
+from everclip.report.estimates import Change
 from everclip.report.runs import Run
 from everclip.report.sections import all_scores
+from everclip.report.tables import describe_difference
 from everclip.run import execute
 from everclip.training.progress import Progress
 
@@ -77,6 +80,19 @@ def test_it_stands_in_results_report_comparison_and_schema(
     assert difference.change.paired
     described = json_schema()["properties"]["metrics"]["properties"]
     assert described["worst_task"]["description"].startswith("The lowest score of a task at the end.")
+
+
+def test_a_number_that_is_no_share_is_shown_as_it_is(own_module: str) -> None:
+    words = {"label": "Ratio", "meaning": "Best over worst.", "unit": "ratio", "shown": 16}
+    metric("ratio", kind="stream", **words)(lambda cells: cells.last.max(axis=-1) / cells.last.min(axis=-1))  # type: ignore[arg-type]
+    assert describe(Value(value=1.5, low=1.2, high=1.9), "ratio") == "1.500"
+    assert describe(Value(value=0.5, low=0.4, high=0.6), "known") == "50.0 (40.0–60.0)"
+    change = Change(value=-0.25, low=-0.5, high=0.1, resolved=False)
+    told = Difference(quantity="ratio", method="a", baseline="b", change=change)
+    assert describe_difference(told) == "−0.250 n.r."
+    assert describe_difference(told.model_copy(update={"quantity": "new"})) == "−25.0 (−50.0 to 10.0) n.r."
+    assert meaning("forgetting").endswith("; lower is better")
+    assert heading("ratio") == "Ratio"
 
 
 def test_a_package_names_its_module_by_an_entry_point(
