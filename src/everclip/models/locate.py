@@ -1,4 +1,9 @@
-"""From a backbone's name to the files behind it, and what to do when they are not there. No model is built here."""
+"""From a backbone's name to the files behind it, and what to do when they are not there. No model is built here.
+
+Names, configurations, tags and the order of weight files are open_clip's. Its `create_model_from_pretrained` is
+not used: it downloads what is missing, reads a file of any size, takes one of several checkpoints, and resizes position
+embeddings, all of it without asking.
+"""
 
 from __future__ import annotations
 
