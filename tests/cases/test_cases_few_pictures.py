@@ -54,7 +54,7 @@ def test_the_remedy_of_a_split_without_a_test_row_works(tmp_path: Path, command:
     text(yaml, re.sub(r"split: {.*?}", "split: {test: 0.001, validation: 0}", yaml.read_text()))
     code, _, err = command("run", yaml, "--dry-run", "method=zero-shot", f"output={tmp_path / 'run'}")
     assert code == 3, err
-    remedy = re.search(r"split\.test=(0\.\d+) tests one", " ".join(err.split()))
+    remedy = re.search(r"split\.test=(0\.\d+) puts one there", " ".join(err.split()))
     assert remedy is not None, err
     code, out, err = command(
         "run",

@@ -143,7 +143,7 @@ def test_b04_captions_of_one_text_are_refused(tmp_path: Path, captions: list[str
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
     with pytest.raises(DataError, match=r"have one text \('a cat'"):
         learner.learn(make_task(str(file), validation=0))
-    with pytest.raises(DataError, match="captions are one text"):
+    with pytest.raises(DataError, match="captions are the same text"):
         evaluate_model(load_model("builtin:tiny"), "builtin:tiny", [str(file)])
 
 
@@ -349,13 +349,13 @@ def test_b04_marked_sides_that_share_pictures_stop_unless_told_otherwise(
     given = ("run", str(file), "method=finetune", f"output={tmp_path}/out")
     code, _, error = command(*given)
     assert code == 3
-    assert "4 of 12 test pictures are also training pictures" in error
+    assert "4 of 12 test images are also training images" in error
     assert "train4.png = " in error
     assert "test0.png" in error
     assert "split.shared: remove" in error
     code, shown, _ = command(*given, "scenario.split.shared=remove", "--dry-run")
     assert code == 0
-    assert "rows are left out, because their pictures are measured" in shown
+    assert "rows are left out, because their images are measured" in shown
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_sides_that_share_pictures_are_refused_or_learned_without_them(
     classes(tmp_path / "data/test", ["ant"], 1)  # a picture of the training side
     code, _, said = command("init-config", tmp_path / "data", "-o", tmp_path / "a.yaml")
     assert code != 0
-    assert "1 of 6 test pictures are also training pictures" in said
+    assert "1 of 6 test images are also training images" in said
     assert "init-config: --remove-shared" in said
     assert command("init-config", tmp_path / "data", "-o", tmp_path / "a.yaml", "--remove-shared")[0] == 0
     scenario = load_scenario(resolve_config(str(tmp_path / "a.yaml")).scenario)

@@ -26,7 +26,7 @@ from everclip.learner.tasks import make_task
 from everclip.models.backbone import load_backbone
 from everclip.prepare.init_config.propose import propose
 from everclip.scenarios.load import load_scenario
-from everclip.scenarios.measuring import shared_names
+from everclip.scenarios.measuring import same_text_notes
 from everclip.scenarios.spec import ScenarioSpec
 
 
@@ -335,7 +335,7 @@ def test_marks_that_nobody_knows_are_said(folder: Path) -> None:
     )
     task = scenario.tasks[0]
     assert (len(task.train), len(task.val or ()), len(scenario.eval_sets[0].data)) == (2, 1, 1)
-    assert any("'leftover' (1 rows): trained on" in note for note in scenario.notes)
+    assert any("'leftover' (1 rows); these rows are trained on" in note for note in scenario.notes)
 
 
 def test_a_learner_knows_the_classes_of_marked_validation_rows(folder: Path) -> None:
@@ -372,7 +372,7 @@ def test_classes_of_one_name_are_said(folder: Path) -> None:
         }
     )
     assert len(scenario.eval_sets[0].classes or ()) == 2
-    notes = shared_names(scenario.eval_sets, load_backbone("builtin:tiny").tokenise)
+    notes = same_text_notes(scenario.eval_sets, load_backbone("builtin:tiny").tokenise)
     assert ["'cat' (1) = 'cat' (0)" in note or "'cat' (0) = 'cat' (1)" in note for note in notes] == [True]
 
 

@@ -234,9 +234,7 @@ def test_one_test_set_measures_every_domain(tmp_path: Path) -> None:
         ("test", None, "task", 20)
     ]
     assert {e.tasks for e in scenario.eval_sets[0].classes or ()} == {(0, 1)}
-    with pytest.raises(
-        ConfigError, match=r"`one_test` goes with kind `time` or `domains`, not with `single`"
-    ):
+    with pytest.raises(ConfigError, match=r"`one_test` needs kind `time` or `domains`, not with `single`"):
         load_scenario({**document("single", tmp_path / "things.parquet"), "one_test": True})
 
 
@@ -245,7 +243,7 @@ def test_a_retention_suite_stands_for_its_sets(folder: Path) -> None:
         "ImageNet-V2", "ImageNet-R", "ImageNet-A", "ImageNet-Sketch", "ObjectNet",
     ]  # fmt: skip
     with pytest.raises(
-        ConfigError, match=r"no suite is called 'imagenet-shift'\. Did you mean 'imagenet-shifts'"
+        ConfigError, match=r"'imagenet-shift' is not a suite\. Did you mean 'imagenet-shifts'"
     ):
         stream(folder, "mtil", retention="imagenet-shift")
 

@@ -47,7 +47,7 @@ def test_reference_pictures_that_are_all_measured_are_refused(
     rows = pq.read_table(micro_folder / "data.parquet")
     pq.write_table(rows.filter(rows["test"]), tmp_path / "measured.parquet")
     config = stream(f"scenario.reference.images.source={tmp_path / 'measured.parquet'}")
-    with pytest.raises(DataError, match=r"reference\.images: all of its 16 pictures are also measured"):
+    with pytest.raises(DataError, match=r"reference\.images: all of its 16 images are also measured"):
         load_scenario(config.scenario)
 
 

@@ -72,7 +72,7 @@ def test_the_same_picture_under_other_names_is_not_trained_on(tmp_path: Path) ->
     write(tmp_path / "d" / "test.parquet", 20, 0, caption=["y"], image_id=[f"b{i}" for i in range(20)])
     rule = {"column": "split", "validation": 0.2}
     with pytest.raises(
-        DataError, match=r"20 of 20 test pictures are also training pictures.*split\.shared: remove"
+        DataError, match=r"20 of 20 test images are also training images.*split\.shared: remove"
     ):
         load_scenario(document("single", tmp_path / "d", split=rule))
     scenario = load_scenario(document("single", tmp_path / "d", split={**rule, "shared": "remove"}))
@@ -80,7 +80,7 @@ def test_the_same_picture_under_other_names_is_not_trained_on(tmp_path: Path) ->
     task = scenario.tasks[0]
     assert len(scenario.eval_sets[0].data) == 20
     assert len(task.train) + len(task.val or ()) == 40
-    assert any("rows are left out, because their pictures are measured" in note for note in scenario.notes)
+    assert any("rows are left out, because their images are measured" in note for note in scenario.notes)
 
 
 def test_a_test_picture_of_one_source_is_not_trained_on_by_another(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_when_everything_trained_is_measured_it_says_so(tmp_path: Path) -> None:
             caption=["x"],
             image_id=[name + str(i) for i in range(20)],
         )
-    with pytest.raises(DataError, match="training pictures are also measured"):
+    with pytest.raises(DataError, match="training images are also measured"):
         load_scenario(
             document("single", tmp_path / "d", split={"column": "split", "validation": 0, "shared": "remove"})
         )
@@ -124,7 +124,7 @@ def test_when_everything_trained_is_measured_it_says_so(tmp_path: Path) -> None:
         (
             {},
             {"split": {"test": 0.001}},
-            r"40 training and 0 test rows.*split\.test is 0\.001, .*; split\.test=0\.02 tests one",
+            r"40 training and 0 test rows.*split\.test is 0\.001, .*; split\.test=0\.02 puts one there",
         ),
         (
             {},
@@ -255,7 +255,7 @@ def test_a_retention_set_without_its_column_says_which(tmp_path: Path) -> None:
         DataError, match=r"no column 'class_key' \(retention\.0: kind classification; the other"
     ):
         load_scenario(document("single", data, retention=[retention("r")]))
-    with pytest.raises(ConfigError, match=r"retention\.0: .*`val` goes with `data`"):
+    with pytest.raises(ConfigError, match=r"retention\.0: .*`val` needs `data`"):
         load_scenario(document("single", data, retention=[retention("r", val={"source": str(data)})]))
 
 

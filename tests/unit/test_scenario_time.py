@@ -211,7 +211,7 @@ def test_values_that_are_no_dates_make_tasks_too(tmp_path: Path) -> None:
 
 def test_a_row_without_a_period_is_named(tmp_path: Path) -> None:
     data = write(tmp_path / "d.parquet", 40, caption=["a"], time=["2024-01-01"] * 39 + ["soon"])
-    with pytest.raises(DataError, match=r"row 40, id d-39: time: 'soon' is no ISO time"):
+    with pytest.raises(DataError, match=r"row 40, id d-39: time: 'soon' is not an ISO time"):
         load_scenario(document("time", data, every="month"))
 
 
@@ -226,7 +226,7 @@ def test_rows_without_a_time_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"every": "year", "tasks": [{"name": "a"}]}])
 def test_time_wants_tasks_or_every(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"needs `tasks` .* or `every`"):
+    with pytest.raises(ConfigError, match=r"needs either `tasks` .* or `every`"):
         load_scenario(document("time", tmp_path / "d.parquet", **changes))
 
 

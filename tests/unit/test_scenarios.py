@@ -237,7 +237,7 @@ def test_at_once_joins_all_tasks_and_changes_no_evaluation(
 @pytest.mark.parametrize(
     ("kind", "changes", "error", "match"),
     [
-        ("time", {"tasks": []}, ConfigError, "needs `tasks`"),
+        ("time", {"tasks": []}, ConfigError, "needs either `tasks`"),
         ("time", {"tasks": [{"name": "none", "where": {"time": 1990}}]}, DataError, r"task .none. .tasks\.0. holds no"),
         ("time", {"base": {"name": "b", "where": {"time": 1}}}, DataError, "base 'b' holds no rows"),
         ("time", {"retention": [{"name": "r", "where": {"time": 1}}]}, DataError, "retention set 'r' holds no rows"),
@@ -247,9 +247,9 @@ def test_at_once_joins_all_tasks_and_changes_no_evaluation(
         ("time", {"split": {}}, ConfigError, "set either split.test"),
         ("time", {"split": {"test": 0.1, "column": "test"}}, ConfigError, "set either split.test"),
         ("time", {"headline": {"protocol": "all", "metric": "mean_r_1"}}, ConfigError, "mean_r_1.*you mean .mean_r1."),
-        ("time", {"retention": [{"name": "2001"}]}, ConfigError, "'2001' names 2 evaluation sets"),
+        ("time", {"retention": [{"name": "2001"}]}, ConfigError, "2 evaluation sets are named '2001'"),
         ("time", {"knid": 1}, ConfigError, r"scenario\.knid: unknown key\. Did you mean 'kind'"),
-        ("classes", {"per_task": None}, ConfigError, "needs `per_task`"),
+        ("classes", {"per_task": None}, ConfigError, "needs either `per_task`"),
         ("classes", {"order": ["class-9"]}, ConfigError, r"scenario\.order: 'class-9' is none of the classes"),
         ("domains", {"column": None}, ConfigError, "needs `column`"),
         ("domains", {"column": "tiem"}, DataError, r"no column 'tiem'\. Did you mean 'time'"),

@@ -13,7 +13,7 @@ import typer
 from everclip.config import RunConfig
 from everclip.methods.cost import bytes_on_disk
 from everclip.running.prepare import Prepared, prepare
-from everclip.scenarios.measuring import unspoken_names
+from everclip.scenarios.measuring import class_name_notes
 from everclip.training.budget import phase_steps
 from everclip.training.progress import Progress, clock
 
@@ -65,7 +65,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
-        "notes": [*(message for _, message in run.remarks), *unspoken_names(run.scenario.eval_sets)],
+        "notes": [*(message for _, message in run.remarks), *class_name_notes(run.scenario.eval_sets)],
         "seconds": round(steps * timing["step"] + rows * pictures * timing["picture"], 1),
     }
 

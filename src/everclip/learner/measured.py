@@ -28,7 +28,13 @@ from everclip.files import user_path
 from everclip.learner.core import Learner
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
-from everclip.scenarios.measuring import Measuring, measured_set, one_answer, shared_names, unspoken_names
+from everclip.scenarios.measuring import (
+    MeasuredSets,
+    class_name_notes,
+    measured_set,
+    same_text_notes,
+    single_answer_note,
+)
 from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
 from everclip.training.run_folder import CONFIG
@@ -161,7 +167,7 @@ def evaluate_model(
         notes += _learned_from(learner, scenario.eval_sets)
         sets = SetFeatures(scenario.eval_sets, features, settings.batch_size)
         rows = RowScorer(scenario, sets, settings, learner.seed, {}).row(
-            learner.method, learner.learned if isinstance(scenario, Measuring) else (), tick
+            learner.method, learner.learned if isinstance(scenario, MeasuredSets) else (), tick
         )
         for s in scenario.eval_sets:
             for protocol, scores in rows.scores[s.name].items():
@@ -209,7 +215,7 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
             f"{spec.label}: {len(measured.data):,} of {len(loaded.table):,} rows are scored: those with a "
             f"{'caption' if measured.kind == 'retrieval' else 'class'}, and of these the ones marked test if any are"
         )
-    return spec.label, Measuring((measured,)), lines
+    return spec.label, MeasuredSets((measured,)), lines
 
 
 def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:
@@ -218,16 +224,16 @@ def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:
     Raises:
         DataError: for data of one answer: a score on them says nothing.
     """
-    lonely = [line for s in scenario.eval_sets if (line := one_answer(s, tokenise)) is not None]
-    if lonely and isinstance(scenario, Measuring):
+    lonely = [line for s in scenario.eval_sets if (line := single_answer_note(s, tokenise)) is not None]
+    if lonely and isinstance(scenario, MeasuredSets):
         raise DataError(
             f"{lonely[0]}. Give data with more than one class or caption, or measure on a stream that has the other "
             "names, too (--on STREAM.yaml)."
         )
     return [
         *lonely,
-        *shared_names(scenario.eval_sets, tokenise),
-        *unspoken_names(scenario.eval_sets),
+        *same_text_notes(scenario.eval_sets, tokenise),
+        *class_name_notes(scenario.eval_sets),
     ]
 
 

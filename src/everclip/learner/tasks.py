@@ -14,7 +14,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner.numbers import numbered
 from everclip.scenarios.base import class_entries, merge_entries
-from everclip.scenarios.measuring import Measuring, measured_set
+from everclip.scenarios.measuring import MeasuredSets, measured_set
 from everclip.scenarios.spec import SplitSpec
 from everclip.scenarios.splits import Parts, split
 from everclip.templates import GivenTemplates, templates_of
@@ -124,7 +124,7 @@ def _classes(parts: Parts, templates: Sequence[str]) -> tuple[ClassEntry, ...]:
     return merge_entries([entry for t in tables for entry in class_entries(t, templates)])
 
 
-def to_measure(data: UserData, templates: GivenTemplates) -> Measuring:
+def to_measure(data: UserData, templates: GivenTemplates) -> MeasuredSets:
     """Return data as one evaluation set on its own."""
     texts = templates_of(templates, "evaluate: templates")
-    return Measuring((measured_set(table_of(data), texts),))
+    return MeasuredSets((measured_set(table_of(data), texts),))

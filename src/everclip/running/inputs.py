@@ -17,7 +17,7 @@ from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
 from everclip.running.place import Place
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.measuring import shared_names, unspoken_names
+from everclip.scenarios.measuring import class_name_notes, same_text_notes
 
 QUARANTINE = "quarantine.csv"
 
@@ -26,7 +26,7 @@ def all_remarks(
     scenario: ListScenario, method: Method, tasks: Sequence[Task], notes: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """Return (kind, message) of what a reader should know before the first step, `notes` of the fit last."""
-    same = shared_names(scenario.eval_sets, method.backbone.tokenise)
+    same = same_text_notes(scenario.eval_sets, method.backbone.tokenise)
     return [
         *remarks(scenario, method.backbone),
         *(("same names", line) for line in same),
@@ -57,7 +57,7 @@ def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, s
 
 def said_at_start(scenario: ListScenario, place: Place) -> list[str]:
     """Return lines that the plan says of the data as well, for people alone: they are no events of the run."""
-    return [] if place.rows else [f"note: names: {line}" for line in unspoken_names(scenario.eval_sets)]
+    return [] if place.rows else [f"note: names: {line}" for line in class_name_notes(scenario.eval_sets)]
 
 
 def left_out(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A scenario held as lists: tasks, evaluation sets, protocols, and what was found on the way to them."""
+"""A scenario as lists: tasks, evaluation sets, protocols, and notes on the data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class ListScenario:
     Attributes:
         base: the backbone's own training data, if the scenario has it (minus its validation part).
         base_val: the validation part of the base.
-        retention_val: the validation twins of the retention suite, by the same names: what may be looked at while
-            training goes on. None holds a picture that is measured or trained on.
-        data_fingerprints: of every data block as it was read.
+        retention_val: the validation twins of the retention suite, under the same names. Training may measure
+            them; they share no image with test or training data.
+        data_fingerprints: the fingerprint of every data block as it was read.
         quarantine: the rows of every data block that could not be used.
-        guesses: what was guessed about the data.
-        notes: what else happened to the data: where they were found, and which rows were left out.
+        guesses: guesses about the data, such as column names.
+        notes: other remarks on the data: where they were found, which rows were left out.
         reference: unlabeled data that belong to no task; none is measured.
     """
 
@@ -47,7 +47,7 @@ class ListScenario:
 
     @property
     def shown_protocol(self) -> str:
-        """The protocol whose details are shown: the headline's."""
+        """The protocol whose details are shown: that of the headline."""
         return self.spec.headline.protocol
 
     @property
@@ -58,7 +58,7 @@ class ListScenario:
     def label_space(
         self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
     ) -> LabelSpace | None:
-        """Return the classes on offer when `eval_set` is scored after the tasks `learned`; `None` = no such cell."""
+        """Return the label space of `eval_set` after the tasks `learned`; `None` if it is not scored."""
         known = eval_set.task if protocol.known_task else None
         own = LabelSpace(eval_set.classes or (), known)
         if eval_set.group == "retention" or protocol.space == "own":
@@ -71,14 +71,14 @@ class ListScenario:
         entries = merge_entries([e for s in peers for e in s.classes or ()])
         before = {
             e.key for s in peers for e in s.classes or () if not e.tasks
-        }  # known, whatever task has it again
+        }  # known before the stream, also if a task has it again
         marked = [replace(e, seen=e.key in before or bool(set(e.tasks) & set(learned))) for e in entries]
         return LabelSpace(tuple(marked), known)
 
     def pool(
         self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol
     ) -> tuple[EvalSet, ...] | None:
-        """Return the retrieval sets whose samples are candidates; the same words as for label spaces."""
+        """Return the retrieval sets whose samples are candidates; protocols mean the same as for label spaces."""
         if eval_set.group == "retention" or protocol.space == "own":
             return (eval_set,)
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
@@ -97,7 +97,7 @@ class ListScenario:
         """Return the scenario with all tasks joined into one (for the method `joint`)."""
         if len(self.tasks) <= 1:
             return self
-        # A task without classes is learned from captions, so all of them together are, too.
+        # If one task is learned from captions, the joined task is, too.
         labelled = all(task.classes is not None for task in self.tasks)
         classes = merge_entries([e for t in self.tasks for e in t.classes or ()]) if labelled else None
         languages = {task.language for task in self.tasks}
@@ -115,7 +115,7 @@ class ListScenario:
 
 
 def merge_entries(entries: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
-    """Merge entries of equal key, keeping the first's place; their tasks are joined."""
+    """Merge entries of equal key at the position of the first; join their tasks."""
     merged: dict[str, ClassEntry] = {}
     for entry in entries:
         old = merged.get(entry.key)

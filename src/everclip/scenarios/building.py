@@ -1,4 +1,4 @@
-"""From rows to a task with its evaluation set, and to what was known before."""
+"""Builds a task with its evaluation set, and the base, from rows."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
-from everclip.scenarios.reading import Reader, of_classes
-from everclip.scenarios.shots import few
+from everclip.scenarios.reading import Reader, with_class
+from everclip.scenarios.shots import first_by_hash
 from everclip.scenarios.spec import Measured, ScenarioSpec, SplitSpec
 from everclip.scenarios.splits import Parts, rule_of, split, why_no_test
 
-Fit = Callable[[Table], Table]
+RowFilter = Callable[[Table], Table]
 _DEFAULT = SplitSpec()
 
 
 def task_part(
-    spec: ScenarioSpec, group: Group, index: int, kind: Measured | None, reader: Reader, fit: Fit
+    spec: ScenarioSpec, group: Group, index: int, kind: Measured | None, reader: Reader, measurable: RowFilter
 ) -> tuple[Task, EvalSet | None]:
     """Build a task and the evaluation set that measures it (none where one set measures all tasks).
 
     Args:
         spec: the scenario.
-        group: what becomes the task.
-        index: its number.
-        kind: how the scenario's tasks are measured, where the group does not say.
-        reader: takes the notes.
-        fit: keeps the rows that may be measured (`evaluate_where`).
+        group: the rows and settings of the task.
+        index: the number of the task.
+        kind: how the task is measured, unless the group says so.
+        reader: collects the notes.
+        measurable: keeps the rows that may be measured (`evaluate_where`).
 
     Raises:
-        DataError: if a part of it holds no rows; with numbers, and what to change.
+        DataError: if a side has no rows; says how many there are and what to change.
     """
     kind = group.kind or kind
     rule = group.rule or spec.split
     what = f"task {group.name!r}" + (f" ({group.key})" if group.key else "")
-    parts = _fitted(group.parts, kind, fit)
-    train, val = _trained(parts, rule, what, reader, fit, tested=not spec.one_test)
-    train, val = (few(rows, spec.shots, spec.shots_seed) for rows in (train, val))
+    parts = _measurable_parts(group.parts, kind, measurable)
+    train, val = _train_and_val(parts, rule, what, reader, measurable, tested=not spec.one_test)
+    train, val = (first_by_hash(rows, spec.shots, spec.shots_seed) for rows in (train, val))
     rows = [parts.train, *([] if parts.val is None else [parts.val])]
     entries = measured = None
     if kind == "classification":
@@ -54,7 +54,7 @@ def task_part(
             measured = entries = tuple(by_key[key] for key in group.classes)
         else:
             measured = merge_entries([*entries, *class_entries(parts.test, templates, (index,))])
-        entries = _trained_with(entries, group.train_template or spec.train_template)
+        entries = _with_first_template(entries, group.train_template or spec.train_template)
     language = _language(parts.train, group.language or (spec.data.language if spec.data else None))
     times = parts.train.column("time") if parts.train.has("time") else []
     task = Task(
@@ -66,11 +66,11 @@ def task_part(
     return task, EvalSet(group.name, kind or "retrieval", test, index, "task", measured)
 
 
-def columns_of(group: Group, measured: EvalSet) -> list[EvalSet]:
-    """Return the further columns of a task: some of its test rows each, scored as the task's own set.
+def subset_columns(group: Group, measured: EvalSet) -> list[EvalSet]:
+    """Return the additional columns of a task (`measure`): parts of its test rows, scored like its own set.
 
     Raises:
-        DataError: if a condition leaves none.
+        DataError: if a condition fits no row.
     """
     found = []
     for i, part in enumerate(group.measure):
@@ -78,29 +78,30 @@ def columns_of(group: Group, measured: EvalSet) -> list[EvalSet]:
         rows = matcher(part.where, f"{key}.where")(measured.data)
         if len(rows) == 0:
             raise DataError(
-                f"{group.name}: {key} ({part.name!r}) fits none of its {len(measured.data):,} test rows; look at where."
+                f"{group.name}: {key} ({part.name!r}) fits none of its {len(measured.data):,} test rows; check "
+                "its `where`."
             )
         found.append(replace(measured, name=part.name, data=rows.renamed(part.name), group="part"))
     return found
 
 
 def one_test(spec: ScenarioSpec, test: Table, kind: Measured | None, tasks: int) -> EvalSet:
-    """Return all test rows as the one set that every row measures.
+    """Return all test rows as one evaluation set (`one_test`).
 
     Raises:
         DataError: if there are none.
     """
     entries = None
     if kind == "classification":
-        test = of_classes(test)
+        test = with_class(test)
         entries = class_entries(test, spec.class_templates, tuple(range(tasks)))
     if len(test) == 0:
-        raise DataError(f"{test.name}: there is no test row to measure; look at split and evaluate_where.")
+        raise DataError(f"{test.name}: there is no test row to measure; check `split` and `evaluate_where`.")
     return EvalSet("test", kind or "retrieval", test.renamed("test"), None, "task", entries)
 
 
 def everything(sets: Sequence[EvalSet], reader: Reader) -> list[EvalSet]:
-    """Return one set with the test rows of all tasks and of what was known before, if all are measured alike."""
+    """Return the set `everything`, the test rows of all tasks and of the base, if all have the same kind."""
     joined = [s for s in sets if s.group in ("known", "task")]
     kinds = sorted({s.kind for s in joined})
     if len(kinds) > 1:
@@ -113,8 +114,8 @@ def everything(sets: Sequence[EvalSet], reader: Reader) -> list[EvalSet]:
     return [EvalSet("everything", joined[0].kind, data, None, "everything", entries or None)]
 
 
-def _trained_with(entries: tuple[ClassEntry, ...], template: str | None) -> tuple[ClassEntry, ...]:
-    """Put a template first: training reads the first one, vocabularies all."""
+def _with_first_template(entries: tuple[ClassEntry, ...], template: str | None) -> tuple[ClassEntry, ...]:
+    """Put a template first: training uses the first template, class banks use all."""
     if template is None:
         return entries
     return tuple(
@@ -122,14 +123,14 @@ def _trained_with(entries: tuple[ClassEntry, ...], template: str | None) -> tupl
     )
 
 
-def known_part(
-    spec: ScenarioSpec, parts: Parts | None, kind: Measured | None, reader: Reader, fit: Fit
+def base_part(
+    spec: ScenarioSpec, parts: Parts | None, kind: Measured | None, reader: Reader, measurable: RowFilter
 ) -> tuple[Table, Table, EvalSet]:
     """Build the base's training rows, validation rows and evaluation set.
 
     Raises:
-        ConfigError: if data of its own come without a split.
-        DataError: if a part of it holds no rows.
+        ConfigError: if the base has data of its own without a split.
+        DataError: if a side has no rows.
     """
     base = spec.base
     assert base is not None  # the caller's condition
@@ -139,38 +140,45 @@ def known_part(
         table = reader.read(base.data, "base.data")
         if rule is None or not rule.has_rule:
             raise ConfigError(
-                "base.split: missing; say what of the base's data is held out, for example {test: 0.2}."
+                "base.split: missing; say which part of the base's data is held out, for example {test: 0.2}."
             )
-        parts, fit = (
+        parts, measurable = (
             split(table, rule),
             lambda rows: rows,
-        )  # conditions on the stream's columns are not its own
+        )  # `evaluate_where` is about the columns of the stream
         kind = reader.kind_of(table, base.kind, "base.kind")
-    assert parts is not None  # the spec's own validation
+    assert parts is not None  # checked by ScenarioSpec
     what = f"base {base.name!r}"
-    own = _fitted(parts.keep(matcher(base.where, "base.where")), kind, fit)
-    train, val = _trained(own, rule, what, reader, fit)
+    base_parts = _measurable_parts(parts.keep(matcher(base.where, "base.where")), kind, measurable)
+    train, val = _train_and_val(base_parts, rule, what, reader, measurable)
     classes = None
     if kind == "classification":
-        classes = _entries([own.train, own.test], base.templates or spec.class_templates, ())
-    known = EvalSet(base.name, kind or "retrieval", own.test.renamed(base.name), None, "known", classes)
+        classes = _entries([base_parts.train, base_parts.test], base.templates or spec.class_templates, ())
+    known = EvalSet(
+        base.name, kind or "retrieval", base_parts.test.renamed(base.name), None, "known", classes
+    )
     return train.renamed(base.name), val.renamed(base.name), known
 
 
-def _fitted(parts: Parts, kind: Measured | None, fit: Fit) -> Parts:
+def _measurable_parts(parts: Parts, kind: Measured | None, measurable: RowFilter) -> Parts:
     if kind == "classification":
-        parts = parts.keep(of_classes)
-    return Parts(parts.train, parts.val, fit(parts.test))
+        parts = parts.keep(with_class)
+    return Parts(parts.train, parts.val, measurable(parts.test))
 
 
-def _trained(
-    parts: Parts, rule: SplitSpec | None, what: str, reader: Reader, fit: Fit, tested: bool = True
+def _train_and_val(
+    parts: Parts,
+    rule: SplitSpec | None,
+    what: str,
+    reader: Reader,
+    measurable: RowFilter,
+    tested: bool = True,
 ) -> tuple[Table, Table]:
-    """Return training and validation rows; there must be some to learn and to measure."""
+    """Return the training and validation rows; raise if there is nothing to train on or to measure."""
     name = parts.train.name
     counts = f"{len(parts.train):,} training and {len(parts.test):,} test rows"
     if len(parts) == 0:
-        raise DataError(f"{name}: {what} holds no rows; look at its condition.")
+        raise DataError(f"{name}: {what} holds no rows; check its `where`.")
     if tested and len(parts.test) == 0:
         raise DataError(
             f"{name}: {what} has {counts}, so it cannot be measured: {why_no_test(parts.train, rule)}. Or join it "
@@ -179,7 +187,7 @@ def _trained(
     if len(parts.train) == 0 and rule is not None and rule.column is not None:
         raise DataError(
             f"{name}: {what} has {counts}, so there is nothing to learn: the column {rule.column!r} marks all of its "
-            "rows as test or validation. Mark rows as train, say columns.split= to ignore the marks, or leave it out."
+            "rows as test or validation. Mark rows as train, set columns.split= to ignore the marks, or leave it out."
         )
     if len(parts.train) == 0:
         raise DataError(
@@ -194,15 +202,17 @@ def _trained(
             f"validation part (split.validation: {share}). Lower it (split.validation=0 for none), or join it with "
             "another part."
         )
-    val = fit(val)
+    val = measurable(val)
     if len(val) == 0 and (share > 0 or parts.val is not None):
-        why = f"split.validation is {share}, by hash" if parts.val is None else "no row of it is marked so"
-        least = least_share(parts.train, VALIDATION_SALT) if parts.val is None else None
-        remedy = (
-            "raise split.validation" if least is None else f"split.validation={least} gives it one picture"
+        why = (
+            f"split.validation is {share}, by hash"
+            if parts.val is None
+            else "no row is marked for validation"
         )
+        least = least_share(parts.train, VALIDATION_SALT) if parts.val is None else None
+        remedy = "raise split.validation" if least is None else f"split.validation={least} gives it one image"
         reader.notes.append(
-            f"{name}: {what} has {counts} and none for validation ({why}), so nothing can be chosen on it; "
+            f"{name}: {what} has {counts} and none for validation ({why}), so settings cannot be chosen on it; "
             f"{remedy}, or join it with another part"
         )
     return train, val
@@ -215,7 +225,7 @@ def _entries(
 
 
 def _language(table: Table, given: str | None) -> str | None:
-    """Return the one language of a part's rows, else what the data block says."""
+    """Return the language of the rows if there is exactly one, else that of the data block."""
     found = set(table.column("language")) - {None} if table.has("language") else set()
     return str(found.pop()) if len(found) == 1 else given
 

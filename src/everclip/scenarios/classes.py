@@ -1,4 +1,4 @@
-"""Class-incremental tasks: a few new classes each, in a stated order or in stated groups."""
+"""Class-incremental tasks: a few new classes each, in the order or groups that the scenario states."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec
-from everclip.scenarios.splits import Parts, lost_by_side
+from everclip.scenarios.splits import Parts, classes_without_rows
 
 
 def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
-    """Return one group per few classes.
+    """Return one group per `per_task` classes, or per listed group.
 
-    Classes without a training row or without a test row could not be learned or measured: they are left out (and
-    noted), or refused where they are listed in `groups`.
+    A class without training rows cannot be learned, and one without test rows cannot be measured: such classes are
+    left out with a note. If one is listed in `groups`, it is an error.
     """
     require_column(parts.train, "class_key", "kind `classes`")
     entries = class_entries(parts.train, ("{}",))
     if spec.groups:
-        return _cut(_listed(spec.groups, entries, parts), parts)
+        return _cut(_keys_of_listed(spec.groups, entries, parts), parts)
     measured = set(parts.test.column("class_key"))
     names = [entry.key for entry in entries if entry.key in measured]
     if not spec.evaluate_where:
-        reader.notes += lost_by_side(parts, "left out", "left out")
+        reader.notes += classes_without_rows(parts, "left out", "left out")
     if not names:
         raise DataError(
             f"{parts.train.name}: none of {len(entries)} classes has training rows and test rows; raise split.test."
@@ -43,7 +43,7 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
 
 
 def _cut(chosen: Sequence[Sequence[str]], parts: Parts) -> list[Group]:
-    """Return the groups of the chosen keys, called by the numbers of their classes."""
+    """Return one group per list of class keys, named by the numbers of its classes."""
     pick, start, found = parts.by("class_key"), 0, []
     for index, keys in enumerate(chosen):
         name = f"classes {start + 1}-{start + len(keys)}"
@@ -52,19 +52,21 @@ def _cut(chosen: Sequence[Sequence[str]], parts: Parts) -> list[Group]:
     return found
 
 
-def _listed(given: Sequence[Sequence[str]], entries: Sequence[ClassEntry], parts: Parts) -> list[list[str]]:
+def _keys_of_listed(
+    listed: Sequence[Sequence[str]], entries: Sequence[ClassEntry], parts: Parts
+) -> list[list[str]]:
     """Turn listed classes (keys, or names that only one class has) into keys.
 
     Raises:
-        ConfigError: for a class that is not there, or is listed twice.
-        DataError: for one that cannot be measured.
+        ConfigError: for a class that does not exist, or is listed twice.
+        DataError: for a class without test rows.
     """
     names = Counter(entry.name for entry in entries)
     keys = {entry.name: entry.key for entry in entries if names[entry.name] == 1}
     keys |= {entry.key: entry.key for entry in entries}
     measured = Counter(parts.test.column("class_key"))
     seen: set[str] = set()
-    for index, group in enumerate(given):
+    for index, group in enumerate(listed):
         if not group:
             raise ConfigError(f"groups.{index}: is empty; a task needs classes.")
         for name in group:
@@ -80,4 +82,4 @@ def _listed(given: Sequence[Sequence[str]], entries: Sequence[ClassEntry], parts
                     "leave the class out."
                 )
             seen.add(keys[name])
-    return [[keys[name] for name in group] for group in given]
+    return [[keys[name] for name in group] for group in listed]

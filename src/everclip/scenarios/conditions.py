@@ -1,4 +1,4 @@
-"""Conditions on rows: `where` blocks as functions on tables, with times compared as people write them."""
+"""Conditions on rows: `where` blocks as functions on tables. Times are compared as written."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def matcher(where: Mapping[str, Any], key: str = "where") -> Callable[[Table], T
 
     Args:
         where: column -> value, list of values, or `{from: a, to: b}`.
-        key: what errors call the block.
+        key: name of the block in errors.
 
     Raises:
-        ConfigError: for a condition that is none, or a range that cannot be compared with a value; names its row.
-        DataError: for a column that is not there.
+        ConfigError: for an invalid condition, or a range that cannot be compared with a value; names the row.
+        DataError: for a missing column.
     """
     tests = {column: _condition(column, wanted, f"{key}.{column}") for column, wanted in where.items()}
 
@@ -49,12 +49,12 @@ def _kept(table: Table, column: str, test: Callable[[Any], bool], key: str) -> l
 
 
 def row_of(table: Table, position: int) -> str:
-    """Name a row to people: `shop.csv, row 17, id 3`; rows are those that could be used, counted from 1."""
+    """Name a row in messages: `shop.csv, row 17, id 3`. Counts usable rows, from 1."""
     return f"{table.name}, row {table.place(position)[1] + 1}, id {table.ids[position]}"
 
 
-def plain(value: Any) -> Any:
-    """Return a value as it is compared: dates as ISO text, a missing number as `None`."""
+def normalised(value: Any) -> Any:
+    """Return a value in the form that is compared: dates as ISO text, NaN as `None`."""
     if isinstance(value, dt.datetime):
         return value.isoformat()
     if isinstance(value, dt.date):
@@ -72,10 +72,12 @@ def _condition(column: str, wanted: Any, key: str) -> Callable[[Any], bool]:
         if unknown:
             raise ConfigError(f"{key}: unknown key {min(map(str, unknown))!r}; expected `from` and `to`.")
         return _range(dict(wanted))
-    choices = [plain(choice) for choice in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+    choices = [normalised(choice) for choice in (wanted if isinstance(wanted, list | tuple) else [wanted])]
     if any(isinstance(choice, Mapping | list | tuple) for choice in choices):
         raise ConfigError(f"{key}: expected a value, a list of values or `from` and `to`; found {wanted!r}.")
-    return lambda value: any(_equal(plain(value), choice, by_prefix=column == "time") for choice in choices)
+    return lambda value: any(
+        _equal(normalised(value), choice, by_prefix=column == "time") for choice in choices
+    )
 
 
 def _equal(value: Any, choice: Any, by_prefix: bool) -> bool:
@@ -91,10 +93,10 @@ def _equal(value: Any, choice: Any, by_prefix: bool) -> bool:
 
 
 def _range(wanted: dict[str, Any]) -> Callable[[Any], bool]:
-    low, high = plain(wanted.get("from")), plain(wanted.get("to"))
+    low, high = normalised(wanted.get("from")), normalised(wanted.get("to"))
 
     def within(value: Any) -> bool:
-        value = plain(value)
+        value = normalised(value)
         if value is None:
             return False
         for bound in (low, high):
@@ -113,7 +115,7 @@ def _comparable(value: Any, bound: Any) -> bool:
             return bool(_DATE.fullmatch(value)) or value.isdigit()
         if not isinstance(bound, str):
             return False
-        # 2024 lies neither before nor after 2024-03: the data do not say.
+        # 2024 is neither before nor after 2024-03: the value is not precise enough.
         vague = bool(_DATE.fullmatch(value)) and bound.startswith(f"{value}-")
         dated = bool(_DATE.fullmatch(bound)) and "-" in bound
         return not vague and (not dated or bool(_DATE.fullmatch(value)))

@@ -1,4 +1,4 @@
-"""Tasks by domain: one value of a column after another; and all rows as a single task."""
+"""Tasks by domain: one task per value of a column; and all rows as a single task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
 
 
 def single(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
-    """Return everything (or what the only entry of `tasks` selects) as one group."""
+    """Return all rows, or those that the only entry of `tasks` selects, as one group."""
     if spec.tasks:
         only = spec.tasks[0]
         return [Group(only.name, parts.keep(matcher(only.where, "tasks.0.where")), key="tasks.0")]

@@ -1,4 +1,4 @@
-"""What becomes a task: a name, its rows by part, and what is known of its classes."""
+"""The rows and settings from which a task is built."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from everclip.scenarios.splits import Parts
 
 @dataclass(frozen=True)
 class Group:
-    """A task to be.
+    """The rows and settings of one task, before it is built.
 
     Attributes:
         name: of the task and of its evaluation set.
-        parts: its rows.
+        parts: its rows by side.
         kind: how it is measured; `None` = as the scenario says, or by its columns.
         classes: keys of its classes in order; `None` = those of its rows, where it is measured by classes.
-        templates: around class names; `None` = the scenario's.
+        templates: texts around class names; `None` = the scenario's.
         rule: the split its rows came from; `None` = the scenario's.
         language: of its texts.
-        key: where it stands in the document, for errors.
+        key: its position in the document, for errors.
         train_template: the text around class names that training uses; `None` = the scenario's, or the first.
-        measure: further columns, by condition on its test rows.
+        measure: additional columns, by condition on its test rows.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Evaluation sets on their own, without a stream: what `everclip eval` and `Learner.evaluate` score."""
+"""Evaluation sets without a stream, for `everclip eval` and `Learner.evaluate`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OWN = EvalProtocol("own")
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """Evaluation sets, each scored on its own answers."""
+class MeasuredSets:
+    """Evaluation sets, each scored among its own classes or captions."""
 
     eval_sets: tuple[EvalSet, ...]
     protocols: tuple[EvalProtocol, ...] = (OWN,)
@@ -38,7 +38,7 @@ class Measuring:
 
 
 def measured_set(table: Table, templates: Sequence[str], kind: str | None = None) -> EvalSet:
-    """Return a table's test rows (all of them where none is marked) as an evaluation set.
+    """Return the test rows of a table (all rows if none is marked) as an evaluation set.
 
     Args:
         table: with captions, or with classes.
@@ -46,7 +46,7 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
         kind: `retrieval` or `classification`; default: retrieval where there are captions.
 
     Raises:
-        DataError: if there is nothing to score on.
+        DataError: if there is nothing to score.
     """
     if table.has("split"):
         held_out = table.where("split", lambda mark: side_of(mark) == "test")
@@ -67,22 +67,22 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
     return EvalSet(table.name, "classification", table, classes=class_entries(table, templates))
 
 
-def shared_names(sets: Sequence[EvalSet], tokenise: Tokenise) -> list[str]:
-    """Say which classes of the sets no text can tell apart, once for sets that share them."""
-    found: dict[str, list[str]] = {}
+def same_text_notes(sets: Sequence[EvalSet], tokenise: Tokenise) -> list[str]:
+    """Return a note per group of classes whose texts are equal to the model; it names all sets with this group."""
+    sets_of: dict[str, list[str]] = {}
     for s in sets:
         for group in same_classes(tokenise, s.classes or ()):
-            found.setdefault(shown_names(group), []).append(s.name)
+            sets_of.setdefault(shown_names(group), []).append(s.name)
     return [
         f"{', '.join(names[:3])}{f' and {len(names) - 3} more sets' if len(names) > 3 else ''}: the classes {group} "
-        "are one text to the model: they share one answer, which is right for any of them; give them names of their "
-        "own, or one class_key"
-        for group, names in found.items()
+        "are the same text to the model, so they share one answer, which counts as right for each of them; give them "
+        "different names, or one class_key"
+        for group, names in sets_of.items()
     ]
 
 
-def unspoken_names(sets: Sequence[EvalSet]) -> list[str]:
-    """Say which classes have numbers, codes or underscores for names: once for a stream, and for each retention set."""
+def class_name_notes(sets: Sequence[EvalSet]) -> list[str]:
+    """Return notes on class names that are numbers or codes, or hold underscores, of the stream and retention sets."""
     groups = [[s for s in sets if s.group != "retention"], *([s] for s in sets if s.group == "retention")]
     lines = []
     for group in filter(None, groups):
@@ -92,17 +92,17 @@ def unspoken_names(sets: Sequence[EvalSet]) -> list[str]:
     return lines
 
 
-def one_answer(s: EvalSet, tokenise: Tokenise) -> str | None:
-    """Say that a set has one answer alone, so that every model is right; `None` where there is a choice."""
+def single_answer_note(s: EvalSet, tokenise: Tokenise) -> str | None:
+    """Return a note if a set has only one possible answer, so that every model scores 100 %; else `None`."""
     if s.kind == "classification":
         texts = {text: entry.name for entry in s.classes or () for text in entry.prompts()[:1]}
         keys = set(keys_by_text(tokenise, texts).values())
-        what = f"its {len(s.classes or ()):,} classes are one text ({next(iter(texts.values()), '')!r})"
+        what = f"its {len(s.classes or ()):,} classes are the same text ({next(iter(texts.values()), '')!r})"
         what = f"it has one class ({next(iter(texts.values()), '')!r})" if len(s.classes or ()) == 1 else what
     else:
         captions = [str(c) for c in s.data.column("caption")]
         keys = set(keys_by_text(tokenise, captions).values())
-        what = f"all of its {len(captions):,} captions are one text ({captions[0][:60]!r})"
+        what = f"all of its {len(captions):,} captions are the same text ({captions[0][:60]!r})"
     if len(keys) > 1:
         return None
     return f"{s.name}: {what}, so every model scores 100 % and the score says nothing"

@@ -11,33 +11,33 @@ Built = tuple[Task, EvalSet | None]
 
 
 def with_joined_templates(built: Sequence[Built], templates_of: Mapping[str, str]) -> list[Built]:
-    """Give a class that several tasks have the templates of all of them, its own task's first.
+    """Give every class that several tasks share the templates of all these tasks, those of its own task first.
 
-    A template that several lists hold counts as often: the class embedding is the mean over all (CoLeCLIP's ODCL
-    benchmark, arXiv 2403.10245). Joining is over all tasks, learned or not, as published, so that a name has one
-    embedding throughout.
+    A template that is in several lists counts several times in the class embedding, the mean over all templates
+    (CoLeCLIP's ODCL benchmark, arXiv 2403.10245). As published, tasks that are not learned yet count, too, so the
+    embedding of a name never changes.
 
     Args:
         built: tasks and their evaluation sets.
-        templates_of: name -> the one task whose templates it has instead.
+        templates_of: class name -> the one task whose templates it takes instead.
     """
-    held: dict[str, dict[str, ClassEntry]] = {}
+    by_task: dict[str, dict[str, ClassEntry]] = {}
     for task, measured in built:
         for entry in (*(task.classes or ()), *((measured.classes if measured else None) or ())):
-            held.setdefault(entry.key, {}).setdefault(task.name, entry)
+            by_task.setdefault(entry.key, {}).setdefault(task.name, entry)
 
     def joined(entry: ClassEntry, name: str) -> ClassEntry:
-        having = held[entry.key]
-        if len(having) == 1:
+        entries = by_task[entry.key]
+        if len(entries) == 1:
             return entry
         chosen = templates_of.get(entry.name)
-        if chosen in having:
-            return replace(entry, templates=having[chosen].templates)
-        others = [t for other, e in having.items() if other != name for t in e.templates]
+        if chosen in entries:
+            return replace(entry, templates=entries[chosen].templates)
+        others = [t for other, e in entries.items() if other != name for t in e.templates]
         return replace(entry, templates=(*entry.templates, *others))
 
-    def all_joined(entries: tuple[ClassEntry, ...] | None, name: str) -> tuple[ClassEntry, ...] | None:
-        return None if entries is None else tuple(joined(entry, name) for entry in entries)
+    def all_joined(classes: tuple[ClassEntry, ...] | None, name: str) -> tuple[ClassEntry, ...] | None:
+        return None if classes is None else tuple(joined(entry, name) for entry in classes)
 
     return [
         (

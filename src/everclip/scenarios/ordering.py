@@ -1,4 +1,4 @@
-"""The order of classes or domains: as listed, as found, sorted, or drawn from a seed."""
+"""The order of classes, domains or sources: as listed, as in the data, sorted, or drawn from a seed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from everclip.scenarios.spec import ScenarioSpec
 
 
 def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
-    """Return `values` in the order that `spec.order` asks for.
+    """Return `values` in the order of `spec.order`.
 
     Raises:
-        ConfigError: if a listed order names something that is not there.
+        ConfigError: if a listed order names an unknown value.
     """
     if isinstance(spec.order, tuple):
         for value in spec.order:
@@ -38,10 +38,10 @@ def ordered(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
 
 
 def _published(values: Sequence[str], spec: ScenarioSpec, what: str) -> list[str]:
-    """Return the values in the class order on the card of the data set; what is not there is left out."""
+    """Return the values in the class order on the card of the data set; skip classes that the data lack."""
     if spec.data is None or not spec.data.is_catalog:
         raise ConfigError(
             f"order: `published` orders the classes of `data: {{source: catalog:NAME}}`, not {what}."
         )
-    held = set(values)
-    return [key for key in card_of(str(spec.data.source))[0].published_order() if key in held]
+    present = set(values)
+    return [key for key in card_of(str(spec.data.source))[0].published_order() if key in present]

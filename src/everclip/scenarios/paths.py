@@ -1,4 +1,4 @@
-"""Where the paths of a scenario file point: variables, and folders that relative paths start from."""
+"""Resolves the paths of a scenario file: variables, and the folder that relative paths start from."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _NAMED = re.compile(r"(builtin|hub|catalog):")
 
 @dataclass
 class Paths:
-    """Finds the paths that a scenario names.
+    """Resolves the paths that a scenario names.
 
     Attributes:
-        file: the YAML file; relative paths start from its folder, if they exist there, else from where one runs.
-        root: the one folder that relative paths start from instead.
-        notes: which of the two places a path was found in.
-        data_root: folder of the public data sets (`catalog:NAME`), where the scenario says it.
-        places: where single ones of them are.
-        counts: whether incomplete ones are refused; `None` = as their block says.
+        file: the YAML file; relative paths start from its folder if they exist there, else from the working directory.
+        root: a folder from which relative paths start instead.
+        notes: in which of the two folders each path was found.
+        data_root: folder of the public data sets (`catalog:NAME`), if the scenario names it.
+        places: name of a public data set -> where it is.
+        counts: whether incomplete public data sets are refused; `None` = as their data block says.
     """
 
     file: str | None = None
@@ -39,13 +39,13 @@ class Paths:
     counts: Literal["required", "noted"] | None = None
 
     def located(self, spec: DataSpec, key: str) -> DataSpec:
-        """Return a `data` block whose paths can be opened from here.
+        """Return a data block with its paths resolved.
 
         Raises:
-            ConfigError: for a variable that is not set, or a path that exists in both places and differs.
+            ConfigError: for a variable that is not set, or a path that exists in both folders.
         """
-        found = tuple(self.path(source, f"{key}.source") for source in spec.sources)
-        changes: dict[str, object] = {"source": found[0] if isinstance(spec.source, str) else found}
+        sources = tuple(self.path(source, f"{key}.source") for source in spec.sources)
+        changes: dict[str, object] = {"source": sources[0] if isinstance(spec.source, str) else sources}
         for name in ("root", "downloads"):
             given = getattr(spec, name)
             if given is not None:
@@ -55,7 +55,7 @@ class Paths:
         return spec.model_copy(update=changes)
 
     def _catalogued(self, spec: DataSpec, key: str) -> dict[str, object]:
-        """Return where a public data set is, as the scenario says."""
+        """Return the location settings of a public data set."""
         card, _ = card_of(str(spec.source))
         changes: dict[str, object] = {}
         place = spec.place or self.places.get(card.name)
@@ -68,10 +68,10 @@ class Paths:
         return changes
 
     def path(self, text: str, key: str) -> str:
-        """Return one path, expanded and found; names of built-in and hub data stay."""
+        """Return one path, resolved. Names of built-in, hub and catalog data stay unchanged."""
         if _NAMED.match(text):
             return text
-        path = Path(os.path.expanduser(expanded(text, key)))
+        path = Path(os.path.expanduser(expand_variables(text, key)))
         if path.is_absolute():
             return str(path)
         if self.root is not None:
@@ -89,7 +89,8 @@ class Paths:
         there, here = _exists(beside), _exists(path)
         if there and here:
             raise ConfigError(
-                f"{key}: {text!r} is found twice: {places[0]} and {places[1]}. Give the one you mean in full."
+                f"{key}: {text!r} is found twice: {places[0]} and {places[1]}. Write the absolute path "
+                "of the one you mean."
             )
         if not (there or here):
             raise ConfigError(f"{key}: {text!r} is found neither {places[0]} nor {places[1]}.")
@@ -97,11 +98,11 @@ class Paths:
         return beside if there else path
 
 
-def expanded(text: str, key: str) -> str:
+def expand_variables(text: str, key: str) -> str:
     """Replace every `${VAR}` by the environment variable.
 
     Raises:
-        ConfigError: naming the variable that is not set.
+        ConfigError: for a variable that is not set.
     """
 
     def value(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which year, quarter, month, week or day a time falls into."""
+"""The year, quarter, month, week or day of a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 import re
 from typing import Any
 
-from everclip.scenarios.conditions import plain
+from everclip.scenarios.conditions import normalised
 
 _ISO = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?(?:[T ].*)?")
 _WEEK = re.compile(r"(\d{4})-?W(\d{2})(?:-?\d)?")
@@ -16,31 +16,31 @@ _PARTS = ("year", "month", "day")
 
 
 def period_of(value: Any, unit: str) -> str | int:
-    """Return the period as it is called and sorted: `2024`, `2024-Q1`, `2024-03`, `2024-W09` or `2024-03-05`.
+    """Return the name of the period, which also sorts it: `2024`, `2024-Q1`, `2024-03`, `2024-W09` or `2024-03-05`.
 
-    Times are taken as written: a time zone moves nothing. Weeks are those of ISO 8601. With the unit `value` the
+    Times count as written: time zones are ignored. Weeks are those of ISO 8601. With the unit `value` the
     value itself is the period.
 
     Raises:
-        ValueError: if the value holds no such period; says why.
+        ValueError: if the value has no such period; says why.
     """
-    value = plain(value)
+    value = normalised(value)
     if unit == "value":
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise ValueError(f"{value!r} is neither text nor a whole number")
         return value
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str):
-        raise ValueError(f"{value!r} is no time")
+        raise ValueError(f"{value!r} is not a time")
     named = _named_period(text.strip(), unit)
     if named is not None:
         return named
     match = _ISO.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{value!r} is no ISO time (2024, 2024-03, 2024-03-05, 2024-03-05T12:00)")
+        raise ValueError(f"{value!r} is not an ISO time (2024, 2024-03, 2024-03-05, 2024-03-05T12:00)")
     given = [int(part) for part in match.groups() if part is not None]
     if len(given) < _NEEDS[unit]:
-        raise ValueError(f"{value!r} holds no {_PARTS[_NEEDS[unit] - 1]}, so it falls into no {unit}")
+        raise ValueError(f"{value!r} has no {_PARTS[_NEEDS[unit] - 1]}, so its {unit} is unknown")
     date = dt.date(*[*given, 1, 1][:3])  # refuses a month 13
     if unit == "week":
         year, week, _ = date.isocalendar()
@@ -51,7 +51,7 @@ def period_of(value: Any, unit: str) -> str | int:
 
 
 def _named_period(text: str, unit: str) -> str | None:
-    """Return the period of a text that names a week or a quarter already."""
+    """Return the period of a text that names a week or a quarter."""
     if unit in ("week", "year") and (week := _WEEK.fullmatch(text)):
         dt.date.fromisocalendar(int(week[1]), int(week[2]), 1)  # refuses a week 60
         return f"{week[1]}-W{week[2]}" if unit == "week" else week[1]

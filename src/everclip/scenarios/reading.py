@@ -1,4 +1,4 @@
-"""Reads the data blocks of a scenario, each once, and keeps what was said and set aside on the way."""
+"""Reads each data block of a scenario once; collects notes, guesses and quarantined rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Reader:
     """Reads data blocks.
 
     Attributes:
-        paths: finds what they name.
-        notes: what happened to the data on the way, for people.
-        guesses: what was guessed.
-        quarantine: what was set aside, per block.
-        fingerprints: of every block, under its label.
+        paths: resolves their paths.
+        notes: notes on the data.
+        guesses: guesses about the data, such as column names.
+        quarantine: the quarantined rows of each block.
+        fingerprints: label of a block -> its fingerprint.
     """
 
     paths: Paths
@@ -37,75 +37,75 @@ class Reader:
     fingerprints: dict[str, str] = field(default_factory=dict)
     _loaded: dict[tuple[str, bool], Loaded] = field(default_factory=dict)
 
-    def again(self) -> Reader:
-        """Return a reader that knows what this one read, and has nothing to say yet."""
+    def fresh(self) -> Reader:
+        """Return a reader that shares the data read so far and starts without notes."""
         return replace(self, notes=[], guesses=[], quarantine=[], fingerprints={})
 
     def read(self, spec: DataSpec, key: str = "data", labelled: bool = True) -> Table:
-        """Return the good rows of a block.
+        """Return the usable rows of a block.
 
         Args:
             spec: the block.
-            key: where it stands in the document; errors name it.
+            key: its position in the document, for errors.
             labelled: whether captions or classes are needed.
 
         Raises:
             ConfigError: for a source or setting that does not exist.
             DataError: for data that cannot be read.
         """
-        same = repr(spec), labelled  # JSON has no place for names that are no UTF-8
+        same = repr(spec), labelled  # repr, since JSON cannot hold names that are not UTF-8
         if same not in self._loaded:
-            with _under(key):
+            with _errors_with_key(key):
                 loaded = read(self.paths.located(spec, key), labelled=labelled)
             self._loaded[same] = loaded
             self._keep(loaded, spec, key)
         return self._loaded[same].table
 
     def require(self, spec: DataSpec, key: str) -> None:
-        """Look whether a block is there and complete, without looking at its pictures.
+        """Check that a block exists and is complete, without opening its images.
 
         Raises:
             ConfigError: for a source or setting that does not exist.
-            DataError: for data that cannot be listed, or are not all there.
+            DataError: for data that cannot be listed or are incomplete.
         """
-        with _under(key):
+        with _errors_with_key(key):
             located(self.paths.located(spec, key), None)
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
-        """Return the columns of a block that was read: canonical names to those of the source."""
+        """Return the columns of a block that was read: canonical name -> name in the source."""
         same = repr(spec)
         found = self._loaded.get((same, True)) or self._loaded[same, False]
         return dict(found.columns)
 
     def _keep(self, loaded: Loaded, spec: DataSpec, key: str) -> None:
         if len(loaded.table) == 0:
-            raise DataError(f"{spec.label} ({key}): there is no row to use. {loaded.quarantine.summary()}.")
+            raise DataError(f"{spec.label} ({key}): there is no usable row. {loaded.quarantine.summary()}.")
         label = spec.label
-        if label in self.fingerprints:  # the same files, read in another way
+        if label in self.fingerprints:  # the same files, read with other settings
             label = f"{label} ({key})"
         self.fingerprints[label] = loaded.table.fingerprint
         self.quarantine.append(loaded.quarantine)
-        prefix = f"{spec.label}: "  # some lines begin with it already
+        prefix = f"{spec.label}: "  # some lines have it already
         self.guesses += [prefix + line.removeprefix(prefix) for line in loaded.guesses]
 
     def with_keys(self, table: Table, keys: list[str | None]) -> Table:
-        """Return a whole table as it was read with other class keys."""
+        """Return a table with other class keys."""
         return table.with_column("class_key", keys)
 
     def contents(self, tables: Iterable[Table | None]) -> set[str]:
-        """Return the hashes of the pictures of tables that were read here."""
+        """Return the content hashes of all images of the tables."""
         return {t.content(i) for t in tables if t is not None for i in range(len(t))}
 
     def without(self, table: Table, contents: set[str]) -> Table:
-        """Return the rows whose picture is not among `contents`."""
+        """Return the rows whose image is not among `contents`."""
         kept = [i for i in range(len(table)) if table.content(i) not in contents]
         return table if len(kept) == len(table) else table.select(kept)
 
     def kind_of(self, table: Table, given: Measured | None, key: str) -> Measured:
-        """Return how a table is measured: as said, by captions where there are any, else by classes.
+        """Return how a table is measured: as given, else by captions if there are any, else by classes.
 
         Raises:
-            DataError: if it has neither, or not what was asked for.
+            DataError: if it has neither, or lacks what `given` needs.
         """
         has = {"retrieval": has_values(table, "caption"), "classification": has_values(table, "class_key")}
         if given is not None:
@@ -133,8 +133,8 @@ def has_values(table: Table, column: str) -> bool:
 
 
 @contextmanager
-def _under(key: str) -> Iterator[None]:
-    """Let errors of a block that call it `data` call it as the document does."""
+def _errors_with_key(key: str) -> Iterator[None]:
+    """Replace `data` in errors by the key of the block."""
     try:
         yield
     except ConfigError as error:
@@ -143,6 +143,6 @@ def _under(key: str) -> Iterator[None]:
         raise ConfigError(re.sub(r"^data(?=[.:])", key, str(error), flags=re.MULTILINE)) from error
 
 
-def of_classes(table: Table, keys: Any = None) -> Table:
-    """Return the rows that have a class (one of `keys`): what has none has no right answer."""
+def with_class(table: Table, keys: Any = None) -> Table:
+    """Return the rows that have a class (one of `keys`): a row without one has no right answer."""
     return table.where("class_key", lambda key: key is not None and (keys is None or key in keys))

@@ -1,4 +1,4 @@
-"""Reference data of a scenario: unlabeled pictures and texts that belong to no task."""
+"""Reference data of a scenario: unlabelled images and texts that belong to no task."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from everclip.scenarios.reading import Reader, has_values
 from everclip.scenarios.spec import ReferenceSpec, Where
 
 MAX_TEXT = 10_000
-"""Characters of one line; no tokenizer of a CLIP reads that many."""
+"""Limit on the characters of one line; no CLIP tokenizer reads that many."""
 
 
 def reference_of(spec: ReferenceSpec | None, reader: Reader) -> Reference | None:
-    """Read the reference data, if a scenario names some; measured pictures are still among them.
+    """Read the reference data of a scenario, if it has any. Test images are removed later (`remove_leaks`).
 
     Raises:
         ConfigError: for a source that does not exist.
-        DataError: for data that cannot be read, or without texts where texts are asked for.
+        DataError: for data that cannot be read, or for `texts` without any text.
     """
     if spec is None:
         return None
@@ -32,7 +32,7 @@ def reference_of(spec: ReferenceSpec | None, reader: Reader) -> Reference | None
 
 
 def _texts(spec: DataSpec, where: Where, reader: Reader) -> tuple[str, ...]:
-    """Return distinct texts in the order of their source."""
+    """Return the distinct texts in the order of the source."""
     key = "reference.texts"
     if isinstance(spec.source, str) and spec.source.endswith(".txt"):
         found = _lines(reader.paths.located(spec, key), reader)
@@ -41,7 +41,7 @@ def _texts(spec: DataSpec, where: Where, reader: Reader) -> tuple[str, ...]:
         found = _captions(matcher(where, "reference.texts_where")(table), key)
     texts = tuple(dict.fromkeys(text for text in found if text))
     if not texts:
-        raise DataError(f"{spec.label} ({key}): there is no text in it.")
+        raise DataError(f"{spec.label} ({key}): it holds no text.")
     return texts
 
 

@@ -1,4 +1,4 @@
-"""The retention suite: sets that are never trained on, and their validation twins, which training may look at."""
+"""The retention suite: sets that are never trained on, and their validation twins, which training may measure."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries
 from everclip.scenarios.conditions import matcher, require_column
-from everclip.scenarios.reading import Reader, of_classes
+from everclip.scenarios.reading import Reader, with_class
 from everclip.scenarios.spec import RetentionSpec
 
 SALT = "everclip-retention-v1"
-"""Names the hash that carves a twin off a set's own data."""
+"""Salt of the hash that carves a twin off a set's own data."""
 
 
 @dataclass(frozen=True)
-class Retained:
-    """A retention set and the validation rows of its own data (`None`: its twin comes from the stream's)."""
+class RetentionSet:
+    """A retention set and the validation rows of its own data (`None`: its twin comes from those of the stream)."""
 
     spec: RetentionSpec
     measured: EvalSet
     own_val: Table | None
 
 
-def retained(spec: RetentionSpec, index: int, test: Table | None, reader: Reader) -> Retained:
+def retention_set(spec: RetentionSpec, index: int, test: Table | None, reader: Reader) -> RetentionSet:
     """Build a set of the retention suite.
 
     Args:
-        spec: its form.
-        index: its place in the document, for errors.
+        spec: its settings.
+        index: its position in the document, for errors.
         test: the stream's test rows, which a set without data of its own chooses from.
         reader: reads its own data.
 
@@ -56,7 +56,7 @@ def retained(spec: RetentionSpec, index: int, test: Table | None, reader: Reader
             f"{everything.name}: retention set {spec.name!r} holds no rows (condition: {spec.where or 'none'})."
         )
     classes = class_entries(everything, _templates(spec)) if spec.kind == "classification" else None
-    return Retained(
+    return RetentionSet(
         spec, EvalSet(spec.name, spec.kind, rows.renamed(spec.name), None, "retention", classes), val
     )
 
@@ -74,28 +74,28 @@ def _rows(spec: RetentionSpec, table: Table, key: str) -> Table:
     other = "retrieval" if spec.kind == "classification" else "classification"
     require_column(table, column, f"{key}: kind {spec.kind}; the other kind is {other}")
     rows = matcher(spec.where, f"{key}.where")(table)
-    return of_classes(rows) if spec.kind == "classification" else rows
+    return with_class(rows) if spec.kind == "classification" else rows
 
 
-def twins(suite: Sequence[Retained], stream_val: Sequence[Table], reader: Reader) -> tuple[EvalSet, ...]:
-    """Return the validation twin of every set that has validation rows; the others are noted.
+def twins(suite: Sequence[RetentionSet], stream_val: Sequence[Table], reader: Reader) -> tuple[EvalSet, ...]:
+    """Return the validation twin of every set that has validation rows; add a note for each other set.
 
     Args:
         suite: the sets.
         stream_val: validation rows of base and tasks, which sets without data of their own choose from.
-        reader: takes the notes.
+        reader: collects the notes.
     """
-    pool = _once(stream_val)
+    pool = _without_repeats(stream_val)
     found = []
     for index, one in enumerate(suite):
         rows = one.own_val
         if rows is None and pool is not None:
             rows = _rows(one.spec, pool, f"retention.{index}")
         if rows is not None and one.measured.classes is not None:
-            rows = of_classes(rows, {entry.key for entry in one.measured.classes})
+            rows = with_class(rows, {entry.key for entry in one.measured.classes})
         if rows is None or len(rows) == 0:
             reader.notes.append(
-                f"retention set {one.spec.name!r} has no validation twin, so nothing can watch it in training; raise "
+                f"retention set {one.spec.name!r} has no validation twin, so the guard cannot watch it; raise "
                 + ("split.validation" if one.spec.data is None else f"retention.{index}.validation")
             )
             continue
@@ -103,12 +103,12 @@ def twins(suite: Sequence[Retained], stream_val: Sequence[Table], reader: Reader
     return tuple(found)
 
 
-def _once(tables: Sequence[Table]) -> Table | None:
-    """Join tables, each row once: base and tasks may share rows."""
-    given = [table for table in tables if len(table)]
-    if not given:
+def _without_repeats(tables: Sequence[Table]) -> Table | None:
+    """Join tables and drop repeated rows: base and tasks may share rows."""
+    non_empty = [table for table in tables if len(table)]
+    if not non_empty:
         return None
-    joined, seen, kept = Table.concat(given), set(), []
+    joined, seen, kept = Table.concat(non_empty), set(), []
     for position in range(len(joined)):
         place = joined.place(position)
         if place not in seen:

@@ -13,7 +13,7 @@ from everclip.registry import read_yaml
 _OWN = {"protocols": [{"name": "own", "space": "own"}], "headline": {"protocol": "own", "metric": "auto"}}
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    # Each set among its own classes; nobody is told which set a picture is of.
+    # Each set among its own classes; the method is not told which set an image is from.
     "mtil": {**_OWN, "merge_classes": True},
     # As mtil, and the method is told the task.
     "odcl-til": {
@@ -22,26 +22,26 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "merge_classes": True,
         "merge_templates": "joined",
     },
-    # What was learned among the union of its classes, equal names as one; the rest among its own.
+    # Learned sets among the union of their classes, equal names merged; other sets among their own classes.
     "odcl-cil": {
         "protocols": [{"name": "seen", "space": "seen", "unseen": "own"}],
         "headline": {"protocol": "seen", "metric": "auto"},
         "merge_classes": True,
         "merge_templates": "joined",
     },
-    # Everything among all names of all sets at every stage; equal names of two sets stay two.
+    # All sets among all class names of all sets at every row; equal names of two sets stay two classes.
     "x-tail": {
         "protocols": [{"name": "all", "space": "all", "same_texts": "apart"}],
         "headline": {"protocol": "all", "metric": "auto"},
         "merge_classes": False,
     },
-    # What was learned among the classes learned so far; the rest is not scored.
+    # Learned sets among the classes learned so far; other sets are not scored.
     "cil": {
         "protocols": [{"name": "seen", "space": "seen", "unseen": "skip"}],
         "headline": {"protocol": "seen", "metric": "accuracy"},
     },
 }
-"""What a short form stands for; a key that the document gives itself wins."""
+"""The settings that each short form stands for; keys of the document take precedence."""
 
 
 @cache
@@ -52,11 +52,11 @@ def suites() -> dict[str, dict[str, Any]]:
     return {str(document["name"]): document for document in (read_yaml(file) for file in files)}
 
 
-def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scenario document without short forms.
+def expand_short_forms(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scenario document with its short forms written out.
 
     Raises:
-        ValueError: for a protocol or a suite that does not exist.
+        ValueError: for an unknown protocol or suite.
     """
     whole = dict(document)
     form = whole.get("protocol")
@@ -68,11 +68,11 @@ def spelled_out(document: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(given, str | Mapping):
         given = [given]
     if isinstance(given, Sequence) and not isinstance(given, str):
-        whole["retention"] = [part for one in given for part in _retained(one)]
+        whole["retention"] = [part for one in given for part in _sets_of(one)]
     return whole
 
 
-def _retained(given: Any) -> list[Any]:
+def _sets_of(given: Any) -> list[Any]:
     """Return the sets that an entry of `retention` stands for: itself, or those of a suite."""
     if isinstance(given, str):
         given = {"suite": given}
@@ -80,6 +80,6 @@ def _retained(given: Any) -> list[Any]:
         return [given]
     name = str(given["suite"])
     if name not in suites():
-        raise ValueError(f"retention: no suite is called {name!r}.{did_you_mean(name, suites())}")
+        raise ValueError(f"retention: {name!r} is not a suite.{did_you_mean(name, suites())}")
     changes = {key: value for key, value in given.items() if key != "suite"}
     return [{**part, **changes} for part in suites()[name]["sets"]]

@@ -1,4 +1,4 @@
-"""A few pictures per class, chosen by hash: the same ones whatever else is there, on every machine."""
+"""Shots: a fixed number of training images per class, chosen by hash. Other data do not change the choice."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from everclip.data.table import Table
 SALT = "everclip-shots-v1"
 
 
-def few(table: Table, shots: int | None, seed: int) -> Table:
+def first_by_hash(table: Table, shots: int | None, seed: int) -> Table:
     """Return `shots` rows of every class: those whose id has the lowest hash with the seed. `None` = all rows.
 
-    A class with fewer rows keeps them all; adding rows of one class moves none of another.
+    A class with fewer rows keeps them all; adding rows to one class changes no other class.
     """
     if shots is None or not table.has("class_key"):
         return table
@@ -25,10 +25,10 @@ def few(table: Table, shots: int | None, seed: int) -> Table:
     return table.select(sorted(chosen))
 
 
-def fewer(task: Task, shots: int | None) -> list[str]:
-    """Return a line for people if classes of a task have fewer rows than `shots`: then it is not that setting.
+def classes_below_shots(task: Task, shots: int | None) -> list[str]:
+    """Return a note if classes of a task have fewer training rows than `shots`.
 
-    Counts what is learned from at last, and classes without any row too.
+    Counts the rows after leaks are removed. Includes classes without any row.
     """
     if shots is None or not task.train.has("class_key"):
         return []

@@ -9,19 +9,19 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
-from everclip.scenarios.marked_sides import require_disjoint
 from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
+from everclip.scenarios.shared_images import require_disjoint
 from everclip.scenarios.spec import ScenarioSpec, SourceSpec
-from everclip.scenarios.splits import lost_by_side, rule_of, split, strange_marks
+from everclip.scenarios.splits import classes_without_rows, rule_of, split, unknown_marks
 
 
 def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
     """Return one group per source, in the scenario's order.
 
     Raises:
-        ConfigError: for sources that are not there, every one of them.
-        DataError: for sources that cannot be read or are not complete, every one of them.
+        ConfigError: for missing sources; names all of them.
+        DataError: for unreadable or incomplete sources; names all of them.
     """
     places = {source.name: i for i, source in enumerate(spec.sources)}
     chosen = [places[name] for name in ordered(list(places), spec, "sources")]
@@ -29,19 +29,19 @@ def groups(spec: ScenarioSpec, reader: Reader) -> list[Group]:
     failed: list[ConfigError | DataError] = []
     for i in chosen:
         try:
-            if failed:  # nothing will be learned: only look whether the others are there
+            if failed:  # the run cannot start: only check that the other sources exist
                 reader.require(spec.sources[i].data, f"sources.{i}.data")
             else:
                 found.append(_group(spec, spec.sources[i], f"sources.{i}", reader))
         except (ConfigError, DataError) as error:
             failed.append(error)
     if failed:
-        raise _together(failed, len(chosen))
+        raise _one_error(failed, len(chosen))
     return found
 
 
-def _together(failed: Sequence[ConfigError | DataError], count: int) -> ConfigError | DataError:
-    """Return one error for all: who lacks eleven data sets learns it at once."""
+def _one_error(failed: Sequence[ConfigError | DataError], count: int) -> ConfigError | DataError:
+    """Return one error that lists all failures, so that a user sees every missing source at once."""
     texts = list(dict.fromkeys(map(str, failed)))
     if len(texts) == 1:
         return failed[0]
@@ -60,15 +60,15 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
         test = None if test is None else reader.with_keys(test, next(keys))
         val = None if val is None else reader.with_keys(val, next(keys))
     rule = rule_of(source.data, source.split or spec.split)
-    reader.notes += strange_marks(table, rule)
+    reader.notes += unknown_marks(table, rule)
     parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
     require_disjoint(parts, rule, source.data, f"{key}.split", separate=test is not None)
     if source.without:
-        parts = parts.keep(_leaving_out(source, tables, key))
+        parts = parts.keep(_without_classes(source, tables, key))
     kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")
     if kind == "classification" and not source.data.is_catalog:
-        reader.notes += lost_by_side(
-            parts, "measured without being learned", "learned without being measured"
+        reader.notes += classes_without_rows(
+            parts, "only measured, not learned", "only learned, not measured"
         )
     templates = source.templates
     if templates is None and source.data.is_catalog:
@@ -78,49 +78,49 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
     return Group(source.name, parts, kind, None, templates, rule, language, key, train, source.measure)
 
 
-def _leaving_out(source: SourceSpec, tables: Sequence[Table], key: str) -> Callable[[Table], Table]:
+def _without_classes(source: SourceSpec, tables: Sequence[Table], key: str) -> Callable[[Table], Table]:
     """Return a function that keeps the rows whose class is not listed in `without`.
 
     Raises:
-        ConfigError: for a class that is not there.
+        ConfigError: for a class that does not exist.
     """
-    held = {name for table in tables if table.has("class_key") for name in _names(table)}
+    names = {name for table in tables if table.has("class_key") for name in _names(table)}
     for name in source.without:
-        if name not in held:
+        if name not in names:
             raise ConfigError(
-                f"{key}.without: {name!r} is none of the classes.{did_you_mean(name, map(str, held))}"
+                f"{key}.without: {name!r} is none of the classes.{did_you_mean(name, map(str, names))}"
             )
     return lambda rows: rows.select([i for i, name in enumerate(_names(rows)) if name not in source.without])
 
 
 def _keys(tables: Sequence[Table], prefix: str | None, source: str) -> list[list[str | None]]:
-    """Return the class keys of a source's tables, so that keys of several sources mean the same class.
+    """Return class keys for the tables of a source, such that equal keys in several sources mean the same class.
 
-    Numbers and folder names mean something in their own source only, so a class is called by its name. A name that
-    several classes of the source share tells nothing: these keep their own keys, behind the source's name.
+    Numbers and folder names have a meaning only in their own source, so the name of a class becomes its key. Classes
+    of one source that share a name keep their own keys, prefixed with the source's name.
 
     Args:
         tables: of the source.
-        prefix: what keeps its classes apart from those of other sources, or `None` where equal names are one class.
+        prefix: separates its classes from those of other sources; `None` if equal names are one class.
         source: its name.
     """
     named = [list(zip(t.column("class_key"), _names(t), strict=True)) for t in tables]
     keys_of: dict[str, set[str]] = {}
     for pairs in named:
-        own: dict[str, set[str]] = {}
+        in_table: dict[str, set[str]] = {}
         for key, name in pairs:
-            own.setdefault(str(name), set()).add(str(key))
-        for name, keys in own.items():  # per table: its test data may number the classes anew
+            in_table.setdefault(str(name), set()).add(str(key))
+        for name, keys in in_table.items():  # per table: the test data may number the classes differently
             keys_of[name] = keys if len(keys) > len(keys_of.get(name, ())) else keys_of[name]
 
-    def called(key: str | None, name: str | None) -> str | None:
+    def key_for(key: str | None, name: str | None) -> str | None:
         if key is None:
             return None
         if len(keys_of[str(name)]) > 1:
             return f"{source}/{key}"
         return str(name) if prefix is None else f"{prefix}/{name}"
 
-    return [[called(key, name) for key, name in pairs] for pairs in named]
+    return [[key_for(key, name) for key, name in pairs] for pairs in named]
 
 
 def _names(table: Table) -> list[str | None]:

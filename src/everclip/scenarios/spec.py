@@ -10,7 +10,7 @@ from everclip.config import Frozen
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import did_you_mean
 from everclip.metrics import AUTO, Kind, cut, find
-from everclip.scenarios.short_forms import spelled_out
+from everclip.scenarios.short_forms import expand_short_forms
 from everclip.templates import Template
 
 Where = dict[str, Any]
@@ -29,10 +29,10 @@ Name = Annotated[str, BeforeValidator(_as_name)]
 """The name or key of a class, a domain or a source; YAML reads some names as numbers."""
 
 Measured = Literal["classification", "retrieval"]
-"""How an evaluation set is scored: by naming the class of a picture, or by finding picture and caption both ways."""
+"""How an evaluation set is scored: by the class of an image, or by finding captions by image and images by caption."""
 
 ORDERS = ("given", "sorted", "seed", "published")
-"""What `order` may say beside a list: `published` is the class order on the card of a `catalog:NAME`."""
+"""Values of `order` other than a list; `published` is the class order on the card of a `catalog:NAME`."""
 
 MEASURED: tuple[Kind, ...] = ("classification", "retrieval")
 """Kinds of metrics that a headline may name."""
@@ -42,15 +42,15 @@ class SplitSpec(Frozen):
     """What is held out.
 
     Attributes:
-        test: a share, by hash of the picture's id, so that adding data never moves a sample.
+        test: a share, by hash of the image's id, so that added data never move a sample to another side.
         column: a column that marks rows: `test` (or true) for testing, `val`, `validation` or `dev` for validation,
             anything else for training.
-        measure: the marked rows that are measured: `test`, or `validation` (and `test`, if there are any) where the
-            data mark no test rows; then `validation` is carved off the training rows.
+        measure: which marked rows are measured: `test`; or, for data without test rows, `validation` (and `test`, if
+            there are any); then `validation` is carved off the training rows.
         validation: the share of the training rows that is carved off by hash, of every task and of the base alike;
             not used where the column marks validation rows.
-        shared: what becomes of training pictures that a marked or separate test side holds, too: `stop`, or `remove`
-            them from training. A share by hash always removes them.
+        shared: what to do with training images that are also in a marked or separate test side: `stop`, or `remove`
+            them from training. With `test`, a share by hash, they are always removed.
     """
 
     test: float | None = Field(None, gt=0, lt=1)
@@ -69,7 +69,7 @@ class SplitSpec(Frozen):
 
     @property
     def has_rule(self) -> bool:
-        """Whether it says which rows are for testing."""
+        """Whether the split says which rows are for testing."""
         return self.test is not None or self.column is not None
 
 
@@ -84,12 +84,12 @@ class GroupSpec(Frozen):
 
 
 class BaseSpec(GroupSpec):
-    """What was known before: rows of the stream's data by condition, or data of its own.
+    """The base: rows of the stream's data by condition, or data of its own.
 
     Attributes:
         data: a block of its own; `where` then chooses among its rows.
         split: of that data; default: the scenario's.
-        kind: how it is measured; default: as the tasks are, or by its own columns where it has data of its own.
+        kind: how it is measured; default: as the tasks are, or by its columns if it has data of its own.
         templates: texts around class names; default: the scenario's.
     """
 
@@ -112,8 +112,8 @@ class SourceSpec(GroupSpec):
         test: separate test data; then no rows of `data` are held out for testing.
         val: separate validation data; then nothing is carved.
         without: names of classes that are left out.
-        measure: further columns of the result: some of its test rows by condition, scored among all its classes; they
-            do not enter what is computed from the score matrix.
+        measure: additional columns of the result: some of its test rows by condition, scored among all its classes;
+            metrics of the score matrix ignore them.
     """
 
     data: DataSpec
@@ -128,15 +128,15 @@ class SourceSpec(GroupSpec):
 
 
 class RetentionSpec(Frozen):
-    """An evaluation set that is never trained on: it shows what zero-shot ability is lost.
+    """An evaluation set that is never trained on: it shows the loss of zero-shot ability.
 
     Attributes:
         where: chooses test rows of the stream's data, or rows of `data`.
-        data: data of its own, all of it measured but for the validation part.
+        data: data of its own; all of it is measured except the validation part.
         templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else none.
         val: separate validation data.
-        validation: the share of `data` by hash that becomes the set's validation twin (it leaves the measured side),
-            where there is no `val`. Sets made by `where` alone take theirs from the stream's validation rows.
+        validation: without `val`, the share of `data` by hash that becomes the set's validation twin and is not
+            measured. Sets without `data` take their twin from the stream's validation rows.
     """
 
     name: str
@@ -150,17 +150,19 @@ class RetentionSpec(Frozen):
     @model_validator(mode="after")
     def _val_needs_data(self) -> RetentionSpec:
         if self.val is not None and self.data is None:
-            raise ValueError("`val` goes with `data`: without it the validation rows of the stream are taken")
+            raise ValueError(
+                "`val` needs `data`: a set without `data` uses the validation rows of the stream"
+            )
         return self
 
 
 class ReferenceSpec(Frozen):
-    """Unlabeled data that a teacher is asked about (ZSCL, selectors); they belong to no task.
+    """Unlabelled data for distillation (ZSCL) and selectors; they belong to no task.
 
     Attributes:
-        images: pictures; what comes with them is not looked at.
+        images: images; their captions and classes are ignored.
         texts: captions (or class names) of a data block, or a `.txt` file with a text per line.
-        texts_where: chooses among the rows of the texts' data block, `{language: en}`.
+        texts_where: chooses among the rows of that data block, for example `{language: en}`.
     """
 
     images: DataSpec | None = None
@@ -179,7 +181,7 @@ class ProtocolSpec(Frozen):
 
 
 class HeadlineSpec(Frozen):
-    """Which protocol and metric the score matrix and everything derived from it use."""
+    """The protocol and metric of the score matrix and its metrics."""
 
     protocol: str
     metric: str = AUTO
@@ -190,7 +192,7 @@ class HeadlineSpec(Frozen):
         if value == AUTO or any(find(value, kind) for kind in MEASURED):
             return value
         known = [entry.name for kind in MEASURED for entry, _ in cut(kind, (1,))]
-        # A metric that no set has would quietly be replaced by each set's own.
+        # An unknown metric would silently be replaced by each set's default.
         raise ValueError(f"no metric is called {value!r}.{did_you_mean(value, (AUTO, *known))}")
 
 
@@ -199,7 +201,7 @@ class ScenarioSpec(Frozen):
 
     `kind` decides how the rows become tasks: `time` by periods or ranges of the column `time` (or any `where`),
     `classes` by groups of classes, `domains` by the values of a column, `single` takes all rows as one task,
-    `sources` takes one data block after the other.
+    `sources` makes a task of each data block.
     """
 
     name: str
@@ -217,13 +219,14 @@ class ScenarioSpec(Frozen):
     )
     sources: tuple[SourceSpec, ...] = ()
     merge_classes: bool = Field(
-        True, description="sources: classes of equal name are one class; false: each source's are its own"
+        True, description="sources: classes of equal name are one class; false: they stay separate classes"
     )
     merge_templates: Literal["first", "joined"] = Field(
-        "first", description="sources: the texts of a name that several have: the first's, or those of all"
+        "first",
+        description="sources: templates of a class that several sources share: those of the first, or of all",
     )
     templates_of: dict[str, str] = Field(
-        default_factory=dict, description="sources: shared name -> the one source whose texts it has"
+        default_factory=dict, description="sources: shared class name -> the source whose templates it takes"
     )
     split: SplitSpec | None = None
     root: str | None = Field(None, description="folder of the data sets that `catalog:NAME` names")
@@ -233,8 +236,8 @@ class ScenarioSpec(Frozen):
     counts: Literal["required", "noted"] | None = Field(
         None, description="whether an incomplete `catalog:NAME` is refused (default) or noted"
     )
-    shots: int | None = Field(None, ge=1, description="training pictures per class, chosen by hash")
-    shots_seed: int = Field(0, description="names the choice of `shots`")
+    shots: int | None = Field(None, ge=1, description="training images per class, chosen by hash")
+    shots_seed: int = Field(0, description="another seed chooses other `shots`")
     evaluate_where: Where = Field(default_factory=dict)
     evaluate_as: Measured | None = Field(None, description="default: by captions where there are any")
     tasks: tuple[GroupSpec, ...] = ()
@@ -242,14 +245,14 @@ class ScenarioSpec(Frozen):
         None, description="time: a task per period of the column, instead of listed tasks"
     )
     column: str | None = Field(
-        None, description="domains: whose values are the domains; time: default `time`"
+        None, description="domains: the column whose values are the domains; time: default `time`"
     )
     one_test: bool = Field(
-        False, description="all test rows are one evaluation set that every row measures, not one per task"
+        False, description="measure all test rows as one evaluation set, not one set per task"
     )
     everything: bool = Field(
         False,
-        description="one more evaluation set, `everything`: the test rows of all tasks and of the base, old and new",
+        description="add the evaluation set `everything`: the test rows of all tasks and of the base",
     )
     order: tuple[Name, ...] | str = "given"
     orders: dict[str, tuple[Name, ...]] = Field(
@@ -268,7 +271,7 @@ class ScenarioSpec(Frozen):
     headline: HeadlineSpec
     variants: tuple[str, ...] = Field(
         (),
-        description="keys that make a variant of the benchmark: results name it, and it is not `(changed)`",
+        description="keys whose change makes a variant of the benchmark, named in results, instead of `(changed)`",
     )
     file: str | None = Field(
         None, description="the YAML file it was read from; set by the reader of the file"
@@ -277,7 +280,7 @@ class ScenarioSpec(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, value: Any) -> Any:
-        return spelled_out(value) if isinstance(value, dict) else value
+        return expand_short_forms(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits(self) -> ScenarioSpec:
@@ -299,7 +302,7 @@ class ScenarioSpec(Frozen):
 
 
 def _missing_data(spec: ScenarioSpec) -> str | None:
-    """Say what a stream of sources lacks: each brings data and a split, or the scenario's split."""
+    """Return what is wrong with a stream of sources, or `None`."""
     if not spec.sources:
         return "a scenario of kind `sources` needs `sources` (a list of name and data)"
     if spec.data is not None:
@@ -314,31 +317,31 @@ def _missing_data(spec: ScenarioSpec) -> str | None:
         if source.test is None and (rule is None or not rule.has_rule) and not source.data.is_catalog:
             return f"sources.{index} ({source.name}): {_ONE_RULE}, or give `test`, separate test data"
     if spec.base is not None and spec.base.data is None:
-        return "base.data: missing; a scenario of kind `sources` has no table that `where` alone could choose from"
+        return "base.data: missing; a scenario of kind `sources` has no common table for `where`"
     for index, part in enumerate(spec.retention):
         if part.data is None:
-            return f"retention.{index}.data: missing; `where` alone has no table to choose from in kind `sources`"
+            return f"retention.{index}.data: missing; kind `sources` has no common table for `where`"
     return None
 
 
 def _missing_setting(spec: ScenarioSpec) -> str | None:
-    """Say what another kind of scenario lacks."""
+    """Return what is wrong with another kind of scenario, or `None`."""
     if spec.data is None:
         return "data: missing; it has no default"
     if spec.sources:
-        return f"`sources` goes with kind `sources`, not with `{spec.kind}`"
+        return f"`sources` needs kind `sources`, not with `{spec.kind}`"
     if (spec.split is None or not spec.split.has_rule) and not spec.data.is_catalog and spec.test is None:
         return f"{_ONE_RULE}, or give `test`, separate test data"
     if spec.one_test and spec.kind not in ("time", "domains"):
-        return f"`one_test` goes with kind `time` or `domains`, not with `{spec.kind}`"
+        return f"`one_test` needs kind `time` or `domains`, not with `{spec.kind}`"
     if spec.kind == "time" and bool(spec.tasks) == bool(spec.every):
-        return (
-            "a scenario of kind `time` needs `tasks` (name and where) or `every` (year, month...), not both"
-        )
+        return "a scenario of kind `time` needs either `tasks` (name and where) or `every` (year, month...)"
     if spec.kind == "domains" and not spec.column:
         return "a scenario of kind `domains` needs `column`"
     if spec.kind == "classes" and bool(spec.per_task) == bool(spec.groups):
-        return "a scenario of kind `classes` needs `per_task` (a number) or `groups` (lists of classes), not both"
+        return (
+            "a scenario of kind `classes` needs either `per_task` (a number) or `groups` (lists of classes)"
+        )
     if spec.kind != "time" and spec.every:
-        return f"`every` goes with kind `time`, not with `{spec.kind}`"
+        return f"`every` needs kind `time`, not with `{spec.kind}`"
     return None

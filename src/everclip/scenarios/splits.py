@@ -1,4 +1,4 @@
-"""What is trained on, chosen on and measured: the split of a table by hash or by a column's marks."""
+"""Splits a table into train, validation and test rows, by hash or by the marks of a column."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from everclip.data.table import Table
 from everclip.scenarios.spec import SplitSpec
 
 NO_ROW = ": classes without a "
-"""Begins what is said of classes that a side lacks."""
+"""Start of the note on classes that a side lacks."""
 
 TEST_SALT = "everclip-test-v1"
-"""Names the hash that decides what is tested; another salt is another split."""
+"""Salt of the hash that decides which rows are test rows."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A table, split. `val` is `None` where no row is marked for validation, so that it is carved off `train`."""
+    """A table, split. If no row is marked for validation, `val` is `None` and is carved off `train`."""
 
     train: Table
     val: Table | None
     test: Table
 
     def keep(self, keep: Callable[[Table], Table]) -> Parts:
-        """Return the parts of those rows that a function on tables keeps."""
+        """Apply a function that selects rows to every side."""
         return Parts(keep(self.train), None if self.val is None else keep(self.val), keep(self.test))
 
     def by(self, column: str) -> Callable[[Iterable[str]], Parts]:
-        """Return a function that picks the rows with given values of a column, which is read once for all picks."""
-        places = {id(t): _places(t, column) for t in (self.train, self.val, self.test) if t is not None}
+        """Return a function that selects the rows with given values of a column; the column is read once."""
+        positions = {
+            id(t): _positions_by_value(t, column) for t in (self.train, self.val, self.test) if t is not None
+        }
 
         def pick(values: Iterable[str]) -> Parts:
             wanted = list(values)
 
             def rows(table: Table) -> Table:
-                found = [places[id(table)][value] for value in wanted if value in places[id(table)]]
+                found = [positions[id(table)][value] for value in wanted if value in positions[id(table)]]
                 return table.select(sorted(chain.from_iterable(found)))
 
             return self.keep(rows)
@@ -49,19 +51,19 @@ class Parts:
         return pick
 
     def renamed(self, name: str) -> Parts:
-        """Return the parts under another name."""
+        """Return the parts with their tables renamed."""
         return self.keep(lambda table: table.renamed(name))
 
     def __len__(self) -> int:
         return len(self.train) + (0 if self.val is None else len(self.val)) + len(self.test)
 
     def training(self, share: float) -> tuple[Table, Table]:
-        """Return `(train, val)`: the marked rows, or a share by hash of the training rows."""
+        """Return `(train, val)`; without marked validation rows, carve a share by hash off the training rows."""
         return carve(self.train, share) if self.val is None else (self.train, self.val)
 
 
-def _places(table: Table, column: str) -> dict[str, list[int]]:
-    """Return the positions of every value of a column, as text."""
+def _positions_by_value(table: Table, column: str) -> dict[str, list[int]]:
+    """Return value (as text) -> positions of its rows."""
     found: dict[str, list[int]] = {}
     for position, value in enumerate(table.column(column)):
         if value is not None:
@@ -70,9 +72,9 @@ def _places(table: Table, column: str) -> dict[str, list[int]]:
 
 
 def rule_of(data: DataSpec | None, given: SplitSpec | None) -> SplitSpec | None:
-    """Return the split of a data block: what is given, or the column `split` that a public data set brings.
+    """Return the split of a data block: the given one, or the column `split` of a public data set.
 
-    Nothing is carved off such a data set for validation unless it is asked for: published runs train on all of it.
+    By default no validation rows are carved off a public data set: published runs train on all training rows.
     """
     if data is None or not data.is_catalog or (given is not None and given.has_rule):
         return given
@@ -84,12 +86,12 @@ def split(table: Table, rule: SplitSpec | None, test: Table | None = None, val: 
 
     Args:
         table: training rows, or all rows.
-        rule: what is held out; without one `test` is given.
-        test: separate test rows; then none of `table` are held out for testing.
+        rule: what is held out; `None` needs `test`.
+        test: separate test rows; then no row of `table` is held out for testing.
         val: separate validation rows.
     """
-    found = Parts(table, None, table.select([])) if rule is None else _by_rule(table, rule, test is not None)
-    return Parts(found.train, found.val if val is None else val, found.test if test is None else test)
+    parts = Parts(table, None, table.select([])) if rule is None else _by_rule(table, rule, test is not None)
+    return Parts(parts.train, parts.val if val is None else val, parts.test if test is None else test)
 
 
 def _by_rule(table: Table, rule: SplitSpec, has_test: bool) -> Parts:
@@ -107,49 +109,47 @@ def _by_rule(table: Table, rule: SplitSpec, has_test: bool) -> Parts:
     return Parts(train, None, held_out)
 
 
-def strange_marks(table: Table, rule: SplitSpec | None) -> list[str]:
-    """Say which marks of a split column are none that is known, since their rows are trained on."""
+def unknown_marks(table: Table, rule: SplitSpec | None) -> list[str]:
+    """Return a note on unknown marks in a split column, since their rows are trained on."""
     if rule is None or rule.column is None or not table.has(rule.column):
         return []
     marks = Counter(
         str(m) for m in table.column(rule.column) if m not in (None, "") and side_of(m) == "train"
     )
-    strange = [(mark, count) for mark, count in marks.most_common() if side_in(mark) is None]
-    if not strange:
+    unknown = [(mark, count) for mark, count in marks.most_common() if side_in(mark) is None]
+    if not unknown:
         return []
-    shown = ", ".join(f"{mark[:40]!r} ({count:,} rows)" for mark, count in strange[:5])
-    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    shown = ", ".join(f"{mark[:40]!r} ({count:,} rows)" for mark, count in unknown[:5])
+    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     return [
-        f"{table.name}: the column {rule.column!r} holds {shown}{more}: trained on, as all but test and val are"
+        f"{table.name}: the column {rule.column!r} holds unknown marks: {shown}{more}; these rows are trained on"
     ]
 
 
 def why_no_test(table: Table, rule: SplitSpec | None) -> str:
-    """Say how a part came to hold no test rows, with numbers, and what to change."""
+    """Say why a part has no test rows, with numbers, and what to change."""
     if rule is None:
-        return "its separate test data hold none; look at `test` and `where`"
+        return "its separate test data hold none; check `test` and `where`"
     if rule.column is None:
         share = least_share(table, TEST_SALT)
         if share is None:
-            return (
-                f"split.test is {rule.test}, by hash, and one picture cannot be learned and tested; give more"
-            )
+            return f"split.test is {rule.test}, by hash, and one image cannot be both trained on and tested; add images"
         return (
-            f"split.test is {rule.test}, and by their hashes none of its pictures falls below; split.test={share} "
-            "tests one"
+            f"split.test is {rule.test}, and the hash puts none of its images into the test side; split.test={share} "
+            "puts one there"
         )
     marks = Counter(str(mark) for mark in table.column(rule.column)).most_common(5)
     shown = ", ".join(f"{mark!r} {count:,}" for mark, count in marks) or "nothing"
     return f"the column {rule.column!r} holds {shown}; `test` or true marks test rows, or set split.test to a share"
 
 
-def lost_by_side(parts: Parts, trained: str, tested: str) -> list[str]:
-    """Name the classes that a side lacks.
+def classes_without_rows(parts: Parts, trained: str, tested: str) -> list[str]:
+    """Return notes that name the classes without rows on a side.
 
     Args:
         parts: the sides.
-        trained: what becomes of classes without a training row.
-        tested: what becomes of classes without a test row.
+        trained: what happens to classes without a training row.
+        tested: what happens to classes without a test row.
     """
     if not all(table.has("class_key") for table in (parts.train, parts.test)):
         return []
@@ -167,7 +167,7 @@ def lost_by_side(parts: Parts, trained: str, tested: str) -> list[str]:
     if left := [name for key, name in names.items() if key not in test]:
         lines.append(f"test row, and {tested}: {some(sorted(left))}")
     if parts.val is not None and parts.val.has("class_key"):
-        held = {str(key) for key in parts.val.column("class_key") if key is not None}
-        if left := [names[key] for key in names if key in train and key not in held]:
+        validated = {str(key) for key in parts.val.column("class_key") if key is not None}
+        if left := [names[key] for key in names if key in train and key not in validated]:
             lines.append(f"validation row: {some(sorted(left))}")
     return [f"{parts.train.name}{NO_ROW}{line}" for line in lines]

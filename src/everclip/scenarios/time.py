@@ -1,4 +1,4 @@
-"""Tasks by time: the rows that satisfy a condition, in the order listed, or a task for every period there is."""
+"""Tasks by time: listed conditions in their order, or one task per period in the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everclip.scenarios.splits import Parts
 
 
 def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
-    """Return one group per listed task, or per period; what the base takes belongs to no period."""
+    """Return one group per listed task or per period; rows of the base belong to no period."""
     if spec.every is None:
         return [
             Group(task.name, parts.keep(matcher(task.where, f"tasks.{i}.where")), key=f"tasks.{i}")
@@ -62,8 +62,8 @@ def _periods(table: Table, column: str, unit: str) -> dict[str | int, list[int]]
             found.setdefault(period_of(value, unit), []).append(position)
         except ValueError as error:
             raise DataError(
-                f"{row_of(table, position)}: {column}: {error}. Mend it, choose another `every`, or leave such rows "
-                "out with the data's columns."
+                f"{row_of(table, position)}: {column}: {error}. Correct it, choose another `every`, or remove "
+                "such rows from the data."
             ) from error
     return found
 

@@ -20,7 +20,7 @@ from everclip.prepare.check.periods import misordered
 from everclip.prepare.init_config.sides import notes_on_sides, rule_by_marks, splits
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import build_scenario
-from everclip.scenarios.measuring import unspoken_names
+from everclip.scenarios.measuring import class_name_notes
 from everclip.scenarios.paths import Paths
 from everclip.scenarios.periods import period_of
 from everclip.scenarios.reading import Reader, has_values
@@ -113,7 +113,7 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
         *guessed,
         *notes_on_sides(tables, document),
         *scenario.notes,
-        *unspoken_names(scenario.eval_sets),
+        *class_name_notes(scenario.eval_sets),
     ]
     return Proposal(
         document,
@@ -334,7 +334,7 @@ def _first_that_builds(
     problem: DataError | None = None
     for document in candidates:
         try:
-            scenario = build_scenario(validated(ScenarioSpec, document, ""), reader.again())
+            scenario = build_scenario(validated(ScenarioSpec, document, ""), reader.fresh())
             _require_answers(scenario)
         except DataError as error:
             problem = problem or error

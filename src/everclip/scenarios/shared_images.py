@@ -1,4 +1,4 @@
-"""Sides that a user marked must not share pictures: scores on pictures that were learned are too good."""
+"""Checks that the training and test sides that a user marked share no image: scores on trained images are too good."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _SHOWN = 3
 def require_disjoint(
     parts: Parts, rule: SplitSpec | None, data: DataSpec, key: str, separate: bool = False
 ) -> None:
-    """Stop where the marked test side holds pictures of the training side, unless they are to be removed.
+    """Raise if the test side that a user marked holds training images, unless `split.shared` is `remove`.
 
-    Sides by hash, and those of public data sets, are kept apart without a question: what is measured is not learned.
+    Splits by hash and splits of public data sets are not checked: `remove_leaks` removes shared images there.
 
     Args:
         parts: the sides.
-        rule: how they were told apart; `rule.shared` says what is wanted.
+        rule: the split; `rule.shared` says what to do with shared images.
         data: where they come from.
         key: the setting that the message names, `split` or `sources.0.split`.
-        separate: whether the test side was given by itself.
+        separate: whether the test side is a data block of its own.
 
     Raises:
-        DataError: with counts, some files, and the switch that goes on without them.
+        DataError: with counts, some file names, and the setting that removes the shared images.
     """
     marked = separate or (rule is not None and rule.column is not None)
     ours = data.is_catalog or all(source.startswith("builtin:") for source in data.sources)
@@ -45,8 +45,8 @@ def require_disjoint(
     whole = len({parts.test.content(position) for position in range(len(parts.test))})
     shown = "; ".join(list(pairs.values())[:_SHOWN]) + ("; ..." if len(pairs) > _SHOWN else "")
     raise DataError(
-        f"{parts.train.name}: {len(pairs):,} of {whole:,} test pictures are also training pictures, so every number on "
-        f"them would be too good: {shown}. Remove them from one side, or set {key}.shared: remove to learn without "
+        f"{parts.train.name}: {len(pairs):,} of {whole:,} test images are also training images, so every score on "
+        f"them would be too good: {shown}. Remove them from one side, or set {key}.shared: remove to train without "
         "them (init-config: --remove-shared; everclip check lists them all)."
     )
 
