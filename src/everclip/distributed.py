@@ -40,7 +40,7 @@ def from_first(value: _Value) -> _Value:
     return box[0]
 
 
-def any_up(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool, device: torch.device) -> bool:
     """Return whether the flag is up on any process; all must call it at the same place."""
     if world() == 1:
         return flag

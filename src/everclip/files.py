@@ -14,7 +14,7 @@ from pathlib import Path
 from everclip.errors import CheckpointError, ConfigError, EverclipError
 
 log = logging.getLogger(__name__)
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 def crash_point(name: str) -> None:
@@ -104,13 +104,13 @@ def optional_write(path: Path, consequence: str) -> Iterator[None]:
         yield
     except (OSError, CheckpointError) as error:
         why = error.__cause__ or error  # what the system said, without what else a `CheckpointError` says
-        tell_once(str(path.parent), f"{path.parent}: cannot be written ({why}); {consequence}")
+        warn_once(str(path.parent), f"{path.parent}: cannot be written ({why}); {consequence}")
 
 
-def tell_once(key: str, message: str) -> None:
+def warn_once(key: str, message: str) -> None:
     """Log a warning, but only the first of a key."""
-    if key not in _told:
-        _told.add(key)
+    if key not in _warned:
+        _warned.add(key)
         log.warning("%s", message)
 
 
@@ -148,13 +148,13 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         try:
             with open(aside, "wb") as file:
                 file.write(data)
-            put_in_place(aside, path)
+            sync_and_rename(aside, path)
         finally:
             with contextlib.suppress(OSError):  # the error that led here is the one to tell
                 aside.unlink(missing_ok=True)
 
 
-def put_in_place(aside: Path, path: Path) -> None:
+def sync_and_rename(aside: Path, path: Path) -> None:
     """Sync a file that was written aside and rename it to `path`."""
     with open(aside, "rb") as file:
         os.fsync(file.fileno())

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from build import encoded, tar
+from everclip.running.data_remarks import data_remarks, write_quarantine
 
 from everclip.config import resolve_config
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 from everclip.learner.measured import load_model
-from everclip.running.inputs import remarks, write_quarantine
 from everclip.scenarios.load import load_scenario
 
 SAMPLES = 6
@@ -124,7 +124,7 @@ def test_what_was_lost_is_in_the_results_of_a_run(
     assert code == 0, err
     assert "damaged_archives: noted" in (tmp_path / "my.yaml").read_text()
     scenario = load_scenario(resolve_config(str(tmp_path / "my.yaml")).scenario)
-    said = dict(remarks(scenario, load_model("builtin:tiny").method.backbone))
+    said = dict(data_remarks(scenario, load_model("builtin:tiny").method.backbone))
     assert "1 damaged-archive" in said["quarantine"]
     write_quarantine(scenario, tmp_path)
     assert "it is cut short inside" in (tmp_path / "quarantine.csv").read_text()

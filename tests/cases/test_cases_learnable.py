@@ -143,7 +143,7 @@ def test_b04_captions_of_one_text_are_refused(tmp_path: Path, captions: list[str
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
     with pytest.raises(DataError, match=r"have one text \('a cat'"):
         learner.learn(make_task(str(file), validation=0))
-    with pytest.raises(DataError, match="captions are the same text"):
+    with pytest.raises(DataError, match="captions are one text"):
         evaluate_model(load_model("builtin:tiny"), "builtin:tiny", [str(file)])
 
 

@@ -262,4 +262,4 @@ def test_whatever_stands_in_the_test_rows_training_ends_at_the_same_weights(
     if method == "icarl":
         assert ours.buffer.items
     # The other rows were really measured.
-    assert one.place.rows[-1]["scores"] != two.place.rows[-1]["scores"]
+    assert one.state.rows[-1]["scores"] != two.state.rows[-1]["scores"]

@@ -303,8 +303,8 @@ def test_how_old_rows_were_measured_may_not_change(micro_config: Callable[..., A
 
 def test_what_the_guard_watches_may_not_change(micro_config: Callable[..., Any]) -> None:
     run = Run.of(micro_config("time", "guard.max_drop=50"), Progress(quiet=True))
-    (name,) = [part for part in run.place.parts if part == "evaluation set 'groups' (validation)"]
-    assert run.scenario.retention_val[0].data.fingerprint in run.place.parts[name]
+    (name,) = [part for part in run.state.parts if part == "evaluation set 'groups' (validation)"]
+    assert run.scenario.retention_val[0].data.fingerprint in run.state.parts[name]
 
 
 def test_a_method_that_learns_everything_at_once_cannot_go_on(configs: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ import everclip
 from everclip.config import resolve_config
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.learner import Learner
-from everclip.running.precision import settle_precision
+from everclip.running.precision import resolve_precision
 from everclip.training.run_folder import RunFolder
 from micro import MODEL, write_model
 
@@ -106,7 +106,7 @@ def test_a_folder_is_free_again_after_its_holder_was_killed(case_config: Callabl
     process = harness.in_child(config, 1, "after step")
     process.join(60)
     assert process.exitcode == -9
-    with RunFolder(Path(config.output), settle_precision(config)[0]):
+    with RunFolder(Path(config.output), resolve_precision(config)[0]):
         pass
 
 

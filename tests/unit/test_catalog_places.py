@@ -20,7 +20,7 @@ from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.results import Results
-from everclip.running.inputs import against_published
+from everclip.running.remarks import published_note
 from everclip.scenarios.load import load_scenario
 from public_data import load, sides
 
@@ -304,8 +304,8 @@ def test_pictures_of_a_benchmark_that_are_set_aside_stand_in_its_results(
     results = Results.read(tmp_path / "run")
     (said,) = [event.message for event in results.events if event.kind == "quarantine"]
     assert said == (
-        "catalog:eurosat: 2 of 50 rows set aside (4.0%): 2 truncated (1 of 10 test, 1 of 40 train); numbers on it rest "
-        "on 9 of its 10 test pictures and are not exactly the benchmark's; each row is in quarantine.csv"
+        "catalog:eurosat: 2 of 50 rows set aside (4.0%): 2 truncated (1 of 10 test, 1 of 40 train); scores on it use "
+        "9 of its 10 test images and are not exactly those of the benchmark; each row is in quarantine.csv"
     )
     assert (results.columns[0].samples, results.tasks[0].samples) == (9, 39)
     assert "2 of 50 rows set aside" in err
@@ -318,8 +318,8 @@ def test_training_pictures_that_are_set_aside_leave_the_measured_ones_whole(tmp_
     found = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted", quarantine_limit=0.1))
     assert found.quarantine.sides == {"train": (1, 40)}
     quarantine = replace(found.quarantine, counted=True)
-    assert against_published(quarantine) == "; all of its test pictures are measured"
-    assert against_published(Quarantine("mine.csv", 2, found.quarantine.entries, {"test": (1, 2)})) == ""
+    assert published_note(quarantine) == "; all of its test images are measured"
+    assert published_note(Quarantine("mine.csv", 2, found.quarantine.entries, {"test": (1, 2)})) == ""
 
 
 def test_completeness_is_claimed_only_where_it_is_known(tmp_path: Path) -> None:
@@ -329,10 +329,10 @@ def test_completeness_is_claimed_only_where_it_is_known(tmp_path: Path) -> None:
     Path(whole.origin(whole.column("split").index("train"))).write_bytes(b"")
     found = read(DataSpec(source="catalog:eurosat", root=str(tmp_path), counts="noted", quarantine_limit=0.1))
     assert not found.quarantine.counted
-    assert against_published(found.quarantine) == "; counts=noted, so that test pictures may be missing"
+    assert published_note(found.quarantine) == "; counts=noted, so test images may be missing"
     for counted in (True, False):
         stray = Entry(None, "pets, 'test/\\udcff.jpg'", "bad-utf8")
         mixed = replace(found.quarantine, entries=(*found.quarantine.entries, stray), counted=counted)
-        assert against_published(mixed) == (
-            "; sides of 1 of these rows are not known, so that test pictures may be missing"
+        assert published_note(mixed) == (
+            "; the sides of 1 of these rows are not known, so test images may be missing"
         )

@@ -291,16 +291,16 @@ def test_a_run_ends_within_the_limit_on_validation_and_says_what_it_did(
     ends = {}
     for name, one in (("free", free), ("held", held)):
         ends[name] = set_score(one.learner.method, twin, one.learner.features)[0]
-    before = held.place.rows[1]["notes"]["guard"]["sets"]["names"]["before"]
+    before = held.state.rows[1]["notes"]["guard"]["sets"]["names"]["before"]
     assert ends["free"] < before - 0.01
     assert ends["held"] >= before - 0.01 - 1e-6
-    assert "guard" not in free.place.rows[1]["notes"]
-    acted = [entry for row in held.place.rows[1:] for entry in row["notes"]["guard"]["acted"]]
-    events = [e for e in held.place.events if e["kind"] == "guard"]
+    assert "guard" not in free.state.rows[1]["notes"]
+    acted = [entry for row in held.state.rows[1:] for entry in row["notes"]["guard"]["acted"]]
+    events = [e for e in held.state.events if e["kind"] == "guard"]
     assert len(events) == len(acted) > 0
-    assert held.place.seconds["guard"] > 0
+    assert held.state.seconds["guard"] > 0
     if action == "stop":
-        assert held.place.step < free.place.step
+        assert held.state.step < free.state.step
         page = write_report(Path(held.config.output)).read_text()  # slow to draw: once is enough
         assert "The retention guard" in page
         assert "of the way; training ended there" in page
@@ -337,7 +337,7 @@ def test_a_guard_without_retention_watches_the_base_and_without_both_is_idle(
     assert list(one.learner.guard.sets[0].data.ids) == list(held_out.ids)
     short = ("scenario.retention=[]", "guard.max_drop=1", "training.steps=1", "scenario.base=null")
     idle = run(micro_config("domains", *short, output="idle"))
-    assert [e["kind"] for e in idle.place.events].count("idle guard") == 1
+    assert [e["kind"] for e in idle.state.events].count("idle guard") == 1
 
 
 def test_a_learner_made_from_a_guarded_preset_says_that_it_has_nothing_to_watch_until_it_has(

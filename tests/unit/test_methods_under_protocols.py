@@ -344,7 +344,7 @@ def test_a_run_killed_inside_the_second_source_ends_bit_for_bit_the_same(run_of:
 
     def act(point: str) -> None:
         nonlocal left
-        left -= point == "after step" and broken.place.task == 1
+        left -= point == "after step" and broken.state.task == 1
         if left == 0:
             raise KeyboardInterrupt
 
@@ -352,7 +352,7 @@ def test_a_run_killed_inside_the_second_source_ends_bit_for_bit_the_same(run_of:
         patch.setattr("everclip.run.crash_point", act)
         with pytest.raises(KeyboardInterrupt):
             broken.execute()
-    assert len(broken.place.rows) == 2
+    assert len(broken.state.rows) == 2
     resumed = start("broken")
     found = resumed.execute()
     assert found.without_timing() == expected.without_timing()

@@ -10,13 +10,13 @@ from typing import Any
 import module_models as models
 import pytest
 import torch
+from everclip.running.data_remarks import data_remarks
 
 from everclip.errors import ConfigError
 from everclip.models import modules
 from everclip.models.modules import grown, insert, merge_into, mergeable, remove
 from everclip.models.modules.grow import extra_cost
 from everclip.models.modules.settings import ExpertsSettings
-from everclip.running.inputs import remarks
 
 IDENTITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"targets": ["q", "k", "v", "out", "mlp"], "rank": 3, "alpha": 5}),
@@ -285,7 +285,7 @@ def test_a_result_says_where_the_model_was_another_one_before_anything_was_learn
     insert(clip, *EVERY[module])
     same = models.same(models.embeddings(clip), before)
     scenario = SimpleNamespace(guesses=(), notes=(), quarantine=())
-    found = list(remarks(scenario, SimpleNamespace(clip=clip, notes=[])))  # type: ignore[arg-type]
+    found = list(data_remarks(scenario, SimpleNamespace(clip=clip, notes=[])))  # type: ignore[arg-type]
     assert same == (module in IDENTITIES) == (found == [])
     assert all("row 0" in message for _, message in found)
 

@@ -185,7 +185,7 @@ def test_a_run_goes_on_in_the_format_that_it_began_with(
     assert recorded(config) == recorded(whole) == ("bf16", "bf16")
     assert results.rows == expected.rows
     said = [event.message for event in results.events if event.kind == "precision"]
-    assert [m for m in said if "bf16, as this run began; auto would take fp32 on this machine" in m]
+    assert [m for m in said if "bf16, as this run began; auto would choose fp32 on this machine" in m]
 
 
 def test_a_run_from_before_there_was_a_choice_goes_on(micro_config: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from everclip.contracts import Features
 from everclip.distributed import from_first, gather_objects, is_first
-from everclip.files import disk_errors, put_in_place
+from everclip.files import disk_errors, sync_and_rename
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -98,7 +98,7 @@ class InFile:
                 for array in self._arrays.values():
                     array.flush()
                 self._arrays.clear()
-                put_in_place(self._aside, self.path)
+                sync_and_rename(self._aside, self.path)
         if self._together:
             from_first(True)  # nobody reads before it is written
         found: Features = load_file(self.path)

@@ -7,19 +7,19 @@ import time
 import torch
 
 from everclip.config import CheckpointConfig
-from everclip.distributed import any_up
+from everclip.distributed import any_process
 
 AGREE_EVERY = 8
-"""Steps between agreements of several processes on stopping and saving: each makes the devices wait."""
+"""Steps after which several processes agree on stopping and saving; agreeing more often would slow training."""
 
 
 class CheckpointTimes:
-    """Decides after each step whether a checkpoint is due; processes agree, since a signal may reach them apart.
+    """Decides after each step whether a checkpoint is due. Processes agree, since a signal may not reach all at once.
 
     Args:
-        config: how often.
-        processes: how many share the work.
-        device: where they agree.
+        config: how often checkpoints are written.
+        processes: the number of processes.
+        device: the device of their collective operations.
     """
 
     def __init__(self, config: CheckpointConfig, processes: int, device: torch.device) -> None:
@@ -27,15 +27,15 @@ class CheckpointTimes:
         self._written_at = time.monotonic()
 
     def written(self) -> None:
-        """Note that a checkpoint was written now."""
+        """Record that a checkpoint was just written."""
         self._written_at = time.monotonic()
 
     def due(self, step: int, cost: float, stopping: bool) -> bool:
-        """Return whether to write one.
+        """Return whether to write a checkpoint.
 
         Args:
-            step: of the run.
-            cost: seconds that the slowest one took.
+            step: the step of the run.
+            cost: seconds that the slowest checkpoint took.
             stopping: whether this process was asked to stop.
         """
         every = self._config.every_steps
@@ -43,7 +43,7 @@ class CheckpointTimes:
             return True
         if self._processes > 1 and step % AGREE_EVERY:
             return False
-        # Rare enough that writing stays below `max_share` of the time, however slow the disk or large the model.
+        # Long enough that writing takes at most `max_share` of the time, even on a slow disk.
         wait = max(self._config.every_seconds, cost / self._config.max_share)
         late = every is None and time.monotonic() - self._written_at > wait
-        return any_up(stopping or late, self._device)
+        return any_process(stopping or late, self._device)

@@ -1,7 +1,7 @@
-"""The time that a run took: seconds by stage over all its sessions, those that were killed included.
+"""The time that a run took: seconds by stage over all its sessions, including killed ones.
 
-A session is one process at work on the run folder. A checkpoint cannot hold this time, since a run goes back to its
-newest checkpoint and what came after it was spent all the same. So it has a file of its own, `sessions.json`.
+A killed run goes back to its newest checkpoint, but the time after that checkpoint was spent. So the time is not stored
+in the checkpoint but in a file of its own, `sessions.json`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 FILE = "sessions.json"
 
 WRITE_EVERY = 1.0
-"""Seconds between two writes of the file: a killed session loses no more than these."""
+"""Seconds between two writes of the file; a killed session loses at most this time."""
 
 Seconds = dict[str, float]
 
 
 class Clock:
-    """Adds up the seconds of the present session by stage, and keeps those of the sessions before it.
+    """Counts the seconds of the current session by stage, and keeps those of earlier sessions.
 
     Args:
         folder: the run folder.
@@ -39,14 +39,14 @@ class Clock:
         self._written = self._since
 
     def begin(self, known: Mapping[str, float], writes: bool) -> str | None:
-        """Read the earlier sessions; the present one began when this object was made.
+        """Read the earlier sessions. The current session began when this object was created.
 
         Args:
-            known: what the checkpoint says of them, for a folder whose file is missing or damaged.
-            writes: whether this process writes (the first of several).
+            known: their seconds by stage from the checkpoint, in case the file is missing or damaged.
+            writes: whether this process writes the file (only the first process does).
 
         Returns:
-            What is wrong with the file, `None` if nothing is.
+            The problem with the file, or `None`.
         """
         self._writes, problem = writes, None
         if self._file.is_file():
@@ -62,29 +62,29 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what happens inside as `name` and not as the stage around it."""
-        around = self._stage
+        """Count the time of a block as `name`, not as the surrounding stage."""
+        outer = self._stage
         self._switch(name)
         try:
             yield
         finally:
-            self._switch(around)
+            self._switch(outer)
 
     def idle(self) -> None:
-        """Count from here on nothing but what a `stage` names: loading is over."""
+        """End the stage `loading`; count the time outside of `stage` blocks as `other`."""
         self._switch("other")
 
     def move(self, seconds: float, to: str) -> None:
-        """Count some seconds of the present stage as another one."""
+        """Move some seconds from the current stage to another one."""
         self._spend()
         self._session[self._stage] -= seconds
         self._session[to] = self._session.get(to, 0.0) + seconds
 
     def tick(self) -> str | None:
-        """Write the file if that is due.
+        """Write the file if it is due.
 
         Returns:
-            Why it could not be written, told once; the run goes on without it.
+            Why it could not be written (once; then writing is off), or `None`.
         """
         return self.write() if self._now() - self._written >= WRITE_EVERY else None
 
@@ -94,17 +94,17 @@ class Clock:
         self._written = self._now()
         if not self._writes:
             return None
-        aside = self._file.with_name(
+        temporary = self._file.with_name(
             f".{FILE}.{os.getpid()}.tmp"
-        )  # renamed, so that no reader meets half of it
+        )  # renamed at the end, so that no reader sees half a file
         try:
             text = json.dumps({"sessions": [*self._earlier, _rounded(self._session)]})
-            aside.write_text(f"{text}\n", encoding="utf-8")
-            aside.replace(self._file)
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+            temporary.replace(self._file)
         except OSError as error:
             self._writes = False
-            aside.unlink(missing_ok=True)
-            return f"{self._file} cannot be written ({error.strerror}): a kill loses the time since its checkpoint"
+            temporary.unlink(missing_ok=True)
+            return f"{self._file} cannot be written ({error.strerror}): a kill loses the time since the checkpoint"
         return None
 
     def seconds(self) -> Seconds:
@@ -118,7 +118,7 @@ class Clock:
 
     @property
     def sessions(self) -> int:
-        """How many sessions there were, the present one included."""
+        """The number of sessions, including the current one."""
         return len(self._earlier) + 1
 
     def _switch(self, name: str) -> None:
@@ -136,18 +136,18 @@ def _rounded(seconds: Seconds) -> Seconds:
 
 
 def _sessions(document: Any) -> list[Seconds]:
-    """Check what the file holds.
+    """Return the sessions in the document.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if the document has another form.
     """
-    found = document.get("sessions") if isinstance(document, dict) else None
-    if not isinstance(found, list):
+    sessions = document.get("sessions") if isinstance(document, dict) else None
+    if not isinstance(sessions, list):
         raise ValueError('expected {"sessions": [...]}')
-    for session in found:
+    for session in sessions:
         if not isinstance(session, dict) or not all(_is_time(value) for value in session.values()):
             raise ValueError("expected seconds by stage in every session")
-    return [{str(name): float(value) for name, value in session.items()} for session in found]
+    return [{str(name): float(value) for name, value in session.items()} for session in sessions]
 
 
 def _is_time(value: Any) -> bool:

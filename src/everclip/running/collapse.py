@@ -1,4 +1,4 @@
-"""Whether training wrecked the model: what it could do before is down to chance."""
+"""Detects a wrecked model: scores that were clearly above chance before training are at chance."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from typing import Any
 from everclip.evaluation.headline import OWN
 from everclip.evaluation.results import Row
 from everclip.learner.core import Learner
-from everclip.running.place import Place
+from everclip.running.run_state import RunState
 from everclip.scenarios.base import ListScenario
 
 COLLAPSED = "collapsed"
-"""The kind of the event."""
+"""Kind of the event in the results."""
 
 
-def collapse(scenario: ListScenario, place: Place, learner: Learner) -> str | None:
-    """Say which sets fell from clearly above chance to chance, and what to do; `None` if none did, or it was said.
+def collapse(scenario: ListScenario, state: RunState, learner: Learner) -> str | None:
+    """Return a message on sets that fell from clearly above chance to chance; `None` if none did, or it was reported.
 
     Args:
-        scenario: its evaluation sets, and how many answers each offers.
-        place: the run's rows, from the one before training to the last, and its events.
-        learner: what it learned, and at which rate.
+        scenario: gives the evaluation sets and their label spaces.
+        state: gives the rows and the events of the run.
+        learner: gives the learned tasks and the learning rate.
     """
-    if any(event["kind"] == COLLAPSED and event["row"] == len(place.rows) for event in place.events):
+    if any(event["kind"] == COLLAPSED and event["row"] == len(state.rows) for event in state.events):
         return None
-    rows, learned = [Row(**row) for row in place.rows], learner.learned
+    rows, learned = [Row(**row) for row in state.rows], learner.learned
     rate = learner.training.lr * learner.method.lr_scale
-    found: list[str] = []
+    fallen: list[str] = []
     sizes: dict[tuple[str, ...], int] = {}
     for s in scenario.eval_sets if len(rows) > 1 else ():
         for protocol in scenario.protocols:
             chance = _chance(scenario, s, learned, protocol, sizes)
             fall = None if chance is None else _fall(rows, s.name, protocol.name, chance)
             if fall is not None:
-                found.append(f"{s.name} ({fall})")
+                fallen.append(f"{s.name} ({fall})")
                 break
-    if not found:
+    if not fallen:
         return None
-    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    more = f" and {len(fallen) - 4} more" if len(fallen) > 4 else ""
     return (
-        f"after training, {', '.join(found[:4])}{more}: what the model could do before is down to chance, so it is "
-        f"wrecked rather than trained. Lower training.lr (it was {rate:g}; everclip suggest measures one), lengthen "
-        "training.warmup, train fewer parts (method.trainable), or take method=safe; then run with a new output"
+        f"after training, {', '.join(fallen[:4])}{more}: scores that were clearly above chance are now at chance: "
+        f"training wrecked the model. Lower training.lr (it was {rate:g}; everclip suggest measures one), lengthen "
+        "training.warmup, train fewer parts (method.trainable), or use method=safe; then run with a new output"
     )
 
 
 def _chance(
     scenario: ListScenario, s: Any, learned: set[int], protocol: Any, sizes: dict[tuple[str, ...], int]
 ) -> float | None:
-    """Return the score of guessing, `None` where nothing is offered; `sizes` keeps the captions of each pool."""
+    """Return the score of guessing; `None` without a choice. `sizes` caches the number of captions per pool."""
     if s.kind == "retrieval":
         pool = scenario.pool(s, learned, protocol) or ()
         names = tuple(p.name for p in pool)
@@ -63,7 +63,7 @@ def _chance(
 
 
 def _fall(rows: Sequence[Row], name: str, protocol: str, chance: float) -> str | None:
-    """Return the fall in words where a set lies at chance now and was clearly better before."""
+    """Return the fall in words if a set is at chance now and was clearly better before."""
     cells = [row.scores.get(name, {}).get(protocol, {}) for row in (rows[0], rows[-1])]
     metric = next((m for m in OWN.values() if all(m in cell for cell in cells)), None)
     if metric is None:
@@ -71,11 +71,11 @@ def _fall(rows: Sequence[Row], name: str, protocol: str, chance: float) -> str |
     before, now = (cell[metric] for cell in cells)
     if before.value is None or now.value is None or before.low is None or now.low is None:
         return None
-    # A small set that was not clearly above chance says something, too, once it lies clearly below what it was.
+    # A small set may never be clearly above chance; then a clear fall counts.
     clear = before.low > chance or (now.high is not None and now.high < before.low)
     if not clear or now.low > chance or now.value >= before.value:
         return None
-    # A set may lie at chance within its interval and still be half as good as before: that is forgetting.
+    # At chance within its interval, but still half as good as before: that is forgetting, not collapse.
     if now.value > max(2 * chance, before.value / 2):
         return None
     return f"{100 * before.value:.1f} % -> {100 * now.value:.1f} %, chance {100 * chance:.1f} %"

@@ -1,7 +1,7 @@
-"""Adding tasks to a run: what must be as it was, and measuring old rows on what is new.
+"""Adds tasks to a run: checks that its data are unchanged, and measures old rows on new evaluation sets.
 
-A run rests on its learned tasks, on the base and on its evaluation sets. An extension adds to them and changes none,
-so that the extended run continues bit for bit as if all tasks had been there from the start.
+The results of a run depend on its learned tasks, the base and the evaluation sets. An extension adds to them and
+changes none of them, so the extended run is bit-identical to a run that had all tasks from the start.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from everclip.evaluation.results import Example, Row
 from everclip.evaluation.set_features import Tick
 from everclip.learner.core import Learner
 from everclip.learner.fit import learner_for
-from everclip.running.place import Place
 from everclip.running.row_models import RowModels
+from everclip.running.run_state import RunState
 from everclip.scenarios.base import ListScenario
 from everclip.training.run_folder import CONFIG
 
 
 def require_run(path: Path) -> None:
-    """Refuse to extend what is no run.
+    """Check that a folder holds a run.
 
     Raises:
-        RunFolderError: if the folder holds none.
+        RunFolderError: if it does not.
     """
     if not (path / CONFIG).is_file():
         raise RunFolderError(
-            f"output: {path} holds no run to extend. Name its folder as output=, or begin without --extend."
+            f"output: {path} holds no run to extend. Set output= to the folder of the run, or start without --extend."
         )
 
 
-def parts_of(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:
-    """Return everything that a run's numbers rest on: name -> how much it is, and a hash of the content."""
+def data_parts(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:
+    """Return the data that the results of a run depend on: name -> size and hash of the content."""
     found: dict[str, Table | None] = {"base": scenario.base, "base (validation)": scenario.base_val}
     for task in tasks:
         found |= {f"task {task.name!r}": task.train, f"task {task.name!r} (validation)": task.val}
-    # The set `everything` grows with the tasks; its parts stand here under their own names.
+    # The set `everything` grows with the tasks; its parts are listed under their own names.
     fixed = [s for s in scenario.eval_sets if s.group != "everything"]
     found |= {f"evaluation set {s.name!r}": s.data for s in fixed}
     found |= {f"evaluation set {s.name!r} (validation)": s.data for s in scenario.retention_val}
@@ -57,50 +57,50 @@ def parts_of(scenario: ListScenario, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def _texts(classes: Sequence[ClassEntry]) -> str:
-    """Say what classes are called; to which tasks they belong may change as tasks are added."""
+    """Return the number and a hash of class texts, without the tasks of a class: these change as tasks are added."""
     texts = tuple((entry.key, entry.name, entry.templates) for entry in classes)
     return f"{len(texts)} classes, {key_of('texts', repr(texts)):032x}"
 
 
 def added_tasks(
-    place: Place, names: Sequence[str], parts: dict[str, str], path: Path, extend: bool
+    state: RunState, names: Sequence[str], parts: dict[str, str], path: Path, extend: bool
 ) -> list[str]:
     """Return the names of the tasks that were added since the run's last checkpoint.
 
     Args:
-        place: where the run stands, as its checkpoint says.
-        names, parts: the tasks and parts as they are now.
+        state: the state in the checkpoint.
+        names, parts: the current tasks and parts.
         path: the run folder.
-        extend: whether adding tasks was asked for.
+        extend: whether tasks may be added.
 
     Raises:
-        RunFolderError: if something that the run rests on changed or is gone, or tasks were added unasked.
+        RunFolderError: if data of the run changed or are missing, or if tasks were added without `extend`.
     """
     changed = [
         f"{name}: {was} -> {parts.get(name, 'gone')}"
-        for name, was in place.parts.items()
+        for name, was in state.parts.items()
         if parts.get(name) != was
     ]
-    if list(names[: len(place.tasks)]) != place.tasks:
-        changed.insert(0, f"the tasks were {', '.join(place.tasks)}; they are {', '.join(names) or 'none'}")
+    if list(names[: len(state.tasks)]) != state.tasks:
+        changed.insert(0, f"the tasks were {', '.join(state.tasks)}; they are {', '.join(names) or 'none'}")
     if changed:
         listed = "\n".join(f"  {line}" for line in changed)
         raise RunFolderError(
-            f"{path}: the data have changed since this run began:\n{listed}\nPut them back (a condition `where` can "
-            "leave new rows out), or choose another output=. New data are a task of their own behind the old ones; of "
-            "data without a time they go into a folder or file of their own: see `sources` in docs/going-on.md."
+            f"{path}: the data have changed since this run began:\n{listed}\nRestore them (a condition `where` can "
+            "leave new rows out), or choose another output=. New data must be a new task after the old ones. Put new "
+            "data without a time into a folder or file of their own: see `sources` in docs/going-on.md."
         )
-    added = list(names[len(place.tasks) :])
+    added = list(names[len(state.tasks) :])
     if added and not extend:
         raise RunFolderError(
-            f"{path}: this run has {len(place.tasks)} tasks, and new are "
-            f"{', '.join(added)}. To learn them too, give the same command with --extend."
+            f"{path}: this run has {len(state.tasks)} tasks; new tasks are "
+            f"{', '.join(added)}. To learn them, too, repeat the command with --extend."
         )
     return added
 
 
-def refuse_at_once(learner: Learner, path: Path) -> None:
-    """Raise `RunFolderError` for a method that learns all tasks at once: it has nothing to go on from."""
+def refuse_all_at_once(learner: Learner, path: Path) -> None:
+    """Raise `RunFolderError` for a method that learns all tasks at once: it cannot add tasks."""
     if learner.method.needs.all_tasks_at_once:
         raise RunFolderError(
             f"{path}: {learner.method.preset} learns all tasks at once, so tasks cannot be added to a finished run; "
@@ -111,23 +111,23 @@ def refuse_at_once(learner: Learner, path: Path) -> None:
 def remeasure(
     config: RunConfig,
     scenario: ListScenario,
-    place: Place,
+    state: RunState,
     recorder: RowRecorder,
     models: RowModels,
     tick: Tick,
 ) -> list[int]:
-    """Measure again every row whose model is at hand; row 0 is the backbone itself, while its weights are the same.
+    """Measure again every row whose model is available; row 0 needs only the backbone with unchanged weights.
 
     Returns:
-        The rows that could not be measured again: they have no cells for new columns, and keep those old ones that new
-        sets do not change.
+        The rows that could not be measured again. They have no cells for new columns, and lose the old cells that new
+        sets change.
     """
-    examples = recorder.carried([Example(**e) for e in place.examples])
+    examples = recorder.carried([Example(**e) for e in state.examples])
     left = []
-    for index, old in enumerate(place.rows):
-        learner = _learner_of(index, config, scenario, place, models)
+    for index, old in enumerate(state.rows):
+        learner = _learner_of(index, config, scenario, state, models)
         if learner is None:
-            place.rows[index] = _without_grown(old, scenario)
+            state.rows[index] = _drop_outgrown(old, scenario)
             left.append(index)
             continue
         learner.method.eval()
@@ -141,32 +141,32 @@ def remeasure(
             tick,
             examples,
         )
-        place.rows[index] = _with_notes(row, old).model_dump(mode="json")
-    place.examples = [e.model_dump(mode="json") for e in examples]
+        state.rows[index] = _with_notes(row, old).model_dump(mode="json")
+    state.examples = [e.model_dump(mode="json") for e in examples]
     return left
 
 
 def _learner_of(
-    row: int, config: RunConfig, scenario: ListScenario, place: Place, models: RowModels
+    row: int, config: RunConfig, scenario: ListScenario, state: RunState, models: RowModels
 ) -> Learner | None:
-    """Return the learner after a row, `None` if it is not at hand."""
+    """Return the learner after a row, `None` if it is not available."""
     kept = models.load(row) if row else None
     if row and kept is None:
         return None
     learner = learner_for(config, scenario)
     if kept is not None:
         learner.restore(*kept)
-    elif learner.method.backbone.fingerprints() != place.start:
+    elif learner.method.backbone.fingerprints() != state.start:
         return None
     return learner
 
 
-def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
-    """Leave out what was scored among fewer answers than there are now: a mean over both would be of neither.
+def _drop_outgrown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any]:
+    """Remove the cells that were scored among fewer answers than there are now: they cannot be averaged with new ones.
 
-    The set `everything` has more rows now, so all its cells go. Cells among the answers of all sets stay where the new
-    sets brought no new answer: the same classes in another month. What is `seen` or its `own` does not grow by tasks
-    that come later, nor does the retention suite.
+    The set `everything` has more rows now, so all its cells are removed. Cells of `space: all` stay if the new sets add
+    no answer, such as the same classes in another month. Cells of `seen`, `own` and the retention suite do not change
+    with later tasks.
     """
     grown = {
         s.name: {p.name for p in scenario.protocols if p.space == "all" and _has_grown(s, p, row, scenario)}
@@ -186,7 +186,7 @@ def _without_grown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any
 
 
 def _has_grown(s: EvalSet, protocol: EvalProtocol, row: dict[str, Any], scenario: ListScenario) -> bool:
-    """Whether a set has more answers on offer now than among the sets that a row was measured on."""
+    """Whether a set has more answers now than with the evaluation sets that a row was measured on."""
     then = replace(scenario, eval_sets=tuple(e for e in scenario.eval_sets if e.name in row["scores"]))
     if s.kind == "retrieval":
         pools = (each.pool(s, (), protocol) or () for each in (then, scenario))
@@ -207,19 +207,19 @@ def _with_notes(row: Row, old: dict[str, Any]) -> Row:
 
 
 def extension_message(added: Sequence[str], before: int, left: Sequence[int]) -> str:
-    """Say what was added, and what the rows before it lack."""
+    """Return a message on the added tasks, and on the cells that earlier rows lack."""
     text = f"{len(added)} new after the first {before}: {', '.join(added)}"
     if left:
         why = "its model was" if len(left) == 1 else "their models were"
         text += (
-            f"; {rows_of(left)} could not be measured again, since {why} not kept: no cells for the new columns, nor "
-            "among the answers of all sets where these became more (checkpoint.keep_rows=true keeps the "
-            "models of the rows to come)"
+            f"; {row_list(left)} could not be measured again, since {why} not kept: no cells for the new columns, "
+            "and none in `space: all` for sets with new answers (checkpoint.keep_rows=true keeps the "
+            "models of later rows)"
         )
     return text
 
 
-def rows_of(rows: Sequence[int]) -> str:
+def row_list(rows: Sequence[int]) -> str:
     """Return `row 1`, `rows 1 to 3`, or `rows 1, 3`."""
     if len(rows) == 1:
         return f"row {rows[0]}"

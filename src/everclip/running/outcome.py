@@ -1,4 +1,4 @@
-"""From where a run stands to its typed result."""
+"""Builds the typed result of a run from its state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.evaluation.measurements import TOGETHER, Measurements
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.learner.core import Learner
 from everclip.running.clock import Clock
-from everclip.running.place import Place
+from everclip.running.run_state import RunState
 from everclip.scenarios.base import ListScenario
 from everclip.training import environment
 
@@ -24,15 +24,15 @@ def build_results(
     scenario: ListScenario,
     learner: Learner,
     tasks: Sequence[Task],
-    place: Place,
+    state: RunState,
     headline: Mapping[str, str],
     status: Status,
     clock: Clock,
 ) -> Results:
-    """Return the result as it stands now."""
+    """Return the current result."""
     spec, method = scenario.spec, learner.method
     columns = [column_info(s) for s in scenario.eval_sets]
-    rows = [Row(**row) for row in place.rows]
+    rows = [Row(**row) for row in state.rows]
     measured = Measurements(rows, columns, headline, [p.model_dump() for p in spec.protocols])
     return Results(
         status=status,
@@ -54,19 +54,21 @@ def build_results(
         matrix=build_matrix(rows, columns, headline),
         together=build_together(measured),
         metrics=flat_metrics(measured) | measured.values(*TOGETHER),
-        examples=[Example(**e) for e in place.examples],
-        events=[Event(**e) for e in place.events],
-        cost=_cost(learner, place, clock),
-        provenance=_provenance(config, scenario, learner, place),
+        examples=[Example(**e) for e in state.examples],
+        events=[Event(**e) for e in state.events],
+        cost=_cost(learner, state, clock),
+        provenance=_provenance(config, scenario, learner, state),
     )
 
 
-def _cost(learner: Learner, place: Place, clock: Clock) -> dict[str, Any]:
+def _cost(learner: Learner, state: RunState, clock: Clock) -> dict[str, Any]:
     spent = environment.consumption(clock.seconds(), str(learner.accelerator.device))
-    return {**spent, "sessions": clock.sessions, "checkpoints": dict(place.checkpoints)}
+    return {**spent, "sessions": clock.sessions, "checkpoints": dict(state.checkpoints)}
 
 
-def _provenance(config: RunConfig, scenario: ListScenario, learner: Learner, place: Place) -> dict[str, Any]:
+def _provenance(
+    config: RunConfig, scenario: ListScenario, learner: Learner, state: RunState
+) -> dict[str, Any]:
     return {
         **environment.describe(str(learner.accelerator.device)),
         "processes": learner.accelerator.num_processes,
@@ -74,5 +76,5 @@ def _provenance(config: RunConfig, scenario: ListScenario, learner: Learner, pla
         "seed": config.seed,
         "data": scenario.data_fingerprints,
         "towers": learner.method.backbone.fingerprints(),
-        "towers_before": place.start,
+        "towers_before": state.start,
     }

@@ -1,4 +1,4 @@
-"""Which number format a run trains in: the one it began with, also when another machine continues it."""
+"""Chooses the number format of a run: the one it began with, also if another machine continues it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from everclip.training.processes import start_processes
 from everclip.training.run_folder import CONFIG
 
 Notes = tuple[tuple[str, str], ...]
-"""Pairs of kind and message, as results keep them under `events`."""
+"""Pairs of kind and message, for `events` in the results."""
 
 KIND = "precision"
 
 
-def settle_precision(config: RunConfig) -> tuple[RunConfig, Notes]:
-    """Replace `training.precision: auto` by a format, and say what people should know about it.
+def resolve_precision(config: RunConfig) -> tuple[RunConfig, Notes]:
+    """Replace `training.precision: auto` by a format, and return notes on it.
 
-    A run that began keeps the format of its folder's configuration, so that it stays bit-identical on a machine
-    where `auto` would take another.
+    A run that began keeps the format in its folder's configuration, so that it stays bit-identical on a machine
+    where `auto` would choose another format.
 
     Returns:
         The configuration with `fp32`, `bf16` or `fp16`, and notes.
     """
-    asked, device = config.training.precision, start_processes(config.training).device
-    here = chosen_precision(asked, device)
-    used = (_recorded(Path(config.output)) or here) if asked == "auto" else asked
+    setting, device = config.training.precision, start_processes(config.training).device
+    here = chosen_precision(setting, device)
+    used = (_recorded(Path(config.output)) or here) if setting == "auto" else setting
     notes = []
     if used != here:
         notes.append(
-            f"{used}, as this run began; auto would take {here} on this machine, and numbers of both formats "
-            "must not be mixed in one run"
+            f"{used}, as this run began; auto would choose {here} on this machine, but one run must not mix two "
+            "formats"
         )
-    elif asked == "auto" and used != "fp32":
-        notes.append(f"auto took {used} on this GPU; training.precision=fp32 rounds less and is slower")
+    elif setting == "auto" and used != "fp32":
+        notes.append(f"auto chose {used} on this GPU; training.precision=fp32 is more exact and slower")
     slow = slow_precision(used, device)
     if slow is not None:
         notes.append(slow)
@@ -44,7 +44,7 @@ def settle_precision(config: RunConfig) -> tuple[RunConfig, Notes]:
 
 
 def _recorded(folder: Path) -> str | None:
-    """Return the format in the configuration of a run's folder; `None` where no run began."""
+    """Return the format in the configuration of a run folder; `None` if no run began there."""
     file = folder / CONFIG
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""How far a run is inside a task, in steps, and the line that shows it."""
+"""The progress within a task, in steps, and its progress line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
-from everclip.running.outlook import Outlook
+from everclip.running.time_left import TimeLeft
 from everclip.training.budget import phase_steps
 from everclip.training.progress import Progress, speed
 from everclip.training.watching import Cursor, StepLog
 
 
 class TaskProgress:
-    """Shows the steps of one task.
+    """Shows the progress of one task.
 
     Args:
-        cursor: where in the task learning stands.
-        phases: of the task, in order.
-        training: the budget, which decides the steps of each phase.
+        cursor: the position of learning within the task.
+        phases: the phases of the task, in order.
+        training: its budget decides the steps of each phase.
 
     Attributes:
-        steps: name and steps of each phase, its repeats included.
+        steps: name and steps of each phase, including its repeats.
     """
 
     def __init__(self, cursor: Cursor, phases: Sequence[Phase], training: TrainingConfig) -> None:
@@ -36,23 +36,23 @@ class TaskProgress:
 
     @property
     def before(self) -> int:
-        """Steps of the phases that are over."""
+        """Steps of the finished phases."""
         return sum(steps for _, steps in self.steps[: self.cursor.phase])
 
     def inside(self, step: int) -> int:
-        """Return how many steps of the present phase are done after `step` steps of its present repeat."""
+        """Return how many steps of the current phase are done after `step` steps of its current repeat."""
         at = self.cursor.phase
         return step + (self.cursor.repeat * self._once[at] if at < len(self._once) else 0)
 
-    def show(self, log: StepLog, progress: Progress, outlook: Outlook) -> None:
+    def show(self, log: StepLog, progress: Progress, time_left: TimeLeft) -> None:
         """Show the last step and the time left."""
         done = self.inside(log.step + 1)
-        outlook.step(self.cursor.phase, done)
-        note = self._note(log, outlook.step_seconds())
-        progress.update(self.before + done, note, left=outlook.task_left(), run_left=outlook.run_left())
+        time_left.step(self.cursor.phase, done)
+        note = self._note(log, time_left.step_seconds())
+        progress.update(self.before + done, note, left=time_left.task_left(), run_left=time_left.run_left())
 
     def _note(self, log: StepLog, seconds: float | None) -> str:
-        """Return the loss if there is one, the speed, and the phase where there are several."""
+        """Return the loss if there is one, the speed, and the phase if there are several."""
         at = self.cursor.phase
         phase = self._phases[at] if at < len(self._phases) else None
         trained = phase is None or phase.optimiser is not None

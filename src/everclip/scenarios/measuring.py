@@ -97,12 +97,12 @@ def single_answer_note(s: EvalSet, tokenise: Tokenise) -> str | None:
     if s.kind == "classification":
         texts = {text: entry.name for entry in s.classes or () for text in entry.prompts()[:1]}
         keys = set(keys_by_text(tokenise, texts).values())
-        what = f"its {len(s.classes or ()):,} classes are the same text ({next(iter(texts.values()), '')!r})"
+        what = f"its {len(s.classes or ()):,} classes are one text ({next(iter(texts.values()), '')!r})"
         what = f"it has one class ({next(iter(texts.values()), '')!r})" if len(s.classes or ()) == 1 else what
     else:
         captions = [str(c) for c in s.data.column("caption")]
         keys = set(keys_by_text(tokenise, captions).values())
-        what = f"all of its {len(captions):,} captions are the same text ({captions[0][:60]!r})"
+        what = f"all of its {len(captions):,} captions are one text ({captions[0][:60]!r})"
     if len(keys) > 1:
         return None
     return f"{s.name}: {what}, so every model scores 100 % and the score says nothing"

@@ -8,7 +8,7 @@ from typing import Any
 
 from everclip.config import RunConfig
 from everclip.errors import ConfigError, did_you_mean
-from everclip.files import tell_once
+from everclip.files import warn_once
 
 
 class Trackers:
@@ -40,7 +40,7 @@ class Trackers:
                 )
                 self._open.append(tracker)
             except OSError as error:
-                tell_once(
+                warn_once(
                     name,
                     f"trackers: {name}: {folder} cannot be written ({error}); the run goes on without it",
                 )
@@ -56,7 +56,7 @@ class Trackers:
                 tracker.log(dict(values), step=step)
             except OSError as error:
                 self._open.remove(tracker)
-                tell_once(tracker.name, f"trackers: {tracker.name}: {error}; the run goes on without it")
+                warn_once(tracker.name, f"trackers: {tracker.name}: {error}; the run goes on without it")
 
     def finish(self) -> None:
         """Flush and close."""
@@ -64,7 +64,7 @@ class Trackers:
             try:
                 tracker.finish()
             except OSError as error:
-                tell_once(
+                warn_once(
                     f"{tracker.name} end",
                     f"trackers: {tracker.name}: {error}; the end of what it recorded is missing",
                 )

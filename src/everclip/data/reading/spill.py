@@ -12,7 +12,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from everclip.errors import DataError
-from everclip.files import cache_folder, tell_once
+from everclip.files import cache_folder, warn_once
 
 _Row = TypeVar("_Row")
 
@@ -61,7 +61,7 @@ def _place(folder: Path) -> tuple[int, str] | None:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(".arrow.tmp", dir=folder)
     except OSError as error:
-        tell_once(
+        warn_once(
             str(folder),
             f"{folder}: cannot be written ({error}); rows are kept in the temporary folder, and read anew the next "
             "time. Set EVERCLIP_CACHE to a folder that can be written.",
@@ -69,7 +69,7 @@ def _place(folder: Path) -> tuple[int, str] | None:
     try:
         return tempfile.mkstemp(".arrow.tmp")
     except OSError as error:
-        tell_once("temporary", f"the temporary folder cannot be written ({error}); rows stay in memory")
+        warn_once("temporary", f"the temporary folder cannot be written ({error}); rows stay in memory")
         return None
 
 

@@ -14,7 +14,7 @@ import PIL
 
 from everclip.data.pictures.images import RULES
 from everclip.data.reading.facts import Facts
-from everclip.files import cache_folder, tell_once
+from everclip.files import cache_folder, warn_once
 
 Verdict = Facts | tuple[str, str]
 """Facts of a usable picture, or (reason, detail) of another."""
@@ -95,7 +95,7 @@ class Verdicts:
                 self._file = None
 
     def _give_up(self, error: Exception) -> None:
-        tell_once(
+        warn_once(
             str(self._path),
             f"{self._path}: the memory of decoded pictures cannot be used ({error}); every picture is decoded anew. "
             "Remove the file, or point EVERCLIP_CACHE to a folder that can be written.",

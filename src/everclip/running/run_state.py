@@ -1,4 +1,4 @@
-"""Where a run stands: everything that a checkpoint must know besides the learner."""
+"""The state of a run: everything that a checkpoint stores besides the learner."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ LEARN, EVALUATE = "learn", "evaluate"
 
 
 @dataclass
-class Place:
-    """Where a run stands. `task` counts tasks; `stage` is what comes next for it (row 0 is the stage before task 0).
+class RunState:
+    """The state of a run, JSON, stored in every checkpoint under the key `place`.
 
-    Everything here is JSON and goes into every checkpoint. `tasks` are the names of the run's tasks and `parts` what
-    its numbers rest on; neither may change, but tasks may be added (`everclip.running.extending`).
+    `task` is the number of the task and `stage` what comes next for it. Task -1 is only evaluated: row 0, before
+    training. `tasks` are the names of the run's tasks, `parts` the size and hash of its data; neither may change, but
+    tasks may be added (`everclip.running.extending`). `start` holds the fingerprints of the start model.
     """
 
     task: int = -1

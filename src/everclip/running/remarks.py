@@ -1,4 +1,4 @@
-"""What a reader of a result must know about what went into it: rows set aside, columns guessed, things assumed."""
+"""Remarks on the inputs of a run, for readers of its results: rows set aside, columns guessed, assumptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everclip.methods.base import Method
 from everclip.methods.pace import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
-from everclip.running.place import Place
+from everclip.running.run_state import RunState
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.measuring import class_name_notes, same_text_notes
 
@@ -25,70 +25,70 @@ QUARANTINE = "quarantine.csv"
 def all_remarks(
     scenario: ListScenario, method: Method, tasks: Sequence[Task], notes: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Return (kind, message) of what a reader should know before the first step, `notes` of the fit last."""
+    """Return (kind, message) of all remarks that are known before the first step; `notes` come last."""
     same = same_text_notes(scenario.eval_sets, method.backbone.tokenise)
     return [
-        *remarks(scenario, method.backbone),
+        *data_remarks(scenario, method.backbone),
         *(("same names", line) for line in same),
-        *left_out(method, tasks),
+        *unused_per_task(method, tasks),
         *([] if method.batch_dependent is None else [("batch", method.batch_dependent)]),
         *notes,
     ]
 
 
-def remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, str]]:
-    """Yield (kind, message) of everything that was guessed, assumed or set aside."""
+def data_remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of guesses, assumptions and rows set aside."""
     yield from (("guessed", line) for line in scenario.guesses)
     yield from (("data", line) for line in scenario.notes)
     yield from (("assumed", line) for line in backbone.notes)
     for kind in changed_at_start(backbone.clip):
         yield (
             "start model",
-            f"{kind}: grown modules of this kind change the model before anything is learned; row 0, and what a guard "
-            "holds to, is the model with them, not the plain backbone",
+            f"{kind}: modules of this kind change the model before training; row 0 and the guard's reference are the "
+            "model with these modules, not the plain backbone",
         )
     for quarantine in scenario.quarantine:
         if quarantine.entries:
             yield (
                 "quarantine",
-                f"{quarantine.summary()}{against_published(quarantine)}; each row is in {QUARANTINE}",
+                f"{quarantine.summary()}{published_note(quarantine)}; each row is in {QUARANTINE}",
             )
 
 
-def said_at_start(scenario: ListScenario, place: Place) -> list[str]:
-    """Return lines that the plan says of the data as well, for people alone: they are no events of the run."""
-    return [] if place.rows else [f"note: names: {line}" for line in class_name_notes(scenario.eval_sets)]
+def start_notes(scenario: ListScenario, state: RunState) -> list[str]:
+    """Return notes to print at the start of a run; they are not recorded as events."""
+    return [] if state.rows else [f"note: names: {line}" for line in class_name_notes(scenario.eval_sets)]
 
 
-def left_out(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
-    """Yield (kind, message) of settings that a preset brought for tasks of other streams."""
+def unused_per_task(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) of `per_task` settings for tasks that the stream does not have."""
     names = unused(method.per_task, tasks)
     if names:
         yield (
             "per task",
-            f"method.per_task sets rates or budgets for {', '.join(names)}, and no task of this stream has such a "
-            "name; tasks without settings of their own take training.*",
+            f"method.per_task sets rates or budgets for {', '.join(names)}, but no task of this stream has such a "
+            "name; tasks without `per_task` settings use training.*",
         )
 
 
-def against_published(quarantine: Quarantine) -> str:
-    """Say what numbers on a public data set rest on, where pictures are missing that published ones rest on."""
+def published_note(quarantine: Quarantine) -> str:
+    """Return the end of a note on a public data set with missing images: whether results are comparable."""
     if not quarantine.source.startswith(PREFIX):
         return ""
     gone, rows = quarantine.sides.get("test", (0, 0))
     if gone:
-        left = f"{rows - gone:,} of its {rows:,} test pictures"
-        return f"; numbers on it rest on {left} and are not exactly the benchmark's"
+        left = f"{rows - gone:,} of its {rows:,} test images"
+        return f"; scores on it use {left} and are not exactly those of the benchmark"
     sideless = len(quarantine.entries) - sum(gone for gone, _ in quarantine.sides.values())
     if sideless:
-        return f"; sides of {sideless:,} of these rows are not known, so that test pictures may be missing"
+        return f"; the sides of {sideless:,} of these rows are not known, so test images may be missing"
     if not quarantine.counted:
-        return "; counts=noted, so that test pictures may be missing"
-    return "; all of its test pictures are measured"
+        return "; counts=noted, so test images may be missing"
+    return "; all of its test images are measured"
 
 
 def write_quarantine(scenario: ListScenario, folder: Path) -> None:
-    """Write every row that was set aside, with its reason, as `quarantine.csv`; nothing if there is none."""
+    """Write `quarantine.csv`, the rows that were set aside with their reasons, if there are any."""
     entries = [(q.source, entry) for q in scenario.quarantine for entry in q.entries]
     if not entries:
         return

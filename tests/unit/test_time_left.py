@@ -13,8 +13,8 @@ from everclip.config import TrainingConfig
 from everclip.contracts import Phase
 from everclip.errors import DivergedError
 from everclip.run import Run
-from everclip.running.outlook import Outlook
 from everclip.running.task_progress import TaskProgress
+from everclip.running.time_left import TimeLeft
 from everclip.training.progress import Pace, Progress, speed
 from everclip.training.watching import Cursor, StepLog
 
@@ -137,12 +137,12 @@ def test_what_the_caller_knows_better_is_shown() -> None:
 
 
 class Simulated:
-    """A run on a simulated machine: what it takes, what the outlook says, what was left in truth."""
+    """A run on a simulated machine: what it takes, what the time_left says, what was left in truth."""
 
     def __init__(self, sizes: list[float], steps: int, row: float, slower: Callable[[float], float]) -> None:
         self.time, self.told = Time(), list[tuple[float, float]]()
         self._slower, self._steps, self._row = slower, steps, row
-        self.outlook = Outlook(sizes, self.time)
+        self.time_left = TimeLeft(sizes, self.time)
         self.evaluate(-1)
         for task, size in enumerate(sizes):
             self.learn(task, round(steps * size))
@@ -150,27 +150,27 @@ class Simulated:
 
     def spend(self, seconds: float) -> None:
         self.time.spend(seconds * self._slower(self.time.at))
-        left = self.outlook.run_left()
+        left = self.time_left.run_left()
         if left is not None:
             self.told.append((self.time.at, left))
 
     def learn(self, task: int, steps: int) -> None:
-        self.outlook.begin_task(task, [("train", steps), ("selector", 300), ("calibrate", 20)])
+        self.time_left.begin_task(task, [("train", steps), ("selector", 300), ("calibrate", 20)])
         self.spend(5)  # frozen features
         for phase, (count, seconds) in enumerate(((steps, 1.0), (300, 0.02), (20, 0.05))):
             for done in range(1, count + 1):
                 self.spend(seconds)
-                self.outlook.step(phase, done)
+                self.time_left.step(phase, done)
         self.spend(4)  # merging
-        self.outlook.end_task()
+        self.time_left.end_task()
 
     def evaluate(self, task: int) -> None:
-        self.outlook.begin_row(task)
+        self.time_left.begin_row(task)
         for done in range(1, 11):
             self.spend(self._row / 20)
-            self.outlook.encoded(done, 10)
+            self.time_left.encoded(done, 10)
         self.spend(self._row / 2)  # texts and scores, which no picture counts
-        self.outlook.end_row()
+        self.time_left.end_row()
 
     def factors(self, after: float) -> list[float]:
         """Return what was told over what was left in truth, from some second on."""
@@ -207,31 +207,31 @@ def test_a_machine_that_stutters_gives_an_estimate_that_does_not_jump() -> None:
 
 
 def test_nothing_is_told_that_nothing_is_known_of() -> None:
-    outlook = Outlook([1.0, 1.0], time := Time())
-    assert (outlook.run_left(), outlook.row_left()) == (None, None)
-    outlook.begin_row(-1)
-    assert outlook.run_left() is None
-    outlook.end_row()
-    outlook.begin_task(0, [("train", 10)])
-    assert (outlook.task_left(), outlook.run_left()) == (None, None)
+    time_left = TimeLeft([1.0, 1.0], time := Time())
+    assert (time_left.run_left(), time_left.row_left()) == (None, None)
+    time_left.begin_row(-1)
+    assert time_left.run_left() is None
+    time_left.end_row()
+    time_left.begin_task(0, [("train", 10)])
+    assert (time_left.task_left(), time_left.run_left()) == (None, None)
     for done in (1, 2):
         time.spend(3)
-        outlook.step(0, done)
-    assert outlook.task_left() == pytest.approx(24)
+        time_left.step(0, done)
+    assert time_left.task_left() == pytest.approx(24)
 
 
 def test_a_task_that_is_gone_on_with_counts_no_time_of_other_processes() -> None:
     time = Time()
-    outlook = Outlook([1.0, 1.0], time)
-    outlook.know_rows(2, 60)
-    outlook.begin_task(0, [("train", 100)], resumed=True)
+    time_left = TimeLeft([1.0, 1.0], time)
+    time_left.use_earlier_rows(2, 60)
+    time_left.begin_task(0, [("train", 100)], resumed=True)
     for done in range(90, 101):
-        outlook.step(0, done)
+        time_left.step(0, done)
         time.spend(1)
-    assert outlook.run_left() == pytest.approx(30 + 100 + 30)
-    outlook.end_task()
-    outlook.begin_row(0)
-    assert outlook.run_left() == pytest.approx(30 + 100 + 30)
+    assert time_left.run_left() == pytest.approx(30 + 100 + 30)
+    time_left.end_task()
+    time_left.begin_row(0)
+    assert time_left.run_left() == pytest.approx(30 + 100 + 30)
 
 
 # -- a run ----------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class Recorder:
     def __init__(self) -> None:
         self.time, self.stream = Time(), io.StringIO()
         self.progress = Progress(stream=self.stream, now=self.time, every=0)
-        self.outlook = Outlook([1.0], self.time)
+        self.time_left = TimeLeft([1.0], self.time)
 
 
 def test_steps_of_later_phases_and_repeats_go_on_counting() -> None:
@@ -256,12 +256,12 @@ def test_steps_of_later_phases_and_repeats_go_on_counting() -> None:
     watcher = TaskProgress(cursor, phases, TrainingConfig(steps=1))
     assert watcher.steps == [("train", 8), ("selector", 3), ("sums", 2)]
     run.progress.start("task", watcher.total)
-    run.outlook.begin_task(0, watcher.steps)
+    run.time_left.begin_task(0, watcher.steps)
     for phase, repeat, count, seconds in ((0, 0, 4, 10.0), (0, 1, 4, 10.0), (1, 0, 3, 1.0), (2, 0, 2, 1.0)):
         cursor.phase, cursor.repeat = phase, repeat
         for step in range(count):
             run.time.spend(seconds)
-            watcher.show(StepLog(step, {}, 1.0, None, 5), run.progress, run.outlook)
+            watcher.show(StepLog(step, {}, 1.0, None, 5), run.progress, run.time_left)
     shown = [line.removeprefix("task: ").split("  ") for line in lines(run.stream)[1:]]
     assert [words[0] for words in shown] == [f"{done}/13" for done in range(1, 14)]
     assert shown[3][1:] == ["loss 0.000", "10.0 s/step", "phase 1/3 train", "1:30 left"]
