@@ -11,8 +11,8 @@ checkpoint holds, the files of the run folder, and the message of what is refuse
 
 The baseline holds hashes and key numbers. `--write` and every comparison also leave whole records in
 `runs/same_results/`; where those of the baseline are there, a difference is named down to the single value. Every bit
-counts where instruction set and libraries are those of the baseline; elsewhere numbers may differ by the tolerances
-that are printed.
+counts where processor, instruction set and libraries are those of the baseline; elsewhere numbers may differ by the
+tolerances that are printed.
 """
 
 from __future__ import annotations
@@ -71,8 +71,19 @@ def facts() -> dict[str, str]:
     import torch
 
     found = {"machine": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    found["processor"] = processor()
     installed = {entry.name.lower().replace("-", "_"): entry.version for entry in metadata.distributions()}
     return found | {name: installed.get(name, "not installed") for name in LIBRARIES}
+
+
+def processor() -> str:
+    """Return vendor, family and model of the processor: with equal instructions its kernels still round differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return " ".join(known.get(key, "?") for key in ("vendor_id", "cpu family", "model"))
 
 
 def commit() -> str:

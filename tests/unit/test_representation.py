@@ -1,5 +1,6 @@
 """Representation metrics against direct formulas, invariances and degenerate input."""
 
+import inspect
 import math
 import warnings
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from everclip.config import EvaluationConfig
 from everclip.evaluation import representation as p
 
 
@@ -294,3 +296,8 @@ def test_opposite_items_whose_cosine_rounds_below_minus_one_have_an_angle() -> N
         assert whole is not None
         upper = torch.triu_indices(600, 600, offset=1)
         assert found == pytest.approx(float(whole[upper[0], upper[1]].mean()), abs=1e-9)
+
+
+def test_a_row_is_measured_on_as_many_samples_by_default_as_runs_do() -> None:
+    asked = inspect.signature(p.measure).parameters["sample"].default
+    assert asked == EvaluationConfig().representation_samples

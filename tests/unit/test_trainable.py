@@ -217,7 +217,7 @@ def test_what_is_grown_belongs_to_its_module_alone(module: dict[str, Any], micro
         ("image-blocks:last0", "names no block"),
         ("image-blocks:1-9", "0-1"),
         ("image-block:1", "image-blocks"),
-        ("image-batchnorm", "no 'image-batchnorm'; it has .*image-blocks:0-1"),
+        ("image-batchnorm", "no 'image-batchnorm'; it has image, image-.*image-blocks:0-1"),
         ({"lora": {"ranks": 3}}, "ranks.*rank"),
         ({"lora": 3}, "expected settings"),
         ({"text": {"a": 1}}, "takes no settings"),
