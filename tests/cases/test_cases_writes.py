@@ -27,9 +27,9 @@ RUNNER = CliRunner()
 
 @pytest.fixture(autouse=True)
 def _nothing_told() -> Iterator[None]:
-    files._told.clear()
+    files._warned.clear()
     yield
-    files._told.clear()
+    files._warned.clear()
 
 
 @pytest.fixture
