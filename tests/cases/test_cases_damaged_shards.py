@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from build import encoded, tar
-from everclip.running.data_remarks import data_remarks, write_quarantine
+from everclip.running.remarks import data_remarks, write_quarantine
 
 from everclip.config import resolve_config
 from everclip.data.reading.sources import Loaded, read

@@ -10,7 +10,7 @@ from typing import Any
 import module_models as models
 import pytest
 import torch
-from everclip.running.data_remarks import data_remarks
+from everclip.running.remarks import data_remarks
 
 from everclip.errors import ConfigError
 from everclip.models import modules
