@@ -10,13 +10,13 @@ from typing import Any
 import module_models as models
 import pytest
 import torch
-from everclip.running.remarks import data_remarks
 
 from everclip.errors import ConfigError
 from everclip.models import modules
 from everclip.models.modules import grown, insert, merge_into, mergeable, remove
 from everclip.models.modules.grow import extra_cost
 from everclip.models.modules.settings import ExpertsSettings
+from everclip.running.remarks import data_remarks
 
 IDENTITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"targets": ["q", "k", "v", "out", "mlp"], "rank": 3, "alpha": 5}),
