@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,6 +160,64 @@ def test_the_shared_folder_keeps_below_its_limit_by_last_use(tmp_path: Path) -> 
     assert file in left
     assert newer[0] not in left
     assert (tmp_path / "of-the-user.safetensors").exists()
+
+
+def test_a_stop_or_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    one, said = service(shared=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        one.texts(Words().encoder, TEXTS, tick=stop)
+    assert list(tmp_path.iterdir()) == []
+
+    def full(handle: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    one.texts(Words().encoder, TEXTS)
+    assert list(tmp_path.iterdir()) == []
+    assert len(said) == 1
+
+
+def test_a_file_that_another_run_removes_at_once_or_that_gets_no_name_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = service()[0].texts(Words().encoder, TEXTS)[0]
+    rename = storage.sync_and_rename
+
+    def removed(aside: Path, path: Path) -> None:
+        rename(aside, path)
+        path.unlink()
+
+    def refused(aside: Path, path: Path) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    for failing, complaints in ((removed, 0), (refused, 1)):
+        monkeypatch.setattr(storage, "sync_and_rename", failing)
+        one, said = service(shared=tmp_path)
+        found = one.texts(Words().encoder, TEXTS)[0]
+        assert all(torch.equal(found[name], values) for name, values in whole.items())
+        assert len(said) == complaints
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_only_old_leftovers_of_killed_runs_are_removed_from_a_shared_folder(tmp_path: Path) -> None:
+    old, new = (tmp_path / f".features-text-{i}.safetensors.x.tmp" for i in (0, 1))
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    service(shared=tmp_path)[0].texts(Words().encoder, TEXTS)
+    assert not old.exists()
+    assert new.exists(), "another run may be writing it"
+
+
+def test_features_without_numbers_go_into_a_file_too(tmp_path: Path) -> None:
+    one, _ = service(shared=tmp_path)
+    found, _ = one.texts(Words(width=0).encoder, TEXTS)
+    assert found["embedding"].shape == (3, 0)
 
 
 def test_nothing_is_nothing() -> None:

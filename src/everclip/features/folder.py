@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from everclip.features.storage import InFile, Shapes, load_mapped
 from everclip.files import clear_leftovers
 
 PREFIX, ENDING = "features-", ".safetensors"
+STALE = 24 * 60 * 60
+"""Seconds without a change after which nobody is writing a file any more."""
 
 
 class FeatureFolders:
@@ -67,12 +71,15 @@ class FeatureFolders:
             except CheckpointError as error:
                 problem = str(error.__cause__ or error)
         problem = from_first(problem) if together else problem
-        if problem and not self._refused:
-            self.say(f"{path.parent}: embeddings are not kept for other runs ({problem})")
-            self._refused = True
         if problem:
+            self._refuse(path, problem)
             return None
         return file or InFile(path, shapes, together)
+
+    def _refuse(self, path: Path, problem: str) -> None:
+        if path.parent == self.shared and not self._refused:
+            self.say(f"{path.parent}: embeddings are not kept for other runs ({problem})")
+            self._refused = True
 
     def own_file(self, name: str, together: bool) -> Path:
         """Return where the run's own folder has, or takes, a file."""
@@ -93,9 +100,14 @@ class FeatureFolders:
             self.say(f"{path} is damaged; its embeddings are encoded again")
         return found
 
-    def written(self, path: Path) -> None:
-        """Keep the shared folder below its limit after `path` was written there."""
-        if self.limit is None or path.parent != self.shared or not is_first():
+    def written(self, path: Path, problem: str = "") -> None:
+        """Keep the shared folder below its limit after `path` was written there, or say why it was not."""
+        if problem:
+            self._refuse(path, problem)
+        if path.parent != self.shared or not is_first():
+            return
+        _clear_stale(path.parent)
+        if self.limit is None:
             return
         files = []
         for file in path.parent.glob(f"{PREFIX}*{ENDING}"):
@@ -122,6 +134,14 @@ class FeatureFolders:
                 if file.name not in keep:
                     file.unlink(missing_ok=True)
             clear_leftovers(self.own)
+
+
+def _clear_stale(folder: Path) -> None:
+    """Remove what a killed run left half written in a folder in which others may be writing now."""
+    for left in folder.glob(f".{PREFIX}*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                left.unlink(missing_ok=True)
 
 
 def _touch(path: Path) -> None:

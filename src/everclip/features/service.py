@@ -242,18 +242,23 @@ class FeatureService:
         parts = _Parts(count, slot[3], together)
         mine = make(parts.mine)
         sink: InMemory | InFile | None = None
-        for done in range(1, parts.rounds + 1):
-            own = next(mine) if done <= len(parts.mine) else None
-            every = gather_objects(own) if together else [own]
-            some = joined([part for part in every if part is not None])
-            sink = sink or self._sink(name, shapes_of(some, count), together)
-            sink.put(some)
-            tick(*parts.progress(done))
+        try:
+            for done in range(1, parts.rounds + 1):
+                own = next(mine) if done <= len(parts.mine) else None
+                every = gather_objects(own) if together else [own]
+                some = joined([part for part in every if part is not None])
+                sink = sink or self._sink(name, shapes_of(some, count), together)
+                sink.put(some)
+                tick(*parts.progress(done))
+        except BaseException:
+            if isinstance(sink, InFile):
+                sink.discard()
+            raise
         if sink is None:
             return {}, False
         features = sink.finish()
         if isinstance(sink, InFile):
-            self.folders.written(sink.path)
+            self.folders.written(sink.path, sink.problem)
         return features, isinstance(sink, InFile)
 
     def _sink(self, name: str, shapes: Shapes, together: bool) -> InMemory | InFile:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +75,21 @@ class InMemory:
 
 
 class InFile:
-    """Collects rows in a safetensors file, written aside and renamed; one process alone writes."""
+    """Collects rows in a safetensors file, written aside and renamed; one process alone writes.
+
+    Attributes:
+        path: the file.
+        problem: after `finish`, why the file is not in its place; empty if it is.
+    """
 
     def __init__(self, path: Path, shapes: Shapes, together: bool = True) -> None:
-        self.path, self._together, self._next = path, together, 0
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.path, self.problem, self._together, self._next = path, "", together, 0
+        # No number of a process: those of two machines, or of two containers, may be equal.
+        self._aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         self._arrays: dict[str, Any] = {}
         self._writes = not together or is_first()
         if self._writes:
-            with disk_errors(path):
+            with self._or_discard(), disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._arrays = _open(self._aside, shapes)
 
@@ -92,17 +101,51 @@ class InFile:
         self._next += count
 
     def finish(self) -> Features:
-        """Put the file in its place and map it."""
+        """Map the rows and put the file in its place; where that fails, `problem` says why, and the rows are there."""
+        found: Features | None = None
         if self._writes:
-            with disk_errors(self.path):
-                for array in self._arrays.values():
-                    array.flush()
-                self._arrays.clear()
+            # Before it has its name: from then on another run that bounds the folder may remove it.
+            found = self._mapped()
+            try:
                 sync_and_rename(self._aside, self.path)
-        if self._together:
-            from_first(True)  # nobody reads before it is written
-        found: Features = load_file(self.path)
+            except OSError as error:
+                self.problem = str(error)
+                self.discard()
+        if not self._together:
+            assert found is not None  # it wrote
+            return found
+        self.problem = from_first(self.problem)  # nobody reads before it is written
+        if not self._writes and not self.problem:
+            with contextlib.suppress(OSError, SafetensorError):
+                found = load_file(self.path)
+        if not all(gather_objects(found is not None)):
+            found = from_first(found)
+        assert found is not None  # the first process has it
         return found
+
+    def discard(self) -> None:
+        """Remove what was written aside."""
+        self._arrays.clear()
+        if self._writes:
+            with contextlib.suppress(OSError):
+                self._aside.unlink(missing_ok=True)
+
+    def _mapped(self) -> Features:
+        with self._or_discard(), disk_errors(self.path):
+            for array in self._arrays.values():
+                if isinstance(array, np.memmap):
+                    array.flush()
+            self._arrays.clear()
+            found: Features = load_file(self._aside)
+            return found
+
+    @contextlib.contextmanager
+    def _or_discard(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.discard()
+            raise
 
 
 def _open(file: Path, shapes: Shapes) -> dict[str, Any]:
