@@ -36,7 +36,7 @@ def actions() -> dict[str, Callable[[], object]]:
     pixels = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     tower, apart = tower_of(clip, "image"), task_prompts._plain
     task_prompts.insert(tower)
-    prompts = task_prompts.of(clip)
+    prompts = task_prompts.task_prompts_of(clip)
     for _ in range(TASKS):
         prompts.add(0, next(clip.parameters()))
     newest = prompts.tokens[-1]

@@ -1,7 +1,7 @@
-"""The types that the rooms hand to each other. No behaviour beyond what a type needs, and no torch at run time.
+"""The types that several layers share. No behaviour beyond what a type needs, and no torch at run time.
 
-The words are those of the documentation: a *scenario* yields *tasks*; an *evaluation set* is what one column of
-the score matrix measures; a *protocol* decides what a method may know when it is scored.
+The words are those of `docs/glossary.md`: a *scenario* yields *tasks*; an *evaluation set* is the data of one column of
+the score matrix; a *protocol* decides what a method may know when it is scored.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Order = Literal["shuffle", "cycle", "once"]
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One output column of a classifier; merging of equal names is already decided.
+    """One output column of a classifier; equal names are already merged or kept apart.
 
-    `tasks` are the tasks it belongs to, `seen` whether one of them was learned already.
+    `tasks` are the indices of its tasks; `seen` is whether one of them was already learned.
     """
 
     key: str
@@ -40,13 +40,13 @@ class ClassEntry:
     seen: bool = True
 
     def prompts(self) -> tuple[str, ...]:
-        """Return the class name put into every template."""
+        """Return every template with the class name inserted."""
         return tuple(filled(template, self.name) for template in self.templates)
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Everything a method may know at test time: its classes, and the task if the protocol tells it."""
+    """Everything that a method may know at test time: the classes, and the task if the protocol gives it."""
 
     entries: tuple[ClassEntry, ...]
     known_task: int | None = None
@@ -59,14 +59,14 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class ClassHead:
-    """A classifier that a method learned on top of its backbone, as an export writes it beside the backbone.
+    """A classifier that a method learned on top of its backbone, in the form of an export.
 
     Attributes:
-        tensors: what `head.safetensors` holds.
-        rule: what `head.json` holds: everything else that the loader needs.
+        tensors: the content of `head.safetensors`.
+        rule: the content of `head.json`: everything else that the loader needs.
         entries: the learned classes, in the order of columns.
-        answers: what the method itself answers over the learned classes: unit image embeddings `(N, D)` and unit class
-            embeddings `(C, D)` to scores `(N, C)` float64, of which the largest is the answer.
+        answers: the method's own scores over the learned classes: maps unit image embeddings `(N, D)` and unit class
+            embeddings `(C, D)` to `(N, C)` float64; the largest is the answer.
     """
 
     tensors: dict[str, Tensor]
@@ -80,14 +80,14 @@ class EvalProtocol:
     """How a set is scored.
 
     Attributes:
-        name: how results call it.
-        space: the answers on offer: the set's `own`, those `seen` up to the row, or `all` of the scenario. For
-            retrieval the same words choose the pool of candidates.
-        known_task: whether the method is told which task a test sample belongs to.
-        unseen: what a set does that was not learned yet under `space="seen"`: be scored on its `own` answers, or
-            `skip` the cell.
-        same_texts: classes or captions that the model reads as equal tokens are `one` answer, right for each of them;
-            or stay `apart`, as X-TAIL publishes it: the same word in another data set is an error.
+        name: its name in results.
+        space: the label space: the set's `own` classes, those `seen` up to the row, or `all` of the scenario. For
+            retrieval, the same words choose the pool of candidates.
+        known_task: whether the method knows the task of a test sample.
+        unseen: with `space="seen"`, a set that was not learned yet is scored on its `own` classes, or its cell is left
+            out (`skip`).
+        same_texts: classes or captions with equal tokens count as `one` answer, correct for each of them; or they stay
+            `apart`, as X-TAIL is published: then the same word in another data set is an error.
     """
 
     name: str
@@ -98,15 +98,15 @@ class EvalProtocol:
 
 
 UNNUMBERED = -1
-"""The index of a task that has no number yet: the learner gives it the next one."""
+"""The index of a task without a number; the learner assigns the next one."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unit of a stream: training data and what may be known about it.
+    """One unit of a stream: the data that are learned together, and their description.
 
-    `index` is its number in the stream, or `UNNUMBERED`. `covers` lists the tasks joined into this one, for a method
-    that learns everything at once.
+    `index` is its number in the stream, or `UNNUMBERED`. `covers` lists the tasks that were joined into this one, for a
+    method that learns everything at once.
     """
 
     index: int
@@ -121,11 +121,11 @@ class Task:
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Data that one column of the result measures.
+    """The data of one column of the result.
 
-    `task` is the index of the task it belongs to, `None` for what was known before and for the retention suite. A
-    `part` shows some of a task's data by themselves; `everything` holds the test rows of all tasks and of what was
-    known before. Neither enters anything that is computed from the score matrix.
+    `task` is the index of its task; `None` for known data and for the retention suite. A `part` measures some of a
+    task's data separately; `everything` holds the test rows of all tasks and of known data. Neither counts in metrics
+    of the score matrix.
     """
 
     name: str
@@ -138,7 +138,7 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class Source:
-    """A weighted part of a stream; shares are exact by construction, whatever the sizes."""
+    """A weighted part of a stream; shares are exact for any sizes."""
 
     table: Table
     weight: float = 1.0
@@ -146,17 +146,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Stream:
-    """Where the batches of one phase come from. Which sample stands at which place is a pure function of the seed.
+    """The source of a phase's batches. The order of samples is a pure function of the seed.
 
     Attributes:
         sources: one table, or several that are mixed by weight.
         batch_size: samples per step over all processes.
         view: `train` augments images and draws captions, `eval` does neither.
-        order: `shuffle` permutes anew each epoch, `cycle` repeats the given order, `once` stops after one pass.
-        columns: what a batch holds besides `id`: any of `image`, `tokens` and `label`; for a tower that does not train
-            `image_embedding` and `text_embedding` stand in for the first two, and `class_embedding` goes with `label`:
-            the engine encodes each sample once.
-        classes: the label space of column `label`.
+        order: `shuffle` permutes in each epoch, `cycle` repeats the given order, `once` stops after one pass.
+        columns: the columns of a batch besides `id`: any of `image`, `tokens` and `label`. For a frozen tower,
+            `image_embedding` and `text_embedding` replace the first two, and `class_embedding` is added to `label`; the
+            engine then encodes each sample only once.
+        classes: the label space of the column `label`.
     """
 
     sources: tuple[Source, ...]
@@ -192,25 +192,25 @@ class StepDecay:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training that a method declares and the engine carries out.
+    """A part of learning a task; a method declares it and the engine runs it.
 
     Attributes:
-        name: how the log and checkpoints call it.
+        name: its name in the log and in checkpoints.
         streams: stream name -> stream; every step takes one batch of each. The budget counts the stream `main`.
-        param_groups: what trains.
-        optimiser: `default` takes that of the training configuration; `adam` is Adam with coupled (L2) weight decay;
-            `None` means one pass over the streams without gradient, for closed-form methods: `forward` sees every
+        param_groups: the parameters that train.
+        optimiser: `default` is that of the training configuration; `adam` is Adam with coupled (L2) weight decay;
+            `None` means one pass over the streams without gradient, for closed-form methods: `forward` receives every
             batch and accumulates what it needs.
-        steps: number of optimiser steps; `None` = from the training budget and the size of the first source of
-            the stream `main` (so that replay costs no extra steps).
+        steps: number of optimiser steps; `None` = from the training budget and the size of the first source of the
+            stream `main` (so that replay costs no extra steps).
         epochs: passes over the first source of the stream `main`, in place of the training budget.
-        stretch: factor on the steps that a budget in epochs or samples gives; a budget in steps is kept.
+        stretch: factor on the steps of a budget in epochs or samples; a budget in steps does not change.
         lr: overrides the learning rate of the training configuration.
-        schedule: overrides its schedule (and warm-up) with steps.
-        repeats: how often the phase runs in a row (each repeat restarts its schedule).
-        guarded: whether the retention guard watches it: what trains beside the model is none of its business.
-        chooses: whether its samples decide a threshold and nothing is learned from them: they may be for validation.
-        notes: what people should know about it; the log says it once.
+        schedule: overrides its schedule and warm-up.
+        repeats: number of times that the phase runs; each repeat restarts its schedule.
+        guarded: whether the retention guard watches it; false if only parts beside the model train.
+        chooses: whether its samples only decide a threshold, so that they may be validation data.
+        notes: notes for people; the log shows each once.
     """
 
     name: str
@@ -230,7 +230,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a step stands; the only clock that a method may read."""
+    """The position of a step; the only clock that a method may use."""
 
     task: int
     phase: str
@@ -242,17 +242,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs, counted by code from the module itself.
+    """The cost of a method, counted from the module itself. Texts are for people.
 
     Attributes:
-        trainable_parameters: what trains.
-        stored_parameters, bytes: what is held now: the model and what the method keeps beside it.
-        active_parameters: what one prediction makes use of.
-        buffer_samples: samples of the past.
-        extra_per_image: what a prediction computes more than the plain model, for people.
-        growth_per_task: what a task leaves behind, for people.
-        task_parameters: how many values more are held while a task is learned; 0 inside one.
-        held_during_task: what these are, for people.
+        trainable_parameters: parameters that train.
+        stored_parameters, bytes: size of the model and of what the method stores beside it, now.
+        active_parameters: parameters that one prediction uses.
+        buffer_samples: samples in the buffer.
+        extra_per_image: a text on the computation of a prediction beyond the plain model.
+        growth_per_task: a text on what each task adds.
+        task_parameters: number of further values while a task is learned; 0 inside a task.
+        held_during_task: a text on these values.
     """
 
     trainable_parameters: int
@@ -268,13 +268,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method relies on; checked against the scenario before a run starts.
+    """The requirements of a method; checked against the scenario before a run starts.
 
     Attributes:
-        supervision: what it can learn from: `labels` (class names), `captions`, or both.
+        supervision: the supervision that it can use: `labels` (class names), `captions`, or both.
         all_tasks_at_once: whether the run joins all tasks into one (an upper bound, not a continual learner).
-        reference: which reference data it cannot do without: any of `images` and `texts`.
-        transformer: whether modules grow inside its towers, which must then be a ViT and a text transformer.
+        reference: the reference data that it needs: any of `images` and `texts`.
+        transformer: whether modules grow inside its towers, which must then be open_clip's own transformers.
     """
 
     supervision: frozenset[str] = frozenset({"labels", "captions"})
@@ -285,10 +285,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Reference:
-    """Unlabeled data that belong to no task: what a teacher is asked about.
+    """Unlabelled data of no task, for distillation.
 
     Attributes:
-        images: pictures; none of them is measured or used for validation.
+        images: images; none of them is in an evaluation set or used for validation.
         texts: distinct texts, in the order of their source.
     """
 
@@ -298,15 +298,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Past:
-    """What a method may look back on, and the training settings of the run.
+    """The earlier data that a method may use, and the training settings of the run.
 
     Attributes:
         tasks: the earlier tasks, in order.
-        base: the backbone's own training data, where the scenario has them.
+        base: the backbone's own training data, if the scenario has them.
         training: the run's training configuration (batch size, budget...).
         seed: the run's seed.
-        reference: unlabeled data, where the scenario names some.
-        embed: unit embeddings `(N, D)` of a table's pictures by the method as it is now; `None` in a plan.
+        reference: reference data, if the scenario has them.
+        embed: maps a table to unit embeddings `(N, D)` of its images by the current method; `None` in a plan.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -318,7 +318,7 @@ class Past:
 
 
 Validate = Callable[[], Mapping[str, float]]
-"""Scores the method as it is now on the validation data of everything learned so far: name -> score in [0, 1]."""
+"""Return the current method's scores on the validation data of all learned tasks: name -> score in [0, 1]."""
 
 Batch = dict[str, dict[str, Any]]
 """stream name -> column name -> values"""

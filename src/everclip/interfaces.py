@@ -1,7 +1,7 @@
-"""What the rooms ask of a method and of a scenario. No torch at run time.
+"""The protocols of methods and scenarios that other layers use. No torch at run time.
 
-`everclip.methods.base.Method` and `everclip.scenarios.base.ListScenario` have all of it. A room names the smallest
-interface that it needs, so that a reader sees what it may call.
+`everclip.methods.base.Method` and `everclip.scenarios.base.ListScenario` implement all of them. Each layer names the
+smallest protocol that it needs, so that a reader sees what it may call.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from everclip.models.backbone import Backbone
 
 Preprocess = Callable[[Any], "Tensor"]
-"""A backbone's evaluation transform: a PIL picture to pixels `(3, S, S)`. `Any`, since torchvision has no types."""
+"""A backbone's evaluation transform: a PIL image to pixels `(3, S, S)`. `Any`, because torchvision has no types."""
 
 
 class HasParameters(Protocol):
-    """A torch module, as far as its parameters go."""
+    """A torch module with parameters."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield all parameters."""
 
 
 class Encodes(HasParameters, Protocol):
-    """A module that encodes pictures and texts."""
+    """A module that encodes images and texts."""
 
     backbone: Backbone
 
@@ -48,11 +48,11 @@ class Encodes(HasParameters, Protocol):
         """Put the module into evaluation mode."""
 
     def encode_images(self, pixels: Tensor, known_task: int | None = None) -> Features:
-        """Encode images `(N, 3, H, W)`; per sample, never depending on the rest of the batch.
+        """Encode images `(N, 3, H, W)`; the result of an image must not depend on the rest of the batch.
 
         Args:
             pixels: the images.
-            known_task: the task they belong to, where a protocol tells it and the method uses it.
+            known_task: their task, if the protocol gives it and the method uses it.
         """
 
     def encode_texts(self, tokens: Tensor) -> Features:
@@ -60,28 +60,28 @@ class Encodes(HasParameters, Protocol):
 
 
 class Predictor(Encodes, Protocol):
-    """What evaluation asks of a method: encodings, class banks and scores."""
+    """A method for evaluation: encodings, class banks and scores."""
 
     notes: dict[str, Any]
 
     @property
     def uses_known_task(self) -> bool:
-        """Whether `encode_images` uses the task that a protocol tells."""
+        """Whether `encode_images` uses the known task of a protocol."""
 
     @property
     def wide(self) -> frozenset[str]:
-        """The features whose size grows with the tasks learned; evaluation scores them batch by batch."""
+        """The features whose size grows with the learned tasks; evaluation scores them batch by batch."""
 
     @property
     def batch_dependent(self) -> str | None:
-        """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
+        """Why predictions depend on the batch (under an option for a published method); `None`: they do not."""
 
     @property
     def prediction_batch(self) -> int | None:
-        """How many pictures are predicted together where `batch_dependent`; `None`: `evaluation.batch_size`."""
+        """The number of images that are predicted together if `batch_dependent`; `None`: `evaluation.batch_size`."""
 
     def encoder_keys(self) -> dict[str, str]:
-        """Return what image and text encodings depend on: one fingerprint per tower, for caches."""
+        """Return, for caches, one key per tower that covers everything that its encodings depend on."""
 
     def class_bank(self, space: LabelSpace) -> Features:
         """Return one text embedding per class entry."""
@@ -93,24 +93,24 @@ class Predictor(Encodes, Protocol):
         """Return scores `(N, C)`, one column per class entry."""
 
     def routes(self) -> tuple[str, ...]:
-        """Return the names of the routes a picture can take (feature `route`)."""
+        """Return the names of the routes that an image can take (feature `route`)."""
 
     def expert_places(self) -> tuple[str, ...]:
-        """Return the names of the layers that choose experts (feature `experts`), in order."""
+        """Return the names of the blocks that choose experts (feature `experts`), in order."""
 
 
 class Guarded(Predictor, Protocol):
-    """What the retention guard asks of a method: its weights, and a way back to earlier ones."""
+    """A method for the retention guard: its weights, and a way back to earlier ones."""
 
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of all that learning changes."""
+        """Return a copy of everything that learning changes."""
 
     def blend(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> None:
-        """Put the weights at `share` of the way from `before` to `after`, both from `weights`."""
+        """Set the weights to `(1 - share) * before + share * after`, both from `weights`."""
 
 
 class Teaches(HasParameters, Protocol):
-    """A method whose towers, or frozen teachers of it, encode a phase's data once."""
+    """A method whose towers or frozen teachers encode a phase's data once."""
 
     backbone: Backbone
 
@@ -122,7 +122,7 @@ class Teaches(HasParameters, Protocol):
 
 
 class Learnable(Guarded, Teaches, Protocol):
-    """What the engine asks of a method: phases, the training step, and the hooks around it."""
+    """A method for the engine: phases, the training step, and the hooks around it."""
 
     preset: str
 
@@ -131,34 +131,34 @@ class Learnable(Guarded, Teaches, Protocol):
         """Whether `forward` gathers the samples of all processes in phases without an optimiser."""
 
     def begin_task(self, task: Task, past: Past) -> None:
-        """Grow, freeze, copy a teacher."""
+        """Prepare for a task: grow modules, freeze, copy a teacher."""
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare what to train on; the engine owns every loop, stream and cursor."""
+        """Declare what to train on; the engine owns every loop, stream and position."""
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The training step: named losses, whose sum is trained."""
+        """Return the named losses of a training step; their sum is minimised."""
 
     def after_step(self, progress: Progress) -> None:
-        """Update running means and the like, after each optimiser step."""
+        """Update running means and similar state after each optimiser step."""
 
     def end_phase(self, task: Task, phase: Phase) -> None:
-        """Solve, switch, discard."""
+        """End a phase: solve, switch, or discard."""
 
     def end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Merge, select, fill the buffer."""
+        """End a task: merge, select, fill the buffer."""
 
 
 class MeasuredScenario(Protocol):
-    """What evaluation asks of a scenario: its sets, and what a method may know when each is scored."""
+    """A scenario for evaluation: its sets, and what a method may know when each is scored."""
 
     @property
     def eval_sets(self) -> Sequence[EvalSet]:
-        """What the columns of the score matrix measure."""
+        """The evaluation sets, one per column of the score matrix."""
 
     @property
     def protocols(self) -> Sequence[EvalProtocol]:
-        """How each set is scored."""
+        """The protocols by which each set is scored."""
 
     @property
     def shown_protocol(self) -> str:
@@ -176,11 +176,11 @@ class MeasuredScenario(Protocol):
 
 
 class WatchedScenario(Protocol):
-    """What the retention guard asks of a scenario: validation data of what must not be forgotten."""
+    """A scenario for the retention guard: validation data of abilities that must not be lost."""
 
     @property
     def eval_sets(self) -> Sequence[EvalSet]:
-        """What the columns of the score matrix measure."""
+        """The evaluation sets, one per column of the score matrix."""
 
     @property
     def base_val(self) -> Table | None:

@@ -118,7 +118,7 @@ def test_s09_a_part_of_the_weights_is_called_one(tmp_path: Path) -> None:
     source = load_file(BUILTIN / "open_clip_model.safetensors")
     part = {name: tensor for name, tensor in source.items() if not name.startswith("ln_final")}
     save_file(part, tmp_path / "part.safetensors")
-    with pytest.raises(ConfigError, match="holds a part of the model only"):
+    with pytest.raises(ConfigError, match="holds only a part of the model"):
         load_backbone(BackboneConfig(name="builtin:tiny", weights=str(tmp_path / "part.safetensors")))
 
 

@@ -87,5 +87,5 @@ def test_what_lies_beside_the_usual_file_is_said(tmp_path: Path, weights: Path) 
     assert locate(backbone).notes == ()
     write(weights, folder, "epoch_3.pt", "model.safetensors")
     assert locate(backbone).notes == (
-        "open_clip_model.safetensors is read, not what lies beside it: epoch_3.pt (backbone.weights=FILE)",
+        "open_clip_model.safetensors is read, not the checkpoints beside it: epoch_3.pt (backbone.weights=FILE)",
     )

@@ -249,7 +249,7 @@ def test_s09_what_is_missing_or_different_is_named(
         with pytest.raises(ConfigError, match=match):
             load_backbone(str(tmp_path))
 
-    reject({"model_type": "siglip"}, "only a whole CLIPModel is read")
+    reject({"model_type": "siglip"}, "it is not a whole CLIPModel")
     reject({"text_config": {**document["text_config"], "hidden_act": "relu"}}, "hidden_act is 'relu'")
     reject(
         {"text_config": {**document["text_config"], "hidden_size": "wide"}},
@@ -258,10 +258,10 @@ def test_s09_what_is_missing_or_different_is_named(
     text(tmp_path / "config.json", json.dumps(document))
     found = load_backbone(str(tmp_path))
     assert "tokenizer: no vocabulary beside the weights; CLIP's own is assumed" in found.notes
-    assert any(note.startswith("preprocessing: nothing") for note in found.notes)
+    assert any(note.startswith("preprocessing: the weights do not state") for note in found.notes)
     image = {k: v for k, v in as_transformers(model.state_dict()).items() if k.startswith("vis")}
     save_file(image, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="holds the image tower alone"):
+    with pytest.raises(ConfigError, match="holds only the image tower"):
         load_backbone(str(tmp_path))
 
 
@@ -271,10 +271,10 @@ def test_s09_shards_that_lead_out_of_the_folder_are_refused(
     folder, _ = clip_folder
     text(tmp_path / "config.json", (folder / "config.json").read_text())
     text(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    with pytest.raises(ConfigError, match="is no file beside it"):
+    with pytest.raises(ConfigError, match="is not a file in the same folder"):
         load_backbone(str(tmp_path))
     text(tmp_path / "model.safetensors.index.json", json.dumps({"weight_map": {"a": "one.safetensors"}}))
-    with pytest.raises(ConfigError, match=r"names one\.safetensors, which is not there"):
+    with pytest.raises(ConfigError, match=r"names one\.safetensors, which does not exist"):
         load_backbone(str(tmp_path))
 
 

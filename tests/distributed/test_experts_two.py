@@ -38,9 +38,9 @@ DROPPING = (
 def _picked(method: Any) -> dict[str, list[int]]:
     """Return how many of this process's samples took each expert of each block since the last step."""
     return {
-        f"backbone.clip.{name}.bank": e.picked.tolist()
+        f"backbone.clip.{name}.bank": e.new_counts.tolist()
         for name, e in experts_in(method.backbone.clip)
-        if e.picked is not None
+        if e.new_counts is not None
     }
 
 

@@ -97,7 +97,7 @@ def test_a_second_process_is_refused_and_harms_nothing(
     harness.run(config, ask)
     assert asked == [4]
     said = (tmp_path / "said").read_text()
-    assert "another process is at work in this run folder" in said
+    assert "another process uses this run folder" in said
     harness.assert_same_end(Path(config.output), expected)
 
 

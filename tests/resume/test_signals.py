@@ -27,7 +27,7 @@ def test_the_command_exits_with_75_and_continues(
     words, expected = arguments("replay", RARELY), reference("replay", RARELY)
     said = tmp_path / "said"
     assert harness.command(words, said, ("after step", 4, sign)) == 75
-    assert f"everclip: stopped by {sign.name}; what was finished before is saved" in said.read_text()
+    assert f"everclip: stopped by {sign.name}; all finished work is saved" in said.read_text()
     place = harness.newest(tmp_path / "run").state["place"]
     assert place["task"] == 1
     assert place["step"] in (4, 5)

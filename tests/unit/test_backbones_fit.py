@@ -129,7 +129,7 @@ def test_a_missing_preprocessing_is_assumed_and_said(copy: Path) -> None:
         copy,
         lambda d: d.update(preprocess_cfg={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}),
     )
-    assert "says interpolation bicubic; open_clip's defaults" in load_backbone(str(copy)).notes[0]
+    assert "do not state interpolation bicubic; open_clip's defaults" in load_backbone(str(copy)).notes[0]
 
 
 def test_a_size_that_the_tower_does_not_take_is_refused(copy: Path) -> None:
@@ -155,20 +155,20 @@ def test_another_image_size_is_interpolated_only_when_asked_for(copy: Path) -> N
     assert backbone.notes == ["image size: 16 position embeddings interpolated to 36"]
     edit(copy, lambda d: d["model_cfg"]["vision_cfg"].update(image_size=48))
     with pytest.raises(
-        ConfigError, match=r"for pictures of 32 pixels, the configuration says 48: .*image_size=48"
+        ConfigError, match=r"for images of 32 pixels, the configuration says 48: .*image_size=48"
     ):
         load_backbone(str(copy))
 
 
 def test_towers_whose_positions_are_not_interpolated_say_so(tmp_path: Path) -> None:
     folder = zoo.write(tmp_path / "resnet", zoo.MODELS["resnet"])
-    with pytest.raises(ConfigError, match=r"position embeddings .*are not interpolated"):
+    with pytest.raises(ConfigError, match=r"position embeddings .*cannot be interpolated"):
         load_backbone(BackboneConfig(name=str(folder), image_size=96))
     edit(
         folder,
         lambda d: d["model_cfg"]["vision_cfg"].update(timm_model_name="vit_tiny_patch16_224", image_size=192),
     )
-    with pytest.raises(ConfigError, match=r"made for pictures of 224, .*set backbone\.image_size=224"):
+    with pytest.raises(ConfigError, match=r"made for images of 224, .*set backbone\.image_size=224"):
         load_backbone(BackboneConfig(name=str(folder), weights="random"))
     backbone = load_backbone(BackboneConfig(name=str(folder), weights="random", image_size=224))
     assert backbone.encode_image(torch.zeros(1, 3, backbone.pixels.size, backbone.pixels.size)).shape == (
@@ -206,7 +206,7 @@ def test_a_vocabulary_that_does_not_fit_the_embedding_is_refused(copy: Path) -> 
 
 def test_weights_for_another_vocabulary_or_context_are_refused(copy: Path) -> None:
     for key, value, match in (
-        ("vocab_size", 514, r"The weights know 49408 tokens"),
+        ("vocab_size", 514, r"The vocabulary of the weights has 49408 tokens"),
         ("context_length", 20, r"The weights read 16 tokens"),
     ):
         edit(copy, lambda d, key=key, value=value: d["model_cfg"]["text_cfg"].update({key: value}))
@@ -217,7 +217,7 @@ def test_weights_for_another_vocabulary_or_context_are_refused(copy: Path) -> No
 
 def test_an_end_of_text_that_would_not_be_found_is_refused(copy: Path) -> None:
     edit(copy, lambda d: d["model_cfg"]["text_cfg"].update(pool_type="eos", eos_id=2))
-    with pytest.raises(ConfigError, match="ends a text by 49407, but the text tower looks for 2"):
+    with pytest.raises(ConfigError, match="ends a text with token 49407, but the text tower looks for 2"):
         load_backbone(str(copy))
 
 
@@ -229,7 +229,7 @@ def test_a_missing_tokenizer_says_what_is_missing_and_where(
     with pytest.raises(ConfigError) as error:
         load_backbone(str(copy))
     for part in (
-        "'org/words', which is not at hand",
+        "'org/words', which is not on this machine",
         str(copy),
         "/nowhere/models--org--words",
         "hf download org/words",
@@ -296,7 +296,7 @@ def test_nothing_in_a_file_is_executed(
     torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pt", _use_new_zipfile_serialization=not legacy)
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(Bomb()))
     for name in ("bomb.pt", "plain.bin"):
-        with pytest.raises(ConfigError, match="no checkpoint of plain tensors"):
+        with pytest.raises(ConfigError, match="not a checkpoint of plain tensors"):
             small("Small", tmp_path / name)
     assert not (tmp_path / "executed").exists()
 
@@ -319,7 +319,7 @@ def test_files_are_bounded_by_the_model_they_are_for(
     (tmp_path / "small.zip").rename(tmp_path / "bomb.bin")
     assert (tmp_path / "bomb.bin").stat().st_size < 1_000_000
     for name in ("large.safetensors", "large.pt", "bomb.bin"):
-        with pytest.raises(ConfigError, match=r"holds \d+ MB; for this model at most \d+ MB are read"):
+        with pytest.raises(ConfigError, match=r"holds \d+ MB; the limit for this model is \d+ MB"):
             small("Small", tmp_path / name)
 
 
@@ -328,7 +328,7 @@ def test_files_are_bounded_by_the_model_they_are_for(
     [
         ({}, "expected weights by name"),
         ([1, 2], "expected weights by name, found list"),
-        ({"epoch": 3, "note": "x"}, "epoch, note are no tensors"),
+        ({"epoch": 3, "note": "x"}, "epoch, note are not tensors"),
         ({"vision_model.a": torch.zeros(1)}, "transformers' layout"),
         ({"model/backbone.clip.visual.proj": torch.zeros(1)}, "checkpoint of everclip"),
         ({"text.a": torch.zeros(1)}, r"model_cfg\.custom_text: true"),
@@ -353,7 +353,7 @@ def test_damaged_files_are_clear_errors(architecture: dict[str, Any], model: Pat
         ("text.bin", b"<html>not found"),
     ):
         (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(ConfigError, match=f"{name} is no checkpoint of plain tensors"):
+        with pytest.raises(ConfigError, match=f"{name} is not a checkpoint of plain tensors"):
             small("Small", tmp_path / name)
     state["visual.proj"][0, 0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
@@ -366,7 +366,7 @@ def test_an_old_torch_does_not_read_its_own_format(
 ) -> None:
     torch.save(load_file(model / WEIGHTS), tmp_path / "x.pt")
     monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
-    with pytest.raises(ConfigError, match=r"safe from torch 2\.6 on \(found 2\.5\.1"):
+    with pytest.raises(ConfigError, match=r"safe with torch 2\.6 or newer \(found 2\.5\.1"):
         small("Small-quickgelu", tmp_path / "x.pt")
 
 

@@ -115,7 +115,7 @@ def test_rows_finds_the_samples_again(table: Make) -> None:
 def test_data_that_are_gone_are_named(table: Make) -> None:
     buffer = Buffer("all", 1, 0)
     buffer.offer("task 0", table(3))
-    with pytest.raises(CheckpointError, match="data of 'task 0' are gone"):
+    with pytest.raises(CheckpointError, match="data of 'task 0' are missing"):
         buffer.rows({})
     with pytest.raises(CheckpointError, match="1 stored samples are no longer in 'task 0'"):
         buffer.rows({"task 0": table(2)})

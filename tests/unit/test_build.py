@@ -33,7 +33,9 @@ def test_a_tower_without_blocks_is_refused_with_the_reason_and_what_fits(
 ) -> None:
     monkeypatch.setattr(build, "method_class", lambda name: Growing if name == "growing" else REAL(name))
     backbone = cast(Any, SimpleNamespace(clip=models.build(name)))
-    with pytest.raises(ConfigError, match=r"growing grows modules .*is no transformer of") as caught:
+    with pytest.raises(
+        ConfigError, match=r"growing grows modules .*is not open_clip's own transformer"
+    ) as caught:
         build.build_method(MethodConfig(name="growing"), backbone)
     assert "finetune" in str(caught.value).partition("Methods that fit: ")[2].rstrip(".").split(", ")
 

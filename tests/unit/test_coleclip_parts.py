@@ -74,7 +74,7 @@ def test_the_cost_is_said_once_a_task_has_prompts() -> None:
     task_prompts.insert(tower_of(clip, "image"), 3)
     assert task_prompts.cost(clip) == ""
     for _ in range(2):
-        task_prompts.of(clip).add(0, clip.visual.proj)
+        task_prompts.task_prompts_of(clip).add(0, clip.visual.proj)
     assert task_prompts.cost(clip) == "task prompts: 6 more tokens per image"
 
 
@@ -82,7 +82,8 @@ def with_prompts(clip: Any, tasks: int, count: int = 1) -> Tower:
     tower = tower_of(clip, "image")
     task_prompts.insert(tower, count)
     names = tuple(
-        f"visual.task_prompts.{task_prompts.of(clip).add(0, clip.logit_scale)}" for _ in range(tasks)
+        f"visual.task_prompts.{task_prompts.task_prompts_of(clip).add(0, clip.logit_scale)}"
+        for _ in range(tasks)
     )
     models.shake(clip, names)
     return tower
@@ -102,7 +103,7 @@ def test_the_picture_is_encoded_as_without_prompts_and_later_tasks_change_none(
     with torch.no_grad():
         plain = clip.encode_image(pixels)
         whole, outputs = task_prompts.encode(tower, pixels)
-        task_prompts.of(clip).tokens = task_prompts.of(clip).tokens[:2]
+        task_prompts.task_prompts_of(clip).tokens = task_prompts.task_prompts_of(clip).tokens[:2]
         fewer = task_prompts.encode(tower, pixels)[1]
         alone = task_prompts.encode(tower, pixels[:1])[1]
     assert torch.allclose(whole, plain, atol=1e-6)
@@ -123,7 +124,7 @@ def test_two_streams_and_one_masked_sequence_agree_in_values_and_gradients(
     clip = models.build("vit").requires_grad_(False)
     tower = with_prompts(clip, 3, count=2)
     pixels, _ = models.inputs(clip)
-    token = task_prompts.of(clip).tokens[2].requires_grad_(True)
+    token = task_prompts.task_prompts_of(clip).tokens[2].requires_grad_(True)
     found = []
     for plain in (True, False):
         monkeypatch.setattr(task_prompts, "_plain", lambda block, plain=plain: plain)
@@ -165,7 +166,7 @@ def test_lora_sleeps_and_leaves(model: str) -> None:
     assert lora.size(tower, new.settings) == sum(clip.get_parameter(n).numel() for n in new.parameters)  # type: ignore[arg-type]
     models.shake(clip, new.parameters)
     assert not torch.equal(models.embeddings(clip)[1], before[1])
-    with lora.asleep(clip):
+    with lora.disabled(clip):
         assert models.same(models.embeddings(clip), before)
     assert not torch.equal(models.embeddings(clip)[1], before[1])
     lora.remove(clip)
@@ -328,7 +329,7 @@ def test_prompts_start_from_the_seed_and_their_task() -> None:
     for seed in (0, 0, 1):
         clip = models.build("vit")
         task_prompts.insert(tower_of(clip, "image"), 3)
-        held = task_prompts.of(clip)
+        held = task_prompts.task_prompts_of(clip)
         assert [held.add(seed, clip.visual.proj) for _ in range(2)] == ["tokens.0", "tokens.1"]
         starts.append([tuple(value.flatten()[:3].tolist()) for value in held.tokens])
         assert all(value.shape == (3, 32) for value in held.tokens)

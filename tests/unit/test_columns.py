@@ -130,8 +130,12 @@ def test_each_picture_and_caption_is_encoded_once(
 @pytest.mark.parametrize(
     ("trainable", "training", "said"),
     [
-        (TEXT, {"augment": {"crop_min": 1.0, "ratio": 1.0}}, "training.augment draws every picture anew"),
-        (IMAGE, {"captions": {"keyword_probability": 0.5}}, "training.captions draws every caption anew"),
+        (
+            TEXT,
+            {"augment": {"crop_min": 1.0, "ratio": 1.0}},
+            "training.augment changes every image at random",
+        ),
+        (IMAGE, {"captions": {"keyword_probability": 0.5}}, "training.captions changes captions at random"),
         (IMAGE, {"captions": {"templates": ["a {}"], "template_probability": 0.5}}, "training.captions"),
         (("image", "text"), {}, None),
         (TEXT, {"cache": False, "augment": {}}, None),

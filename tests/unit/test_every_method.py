@@ -65,10 +65,10 @@ NOTES: dict[str, dict[str, Any]] = {
 """preset -> the keys that its results carry, and what their values are; the others carry none."""
 
 COPY = "a frozen copy (task-start): {whole:,}"
-START = "the weights that change, as they were (task-start): {trained:,}"
-ASKED = "an embedding of each text that a teacher is asked about"
+START = "a copy of the weights that train (task-start): {trained:,}"
+ASKED = "an embedding of each text for the teacher"
 HELD: dict[str, str] = {
-    "coleclip": "LoRA: 1,284; the rows of the task's classes, as they were",
+    "coleclip": "LoRA: 1,284; a copy of the rows of the task's classes",
     "icarl": ASKED,
     "lwf": f"{COPY}; {START}; {ASKED}",
     "lwf-vr": f"{COPY}; {START}; {ASKED}",

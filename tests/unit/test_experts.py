@@ -164,9 +164,9 @@ def test_the_experts_that_freeze_are_those_of_the_reference() -> None:
     experts = next(experts_in(clip))[1]
     for counts, wanted in zip(found["counts"], found["frozen_indices"], strict=True):
         experts.counts = counts.long()
-        assert sorted(experts.most_taken(2)) == sorted(wanted.tolist())
+        assert sorted(experts.most_used(2)) == sorted(wanted.tolist())
     experts.counts = torch.zeros(22, dtype=torch.int64)
-    assert experts.most_taken(2) == []
+    assert experts.most_used(2) == []
 
 
 # -- dispatch -------------------------------------------------------------------------------------------------

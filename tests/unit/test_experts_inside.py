@@ -145,9 +145,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="`active` experts of 1"):
         ExpertsSettings(count=1, active=2)
     clip = model()
-    with pytest.raises(ConfigError, match="two `experts` in the image tower"):
+    with pytest.raises(ConfigError, match="two entries `experts` for the image tower"):
         insert(clip, "experts", SMALL)
-    with pytest.raises(ConfigError, match=r"image tower.*no transformer of"):
+    with pytest.raises(ConfigError, match=r"image tower.*not open_clip's own transformer"):
         insert(models.build("resnet"), "experts", SMALL)
     assert sum(isinstance(m, Experts) for m in clip.modules()) == 4
 
@@ -157,14 +157,14 @@ def test_what_is_counted_in_training_is_what_evaluation_collects() -> None:
     for training in (False, True):
         clip.train(training)
         for _, experts in experts_in(clip):
-            experts.start_counting()
-            experts.picked = None
+            experts.reset_counts()
+            experts.new_counts = None
         passes: dict[Any, Pass] = {side: Pass(("0",), 1) for side in ("image", "text")}
         with passing(passes):
             models.embeddings(clip)
         if not training:
             chosen = {side: list(told.chosen) for side, told in passes.items()}
-            assert all(experts.picked is None for _, experts in experts_in(clip))
+            assert all(experts.new_counts is None for _, experts in experts_in(clip))
             continue
         for side in ("image", "text"):
             blocks = [experts for _, experts in experts_in(clip, side)]
@@ -172,13 +172,13 @@ def test_what_is_counted_in_training_is_what_evaluation_collects() -> None:
             assert passes[side].chosen == []
             for experts, taken in zip(blocks, chosen[side], strict=True):
                 assert taken.shape == (5, 2)
-                assert experts.picked is not None
-                assert experts.picked.tolist() == torch.bincount(taken.flatten(), minlength=5).tolist()
-        counted = [experts.picked for _, experts in experts_in(clip)]
+                assert experts.new_counts is not None
+                assert experts.new_counts.tolist() == torch.bincount(taken.flatten(), minlength=5).tolist()
+        counted = [experts.new_counts for _, experts in experts_in(clip)]
         for counts, times in ((False, 1), (True, 2)):
             with passing({side: Pass(("0",), 1, counts=counts) for side in passes}):
                 models.embeddings(clip)
             for (_, experts), once in zip(experts_in(clip), counted, strict=True):
                 assert once is not None
-                assert experts.picked is not None
-                assert torch.equal(experts.picked, times * once)
+                assert experts.new_counts is not None
+                assert torch.equal(experts.new_counts, times * once)

@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_work_goes_on(tmp_p
     one.texts(words.encoder, TEXTS[::-1])
     assert found["embedding"][rows].tolist() == [[len(t), ord(t[0])] for t in TEXTS]
     assert len(said) == 1
-    assert "not kept for other runs" in said[0]
+    assert "not stored for other runs" in said[0]
 
 
 def test_the_shared_folder_keeps_below_its_limit_by_last_use(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_limit_within_the_noise_is_called_so(watch: Any) -> None:
     assert note is not None
     assert note["sets"]["a"]["margin"] == pytest.approx(margin, abs=0.01)
     assert (
-        f"40 validation pictures: a share of 50.0 % is known to +-{margin:.1f} points"
+        f"40 validation images: a share of 50.0 % is only known to +-{margin:.1f} points"
         in note["sets"]["a"]["noise"]
     )
     assert [kind for kind, _ in told] == ["noisy guard"]
@@ -230,7 +230,9 @@ def test_a_limit_within_the_noise_is_called_so(watch: Any) -> None:
 def test_a_set_first_watched_late_is_called_so(watch: Any) -> None:
     guard, told = watch([a_set("a")])
     guard.begin_task(Line(a=lambda w: 0.9), 3)
-    assert told == [("late guard", "a: held to its value after 3 tasks; it was not watched before.")]
+    assert told == [
+        ("late guard", "a: compared with its score after 3 tasks, because it was not watched before.")
+    ]
 
 
 def test_other_pictures_under_the_same_name_are_measured_anew(watch: Any) -> None:
@@ -244,7 +246,9 @@ def test_other_pictures_under_the_same_name_are_measured_anew(watch: Any) -> Non
 
 
 def test_an_unknown_set_is_answered(watch: Any) -> None:
-    with pytest.raises(ConfigError, match=r"guard\.sets: 'imagnet' is no watched set.*'imagenet'"):
+    with pytest.raises(
+        ConfigError, match=r"guard\.sets: 'imagnet' is not a set that can be watched.*'imagenet'"
+    ):
         watch([a_set("imagenet")], sets=("imagnet",))
     guard, _ = watch([a_set("a"), a_set("b")], sets=("b",))
     model = Line(a=lambda w: 0.0 if w else 1.0, b=lambda w: 0.5)

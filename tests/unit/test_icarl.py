@@ -235,12 +235,12 @@ def test_the_teacher_is_the_start_model_or_that_of_the_tasks_start(begin: Callab
 def test_settings_that_do_not_go_together_are_refused_or_said(
     begin: Callable[..., Any], micro_config: Callable[..., Any]
 ) -> None:
-    with pytest.raises(ConfigError, match="`images: memory` looks at stored samples, but there are none"):
+    with pytest.raises(ConfigError, match="`images: memory` uses stored samples, but there are none"):
         begin("method.replay.kind=none")
     learner, tasks = begin("method.penalties={lwf: {images: batch}}")
     learner.learn(tasks[0])
     (phase,) = learner.plan(tasks[1])
-    assert any("no penalty looks at the stored samples" in note for note in phase.notes)
+    assert any("no penalty uses the stored samples" in note for note in phase.notes)
 
 
 def test_published_settings_are_a_preset(micro_config: Callable[..., Any]) -> None:

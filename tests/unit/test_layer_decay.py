@@ -14,7 +14,7 @@ from everclip.contracts import ParamGroup, Task
 from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
-from everclip.methods.layer_decay import depths, layered, scaled
+from everclip.methods.layer_decay import depths, scaled, with_layer_decay
 from everclip.methods.trainable import decay_groups
 from everclip.models.backbone import load_backbone
 
@@ -117,8 +117,8 @@ def test_what_is_looked_up_and_what_is_a_vector_does_not_decay() -> None:
 def test_groups_hold_every_parameter_once_at_its_rate() -> None:
     clip = vit(3, 2)
     groups = decay_groups([n for n, _ in clip.named_parameters()], clip)
-    assert layered(groups, clip, 1.0) == groups
-    found = scaled(layered(groups, clip, 0.5), 0.1)
+    assert with_layer_decay(groups, clip, 1.0) == groups
+    found = scaled(with_layer_decay(groups, clip, 0.5), 0.1)
     depth = depths(clip)
     assert sorted(n for g in found for n in g.names) == sorted(n for g in groups for n in g.names)
     fixed = {n: g.weight_decay for g in groups for n in g.names}

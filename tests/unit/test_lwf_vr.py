@@ -71,13 +71,13 @@ def test_sentences_depend_on_seed_and_task_alone() -> None:
 
 
 def test_a_tokenizer_that_does_not_say_its_ids_is_refused() -> None:
-    with pytest.raises(ConfigError, match="does not say which of its ids are words; take the penalty lwf"):
+    with pytest.raises(ConfigError, match="does not name its start, end and word ids; use the penalty lwf"):
         penalty(object())
 
 
 def test_sentences_longer_than_the_text_tower_reads_are_refused() -> None:
     penalty(Small(), length=10)
-    with pytest.raises(ConfigError, match=r"length: 11 tokens, a start and an end exceed the 12"):
+    with pytest.raises(ConfigError, match=r"length: 11 tokens with start and end exceed the 12"):
         penalty(Small(), length=11)
 
 

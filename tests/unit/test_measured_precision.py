@@ -80,7 +80,7 @@ def test_a_teacher_says_the_same_ahead_of_time_as_in_a_step(micro_config: Callab
     streams = learner.plan(task)[0].streams
     learner.engine.columns.prepare(learner.method, streams)
     table = streams["zscl"].sources[0].table
-    held = learner.engine.columns._held["image_embedding@initial", id(table)].values.numpy()
+    held = learner.engine.columns._tables["image_embedding@initial", id(table)].values.numpy()
     preprocess = learner.method.backbone.preprocess
     pixels = torch.stack([preprocess(learner.store.get(table, i)) for i in range(len(table))])
     asked = learner.method.teachers.image("initial", pixels, learner.method.backbone)

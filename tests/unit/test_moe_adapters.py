@@ -144,7 +144,7 @@ def test_twelve_tasks_change_only_what_they_may(make: Make, data: Table, one_cla
         for name, experts in experts_in(method.backbone.clip):
             assert set(kept[name]) <= set(experts.bank.frozen)
             assert len(experts.bank.frozen) <= 2 * (index + 1)
-            assert set(experts.most_taken(2)) <= set(experts.bank.frozen)
+            assert set(experts.most_used(2)) <= set(experts.bank.frozen)
             for t in TENSORS:
                 rows = list(kept[name])
                 assert torch.equal(experts.bank.whole(t)[rows], before[name][t][rows])
@@ -380,12 +380,12 @@ def test_counts_are_those_of_all_processes_and_of_shared_texts_once(
     monkeypatch.setattr(shape, "world", lambda: 2)
     monkeypatch.setattr(shape, "mean", lambda values: values)  # both processes counted the same
     for _, experts in experts_in(clip):
-        experts.picked = torch.full_like(experts.counts, 3)
+        experts.new_counts = torch.full_like(experts.counts, 3)
     shape.reduce_counts(clip, shared_texts=shared)
     for side, wanted in (("image", 6), ("text", text)):
         for _, experts in experts_in(clip, side):  # type: ignore[arg-type]
             assert experts.counts.tolist() == [wanted] * len(experts.counts)
-            assert experts.picked is None
+            assert experts.new_counts is None
 
 
 @pytest.mark.parametrize(("tower", "early"), [("both", 1), ("image", 1), ("text", 0)])

@@ -16,9 +16,9 @@ from everclip.learner import Learner
 from everclip.methods.moe_adapters.method import PREFIX, MoeAdapters, shape
 from everclip.methods.penalties.teachers import INITIAL, TASK_START
 from everclip.methods.trainable import decay_groups
-from everclip.models.exact import exactly
 from everclip.models.modules.expert_bank import TENSORS
 from everclip.models.modules.experts import experts_in
+from everclip.models.same_kernels import same_kernels_as_training
 from micro import of_classes
 
 EXPERTS = {"count": 4, "active": 2, "width": 4, "dropout": 0.0}
@@ -112,7 +112,7 @@ def test_a_teacher_answers_as_the_model_did_before_the_task_made_room(
     tokens = method.backbone.tokenise(["a class 4", "a cat"])
     for index in range(2):
         method.eval()
-        with exactly():
+        with same_kernels_as_training():
             before = method.encode_images(pixels())["embedding"], method.encode_texts(tokens)["embedding"]
         task = of_classes(data, index, 2 * index, 2 * index + 1)
         method.begin_task(task, learner.past())
@@ -140,13 +140,13 @@ def test_a_teacher_answers_as_the_model_did_before_the_task_made_room(
         }
         method.train()(batch, Progress(index, "train", 0, 0, 1, 0))
         teacher = method.teacher_of(TASK_START)  # as what is cached asks it: outside of any pass
-        with exactly():
+        with same_kernels_as_training():
             told.append((teacher.encode_image(pixels()), teacher.encode_text(tokens)))
         for image, text in told:
             assert torch.allclose(image, before[0], atol=1e-6)
             assert torch.allclose(text, before[1], atol=1e-6)
         method.eval()
-        with exactly():
+        with same_kernels_as_training():
             assert not torch.allclose(
                 method.encode_images(pixels(), index)["embedding"], before[0], atol=1e-3
             )
@@ -210,7 +210,7 @@ def test_texts_that_dropout_sent_elsewhere_are_counted_alike_in_all_processes(
         blocks = [e for _, e in experts_in(method.backbone.clip, "text")]
         picked = [torch.tensor([[3, 1, 0, 0], [1, 3, 0, 0]])[r].repeat(len(blocks)) for r in (rank, 1 - rank)]
         for experts, own in zip(blocks, torch.split(picked[0], 4), strict=True):
-            experts.picked = own
+            experts.new_counts = own
         monkeypatch.setattr(shape, "world", lambda: 2)
         monkeypatch.setattr(shape, "mean", lambda values, other=picked[1]: (values + other) / 2)
         shape.reduce_counts(method.backbone.clip, shared_texts=True)

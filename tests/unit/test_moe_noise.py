@@ -58,9 +58,9 @@ def test_a_copy_with_a_fixed_route_collects_and_counts_nothing(micro_folder: Pat
         clip.encode_image(torch.zeros(2, 3, 16, 16))
         clip.encode_text(method.backbone.tokenise(["a", "b"]))
     for experts in found:
-        assert experts.always is not None
-        assert (experts.always.routers, experts.always.same) == ((router,), experts.side == "text")
-        assert (experts.always.chosen, experts.picked) == ([], None)
+        assert experts.fixed_pass is not None
+        assert (experts.fixed_pass.routers, experts.fixed_pass.same) == ((router,), experts.side == "text")
+        assert (experts.fixed_pass.chosen, experts.new_counts) == ([], None)
     shape.fix_route(clip, None, same=True)
     assert list(experts_in(clip)) == []
 

@@ -15,7 +15,7 @@ from everclip import memory
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
-from everclip.methods.rail import room
+from everclip.methods.rail import memory_check
 from micro import of_classes
 
 
@@ -37,14 +37,14 @@ def test_more_sums_than_memory_holds_are_refused_in_words(make: Callable[..., Le
 
 
 def test_where_free_memory_is_unknown_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "available_memory", lambda: None)
-    room.require_room(16)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: None)
+    memory_check.require_memory(16)
     with pytest.raises(ConfigError, match=r"10,000,000 needs 800,000 GB"):
-        room.require_room(10_000_000)
-    monkeypatch.setattr(room, "available_memory", lambda: 8 * 16**2)
-    room.require_room(16)
+        memory_check.require_memory(10_000_000)
+    monkeypatch.setattr(memory_check, "available_memory", lambda: 8 * 16**2)
+    memory_check.require_memory(16)
     with pytest.raises(ConfigError, match="17 needs"):
-        room.require_room(17)
+        memory_check.require_memory(17)
 
 
 def test_sums_beyond_what_is_free_are_refused_before_they_are_made(
@@ -56,7 +56,7 @@ def test_sums_beyond_what_is_free_are_refused_before_they_are_made(
     monkeypatch.setattr(memory, "SHARE", tmp_path / "none")
     assert memory.available_memory() == 300 * 1024
     task = of_classes(data, 0, 0, 1)
-    with pytest.raises(ConfigError, match=r"method\.dimension: 200 needs .* which memory does not have"):
+    with pytest.raises(ConfigError, match=r"method\.dimension: 200 needs .* more than the available memory"):
         make(dimension=200).learn(task)
     make(dimension=190).learn(task)
     monkeypatch.setattr(memory, "SHARE", told.with_name("share"))
@@ -66,4 +66,4 @@ def test_sums_beyond_what_is_free_are_refused_before_they_are_made(
     assert memory.available_memory() == 300 * 1024
     monkeypatch.setattr(memory, "MEMORY", tmp_path / "none")
     with pytest.raises(ConfigError, match=r"method\.dimension: 10,000,000"):
-        room.require_room(10_000_000)
+        memory_check.require_memory(10_000_000)

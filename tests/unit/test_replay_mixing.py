@@ -34,12 +34,12 @@ def tables(micro_folder: Path) -> tuple[Table, Table]:
 
 def mix(
     tables: tuple[Table, Table], classes: Any = None, stored: bool = True, **settings: Any
-) -> replayed.Mixed:
+) -> replayed.PhaseData:
     task = Task(1, "now", tables[0], None, classes)
     given = {k: settings.pop(k) for k in ("penalties", "loss") if k in settings}
     chosen = SlotSettings(replay={"kind": "reservoir", **settings}, **given)
     past = Past((Task(0, "before", tables[1], None, EARLIER),))
-    return replayed.mixed(task, classes, tables[1] if stored else None, chosen, past)
+    return replayed.mix(task, classes, tables[1] if stored else None, chosen, past)
 
 
 def test_without_stored_samples_a_batch_is_the_tasks_own(tables: tuple[Table, Table]) -> None:
@@ -71,10 +71,10 @@ def test_what_penalties_see_of_the_stored_samples(tables: tuple[Table, Table]) -
     for use, sources in (("both", 2), ("distil", 1)):
         found = mix(tables, use=use, penalties=LOOKING)
         assert (len(found.sources), found.memory, found.notes) == (sources, tables[1], ())
-        (name, stream) = next(iter(replayed.memory_of(found, 16).items()))
+        (name, stream) = next(iter(replayed.memory_streams(found, 16).items()))
         assert (name, [s.table for s in stream.sources], stream.batch_size) == (MEMORY, [tables[1]], 16)
         assert (stream.view, stream.order, stream.columns) == ("eval", "shuffle", ("image",))
-    assert replayed.memory_of(mix(tables), 16) == {}
+    assert replayed.memory_streams(mix(tables), 16) == {}
     for use, said in (("train", ()), ("both", (replayed.UNUSED,)), ("distil", (replayed.UNUSED,))):
         found = mix(tables, use=use, penalties={"lwf": {"images": "batch"}})
         assert (found.memory, found.notes) == (None, said)
@@ -87,17 +87,15 @@ def test_classes_so_far_are_learned_together_or_captions_where_a_stored_sample_h
     again = ClassEntry(kept[0].key, kept[0].name, tasks=(1,))
     task = Task(1, "now", tables[0], None, (*CLASSES, again))
     chosen = SlotSettings(replay={"kind": "reservoir"})
-    both = replayed.mixed(
-        task, task.classes, tables[1], chosen, Past((Task(0, "old", tables[1], None, kept),))
-    )
+    both = replayed.mix(task, task.classes, tables[1], chosen, Past((Task(0, "old", tables[1], None, kept),)))
     assert both.classes is not None
     assert [entry.key for entry in both.classes] == [*(entry.key for entry in kept), "new"]
     assert both.classes[0].tasks == (0, 1)
     assert both.notes == ()
-    captions = replayed.mixed(task, task.classes, tables[1], chosen, Past())
+    captions = replayed.mix(task, task.classes, tables[1], chosen, Past())
     assert (captions.classes, captions.notes) == (None, (replayed.REPLAYED_CAPTIONS,))
     labels = SlotSettings(replay={"kind": "reservoir"}, loss="labels")
-    assert replayed.mixed(task, task.classes, tables[1], labels, Past()).classes == (*CLASSES, again)
+    assert replayed.mix(task, task.classes, tables[1], labels, Past()).classes == (*CLASSES, again)
 
 
 def test_embeddings_are_those_of_each_picture_whatever_the_blocks(

@@ -61,7 +61,7 @@ def test_nothing_trains_that_moves_what_the_selector_looks_at(
 @pytest.mark.parametrize("part", ["image-blocks:0", {"lora": {"tower": "image", "blocks": "first1"}}])
 def test_blocks_below_the_first_adapted_one_do_not_train_under_early_features(make: Make, part: Any) -> None:
     selector = {"kind": "gaussian"}
-    with pytest.raises(ConfigError, match=r"`image-blocks:0` moves the `early` features"):
+    with pytest.raises(ConfigError, match=r"`image-blocks:0` changes the `early` features"):
         make(experts={**EXPERTS, "blocks": "1"}, trainable=[part], selector=selector)
     make(trainable=[part], selector=selector)
     make(experts={**EXPERTS, "blocks": "1"}, trainable=["image-blocks:1"], selector=selector)

@@ -256,7 +256,5 @@ def test_a_covariance_that_no_shrinkage_mends_is_told_in_words() -> None:
     density.add(
         torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(4, dtype=torch.int64)
     )
-    with pytest.raises(
-        ConfigError, match=r"method\.selector\.shrinkage: 1e-18 .* 32 features from 4 pictures"
-    ):
+    with pytest.raises(ConfigError, match=r"method\.selector\.shrinkage: 1e-18 .* 32 features from 4 images"):
         density.solve(1e-18)

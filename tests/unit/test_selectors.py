@@ -24,7 +24,7 @@ from everclip.data.pictures.images import PixelFormat
 from everclip.errors import ConfigError
 from everclip.methods.selectors import gaussian
 from everclip.methods.selectors.autoencoder import Autoencoder, Network
-from everclip.methods.selectors.base import choose, quantiles, route_names
+from everclip.methods.selectors.base import choose_route, quantiles, route_names
 from everclip.methods.selectors.build import KINDS, build
 from everclip.methods.selectors.energy import Energy
 from everclip.methods.selectors.features import Convolution, Embedding, alexnet_convolutions
@@ -183,14 +183,14 @@ def _normalised(picture: torch.Tensor, torchvision: Any) -> torch.Tensor:
 
 def test_weights_that_are_not_there_or_others_are_refused(tmp_path: Path, micro_folder: Path) -> None:
     backbone = load_backbone(str(micro_folder / "model"))
-    with pytest.raises(ConfigError, match=r"none\.pth is no file.*downloads nothing"):
+    with pytest.raises(ConfigError, match=r"none\.pth does not exist.*downloads nothing"):
         build({"kind": "ddas", "weights": str(tmp_path / "none.pth")}, backbone)
     save_file({"features.0.weight": torch.zeros(3)}, tmp_path / "odd.safetensors")
     with pytest.raises(ConfigError, match=r"should be \(64, 3, 11, 11\), found \(3,\)"):
         build({"kind": "ddas", "weights": str(tmp_path / "odd.safetensors")}, backbone)
     with pytest.raises(ConfigError, match="need `weights`"):
         selector_settings("ddas")
-    with pytest.raises(ConfigError, match="leave weights out"):
+    with pytest.raises(ConfigError, match="leave out `weights`"):
         build({"kind": "autoencoder", "weights": "random"}, backbone)
     random = build({"kind": "ddas", "weights": "random"}, backbone)
     assert random is not None
@@ -315,14 +315,14 @@ def test_what_is_too_far_from_every_task_takes_the_zero_shot_route() -> None:
     raw = selector_settings("gaussian")
     assert raw is not None
     calibrated = raw.model_copy(update={"compare": "calibrated"})
-    assert choose(far, limits, calibrated).tolist() == [1, 2, 0]
+    assert choose_route(far, limits, calibrated).tolist() == [1, 2, 0]
     # By bare distance the first task wins all three, and two of them lie beyond its threshold.
-    assert choose(far, limits, raw).tolist() == [1, 0, 0]
-    assert choose(far, limits, raw.model_copy(update={"threshold": "none"})).tolist() == [1, 1, 1]
-    assert choose(far, limits, raw.model_copy(update={"threshold": 2.0})).tolist() == [1, 0, 0]
+    assert choose_route(far, limits, raw).tolist() == [1, 0, 0]
+    assert choose_route(far, limits, raw.model_copy(update={"threshold": "none"})).tolist() == [1, 1, 1]
+    assert choose_route(far, limits, raw.model_copy(update={"threshold": 2.0})).tolist() == [1, 0, 0]
     nothing = torch.full((2, 4), inf)
     for settings in (calibrated, raw.model_copy(update={"threshold": "none"})):
-        assert choose(nothing, limits, settings).tolist() == [0, 0]
+        assert choose_route(nothing, limits, settings).tolist() == [0, 0]
 
 
 def test_a_threshold_holds_its_share_of_the_held_out_pictures() -> None:
@@ -339,9 +339,9 @@ def test_a_spread_has_a_floor_in_the_size_of_the_distances() -> None:
     assert settings is not None
     limits = torch.tensor([[0.0, 0.0], [0.0, 1.5e-6], [3.0, 3.0]], dtype=torch.float64)
     far = torch.tensor([[1.0e-6, 1.2e-6, torch.inf], [1.0e-6, 1.8e-6, torch.inf]], dtype=torch.float64)
-    assert choose(far, limits, settings).tolist() == [1, 0]
+    assert choose_route(far, limits, settings).tolist() == [1, 0]
     far = torch.tensor([[0.9e-6, torch.inf, 3 + 4e-6], [1.1e-6, torch.inf, 3 + 4e-6]], dtype=torch.float64)
-    assert choose(far, limits, settings).tolist() == [0, 2]
+    assert choose_route(far, limits, settings).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("after", ["nothing", "the pass", "the end of the pass"])

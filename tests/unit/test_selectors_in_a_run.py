@@ -101,7 +101,7 @@ def test_pictures_that_decide_together_are_as_many_whatever_evaluation_encodes_a
         found.append([(row.routes, row.scores) for row in results.rows])
         said = [event.message for event in results.events if event.kind == "batch"]
         assert len(said) == 1
-        assert "3 pictures in the order of a set take one route" in said[0]
+        assert "3 images in the order of a set take one route" in said[0]
     assert found[0] == found[1]
 
 

@@ -47,7 +47,7 @@ def test_a_tower_that_names_no_end_token_takes_no_prompts() -> None:
     del clip.text.eos_id
     assert needed_tokens(clip, torch.tensor([[1, 5, 513, 0]])) is None
     with pytest.raises(
-        ConfigError, match=r"method\.trainable\.prompt: TextTransformer pools the end of a text"
+        ConfigError, match=r"method\.trainable\.prompt: TextTransformer pools the end token of a text"
     ):
         insert(clip, "prompt", {"tower": "text", "count": 2})
     other = module_models.build("custom text", True)

@@ -135,7 +135,7 @@ def test_the_bias_of_siglip_trains_under_its_loss_alone(
     backbone: Callable[[str], Backbone], task: Task
 ) -> None:
     name = "custom text, no mask, last"
-    with pytest.raises(ConfigError, match="sigmoid loss alone"):
+    with pytest.raises(ConfigError, match="learns only from the sigmoid loss"):
         build(backbone(name), "logit-bias")
     with pytest.raises(ConfigError, match=r"contrast.*logit bias"):
         build(backbone("vit"), "text", contrast="sigmoid")
@@ -213,7 +213,7 @@ def test_what_is_grown_belongs_to_its_module_alone(module: dict[str, Any], micro
     ("entry", "said"),
     [
         ("image-blocks", "needs a range"),
-        ("image-blocks:3-1", "no range"),
+        ("image-blocks:3-1", "not a range"),
         ("image-blocks:last0", "names no block"),
         ("image-blocks:1-9", "0-1"),
         ("image-block:1", "image-blocks"),
@@ -222,7 +222,7 @@ def test_what_is_grown_belongs_to_its_module_alone(module: dict[str, Any], micro
         ({"lora": 3}, "expected settings"),
         ({"text": {"a": 1}}, "takes no settings"),
         ({"lora": {}, "adapter": {}}, "one name per entry"),
-        ({"lora": {"blocks": "x"}}, "no range"),
+        ({"lora": {"blocks": "x"}}, "not a range"),
         (7, "expected the name of a part, found 7"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_process_works_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     processes._accelerator.cache_clear()
     try:
         # accelerate goes on where it was, or where its launcher said, without a word
-        with pytest.raises(ConfigError, match="already works on 'cpu'"):
+        with pytest.raises(ConfigError, match="already uses 'cpu'"):
             start_processes(TrainingConfig(steps=1, device="cuda"))
         assert start_processes(TrainingConfig(steps=1, device="auto")).device.type == "cpu"
         with pytest.raises(ConfigError, match="fp16 needs a GPU"):

@@ -83,7 +83,7 @@ def test_classes_of_the_stream_are_found_by_key_and_others_by_name() -> None:
 
 def test_which_task_owns_which_column() -> None:
     found, _ = two_tasks()
-    owned = found.owned([2, None, 0, 1], 4)
+    owned = found.membership([2, None, 0, 1], 4)
     assert owned.dtype == torch.bool
     assert owned.tolist() == [
         [False, False, False, True],

@@ -1,4 +1,4 @@
-"""Where features lie outside of memory: a folder that runs share, and a folder of the run's own."""
+"""The folders of features outside memory: one that runs share, and the run's own."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class FeatureFolders:
     """The files of a feature service.
 
     Attributes:
-        shared: folder whose files outlive the run and serve others (`evaluation.cache`), or `None`.
-        limit: bytes that the files of the shared folder may take; the least recently used ones go first.
-        own: folder of the run for what memory cannot hold; `None` = a temporary one.
-        say: is told what a user should know.
+        shared: folder whose files remain after the run and serve other runs (`evaluation.cache`); `None` without.
+        limit: largest size of the shared folder in bytes; the least recently used files are removed first.
+        own: folder of the run for features that do not fit in memory; `None` = a temporary folder.
+        say: called with notes for the user.
     """
 
     def __init__(self) -> None:
@@ -38,16 +38,16 @@ class FeatureFolders:
         self.own: Path | None = None
         self.say: Callable[[str], None] = lambda message: None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._place = Path()
-        self._refused = False
+        self._temporary_path = Path()
+        self._noted_unwritable = False
 
     def keep_in(self, own: Path | None, settings: EvaluationConfig, say: Callable[[str], None]) -> None:
-        """Keep what memory cannot hold in a run's own folder, and share files with other runs where that is set.
+        """Set the folder for features that do not fit in memory, and the shared folder if the settings name one.
 
         Args:
-            own: folder of the run; its files go with the task.
-            settings: `cache` names the shared folder, `cache_gib` bounds it.
-            say: is told what a user should know.
+            own: folder of the run; its files are removed after the task.
+            settings: `cache` names the shared folder, `cache_gib` limits its size.
+            say: called with notes for the user.
         """
         self.own, self.say = own, say
         self.shared = None if settings.cache is None else Path(settings.cache)
@@ -55,15 +55,15 @@ class FeatureFolders:
 
     @staticmethod
     def file_of(side: str, name: str, inputs: str, block: int, key: str) -> str:
-        """Return the name of the file that holds the features of these inputs by this encoder."""
+        """Return the name of the file for the features of some inputs by an encoder."""
         return f"{PREFIX}{side}-{key_of(side, name, inputs, block, key):032x}{ENDING}"
 
     def shared_file(self, name: str) -> Path | None:
-        """Return where the shared folder has, or takes, a file; `None` if there is no such folder."""
+        """Return the path of a file in the shared folder; `None` if there is no such folder."""
         return None if self.shared is None else self.shared / name
 
     def open_shared(self, path: Path, shapes: Shapes, together: bool) -> InFile | None:
-        """Return what writes a file of the shared folder; `None` if it cannot be written, which is said once."""
+        """Return the writer of a file in the shared folder; `None`, with a single note, if it cannot be written."""
         problem, file = "", None
         if not together or is_first():
             try:
@@ -72,38 +72,39 @@ class FeatureFolders:
                 problem = str(error.__cause__ or error)
         problem = from_first(problem) if together else problem
         if problem:
-            self._refuse(path, problem)
+            self._note_unwritable(path, problem)
             return None
         return file or InFile(path, shapes, together)
 
-    def _refuse(self, path: Path, problem: str) -> None:
-        if path.parent == self.shared and not self._refused:
-            self.say(f"{path.parent}: embeddings are not kept for other runs ({problem})")
-            self._refused = True
+    def _note_unwritable(self, path: Path, problem: str) -> None:
+        if path.parent == self.shared and not self._noted_unwritable:
+            self.say(f"{path.parent}: embeddings are not stored for other runs ({problem})")
+            self._noted_unwritable = True
 
     def own_file(self, name: str, together: bool) -> Path:
-        """Return where the run's own folder has, or takes, a file."""
+        """Return the path of a file in the run's own folder."""
         if self.own is not None:
             return self.own / name
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="everclip-features-")
-            # The first process writes, all read: each in a folder of its own would find nothing.
-            self._place = Path(from_first(self._temporary.name) if together else self._temporary.name)
-        return self._place / name
+            # The first process writes and all read, so all must use its folder.
+            shared_name = from_first(self._temporary.name) if together else self._temporary.name
+            self._temporary_path = Path(shared_name)
+        return self._temporary_path / name
 
     def stored(self, path: Path, count: int, together: bool) -> Features | None:
-        """Return the features of a file, mapped; `None` if it is missing or damaged."""
-        found = load_mapped(path, count, together)
-        if found is not None:
+        """Return the features of a file, memory-mapped; `None` if it is missing or damaged."""
+        features = load_mapped(path, count, together)
+        if features is not None:
             _touch(path)
         elif path.is_file() and (not together or is_first()):
             self.say(f"{path} is damaged; its embeddings are encoded again")
-        return found
+        return features
 
-    def written(self, path: Path, problem: str = "") -> None:
-        """Keep the shared folder below its limit after `path` was written there, or say why it was not."""
+    def after_write(self, path: Path, problem: str = "") -> None:
+        """Keep the shared folder below its limit after a write to `path`, or note the problem of the write."""
         if problem:
-            self._refuse(path, problem)
+            self._note_unwritable(path, problem)
         if path.parent != self.shared or not is_first():
             return
         _clear_stale(path.parent)
@@ -116,17 +117,17 @@ class FeatureFolders:
             except OSError:
                 continue  # another run removed it
         total = sum(size for _, size, _ in files)
-        for _, size, file in sorted(files, key=lambda found: found[0]):
+        for _, size, file in sorted(files, key=lambda entry: entry[0]):
             if total <= self.limit:
                 break
             if file != path:
-                # Who has mapped it keeps its pages.
+                # Processes that have mapped the file keep its pages.
                 file.unlink(missing_ok=True)
                 total -= size
 
     def clear(self, keep: Collection[str]) -> None:
-        """Remove the run's own files but for those that are still used."""
-        if self._temporary is not None and not any((self._place / name).is_file() for name in keep):
+        """Remove the run's own files, except those in `keep`."""
+        if self._temporary is not None and not any((self._temporary_path / name).is_file() for name in keep):
             self._temporary.cleanup()
             self._temporary = None
         if is_first() and self.own is not None and self.own.is_dir():
@@ -137,7 +138,7 @@ class FeatureFolders:
 
 
 def _clear_stale(folder: Path) -> None:
-    """Remove what a killed run left half written in a folder in which others may be writing now."""
+    """Remove old temporary files of killed runs; other runs may be writing newer ones."""
     for left in folder.glob(f".{PREFIX}*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > STALE:
@@ -149,4 +150,4 @@ def _touch(path: Path) -> None:
     try:
         os.utime(path)
     except OSError:
-        return  # a folder that is only read: its order of use is nobody's concern
+        return  # a read-only folder: nothing is removed there, so the time of use does not matter

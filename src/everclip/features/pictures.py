@@ -1,4 +1,4 @@
-"""Pictures of tables, in an order, with a key of their contents."""
+"""Ordered lists of images from tables, with a key of their contents."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from everclip.data.table import Table
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in an order.
+    """An ordered list of images.
 
     Attributes:
-        places: table and row of each.
-        key: equal keys, equal contents in the same order.
+        rows: table and row of each image.
+        key: a hash of the contents in their order.
     """
 
-    places: Sequence[tuple[Table, int]]
+    rows: Sequence[tuple[Table, int]]
     key: str
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
     @classmethod
     def of(cls, table: Table) -> Pictures:
-        """Return all pictures of a table, in its order."""
+        """Return all images of a table, in its order."""
         return cls([(table, row) for row in range(len(table))], table.fingerprint)
 
     @classmethod
     def distinct(cls, tables: Sequence[Table]) -> tuple[Pictures, list[torch.Tensor]]:
-        """Return the different pictures of several tables, by content, in order of first appearance.
+        """Return the images of several tables with distinct contents, in order of first appearance.
 
         Returns:
-            The pictures, and for each table the positions `(N,)` int64 of its pictures among them.
+            The images, and for each table the positions `(N,)` int64 of its images among them.
         """
         index: dict[str, int] = {}
-        places: list[tuple[Table, int]] = []
-        rows = []
+        rows: list[tuple[Table, int]] = []
+        positions = []
         for table in tables:
             contents = table.contents()
-            for position, content in enumerate(contents):
+            for row, content in enumerate(contents):
                 if content not in index:
-                    index[content] = len(places)
-                    places.append((table, position))
-            rows.append(torch.tensor([index[content] for content in contents], dtype=torch.int64))
-        return cls(places, f"{key_of(*index):032x}"), rows
+                    index[content] = len(rows)
+                    rows.append((table, row))
+            positions.append(torch.tensor([index[content] for content in contents], dtype=torch.int64))
+        return cls(rows, f"{key_of(*index):032x}"), positions
 
-    def select(self, rows: torch.Tensor) -> Pictures:
-        """Return the pictures at `rows`."""
-        chosen = rows.tolist()
+    def select(self, positions: torch.Tensor) -> Pictures:
+        """Return the images at `positions`."""
+        chosen = positions.tolist()
         if chosen == list(range(len(self))):
             return self
-        return Pictures([self.places[row] for row in chosen], f"{key_of(self.key, *chosen):032x}")
+        return Pictures([self.rows[i] for i in chosen], f"{key_of(self.key, *chosen):032x}")

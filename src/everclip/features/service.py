@@ -1,9 +1,9 @@
-"""The feature service: the one place that runs pictures and texts through a model, and the one cache of the answers.
+"""The feature service: the only place that runs images and texts through a model, and the only cache of features.
 
-Evaluation, validation, the retention guard, frozen towers, replay and `Learner.encode` all ask here. What is kept is
-found again by the fingerprint of the tower, the contents that were encoded, in their order, and how they were prepared.
-A list is always encoded in its own order, in blocks of a fixed size, whatever was encoded before and however many
-processes share the work: a resumed run sees the same bits.
+Evaluation, validation, the retention guard, frozen towers, replay and `Learner.encode` use it. The keys of the cache
+are the fingerprint of the tower, the encoded contents in their order, and the preprocessing. A list is always encoded
+in its own order, in blocks of a fixed size, whatever was encoded before and however many processes share the work.
+Therefore a resumed run gets the same bits.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from everclip.features.storage import InFile, InMemory, Shapes, shapes_of, size_
 from everclip.interfaces import Predictor
 
 MEMORY = 2**30
-"""Bytes of features that are kept in memory; what exceeds them lies in a file and is mapped."""
+"""Bytes of features in memory; features beyond this are in a file and memory-mapped."""
 
 BANKS = 2**28
-"""Bytes of class banks that are kept."""
+"""Bytes of class banks in memory."""
 
 Tick = Callable[[int, int], None]
-"""Is called with (done, total); may raise to stop."""
+"""A function that is called with (done, total); may raise to stop."""
 
 Slot = tuple[str, str, str, int]
-"""Side, who answers, key of the inputs, block size: newer features of a slot replace older ones."""
+"""Side, name of the encoder, key of the inputs, block size: new features of a slot replace older ones."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Features of a slot, under the encoder whose key is `key`; mapped ones take no memory."""
+    """Features of a slot by the encoder with the key `key`; mapped features take no memory."""
 
     key: str
     features: Features
@@ -53,17 +53,17 @@ class _Entry:
 
 
 class FeatureService:
-    """Encodes pictures and texts, each list once as long as nothing changes that its features depend on.
+    """Encode images and texts, each list only once until something changes that its features depend on.
 
     Args:
-        store: decoded pictures.
-        workers: threads that decode pictures, one block ahead; 0 = when a block is needed.
-        memory: bytes of features in memory; the least recently used go first, and what does not fit
-            lies in a file.
+        store: decodes and caches images.
+        workers: threads that decode images, one block ahead; 0 = when a block is needed.
+        memory: bytes of features in memory; the least recently used are removed first, and features that do not fit
+            are written to a file.
 
     Attributes:
-        folders: where features lie outside of memory.
-        encoded: how many pictures this process has run through an image tower.
+        folders: the folders of features outside memory.
+        encoded: the number of images that this process has encoded.
     """
 
     def __init__(self, store: ImageStore, workers: int = 0, memory: int = MEMORY) -> None:
@@ -73,7 +73,7 @@ class FeatureService:
         self._entries: OrderedDict[Slot, _Entry] = OrderedDict()
         self._banks: OrderedDict[tuple[str, LabelSpace], Features] = OrderedDict()
 
-    # -- asking -----------------------------------------------------------------------------------------------
+    # -- features ---------------------------------------------------------------------------------------------
 
     def images(
         self,
@@ -85,21 +85,21 @@ class FeatureService:
         together: bool = True,
         pinned: bool = False,
     ) -> Features:
-        """Return the features of pictures `(N, ...)`, float32 on the CPU; not to be changed in place.
+        """Return the features of images `(N, ...)`, float32 on the CPU; do not change them in place.
 
         Args:
-            encoder: of pictures.
-            pictures: what is encoded.
-            block: pictures at a time.
-            tick: is told how many pictures are encoded.
-            together: whether all processes ask, at the same place; they share the work. Else this one works alone.
-            pinned: keep them until `release`, whatever else is asked for.
+            encoder: encodes images.
+            images: the images.
+            block: images per block.
+            tick: called with the number of encoded images.
+            together: whether all processes make the same call and share the work; else this one works alone.
+            pinned: keep the features until `release`, even if memory is needed.
         """
 
         def make(mine: Sequence[range]) -> Iterator[Features]:
-            return self._encoded(encoder, pictures, mine)
+            return self._encode(encoder, pictures, mine)
 
-        return self._kept(encoder, pictures.key, len(pictures), block, make, tick, together, pinned)
+        return self._cached(encoder, pictures.key, len(pictures), block, make, tick, together, pinned)
 
     def texts(
         self,
@@ -110,31 +110,31 @@ class FeatureService:
         together: bool = True,
         pinned: bool = False,
     ) -> tuple[Features, torch.Tensor]:
-        """Return the features of the different texts, and for each text its row among them `(N,)` int64.
+        """Return the features of the distinct texts, and for each text its row among them `(N,)` int64.
 
         Args:
-            encoder: of texts.
-            texts: what is encoded, equal ones once.
+            encoder: encodes texts.
+            texts: the texts; each distinct one is encoded once.
             tick, together, pinned: as in `images`.
         """
         index = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         unique = list(index)
-        # The same texts are other tokens to another tokenizer.
-        read = encoder.prepare(unique[:8]).tolist() if unique else []
+        # Part of the key, because another tokenizer gives other tokens.
+        some_tokens = encoder.prepare(unique[:8]).tolist() if unique else []
 
         def make(mine: Sequence[range]) -> Iterator[Features]:
             return (encoder.encode(encoder.prepare(unique[part.start : part.stop])) for part in mine)
 
-        key = f"{key_of(read, *unique):032x}"
-        found = self._kept(encoder, key, len(unique), BLOCK, make, tick, together, pinned)
-        return found, torch.tensor([index[text] for text in texts], dtype=torch.int64)
+        key = f"{key_of(some_tokens, *unique):032x}"
+        features = self._cached(encoder, key, len(unique), BLOCK, make, tick, together, pinned)
+        return features, torch.tensor([index[text] for text in texts], dtype=torch.int64)
 
     def bank(self, method: Predictor, key: str, space: LabelSpace) -> Features:
-        """Return a method's class bank, made once per label space as long as its text tower stays.
+        """Return a method's class bank, computed once per label space until its text tower changes.
 
         Args:
             method: in evaluation mode.
-            key: of its text tower (`method.encoder_keys()`).
+            key: the key of its text tower (`method.encoder_keys()`).
             space: the classes.
         """
         if any(known != key for known, _ in self._banks):
@@ -143,10 +143,10 @@ class FeatureService:
             with measuring(method):
                 self._banks[key, space] = method.class_bank(space)
         self._banks.move_to_end((key, space))
-        found = self._banks[key, space]
+        bank = self._banks[key, space]
         while len(self._banks) > 1 and sum(map(_bytes, self._banks.values())) > BANKS:
             self._banks.popitem(last=False)
-        return found
+        return bank
 
     def reduced(
         self,
@@ -158,16 +158,16 @@ class FeatureService:
         tick: Tick = lambda done, total: None,
         together: bool = True,
     ) -> Features:
-        """Return what `reduce` keeps of each block, for features that are too wide to be held; nothing is kept here.
+        """Return the reduced features of all blocks, for features that are too large to store; nothing is cached.
 
         Args:
-            encoder, pictures, block, tick, together: as in `images`.
-            reduce: given the features of a block, and which of the pictures it is; may leave features out.
+            encoder, images, block, tick, together: as in `images`.
+            reduce: maps the features of a block, and the range of its images, to smaller features.
         """
         parts = _Parts(len(pictures), block, together)
-        found = self._encoded(encoder, pictures, parts.mine)
+        blocks = self._encode(encoder, pictures, parts.mine)
         local = {}
-        for done, (part, features) in enumerate(zip(parts.mine, found, strict=True), start=1):
+        for done, (part, features) in enumerate(zip(parts.mine, blocks, strict=True), start=1):
             local[part.start] = reduce(features, part)
             tick(*parts.progress(done))
         every = gather_objects(local) if together else [local]
@@ -175,9 +175,9 @@ class FeatureService:
         return joined([whole[start] for start in sorted(whole)])
 
     def now(
-        self, encoder: Encoder, inputs: Iterable[torch.Tensor], reduce: Reduce = lambda found: found
+        self, encoder: Encoder, inputs: Iterable[torch.Tensor], reduce: Reduce = lambda features: features
     ) -> Features:
-        """Return the features of blocks of pixels or token ids by this process alone; nothing is kept."""
+        """Return the features of blocks of pixels or token ids, computed by this process alone; nothing is cached."""
         return joined([reduce(encoder.encode(block)) for block in inputs])
 
     def held(self) -> dict[Slot, int]:
@@ -185,24 +185,24 @@ class FeatureService:
         return {slot: entry.bytes for slot, entry in self._entries.items()}
 
     def release(self, keep: Callable[[str], bool] = lambda name: False) -> None:
-        """Forget pinned features and the run's own files, but for those of whom `keep` says so by name."""
+        """Discard pinned features and the run's own files, except those of encoders for whose name `keep` is true."""
         for slot, entry in list(self._entries.items()):
             if entry.pinned and not keep(slot[1]):
                 del self._entries[slot]
-        held = {
+        in_use = {
             self.folders.file_of(*slot, entry.key) for slot, entry in self._entries.items() if entry.mapped
         }
-        self.folders.clear(held)
+        self.folders.clear(in_use)
 
     def close(self) -> None:
-        """Forget everything and remove the run's own files; files that runs share stay."""
+        """Discard everything and remove the run's own files; shared files stay."""
         self._entries.clear()
         self._banks.clear()
         self.folders.clear(())
 
-    # -- keeping ----------------------------------------------------------------------------------------------
+    # -- cache ------------------------------------------------------------------------------------------------
 
-    def _kept(
+    def _cached(
         self,
         encoder: Encoder,
         inputs: str,
@@ -213,11 +213,12 @@ class FeatureService:
         together: bool,
         pinned: bool,
     ) -> Features:
+        """Return features from memory, else by `_load_or_encode`."""
         slot = (encoder.side, encoder.name, inputs, block)
         entry = self._entries.get(slot)
         if entry is None or entry.key != encoder.key:
             self._entries.pop(slot, None)
-            features, mapped = self._found(slot, encoder.key, count, make, tick, together)
+            features, mapped = self._load_or_encode(slot, encoder.key, count, make, tick, together)
             entry = self._entries[slot] = _Entry(encoder.key, features, mapped, pinned)
             self._make_room(0)
         elif pinned and not entry.pinned:
@@ -225,7 +226,7 @@ class FeatureService:
         self._entries.move_to_end(slot)
         return entry.features
 
-    def _found(
+    def _load_or_encode(
         self,
         slot: Slot,
         key: str,
@@ -234,11 +235,11 @@ class FeatureService:
         tick: Tick,
         together: bool,
     ) -> tuple[Features, bool]:
-        """Return features and whether they are mapped: from the shared folder, or encoded by all processes together."""
+        """Return features, and whether they are mapped: from the shared folder, or encoded by all processes."""
         name = self.folders.file_of(*slot, key)
         path = self.folders.shared_file(name)
-        if path is not None and (found := self.folders.stored(path, count, together)) is not None:
-            return found, True
+        if path is not None and (stored := self.folders.stored(path, count, together)) is not None:
+            return stored, True
         parts = _Parts(count, slot[3], together)
         mine = make(parts.mine)
         sink: InMemory | InFile | None = None
@@ -258,11 +259,11 @@ class FeatureService:
             return {}, False
         features = sink.finish()
         if isinstance(sink, InFile):
-            self.folders.written(sink.path, sink.problem)
+            self.folders.after_write(sink.path, sink.problem)
         return features, isinstance(sink, InFile)
 
     def _sink(self, name: str, shapes: Shapes, together: bool) -> InMemory | InFile:
-        """Return what collects features: a shared file, else memory, else a file of the run's own."""
+        """Return the collector of features: a shared file, else memory, else a file of the run."""
         path = self.folders.shared_file(name)
         if path is not None and (file := self.folders.open_shared(path, shapes, together)) is not None:
             return file
@@ -271,7 +272,7 @@ class FeatureService:
         return InFile(self.folders.own_file(name, together), shapes, together)
 
     def _make_room(self, more: int) -> bool:
-        """Forget the least recently used features until `more` bytes fit; return whether they do."""
+        """Discard the least recently used features until `more` bytes fit; return whether they do."""
         left = self.memory - more - sum(entry.bytes for entry in self._entries.values())
         for slot, entry in list(self._entries.items()):
             if left >= 0:
@@ -283,30 +284,30 @@ class FeatureService:
 
     # -- encoding ---------------------------------------------------------------------------------------------
 
-    def _encoded(self, encoder: Encoder, pictures: Pictures, mine: Sequence[range]) -> Iterator[Features]:
-        def pixels(row: int) -> torch.Tensor:
-            made: torch.Tensor = encoder.prepare(self.store.get(*pictures.places[row]))
-            return made
+    def _encode(self, encoder: Encoder, pictures: Pictures, mine: Sequence[range]) -> Iterator[Features]:
+        def pixels_of(position: int) -> torch.Tensor:
+            pixels: torch.Tensor = encoder.prepare(self.store.get(*pictures.rows[position]))
+            return pixels
 
-        for block in decoded(mine, pixels, self.workers):
+        for block in decoded(mine, pixels_of, self.workers):
             features = encoder.encode(block)
             self.encoded += len(block)
             yield features
 
 
 class _Parts:
-    """The blocks of a list: which are this process's, and how far all processes are."""
+    """The division of a list into blocks: those of this process, and the progress of all processes."""
 
     def __init__(self, count: int, block: int, together: bool) -> None:
         self._count, self._block = count, block
         self._world = world() if together else 1
         starts = range(0, count, block)
-        own = starts[(rank() if together else 0) :: self._world]
-        self.mine = [range(start, min(start + block, count)) for start in own]
+        my_starts = starts[(rank() if together else 0) :: self._world]
+        self.mine = [range(start, min(start + block, count)) for start in my_starts]
         self.rounds = -(-len(starts) // self._world)
 
     def progress(self, rounds: int) -> tuple[int, int]:
-        """Return how many inputs are encoded after some rounds, and how many there are."""
+        """Return the number of inputs that are encoded after some rounds, and the number of all."""
         return min(self._count, rounds * self._block * self._world), self._count
 
 

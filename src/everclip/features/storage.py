@@ -1,4 +1,4 @@
-"""Features in memory, or in safetensors files that are there whole or not at all and are mapped instead of read."""
+"""Features in memory, or in safetensors files that are written atomically and memory-mapped."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def shapes_of(block: Features, count: int) -> Shapes:
 
 
 def size_of(shapes: Shapes) -> int:
-    """Return how many bytes float32 features of these shapes take."""
+    """Return the size in bytes of float32 features of these shapes."""
     return sum(4 * math.prod(shape) for shape in shapes.values())
 
 
 def load_mapped(path: Path, count: int, together: bool = True) -> Features | None:
-    """Map features of `count` rows from a file; `None` if it is missing, damaged, or of another length.
+    """Map features of `count` rows from a file; return `None` if it is missing, damaged, or of another length.
 
     Args:
         path: the file.
-        count: the rows that it must have.
-        together: whether all processes ask, at the same place: one that cannot read it has all do without.
+        count: the number of rows that it must have.
+        together: whether all processes make the same call; if one cannot read the file, all return `None`.
     """
-    found = _read(path, count)
-    return found if not together or all(gather_objects(found is not None)) else None
+    features = _read(path, count)
+    return features if not together or all(gather_objects(features is not None)) else None
 
 
 def _read(path: Path, count: int) -> Features | None:
     try:
-        found: Features = load_file(path)
+        features: Features = load_file(path)
     except (OSError, SafetensorError):
         return None
-    fits = all(len(values) == count and values.dtype == torch.float32 for values in found.values())
-    return found if found and fits else None
+    fits = all(len(values) == count and values.dtype == torch.float32 for values in features.values())
+    return features if features and fits else None
 
 
 class InMemory:
-    """Collects rows in tensors."""
+    """Collect rows in tensors."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._features = {name: torch.empty(shape) for name, shape in shapes.items()}
@@ -75,16 +75,16 @@ class InMemory:
 
 
 class InFile:
-    """Collects rows in a safetensors file, written aside and renamed; one process alone writes.
+    """Collect rows in a safetensors file, written under a temporary name and renamed; only one process writes.
 
     Attributes:
         path: the file.
-        problem: after `finish`, why the file is not in its place; empty if it is.
+        problem: after `finish`, why the file could not be renamed; empty if it was.
     """
 
     def __init__(self, path: Path, shapes: Shapes, together: bool = True) -> None:
         self.path, self.problem, self._together, self._next = path, "", together, 0
-        # No number of a process: those of two machines, or of two containers, may be equal.
+        # Not the process number, which may be equal on two machines or in two containers.
         self._aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         self._arrays: dict[str, Any] = {}
         self._writes = not together or is_first()
@@ -101,30 +101,30 @@ class InFile:
         self._next += count
 
     def finish(self) -> Features:
-        """Map the rows and put the file in its place; where that fails, `problem` says why, and the rows are there."""
-        found: Features | None = None
+        """Map the rows and rename the file to its final name; if renaming fails, set `problem` and return the rows."""
+        features: Features | None = None
         if self._writes:
-            # Before it has its name: from then on another run that bounds the folder may remove it.
-            found = self._mapped()
+            # Map before renaming: afterwards, another run that limits the folder may remove the file.
+            features = self._mapped()
             try:
                 sync_and_rename(self._aside, self.path)
             except OSError as error:
                 self.problem = str(error)
                 self.discard()
         if not self._together:
-            assert found is not None  # it wrote
-            return found
-        self.problem = from_first(self.problem)  # nobody reads before it is written
+            assert features is not None  # set by `_mapped`
+            return features
+        self.problem = from_first(self.problem)  # wait until the file is written
         if not self._writes and not self.problem:
             with contextlib.suppress(OSError, SafetensorError):
-                found = load_file(self.path)
-        if not all(gather_objects(found is not None)):
-            found = from_first(found)
-        assert found is not None  # the first process has it
-        return found
+                features = load_file(self.path)
+        if not all(gather_objects(features is not None)):
+            features = from_first(features)
+        assert features is not None  # the first process has it
+        return features
 
     def discard(self) -> None:
-        """Remove what was written aside."""
+        """Remove the temporary file."""
         self._arrays.clear()
         if self._writes:
             with contextlib.suppress(OSError):
@@ -136,8 +136,8 @@ class InFile:
                 if isinstance(array, np.memmap):
                     array.flush()
             self._arrays.clear()
-            found: Features = load_file(self._aside)
-            return found
+            features: Features = load_file(self._aside)
+            return features
 
     @contextlib.contextmanager
     def _or_discard(self) -> Iterator[None]:
@@ -149,7 +149,7 @@ class InFile:
 
 
 def _open(file: Path, shapes: Shapes) -> dict[str, Any]:
-    """Write the head of a safetensors file, take its room, and map each tensor of it."""
+    """Write the header of a safetensors file, reserve its disk space, and map each tensor."""
     head, offset = dict[str, Any](), 0
     for name, shape in shapes.items():
         size = 4 * math.prod(shape)
@@ -170,10 +170,10 @@ def _open(file: Path, shapes: Shapes) -> dict[str, Any]:
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Take the room of a file now: a mapped page that finds the disk full later would end the process.
+    """Reserve the disk space of a file: if the disk were full later, writing to a mapped page would kill the process.
 
     Raises:
-        OSError: if the disk has no room for it.
+        OSError: if the disk is full.
     """
     if hasattr(os, "posix_fallocate"):
         try:

@@ -11,7 +11,7 @@ from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.learner.learnable import require_learnable
 from everclip.methods.build import build_method
-from everclip.methods.pace import check_names
+from everclip.methods.task_training import check_names
 from everclip.models.backbone import load_backbone
 from everclip.registry import method_entry
 from everclip.scenarios.base import ListScenario

@@ -1,7 +1,7 @@
-"""What every method is: encodings and scores, hooks around learning, and what a checkpoint holds. No slots.
+"""The base class of all methods: encodings and scores, hooks around learning, and the state of a checkpoint. No slots.
 
-A method of one's own subclasses `Method`, or `everclip.methods.slots.SlotMethod` for the slots `trainable`, `replay`,
-`penalties` and `merge`, and overrides what differs; the engine owns every loop, stream and cursor.
+Your own method subclasses `Method`, or `everclip.methods.slots.SlotMethod` for the slots `trainable`, `replay`,
+`penalties` and `merge`. The engine owns every loop, stream and position.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from everclip.contracts import (
 )
 from everclip.errors import ConfigError
 from everclip.methods import merge
-from everclip.methods.cost import Held, counted
-from everclip.methods.frozen import cached_columns, rest
-from everclip.methods.layer_decay import layered, scaled
-from everclip.methods.pace import paced
+from everclip.methods.cost import TaskMemory, count_cost
+from everclip.methods.frozen import cached_columns, eval_frozen_towers
+from everclip.methods.layer_decay import scaled, with_layer_decay
 from everclip.methods.predicting import Predicting
 from everclip.methods.settings import MethodSettings, TaskTraining, TrainedSettings
+from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import decay_groups, trains
 from everclip.models.backbone import Backbone
 from everclip.models.modules.towers import SIDES
@@ -48,32 +48,32 @@ HOOKS = {
     "end_phase": "on_end_phase",
     "end_task": "on_end_task",
 }
-"""What the learner calls -> the hook in it that a method overrides."""
+"""Function that the learner calls -> the hook that a method overrides instead."""
 
 
 class Method(Predicting):
     """How to learn a task and how to predict.
 
-    Hooks around learning are `on_begin_task`, `on_step`, `on_end_phase` and `on_end_task`: they do nothing here, so
-    there is no `super()` to call.
+    The hooks `on_begin_task`, `on_step`, `on_end_phase` and `on_end_task` do nothing here, so you never call `super()`.
 
     Args:
-        backbone: the CLIP; the method owns it from here on.
+        backbone: the CLIP; it belongs to the method from now on.
         settings: an instance of `Settings`.
         seed: the run's seed.
 
     Class attributes:
-        Settings: the pydantic model of the method's settings: only what the method uses.
-        needs: what the method relies on, checked before a run starts.
-        reads_embeddings: whether `forward` takes `image_embedding`, `text_embedding` and `class_embedding` in place of
-            what a frozen tower would encode. A class with a `forward` of its own says so if it does.
-        contrasts: whether its loss tells the texts of a step apart (a softmax over classes or captions), so that it
-            cannot learn from one text. A class with a `forward` of its own says so if it does.
-        gathers: whether `forward`, in phases without an optimiser, takes in the samples of all processes
-            (`everclip.distributed.gather_rows`), so that each holds the same. Without it such phases take one process.
+        Settings: the pydantic model of the method's settings, with only those that the method uses.
+        needs: the requirements of the method, checked before a run starts.
+        reads_embeddings: whether `forward` accepts `image_embedding`, `text_embedding` and `class_embedding` in place
+            of the input of a frozen tower. A class that overrides `forward` must set it again.
+        contrasts: whether its loss compares the texts of a step (a softmax over classes or captions), so that it
+            cannot learn from one text. A class that overrides `forward` must set it again.
+        gathers: whether `forward`, in phases without an optimiser, gathers the samples of all processes
+            (`everclip.distributed.gather_rows`), so that all have the same state. Otherwise such phases need a single
+            process.
 
     Raises:
-        ConfigError: where a subclass overrides a function of `HOOKS` in place of its hook.
+        ConfigError: if a subclass overrides a function of `HOOKS` instead of its hook.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -87,8 +87,8 @@ class Method(Predicting):
         for name, hook in HOOKS.items():
             if name in vars(cls):
                 raise ConfigError(
-                    f"method: {cls.__name__}.{name} overrides what the learner calls; rename it to {hook}, and leave "
-                    "out the call of super()."
+                    f"method: {cls.__name__}.{name} overrides a function that the learner calls; rename it to {hook}, "
+                    "without the call of super()."
                 )
         if "forward" in vars(cls):
             cls.reads_embeddings = vars(cls).get("reads_embeddings", False)
@@ -103,16 +103,16 @@ class Method(Predicting):
         self.buffer: Buffer | None = None
         self.trainable: list[str] = []
 
-    # -- what others ask before learning ----------------------------------------------------------------------
+    # -- questions before learning ----------------------------------------------------------------------------
 
     @property
     def reference_needs(self) -> frozenset[str]:
-        """Which reference data it cannot do without: of `images` and `texts`."""
+        """The reference data that it needs: any of `images` and `texts`."""
         return self.needs.reference
 
     @property
     def sees_past(self) -> bool:
-        """Whether a step compares a task's texts with those of earlier tasks, too."""
+        """Whether a step also compares a task's texts with those of earlier tasks."""
         return False
 
     @property
@@ -122,7 +122,7 @@ class Method(Predicting):
 
     @property
     def replayed_share(self) -> float:
-        """The share of a batch that replayed samples fill once there are some; 0 where it follows sizes."""
+        """The share of replayed samples in a batch once there are some; 0 if it depends on the sizes."""
         return 0.0
 
     @property
@@ -137,47 +137,47 @@ class Method(Predicting):
 
     @property
     def per_task(self) -> Mapping[str, TaskTraining]:
-        """Name of a task -> what differs in its training."""
+        """Name of a task -> its own training settings."""
         return self.settings.per_task if isinstance(self.settings, TrainedSettings) else {}
 
     def uses_labels(self, task: Task) -> bool:
-        """Whether this task is learned from class names rather than from captions."""
+        """Return whether this task is learned from class names rather than from captions."""
         return task.classes is not None
 
     def compares_captions(self, task: Task) -> bool:
-        """Whether this task is learned by a softmax over the captions of a batch."""
+        """Return whether this task is learned by a softmax over the captions of a batch."""
         return not self.uses_labels(task)
 
     def trains_nothing(self) -> bool:
-        """Whether no parameter would train."""
+        """Return whether no parameter trains."""
         return self.describe().trainable_parameters == 0
 
     # -- learning ---------------------------------------------------------------------------------------------
 
     @final
     def begin_task(self, task: Task, past: Past) -> None:
-        """Prepare for a task: the hook, then what trains and what the slots look back on."""
+        """Prepare for a task: run the hook, mark the trainable parameters, prepare the slots."""
         self.on_begin_task(task, past)
         self.mark_trainable()
         self._begin_slots(task, past)
 
     def on_begin_task(self, task: Task, past: Past) -> None:
-        """Hook: grow what the task needs, and name in `trainable` what trains."""
+        """Hook: grow modules for the task, and name the parameters that train in `trainable`."""
 
     def _begin_slots(self, task: Task, past: Past) -> None:
-        """Prepare the slots, where a method has some."""
+        """Prepare the slots, if the method has any."""
 
     def mark_trainable(self) -> None:
-        """Let gradients flow to the parameters of `trainable`, and to no other."""
+        """Require gradients of the parameters in `trainable`, and of no others."""
         chosen = set(self.trainable)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in chosen)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare what to train on: one phase over the task's samples; asked again and again, so without effects."""
+        """Declare what to train on: one phase over the task's samples. Called repeatedly, so it has no side effects."""
         classes = task.classes if self.uses_labels(task) else None
         phase = self.phase("train", (Source(task.train),), classes, past.training, past)
-        return [paced(phase, task, self.per_task)]
+        return [with_task_training(phase, task, self.per_task)]
 
     def phase(
         self,
@@ -187,13 +187,13 @@ class Method(Predicting):
         training: TrainingConfig | None,
         past: Past | None = None,
     ) -> Phase:
-        """Return a phase that trains the parameters of `trainable` on one mixed stream called `main`.
+        """Return a phase that trains the parameters of `trainable` on one mixed stream, `main`.
 
         Args:
             name: of the phase.
             sources, classes: of the stream `main`; without classes it is learned from captions.
-            training: batch size, cache and layer-wise rates; `None` takes defaults.
-            past: where penalties find the scenario's reference data.
+            training: batch size, cache and layer-wise rates; `None`: defaults.
+            past: holds the scenario's reference data for penalties.
         """
         columns = ("image", "label") if classes else ("image", "tokens")
         batch_size = training.batch_size if training else 64
@@ -201,11 +201,13 @@ class Method(Predicting):
         served, notes = cached_columns(columns, frozen, training)
         main = Stream(sources, batch_size, columns=served, classes=classes)
         decay = training.layer_decay if training else 1.0
-        groups = layered(decay_groups(self.trainable, self), self.backbone.clip, decay, "backbone.clip.")
+        groups = with_layer_decay(
+            decay_groups(self.trainable, self), self.backbone.clip, decay, "backbone.clip."
+        )
         return Phase(name, {"main": main}, scaled(groups, self.lr_scale), notes=tuple(notes.values()))
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """The training step: named losses whose sum is trained."""
+        """Return the named losses of a training step; their sum is minimised."""
         raise ConfigError(
             f"method: {type(self).__name__} has no loss: write `forward`, or subclass everclip.SlotMethod, which "
             "has one."
@@ -216,28 +218,28 @@ class Method(Predicting):
         raise ConfigError(f"method: {self.preset} has no teacher {kind!r}.")
 
     def train(self, mode: bool = True) -> Method:
-        """Set the mode; a tower of which nothing trains stays in evaluation mode, and so gives the same embeddings."""
+        """Set the mode. Frozen towers stay in evaluation mode, so that their embeddings do not change."""
         super().train(mode)
-        rest(self.backbone)
+        eval_frozen_towers(self.backbone)
         return self
 
     @final
     def after_step(self, progress: Progress) -> None:
-        """Bound the logit scale, then let the slots and the hook follow an optimiser step."""
-        if SCALE in self.trainable:  # what is frozen is left as it was: SigLIP's is larger
+        """Bound the logit scale, update the slots, then run the hook."""
+        if SCALE in self.trainable:  # a frozen scale may be larger: SigLIP's is
             self.backbone.bound_logit_scale(MAX_SCALE)
         self._step_slots(progress)
         self.on_step(progress)
 
     def _step_slots(self, progress: Progress) -> None:
-        """Let the slots follow an optimiser step, where a method has some."""
+        """Update the slots after an optimiser step, if the method has any."""
 
     def on_step(self, progress: Progress) -> None:
         """Hook after each optimiser step: update running means and the like."""
 
     @final
     def end_phase(self, task: Task, phase: Phase) -> None:
-        """Close a phase."""
+        """End a phase."""
         self.on_end_phase(task, phase)
 
     def on_end_phase(self, task: Task, phase: Phase) -> None:
@@ -245,31 +247,31 @@ class Method(Predicting):
 
     @final
     def end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Close a task: the slots merge and store, then the hook."""
+        """End a task: merge weights and store samples, then run the hook."""
         self._end_slots(task, past, validate)
         self.on_end_task(task, past, validate)
 
     def _end_slots(self, task: Task, past: Past, validate: Validate) -> None:
-        """Merge weights and store samples, where a method has the slots."""
+        """Merge weights and store samples, if the method has the slots."""
 
     def store(self, task: Task, past: Past | None = None) -> None:
-        """Show a task's samples to the buffer, where a method has one."""
+        """Offer a task's samples to the buffer, if the method has one."""
 
     def on_end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Hook after a task: freeze, select, discard what only learning needed."""
+        """Hook after a task: freeze, select, or discard what only training needs."""
 
     def weights(self) -> merge.Weights:
-        """Return a copy of all that learning changes: trainable parameters and running statistics."""
+        """Return a copy of everything that learning changes: trainable parameters and running statistics."""
         return self._snapshot()
 
     def blend(
         self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], share: float
     ) -> None:
-        """Put the weights at `share` of the way from `before` to `after`, both from `weights`."""
+        """Set the weights to `(1 - share) * before + share * after`, both from `weights`."""
         self._put(merge.interpolate(before, after, share))
 
     def _changing(self) -> merge.Weights:
-        """Return what learning changes, not copied."""
+        """Return the tensors that learning changes, not copied."""
         return merge.changing(self, self.trainable)
 
     def _snapshot(self) -> merge.Weights:
@@ -283,7 +285,7 @@ class Method(Predicting):
     # -- state ------------------------------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
-        """Return the grown shape as JSON; nothing grows here."""
+        """Return the grown shape as JSON; empty, because nothing grows here."""
         return {}
 
     def grow(self, structure: Mapping[str, Any]) -> None:
@@ -298,20 +300,20 @@ class Method(Predicting):
         return {"notes": self.notes}
 
     def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Take back what `extra_tensors` and `extra_state` returned."""
+        """Restore what `extra_tensors` and `extra_state` returned."""
         self.notes = dict(state.get("notes", {}))
 
     def describe(self) -> Cost:
-        """Count parameters and bytes from the module itself, and what the method keeps beside it."""
+        """Count parameters and bytes of the module and of what the method stores beside it."""
         trained = sum(self.get_parameter(name).numel() for name in self.trainable)
         growth = "none" if self.buffer is None else self.buffer.growth
-        return counted(self, trained, growth)
+        return count_cost(self, trained, growth)
 
-    def held_in_task(self) -> Held:
-        """Return what is held while a task is learned, and not now."""
-        return Held()
+    def task_memory(self) -> TaskMemory:
+        """Return what the method needs only while it learns a task, as far as it does not exist now."""
+        return TaskMemory()
 
     @property
     def teacher_parameters(self) -> int:
-        """How many parameters frozen copies of the model hold now."""
+        """The number of parameters of the frozen copies of the model now."""
         return 0

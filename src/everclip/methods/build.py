@@ -1,4 +1,4 @@
-"""From a name and settings to a method."""
+"""Build a method from its name and settings."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def method_class(name: str) -> type[Method]:
     """Return the class behind a preset name or `file.py:Class`.
 
     Raises:
-        ConfigError: if it does not exist or is no `Method`.
+        ConfigError: if it does not exist or is not a `Method`.
     """
-    found = registry.load_object(registry.method_entry(name).target)
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ConfigError(f"method: {name} is {found!r}; expected a subclass of everclip.Method.")
-    return found
+    loaded = registry.load_object(registry.method_entry(name).target)
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+        raise ConfigError(f"method: {name} is {loaded!r}; expected a subclass of everclip.Method.")
+    return loaded
 
 
 def build_method(config: MethodConfig, backbone: Backbone, seed: int = 0) -> Method:
-    """Build the method that a configuration names (its settings are complete already).
+    """Build the method that a configuration names; its settings are already complete.
 
     Raises:
         ConfigError: for unknown or unfitting settings.
@@ -37,10 +37,10 @@ def build_method(config: MethodConfig, backbone: Backbone, seed: int = 0) -> Met
 
 
 def _require_transformers(backbone: Backbone, name: str) -> None:
-    """Refuse a backbone that nothing can be grown in.
+    """Check that modules can grow in both towers of a backbone.
 
     Raises:
-        ConfigError: naming the tower, the reason, and the methods that fit.
+        ConfigError: if not; names the tower, the reason, and the methods that fit.
     """
     try:
         for side in SIDES:

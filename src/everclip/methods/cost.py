@@ -1,4 +1,4 @@
-"""What a method costs, counted from the module itself and from what it keeps beside it."""
+"""Count the cost of a method, from the module itself and from what it stores beside it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from everclip.models.modules.grow import extra_cost
 
 
 @dataclass(frozen=True)
-class Held:
-    """What is held while a task is learned, and not now: what it is -> how many values.
+class TaskMemory:
+    """What a method needs only while it learns a task: description -> number of values.
 
     Attributes:
-        copies: frozen models, which checkpoints can do without.
-        tensors: what checkpoints hold too.
-        uncounted: what depends on data that are not known yet.
+        copies: frozen models, which checkpoints do not store.
+        tensors: tensors, which checkpoints store.
+        uncounted: descriptions of values whose number depends on data that are not known yet.
     """
 
     copies: dict[str, int] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Held:
 
     @property
     def size(self) -> int:
-        """How many values these are."""
+        """The number of values."""
         return sum(self.copies.values()) + sum(self.tensors.values())
 
     def __str__(self) -> str:
@@ -38,45 +38,45 @@ class Held:
         return "; ".join([*parts, *self.uncounted]) or "nothing more"
 
 
-class Counted(HasParameters, Protocol):
-    """What is asked of a method to count what it costs."""
+class Countable(HasParameters, Protocol):
+    """The part of a method that is needed to count its cost."""
 
     @property
     def backbone(self) -> Backbone:
-        """The CLIP that it trains."""
+        """The CLIP."""
 
     @property
     def buffer(self) -> Sized | None:
-        """The samples that it keeps; `None` = none."""
+        """The samples that it stores; `None` without replay."""
 
     @property
     def teacher_parameters(self) -> int:
-        """Parameters of the frozen models that it asks."""
+        """The number of parameters of its frozen teachers."""
 
     def extra_tensors(self) -> Mapping[str, Tensor]:
-        """Return the tensors that it keeps beside its parameters."""
+        """Return the tensors that it stores beside its parameters."""
 
-    def held_in_task(self) -> Held:
-        """Return what it holds only while it learns."""
+    def task_memory(self) -> TaskMemory:
+        """Return what it needs only while it learns a task."""
 
 
-def bytes_on_disk(method: Counted, cost: Cost) -> int:
-    """Return what a checkpoint inside a task takes without the optimiser's state: copies are made again from it."""
-    copies = method.teacher_parameters + sum(method.held_in_task().copies.values())
+def bytes_on_disk(method: Countable, cost: Cost) -> int:
+    """Return the size of a checkpoint inside a task, without optimiser state and without frozen copies."""
+    copies = method.teacher_parameters + sum(method.task_memory().copies.values())
     return cost.bytes + next(method.parameters()).element_size() * (cost.task_parameters - copies)
 
 
-def counted(method: Counted, trainable: int, growth: str) -> Cost:
+def count_cost(method: Countable, trainable: int, growth: str) -> Cost:
     """Count parameters and bytes.
 
     Args:
-        method: whose parameters, teachers and extra tensors are counted.
-        trainable: how many parameters train.
-        growth: what a task adds, for people.
+        method: the method whose parameters, teachers and extra tensors are counted.
+        trainable: the number of parameters that train.
+        growth: what a task adds, as a text for people.
     """
     weights = list(method.parameters())
-    kept, teachers = list(method.extra_tensors().values()), method.teacher_parameters
-    tensors, held = (*weights, *kept), method.held_in_task()
+    extra, teachers = list(method.extra_tensors().values()), method.teacher_parameters
+    tensors, memory = (*weights, *extra), method.task_memory()
     return Cost(
         trainable_parameters=trainable,
         stored_parameters=teachers + sum(t.numel() for t in tensors),
@@ -85,6 +85,6 @@ def counted(method: Counted, trainable: int, growth: str) -> Cost:
         buffer_samples=0 if method.buffer is None else len(method.buffer),
         extra_per_image=extra_cost(method.backbone.clip),
         growth_per_task=growth,
-        task_parameters=held.size,
-        held_during_task=str(held),
+        task_parameters=memory.size,
+        held_during_task=str(memory),
     )

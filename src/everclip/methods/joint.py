@@ -1,4 +1,4 @@
-"""Everything at once: all tasks and the backbone's own training data together, an upper bound on every column."""
+"""Learn everything at once: all tasks together with the backbone's own training data, an upper bound."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from everclip.methods.slots import SlotMethod
 
 
 class Joint(SlotMethod):
-    """One phase over all data. The run loop joins the tasks, since `needs.all_tasks_at_once` says so."""
+    """One phase over all data. Because of `needs.all_tasks_at_once`, the run loop joins the tasks."""
 
     Settings = SlotsWithoutReplay
     needs = Needs(all_tasks_at_once=True)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare one phase over the joined tasks and, where the scenario has it, the base."""
+        """Declare one phase over the joined tasks and, if the scenario has it, the base."""
         parts = [task.train] if past.base is None else [task.train, past.base]
         sources = (Source(Table.concat(parts, "everything")),)
         classes = task.classes if self.uses_labels(task) else None

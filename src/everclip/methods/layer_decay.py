@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: the lower a layer, the more slowly it learns."""
+"""Layer-wise learning-rate decay: lower layers learn more slowly."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BOTTOM = re.compile(
 
 
 def depths(clip: Clip) -> dict[str, int]:
-    """Return how far below the top of its tower each parameter of open_clip's model lies.
+    """Return the depth of each parameter of open_clip's model below the top of its tower.
 
-    0: final norm, pooling, projection, logit scale. Then the blocks from the last (1) to the first (L); what stands
-    before them (patch and token embeddings, positions, class token, stem) is at L + 1. Stages of a ResNet are blocks.
+    0: final norm, pooling, projection, logit scale. Then the blocks from the last (1) to the first (L). The layers
+    before them (patch and token embeddings, positions, class token, stem) have L + 1. Stages of a ResNet are blocks.
     """
     names = [name for name, _ in clip.named_parameters()]
     blocks: dict[str | None, set[int]] = {}
@@ -30,50 +30,50 @@ def depths(clip: Clip) -> dict[str, int]:
         block = _block(name)
         if block is not None:
             blocks.setdefault(side_of(name), set()).add(block)
-    order = {tower: sorted(found, reverse=True) for tower, found in blocks.items()}
+    order = {tower: sorted(numbers, reverse=True) for tower, numbers in blocks.items()}
     result = {}
     for name in names:
-        block, places = _block(name), order.get(side_of(name), [])
+        block, numbers = _block(name), order.get(side_of(name), [])
         if block is not None:
-            result[name] = places.index(block) + 1
+            result[name] = numbers.index(block) + 1
         else:
-            result[name] = len(places) + 1 if _below(name) else 0
+            result[name] = len(numbers) + 1 if _before_blocks(name) else 0
     return result
 
 
 def _block(name: str) -> int | None:
-    found = _BLOCK.search(name)
-    # A patch embedding may have stages of its own (hybrid towers); it still stands before the blocks.
-    return int(found[1]) if found and "patch_embed." not in name else None
+    match = _BLOCK.search(name)
+    # A patch embedding may have its own stages (hybrid towers); it still comes before the blocks.
+    return int(match[1]) if match and "patch_embed." not in name else None
 
 
-def _below(name: str) -> bool:
+def _before_blocks(name: str) -> bool:
     return side_of(name) is not None and not _TOP.search(name) and bool(_BOTTOM.search(name))
 
 
-def layered(
+def with_layer_decay(
     groups: Iterable[ParamGroup], clip: Clip, decay: float, prefix: str = ""
 ) -> tuple[ParamGroup, ...]:
     """Split groups so that each has one factor `decay ** depth` (BEiT, arXiv 2106.08254, appendix; as in timm).
 
-    Groups of equal factor and weight decay are joined, over towers too: there are at most two per layer.
+    Groups with equal factor and weight decay are joined, also across towers: there are at most two per layer.
 
     Args:
         groups: of the method's parameters.
         clip: open_clip's model.
         decay: factor per block downwards; 1 leaves the groups as they are.
-        prefix: what stands before the model's own names in the groups.
+        prefix: the prefix of the model's own names in the groups.
     """
     if decay == 1:
         return tuple(groups)
     depth = {prefix + name: below for name, below in depths(clip).items()}
-    found: dict[tuple[float, float | None], list[str]] = {}
+    split: dict[tuple[float, float | None], list[str]] = {}
     for group in groups:
         for name in group.names:
-            # What a method grew outside the backbone is new, and learns as heads do.
+            # Parameters outside the backbone are new and learn at the full rate, like heads.
             scale = group.lr_scale * decay ** depth.get(name, 0)
-            found.setdefault((scale, group.weight_decay), []).append(name)
-    ordered = sorted(found.items(), key=lambda item: -item[0][0])
+            split.setdefault((scale, group.weight_decay), []).append(name)
+    ordered = sorted(split.items(), key=lambda item: -item[0][0])
     return tuple(ParamGroup(tuple(names), scale, fixed) for (scale, fixed), names in ordered)
 
 

@@ -17,17 +17,17 @@ def contrastive(
     image_key: torch.Tensor | None = None,
     text_key: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Symmetric contrastive loss over the global batch (CLIP, Radford et al. 2021, arXiv 2103.00020, figure 3).
+    """Return the symmetric contrastive loss over the global batch (CLIP, arXiv 2103.00020, figure 3).
 
-    Pair (i, j) is positive if i = j, or if the pictures or the captions of i and j are equal (equal keys); the
-    target of a row is spread evenly over its positives (as in supervised contrastive learning, Khosla et al. 2020,
-    arXiv 2004.11362, the outer-sum form). Without repeats this is exactly CLIP's loss. Each process computes its own
-    rows against the columns of all, which together with averaged gradients equals one process on the whole batch.
+    Pair (i, j) is positive if i = j, or if the images or the captions of i and j are equal (equal keys). The target of
+    a row is distributed evenly over its positives (as in supervised contrastive learning, Khosla et al. 2020, arXiv
+    2004.11362, the outer-sum form). Without repeats this is exactly CLIP's loss. Each process computes its own rows
+    against the columns of all processes; with averaged gradients, this equals one process on the whole batch.
 
     Args:
         image, text: unit embeddings `(N, D)` of this process.
         scale: factor on cosines, scalar.
-        image_key, text_key: `(N,)` int64; equal keys mark the same picture (or concept) and the same caption.
+        image_key, text_key: `(N,)` int64; equal keys mark the same image (or concept) and the same caption.
 
     Returns:
         Scalar: mean over both directions and over this process's rows.
@@ -47,7 +47,7 @@ def sigmoid_contrastive(
     image_key: torch.Tensor | None = None,
     text_key: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Pairwise sigmoid loss over the global batch (SigLIP, Zhai et al. 2023, arXiv 2303.15343, equation 1).
+    """Return the pairwise sigmoid loss over the global batch (SigLIP, arXiv 2303.15343, equation 1).
 
     `-1/N sum_ij log sigmoid(z_ij (c x_i y_j + b))` with z = 1 for positives, else -1. Positives are those of
     `contrastive`; each process computes its own rows.
@@ -55,7 +55,7 @@ def sigmoid_contrastive(
     Args:
         image, text: unit embeddings `(N, D)` of this process.
         scale, bias: factor c on cosines and the constant b, scalars.
-        image_key, text_key: `(N,)` int64; equal keys mark the same picture (or concept) and the same caption.
+        image_key, text_key: `(N,)` int64; equal keys mark the same image (or concept) and the same caption.
 
     Returns:
         Scalar: sum over the pairs of this process's rows, divided by their number.
@@ -85,8 +85,8 @@ def _positives(
     text_key: torch.Tensor | None,
     device: torch.device,
 ) -> torch.Tensor:
-    own = torch.arange(rows, device=device) + rank() * rows
-    positive = own[:, None] == torch.arange(columns, device=device)[None, :]
+    index = torch.arange(rows, device=device) + rank() * rows
+    positive = index[:, None] == torch.arange(columns, device=device)[None, :]
     for key in (image_key, text_key):
         if key is not None:
             positive = positive | (key[:, None] == concatenate(key)[None, :])
@@ -105,9 +105,9 @@ def class_cross_entropy(
     smoothing: float = 0.0,
     same: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross entropy of scaled cosines against class texts (ZSCL, arXiv 2303.06628, section 3; smoothing 0.2 there).
+    """Return the cross entropy of scaled cosines with class texts (ZSCL, arXiv 2303.06628; smoothing 0.2 there).
 
-    Classes with the same text are one answer: a class is no negative of its own text.
+    Classes with the same text count as one answer, so that no class is a negative of its own text.
 
     Args:
         image: unit embeddings `(N, D)`.
@@ -115,7 +115,7 @@ def class_cross_entropy(
         labels: `(N,)` positions in the bank.
         scale: factor on cosines, scalar.
         smoothing: label smoothing in [0, 1].
-        same: `(C,)` int64, for each class the first that has the same text; `None` where all texts differ.
+        same: `(C,)` int64, for each class the first class with the same text; `None` if all texts differ.
     """
     if same is not None:
         kept = torch.unique(same)
@@ -126,24 +126,24 @@ def class_cross_entropy(
 def distillation(
     teacher: torch.Tensor, student: torch.Tensor, temperature: float = 2.0, floored: bool = True
 ) -> torch.Tensor:
-    """Distillation of rows of logits (Hinton et al. 2015, arXiv 1503.02531, section 2; ZSCL, arXiv 2303.06628).
+    """Return the distillation loss of rows of logits (arXiv 1503.02531, section 2; ZSCL, arXiv 2303.06628).
 
     `T^2 mean_i -sum_j p_ij log q_ij` with `p = softmax(teacher / T)` and `q = softmax(student / T)`.
 
     Args:
-        teacher, student: logits `(M, K)`; gradients flow to the student's only.
+        teacher, student: logits `(M, K)`; only the student's receive gradients.
         temperature: T.
-        floored: subtract the teacher's entropy, which makes it `T^2 KL(p || q)`: 0 where both agree, same gradient.
+        floored: subtract the teacher's entropy, so that the loss is `T^2 KL(p || q)`: 0 if both agree, same gradient.
 
     Returns:
         Scalar: mean over rows.
     """
-    wanted = F.log_softmax(teacher.detach().float() / temperature, dim=1)
-    found = F.log_softmax(student.float() / temperature, dim=1)
-    gap = wanted - found if floored else -found
-    return temperature**2 * (wanted.exp() * gap).sum(dim=1).mean()
+    target = F.log_softmax(teacher.detach().float() / temperature, dim=1)
+    output = F.log_softmax(student.float() / temperature, dim=1)
+    gap = target - output if floored else -output
+    return temperature**2 * (target.exp() * gap).sum(dim=1).mean()
 
 
 def squared_distance(now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Sum over the tensors of `now` of their squared differences to `start` (ZSCL, arXiv 2303.06628, equation 6)."""
+    """Return the sum of squared differences between the tensors of `now` and `start` (ZSCL, equation 6)."""
     return torch.stack([(tensor - start[name]).square().sum() for name, tensor in now.items()]).sum()

@@ -1,4 +1,4 @@
-"""The slot `merge`: interpolation and means of weights. Floating tensors only; the rest is copied."""
+"""The slot `merge`: interpolate and average weights. Applies to floating-point tensors; others are copied."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def changing(module: nn.Module, trainable: Sequence[str]) -> Weights:
-    """Return what learning changes, not copied: trainable parameters, and the backbone's running statistics."""
+    """Return the tensors that learning changes, not copied: trainable parameters and the backbone's statistics."""
     chosen = {name: module.get_parameter(name).data for name in trainable}
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
@@ -26,8 +26,8 @@ def interpolate(
 ) -> Weights:
     """Return `(1 - alpha) * before + alpha * after`, tensor by tensor (WiSE-FT, arXiv 2109.01903, equation 1).
 
-    The ends are exact: alpha 0 gives `before` and alpha 1 gives `after` bit for bit. Integer tensors are taken from
-    `after`; the logit scale is interpolated as stored, in log space.
+    Alpha 0 gives `before` and alpha 1 gives `after`, bit for bit. Integer tensors come from `after`. The logit scale is
+    interpolated as stored, in log space.
 
     Raises:
         ValueError: if names or shapes differ.
@@ -51,11 +51,11 @@ def interpolate(
 
 
 class RunningMean:
-    """Plain mean of the start model and all snapshots (weight ensemble of ZSCL, arXiv 2303.06628, section 3.3).
+    """The mean of a first model and all snapshots (weight ensemble of ZSCL, arXiv 2303.06628, section 3.3).
 
     Args:
         start: the first model of the mean.
-        count: how many were added to it already.
+        count: the number of snapshots already in it.
     """
 
     def __init__(self, start: Mapping[str, torch.Tensor], count: int = 0) -> None:
@@ -68,12 +68,12 @@ class RunningMean:
         fixed: Mapping[str, torch.Tensor] | None = None,
         share: float = 1.0,
     ) -> None:
-        """Take one more model into the mean: n += 1; mean = (n * mean + snapshot) / (n + 1).
+        """Add one model to the mean: n += 1; mean = (n * mean + snapshot) / (n + 1).
 
         Args:
             snapshot: the model.
-            fixed: with `share` below 1 the mean is drawn to this one then: `share * mean + (1 - share) * fixed`.
-            share: what the mean keeps of itself.
+            fixed: with `share` below 1, the mean then becomes `share * mean + (1 - share) * fixed`.
+            share: the weight of the mean.
         """
         self.count += 1
         for name, mean in self.mean.items():
@@ -83,19 +83,19 @@ class RunningMean:
 
 
 def every(amount: int | float, steps: int) -> int:
-    """Return the steps between two snapshots, from a number of them or a share of all when below 1."""
+    """Return the steps between two snapshots; an `amount` below 1 is a share of all steps."""
     return max(1, round(amount * steps) if amount < 1 else int(amount))
 
 
 def sweep(
     grid: tuple[float, ...], apply: Callable[[float], None], validate: Callable[[], Mapping[str, float]]
 ) -> tuple[float, dict[str, dict[str, float]]]:
-    """Choose alpha on validation data: the best mean over all validation sets, the smaller alpha in a tie.
+    """Choose alpha on validation data by the best mean over all validation sets; the smaller alpha in a tie.
 
     Args:
         grid: candidates.
         apply: loads the weights of one candidate.
-        validate: scores the model as it is now.
+        validate: scores the current model.
 
     Returns:
         The choice, and every candidate's scores (recorded in the result).
@@ -109,6 +109,6 @@ def sweep(
         mean = sum(scores.values()) / max(1, len(scores))
         if mean > best_score + 1e-12:
             best, best_score = alpha, mean
-    best = from_first(best)  # low bits may differ between processes; the choice may not
+    best = from_first(best)  # scores may differ by rounding between processes; the choice must not
     apply(best)
     return best, table

@@ -1,4 +1,4 @@
-"""How a method predicts: encoders, class banks and scores of the backbone as it is now."""
+"""How a method predicts: encode, build class banks, and score with the current backbone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from everclip.models.backbone import Backbone
 
 
 class Predicting(nn.Module):
-    """The part of a method that needs no training.
+    """The part of a method that predicts.
 
     Args:
-        backbone: the CLIP; the method owns it from here on.
+        backbone: the CLIP; it belongs to the method from now on.
 
     Class attributes:
-        wide: features whose size grows with the tasks learned: evaluation scores them batch by batch and holds none.
+        wide: features whose size grows with the learned tasks; evaluation scores them batch by batch without storing
+            them.
     """
 
     wide: ClassVar[frozenset[str]] = frozenset()
@@ -30,7 +31,7 @@ class Predicting(nn.Module):
         self.backbone = backbone
 
     def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
-        """Encode images `(N, 3, S, S)`; sample by sample, never depending on the rest of the batch."""
+        """Encode images `(N, 3, S, S)`; the result of an image must not depend on the rest of the batch."""
         return {"embedding": self.backbone.encode_image(pixels)}
 
     def encode_texts(self, tokens: torch.Tensor) -> Features:
@@ -38,7 +39,7 @@ class Predicting(nn.Module):
         return {"embedding": self.backbone.encode_text(tokens)}
 
     def class_bank(self, space: LabelSpace) -> Features:
-        """Return class embeddings `(C, D)`: unit mean over the templates of each class."""
+        """Return class embeddings `(C, D)`: the normalised mean over the templates of each class."""
         prompts = [entry.prompts() for entry in space.entries]
         flat = [text for texts in prompts for text in texts]
         encoded = encode_prompts(self, flat)
@@ -54,37 +55,37 @@ class Predicting(nn.Module):
         return self.similarity(images, bank)
 
     def encoder_keys(self) -> dict[str, str]:
-        """Return what image and text encodings depend on, for caches: one fingerprint per tower."""
+        """Return, for caches, one key per tower that covers everything that its encodings depend on."""
         return self.backbone.fingerprints()
 
     @property
     def uses_known_task(self) -> bool:
-        """Whether `encode_images` uses the task that a protocol tells."""
+        """Whether `encode_images` uses the known task of a protocol."""
         return False
 
     @property
     def batch_dependent(self) -> str | None:
-        """Why predictions depend on the batch, under an option that publishes so; `None`: they do not."""
+        """Why predictions depend on the batch (under an option for a published method); `None`: they do not."""
         return None
 
     @property
     def prediction_batch(self) -> int | None:
-        """How many pictures are predicted together where `batch_dependent`; `None`: `evaluation.batch_size`."""
+        """The number of images that are predicted together if `batch_dependent`; `None`: `evaluation.batch_size`."""
         return None
 
     @property
     def outside_towers(self) -> str | None:
-        """What was learned and lies outside the towers, so that an export would lack it; `None`: nothing does."""
+        """The learned parts outside the towers, which an export of the towers would lack; `None`: there are none."""
         return None
 
     def class_head(self) -> ClassHead | None:
-        """Return what an export writes beside the towers to hold what `outside_towers` names; `None`: it cannot."""
+        """Return the head that an export writes for what `outside_towers` names; `None` if that is impossible."""
         return None
 
     def routes(self) -> tuple[str, ...]:
-        """Return the names of the ways a picture can go (feature `route`); none by default."""
+        """Return the names of the routes that an image can take (feature `route`); none by default."""
         return ()
 
     def expert_places(self) -> tuple[str, ...]:
-        """Return the names of the places that choose experts (feature `experts`), in order; none by default."""
+        """Return the names of the blocks that choose experts (feature `experts`), in order; none by default."""
         return ()

@@ -1,4 +1,4 @@
-"""What a phase takes from the buffer: samples mixed into its batches, and a stream of their own for penalties."""
+"""Use the buffer in a phase: mix stored samples into its batches, and give penalties a stream of them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 from everclip.contracts import ClassEntry, Past, Source, Stream, Task
 from everclip.data.table import Table
-from everclip.methods.labels import REPLAYED_CAPTIONS, are_of
+from everclip.methods.labels import REPLAYED_CAPTIONS, all_have_classes
 from everclip.methods.penalties.lwf import MEMORY
 from everclip.methods.settings import SlotsWithoutReplay
 from everclip.scenarios.base import merge_entries
 
-UNUSED = "replay.use: no penalty looks at the stored samples (lwf with images=memory does)"
-"""What a phase says of samples that are stored for penalties and serve none."""
+UNUSED = "replay.use: no penalty uses the stored samples (lwf with images=memory does)"
+"""The note of a phase if samples are stored for penalties but no penalty uses them."""
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A task's own samples together with those of the buffer.
+class PhaseData:
+    """The data of a phase: the task's own samples together with those of the buffer.
 
     Attributes:
         sources: of the stream `main`.
-        classes: its classes, or `None` where captions are learned.
-        memory: the stored samples as penalties see them, or `None`.
+        classes: its classes; `None` if captions are learned.
+        memory: the stored samples for penalties; `None` without.
         stretch: factor on the steps.
         notes: for people.
     """
@@ -34,43 +34,43 @@ class Mixed:
     notes: tuple[str, ...] = ()
 
 
-def mixed(
+def mix(
     task: Task,
     classes: tuple[ClassEntry, ...] | None,
     stored: Table | None,
     settings: SlotsWithoutReplay,
     past: Past,
-) -> Mixed:
-    """Decide what a task's batches hold.
+) -> PhaseData:
+    """Decide the content of a task's batches.
 
     Args:
-        task: what is learned.
-        classes: its classes, where it is learned by them.
-        stored: what the buffer holds.
+        task: the task to learn.
+        classes: its classes, if it is learned by them.
+        stored: the samples in the buffer.
         settings: of the method.
-        past: the earlier tasks, whose classes replayed samples have.
+        past: the earlier tasks, to which replayed samples belong.
     """
-    own = (Source(task.train),)
+    task_only = (Source(task.train),)
     replay = settings.replaying
     if stored is None:
-        return Mixed(own, classes)
-    asked = any(given.get("images") == MEMORY for given in settings.penalties.values())
-    memory = stored if replay.use != "train" and asked else None
-    notes = () if replay.use == "train" or asked else (UNUSED,)
+        return PhaseData(task_only, classes)
+    used = any(penalty.get("images") == MEMORY for penalty in settings.penalties.values())
+    memory = stored if replay.use != "train" and used else None
+    notes = () if replay.use == "train" or used else (UNUSED,)
     if replay.use == "distil":
-        return Mixed(own, classes, memory, notes=notes)
+        return PhaseData(task_only, classes, memory, notes=notes)
     share = replay.share
     share = len(stored) / (len(stored) + len(task.train)) if share is None else share
     earlier = [entry for t in past.tasks for entry in t.classes or ()]
     classes = merge_entries([*earlier, *classes]) if classes else None
-    if classes and settings.loss == "auto" and not are_of(stored, classes):
+    if classes and settings.loss == "auto" and not all_have_classes(stored, classes):
         classes, notes = None, (*notes, REPLAYED_CAPTIONS)
     stretch = 1 / (1 - share) if replay.beside else 1.0
-    return Mixed((Source(task.train, 1 - share), Source(stored, share)), classes, memory, stretch, notes)
+    return PhaseData((Source(task.train, 1 - share), Source(stored, share)), classes, memory, stretch, notes)
 
 
-def memory_of(mix: Mixed, batch_size: int) -> dict[str, Stream]:
-    """Return the stream of stored pictures, as evaluation sees them, where penalties ask for it."""
-    if mix.memory is None:
+def memory_streams(data: PhaseData, batch_size: int) -> dict[str, Stream]:
+    """Return the stream of stored images without augmentation, if penalties use it."""
+    if data.memory is None:
         return {}
-    return {MEMORY: Stream((Source(mix.memory),), batch_size, view="eval", columns=("image",))}
+    return {MEMORY: Stream((Source(data.memory),), batch_size, view="eval", columns=("image",))}

@@ -1,4 +1,4 @@
-"""Settings of methods: the base, what trained methods share, and the four slots. No torch here."""
+"""Settings of methods: the base class, the common settings of trained methods, and the four slots. No torch here."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ PARTS = (
     "logit-scale",
     "logit-bias",
 )
-"""What `trainable` may name of a backbone, besides block ranges and modules that are grown."""
+"""The parts of a backbone that `trainable` may name, besides block ranges and grown modules."""
 
 BLOCKS = ("image-blocks", "text-blocks")
 """Parts that take a range: `image-blocks:8-11`, `text-blocks:last2`."""
 
 
 def normal_part(entry: Any) -> str | dict[str, Any]:
-    """Return an entry of `trainable` in its one form: `image-bias`, `image-blocks:8-11`, `{lora: {rank: 8, ...}}`.
+    """Return an entry of `trainable` in normal form: `image-bias`, `image-blocks:8-11`, `{lora: {rank: 8, ...}}`.
 
     Raises:
-        ValueError: if it names no part and no module.
+        ValueError: if it names neither a part nor a module.
         ConfigError: if a module's settings do not fit.
     """
     if isinstance(entry, Mapping):
         if len(entry) != 1:
             raise ValueError(f"expected one name per entry, such as {{lora: {{rank: 8}}}}; found {entry!r}")
-        name, given = next(iter(entry.items()))
+        name, value = next(iter(entry.items()))
     else:
-        name, given = entry, None
+        name, value = entry, None
     if not isinstance(name, str):
         raise ValueError(f"expected the name of a part, found {name!r}")
     if name in MODULES:
-        return {name: module_settings(name, given).model_dump(mode="json")}
-    if name in BLOCKS and isinstance(given, str | int):
-        name, given = f"{name}:{given}", None
+        return {name: module_settings(name, value).model_dump(mode="json")}
+    if name in BLOCKS and isinstance(value, str | int):
+        name, value = f"{name}:{value}", None
     head, colon, blocks = str(name).partition(":")
-    if given is not None:
+    if value is not None:
         raise ValueError(f"{head!r} takes no settings; only {', '.join(MODULES)} do")
     if head in BLOCKS:
         if not colon:
@@ -60,27 +60,27 @@ def normal_part(entry: Any) -> str | dict[str, Any]:
         return f"{head}:{check_range(blocks)}"
     if name not in PARTS:
         known = [*PARTS, *(f"{part}:last1" for part in BLOCKS), *MODULES]
-        raise ValueError(f"{name!r} is no part of a backbone.{did_you_mean(str(name), known)}")
+        raise ValueError(f"{name!r} is not a part of a backbone.{did_you_mean(str(name), known)}")
     return str(name)
 
 
 class ReplaySettings(Frozen):
-    """What is kept of the past and how much of each batch it fills.
+    """The samples to store, and their share of each batch.
 
     Attributes:
-        kind: `reservoir` keeps a uniform sample of all that was seen, `balanced` equally many per class (per task
-            where samples have no class), `herding` as many per class those that stand best for it under the model
-            that has just learned them (iCaRL), `all` everything, `none` nothing.
-        size: how many samples are kept at the most (not for `all`).
-        per: what `balanced` and `herding` share the places among: `class`, `task`, or `auto`: classes where a task
-            names them.
-        candidates: most samples of a task that `herding` encodes and chooses from, taken by hash.
-        use: what becomes of them: `train` mixes them into each batch, `distil` shows them to the penalties alone (a
-            stream of their own, `memory`), `both` does both.
+        kind: `reservoir` stores a uniform sample of all data so far, `balanced` the same number per class (per task if
+            samples have no class), `herding` the same number per class, chosen to represent the class best under the
+            model that has just learned it (iCaRL), `all` everything, `none` nothing.
+        size: largest number of stored samples (not for `all`).
+        per: the groups that get equal shares in `balanced` and `herding`: `class`, `task`, or `auto`: classes if a
+            task names them.
+        candidates: largest number of samples of a task that `herding` encodes and chooses from, selected by hash.
+        use: `train` mixes stored samples into each batch, `distil` gives them only to the penalties (in a separate
+            stream, `memory`), `both` does both.
         share: share of each batch that comes from the buffer; `null` = in proportion to the sizes.
-        base: whether the backbone's own training data are offered to the buffer too, before the first task.
-        beside: whether replayed samples come on top, so that the task's own are seen as often as without replay: that
-            takes 1 / (1 - share) times the steps (a budget in steps is kept as it is).
+        base: whether to offer the backbone's own training data to the buffer as well, before the first task.
+        beside: whether replayed samples are added to the task's own, which are then seen as often as without replay.
+            This multiplies the steps by 1 / (1 - share), except for a budget in steps.
     """
 
     kind: Literal["none", "reservoir", "balanced", "herding", "all"] = "none"
@@ -94,18 +94,18 @@ class ReplaySettings(Frozen):
 
 
 class MergeSettings(Frozen):
-    """What becomes of the weights when a task ends.
+    """How to merge weights when a task ends.
 
     Attributes:
         kind: `wise-ft` interpolates between a reference and the trained weights (arXiv 2109.01903), `running-mean`
-            takes the mean of the start and of snapshots every `every` steps (ZSCL's weight ensemble).
+            averages the start and snapshots every `every` steps (ZSCL's weight ensemble).
         alpha: weight of the trained model in [0, 1], or `sweep` to choose it from `grid` on validation data.
         grid: candidates of the sweep.
-        reference: the other end: the model at the `task-start` or the `initial` one.
-        every: steps between snapshots of the running mean, or a share of the task's steps when below 1.
-        start: share of the task's steps after which snapshots begin (0 includes the start model).
-        wise_we: share that the running mean keeps of itself at each snapshot; the rest is that of the model at the
-            task's start ("wise_we" of ZSCL's code, 0.98 there). 1 is the plain mean.
+        reference: the other model of the interpolation: at the `task-start`, or the `initial` one.
+        every: steps between snapshots of the running mean; below 1 a share of the task's steps.
+        start: share of the task's steps before the first snapshot (0 includes the model at the start).
+        wise_we: weight of the running mean at each snapshot; the rest is the weight of the model at the task's start
+            ("wise_we" of ZSCL's code, 0.98 there). 1 is the plain mean.
     """
 
     kind: Literal["none", "wise-ft", "running-mean"] = "none"
@@ -139,10 +139,10 @@ class MergeSettings(Frozen):
 
 
 class TaskTraining(Frozen):
-    """How one task is trained, where it differs from the run's `training`.
+    """Training settings of one task that differ from the run's `training`.
 
     Attributes:
-        lr: learning rate in place of `training.lr` (`lr_scale` applies to it too).
+        lr: learning rate in place of `training.lr` (`lr_scale` also applies to it).
         epochs, steps: budget in place of the run's; at most one of them.
     """
 
@@ -158,16 +158,15 @@ class TaskTraining(Frozen):
 
 
 class MethodSettings(Frozen):
-    """What every method has: no settings at all. A method's own model adds what the method uses."""
+    """The base of all settings, empty. The model of a method adds the settings that the method uses."""
 
 
 class TrainedSettings(MethodSettings):
-    """What every method has that trains by gradient.
+    """The common settings of methods that train by gradient.
 
     Attributes:
-        lr_scale: factor on `training.lr`: a preset may learn more gently than a stream asks for, without knowing
-            which rate fits the model.
-        per_task: name of a task, whatever its case -> what differs for it (published settings differ per data set).
+        lr_scale: factor on `training.lr`: with it, a preset can learn more slowly without fixing the rate.
+        per_task: name of a task, in any case -> its own training settings (published settings differ per data set).
     """
 
     lr_scale: float = Field(1.0, gt=0, le=10)
@@ -178,14 +177,14 @@ class SlotsWithoutReplay(TrainedSettings):
     """The loss that a method trains, and the slots `trainable`, `penalties` and `merge`.
 
     Attributes:
-        loss: `labels` (cross entropy against class texts), `captions` (contrastive), or `auto`: labels where a task
-            names its classes.
+        loss: `labels` (cross entropy against class texts), `captions` (contrastive), or `auto`: labels if a task names
+            its classes.
         label_smoothing: for the loss `labels`.
         contrast: for the loss `captions`: `softmax` (CLIP's), or `sigmoid` (SigLIP's; needs a model with a logit bias).
-        trainable: what trains: parts of the backbone (`image`, `text-layernorm`, `image-blocks:last2`...), and
-            modules grown inside it (`lora`, `{adapter: {width: 32}}`, `prompt`).
+        trainable: the parts of the backbone that train (`image`, `text-layernorm`, `image-blocks:last2`...), and
+            modules to grow inside it (`lora`, `{adapter: {width: 32}}`, `prompt`).
         penalties: name of a loss -> its settings (`weight` and others); see `everclip.methods.penalties`.
-        merge: what becomes of the weights when a task ends.
+        merge: how to merge weights when a task ends.
     """
 
     loss: Literal["auto", "labels", "captions"] = "auto"
@@ -206,48 +205,48 @@ class SlotsWithoutReplay(TrainedSettings):
     def _bias_has_a_gradient(self) -> SlotsWithoutReplay:
         if "logit-bias" in self.parts and (self.contrast, self.loss) != ("sigmoid", "captions"):
             raise ValueError(
-                "trainable: `logit-bias` learns from the sigmoid loss alone (softmax ignores a constant); set "
+                "trainable: `logit-bias` learns only from the sigmoid loss (softmax ignores a constant); set "
                 "method.loss=captions and method.contrast=sigmoid, or leave it out"
             )
         return self
 
     @model_validator(mode="after")
-    def _memory_is_looked_at(self) -> SlotsWithoutReplay:
-        asked = any(given.get("images") == "memory" for given in self.penalties.values())
-        if asked and (self.replaying.kind == "none" or self.replaying.use == "train"):
+    def _memory_exists(self) -> SlotsWithoutReplay:
+        needs_memory = any(penalty.get("images") == "memory" for penalty in self.penalties.values())
+        if needs_memory and (self.replaying.kind == "none" or self.replaying.use == "train"):
             raise ValueError(
-                "penalties: `images: memory` looks at stored samples, but there are none; set replay.kind, and "
+                "penalties: `images: memory` uses stored samples, but there are none; set replay.kind, and "
                 "replay.use=distil or both"
             )
         return self
 
     @property
     def replaying(self) -> ReplaySettings:
-        """What is replayed; nothing where there is no such slot."""
+        """The settings of replay; without the slot, no replay."""
         return ReplaySettings()
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names in `trainable`, of parts and of modules."""
+        """The names of parts and modules in `trainable`."""
         return tuple(e if isinstance(e, str) else next(iter(e)) for e in self.trainable)
 
     @property
     def modules(self) -> tuple[tuple[str, ModuleSettings], ...]:
         """The modules that `trainable` grows, with their complete settings."""
         entries = [next(iter(e.items())) for e in self.trainable if isinstance(e, dict)]
-        return tuple((name, module_settings(name, given)) for name, given in entries)
+        return tuple((name, module_settings(name, settings)) for name, settings in entries)
 
 
 class SlotSettings(SlotsWithoutReplay):
     """All four slots.
 
     Attributes:
-        replay: what is kept of the past and how much of each batch it fills.
+        replay: the samples to store, and their share of each batch.
     """
 
     replay: ReplaySettings = ReplaySettings()
 
     @property
     def replaying(self) -> ReplaySettings:
-        """What is replayed."""
+        """The settings of replay."""
         return self.replay

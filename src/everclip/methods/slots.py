@@ -1,4 +1,4 @@
-"""`SlotMethod`: contrastive or class fine-tuning with the four slots trainable, replay, penalties and merge."""
+"""`SlotMethod`: contrastive or class fine-tuning with the four slots `trainable`, `replay`, `penalties` and `merge`."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.methods import merge
 from everclip.methods.base import Method
-from everclip.methods.cost import Held
+from everclip.methods.cost import TaskMemory
 from everclip.methods.frozen import class_texts, embeddings
 from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
-from everclip.methods.pace import paced
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
-from everclip.methods.replayed import memory_of, mixed
+from everclip.methods.replayed import memory_streams, mix
 from everclip.methods.settings import MethodSettings, SlotSettings, SlotsWithoutReplay
+from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import choose, grow
 from everclip.models.backbone import Backbone
 from everclip.training.buffer import Buffer
 
 
 class SlotMethod(Method):
-    """A method whose parts are configuration: what trains, what is replayed, which losses hold it, what is merged.
+    """A method made of slots: trainable parts, replay, penalties and merging are settings.
 
     Args:
-        backbone: the CLIP; the method owns it from here on.
+        backbone: the CLIP; it belongs to the method from now on.
         settings: an instance of `Settings`.
-        seed: the run's seed (decides what a buffer keeps).
+        seed: the run's seed (decides which samples a buffer stores).
     """
 
     Settings: ClassVar[type[MethodSettings]] = SlotSettings
@@ -55,9 +55,9 @@ class SlotMethod(Method):
     def __init__(self, backbone: Backbone, settings: SlotsWithoutReplay, seed: int = 0) -> None:
         super().__init__(backbone, settings, seed)
         self.penalties = build_penalties(settings.penalties)
-        # Before anything grows in the backbone or trains: this is the start model.
+        # The backbone is still the start model: nothing has grown or trained.
         teaching = {p.teacher for p in self.penalties if p.uses_teacher}
-        self.teachers = Teachers(backbone, teaching, self.settle_teacher)
+        self.teachers = Teachers(backbone, teaching, self.prepare_teacher)
         if settings.contrast == "sigmoid" and backbone.logit_bias is None:
             raise ConfigError(
                 "method.contrast: `sigmoid` needs a model with a logit bias; this one has none."
@@ -72,16 +72,16 @@ class SlotMethod(Method):
         if replay.kind != "none":
             self.buffer = Buffer(replay.kind, replay.size, seed, replay.candidates)
 
-    # -- what others ask before learning ----------------------------------------------------------------------
+    # -- questions before learning ----------------------------------------------------------------------------
 
     @property
     def reference_needs(self) -> frozenset[str]:
-        """Which reference data it cannot do without: of `images` and `texts`."""
+        """The reference data that it needs: any of `images` and `texts`."""
         return self.needs.reference.union(*(p.needs_reference for p in self.penalties))
 
     @property
     def sees_past(self) -> bool:
-        """Whether a step compares a task's texts with those of earlier tasks, too."""
+        """Whether a step also compares a task's texts with those of earlier tasks."""
         return self.buffer is not None and self.settings.replaying.use != "distil"
 
     @property
@@ -91,7 +91,7 @@ class SlotMethod(Method):
 
     @property
     def replayed_share(self) -> float:
-        """The share of a batch that replayed samples fill once there are some; 0 where it follows sizes."""
+        """The share of replayed samples in a batch once there are some; 0 if it depends on the sizes."""
         return 0.0 if self.buffer is None else self.settings.replaying.share or 0.0
 
     @property
@@ -100,53 +100,53 @@ class SlotMethod(Method):
         return self.settings.merge.kind == "wise-ft" and self.settings.merge.alpha == "sweep"
 
     def uses_labels(self, task: Task) -> bool:
-        """Whether this task is learned from class names rather than from captions."""
+        """Return whether this task is learned from class names rather than from captions."""
         return self.settings.loss == "labels" or (self.settings.loss == "auto" and task.classes is not None)
 
     def compares_captions(self, task: Task) -> bool:
-        """Whether this task is learned by a softmax over the captions of a batch."""
+        """Return whether this task is learned by a softmax over the captions of a batch."""
         return self.settings.contrast == "softmax" and not self.uses_labels(task)
 
     def trains_nothing(self) -> bool:
-        """Whether no parameter would train."""
+        """Return whether no parameter trains."""
         return not self.settings.trainable and super().trains_nothing()
 
     # -- learning ---------------------------------------------------------------------------------------------
 
     def _begin_slots(self, task: Task, past: Past) -> None:
-        """Keep the weights that penalties and merging look back on."""
+        """Store the weights that penalties and merging refer to."""
         self._open_buffer(task, past)
-        keep = self.settings.merge
-        looked_at = self._looked_back_on()
-        if TASK_START in looked_at:
+        merging = self.settings.merge
+        references = self._references()
+        if TASK_START in references:
             self._anchors[TASK_START] = self._snapshot()
-        if INITIAL in looked_at and INITIAL not in self._anchors:
+        if INITIAL in references and INITIAL not in self._anchors:
             self._anchors[INITIAL] = self._snapshot()
         self.teachers.begin_task(self.backbone)
         for penalty in self.penalties:
             penalty.begin_task(self.backbone, task, past)
-        if keep.kind == "running-mean":
-            self._mean = merge.RunningMean(self._snapshot()) if keep.start == 0 else None
+        if merging.kind == "running-mean":
+            self._mean = merge.RunningMean(self._snapshot()) if merging.start == 0 else None
 
-    def _looked_back_on(self) -> set[str]:
-        """Whose weights must be kept: the model at the `task-start`, the `initial` one, both or none."""
-        keep = self.settings.merge
-        wanted = {p.settings.reference for p in self.penalties if p.uses_weights}
-        # A teacher of the task's start is rebuilt from its weights after a resume.
-        wanted |= {TASK_START} if self.teachers.needs_start else set()
-        wanted |= {TASK_START} if keep.kind == "running-mean" and keep.wise_we < 1 else set()
-        return wanted | ({keep.reference} if keep.kind == "wise-ft" else set())
+    def _references(self) -> set[str]:
+        """Return the models whose weights must be stored: at the `task-start`, the `initial` one, both or none."""
+        merging = self.settings.merge
+        references = {p.settings.reference for p in self.penalties if p.uses_weights}
+        # After a resume, the teacher of the task's start is rebuilt from its weights.
+        references |= {TASK_START} if self.teachers.needs_start else set()
+        references |= {TASK_START} if merging.kind == "running-mean" and merging.wise_we < 1 else set()
+        return references | ({merging.reference} if merging.kind == "wise-ft" else set())
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, mixed with the buffer's."""
         classes = task.classes if self.uses_labels(task) else None
         self._open_buffer(task, past)
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
-        mix = mixed(task, classes, stored, self.settings, past)
-        phase = self.phase("train", mix.sources, mix.classes, past.training, past)
-        streams = {**phase.streams, **memory_of(mix, phase.streams["main"].batch_size)}
-        phase = replace(phase, streams=streams, stretch=mix.stretch, notes=(*phase.notes, *mix.notes))
-        return [paced(phase, task, self.per_task)]
+        data = mix(task, classes, stored, self.settings, past)
+        phase = self.phase("train", data.sources, data.classes, past.training, past)
+        streams = {**phase.streams, **memory_streams(data, phase.streams["main"].batch_size)}
+        phase = replace(phase, streams=streams, stretch=data.stretch, notes=(*phase.notes, *data.notes))
+        return [with_task_training(phase, task, self.per_task)]
 
     def phase(
         self,
@@ -159,7 +159,9 @@ class SlotMethod(Method):
         """Return a phase on one mixed stream called `main`, with the streams of the penalties (see `Method.phase`)."""
         phase = super().phase(name, sources, classes, training, past)
         columns = ("image", "label") if classes else ("image", "tokens")
-        main = replace(phase.streams["main"], columns=columns)  # penalties see pictures, whatever is cached
+        main = replace(
+            phase.streams["main"], columns=columns
+        )  # penalties get images, even with cached embeddings
         streams = dict[str, Stream](phase.streams)
         for penalty in self.penalties:
             streams |= penalty.streams(main, past)
@@ -167,7 +169,7 @@ class SlotMethod(Method):
         return replace(phase, streams=streams, notes=notes)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """The training step: named losses whose sum is trained."""
+        """Return the named losses of a training step; their sum is minimised."""
         columns = batch["main"]
         image = embeddings(self.backbone, "image", columns, "image")
         scale = self.backbone.logit_scale
@@ -189,11 +191,11 @@ class SlotMethod(Method):
         """Return a frozen teacher of the penalties, on the method's device."""
         return self.teachers.of(kind, self.backbone)
 
-    def settle_teacher(self, teacher: Backbone) -> None:
-        """Let a copy of the model at the task's start answer as the model did before it; in place.
+    def prepare_teacher(self, teacher: Backbone) -> None:
+        """Make a copy of the model at the task's start predict as the model did before the task, in place.
 
-        It is taken once `begin_task` made room for the task: a method that grew something which decides answers takes
-        that away here. Nothing by default.
+        The copy is made after `on_begin_task`. A method that grew modules there which change predictions must undo
+        their effect here. The default does nothing.
         """
 
     def penalise(
@@ -202,7 +204,7 @@ class SlotMethod(Method):
         """Return the losses of the slot `penalties`, by name.
 
         Args:
-            batch, progress: what `forward` was given.
+            batch, progress: the arguments of `forward`.
             image, text: the student's embeddings of the stream `main`, with gradient.
         """
         if not self.penalties:
@@ -212,25 +214,25 @@ class SlotMethod(Method):
         return {penalty.name: penalty.loss(view) for penalty in self.penalties}
 
     def _step_slots(self, progress: Progress) -> None:
-        """Take a snapshot into the running mean where one is due."""
-        keep = self.settings.merge
-        late_enough = progress.step >= keep.start * progress.steps
+        """Add a snapshot to the running mean if one is due."""
+        merging = self.settings.merge
+        late_enough = progress.step >= merging.start * progress.steps
         last = progress.step + 1 == progress.steps
-        regular = progress.step % merge.every(keep.every, progress.steps) == 0
+        regular = progress.step % merge.every(merging.every, progress.steps) == 0
         due = (regular and late_enough) or (last and self._mean is None)
-        if keep.kind != "running-mean" or not due:
+        if merging.kind != "running-mean" or not due:
             return
         if self._mean is None:
             self._mean = merge.RunningMean(self._snapshot())
         else:
-            self._mean.add(self._snapshot(), self._anchors.get(TASK_START), keep.wise_we)
+            self._mean.add(self._snapshot(), self._anchors.get(TASK_START), merging.wise_we)
 
     def _end_slots(self, task: Task, past: Past, validate: Validate) -> None:
-        """Merge weights, then show the task's samples to the buffer."""
-        keep = self.settings.merge
-        if keep.kind == "wise-ft":
+        """Merge weights, then offer the task's samples to the buffer."""
+        merging = self.settings.merge
+        if merging.kind == "wise-ft":
             self._interpolate(validate)
-        elif keep.kind == "running-mean" and self._mean is not None:
+        elif merging.kind == "running-mean" and self._mean is not None:
             self._put(self._mean.mean)
             self._mean = None
         self._anchors.pop(TASK_START, None)
@@ -240,12 +242,12 @@ class SlotMethod(Method):
         self.store(task, past)
 
     def store(self, task: Task, past: Past | None = None) -> None:
-        """Show a task's samples to the buffer, if there is one."""
+        """Offer a task's samples to the buffer, if there is one."""
         if self.buffer is not None:
             self.buffer.offer(f"task {task.index}", task.train, None if past is None else past.embed)
 
     def _open_buffer(self, task: Task, past: Past) -> None:
-        """Show the base to an empty buffer; again and again changes nothing, so that a plan knows of it too."""
+        """Offer the base to an empty buffer. Idempotent, so that planning can call it as well."""
         if self.buffer is None:
             return
         per = self.settings.replaying.per
@@ -255,18 +257,18 @@ class SlotMethod(Method):
             self.buffer.offer("base", past.base)
 
     def _interpolate(self, validate: Validate) -> None:
-        keep = self.settings.merge
-        before, after = self._anchors[keep.reference], self._snapshot()
+        merging = self.settings.merge
+        before, after = self._anchors[merging.reference], self._snapshot()
 
         def apply(alpha: float) -> None:
             self._put(merge.interpolate(before, after, alpha))
 
-        if keep.alpha == "sweep":
-            chosen, table = merge.sweep(keep.grid, apply, validate)
+        if merging.alpha == "sweep":
+            chosen, table = merge.sweep(merging.grid, apply, validate)
             self.notes["merge"] = {"alpha": chosen, "chosen_on": "validation", "sweep": table}
         else:
-            apply(float(keep.alpha))
-            self.notes["merge"] = {"alpha": float(keep.alpha)}
+            apply(float(merging.alpha))
+            self.notes["merge"] = {"alpha": float(merging.alpha)}
 
     def _origins(self, past: Past) -> Mapping[str, Table]:
         tables = {f"task {task.index}": task.train for task in past.tasks}
@@ -292,11 +294,11 @@ class SlotMethod(Method):
         } | super().extra_state()
 
     def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Take back what `extra_tensors` and `extra_state` returned."""
+        """Restore what `extra_tensors` and `extra_state` returned."""
         super().load_extra(tensors, state)
         self.teachers.require(state.get("start_model", {}))
         self._anchors, mean = {}, {}
-        kept: dict[str, dict[str, torch.Tensor]] = {}
+        of_penalties: dict[str, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             kind, _, rest = key.partition(".")
             if kind == "anchor":
@@ -306,34 +308,34 @@ class SlotMethod(Method):
                 mean[rest] = tensor
             elif kind == "penalty":
                 which, _, name = rest.partition(".")
-                kept.setdefault(which, {})[name] = tensor
+                of_penalties.setdefault(which, {})[name] = tensor
         for penalty in self.penalties:
-            penalty.load(kept.get(penalty.name, {}))
+            penalty.load(of_penalties.get(penalty.name, {}))
         if TASK_START in self._anchors:
-            inside = {n.removeprefix("backbone."): t for n, t in self._anchors[TASK_START].items()}
-            self.teachers.begin_task(self.backbone, inside)
+            start = {n.removeprefix("backbone."): t for n, t in self._anchors[TASK_START].items()}
+            self.teachers.begin_task(self.backbone, start)
         count = state.get("mean_count")
         self._mean = None if count is None else merge.RunningMean(mean, int(count))
         if self.buffer is not None and state.get("buffer") is not None:
             self.buffer.restore(state["buffer"])
 
-    def held_in_task(self) -> Held:
-        """Return what is held while a task is learned, and not now: teachers, weights as they were, their mean."""
+    def task_memory(self) -> TaskMemory:
+        """Return what a task needs and does not exist now: teachers, reference weights, their running mean."""
         copies = {f"a frozen copy ({kind})": self.teacher_size() for kind in self.teachers.missing()}
-        own = sum(tensor.numel() for tensor in self._changing().values())
-        wanted = sorted(self._looked_back_on() - self._anchors.keys())
-        tensors = {f"the weights that change, as they were ({kind})": own for kind in wanted}
+        size = sum(tensor.numel() for tensor in self._changing().values())
+        missing = sorted(self._references() - self._anchors.keys())
+        tensors = {f"a copy of the weights that train ({kind})": size for kind in missing}
         if self.settings.merge.kind == "running-mean" and self._mean is None:
-            tensors["their running mean"] = own
-        asked = any(penalty.uses_teacher for penalty in self.penalties)
-        texts = ("an embedding of each text that a teacher is asked about",) if asked else ()
-        return Held(copies, tensors, texts)
+            tensors["their running mean"] = size
+        uses_teacher = any(penalty.uses_teacher for penalty in self.penalties)
+        texts = ("an embedding of each text for the teacher",) if uses_teacher else ()
+        return TaskMemory(copies, tensors, texts)
 
     @property
     def teacher_parameters(self) -> int:
-        """How many parameters frozen copies of the model hold now."""
+        """The number of parameters of the frozen copies of the model now."""
         return self.teachers.parameters()
 
     def teacher_size(self) -> int:
-        """Return how many parameters a frozen copy of the task's start has."""
+        """Return the number of parameters of a frozen copy of the model at the task's start."""
         return sum(parameter.numel() for parameter in self.backbone.parameters())

@@ -1,4 +1,4 @@
-"""The slot `trainable`: from names of parts to parameters, and the modules that it grows."""
+"""The slot `trainable`: find parameters by names of parts, and grow modules."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _NORMS = (
 
 
 def grow(backbone: Backbone, settings: SlotsWithoutReplay, seed: int) -> None:
-    """Grow the modules that the slot names inside a backbone.
+    """Grow the modules of the slot inside a backbone.
 
     Raises:
         ConfigError: if one does not fit.
     """
-    for name, given in settings.modules:
-        insert(backbone.clip, name, given, seed=seed, tokenise=backbone.tokenise)
+    for name, module in settings.modules:
+        insert(backbone.clip, name, module, seed=seed, tokenise=backbone.tokenise)
 
 
 def part_of(name: str, clip: Clip) -> set[str]:
-    """Return the parts that a parameter of open_clip's model belongs to; blocks are numbered (`image-blocks:3`)."""
+    """Return the parts that a parameter of open_clip's model belongs to; blocks have a number (`image-blocks:3`)."""
     plain = plain_name(name)
     side = side_of(plain)
     if side is None:
@@ -50,7 +50,7 @@ def part_of(name: str, clip: Clip) -> set[str]:
     leaf = plain.removeprefix("visual.").removeprefix("text.")
     parts: set[str] = {side}
     if (block := _BLOCK.match(leaf)) is not None:
-        # The stages of a ResNet are named from 1.
+        # The numbers of ResNet stages start at 1.
         number = int(block["number"]) if block["stage"] is None else int(block["of_resnet"]) - 1
         parts.add(f"{side}-blocks:{number}")
     if _PROJECTION.match(leaf):
@@ -69,32 +69,32 @@ def _is_resnet(clip: Clip, side: Side) -> bool:
 
 
 def parts_of(clip: Clip) -> dict[str, set[str]]:
-    """Return the parts of every parameter; those of a grown module belong to their kind (`lora`) alone."""
-    own = grown_parameters(clip)
-    return {n: {own[n]} if n in own else part_of(n, clip) for n, _ in clip.named_parameters()}
+    """Return the parts of every parameter; parameters of a grown module only belong to its kind (`lora`)."""
+    kinds = grown_parameters(clip)
+    return {n: {kinds[n]} if n in kinds else part_of(n, clip) for n, _ in clip.named_parameters()}
 
 
 def choose(clip: Clip, wanted: Iterable[str]) -> list[str]:
     """Return the names of parameters that belong to any of the wanted parts.
 
     Args:
-        clip: the model, with everything grown.
-        wanted: parts, block ranges, and names of modules that were grown.
+        clip: the model, with its grown modules.
+        wanted: parts, block ranges, and names of grown modules.
 
     Raises:
-        ConfigError: if a part is named that this model does not have; says which it has.
+        ConfigError: if the model does not have a part; lists those that it has.
     """
     parts = parts_of(clip)
     known = set().union(*parts.values())
     chosen: set[str] = set()
     for part in wanted:
-        found = _blocks(part, known) if part.partition(":")[0] in BLOCKS else {part}
-        if not found <= known:
+        expanded = _blocks(part, known) if part.partition(":")[0] in BLOCKS else {part}
+        if not expanded <= known:
             raise ConfigError(
-                f"method.trainable: this backbone has no {part!r}; it has {', '.join(_shown(known))}."
+                f"method.trainable: this backbone has no {part!r}; it has {', '.join(_listed(known))}."
             )
-        chosen |= found
-    return [name for name, found in parts.items() if found & chosen]
+        chosen |= expanded
+    return [name for name, of_name in parts.items() if of_name & chosen]
 
 
 def _blocks(part: str, known: set[str]) -> set[str]:
@@ -105,8 +105,8 @@ def _blocks(part: str, known: set[str]) -> set[str]:
     return {f"{head}:{n}" for n in blocks_in(text, count, f"method.trainable ({part})")}
 
 
-def _shown(known: Iterable[str]) -> Sequence[str]:
-    """Return parts for people: numbered blocks as one range."""
+def _listed(known: Iterable[str]) -> Sequence[str]:
+    """Return parts for an error, with numbered blocks as one range."""
     names = sorted(part for part in known if ":" not in part and part not in MODULES)
     for head in BLOCKS:
         count = sum(part.startswith(f"{head}:") for part in known)
@@ -115,7 +115,7 @@ def _shown(known: Iterable[str]) -> Sequence[str]:
 
 
 def trains(names: Iterable[str], side: Side, prefix: str = "backbone.clip.") -> bool:
-    """Whether any of the named parameters lies in a tower of the backbone."""
+    """Return whether any of the named parameters belongs to a tower of the backbone."""
     return any(n.startswith(prefix) and side_of(n.removeprefix(prefix)) == side for n in names)
 
 
@@ -129,7 +129,7 @@ def decay_groups(names: Iterable[str], module: nn.Module) -> tuple[ParamGroup, .
             ("positional_embedding", "class_embedding", "token_embedding.weight", "prompt.tokens")
         )
         lookup = lookup or ".task_prompts." in name
-        # Biases by name: those of experts are stacked, and no vectors.
+        # Recognise biases by name: those of experts are stacked in matrices.
         (plain if parameter.dim() < 2 or name.endswith("bias") or lookup else decayed).append(name)
     groups = []
     if decayed:

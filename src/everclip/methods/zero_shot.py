@@ -7,7 +7,7 @@ from everclip.methods.base import Method
 
 
 class ZeroShot(Method):
-    """The frozen backbone; its only state is the list of class names, which the scenario holds."""
+    """The frozen backbone, without any state."""
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare nothing to train."""

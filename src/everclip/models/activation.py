@@ -1,6 +1,6 @@
-"""QuickGELU or GELU: weights trained with one and run with the other lose accuracy without any error.
+"""QuickGELU or GELU: a model that runs another activation than it was trained with loses accuracy without an error.
 
-OpenAI's models (and some later ones) use `x * sigmoid(1.702 x)`; nothing in the weights themselves shows it.
+OpenAI's models (and some later ones) use `x * sigmoid(1.702 x)`. The weights themselves do not show it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def decide_activation(
     Args:
         name: the backbone's name.
         model_cfg: its configuration, before `forced` is applied.
-        trained_with: whether the weights were trained with QuickGELU; `None` if nothing says so.
-        forced: the user's decision.
-        why: what says so, for the error.
+        trained_with: whether the weights were trained with QuickGELU; `None` if unknown.
+        forced: `backbone.force_quick_gelu`, the user's decision.
+        why: the source of `trained_with`, for the error.
 
     Returns:
-        A note where the user's decision differs from what is known.
+        A note if the user's decision differs from what is known.
 
     Raises:
-        ConfigError: if they disagree; with the name of the architecture to use.
+        ConfigError: if they disagree; names the architecture to use.
     """
     runs = bool(model_cfg.get("quick_gelu"))
     if forced is not None:

@@ -1,4 +1,4 @@
-"""An open_clip model built from its configuration, with random weights and without a network."""
+"""Build an open_clip model from its configuration, with random weights and without a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from everclip.models.quiet import offline, quiet
 
 
 def kind_of(model_cfg: dict[str, Any]) -> type[Clip]:
-    """Return the class open_clip would build."""
+    """Return the class that open_clip would build."""
     kind: type[Clip] = CLIP
     if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]:
         kind = CoCa if "multimodal_cfg" in model_cfg else CustomTextCLIP
@@ -28,22 +28,22 @@ def kind_of(model_cfg: dict[str, Any]) -> type[Clip]:
 
 
 def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | None = None) -> Clip:
-    """Build a model in float32, in evaluation mode; its weights are a function of the seed.
+    """Build a model in float32, in evaluation mode; the seed decides its weights.
 
     Args:
         model_cfg: open_clip's configuration; not changed.
-        seed: of the random weights. The caller's generators are left alone.
-        where: what the configuration is called in errors.
-        folder: where the configuration lies; a text tower of transformers is looked for there first.
+        seed: of the random weights. The state of torch's generators does not change.
+        where: the name of the configuration in errors.
+        folder: the folder of the configuration; searched first for a text tower of transformers.
 
     Raises:
-        ConfigError: if open_clip cannot build it, or a text tower's configuration is not at hand.
+        ConfigError: if open_clip cannot build the model, or the configuration of a text tower is missing.
     """
     settings = deepcopy(model_cfg)
     kind = kind_of(settings)
     settings.pop("custom_text", None)
     vision, text = settings["vision_cfg"], settings["text_cfg"]
-    # Towers of their own pretraining would be downloaded, only to be overwritten.
+    # Otherwise the towers' own pretrained weights would be downloaded, only to be overwritten.
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     if text.get("hf_model_name"):
@@ -55,35 +55,35 @@ def build_clip(model_cfg: dict[str, Any], seed: int, where: str, folder: Path | 
         with torch.random.fork_rng(devices=[]), quiet(), offline():
             torch.manual_seed(key_of("backbone", seed) % 2**63)
             clip = kind(**settings)
-            if isinstance(clip, CoCa):  # open_clip leaves its projection as the memory it was given
+            if isinstance(clip, CoCa):  # open_clip leaves its projection uninitialised
                 projection = clip.text_decoder.text_projection
                 nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
     except ImportError as error:
         raise ConfigError(f"backbone: {where} needs a package that is not installed ({error}).") from error
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
         raise ConfigError(
-            f"backbone: {where}: model_cfg is none that open_clip can build ({type(error).__name__}: {error})."
+            f"backbone: {where}: open_clip cannot build this model_cfg ({type(error).__name__}: {error})."
         ) from error
     return clip.float().eval()
 
 
 def _text_tower(name: str, folder: Path | None) -> Path:
     """Return the folder with the `config.json` of a text tower of transformers."""
-    places = [folder / name] if folder is not None else []
+    folders = [folder / name] if folder is not None else []
     if is_repository(name):
-        found = find_snapshot(name)
-        places += [] if isinstance(found, str) else [found.folder]
-    for place in places:
-        if (place / "config.json").is_file():
-            document = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        snapshot = find_snapshot(name)
+        folders += [] if isinstance(snapshot, str) else [snapshot.folder]
+    for candidate in folders:
+        if (candidate / "config.json").is_file():
+            document = json.loads((candidate / "config.json").read_text(encoding="utf-8"))
             if "auto_map" in document:
                 raise ConfigError(
-                    f"backbone: {place}: the text tower brings its own code, which is not executed."
+                    f"backbone: {candidate}: the text tower brings its own code, which is not executed."
                 )
-            return place
+            return candidate
     raise ConfigError(
-        f"backbone: the text tower is transformers' {name!r}, whose config.json is not at hand (looked in "
-        f"{', '.join(map(str, places)) or 'the hub cache'}). Where there is a network: "
+        f"backbone: the text tower is transformers' {name!r}, but its config.json is missing (looked in "
+        f"{', '.join(map(str, folders)) or 'the hub cache'}). On a machine with a network, run: "
         f"{fetch_command(name)}"
     )
 
@@ -91,7 +91,7 @@ def _text_tower(name: str, folder: Path | None) -> Path:
 def with_overrides(
     model_cfg: dict[str, Any], patch_dropout: float | None, image_size: int | None, quick_gelu: bool | None
 ) -> dict[str, Any]:
-    """Return a copy of a configuration with settings of the run in place of its own."""
+    """Return a copy of a configuration, changed by the settings of a run."""
     changed = deepcopy(model_cfg)
     if patch_dropout is not None:
         changed["vision_cfg"]["patch_dropout"] = patch_dropout

@@ -1,7 +1,7 @@
 """A CLIP from open_clip with everything that belongs to it: towers, tokenizer, transforms, fingerprints.
 
-A backbone is named by `builtin:tiny`, a folder in open_clip's layout (`open_clip_config.json` beside the weights,
-and `merges.txt.gz` if it has a vocabulary of its own), `hf-hub:ORG/NAME[@REVISION]` in the hub's cache folder, or an
+The name of a backbone is `builtin:tiny`, a folder in open_clip's layout (`open_clip_config.json` beside the weights,
+and `merges.txt.gz` if it has its own vocabulary), `hf-hub:ORG/NAME[@REVISION]` in the hub's cache folder, or an
 open_clip architecture with a tag or file of weights. `weights=random` starts any of them from scratch.
 """
 
@@ -26,7 +26,7 @@ from everclip.models.fingerprint import tensors_hash
 from everclip.models.fitting import put_weights
 from everclip.models.locate import locate
 from everclip.models.located import Located
-from everclip.models.pictures import prepare_pictures
+from everclip.models.preprocessing import build_preprocessing
 from everclip.models.scalars import add_bias
 from everclip.models.tokenizers import build_tokenizer, check_tokenizer
 from everclip.models.weights import OPENAI_KEYS, read_weights
@@ -34,7 +34,7 @@ from everclip.models.weights import OPENAI_KEYS, read_weights
 
 @dataclass(frozen=True)
 class Layout:
-    """What open_clip's folder layout holds beside the weights: both configurations and the tokenizer's files."""
+    """The contents of open_clip's folder layout beside the weights: both configurations and the tokenizer's files."""
 
     model_cfg: dict[str, Any]
     preprocess_cfg: dict[str, Any]
@@ -47,12 +47,12 @@ class Backbone(nn.Module):
     Args:
         clip: open_clip's `CLIP` or `CustomTextCLIP`.
         tokenizer: texts to ids.
-        preprocess: the evaluation transform, picture to `(3, S, S)`.
+        preprocess: the evaluation transform, image to `(3, S, S)`.
         pixels: size and normalisation of the image tower.
-        name: how results call it.
+        name: its name in results.
 
-    `layout` is what its folder holds beside the weights (`None` for a model made by hand), `notes` what had to be
-    assumed to load it.
+    `layout` holds the configurations and tokenizer files (`None` for a model made by hand); `notes` lists the
+    assumptions made while loading.
     """
 
     def __init__(
@@ -93,20 +93,20 @@ class Backbone(nn.Module):
 
     @property
     def logit_bias(self) -> torch.Tensor | None:
-        """The constant that a sigmoid loss adds to all logits, a scalar tensor with gradient; `None` for most."""
+        """The constant that a sigmoid loss adds to all logits, a scalar tensor with gradient; `None` without one."""
         bias: torch.Tensor | None = getattr(self.clip, "logit_bias", None)
         return None if bias is None else bias.squeeze()
 
     @torch.no_grad()
     def bound_logit_scale(self, most: float) -> None:
-        """Keep the logit scale in [1, most] by moving the parameter.
+        """Keep the logit scale in [1, most] by changing the parameter.
 
-        A clamp in the forward pass would instead stop its gradient at the bound, for ever.
+        A clamp in the forward pass would make the gradient zero at the bound, and the scale would stay there.
         """
         self.clip.logit_scale.clamp_(0.0, math.log(most))
 
     def fingerprints(self) -> dict[str, str]:
-        """Return one hash per tower; the logit scale is in neither, since no embedding depends on it."""
+        """Return one hash per tower. Neither covers the logit scale, because no embedding depends on it."""
         state = self.clip.state_dict()
         image = [(k, v) for k, v in state.items() if k.startswith("visual.")]
         text = [(k, v) for k, v in state.items() if not k.startswith(("visual.", "logit_"))]
@@ -123,43 +123,47 @@ def load_backbone(
         seed: decides the weights when `weights="random"`.
 
     Raises:
-        ConfigError: if there is no such model, its files are not at hand or do not fit each other.
+        ConfigError: if there is no such model, or its files are missing or do not fit each other.
     """
     if not isinstance(config, BackboneConfig):
         named = config if isinstance(config, Mapping) else {"name": config}
         config = validated(BackboneConfig, named, "backbone")
-    found = locate(config)
-    clip, notes = _loaded(found, config, seed)
+    located = locate(config)
+    clip, notes = _load_clip(located, config, seed)
     resized = config.image_size is not None
-    pictures = prepare_pictures(clip, found.preprocess_cfg, config.preprocess, found.where, resized)
-    text_cfg = found.model_cfg["text_cfg"]
-    tokenizer, files = build_tokenizer(text_cfg, found.folder)
+    preprocessing = build_preprocessing(
+        clip, located.preprocess_cfg, config.preprocess, located.where, resized
+    )
+    text_cfg = located.model_cfg["text_cfg"]
+    tokenizer, files = build_tokenizer(text_cfg, located.folder)
     check_tokenizer(tokenizer, clip, text_cfg)
-    backbone = Backbone(clip, tokenizer, pictures.transform, pictures.pixels, config.name).eval()
+    backbone = Backbone(clip, tokenizer, preprocessing.transform, preprocessing.pixels, config.name).eval()
     backbone.config = config
-    # Patch dropout is the run's; all else that was set belongs to the model from now on.
-    kept = with_overrides(found.model_cfg, None, config.image_size, config.force_quick_gelu)
+    # Patch dropout belongs to the run; every other setting belongs to the model from now on.
+    model_cfg = with_overrides(located.model_cfg, None, config.image_size, config.force_quick_gelu)
     if backbone.logit_bias is not None:
-        kept.setdefault("init_logit_bias", float(backbone.logit_bias.detach()))  # weights may bring one
-    backbone.layout = Layout(kept, pictures.config, files)
-    backbone.notes = [*notes, *pictures.notes]
+        model_cfg.setdefault(
+            "init_logit_bias", float(backbone.logit_bias.detach())
+        )  # may come from the weights
+    backbone.layout = Layout(model_cfg, preprocessing.config, files)
+    backbone.notes = [*notes, *preprocessing.notes]
     return backbone
 
 
-def _loaded(found: Located, config: BackboneConfig, seed: int) -> tuple[Clip, list[str]]:
-    """Return the model with its weights, and what was assumed."""
+def _load_clip(located: Located, config: BackboneConfig, seed: int) -> tuple[Clip, list[str]]:
+    """Return the model with its weights, and the assumptions made."""
     forced = config.force_quick_gelu
-    model_cfg = with_overrides(found.model_cfg, config.patch_dropout, config.image_size, forced)
-    clip = build_clip(model_cfg, seed, found.where, found.folder)
-    trained_with, why, state, taken = found.quick_gelu, found.why, None, list[str]()
-    if found.weights is not None:
-        own = clip.state_dict()
-        size = 4 * sum(tensor.numel() for tensor in own.values())
-        state, taken = read_weights(found.weights, size, own.keys(), config.key)
+    model_cfg = with_overrides(located.model_cfg, config.patch_dropout, config.image_size, forced)
+    clip = build_clip(model_cfg, seed, located.where, located.folder)
+    trained_with, why, state, reading_notes = located.quick_gelu, located.why, None, list[str]()
+    if located.weights is not None:
+        expected = clip.state_dict()
+        size = 4 * sum(tensor.numel() for tensor in expected.values())
+        state, reading_notes = read_weights(located.weights, size, expected.keys(), config.key)
         if any(key in state for key in OPENAI_KEYS):
-            trained_with, why = True, f"{found.weights} is in OpenAI's own form"
-    notes = [*found.notes, *decide_activation(config.name, found.model_cfg, trained_with, forced, why)]
-    if found.weights is not None and state is not None:
-        notes += taken + add_bias(clip, state)
-        notes += put_weights(clip, state, found.weights, resize=config.image_size is not None)
+            trained_with, why = True, f"{located.weights} is in OpenAI's own form"
+    notes = [*located.notes, *decide_activation(config.name, located.model_cfg, trained_with, forced, why)]
+    if located.weights is not None and state is not None:
+        notes += reading_notes + add_bias(clip, state)
+        notes += put_weights(clip, state, located.weights, resize=config.image_size is not None)
     return clip, notes

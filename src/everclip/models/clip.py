@@ -3,4 +3,4 @@
 from open_clip.model import CLIP, CustomTextCLIP
 
 Clip = CLIP | CustomTextCLIP
-"""A model with both towers. open_clip's `CoCa` has the same attributes, as far as they are used here."""
+"""A model with both towers. open_clip's `CoCa` has the attributes that everclip uses."""

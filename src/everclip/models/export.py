@@ -1,4 +1,4 @@
-"""A backbone written in open_clip's folder layout, and proven there: plain open_clip must give the same embeddings."""
+"""Write a backbone in open_clip's folder layout and verify it: plain open_clip must give the same embeddings."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from everclip.models.tokenizers import HF_FILES
 CARD = "card.json"
 
 HALF_LIMIT = 0.01
-"""Largest difference of an embedding's number (of a unit vector) that half precision may cost."""
+"""Largest difference in a number of a unit embedding that half precision may cause."""
 
 ROUNDING_LIMIT = 1e-6
-"""Largest difference of an embedding's number that rounding may cost: threads and memory decide the order of sums."""
+"""Largest difference in a number of a unit embedding from rounding: threads and memory decide the order of sums."""
 
 TEXTS = ("a photo of a dog", "Two red squares, one blue circle!", "", "naïve 東京 🎈", "word " * 200)
 
@@ -45,11 +45,11 @@ class Parity:
     """Largest absolute differences between a model and its export as plain open_clip loads it.
 
     Attributes:
-        pixels: of prepared pictures.
+        pixels: of preprocessed images.
         images, texts: of unit embeddings.
         logit_scale: of the factor on cosines.
-        tokens: whether every text became the same tokens.
-        head: of the scores of a class head; `None` where there is none.
+        tokens: whether the tokens of every text are equal.
+        head: of the scores of a class head; `None` without a head.
     """
 
     pixels: float
@@ -60,9 +60,9 @@ class Parity:
     head: float | None = None
 
     def within(self, limit: float) -> bool:
-        """Return whether tokens, pixels and scale are equal and no embedding differs by more than `limit`.
+        """Return whether tokens, pixels and scale are equal and embeddings differ by at most `limit`.
 
-        Scores of a class head are sharper than embeddings: they may differ by ten times as much.
+        The scores of a class head may differ by ten times as much, because they amplify differences of embeddings.
         """
         same = self.tokens and self.pixels == self.logit_scale == 0
         return same and max(self.images, self.texts) <= limit and (self.head or 0) <= 10 * limit
@@ -70,7 +70,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to: its folder, size, kinds of modules merged, and parity."""
+    """The result of an export: folder, size, merged kinds of modules, and parity."""
 
     folder: Path
     bytes: int
@@ -79,7 +79,7 @@ class Exported:
 
 
 def probes() -> list[Image.Image]:
-    """Return pictures of several shapes: noise, a ramp, a flat colour."""
+    """Return images of several shapes: noise, a ramp, a flat colour."""
     draw = np.random.default_rng(0)
     noise = [draw.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((97, 160), (300, 211), (64, 64))]
     ramp = np.linspace(0, 255, 256 * 192 * 3).reshape(192, 256, 3).astype(np.uint8)
@@ -97,28 +97,28 @@ def export_backbone(
     encode_texts: Encode | None = None,
     head: ClassHead | None = None,
 ) -> Exported:
-    """Write a backbone in open_clip's layout, whole or not at all, and compare it with what plain open_clip loads.
+    """Write a backbone in open_clip's layout, atomically, load it with plain open_clip, and compare the embeddings.
 
     Args:
-        backbone: the model, on the CPU; LoRA in it is merged in place.
-        folder: made by this; must be absent, empty, or with `force` an earlier export.
-        card: provenance, stored as `card.json` together with parity and how to load it.
+        backbone: the model, on the CPU; its LoRA is merged in place.
+        folder: the folder to create; must be absent, empty, or with `force` an earlier export.
+        card: provenance; stored as `card.json` together with the parity and the lines that load the model.
         half: store float16.
         force: replace an earlier export.
-        encode_images, encode_texts: what the model answers (pixels or tokens to unit embeddings), if a method around
-            the backbone answers otherwise; default the backbone's own.
-        head: a classifier to be written beside the backbone: `head.safetensors`, `head.json` and `classify.py`, which
-            loads them with open_clip alone. It is loaded that way and compared as well.
+        encode_images, encode_texts: pixels or tokens to unit embeddings, if the method changes those of the backbone;
+            default: those of the backbone.
+        head: a classifier to write beside the backbone: `head.safetensors`, `head.json` and `classify.py`, which needs
+            only open_clip. It is loaded with `classify.py` and compared as well.
 
     Raises:
-        ConfigError: if the layout cannot hold the model, or the folder is in the way.
-        EverclipError: if plain open_clip does not give the model's embeddings; nothing is left behind then.
+        ConfigError: if the layout cannot hold the model, or `folder` holds something else.
+        EverclipError: if plain open_clip does not give the model's embeddings; then nothing is written.
     """
     check_target(folder, force)
     if backbone.layout is None:
         raise ConfigError("export: this model was made by hand: its configuration is not known.")
     backbone.eval()
-    pixels = torch.stack([backbone.preprocess(picture) for picture in probes()])
+    pixels = torch.stack([backbone.preprocess(image) for image in probes()])
     tokens = backbone.tokenise(list(TEXTS))
     with torch.inference_mode():
         images = (encode_images or backbone.encode_image)(pixels)
@@ -151,13 +151,13 @@ def _require_parity(parity: Parity, limit: float) -> None:
     if not parity.within(limit):
         raise EverclipError(
             f"export: plain open_clip does not give the model's embeddings: {describe(parity)} (allowed: "
-            f"{limit:g}). Nothing was written. The method may predict by more than its backbone's weights."
+            f"{limit:g}). Nothing was written. The method may use more than the weights of its backbone to predict."
         )
 
 
 def describe(parity: Parity) -> str:
-    """Return a parity in one line."""
-    tokens = "equal tokens" if parity.tokens else "other tokens"
+    """Describe a parity in one line."""
+    tokens = "equal tokens" if parity.tokens else "different tokens"
     head = "" if parity.head is None else f", class scores {parity.head:g}"
     return (
         f"{tokens}, largest difference of pixels {parity.pixels:g}, image embeddings {parity.images:g}, text "
@@ -166,7 +166,7 @@ def describe(parity: Parity) -> str:
 
 
 def usage(folder: Path, backbone: Backbone, head: bool = False) -> list[str]:
-    """Return the lines of Python that load an export with open_clip alone; with its class head where there is one."""
+    """Return the lines of Python that load an export, and its class head if any, with open_clip alone."""
     if head:
         return [
             f"import sys; sys.path.insert(0, '{folder}')",
@@ -174,11 +174,13 @@ def usage(folder: Path, backbone: Backbone, head: bool = False) -> list[str]:
             "from classify import Classifier",
             f"names = Classifier('{folder}').classify([Image.open('photo.jpg')])",
         ]
-    own = backbone.layout is not None and any(f.name == MERGES for f in backbone.layout.tokenizer_files)
+    has_merges = backbone.layout is not None and any(
+        f.name == MERGES for f in backbone.layout.tokenizer_files
+    )
     length = backbone.tokenizer.context_length
     tokenizer = (
         f"tokenizer = open_clip.SimpleTokenizer('{folder / MERGES}', context_length={length})"
-        if own  # open_clip does not look for a vocabulary in the folder
+        if has_merges  # open_clip does not look for a vocabulary in the folder
         else f"tokenizer = open_clip.get_tokenizer('local-dir:{folder}')"
     )
     return [
@@ -192,19 +194,21 @@ def check_target(folder: Path, force: bool) -> None:
     """Check that an export may be written to a folder.
 
     Raises:
-        ConfigError: if something is there that `force` does not cover.
+        ConfigError: if the path is a file, the folder holds other files, or it holds an export and `force` is off.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
-        raise ConfigError(f"export: {folder} is a file; give the name of a folder to be made.")
+        raise ConfigError(f"export: {folder} is a file; give the name of a new folder.")
     ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES, *HEAD_FILES, "__pycache__"}
     others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
     if others or not (folder / CONFIG).is_file():
-        held = ", ".join(others[:5]) or ", ".join(sorted(p.name for p in folder.iterdir()))
-        raise ConfigError(f"export: {folder} is no earlier export (it holds {held}); give another folder.")
+        listed = ", ".join(others[:5]) or ", ".join(sorted(p.name for p in folder.iterdir()))
+        raise ConfigError(
+            f"export: {folder} is not an earlier export (it holds {listed}); give another folder."
+        )
     if not force:
-        raise ConfigError(f"export: {folder} is there already; --force replaces it.")
+        raise ConfigError(f"export: {folder} exists already; --force replaces it.")
 
 
 def _merge(backbone: Backbone) -> None:
@@ -212,7 +216,7 @@ def _merge(backbone: Backbone) -> None:
         merge_into(backbone.clip)
     except ConfigError as error:
         raise ConfigError(
-            f"export: open_clip's layout holds a plain CLIP only: {error} Keep using it by its run folder "
+            f"export: open_clip's layout can only hold a plain CLIP: {error} Use the model from its run folder "
             "(Learner.load, everclip eval), or train LoRA or parts of the towers instead, which can be merged."
         ) from error
 
@@ -224,15 +228,15 @@ def _write_files(backbone: Backbone, folder: Path, half: bool) -> None:
     # Clones, because safetensors refuses tensors that share memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.clip.state_dict().items()}
     if half:
-        # The factor on cosines is one number, and up to 100: it stays exact.
+        # The logit scale is a single number, up to 100: keep it exact.
         state = {k: v.half() if v.is_floating_point() and v.numel() > 1 else v for k, v in state.items()}
         lost = [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
         if lost:
             raise ConfigError(
-                f"export: {lost[0]!r} holds numbers beyond half precision (65,504); leave out --half."
+                f"export: {lost[0]!r} holds numbers too large for half precision (65,504); leave out --half."
             )
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    # safetensors lets nobody else read what it writes; an export is for others.
+    # safetensors creates files that only their owner can read; others must be able to read an export.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     for file in backbone.layout.tokenizer_files:
         name = file.name if file.name in HF_FILES else MERGES
@@ -242,7 +246,7 @@ def _write_files(backbone: Backbone, folder: Path, half: bool) -> None:
 def _compare(
     backbone: Backbone, folder: Path, expected: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> Parity:
-    """Load a folder with open_clip's own functions and encode the probes with it."""
+    """Load a folder with open_clip's own functions, encode the probes, and compare."""
     pixels, tokens, images, texts = expected
     try:
         with quiet(), offline():
@@ -252,14 +256,14 @@ def _compare(
             else:
                 tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except (OSError, RuntimeError, ValueError) as error:
-        raise EverclipError(f"export: plain open_clip cannot load what was written ({error}).") from error
+        raise EverclipError(f"export: plain open_clip cannot load the written folder ({error}).") from error
     clip.eval()
-    found = torch.stack([preprocess(picture) for picture in probes()])
+    prepared = torch.stack([preprocess(image) for image in probes()])
     ids = tokenizer(list(TEXTS))
     scale = clip.logit_scale.exp().squeeze()
     return Parity(
-        pixels=_distance(found, pixels),
-        images=_distance(clip.encode_image(found, normalize=True), images),
+        pixels=_distance(prepared, pixels),
+        images=_distance(clip.encode_image(prepared, normalize=True), images),
         texts=_distance(clip.encode_text(ids, normalize=True), texts),
         logit_scale=_distance(scale, backbone.logit_scale),
         tokens=torch.equal(ids, tokens),
@@ -273,7 +277,7 @@ def _distance(one: torch.Tensor, two: torch.Tensor) -> float:
 
 
 def _set_aside(folder: Path) -> Path | None:
-    """Move an earlier export out of the way; it is removed once the new one stands."""
+    """Rename an earlier export; the caller removes it when the new one is in place."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")

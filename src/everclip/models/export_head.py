@@ -1,4 +1,4 @@
-"""A class head beside an exported backbone: written, loaded by its own loader, and compared."""
+"""Write a class head beside an exported backbone, load it with its own loader, and compare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_head(head: ClassHead, backbone: Backbone, folder: Path) -> None:
     """Write a class head into the folder of an exported backbone.
 
     Raises:
-        ConfigError: if two learned classes have the same name, by which the loader's user asks.
+        ConfigError: if two learned classes have the same name, because the loader answers with names.
     """
     twins = [name for name, count in Counter(e.name for e in head.entries).items() if count > 1]
     if twins:
@@ -37,7 +37,7 @@ def write_head(head: ClassHead, backbone: Backbone, folder: Path) -> None:
     (folder / RULE).write_text(text, encoding="utf-8")
     shutil.copyfile(exported_classifier.__file__, folder / LOADER)
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in head.tensors.items()}, folder / TENSORS)
-    # safetensors lets nobody else read what it writes; an export is for others.
+    # safetensors creates files that only their owner can read; others must be able to read an export.
     (folder / TENSORS).chmod((folder / RULE).stat().st_mode)
 
 
@@ -47,7 +47,7 @@ def head_distance(
     """Return the largest difference between the scores of the written loader and those of the method.
 
     Args:
-        head: as written.
+        head: the head that was written.
         backbone: the model.
         folder: of the export.
         images: the method's unit embeddings of the probes `(N, D)`.
@@ -60,7 +60,7 @@ def head_distance(
         with quiet(), offline():
             scores = exported_classifier.Classifier(folder).scores(probes)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise EverclipError(f"export: {LOADER} cannot load what was written ({error}).") from error
+        raise EverclipError(f"export: {LOADER} cannot load the written folder ({error}).") from error
     return float((scores - head.answers(images, _bank(head, backbone)).cpu()).abs().max())
 
 

@@ -1,4 +1,4 @@
-"""Classify images with the exported CLIP of this folder and its class head. Needs only open_clip.
+"""Classify images with the exported CLIP in this folder and its class head. Needs only open_clip.
 
     python FOLDER/classify.py photo.jpg more.jpg
 
@@ -6,7 +6,7 @@
     from classify import Classifier
     print(Classifier("FOLDER").classify([Image.open("photo.jpg")]))
 
-`everclip export` copies this file beside a class head as `classify.py`; it imports nothing of everclip.
+`everclip export` copies this file as `classify.py` beside a class head; it does not import everclip.
 """
 
 import json
@@ -30,7 +30,7 @@ class Classifier:
         self.head = load_file(folder / "head.safetensors")
         self.clip, _, self.preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         self.clip.eval()
-        if (folder / "merges.txt.gz").is_file():  # a vocabulary of its own, which open_clip does not look for
+        if (folder / "merges.txt.gz").is_file():  # open_clip does not look for a vocabulary in the folder
             merges, length = str(folder / "merges.txt.gz"), self.rule["context_length"]
             self.tokenizer = open_clip.SimpleTokenizer(merges, context_length=length)
         else:
@@ -38,7 +38,7 @@ class Classifier:
         self.columns = {entry["name"]: i for i, entry in enumerate(self.rule["classes"])}
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the weights multiply, `(N, rows)`, of unit image embeddings `(N, D)`."""
+        """Return the regression features `(N, rows)` of unit image embeddings `(N, D)`."""
         kind, x = self.rule["features"], x.double()
         if kind == "kernel":
             y = self.head["samples"].double()
@@ -76,7 +76,7 @@ class Classifier:
         wanted = [self.columns[name] for name in offered if name in self.columns]
         outputs[:, learned] = self.features(x) @ self.head["weights"][:, wanted]
         share = self.rule["fusion"]
-        # Where the best class of zero-shot was never learned, zero-shot decides alone.
+        # If the best zero-shot class was never learned, zero-shot decides alone.
         return torch.where(learned[p.argmax(dim=1)][:, None], (1 - share) * p + share * outputs, p)
 
     def classify(self, images: Sequence[Image.Image], names: Sequence[str] = ()) -> list[str]:

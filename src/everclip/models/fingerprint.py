@@ -1,4 +1,4 @@
-"""Hashes of weights, one per tower: what caches and results call a model by."""
+"""Hashes of weights, one per tower: they identify a model in caches and results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def tensors_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Hash names, types, shapes and bytes of tensors, in order of name."""
+    """Return a hash of the names, types, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())

@@ -1,4 +1,4 @@
-"""Weights put into a model: the same conversions as open_clip makes, but nothing resized or left out in silence."""
+"""Load weights into a model with open_clip's conversions; nothing is resized or left out silently."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def put_weights(clip: Clip, state: State, path: Path, resize: bool = False) -> l
     Args:
         clip: one of open_clip's models.
         state: tensors by name, as stored.
-        path: where they come from, for errors.
-        resize: whether position embeddings of another image size are interpolated.
+        path: their file, for errors.
+        resize: whether to interpolate position embeddings of another image size.
 
     Returns:
-        What was assumed, in words.
+        Notes on assumptions.
 
     Raises:
         ConfigError: if names, shapes or values do not fit; names them.
     """
-    # Before anything is computed with them: interpolation knows no half precision on a CPU.
+    # Convert first: on a CPU, interpolation does not work in half precision.
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     state, notes = _converted(clip, state, path)
     if resize:
@@ -86,28 +86,29 @@ def _resized(clip: Clip, state: State) -> list[str]:
 
 
 def _check_names(clip: Clip, state: State, path: Path) -> None:
-    own = set(clip.state_dict())
-    missing, unexpected = sorted(own - state.keys()), sorted(state.keys() - own)
+    expected = set(clip.state_dict())
+    missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
     if not missing and not unexpected:
         return
     if not missing and not any(".lora_" in name for name in unexpected):
         first = unexpected[0].partition(".")[0]
         raise ConfigError(
             f"backbone: {path} holds all weights of the model, and {len(unexpected):,} besides that it does not have: "
-            f"{unexpected[:5]}{_more(unexpected)}. Leave them out where the file was made, in Python: state = "
+            f"{unexpected[:5]}{_more(unexpected)}. Remove them from the file, in Python: state = "
             f"{{k: v for k, v in state.items() if not k.startswith({first + '.'!r})}}; or is backbone.name another "
             "architecture?"
         )
-    incomplete = "" if unexpected or all(k.startswith(_OF_A_TOWER) for k in state) else _PART
+    incomplete = "" if unexpected or all(k.startswith(_TOWER_PREFIXES) for k in state) else _INCOMPLETE
     raise ConfigError(
         f"backbone: {path} does not fit its configuration: missing {missing[:5]}{_more(missing)}, "
-        f"unexpected {unexpected[:5]}{_more(unexpected)}.{_lone_tower(own, state) or incomplete or _layout_of(state)}"
+        f"unexpected {unexpected[:5]}{_more(unexpected)}."
+        f"{_single_tower(expected, state) or incomplete or _layout_of(state)}"
     )
 
 
-_PART = (
-    " The file holds a part of the model only: take all of its weights (of several files: backbone.weights=their "
-    ".index.json), or fetch it again."
+_INCOMPLETE = (
+    " The file holds only a part of the model: use all of its weights (if they are in several files, set "
+    "backbone.weights to the .index.json), or fetch it again."
 )
 
 
@@ -117,22 +118,22 @@ def _more(names: list[str]) -> str:
 
 def _layout_of(state: Mapping[str, object]) -> str:
     if any(k.startswith(("vision_model.", "text_model.")) for k in state):
-        return " These are weights in transformers' layout, but not of a CLIPModel."
+        return " The weights are in transformers' layout, but not those of a CLIPModel."
     if any(".lora_" in k or ".lokr_" in k or ".hada_" in k for k in state):
         return (
-            " These are the weights of an adapter (LoRA), which only change a model. Merge them into the model where "
-            "it was made (with peft: model.merge_and_unload()), save its state_dict, and give that file."
+            " These are the weights of an adapter (LoRA), which only change a model. Merge them into the model with "
+            "the library that made them (with peft: model.merge_and_unload()), save its state_dict, and use that file."
         )
     if any(k.startswith(("model/", "backbone.clip.")) for k in state):
-        return " This is a checkpoint of everclip; everclip export makes a backbone of its run folder."
-    if all(k.startswith(_OF_A_TOWER) for k in state):
+        return " This is a checkpoint of everclip; make a backbone from its run folder with everclip export."
+    if all(k.startswith(_TOWER_PREFIXES) for k in state):
         return f" This seems to be a single tower, without the other.{_JOIN}"
     if any(k.startswith("text.") for k in state):
-        return " The weights have a text tower of their own (model_cfg.custom_text: true)."
+        return " The weights have a separate text tower (model_cfg.custom_text: true)."
     return " Is backbone.name the architecture they were trained with?"
 
 
-_OF_A_TOWER = (
+_TOWER_PREFIXES = (
     *(
         "transformer.",
         "conv1.",
@@ -152,67 +153,67 @@ _JOIN = (
 )
 
 
-def _lone_tower(own: set[str], state: Mapping[str, object]) -> str:
-    """Explain what is missing where a file holds one tower under the model's names."""
-    image = {k for k in own if k.startswith("visual.")}
-    text = {k for k in own if not k.startswith(("visual.", "logit_"))}
-    for name, there, absent in (("image", image, text), ("text", text, image)):
+def _single_tower(expected: set[str], state: Mapping[str, object]) -> str:
+    """Explain what is missing if a file holds one tower under the model's names."""
+    image = {k for k in expected if k.startswith("visual.")}
+    text = {k for k in expected if not k.startswith(("visual.", "logit_"))}
+    for name, present, absent in (("image", image, text), ("text", text, image)):
         other = "text" if name == "image" else "image"
-        if there <= state.keys() and not absent & state.keys():
+        if present <= state.keys() and not absent & state.keys():
             return (
-                f" The file holds the {name} tower alone; the {other} tower ({len(absent)} tensors) is missing. Join "
+                f" The file holds only the {name} tower; the {other} tower ({len(absent)} tensors) is missing. Join "
                 "them first, in Python: state = {**model.state_dict(), **tower}, where `model` is the CLIP that the "
                 "tower was trained from; then torch.save(state, 'both.pt') and backbone.weights=both.pt."
             )
-    missing = own - state.keys()
+    missing = expected - state.keys()
     if missing and missing <= {"visual.proj", "text_projection", "text.text_projection"}:
         return (
-            " Only projections are missing: the file holds the towers before they are projected into one space. Take "
-            "the whole model's weights."
+            " Only projections are missing: the file holds the towers without the projections into the shared space. "
+            "Use the weights of the whole model."
         )
     return ""
 
 
 def _check_shapes(clip: Clip, state: State, path: Path) -> None:
-    own = clip.state_dict()
-    whole = [k for k in own if own[k].is_floating_point() and not state[k].is_floating_point()]
-    if whole:
+    expected = clip.state_dict()
+    integers = [k for k in expected if expected[k].is_floating_point() and not state[k].is_floating_point()]
+    if integers:
         raise ConfigError(
-            f"backbone: {path}: {whole[0]!r} is of {state[whole[0]].dtype}: the weights are quantised. "
-            "Take the model in float32, float16 or bfloat16."
+            f"backbone: {path}: {integers[0]!r} has type {state[integers[0]].dtype}: the weights are quantised. "
+            "Use the model in float32, float16 or bfloat16."
         )
-    wrong = [k for k in own if own[k].shape != state[k].shape]
+    wrong = [k for k in expected if expected[k].shape != state[k].shape]
     if not wrong:
         return
-    listed = "; ".join(f"{k} {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in wrong[:5])
+    listed = "; ".join(f"{k} {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}" for k in wrong[:5])
     raise ConfigError(
         f"backbone: {path} does not fit its configuration: {listed}{_more(wrong)}.{_cause(clip, state, wrong)}"
     )
 
 
 def _cause(clip: Clip, state: State, wrong: list[str]) -> str:
-    """Explain a wrong shape where only one setting can be behind it."""
+    """Explain a wrong shape if only one setting can be the cause."""
     if wrong == ["visual.positional_embedding"]:
         patch = clip.visual.patch_size[0]
         side = math.isqrt(state[wrong[0]].shape[0] - 1) * patch
         return (
-            f" The weights are for pictures of {side} pixels, the configuration says "
+            f" The weights are for images of {side} pixels, the configuration says "
             f"{clip.visual.image_size[0]}: use the architecture for {side} pixels, or set "
             f"backbone.image_size={clip.visual.image_size[0]} to interpolate."
         )
     if wrong in (["visual.attnpool.positional_embedding"], ["visual.trunk.pos_embed"]):
         return (
-            " The weights are for pictures of another size, and the position embeddings of this tower are not "
+            " The weights are for images of another size, and the position embeddings of this tower cannot be "
             "interpolated: leave out backbone.image_size, or use the architecture for that size."
         )
     if wrong in (["positional_embedding"], ["text.positional_embedding"]):
         return (
-            f" The weights read {state[wrong[0]].shape[0]} tokens: model_cfg.text_cfg.context_length must say so (a "
-            "folder with its own open_clip_config.json beside the weights can)."
+            f" The weights read {state[wrong[0]].shape[0]} tokens: set model_cfg.text_cfg.context_length to this "
+            "number (in an open_clip_config.json beside the weights)."
         )
     if wrong in (["token_embedding.weight"], ["text.token_embedding.weight"]):
         return (
-            f" The weights know {state[wrong[0]].shape[0]} tokens: model_cfg.text_cfg.vocab_size and the tokenizer "
-            "must fit them."
+            f" The vocabulary of the weights has {state[wrong[0]].shape[0]} tokens: model_cfg.text_cfg.vocab_size and "
+            "the tokenizer must have the same number."
         )
     return " Is backbone.name the architecture they were trained with?"

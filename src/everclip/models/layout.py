@@ -1,4 +1,4 @@
-"""A model in open_clip's folder layout: the names of its files, and its configuration read and checked."""
+"""A model in open_clip's folder layout: name its files; read and check its configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import ConfigError, did_you_mean
-from everclip.models.checkpoint_files import names_of, obvious, weight_files, which_weights
+from everclip.models.checkpoint_files import (
+    checkpoint_names,
+    describe_checkpoints,
+    propose_checkpoint,
+    weight_files,
+)
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -37,10 +42,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Read `open_clip_config.json`.
 
     Returns:
-        `model_cfg`, and `preprocess_cfg` or `None` where the file has none.
+        `model_cfg`, and `preprocess_cfg` or `None` if the file has none.
 
     Raises:
-        ConfigError: if the file is missing, is no JSON, or lacks what open_clip needs; names file and key.
+        ConfigError: if the file is missing, is not JSON, or lacks a key that open_clip needs; names file and key.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -69,37 +74,37 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def _hint(folder: Path) -> str:
-    """Return what the folder seems to be instead, and the way on."""
+    """Describe what the folder seems to be instead, and what to do."""
     inner = weight_files(folder / "checkpoints")
     if inner:
-        return which_weights(inner).replace(" It holds", " Its folder checkpoints/ holds", 1)
+        return describe_checkpoints(inner).replace(" It holds", " Its folder checkpoints/ holds", 1)
     if (folder / "checkpoints").is_dir():
-        return f" It is a run's or learner's folder: everclip export {folder} FOLDER makes a backbone of it."
+        return f" It is the folder of a run or learner: make a backbone from it with everclip export {folder} FOLDER."
     if any(folder.glob("*.distcp")):
         return (
-            " It is a distributed checkpoint of PyTorch. Join it where it was made: python -m "
+            " It is a distributed checkpoint of PyTorch. Join its files: python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
         )
     if (folder / "adapter_config.json").is_file():
         return (
-            " It holds an adapter (LoRA), which only changes a model. Merge it where it was made (with peft: "
-            "model.merge_and_unload()), save the whole model, and give that."
+            " It holds an adapter (LoRA), which only changes a model. Merge it with the library that made it (with "
+            "peft: model.merge_and_unload()), save the whole model, and use that."
         )
     if (folder / "config.json").is_file():
         return (
-            " It seems to be in transformers' layout, which open_clip does not read (only a whole CLIPModel is read, "
-            "model_type clip). Take open_clip's release of the model, or name it by backbone.name=ARCHITECTURE with "
-            "its weights in open_clip's layout."
+            " It seems to be in transformers' layout, but it is not a whole CLIPModel (model_type clip). Use "
+            "open_clip's release of the model, or set backbone.name=ARCHITECTURE with its weights in open_clip's "
+            "layout."
         )
     index = sorted(folder.glob("*.index.json"))
     if index:
         return (
-            " It holds weights in several files, but nothing says of which architecture: give both, "
+            " It holds weights in several files, but nothing names the architecture: set both, "
             f"backbone.name=ARCHITECTURE backbone.weights={index[0]}"
         )
     weights = weight_files(folder)
     if weights:
-        return which_weights(weights)
+        return describe_checkpoints(weights)
     return ""
 
 
@@ -107,24 +112,24 @@ def check_preprocess(preprocess: object, where: str) -> None:
     """Check the types and ranges of a preprocessing configuration.
 
     Raises:
-        ConfigError: naming the key, what was found and what was expected.
+        ConfigError: if one is wrong; names the key, its value and what was expected.
     """
     if not isinstance(preprocess, dict):
         raise ConfigError(f"backbone: {where}: expected a mapping, found {preprocess!r}.")
     for key, value in preprocess.items():
         if key not in _PREPROCESS:
             raise ConfigError(f"backbone: {where}: unknown key {key!r}.{did_you_mean(key, _PREPROCESS)}")
-        expected = _unlike(key, value)
+        expected = _expected_instead(key, value)
         if expected:
             raise ConfigError(f"backbone: {where}.{key}: expected {expected}, found {value!r}.")
 
 
-def _unlike(key: str, value: Any) -> str | None:
-    """Return what was expected of a value, `None` if it is fine."""
+def _expected_instead(key: str, value: Any) -> str | None:
+    """Return what was expected instead of a value; `None` if the value is valid."""
     if key in ("mean", "std"):
         triple = isinstance(value, list | tuple) and len(value) == 3
         numbers = triple and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-        # Pixels are scaled to [0, 1] before; numbers of the 0..255 scale would blacken every picture.
+        # Pixels are already scaled to [0, 1]; numbers on the 0..255 scale would blacken every image.
         low = 0.0 if key == "mean" else 1e-6
         return None if numbers and all(low <= v <= 1 for v in value) else f"three numbers in [{low:g}, 1]"
     if key == "interpolation":
@@ -137,22 +142,24 @@ def _unlike(key: str, value: Any) -> str | None:
 
 
 def other_checkpoints(folder: Path, read: Path) -> tuple[str, ...]:
-    """Return a line about checkpoints beside the one that is read; other forms of the same weights are none."""
+    """Return a note about other checkpoints in the folder; other files of the same weights do not count."""
     others = [path for path in weight_files(folder) if path.name not in WEIGHT_NAMES]
     if read in others or not others:
         return ()
-    return (f"{read.name} is read, not what lies beside it: {names_of(others)} (backbone.weights=FILE)",)
+    return (
+        f"{read.name} is read, not the checkpoints beside it: {checkpoint_names(others)} (backbone.weights=FILE)",
+    )
 
 
 def find_weights(folder: Path, named: str | None) -> Path:
     """Return the weights file of a folder.
 
     Args:
-        folder: where it lies.
-        named: a file of the folder, or one elsewhere; default: the first of `WEIGHT_NAMES` that is there.
+        folder: the model's folder.
+        named: a file in the folder or elsewhere; default: the first of `WEIGHT_NAMES` that exists.
 
     Raises:
-        ConfigError: if there is none; lists what was looked for.
+        ConfigError: if there is none; lists the names that were tried.
     """
     tried = [folder / named, Path(os.path.expanduser(named))] if named else [folder / n for n in WEIGHT_NAMES]
     for path in tried:
@@ -162,21 +169,23 @@ def find_weights(folder: Path, named: str | None) -> Path:
     if named is None and len(others) == 1:
         return others[0]
     if named is None and others:
-        chosen, reason = obvious(others)
+        proposed, reason = propose_checkpoint(others)
         raise ConfigError(
-            f"backbone: {folder} holds {len(others)} checkpoints ({names_of(others)}), none of them called as "
-            f"open_clip does ({WEIGHTS}): say which with backbone.weights=FILE. {chosen.name} {reason}: "
-            f"backbone.weights={chosen.name}"
+            f"backbone: {folder} holds {len(others)} checkpoints ({checkpoint_names(others)}), none with open_clip's "
+            f"name ({WEIGHTS}): choose one with backbone.weights=FILE. {proposed.name} {reason}: "
+            f"backbone.weights={proposed.name}"
         )
     foreign = sorted(p.name for p in folder.glob("*") if p.suffix in (".msgpack", ".h5", ".onnx", ".gguf"))
     if named is None and foreign and not others:
         raise ConfigError(
-            f"backbone: {folder} holds {foreign[0]}, which PyTorch does not read. Take the same model's "
-            "model.safetensors or pytorch_model.bin."
+            f"backbone: {folder} holds {foreign[0]}, which PyTorch does not read. Use model.safetensors or "
+            "pytorch_model.bin of the same model."
         )
     looked = str(tried[0]) if named else f"{tried[0]} (nor {', '.join(WEIGHT_NAMES[1:])})"
-    found = f" The folder holds {names_of(others)}: name one by backbone.weights." if others else ""
+    hint = (
+        f" The folder holds {checkpoint_names(others)}: choose one with backbone.weights." if others else ""
+    )
     raise ConfigError(
-        f"backbone: no weights at {looked}.{found} Put them there, or set backbone.weights=random to start from "
+        f"backbone: no weights at {looked}.{hint} Put them there, or set backbone.weights=random to start from "
         "scratch."
     )

@@ -1,4 +1,4 @@
-"""What of a model decides whether data fits it, found from its configuration: no weights are loaded."""
+"""Read the limits that a model sets for data from its configuration, without loading weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from everclip.models.tokenizers import build_tokenizer
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What of a model decides whether data fits it.
+    """The limits that a model sets for data.
 
     Attributes:
-        name: what people call it.
+        name: the name of the backbone.
         side: pixels of the image tower's input.
-        context: tokens that the text tower reads, start and end included.
-        lengths: texts to their number of tokens, nothing cut.
-        tokenise: texts to token ids, cut at the context: what the model reads.
+        context: tokens that the text tower reads, including start and end.
+        lengths: texts to their number of tokens before any truncation.
+        tokenise: texts to the token ids that the model reads, truncated at the context.
     """
 
     name: str
@@ -35,7 +35,7 @@ class ModelLimits:
 
 
 def limits_of(name: str) -> ModelLimits:
-    """Return picture size, context and tokenizer of a backbone, with or without its weights at hand.
+    """Return image size, context and tokenizer of a backbone; its weights need not be on this machine.
 
     Raises:
         ConfigError: if the model or its tokenizer is not known.
@@ -48,13 +48,13 @@ def limits_of(name: str) -> ModelLimits:
 
 
 def _lengths(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
-    """Return a function that counts tokens of whole texts; open_clip's own call would cut them."""
+    """Return a function that counts the tokens of whole texts; open_clip's tokenizer would truncate them."""
     if isinstance(tokenizer, SimpleTokenizer):
         return lambda texts: [len(tokenizer.encode(text)) + 2 for text in texts]  # start and end
 
     def count(texts: Sequence[str]) -> list[int]:
         cleaned = [tokenizer.clean_fn(text) for text in texts]
-        with quiet():  # transformers warns of every text that is longer than the model's context
+        with quiet():  # transformers warns about every text that is longer than the context
             return [len(ids) for ids in tokenizer.tokenizer(cleaned, truncation=False)["input_ids"]]
 
     return count

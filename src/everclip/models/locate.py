@@ -1,8 +1,8 @@
-"""From a backbone's name to the files behind it, and what to do when they are not there. No model is built here.
+"""Find the files of a backbone by its name, or explain how to get them. No model is built here.
 
-Names, configurations, tags and the order of weight files are open_clip's. Its `create_model_from_pretrained` is
-not used: it downloads what is missing, reads a file of any size, takes one of several checkpoints, and resizes position
-embeddings, all of it without asking.
+Names, configurations, tags and the order of weight files are open_clip's. Its `create_model_from_pretrained` is not
+used: without asking, it downloads missing files, reads files of any size, chooses one of several checkpoints, and
+resizes position embeddings.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from everclip.errors import ConfigError, did_you_mean
 from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
 from everclip.models.layout import CONFIG, find_weights, other_checkpoints, read_config
-from everclip.models.located import Located, ways_on
-from everclip.models.tags import locate_tag, pictures_of, tag_of_file
+from everclip.models.located import Located, how_to_get
+from everclip.models.tags import locate_tag, preprocess_of, tag_of_file
 from everclip.models.tokenizers import tokenizer_settings
 from everclip.models.transformers_layout import CONFIG as TRANSFORMERS_CONFIG
 from everclip.models.transformers_layout import is_clip_folder, model_config, preprocessing
@@ -51,7 +51,7 @@ def locate(config: BackboneConfig) -> Located:
     """Find the files behind a backbone's name; nothing is downloaded.
 
     Raises:
-        ConfigError: if there is no such model or its files are not at hand; says where it was looked for.
+        ConfigError: if there is no such model or its files are missing; names the places that were searched.
     """
     name = _expanded(config.name)
     weights = None if config.weights is None else _expanded(config.weights)
@@ -83,13 +83,13 @@ def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -
         notes += other_checkpoints(folder, path)
     if (folder / "head.json").is_file():
         notes += (
-            "the class head beside the weights (head.json) is not read: this is the model without what it learned",
+            "the class head beside the weights (head.json) is not read: the model does not know the learned classes",
         )
     return Located(model_cfg, preprocess_cfg, path, folder, str(folder / CONFIG), None, notes)
 
 
 def _in_transformers_folder(folder: Path, weights: str | None, notes: tuple[str, ...]) -> Located:
-    """A `CLIPModel` of transformers; its configuration is said in open_clip's words."""
+    """Locate a `CLIPModel` of transformers, with its configuration in open_clip's form."""
     model_cfg = model_config(folder)
     settings, more = tokenizer_settings(folder, model_cfg["text_cfg"]["vocab_size"])
     model_cfg["text_cfg"] |= settings
@@ -102,34 +102,34 @@ def _in_hub(name: str, weights: str | None) -> Located:
     repository, _, revision = name.partition("@")
     if not is_repository(repository) or name.endswith("@"):
         raise ConfigError(f"backbone: 'hf-hub:{name}': expected hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION.")
-    found = find_snapshot(repository, revision or None)
+    snapshot = find_snapshot(repository, revision or None)
     fetch = fetch_command(repository, revision or None)
-    if isinstance(found, str):
+    if isinstance(snapshot, str):
         raise ConfigError(
-            f"backbone: hf-hub:{name} was looked for in the hub cache {cache_folder()}: {found}.{ways_on(fetch)}"
+            f"backbone: hf-hub:{name} is not in the hub cache {cache_folder()}: {snapshot}.{how_to_get(fetch)}"
         )
-    if not (found.folder / CONFIG).is_file() and not is_clip_folder(found.folder):
-        there = ", ".join(sorted(p.name for p in found.folder.iterdir())) or "nothing"
+    if not (snapshot.folder / CONFIG).is_file() and not is_clip_folder(snapshot.folder):
+        names = ", ".join(sorted(p.name for p in snapshot.folder.iterdir())) or "nothing"
         raise ConfigError(
-            f"backbone: hf-hub:{name}: {found.folder} has no {CONFIG} (it has {there}): not a model of open_clip, or "
-            f"not all of it was fetched.{ways_on(fetch)}"
+            f"backbone: hf-hub:{name}: {snapshot.folder} has no {CONFIG} (it has {names}): it is not a model of "
+            f"open_clip, or was not fetched completely.{how_to_get(fetch)}"
         )
     try:
-        return _in_folder(found.folder, weights, found.notes)
+        return _in_folder(snapshot.folder, weights, snapshot.notes)
     except ConfigError as error:
         if "no weights at" not in str(error):
             raise
-        raise ConfigError(f"{error}{ways_on(fetch)}") from error
+        raise ConfigError(f"{error}{how_to_get(fetch)}") from error
 
 
 def _from_file(path: Path) -> Located:
-    """A file of weights given as the name: only the configuration beside it can say what it is."""
+    """Locate a model by its weights file; the configuration beside it names the architecture."""
     if not path.is_file():
         raise ConfigError(f"backbone: {path}: no such file.")
     if not (path.parent / CONFIG).is_file() and not is_clip_folder(path.parent):
         raise ConfigError(
-            f"backbone: {path} holds weights but does not say of which architecture, and there is no "
-            f"{path.parent / CONFIG}. Give both: backbone.name=ARCHITECTURE backbone.weights={path}"
+            f"backbone: {path} holds weights but does not name the architecture, and there is no "
+            f"{path.parent / CONFIG}. Set both: backbone.name=ARCHITECTURE backbone.weights={path}"
         )
     return _in_folder(path.parent, path.name)
 
@@ -137,9 +137,9 @@ def _from_file(path: Path) -> Located:
 def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -> Located:
     known = open_clip.list_models()
     if name not in known:
-        raise _unknown(name, known)
+        raise _unknown_name(name, known)
     model_cfg = open_clip.get_model_config(name)
-    assert model_cfg is not None  # open_clip lists what it has
+    assert model_cfg is not None  # open_clip has a configuration for every listed name
     where = f"open_clip's {name}"
     if weights == RANDOM:
         return Located(model_cfg, None, None, None, where)
@@ -160,8 +160,8 @@ def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -
     return _of_weights_file(name, path, model_cfg, where)
 
 
-def _unknown(name: str, known: list[str]) -> ConfigError:
-    """Return what is wrong with a name that is neither a folder nor an architecture."""
+def _unknown_name(name: str, known: list[str]) -> ConfigError:
+    """Return the error for a name that is neither a folder nor an architecture."""
     if "/" in name or "\\" in name or name.startswith((".", "~")) or Path(name).suffix in WEIGHT_SUFFIXES:
         parent = Path(name).absolute().parent
         names = [p.name for p in parent.iterdir() if not p.name.startswith(".")] if parent.is_dir() else []
@@ -170,22 +170,22 @@ def _unknown(name: str, known: list[str]) -> ConfigError:
         missing = "" if parent.is_dir() else f" There is no folder {parent} either."
         return ConfigError(
             f"backbone: {name!r} is neither a folder nor an open_clip model. (Looked for a folder "
-            f"{Path(name).absolute()}, which does not exist.{missing}){beside}{ways_on('hf download ORG/NAME')}"
+            f"{Path(name).absolute()}, which does not exist.{missing}){beside}{how_to_get('hf download ORG/NAME')}"
         )
     close = difflib.get_close_matches(name, [*known, "builtin:tiny"], n=_CLOSE, cutoff=0.5)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return ConfigError(
         f"backbone: {name!r} is neither a folder nor an open_clip model.{meant} (Looked for a folder "
         f"{Path(name).absolute()}, which does not exist, and among open_clip's {len(known)} architectures.)"
-        f"{ways_on('hf download ORG/NAME')}"
+        f"{how_to_get('hf download ORG/NAME')}"
     )
 
 
 def _of_weights_file(name: str, path: Path, model_cfg: dict[str, Any], where: str) -> Located:
-    """Weights of a named architecture in a file; a configuration beside it must agree, and says what it knows."""
+    """Locate an architecture with weights from a file; a configuration beside the file must agree with it."""
     tag = tag_of_file(name, path)
     quick_gelu = None if tag is None else bool(tag.get("quick_gelu"))
-    why = f"a tag of open_clip's has a file {path.name}"
+    why = f"one of open_clip's tags has a file {path.name}"
     if not (path.parent / CONFIG).is_file() and is_clip_folder(path.parent):
         beside, why = model_config(path.parent), f"{path.parent / TRANSFORMERS_CONFIG} beside them"
         quick_gelu = bool(beside["quick_gelu"])
@@ -194,7 +194,7 @@ def _of_weights_file(name: str, path: Path, model_cfg: dict[str, Any], where: st
         note = () if tag else (f"activation: taken from {name}; the file {path.name} does not say",)
         return Located(
             model_cfg,
-            None if tag is None else pictures_of(tag),
+            None if tag is None else preprocess_of(tag),
             path,
             path.parent,
             where,
@@ -224,11 +224,12 @@ _UNIMPORTANT = (
 
 
 def _differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    """Return the keys whose values differ between two configurations."""
+    keys = []
     for key in sorted({*one, *two} - {*_UNIMPORTANT}):
         a, b = one.get(key), two.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+            keys += _differences(a, b, f"{prefix}{key}.")
         elif json.dumps(a) != json.dumps(b) and (a or b):  # False, 0 and absent mean the same to open_clip
-            found.append(prefix + key)
-    return found
+            keys.append(prefix + key)
+    return keys

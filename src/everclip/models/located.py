@@ -1,4 +1,4 @@
-"""What a backbone's name stands for, and the three ways on where its files are not at hand."""
+"""The files and configurations behind the name of a backbone, and the three ways to get them if they are missing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from everclip.models.layout import CONFIG
 
 @dataclass(frozen=True)
 class Located:
-    """What a name stands for.
+    """The files and configurations behind the name of a backbone.
 
     Attributes:
         model_cfg: the architecture, as open_clip's configuration.
-        preprocess_cfg: what the weights' own configuration or tag says of pictures; `None` if nothing does.
-        weights: the file; `None` for random weights.
-        folder: where tokenizer files are looked for first.
-        where: what the configuration is called in errors.
-        quick_gelu: whether the weights were trained with QuickGELU, where something says so.
-        notes: what was assumed, in words.
-        why: what says `quick_gelu`.
+        preprocess_cfg: preprocessing from the configuration or tag of the weights; `None` if they have none.
+        weights: the weights file; `None` for random weights.
+        folder: the folder searched first for tokenizer files.
+        where: the name of the configuration in errors.
+        quick_gelu: whether the weights were trained with QuickGELU; `None` if unknown.
+        notes: assumptions made.
+        why: the source of `quick_gelu`.
     """
 
     model_cfg: dict[str, Any]
@@ -35,13 +35,17 @@ class Located:
     why: str = "its configuration"
 
 
-def ways_on(fetch: str) -> str:
-    """Return the three ways on for somebody whose weights are not at hand."""
+def how_to_get(fetch: str) -> str:
+    """Return the three ways to get missing weights, as lines for an error.
+
+    Args:
+        fetch: the command that downloads the model.
+    """
     return (
-        "\nThree ways on:"
+        "\nUse one of these:"
         "\n  a file:   backbone.name=ARCHITECTURE backbone.weights=PATH (.safetensors, or .pt .pth .bin of tensors)"
         f"\n  a folder: backbone.name=FOLDER, in open_clip's layout ({CONFIG} beside the weights)"
-        f"\n  the hub:  where there is a network, run `{fetch}`; copy {cache_folder()} here if that is another "
-        "machine"
-        "\n  (builtin:tiny needs none of this.)"
+        f"\n  the hub:  on a machine with a network, run `{fetch}`; if that is another machine, copy its cache to "
+        f"{cache_folder()}"
+        "\n  (builtin:tiny needs no files.)"
     )

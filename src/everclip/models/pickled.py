@@ -1,4 +1,4 @@
-"""PyTorch's own files, read without executing them; and the command for their owner where that is not possible."""
+"""Read PyTorch's own files without executing code; if that is impossible, show the command that converts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from everclip.errors import ConfigError
 from everclip.models.quiet import quiet
 
-# The best accuracy so far is often kept as a number of NumPy's. These build numbers and nothing else.
+# Checkpoints often store the best accuracy as a NumPy number. These types build numbers and nothing else.
 _SCALAR = np.float32(0).__reduce__()[0]  # its module has another name in NumPy 1
 _KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
 _NUMBERS: list[Any] = [
@@ -40,7 +40,7 @@ _CONVERT_SCRIPT = (
 
 
 def load_pickled(path: Path) -> Any:
-    """Read what `torch.save` wrote: tensors, numbers, texts, and containers of these.
+    """Read a file of `torch.save`: tensors, numbers, strings, and containers of these.
 
     Raises:
         ConfigError: if the file holds anything else, or is damaged.
@@ -49,13 +49,13 @@ def load_pickled(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
                 raise ConfigError(
-                    f"backbone: {path} is a TorchScript archive (a program, as OpenAI published its models), which "
-                    "is not executed here. Use the same weights as .safetensors: the tag `openai` from the hub "
+                    f"backbone: {path} is a TorchScript archive (a program, the form in which OpenAI published its "
+                    "models); it is not executed. Use the same weights as .safetensors: the tag `openai` from the hub "
                     "cache, for example hf-hub:timm/vit_base_patch32_clip_224.openai. Or, if you trust the file, run"
-                    f"\n  {_command(_CONVERT_SCRIPT, path)}\nand give the file that it writes."
+                    f"\n  {_command(_CONVERT_SCRIPT, path)}\nand use the file that it writes."
                 )
     try:
-        # Opened here, because torch takes a name's ending for its content.
+        # Pass an open file: given a path, torch decides by the suffix of its name.
         with quiet(), torch.serialization.safe_globals(_NUMBERS), open(path, "rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -68,14 +68,14 @@ def _refused(path: Path, message: str) -> ConfigError:
         with open(path, "rb") as file:
             zipped = file.read(4) == b"PK\3\4"
         early = zipped and not zipfile.is_zipfile(path)
-        said = "it ends early; fetch or copy it again" if early else _first_line(message)
+        reason = "it ends early; fetch or copy it again" if early else _first_line(message)
         return ConfigError(
-            f"backbone: {path} is no checkpoint of plain tensors: {said}. It was not executed."
+            f"backbone: {path} is not a checkpoint of plain tensors: {reason}. No code of it was executed."
         )
     return ConfigError(
-        f"backbone: {path} is no checkpoint of plain tensors: it holds an object of {offender[1]}, and reading that "
-        "could execute code. It was not executed. If you trust the file, run this in the environment that made it\n  "
-        f"{_command(_CONVERT, path)}\nand give the file that it writes as backbone.weights."
+        f"backbone: {path} is not a checkpoint of plain tensors: it holds an object of {offender[1]}, and reading that "
+        "could execute code. Nothing was executed. If you trust the file, run this in the environment that made it\n  "
+        f"{_command(_CONVERT, path)}\nand set backbone.weights to the file that it writes."
     )
 
 

@@ -1,4 +1,4 @@
-"""Silence for libraries that log what concerns nobody, or that would reach for the network."""
+"""Silence the log lines of other libraries, and keep them from the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep log lines and warnings of other libraries from being shown; what matters is checked by us."""
+    """Hide log lines and warnings of other libraries; everclip makes the checks that matter itself."""
     before = logging.root.manager.disable
     handlers = list(logging.root.handlers)
     logging.disable(logging.CRITICAL)
@@ -20,13 +20,13 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-        # `logging.info` called on the module installs a handler, which would double the lines of the program.
+        # `logging.info`, called on the module, installs a handler that would print the program's lines twice.
         logging.root.handlers[:] = handlers
 
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Keep the hub's library from the network, whatever its variables said when it was imported."""
+    """Keep the hub's library from the network, whatever the environment said when it was imported."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

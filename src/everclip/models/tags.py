@@ -1,4 +1,4 @@
-"""Weights that open_clip knows by a tag, found in the caches it fills; nothing is downloaded."""
+"""Find the weights of open_clip's tags in the local caches; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from everclip.errors import ConfigError
 from everclip.models.hub import Snapshot, cache_folder, fetch_command, find_snapshot
 from everclip.models.layout import CONFIG, read_config
-from everclip.models.located import Located, ways_on
+from everclip.models.located import Located, how_to_get
 
 _DEFAULT = "open_clip_pytorch_model.bin"
 
@@ -27,35 +27,35 @@ def locate_tag(
         name: the architecture.
         tag: as the user wrote it.
         model_cfg: the architecture's configuration.
-        pretrained: what open_clip knows of the tag.
+        pretrained: open_clip's entry of the tag.
         decided: preprocessing keys that the user has set.
 
     Raises:
-        ConfigError: if they are in no cache, damaged, or disagree with the configuration beside them.
+        ConfigError: if the weights are in no cache, are damaged, or disagree with the configuration beside them.
     """
     repository, _, file = pretrained.get("hf_hub", "").rpartition("/")
-    found = find_snapshot(repository) if repository else "the tag names no repository"
-    looked = [f"the hub cache {cache_folder()}: {found if isinstance(found, str) else found.folder}"]
-    path = _file_in(found.folder, file) if isinstance(found, Snapshot) else None
-    notes = found.notes if isinstance(found, Snapshot) and path is not None else ()
+    snapshot = find_snapshot(repository) if repository else "the tag names no repository"
+    looked = [f"the hub cache {cache_folder()}: {snapshot if isinstance(snapshot, str) else snapshot.folder}"]
+    path = _file_in(snapshot.folder, file) if isinstance(snapshot, Snapshot) else None
+    notes = snapshot.notes if isinstance(snapshot, Snapshot) and path is not None else ()
     if path is None and pretrained.get("url"):
-        own = Path("~/.cache/clip").expanduser() / pretrained["url"].rpartition("/")[2]
-        looked.append(f"open_clip's own cache: {own}")
-        if own.is_file():
-            _check_hash(own, pretrained["url"])
-            path = own
+        cached = Path("~/.cache/clip").expanduser() / pretrained["url"].rpartition("/")[2]
+        looked.append(f"open_clip's own cache: {cached}")
+        if cached.is_file():
+            _check_hash(cached, pretrained["url"])
+            path = cached
     if path is None:
         fetch = (
             fetch_command(repository)
             if repository
-            else f"curl -L {pretrained.get('url')} (into the place above)"
+            else f"curl -L {pretrained.get('url')} (into the cache above)"
         )
-        places = "".join(f"\n  {place}" for place in looked)
+        listed = "".join(f"\n  {entry}" for entry in looked)
         raise ConfigError(
-            f"backbone: {name} with weights {tag!r} is not on this machine. Looked in{places}{ways_on(fetch)}"
+            f"backbone: {name} with weights {tag!r} is not on this machine. Looked in{listed}{how_to_get(fetch)}"
         )
-    preprocess_cfg = pictures_of(pretrained)
-    _agree(preprocess_cfg, path.parent, f"{name} with the tag {tag!r}", repository, decided)
+    preprocess_cfg = preprocess_of(pretrained)
+    _check_agreement(preprocess_cfg, path.parent, f"{name} with the tag {tag!r}", repository, decided)
     quick_gelu = bool(pretrained.get("quick_gelu"))
     return Located(
         model_cfg,
@@ -70,16 +70,18 @@ def locate_tag(
 
 
 def _file_in(folder: Path, file: str) -> Path | None:
-    """Return the weights in a snapshot; like open_clip, safetensors come before what the tag names."""
+    """Return the weights in a snapshot; like open_clip, prefer safetensors to the file that the tag names."""
     names = [f"{Path(file).stem}.safetensors", file] if file else ["open_clip_model.safetensors", _DEFAULT]
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _agree(tag: dict[str, Any], folder: Path, what: str, repository: str, decided: Collection[str]) -> None:
-    """Check that what a tag says of pictures is what the configuration beside its weights says.
+def _check_agreement(
+    tag: dict[str, Any], folder: Path, what: str, repository: str, decided: Collection[str]
+) -> None:
+    """Check that the preprocessing of a tag agrees with the configuration beside its weights.
 
     Raises:
-        ConfigError: naming both, and the two ways to decide.
+        ConfigError: if they differ; names both and the two ways to decide.
     """
     if not (folder / CONFIG).is_file():
         return
@@ -91,15 +93,15 @@ def _agree(tag: dict[str, Any], folder: Path, what: str, repository: str, decide
         listed = ", ".join(f"{k} {tag[k]} against {beside[k]}" for k in differing)
         raise ConfigError(
             f"backbone: {what} and {folder / CONFIG} beside its weights differ in {listed}. Use "
-            f"backbone.name=hf-hub:{repository} for the latter, or say which by backbone.preprocess."
+            f"backbone.name=hf-hub:{repository} for the latter, or set the values in backbone.preprocess."
         )
 
 
 def _check_hash(path: Path, url: str) -> None:
-    """Check a file of open_clip's cache against the hash in its address.
+    """Check a file of open_clip's cache against the hash in its URL.
 
     Raises:
-        ConfigError: if it is another; the file is damaged or was not fetched to its end.
+        ConfigError: if they differ: the file is damaged or was not fetched completely.
     """
     expected = ""
     if "openaipublic" in url:
@@ -109,10 +111,10 @@ def _check_hash(path: Path, url: str) -> None:
     if not expected:
         return
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(expected):
         raise ConfigError(
-            f"backbone: {path} is damaged: its SHA-256 begins with {found[:12]}, expected {expected[:12]}. Remove it "
+            f"backbone: {path} is damaged: its SHA-256 begins with {digest[:12]}, expected {expected[:12]}. Remove it "
             "and fetch it again."
         )
 
@@ -120,14 +122,14 @@ def _check_hash(path: Path, url: str) -> None:
 def tag_of_file(name: str, path: Path) -> dict[str, Any] | None:
     """Return the tag whose download has this file's name (`vit_b_32-quickgelu-laion400m_e32-46683a32.pt`)."""
     for tag in list_pretrained_tags_by_model(name):
-        found: dict[str, Any] = get_pretrained_cfg(name, tag)
-        file = found.get("url", "").rpartition("/")[2]
-        # Names such as b32_400m.pt or pytorch_model.bin say too little.
+        pretrained: dict[str, Any] = get_pretrained_cfg(name, tag)
+        file = pretrained.get("url", "").rpartition("/")[2]
+        # Names such as b32_400m.pt or pytorch_model.bin are not specific enough.
         if file == path.name and "-" in Path(file).stem and len(Path(file).stem) > 12:
-            return found
+            return pretrained
     return None
 
 
-def pictures_of(tag: dict[str, Any]) -> dict[str, Any]:
-    """Return what a tag says of preprocessing."""
+def preprocess_of(tag: dict[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing settings of a tag."""
     return {k: tag[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in tag}

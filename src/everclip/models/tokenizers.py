@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to a model, found without a network and checked against its embedding."""
+"""Find a model's tokenizer without a network, and check it against the model's token embedding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HF_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-"""What a tokenizer of transformers may consist of."""
+"""The files that a tokenizer of transformers may consist of."""
 
 _ENOUGH = (
     "tokenizer.json",
@@ -46,14 +46,14 @@ def default_tokenizer() -> Tokenise:
 
 
 def build_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> tuple[Any, tuple[Path, ...]]:
-    """Return a model's tokenizer and the files it was made of (none for the one open_clip carries).
+    """Return a model's tokenizer and its files (none for the tokenizer inside open_clip).
 
     Args:
         text_cfg: open_clip's configuration of the text tower; not changed.
-        folder: where the model lies; its own files come first.
+        folder: the model's folder; its files take precedence.
 
     Raises:
-        ConfigError: if its files are not at hand; says what is missing, where it was looked for, and what to do.
+        ConfigError: if files are missing; names them, the places searched, and what to do.
     """
     length = text_cfg.get("context_length", 77)
     kwargs = dict(text_cfg.get("tokenizer_kwargs") or {})
@@ -66,28 +66,28 @@ def build_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> tuple[Any,
     if path is not None and path.is_file():
         return SimpleTokenizer(str(path), context_length=length, **kwargs), (path,)
     if merges != MERGES:
-        raise ConfigError(f"backbone: the vocabulary {path or merges} that text_cfg names is not there.")
+        raise ConfigError(f"backbone: text_cfg names the vocabulary {path or merges}, which does not exist.")
     return SimpleTokenizer(context_length=length, **kwargs), ()
 
 
 def tokenizer_settings(folder: Path, vocabulary: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what `text_cfg` must say of the tokenizer of a `CLIPModel`, and what was assumed.
+    """Return the settings of `text_cfg` for the tokenizer of a `CLIPModel`, and the assumptions made.
 
     Args:
-        folder: where the model lies.
-        vocabulary: how many tokens its text tower embeds.
+        folder: the model's folder.
+        vocabulary: the number of tokens that its text tower embeds.
     """
-    own = SimpleTokenizer()
+    standard = SimpleTokenizer()
     merges = _merges(folder)
-    if merges is None and own.vocab_size == vocabulary:
+    if merges is None and standard.vocab_size == vocabulary:
         return {}, ("tokenizer: no vocabulary beside the weights; CLIP's own is assumed",)
-    if merges == list(own.bpe_ranks) and own.vocab_size == vocabulary:
-        return {}, ()  # CLIP's own: the tokenizer that open_clip carries, which needs no other package
+    if merges == list(standard.bpe_ranks) and standard.vocab_size == vocabulary:
+        return {}, ()  # CLIP's own tokenizer is part of open_clip and needs no other package
     return {"hf_tokenizer_name": folder.name}, ()
 
 
 def _merges(folder: Path) -> list[tuple[str, ...]] | None:
-    """Return the merges of a byte-pair vocabulary of transformers, `None` if there is none."""
+    """Return the merges of a byte-pair vocabulary in transformers' form; `None` if there is none."""
     lines: Any = None
     try:
         if (folder / "tokenizer.json").is_file():
@@ -107,13 +107,13 @@ def _from_transformers(
     text_cfg: dict[str, Any], length: int, kwargs: dict[str, Any], folder: Path | None
 ) -> tuple[Any, tuple[Path, ...]]:
     name = str(text_cfg["hf_tokenizer_name"])
-    place = _tokenizer_folder(name, folder)
+    tokenizer_folder = _tokenizer_folder(name, folder)
     if kwargs.pop("trust_remote_code", False):
         raise ConfigError(f"backbone: the tokenizer {name!r} brings its own code, which is not executed.")
     try:
         with quiet(), offline():
             tokenizer = HFTokenizer(
-                str(place),
+                str(tokenizer_folder),
                 context_length=length,
                 tokenizer_mode=text_cfg.get("tokenizer_mode"),
                 local_files_only=True,
@@ -125,8 +125,10 @@ def _from_transformers(
             f"backbone: the tokenizer {name!r} needs the package transformers ({error}): pip install transformers"
         ) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"backbone: the tokenizer files in {place} cannot be used ({error}).") from error
-    return tokenizer, tuple(p for p in (place / n for n in HF_FILES) if p.is_file())
+        raise ConfigError(
+            f"backbone: the tokenizer files in {tokenizer_folder} cannot be used ({error})."
+        ) from error
+    return tokenizer, tuple(p for p in (tokenizer_folder / n for n in HF_FILES) if p.is_file())
 
 
 def _tokenizer_folder(name: str, folder: Path | None) -> Path:
@@ -136,20 +138,20 @@ def _tokenizer_folder(name: str, folder: Path | None) -> Path:
             return folder
         looked.append(f"{folder} (no {', '.join(_ENOUGH[:3])}...)")
     if is_repository(name):
-        found = find_snapshot(name)
-        if not isinstance(found, str) and any((found.folder / n).is_file() for n in _ENOUGH):
-            return found.folder
-        looked.append(found if isinstance(found, str) else f"{found.folder} (no tokenizer files)")
+        snapshot = find_snapshot(name)
+        if not isinstance(snapshot, str) and any((snapshot.folder / n).is_file() for n in _ENOUGH):
+            return snapshot.folder
+        looked.append(snapshot if isinstance(snapshot, str) else f"{snapshot.folder} (no tokenizer files)")
     raise ConfigError(
-        f"backbone: the text tower reads the tokenizer {name!r}, which is not at hand.\n  looked in: "
-        + "\n             ".join(looked or ["(nowhere: the name is no repository)"])
-        + "\n  Put its tokenizer.json and tokenizer_config.json beside the model's weights, or where there is a "
+        f"backbone: the text tower needs the tokenizer {name!r}, which is not on this machine.\n  looked in: "
+        + "\n             ".join(looked or ["(nowhere: the name is not that of a repository)"])
+        + "\n  Put its tokenizer.json and tokenizer_config.json beside the model's weights, or run on a machine with a "
         f"network: {fetch_command(name)}"
     )
 
 
 def size_of(tokenizer: Any) -> int:
-    """Return the number of tokens: ids are below it."""
+    """Return the size of a tokenizer's vocabulary; every id is smaller."""
     inner = getattr(tokenizer, "tokenizer", None)
     return int(tokenizer.vocab_size) if inner is None else len(inner)
 
@@ -158,12 +160,12 @@ def check_tokenizer(tokenizer: Any, clip: Clip, text_cfg: dict[str, Any]) -> Non
     """Check a tokenizer against the model that reads its ids.
 
     Raises:
-        ConfigError: if ids would lie outside the embedding, belong to another vocabulary, or the end of a text
-            would not be found.
+        ConfigError: if ids lie outside the embedding or belong to another vocabulary, or if the model looks for
+            another end token.
     """
-    rows, tokens = _rows(clip), size_of(tokenizer)
+    rows, tokens = _embedding_rows(clip), size_of(tokenizer)
     simple = isinstance(tokenizer, SimpleTokenizer)
-    # The end token of the simple tokenizer is its last, so that another count means another vocabulary.
+    # The simple tokenizer's last token is the end token: another size means another vocabulary.
     if rows is not None and (tokens > rows or (simple and tokens != rows and not text_cfg.get("embed_cls"))):
         raise ConfigError(
             f"backbone: the tokenizer has {tokens} tokens, but the text tower embeds {rows}. Put the vocabulary the "
@@ -174,19 +176,20 @@ def check_tokenizer(tokenizer: Any, clip: Clip, text_cfg: dict[str, Any]) -> Non
         hf = text_cfg.get("hf_model_name")
         if not hf or tokenizer.context_length > length:
             raise ConfigError(
-                f"backbone: the tokenizer gives {tokenizer.context_length} tokens, the text tower reads {length}: "
+                f"backbone: the tokenizer returns {tokenizer.context_length} tokens, the text tower reads {length}: "
                 "model_cfg.text_cfg.context_length is wrong."
             )
     if text_cfg.get("pool_type") == "eos" and not text_cfg.get("hf_model_name"):
         end = tokenizer.eot_token_id if simple else tokenizer.tokenizer.eos_token_id
         if end != text_cfg.get("eos_id", 2):
             raise ConfigError(
-                f"backbone: the tokenizer ends a text by {end}, but the text tower looks for "
+                f"backbone: the tokenizer ends a text with token {end}, but the text tower looks for "
                 f"{text_cfg.get('eos_id', 2)} (model_cfg.text_cfg.eos_id)."
             )
 
 
-def _rows(clip: Clip) -> int | None:
+def _embedding_rows(clip: Clip) -> int | None:
+    """Return the number of tokens that a text tower embeds; `None` if unknown."""
     for name in ("token_embedding.weight", "text.token_embedding.weight"):
         try:
             return int(clip.get_parameter(name).shape[0])

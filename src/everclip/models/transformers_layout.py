@@ -1,8 +1,8 @@
-"""A `CLIPModel` of transformers read as a model of open_clip: configuration, weights and preprocessing.
+"""Read a `CLIPModel` of transformers as a model of open_clip: configuration, weights and preprocessing.
 
 Both libraries compute the same function (arXiv 2103.00020) and differ in names, in the query, key and value weights
-(three matrices or one), and in the projections (a linear layer `x W^T` or a matrix `x W`). Nothing of transformers is
-needed to read one.
+(three matrices or one), and in the projections (a linear layer `x W^T` or a matrix `x W`). The package transformers is
+not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 _VOCABULARY = 49408
 _ACTIVATIONS = {"quick_gelu": True, "gelu": False}
-# What transformers' CLIPConfig takes where a key is missing.
+# Defaults of transformers' CLIPConfig.
 _TEXT = {
     "vocab_size": _VOCABULARY,
     "hidden_size": 512,
@@ -48,7 +48,7 @@ _VISION = {
 }
 _NUMBERS = {"projection_dim", *_TEXT, *_VISION} - {"hidden_act"}
 _LEGACY_END = 2
-"""Old configurations give this number for the end token; transformers then takes the largest id, as open_clip does."""
+"""Old configurations have this id for the end token; transformers then uses the largest id, as open_clip does."""
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
@@ -74,18 +74,18 @@ _QUERY = re.compile(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
 def is_transformers(state: Mapping[str, object]) -> bool:
-    """Whether tensors have the names of transformers' CLIP."""
+    """Return whether tensors have the names of transformers' CLIP."""
     return any(re.search(r"(^|\.)(text_model|vision_model)\.(encoder|embeddings)\.", name) for name in state)
 
 
 def prefix_of(state: Mapping[str, object]) -> str:
-    """Return what stands before every name of transformers' CLIP."""
-    found = (re.match(r"(.*?)(text_model|vision_model)\.(encoder|embeddings)\.", name) for name in state)
-    return next(match[1] for match in found if match)
+    """Return the prefix before every name of transformers' CLIP."""
+    matches = (re.match(r"(.*?)(text_model|vision_model)\.(encoder|embeddings)\.", name) for name in state)
+    return next(match[1] for match in matches if match)
 
 
 def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights under open_clip's names; names that are not transformers' stay as they are."""
+    """Return weights under open_clip's names; other names stay as they are."""
     result: dict[str, torch.Tensor] = {}
     parts: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
@@ -115,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ConfigError: if the file is none.
+        ConfigError: if the file cannot be read or is not a JSON object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_clip_folder(folder: Path) -> bool:
-    """Whether a folder holds the configuration of a `CLIPModel`."""
+    """Return whether a folder holds the configuration of a `CLIPModel`."""
     path = folder / CONFIG
     return path.is_file() and read_json(path).get("model_type") == "clip"
 
@@ -138,7 +138,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     """Return open_clip's configuration of the `CLIPModel` in a folder.
 
     Raises:
-        ConfigError: if it is no JSON, or says something that open_clip does not build; names file and key.
+        ConfigError: if the file is not JSON, or open_clip cannot build the model; names file and key.
     """
     path = folder / CONFIG
     document = read_json(path)
@@ -151,7 +151,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     if text["hidden_act"] != vision["hidden_act"] or text["hidden_act"] not in _ACTIVATIONS:
         raise ConfigError(
             f"backbone: {path}: hidden_act is {text['hidden_act']!r} for texts and {vision['hidden_act']!r} for "
-            "pictures; expected quick_gelu or gelu for both."
+            "images; expected quick_gelu or gelu for both."
         )
     end = int(text["eos_token_id"])
     last = end in (_LEGACY_END, int(text["vocab_size"]) - 1)
@@ -176,14 +176,14 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 
 def _part(document: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    # Old files hold the same settings under `text_config_dict`, which then comes first.
+    settings: dict[str, Any] = {}
+    # Old files hold the same settings under `text_config_dict`, which takes precedence.
     for name in (key, f"{key}_dict"):
-        given = document.get(name) or {}
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"backbone: {path}: {name}: expected settings by name, found {given!r:.80}.")
-        found |= given
-    return found
+        stored = document.get(name) or {}
+        if not isinstance(stored, Mapping):
+            raise ConfigError(f"backbone: {path}: {name}: expected settings by name, found {stored!r:.80}.")
+        settings |= stored
+    return settings
 
 
 def _is_number(value: Any) -> bool:
@@ -203,7 +203,7 @@ def _shape(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preprocessing(folder: Path) -> dict[str, Any] | None:
-    """Return what `preprocessor_config.json` says, in open_clip's words; `None` if there is no such file.
+    """Return the settings of `preprocessor_config.json` in open_clip's form; `None` if there is no such file.
 
     Raises:
         ConfigError: if it resizes in a way that open_clip does not.
@@ -212,10 +212,10 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     document = read_json(path)
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):
         if document.get(theirs) is not None:
-            said[ours] = document[theirs]
+            settings[ours] = document[theirs]
     if document.get("resample") is not None:
         filters = [name for number, name in _RESAMPLE.items() if number == document["resample"]]
         if not filters:
@@ -223,19 +223,21 @@ def preprocessing(folder: Path) -> dict[str, Any] | None:
                 f"backbone: {path}: resample: expected 2 (bilinear) or 3 (bicubic), found "
                 f"{document['resample']!r}."
             )
-        said["interpolation"] = filters[0]
+        settings["interpolation"] = filters[0]
     size, crop = document.get("size"), document.get("crop_size")
     if size is not None:
         whole = isinstance(size, dict) and {"height", "width"} <= size.keys()
-        said["resize_mode"] = "squash" if whole else "shortest"
-        said["size"] = _side(size, path)
-        if crop is not None and document.get("do_center_crop", True) and _side(crop, path) != said["size"]:
-            raise ConfigError(
-                f"backbone: {path}: pictures are resized to {said['size']} and cut to {_side(crop, path)}; open_clip "
-                "cuts what it resized to, so both must be equal."
-            )
-    check_preprocess(said, str(path))
-    return said
+        settings["resize_mode"] = "squash" if whole else "shortest"
+        settings["size"] = _side(size, path)
+        if crop is not None and document.get("do_center_crop", True):
+            cropped = _side(crop, path)
+            if cropped != settings["size"]:
+                raise ConfigError(
+                    f"backbone: {path}: images are resized to {settings['size']} and cropped to {cropped}; open_clip "
+                    "resizes and crops to one size, so both must be equal."
+                )
+    check_preprocess(settings, str(path))
+    return settings
 
 
 def _side(size: Any, path: Path) -> int:

@@ -1,7 +1,7 @@
-"""Weights read from a file: safetensors, or PyTorch's own format without unpickling anything but tensors.
+"""Read weights from a file: safetensors, or PyTorch's own format, from which only tensors are unpickled.
 
-What a file may hold is bounded by the model it is for, so that a wrong or hostile file cannot fill the memory. What a
-file is, its content decides and not its ending.
+The size of the model limits the size of the file, so that a wrong or hostile file cannot fill the memory. The content
+of a file decides its format, not the suffix of its name.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from everclip.errors import ConfigError
-from everclip.models.checkpoint_keys import State, choose
+from everclip.models.checkpoint_keys import State, choose_weights
 from everclip.models.pickled import load_pickled
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's own checkpoints carry beside the weights."""
+"""Numbers that OpenAI's own checkpoints hold beside the weights."""
 
 TIMES, EXTRA = 8, 256 * 2**20
-"""A file may hold the model's float32 bytes this many times (optimiser moments, double precision), and this more."""
+"""Largest size of a file: TIMES the model's float32 bytes (optimiser moments, double precision) plus EXTRA bytes."""
 
 INDEX = ".index.json"
-"""How the name of a file ends that says which tensor lies in which of several files."""
+"""Suffix of an index: a file that maps each tensor to one of several weights files."""
 
 _STARTS = (
     (b"version https://git-lfs", "it is a Git LFS pointer: run `git lfs pull` where it was cloned"),
-    (b"<", "it is a page of HTML or XML: the download failed"),
+    (b"<", "it is an HTML or XML page: the download failed"),
     (b"\x89HDF", "it holds weights of Keras (HDF5); save them from PyTorch"),
     (b"\x1f\x8b", "it is compressed by gzip; unpack it first"),
 )
 
 
 def read_state(path: Path, model_bytes: int, names: Collection[str] = (), key: str | None = None) -> State:
-    """Read a file of weights; as `read_weights`, without the notes."""
+    """Read a file of weights like `read_weights`, without the notes."""
     return read_weights(path, model_bytes, names, key)[0]
 
 
@@ -49,17 +49,17 @@ def read_weights(
     """Read a file of weights.
 
     Args:
-        path: safetensors, what `torch.save` writes, or the index of several such files.
-        model_bytes: size in float32 of the model they are for.
-        names: the names of the model's tensors; they decide which of a checkpoint's contents is meant.
-        key: which content is meant, where several fit.
+        path: safetensors, a file of `torch.save`, or the index of several such files.
+        model_bytes: size of the model in float32.
+        names: the names of the model's tensors; they select the weights among the contents of a checkpoint.
+        key: selects the weights if several fit.
 
     Returns:
-        Tensors by the model's names: wrappers and prefixes are taken off, types are as stored; and what was assumed.
+        Tensors by the model's names, without wrappers and prefixes, in their stored types; and notes on assumptions.
 
     Raises:
-        ConfigError: if the file is unreadable, too large, would have to be executed to be read, or holds several
-            models of which none is named.
+        ConfigError: if the file is unreadable or too large, cannot be read without executing code, or holds several
+            models and `key` names none.
     """
     limit = TIMES * model_bytes + EXTRA
     files = _shards(path) if path.name.endswith(INDEX) else [path]
@@ -71,39 +71,39 @@ def read_weights(
     except zipfile.BadZipFile as error:
         raise ConfigError(f"backbone: {path} is damaged ({error}); fetch or copy it again.") from error
     if len(contents) == 1:
-        return choose(contents[0], names, key, path)
+        return choose_weights(contents[0], names, key, path)
     for file, part in zip(files, contents, strict=True):
         if not isinstance(part, Mapping):
             raise ConfigError(f"backbone: {file}: expected weights by name, found {type(part).__name__}.")
-    return choose({k: v for part in contents for k, v in part.items()}, names, key, path)
+    return choose_weights({k: v for part in contents for k, v in part.items()}, names, key, path)
 
 
 def _shards(index: Path) -> list[Path]:
-    """Return the files that an index names."""
+    """Return the weights files that an index names."""
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         names = sorted(set(named))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"backbone: {index} is no index of weights ({error}).") from error
+        raise ConfigError(f"backbone: {index} is not an index of weights ({error}).") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise ConfigError(f"backbone: {index}: {name!r} is no file beside it.")
+            raise ConfigError(f"backbone: {index}: {name!r} is not a file in the same folder.")
         if not (index.parent / name).is_file():
-            raise ConfigError(f"backbone: {index} names {name}, which is not there; copy all of its files.")
+            raise ConfigError(f"backbone: {index} names {name}, which does not exist; copy all of its files.")
     return [index.parent / name for name in names]
 
 
 def _check_size(files: list[Path], limit: int) -> None:
     size = 0
     for file in files:
-        own = file.stat().st_size
+        file_size = file.stat().st_size
         if not _is_safetensors(file) and zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                own = max(own, sum(member.file_size for member in archive.infolist()))
-        size += own
+                file_size = max(file_size, sum(member.file_size for member in archive.infolist()))
+        size += file_size
     if size > limit:
         raise ConfigError(
-            f"backbone: {files[0]} holds {size / 1e6:,.0f} MB; for this model at most {limit / 1e6:,.0f} MB are read. "
+            f"backbone: {files[0]} holds {size / 1e6:,.0f} MB; the limit for this model is {limit / 1e6:,.0f} MB. "
             "Is it the file of a larger model?"
         )
 
@@ -121,10 +121,10 @@ def _is_safetensors(path: Path) -> bool:
 def _content(path: Path) -> Any:
     head = _head(path)
     if not head:
-        raise ConfigError(f"backbone: {path} is no checkpoint of plain tensors: it is empty.")
+        raise ConfigError(f"backbone: {path} is not a checkpoint of plain tensors: it is empty.")
     for start, what in _STARTS:
         if head.lstrip().lower().startswith(start.lower()):
-            raise ConfigError(f"backbone: {path} is no checkpoint of plain tensors: {what}.")
+            raise ConfigError(f"backbone: {path} is not a checkpoint of plain tensors: {what}.")
     if _is_safetensors(path) or (path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))):
         return _load_safetensors(path)
     return _load_torch(path)
@@ -135,15 +135,15 @@ def _load_safetensors(path: Path) -> State:
         state: State = load_file(path)
     except SafetensorError as error:
         size, expected = path.stat().st_size, _stated_size(path)
-        early = f"it ends early: {size:,} of {expected:,} bytes are there; fetch or copy it again; "
+        early = f"it ends early, after {size:,} of {expected:,} bytes; fetch or copy it again; "
         raise ConfigError(
-            f"backbone: {path} is no readable safetensors file ({early if expected > size else ''}{error})."
+            f"backbone: {path} is not a readable safetensors file ({early if expected > size else ''}{error})."
         ) from error
     return state
 
 
 def _stated_size(path: Path) -> int:
-    """Return how many bytes a safetensors file says that it has; 0 if it does not."""
+    """Return the size that the header of a safetensors file states; 0 if it states none."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
@@ -158,9 +158,9 @@ def _stated_size(path: Path) -> int:
 
 def _load_torch(path: Path) -> Any:
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-    if version < (2, 6):  # CVE-2025-32434: `weights_only` could still be made to execute code
+    if version < (2, 6):  # CVE-2025-32434: a file could execute code in spite of `weights_only`
         raise ConfigError(
-            f"backbone: {path}: reading {path.suffix} files is safe from torch 2.6 on (found {torch.__version__}). "
-            "Upgrade torch, or give the weights as .safetensors."
+            f"backbone: {path}: reading {path.suffix} files is safe with torch 2.6 or newer (found "
+            f"{torch.__version__}). Upgrade torch, or use weights as .safetensors."
         )
     return load_pickled(path)

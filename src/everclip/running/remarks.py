@@ -12,7 +12,7 @@ from everclip.data.catalog.cards import PREFIX
 from everclip.data.reading.quarantine import Quarantine
 from everclip.files import optional_write, write_text_atomic
 from everclip.methods.base import Method
-from everclip.methods.pace import unused
+from everclip.methods.task_training import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
 from everclip.running.run_state import RunState

@@ -1,4 +1,4 @@
-"""From a budget in steps, epochs or samples to optimiser steps."""
+"""Convert a budget in steps, epochs or samples into optimiser steps."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from everclip.data.sampling.batches import stream_size
 
 
 def phase_steps(phase: Phase, config: TrainingConfig) -> int:
-    """Return how many optimiser steps a phase takes.
+    """Return the number of optimiser steps of a phase.
 
-    An epoch is one pass over the first source of the stream `main`: mixing replay in costs no extra steps, unless the
-    phase says so (`stretch`). `training.extra_steps` come on top, but not of steps that a phase or task names itself.
+    An epoch is one pass over the first source of the stream `main`: replayed samples cost no extra steps, unless the
+    phase has a `stretch`. `training.extra_steps` are added, except to `phase.steps`.
     """
     if phase.optimiser is None:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
@@ -23,7 +23,7 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
 
 
 def scheduled_steps(phase: Phase, config: TrainingConfig, steps: int) -> int:
-    """Return the steps that the schedule spans, of all `steps` of a phase; those behind it stay at its end."""
+    """Return the number of steps that the schedule spans, of all `steps` of a phase; later steps keep its last rate."""
     return steps if phase.steps is not None else max(0, steps - config.extra_steps)
 
 

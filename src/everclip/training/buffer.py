@@ -1,4 +1,4 @@
-"""What replay stores: references to samples, chosen by hash, so that every process and every rerun agrees."""
+"""The buffer of replay: references to samples, chosen by hash, so that all processes and reruns agree."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ Embed = Callable[[Table], "torch.Tensor"]
 
 
 class Buffer:
-    """A bounded memory of past samples.
+    """A bounded store of earlier samples.
 
-    Samples are held as (origin, id); origins are names of tables (`task 0`, `base`...). `rows` finds them again.
+    It stores the origin and id of each sample; origins are names of tables (`task 0`, `base`...). `rows` finds the
+    samples again.
 
     Args:
         kind: `reservoir`, `balanced`, `herding` or `all`.
-        size: most samples held (ignored by `all`).
-        seed: decides what is kept.
-        candidates: most samples of one table that `herding` looks at, chosen by hash.
+        size: largest number of stored samples (ignored by `all`).
+        seed: decides which samples are stored.
+        candidates: largest number of samples of a table that `herding` considers, chosen by hash.
     """
 
     def __init__(self, kind: str, size: int, seed: int, candidates: int = 30_000) -> None:
@@ -43,16 +44,16 @@ class Buffer:
 
     @property
     def growth(self) -> str:
-        """What each further task adds to it, beyond a bound."""
+        """Describe what each further task adds without bound."""
         return "the task's samples (replay.kind=all)" if self.kind == "all" else "none"
 
     def offer(self, origin: str, table: Table, embed: Embed | None = None) -> None:
-        """Show the buffer every sample of a table once, in order.
+        """Offer every sample of a table once, in order.
 
         Args:
-            origin: what the table is called.
+            origin: the name of the table.
             table: the samples.
-            embed: embeds a table for `herding`, with the model as it is now; without it samples rank by hash.
+            embed: embeds a table with the current model, for `herding`; without it, hashes decide the order.
         """
         groups = (
             table.column("class_key") if table.has("class_key") and self._by_class else [origin] * len(table)
@@ -76,7 +77,7 @@ class Buffer:
         return self
 
     def _reservoir(self, offered: Sequence[Item]) -> None:
-        """Algorithm R (Vitter 1985): after n samples each is held with probability size / n."""
+        """Run algorithm R (Vitter 1985): after n samples, each is stored with probability size / n."""
         for offset, item in enumerate(offered):
             number = self.seen + offset
             if len(self.items) < self.size:
@@ -87,7 +88,7 @@ class Buffer:
                 self.items[slot] = item
 
     def _balance(self, items: Sequence[Item]) -> list[Item]:
-        """Give each group an equal quota; what small groups leave is shared by the others (water filling)."""
+        """Give each group an equal quota; the other groups share what small groups do not use (water filling)."""
         groups: dict[str, list[Item]] = {}
         for item in items:
             groups.setdefault(item[2], []).append(item)
@@ -99,49 +100,49 @@ class Buffer:
             open_groups = [g for g, members in groups.items() if quota[g] < len(members)]
             each = max(1, left // len(open_groups))
             for group in open_groups[:left]:
-                take = min(each, len(groups[group]) - quota[group], left)
-                quota[group] += take
-                left -= take
+                more = min(each, len(groups[group]) - quota[group], left)
+                quota[group] += more
+                left -= more
         return [item for group, members in groups.items() for item in members[: quota[group]]]
 
     def _ranked(self, table: Table, offered: Sequence[Item], embed: Embed | None) -> dict[str, list[Item]]:
-        """Return the candidates of each group, the best first, as far as they could ever be kept."""
+        """Return the candidates of each group, the best first, up to the quota."""
         by_hash = sorted(
             range(len(table)), key=lambda i: unit_hash("herding", self.seed, offered[i][0], offered[i][1])
         )
-        places = sorted(by_hash[: self.candidates])
+        rows = sorted(by_hash[: self.candidates])
         members: dict[str, list[int]] = {}
-        for place in places if embed is not None else by_hash[: self.candidates]:
-            members.setdefault(offered[place][2], []).append(place)
-        if embed is None or not places:
-            return {group: [offered[i] for i in found] for group, found in members.items()}
-        features = embed(table.select(places))
-        # Low bits may differ between processes; what is kept may not.
-        ranked = _herded(features, places, members, self._quota(members)) if is_first() else {}
-        return {group: [offered[i] for i in found] for group, found in from_first(ranked).items()}
+        for row in rows if embed is not None else by_hash[: self.candidates]:
+            members.setdefault(offered[row][2], []).append(row)
+        if embed is None or not rows:
+            return {group: [offered[i] for i in of_group] for group, of_group in members.items()}
+        features = embed(table.select(rows))
+        # Embeddings may differ by rounding between processes; the stored samples must not.
+        ranked = _herded(features, rows, members, self._quota(members)) if is_first() else {}
+        return {group: [offered[i] for i in of_group] for group, of_group in from_first(ranked).items()}
 
     def _quota(self, more: Mapping[str, object]) -> int:
-        """Return how many samples each group may have once further groups are there: K // t, as published."""
+        """Return the number of samples per group, including the groups in `more`: K // t, as published."""
         return max(1, self.size // max(1, len({*(item[2] for item in self.items), *more})))
 
     def _herd(self, ranked: Mapping[str, list[Item]]) -> None:
-        """Cut every group to its quota; of a group that comes back, old and new samples take turns."""
+        """Cut every group to its quota; in a recurring group, old and new samples alternate."""
         quota = self._quota(ranked)
         groups: dict[str, list[Item]] = {}
         for item in self.items:
             groups.setdefault(item[2], []).append(item)
-        for group, found in ranked.items():
-            turns = zip_longest(groups.get(group, []), found)
+        for group, new in ranked.items():
+            turns = zip_longest(groups.get(group, []), new)
             groups[group] = [item for item in chain.from_iterable(turns) if item is not None]
-        # With more groups than places, hashes decide which groups have one.
+        # With more groups than `size`, hashes decide which groups have a sample.
         kept = set(sorted(groups, key=lambda g: unit_hash("herding", self.seed, g))[: self.size])
-        self.items = [item for g, found in groups.items() if g in kept for item in found[:quota]]
+        self.items = [item for g, members in groups.items() if g in kept for item in members[:quota]]
 
     def rows(self, tables: Mapping[str, Table]) -> Table | None:
-        """Return the held samples as a table, `None` if there are none.
+        """Return the stored samples as a table; `None` if there are none.
 
         Raises:
-            CheckpointError: if an origin or a sample is no longer there.
+            CheckpointError: if an origin or a sample no longer exists.
         """
         if not self.items:
             return None
@@ -149,22 +150,22 @@ class Buffer:
         for origin in dict.fromkeys(item[0] for item in self.items):
             if origin not in tables:
                 raise CheckpointError(
-                    f"replay: the data of {origin!r} are gone, but the buffer refers to them."
+                    f"replay: the data of {origin!r} are missing, but the buffer refers to them."
                 )
             table = tables[origin]
-            place = {name: i for i, name in enumerate(table.ids)}
-            wanted = [item[1] for item in self.items if item[0] == origin]
-            gone = [name for name in wanted if name not in place]
-            if gone:
+            row_of = {name: i for i, name in enumerate(table.ids)}
+            stored = [item[1] for item in self.items if item[0] == origin]
+            missing = [name for name in stored if name not in row_of]
+            if missing:
                 raise CheckpointError(
-                    f"replay: {len(gone)} stored samples are no longer in {origin!r} ({gone[0]}...)."
+                    f"replay: {len(missing)} stored samples are no longer in {origin!r} ({missing[0]}...)."
                 )
-            parts.append(table.select([place[name] for name in wanted]))
+            parts.append(table.select([row_of[name] for name in stored]))
         return Table.concat(parts, "replay")
 
     def state(self) -> dict[str, Any]:
         """Return the content as JSON."""
-        # What it balances over is part of it: a run resumed inside a task does not begin the task again.
+        # Include `by_class`: a run that is resumed inside a task does not call `begin_task` again.
         return {
             "seen": self.seen,
             "items": [list(item) for item in self.items],
@@ -172,18 +173,18 @@ class Buffer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the content back from `state`."""
+        """Restore the content that `state` returned."""
         self.seen = int(state["seen"])
         self._by_class = bool(state.get("by_class", False))
         self.items = [(str(o), str(i), str(g)) for o, i, g in state["items"]]
 
 
 def _herded(
-    features: torch.Tensor, places: Sequence[int], members: Mapping[str, Sequence[int]], quota: int
+    features: torch.Tensor, rows: Sequence[int], members: Mapping[str, Sequence[int]], quota: int
 ) -> dict[str, list[int]]:
-    """Herd each group of a table by itself; `features` are those of `places`."""
-    row = {place: i for i, place in enumerate(places)}
+    """Herd each group separately; `features` belong to `rows` of the table."""
+    index = {row: i for i, row in enumerate(rows)}
     return {
-        group: [found[i] for i in herd(features[[row[place] for place in found]], quota)]
-        for group, found in members.items()
+        group: [of_group[i] for i in herd(features[[index[row] for row in of_group]], quota)]
+        for group, of_group in members.items()
     }

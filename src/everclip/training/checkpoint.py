@@ -1,7 +1,8 @@
-"""Checkpoints: tensors (safetensors) and JSON in a folder that is there whole or not at all. No pickle.
+"""Checkpoints: tensors (safetensors) and JSON in a folder that is written atomically. No pickle.
 
-A checkpoint is `checkpoints/NNNNNNNN/` with `tensors.safetensors`, `state.json` and `manifest.json` (sizes and
-SHA-256 of both). The folder is written aside, synced, renamed. The newest one whose checksums hold is used.
+A checkpoint is `checkpoints/NNNNNNNN/` with `tensors.safetensors`, `state.json` and `manifest.json` (sizes and SHA-256
+of both). The folder is written under a temporary name, synced and renamed. The newest checkpoint with correct checksums
+is used.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _NAME = re.compile(r"\d{8}")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint read back, and what was wrong with newer ones."""
+    """A loaded checkpoint, and the problems of newer, damaged ones."""
 
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
@@ -44,12 +45,12 @@ def _digest(path: Path) -> str:
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    # Clones, because safetensors refuses tensors that share memory (tied weights, views).
+    # Clones, because safetensors rejects tensors that share memory (tied weights, views).
     copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     try:
         save_file(copies, path)
     except SafetensorError as error:
-        # It hides the system's error in its text; a full disk must be told from a bug.
+        # safetensors only reports the system's error in its text; a full disk must be distinguished from a bug.
         system = re.search(r"os error (\d+)", str(error))
         if system is None:
             raise
@@ -61,13 +62,13 @@ class Checkpoints:
 
     Args:
         folder: the run folder.
-        config: how many are kept, and the disk budget.
+        config: the number of checkpoints to keep, and the disk budget.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = folder / "checkpoints"
         self._config = config
-        # A damaged checkpoint must not take the place of a good one among those kept.
+        # Damaged checkpoints do not count among those to keep.
         self._damaged: set[Path] = set()
 
     def numbered(self) -> list[Path]:
@@ -77,10 +78,10 @@ class Checkpoints:
         return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
 
     def save(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
-        """Write a new checkpoint, then remove those that are no longer kept.
+        """Write a new checkpoint, then remove those beyond the number to keep.
 
         Raises:
-            CheckpointError: if the disk is full or its budget too small; the last good checkpoint is untouched.
+            CheckpointError: if the disk is full or the budget too small; the last good checkpoint stays.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         clear_leftovers(self.folder)
@@ -100,22 +101,22 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         return path
 
-    def _check_budget(self, wanted: int) -> None:
+    def _check_budget(self, size: int) -> None:
         budget = self._config.disk_budget_mb
         if budget is None:
             return
         used = sum(f.stat().st_size for p in self.numbered() for f in p.iterdir())
-        if (used + wanted) / 1e6 > budget:
+        if (used + size) / 1e6 > budget:
             raise CheckpointError(
-                f"{self.folder}: another checkpoint of {wanted / 1e6:.1f} MB beside {used / 1e6:.1f} MB exceeds "
+                f"{self.folder}: another checkpoint of {size / 1e6:.1f} MB beside {used / 1e6:.1f} MB exceeds "
                 f"checkpoint.disk_budget_mb={budget}. Raise it, or lower checkpoint.keep."
             )
 
     def latest(self) -> Loaded | None:
-        """Read the newest checkpoint whose checksums hold; `None` if there is no checkpoint at all.
+        """Read the newest checkpoint with correct checksums; `None` if there is no checkpoint.
 
         Raises:
-            CheckpointError: if there are checkpoints but every one is damaged; lists what is wrong with each.
+            CheckpointError: if every checkpoint is damaged; lists the problem of each.
         """
         damaged: list[str] = []
         for path in reversed(self.numbered()):
@@ -135,7 +136,7 @@ class Checkpoints:
 
     @staticmethod
     def problem(path: Path) -> str | None:
-        """Return what is wrong with a checkpoint folder, `None` if its checksums hold."""
+        """Return the problem of a checkpoint folder; `None` if its checksums are correct."""
         try:
             files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
             for name in (TENSORS, STATE):

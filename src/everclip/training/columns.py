@@ -1,8 +1,8 @@
-"""Columns of embeddings: what frozen towers and frozen teachers say of a phase's data, encoded once, not at every step.
+"""Columns of embeddings: encode a phase's data once with frozen towers and frozen teachers, not at every step.
 
-A phase asks for them by the columns of its streams: `image_embedding` in place of `image`, `text_embedding` in place of
-`tokens`, `class_embedding` in place of `class_tokens`. With the name of a teacher behind it (`image_embedding@initial`)
-a column holds what that frozen copy of the method says.
+A phase requests them by the columns of its streams: `image_embedding` in place of `image`, `text_embedding` in place of
+`tokens`, `class_embedding` in place of `class_tokens`. With the name of a teacher at the end
+(`image_embedding@initial`), a column holds the embeddings of this frozen copy of the method.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from everclip.features.encoding import BLOCK, device_of
 from everclip.features.pictures import Pictures
 from everclip.features.service import FeatureService
 from everclip.interfaces import Teaches
-from everclip.models.exact import exactly
+from everclip.models.same_kernels import same_kernels_as_training
 
 IMAGE, TEXT, CLASS = "image_embedding", "text_embedding", "class_embedding"
 KEPT = "teacher initial"
-"""The encoder that stays the same for the whole run, and its embeddings with it."""
+"""The name of the encoder that does not change during a run; its embeddings are kept."""
 OWN = "frozen tower"
-"""The name of a method's own towers as encoders, in the precision of training."""
+"""The encoder name of a method's own towers, in the precision of training."""
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of embeddings: its `name`, of which `base` kind it is, and by which `teacher` ("": the method)."""
+    """A column of embeddings: its full `name`, the `base` name without teacher, and the `teacher` ("": the method)."""
 
     name: str
     base: str
@@ -46,20 +46,20 @@ def _columns(stream: Stream) -> list[_Column]:
 
 
 class EmbeddingColumns:
-    """Serves embeddings of frozen towers, and of frozen teachers, to the streams of a phase.
+    """Embeddings of frozen towers and frozen teachers for the streams of a phase.
 
     Args:
-        maker: knows tokeniser and the order of samples.
+        maker: has the tokenizer and the order of samples.
         features: encodes.
 
     Attributes:
-        tick: is told how many samples of a table are encoded, and how many there are.
+        tick: called with the number of encoded samples of a table, and the number of all.
     """
 
     def __init__(self, maker: BatchMaker, features: FeatureService) -> None:
         self._maker, self._features = maker, features
         self.tick: Callable[[int, int], None] = lambda done, total: None
-        self._held: dict[tuple[str, int], _Held] = {}
+        self._tables: dict[tuple[str, int], _TableEmbeddings] = {}
         self._classes: dict[tuple[str, int], tuple[object, str, torch.Tensor]] = {}
 
     def prepare(
@@ -68,23 +68,23 @@ class EmbeddingColumns:
         streams: Mapping[str, Stream],
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> bool:
-        """Encode what the streams of a phase ask for and is not there yet.
+        """Encode the embeddings that the streams of a phase request, as far as they are missing.
 
         Args:
-            method: whose backbone encodes; it is left in evaluation mode if anything was asked for.
-            streams: those of a phase; their columns say what they want.
-            autocast: the precision of training, so that the numbers are those it would have had; a teacher's are those
-                that it says when a step asks it.
+            method: its backbone encodes; it is in evaluation mode afterwards if embeddings were requested.
+            streams: the streams of a phase; their columns request embeddings.
+            autocast: the precision of training, so that the embeddings equal those of a training step; those of
+                teachers are computed as in a step, too.
 
         Returns:
-            Whether any stream asks for embeddings.
+            Whether any stream requests embeddings.
         """
-        asked = [(stream, column) for stream in streams.values() for column in _columns(stream)]
-        if not asked:
+        requested = [(stream, column) for stream in streams.values() for column in _columns(stream)]
+        if not requested:
             return False
         method.eval()
         encoders = _Encoders(method, autocast)
-        for stream, column in asked:
+        for stream, column in requested:
             self._prepare(encoders, stream, column)
         return True
 
@@ -96,39 +96,39 @@ class EmbeddingColumns:
                 self._classes[column.name, id(stream.classes)] = (stream.classes, encoder.name, bank)
             return
         for table in [source.table for source in stream.sources if len(source.table)]:
-            if (column.name, id(table)) not in self._held:
-                self._held[column.name, id(table)] = self._encoded(encoders, column, table)
+            if (column.name, id(table)) not in self._tables:
+                self._tables[column.name, id(table)] = self._encode(encoders, column, table)
 
-    def _encoded(self, encoders: _Encoders, column: _Column, table: Table) -> _Held:
+    def _encode(self, encoders: _Encoders, column: _Column, table: Table) -> _TableEmbeddings:
         if column.base == IMAGE:
             encoder = encoders.of(column.teacher, "image")
-            found = self._features.images(encoder, Pictures.of(table), tick=self.tick, pinned=True)
-            return _Held(table, encoder.name, found["embedding"])
+            features = self._features.images(encoder, Pictures.of(table), tick=self.tick, pinned=True)
+            return _TableEmbeddings(table, encoder.name, features["embedding"])
         encoder = encoders.of(column.teacher, "text")
         texts = [self._maker.caption(table, i) for i in range(len(table))]
-        found, rows = self._features.texts(encoder, texts, tick=self.tick, pinned=True)
-        return _Held(table, encoder.name, found["embedding"], rows)
+        features, rows = self._features.texts(encoder, texts, tick=self.tick, pinned=True)
+        return _TableEmbeddings(table, encoder.name, features["embedding"], rows)
 
     def add(
         self, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str, step: int
     ) -> None:
-        """Put the embeddings of one step into its batch, in place."""
+        """Add the embeddings of one step to its batch, in place."""
         for name, stream in streams.items():
             for column in _columns(stream):
                 if column.base == CLASS:
                     batch[name][column.name] = self._classes[column.name, id(stream.classes)][2]
                     continue
                 rows = self._maker.places(stream, f"{scope}/{name}", step)
-                found = [self._held[column.name, id(table)].row(i) for table, i in rows]
-                # The last batch of a pass may leave a process without samples.
-                batch[name][column.name] = torch.stack(found) if found else torch.zeros(0, 0)
+                values = [self._tables[column.name, id(table)].row(i) for table, i in rows]
+                # In the last batch of a pass, a process may have no samples.
+                batch[name][column.name] = torch.stack(values) if values else torch.zeros(0, 0)
 
     def add_once(
         self, method: Teaches, batch: dict[str, dict[str, Any]], streams: Mapping[str, Stream], scope: str
     ) -> None:
-        """Do as `add` for step 0, but encode that batch alone and keep nothing: to measure a step.
+        """Add the embeddings of step 0, encoding only this batch and storing nothing: to measure the time of a step.
 
-        Of a long bank only the first texts are encoded and then repeated: how long a step takes depends on its size.
+        Of a long bank, only the first texts are encoded and then repeated, because only its size matters for the time.
         """
         method.eval()
         encoders = _Encoders(method, nullcontext)
@@ -147,18 +147,18 @@ class EmbeddingColumns:
                 batch[name][column.name] = encoder.encode(inputs)["embedding"]
 
     def release(self) -> None:
-        """Forget what the next task cannot use: it has other data or another tower.
+        """Discard embeddings that the next task cannot use because its data or towers differ.
 
-        What the start model says of data that belong to no task stays.
+        The start model's embeddings of reference data stay.
         """
-        self._held = {key: held for key, held in self._held.items() if held.encoder == KEPT}
+        self._tables = {key: table for key, table in self._tables.items() if table.encoder == KEPT}
         self._classes = {key: bank for key, bank in self._classes.items() if bank[1] == KEPT}
         self._features.release(keep=lambda name: name == KEPT)
 
     def _bank(
         self, encoders: _Encoders, encoder: Encoder, stream: Stream, most: int | None = None
     ) -> torch.Tensor:
-        """Return the embeddings of a stream's classes on the method's device, so that no step has to move them."""
+        """Return the embeddings of a stream's classes on the method's device, so that steps need not move them."""
         tokens = self._maker.class_tokens(stream)
         some = tokens[:most]
         blocks = (some[i : i + BLOCK] for i in range(0, len(some), BLOCK))
@@ -167,8 +167,8 @@ class EmbeddingColumns:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """The embeddings of a table, which it keeps alive; `index` says which row of `values` each sample has."""
+class _TableEmbeddings:
+    """The embeddings of a table, which this keeps alive; `index` is the row of `values` of each sample."""
 
     table: Table
     encoder: str
@@ -180,7 +180,7 @@ class _Held:
 
 
 class _Encoders:
-    """The method's own towers and those of its teachers, each made when first asked for."""
+    """The encoders of the method's own towers and of its teachers, created on first use."""
 
     def __init__(self, method: Teaches, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         self._method, self._autocast, self.device = method, autocast, device_of(method)
@@ -191,6 +191,6 @@ class _Encoders:
         if teacher not in self._made:
             backbone = self._method.teacher_of(teacher) if teacher else self._method.backbone
             name = f"teacher {teacher}" if teacher else OWN
-            context = exactly if teacher else self._autocast
+            context = same_kernels_as_training if teacher else self._autocast
             self._made[teacher] = tower_encoders(backbone, name, self.device, context)
         return self._made[teacher][side]

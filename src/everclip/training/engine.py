@@ -1,4 +1,4 @@
-"""The phase engine: it owns every loop, stream, optimiser and cursor, so that every method resumes exactly."""
+"""The phase engine: it owns every loop, stream, optimiser and position, so that every method resumes exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from everclip.interfaces import Learnable
 from everclip.training.budget import phase_steps, scheduled_steps
 from everclip.training.columns import EmbeddingColumns
 from everclip.training.guard import Guard
-from everclip.training.modes import mark, module_of, set_modes
+from everclip.training.modes import module_of, require_gradients, set_modes
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
@@ -32,18 +32,18 @@ from everclip.training.timing import extrapolated
 from everclip.training.watching import Cursor, StepLog, Watcher
 
 IDLE_STEPS = 4
-"""A phase whose first steps have no gradient at all will have none later."""
+"""Number of first steps without any gradient after which a phase is stopped: it would never have one."""
 
 
 class Engine:
-    """Trains one phase at a time.
+    """Train one phase at a time.
 
     Args:
         accelerator: device, precision, processes.
         maker: streams to batches.
-        features: encodes what stays the same.
+        features: encodes data for frozen towers and teachers.
         config: optimiser, schedule, budget, clipping.
-        seed: enters every random draw.
+        seed: decides every random draw.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Engine:
         self.accelerator, self.maker, self.config, self.seed = accelerator, maker, config, seed
         self.columns = EmbeddingColumns(maker, features)
         self._say: Callable[[str], None] = lambda message: None
-        self._said: set[str] = set()
+        self._shown_notes: set[str] = set()
         self.may_idle = False
-        """Whether a phase may go on without any gradient: its task only serves later ones."""
+        """Whether a phase may continue without any gradient, because its task only serves later ones."""
         self._idle = 0
 
     def run(
@@ -76,11 +76,11 @@ class Engine:
         Args:
             method: the module; its `forward` is the training step.
             phase: what to train on.
-            task: number of the task, which enters the scope of all random draws.
-            cursor: which repeat it is, the first step to take, and the optimiser's tensors there; kept up to date
-                where the watcher saves.
-            watcher: is told of every step.
-            guard: may look at the model, step back, and end the phase early.
+            task: number of the task; part of the scope of all random draws.
+            cursor: the number of the repeat, the first step, and the optimiser's tensors there; updated when the
+                watcher saves.
+            watcher: called after every step.
+            guard: may measure the model, step back, and end the phase early.
 
         Raises:
             DivergedError: if a loss or gradient is NaN, infinite or above `training.loss_limit`.
@@ -88,12 +88,12 @@ class Engine:
         cursor, steps = cursor or Cursor(), phase_steps(phase, self.config)
         if cursor.step >= steps:
             return
-        own = module_of(method)
-        marked = [p for p in own.parameters() if p.requires_grad]
+        method_module = module_of(method)
+        trainable = [p for p in method_module.parameters() if p.requires_grad]
         try:
             self._run(method, phase, task, cursor, steps, watcher or Watcher(), guard)
         finally:
-            mark(own, marked)
+            require_gradients(method_module, trainable)
 
     def _run(
         self,
@@ -105,37 +105,37 @@ class Engine:
         watcher: Watcher,
         guard: Guard | None,
     ) -> None:
-        own, state, cursor.optimiser = module_of(method), cursor.optimiser, {}
-        module, optimiser = self._prepare(own, phase, state)
+        method_module, state, cursor.optimiser = module_of(method), cursor.optimiser, {}
+        module, optimiser = self._prepare(method_module, phase, state)
         streams = self._streams(phase, method)
-        served = self.columns.prepare(method, streams, self._precision.autocast)
-        set_modes(own, training=phase.optimiser is not None)
+        has_embeddings = self.columns.prepare(method, streams, self._precision.autocast)
+        set_modes(method_module, training=phase.optimiser is not None)
         for note in phase.notes:
             self._say(note)
         scope = f"{task}/{phase.name}/{cursor.repeat}"
-        # Reading a loss makes a GPU wait for it; on a CPU it costs nothing.
+        # To read a loss, the host must wait for the GPU; on a CPU it costs nothing.
         together = 1 if self.accelerator.device.type == "cpu" else 10
         self._idle, start = 0, cursor.step
         waiting: list[StepLog] = []
         batches = self.maker.batches(streams, scope, start, steps, self.config.workers)
         for step, batch in zip(range(start, steps), batches, strict=True):
             progress = Progress(task, phase.name, cursor.repeat, step, steps, self.seed)
-            if served:
+            if has_embeddings:
                 self.columns.add(batch, streams, scope, step)
             waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
             method.after_step(progress)
             due = watcher.after_step(waiting[-1])
-            looks = guard is not None and guard.due(step + 1, steps)
-            if due or looks or len(waiting) >= together or step + 1 == steps:
-                # Before anything is saved: a diverged model must not overwrite a good checkpoint.
+            guard_due = guard is not None and guard.due(step + 1, steps)
+            if due or guard_due or len(waiting) >= together or step + 1 == steps:
+                # Before saving: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
                 self._require_gradient(waiting, phase, progress)
                 self._inspect_weights(optimiser, waiting[-1], progress)
                 watcher.report(waiting)
                 waiting = []
-            over = looks and guard is not None and guard.look(method, step + 1, steps)
-            if looks:
-                set_modes(own, training=phase.optimiser is not None)
+            over = guard_due and guard is not None and guard.look(method, step + 1, steps)
+            if guard_due:
+                set_modes(method_module, training=phase.optimiser is not None)
             if due:
                 cursor.step = step + 1
                 watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
@@ -143,12 +143,12 @@ class Engine:
                 break
 
     def measure(self, method: Learnable, phase: Phase, limit: float) -> float:
-        """Return the seconds of one training step without its update (the weights stay).
+        """Return the seconds of one training step without its update (weights do not change).
 
         Args:
             method: the module.
-            phase: whose step.
-            limit: about how many seconds measuring may take; a batch too large for it is extrapolated.
+            phase: the phase of the step.
+            limit: approximate seconds for the measurement; for a larger batch, the time is extrapolated.
         """
         streams = self._streams(phase, method)
         full = max(stream.batch_size for stream in streams.values())
@@ -165,9 +165,9 @@ class Engine:
         return seconds
 
     def _seconds_of_step(self, method: Learnable, phase: Phase, streams: Mapping[str, Stream]) -> float:
-        made = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
-        self.columns.add_once(method, made, streams, "measure")
-        batch = self._to_device(made)
+        columns = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
+        self.columns.add_once(method, columns, streams, "measure")
+        batch = self._to_device(columns)
         module = module_of(method)
         set_modes(module, training=phase.optimiser is not None)
         started = time.monotonic()
@@ -180,11 +180,11 @@ class Engine:
         return time.monotonic() - started
 
     def report_to(self, say: Callable[[str], None]) -> None:
-        """Say what people should know to `say`, each thing once."""
+        """Pass notes for people to `say`, each note once."""
 
         def once(note: str) -> None:
-            if note not in self._said:
-                self._said.add(note)
+            if note not in self._shown_notes:
+                self._shown_notes.add(note)
                 say(f"note: {note}")
 
         self._say = once
@@ -194,14 +194,14 @@ class Engine:
             return dict(phase.streams)
         if self.accelerator.num_processes > 1 and not method.gathers:
             raise ConfigError(
-                f"phase {phase.name!r} is solved in closed form and {method.preset} does not gather the samples of all "
-                "processes; start one process."
+                f"phase {phase.name!r} is solved in closed form, and {method.preset} does not gather the samples of "
+                "all processes; start only one process."
             )
-        # Sums and solutions want every sample exactly once.
+        # Sums and closed-form solutions need every sample exactly once.
         return {name: replace(stream, order="once") for name, stream in phase.streams.items()}
 
     def _precision_of(self, phase: Phase) -> Precision:
-        # What no gradient fits (sums, thresholds) is compared with what evaluation sees, which is never autocast.
+        # Phases without gradient compute sums and thresholds for evaluation, which never uses autocast.
         name = "fp32" if phase.optimiser is None else self.config.precision
         return Precision(name, self.accelerator.device)
 
@@ -212,20 +212,21 @@ class Engine:
         if phase.optimiser is None:
             return method, None
         if not any(group.names for group in phase.param_groups):
-            raise ConfigError(f"method: phase {phase.name!r} trains nothing; look at method.trainable.")
-        # A phase may train something beside what the others do; what it does not train must take no gradient, which
-        # several processes would wait for.
-        mark(method, [method.get_parameter(name) for group in phase.param_groups for name in group.names])
+            raise ConfigError(f"method: phase {phase.name!r} trains nothing; check method.trainable.")
+        # Phases may train different parameters. The others must not require gradients, because several processes
+        # would wait for them.
+        names = [name for group in phase.param_groups for name in group.names]
+        require_gradients(method, [method.get_parameter(name) for name in names])
         optimiser = build_optimiser(method, phase, self.config)
         if state:
             load_optimiser(optimiser, {k: v for k, v in state.items() if not k.startswith(SCALER)})
             self._precision.load(state)
         if self.accelerator.num_processes == 1:
             return method, optimiser
-        # Wrapped anew for every phase: a module that grew must be seen by DDP again. Not by
-        # `accelerator.prepare_model`, which replaces `forward` in place, once more at every phase.
+        # Wrap the method again in every phase, so that DDP includes grown modules. Do not use
+        # `accelerator.prepare_model`, which would wrap `forward` once more in every phase.
         ids = [self.accelerator.device.index] if self.accelerator.device.type == "cuda" else None
-        # Processes agree in every buffer but the running statistics of batch norms; frozen experts are buffers, too.
+        # All buffers are equal on all processes, except the running statistics of batch norms.
         differ = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules())
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -274,7 +275,7 @@ class Engine:
         )
 
     def _seed_dropout(self, at: Progress) -> None:
-        """Key what is random inside open_clip by place and rank, so that no generator's state needs storing."""
+        """Seed randomness inside open_clip by step and rank, so that no generator state needs to be stored."""
         rank = self.accelerator.process_index
         torch.manual_seed(key_of(self.seed, at.task, at.phase, at.repeat, at.step, rank) % 2**63)
 
@@ -292,7 +293,7 @@ class Engine:
     def _inspect(self, logs: list[StepLog], progress: Progress) -> None:
         """Stop a diverged run before it can overwrite a good checkpoint.
 
-        Losses become those of the global batch, so that all processes see the same and stop together.
+        Replaces losses by those of the global batch, so that all processes stop together.
         """
         names = list(logs[0].losses)
         shared = mean(torch.stack([torch.stack([log.losses[n].float() for n in names]) for log in logs]))
@@ -307,7 +308,7 @@ class Engine:
                     raise self._diverged(f"{name} is {value}", log, progress)
 
     def _require_gradient(self, logs: Sequence[StepLog], phase: Phase, progress: Progress) -> None:
-        """Stop a phase whose first steps had no gradient at all: it trains nothing, however long it runs."""
+        """Stop a phase whose first steps had no gradient at all: it would never train anything."""
         if self.may_idle or not phase.guarded:
             return
         moves = [bool(log.moved) for log in logs if log.moved is not None]
@@ -315,16 +316,16 @@ class Engine:
         if moves and self._idle >= min(IDLE_STEPS, progress.steps):
             raise ConfigError(
                 f"task {progress.task + 1}, phase {progress.phase!r}: no trained weight had a gradient in the first "
-                f"{self._idle} steps, so nothing is learned. Does the loss depend on what trains (method.trainable, "
-                "method.loss), and do the samples differ (everclip check)?"
+                f"{self._idle} steps, so nothing is learned. Does the loss depend on the parameters that train "
+                "(method.trainable, method.loss), and do the samples differ (everclip check)?"
             )
 
     def _inspect_weights(
         self, optimiser: torch.optim.Optimizer | None, log: StepLog, progress: Progress
     ) -> None:
-        """Look at the weights themselves: finite losses and gradients can still make an infinite update."""
+        """Check the weights themselves: finite losses and gradients can still lead to an infinite update."""
         trained = [p for group in optimiser.param_groups for p in group["params"]] if optimiser else []
-        # An infinite or NaN element makes the norm so; one fused pass, one wait.
+        # The norm is infinite or NaN if any element is; one fused pass and one synchronisation.
         norms = list(torch._foreach_norm([p.detach() for p in trained])) if trained else []
         if norms and not bool(torch.stack(norms).isfinite().all()):
             raise self._diverged("a weight is NaN or infinite", log, progress)
@@ -335,7 +336,7 @@ class Engine:
         advice = (
             "lower training.lr, lengthen training.warmup or set training.clip_norm"
             if trained
-            else "nothing trains by gradient here: look at the features (everclip doctor) and the method's settings"
+            else "nothing trains by gradient here: check the features (everclip doctor) and the method's settings"
         )
         return DivergedError(
             f"task {progress.task + 1}, phase {progress.phase!r}, step {log.step + 1} of {progress.steps}: "
@@ -345,7 +346,7 @@ class Engine:
 
 
 def _any_gradient(optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
-    """Return whether any gradient is other than 0, on the device; NaN counts as one."""
+    """Return whether any gradient is not 0, as a tensor on the device; NaN counts as not 0."""
     grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     if not grads:
         return torch.zeros((), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, hardware, threads, state of the source tree."""
+"""The provenance of a result: versions, hardware, threads, state of the source tree."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide low bits of a result."""
-    found = {"python": platform.python_version()}
+    """Return the versions that influence the rounding of a result."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def fixed(device: str) -> dict[str, Any]:
-    """Return what must not change for a resumed run to be bit-identical; `device` as torch writes it."""
+    """Return the properties that must not change for a bit-identical resume; `device` as torch writes it."""
     return {
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),  # sums are ordered, and so rounded, by vector width
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # vector width decides the order of sums
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
     }
 
@@ -63,13 +63,13 @@ def describe(device: str) -> dict[str, Any]:
 
 
 WATTS_PER_THREAD, WATTS_PER_GPU = 10.0, 500.0
-"""Assumed power, for an order of magnitude only; nothing is measured."""
+"""Assumed power in watts, only for an order of magnitude; nothing is measured."""
 
 
 def consumption(stages: Mapping[str, float], device: str) -> dict[str, Any]:
     """Return seconds by stage, the peak memory of this process, and an estimate of the energy with its assumption.
 
-    Memory is the host's, and on a GPU also what torch held of the device's.
+    Memory is that of the host; on a GPU also the device memory that torch allocated.
     """
     seconds = sum(stages.values())
     watts = WATTS_PER_GPU if device.startswith("cuda") else WATTS_PER_THREAD * torch.get_num_threads()
@@ -80,7 +80,7 @@ def consumption(stages: Mapping[str, float], device: str) -> dict[str, Any]:
         "peak_memory_mb": round(peak, 1),
         **_device_memory(device),
         "energy_wh": round(seconds * watts / 3600, 3),
-        "energy_assumption": f"estimated: {watts:g} W while the run is at work, not measured",
+        "energy_assumption": f"estimated: {watts:g} W during the run, not measured",
     }
 
 
@@ -102,19 +102,19 @@ def processor() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Return commit and cleanliness of the tree everclip was imported from; `None` for an installed package."""
+    """Return commit and number of changed files of everclip's source tree; `None` for an installed package."""
     here = Path(__file__).resolve().parent
 
-    def ask(*words: str) -> str:
+    def git(*words: str) -> str:
         done = subprocess.run(
             ["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        commit = ask("rev-parse", "HEAD")
+        commit = git("rev-parse", "HEAD")
         return (
-            {"commit": commit, "changed_files": len(ask("status", "--porcelain").splitlines())}
+            {"commit": commit, "changed_files": len(git("status", "--porcelain").splitlines())}
             if commit
             else None
         )

@@ -1,6 +1,6 @@
-"""The retention guard: looks at validation data while a task trains, and does not let the model forget too much.
+"""The retention guard: measure validation data while a task trains, and act if the model forgets too much.
 
-It looks at the validation twins of the retention suite, never at the suite itself: those are what results report.
+It measures the validation twins of the retention suite, never the suite itself, whose scores are in the results.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from everclip.interfaces import Guarded, WatchedScenario
 from everclip.training.schedules import resolve
 
 HALVINGS = 5
-"""How often a step back halves the range that holds the largest good share: found to 1/32 of the way."""
+"""Number of halvings in the search for the largest good share, which is then exact to 1/32."""
 
 Scores = dict[str, float]
 Weights = dict[str, torch.Tensor]
 
 
 def watchable(scenario: WatchedScenario) -> list[EvalSet]:
-    """Return what a guard may look at: the validation twins of the retention suite, without any those of the base."""
+    """Return the sets that a guard may measure: the validation twins of the retention suite, else those of the base."""
     if scenario.retention_val or scenario.base_val is None or not len(scenario.base_val):
         return list(scenario.retention_val)
     return [replace(s, data=scenario.base_val) for s in scenario.eval_sets if s.group == "known"][:1]
@@ -50,36 +50,36 @@ class _Verdict:
 
 
 class Guard:
-    """Holds a learner to a largest drop on watched sets.
+    """Limit the drop of scores on watched sets while tasks are learned.
 
     Args:
-        config: what is allowed, and what happens beyond.
-        sets: what may be watched: validation twins of the retention suite.
+        config: the limit, and the action beyond it.
+        sets: the available sets: validation twins of the retention suite.
         features: encodes.
 
     Attributes:
-        tell: is given the kind and the text of what a reader of the results must know; default: the log.
-        seconds: spent looking, since it was last set to 0.
+        tell: called with kind and text of notes for readers of the results; default: the log.
+        seconds: seconds spent on measurements, since it was last set to 0.
 
     Raises:
-        ConfigError: if `guard.sets` names something else, or there is no `guard.max_drop`.
+        ConfigError: if `guard.sets` names an unknown set, or `guard.max_drop` is not set.
     """
 
     def __init__(self, config: GuardConfig, sets: Sequence[EvalSet], features: FeatureService) -> None:
         if config.max_drop is None:
-            raise ConfigError("guard.max_drop: not set; give the points that a set may fall, such as 1.")
+            raise ConfigError("guard.max_drop: not set; set the largest allowed drop in points, such as 1.")
         self._limit = config.max_drop
         known = [s.name for s in sets]
         for name in config.sets:
             if name not in known:
-                found = did_you_mean(name, known) if known else " There is none to watch."
-                raise ConfigError(f"guard.sets: {name!r} is no watched set.{found}")
+                hint = did_you_mean(name, known) if known else " There are no sets to watch."
+                raise ConfigError(f"guard.sets: {name!r} is not a set that can be watched.{hint}")
         self.config, self._features = config, features
         self._sets = [s for s in sets if not config.sets or s.name in config.sets]
         self.tell: Callable[[str, str], None] = _log
         self.seconds = 0.0
         self._before: dict[str, dict[str, Any]] = {}
-        self._told_idle = False
+        self._noted_idle = False
         self._good: Weights | None = None
         self._good_at = 0
         self._clear()
@@ -90,28 +90,28 @@ class Guard:
 
     @property
     def sets(self) -> tuple[EvalSet, ...]:
-        """What is watched."""
+        """The watched sets."""
         return tuple(self._sets)
 
     # -- a task ---------------------------------------------------------------------------------------------------
 
     def begin_task(self, method: Guarded, learned: int) -> None:
-        """Measure what the watched sets are held to, before anything is learned, and remember the weights.
+        """Measure the reference scores of new sets, and store the weights, before the task is learned.
 
         Args:
-            method: as it is now.
-            learned: how many tasks were learned before.
+            method: the method before the task.
+            learned: the number of tasks learned before.
         """
         self._clear()
         if not self._sets:
-            if not self._told_idle:
+            if not self._noted_idle:
                 self.tell(
                     "idle guard",
-                    f"guard.max_drop={self._limit:g} is set, but there is nothing to watch: add a set to "
-                    "`retention` with validation pictures (its own `data`, or raise split.validation); in Python, "
-                    "give sets to `learner.watch`.",
+                    f"guard.max_drop={self._limit:g} is set, but there is nothing to watch: add a set with validation "
+                    "images to `retention` (with its own `data`, or raise split.validation); in Python, pass sets to "
+                    "`learner.watch`.",
                 )
-            self._told_idle = True
+            self._noted_idle = True
             return
         started = time.monotonic()
         new = [s for s in self._sets if self._before.get(s.name, {}).get("data") != s.data.fingerprint]
@@ -121,20 +121,20 @@ class Guard:
         self.seconds += time.monotonic() - started
 
     def due(self, done: int, steps: int) -> bool:
-        """Whether to look after `done` of `steps` steps."""
+        """Return whether a measurement is due after `done` of `steps` steps."""
         if not self._sets or self.stopped:
             return False
         every = max(1, resolve(self.config.every, steps))
         return done % every == 0 or done == steps
 
     def look(self, method: Guarded, done: int, steps: int) -> bool:
-        """Look, and act if a set fell too far; return whether the task's training is over.
+        """Measure, and act if a set fell too far; return whether the task's training ends.
 
         Args:
-            method: as it is after `done` of `steps` steps; left in evaluation mode.
+            method: the method after `done` of `steps` steps; in evaluation mode afterwards.
         """
         started = time.monotonic()
-        verdict = self._look(method)
+        verdict = self._measure(method)
         if verdict is None:
             self._good, self._good_at = method.weights(), done
         else:
@@ -144,18 +144,18 @@ class Guard:
         return self.stopped
 
     def end_task(self, method: Guarded) -> dict[str, Any] | None:
-        """Look once more after the merge, and return the note of the row (`None` if nothing is watched)."""
+        """Measure again after the merge, and return the note of the row; `None` without watched sets."""
         if not self._sets:
             return None
         started = time.monotonic()
-        verdict = self._look(method)
+        verdict = self._measure(method)
         if verdict is not None:
             self._act(method, verdict, "after the merge", None)
         self._good = None
         self.seconds += time.monotonic() - started
         return self._note()
 
-    # -- looking and acting ---------------------------------------------------------------------------------------
+    # -- measuring and acting -------------------------------------------------------------------------------------
 
     def _measure_before(self, method: Guarded, sets: Sequence[EvalSet], learned: int) -> None:
         for s in sets:
@@ -166,18 +166,18 @@ class Guard:
             if learned:
                 self.tell(
                     "late guard",
-                    f"{s.name}: held to its value after {learned} tasks; it was not watched before.",
+                    f"{s.name}: compared with its score after {learned} tasks, because it was not watched before.",
                 )
             if margin > self._limit:
                 noise = (
-                    f"{n} validation pictures: a share of {100 * value:.1f} % is known to +-{margin:.1f} points, so a "
-                    f"drop of {self._limit:g} points may be chance"
+                    f"{n} validation images: a share of {100 * value:.1f} % is only known to +-{margin:.1f} points, so "
+                    f"a drop of {self._limit:g} points may be chance"
                 )
                 self._before[s.name]["noise"] = noise
                 self.tell("noisy guard", f"{s.name}: {noise}")
 
     def _scores(self, method: Guarded) -> Scores:
-        # As the first process sees them: low bits may differ, the decision may not.
+        # The scores of the first process: they may differ by rounding between processes, but decisions must not.
         keys = method.encoder_keys()
         return from_first({s.name: set_score(method, s, self._features, keys)[0] for s in self._sets})
 
@@ -187,7 +187,7 @@ class Guard:
         too_far = drops[worst] > self._limit + 1e-9
         return _Verdict(worst, round(drops[worst], 4)) if too_far else None
 
-    def _look(self, method: Guarded) -> _Verdict | None:
+    def _measure(self, method: Guarded) -> _Verdict | None:
         self._looks += 1
         self._last = self._scores(method)
         return self._verdict(self._last)
@@ -201,21 +201,23 @@ class Guard:
             self._last = self._scores(method)
         note = {"when": when, "set": verdict.worst, "points": verdict.drop, "share": share}
         self._acted.append(note)
-        place = f"step {self._good_at}" if self._good_at else "the start of the task"
-        did = f"kept {100 * share:.0f} % of the way from {place}" if back else f"went back to {place}"
+        last_good = f"step {self._good_at}" if self._good_at else "the start of the task"
+        action = (
+            f"kept {100 * share:.0f} % of the way from {last_good}" if back else f"went back to {last_good}"
+        )
         if self._verdict(self._last) is not None:
-            did += ", which is beyond the limit too"
+            action += ", which is beyond the limit too"
         if not back and done is not None:
-            did += " and ended the task's training"
+            action += " and ended the task's training"
         self.tell(
             "guard",
-            f"{when}: {verdict.worst} fell by {verdict.drop:.1f} points (limit {self._limit:g}); {did}",
+            f"{when}: {verdict.worst} fell by {verdict.drop:.1f} points (limit {self._limit:g}); {action}",
         )
         self._good = method.weights()
         self._good_at = self._good_at if done is None else done
 
     def _step_back(self, method: Guarded) -> float:
-        """Put the weights at the largest share of the way from the last good ones that keeps within the limit."""
+        """Interpolate from the last good weights as far as the limit allows; return the share of the new weights."""
         assert self._good is not None
         good, now = self._good, method.weights()
         low, high, at_low = 0.0, 1.0, None
@@ -253,10 +255,10 @@ class Guard:
         return {} if self._good is None else dict(self._good)
 
     def state(self) -> dict[str, Any]:
-        """Return the JSON that continuing needs besides tensors."""
+        """Return the JSON that a checkpoint needs besides tensors."""
         return {
             "before": self._before,
-            "told_idle": self._told_idle,
+            "told_idle": self._noted_idle,
             "good_at": self._good_at,
             "stopped": self.stopped,
             "looks": self._looks,
@@ -265,9 +267,9 @@ class Guard:
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Take back what `tensors` and `state` returned."""
+        """Restore what `tensors` and `state` returned."""
         self._before = dict(state["before"])
-        self._told_idle, self._good_at = bool(state["told_idle"]), int(state["good_at"])
+        self._noted_idle, self._good_at = bool(state["told_idle"]), int(state["good_at"])
         self.stopped, self._looks = bool(state["stopped"]), int(state["looks"])
         self._last, self._acted = dict(state["last"]), list(state["acted"])
         self._good = dict(tensors) or None

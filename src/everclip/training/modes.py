@@ -1,4 +1,4 @@
-"""Modes of a method while it trains: what takes a gradient, and which modules are in training mode."""
+"""Modes of a method in training: which parameters require gradients, and which modules are in training mode."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from everclip.interfaces import Learnable
 
 
 def module_of(method: Learnable) -> nn.Module:
-    """Return a method as the torch module that it is, which no interface can say."""
+    """Return a method as a torch module; a protocol cannot express that it is one."""
     assert isinstance(method, nn.Module)
     return method
 
 
-def mark(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
-    """Let gradients flow to the chosen parameters of a method, and to no other."""
+def require_gradients(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
+    """Require gradients of the chosen parameters of a method, and of no others."""
     wanted = {id(parameter) for parameter in chosen}
     for parameter in method.parameters():
         parameter.requires_grad_(id(parameter) in wanted)

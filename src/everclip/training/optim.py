@@ -1,4 +1,4 @@
-"""Optimisers from parameter groups, and their state as named tensors (no pickle)."""
+"""Build optimisers from parameter groups, and store their state as named tensors (no pickle)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.contracts import Phase
 
 
 def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Return AdamW, SGD, or where a phase names it Adam over its parameter groups; each keeps its `lr_scale`."""
+    """Return AdamW or SGD, or Adam if the phase names it, over the phase's parameter groups with their `lr_scale`."""
     groups = [
         {
             "params": [module.get_parameter(name) for name in group.names],
@@ -49,11 +49,11 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimiser_tensors` returned."""
-    place = {n: p for g in optimiser.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+    """Restore what `optimiser_tensors` returned."""
+    named = {n: p for g in optimiser.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
     for key, tensor in tensors.items():
         name, _, slot = key.partition("|")
-        parameter = place[name]
-        # AdamW counts steps on the CPU; everything else lives beside the parameter.
+        parameter = named[name]
+        # AdamW counts steps on the CPU; all other tensors are on the device of the parameter.
         device = torch.device("cpu") if slot == "step" else parameter.device
         optimiser.state[parameter][slot] = tensor.to(device).clone()

@@ -17,10 +17,10 @@ _WHOLE = ("growth_interval", "_growth_tracker")
 
 
 def chosen_precision(name: str, device: torch.device) -> str:
-    """Return what `training.precision` means on a device: `auto` is replaced, everything else stays.
+    """Return the precision on a device, with `auto` resolved.
 
-    `auto` is bf16 on a GPU that has it. On a CPU it is fp32 whatever the processor can: the same command then gives
-    the same numbers on every machine, and those that it gave before there was a choice.
+    `auto` is bf16 on a GPU that supports it. On a CPU it is always fp32, so that the same command gives the same
+    numbers on every machine.
     """
     if name != "auto":
         return name
@@ -29,7 +29,7 @@ def chosen_precision(name: str, device: torch.device) -> str:
 
 
 def slow_precision(name: str, device: torch.device) -> str | None:
-    """Return what to tell people where a format is slower than fp32 on a device; `None` where it is not."""
+    """Return a note if a format is slower than fp32 on a device; `None` if it is not."""
     remedy = "training.precision=auto (or fp32) is faster here"
     if name == "bf16" and device.type == "cpu" and bf16_instructions() is False:
         return f"bf16: {EMULATED}; {remedy}"
@@ -43,11 +43,11 @@ def slow_precision(name: str, device: torch.device) -> str | None:
 
 
 class Precision:
-    """Autocast and scaling of one phase; weights and moments always stay in float32.
+    """Autocast and loss scaling of one phase; weights and moments always stay in float32.
 
     Args:
         name: `auto`, `fp32`, `bf16` or `fp16`.
-        device: where training runs.
+        device: the device of training.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -55,18 +55,18 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type) if self._name == "fp16" else None
 
     def autocast(self) -> Any:
-        """Return the context in which a forward pass runs."""
+        """Return the context for forward passes."""
         return torch.autocast(self._device.type, _DTYPES[self._name], enabled=self._name != "fp32")
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Propagate a loss, scaled where fp16 needs it."""
+        """Compute gradients of a loss, scaled for fp16."""
         torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
 
     def step(self, optimiser: torch.optim.Optimizer, clip: float | None) -> torch.Tensor | None:
-        """Clip and step. Returns the norm of the gradient, `None` without clipping.
+        """Clip and step. Return the norm of the gradient; `None` without clipping.
 
-        With fp16 the scaler undoes its factor first and skips a step whose gradient overflowed, which is no
-        divergence; so no norm is returned.
+        With fp16, the scaler first removes its factor, and skips a step whose gradient overflowed. This is not a
+        divergence, so the norm is not returned.
         """
         if self.scaler is not None:
             self.scaler.unscale_(optimiser)
@@ -89,7 +89,7 @@ class Precision:
         return {f"{SCALER}{k}": torch.tensor(float(v), dtype=torch.float64) for k, v in state.items()}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `tensors` returned."""
-        held = {k.removeprefix(SCALER): v.item() for k, v in tensors.items() if k.startswith(SCALER)}
-        if held and self.scaler is not None:
-            self.scaler.load_state_dict({k: int(v) if k in _WHOLE else v for k, v in held.items()})
+        """Restore what `tensors` returned."""
+        state = {k.removeprefix(SCALER): v.item() for k, v in tensors.items() if k.startswith(SCALER)}
+        if state and self.scaler is not None:
+            self.scaler.load_state_dict({k: int(v) if k in _WHOLE else v for k, v in state.items()})

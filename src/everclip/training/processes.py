@@ -1,4 +1,4 @@
-"""One `Accelerator` per process: device, precision and processes are settings, never other code."""
+"""One `Accelerator` per process: the same code runs with any device, precision and number of processes."""
 
 from __future__ import annotations
 
@@ -11,42 +11,41 @@ from everclip.config import TrainingConfig
 from everclip.errors import ConfigError
 
 _ELSEWHERE = (
-    "training.device: {wanted!r} is asked for and this process already works on {held!r}: accelerate knows one device "
-    "per process. Ask for the same device or for auto, or use a new process (in a notebook: restart the kernel)."
+    "training.device: {wanted!r} is set, but this process already uses {used!r}: accelerate supports one device per "
+    "process. Use the same device or auto, or start a new process (in a notebook: restart the kernel)."
 )
 
 
 @cache
 def _accelerator(device: str) -> Accelerator:
-    # Precision is not accelerate's business here: its state is one per process, ours one per phase.
+    # Without precision: accelerate has one per process, everclip one per phase.
     try:
-        found = Accelerator(cpu=device == "cpu")
-    except ValueError as error:  # accelerate's own refusal to go from a GPU to the CPU
-        raise ConfigError(_ELSEWHERE.format(wanted=device, held="another device")) from error
-    return found
+        return Accelerator(cpu=device == "cpu")
+    except ValueError as error:  # accelerate does not switch from a GPU to the CPU
+        raise ConfigError(_ELSEWHERE.format(wanted=device, used="another device")) from error
 
 
 def start_processes(config: TrainingConfig) -> Accelerator:
     """Return this process's accelerator; set the number of threads.
 
     Raises:
-        ConfigError: if a GPU is asked for and there is none, fp16 without a GPU, or another device than this process
-            works on already.
+        ConfigError: for a GPU if there is none, for fp16 without a GPU, or for another device than this process
+            already uses.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "training.device: 'cuda' was asked for, but torch sees no GPU. Use device=cpu or auto."
+            "training.device: 'cuda' is set, but torch finds no GPU. Use training.device=cpu or auto."
         )
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    # A convolution in TF32 keeps ten bits and chooses its algorithm by the size of the batch: fp32 means fp32.
+    # TF32 convolutions have ten bits and depend on the batch size: fp32 must mean fp32.
     torch.backends.cudnn.allow_tf32 = False
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    found = _accelerator(device)
-    if config.device not in ("auto", found.device.type):
-        raise ConfigError(_ELSEWHERE.format(wanted=device, held=found.device.type))
-    if config.precision == "fp16" and found.device.type == "cpu":
+    accelerator = _accelerator(device)
+    if config.device not in ("auto", accelerator.device.type):
+        raise ConfigError(_ELSEWHERE.format(wanted=device, used=accelerator.device.type))
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("training.precision: fp16 needs a GPU; on a CPU use auto or fp32.")
-    return found
+    return accelerator

@@ -1,4 +1,4 @@
-"""Showing how far a run is: a bar on a terminal, plain lines elsewhere, silence on all processes but the first."""
+"""Show the progress of a run: a line that updates on a terminal, plain lines elsewhere; only on the first process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 Now = Callable[[], float]
-"""A clock: seconds since any moment."""
+"""A clock: seconds since some fixed moment."""
 
 
 def clock(seconds: float) -> str:
@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
 
 
 def speed(samples: float, seconds: float) -> str:
-    """Return how fast steps of `samples` samples are that take `seconds` each, in a unit that is above one."""
+    """Describe the speed of steps of `samples` samples that take `seconds` each."""
     rate = samples / max(1e-9, seconds)
     if rate < 1:
         return f"{seconds:.1f} s/step"
@@ -29,12 +29,12 @@ def speed(samples: float, seconds: float) -> str:
 
 
 class Pace:
-    """Seconds per unit of work, measured over what was done last: a machine that was slow once need not stay so.
+    """Seconds per unit of work, measured over the last units, because the speed of a machine may change.
 
     Args:
         now: the clock.
-        window: seconds that are looked back on.
-        least: marks that are kept, however old.
+        window: length of the measured time in seconds.
+        least: number of marks to keep at any age.
     """
 
     def __init__(self, now: Now = time.monotonic, window: float = 60.0, least: int = 6) -> None:
@@ -43,7 +43,7 @@ class Pace:
         self._before = (0.0, 0.0)
 
     def mark(self, done: float) -> None:
-        """Note that `done` units are done now; if these are fewer than before, the work began anew."""
+        """Record that `done` units are done now; fewer than before mean that the work started again."""
         if self._marks and done < self._marks[-1][1]:
             self.pause()
         now = self._now()
@@ -52,7 +52,7 @@ class Pace:
             self._marks.popleft()
 
     def pause(self) -> None:
-        """End the measurement: what comes before the next mark is other work."""
+        """Pause the measurement until the next mark."""
         self._before = self._measured()
         self._marks.clear()
 
@@ -63,7 +63,7 @@ class Pace:
         return spent / units if units else None
 
     def _measured(self) -> tuple[float, float]:
-        """Return seconds and units in the window; what was measured before a pause counts until it is full."""
+        """Return seconds and units in the window; measurements before a pause count until the window is full."""
         spent, units = 0.0, 0.0
         if self._marks:
             (first, at), (last, to) = self._marks[0], self._marks[-1]
@@ -73,12 +73,12 @@ class Pace:
 
 
 class Progress:
-    """Prints one line per stage, with time left.
+    """Print one line per stage, with the time left.
 
     Args:
         quiet: print nothing.
-        stream: where to; default standard error, so that standard output stays for results.
-        every: seconds between lines when the stream is no terminal.
+        stream: the output; default standard error, so that standard output only holds results.
+        every: seconds between lines if the stream is not a terminal.
         now: the clock.
     """
 
@@ -102,7 +102,7 @@ class Progress:
         self._pace.mark(done)
 
     def start(self, label: str, total: int, done: int = 0) -> None:
-        """Begin a stage of `total` steps, of which `done` were done before."""
+        """Begin a stage of `total` steps, `done` of them done earlier."""
         self._begin(label, done, total)
         if not self._live:
             self.say(f"{label}: {total - done} steps" if total else label)
@@ -118,11 +118,11 @@ class Progress:
         """Report that `done` steps of the stage are done.
 
         Args:
-            done: since the stage began, those before this process included.
-            note: what else to say.
-            total: where it was not known at the start.
-            left: seconds left of the stage, where the caller knows better than the pace of its last steps.
-            run_left: seconds left of all stages together, where the caller knows.
+            done: steps since the stage began, including those of earlier processes.
+            note: further text for the line.
+            total: the number of steps, if it was not known at the start.
+            left: seconds left of the stage, if the caller knows it better than the pace of the last steps.
+            run_left: seconds left of all stages together, if the caller knows it.
         """
         self._total = self._total if total is None else total
         self._pace.mark(done)
@@ -130,7 +130,7 @@ class Progress:
         if self._quiet or (now - self._last < self._every and done < self._total):
             return
         if not self._live and done >= self._total and now - self._started < self._every:
-            return  # a short stage has said enough by its first line
+            return  # for a short stage, the first line is enough
         self._last = now
         if left is None and self._pace.seconds is not None:
             left = (self._total - done) * self._pace.seconds
@@ -139,7 +139,7 @@ class Progress:
         self._write(text)
 
     def aside(self, what: str, done: int, total: int) -> None:
-        """Report work of the stage that is none of its steps."""
+        """Report work of the stage besides its steps."""
         now = self._now()
         if not self._quiet and now - self._last >= self._every:
             self._last = now
@@ -156,7 +156,7 @@ class Progress:
             self._stream.flush()
 
     def say(self, text: str) -> None:
-        """Print one line of its own."""
+        """Print a separate line."""
         if not self._quiet:
             self._stream.write(f"\r\x1b[2K{text}\n" if self._live else f"{text}\n")
             self._stream.flush()

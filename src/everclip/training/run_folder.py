@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, one configuration for good, and a log that can be wound back."""
+"""A run folder: one process at a time, one fixed configuration, and a log that can be rewound."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from everclip.registry import read_yaml
 CONFIG, LOG, LOCK = "config.yaml", "metrics.jsonl", ".lock"
 
 MAY_GROW = ("benchmark:", "scenario.")
-"""What may differ when a run is extended: that nothing old changed is seen from the data themselves."""
+"""Settings that may differ when a run is extended; the data themselves show whether earlier tasks are unchanged."""
 
 MUST_STAY = ("scenario.protocols:",)
-"""What of it may not, since the data do not show it: rows would be measured in different ways."""
+"""Exceptions, because the data do not show them: rows would be measured in different ways."""
 
 
 class RunFolder:
-    """Owns a run folder while it is open (a context manager).
+    """Lock a run folder while it is open (a context manager).
 
     Args:
-        path: the folder; made when absent.
+        path: the folder; created if it does not exist.
         config: the run's configuration.
         owner: whether this process writes (the first of several).
-        extend: whether the scenario may have more in it than when the run began; `adopt` then keeps the new one.
+        extend: whether the scenario may have grown since the run began; `adopt` then stores the new one.
 
     Raises:
-        RunFolderError: if another process holds the folder, or it belongs to another configuration.
+        RunFolderError: if another process uses the folder, or it belongs to another configuration.
     """
 
     def __init__(self, path: Path, config: RunConfig, owner: bool = True, extend: bool = False) -> None:
@@ -47,7 +47,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
-                f"output: {path} cannot be made ({error.strerror}). Choose another output=."
+                f"output: {path} cannot be created ({error.strerror}). Choose another output=."
             ) from error
         self._take_lock()
         for part in (path, path / "rows", path / "examples"):
@@ -63,7 +63,7 @@ class RunFolder:
 
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
-            self._lock.close()  # which frees it; a killed process frees it too
+            self._lock.close()  # this releases the lock, as does the end of a killed process
             self._lock = None
 
     def _take_lock(self) -> None:
@@ -77,8 +77,8 @@ class RunFolder:
             holder = lock.read().strip() or "unknown"
             lock.close()
             raise RunFolderError(
-                f"{self.path}: another process is at work in this run folder (process {holder}). Wait for it, stop "
-                "it, or choose another output."
+                f"{self.path}: another process uses this run folder (process {holder}). Wait for it, stop it, or "
+                "choose another output."
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -87,11 +87,11 @@ class RunFolder:
 
     def _check_config(self, config: RunConfig, extend: bool) -> None:
         file = self.path / CONFIG
-        there = validated(RunConfig, read_yaml(file), str(file)).identity() if file.is_file() else None
-        if there is None:
+        stored = validated(RunConfig, read_yaml(file), str(file)).identity() if file.is_file() else None
+        if stored is None:
             self.adopt(config)
             return
-        changes = differences(there, config.identity())
+        changes = differences(stored, config.identity())
         if extend:
             changes = [
                 line for line in changes if line.startswith(MUST_STAY) or not line.startswith(MAY_GROW)
@@ -101,13 +101,13 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path}: this run folder belongs to another configuration:\n{listed}\nUse the same "
                 "settings to continue it, or choose another output=."
-                + ("" if extend else " Tasks that were added to the scenario are learned with --extend.")
+                + ("" if extend else " To learn tasks that were added to the scenario, use --extend.")
             )
         if not extend:
             self.adopt(config)
 
     def adopt(self, config: RunConfig) -> None:
-        """Write the configuration: from here on it is the run's."""
+        """Store a configuration as that of the run."""
         if self._owner:
             document = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             write_text_atomic(self.path / CONFIG, document)
@@ -115,20 +115,20 @@ class RunFolder:
     # -- log --------------------------------------------------------------------------------------------------
 
     def rewind_log(self, size: int) -> None:
-        """Cut the log back to what the checkpoint knew, so that steps done again are not logged twice."""
+        """Truncate the log to its size at the checkpoint, so that repeated steps are not logged twice."""
         file = self.path / LOG
         if self._owner and file.is_file() and file.stat().st_size > size:
             os.truncate(file, size)
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line of JSON."""
+        """Append one line of JSON to the log."""
         if self._owner:
             file_name = self.path / LOG
             with disk_errors(file_name), open(file_name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def log_size(self) -> int:
-        """Return the size of the log in bytes, after making it durable."""
+        """Sync the log to disk and return its size in bytes."""
         file = self.path / LOG
         if not file.is_file():
             return 0
@@ -138,7 +138,7 @@ class RunFolder:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """List what differs between two configurations as `key: old -> new`."""
+    """Return the differences between two configurations as `key: old -> new`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
         return [

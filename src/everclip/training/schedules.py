@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step (open_clip's formulas), so nothing needs to be stored to resume."""
+"""Learning rates as pure functions of the step (open_clip's formulas), so that a resume needs no stored state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def resolve(amount: int | float, steps: int) -> int:
-    """Return steps from a count, or from a share of all steps when `amount` is below 1."""
+    """Return a number of steps; an `amount` below 1 is a share of all steps."""
     return round(amount * steps) if 0 < amount < 1 else int(amount)
 
 
@@ -24,7 +24,7 @@ def learning_rate(
         steps: S.
         base: highest rate.
         schedule: `cosine`, `constant` or `constant-cooldown`.
-        warmup, cooldown: steps, or a share of S when below 1.
+        warmup, cooldown: steps; below 1 a share of S.
 
     Raises:
         ValueError: for an unknown schedule.

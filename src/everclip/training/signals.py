@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop at the next safe place; a second SIGINT stops at once."""
+"""Stop a run at the next safe point on SIGTERM or SIGINT; a second SIGINT stops it at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 from everclip.errors import Interrupted
 
 _Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
-"""What Python's `signal` gives and takes."""
+"""The type of handlers in Python's `signal`."""
 
 
 class StopRequest:
-    """A flag that signals set while the block is entered.
+    """A flag that signals set inside the context.
 
-    Outside the main thread signals cannot be caught; the flag then stays down.
+    Outside the main thread, signals cannot be caught; the flag is then never set.
     """
 
     def __init__(self) -> None:
@@ -40,9 +40,9 @@ class StopRequest:
         self.name = signal.Signals(number).name
 
     def check(self, anyway: bool = False) -> None:
-        """Raise `Interrupted` if a signal came (or came to another process); call it only where the state is saved."""
+        """Raise `Interrupted` if this process or (`anyway`) another one got a signal. Call it only after saving."""
         if self.name is not None or anyway:
-            who = self.name or "a signal to another process"
+            signal_name = self.name or "a signal to another process"
             raise Interrupted(
-                f"stopped by {who}; what was finished before is saved. The same command continues."
+                f"stopped by {signal_name}; all finished work is saved. The same command continues."
             )

@@ -1,4 +1,4 @@
-"""How long something takes for a whole batch, measured on small ones first so that measuring stays short."""
+"""Measure the time for a whole batch, starting with small ones so that the measurement stays short."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import time
 from collections.abc import Callable
 
 FIRST, GROWTH = 2, 4
-"""Samples of the first try, and how many times more each further one has."""
+"""Samples of the first measurement, and the factor from each measurement to the next."""
 
 
 def extrapolated(
     seconds_of: Callable[[int], float], full: int, limit: float, now: Callable[[], float] = time.monotonic
 ) -> float:
-    """Return the seconds that `full` samples take, measured if that is quick, else extended from two smaller tries.
+    """Return the seconds for `full` samples, measured if that is quick, else extrapolated from two smaller numbers.
 
-    What does not depend on the number of samples (names of classes that are encoded at each step) is in every try, so
-    the line through the last two counts it once.
+    Work that does not depend on the number of samples (class names that are encoded at each step) is part of every
+    measurement, so the line through the last two counts it once.
 
     Args:
-        seconds_of: runs so many samples once and returns the seconds.
+        seconds_of: runs a number of samples once and returns the seconds.
         full: samples of a whole batch.
-        limit: no larger try begins where it would end later than so many seconds after the first.
+        limit: seconds after the start at which a larger measurement must be expected to end.
         now: the clock.
     """
     started = now()

@@ -1,4 +1,4 @@
-"""Experiment trackers (TensorBoard, Weights & Biases, MLflow...) through accelerate, beside `metrics.jsonl`."""
+"""Experiment trackers (TensorBoard, Weights & Biases, MLflow...) through accelerate, in addition to `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.files import warn_once
 
 
 class Trackers:
-    """The trackers that a configuration names; none for `config=None`.
+    """The trackers of a configuration; none for `config=None`.
 
     Raises:
         ConfigError: for an unknown tracker, or one whose package is not installed.
@@ -42,7 +42,7 @@ class Trackers:
             except OSError as error:
                 warn_once(
                     name,
-                    f"trackers: {name}: {folder} cannot be written ({error}); the run goes on without it",
+                    f"trackers: {name}: {folder} cannot be written ({error}); the run continues without it",
                 )
             except ImportError as error:
                 raise ConfigError(
@@ -56,7 +56,7 @@ class Trackers:
                 tracker.log(dict(values), step=step)
             except OSError as error:
                 self._open.remove(tracker)
-                warn_once(tracker.name, f"trackers: {tracker.name}: {error}; the run goes on without it")
+                warn_once(tracker.name, f"trackers: {tracker.name}: {error}; the run continues without it")
 
     def finish(self) -> None:
         """Flush and close."""
@@ -66,6 +66,6 @@ class Trackers:
             except OSError as error:
                 warn_once(
                     f"{tracker.name} end",
-                    f"trackers: {tracker.name}: {error}; the end of what it recorded is missing",
+                    f"trackers: {tracker.name}: {error}; the end of its record is missing",
                 )
         self._open = []

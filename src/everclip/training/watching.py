@@ -1,4 +1,4 @@
-"""Where the training of a task stands, and who follows it."""
+"""The position inside a task's training, and the interface that follows training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import torch
 
 OptimiserState = Callable[[], dict[str, torch.Tensor]]
-"""Returns the optimiser's state as named tensors."""
+"""A function that returns the optimiser's state as named tensors."""
 
 
 @dataclass
 class StepLog:
-    """What one step reports: losses, rate, norm of the gradient; `losses` may still live on the device.
+    """The report of one step: losses, learning rate, norm of the gradient; `losses` may still be on the device.
 
-    `moved` says of the first steps of a phase whether any gradient was other than 0.
+    `moved` is set in the first steps of a phase: whether any gradient was not 0.
     """
 
     step: int
@@ -28,7 +28,7 @@ class StepLog:
 
 @dataclass
 class Cursor:
-    """Where learning stands inside a task; all of it goes into a checkpoint."""
+    """The position inside a task; stored in checkpoints."""
 
     phase: int = 0
     repeat: int = 0
@@ -38,17 +38,17 @@ class Cursor:
 
 
 class Watcher:
-    """Follows training without making it wait for the device; this one does nothing.
+    """Follow training without synchronising with the device; this base class does nothing.
 
     A run, a progress line and a range test are watchers.
     """
 
     def after_step(self, log: StepLog) -> bool:
-        """Count a step; return whether a checkpoint is due. Must not read tensors."""
+        """Count a step and return whether a checkpoint is due. Must not read tensors."""
         return False
 
     def report(self, logs: Sequence[StepLog]) -> None:
-        """Take logs whose losses were found good, some at a time; may read tensors."""
+        """Receive the next logs, after their losses were checked. May read tensors."""
 
     def save(self, cursor: Cursor, optimiser: OptimiserState) -> None:
-        """Write a checkpoint of the place at which the cursor stands."""
+        """Write a checkpoint at the position of the cursor."""

@@ -1,7 +1,7 @@
-"""CoLeCLIP's scores and losses: which token a class is compared with, and which earlier classes are negatives.
+"""CoLeCLIP's scores and losses, and its choice of earlier classes as negatives.
 
-Li et al. 2024, arXiv 2403.10245, sections 3.3 and 3.4. Logits are cosines times the scale t. Energies are means of
-log-sum-exp, which stays finite where summed exponentials of scaled cosines overflow.
+Li et al. 2024, arXiv 2403.10245, sections 3.3 and 3.4. Logits are cosines times the scale t. Energies use log-sum-exp,
+which stays finite when sums of exponentials overflow.
 """
 
 from __future__ import annotations
@@ -12,31 +12,32 @@ import torch.nn.functional as F
 from everclip.distributed import concatenate
 
 
-def token_scores(tokens: torch.Tensor, bank: torch.Tensor, owned: torch.Tensor) -> torch.Tensor:
-    """Return cosines `(N, C)`: a class is compared with the tokens of its tasks and takes the highest.
+def token_scores(tokens: torch.Tensor, bank: torch.Tensor, membership: torch.Tensor) -> torch.Tensor:
+    """Return cosines `(N, C)`: for each class, the best cosine with the tokens of its tasks.
 
     Args:
         tokens: unit features `(N, T + 1, D)`, one per task and the class token last.
         bank: unit class embeddings `(C, D)`.
-        owned: `(C, T)` bool, whose class is whose task's; a class of no task is compared with the class token.
+        membership: `(C, T)` bool, whether a class belongs to a task; a class of no task is compared with the class
+            token.
     """
     scores = tokens[:, -1] @ bank.T
-    none = ~owned.any(dim=1)
+    none = ~membership.any(dim=1)
     best = scores.masked_fill(~none, -torch.inf)
     for task in range(tokens.shape[1] - 1):
-        own = (tokens[:, task] @ bank.T).masked_fill(~owned[:, task], -torch.inf)
-        best = torch.maximum(best, own)
+        of_task = (tokens[:, task] @ bank.T).masked_fill(~membership[:, task], -torch.inf)
+        best = torch.maximum(best, of_task)
     return best
 
 
 def local(
     token: torch.Tensor, whole: torch.Tensor, bank: torch.Tensor, labels: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Stage one: `1/2 [CE(t v_task e, y) + CE(t v_cls e, y)]` over the task's own classes.
+    """Return the loss of stage one: `1/2 [CE(t v_task e, y) + CE(t v_cls e, y)]` over the task's own classes.
 
     Args:
         token: the task's merged feature `(N, D)`, unit.
-        whole: the class token `(N, D)`, unit, frozen: this half trains the text side only.
+        whole: the class token `(N, D)`, unit, frozen: this half only trains the text side.
         bank: unit class embeddings `(C, D)`.
         labels: `(N,)`.
         scale: t.
@@ -46,11 +47,11 @@ def local(
 
 
 def energies(logits: torch.Tensor, members: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return `1/t LSE` over each group of columns `(N, G)`; -inf for a group without any.
+    """Return `1/t LSE` over each group of columns `(N, G)`; -inf for an empty group.
 
     Args:
         logits: `(N, K)`.
-        members: `(G, K)` bool, which column belongs to which group.
+        members: `(G, K)` bool, whether a column belongs to a group.
         scale: t.
     """
     groups = [logits.masked_fill(~row, -torch.inf).logsumexp(dim=1) for row in members]
@@ -68,22 +69,22 @@ def admitted(
     Args:
         visual: visual logits `(N, C + M)`, the task's own classes first.
         current: C.
-        earlier: `(J, M)` bool, whose class is which earlier task's.
+        earlier: `(J, M)` bool, whether a class belongs to an earlier task.
         scale: t.
         quantile: in [0, 1], linearly interpolated.
 
     Returns:
-        Which columns `(N, C + M)` count for each sample before it is known who is misclassified, and the
-        thresholds `(J,)`; infinite for a task all of whose classes recur.
+        The columns `(N, C + M)` that count for a sample if it is misclassified, bool; and the thresholds `(J,)`,
+        infinite for a task without columns because all its classes recur.
     """
     with torch.no_grad():
         logits = visual.detach().float()
-        own = energies(
+        own_energy = energies(
             logits[:, :current], torch.ones(1, current, dtype=torch.bool, device=logits.device), scale
         )
-        # A task without a column has energy -inf: an infinite lead, which no threshold may come from.
+        # A task without columns has energy -inf and so an infinite lead; it must not enter a threshold.
         empty = ~earlier.any(dim=1)
-        lead = (own - energies(logits[:, current:], earlier, scale)).masked_fill(empty, 0.0)
+        lead = (own_energy - energies(logits[:, current:], earlier, scale)).masked_fill(empty, 0.0)
         limits = torch.quantile(concatenate(lead), quantile, dim=0).clamp(min=0)
         refused = (lead <= limits) & ~empty
         kept = ~(refused.float() @ earlier.float()).bool()
@@ -95,7 +96,7 @@ def admitted(
 def with_negatives(
     visual: torch.Tensor, whole: torch.Tensor, current: int, labels: torch.Tensor, kept: torch.Tensor
 ) -> torch.Tensor:
-    """Stage two: misclassified samples are told apart from admitted earlier classes too, the others as in stage one.
+    """Return the loss of stage two: for misclassified samples, admitted earlier classes are negatives as well.
 
     Args:
         visual, whole: logits `(N, C + M)` of task tokens and of the class token; the task's own classes first.
@@ -114,9 +115,9 @@ def with_negatives(
 
 
 def distance(moved: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """The regulariser `1/C sum_c ||e_c - V0_c||_2` of class embeddings `(C, D)`.
+    """Return the regulariser `1/C sum_c ||e_c - V0_c||_2` of class embeddings `(C, D)`.
 
-    With a floor under the root: where both are equal but for rounding, the norm's gradient would be a unit vector in
-    the direction of the rounding.
+    A constant under the root keeps the gradient small if both are equal except for rounding; without it, the gradient
+    would be a unit vector in the direction of the rounding error.
     """
     return ((moved - start).square().sum(dim=1) + 1e-12).sqrt().mean()

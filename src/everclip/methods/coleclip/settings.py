@@ -12,7 +12,7 @@ from everclip.models.modules.settings import LoraSettings, Target
 
 
 class TextLoraSettings(LoraSettings):
-    """The LoRA of the text tower that a task grows and discards; the defaults are the published values."""
+    """The LoRA that a task grows in the text tower and discards; the defaults are the published values."""
 
     tower: Literal["text"] = "text"
     targets: tuple[Target, ...] = Field(("k", "v"), min_length=1)
@@ -21,12 +21,12 @@ class TextLoraSettings(LoraSettings):
 
 
 class TemplateSettings(Frozen):
-    """Which of a class's templates are used where.
+    """The use of a class's templates.
 
     Attributes:
-        training: for the text that is compared with pictures in training: the `first` template, as published, or the
-            mean over `all` (as many more texts per step).
-        vocabulary: what a class's embedding starts from: the mean over `all`, as published, or the `first`.
+        training: the text of a class in training: its `first` template, as published, or the mean over `all` (more
+            texts per step).
+        vocabulary: the initial embedding of a class: the mean over `all`, as published, or the `first`.
     """
 
     training: Literal["first", "all"] = "first"
@@ -37,14 +37,15 @@ class CoLeClipSettings(TrainedSettings):
     """CoLeCLIP (arXiv 2403.10245); the defaults are the published values.
 
     Attributes:
-        lora: the LoRA of the text tower; what else is trained are the prompts.
+        lora: the LoRA of the text tower; besides it, only the prompts train.
         prompts: tokens per task.
-        momentum: how far an embedding moves at each step; `null` is the ablation that replaces it once, when the
-            task ends, and has no regulariser.
+        momentum: how far an embedding moves at each step; `null` is the ablation that replaces it once, at the end of
+            the task, and has no regulariser.
         weight: factor on the regulariser.
         stage_two: share of the steps after which earlier classes become negatives.
-        quantile: which of a batch's leads over an earlier task a sample must exceed for that task's classes to count.
-        templates: which templates are used where.
+        quantile: the quantile of a batch's leads over an earlier task that a sample must exceed for the classes of
+            this task to count.
+        templates: the use of a class's templates.
     """
 
     lora: TextLoraSettings = TextLoraSettings()

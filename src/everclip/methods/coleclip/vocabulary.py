@@ -1,4 +1,4 @@
-"""CoLeCLIP's vocabulary: one unit embedding per class that was learned, shared by all tasks that have the class.
+"""CoLeCLIP's vocabulary: one unit embedding per learned class, shared by all tasks of the class.
 
 Li et al. 2024, arXiv 2403.10245, section 3.3 (stable momentum update).
 """
@@ -16,15 +16,15 @@ from everclip.contracts import ClassEntry
 
 
 class Vocabulary(nn.Module):
-    """Class embeddings, who they belong to, and those of the task that is being learned.
+    """Class embeddings, the tasks of each class, and the classes of the current task.
 
     Args:
         width: size of an embedding, D.
 
     Buffers:
-        rows: `(V, D)` unit embeddings, in the order in which classes were met.
-        start: `(C, D)`, the rows of the current task's classes as the task found them; `None` between tasks.
-        place: `(C,)` int64, which rows those are; `None` between tasks.
+        rows: `(V, D)` unit embeddings, in the order in which classes first appeared.
+        start: `(C, D)`, the rows of the current task's classes at the start of the task; `None` between tasks.
+        place: `(C,)` int64, the indices of these rows; `None` between tasks.
     """
 
     rows: torch.Tensor
@@ -51,11 +51,11 @@ class Vocabulary(nn.Module):
         return [entry for entry in entries if entry.key not in known]
 
     def begin(self, entries: Sequence[ClassEntry], task: int, new: torch.Tensor) -> None:
-        """Open a task: its new classes start from `new`, the others from what was learned.
+        """Begin a task: its new classes start from `new`, the others from their learned rows.
 
         Args:
             entries: the task's classes, in the order of its labels.
-            task: its number among the prompts.
+            task: the index of its prompt.
             new: unit embeddings of `missing(entries)`, in their order.
         """
         for entry in self.missing(entries):
@@ -63,43 +63,43 @@ class Vocabulary(nn.Module):
             self.names.append(entry.name)
             self.owners.append([])
         self.rows = torch.cat([self.rows, new.to(self.rows)])
-        place = {key: row for row, key in enumerate(self.keys)}
-        chosen = [place[entry.key] for entry in entries]
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        chosen = [row_of[entry.key] for entry in entries]
         for row in chosen:
             self.owners[row] = sorted({*self.owners[row], task})
         self.place = torch.tensor(chosen, dtype=torch.int64, device=self.rows.device)
         self.start = self.rows[self.place].clone()
 
     def combined(self, text: torch.Tensor, from_start: bool = False) -> torch.Tensor:
-        """Return `e = norm(V + f)` of the current classes `(C, D)`; gradients reach the unit texts f only.
+        """Return `e = norm(V + f)` of the current classes `(C, D)`; only the unit texts f receive gradients.
 
         Args:
             text: f, `(C, D)`.
-            from_start: take the rows as the task found them instead of V.
+            from_start: use the rows from the start of the task instead of V.
         """
         rows = self.start if from_start and self.start is not None else self.rows[self.place]
         return F.normalize(rows + text, dim=1)
 
     def update(self, combined: torch.Tensor, momentum: float) -> None:
-        """Move the current rows: `V <- norm(a e + (1 - a) V)`, of unit norm whenever they are stored."""
+        """Move the current rows: `V <- norm(a e + (1 - a) V)`."""
         moved = momentum * combined.detach() + (1 - momentum) * self.rows[self.place]
         self.rows[self.place] = F.normalize(moved, dim=1)
 
     def replace(self, text: torch.Tensor) -> None:
-        """Put `norm(V0 + f)` in place of the current rows (the ablation without momentum)."""
+        """Replace the current rows by `norm(V0 + f)` (the ablation without momentum)."""
         assert self.start is not None
         self.rows[self.place] = F.normalize(self.start + text.to(self.rows), dim=1)
 
     def normalise(self) -> None:
-        """Bring all rows back to unit norm, after weights were interpolated."""
+        """Normalise all rows, after an interpolation."""
         self.rows.copy_(F.normalize(self.rows, dim=1))
 
     def end(self) -> None:
-        """Close the task."""
+        """End the task."""
         self.start = self.place = None
 
     def earlier(self) -> torch.Tensor:
-        """Return which rows `(M,)` are not the current task's."""
+        """Return the indices `(M,)` of the rows that do not belong to the current task."""
         kept = torch.ones(len(self), dtype=torch.bool, device=self.rows.device)
         kept[self.place] = False
         return kept.nonzero()[:, 0]
@@ -107,17 +107,17 @@ class Vocabulary(nn.Module):
     # -- looking up -------------------------------------------------------------------------------------------
 
     def find(self, entries: Sequence[ClassEntry]) -> list[int | None]:
-        """Return the row of each class, or `None` for one that was never learned.
+        """Return the row of each class; `None` for a class that was never learned.
 
-        A class of the stream is known by its key: the scenario decided whether equal names are one class. What belongs
-        to no task (a user's own names, the retention suite) is known by its name; of several, the one met last.
+        The key identifies a class of the stream, because the scenario decided whether equal names are one class.
+        Classes of no task (a user's own names, the retention suite) are found by name; of several, the latest counts.
         """
         by_key = {key: row for row, key in enumerate(self.keys)}
         by_name = {name: row for row, name in enumerate(self.names)}
         return [by_key.get(e.key) if e.tasks else by_name.get(e.name) for e in entries]
 
-    def owned(self, rows: Sequence[int | None], tasks: int) -> torch.Tensor:
-        """Return `(C, T)` bool: which of `tasks` tasks each class belongs to; a class without a row to none."""
+    def membership(self, rows: Sequence[int | None], tasks: int) -> torch.Tensor:
+        """Return `(C, T)` bool, whether a class belongs to a task; a class without a row belongs to none."""
         table = torch.zeros(len(rows), tasks, dtype=torch.bool)
         for column, row in enumerate(rows):
             for task in () if row is None else self.owners[row]:

@@ -1,7 +1,7 @@
 """MoE-Adapters (Yu et al. 2024, arXiv 2403.11549): experts beside every MLP of a frozen CLIP, one router per task.
 
-A task trains its router and the experts that are not frozen; those it took most often are frozen after it. A selector
-tells pictures of learned tasks from others, which take the model without experts.
+A task trains its router and the experts that are not frozen; the experts that it used most are frozen after it. A
+selector recognises images of learned tasks; all others take the model without experts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from everclip.models.fingerprint import tensors_hash
 from everclip.models.modules.expert_bank import KEPT
 from everclip.models.modules.experts import experts_in
 from everclip.models.modules.grow import insert
-from everclip.models.modules.routing import Pass, current, passing
+from everclip.models.modules.routing import Pass, current_pass, passing
 from everclip.models.modules.towers import Side, tower_of
 
 PREFIX = "backbone.clip."
@@ -49,8 +49,8 @@ class Learned(NamedTuple):
 class MoeAdapters(SlotMethod):
     """Routes: 0 is the model without experts, 1 + t the t-th task learned (or all of them, with one router).
 
-    A caption does not tell its task. So with one router per task the texts of captions take no experts, in training
-    and after it; with classes both sides do, and each picture is compared with the class texts of its own route.
+    A caption does not reveal its task. So with one router per task, captions take no experts, neither in training nor
+    afterwards. With classes, both towers use experts, and each image is compared with the class texts of its route.
     """
 
     Settings = MoeSettings
@@ -62,33 +62,33 @@ class MoeAdapters(SlotMethod):
 
     def __init__(self, backbone: Backbone, settings: MoeSettings, seed: int = 0) -> None:
         super().__init__(backbone, settings, seed)
-        self._beside = list(self.trainable)
+        self._other_parts = list(self.trainable)
         insert(backbone.clip, "experts", settings.experts, seed=seed)
         first = [e.number for _, e in experts_in(backbone.clip, "image")]
         self.selector = build_selector(settings.selecting, backbone, first[0] if first else 0)
-        self._require_still_features()
+        self._require_fixed_features()
         self.tasks: list[Learned] = []
         self._labelled = False
         self._same = self._has_start_token()
         self._choose()
 
-    def _require_still_features(self) -> None:
-        """Refuse to train blocks before those whose input the selector looks at; settings know the other parts."""
+    def _require_fixed_features(self) -> None:
+        """Check that no block trains before the one whose input the selector reads; settings check the other parts."""
         first = 0 if self.selector is None else self.selector.early or 0
-        for name in self._beside:
+        for name in self._other_parts:
             block = _IMAGE_BLOCK.match(name)
             if block is not None and int(block[1]) < first:
                 raise ConfigError(f"method.{moves_features(f'image-blocks:{block[1]}', 'early')}.")
 
     def _has_start_token(self) -> bool:
-        """Whether all texts begin with the same token, which attends to itself alone and so has one gate."""
+        """Return whether all texts begin with the same token; it attends only to itself, so there is one gate."""
         root = tower_of(self.backbone.clip, "text").root
         first = self.backbone.tokenise(["a", "the end"])[:, 0]
         return getattr(root, "attn_mask", None) is not None and bool(first[0] == first[1])
 
     @property
     def uses_known_task(self) -> bool:
-        """Whether a task that a protocol tells decides anything."""
+        """Whether predictions use the known task of a protocol."""
         return self.settings.routers == "per-task"
 
     @property
@@ -98,7 +98,7 @@ class MoeAdapters(SlotMethod):
 
     @property
     def prediction_batch(self) -> int | None:
-        """How many pictures take one route together, where the selector decides for several."""
+        """The number of images that take one route together, if the selector decides for several at once."""
         return None if self.selector is None else self.selector.settings.decision_batch
 
     def routes(self) -> tuple[str, ...]:
@@ -120,33 +120,34 @@ class MoeAdapters(SlotMethod):
         return tuple(str(i) for i in range(count))
 
     def on_begin_task(self, task: Task, past: Past) -> None:
-        """Add a router, and experts where too few still learn."""
+        """Add a router, and experts if too few still learn."""
         texts = self.settings.routers == "one" or self.uses_labels(task)
         self.tasks.append(Learned(task.index, task.name, texts))
         learning = shape.learning(self.backbone.clip)
-        shape.open_task(self.backbone.clip, self._routers[-1], self.settings.grow)
+        shape.begin_task(self.backbone.clip, self._routers[-1], self.settings.grow)
         self.to(next(self.backbone.parameters()).device)
         self._choose()
         if not self.trainable:
             raise ConfigError(
-                f"method: nothing trains on task {task.name!r}, which has captions: they do not tell their task, so "
-                "their texts take no experts. Set method.experts.tower=both or image, or method.routers=one."
+                f"method: nothing trains on task {task.name!r}, because it has captions: captions do not reveal their "
+                "task, so they take no experts. Set method.experts.tower=both or image, or method.routers=one."
             )
-        self._keep_looking_back(learning)
+        self._reshape_initial(learning)
         if self.selector is not None:
             self.selector.begin_task(self.backbone, task, past)
 
     def _choose(self) -> None:
+        """Decide which parameters train, and tell the penalties."""
         routers = self._routers
         texts = self.tasks[-1].texts if self.tasks else True
         names = shape.trainable(self.backbone.clip, routers[-1] if routers else None, texts)
-        self.trainable = [*self._beside, *(PREFIX + name for name in names)]
+        self.trainable = [*self._other_parts, *(PREFIX + name for name in names)]
         for penalty in self.penalties:
             penalty.prepare(self.backbone, self.trainable)
         self.mark_trainable()
 
-    def _keep_looking_back(self, learning: Mapping[str, Sequence[int]]) -> None:
-        """Bring the `initial` weights into today's shape; `learning` is the shape that they have."""
+    def _reshape_initial(self, learning: Mapping[str, Sequence[int]]) -> None:
+        """Bring the `initial` weights into the current shape; `learning` is the shape that they have."""
         if INITIAL in self._anchors:
             before, after = (
                 {PREFIX + bank: experts for bank, experts in rows.items()}
@@ -155,32 +156,32 @@ class MoeAdapters(SlotMethod):
             now = self._snapshot()
             self._anchors[INITIAL] = shape.reshape_anchors(self._anchors[INITIAL], before, now, after)
 
-    def settle_teacher(self, teacher: Backbone) -> None:
-        """Let the model of the task's start take the routers that it had, not the task's own, which learned nothing.
+    def prepare_teacher(self, teacher: Backbone) -> None:
+        """Make the model of the task's start use only the routers that it had, not the new one, which is untrained.
 
-        The one router as it was; with a router per task none, as for pictures of no task learned: the texts of a step
-        are those of one route.
+        With one router for all tasks it uses this router; with a router per task, none: it then predicts as for images
+        of no learned task, because the texts of a step belong to one route.
         """
         known = self.settings.routers == "one" and len(self.tasks) > 1
         shape.fix_route(teacher.clip, "0" if known else None, self._same)
 
     def _changing(self) -> Weights:
-        # Nothing is merged into frozen experts, not even themselves: that would round.
+        # Leave frozen experts out of merging: interpolating even equal weights would round.
         return {name: tensor for name, tensor in super()._changing().items() if f".{KEPT}" not in name}
 
     def teacher_size(self) -> int:
-        """Return how many parameters a frozen copy of the task's start has: with a router per task no experts."""
-        known = self.settings.routers == "one" and self.tasks
-        own = sum(p.numel() for _, e in experts_in(self.backbone.clip) for p in e.parameters())
-        return super().teacher_size() - (0 if known else own)
+        """Return the number of parameters of a copy of the task's start; it has no experts with a router per task."""
+        has_experts = self.settings.routers == "one" and self.tasks
+        experts = sum(p.numel() for _, e in experts_in(self.backbone.clip) for p in e.parameters())
+        return super().teacher_size() - (0 if has_experts else experts)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare one phase over the task's samples, and those in which the selector learns."""
-        own = [] if self.selector is None else self.selector.phases(task, past)
-        return [*super().phases(task, past), *own]
+        """Declare one phase over the task's samples, and the phases of the selector."""
+        of_selector = [] if self.selector is None else self.selector.phases(task, past)
+        return [*super().phases(task, past), *of_selector]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """The training step: the base's losses through this task's router, and the balance if wanted."""
+        """Return the losses of the slots through this task's router, and the balance loss if it has a weight."""
         if self.selector is not None and self.selector.owns(batch):
             losses: dict[str, torch.Tensor] = self.selector(self.backbone, batch, progress)
             return losses
@@ -190,12 +191,14 @@ class MoeAdapters(SlotMethod):
         )
         with passing(passes):
             encoded = columns | self._encoded(columns)
-        # What penalties encode besides takes the same router, without noise.
+        # Further inputs that penalties encode take the same router, without noise.
         quiet: dict[Side, Pass] = {side: Pass((router,), counts=False) for side in passes}
         with passing(quiet):
             losses = super().forward({**batch, "main": encoded}, progress)
-        uneven = [value for told in passes.values() for value in told.imbalances]
-        return losses | {"balance": self.settings.balance * torch.stack(uneven).sum()} if uneven else losses
+        imbalances = [value for routing in passes.values() for value in routing.imbalances]
+        if not imbalances:
+            return losses
+        return losses | {"balance": self.settings.balance * torch.stack(imbalances).sum()}
 
     def _encoded(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return the embeddings of a step."""
@@ -213,23 +216,23 @@ class MoeAdapters(SlotMethod):
         shape.reduce_counts(self.backbone.clip, shared_texts=self._labelled)
 
     def on_end_phase(self, task: Task, phase: Phase) -> None:
-        """Let the selector take its threshold from what it saw."""
+        """Let the selector compute its scale or threshold."""
         if self.selector is not None:
             self.selector.end_phase(phase)
 
     def on_end_task(self, task: Task, past: Past, validate: Validate) -> None:
-        """Freeze the experts that the task took most often."""
+        """Freeze the experts that the task used most."""
         learning = shape.learning(self.backbone.clip)
-        self.notes["experts"] = shape.close_task(self.backbone.clip, self.settings.freeze)
+        self.notes["experts"] = shape.end_task(self.backbone.clip, self.settings.freeze)
         if self.selector is not None:
             self.notes["selector"] = dict(self.selector.notes)
         self._choose()
-        self._keep_looking_back(learning)
+        self._reshape_initial(learning)
 
     # -- predicting -------------------------------------------------------------------------------------------
 
     def _route(self, known_task: int | None) -> int | None:
-        """Return the route that is known; `None` leaves it to the selector."""
+        """Return the route if it is known; `None`: the selector decides."""
         if self.settings.routers == "one":
             return len(self._routers)
         if known_task is None:
@@ -238,20 +241,20 @@ class MoeAdapters(SlotMethod):
         return 1 + learned.index(known_task) if known_task in learned else 0
 
     def encode_images(self, pixels: torch.Tensor, known_task: int | None = None) -> Features:
-        """Encode images `(N, 3, S, S)`, each on its own route."""
+        """Encode images `(N, 3, S, S)`, each on its route."""
         route = self._route(known_task)
         return encode_images(self.backbone, pixels, self._routers, route, self.selector)
 
     def encode_texts(self, tokens: torch.Tensor) -> Features:
-        """Encode token ids `(N, L)`: with one router through the experts, else without."""
-        if current("text") is not None:  # a bank of one route
+        """Encode token ids `(N, L)`, with experts if there is one router for all tasks, else without."""
+        if current_pass("text") is not None:  # inside `_bank`
             return super().encode_texts(tokens)
         route = len(self._routers) if self.settings.routers == "one" else 0
         with texts_through(self._routers, route, self._same):
             return super().encode_texts(tokens)
 
     def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
-        """Return scores `(N, C)`: cosines with the class texts of each picture's route."""
+        """Return scores `(N, C)`: cosines with the class texts of each image's route."""
         if self.settings.routers == "one" or "route" not in images:
             return super().class_scores(images, space, bank)
         return scores_by_route(images, bank, lambda route: self._bank(route, space))
@@ -263,17 +266,17 @@ class MoeAdapters(SlotMethod):
     def blend(
         self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], share: float
     ) -> None:
-        """Put the weights on the way from `before` to `after`; experts frozen in between stay as they are."""
-        kept = {n: t for n, t in after.items() if n in before and before[n].shape == t.shape}
-        super().blend({n: before[n] for n in kept}, kept, share)
+        """Interpolate between `before` and `after`; experts that were frozen in between stay as they are."""
+        common = {n: t for n, t in after.items() if n in before and before[n].shape == t.shape}
+        super().blend({n: before[n] for n in common}, common, share)
 
     def encoder_keys(self) -> dict[str, str]:
-        """Return what encodings depend on: routes too, which the selector, its settings and the routers decide."""
+        """Return one key per tower; that of images covers selector, its settings and routers, which decide routes."""
         keys = super().encoder_keys()
-        held = [] if self.selector is None else list(self.selector.state_dict().items())
-        chosen = None if self.selector is None else self.selector.settings.model_dump_json()
-        found = key_of(tensors_hash(held), chosen, self.settings.routers, *self._routers)
-        keys["image"] += f"{found:032x}"[:16]
+        tensors = [] if self.selector is None else list(self.selector.state_dict().items())
+        settings = None if self.selector is None else self.selector.settings.model_dump_json()
+        routing = key_of(tensors_hash(tensors), settings, self.settings.routers, *self._routers)
+        keys["image"] += f"{routing:032x}"[:16]
         return keys
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -293,26 +296,26 @@ class MoeAdapters(SlotMethod):
         self._choose()
 
     def describe(self) -> Cost:
-        """Count parameters; frozen experts, which are none any more, are counted with what is stored."""
+        """Count parameters; frozen experts are buffers and count as stored."""
         cost, clip = super().describe(), self.backbone.clip
         grown, frozen = shape.stored(clip), shape.frozen(clip)
-        found = [experts for _, experts in experts_in(clip)]
-        routers, expert = (sum(map(size, found)) for size in (shape.one_router, shape.one_expert))
+        blocks = [experts for _, experts in experts_in(clip)]
+        routers, expert = (sum(map(size, blocks)) for size in (shape.one_router, shape.one_expert))
         per_task = routers if self.settings.routers == "per-task" else 0
         growth = [f"{per_task:,} parameters of routers"] if per_task else []
         growth += [f"{expert:,} per expert that is added to all blocks"] if self.settings.grow else []
-        held = [] if self.selector is None else self.selector.stored()
+        selector_tensors = [] if self.selector is None else self.selector.stored()
         if self.selector is not None and self.tasks:
             growth.append(f"{self.selector.growth():,} of the selector")
         growth += [cost.growth_per_task] if cost.growth_per_task != "none" else []
         return replace(
             cost,
-            # The first router comes with the first task.
+            # The first task adds the first router.
             trainable_parameters=cost.trainable_parameters + (0 if self.tasks else routers),
-            stored_parameters=cost.stored_parameters + frozen + sum(t.numel() for t in held),
+            stored_parameters=cost.stored_parameters + frozen + sum(t.numel() for t in selector_tensors),
             active_parameters=cost.active_parameters + frozen - grown + shape.active(clip),
             bytes=cost.bytes
             + next(clip.parameters()).element_size() * frozen
-            + sum(t.numel() * t.element_size() for t in held),
+            + sum(t.numel() * t.element_size() for t in selector_tensors),
             growth_per_task="; ".join(growth) or "none",
         )

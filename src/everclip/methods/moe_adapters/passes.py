@@ -1,4 +1,4 @@
-"""What the towers are told in training: one router, and noise that depends on seed, place and sample alone."""
+"""The routing of towers in training: one router, and noise that depends only on seed, step, tower and sample."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def training_passes(
     Args:
         clip: the model.
         columns: of the stream `main`.
-        progress: where the step stands; enters the noise.
-        router: which trains.
+        progress: the position of the step; decides the noise.
+        router: the router that trains.
         texts: whether texts take experts.
-        balance: whether imbalances are wanted.
+        balance: whether to collect imbalances.
     """
     ids, labels = columns["id"], "label" in columns
-    passes: dict[Side, Pass] = {"image": _told(clip, "image", ids, progress, router, False, balance)}
+    passes: dict[Side, Pass] = {"image": _pass(clip, "image", ids, progress, router, False, balance)}
     if texts:
         prompts = [f"class {i}" for i in range(len(columns.get("class_tokens", ())))]
-        passes["text"] = _told(clip, "text", prompts if labels else ids, progress, router, labels, balance)
+        passes["text"] = _pass(clip, "text", prompts if labels else ids, progress, router, labels, balance)
     return passes
 
 
-def _told(
+def _pass(
     clip: Clip,
     side: Side,
     names: Sequence[str],
@@ -46,17 +46,17 @@ def _told(
     shared: bool,
     balance: bool,
 ) -> Pass:
-    found = [experts for _, experts in experts_in(clip, side)]
-    told = Pass((router,), shared=shared, balance=balance)
-    if found and found[0].settings.noise:
-        blocks = 1 + max(experts.number for experts in found)
-        most = max(experts.bank.count for experts in found)
-        place = (progress.seed, "gate", progress.task, progress.phase, progress.repeat, progress.step, side)
-        drawn = [generator(*place, name).standard_normal((blocks, most), np.float32) for name in names]
-        told.noise = _to_device(torch.from_numpy(np.stack(drawn)), found[0].counts.device)
-    return told
+    with_experts = [experts for _, experts in experts_in(clip, side)]
+    routing = Pass((router,), shared=shared, balance=balance)
+    if with_experts and with_experts[0].settings.noise:
+        blocks = 1 + max(experts.number for experts in with_experts)
+        most = max(experts.bank.count for experts in with_experts)
+        key = (progress.seed, "gate", progress.task, progress.phase, progress.repeat, progress.step, side)
+        draws = [generator(*key, name).standard_normal((blocks, most), np.float32) for name in names]
+        routing.noise = _to_device(torch.from_numpy(np.stack(draws)), with_experts[0].counts.device)
+    return routing
 
 
 def _to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # From pinned memory, so that nobody waits for the copy.
+    # Pinned memory makes the copy asynchronous.
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)

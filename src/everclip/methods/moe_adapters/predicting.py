@@ -1,4 +1,4 @@
-"""Predicting with experts: which route a picture takes, and class texts under the route of each picture."""
+"""Predict with experts: decide the route of each image, and compare it with the class texts of its route."""
 
 from __future__ import annotations
 
@@ -22,57 +22,57 @@ def encode_images(
     route: int | None,
     selector: Selector[Any] | None,
 ) -> Features:
-    """Encode pictures in one pass, whichever routes they take.
+    """Encode images in one pass for all routes.
 
     Args:
         backbone: with experts.
         pixels: `(N, 3, S, S)`.
-        routers: the routers that may be taken; route 1 + i is the i-th.
-        route: of all of them, where it is known; `None` lets the selector decide.
-        selector: decides; `None` = route 0.
+        routers: the available routers; route 1 + i uses the i-th.
+        route: the route of all images if it is known; `None`: the selector decides.
+        selector: decides routes; `None` = route 0.
 
     Returns:
-        `embedding` `(N, D)`, `route` `(N,)`, and `experts` `(N, blocks * k)`, -1 for none, where there are experts.
+        `embedding` `(N, D)`, `route` `(N,)`, and, if there are experts, `experts` `(N, blocks * k)`, -1 for none.
     """
-    told = Pass(routers, route or 0)
+    routing = Pass(routers, route or 0)
     if route is None and selector is not None and routers:
         if selector.early is None or not any(experts_in(backbone.clip, "image")):
-            told.route = selector.decide(selector.features(backbone, pixels))
-        else:  # from the tokens of this very pass
-            told.decide = lambda tokens: selector.decide(selector.features_of(tokens))
-    with passing({"image": told}):
-        found = {"embedding": backbone.encode_image(pixels)}
-    found["route"] = _each(told.route, len(pixels), pixels.device)
+            routing.route = selector.decide(selector.features(backbone, pixels))
+        else:  # from the tokens of the same pass
+            routing.decide = lambda tokens: selector.decide(selector.features_of(tokens))
+    with passing({"image": routing}):
+        features = {"embedding": backbone.encode_image(pixels)}
+    features["route"] = _per_image(routing.route, len(pixels), pixels.device)
     choices = [e.settings.active for _, e in experts_in(backbone.clip, "image")]
     if choices:
         none = torch.full((len(pixels), sum(choices)), -1, device=pixels.device)
-        found["experts"] = torch.cat(told.chosen, dim=1) if told.chosen else none
-    return found
+        features["experts"] = torch.cat(routing.chosen, dim=1) if routing.chosen else none
+    return features
 
 
-def _each(route: int | torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
+def _per_image(route: int | torch.Tensor, count: int, device: torch.device) -> torch.Tensor:
     return route if isinstance(route, torch.Tensor) else torch.full((count,), route, device=device)
 
 
 @contextmanager
 def texts_through(routers: tuple[str, ...], route: int, same: bool) -> Iterator[None]:
-    """Let texts take a route; 0 is none.
+    """Encode texts on a route; 0 is the model without experts.
 
     Args:
         routers: as in `encode_images`.
         route: of all texts inside the context.
-        same: whether all texts begin with the same token and see none after it: then one gate per block serves all.
+        same: whether all texts begin with the same token in a causal tower, so that one gate per block serves all.
     """
     with passing({"text": Pass(routers, route, same=same)}):
         yield
 
 
 def scores_by_route(images: Features, bank: Features, make: Callable[[int], torch.Tensor]) -> torch.Tensor:
-    """Return cosines `(N, C)` of each picture with the class texts of its own route.
+    """Return cosines `(N, C)` of each image with the class texts of its route.
 
     Args:
         images: `embedding` and `route`.
-        bank: `embedding` `(C, D)` are the texts of route 0; those of others are added as `route 1`... once asked for.
+        bank: `embedding` `(C, D)` holds the texts of route 0; those of other routes are added on first use.
         make: route -> texts `(C, D)`.
     """
     embedding, route = images["embedding"], images["route"].long()

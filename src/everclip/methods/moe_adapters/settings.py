@@ -12,23 +12,23 @@ from everclip.methods.settings import SlotSettings
 from everclip.models.modules.settings import ExpertsSettings
 
 BEFORE_BLOCKS = ("image", "image-embeddings", "image-layernorm", "image-bias")
-"""Parts of an image tower, some of which lie before its first block."""
+"""Parts of an image tower that include parameters before its first block."""
 
 
 class MoeSettings(SlotSettings):
     """MoE-Adapters (arXiv 2403.11549).
 
     Attributes:
-        experts: how many there are beside each MLP, how many a sample takes, and what they are.
-        routers: one router per task, or `one` for all of them (class-incremental: nothing has to be selected).
-        freeze: how many of the experts that a task took most often are frozen after it, per block and tower.
-        grow: whether experts are added where fewer than `experts.active` still learn; published: never.
-        balance: weight of the terms that even out importance and load of the experts; published: 0 (computed with
-            0.01, and not added).
-        selector: which task a picture belongs to, where nobody tells it: the name of a selector or its settings;
-            `none` takes the model without experts.
-        trainable: what trains besides the experts; published: nothing. Nothing may train that moves what a selector
-            looks at: its thresholds are those of the features that it was fitted on.
+        experts: the experts beside each MLP: their number, the number per sample, and their shape.
+        routers: one router per task, or `one` for all of them (class-incremental: nothing to select).
+        freeze: the number of experts to freeze after a task, per block and tower: those that it used most.
+        grow: whether to add experts if fewer than `experts.active` still learn; published: never.
+        balance: weight of the loss that balances importance and load of the experts; published: 0 (computed with 0.01,
+            but not added).
+        selector: decides which task an image belongs to if the protocol does not say: the name of a selector or its
+            settings; `none` uses the model without experts.
+        trainable: the parts that train besides the experts; published: none. Parts that change the features of the
+            selector must not train, because its thresholds only hold for the features that it was fitted on.
     """
 
     trainable: tuple[str | dict[str, Any], ...] = ()
@@ -60,15 +60,15 @@ class MoeSettings(SlotSettings):
         return self
 
     def _move_features(self) -> list[str]:
-        """Return the trainable parts that move the selector's features in any model.
+        """Return the trainable parts that change the selector's features in any model.
 
-        Of `early` features those parts are left that depend on the model's number of blocks; the method looks at them.
+        For `early` features, the method checks the remaining parts, which depend on the model's number of blocks.
         """
-        looks_at = None if self.selector is None else self.selector["features"]
-        grown = [name for name, given in self.modules if "image" in given.towers]
-        if looks_at == "embedding":
+        features = None if self.selector is None else self.selector["features"]
+        grown = [name for name, settings in self.modules if "image" in settings.towers]
+        if features == "embedding":
             return [part for part in self.parts if part.startswith("image") or part in grown]
-        if looks_at == "early":
+        if features == "early":
             prompted = ["prompt"] if "prompt" in grown and "image" in self.experts.towers else []
             return [*(part for part in self.parts if part in BEFORE_BLOCKS), *prompted]
         return []
@@ -80,9 +80,9 @@ class MoeSettings(SlotSettings):
 
 
 def moves_features(part: str, features: str) -> str:
-    """Say that a trained part moves what a selector looks at, and what to do."""
+    """Return the error for a trained part that changes the features of a selector."""
     return (
-        f"trainable: `{part}` moves the `{features}` features after the selector learned to tell tasks apart by them; "
-        "leave it out, train parts that lie behind them or the text tower, or set method.selector.features=convolution "
-        "or method.selector=none"
+        f"trainable: `{part}` changes the `{features}` features after the selector was fitted on them; leave it out, "
+        "train later blocks or the text tower instead, or set method.selector.features=convolution or "
+        "method.selector=none"
     )

@@ -1,1 +1,1 @@
-"""The slot `penalties`: named losses that are added to a task's own, to keep what the model knew."""
+"""The slot `penalties`: named losses that keep the model near an earlier model."""

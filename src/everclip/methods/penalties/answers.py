@@ -1,4 +1,4 @@
-"""Distillation of answers: which text fits a picture, and which picture fits a text, according to a teacher."""
+"""Distil a teacher's answers: which text fits an image, and which image fits a text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from everclip.methods.losses import distillation
 
 @dataclass(frozen=True)
 class Answers:
-    """What teacher and student say about the same pictures and texts (ZSCL, arXiv 2303.06628, section 3.2).
+    """The embeddings of the same images and texts by teacher and student (ZSCL, arXiv 2303.06628, section 3.2).
 
     Attributes:
-        student, teacher: their unit embeddings of this process's pictures `(M, D)`.
-        student_text, text: their unit embeddings of the texts `(K, D)`; both the teacher's as published.
+        student, teacher: unit embeddings of this process's images `(M, D)` by each.
+        student_text, text: unit embeddings of the texts `(K, D)` by student and teacher; as published, both are the
+            teacher's.
         scale: the teacher's factor on cosines.
         temperature: T; divides the logits of both.
-        form: `kl`, which is 0 where both agree, or `cross-entropy`.
-        shared: whether every process has the same texts, rather than those of its own share of the batch.
+        form: `kl`, which is 0 if both agree, or `cross-entropy`.
+        shared: whether all processes have the same texts, rather than those of their share of the batch.
     """
 
     student: torch.Tensor
@@ -33,34 +34,35 @@ class Answers:
     shared: bool
 
     def over_texts(self) -> torch.Tensor:
-        """Return `T^2 mean_i D(S_t[i], S_s[i])` over this process's pictures; the texts of all are on offer."""
-        own, text = self.student_text, self.text
+        """Return `T^2 mean_i D(S_t[i], S_s[i])` over this process's images; the answers are all processes' texts."""
+        student_text, text = self.student_text, self.text
         if not self.shared:
-            own, text = concatenate(own, gradient=own.requires_grad), concatenate(text)
-        return self._apart(self.scale * self.teacher @ text.T, self.scale * self.student @ own.T)
+            student_text = concatenate(student_text, gradient=student_text.requires_grad)
+            text = concatenate(text)
+        return self._distil(self.scale * self.teacher @ text.T, self.scale * self.student @ student_text.T)
 
     def over_images(self) -> torch.Tensor:
-        """Return the same for the transpose, over this process's texts; the pictures of all are on offer."""
+        """Return the same for the transpose, over this process's texts; the answers are all processes' images."""
         teacher = concatenate(self.teacher)
         student = concatenate(self.student, gradient=self.student.requires_grad)
-        return self._apart(self.scale * self.text @ teacher.T, self.scale * self.student_text @ student.T)
+        return self._distil(self.scale * self.text @ teacher.T, self.scale * self.student_text @ student.T)
 
     def among_images(self) -> torch.Tensor:
-        """Return the same among pictures: which other picture is like this one; 0 for a single picture."""
+        """Return the same among images: which other image is similar to this one; 0 for a single image."""
         teacher = concatenate(self.teacher)
         student = concatenate(self.student, gradient=self.student.requires_grad)
         if len(teacher) < 2:
             return self.student.new_zeros(())
-        places = other_pictures(len(self.student), len(teacher), self.student.device)
-        wanted = (self.scale * self.teacher @ teacher.T).gather(1, places)
-        return self._apart(wanted, (self.scale * self.student @ student.T).gather(1, places))
+        others = other_pictures(len(self.student), len(teacher), self.student.device)
+        target = (self.scale * self.teacher @ teacher.T).gather(1, others)
+        return self._distil(target, (self.scale * self.student @ student.T).gather(1, others))
 
-    def _apart(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    def _distil(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
         return distillation(teacher, student, self.temperature, self.form == "kl")
 
 
 def other_pictures(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Return for each row all columns but its own, `(rows, columns - 1)`: likeness to itself says nothing."""
-    own = torch.arange(rows, device=device)[:, None] + rank() * rows
+    """Return for each row all columns except its own, `(rows, columns - 1)`."""
+    itself = torch.arange(rows, device=device)[:, None] + rank() * rows
     rest = torch.arange(columns - 1, device=device)[None, :]
-    return rest + (rest >= own)
+    return rest + (rest >= itself)

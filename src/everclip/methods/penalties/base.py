@@ -1,4 +1,4 @@
-"""What every penalty is: settings, a lifecycle, and a loss from what one training step shows."""
+"""The base class of penalties: settings, a lifecycle, and a loss of a training step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class PenaltySettings(Frozen):
-    """What every penalty has.
+    """The settings that every penalty has.
 
     Attributes:
-        weight: factor on the loss; 0 measures nothing and costs nothing.
-        reference: the model it looks back on: the one the run began from, or the one the task began from.
+        weight: factor on the loss; 0 switches it off, without any cost.
+        reference: the earlier model: the start model of the run, or the model at the start of the task.
     """
 
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
@@ -32,16 +32,16 @@ class PenaltySettings(Frozen):
 
 @dataclass(frozen=True)
 class StepView:
-    """What one training step shows to the penalties.
+    """The data of one training step for penalties.
 
     Attributes:
         batch: stream name -> columns; `main` is the task's own stream.
-        progress: where the step stands.
+        progress: the position of the step.
         backbone: the student.
-        image: its unit embeddings `(N, D)` of the pictures of `main`, with gradient.
+        image: its unit embeddings `(N, D)` of the images of `main`, with gradient.
         text: its unit embeddings of the captions `(N, D)`, or of the class texts `(C, D)`.
         weights: the parameters that train: name -> tensor, with gradient.
-        anchors: the same as they were: `initial` and `task-start`, as far as a penalty asked for them.
+        anchors: their earlier values: `initial` and `task-start`, as far as penalties need them.
         teachers: frozen copies of the backbone.
     """
 
@@ -57,26 +57,26 @@ class StepView:
 
     @property
     def labelled(self) -> bool:
-        """Whether the texts are those of classes, the same in every process, rather than one caption per picture."""
+        """Whether the texts belong to classes (equal on all processes), rather than one caption to each image."""
         return "label" in self.batch["main"]
 
     def teacher_image(self, kind: str) -> torch.Tensor:
-        """Return the teacher's embeddings of the pictures of `main` `(N, D)`; equal for all who ask."""
+        """Return the teacher's embeddings of the images of `main` `(N, D)`, computed once per step."""
         pixels = self.batch["main"].get("image")
         if pixels is None:
-            # Embeddings come from a cache: the tower is frozen, so teacher and student are one.
+            # The embeddings come from a cache: the tower is frozen, so teacher and student agree.
             return self.image.detach()
         return self._once(("image", kind), lambda: self.teachers.image(kind, pixels, self.backbone))
 
     def teacher_text(self, kind: str) -> torch.Tensor:
-        """Return the teacher's embeddings of what `text` shows; class texts are encoded once per phase."""
+        """Return the teacher's embeddings of the texts of `text`; class texts are encoded once per phase."""
         main = self.batch["main"]
         tokens = main.get("class_tokens" if self.labelled else "tokens")
         if tokens is None:
             return self.text.detach()
         if self.labelled:
-            place = (self.progress.task, self.progress.phase)
-            return self.teachers.bank(kind, place, tokens, self.backbone, short=True)
+            phase = (self.progress.task, self.progress.phase)
+            return self.teachers.bank(kind, phase, tokens, self.backbone, short=True)
         return self._once(("text", kind), lambda: self.teachers.text(kind, tokens, self.backbone))
 
     def _once(self, key: tuple[str, str], make: Any) -> torch.Tensor:
@@ -89,16 +89,16 @@ S = TypeVar("S", bound=PenaltySettings)
 
 
 class Penalty(Generic[S]):
-    """A loss beside the task's own; subclasses give `Settings` and `loss`.
+    """A loss in addition to the task's own; subclasses define `Settings` and `loss`.
 
     Args:
-        name: what the log calls the loss, and a stream of its own.
+        name: the name of the loss in the log, and of the penalty's own stream.
         settings: an instance of `Settings`.
 
     Class attributes:
         Settings: the pydantic model of its settings.
-        uses_teacher, uses_weights: what of the reference it needs: a frozen copy that encodes, or the bare weights.
-        needs_reference: which of the scenario's reference data it needs: any of `images` and `texts`.
+        uses_teacher, uses_weights: whether it needs the earlier model as a frozen copy, or only its weights.
+        needs_reference: the reference data of the scenario that it needs: any of `images` and `texts`.
     """
 
     Settings: ClassVar[type[PenaltySettings]] = PenaltySettings
@@ -107,24 +107,24 @@ class Penalty(Generic[S]):
     needs_reference: ClassVar[frozenset[str]] = frozenset()
 
     notes: tuple[str, ...] = ()
-    """What people should know about it; a phase says it once."""
+    """Notes for people; each phase shows them once."""
 
     def __init__(self, name: str, settings: S) -> None:
         self.name, self.settings = name, settings
 
     @property
     def teacher(self) -> str:
-        """The teacher that it asks, in the words of `everclip.methods.penalties.teachers`."""
+        """The name of its teacher, as in `everclip.methods.penalties.teachers`."""
         return self.settings.reference
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
-        """Look at the student once, before anything trains; `trainable` names what will. Nothing by default."""
+        """Inspect the student once before training; `trainable` names its parameters. The default does nothing."""
 
     def begin_task(self, backbone: Backbone, task: Task, past: Past) -> None:
-        """Prepare for a task; nothing by default."""
+        """Prepare for a task. The default does nothing."""
 
     def streams(self, main: Stream, past: Past | None = None) -> dict[str, Stream]:
-        """Return streams that each step shall bring besides `main`; none by default.
+        """Return the streams that each step needs besides `main`; none by default.
 
         Args:
             main: the task's own stream.
@@ -137,11 +137,11 @@ class Penalty(Generic[S]):
         raise NotImplementedError
 
     def end_task(self, backbone: Backbone, task: Task, past: Past) -> None:
-        """Take note of what was learned; nothing by default."""
+        """Update after a task. The default does nothing."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors that a checkpoint needs; none by default."""
         return {}
 
     def load(self, tensors: Tensors) -> None:
-        """Take back what `tensors` returned."""
+        """Restore what `tensors` returned."""

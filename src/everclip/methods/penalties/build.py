@@ -1,4 +1,4 @@
-"""From the settings of the slot to penalties."""
+"""Build penalties from the settings of the slot."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PENALTIES: dict[str, type[Penalty[Any]]] = {
 
 
 def build(settings: Mapping[str, Mapping[str, Any]]) -> tuple[Penalty[Any], ...]:
-    """Build the penalties that a method names; one of weight 0 is left out.
+    """Build the penalties of a method, without those of weight 0.
 
     Raises:
         ConfigError: for an unknown name or setting.
     """
     built = []
-    for name, given in settings.items():
+    for name, options in settings.items():
         if name not in PENALTIES:
             raise ConfigError(f"method.penalties: {name!r} is not known.{did_you_mean(name, PENALTIES)}")
         kind = PENALTIES[name]
-        built.append(kind(name, validated(kind.Settings, given, f"method.penalties.{name}")))
+        built.append(kind(name, validated(kind.Settings, options, f"method.penalties.{name}")))
     return tuple(p for p in built if p.settings.weight)

@@ -1,4 +1,4 @@
-"""Feature distillation: the student's embeddings stay near those of a teacher."""
+"""Feature distillation: keep the student's embeddings near those of a teacher."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class FeatureDistillSettings(PenaltySettings):
     """Settings.
 
     Attributes:
-        towers: whose embeddings are held.
-        distance: `cosine` is `1 - cos`; `squared` the squared Euclidean distance, for unit embeddings twice that.
+        towers: the towers whose embeddings are constrained.
+        distance: `cosine` is `1 - cos`; `squared` is the squared Euclidean distance, twice that for unit embeddings.
     """
 
     reference: Reference = "initial"
@@ -26,8 +26,7 @@ class FeatureDistillSettings(PenaltySettings):
 class FeatureDistill(Penalty[FeatureDistillSettings]):
     """Distance of embeddings to those of the start model (the FD term of CLIP-KD, arXiv 2307.12732).
 
-    `weight * sum over towers of mean_i ||z_s[i] - z_t[i]||^2` (`squared`), or half of it (`cosine`, which it is for
-    unit vectors).
+    `weight * sum over towers of mean_i ||z_s[i] - z_t[i]||^2` (`squared`), or half of it (`cosine`).
     """
 
     Settings: ClassVar[type[PenaltySettings]] = FeatureDistillSettings
@@ -40,7 +39,7 @@ class FeatureDistill(Penalty[FeatureDistillSettings]):
             parts.append(_squared(step.image, step.teacher_image(kind)))
         if "text" in self.settings.towers:
             parts.append(_squared(step.text, step.teacher_text(kind)))
-        # Half the squared distance is 1 - cos of unit vectors, with a gradient that is exactly 0 where both agree.
+        # For unit vectors, half the squared distance is 1 - cos, and its gradient is exactly 0 if both agree.
         factor = 0.5 if self.settings.distance == "cosine" else 1.0
         return self.settings.weight * factor * torch.stack(parts).sum()
 

@@ -1,4 +1,4 @@
-"""Learning without forgetting: the student's answers about the task's pictures stay those of a teacher."""
+"""Learning without forgetting: keep the student's answers about the task's images near those of a teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everclip.methods.penalties.answers import Answers
 from everclip.methods.penalties.base import Penalty, PenaltySettings, StepView
 
 MEMORY = "memory"
-"""The stream of stored samples, where `replay.use` shows them to penalties."""
+"""The stream of stored samples, if `replay.use` gives them to penalties."""
 
 
 class LwfSettings(PenaltySettings):
@@ -21,14 +21,14 @@ class LwfSettings(PenaltySettings):
 
     Attributes:
         temperature: T; divides the logits of both models.
-        form: `kl` is 0 where both agree; `cross-entropy` is the published one: larger by the teacher's entropy, with
-            the same gradient.
-        directions: answers of pictures over texts, of texts over pictures, or both (summed).
-        images: pictures of the `batch`, already encoded by the student; an `own` stream over the task's pictures
-            without augmentation (published), which costs a further forward pass; or the `memory` that replay keeps
-            (iCaRL), which costs the same and is empty during the first task.
-        text: whose text embeddings the student's pictures are compared with: the `teacher`'s (published: distillation
-            then reaches the image tower alone) or the `student`'s own.
+        form: `kl` is 0 if both agree; `cross-entropy` is the published form: larger by the teacher's entropy, with the
+            same gradient.
+        directions: answers of images over texts, of texts over images, or both (summed).
+        images: the images of the `batch`, already encoded by the student; an `own` stream of the task's images without
+            augmentation (published), which costs another forward pass; or the `memory` of replay (iCaRL), which costs
+            the same and is empty during the first task.
+        text: the text embeddings for the student's images: the `teacher`'s (published: distillation then only trains
+            the image tower) or the `student`'s own.
     """
 
     temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
@@ -44,7 +44,7 @@ L = TypeVar("L", bound=LwfSettings)
 class AnswerPenalty(Penalty[L]):
     """Distillation of answers (LwF, arXiv 1606.09282; in the form of ZSCL, arXiv 2303.06628, section 3.2).
 
-    With unit embeddings `f` of pictures and `g` of texts, teacher `t`, student `s` and the teacher's scale `c`:
+    With unit embeddings `f` of images and `g` of texts, teacher `t`, student `s` and the teacher's scale `c`:
     `S_t = c f_t g_t^T`, `S_s = c f_s g^T`, and `T^2 mean_i KL(softmax(S_t[i] / T) || softmax(S_s[i] / T))`, over the
     rows of `S` and of its transpose.
     """
@@ -53,7 +53,7 @@ class AnswerPenalty(Penalty[L]):
     uses_teacher: ClassVar[bool] = True
 
     def streams(self, main: Stream, past: Past | None = None) -> dict[str, Stream]:
-        """Return a stream over the task's own pictures, as evaluation sees them, where that is asked for."""
+        """Return a stream of the task's own images without augmentation, if the settings ask for it."""
         if self.settings.images != "own":
             return {}
         columns = self._columns(main)
@@ -62,29 +62,31 @@ class AnswerPenalty(Penalty[L]):
         }
 
     def _columns(self, main: Stream) -> tuple[str, ...]:
-        """Return what the `own` stream brings."""
+        """Return the columns of the `own` stream."""
         return tuple(c for c in main.columns if c != "label")
 
     def loss(self, step: StepView) -> torch.Tensor:
-        """Return the weighted distillation loss; texts and pictures of all processes are answers on offer."""
-        pictures = self._pictures(step)
-        if pictures is None:
+        """Return the weighted distillation loss; the answers are the texts and images of all processes."""
+        images = self._images(step)
+        if images is None:
             return step.image.new_zeros((), dtype=torch.float32)
-        found, wanted = pictures
-        own, text, shared = self._texts(step)
-        kind, settings = self.teacher, self.settings
-        own = text if settings.text == "teacher" else own
-        scale = step.teachers.scale(kind, step.backbone)
-        answers = Answers(found, wanted, own, text, scale, settings.temperature, settings.form, shared)
-        total = found.new_zeros((), dtype=torch.float32)
+        student, teacher = images
+        student_text, text, shared = self._texts(step)
+        settings = self.settings
+        student_text = text if settings.text == "teacher" else student_text
+        scale = step.teachers.scale(self.teacher, step.backbone)
+        answers = Answers(
+            student, teacher, student_text, text, scale, settings.temperature, settings.form, shared
+        )
+        total = student.new_zeros((), dtype=torch.float32)
         if settings.directions != "text-to-image":
             total = total + answers.over_texts()
         if settings.directions != "image-to-text":
             total = total + answers.over_images()
         return settings.weight * total
 
-    def _pictures(self, step: StepView) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the pictures by student and teacher `(M, D)`; `None` where the memory is still empty."""
+    def _images(self, step: StepView) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the embeddings of the images by student and teacher `(M, D)`; `None` if the memory is still empty."""
         if self.settings.images == "batch":
             return step.image, step.teacher_image(self.teacher)
         columns = step.batch.get(MEMORY if self.settings.images == "memory" else self.name)
@@ -94,14 +96,14 @@ class AnswerPenalty(Penalty[L]):
         return step.backbone.encode_image(pixels), step.teachers.image(self.teacher, pixels, step.backbone)
 
     def _texts(self, step: StepView) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        """Return the texts by student and teacher `(K, D)`, and whether every process has the same."""
+        """Return the texts by student and teacher `(K, D)`, and whether they are equal on all processes."""
         if step.labelled or self.settings.images != "own":
             return step.text, step.teacher_text(self.teacher), step.labelled
         tokens, student = step.batch[self.name]["tokens"], step.backbone
         text = step.teachers.text(self.teacher, tokens, student)
-        own = student.encode_text(tokens) if self.settings.text == "student" else text
-        return own, text, False
+        student_text = student.encode_text(tokens) if self.settings.text == "student" else text
+        return student_text, text, False
 
 
 class Lwf(AnswerPenalty[LwfSettings]):
-    """Answers about the task's texts: class prompts, or the captions of the batch."""
+    """Distillation of answers over the task's texts: class texts, or the captions of the batch."""

@@ -1,4 +1,4 @@
-"""LwF with vocabulary replay: a teacher's answers about the task's pictures, over sentences of random tokens."""
+"""LwF with vocabulary replay: distil a teacher's answers about the task's images over sentences of random tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IDS = ("sot_token_id", "eot_token_id", "vocab_size", "context_length")
 
 @dataclass(frozen=True)
 class _Ids:
-    """What a tokenizer has: the ids that start and end a text, how many ids there are, and how many it reads."""
+    """The ids of a tokenizer: start and end of a text, the number of ids, and the length of its context."""
 
     start: int
     end: int
@@ -33,10 +33,10 @@ class LwfVrSettings(LwfSettings):
     """Settings.
 
     Attributes:
-        sentences: how many random sentences.
-        length: tokens of each, between those that start and end a text.
-        published: whether the tokens that start and end a text may be drawn too, as the reference code does: an end
-            inside cuts a sentence short.
+        sentences: the number of random sentences.
+        length: tokens per sentence, between start and end.
+        published: whether start and end tokens may be drawn as well, as in the reference code, where an end token
+            inside a sentence cuts it short.
     """
 
     sentences: int = Field(1000, ge=1)
@@ -47,35 +47,35 @@ class LwfVrSettings(LwfSettings):
 class LwfVr(AnswerPenalty[LwfVrSettings]):
     """Vocabulary replay (Ding et al. 2022, "Don't stop learning: towards continual learning for the CLIP model").
 
-    The distillation of `lwf`, whose texts are sentences of uniform random tokens instead of the task's: with them the
-    whole of the text space is asked about, and no data are needed. They are drawn anew for each task.
+    The distillation of `lwf`, over sentences of uniform random tokens instead of the task's texts. They cover the whole
+    text space and need no data. Each task draws new ones.
     """
 
     Settings: ClassVar[type[PenaltySettings]] = LwfVrSettings
 
     _drawn: tuple[tuple[int, int, torch.device], torch.Tensor] | None = None
-    """The sentences of the task that is being learned; they follow from seed and task, and are no state."""
+    """The sentences of the current task; they depend only on seed and task, so they are not part of the state."""
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
-        """Look at the vocabulary.
+        """Read the ids of the tokenizer.
 
         Raises:
-            ConfigError: if the tokenizer does not say which ids it has, or reads fewer tokens than a sentence takes.
+            ConfigError: if the tokenizer does not name its ids, or its context is shorter than a sentence.
         """
-        known = backbone.tokenizer
-        ids: list[Any] = [getattr(known, name, None) for name in _IDS]
+        tokenizer = backbone.tokenizer
+        ids: list[Any] = [getattr(tokenizer, name, None) for name in _IDS]
         where = f"method.penalties.{self.name}"
         if None in ids:
             raise ConfigError(
-                f"{where}: random sentences are made of token ids, and the tokenizer of {backbone.name} "
-                f"({type(known).__name__}) does not say which of its ids are words; take the penalty lwf, or zscl with "
-                "texts of your own."
+                f"{where}: random sentences consist of token ids, but the tokenizer of {backbone.name} "
+                f"({type(tokenizer).__name__}) does not name its start, end and word ids; use the penalty lwf, or zscl "
+                "with your own texts."
             )
         self._ids = _Ids(*map(int, ids))
         if self.settings.length + 2 > self._ids.context:
             raise ConfigError(
-                f"{where}.length: {self.settings.length} tokens, a start and an end exceed the {self._ids.context} "
-                "that the text tower reads."
+                f"{where}.length: {self.settings.length} tokens with start and end exceed the {self._ids.context} "
+                "tokens that the text tower reads."
             )
 
     def sentences(self, seed: int, task: int) -> torch.Tensor:
@@ -85,30 +85,32 @@ class LwfVr(AnswerPenalty[LwfVrSettings]):
             seed: the run's.
             task: index of the task.
         """
-        chosen, ids = self.settings, self._ids
-        barred = set() if chosen.published else {ids.start, ids.end}
+        settings, ids = self.settings, self._ids
+        excluded = set() if settings.published else {ids.start, ids.end}
         words = torch.arange(ids.count)
-        words = words[~torch.isin(words, torch.tensor([*barred], dtype=torch.int64))]
-        draw = generator("lwf-vr", seed, task).integers(len(words), size=(chosen.sentences, chosen.length))
-        found = torch.zeros(chosen.sentences, ids.context, dtype=torch.int64)
-        found[:, 0] = ids.start
-        found[:, 1 : chosen.length + 1] = words[torch.from_numpy(draw)]
-        found[:, chosen.length + 1] = ids.end
-        return found
+        words = words[~torch.isin(words, torch.tensor([*excluded], dtype=torch.int64))]
+        size = (settings.sentences, settings.length)
+        draw = generator("lwf-vr", seed, task).integers(len(words), size=size)
+        sentences = torch.zeros(settings.sentences, ids.context, dtype=torch.int64)
+        sentences[:, 0] = ids.start
+        sentences[:, 1 : settings.length + 1] = words[torch.from_numpy(draw)]
+        sentences[:, settings.length + 1] = ids.end
+        return sentences
 
     def _columns(self, main: Stream) -> tuple[str, ...]:
         return ("image",)
 
     def _texts(self, step: StepView) -> tuple[torch.Tensor, torch.Tensor, bool]:
-        at, student = step.progress, step.backbone
+        progress, student = step.progress, step.backbone
         device = step.image.device
-        place = (at.task, f"{at.phase}/{self.name}")
-        text = step.teachers.bank(self.teacher, place, lambda: self._tokens(at, device), student)
-        own = student.encode_text(self._tokens(at, device)) if self.settings.text == "student" else text
-        return own, text, True
+        phase = (progress.task, f"{progress.phase}/{self.name}")
+        text = step.teachers.bank(self.teacher, phase, lambda: self._tokens(progress, device), student)
+        if self.settings.text == "teacher":
+            return text, text, True
+        return student.encode_text(self._tokens(progress, device)), text, True
 
-    def _tokens(self, at: Progress, device: torch.device) -> torch.Tensor:
-        key = (at.seed, at.task, device)
+    def _tokens(self, progress: Progress, device: torch.device) -> torch.Tensor:
+        key = (progress.seed, progress.task, device)
         if self._drawn is None or self._drawn[0] != key:
-            self._drawn = (key, self.sentences(at.seed, at.task).to(device))
+            self._drawn = (key, self.sentences(progress.seed, progress.task).to(device))
         return self._drawn[1]

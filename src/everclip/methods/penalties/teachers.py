@@ -10,41 +10,41 @@ import torch
 
 from everclip.errors import CheckpointError
 from everclip.models.backbone import Backbone
-from everclip.models.exact import exactly
 from everclip.models.modules.short_texts import needed_tokens, short_texts
+from everclip.models.same_kernels import same_kernels_as_training
 
 INITIAL, TASK_START = "initial", "task-start"
 _BETWEEN = "between:"
 BLOCK = 256
-"""Texts of a bank that are encoded together."""
+"""Number of texts of a bank that are encoded together."""
 
 
 def between(share: float) -> str:
-    """Name the teacher that lies at `share` of the way from the initial model to that of the task's start."""
+    """Return the name of the teacher with weights `(1 - share) * initial + share * task start`."""
     return INITIAL if share == 0 else f"{_BETWEEN}{share}"
 
 
 class Teachers:
     """The backbone as it was at the start of the run, at the start of the task, or between the two.
 
-    The initial one is copied when the method is built, so a resumed run has it without storing it; its fingerprints
-    are stored and compared. The others are rebuilt from the weights that the method keeps of the task's start.
+    The initial model is copied when the method is built, so a resumed run has it without storing it; its fingerprints
+    are stored and compared. The others are rebuilt from the stored weights of the task's start.
 
     Args:
-        backbone: the student, still with the weights that the run begins from.
-        wanted: which of `initial`, `task-start` and `between(share)` are needed.
-        settle: fixes what a copy of the task's start answers through, where a method gave it something new already.
+        backbone: the student, still with the weights of the start model.
+        wanted: the needed names: `initial`, `task-start` and `between(share)`.
+        prepare: undoes, in a copy of the task's start, what the method has already added for the task.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         wanted: Collection[str],
-        settle: Callable[[Backbone], None] = lambda teacher: None,
+        prepare: Callable[[Backbone], None] = lambda teacher: None,
     ) -> None:
-        self.wanted, self._settle = frozenset(wanted), settle
+        self.wanted, self._prepare = frozenset(wanted), prepare
         self._shares = {k: float(k.removeprefix(_BETWEEN)) for k in self.wanted if k.startswith(_BETWEEN)}
-        self._held = {INITIAL: frozen_copy(backbone)} if INITIAL in self.wanted or self._shares else {}
+        self._copies = {INITIAL: frozen_copy(backbone)} if INITIAL in self.wanted or self._shares else {}
         self._banks: dict[tuple[str, int, str], torch.Tensor] = {}
         self._fingerprints: dict[str, str] | None = None
 
@@ -58,89 +58,93 @@ class Teachers:
 
         Args:
             backbone: the student.
-            start: inside a task, what the student's weights were when it began: name -> tensor.
+            start: for a resume inside a task, the student's weights at its start: name -> tensor.
         """
         self._banks.clear()
         if not self.needs_start:
             return
         teacher = frozen_copy(backbone)
-        place = teacher.state_dict()
+        weights = teacher.state_dict()
         for name, tensor in (start or {}).items():
-            place[name].copy_(tensor)
-        self._settle(teacher)
+            weights[name].copy_(tensor)
+        self._prepare(teacher)
         for kind, share in self._shares.items():
-            self._held[kind] = _moved(self._held[INITIAL], place, share)
+            self._copies[kind] = _interpolated(self._copies[INITIAL], weights, share)
         if TASK_START in self.wanted:
-            self._held[TASK_START] = teacher
+            self._copies[TASK_START] = teacher
 
     def end_task(self) -> None:
-        """Forget the task's start."""
+        """Discard the models of the task's start."""
         self._banks.clear()
-        self._held = {kind: teacher for kind, teacher in self._held.items() if kind == INITIAL}
+        self._copies = {kind: teacher for kind, teacher in self._copies.items() if kind == INITIAL}
 
     def of(self, kind: str, student: Backbone) -> Backbone:
         """Return a teacher on the student's device and in its precision."""
-        return self._beside(kind, student)
+        teacher, like = self._copies[kind], next(student.parameters())
+        parameter = next(teacher.parameters())
+        if parameter.device != like.device or parameter.dtype != like.dtype:
+            teacher.to(like.device, like.dtype)
+        return teacher
 
     def fingerprints(self) -> dict[str, str]:
-        """Return what the initial teacher is called by, empty if there is none."""
-        if self._fingerprints is None:  # hashed once: every checkpoint asks
-            held = self._held.get(INITIAL)
-            self._fingerprints = {} if held is None else held.fingerprints()
+        """Return the fingerprints of the initial teacher; empty without one."""
+        if self._fingerprints is None:  # computed once, because every checkpoint stores them
+            initial = self._copies.get(INITIAL)
+            self._fingerprints = {} if initial is None else initial.fingerprints()
         return dict(self._fingerprints)
 
     def require(self, stored: Mapping[str, str]) -> None:
-        """Check that the initial teacher is the one a checkpoint was made with.
+        """Check that the initial teacher has the fingerprints in a checkpoint.
 
         Raises:
             CheckpointError: if the backbone's weights have changed since.
         """
-        found = self.fingerprints()
-        if stored and found and dict(stored) != found:
+        now = self.fingerprints()
+        if stored and now and dict(stored) != now:
             raise CheckpointError(
-                f"the start model has changed since this run began (fingerprints {dict(stored)} -> {found}), and a "
-                "penalty refers to it. Put the weights back, or start a new run."
+                f"the start model has changed since this run began (fingerprints {dict(stored)} -> {now}), and a "
+                "penalty refers to it. Restore its weights, or start a new run."
             )
 
     def parameters(self) -> int:
-        """Return how many parameters the copies hold."""
-        return sum(p.numel() for teacher in self._held.values() for p in teacher.parameters())
+        """Return the number of parameters of all copies."""
+        return sum(p.numel() for teacher in self._copies.values() for p in teacher.parameters())
 
     def missing(self) -> list[str]:
-        """Return which copies are made when a task begins and are not there now."""
-        return sorted(self.wanted - self._held.keys())
+        """Return the names of the copies that will be made at the start of a task."""
+        return sorted(self.wanted - self._copies.keys())
 
     def image(self, kind: str, pixels: torch.Tensor, student: Backbone) -> torch.Tensor:
         """Return a teacher's unit embeddings `(N, D)` of pixels, without gradient."""
-        with exactly():
-            return self._beside(kind, student).encode_image(pixels)
+        with same_kernels_as_training():
+            return self.of(kind, student).encode_image(pixels)
 
     def text(self, kind: str, tokens: torch.Tensor, student: Backbone) -> torch.Tensor:
         """Return a teacher's unit embeddings `(N, D)` of token ids, without gradient."""
-        with exactly():
-            return self._beside(kind, student).encode_text(tokens)
+        with same_kernels_as_training():
+            return self.of(kind, student).encode_text(tokens)
 
     def bank(
         self,
         kind: str,
-        place: tuple[int, str],
+        phase: tuple[int, str],
         texts: torch.Tensor | Callable[[], torch.Tensor],
         student: Backbone,
         short: bool = False,
     ) -> torch.Tensor:
-        """Return a teacher's embeddings `(C, D)` of token ids, or of what a function makes; once per `place`.
+        """Return a teacher's embeddings `(C, D)` of texts, computed once per phase.
 
         Args:
             kind: the teacher.
-            place: task and phase.
-            texts: token ids `(C, L)`.
+            phase: index of the task and name of the phase.
+            texts: token ids `(C, L)`, or a function that returns them.
             student: decides device and precision.
-            short: whether the student reads them without their padding, and so the teacher.
+            short: whether to encode them without padding, as the student does.
         """
-        key = (kind, *place)
+        key = (kind, *phase)
         if key not in self._banks:
             tokens = texts() if callable(texts) else texts
-            clip = self._beside(kind, student).clip
+            clip = self.of(kind, student).clip
             with short_texts(clip, needed_tokens(clip, tokens.cpu()) if short else None):
                 parts = [
                     self.text(kind, tokens[i : i + BLOCK], student) for i in range(0, len(tokens), BLOCK)
@@ -150,30 +154,22 @@ class Teachers:
 
     def scale(self, kind: str, student: Backbone) -> torch.Tensor:
         """Return a teacher's factor on cosines."""
-        return self._beside(kind, student).logit_scale.detach()
-
-    def _beside(self, kind: str, student: Backbone) -> Backbone:
-        """Return the teacher on the student's device and in its precision."""
-        teacher, like = self._held[kind], next(student.parameters())
-        own = next(teacher.parameters())
-        if own.device != like.device or own.dtype != like.dtype:
-            teacher.to(like.device, like.dtype)
-        return teacher
+        return self.of(kind, student).logit_scale.detach()
 
 
 def frozen_copy(backbone: Backbone) -> Backbone:
-    """Return a copy with tensors of its own, in evaluation mode, that nothing trains.
+    """Return a frozen copy in evaluation mode that shares no tensors.
 
-    Sharing tensors would let the teacher move with the student, and every distillation gradient be zero.
+    With shared tensors, the teacher would change with the student, and every distillation gradient would be zero.
     """
-    # The tokenizer and the transform hold no weights; copying them costs more than the towers of a small model.
+    # Share tokenizer and transform: they hold no weights, and copying them is slower than a small model's towers.
     shared: dict[int, Any] = {id(v): v for v in (backbone.tokenizer, backbone.preprocess)}
     return copy.deepcopy(backbone, shared).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def _moved(start: Backbone, target: Mapping[str, torch.Tensor], share: float) -> Backbone:
-    """Return a copy of `start` whose floating tensors lie at `share` of the way to `target`."""
+def _interpolated(start: Backbone, target: Mapping[str, torch.Tensor], share: float) -> Backbone:
+    """Return a copy of `start` with floating-point tensors `(1 - share) * start + share * target`."""
     copied = frozen_copy(start)
     for name, tensor in copied.state_dict().items():
         if tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""Weight constraint: trainable parameters stay near those of a reference."""
+"""Weight constraint: keep trainable parameters near those of a reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WeightConstraintSettings(PenaltySettings):
     """Settings.
 
     Attributes:
-        on: parts that are held, in the words of `trainable`; `null` = all that trains.
+        on: the constrained parts, named as in `trainable`; `null` = all parameters that train.
         reduce: `sum` over all elements (published), or their `mean`, whose weight does not depend on the model's size.
     """
 
@@ -37,21 +37,22 @@ class WeightConstraint(Penalty[WeightConstraintSettings]):
 
     def loss(self, step: StepView) -> torch.Tensor:
         """Return the weighted sum or mean of squared differences."""
-        held = {name: tensor for name, tensor in step.weights.items() if name in self._held}
-        total = squared_distance(held, step.anchors[self.settings.reference])
-        size = sum(tensor.numel() for tensor in held.values()) if self.settings.reduce == "mean" else 1
+        weights = {name: tensor for name, tensor in step.weights.items() if name in self._constrained}
+        total = squared_distance(weights, step.anchors[self.settings.reference])
+        size = sum(tensor.numel() for tensor in weights.values()) if self.settings.reduce == "mean" else 1
         return self.settings.weight * total / size
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
-        """Note which parameters are held.
+        """Decide which parameters are constrained.
 
         Raises:
-            ConfigError: if a part is named of which nothing trains.
+            ConfigError: if none of them trains.
         """
         on = self.settings.on
         named = set(trainable) if on is None else {f"backbone.clip.{n}" for n in choose(backbone.clip, on)}
-        self._held = named & set(trainable)
-        if not self._held and trainable:
+        self._constrained = named & set(trainable)
+        if not self._constrained and trainable:
             raise ConfigError(
-                f"method.penalties.{self.name}.on: nothing of {', '.join(on or ())} trains, so nothing can be held."
+                f"method.penalties.{self.name}.on: nothing of {', '.join(on or ())} trains, so the penalty has no "
+                "effect; name parts that train."
             )

@@ -1,4 +1,4 @@
-"""ZSCL's distillation: answers about reference pictures and texts, which belong to no task, stay the start model's."""
+"""ZSCL's distillation: keep the answers about reference data (of no task) near those of the start model."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from everclip.methods.trainable import trains
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import grown_parameters
 
-IDLE = "the image tower, of which nothing trains, is all that reference pictures can hold: it has no effect"
+IDLE = "no effect: it only constrains the image tower, which does not train"
 
 
 class ZsclSettings(PenaltySettings):
     """Settings.
 
     Attributes:
-        reference: the teacher: the model the run began from (published), or the one the task began from.
-        toward_task_start: moves the teacher this share of the way from the start model to that of the task's start
+        reference: the teacher: the start model of the run (published), or the model at the start of the task.
+        toward_task_start: share of the model at the task's start in the teacher's weights; the rest is the start model
             (an option of the reference code, 0.8 there).
         temperature: T; divides the logits of both models.
-        form: `kl` is 0 where both agree; `cross-entropy` is the published one: larger by the teacher's entropy, with
-            the same gradient.
-        image_weight, text_weight: answers of pictures over texts, and of texts over the pictures of the batch.
-        image_image_weight: answers of pictures over the other pictures of the batch (an option of the reference code).
-        feature_weight: mean squared difference of the embeddings' elements (an option of the reference code).
-        batch_size: reference pictures per step; `null` = the task's batch size.
-        images: most reference pictures used, chosen by hash: the teacher encodes each of them once.
-        texts: most reference texts used, chosen by hash.
+        form: `kl` is 0 if both agree; `cross-entropy` is the published form: larger by the teacher's entropy, with the
+            same gradient.
+        image_weight, text_weight: weights of the answers of images over texts, and of texts over images of the batch.
+        image_image_weight: weight of the answers of images over the other images of the batch (an option of the
+            reference code).
+        feature_weight: weight of the mean squared difference between embeddings (an option of the reference code).
+        batch_size: reference images per step; `null` = the task's batch size.
+        images: largest number of reference images, chosen by hash; the teacher encodes each of them once.
+        texts: largest number of reference texts, chosen by hash.
     """
 
     reference: Teacher = "initial"
@@ -57,16 +58,16 @@ class ZsclSettings(PenaltySettings):
     @model_validator(mode="after")
     def _one_teacher(self) -> ZsclSettings:
         if self.toward_task_start and self.reference != "initial":
-            raise ValueError("toward_task_start starts from the initial model; leave reference at `initial`")
+            raise ValueError("toward_task_start begins at the initial model; leave reference at `initial`")
         return self
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What is used of the `given` reference data, which hold so many pictures and texts (`counts`)."""
+    """The used images and texts of some reference data (`source`), which hold `counts` images and texts in all."""
 
-    given: Reference
-    pictures: Table
+    source: Reference
+    images: Table
     texts: tuple[ClassEntry, ...]
     counts: tuple[int, int]
 
@@ -74,13 +75,13 @@ class _Chosen:
 class Zscl(Penalty[ZsclSettings]):
     """Distillation on reference data (ZSCL, Zheng et al. 2023, arXiv 2303.06628, section 3.2).
 
-    With unit embeddings `f` of reference pictures and the teacher's `g` of reference texts, teacher `t`, student `s`
-    and the teacher's scale `c`: `S_t = c f_t g^T`, `S_s = c f_s g^T`, and `T^2 mean_i KL(softmax(S_t[i] / T) ||
-    softmax(S_s[i] / T))` over the rows of `S` (pictures) and of its transpose (texts). The image tower alone is held:
-    the texts are the teacher's on both sides.
+    With unit embeddings `f` of reference images and the teacher's `g` of reference texts, teacher `t`, student `s` and
+    the teacher's scale `c`: `S_t = c f_t g^T`, `S_s = c f_s g^T`, and `T^2 mean_i KL(softmax(S_t[i] / T) ||
+    softmax(S_s[i] / T))` over the rows of `S` (images) and of its transpose (texts). Only the image tower is
+    constrained, because both sides use the teacher's text embeddings.
 
-    What the start model says of both is encoded once per run and kept by the engine; another teacher's texts once per
-    task, its pictures at every step.
+    With the start model as teacher, images and texts are encoded once per run and cached by the engine. With another
+    teacher, texts are encoded once per task and images at every step.
     """
 
     Settings: ClassVar[type[PenaltySettings]] = ZsclSettings
@@ -97,26 +98,26 @@ class Zscl(Penalty[ZsclSettings]):
         return between(share) if share else self.settings.reference
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
-        """Note whether anything trains that reference pictures could hold.
+        """Check whether the image tower trains; otherwise the penalty has no effect.
 
         Raises:
-            ConfigError: if the teacher shall lie between two models of different shape.
+            ConfigError: if the teacher would be an interpolation of two models of different shapes.
         """
         self._idle = not trains(trainable, "image")
         if self.settings.toward_task_start and grown_parameters(backbone.clip):
             raise ConfigError(
-                f"method.penalties.{self.name}.toward_task_start: the start model has none of the modules that "
-                "method.trainable grows, so nothing lies between it and the model of a task's start; set 0."
+                f"method.penalties.{self.name}.toward_task_start: the start model lacks the modules that "
+                "method.trainable grows, so it cannot be interpolated with the model at a task's start; set 0."
             )
 
     def streams(self, main: Stream, past: Past | None = None) -> dict[str, Stream]:
-        """Return the stream of reference pictures, which brings the teacher's embeddings of them and of all texts.
+        """Return the stream of reference images, with the teacher's embeddings of them and of all texts.
 
         Raises:
             ConfigError: if there are no reference data.
         """
         chosen = self._reference(past)
-        self.notes = (f"{self.name}: {IDLE}",) if self._idle else self._said(chosen)
+        self.notes = (f"{self.name}: {IDLE}",) if self._idle else self._notes_on(chosen)
         if self._idle:
             return {}
         columns = ["image", f"class_embedding@{self.teacher}"]
@@ -126,32 +127,32 @@ class Zscl(Penalty[ZsclSettings]):
         batch = self.settings.batch_size or main.batch_size
         return {
             self.name: Stream(
-                (Source(chosen.pictures),), batch, "eval", columns=tuple(columns), classes=chosen.texts
+                (Source(chosen.images),), batch, "eval", columns=tuple(columns), classes=chosen.texts
             )
         }
 
     def _reference(self, past: Past | None) -> _Chosen:
-        """Return the pictures and texts that are used; the same objects each time, so that caches know them again."""
-        given = None if past is None else past.reference
-        if given is None or given.images is None or not len(given.images) or not given.texts:
+        """Return the images and texts to use; always the same objects, so that caches recognise them."""
+        reference = None if past is None else past.reference
+        if reference is None or reference.images is None or not len(reference.images) or not reference.texts:
             raise ConfigError(
-                f"method.penalties.{self.name}: needs reference data that belong to no task: pictures and texts. Set "
+                f"method.penalties.{self.name}: needs reference data that belong to no task: images and texts. Set "
                 "scenario.reference.images.source and scenario.reference.texts.source (published: ImageNet's training "
-                "pictures, captions of Conceptual Captions; nothing is downloaded), or `learner.reference`."
+                "images, captions of Conceptual Captions; nothing is downloaded), or `learner.reference`."
             )
-        if self._chosen is None or self._chosen.given is not given:
-            table = given.images
-            places = _by_hash(table.ids, self.settings.images)
-            pictures = table if len(places) == len(table) else table.select(places)
-            texts = [given.texts[i] for i in _by_hash(given.texts, self.settings.texts)]
-            # The caption stands for a class's name: the texts are the answers on offer.
+        if self._chosen is None or self._chosen.source is not reference:
+            table = reference.images
+            rows = _by_hash(table.ids, self.settings.images)
+            images = table if len(rows) == len(table) else table.select(rows)
+            texts = [reference.texts[i] for i in _by_hash(reference.texts, self.settings.texts)]
+            # The texts are the answers, so each stands in for a class name.
             entries = tuple(ClassEntry(text, text) for text in texts)
-            self._chosen = _Chosen(given, pictures, entries, (len(table), len(given.texts)))
+            self._chosen = _Chosen(reference, images, entries, (len(table), len(reference.texts)))
         return self._chosen
 
-    def _said(self, chosen: _Chosen) -> tuple[str, ...]:
-        """Say which part of the reference data is used, if not all."""
-        used = {"images": len(chosen.pictures), "texts": len(chosen.texts)}
+    def _notes_on(self, chosen: _Chosen) -> tuple[str, ...]:
+        """Return a note on the used part of the reference data, if not all are used."""
+        used = {"images": len(chosen.images), "texts": len(chosen.texts)}
         parts = [
             f"{some:,} of {count:,} reference {what} (method.penalties.{self.name}.{what})"
             for (what, some), count in zip(used.items(), chosen.counts, strict=True)
@@ -160,30 +161,32 @@ class Zscl(Penalty[ZsclSettings]):
         return (f"{self.name} uses, chosen by hash, {' and '.join(parts)}",) if parts else ()
 
     def loss(self, step: StepView) -> torch.Tensor:
-        """Return the weighted sum of the terms; pictures of all processes are answers on offer."""
+        """Return the weighted sum of the terms; the answers are the texts, and the images of all processes."""
         if self._idle:
             return step.image.new_zeros((), dtype=torch.float32)
-        kind, chosen, columns = self.teacher, self.settings, step.batch[self.name]
-        found = step.backbone.encode_image(columns["image"])
-        wanted = columns.get(f"image_embedding@{kind}")
-        if wanted is None:
-            wanted = step.teachers.image(kind, columns["image"], step.backbone)
-        wanted, texts = wanted.to(found), columns[f"class_embedding@{kind}"].to(found)
+        kind, settings, columns = self.teacher, self.settings, step.batch[self.name]
+        student = step.backbone.encode_image(columns["image"])
+        teacher = columns.get(f"image_embedding@{kind}")
+        if teacher is None:
+            teacher = step.teachers.image(kind, columns["image"], step.backbone)
+        teacher, texts = teacher.to(student), columns[f"class_embedding@{kind}"].to(student)
         scale = step.teachers.scale(kind, step.backbone)
-        answers = Answers(found, wanted, texts, texts, scale, chosen.temperature, chosen.form, shared=True)
-        total = found.new_zeros((), dtype=torch.float32)
+        answers = Answers(
+            student, teacher, texts, texts, scale, settings.temperature, settings.form, shared=True
+        )
+        total = student.new_zeros((), dtype=torch.float32)
         for weight, term in (
-            (chosen.image_weight, answers.over_texts),
-            (chosen.text_weight, answers.over_images),
-            (chosen.image_image_weight, answers.among_images),
-            (chosen.feature_weight, lambda: (found.float() - wanted.float()).square().mean()),
+            (settings.image_weight, answers.over_texts),
+            (settings.text_weight, answers.over_images),
+            (settings.image_image_weight, answers.among_images),
+            (settings.feature_weight, lambda: (student.float() - teacher.float()).square().mean()),
         ):
             total = total + weight * term() if weight else total
-        return chosen.weight * total
+        return settings.weight * total
 
 
 def _by_hash(keys: Sequence[str], most: int) -> list[int]:
-    """Return the places of at most so many keys, in order; adding data changes few of the choices."""
+    """Return the indices of at most `most` keys, chosen by hash, in order; adding data changes few of the choices."""
     if len(keys) <= most:
         return list(range(len(keys)))
     return sorted(sorted(range(len(keys)), key=lambda i: key_of("reference", keys[i]))[:most])

@@ -1,4 +1,4 @@
-"""What the ridge heads share: weights with a column per class, and outputs in blocks of bounded memory."""
+"""The base of the ridge heads: weights with a column per class, and outputs in blocks of bounded memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import nn
 from everclip.errors import ConfigError
 
 ROWS = 1024
-"""Samples that are expanded together."""
+"""Number of samples that are expanded together."""
 
 
 class Ridge(nn.Module):
-    """A regression from features to one-hot classes that takes its data in batches.
+    """A regression from features to one-hot classes that receives its data in batches.
 
-    All state is buffers in float64, so that a checkpoint taken between two batches holds everything.
+    All state is in buffers of type float64, so that a checkpoint between two batches holds everything.
 
     Args:
-        rows: how many rows the weights have.
+        rows: the number of rows of the weights.
         ridge: added to the diagonal.
     """
 
@@ -30,7 +30,7 @@ class Ridge(nn.Module):
 
     @property
     def classes(self) -> int:
-        """How many columns there are."""
+        """The number of columns."""
         return self.weights.shape[1]
 
     def widen(self, classes: int) -> None:
@@ -38,18 +38,18 @@ class Ridge(nn.Module):
         self.weights = wider(self.weights, classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the weights multiply, `(N, rows)` float64, of unit features `(N, d)`."""
+        """Return the regression features `(N, rows)` float64 of unit embeddings `(N, d)`."""
         raise NotImplementedError
 
     def add(self, x: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take in samples `(N, d)` of the columns `labels` `(N,)`; N may be 0."""
+        """Add samples `(N, d)` of the columns `labels` `(N,)`; N may be 0."""
         raise NotImplementedError
 
     def solve(self) -> None:
-        """Compute the weights from everything that was added; again changes nothing."""
+        """Compute the weights from all added samples; idempotent."""
 
     def shape(self) -> dict[str, int]:
-        """Return what decides the shapes of the buffers, as JSON."""
+        """Return the sizes that decide the shapes of the buffers, as JSON."""
         return {"classes": self.classes}
 
     def outputs(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Ridge(nn.Module):
         return torch.cat(parts) if parts else weights.new_zeros(0, len(columns))
 
     def error(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error of the weights as they are, summed over classes; a float32 scalar."""
+        """Return the mean squared error of the current weights, summed over classes; a float32 scalar."""
         outputs = self.outputs(x, torch.arange(self.classes, device=x.device))
         return ((outputs - one_hot(labels, self.classes)) ** 2).sum(dim=1).mean().float()
 
@@ -73,7 +73,7 @@ def solve_spd(matrix: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.
     """Return `(matrix + ridge I)^-1 right` by Cholesky.
 
     Args:
-        matrix: `(D, D)`, symmetric and contiguous; used up, since a copy of it may not fit in memory.
+        matrix: `(D, D)`, symmetric and contiguous; overwritten, because a copy may not fit in memory.
         right: `(D, K)`.
         ridge: added to the diagonal.
 
@@ -81,16 +81,16 @@ def solve_spd(matrix: torch.Tensor, right: torch.Tensor, ridge: float) -> torch.
         ConfigError: if the sum is not positive definite in floating point.
     """
     matrix.diagonal().add_(ridge)
-    factor = matrix.mT  # columns first, as LAPACK takes it, so that nothing is copied
+    factor = matrix.mT  # column-major, the layout of LAPACK, so that nothing is copied
     failed = torch.empty((), dtype=torch.int32, device=matrix.device)
     torch.linalg.cholesky_ex(factor, out=(factor, failed))
     if bool(failed):
         raise ConfigError(
-            f"method.ridge: {ridge:g} on the diagonal is too little to solve the regression; raise it."
+            f"method.ridge: {ridge:g} on the diagonal is too small to solve the regression; raise it."
         )
     half = torch.linalg.solve_triangular(factor, right, upper=False)
-    found: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    return found
+    solution: torch.Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return solution
 
 
 def wider(values: torch.Tensor, classes: int) -> torch.Tensor:

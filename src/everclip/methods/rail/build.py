@@ -1,4 +1,4 @@
-"""From settings to a ridge head, and back from the shape that a checkpoint tells."""
+"""Build a ridge head from settings, or from the shape in a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from everclip.contracts import Cost
 from everclip.methods.rail.base import Ridge
 from everclip.methods.rail.dual import Dual
 from everclip.methods.rail.expand import Expansion
+from everclip.methods.rail.memory_check import require_memory
 from everclip.methods.rail.primal import Recursive, Sums
-from everclip.methods.rail.room import require_room
 from everclip.methods.rail.settings import RailSettings
 
 STATE = ("gram", "targets", "inverse", "labels")
-"""Buffers that only learning needs."""
+"""Buffers that are only needed to learn."""
 
 
 def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> Ridge:
@@ -24,11 +24,11 @@ def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> R
 
     Args:
         settings: form, expansion, ridge.
-        shape: `inputs` and `width`; of a head that was stored also `classes`, and `stored` and `solved` (dual).
+        shape: `inputs` and `width`; for a stored head also `classes`, and for the dual form `stored` and `solved`.
         seed: decides the random expansion.
 
     Raises:
-        ConfigError: if memory does not hold it.
+        ConfigError: if it does not fit in memory.
     """
     inputs, width = shape["inputs"], shape["width"]
     head: Ridge
@@ -37,7 +37,7 @@ def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> R
         head = Dual(inputs, stored, settings.penalty(width), settings.gamma, settings.limit)
         head.weights = torch.zeros(shape.get("solved", 0), 0, dtype=torch.float64)
     else:
-        require_room(width)
+        require_memory(width)
         expansion = Expansion(settings.expansion, inputs, width, settings.gamma, seed)
         kind = Sums if settings.update == "sums" else Recursive
         head = kind(expansion, width, settings.penalty(width))
@@ -46,24 +46,24 @@ def build_head(settings: RailSettings, shape: Mapping[str, int], seed: int) -> R
 
 
 def with_head(cost: Cost, head: Ridge | None, settings: RailSettings) -> Cost:
-    """Add what a head stores and computes to a cost.
+    """Add the storage and computation of a head to a cost.
 
     Args:
         cost: of everything else.
-        head: `None` before the first task.
-        settings: say what a task will add.
+        head: the head; `None` before the first task.
+        settings: decide what a task will add.
     """
     if head is None:
-        # A plan must know of gigabytes; a width that follows the data is known with the first task.
+        # A plan must include a large fixed width; a width that depends on the data is known with the first task.
         square = settings.dimension**2 if settings.form == "primal" and settings.dimension != "auto" else 0
         cost = replace(cost, stored_parameters=cost.stored_parameters + square, bytes=cost.bytes + 8 * square)
-    kept = [] if head is None else list(head.buffers())
+    buffers = [] if head is None else list(head.buffers())
     used = 0 if head is None else sum(t.numel() for name, t in head.named_buffers() if name not in STATE)
     return replace(
         cost,
-        stored_parameters=cost.stored_parameters + sum(t.numel() for t in kept),
+        stored_parameters=cost.stored_parameters + sum(t.numel() for t in buffers),
         active_parameters=cost.active_parameters + used,
-        bytes=cost.bytes + sum(t.numel() * t.element_size() for t in kept),
+        bytes=cost.bytes + sum(t.numel() * t.element_size() for t in buffers),
         extra_per_image="none" if head is None else f"{used:,} products of the regression",
         growth_per_task=_growth(head, settings),
     )

@@ -1,4 +1,4 @@
-"""Fixed random expansions of unit features, which a ridge regression then weighs."""
+"""Fixed random expansions of unit features, as input of a ridge regression."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.data.sampling.order import generator
 
 
 class Expansion(nn.Module):
-    """`phi(x)`: a fixed random layer; nothing of it is learned.
+    """`phi(x)`: a fixed random layer without learned parameters.
 
     `relu`: `max(0, W x)`, W uniform in `+-1/sqrt(d)` (RAIL, arXiv 2406.18868). `fourier`:
     `sqrt(2/D) cos(W x + b)` with W normal of variance `2 gamma` and b uniform in `[0, 2 pi)`; its inner products
@@ -58,7 +58,7 @@ class Expansion(nn.Module):
         x = x.double()
         if self.kind == "none":
             return x
-        if self._fine is None:  # made again from what is stored, and no part of the state
+        if self._fine is None:  # a float64 copy of the stored matrix, not part of the state
             self._fine = self.matrix.double()
         mapped = x @ self._fine.T
         if self.kind == "relu":

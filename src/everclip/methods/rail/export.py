@@ -1,4 +1,4 @@
-"""The regression of `rail` as an export writes it; `everclip.models.exported_classifier` reads it."""
+"""Convert the regression of `rail` for an export; `everclip.models.exported_classifier` reads it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def head_to_export(
     entries: tuple[ClassEntry, ...],
     answers: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> ClassHead:
-    """Return the files of a learned regression.
+    """Return the class head of a learned regression for an export.
 
     Args:
-        head: solved.
+        head: the solved head.
         settings: of the method.
         entries: the learned classes, in the order of columns.
         answers: see `ClassHead`.

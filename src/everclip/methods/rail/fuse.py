@@ -1,11 +1,11 @@
-"""Fusing zero-shot probabilities with the outputs of a regression that knows only the learned classes."""
+"""Fuse zero-shot probabilities with the outputs of a regression that only knows the learned classes."""
 
 from __future__ import annotations
 
 import torch
 
 SMOOTH = 1e-6
-"""Below this an output counts as (nearly) no probability; order is kept."""
+"""Outputs below this become a probability near 0; their order is preserved."""
 
 
 def fuse(
@@ -13,11 +13,11 @@ def fuse(
 ) -> torch.Tensor:
     """Return RAIL's fused rows (arXiv 2406.18868).
 
-    Where the best class under zero-shot was learned, a row is `(1 - share) p + share a`; else `p` as it is, so that
-    classes never learned lose nothing.
+    If the best zero-shot class of a row was learned, the row is `(1 - share) p + share a`. Otherwise it is `p`, so that
+    classes that were never learned lose nothing.
 
     Args:
-        probabilities: `(N, C)`, p: softmax over all names on offer.
+        probabilities: `(N, C)`, p: softmax over all classes of the label space.
         outputs: `(N, C)`, a: raw outputs of the regression, 0 for classes that were not learned.
         learned: `(C,)` bool.
         share: the weight of the regression in [0, 1].
@@ -29,12 +29,12 @@ def fuse(
 def as_cosines(fused: torch.Tensor, cosines: torch.Tensor, scale: float) -> torch.Tensor:
     """Return the cosines whose softmax at `scale` is the fused row: same order, and calibration can be measured.
 
-    Outputs of a regression are no probabilities: negative ones become nearly 0 and rows are divided by their sum.
-    Without fusion the cosines themselves come back.
+    Outputs of a regression are not probabilities: negative ones become nearly 0, and rows are divided by their sum.
+    Without fusion, the result is the cosines themselves.
 
     Args:
         fused: `(N, C)` float64.
-        cosines: `(N, C)` of the same rows under zero-shot: they fix the level.
+        cosines: `(N, C)` zero-shot cosines of the same rows; they fix the level.
         scale: the factor on cosines.
     """
     root = (fused**2 + SMOOTH**2).sqrt()

@@ -1,7 +1,7 @@
 """RAIL (Xu et al. 2024, arXiv 2406.18868): ridge regression on the features of a frozen CLIP, fused with zero-shot.
 
-Learning a task is one pass and one linear system. The result is that of all tasks at once, in whatever order they came
-(with a fixed `dimension`: the automatic one follows the size of the first task).
+To learn a task takes one pass and one linear system. The result equals that of all tasks at once, in any order (with a
+fixed `dimension`; the automatic one depends on the size of the first task).
 """
 
 from __future__ import annotations
@@ -40,18 +40,17 @@ from everclip.methods.rail.settings import RailSettings
 from everclip.models.backbone import Backbone
 
 BATCH = 64
-"""Samples at a time where no training configuration says."""
+"""Batch size without a training configuration."""
 
 UNAUGMENTED = (
-    "method.augmented: training.augment=none leaves nothing to augment; each picture is encoded once, "
-    "in one pass."
+    "method.augmented: has no effect with training.augment=none; each image is encoded once, in one pass."
 )
 
 
 class Rail(Method):
-    """A regression over all learned classes decides between them; classes never learned stay with zero-shot.
+    """A regression over all learned classes, fused with zero-shot; zero-shot alone decides on other classes.
 
-    Classes are told apart by their key: one that comes again adds to what is known of it.
+    The key identifies a class: a recurring class adds samples to the same column.
     """
 
     Settings = RailSettings
@@ -72,7 +71,7 @@ class Rail(Method):
         """Build the head at the first task, and give new classes a column.
 
         Raises:
-            ConfigError: if the task names no classes, or the dual form cannot keep its samples.
+            ConfigError: if the task names no classes, or the dual form cannot store its samples.
         """
         if task.classes is None:
             raise ConfigError(f"method: {self.preset} learns classes, and task {task.name!r} names none.")
@@ -83,21 +82,21 @@ class Rail(Method):
         self._classes = self._classes_with(task)
         self.head.widen(len(self._classes))
         if isinstance(self.head, Dual):
-            self.head.require_room(self._passes(past) * len(task.train))
+            self.head.check_limit(self._passes(past) * len(task.train))
 
     def _build(self, shape: Mapping[str, int]) -> None:
         self._shape = {key: shape[key] for key in ("inputs", "width")}
         self.head = build_head(self.settings, shape, self.seed).to(device_of(self))
 
     def _classes_with(self, task: Task) -> dict[str, ClassEntry]:
-        """Return all classes by key in the order of columns, with those of a task."""
+        """Return all classes by key in the order of columns, including those of a task."""
         return self._classes | {e.key: e for e in task.classes or () if e.key not in self._classes}
 
     def _augments(self, past: Past) -> bool:
         return self.settings.augmented and (past.training is None or past.training.augment is not None)
 
     def _passes(self, past: Past) -> int:
-        """Return how often a task is gone through: once where every pass would show the same."""
+        """Return the number of passes over a task: one without augmentation, because all would be equal."""
         return self.settings.passes if self._augments(past) else 1
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
@@ -105,7 +104,7 @@ class Rail(Method):
         training = past.training
         augmented = self._augments(past)
         cached = not augmented and (training is None or training.cache)
-        # Labels count through all classes learned so far, so that they are columns of the head.
+        # Use all classes learned so far, so that labels are columns of the head.
         classes = tuple(ClassEntry(e.key, e.name) for e in self._classes_with(task).values())
         main = Stream(
             (Source(task.train),),
@@ -119,13 +118,13 @@ class Rail(Method):
         return [Phase("regress", {"main": main}, optimiser=None, repeats=self._passes(past), notes=notes)]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """Take in one batch of all processes; report the error that the weights made on it before."""
-        assert self.head is not None  # `begin_task` came first
+        """Add one batch of all processes; return the error of the current weights on it."""
+        assert self.head is not None  # set by `on_begin_task`
         columns = batch["main"]
         labels = gather_rows(columns["label"])
         if len(columns["label"]):
             x = embeddings(self.backbone, "image", columns, "image").float()
-        else:  # the last batch of a pass may leave a process without samples
+        else:  # in the last batch of a pass, a process may have no samples
             x = torch.zeros(0, self._shape["inputs"], device=labels.device)
         x = gather_rows(x)
         error = self.head.error(x, labels)
@@ -152,14 +151,14 @@ class Rail(Method):
     def _width_from(self) -> str:
         if self.settings.dimension != "auto":
             return "method.dimension"
-        return "auto: the samples of the first task; with another task first it may be another"
+        return "auto: from the number of samples of the first task; with another first task it may differ"
 
     # -- predicting -------------------------------------------------------------------------------------------
 
     def class_scores(self, images: Features, space: LabelSpace, bank: Features) -> torch.Tensor:
         """Return scores `(N, C)`: the cosines whose softmax is the fused row.
 
-        Rows whose best cosine belongs to a class that was not learned are the cosines of zero-shot, bit for bit.
+        If the best cosine of a row belongs to a class that was not learned, the row is zero-shot's, bit for bit.
         """
         cosines = self.similarity(images, bank)
         columns = self._columns(space.entries)
@@ -188,15 +187,17 @@ class Rail(Method):
         return float(self.backbone.logit_scale.detach())
 
     def _columns(self, entries: Sequence[ClassEntry]) -> list[int | None]:
-        """Return the column of each answer on offer, `None` where it was not learned."""
-        place = {key: column for column, key in enumerate(self._classes)}
-        named = {e.name: column for column, e in enumerate(self._classes.values())}
-        # A name that somebody typed belongs to no task and has no key of its own.
-        return [place.get(e.key, None if e.tasks or e.key != e.name else named.get(e.name)) for e in entries]
+        """Return the column of each class of a label space; `None` if it was not learned."""
+        by_key = {key: column for column, key in enumerate(self._classes)}
+        by_name = {e.name: column for column, e in enumerate(self._classes.values())}
+        # A name that a user typed belongs to no task, and its key equals its name.
+        return [
+            by_key.get(e.key, None if e.tasks or e.key != e.name else by_name.get(e.name)) for e in entries
+        ]
 
     @property
     def outside_towers(self) -> str | None:
-        """The regression: the towers are those of the start."""
+        """The regression, because the towers do not change."""
         return None if self.head is None else f"a regression over {self.head.classes} classes was learned"
 
     def class_head(self) -> ClassHead | None:
@@ -219,9 +220,9 @@ class Rail(Method):
         return {"classes": classes, "head": shape}
 
     def grow(self, structure: Mapping[str, Any]) -> None:
-        """Rebuild an empty head of that shape."""
+        """Rebuild an empty head of the shape that `structure` described."""
         self._classes = {
-            # Checkpoints of before 0.2 hold no templates.
+            # Checkpoints from before version 0.2 hold no templates.
             key: ClassEntry(key, name, tuple(templates) or ("{}",))
             for key, name, *templates in structure.get("classes", ())
         }

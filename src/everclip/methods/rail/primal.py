@@ -1,4 +1,4 @@
-"""Ridge regression in the space of features: by sums that are solved, or by recursion (RAIL, arXiv 2406.18868)."""
+"""Ridge regression in the space of features: solved from sums, or by recursion (RAIL, arXiv 2406.18868)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from everclip.methods.rail.expand import Expansion
 
 
 class Sums(Ridge):
-    """Keeps `A = phi^T phi` and `B = phi^T Y` over everything seen and solves `(A + ridge I) W = B`.
+    """Sum `A = phi^T phi` and `B = phi^T Y` over all samples and solve `(A + ridge I) W = B`.
 
-    Sums do not depend on the order of what is summed: any order of tasks and any batch size give the same weights, up
-    to rounding and the order of columns.
+    The sums do not depend on the order of samples: any order of tasks and any batch size give the same weights, up to
+    rounding and the order of columns.
 
     Args:
         expansion: phi.
@@ -43,7 +43,7 @@ class Sums(Ridge):
         """See `Ridge.add`."""
         phi = self.features(x)
         self.gram.addmm_(phi.T, phi)
-        # Only the columns that occur: a task has few of all classes.
+        # Only the columns that occur: a task has only a few of all classes.
         present = torch.unique(labels)
         inverse = torch.searchsorted(present, labels)
         self.targets[:, present] += phi.T @ one_hot(inverse, len(present))
@@ -54,15 +54,15 @@ class Sums(Ridge):
 
 
 class Recursive(Ridge):
-    """Keeps the inverse `R = (A + ridge I)^-1` and the weights, and updates both with every batch.
+    """Store the inverse `R = (A + ridge I)^-1` and the weights, and update both with every batch.
 
     `R <- R - R phi^T (I + phi R phi^T)^-1 phi R` and `W <- W + R phi^T (Y - phi W)` with the new R (arXiv 2406.18868).
-    The paper solves its first task at once; starting from `R = I / ridge` gives the same.
+    The paper solves its first task in one step; starting from `R = I / ridge` gives the same.
 
     Args:
         expansion: phi.
         width: its D.
-        ridge: what R starts from.
+        ridge: decides the initial R.
     """
 
     inverse: torch.Tensor

@@ -9,37 +9,38 @@ from pydantic import Field, model_validator
 from everclip.methods.settings import MethodSettings
 
 PUBLISHED_WIDTH = 15_000
-"""Width of the random expansion in the paper; the ridge is given for it."""
+"""Width of the random expansion in the paper; the published ridge is for this width."""
 
 WIDTHS = (256, 8192)
 """Bounds of the width that `auto` chooses."""
 
 RIDGE = {"relu": 0.1, "none": 0.1, "fourier": 0.001}
-"""The ridge of each expansion, where none is given; `fourier` stands for the kernel and takes the dual's."""
+"""The default ridge of each expansion; `fourier` approximates the kernel and has the ridge of the dual form."""
 
 
 class RailSettings(MethodSettings):
-    """How features are regressed on classes, and how the outcome is fused with zero-shot.
+    """Settings of the regression, and of its fusion with zero-shot.
 
     Attributes:
-        form: `primal` keeps sums over expanded features, `dual` keeps every feature and solves a kernel (as published,
-            for few shots only).
-        update: of the primal: `sums` (additive, solved at the end of a pass), or `recursive` (as published: the
-            inverse is updated with every batch). The result is the same to rounding.
-        expansion: of the primal: `relu` (a fixed random layer), `fourier` (random Fourier features, which approximate
-            the dual's kernel in bounded memory; ours, not published), or `none` (the features themselves).
-        dimension: width of the expansion; `auto` takes at least twice the samples of the first task: a power of two
-            in 256...8192.
-        ridge: the penalty on the weights; `null` = 0.1 (`relu`, `none`) or 0.001 (`fourier`, dual). With `relu` it is
-            meant for the published width of 15,000 and scaled by width / 15,000: the same regression at every width.
+        form: `primal` sums over expanded features, `dual` stores every feature and solves a kernel (as published, for
+            few shots only).
+        update: of the primal form: `sums` (additive, solved at the end of a pass), or `recursive` (as published: the
+            inverse is updated with every batch). The results are equal up to rounding.
+        expansion: of the primal form: `relu` (a fixed random layer), `fourier` (random Fourier features, which
+            approximate the kernel of the dual form in bounded memory; not published), or `none` (the features
+            themselves).
+        dimension: width of the expansion; `auto` is a power of two in 256...8192, at least twice the number of samples
+            of the first task.
+        ridge: the penalty on the weights; `null` = 0.1 (`relu`, `none`) or 0.001 (`fourier`, dual). With `relu` it
+            refers to the published width of 15,000 and is multiplied by width / 15,000, which gives the same
+            regression at every width.
         gamma: of the Gaussian kernel `exp(-gamma |a - b|^2)`.
-        fusion: share of the regression where zero-shot picks a class that was learned (the paper's beta); 0 is
-            zero-shot.
-        augmented: whether pictures are augmented as `training.augment` says (published), so that each is encoded at
-            every pass; else each is encoded once, as it is evaluated.
-        passes: how often a task is gone through; more than one only when augmented. The same features again would
-            divide the ridge by the number of passes, and the dual would keep each of them as often.
-        limit: most features that the dual may keep; its solution takes 8 bytes times the square of that.
+        fusion: share of the regression if zero-shot chooses a learned class (the paper's beta); 0 is zero-shot.
+        augmented: whether images are augmented by `training.augment` (published) and encoded at every pass; else each
+            image is encoded once, without augmentation.
+        passes: the number of passes over a task; more than one only if augmented. Repeated features would only divide
+            the ridge by the number of passes, and the dual form would store each of them repeatedly.
+        limit: largest number of features in the dual form; the solution takes 8 bytes times its square.
     """
 
     form: Literal["primal", "dual"] = "primal"
@@ -57,8 +58,8 @@ class RailSettings(MethodSettings):
     def _fits(self) -> RailSettings:
         if self.passes > 1 and not self.augmented:
             raise ValueError(
-                f"passes: {self.passes} passes over the same features say nothing new, they only weaken the ridge; set "
-                "augmented=true, or leave it at 1"
+                f"passes: {self.passes} passes over the same features add no information and only weaken the ridge; "
+                "set augmented=true, or leave it at 1"
             )
         if isinstance(self.dimension, int) and self.dimension < 1:
             raise ValueError(f"dimension: expected `auto` or at least 1, found {self.dimension}")
@@ -68,7 +69,7 @@ class RailSettings(MethodSettings):
         """Return the width of the expansion.
 
         Args:
-            samples: of the first task.
+            samples: number of samples of the first task.
             inputs: width of the features.
         """
         if self.expansion == "none":
@@ -82,5 +83,5 @@ class RailSettings(MethodSettings):
         """Return the ridge that is added to the diagonal for an expansion of `width`."""
         if self.form == "dual":
             return RIDGE["fourier"] if self.ridge is None else self.ridge
-        given = RIDGE[self.expansion] if self.ridge is None else self.ridge
-        return given * width / PUBLISHED_WIDTH if self.expansion == "relu" else given
+        ridge = RIDGE[self.expansion] if self.ridge is None else self.ridge
+        return ridge * width / PUBLISHED_WIDTH if self.expansion == "relu" else ridge

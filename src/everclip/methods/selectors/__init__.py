@@ -1,1 +1,1 @@
-"""Selectors: which of the tasks learned so far a picture belongs to, if any."""
+"""Selectors: decide which learned task an image belongs to, if any."""

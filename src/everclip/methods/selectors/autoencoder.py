@@ -1,4 +1,4 @@
-"""Autoencoders, one per task: what a task's network rebuilds badly does not belong to the task (DDAS)."""
+"""Autoencoders, one per task: an image that a task's network reconstructs badly does not belong to the task (DDAS)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Network(nn.Module):
     Args:
         features: size of its input, F.
         width: size of the code.
-        seed: what decides its start.
+        seed: decides initial values.
     """
 
     def __init__(self, features: int, width: int, *seed: object) -> None:
@@ -36,28 +36,28 @@ class Network(nn.Module):
         draw = generator("autoencoder", *seed)
         with torch.no_grad():
             for layer in (self.encode, self.decode):
-                # As torch starts a linear layer.
+                # torch's initialisation of a linear layer.
                 bound = 1 / math.sqrt(layer.in_features)
                 for parameter in (layer.weight, layer.bias):
                     parameter.uniform_(-bound, bound, generator=draw)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Rebuild `(N, F)`."""
-        rebuilt: torch.Tensor = torch.sigmoid(self.decode(torch.relu(self.encode(inputs))))
-        return rebuilt
+        """Return the reconstruction `(N, F)`."""
+        output: torch.Tensor = torch.sigmoid(self.decode(torch.relu(self.encode(inputs))))
+        return output
 
     def errors(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error of each row `(N,)`."""
-        rebuilt: torch.Tensor = self(inputs)
-        return (rebuilt - inputs).square().mean(dim=1)
+        output: torch.Tensor = self(inputs)
+        return (output - inputs).square().mean(dim=1)
 
 
 class Autoencoder(Selector[AutoencoderSettings]):
     """Discriminative auto-selector (DDAS; Yu et al. 2024, arXiv 2403.11549, section 3.3).
 
-    The distance of a picture from a task is `mean_j (u_j - u'_j)^2`, with `u` the sigmoid of its features and `u'` what
-    the task's network rebuilds of it. With reference pictures one more network, route 0, stands for what belongs to no
-    task.
+    The distance of an image from a task is `mean_j (u_j - u'_j)^2`, with `u` the sigmoid of its features and `u'` their
+    reconstruction by the task's network. With reference images, one more network represents images of no task (route
+    0).
     """
 
     mean: torch.Tensor
@@ -76,29 +76,29 @@ class Autoencoder(Selector[AutoencoderSettings]):
     # -- learning ---------------------------------------------------------------------------------------------
 
     def grow_task(self, backbone: Backbone, task: Task, past: Past) -> None:
-        """Add the task's network, and before the first one that of the reference pictures."""
+        """Add the task's network, and before the first one the network of the reference images."""
         size = self.extractor.width(backbone)
         device = self.limits.device
         if self.settings.standardise and not len(self.mean):
             self.mean, self.std = self.mean.new_zeros(size), self.std.new_ones(size)
             self.total = self.total.new_zeros(2, size)
-        for place in ([-1] if self.reference and len(self.tasks) == 1 else []) + [len(self.tasks) - 1]:
-            self._add(place, size, past.seed).to(device)
+        for position in ([-1] if self.reference and len(self.tasks) == 1 else []) + [len(self.tasks) - 1]:
+            self._add(position, size, past.seed).to(device)
 
-    def _add(self, place: int, size: int, seed: int) -> Network:
-        network = Network(size, self.settings.width or max(1, min(100, size // 4)), seed, place)
-        self.networks[str(place + 1)] = network.requires_grad_(False)
+    def _add(self, position: int, size: int, seed: int) -> Network:
+        network = Network(size, self.settings.width or max(1, min(100, size // 4)), seed, position)
+        self.networks[str(position + 1)] = network.requires_grad_(False)
         return network
 
-    def fitting(self, task: Task | None, train: Table, place: int, past: Past) -> list[Phase]:
-        """Declare the network's training, as published; before the first one a pass for the scale of the features."""
+    def fitting(self, task: Task | None, train: Table, position: int, past: Past) -> list[Phase]:
+        """Declare the network's training, as published; before the first network also a pass for the feature scale."""
         kind = REFERENCE if task is None else ""
         settings = self.settings
-        first = place == -1 or (place == 0 and not self.knows_reference(past))
+        first = position == -1 or (position == 0 and not self.knows_reference(past))
         scale = [self.once(SCALE + kind, train, past)] if first and settings.standardise else []
         size = past.training.batch_size if past.training else 64
         names = [
-            f"networks.{place + 1}.{layer}.{of}"
+            f"networks.{position + 1}.{layer}.{of}"
             for layer in ("encode", "decode")
             for of in ("weight", "bias")
         ]
@@ -116,23 +116,23 @@ class Autoencoder(Selector[AutoencoderSettings]):
         return [*scale, phase]
 
     def fit(
-        self, features: torch.Tensor, columns: Mapping[str, Any], place: int, progress: Progress
+        self, features: torch.Tensor, columns: Mapping[str, Any], position: int, progress: Progress
     ) -> torch.Tensor | None:
-        """Return the network's error; in the pass before, gather mean and deviation of the features."""
+        """Return the network's error; in the pass before it, gather mean and deviation of the features."""
         if not progress.phase.startswith(SCALE):
-            return self._network(place).errors(self.prepare(features)).mean()
+            return self._network(position).errors(self.prepare(features)).mean()
         values = gather_rows(features).to(self.total)
         self.count += len(values)
         self.total += torch.stack([values.sum(dim=0), values.square().sum(dim=0)])
         return None
 
     def end_phase(self, phase: Phase) -> None:
-        """Turn what a pass gathered into a scale or a threshold."""
+        """Compute the scale or the threshold from a finished pass."""
         super().end_phase(phase)
         if phase.name.startswith(SCALE):
             mean, square = self.total / self.count
             self.mean.copy_(mean)
-            # Features that never move in these pictures must not decide what is far.
+            # Features that are constant in these images must not dominate the distance.
             deviation = (square - mean.square()).clamp_min(0).sqrt()
             self.std.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0))
             self.total = self.total[:, :0]
@@ -143,19 +143,19 @@ class Autoencoder(Selector[AutoencoderSettings]):
         """Return the sigmoid of features `(N, F)`, standardised if the settings say so."""
         return torch.sigmoid((features - self.mean) / self.std if self.settings.standardise else features)
 
-    def measure_one(self, features: torch.Tensor, place: int) -> torch.Tensor:
+    def measure_one(self, features: torch.Tensor, position: int) -> torch.Tensor:
         """Return the error `(N,)` of one network."""
-        return self._network(place).errors(features)
+        return self._network(position).errors(features)
 
-    def _network(self, place: int) -> Network:
-        network = self.networks[str(place + 1)]
+    def _network(self, position: int) -> Network:
+        network = self.networks[str(position + 1)]
         assert isinstance(network, Network)
         return network
 
     # -- state ------------------------------------------------------------------------------------------------
 
     def shape(self) -> dict[str, Any]:
-        """Return which networks there are, and how large the features."""
+        """Return the networks with the sizes of their features."""
         sizes = {name: self._network(int(name) - 1).encode.in_features for name in self.networks}
         return {"networks": sizes, "scale": len(self.mean), "gathering": self.total.shape[1]}
 
@@ -164,7 +164,7 @@ class Autoencoder(Selector[AutoencoderSettings]):
         self.networks.clear()
         for name, size in shape["networks"].items():
             self._add(int(name) - 1, int(size), 0)
-        self.mean, self.std = (held.new_ones(int(shape["scale"])) for held in (self.mean, self.std))
+        self.mean, self.std = (old.new_ones(int(shape["scale"])) for old in (self.mean, self.std))
         self.total = self.total.new_zeros(2, int(shape["gathering"]))
 
     def growth(self) -> int:

@@ -1,4 +1,4 @@
-"""From settings to a selector."""
+"""Build a selector from its settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from everclip.methods.selectors.autoencoder import Autoencoder
 from everclip.methods.selectors.base import Selector
 from everclip.methods.selectors.energy import Energy
 from everclip.methods.selectors.features import build_extractor
-from everclip.methods.selectors.gaussian import Gaussian, require_narrow
+from everclip.methods.selectors.gaussian import Gaussian, check_width
 from everclip.methods.selectors.settings import GaussianSettings, SelectorSettings, selector_settings
 from everclip.models.backbone import Backbone
 
@@ -24,13 +24,13 @@ KINDS: dict[str, type[Selector[Any]]] = {
 def build(
     settings: SelectorSettings | Any, backbone: Backbone, block: int = 0, prefix: str = "selector"
 ) -> Selector[Any] | None:
-    """Build the selector that settings name; `None` for none.
+    """Build a selector; `None` for the name `none`.
 
     Args:
-        settings: complete, or a name, or a mapping with the key `kind`.
-        backbone: the CLIP; it is looked at, not kept.
+        settings: complete settings, a name, or a mapping with the key `kind`.
+        backbone: the CLIP; only inspected, not stored.
         block: the first block of its image tower that the method adapts.
-        prefix: what the method calls the selector.
+        prefix: the name of the selector in the method.
 
     Raises:
         ConfigError: if they do not fit each other or the backbone.
@@ -40,5 +40,5 @@ def build(
         return None
     extractor = build_extractor(chosen, backbone, block)
     if isinstance(chosen, GaussianSettings) and chosen.covariance == "shared":
-        require_narrow(extractor.width(backbone))
+        check_width(extractor.width(backbone))
     return KINDS[chosen.kind](chosen, extractor, prefix)

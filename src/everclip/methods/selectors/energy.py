@@ -1,4 +1,4 @@
-"""Energies: how well the names of a task's classes fit a picture, as the frozen CLIP sees both."""
+"""Energies: how well the names of a task's classes fit an image, by the frozen CLIP."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from everclip.methods.selectors.settings import EnergySettings
 from everclip.models.backbone import Backbone
 
 BLOCK = 256
-"""Texts that are encoded together."""
+"""Number of texts that are encoded together."""
 
 
 class Energy(Selector[EnergySettings]):
     """Free energy of each task's classes (Liu et al. 2020, arXiv 2010.03759, equation 4), on the frozen CLIP's cosines.
 
-    The distance of a picture from a task is `-log mean_c exp(s cos(x, c)) / s` with the CLIP's own scale s: between the
-    best and the mean cosine. Nothing trains; texts are encoded once per task. Where a vocabulary or reference texts are
-    given, their energy is that of the zero-shot route, and the nearest one wins.
+    The distance of an image from a task is `-log mean_c exp(s cos(x, c)) / s` with the CLIP's own scale s: between the
+    best and the mean cosine. Nothing trains; texts are encoded once per task. With a vocabulary or reference texts,
+    their energy is the distance of the zero-shot route, and the nearest route is chosen.
     """
 
     scale: torch.Tensor
@@ -38,7 +38,7 @@ class Energy(Selector[EnergySettings]):
     # -- learning ---------------------------------------------------------------------------------------------
 
     def knows_reference(self, past: Past) -> bool:
-        """Whether there are texts for the zero-shot route."""
+        """Return whether there are texts for the zero-shot route."""
         return bool(self._vocabulary(past))
 
     def _vocabulary(self, past: Past) -> Sequence[str]:
@@ -47,19 +47,19 @@ class Energy(Selector[EnergySettings]):
         return past.reference.texts if past.reference is not None else ()
 
     def grow_task(self, backbone: Backbone, task: Task, past: Past) -> None:
-        """Encode the names of the task's classes, and before the first ones the vocabulary.
+        """Encode the names of the task's classes; in the first task also the vocabulary.
 
         Raises:
             ConfigError: if the task names no classes.
         """
         if not task.classes:
             raise ConfigError(
-                f"method.selector: `energy` compares pictures with the names of a task's classes, and task "
-                f"{task.name!r} names none. Choose `autoencoder` or `gaussian`."
+                f"method.selector: `energy` compares images with the names of a task's classes, but task {task.name!r} "
+                "names none. Choose `autoencoder` or `gaussian`."
             )
         if self.reference and len(self.tasks) == 1:
             self._keep(0, encode(backbone, self._vocabulary(past)))
-            # No pictures belong to it; it wins where it is nearest.
+            # The route has no images to calibrate on; it is chosen whenever it is nearest.
             self.limits[0, 2] = 1
         self.scale.copy_(backbone.logit_scale.detach())
         prompts = [entry.prompts() for entry in task.classes]
@@ -71,24 +71,24 @@ class Energy(Selector[EnergySettings]):
         self._sizes[str(route)] = (bank.shape[0], bank.shape[1])
 
     def reference_phases(self, past: Past) -> list[Phase]:
-        """Nothing: the vocabulary is no picture."""
+        """Return no phases: the vocabulary consists of texts."""
         return []
 
-    def fitting(self, task: Task | None, train: Table, place: int, past: Past) -> list[Phase]:
-        """Nothing to fit."""
+    def fitting(self, task: Task | None, train: Table, position: int, past: Past) -> list[Phase]:
+        """Return no phases: there is nothing to fit."""
         return []
 
     def fit(
-        self, features: torch.Tensor, columns: Mapping[str, Any], place: int, progress: Progress
+        self, features: torch.Tensor, columns: Mapping[str, Any], position: int, progress: Progress
     ) -> torch.Tensor | None:
-        """Nothing to fit."""
+        """Return no loss: there is nothing to fit."""
         return None
 
     # -- deciding ---------------------------------------------------------------------------------------------
 
-    def measure_one(self, features: torch.Tensor, place: int) -> torch.Tensor:
+    def measure_one(self, features: torch.Tensor, position: int) -> torch.Tensor:
         """Return the energy `(N,)` of one task, in units of cosines."""
-        bank: torch.Tensor = getattr(self, f"bank{place + 1}")
+        bank: torch.Tensor = getattr(self, f"bank{position + 1}")
         energy = torch.logsumexp(self.scale * (features @ bank.T), dim=1)
         if self.settings.count == "mean":
             energy = energy - math.log(len(bank))
@@ -101,7 +101,7 @@ class Energy(Selector[EnergySettings]):
         return {route: list(size) for route, size in self._sizes.items()}
 
     def reshape(self, shape: Mapping[str, Any]) -> None:
-        """Make room for the banks."""
+        """Create banks of these sizes."""
         for route, size in shape.items():
             self._keep(int(route), torch.zeros(*size))
 

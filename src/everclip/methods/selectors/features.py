@@ -1,4 +1,4 @@
-"""What selectors look at: tokens early in the CLIP, a frozen convolution stack, or the CLIP's own embedding."""
+"""The features of selectors: tokens early in the CLIP, frozen convolutions, or the CLIP's own embedding."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from everclip.models.vision_tokens import early_tokens, is_vision_transformer
 from everclip.models.weights import read_state
 
 IMAGENET = PixelFormat(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""What torchvision's weights were trained with."""
+"""The image format of torchvision's weights."""
 
 
 class Extractor(nn.Module):
-    """Pixels `(N, 3, S, S)` to features `(N, F)`; it never trains.
+    """Map pixels `(N, 3, S, S)` to features `(N, F)`; it never trains.
 
     Attributes:
-        block: the block of the image tower whose input it looks at; `None` if it looks at something else.
-        notes: what results should say about it.
+        block: the block of the image tower whose input it reads; `None` if it reads something else.
+        notes: notes for results.
     """
 
     def __init__(self, block: int | None = None) -> None:
@@ -49,11 +49,11 @@ class Extractor(nn.Module):
 
 
 class Early(Extractor):
-    """Tokens before the first adapted block: what a method's own pass has at hand, whichever route it takes.
+    """Tokens before the first adapted block; a method's own forward pass computes them on every route.
 
     Args:
         block: the first adapted block.
-        pool: `mean-std` over the patches `(N, 2 W)`, or all tokens one after the other `(N, L W)`.
+        pool: `mean-std` over the patches `(N, 2 W)`, or all `tokens`, concatenated `(N, L W)`.
     """
 
     def __init__(self, block: int, pool: str) -> None:
@@ -61,7 +61,7 @@ class Early(Extractor):
         self._pool = pool
 
     def forward(self, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
-        """Return pooled tokens; the blocks from the first adapted one on are not run."""
+        """Return pooled tokens; runs only the blocks before the first adapted one."""
         return self.pool(early_tokens(backbone.clip, pixels, self.block or 0))
 
     def pool(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Early(Extractor):
 
 
 class Embedding(Extractor):
-    """The unit embedding of the frozen CLIP; a method whose grown modules change it has to encode a second time."""
+    """The unit embedding of the frozen CLIP; a method whose grown modules change it must encode a second time."""
 
     def forward(self, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
         """Return unit embeddings `(N, D)`."""
@@ -81,36 +81,36 @@ class Embedding(Extractor):
 
 
 class Convolution(Extractor):
-    """AlexNet's convolutions up to the fifth, before its ReLU: 256 x 13 x 13 values of a 224 x 224 picture.
+    """AlexNet's convolutions up to the fifth, before its ReLU: 256 x 13 x 13 values of a 224 x 224 image.
 
-    As DDAS uses it (arXiv 2403.11549); the layers are called as in torchvision.
+    As in DDAS (arXiv 2403.11549); the layers have the names of torchvision.
 
     Args:
         weights: file with torchvision's AlexNet, or `random`.
-        given: how the method's pixels are normalised.
-        normalisation: `imagenet` undoes that and normalises as the weights were trained; `clip` leaves it.
-        size: side that pictures are resized to.
+        pixels: size and normalisation of the method's pixels.
+        normalisation: `imagenet` replaces this normalisation by that of the weights; `clip` keeps it.
+        size: side to which images are resized.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, weights: Path | str, given: PixelFormat, normalisation: str, size: int) -> None:
+    def __init__(self, weights: Path | str, pixels: PixelFormat, normalisation: str, size: int) -> None:
         super().__init__()
         self.size, self.normalisation = size, normalisation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.features = alexnet_convolutions()
-        # pixels * deviation + mean is the picture; buffers would be stored for nothing.
-        own = torch.tensor([given.mean, given.std])
-        wanted = torch.tensor([IMAGENET.mean, IMAGENET.std])
-        self.register_buffer("std", (own[1] / wanted[1]).view(1, 3, 1, 1), persistent=False)
-        shift = (own[0] - wanted[0]) / wanted[1]
+        # Not persistent: both follow from constants.
+        source = torch.tensor([pixels.mean, pixels.std])
+        target = torch.tensor([IMAGENET.mean, IMAGENET.std])
+        self.register_buffer("std", (source[1] / target[1]).view(1, 3, 1, 1), persistent=False)
+        shift = (source[0] - target[0]) / target[1]
         self.register_buffer("mean", shift.view(1, 3, 1, 1), persistent=False)
         if weights == "random":
             self.notes["weights"] = "random: its features were never trained"
         else:
-            put_convolutions(self.features, Path(weights).expanduser())
+            load_convolutions(self.features, Path(weights).expanduser())
         self.requires_grad_(False)
 
     def forward(self, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
@@ -119,8 +119,8 @@ class Convolution(Extractor):
             pixels = interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         if self.normalisation == "imagenet":
             pixels = pixels * self.std + self.mean
-        found: torch.Tensor = self.features(pixels)
-        return found.flatten(1)
+        output: torch.Tensor = self.features(pixels)
+        return output.flatten(1)
 
 
 def alexnet_convolutions() -> nn.Sequential:
@@ -140,33 +140,33 @@ def alexnet_convolutions() -> nn.Sequential:
     )
 
 
-def put_convolutions(stack: nn.Sequential, file: Path) -> None:
-    """Load the convolutions out of a file with torchvision's AlexNet, classifier and all or without.
+def load_convolutions(stack: nn.Sequential, file: Path) -> None:
+    """Load the convolutions from a file with torchvision's AlexNet, with or without its classifier.
 
     Raises:
         ConfigError: if there is no such file, or it holds other weights.
     """
     if not file.is_file():
         raise ConfigError(
-            f"method.selector.weights: {file} is no file. everclip downloads nothing: put torchvision's AlexNet "
+            f"method.selector.weights: {file} does not exist. everclip downloads nothing: put torchvision's AlexNet "
             "(alexnet-owt-7be5be79.pth, https://download.pytorch.org/models/) or the same tensors as .safetensors "
             "there, or choose features=early, which needs no other network."
         )
     state = read_state(file, 250_000_000)
-    found = {name.removeprefix("features."): tensor for name, tensor in state.items()}
+    weights = {name.removeprefix("features."): tensor for name, tensor in state.items()}
     for name, tensor in stack.state_dict().items():
-        given = found.get(name)
-        if given is None or given.shape != tensor.shape:
-            shape = "nothing" if given is None else tuple(given.shape)
+        weight = weights.get(name)
+        if weight is None or weight.shape != tensor.shape:
+            shape = "nothing" if weight is None else tuple(weight.shape)
             raise ConfigError(
                 f"method.selector.weights: {file}: `features.{name}` should be {tuple(tensor.shape)}, found {shape}; "
                 "expected the weights of torchvision's AlexNet."
             )
-        tensor.copy_(given)
+        tensor.copy_(weight)
 
 
 def build_extractor(settings: SelectorSettings, backbone: Backbone, block: int) -> Extractor:
-    """Return what the settings ask for.
+    """Return the extractor of a selector.
 
     Args:
         settings: of a selector.
@@ -174,8 +174,8 @@ def build_extractor(settings: SelectorSettings, backbone: Backbone, block: int) 
         block: the first block of its image tower that the method adapts.
 
     Raises:
-        ConfigError: if the image tower is no vision transformer of open_clip's, and `early` features are asked for; or
-            the weights of the convolutions are not at hand.
+        ConfigError: if `early` features need open_clip's own vision transformer and the tower is another, or the
+            weights of the convolutions are missing.
     """
     if settings.features == "embedding":
         return Embedding()

@@ -1,4 +1,4 @@
-"""Gaussians around the means of a task's classes: a closed form, one pass over its pictures."""
+"""Gaussians around the means of a task's classes: a closed form, from one pass over its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everclip.methods.selectors.settings import GaussianSettings
 from everclip.models.backbone import Backbone
 
 WIDEST = 8192
-"""Features of a full covariance; its square in double precision then has half a gigabyte."""
+"""Largest number of features with a full covariance, which then takes half a gigabyte in double precision."""
 
 
 class Density(nn.Module):
@@ -44,7 +44,7 @@ class Density(nn.Module):
         self.register_buffer("present", torch.zeros(classes))
         self.register_buffer("whitening", torch.zeros(shape))
         self.register_buffer("volume", torch.zeros(()))
-        # Sums while the pass lasts, in double precision: x x^T beside a large mean would lose its digits.
+        # Sums during the pass, in double precision: with a large mean, x x^T would lose digits.
         self.register_buffer("count", torch.zeros(classes, dtype=torch.float64))
         self.register_buffer("total", torch.zeros(classes, features, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(shape, dtype=torch.float64))
@@ -55,14 +55,14 @@ class Density(nn.Module):
         return self.whitening.ndim == 2
 
     def add(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count features `(N, F)` of classes `(N,)`."""
+        """Add features `(N, F)` of classes `(N,)` to the sums."""
         values = features.to(self.total)
         self.count.index_add_(0, labels, torch.ones_like(values[:, 0]))
         self.total.index_add_(0, labels, values)
         self.square += values.T @ values if self.full else values.square().sum(dim=0)
 
     def solve(self, shrinkage: float) -> None:
-        """Turn the sums into means and a covariance, shrunk towards its mean variance (Ledoit and Wolf 2004, eq. 2).
+        """Compute means and a covariance from the sums, shrunk towards its mean variance (Ledoit and Wolf 2004, eq. 2).
 
         Raises:
             ConfigError: if a full covariance is singular in floating point.
@@ -76,15 +76,15 @@ class Density(nn.Module):
         within = (self.square - between) / free
         variance = within.diagonal() if self.full else within
         middle = variance.clamp_min(0).mean()
-        # Without any spread (one picture) every direction counts the same.
+        # Without variance (a single image), all directions count equally.
         middle = torch.where(middle > 1e-12 * (1 + means.square().mean()), middle, 1.0)
         if self.full:
             eye = torch.eye(len(within), dtype=within.dtype, device=within.device)
             factor, failed = torch.linalg.cholesky_ex((1 - shrinkage) * within + shrinkage * middle * eye)
             if bool(failed):
                 raise ConfigError(
-                    f"method.selector.shrinkage: {shrinkage:g} is too little for a full covariance of {len(eye):,} "
-                    f"features from {int(self.count.sum()):,} pictures, which is singular; raise it, or set "
+                    f"method.selector.shrinkage: {shrinkage:g} is too small for a full covariance of {len(eye):,} "
+                    f"features from {int(self.count.sum()):,} images, which is singular; raise it, or set "
                     "covariance=diagonal."
                 )
             self.whitening.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
@@ -109,24 +109,24 @@ class Density(nn.Module):
         return (nearest + self.volume) / (2 * features.shape[1])
 
 
-def require_narrow(features: int) -> None:
-    """Refuse a full covariance of more features than memory holds the square of.
+def check_width(features: int) -> None:
+    """Check that a full covariance is not too large.
 
     Raises:
-        ConfigError: with what to choose instead.
+        ConfigError: if it is; says what to choose instead.
     """
     if features > WIDEST:
         raise ConfigError(
             f"method.selector.covariance: `shared` is a matrix of {features:,} x {features:,} for each task "
-            f"({8 * features**2 / 1e9:.0f} GB); at most {WIDEST:,} features. Choose `diagonal`, or features with fewer "
-            "values (early with pool=mean-std, embedding)."
+            f"({8 * features**2 / 1e9:.0f} GB); the limit is {WIDEST:,} features. Choose `diagonal`, or features with "
+            "fewer values (early with pool=mean-std, embedding)."
         )
 
 
 class Gaussian(Selector[GaussianSettings]):
-    """Class-mean or task Gaussians on frozen features (the Mahalanobis distance of Lee et al. 2018, arXiv 1807.03888).
+    """Gaussians per class or task on frozen features (the Mahalanobis distance of Lee et al. 2018, arXiv 1807.03888).
 
-    The covariance is each task's own: a matrix shared by its classes, or its diagonal.
+    Each task has its own covariance: a full matrix for all its classes, or a diagonal.
     """
 
     labels = True
@@ -138,7 +138,7 @@ class Gaussian(Selector[GaussianSettings]):
     # -- learning ---------------------------------------------------------------------------------------------
 
     def grow_task(self, backbone: Backbone, task: Task, past: Past) -> None:
-        """Add the task's density, and before the first one that of the reference pictures."""
+        """Add the task's density; in the first task also the density of the reference images."""
         size, device = self.extractor.width(backbone), self.limits.device
         if self.reference and len(self.tasks) == 1:
             self._add(0, 1, size).to(device)
@@ -150,44 +150,44 @@ class Gaussian(Selector[GaussianSettings]):
         self.densities[str(route)] = density
         return density
 
-    def fitting(self, task: Task | None, train: Table, place: int, past: Past) -> list[Phase]:
+    def fitting(self, task: Task | None, train: Table, position: int, past: Past) -> list[Phase]:
         """Declare one pass that gathers sums."""
-        own = task if self.settings.means == "class" else None
-        return [self.once(f"selector{REFERENCE if task is None else ''}", train, past, own)]
+        labelled = task if self.settings.means == "class" else None
+        return [self.once(f"selector{REFERENCE if task is None else ''}", train, past, labelled)]
 
     def fit(
-        self, features: torch.Tensor, columns: Mapping[str, Any], place: int, progress: Progress
+        self, features: torch.Tensor, columns: Mapping[str, Any], position: int, progress: Progress
     ) -> torch.Tensor | None:
         """Gather sums."""
         labels = columns.get("label")
         if labels is None:
             labels = torch.zeros(len(features), dtype=torch.int64, device=features.device)
         device = self.limits.device
-        self._density(place).add(gather_rows(features).to(device), gather_rows(labels).to(device))
+        self._density(position).add(gather_rows(features).to(device), gather_rows(labels).to(device))
         return None
 
     def end_phase(self, phase: Phase) -> None:
-        """Solve, or set the threshold."""
+        """Compute the density or the threshold from a finished pass."""
         super().end_phase(phase)
         if phase.name in ("selector", f"selector{REFERENCE}"):
-            place = -1 if phase.name.endswith(REFERENCE) else len(self.tasks) - 1
-            self._density(place).solve(self.settings.shrinkage)
+            position = -1 if phase.name.endswith(REFERENCE) else len(self.tasks) - 1
+            self._density(position).solve(self.settings.shrinkage)
 
     # -- deciding ---------------------------------------------------------------------------------------------
 
-    def measure_one(self, features: torch.Tensor, place: int) -> torch.Tensor:
+    def measure_one(self, features: torch.Tensor, position: int) -> torch.Tensor:
         """Return the negative log-density `(N,)` under one task."""
-        return self._density(place).distance(features)
+        return self._density(position).distance(features)
 
-    def _density(self, place: int) -> Density:
-        density = self.densities[str(place + 1)]
+    def _density(self, position: int) -> Density:
+        density = self.densities[str(position + 1)]
         assert isinstance(density, Density)
         return density
 
     # -- state ------------------------------------------------------------------------------------------------
 
     def shape(self) -> dict[str, Any]:
-        """Return the sizes of the densities, and which of them is gathering."""
+        """Return the sizes of the densities, and whether each is still gathering sums."""
         return {
             route: {"classes": len(d.means), "features": d.means.shape[1], "gathering": bool(len(d.count))}
             for route, d in self.densities.items()

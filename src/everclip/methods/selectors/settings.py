@@ -15,30 +15,30 @@ Features = Literal["early", "convolution", "embedding"]
 
 
 class SelectorSettings(Frozen):
-    """What every selector has.
+    """The settings that every selector has.
 
     Attributes:
-        kind: which selector.
-        features: what it looks at: `early`, the tokens that enter the first adapted block of the CLIP's own image tower
-            (no second pass is needed); `convolution`, AlexNet's convolutions (as DDAS published it); `embedding`, the
-            image embedding of the frozen CLIP (a second pass).
-        pool: how `early` tokens become one vector: mean and deviation over the patches (`mean-std`), or all of
-            them one after the other (`tokens`).
+        kind: the name of the selector.
+        features: its input: `early`, the tokens that enter the first adapted block of the CLIP's own image tower (no
+            second pass); `convolution`, AlexNet's convolutions (as in the publication of DDAS); `embedding`, the image
+            embedding of the frozen CLIP (a second pass).
+        pool: how to combine `early` tokens into one vector: mean and deviation over the patches (`mean-std`), or all
+            tokens, concatenated (`tokens`).
         weights: for `convolution`: a file with torchvision's AlexNet (`.safetensors` or `.pth`); nothing is
-            downloaded. `random` takes random weights, which is for trying out alone.
-        normalisation: for `convolution`: what its pictures are normalised by: ImageNet's mean and deviation, or those
-            of the CLIP (`clip`, as published).
-        size: for `convolution`: side in pixels that pictures are resized to.
-        decision: per `sample`, or one for all pictures of a `batch` (as published: predictions then depend on what else
-            is in the batch).
-        decision_batch: with `decision=batch`: how many pictures of an evaluation set take one route together
+            downloaded. `random` uses random weights, only for trying out.
+        normalisation: for `convolution`: the normalisation of images: ImageNet's mean and deviation, or those of the
+            CLIP (`clip`, as published).
+        size: for `convolution`: side in pixels to which images are resized.
+        decision: per `sample`, or one for all images of a `batch` (as published: predictions then depend on the rest of
+            the batch).
+        decision_batch: with `decision=batch`: the number of images of an evaluation set that take one route together
             (published: 128); `null`: `evaluation.batch_size`.
-        compare: which task is nearest: by bare distance (`raw`, as published), or by distance in units of each task's
-            own held-out data (`calibrated`), where distances of different tasks have different scales.
-        threshold: what is too far from every task takes the zero-shot route: beyond the `quantile` of the winner's own
-            held-out distances (`calibrated`), beyond a number (published: 0.0655), or never (`none`).
-        quantile: share of a task's own held-out pictures within its threshold.
-        held: share of the training pictures that is held out for that, by hash, where a task has no validation data.
+        compare: how to find the nearest task: by distance (`raw`, as published), or by distance relative to each task's
+            own held-out data (`calibrated`), because distances of different tasks may have different scales.
+        threshold: the distance beyond which an image takes the zero-shot route: the `quantile` of the nearest task's
+            own held-out distances (`calibrated`), a number (published: 0.0655), or no threshold (`none`).
+        quantile: share of a task's own held-out images within its threshold.
+        held: share of the training images that is held out for calibration, by hash, if a task has no validation data.
     """
 
     kind: str
@@ -60,11 +60,11 @@ class SelectorSettings(Frozen):
             raise ValueError(
                 "features `convolution` need `weights`: the path of a file with torchvision's AlexNet "
                 "(alexnet-owt-7be5be79.pth, or the same as .safetensors), which everclip does not download; "
-                "`random` takes random weights, and the results say so"
+                "`random` uses random weights, and the results say so"
             )
         if self.features != "convolution" and self.weights is not None:
             raise ValueError(
-                f"weights: features `{self.features}` come from the CLIP itself; leave weights out, or set "
+                f"weights: features `{self.features}` come from the CLIP itself; leave out `weights`, or set "
                 "features=convolution"
             )
         return self
@@ -74,12 +74,11 @@ class AutoencoderSettings(SelectorSettings):
     """Settings of the autoencoders.
 
     Attributes:
-        width: size of the code; `null` = 100, or a fourth of the features where these are fewer than 400.
-        standardise: whether features are centred and scaled, by the first pictures it trains on, before their
-            sigmoid.
+        width: size of the code; `null` = 100, or a fourth of the features if these are fewer than 400.
+        standardise: whether to centre and scale features before their sigmoid, by the images of the first training.
         steps, reference_steps: optimiser steps per task, and for the reference data.
         lr, weight_decay: of Adam; the decay is coupled (L2).
-        decay_epochs, decay: the rate is multiplied by `decay` after every so many epochs.
+        decay_epochs, decay: the learning rate is multiplied by `decay` every `decay_epochs` epochs.
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
@@ -94,7 +93,7 @@ class AutoencoderSettings(SelectorSettings):
 
 
 class DdasSettings(AutoencoderSettings):
-    """The autoencoders as published (DDAS, arXiv 2403.11549): everything that differs from our defaults."""
+    """The autoencoders as published (DDAS, arXiv 2403.11549), where this differs from the defaults."""
 
     kind: Literal["ddas"] = "ddas"  # type: ignore[assignment]  # another kind
     features: Features = "convolution"
@@ -110,9 +109,9 @@ class GaussianSettings(SelectorSettings):
     """Settings of the Gaussians.
 
     Attributes:
-        means: one per `class`, or one per `task` (which is taken where a task names no classes).
+        means: one per `class`, or one per `task` (also used if a task names no classes).
         covariance: `diagonal`, or one full matrix for all classes of a task (`shared`).
-        shrinkage: share of the mean variance in the estimate (a full matrix from few pictures is singular).
+        shrinkage: share of the mean variance in the estimate (a full matrix from few images is singular).
     """
 
     kind: Literal["gaussian"] = "gaussian"
@@ -125,9 +124,9 @@ class EnergySettings(SelectorSettings):
     """Settings of the energies.
 
     Attributes:
-        count: `mean` over a task's classes, or the `sum`, by which many classes are nearer than few.
-        vocabulary: texts that stand for what belongs to no task (the zero-shot route); `null` = the reference texts of
-            the scenario if there are any.
+        count: `mean` over a task's classes, or the `sum`, which brings tasks with many classes nearer.
+        vocabulary: texts that represent images of no task (the zero-shot route); `null` = the reference texts of the
+            scenario if there are any.
     """
 
     kind: Literal["energy"] = "energy"
@@ -146,25 +145,25 @@ SELECTORS: dict[str, type[SelectorSettings]] = {
 """kind -> its settings; `build.KINDS` holds the classes."""
 
 
-def selector_settings(given: Any, where: str = "method.selector") -> SelectorSettings | None:
+def selector_settings(value: Any, where: str = "method.selector") -> SelectorSettings | None:
     """Return complete settings from a name, a mapping with the key `kind`, or `None` for no selector.
 
     Raises:
-        ConfigError: if they name no selector, or do not fit.
+        ConfigError: if the selector is unknown, or its settings do not fit.
     """
-    if given is None or given == "none":
+    if value is None or value == "none":
         return None
-    if isinstance(given, SelectorSettings):
-        return given
+    if isinstance(value, SelectorSettings):
+        return value
     document = (
-        {"kind": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+        {"kind": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     )
     kind = document.get("kind")
     if kind == "none":
         return None
     if kind not in SELECTORS:
         raise ConfigError(
-            f"{where}: expected the name of a selector, or a mapping with `kind`; found {given!r}."
+            f"{where}: expected the name of a selector, or a mapping with `kind`; found {value!r}."
             f"{did_you_mean(str(kind), [*SELECTORS, 'none'])}"
         )
     return validated(SELECTORS[str(kind)], document, where)

@@ -1,8 +1,8 @@
 """Bottleneck adapters: two small projections beside frozen weights, exactly the identity at the start.
 
-Serial ones stand after attention and after the MLP, before the residual sum: `h + s up(act(down(h)))` (Houlsby et al.
-2019, arXiv 1902.00751, figure 2). The parallel one stands beside the MLP and reads what it reads, the normalised
-tokens: `mlp(h) + s up(act(down(h)))` (AdaptFormer, Chen et al. 2022, arXiv 2205.13535, equation 3).
+Serial adapters come after attention and after the MLP, before the residual sum: `h + s up(act(down(h)))` (Houlsby et
+al. 2019, arXiv 1902.00751, figure 2). A parallel adapter runs beside the MLP on the same normalised tokens:
+`mlp(h) + s up(act(down(h)))` (AdaptFormer, Chen et al. 2022, arXiv 2205.13535, equation 3).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from everclip.models.modules.settings import AdapterSettings, blocks_in
 from everclip.models.modules.towers import Tower
 
 NAMES = {"attention": "adapter_attention", "mlp": "adapter_mlp", "parallel": "adapter_parallel"}
-"""Place -> the adapter's name inside its block."""
+"""Place in the block -> name of the adapter's submodule."""
 
 
 class Adapter(Hooked):
@@ -49,11 +49,11 @@ class Adapter(Hooked):
                 zero.zero_()
 
     def extra_repr(self) -> str:
-        """Say what `str` must tell apart."""
+        """Return what distinguishes this module in `str`."""
         return f"place={self.place}, scale={self.scale:g}"
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what the adapter adds, same shape as `tokens`."""
+        """Return the adapter's output, same shape as `tokens`; hooks add it."""
         hidden = self.activation(F.linear(tokens, self.down.weight, self.down.bias))
         return F.linear(hidden, self.up.weight, self.up.bias) * self.scale
 
@@ -71,10 +71,10 @@ class Adapter(Hooked):
 
 
 def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
-    """Put adapters into the blocks that the settings name; the tower computes what it did, bit for bit.
+    """Insert adapters into the blocks that the settings name; the outputs of the tower do not change, bit for bit.
 
     Raises:
-        ConfigError: if a block has such an adapter already.
+        ConfigError: if a block already has an adapter in the same place.
     """
     places: tuple[Literal["attention", "mlp", "parallel"], ...] = settings.places
     if settings.form == "parallel":
@@ -84,7 +84,7 @@ def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
     for number, place in chosen:
         if hasattr(tower.blocks[number], NAMES[place]):
             raise ConfigError(
-                f"method.trainable: two `adapter` stand at the same place ({place}, block {number} of the "
+                f"method.trainable: two entries `adapter` have the same place ({place}, block {number} of the "
                 f"{tower.side} tower); give them different blocks, towers or places."
             )
     for number, place in chosen:
@@ -96,14 +96,14 @@ def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
 
 
 def cost(clip: Clip) -> str:
-    """Say what adapters cost for each image."""
-    found = [m for m in clip.visual.modules() if isinstance(m, Adapter)]
-    size = sum(m.down.weight.numel() + m.up.weight.numel() for m in found)
+    """Describe the cost of adapters per image."""
+    adapters = [m for m in clip.visual.modules() if isinstance(m, Adapter)]
+    size = sum(m.down.weight.numel() + m.up.weight.numel() for m in adapters)
     return f"adapters: {size:,} multiplications per image token" if size else ""
 
 
 def remove(clip: Clip) -> None:
-    """Take all adapters out again."""
+    """Remove all adapters."""
     for block in list(clip.modules()):
         for name in NAMES.values():
             adapter = getattr(block, name, None)

@@ -1,4 +1,4 @@
-"""What everything that grows inside a CLIP shares: where it draws its start from, and its hooks."""
+"""The common base of modules that grow inside a CLIP: initial values and hooks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from everclip.data.sampling.order import key_of
 
 @dataclass(frozen=True)
 class Context:
-    """What growing may need besides the settings.
+    """What inserting a module needs besides its settings.
 
     Attributes:
         seed: decides initial values.
-        tokenise: texts to token ids `(N, L)`, for modules that start from words.
+        tokenise: texts to token ids `(N, L)`, for modules that are initialised from words.
     """
 
     seed: int = 0
@@ -28,14 +28,14 @@ class Context:
 
 
 def generator(*parts: object) -> torch.Generator:
-    """Return a generator keyed by `parts`: initial values depend on the place, never on what was drawn before."""
+    """Return a generator keyed by `parts`: initial values depend on the key alone, not on earlier draws."""
     draw = torch.Generator()
     draw.manual_seed(key_of("module", *parts) % 2**63)
     return draw
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "quick-gelu": QuickGELU}
-"""What may stand between two small projections."""
+"""Name in the settings -> activation between two projections."""
 
 
 def uniform(rows: int, columns: int, bound: float, draw: torch.Generator) -> torch.Tensor:
@@ -44,14 +44,14 @@ def uniform(rows: int, columns: int, bound: float, draw: torch.Generator) -> tor
 
 
 def first_projection(rows: int, columns: int, draw: torch.Generator) -> torch.Tensor:
-    """Return `(rows, columns)` as the references draw a first projection: kaiming uniform with a = sqrt(5)."""
+    """Return `(rows, columns)` as the reference code initialises a first projection: Kaiming uniform, a = sqrt(5)."""
     return uniform(rows, columns, 1 / math.sqrt(columns), draw)
 
 
 class Hooked(nn.Module):
-    """A module that works through hooks on others, and can take them off again.
+    """A module that works through hooks on other modules, and can remove them.
 
-    Hooks are bound methods: a deep copy of the model (a teacher) then calls the copied module, not this one.
+    Hooks are bound methods, so a deep copy of the model (a teacher) calls the copied module, not this one.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Hooked(nn.Module):
         self._handles: list[Any] = []
 
     def unhook(self) -> None:
-        """Take all hooks off."""
+        """Remove all hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

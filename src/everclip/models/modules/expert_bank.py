@@ -1,7 +1,7 @@
-"""The experts of one block: bottlenecks in a few large tensors, computed for chosen samples without a host waiting.
+"""The experts of one block: bottlenecks in a few large tensors, computed without a host-device synchronisation.
 
-An expert is `s (W_up act(W_down h + b_down) + b_up)` (MoE-Adapters, Yu et al. 2024, arXiv 2403.11549, equation 4); the
-chosen ones of a sample stand side by side as one bottleneck of `k` times the width, so that their gated sum is one
+An expert is `s (W_up act(W_down h + b_down) + b_up)` (MoE-Adapters, Yu et al. 2024, arXiv 2403.11549, equation 4). The
+`k` chosen experts of a sample are computed as one bottleneck of `k` times the width, so that their gated sum is one
 product, accumulated in float32.
 """
 
@@ -24,20 +24,20 @@ _ACTIVATIONS = {name: kind() for name, kind in ACTIVATIONS.items()}
 
 
 class Bank(nn.Module):
-    """E bottlenecks of which some are frozen for good.
+    """E bottlenecks, some of them permanently frozen.
 
-    Parameters (what still learns, experts in ascending order): `down` `(E', r, W)`, `down_bias` `(E', r)`, `up`
-    `(E', r, W)` (transposed: one row per hidden unit), `up_bias` `(E', W)`. The frozen ones are buffers `kept_down`...:
-    no optimiser, weight decay or merging can reach them.
+    Parameters (the experts that still learn, in ascending order): `down` `(E', r, W)`, `down_bias` `(E', r)`, `up`
+    `(E', r, W)` (transposed: one row per hidden unit), `up_bias` `(E', W)`. The frozen experts are in buffers
+    `kept_down`...: no optimiser, weight decay or merging can reach them.
 
     Args:
         width: W.
         settings: r, number, activation, dropout and scale.
-        draw: expert -> generator of its first projection; the second starts at zero.
+        draw: expert -> generator for its first projection; the second starts at zero.
         like: decides device and type.
     """
 
-    place: torch.Tensor
+    positions: torch.Tensor
     down: nn.Parameter
     down_bias: nn.Parameter
     up: nn.Parameter
@@ -56,14 +56,14 @@ class Bank(nn.Module):
         self._put(self._new(range(settings.count), like), settings.count, ())
 
     def extra_repr(self) -> str:
-        """Say what `str` must tell apart."""
+        """Return what distinguishes this module in `str`."""
         return f"count={self.count}, frozen={list(self.frozen)}"
 
     # -- shape ------------------------------------------------------------------------------------------------
 
     @property
     def free(self) -> int:
-        """How many experts still learn."""
+        """The number of experts that still learn."""
         return self.count - len(self.frozen)
 
     def whole(self, name: str) -> torch.Tensor:
@@ -72,20 +72,20 @@ class Bank(nn.Module):
         return self._rows_of(live, kept, torch.arange(self.count, device=live.device))
 
     def freeze(self, experts: Collection[int]) -> None:
-        """Let experts learn no more."""
+        """Freeze experts permanently."""
         frozen = sorted({*self.frozen, *experts})
         if tuple(frozen) != self.frozen:
             self._put({name: self.whole(name) for name in TENSORS}, self.count, frozen)
 
     def grow(self, count: int) -> None:
-        """Add experts until there are `count`; those that are there keep their values."""
+        """Add experts until there are `count`; existing experts keep their values."""
         if count > self.count:
             new = self._new(range(self.count, count), self.down)
             joined = {name: torch.cat([self.whole(name), new[name]]) for name in TENSORS}
             self._put(joined, count, self.frozen)
 
     def reshape(self, count: int, frozen: Collection[int]) -> None:
-        """Take a shape from a checkpoint, whose tensors are loaded next."""
+        """Take the shape of a checkpoint; its tensors are loaded next."""
         self._put(self._new(range(count), self.down), count, sorted(frozen))
 
     def _new(self, experts: Collection[int], like: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -104,29 +104,29 @@ class Bank(nn.Module):
         for name, tensor in whole.items():
             setattr(self, name, nn.Parameter(tensor.detach()[live].clone()))
             self.register_buffer(KEPT + name, tensor.detach()[list(self.frozen)].clone())
-        # Where an expert lies: among those that learn, or (-1, -2...) among the frozen ones.
-        place = [live.index(e) if e in live else -1 - self.frozen.index(e) for e in range(count)]
-        self.register_buffer("place", torch.tensor(place, device=self.down.device), persistent=False)
+        # The index of each expert among those that learn; for the frozen ones -1 - index among these.
+        positions = [live.index(e) if e in live else -1 - self.frozen.index(e) for e in range(count)]
+        self.register_buffer("positions", torch.tensor(positions, device=self.down.device), persistent=False)
 
     # -- computing --------------------------------------------------------------------------------------------
 
     def rows(self, name: str, chosen: torch.Tensor) -> torch.Tensor:
         """Return one of `TENSORS` for chosen experts `(B, k)`: `(B, k, ...)`, with gradient for those that learn."""
-        found = self._rows_of(self.get_parameter(name), self.get_buffer(KEPT + name), chosen.flatten())
-        return found.view(*chosen.shape, *found.shape[1:])
+        rows = self._rows_of(self.get_parameter(name), self.get_buffer(KEPT + name), chosen.flatten())
+        return rows.view(*chosen.shape, *rows.shape[1:])
 
     def _rows_of(self, live: torch.Tensor, kept: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         if not len(kept):
             return live.index_select(0, experts)
-        place = self.place[experts]
-        held = kept.index_select(0, (-1 - place).clamp_min(0))
+        positions = self.positions[experts]
+        frozen = kept.index_select(0, (-1 - positions).clamp_min(0))
         if not len(live):
-            return held
-        learning = (place >= 0).view(-1, *[1] * (live.dim() - 1))
-        return torch.where(learning, live.index_select(0, place.clamp_min(0)), held)
+            return frozen
+        learning = (positions >= 0).view(-1, *[1] * (live.dim() - 1))
+        return torch.where(learning, live.index_select(0, positions.clamp_min(0)), frozen)
 
     def grouped(self, tokens: torch.Tensor, chosen: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """Return what chosen experts add to each sample.
+        """Return the gated sum of the chosen experts of each sample.
 
         Args:
             tokens: `(N, L, W)`.
@@ -134,7 +134,7 @@ class Bank(nn.Module):
             gates: their weights, same shape.
 
         Returns:
-            `(N, L, W)`, float32 or finer.
+            `(N, L, W)`, in float32 or higher precision.
         """
         batch = len(chosen)
         down, up = (self.rows(name, chosen).flatten(1, 2) for name in ("down", "up"))
@@ -146,10 +146,10 @@ class Bank(nn.Module):
         hidden = self._activated(hidden, gates)
         mixed = hidden @ up[0] if batch == 1 else torch.bmm(hidden, up)
         offset = (gates[..., None] * self.rows("up_bias", chosen)).sum(dim=1)
-        return _finer(mixed) + self.settings.scale * offset[:, None]
+        return _at_least_float32(mixed) + self.settings.scale * offset[:, None]
 
     def dense(self, tokens: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """Return the same as `grouped` by computing every expert for every sample.
+        """Return the same sum as `grouped`, computing every expert for every sample.
 
         Args:
             tokens: `(N, L, W)`.
@@ -160,10 +160,10 @@ class Bank(nn.Module):
         hidden = F.linear(tokens, down, self.rows("down_bias", every).flatten())
         offset = gates @ self.rows("up_bias", every)[0].to(gates.dtype)
         mixed = self._activated(hidden, gates) @ up
-        return _finer(mixed) + self.settings.scale * offset[:, None]
+        return _at_least_float32(mixed) + self.settings.scale * offset[:, None]
 
     def _activated(self, hidden: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """Return the gated hidden units `(N, L, k * r)`; the scale is in them too."""
+        """Return the hidden units `(N, L, k * r)`, multiplied by gates and scale."""
         hidden = F.dropout(
             _ACTIVATIONS[self.settings.activation](hidden), self.settings.dropout, self.training
         )
@@ -171,5 +171,5 @@ class Bank(nn.Module):
         return hidden * factor[:, None].to(hidden.dtype)
 
 
-def _finer(values: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -2,9 +2,9 @@
 
     h = x + MHSA(LN(x)),  y = h + MLP(LN(h)) + sum_e g_e expert_e(h)
 
-One gate per sample, read from token 0 of h, is shared by all its tokens. Experts act inside `routing.passing` alone:
-without it, and on route 0, the model is the one they were grown in, bit for bit. Nothing here waits for a device, and
-every expert that learns has a gradient, zero where no sample chose it.
+One gate per sample, read from token 0 of h, serves all its tokens. Experts act only inside `routing.passing`: without
+it, and on route 0, the model computes the same as without experts, bit for bit. Nothing here synchronises with the
+device. Every expert that learns has a gradient, which is zero if no sample chose it.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from everclip.errors import ConfigError
 from everclip.models.clip import Clip
 from everclip.models.modules.base import Context, Hooked, generator
 from everclip.models.modules.expert_bank import Bank
-from everclip.models.modules.routing import Logits, Pass, Router, current, imbalance, mixed_logits
+from everclip.models.modules.routing import Logits, Pass, Router, current_pass, imbalance, mixed_logits
 from everclip.models.modules.settings import ExpertsSettings, blocks_in
 from everclip.models.modules.towers import Side, Tower
 
 NAME = "experts"
-"""What the experts of a block are called inside it."""
+"""The name of the experts' submodule in a block."""
 
 
 class Experts(Hooked):
     """The experts and routers of one block.
 
     Buffers:
-        counts: how many samples of training took each expert `(E,)` int64, since `start_counting`.
+        counts: the number of training samples that each expert received `(E,)` int64, since `reset_counts`.
 
     Attributes:
-        always: what they are told at every pass, if that is settled (in a teacher); else each pass tells them.
+        new_counts: the same `(E,)` since the last synchronisation of processes; `None` if there were no samples.
+        fixed_pass: the pass to use always (in a teacher); `None`: the pass of the surrounding `routing.passing`.
 
     Args:
-        tower: the tower it grows in.
+        tower: the tower in which it grows.
         number: of the block.
-        first: whether it is the first block with experts, which decides about routes.
+        first: whether it is the first block with experts, where routes are decided.
         settings: of experts and routers.
         seed: decides initial values.
         like: decides device and type.
@@ -61,22 +62,22 @@ class Experts(Hooked):
         self.bank = Bank(tower.width, settings, draw, like)
         self.routers = nn.ModuleDict()
         self.register_buffer("counts", torch.zeros(settings.count, dtype=torch.int64, device=like.device))
-        self.picked: torch.Tensor | None = None
-        self.always: Pass | None = None
+        self.new_counts: torch.Tensor | None = None
+        self.fixed_pass: Pass | None = None
 
     # -- shape ------------------------------------------------------------------------------------------------
 
     def add_router(self, name: str) -> None:
-        """Add a router for the experts that there are now."""
+        """Add a router over the current experts."""
         like = self.bank.down
         self.routers[name] = Router(self.bank.width, self.bank.count, self.settings.noise, like)
 
-    def start_counting(self) -> None:
-        """Forget who was taken."""
+    def reset_counts(self) -> None:
+        """Set the count of every expert to zero."""
         self.counts = self.counts.new_zeros(self.bank.count)
 
-    def most_taken(self, count: int) -> list[int]:
-        """Return the experts taken most often, at the most `count`; of equals the first, and none that nobody took."""
+    def most_used(self, count: int) -> list[int]:
+        """Return up to `count` experts with the most samples; the first in a tie, and none without samples."""
         order = torch.argsort(self.counts.cpu(), descending=True, stable=True)[:count]
         return [int(e) for e in order if int(self.counts[e]) > 0]
 
@@ -88,97 +89,100 @@ class Experts(Hooked):
     def reshape(self, structure: dict[str, Any]) -> None:
         """Take the shape that `structure` described."""
         self.bank.reshape(structure["count"], structure["frozen"])
-        self.start_counting()
+        self.reset_counts()
         self.routers = nn.ModuleDict()
         for name, count in structure["routers"].items():
             self.routers[name] = Router(self.bank.width, count, self.settings.noise, self.bank.down)
 
     # -- computing --------------------------------------------------------------------------------------------
 
-    def forward(self, tokens: torch.Tensor, told: Pass) -> torch.Tensor:
-        """Return what the experts add to `tokens` `(N, L, W)`, same shape, float32 or finer."""
-        chosen, gates, logits = self._gate(tokens, told)
+    def forward(self, tokens: torch.Tensor, routing: Pass) -> torch.Tensor:
+        """Return the experts' contribution to `tokens` `(N, L, W)`, same shape, in float32 or higher precision."""
+        chosen, gates, logits = self._gate(tokens, routing)
         if self.training:
-            self._count(chosen, gates, logits, told)
-        elif told.counts:
-            told.chosen.append(self._shown(chosen, told, len(tokens)))
-        if isinstance(told.route, torch.Tensor):
-            gates = gates * (told.route > 0)[:, None]
+            self._count(chosen, gates, logits, routing)
+        elif routing.counts:
+            routing.chosen.append(self._chosen_of_samples(chosen, routing, len(tokens)))
+        if isinstance(routing.route, torch.Tensor):
+            gates = gates * (routing.route > 0)[:, None]
         if self.bank.count == self.settings.active:
             return self.bank.dense(tokens, logits.scatter(chosen, gates))
         return self.bank.grouped(tokens, chosen, gates)
 
-    def _gate(self, tokens: torch.Tensor, told: Pass) -> tuple[torch.Tensor, torch.Tensor, Logits]:
-        routers = [cast("Router", self.routers[name]) for name in told.routers]
-        # Outside of autocast, so that a gate does not depend on the precision of a run.
+    def _gate(self, tokens: torch.Tensor, routing: Pass) -> tuple[torch.Tensor, torch.Tensor, Logits]:
+        """Return the chosen experts `(N, k)`, their gates `(N, k)`, and the router's logits."""
+        routers = [cast("Router", self.routers[name]) for name in routing.routers]
+        # Outside autocast, so that a gate does not depend on the precision of a run.
         with torch.autocast(tokens.device.type, enabled=False):
-            token = tokens[:1, 0] if told.same else tokens[:, 0]
+            token = tokens[:1, 0] if routing.same else tokens[:, 0]
             token = token.to(self.bank.down.dtype)
-            if isinstance(told.route, torch.Tensor):
-                logits = mixed_logits(routers, token, told.route)
+            if isinstance(routing.route, torch.Tensor):
+                logits = mixed_logits(routers, token, routing.route)
             else:
-                noise = told.noise[:, self.number] if told.noise is not None and self.training else None
-                logits = routers[told.route - 1](token, noise)
+                noise = routing.noise[:, self.number] if routing.noise is not None and self.training else None
+                logits = routers[routing.route - 1](token, noise)
             return *logits.top(self.settings.active), logits
 
-    def _count(self, chosen: torch.Tensor, gates: torch.Tensor, logits: Logits, told: Pass) -> None:
-        if told.counts:
+    def _count(self, chosen: torch.Tensor, gates: torch.Tensor, logits: Logits, routing: Pass) -> None:
+        """Count the samples that each expert received, and collect the imbalance."""
+        if routing.counts:
             every = torch.arange(self.bank.count, device=chosen.device)
-            taken = (chosen[..., None] == every).sum(dim=(0, 1))
-            self.picked = taken if self.picked is None else self.picked + taken
-        if told.balance:
+            received = (chosen[..., None] == every).sum(dim=(0, 1))
+            self.new_counts = received if self.new_counts is None else self.new_counts + received
+        if routing.balance:
             spread = logits.scatter(chosen, gates)
-            told.imbalances.append(imbalance(logits, spread, self.settings.active, told.shared))
+            routing.imbalances.append(imbalance(logits, spread, self.settings.active, routing.shared))
 
-    def _shown(self, chosen: torch.Tensor, told: Pass, samples: int) -> torch.Tensor:
-        if isinstance(told.route, torch.Tensor):
-            return torch.where((told.route > 0)[:, None], chosen, -1)
+    def _chosen_of_samples(self, chosen: torch.Tensor, routing: Pass, samples: int) -> torch.Tensor:
+        """Return the chosen experts of each sample `(N, k)`, -1 on route 0."""
+        if isinstance(routing.route, torch.Tensor):
+            return torch.where((routing.route > 0)[:, None], chosen, -1)
         return chosen.expand(samples, -1)
 
     # -- hooks ------------------------------------------------------------------------------------------------
 
     def attach(self, block: nn.Module) -> None:
-        """Hook into an open_clip block: what enters its second norm is read, and what its MLP adds is added to."""
+        """Add hooks to an open_clip block: read the tokens at its second norm, and add to the output of its MLP."""
         if self.first:
-            self._handles.append(block.register_forward_pre_hook(self._enter))
+            self._handles.append(block.register_forward_pre_hook(self._decide_route))
         for name, hook in (("ln_2", self._read), ("ls_2", self._add)):
             self._handles.append(block.get_submodule(name).register_forward_hook(hook))
 
     def _samples_first(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens if self.batch_first else tokens.transpose(0, 1)
 
-    def _told(self) -> Pass | None:
-        return self.always or current(self.side)
+    def _pass(self) -> Pass | None:
+        return self.fixed_pass or current_pass(self.side)
 
-    def _enter(self, block: nn.Module, inputs: Any) -> None:
-        told = self._told()
-        if told is not None and told.decide is not None:
-            told.route = told.decide(self._samples_first(inputs[0]))
+    def _decide_route(self, block: nn.Module, inputs: Any) -> None:
+        routing = self._pass()
+        if routing is not None and routing.decide is not None:
+            routing.route = routing.decide(self._samples_first(inputs[0]))
 
     def _read(self, norm: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        told = self._told()
-        if told is not None and not (isinstance(told.route, int) and told.route == 0):
-            told.held[self.number] = inputs[0] if self.settings.input == "raw" else output
+        routing = self._pass()
+        if routing is not None and not (isinstance(routing.route, int) and routing.route == 0):
+            routing.inputs[self.number] = inputs[0] if self.settings.input == "raw" else output
 
     def _add(self, scale: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-        told = self._told()
-        tokens = None if told is None else told.held.pop(self.number, None)
-        if told is None or tokens is None:
+        routing = self._pass()
+        tokens = None if routing is None else routing.inputs.pop(self.number, None)
+        if routing is None or tokens is None:
             return None
-        added = self._samples_first(self.forward(self._samples_first(tokens), told))
+        added = self._samples_first(self.forward(self._samples_first(tokens), routing))
         return (output + added).to(output.dtype)
 
 
 def insert(tower: Tower, settings: ExpertsSettings, context: Context) -> None:
-    """Put experts without any router into the blocks that the settings name.
+    """Insert experts without routers into the blocks that the settings name.
 
     Raises:
-        ConfigError: if a block has some already.
+        ConfigError: if the tower already has experts.
     """
     chosen = blocks_in(settings.blocks, len(tower.blocks), f"method.trainable.experts.blocks ({tower.side})")
     if any(isinstance(getattr(block, NAME, None), Experts) for block in tower.blocks):
         raise ConfigError(
-            f"method.trainable: two `experts` in the {tower.side} tower; one is what it can hold."
+            f"method.trainable: two entries `experts` for the {tower.side} tower; it can hold only one."
         )
     for number in chosen:
         block = tower.blocks[number]
@@ -189,21 +193,21 @@ def insert(tower: Tower, settings: ExpertsSettings, context: Context) -> None:
 
 
 def experts_in(clip: Clip, side: Side | None = None) -> Iterator[tuple[str, Experts]]:
-    """Yield the name and the experts of every block that has some, in order; those of one tower or of both."""
+    """Yield name and experts of every block with experts, in order, for one tower or both."""
     for name, module in clip.named_modules():
         if isinstance(module, Experts) and side in (None, module.side):
             yield name, module
 
 
 def cost(clip: Clip) -> str:
-    """Say what experts cost for each image."""
-    found = [m for _, m in experts_in(clip, "image")]
-    size = sum(m.settings.active * 2 * m.settings.width * m.bank.width for m in found)
+    """Describe the cost of experts per image."""
+    blocks = [m for _, m in experts_in(clip, "image")]
+    size = sum(m.settings.active * 2 * m.settings.width * m.bank.width for m in blocks)
     return f"experts: {size:,} multiplications per image token" if size else ""
 
 
 def remove(clip: Clip) -> None:
-    """Take all experts and routers out again."""
+    """Remove all experts and routers."""
     for block in list(clip.modules()):
         experts = getattr(block, NAME, None)
         if isinstance(experts, Experts):

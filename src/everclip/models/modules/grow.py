@@ -1,4 +1,4 @@
-"""Growing modules inside a CLIP, and taking them out or merging them again; usable without a method."""
+"""Grow modules inside a CLIP, remove them, or merge them into its weights; usable without a method."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from everclip.models.modules.towers import tower_of
 
 @dataclass(frozen=True)
 class Grown:
-    """What one call of `insert` put into a model.
+    """The result of one call of `insert`.
 
     Attributes:
         name: the kind, such as `lora`.
         settings: its complete settings.
-        parameters: names of the new parameters, as the model calls them.
+        parameters: names of the new parameters in the model.
     """
 
     name: str
@@ -42,83 +42,84 @@ def insert(
     """Grow a module inside open_clip's `CLIP` or `CustomTextCLIP`, in place.
 
     Args:
-        clip: the model; nothing of it changes value, but LoRA renames the weights it adapts
+        clip: the model; its parameters keep their values, but LoRA renames the weights that it adapts
             (`x.parametrizations.weight.original`, see `plain_name`).
-        name: `lora`, `adapter`, `prompt`, or `experts` with settings of their own type.
+        name: `lora`, `adapter`, `prompt`, or `experts` with an `ExpertsSettings`.
         settings: as in the slot `trainable`; `None` = the defaults.
         seed: decides initial values.
-        tokenise: texts to token ids, for prompts that start from words.
+        tokenise: texts to token ids, for prompts that are initialised from words.
 
     Returns:
-        What was put in.
+        Kind, settings and new parameters.
 
     Raises:
-        ConfigError: if the settings do not fit, or a tower is none that modules can grow in.
+        ConfigError: if the settings do not fit, or modules cannot grow in a tower.
 
     Example:
         >>> grown = insert(clip, "lora", {"rank": 4, "targets": ["q", "v"], "tower": "image"})
     """
-    given = settings if isinstance(settings, ModuleSettings) else module_settings(name, dict(settings or {}))
+    if not isinstance(settings, ModuleSettings):
+        settings = module_settings(name, dict(settings or {}))
     context = Context(seed, tokenise)
-    towers = [tower_of(clip, side) for side in given.towers]  # all of them, before anything is changed
+    towers = [tower_of(clip, side) for side in settings.towers]  # may fail: check all before the first change
     before = grown_parameters(clip)
     for tower in towers:
-        KINDS[name].insert(tower, given, context)
-    return Grown(name, given, tuple(n for n in grown_parameters(clip) if n not in before))
+        KINDS[name].insert(tower, settings, context)
+    return Grown(name, settings, tuple(n for n in grown_parameters(clip) if n not in before))
 
 
 def remove(clip: Clip, name: str | None = None) -> None:
-    """Take grown modules (all, or those of one kind) out of a model, which is then what it was before them."""
+    """Remove grown modules (all, or those of one kind); the model is then as it was before them."""
     for kind in KINDS if name is None else (name,):
         KINDS[kind].remove(clip)
 
 
 def grown(clip: Clip) -> dict[str, int]:
-    """Return how many modules of each kind a model holds; kinds that it does not hold are left out."""
+    """Return the number of modules of each kind in a model, without kinds that it does not have."""
     modules = list(clip.modules())
-    found = {name: sum(isinstance(m, kind.module) for m in modules) for name, kind in KINDS.items()}
-    return {name: count for name, count in found.items() if count}
+    counts = {name: sum(isinstance(m, kind.module) for m in modules) for name, kind in KINDS.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def changed_at_start(clip: Clip) -> list[str]:
-    """Return the kinds grown in a model that made it another one before anything was learned."""
+    """Return the kinds of modules in a model that change its outputs before anything is learned."""
     return [name for name in grown(clip) if not KINDS[name].identity]
 
 
 def grown_parameters(clip: Clip) -> dict[str, str]:
-    """Return the name of every parameter that was grown, and the kind of its module."""
-    found: dict[str, str] = {}
+    """Return the kind of every parameter of a grown module, by name."""
+    kinds: dict[str, str] = {}
     for kind, entry in KINDS.items():
-        for place, module in clip.named_modules():
+        for path, module in clip.named_modules():
             if isinstance(module, entry.module):
-                found |= {f"{place}.{name}": kind for name, _ in module.named_parameters()}
-    return found
+                kinds |= {f"{path}.{name}": kind for name, _ in module.named_parameters()}
+    return kinds
 
 
 def extra_cost(clip: Clip) -> str:
-    """Say what grown modules cost for each image beyond the model itself; `none` where they merge into it."""
-    found = [KINDS[name].cost(clip) for name in grown(clip)]
-    return "; ".join(text for text in found if text) or "none"
+    """Describe the cost of grown modules per image beyond the model itself; `none` if they merge into it."""
+    costs = [KINDS[name].cost(clip) for name in grown(clip)]
+    return "; ".join(text for text in costs if text) or "none"
 
 
 def mergeable(clip: Clip) -> bool:
-    """Whether everything that was grown in a model can be put into its own weights."""
+    """Return whether every grown module can be merged into the model's own weights."""
     return all(KINDS[name].merge is not None for name in grown(clip))
 
 
 def merge_into(clip: Clip) -> None:
-    """Put what was grown in a model into its own weights, in place; its outputs stay the same, bit for bit.
+    """Merge grown modules into the model's own weights, in place; its outputs stay the same, bit for bit.
 
     Raises:
-        ConfigError: if something was grown that no weight can hold (adapters, prompts).
+        ConfigError: if a module cannot be merged (adapters, prompts).
     """
-    held = grown(clip)
-    stuck = [f"{count} x {name}" for name, count in held.items() if KINDS[name].merge is None]
-    if stuck:
+    counts = grown(clip)
+    unmergeable = [f"{count} x {name}" for name, count in counts.items() if KINDS[name].merge is None]
+    if unmergeable:
         raise ConfigError(
-            f"the model holds {', '.join(stuck)}, which its own weights cannot take up; only LoRA merges."
+            f"the model holds {', '.join(unmergeable)}, which cannot be merged into its weights; only LoRA can."
         )
-    for name in held:
+    for name in counts:
         merge = KINDS[name].merge
         assert merge is not None
         merge(clip)

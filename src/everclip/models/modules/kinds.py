@@ -1,4 +1,4 @@
-"""The kinds of modules that can be grown: one entry each, so that a new kind is a file and a line here."""
+"""The kinds of modules that can be grown, one entry each: a new kind is a file and a line here."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from everclip.models.modules.towers import Tower
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of module comes into a tower and leaves the model.
+    """The functions of one kind of module.
 
     Attributes:
-        module: what there is one of per place it stands at.
-        insert: grows it in one tower, for settings of its own type; the model's other parameters keep their values.
-        remove: takes everything of this kind out of a model, which is then what it was before.
-        merge: puts its effect into the model's own weights; `None` where weights cannot hold it.
-        cost: says what it costs for each image beyond the model itself; empty for nothing.
-        identity: whether the model computes what it did until something is learned.
+        module: the class; one instance per place in a model.
+        insert: grows it in one tower, with settings of its own type; the model's other parameters keep their values.
+        remove: removes all modules of this kind; the model is then as it was before them.
+        merge: merges it into the model's own weights; `None` if that is impossible.
+        cost: describes the cost per image beyond the model itself; empty without cost.
+        identity: whether the model's outputs stay the same until something is learned.
     """
 
     module: type[nn.Module]

@@ -1,8 +1,8 @@
 """Low-rank adaptation: `W + s B A` with a frozen W and trained A, B (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-Weights are parametrised in place, since attention reads its projection's weights without calling the projection:
-another module put there would have no effect. It starts as the identity (B = 0) and merges exactly. There is no
-dropout on the low-rank path: it would act on the path's input, which a parametrised weight does not see.
+Weights are parametrised in place, because attention reads the weights of its projection without calling the module: a
+replaced module would have no effect. LoRA starts as the identity (B = 0) and merges exactly. There is no dropout on the
+low-rank path, because a parametrised weight does not see the input of the path.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class LowRank(nn.Module):
     """The parametrisation of one weight `(rows, columns)`: adds `scaling * up @ down` to some slices of its rows.
 
     Args:
-        weight: the weight that will be parametrised; decides shapes, device and type.
-        slices: names of the equally high slices of the weight's rows, in order.
-        targets: the slices that get an update of their own.
+        weight: the weight to parametrise; decides shapes, device and type.
+        slices: names of the slices of the weight's rows, equal in size, in order.
+        targets: the slices that get an update.
         settings: rank and scaling.
         draw: initialises `down`.
 
     Parameters:
         down: `target` -> `(rank, columns)`, A in the paper.
         up: `target` -> `(rows / number of slices, rank)`, B in the paper; zero at the start.
-        scale: `target` -> scalar, the factor on the update where it trains (`learned_scale`); else empty.
+        scale: `target` -> scalar, the factor on the update if it trains (`learned_scale`); else empty.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.slices, self.scaling, self.rank = tuple(slices), settings.scaling, settings.rank
         rows, columns = weight.shape[0] // len(self.slices), weight.shape[1]
-        self.asleep = False
+        self.disabled = False
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         self.scale = nn.ParameterDict()
@@ -62,20 +62,20 @@ class LowRank(nn.Module):
                 self.scale[target] = nn.Parameter(weight.new_tensor(settings.scaling))
 
     def extra_repr(self) -> str:
-        """Say what `str` must tell apart."""
+        """Return what distinguishes this module in `str`."""
         return f"slices={self.slices}, scaling={self.scaling:g}"
 
     def delta(self, target: str) -> torch.Tensor:
         """Return the update of one slice, `(rows / number of slices, columns)`."""
-        # Outside of autocast, so that the merged weight of an evaluation is the one that trained.
+        # Outside autocast, so that the merged weight equals the weight in training.
         with torch.autocast(self.up[target].device.type, enabled=False):
             factor = self.scale.get(target, self.scaling)
             update: torch.Tensor = (self.up[target] @ self.down[target]) * factor
             return update
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the adapted weight, same shape; the weight itself while asleep."""
-        if self.asleep:
+        """Return the adapted weight, same shape; the weight itself while disabled."""
+        if self.disabled:
             return weight
         if len(self.slices) == 1:
             return weight + self.delta(self.slices[0])
@@ -88,8 +88,8 @@ class LowRank(nn.Module):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A weight that may be adapted: `owner.name`, and the targets that lie in it."""
+class TargetWeight:
+    """A weight to adapt: `owner.name`, the names of its slices, and the targets among these."""
 
     owner: nn.Module
     name: str
@@ -97,12 +97,12 @@ class Place:
     targets: tuple[str, ...]
 
 
-def places(tower: Tower, settings: LoraSettings) -> list[Place]:
+def target_weights(tower: Tower, settings: LoraSettings) -> list[TargetWeight]:
     """Return the weights of a tower that the settings name."""
     wanted = set(settings.targets)
     if "mlp" in wanted:
         wanted |= {"c_fc", "c_proj"}
-    found = []
+    weights = []
     for number in blocks_in(
         settings.blocks, len(tower.blocks), f"method.trainable.lora.blocks ({tower.side})"
     ):
@@ -110,45 +110,45 @@ def places(tower: Tower, settings: LoraSettings) -> list[Place]:
         attention = block.attn
         sliced = tuple(name for name in _SLICES if name in wanted)
         if sliced:
-            found.append(Place(attention, "in_proj_weight", _SLICES, sliced))
+            weights.append(TargetWeight(attention, "in_proj_weight", _SLICES, sliced))
         if "out" in wanted:
-            found.append(Place(attention.out_proj, "weight", ("out",), ("out",)))
+            weights.append(TargetWeight(attention.out_proj, "weight", ("out",), ("out",)))
         for name in ("c_fc", "c_proj"):
             if name in wanted:
                 linear = block.mlp.get_submodule(name)
-                found.append(Place(linear, "weight", (name,), (name,)))
-    return found
+                weights.append(TargetWeight(linear, "weight", (name,), (name,)))
+    return weights
 
 
 def insert(tower: Tower, settings: LoraSettings, context: Context) -> None:
-    """Parametrise the weights that the settings name; the tower computes what it did, bit for bit.
+    """Parametrise the weights that the settings name; the outputs of the tower do not change, bit for bit.
 
     Raises:
         ConfigError: if one of them is adapted already, or the rank is larger than a weight.
     """
-    wanted = places(tower, settings)
-    for place in wanted:
-        weight: torch.Tensor = getattr(place.owner, place.name)
-        if parametrize.is_parametrized(place.owner, place.name):
+    targets = target_weights(tower, settings)
+    for target in targets:
+        weight: torch.Tensor = getattr(target.owner, target.name)
+        if parametrize.is_parametrized(target.owner, target.name):
             raise ConfigError(
-                f"method.trainable: two `lora` adapt the same weight ({', '.join(place.targets)} of the "
+                f"method.trainable: two entries `lora` adapt the same weight ({', '.join(target.targets)} of the "
                 f"{tower.side} tower); give them different blocks or towers, or name all targets in one."
             )
-        smallest = min(weight.shape[0] // len(place.slices), weight.shape[1])
+        smallest = min(weight.shape[0] // len(target.slices), weight.shape[1])
         if settings.rank > smallest:
             raise ConfigError(
                 f"method.trainable.lora.rank: {settings.rank} is more than the {smallest} rows or columns of "
-                f"{', '.join(place.targets)} in the {tower.side} tower."
+                f"{', '.join(target.targets)} in the {tower.side} tower."
             )
-    for number, place in enumerate(wanted):
-        weight = getattr(place.owner, place.name)
+    for number, target in enumerate(targets):
+        weight = getattr(target.owner, target.name)
         draw = generator(context.seed, "lora", tower.side, settings.blocks, number)
-        grown = LowRank(weight, place.slices, place.targets, settings, draw)
-        parametrize.register_parametrization(place.owner, place.name, grown)
+        grown = LowRank(weight, target.slices, target.targets, settings, draw)
+        parametrize.register_parametrization(target.owner, target.name, grown)
 
 
 def _parametrised(owner: nn.Module) -> dict[str, parametrize.ParametrizationList]:
-    """Return the chain of parametrisations of each weight of a module that has some."""
+    """Return the parametrisations of each parametrised weight of a module."""
     chains = owner.get_submodule("parametrizations")
     assert isinstance(chains, nn.ModuleDict)
     return {
@@ -167,45 +167,45 @@ def adapted(module: nn.Module) -> Iterator[tuple[nn.Module, str, LowRank]]:
 
 
 @contextmanager
-def asleep(module: nn.Module) -> Iterator[None]:
-    """Let a model compute as if it had no LoRA."""
+def disabled(module: nn.Module) -> Iterator[None]:
+    """Compute a model without its LoRA inside the context."""
     updates = [update for _, _, update in adapted(module)]
     for update in updates:
-        update.asleep = True
+        update.disabled = True
     try:
         yield
     finally:
         for update in updates:
-            update.asleep = False
+            update.disabled = False
 
 
 def size(tower: Tower, settings: LoraSettings) -> int:
-    """Return how many parameters `insert` would add."""
+    """Return the number of parameters that `insert` would add."""
     count = 0
-    for place in places(tower, settings):
-        weight: torch.Tensor = getattr(place.owner, place.name)
-        one = settings.rank * (weight.shape[0] // len(place.slices) + weight.shape[1])
-        count += len(place.targets) * (one + settings.learned_scale)
+    for target in target_weights(tower, settings):
+        weight: torch.Tensor = getattr(target.owner, target.name)
+        one = settings.rank * (weight.shape[0] // len(target.slices) + weight.shape[1])
+        count += len(target.targets) * (one + settings.learned_scale)
     return count
 
 
 def _take_out(owner: nn.Module, name: str, merged: bool) -> None:
-    # Torch keeps the parametrised attribute on a class that a deep copy shares with its original, and deletes it
-    # there: without a class of its own, taking LoRA out of a copy would break the model it was copied from.
+    # Torch stores the parametrised attribute on a class that a deep copy shares with its original, and deletes it
+    # there. Without a new class, removing LoRA from a copy would break the original model.
     shared = type(owner)
     owner.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(owner, name, leave_parametrized=merged)
 
 
 def remove(module: nn.Module) -> None:
-    """Take LoRA out again: every weight is the tensor it was before."""
+    """Remove LoRA; every weight is again the original tensor."""
     for owner, name, _ in list(adapted(module)):
         _take_out(owner, name, merged=False)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What `unmerge` needs: the weight before and its parametrisation."""
+    """A merged weight: what `unmerge` needs to restore the original and its parametrisation."""
 
     owner: nn.Module
     name: str
@@ -215,10 +215,10 @@ class Merged:
 
 @torch.no_grad()
 def merge(module: nn.Module) -> list[Merged]:
-    """Put the adapted weights in place of the original ones; outputs stay the same, bit for bit.
+    """Replace the original weights by the adapted ones; outputs stay the same, bit for bit.
 
     Returns:
-        What `unmerge` needs. The difference could not be subtracted again exactly, so the weights are kept.
+        The records for `unmerge`. They keep the original weights, because subtracting the update would not be exact.
     """
     records = []
     for owner, name, update in list(adapted(module)):
@@ -230,7 +230,7 @@ def merge(module: nn.Module) -> list[Merged]:
 
 @torch.no_grad()
 def unmerge(records: Sequence[Merged]) -> None:
-    """Undo `merge`: the original weights are back bit for bit, adapted as before."""
+    """Undo `merge`: restore the original weights bit for bit, with LoRA as before."""
     for record in records:
         getattr(record.owner, record.name).copy_(record.original)
         parametrize.register_parametrization(record.owner, record.name, record.update)

@@ -1,13 +1,13 @@
 """Prompts: learnable tokens in the input of a tower, for images (VPT) and for texts (CoOp, deep as in MaPLe).
 
-Image: the tokens stand between the class token and the patches, and leave after the last block, so that pooling finds
-what it always found (Jia et al. 2022, arXiv 2203.12119, equations 4 to 8). Text: they stand after the start token,
-where the words of a template would (Zhou et al. 2021, arXiv 2109.01134, equation 2); the text moves back by as many
-places, and what no longer fits the context is cut, as a tokeniser cuts. Deep prompts (`depth`) replace these places in
-the input of the following blocks (VPT-deep; MaPLe, arXiv 2210.03117).
+Image: the tokens are between the class token and the patches, and are removed after the last block, so that pooling
+sees the usual tokens (Jia et al. 2022, arXiv 2203.12119, equations 4 to 8). Text: they come after the start token, in
+the position of a template's words (Zhou et al. 2021, arXiv 2109.01134, equation 2). The text shifts by their number,
+and is truncated at the context as a tokenizer does. Deep prompts (`depth`) replace these tokens in the input of the
+following blocks (VPT-deep; MaPLe, arXiv 2210.03117).
 
-Prompts are not the identity at the start: tokens that others attend to change them, and tokens that none attends to
-would learn nothing. Text prompts started from words (`init`) are at first exactly the template with these words.
+Prompts are not the identity at the start: other tokens attend to them and change, and without this attention they
+would not learn. Text prompts that are initialised from words (`init`) start exactly as the template with these words.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from everclip.models.modules.settings import PromptSettings
 from everclip.models.modules.towers import Tower
 
 NAME = "prompt"
-"""What prompts are called inside the block, or the token embedding, that holds them."""
+"""The name of the prompts' submodule in a block or in the token embedding."""
 
 
 class Prompt(Hooked):
-    """The learnable tokens of one place.
+    """The learnable tokens in the input of one block, or of the text tower.
 
     Args:
         values: initial tokens `(n, W)`.
-        start: how many tokens stand before them.
+        start: the number of tokens before them.
         batch_first: whether blocks take `(N, L, W)` rather than `(L, N, W)`.
     """
 
@@ -45,63 +45,65 @@ class Prompt(Hooked):
         self.start, self.batch_first = start, batch_first
 
     def extra_repr(self) -> str:
-        """Say what `str` must tell apart."""
+        """Return what distinguishes this module in `str`."""
         return f"tokens={tuple(self.tokens.shape)}, start={self.start}"
 
     def _join(self, tokens: torch.Tensor, skip: int) -> torch.Tensor:
-        """Put the prompts behind the first `start` tokens, in place of `skip` of those that follow."""
+        """Insert the prompts after the first `start` tokens, in place of the next `skip` tokens."""
         axis = 1 if self.batch_first else 0
-        own = self.tokens.to(tokens.dtype).unsqueeze(1 - axis)
-        own = own.expand(*(tokens.shape[0], -1, -1) if self.batch_first else (-1, tokens.shape[1], -1))
+        prompts = self.tokens.to(tokens.dtype).unsqueeze(1 - axis)
+        prompts = prompts.expand(
+            *(tokens.shape[0], -1, -1) if self.batch_first else (-1, tokens.shape[1], -1)
+        )
         after = tokens.narrow(axis, self.start + skip, tokens.shape[axis] - self.start - skip)
-        return torch.cat([tokens.narrow(axis, 0, self.start), own, after], dim=axis)
+        return torch.cat([tokens.narrow(axis, 0, self.start), prompts, after], dim=axis)
 
     def prepend(self, block: nn.Module, inputs: Any) -> Any:
         """Hook before a block: add the tokens to its input."""
         return (self._join(inputs[0], 0), *inputs[1:])
 
     def replace(self, block: nn.Module, inputs: Any) -> Any:
-        """Hook before a block: put the tokens in place of those of an earlier block."""
+        """Hook before a block: replace the prompts of an earlier block by these."""
         return (self._join(inputs[0], len(self.tokens)), *inputs[1:])
 
     def embed(self, embedding: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Hook after the token embedding: put the tokens at the places kept free for them."""
+        """Hook after the token embedding: put the prompts in the positions reserved for them."""
         return self._join(output, len(self.tokens))
 
     def strip(self, block: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Hook after a block: take the tokens out of its output."""
+        """Hook after a block: remove the prompts from its output."""
         axis, stop = (1 if self.batch_first else 0), self.start + len(self.tokens)
         after = output.narrow(axis, stop, output.shape[axis] - stop)
         return torch.cat([output.narrow(axis, 0, self.start), after], dim=axis)
 
 
 class TextPrompt(Prompt):
-    """The tokens of the first place of a text tower; knows how texts make room for them.
+    """The prompts in the input of a text tower; makes room for them in token ids.
 
     Args:
         values: initial tokens `(n, W)`.
-        root: the text tower; decides by its pooling where a text begins and ends.
+        root: the text tower; its pooling decides where a text begins and ends.
 
     Raises:
-        ConfigError: if it pools an end token that it does not name.
+        ConfigError: if it pools an end token but does not name its id.
     """
 
     def __init__(self, values: torch.Tensor, root: nn.Module) -> None:
         pool = pooling(root)
-        # A tower that pools the last place (SigLIP) has a tokeniser without start token.
+        # A tower that pools the last position (SigLIP) has a tokenizer without a start token.
         super().__init__(values, 0 if pool == "last" else 1, batch_first=True)
         named = end_id(root)
         if pool == "eos" and named is None:
             raise ConfigError(
-                f"method.trainable.prompt: {type(root).__name__} pools the end of a text and does not say which token "
-                "that is (`eos_id`), so that nothing can be put before it. Train parts of the text tower instead."
+                f"method.trainable.prompt: {type(root).__name__} pools the end token of a text but does not name its "
+                "id (`eos_id`), so prompts cannot be inserted before it. Train parts of the text tower instead."
             )
         self.pool, self.end_id = pool, -1 if named is None else named
-        # Kept places must neither look like padding nor like the end.
+        # Reserved positions must look neither like padding nor like the end token.
         self.filler = next(i for i in range(4) if i not in (getattr(root, "pad_id", 0), self.end_id))
 
     def ends(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the place of the end token of each text `(N, L)`, as the tower finds it."""
+        """Return the position of the end token of each text `(N, L)`, as the tower finds it."""
         if self.pool == "eos":
             return (ids == self.end_id).int().argmax(dim=1)
         if self.pool == "last":
@@ -109,7 +111,7 @@ class TextPrompt(Prompt):
         return ids.argmax(dim=1)
 
     def extend(self, ids: torch.Tensor) -> torch.Tensor:
-        """Make room in texts `(N, L)`: same length, a text that is cut keeps its end token at the last place."""
+        """Make room in texts `(N, L)`, same length; a truncated text has its end token in the last position."""
         count, length = len(self.tokens), ids.shape[1]
         room = ids.new_full((len(ids), count), self.filler)
         moved = torch.cat([ids[:, : self.start], room, ids[:, self.start : length - count]], dim=1)
@@ -124,7 +126,7 @@ class TextPrompt(Prompt):
 
 
 class PromptedCLIP(CLIP):
-    """open_clip's `CLIP` with text prompts; its text tower is no module, which a hook could stand before."""
+    """open_clip's `CLIP` with text prompts. Its text tower is not a module, so a hook before it is impossible."""
 
     def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Encode texts `(N, L)`, after making room for the prompts."""
@@ -138,10 +140,10 @@ def _prompt_of(embedding: nn.Module) -> TextPrompt:
 
 
 def insert(tower: Tower, settings: PromptSettings, context: Context) -> None:
-    """Put prompts into a tower.
+    """Insert prompts into a tower.
 
     Raises:
-        ConfigError: if it has some already, or they do not fit.
+        ConfigError: if it already has prompts, or they do not fit.
     """
     depth = len(tower.blocks) if settings.depth == "all" else settings.depth
     if depth > len(tower.blocks):
@@ -149,9 +151,9 @@ def insert(tower: Tower, settings: PromptSettings, context: Context) -> None:
             f"method.trainable.prompt.depth: {depth} is more than the {len(tower.blocks)} blocks of the "
             f"{tower.side} tower."
         )
-    if any(isinstance(module, Prompt) for module in _holders(tower)):
+    if any(isinstance(module, Prompt) for module in _prompt_slots(tower)):
         raise ConfigError(
-            f"method.trainable: two `prompt` in the {tower.side} tower; one is what it can hold."
+            f"method.trainable: two entries `prompt` for the {tower.side} tower; it can hold only one."
         )
     if tower.side == "image":
         _insert_image(tower, settings, depth, context)
@@ -159,7 +161,8 @@ def insert(tower: Tower, settings: PromptSettings, context: Context) -> None:
         _insert_text(tower, settings, depth, context)
 
 
-def _holders(tower: Tower) -> list[nn.Module | None]:
+def _prompt_slots(tower: Tower) -> list[nn.Module | None]:
+    """Return the prompt of every module that may have one; `None` without."""
     embedding = getattr(tower.root, "token_embedding", None)
     return [getattr(block, NAME, None) for block in (*tower.blocks, embedding)]
 
@@ -167,7 +170,7 @@ def _holders(tower: Tower) -> list[nn.Module | None]:
 def _insert_image(tower: Tower, settings: PromptSettings, depth: int, context: Context) -> None:
     count, last = settings.count or 8, tower.blocks[-1]
     side = math.prod(tower.visual.patch_size)
-    # As the reference draws them (VPT, section 3.2).
+    # Initialised as in the reference code (VPT, section 3.2).
     bound = math.sqrt(6 / (3 * side + tower.width))
     for number in range(depth):
         draw = generator(context.seed, "prompt", "image", number)
@@ -214,13 +217,13 @@ def _text_start(tower: Tower, settings: PromptSettings, context: Context) -> tor
         draw = generator(context.seed, "prompt", "text", 0)
         return _like(0.02 * torch.randn(settings.count or 8, tower.width, generator=draw), embedding)
     if context.tokenise is None:
-        raise ConfigError("method.trainable.prompt.init: words need a tokeniser, and none was given.")
+        raise ConfigError("method.trainable.prompt.init: words need a tokenizer; pass `tokenise`.")
     probe = TextPrompt(torch.zeros(1, 1), tower.text)
     ids = context.tokenise([settings.init])
     words = ids[0, probe.start : int(probe.ends(ids)[0])]
     if not len(words):
         raise ConfigError(
-            f"method.trainable.prompt.init: {settings.init!r} holds no token of this tokeniser."
+            f"method.trainable.prompt.init: {settings.init!r} holds no token of this tokenizer."
         )
     device = next(embedding.parameters()).device
     with torch.no_grad():
@@ -234,13 +237,13 @@ def _like(values: torch.Tensor, module: nn.Module) -> torch.Tensor:
 
 
 def cost(clip: Clip) -> str:
-    """Say what prompts cost for each image."""
+    """Describe the cost of prompts per image."""
     counts = [len(m.tokens) for m in clip.visual.modules() if isinstance(m, Prompt)]
     return f"prompts: {max(counts)} more tokens per image" if counts else ""
 
 
 def remove(clip: Clip) -> None:
-    """Take all prompts out again."""
+    """Remove all prompts."""
     for holder in list(clip.modules()):
         prompt = getattr(holder, NAME, None)
         if isinstance(prompt, Prompt):

@@ -1,4 +1,4 @@
-"""Routers: which experts of a block a sample takes, and how much of each; and what one pass through a tower is told.
+"""Routers choose and weigh the experts of a block for each sample; a `Pass` holds the routing of one forward pass.
 
 `z = c W_g`, in training `z + eps * (softplus(c W_n) + 0.01)`; the gate is the softmax over the k largest (Shazeer et
 al. 2017, arXiv 1701.06538, equations 3 to 5, as MoE-Adapters uses them, arXiv 2403.11549).
@@ -31,8 +31,8 @@ class Router(nn.Module):
 
     Args:
         width: W.
-        count: E; experts that are added later are not its to choose.
-        noisy: whether there is noise in training.
+        count: E; the router cannot choose experts that are added later.
+        noisy: whether to add noise in training.
         like: decides device and type.
     """
 
@@ -43,7 +43,7 @@ class Router(nn.Module):
         self.noise = nn.Parameter(like.new_zeros(width, count)) if noisy else None
 
     def forward(self, token: torch.Tensor, draw: torch.Tensor | None = None) -> Logits:
-        """Return logits of tokens `(N, W)`; with a standard normal `draw` `(N, >= E)` noisy ones."""
+        """Return logits of tokens `(N, W)`; noisy logits with a standard normal `draw` `(N, >= E)`."""
         clean = token @ self.gate
         if draw is None or self.noise is None:
             return Logits(clean, clean, None)
@@ -53,15 +53,15 @@ class Router(nn.Module):
 
 @dataclass(frozen=True)
 class Logits:
-    """What a router says `(N, E)`: with noise, without it, and the noise's standard deviation."""
+    """The output of a router `(N, E)`: logits with noise, logits without, and the standard deviation of the noise."""
 
     noisy: torch.Tensor
     clean: torch.Tensor
     spread: torch.Tensor | None
 
     def top(self, active: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the `active` best experts `(N, k)`, of equals the first, and their gates, which sum to one."""
-        # `topk` picks any of equals, and others where routers of later tasks make the rows longer.
+        """Return the `active` best experts `(N, k)`, the first in a tie, and their gates, which sum to one."""
+        # `topk` breaks ties arbitrarily, and differently for longer rows (of routers of later tasks).
         values, order = self.noisy.sort(dim=1, descending=True, stable=True)
         return order[:, :active], values[:, :active].softmax(dim=1)
 
@@ -71,9 +71,9 @@ class Logits:
 
 
 def smooth_load(logits: Logits, active: int) -> torch.Tensor:
-    """Return how many samples take each expert `(E,)`: expected under a fresh draw of its own noise, or counted.
+    """Return the load of each expert `(E,)`: the expected number of its samples under a new draw of its noise.
 
-    `sum_n P(expert in the top k)` (arXiv 1701.06538, equations 8 to 10): a normal distribution function of the clean
+    `sum_n P(expert in the top k)` (arXiv 1701.06538, equations 8 to 10): the normal distribution function of the clean
     logit against the k-th best of the others. Without noise, or with every expert active, it is a plain count.
     """
     noisy = logits.noisy
@@ -98,7 +98,7 @@ def imbalance(logits: Logits, gates: torch.Tensor, active: int, shared: bool) ->
     """Return `CV^2(importance) + CV^2(load)` over the global batch (arXiv 1701.06538, section 4).
 
     Args:
-        logits: of this process's samples.
+        logits: of the samples of this process.
         gates: `(N, E)`.
         active: k.
         shared: whether all processes have the same samples.
@@ -112,19 +112,21 @@ def imbalance(logits: Logits, gates: torch.Tensor, active: int, shared: bool) ->
 
 @dataclass
 class Pass:
-    """What one pass through a tower is told, and what it tells.
+    """The routing of one forward pass through a tower, and what the pass collects.
 
     Attributes:
-        routers: names of the routers that may be taken; route 1 + i is the i-th.
+        routers: names of the available routers; route 1 + i uses the i-th.
         route: of the whole batch, or of each sample `(N,)` int64; 0 is the model without experts.
-        decide: tokens `(N, L, W)` that enter the first block with experts -> `route`, where it is not known before.
+        decide: maps the tokens `(N, L, W)` that enter the first block with experts to `route`, if it is not known
+            before.
         noise: standard normal draws `(N, blocks, E)` for training.
         same: whether the first token, and so the gate, is the same for all samples (a causal tower in evaluation).
         shared: whether all processes have the same samples.
-        counts: whether what samples take is counted in training, and collected outside of it.
+        counts: whether to count the samples of each expert in training, and to collect `chosen` in evaluation.
         balance: whether to collect `imbalances`.
-        chosen: experts `(N, k)` of each block, -1 for none; collected outside of training.
+        chosen: the chosen experts `(N, k)` of each block, -1 for none; collected in evaluation.
         imbalances: one scalar per block.
+        inputs: number of a block -> the input of its experts, until they have run.
     """
 
     routers: tuple[str, ...]
@@ -137,7 +139,7 @@ class Pass:
     balance: bool = False
     chosen: list[torch.Tensor] = field(default_factory=list)
     imbalances: list[torch.Tensor] = field(default_factory=list)
-    held: dict[int, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 _PASSES: ContextVar[dict[Side, Pass]] = ContextVar("everclip_passes", default={})  # noqa: B039 (never changed)
@@ -145,7 +147,7 @@ _PASSES: ContextVar[dict[Side, Pass]] = ContextVar("everclip_passes", default={}
 
 @contextmanager
 def passing(passes: dict[Side, Pass]) -> Iterator[None]:
-    """Tell the experts that run inside the context, in this thread alone, what to do; without it none does anything."""
+    """Set the routing of each tower inside the context, for this thread; without it, experts do nothing."""
     token = _PASSES.set(passes)
     try:
         yield
@@ -153,15 +155,15 @@ def passing(passes: dict[Side, Pass]) -> Iterator[None]:
         _PASSES.reset(token)
 
 
-def current(side: Side) -> Pass | None:
-    """Return what a tower was told, if anything."""
+def current_pass(side: Side) -> Pass | None:
+    """Return the routing of a tower; `None` outside `passing`."""
     return _PASSES.get().get(side)
 
 
 def mixed_logits(routers: list[Router], token: torch.Tensor, route: torch.Tensor) -> Logits:
-    """Return each sample's logits `(N, E)` from the router of its own route `(N,)`; of the first where that is 0."""
+    """Return each sample's logits `(N, E)` from the router of its route `(N,)`; from the first router for route 0."""
     most = max(router.count for router in routers)
     every = [F.pad(r(token).clean, (0, most - r.count), value=-torch.inf) for r in routers]
-    place = (route - 1).clamp_min(0)[:, None, None].expand(-1, 1, most)
-    clean = torch.stack(every, dim=1).gather(1, place)[:, 0]
+    index = (route - 1).clamp_min(0)[:, None, None].expand(-1, 1, most)
+    clean = torch.stack(every, dim=1).gather(1, index)[:, 0]
     return Logits(clean, clean, None)

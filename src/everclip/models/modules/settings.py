@@ -17,16 +17,16 @@ _RANGE = re.compile(r"(?P<from>\d+)(-(?P<to>\d+))?|(?P<end>first|last)(?P<count>
 
 
 def check_range(text: str) -> str:
-    """Return `text` if it reads as a range of blocks: `3`, `8-11`, `first3`, `last2` or `all`.
+    """Return `text` if it is a range of blocks: `3`, `8-11`, `first3`, `last2` or `all`.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it is not.
     """
-    found = _RANGE.fullmatch(text)
-    if found is None or (found["to"] is not None and int(found["to"]) < int(found["from"])):
-        raise ValueError(f"{text!r} is no range of blocks; write 3, 8-11, first3, last2 or all")
-    if found["count"] is not None and int(found["count"]) == 0:
-        raise ValueError(f"{text!r} names no block; write {found['end']}1 for one")
+    match = _RANGE.fullmatch(text)
+    if match is None or (match["to"] is not None and int(match["to"]) < int(match["from"])):
+        raise ValueError(f"{text!r} is not a range of blocks; write 3, 8-11, first3, last2 or all")
+    if match["count"] is not None and int(match["count"]) == 0:
+        raise ValueError(f"{text!r} names no block; write {match['end']}1 for one")
     return text
 
 
@@ -35,34 +35,34 @@ def blocks_in(text: str, count: int, where: str) -> range:
 
     Args:
         text: `3`, `8-11` (both ends included), `first3`, `last2` or `all`.
-        count: how many blocks there are.
-        where: what errors call the place of the range.
+        count: the number of blocks.
+        where: the key of the range, for errors.
 
     Raises:
         ConfigError: if the tower does not have all of them.
     """
-    found = _RANGE.fullmatch(check_range(text))
-    assert found is not None
+    match = _RANGE.fullmatch(check_range(text))
+    assert match is not None
     if text == "all":
         return range(count)
-    if found["end"] is not None:
-        size = int(found["count"])
-        chosen = range(size) if found["end"] == "first" else range(count - size, count)
+    if match["end"] is not None:
+        size = int(match["count"])
+        chosen = range(size) if match["end"] == "first" else range(count - size, count)
     else:
-        first = int(found["from"])
-        chosen = range(first, int(found["to"] or first) + 1)
+        first = int(match["from"])
+        chosen = range(first, int(match["to"] or first) + 1)
     if chosen.start < 0 or chosen.stop > count:
         raise ConfigError(
-            f"{where}: {text!r} asks for blocks that are not there; the tower has 0-{count - 1}."
+            f"{where}: {text!r} names blocks that do not exist; the tower has the blocks 0-{count - 1}."
         )
     return chosen
 
 
 class ModuleSettings(Frozen):
-    """What every grown module is told.
+    """The settings that every grown module has.
 
     Attributes:
-        tower: the tower it grows in, or both.
+        tower: the tower to grow in, or both.
         blocks: which transformer blocks: `3`, `8-11` (both ends included), `first3`, `last2` or `all`.
     """
 
@@ -76,7 +76,7 @@ class ModuleSettings(Frozen):
 
     @property
     def towers(self) -> tuple[Literal["image", "text"], ...]:
-        """The towers it grows in."""
+        """The towers to grow in."""
         return ("image", "text") if self.tower == "both" else (self.tower,)
 
 
@@ -88,7 +88,7 @@ class LoraSettings(ModuleSettings):
         rank: rank of each update.
         alpha: the update is multiplied by `alpha / rank`; `null` = `rank`, a factor of one.
         rank_stabilised: divide by the square root of the rank instead (rsLoRA, arXiv 2312.03732).
-        learned_scale: whether that factor trains too, one per update (as in CoLeCLIP, arXiv 2403.10245).
+        learned_scale: whether this factor trains too, one per update (as in CoLeCLIP, arXiv 2403.10245).
     """
 
     targets: tuple[Target, ...] = Field(("q", "v"), min_length=1)
@@ -110,7 +110,7 @@ class AdapterSettings(ModuleSettings):
     Attributes:
         form: `serial` after a sublayer, before its residual sum (Houlsby et al. 2019, arXiv 1902.00751), or
             `parallel` beside the MLP, on its normalised input (AdaptFormer, arXiv 2205.13535).
-        places: where serial ones stand: after `attention`, after the `mlp`, or both.
+        places: the places of serial adapters: after `attention`, after the `mlp`, or both.
         width: width of the bottleneck.
         activation: between the two projections.
         scale: factor on the adapter's output; `null` = 1 for serial and 0.1 for parallel, as published.
@@ -134,9 +134,9 @@ class PromptSettings(ModuleSettings):
     """Learnable tokens in the input of a tower (VPT, arXiv 2203.12119; CoOp, arXiv 2109.01134).
 
     Attributes:
-        count: tokens per block; with `init` as many as its words have.
-        depth: how many blocks, from the first on, have tokens of their own: 1 is "shallow"; `all` is "deep".
-        init: words whose embeddings the first text tokens start from (`a photo of a`).
+        count: tokens per block; with `init`, the number of tokens of its words.
+        depth: the number of blocks with their own tokens, counted from the first: 1 is "shallow"; `all` is "deep".
+        init: words whose embeddings are the initial values of the first text tokens (`a photo of a`).
     """
 
     tower: Side = "image"
@@ -147,13 +147,15 @@ class PromptSettings(ModuleSettings):
     @model_validator(mode="after")
     def _fits(self) -> PromptSettings:
         if self.init is not None and (self.tower != "text" or not self.init.strip()):
-            raise ValueError("`init` gives words to text tokens: it needs tower: text and at least one word")
+            raise ValueError("`init` initialises text tokens: it needs tower: text and at least one word")
         if self.init is not None and self.count is not None:
             raise ValueError("give `count` or `init`, not both: the words decide how many tokens there are")
         if self.depth != "all" and self.depth < 1:
             raise ValueError("`depth` is at least 1, or `all`")
         if self.blocks != "all":
-            raise ValueError("prompts begin at the first block; `depth` says how many blocks have their own")
+            raise ValueError(
+                "prompts begin at the first block; set `depth` to the number of blocks with prompts"
+            )
         return self
 
 
@@ -162,14 +164,14 @@ class ExpertsSettings(ModuleSettings):
 
     Attributes:
         count: experts per block at the start.
-        active: how many of them a sample takes.
+        active: the number of experts per sample.
         width: width of an expert's bottleneck.
         activation: between its two projections.
         scale: factor on its output.
         dropout: of its hidden units, in training.
-        input: what experts and routers read: the tokens after attention as they are (`raw`, as published), or `normed`
-            by the block's second layer norm.
-        noise: whether routers learn how noisy their choice is in training.
+        input: the input of experts and routers: the tokens after attention (`raw`, as published), or `normed` by the
+            block's second layer norm.
+        noise: whether routers add noise of learned size in training.
     """
 
     count: int = Field(22, ge=1)
@@ -195,17 +197,17 @@ MODULES: dict[str, type[ModuleSettings]] = {
     "adapter": AdapterSettings,
     "prompt": PromptSettings,
 }
-"""name in the slot `trainable` -> its settings; `kinds.py` holds what grows them."""
+"""name in the slot `trainable` -> its settings; `kinds.py` holds the functions that grow them."""
 
 
-def module_settings(name: str, given: Any, where: str = "method.trainable") -> ModuleSettings:
+def module_settings(name: str, settings: Any, where: str = "method.trainable") -> ModuleSettings:
     """Return the complete settings of a grown module.
 
     Raises:
         ConfigError: for an unknown module, setting or value.
     """
     if name not in MODULES:
-        raise ConfigError(f"{where}: {name!r} is no module that can be grown.{did_you_mean(name, MODULES)}")
-    if given is not None and not isinstance(given, dict):
-        raise ConfigError(f"{where}.{name}: expected settings such as {{tower: text}}; found {given!r}.")
-    return validated(MODULES[name], given or {}, f"{where}.{name}")
+        raise ConfigError(f"{where}: unknown module {name!r}.{did_you_mean(name, MODULES)}")
+    if settings is not None and not isinstance(settings, dict):
+        raise ConfigError(f"{where}.{name}: expected settings such as {{tower: text}}; found {settings!r}.")
+    return validated(MODULES[name], settings or {}, f"{where}.{name}")

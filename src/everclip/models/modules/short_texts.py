@@ -1,7 +1,7 @@
-"""Texts without their padding: a causal text tower needs no token after the one that it pools.
+"""Encode texts without their padding: a causal text tower does not need the tokens after the one that it pools.
 
-Open_clip computes the whole context, 77 tokens for a class name of five; what follows the end token reaches no
-embedding and no gradient.
+open_clip computes the whole context, 77 tokens for a class name of five. The tokens after the end token influence
+neither embeddings nor gradients.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from everclip.models.modules.towers import tower_of, tower_root
 
 
 def needed_tokens(clip: Clip, tokens: torch.Tensor) -> int | None:
-    """Return how many tokens the longest text needs; `None` where all are needed (no causal tower of open_clip's own).
+    """Return the number of tokens that the longest text needs; `None` if all are needed (the tower is not causal).
 
     Args:
         clip: the model.
-        tokens: ids `(N, L)`; should lie on the CPU, since this reads them.
+        tokens: ids `(N, L)`; should be on the CPU, because their values are read.
     """
     root: Any = tower_root(clip, "text")
     if not isinstance(getattr(root, "transformer", None), Transformer):
         return None
     pool = pooling(root)
-    longer = any(isinstance(module, Prompt) for module in root.modules())
+    prompted = any(isinstance(module, Prompt) for module in root.modules())
     causal = getattr(root, "attn_mask", None) is not None and getattr(root, "cls_emb", None) is None
-    if longer or not causal or pool not in ("argmax", "eos"):
+    if prompted or not causal or pool not in ("argmax", "eos"):
         return None
     if pool == "argmax":
         ends = tokens.argmax(dim=1)
@@ -48,11 +48,11 @@ def needed_tokens(clip: Clip, tokens: torch.Tensor) -> int | None:
 
 @contextmanager
 def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
-    """Let the text tower's blocks see the first `count` tokens alone; embeddings stay the same up to rounding.
+    """Give the text tower's blocks only the first `count` tokens; embeddings stay the same up to rounding.
 
     Args:
         clip: the model.
-        count: from `needed_tokens` of every text that is encoded inside the context; `None` changes nothing.
+        count: the result of `needed_tokens` for all texts that are encoded inside the context; `None`: all tokens.
     """
     if count is None:
         yield

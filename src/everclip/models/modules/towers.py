@@ -1,4 +1,4 @@
-"""The towers of open_clip's models as grown modules see them: their transformer, its blocks, where they pool."""
+"""The transformer towers of open_clip's models, as grown modules need them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from everclip.models.clip import Clip
 Side = Literal["image", "text"]
 SIDES: tuple[Side, ...] = ("image", "text")
 
-FITS = "What fits it: whole towers, block ranges, norms, biases and projections in the slot `trainable`."
+FITS = "Instead, the slot `trainable` takes whole towers, block ranges, norms, biases and projections of this model."
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def tower_of(clip: Clip, side: Side) -> Tower:
     """Return a transformer tower of open_clip's `CLIP` or `CustomTextCLIP`.
 
     Raises:
-        ConfigError: if the tower is no transformer of open_clip's own (a ResNet, a timm or Hugging Face model).
+        ConfigError: if the tower is not open_clip's own transformer (but a ResNet, a timm or Hugging Face model).
     """
     root = tower_root(clip, side)
     transformer = getattr(root, "transformer", None)
@@ -75,14 +75,14 @@ def tower_of(clip: Clip, side: Side) -> Tower:
         transformer, Transformer
     ):
         raise ConfigError(
-            f"method.trainable: nothing can be grown inside this {side} tower: {type(root).__name__} is no "
-            f"transformer of open_clip's own, and grown modules know the names and shapes of those blocks alone. {FITS}"
+            f"method.trainable: modules cannot grow inside this {side} tower: {type(root).__name__} is not open_clip's "
+            f"own transformer, the only kind whose blocks they fit. {FITS}"
         )
     return Tower(side, root, transformer, tuple(transformer.resblocks))
 
 
 def tower_root(clip: Clip, side: Side) -> VisionTransformer | TextTransformer | Clip:
-    """Return the module that holds a tower; the text tower of open_clip's `CLIP` lies in the model itself."""
+    """Return the module that holds a tower; for the text tower of open_clip's `CLIP`, the model itself."""
     if side == "image":
         return clip.visual
     text: TextTransformer | None = getattr(clip, "text", None)
@@ -90,7 +90,7 @@ def tower_root(clip: Clip, side: Side) -> VisionTransformer | TextTransformer | 
 
 
 def tower_parts(clip: Clip, side: Side) -> list[nn.Module]:
-    """Return the modules that make up a tower, without anything of the other."""
+    """Return the modules of a tower, without those of the other tower."""
     root = tower_root(clip, side)
     if root is not clip:
         return [root]
@@ -98,7 +98,7 @@ def tower_parts(clip: Clip, side: Side) -> list[nn.Module]:
 
 
 def is_frozen(clip: Clip, side: Side) -> bool:
-    """Whether gradients flow to no parameter of a tower."""
+    """Return whether no parameter of a tower requires a gradient."""
     return not any(
         parameter.requires_grad and side_of(name) == side for name, parameter in clip.named_parameters()
     )
@@ -112,5 +112,5 @@ def side_of(name: str) -> Side | None:
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name in a model into which nothing was grown."""
+    """Return the name of a parameter in the model without grown modules."""
     return re.sub(r"parametrizations\.(\w+)\.original$", r"\1", name)

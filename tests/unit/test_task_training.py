@@ -10,8 +10,8 @@ import pytest
 
 from everclip.contracts import Phase
 from everclip.errors import ConfigError
-from everclip.methods.pace import check_names, paced, unused
 from everclip.methods.settings import TaskTraining
+from everclip.methods.task_training import check_names, unused, with_task_training
 from everclip.run import Run
 from everclip.training.progress import Progress
 
@@ -22,7 +22,7 @@ def tasks(*names: str) -> Any:
 
 def rate(name: str, *keys: str) -> float | None:
     settings = {key: TaskTraining(lr=0.1 * (1 + number)) for number, key in enumerate(keys)}
-    return paced(Phase("train", {}), tasks(name)[0], settings).lr
+    return with_task_training(Phase("train", {}), tasks(name)[0], settings).lr
 
 
 def test_a_name_is_found_whatever_its_case_and_the_exact_one_wins() -> None:

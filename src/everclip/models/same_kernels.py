@@ -1,4 +1,4 @@
-"""Encoding without gradient by the kernels that are used with one."""
+"""Encode without gradients, with the kernels of training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 
 @contextmanager
-def exactly() -> Iterator[None]:
-    """No gradient, and the same kernels as the student's: torch's inference path of attention rounds differently."""
+def same_kernels_as_training() -> Iterator[None]:
+    """Turn off gradients but keep the kernels of training: torch's fast path of attention rounds differently."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
