@@ -128,6 +128,7 @@ def test_weights_with_a_head_beside_the_model_say_what_to_leave_out(tmp_path: Pa
     (tmp_path / "open_clip_config.json").write_text((BUILTIN / "open_clip_config.json").read_text())
     save_file(state, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(
-        ConfigError, match=r"holds all weights of the model, and 1 besides.*startswith\('classifier\.'\)"
+        ConfigError,
+        match=r"holds all weights of the model, and 1 that the model does not have.*startswith\('classifier\.'\)",
     ):
         load_backbone(BackboneConfig(name=str(tmp_path)), None)

@@ -60,9 +60,9 @@ def test_newer_weights_replace_older_ones_and_names_are_kept_apart() -> None:
     one, _ = service()
     for key in ("first", "second", "first"):
         one.texts(Words(key).encoder, TEXTS)
-        assert len(one.held()) == 1
+        assert len(one.cached()) == 1
     one.texts(Words("first", name="teacher initial").encoder, TEXTS)
-    assert len(one.held()) == 2
+    assert len(one.cached()) == 2
 
 
 def test_the_least_recently_used_features_go_where_memory_is_full() -> None:
@@ -73,11 +73,11 @@ def test_the_least_recently_used_features_go_where_memory_is_full() -> None:
     one.texts(words[1].encoder, TEXTS)
     one.texts(words[0].encoder, TEXTS)
     one.texts(words[2].encoder, TEXTS)
-    assert [slot[1] for slot in one.held()] == ["0", "2"]
+    assert [slot[1] for slot in one.cached()] == ["0", "2"]
     one.texts(words[0].encoder, TEXTS, pinned=True)
     one.texts(words[1].encoder, TEXTS)
-    assert [slot[1] for slot in one.held()] == ["0", "1"], "what is pinned stays"
-    assert sum(one.held().values()) <= 2 * size
+    assert [slot[1] for slot in one.cached()] == ["0", "1"], "what is pinned stays"
+    assert sum(one.cached().values()) <= 2 * size
 
 
 def test_what_memory_cannot_hold_is_mapped_from_a_file_until_it_is_released(tmp_path: Path) -> None:

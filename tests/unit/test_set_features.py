@@ -86,7 +86,7 @@ def test_what_is_remembered_depends_on_weights_architecture_transform_method_and
     others = {**keys, "image": "other weights"}
     one.images(method, others, tick)
     assert service.encoded == 18
-    assert len(service.held()) == 1, "what other weights made is forgotten"
+    assert len(service.cached()) == 1, "what other weights made is forgotten"
     # The same keys, but another architecture.
     monkeypatch.setattr(type(method.backbone.clip), "extra_repr", lambda self: "another activation")
     one.images(method, others, tick)
@@ -172,7 +172,7 @@ def test_captions_of_all_sets_are_encoded_once_under_their_tower(
     assert asked == [distinct]
     one.texts(method, {**keys, "text": "other weights"})
     assert asked == [distinct, distinct]
-    assert len(service.held()) == 1
+    assert len(service.cached()) == 1
 
 
 def test_banks_are_remembered_by_space_as_long_as_the_text_tower_stays(

@@ -47,7 +47,7 @@ def rows_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[
     def row(*arguments: Any) -> Any:
         handed.append(0)
         rows.append(measure(*arguments))
-        kept.append(sum(size for slot, size in features.held().items() if slot[0] == "image"))
+        kept.append(sum(size for slot, size in features.cached().items() if slot[0] == "image"))
         return rows[-1]
 
     monkeypatch.setattr(service, "joined", handing)

@@ -180,8 +180,8 @@ class FeatureService:
         """Return the features of blocks of pixels or token ids, computed by this process alone; nothing is cached."""
         return joined([reduce(encoder.encode(block)) for block in inputs])
 
-    def held(self) -> dict[Slot, int]:
-        """Return what is remembered, the least recently used first -> its bytes in memory."""
+    def cached(self) -> dict[Slot, int]:
+        """Return the slots in the cache, the least recently used first -> bytes in memory."""
         return {slot: entry.bytes for slot, entry in self._entries.items()}
 
     def release(self, keep: Callable[[str], bool] = lambda name: False) -> None:

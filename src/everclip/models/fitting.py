@@ -93,7 +93,7 @@ def _check_names(clip: Clip, state: State, path: Path) -> None:
     if not missing and not any(".lora_" in name for name in unexpected):
         first = unexpected[0].partition(".")[0]
         raise ConfigError(
-            f"backbone: {path} holds all weights of the model, and {len(unexpected):,} besides that it does not have: "
+            f"backbone: {path} holds all weights of the model, and {len(unexpected):,} that the model does not have: "
             f"{unexpected[:5]}{_more(unexpected)}. Remove them from the file, in Python: state = "
             f"{{k: v for k, v in state.items() if not k.startswith({first + '.'!r})}}; or is backbone.name another "
             "architecture?"

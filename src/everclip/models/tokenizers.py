@@ -40,7 +40,7 @@ _ENOUGH = (
 
 
 def default_tokenizer() -> Tokenise:
-    """Return the tokenizer that most models of open_clip have, for what is asked before a model is chosen."""
+    """Return the tokenizer of most open_clip models, for use before a model is chosen."""
     tokenizer: Tokenise = SimpleTokenizer()
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""What lies between the pixels and the embedding of open_clip's vision transformer."""
+"""The tokens inside open_clip's vision transformer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everclip.models.clip import Clip
 
 
 def is_vision_transformer(clip: Clip) -> bool:
-    """Whether the image tower is open_clip's vision transformer; others (timm, ResNet) have no such tokens."""
+    """Return whether the image tower is open_clip's vision transformer; others (timm, ResNet) lack these tokens."""
     return isinstance(clip.visual, VisionTransformer)
 
 
@@ -21,7 +21,7 @@ def early_tokens(clip: Clip, pixels: torch.Tensor, block: int) -> torch.Tensor:
     Args:
         clip: the model.
         pixels: `(N, 3, S, S)`.
-        block: 0-based; the blocks before it are run.
+        block: 0-based; only the blocks before it run.
     """
     tower: Any = clip.visual
     tokens: torch.Tensor = tower._embeds(pixels.to(tower.conv1.weight.dtype))
