@@ -132,7 +132,7 @@ def test_processes_share_the_blocks_of_one_process(
     assert [one.progress(1) for one in parts] == [(min(9, 3 * world), 9)] * world
     blocks = {}
     for one in parts:
-        made = list(service._encoded(encoder, alone._pictures, one.mine))
+        made = list(service._encode(encoder, alone._pictures, one.mine))
         blocks |= {part.start: features["embedding"] for part, features in zip(one.mine, made, strict=True)}
     joined = torch.cat([blocks[start] for start in (0, 3, 6)])
     assert torch.equal(joined[alone._rows["second"]], expected["second"]["embedding"])
