@@ -13,7 +13,9 @@ from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Task
 from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
-from everclip.errors import DataError
+from everclip.features.encoder import image_encoder
+from everclip.features.pictures import Pictures
+from everclip.features.service import FeatureService
 from everclip.methods import replayed
 from everclip.methods.build import build_method
 from everclip.methods.penalties.lwf import MEMORY
@@ -98,20 +100,19 @@ def test_classes_so_far_are_learned_together_or_captions_where_a_stored_sample_h
     assert replayed.mix(task, task.classes, tables[1], labels, Past()).classes == (*CLASSES, again)
 
 
-def test_embeddings_are_those_of_each_picture_whatever_the_blocks(
-    tables: tuple[Table, Table], micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_embeddings_are_those_of_each_image_whatever_the_blocks(
+    tables: tuple[Table, Table], micro_folder: Path
 ) -> None:
     method: Any = build_method(MethodConfig(), load_backbone(str(micro_folder / "model"))).eval()
     store, table = ImageStore(), tables[0]
     pixels = torch.stack([method.backbone.preprocess(store.get(table, i)) for i in range(len(table))])
     with torch.no_grad():
-        wanted = method.encode_images(pixels)["embedding"]
+        expected = method.encode_images(pixels)["embedding"]
+    encoder = image_encoder(method, method.encoder_keys())
     for size, workers in ((256, 1), (30, 0), (7, 1), (7, 3), (1, 2)):
-        monkeypatch.setattr(replayed, "BLOCK", size)
-        assert torch.allclose(replayed.embed(method, table, workers), wanted, atol=1e-6)
-    assert torch.allclose(replayed.embed(method, table), wanted, atol=1e-6)
-    with pytest.raises(DataError, match="there is no picture to encode"):
-        replayed.embed(method, table.select([]))
+        service = FeatureService(store, workers)
+        embeddings = service.images(encoder, Pictures.of(table), block=size)["embedding"]
+        assert torch.allclose(embeddings, expected, atol=1e-6)
 
 
 def test_joint_learns_the_task_and_the_base_in_one_phase(
