@@ -1,5 +1,6 @@
 """The slots: exactly what is named trains, merging and penalties do what their papers say, counts are counts."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
 from everclip.methods.base import HOOKS, Method
 from everclip.methods.build import build_method
-from everclip.methods.settings import MethodSettings
+from everclip.methods.settings import MethodSettings, SlotSettings
 from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import load_backbone
 from everclip.models.modules.short_texts import needed_tokens
@@ -343,6 +344,38 @@ def test_places_of_the_buffer_are_shared_among_classes_or_tasks(
 def test_a_method_overrides_the_hook_and_not_what_calls_it(hook: str) -> None:
     with pytest.raises(ConfigError, match=rf"Own\.{hook} overrides .*; rename it to {HOOKS[hook]}"):
         type("Own", (SlotMethod,), {hook: lambda self, *given: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("on_task_begin", "is not a hook, so nothing calls it. Did you mean 'on_begin_task'"),
+        ("settle_teacher", "has no effect; it is called prepare_teacher now"),
+        ("held_in_task", "has no effect; it is called task_memory now"),
+    ],
+)
+def test_a_function_that_nothing_calls_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Own\.{name} {re.escape(said)}"):
+        type("Own", (SlotMethod,), {name: lambda self, *given: None})
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("_trainable", [], "Own._trainable has no effect; it is called trainable now"),
+        ("trainable", ["visual.proj"], "Own.trainable names 'visual.proj', which is not a parameter"),
+    ],
+)
+def test_what_trains_must_be_named_as_it_is_read(
+    attribute: str, value: list[str], said: str, micro_folder: Path, task: Task
+) -> None:
+    class Own(SlotMethod):
+        def on_begin_task(self, task: Task, past: Past) -> None:
+            setattr(self, attribute, value)
+
+    method = Own(load_backbone(str(micro_folder / "model")), SlotSettings())
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        method.begin_task(task, Past())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Your own method subclasses `Method`, or `everclip.methods.slots.SlotMethod` for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar, final
 
 import torch
@@ -25,7 +25,7 @@ from everclip.contracts import (
     Task,
     Validate,
 )
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, did_you_mean
 from everclip.methods import merge
 from everclip.methods.cost import TaskMemory, count_cost
 from everclip.methods.frozen import cached_columns, eval_frozen_towers
@@ -50,6 +50,40 @@ HOOKS = {
 }
 """Function that the learner calls -> the hook that a method overrides instead."""
 
+RENAMED = {
+    "_trainable": "trainable",
+    "held_in_task": "task_memory",
+    "settle_teacher": "prepare_teacher",
+}
+"""Old name -> new name of what a method sets or overrides; under the old name it would have no effect."""
+
+
+def _refuse_without_effect(cls: type) -> None:
+    """Refuse functions of a subclass that nothing calls.
+
+    Raises:
+        ConfigError: with the name to use instead.
+    """
+    for name, hook in HOOKS.items():
+        if name in vars(cls):
+            raise ConfigError(
+                f"method: {cls.__name__}.{name} overrides a function that the learner calls; rename it to {hook}, "
+                "without the call of super()."
+            )
+    _refuse_renamed(cls.__name__, vars(cls))
+    for name in vars(cls):
+        if name.startswith("on_") and name not in HOOKS.values():
+            raise ConfigError(
+                f"method: {cls.__name__}.{name} is not a hook, so nothing calls it."
+                f"{did_you_mean(name, HOOKS.values())} If it is a function of your own, start its name with `_`."
+            )
+
+
+def _refuse_renamed(kind: str, given: Container[str]) -> None:
+    for old, new in RENAMED.items():
+        if old in given:
+            raise ConfigError(f"method: {kind}.{old} has no effect; it is called {new} now. Rename it.")
+
 
 class Method(Predicting):
     """How to learn a task and how to predict.
@@ -73,7 +107,8 @@ class Method(Predicting):
             process.
 
     Raises:
-        ConfigError: if a subclass overrides a function of `HOOKS` instead of its hook.
+        ConfigError: if a subclass overrides a function of `HOOKS` instead of its hook, or has a function that
+            nothing calls: an unknown `on_...`, or an old name of `RENAMED`.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
@@ -84,12 +119,7 @@ class Method(Predicting):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, hook in HOOKS.items():
-            if name in vars(cls):
-                raise ConfigError(
-                    f"method: {cls.__name__}.{name} overrides a function that the learner calls; rename it to {hook}, "
-                    "without the call of super()."
-                )
+        _refuse_without_effect(cls)
         if "forward" in vars(cls):
             cls.reads_embeddings = vars(cls).get("reads_embeddings", False)
             cls.contrasts = vars(cls).get("contrasts", False)
@@ -168,9 +198,20 @@ class Method(Predicting):
         """Prepare the slots, if the method has any."""
 
     def mark_trainable(self) -> None:
-        """Require gradients of the parameters in `trainable`, and of no others."""
-        chosen = set(self.trainable)
-        for name, parameter in self.named_parameters():
+        """Require gradients of the parameters in `trainable`, and of no others.
+
+        Raises:
+            ConfigError: if a method sets `trainable` under its old name, or names a parameter that it does not have.
+        """
+        kind = type(self).__name__
+        _refuse_renamed(kind, vars(self))
+        chosen, known = set(self.trainable), dict(self.named_parameters())
+        if missing := sorted(chosen - known.keys()):
+            raise ConfigError(
+                f"method: {kind}.trainable names {missing[0]!r}, which is not a parameter of it."
+                f"{did_you_mean(missing[0], known)} The names are those of self.named_parameters()."
+            )
+        for name, parameter in known.items():
             parameter.requires_grad_(name in chosen)
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
