@@ -33,7 +33,7 @@ def test_damaged_features_in_the_cache_are_encoded_again_and_the_result_says_so(
     settings = ("method=zero-shot", f"evaluation.cache={cache}")
     whole = everclip.execute(micro_config("single", *settings, output="first"))
     assert [event for event in whole.events if event.kind == "damaged cache"] == []
-    (file,) = cache.glob("*.safetensors")
+    (file,) = cache.glob("features-image-*.safetensors")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     again = everclip.execute(micro_config("single", *settings, output="second"))
     assert [event.kind for event in again.events if file.name in event.message] == ["damaged cache"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,24 @@ def test_features_without_numbers_go_into_a_file_too(tmp_path: Path) -> None:
     one, _ = service(shared=tmp_path)
     found, _ = one.texts(Words(width=0).encoder, TEXTS)
     assert found["embedding"].shape == (3, 0)
+
+
+def test_what_grew_since_is_forgotten_after_a_task_and_what_is_asked_again_stays(tmp_path: Path) -> None:
+    for shared in (None, tmp_path):
+        one, _ = service(shared=shared)
+        for task in range(5):
+            one.texts(Words("frozen").encoder, TEXTS)
+            one.texts(Words(str(task)).encoder, [f"of task {i}" for i in range(task + 1)])
+            one.release()
+        assert len(one.cached()) == 2
+
+
+def test_features_of_weights_on_the_way_do_not_fill_the_folder_of_all_runs(tmp_path: Path) -> None:
+    one, _ = service(shared=tmp_path)
+    words = Words()
+    found, _ = one.texts(replace(words.encoder, lasting=False), TEXTS)
+    assert list(tmp_path.iterdir()) == []
+    assert len(found["embedding"]) == words.blocks[0] == 3
 
 
 def test_nothing_is_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -143,7 +144,7 @@ def correct(
     """Return `(N,)` bool: whether the best class of `space` is the one in the row's column `class_key`."""
     keys = keys or method.encoder_keys()
     bank = features.bank(method, keys["text"], space)
-    encoder, pictures = image_encoder(method, keys), Pictures.of(table)
+    encoder, pictures = replace(image_encoder(method, keys), lasting=False), Pictures.of(table)
 
     def scores(block: Features) -> Features:
         with torch.inference_mode():
@@ -166,7 +167,10 @@ def recalls(
     method: Predictor, tables: Mapping[str, Table], features: FeatureService, keys: Keys
 ) -> dict[str, float]:
     """Return the mean recall at 1 of each table, among the pictures and captions of all of them."""
-    images_of, texts_of = image_encoder(method, keys), text_encoder(method, keys)
+    images_of, texts_of = (
+        replace(image_encoder(method, keys), lasting=False),
+        replace(text_encoder(method, keys), lasting=False),
+    )
     images = {n: features.images(images_of, Pictures.of(table))["embedding"] for n, table in tables.items()}
     sets = {name: EvalSet(name, "retrieval", table) for name, table in tables.items()}
     texts = {}

@@ -29,6 +29,7 @@ class Encoder:
         key: a hash of the weights, the architecture, the transform and everything else that features depend on.
         prepare: an image to pixels `(3, S, S)`, or a list of texts to token ids `(N, L)`.
         encode: pixels `(N, 3, S, S)` or token ids `(N, L)` to features `(N, ...)`, float32 on the CPU, no gradient.
+        lasting: whether the shared folder keeps its features; no other run has the weights in the middle of learning.
     """
 
     side: Side
@@ -36,6 +37,7 @@ class Encoder:
     key: str
     prepare: Callable[[Any], torch.Tensor]
     encode: Callable[[torch.Tensor], Features]
+    lasting: bool = True
 
 
 def image_encoder(method: Predictor, keys: Mapping[str, str], known_task: int | None = None) -> Encoder:

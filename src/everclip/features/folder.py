@@ -38,7 +38,6 @@ class FeatureFolders:
         self.own: Path | None = None
         self.say: Callable[[str], None] = lambda message: None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._temporary_path = Path()
         self._noted_unwritable = False
 
     def keep_in(self, own: Path | None, settings: EvaluationConfig, say: Callable[[str], None]) -> None:
@@ -87,10 +86,8 @@ class FeatureFolders:
             return self.own / name
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="everclip-features-")
-            # The first process writes and all read, so all must use its folder.
-            shared_name = from_first(self._temporary.name) if together else self._temporary.name
-            self._temporary_path = Path(shared_name)
-        return self._temporary_path / name
+        # The first process writes and all read, so all must use its folder.
+        return Path(from_first(self._temporary.name) if together else self._temporary.name) / name
 
     def stored(self, path: Path, count: int, together: bool) -> Features | None:
         """Return the features of a file, memory-mapped; `None` if it is missing or damaged."""
@@ -127,9 +124,11 @@ class FeatureFolders:
 
     def clear(self, keep: Collection[str]) -> None:
         """Remove the run's own files, except those in `keep`."""
-        if self._temporary is not None and not any((self._temporary_path / name).is_file() for name in keep):
-            self._temporary.cleanup()
-            self._temporary = None
+        if self._temporary is not None:
+            place = Path(self._temporary.name)
+            if not any((place / name).is_file() for name in keep):
+                self._temporary.cleanup()
+                self._temporary = None
         if is_first() and self.own is not None and self.own.is_dir():
             for file in self.own.glob(f"{PREFIX}*{ENDING}"):
                 if file.name not in keep:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from everclip.contracts import Features, LabelSpace
 from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.order import key_of
-from everclip.distributed import gather_objects, rank, world
+from everclip.distributed import from_first, gather_objects, rank, world
 from everclip.features.encoder import Encoder
 from everclip.features.encoding import BLOCK, Reduce, decoded, joined, measuring
 from everclip.features.folder import FeatureFolders
@@ -71,6 +72,7 @@ class FeatureService:
         self.folders = FeatureFolders()
         self.encoded = 0
         self._entries: OrderedDict[Slot, _Entry] = OrderedDict()
+        self._used: set[Slot] = set()
         self._banks: OrderedDict[tuple[str, LabelSpace], Features] = OrderedDict()
 
     # -- features ---------------------------------------------------------------------------------------------
@@ -185,10 +187,14 @@ class FeatureService:
         return {slot: entry.bytes for slot, entry in self._entries.items()}
 
     def release(self, keep: Callable[[str], bool] = lambda name: False) -> None:
-        """Discard pinned features and the run's own files, except those of encoders for whose name `keep` is true."""
+        """Discard pinned features and the run's own files, except those of encoders for whose name `keep` is true.
+
+        Features that were not used since the last release are discarded, too: validation sets grow with every task.
+        """
         for slot, entry in list(self._entries.items()):
-            if entry.pinned and not keep(slot[1]):
+            if not keep(slot[1]) if entry.pinned else slot not in self._used:
                 del self._entries[slot]
+        self._used.clear()
         in_use = {
             self.folders.file_of(*slot, entry.key) for slot, entry in self._entries.items() if entry.mapped
         }
@@ -197,6 +203,7 @@ class FeatureService:
     def close(self) -> None:
         """Discard everything and remove the run's own files; shared files stay."""
         self._entries.clear()
+        self._used.clear()
         self._banks.clear()
         self.folders.clear(())
 
@@ -215,11 +222,15 @@ class FeatureService:
     ) -> Features:
         """Return features from memory, else by `_load_or_encode`."""
         slot = (encoder.side, encoder.name, inputs, block)
+        self._used.add(slot)
+        # The key of the first process: running statistics of batch norms differ between processes.
+        key = from_first(encoder.key) if together else encoder.key
         entry = self._entries.get(slot)
-        if entry is None or entry.key != encoder.key:
+        cached = _in_all(entry is not None and entry.key == key, together)
+        if entry is None or not cached:
             self._entries.pop(slot, None)
-            features, mapped = self._load_or_encode(slot, encoder.key, count, make, tick, together)
-            entry = self._entries[slot] = _Entry(encoder.key, features, mapped, pinned)
+            features, mapped = self._load_or_encode(slot, key, encoder.lasting, count, make, tick, together)
+            entry = self._entries[slot] = _Entry(key, features, mapped, pinned)
             self._make_room(0)
         elif pinned and not entry.pinned:
             entry = self._entries[slot] = _Entry(entry.key, entry.features, entry.mapped, pinned)
@@ -230,6 +241,7 @@ class FeatureService:
         self,
         slot: Slot,
         key: str,
+        lasting: bool,
         count: int,
         make: Callable[[Sequence[range]], Iterator[Features]],
         tick: Tick,
@@ -237,7 +249,7 @@ class FeatureService:
     ) -> tuple[Features, bool]:
         """Return features, and whether they are mapped: from the shared folder, or encoded by all processes."""
         name = self.folders.file_of(*slot, key)
-        path = self.folders.shared_file(name)
+        path = self.folders.shared_file(name) if lasting else None
         if path is not None and (stored := self.folders.stored(path, count, together)) is not None:
             return stored, True
         parts = _Parts(count, slot[3], together)
@@ -248,7 +260,7 @@ class FeatureService:
                 own = next(mine) if done <= len(parts.mine) else None
                 every = gather_objects(own) if together else [own]
                 some = joined([part for part in every if part is not None])
-                sink = sink or self._sink(name, shapes_of(some, count), together)
+                sink = sink or self._sink(name, path, shapes_of(some, count), together)
                 sink.put(some)
                 tick(*parts.progress(done))
         except BaseException:
@@ -262,12 +274,11 @@ class FeatureService:
             self.folders.after_write(sink.path, sink.problem)
         return features, isinstance(sink, InFile)
 
-    def _sink(self, name: str, shapes: Shapes, together: bool) -> InMemory | InFile:
-        """Return the collector of features: a shared file, else memory, else a file of the run."""
-        path = self.folders.shared_file(name)
+    def _sink(self, name: str, path: Path | None, shapes: Shapes, together: bool) -> InMemory | InFile:
+        """Return the collector of features: the shared file `path`, else memory, else a file of the run."""
         if path is not None and (file := self.folders.open_shared(path, shapes, together)) is not None:
             return file
-        if self._make_room(size_of(shapes)):
+        if _in_all(self._make_room(size_of(shapes)), together):
             return InMemory(shapes)
         return InFile(self.folders.own_file(name, together), shapes, together)
 
@@ -309,6 +320,11 @@ class _Parts:
     def progress(self, rounds: int) -> tuple[int, int]:
         """Return the number of inputs that are encoded after some rounds, and the number of all."""
         return min(self._count, rounds * self._block * self._world), self._count
+
+
+def _in_all(holds: bool, together: bool) -> bool:
+    """Return whether something holds in all processes that share the work; if they differed they would deadlock."""
+    return all(gather_objects(holds)) if together else holds
 
 
 def _bytes(features: Features) -> int:
