@@ -1,11 +1,11 @@
-"""The registry of metrics: one record each, which results, reports, comparisons and docs read.
+"""The registry of metrics: one record per metric, read by results, reports, comparisons and docs.
 
-A metric is a function with the decorator `metric`. No other place is edited: the built-in ones are in
-`everclip.evaluation.metrics`, those of other packages in modules named by an entry point in the group
-`everclip.metrics`, and a script of one's own imports its module before it runs, reports or compares.
+A metric is a function with the decorator `metric`; nothing else needs to be edited. Built-in metrics are in
+`everclip.evaluation.metrics`. Other packages name their modules by an entry point in the group `everclip.metrics`. A
+script imports its module before it runs, reports or compares.
 
-Nothing heavy is imported here, and modules that register metrics import torch inside their functions: reports and
-comparisons need the words alone.
+This module imports nothing heavy, and modules that register metrics import torch inside their functions: reports and
+comparisons only need the texts.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from typing import Any, Literal, TypeVar, get_args
 from everclip.errors import ConfigError, did_you_mean
 
 Kind = Literal["classification", "retrieval", "stream", "space", "spaces", "cost"]
-"""Of what a metric is one, which decides what its function takes and returns.
+"""What a metric measures. This decides what its function takes and returns.
 
 * `classification`, `retrieval`: one evaluation set at one row (`classification.py`, `retrieval.py`);
 * `stream`: evaluation sets over the rows of a run (`matrix.py`, `sets.py`);
 * `space`: the embeddings of images or texts, `spaces`: of both (`space.py`);
-* `cost`: what a run cost (`cost.py`).
+* `cost`: the cost of a run (`cost.py`).
 
 The files are in `everclip.evaluation.metrics`; each says what its functions take.
 """
 
 Unit = Literal["percent", "points", "ratio", "number", "degrees", "rank", "seconds"]
-"""How a value is shown: a share in [0, 1] as percent, a difference of shares as points, anything else as it is."""
+"""How a value is shown: a share in [0, 1] as percent, a difference of shares as points, any other value as it is."""
 
 Interval = Literal["wilson", "bootstrap", "none"]
 
 Sets = Literal["task", "known", "retention", "old", "new", "everything"]
 """The evaluation sets that a metric of a stream reads: a group of columns under the headline's protocol, or a part of
-what is scored together (`everclip.evaluation.together`)."""
+the sets that are scored together (`everclip.evaluation.old_and_new`)."""
 
 Need = Literal["rows", "matrix", "two tasks", "tasks", "known", "retention", "together", "fixed answers"]
-"""What a stream must have for a metric to be defined; `everclip.report.undefined` says in words what is missing."""
+"""What a stream must have so that a metric is defined; `everclip.report.undefined` says in words what is missing."""
 
 PACKAGE = "everclip.evaluation.metrics"
 GROUP = "everclip.metrics"
 
 AUTO = "auto"
-"""The headline metric that is each column's own, for streams whose tasks are of several kinds."""
+"""The headline metric for streams with tasks of several kinds: each column shows the default metric of its kind."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,22 +57,22 @@ class Metric:
     """One metric.
 
     Attributes:
-        name: what results call it. `{k}` in it stands for a cut-off: one metric for each of `evaluation.top_k`.
-        function: computes it; what it takes and returns depends on `kind`.
-        kind: of what it is a metric.
-        label: what people call it, at the head of a column.
-        meaning: what it says, in one plain sentence.
-        formula: the formula under the name the field uses. `R[i, j]` is the score after task `i` on task `j`, both from
-            1; `R0` is row 0; `T` is the number of tasks; `Z` and `K` are scores of retention and known sets.
-        unit: of its values.
-        higher_is_better: `None` where neither is.
-        interval: of one set: Wilson for hits, a bootstrap over items for other means; of a stream: a bootstrap over the
-            items of its sets, or none.
+        name: its name in results. `{k}` in it stands for a cut-off: one metric for each value of `evaluation.top_k`.
+        function: computes it; arguments and return value depend on `kind`.
+        kind: what it measures.
+        label: its name for people, as a column heading.
+        meaning: what it means, in one plain sentence.
+        formula: the formula, with the name that the field uses. `R[i, j]` is the score on task `j` after task `i`, both
+            from 1; `R0` is row 0; `T` is the number of tasks; `Z` and `K` are scores of retention and known sets.
+        unit: the unit of its values.
+        higher_is_better: `None` if neither direction is better.
+        interval: for one set: Wilson for hits, a bootstrap over items for other means. For a stream: a bootstrap over
+            the items of its sets, or none.
         pooled: whether its value over several sets is its mean over all their items (metrics of a set).
         sets: the sets that it reads (metrics of a stream).
-        needs: what must be there for it to be defined (metrics of a stream).
-        shown: its place among the columns of a comparison (metrics of a stream), or among the figures of a report
-            (metrics of a space); `None` leaves it to the report's table and to the results.
+        needs: what must exist for it to be defined (metrics of a stream).
+        shown: its position among the columns of a comparison (metrics of a stream), or among the figures of a report
+            (metrics of a space). With `None` it appears only in the report's table and in the results.
     """
 
     name: str
@@ -91,17 +91,17 @@ class Metric:
 
     @property
     def key(self) -> str:
-        """The name in a comparison, where every number is that of the last row: `known` for `known_last`."""
+        """The name in a comparison, where all values are from the last row: `known` for `known_last`."""
         return self.name.removesuffix("_last") if self.label.endswith(", last") else self.name
 
     @property
     def heading(self) -> str:
-        """The label in a comparison, where every number is that of the last row."""
+        """The label in a comparison, where all values are from the last row."""
         return self.label.removesuffix(", last")
 
     @property
     def direction(self) -> str:
-        """`higher`, `lower`, or nothing where neither is better."""
+        """`higher` or `lower`; empty if neither direction is better."""
         return {True: "higher", False: "lower", None: ""}[self.higher_is_better]
 
     def at(self, k: int) -> Metric:
@@ -129,10 +129,10 @@ def metric(
     needs: tuple[Need, ...] = (),
     shown: int | None = None,
 ) -> Callable[[F], F]:
-    """Register the decorated function as a metric; the arguments are those of `Metric`.
+    """Register the decorated function as a metric. The arguments are those of `Metric`.
 
     Raises:
-        ConfigError: if the name is taken, or a value is none of those allowed.
+        ConfigError: if the name is already registered, or a value is not allowed.
     """
     for field, value, allowed in (
         ("kind", kind, get_args(Kind)),
@@ -147,9 +147,9 @@ def metric(
             )
 
     def register(function: F) -> F:
-        taken = _registered.get(name)
-        if taken is not None:
-            where = getattr(taken.function, "__module__", "another module")
+        existing = _registered.get(name)
+        if existing is not None:
+            where = getattr(existing.function, "__module__", "another module")
             raise ConfigError(f"metric {name!r} of {function.__module__} is already registered by {where}.")
         entry = Metric(
             name=name,
@@ -175,7 +175,7 @@ def metric(
 
 
 def metrics(kind: Kind | None = None) -> dict[str, Metric]:
-    """Return all metrics (of one kind) by name: the built-in ones in their order, then those of other packages.
+    """Return all metrics (of one kind) by name: the built-in ones in order, then those of other packages.
 
     Raises:
         ConfigError: if a module named by an entry point cannot be imported.
@@ -185,14 +185,14 @@ def metrics(kind: Kind | None = None) -> dict[str, Metric]:
 
 
 def _order(entry: Metric) -> tuple[bool, str]:
-    """Built-in metrics stand first, by file; whatever was imported first, results hold them in one order."""
+    """Return the sort key: built-in metrics first, by file. So the order does not depend on the order of imports."""
     module = entry.function.__module__
     built_in = module.startswith(f"{PACKAGE}.")
     return not built_in, module if built_in else ""
 
 
 def find(name: str, kind: Kind | None = None) -> Metric | None:
-    """Return a metric by the name that results give it (`mean_r5` is `mean_r{k}` at 5); `None` for a foreign name."""
+    """Return a metric by its name in results (`mean_r5` is `mean_r{k}` at 5); `None` if there is none."""
     _load()
     exact = _registered.get(name)
     if exact is not None and "{k}" not in name:
@@ -200,26 +200,26 @@ def find(name: str, kind: Kind | None = None) -> Metric | None:
     for entry in _registered.values():
         if "{k}" in entry.name and kind in (None, entry.kind):
             before, _, after = entry.name.partition("{k}")
-            found = re.fullmatch(rf"{re.escape(before)}([1-9]\d*){re.escape(after)}", name)
-            if found:
-                return entry.at(int(found[1]))
+            match = re.fullmatch(rf"{re.escape(before)}([1-9]\d*){re.escape(after)}", name)
+            if match:
+                return entry.at(int(match[1]))
     return None
 
 
 def get(name: str, kind: Kind | None = None) -> Metric:
-    """Return a metric by the name that results give it.
+    """Return a metric by its name in results.
 
     Raises:
-        ConfigError: if there is none; names the closest.
+        ConfigError: if there is none; suggests the closest name.
     """
-    found = find(name, kind)
-    if found is None:
+    entry = find(name, kind)
+    if entry is None:
         raise ConfigError(f"no metric is called {name!r}.{did_you_mean(name, list(metrics(kind)))}")
-    return found
+    return entry
 
 
 def cut(kind: Kind, cut_offs: Sequence[int]) -> Iterator[tuple[Metric, dict[str, int]]]:
-    """Yield the metrics of a kind of set and the arguments of their functions, those with a cut-off first."""
+    """Yield the metrics of one kind with the arguments of their functions; those with a cut-off first."""
     entries = metrics(kind)
     for k in cut_offs:
         yield from ((entry.at(k), {"k": k}) for entry in entries.values() if "{k}" in entry.name)
@@ -227,11 +227,11 @@ def cut(kind: Kind, cut_offs: Sequence[int]) -> Iterator[tuple[Metric, dict[str,
 
 
 def _load() -> None:
-    """Import what registers metrics, once; where a module of another package fails, it is tried again next time."""
+    """Import all modules that register metrics, once. If a module of another package fails, the next call retries."""
     if _loaded:
         return
     folder = importlib.import_module(PACKAGE).__path__
-    for module in sorted(found.name for found in pkgutil.iter_modules(folder)):
+    for module in sorted(info.name for info in pkgutil.iter_modules(folder)):
         importlib.import_module(f"{PACKAGE}.{module}")
     for point in metadata.entry_points(group=GROUP):
         try:

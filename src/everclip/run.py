@@ -260,7 +260,7 @@ class Run(Watcher):
             if self.learner.accelerator.num_processes == 1:
                 self._stop.check()  # several processes stop together, between stages
 
-        for problem in self._recorder.problems(index):
+        for problem in self._recorder.missing_features(index):
             self._event("lost features", problem)
         row, examples = self._recorder.measure(
             self.learner.method,

@@ -17,7 +17,7 @@ from everclip.contracts import ClassEntry, Source, Stream, Task
 from everclip.data.sampling.same_texts import TextKeys, first_same_class, keys_by_text
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
-from everclip.evaluation.same_answers import shared_answers
+from everclip.evaluation.shared_answers import shared_answers
 from everclip.learner import Learner, make_task
 from everclip.learner.learnable import require_learnable
 from everclip.learner.measured import evaluate_model, load_model

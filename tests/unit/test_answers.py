@@ -91,7 +91,7 @@ def test_details_are_those_of_the_headlines_protocol_or_of_the_first() -> None:
         protocols = [SimpleNamespace(name=name) for name in names]
         scenario: Any = SimpleNamespace(protocols=protocols, shown_protocol=shown)
         features: Any = None
-        assert RowScorer(scenario, features, EvaluationConfig(), 0, {}).shown == wanted
+        assert RowScorer(scenario, features, EvaluationConfig(), 0, {}).shown_protocol == wanted
 
 
 @pytest.mark.parametrize("uses", [False, True])

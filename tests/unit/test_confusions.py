@@ -14,11 +14,11 @@ import torch
 from everclip.contracts import ClassEntry
 from everclip.errors import DataError
 from everclip.evaluation.confusions import (
-    MANY,
-    MOST,
+    MANY_CLASSES,
+    MOST_PAIRS,
+    confusions_file,
     count_confusions,
-    file_of,
-    joined,
+    merge_confusions,
     read_confusions,
     to_json,
 )
@@ -48,12 +48,12 @@ def test_counts_and_the_most_frequent_confusion_first() -> None:
 
 
 def test_of_many_classes_only_the_most_frequent_confusions_are_kept() -> None:
-    count = MANY + 150
+    count = MANY_CLASSES + 150
     labels = torch.arange(count).repeat_interleave(2)
     answers = (labels + 1) % count
     answers[0:2] = 5
     found = count_confusions("all", answers, labels, entries(count))
-    assert len(found.wrong) == MOST
+    assert len(found.wrong) == MOST_PAIRS
     assert not found.whole
     assert found.wrong[0][2] == 2
     assert sum(c.n for c in found.classes) == 2 * count
@@ -62,7 +62,7 @@ def test_of_many_classes_only_the_most_frequent_confusions_are_kept() -> None:
 def test_sets_with_the_same_answers_join_by_class() -> None:
     first = count_confusions("all", torch.tensor([1, 1]), torch.tensor([0, 1]), entries(3))
     second = count_confusions("all", torch.tensor([1, 1]), torch.tensor([0, 2]), entries(3))
-    both = joined([first, second])
+    both = merge_confusions([first, second])
     assert {c.key: (c.n, c.right) for c in both.classes} == {"k0": (2, 0), "k1": (1, 1), "k2": (1, 0)}
     assert [(both.classes[t].key, both.classes[a].key, n) for t, a, n in both.wrong] == [
         ("k0", "k1", 2),
@@ -110,7 +110,7 @@ def classified(folder: Path, old: int, count: int, space: str = "all") -> Path:
         for name, values in labels.items():
             answers = torch.where(values == 0, count - 1, values) if row else torch.zeros_like(values)
             held[name] = count_confusions("all", answers, values, entries(count, old))
-        file_of(run, row).write_text(to_json(held), encoding="utf-8")
+        confusions_file(run, row).write_text(to_json(held), encoding="utf-8")
     return run
 
 
@@ -126,8 +126,8 @@ def test_old_and_new_classes_stand_in_one_table_worst_first(tmp_path: Path) -> N
     assert first["change"] == "−100.0"
     assert {row["belongs"].split()[0] for row in rest} == {"old", "new"}
     assert part["pairs"][0] == {"truth": "name 0", "answer": "name 6", "count": "3", "of": "3"}
-    assert part["picture"].name == "confusion"
-    assert "name 0 as name 6 3 of 3" in part["picture"].alt
+    assert part["figure"].name == "confusion"
+    assert "name 0 as name 6 3 of 3" in part["figure"].alt
 
 
 def test_sets_with_answers_of_their_own_stand_apart(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_sets_with_answers_of_their_own_stand_apart(tmp_path: Path) -> None:
 
 def test_many_classes_are_listed_and_not_drawn(tmp_path: Path) -> None:
     (part,) = classes.parts(Run(classified(tmp_path, old=40, count=90)))
-    assert part["picture"] is None
+    assert part["figure"] is None
     assert len(part["rows"]) == classes.LISTED
     assert part["left"] == 90 - classes.LISTED
     write_report(tmp_path)
@@ -146,7 +146,7 @@ def test_many_classes_are_listed_and_not_drawn(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     run = classified(tmp_path, old=2, count=4)
-    file_of(run, 1).write_text(json.dumps({"known": {"classes": 3}}), encoding="utf-8")
+    confusions_file(run, 1).write_text(json.dumps({"known": {"classes": 3}}), encoding="utf-8")
     with pytest.raises(DataError, match=r"001\.classes\.json"):
         read_confusions(run, 1)
 

@@ -16,7 +16,7 @@ import micro
 from everclip.config import EvaluationConfig, TrainingConfig
 from everclip.contracts import ClassEntry, LabelSpace, Past, Progress
 from everclip.evaluation import representation
-from everclip.evaluation.scoring import SCORES, RowScorer
+from everclip.evaluation.scoring import SCORES_UNDER, RowScorer
 from everclip.learner import Learner
 from everclip.methods.losses import class_cross_entropy
 from everclip.models.modules import insert
@@ -59,7 +59,7 @@ def test_a_wrong_answer_is_right_for_no_class() -> None:
         expert_places=dict,
         backbone=SimpleNamespace(logit_scale=torch.tensor(10.0)),
     )
-    images = {SCORES + "all": torch.nn.functional.one_hot(answers, 3).float()}
+    images = {SCORES_UNDER + "all": torch.nn.functional.one_hot(answers, 3).float()}
     features: Any = SimpleNamespace(images=lambda *given, **named: {"set": images}, texts=lambda *given: {})
     result = RowScorer(scenario, features, EvaluationConfig(), 0, {}).row(method, (), lambda *given: None)
     assert result.per_class == {"set": {"k0": 0.0, "k1": 0.5, "k2": 1.0}}

@@ -306,7 +306,7 @@ def test_a_lost_file_of_a_saved_learner_is_named(micro_folder: Path, tmp_path: P
 def test_nothing_is_trained_if_there_is_nothing_to_choose_on(micro_folder: Path) -> None:
     learner = Learner.create(str(micro_folder / "model"), "wise-ft", TRAINING)
     before = state(learner)
-    with pytest.raises(DataError, match="no validation picture to choose on"):
+    with pytest.raises(DataError, match="no validation image to choose on"):
         learner.learn(make_task(rows_of(micro_folder)[:4], validation=0.0))
     assert same(state(learner), before)
     assert learner.learned == set()
@@ -315,7 +315,7 @@ def test_nothing_is_trained_if_there_is_nothing_to_choose_on(micro_folder: Path)
 def test_a_new_task_is_not_merged_by_what_the_past_alone_says(micro_folder: Path) -> None:
     learner = Learner.create(str(micro_folder / "model"), "wise-ft", TRAINING)
     learner.learn(make_task(rows_of(micro_folder), validation=0.3))
-    with pytest.raises(DataError, match="no validation picture to choose on"):
+    with pytest.raises(DataError, match="no validation image to choose on"):
         learner.learn(make_task(rows_of(micro_folder)[:4], validation=0.0))
     assert learner.learned == {0}
 

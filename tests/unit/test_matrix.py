@@ -152,8 +152,8 @@ def test_draws_give_what_each_gives_alone() -> None:
     drawn = generator.random((5, 4, 3))
     held = Cells.of(drawn[0, 0].tolist(), drawn[0, 1:].tolist())
     for name, entry in metrics("stream").items():
-        together = compute(entry, held.holding(drawn))
-        alone = [compute(entry, held.holding(one)) for one in drawn]
+        together = compute(entry, held.with_scores(drawn))
+        alone = [compute(entry, held.with_scores(one)) for one in drawn]
         assert together.shape == (5,), name
         assert together == pytest.approx(np.array(alone), abs=1e-12, nan_ok=True), name
 

@@ -88,20 +88,20 @@ def test_the_space_is_measured_on_what_was_known_else_on_all_and_against_row_0(
     first, second = features(0, sets), features(1, sets)
     before = joined(first, names)
     file = tmp_path / "rows" / "000.features.safetensors"
-    assert own.problems(0) == []
-    assert own.problems(1) == [f"{file} is missing or damaged: changes against row 0 are null"]
+    assert own.missing_features(0) == []
+    assert own.missing_features(1) == [f"{file} is missing or damaged: changes against row 0 are null"]
     found = space_of(own, 0, first)
     assert found == representation.measure(*before, None, sample=20, seed=3)
     kept = load_file(file)
     assert kept.keys() == {"images", "texts"}
     assert torch.equal(kept["images"], before[0])
     assert torch.equal(kept["texts"], before[1])
-    assert own.problems(1) == []
+    assert own.missing_features(1) == []
     later = space_of(own, 1, second)
     assert later == representation.measure(*joined(second, names), before, sample=20, seed=3)
     assert any(value is not None and found[name] is None for name, value in later.items())
     file.write_bytes(b"damaged")
-    assert own.problems(2) != []
+    assert own.missing_features(2) != []
     alone = space_of(own, 2, second)
     assert alone == representation.measure(*joined(second, names), None, sample=20, seed=3)
 
@@ -112,7 +112,7 @@ def test_only_the_first_process_writes_and_only_retrieval_sets_are_measured(tmp_
     assert list((tmp_path / "rows").iterdir()) == []
     classes = recorder(tmp_path, SETS[3:4])
     assert space_of(classes, 0, features(0)) == {}
-    assert classes.problems(1) == []
+    assert classes.missing_features(1) == []
 
 
 def test_examples_are_those_of_lowest_hash_in_the_order_of_their_set() -> None:
@@ -163,7 +163,7 @@ def test_pictures_followed_so_far_keep_their_answers_where_a_scenario_grew(tmp_p
         return Example(column=column, id=name, picture="p", truth="t", answers=answers)
 
     own = recorder(tmp_path, ids={"a": ["1", "2"], "b": ["1"]})
-    found = own.carried([example("a", "1", 0, 1), example("c", "1", 0)])
+    found = own.with_old_answers([example("a", "1", 0, 1), example("c", "1", 0)])
     assert [(e.column, e.id, [a.row for a in e.answers]) for e in found] == [
         ("a", "1", [0, 1]), ("a", "2", []), ("b", "1", []),
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from PIL import Image
 
 from everclip.errors import DataError
 from everclip.evaluation.cells import Cells
-from everclip.evaluation.measurements import TOGETHER, Measurements
+from everclip.evaluation.measurements import OLD_AND_NEW, Measurements
 from everclip.evaluation.results import Column, Event, Example, Score
 from everclip.evaluation.statistics import Interval, wilson
 from everclip.metrics import get, metrics
@@ -25,15 +25,15 @@ from everclip.report.canvas import plain
 from everclip.report.comparison import compared_keys
 from everclip.report.estimates import (
     Estimate,
-    at_end,
+    at_last_row,
     change_since_start,
     estimate,
+    metric_cells,
     metric_of_key,
-    terms,
 )
 from everclip.report.formats import number, points, seconds, span
+from everclip.report.inline_images import inline_image
 from everclip.report.intervals import difference_interval, stratified_bootstrap
-from everclip.report.pictures import inline_picture
 from everclip.report.runs import Run
 from everclip.report.sensitivity import interval_of_cells, read_cells
 from everclip.report.sentences import headline
@@ -103,7 +103,7 @@ def test_figures_are_there_and_not_empty(finished: Path, name: str) -> None:
 def test_headline_follows_the_numbers(finished: Path) -> None:
     run = Run(finished)
     said = headline(run)
-    known, before = estimate(run, terms(run, "known")), estimate(run, terms(run, "known", 0))
+    known, before = estimate(run, metric_cells(run, "known")), estimate(run, metric_cells(run, "known", 0))
     assert known is not None
     assert before is not None
     assert said.startswith("After 5 tasks, finetune finds ")
@@ -162,7 +162,7 @@ def test_one_row_says_what_is_not_defined(tmp_path: Path) -> None:
     assert "not defined" in html
     assert "needs one row per task; this run has 0 of 5" in html
     assert "This run is not finished: 0 of 5 tasks" in html
-    assert html.count("picture missing") == 1
+    assert html.count("image missing") == 1
     assert {path.name for path in (folder / "figures").iterdir()} == {
         "matrix.png",
         "curves.png",
@@ -236,12 +236,12 @@ def test_pictures_come_only_from_the_run_folder(tmp_path: Path) -> None:
     folder = synthetic.write_run(tmp_path / "run", rows=1)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (folder / "text.png").write_text("no picture")
-    assert inline_picture(folder, "../secret.png") is None
-    assert inline_picture(folder, str(tmp_path / "secret.png")) is None
-    assert inline_picture(folder, "text.png") is None
-    assert inline_picture(folder, "missing.png") is None
-    assert inline_picture(folder, "") is None
-    found = inline_picture(folder, "examples/0.png")
+    assert inline_image(folder, "../secret.png") is None
+    assert inline_image(folder, str(tmp_path / "secret.png")) is None
+    assert inline_image(folder, "text.png") is None
+    assert inline_image(folder, "missing.png") is None
+    assert inline_image(folder, "") is None
+    found = inline_image(folder, "examples/0.png")
     assert found is not None
     assert found.startswith("data:image/png;base64,")
 
@@ -249,7 +249,7 @@ def test_pictures_come_only_from_the_run_folder(tmp_path: Path) -> None:
 def test_large_pictures_are_scaled_down(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "big.png")
-    found = inline_picture(tmp_path, "big.png")
+    found = inline_image(tmp_path, "big.png")
     assert found is not None
     assert len(found) < 200_000 < (tmp_path / "big.png").stat().st_size
 
@@ -273,9 +273,9 @@ def test_outcomes_that_do_not_belong_to_the_score_are_not_used(tmp_path: Path) -
 def test_a_report_shows_the_numbers_of_the_result_to_the_last_bit(tmp_path: Path) -> None:
     found, _ = synthetic.results("finetune")
     run = Run(synthetic.write_run(tmp_path, "finetune"))
-    measured = Measurements.of(found).values("task", "known", "retention", *TOGETHER)
+    measured = Measurements.of(found).values("task", "known", "retention", *OLD_AND_NEW)
     for key in compared_keys():
-        value = at_end(run, key, draws=10)
+        value = at_last_row(run, key, draws=10)
         assert value is not None
         assert value.value == measured[metric_of_key(key).name]
 
@@ -384,7 +384,7 @@ def test_the_report_leads_with_everything(finished: Path) -> None:
     assert [len(row["cells"]) for row in table["rows"]] == [3] * 6
     # Old and new are the parts that everything is made of.
     old, new, everything = (
-        estimate(run, terms(run, key)) for key in ("everything_old", "everything_new", "everything")
+        estimate(run, metric_cells(run, key)) for key in ("everything_old", "everything_new", "everything")
     )
     assert old is not None
     assert new is not None
@@ -404,7 +404,7 @@ def test_an_evaluation_set_of_everything_is_taken_where_there_is_one(tmp_path: P
     ]
     folder = synthetic.write_run(tmp_path, rows=6, paired=False, columns=[*found.columns, whole])
     found.model_copy(update={"rows": rows, "columns": [*found.columns, whole]}).write(folder)
-    value = estimate(Run(folder), terms(Run(folder), "everything"))
+    value = estimate(Run(folder), metric_cells(Run(folder), "everything"))
     assert value is not None
     assert (value.value, value.low, value.high) == (0.123, 0.11, 0.14)
 
@@ -446,8 +446,8 @@ def test_an_extended_run_says_which_rows_lack_cells_and_why(tmp_path: Path) -> N
     folder = extended(tmp_path, {1: ("2019", "2020-22"), 2: ("2019", "2020-22")})
     write_report(folder)
     html = page(folder)
-    assert "no task has been followed by another one yet" not in html
-    assert "The rows after 2016, after 2017 lack cells" in html
+    assert "only one task has been learned so far" not in html
+    assert "The following rows lack cells" in html
     assert "checkpoint.keep_rows" in html
     why = why_undefined("average", Run(folder).results)
     assert why.startswith("the run was extended, and the rows after 2016, after 2017 were not measured")
@@ -459,8 +459,8 @@ def test_forgetting_without_any_earlier_cell_says_the_true_reason(tmp_path: Path
     folder = extended(tmp_path, dict.fromkeys(range(1, 5), every))
     write_report(folder)
     html = page(folder)
-    assert "no task has been followed by another one yet" not in html
-    assert "Not defined: the rows after 2016, after 2017, after 2018, after 2019 lack cells" in html
+    assert "only one task has been learned so far" not in html
+    assert "Not defined: the following rows lack cells" in html
 
 
 def test_one_task_alone_and_all_at_once_say_so(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_over_items_without_outcomes_goes_over_seeds_and_says_so(tmp_path: Path)
     assert found.over == "items"
     assert "3 paired seeds" in difference(found, "replay", "known").change.how
     said = [note for note in found.notes if note.startswith("Intervals over items were asked for")]
-    assert any("of Known they are over seeds (replay)" in note for note in said)
+    assert any("those of Known are over seeds (replay)" in note for note in said)
     assert not any("over items" in note for note in compare(runs).notes)
 
 
@@ -383,8 +383,8 @@ def test_parts_of_everything_are_shown_where_the_headline_has_other_answers(tmp_
 @pytest.mark.parametrize(
     ("protocols", "why"),
     [
-        ([{"name": "all", "space": "own"}], "no protocol has the answers of all sets"),
-        ([{"name": "all", "space": "all", "known_task": True}], "no protocol has the answers of all sets"),
+        ([{"name": "all", "space": "own"}], "no protocol has the names of all sets"),
+        ([{"name": "all", "space": "all", "known_task": True}], "no protocol has the names of all sets"),
     ],
 )
 def test_without_common_answers_everything_is_left_out_with_its_reason(
@@ -410,7 +410,7 @@ def test_growing_answers_are_not_compared_with_row_0(tmp_path: Path) -> None:
     )
     assert found.before[0].values["everything"] is None
     assert found.methods[0].values["everything"] is not None
-    assert any("become more with every task" in note for note in found.notes)
+    assert any("more names to choose from after every task" in note for note in found.notes)
 
 
 # -- names ----------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_nothing_to_count() -> None:
 def test_what_fits_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="there are 3 routes"):
         count_routes({"route": torch.tensor([3.0])}, NAMES)
-    with pytest.raises(ValueError, match="5 choices per picture for 2 places"):
+    with pytest.raises(ValueError, match="5 choices per image for 2 places"):
         count_experts({"experts": torch.zeros(1, 5)}, ("0", "1"))
 
 
@@ -91,7 +91,7 @@ def test_results_keep_them(routed: Path) -> None:
 def test_the_report_draws_them(routed: Path) -> None:
     write_report(routed)
     html = (routed / "report.html").read_text()
-    assert html.index("Which way pictures went") < html.index('id="cost"')
+    assert html.index("Routes of images") < html.index('id="cost"')
     assert "<b>odd" not in html
     for name in ("routes", "experts"):
         with Image.open(routed / "figures" / f"{name}.png") as image:
@@ -140,10 +140,10 @@ def test_where_no_route_is_that_of_a_task_none_is_called_right(routed: Path) -> 
     assert route_rows(Run(routed)) == []
     write_report(routed)
     html = (routed / "report.html").read_text()
-    assert "Which way pictures went" in html
+    assert "Routes of images" in html
     assert (routed / "figures" / "routes.png").exists()
     assert "right route" not in html
-    assert "Right is the route" not in html
+    assert "The right route of" not in html
 
 
 def test_a_task_called_as_another_route_has_its_own_by_its_place(routed: Path) -> None:
@@ -159,5 +159,5 @@ def test_a_task_called_as_another_route_has_its_own_by_its_place(routed: Path) -
 def test_a_report_without_routes_says_nothing_of_them(tmp_path: Path) -> None:
     folder = synthetic.write_run(tmp_path / "run", "finetune")
     write_report(folder)
-    assert "Which way pictures went" not in (folder / "report.html").read_text()
+    assert "Routes of images" not in (folder / "report.html").read_text()
     assert not (folder / "figures" / "routes.png").exists()

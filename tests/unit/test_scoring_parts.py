@@ -12,7 +12,7 @@ import torch
 from everclip.config import EvaluationConfig
 from everclip.evaluation.best_answers import best_classes, nearest_captions
 from everclip.evaluation.results import Score
-from everclip.evaluation.scoring import SCORES, measured, scored
+from everclip.evaluation.scoring import SCORES_UNDER, compute_metrics, scores_of_batch
 from everclip.evaluation.statistics import bootstrap_mean, wilson
 from everclip.metrics import Metric, get
 
@@ -23,7 +23,7 @@ def measure(entry: Metric) -> tuple[dict[str, Score], dict[str, torch.Tensor]]:
     """Return the scores and outcomes of a set with classes where this is the only metric."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everclip.evaluation.scoring.cut", lambda kind, top_k: [(entry, {})])
-        return measured("classification", None, CONFIG, 11)  # type: ignore[arg-type]
+        return compute_metrics("classification", None, CONFIG, 11)  # type: ignore[arg-type]
 
 
 def of_values(values: torch.Tensor, interval: Any) -> tuple[Score, dict[str, torch.Tensor]]:
@@ -116,9 +116,9 @@ def test_wide_features_are_left_out_of_what_is_held() -> None:
         wide=("banks",), class_scores=lambda images, space, bank: (images["banks"] * bank + space).double()
     )
     features = {"embedding": torch.ones(2, 3), "banks": torch.full((2, 4), 2.0)}
-    found = scored(method, {"all": (5, 3), "own": (0, 1)}, features)  # type: ignore[dict-item]
-    assert found.keys() == {"embedding", SCORES + "all", SCORES + "own"}
+    found = scores_of_batch(method, {"all": (5, 3), "own": (0, 1)}, features)  # type: ignore[dict-item]
+    assert found.keys() == {"embedding", SCORES_UNDER + "all", SCORES_UNDER + "own"}
     assert found["embedding"] is features["embedding"]
-    assert found[SCORES + "all"].tolist() == [[11.0] * 4] * 2
-    assert found[SCORES + "own"].tolist() == [[2.0] * 4] * 2
-    assert found[SCORES + "all"].dtype == torch.float32
+    assert found[SCORES_UNDER + "all"].tolist() == [[11.0] * 4] * 2
+    assert found[SCORES_UNDER + "own"].tolist() == [[2.0] * 4] * 2
+    assert found[SCORES_UNDER + "all"].dtype == torch.float32

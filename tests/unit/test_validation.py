@@ -118,6 +118,6 @@ def test_captions_and_classes_are_measured_apart_and_weighed_by_their_pictures(
     # No base for classes alone, and no validation pictures of the newest task is an error by its name.
     assert validation_scores(method, tasks[:1], base, features).keys() == {"new"}
     for nothing in (None, base.select([])):
-        with pytest.raises(DataError, match=f"task {tasks[1].name!r}: there is no validation picture"):
+        with pytest.raises(DataError, match=f"task {tasks[1].name!r}: there is no validation image"):
             require_pictures([tasks[0], replace(tasks[1], val=nothing)], base)
     require_pictures([replace(tasks[0], val=None), tasks[1]], None)

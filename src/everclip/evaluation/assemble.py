@@ -1,4 +1,4 @@
-"""From the rows measured so far to the whole typed result: matrix, derived metrics, examples."""
+"""Assemble the typed result from the rows measured so far: matrix, derived metrics, examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from everclip.contracts import EvalSet, Task
 from everclip.evaluation.cells import metric_value
 from everclip.evaluation.headline import metric_of
-from everclip.evaluation.measurements import TOGETHER, Measurements
+from everclip.evaluation.measurements import OLD_AND_NEW, Measurements
 from everclip.evaluation.results import Answer, Column, Example, Matrix, Row, TaskInfo
 from everclip.metrics import get
 
@@ -20,7 +20,7 @@ def column_info(s: EvalSet) -> Column:
 
 
 def task_info(task: Task) -> TaskInfo:
-    """Describe a task as the result names it."""
+    """Describe a task for the result."""
     return TaskInfo(
         index=task.index,
         name=task.name,
@@ -35,8 +35,8 @@ def task_info(task: Task) -> TaskInfo:
 def headline_value(row: Row, column: Column, headline: Mapping[str, str]) -> float | None:
     """Return a column's headline value at a row.
 
-    Columns of another kind than the headline's metric (a retention set that is classified, say) show their own
-    main metric: accuracy, or the mean of Recall@1 both ways.
+    A column that the headline's metric does not fit (such as a retention set with classes) shows the default metric of
+    its kind: accuracy, or the mean of Recall@1 in both directions.
     """
     scores = row.scores.get(column.name, {}).get(headline["protocol"])
     if scores is None:
@@ -46,7 +46,7 @@ def headline_value(row: Row, column: Column, headline: Mapping[str, str]) -> flo
 
 
 def _shown_metric(columns: Sequence[Column], headline: Mapping[str, str]) -> str:
-    """Return the metric that all task columns show, or `auto` where each shows its own."""
+    """Return the metric that all task columns show, or `auto` if they differ."""
     shown = {metric_of(column, headline) for column in columns if column.group == "task"}
     return shown.pop() if len(shown) == 1 else headline["metric"]
 
@@ -63,26 +63,26 @@ def build_matrix(rows: Sequence[Row], columns: Sequence[Column], headline: Mappi
 
 
 def build_together(measured: Measurements) -> Matrix | None:
-    """Return old, new and everything at every row; `None` where they are not scored together."""
-    how = measured.together
-    if isinstance(how, str):
+    """Return old, new and everything at every row; `None` if they are not scored together."""
+    together = measured.together
+    if isinstance(together, str):
         return None
-    cells = {name: measured.cells(name) for name in TOGETHER}
+    cells = {name: measured.cells(name) for name in OLD_AND_NEW}
     ends = [get(name, "stream") for name in ("everything_old_last", "everything_new_last", "everything_last")]
     return Matrix(
-        protocol=how.protocol,
-        metric=how.metric,
+        protocol=together.protocol,
+        metric=together.metric,
         rows=[row.label for row in measured.rows],
-        columns=list(TOGETHER),
+        columns=list(OLD_AND_NEW),
         values=[
-            [metric_value(end, cells[end.sets].upto(row)) for end in ends]
+            [metric_value(end, cells[end.sets].up_to(row)) for end in ends]
             for row in range(len(measured.rows))
         ],
     )
 
 
 def flat_metrics(measured: Measurements) -> dict[str, float | None]:
-    """Return every metric of the headline's sets at the last row under a flat name; undefined is null."""
+    """Return every metric of the headline's sets at the last row by name; `None` if undefined."""
     return measured.values("task", "known", "retention") if measured.rows else {}
 
 
@@ -92,12 +92,14 @@ def add_answers(
     answers: Mapping[str, Mapping[int, Any]],
     positions: Mapping[str, Sequence[int]],
 ) -> list[Example]:
-    """Return the examples with what the model said at one row added."""
-    given = {(name, position): value for name, found in answers.items() for position, value in found.items()}
-    result, order = [], [(name, position) for name, chosen in positions.items() for position in chosen]
-    for example, place in zip(examples, order, strict=True):
-        if place in given:
-            best, correct = given[place]
+    """Return the examples with the model's answers at one row added."""
+    by_key = {
+        (name, position): value for name, of_set in answers.items() for position, value in of_set.items()
+    }
+    result, keys = [], [(name, position) for name, chosen in positions.items() for position in chosen]
+    for example, key in zip(examples, keys, strict=True):
+        if key in by_key:
+            best, correct = by_key[key]
             answer = Answer(row=row, answers=best, correct=correct)
             others = [a for a in example.answers if a.row != row]  # a row may be measured again
             answers_now = sorted([*others, answer], key=lambda a: a.row)

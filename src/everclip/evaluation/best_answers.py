@@ -1,4 +1,4 @@
-"""The best answers to single pictures, which the report shows, and how many sets of answers were close calls."""
+"""Return the best answers to single images for the report, and count the images with tied answers."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import torch
 from everclip.evaluation import retrieval
 from everclip.evaluation.pools import Ranked
 
-Answered = dict[int, tuple[list[tuple[str, float]], bool]]
-"""Position of a picture -> (its three best answers with their scores, whether the first is right)."""
+BestAnswers = dict[int, tuple[list[tuple[str, float]], bool]]
+"""Position of an image -> (its three best answers with their scores, whether the first is right)."""
 
-CLOSE = 1e-5
-"""Captions whose cosines differ by no more are equally near."""
+TIED = 1e-5
+"""Captions are tied if their cosines differ by at most this."""
 
 
 def best_classes(
     scores: torch.Tensor, names: Sequence[str], hits: torch.Tensor, chosen: Sequence[int]
-) -> Answered:
-    """Return the three best classes of chosen pictures; of equal scores the first.
+) -> BestAnswers:
+    """Return the three best classes of the chosen images; among equal scores the first.
 
     Args:
         scores: `(N, A)`, one column per answer.
-        names: of the answers.
+        names: the names of the answers.
         hits: `(N,)` bool, whether the best answer is right.
-        chosen: positions of the pictures.
+        chosen: positions of the images.
     """
-    found: Answered = {}
+    result: BestAnswers = {}
     for position in chosen:
         best = torch.argsort(scores[position], descending=True, stable=True)[:3]
         answers = [(names[int(i)], round(float(scores[position, i]), 4)) for i in best]
-        found[position] = (answers, bool(hits[position]))
-    return found
+        result[position] = (answers, bool(hits[position]))
+    return result
 
 
 def nearest_captions(
     images: torch.Tensor, ranked: Ranked, identities: Sequence[str], chosen: Sequence[int]
-) -> tuple[int, Answered]:
-    """Return for how many pictures two captions are equally near, and the three nearest captions of chosen ones.
+) -> tuple[int, BestAnswers]:
+    """Return the number of images whose two nearest captions are tied, and the three nearest captions of chosen images.
 
     Args:
-        images: `(N, D)` unit embeddings of all pictures of the set.
-        ranked: the pool that they were ranked in.
-        identities: of the pictures, in the order of `images`.
-        chosen: positions of the pictures.
+        images: `(N, D)` unit embeddings of all images of the set.
+        ranked: the pool in which they were ranked.
+        identities: the identities of the images, in the order of `images`.
+        chosen: positions of the images.
     """
     best = retrieval.top_k(images, ranked.gallery, 3)
-    close = best.scores[:, 0] - best.scores[:, 1] <= CLOSE if best.scores.shape[1] > 1 else torch.zeros(0)
+    tied = best.scores[:, 0] - best.scores[:, 1] <= TIED if best.scores.shape[1] > 1 else torch.zeros(0)
     hits = retrieval.hits_at_k(ranked.image_to_text, 1)
     query = {identity: i for i, identity in enumerate(ranked.images)}
-    found: Answered = {}
+    result: BestAnswers = {}
     for position in chosen:
         pairs = zip(best.indices[position].tolist(), best.scores[position].tolist(), strict=True)
         answers = [(ranked.candidates[i], round(score, 4)) for i, score in pairs]
-        found[position] = (answers, bool(hits[query[identities[position]]]))
-    return int(close.sum()), found
+        result[position] = (answers, bool(hits[query[identities[position]]]))
+    return int(tied.sum()), result

@@ -1,10 +1,10 @@
-"""The scores of some evaluation sets over the rows of a run, as arrays: what a metric of a stream is computed from.
+"""The scores of some evaluation sets over the rows of a run, as arrays. Metrics of a stream are computed from them.
 
-Undefined is NaN inside, and `None` outside: arithmetic carries NaN along, so a metric is undefined as soon as one cell
-that its formula names is missing, and cells that it does not name may be missing. (A mean over fewer cells would be
-another metric.) An exact 0 is a score like any other.
+Undefined values are NaN in these arrays, and `None` outside. NaN propagates, so a metric is undefined if a cell in its
+formula is missing; other cells may be missing. (A mean over fewer cells would be another metric.) An exact 0 is a
+score like any other.
 
-Leading dimensions hold draws of a bootstrap, so that one function computes a value and its interval.
+Leading dimensions hold bootstrap draws, so that one function computes a value and its interval.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Cells:
     """Scores of C evaluation sets at R rows.
 
     Attributes:
-        scores: `(..., R, C)`; row 0 is the model before training. NaN = no such cell.
-        samples: `(R, C)`, how many items are behind each score.
-        learned: `(R, C)` bool: whether the set counts at that row, because its classes were learned by then.
-        growing: whether the answers on offer become more with every row, so that rows are not compared with row 0.
+        scores: `(..., R, C)`; row 0 is the model before training. NaN means no such cell.
+        samples: `(R, C)`, the number of items behind each score.
+        learned: `(R, C)` bool: whether the set counts at that row, because its task was learned by then.
+        growing: whether the label space grows from row to row, so that no row can be compared with row 0.
     """
 
     scores: Array
@@ -47,17 +47,17 @@ class Cells:
         learned: Sequence[Sequence[bool]] | None = None,
         growing: bool = False,
     ) -> Cells:
-        """From lists, `None` where there is no cell.
+        """Make cells from lists; `None` means no such cell.
 
         Args:
             before: the scores before training, one per set; `None` if they were not measured.
             after: the scores after each task.
-            samples: per row (the first is before training) and set; 1 by default.
-            learned: per row and set; by default the k-th set from the k-th row on.
+            samples: per row (the first is before training) and set; default: 1.
+            learned: per row and set; default: the k-th set counts from the k-th row on.
             growing: see the class.
 
         Raises:
-            ValueError: if a row has another length than the others, or a score is NaN or infinite.
+            ValueError: if rows differ in length, or a score is NaN or infinite.
         """
         width = len(before) if before is not None else len(after[0]) if after else 0
         table = [[None] * width if before is None else before, *after]
@@ -80,31 +80,31 @@ class Cells:
 
     @property
     def before(self) -> Array:
-        """`(..., C)` before training."""
+        """`(..., C)`: the scores before training."""
         return self.scores[..., 0, :]
 
     @property
     def after(self) -> Array:
-        """`(..., R - 1, C)` after each task; of a metric that needs the matrix `(..., T, T)`."""
+        """`(..., R - 1, C)`: the scores after each task; `(..., T, T)` for a metric that needs the matrix."""
         return self.scores[..., 1:, :]
 
     @property
     def last(self) -> Array:
-        """`(..., C)` at the last row, which is row 0 where no task was learned yet."""
+        """`(..., C)`: the scores at the last row, which is row 0 if no task was learned yet."""
         return self.scores[..., -1, :]
 
-    def upto(self, row: int) -> Cells:
-        """The cells as they stood after a row."""
+    def up_to(self, row: int) -> Cells:
+        """Return the cells of the rows up to and including `row`."""
         part = slice(0, row + 1)
         return Cells(self.scores[..., part, :], self.samples[part], self.learned[part], self.growing)
 
-    def holding(self, scores: Array) -> Cells:
-        """The same sets and rows with other scores, `(..., R, C)`."""
+    def with_scores(self, scores: Array) -> Cells:
+        """Return the same sets and rows with other scores, `(..., R, C)`."""
         return Cells(scores, self.samples, self.learned, self.growing)
 
 
 def unmet(metric: Metric, cells: Cells) -> Need | None:
-    """Return what the metric needs and these cells do not have; `None` where it may be computed."""
+    """Return the first need of the metric that these cells do not meet; `None` if it can be computed."""
     rows, sets = cells.scores.shape[-2] - 1, cells.scores.shape[-1]
     lacks: dict[Need, bool] = {
         "rows": rows < 1,
@@ -116,22 +116,22 @@ def unmet(metric: Metric, cells: Cells) -> Need | None:
 
 
 def compute(metric: Metric, cells: Cells) -> Array:
-    """Return a metric `(...)`, NaN where it is undefined."""
+    """Return a metric `(...)`; NaN if it is undefined."""
     if unmet(metric, cells) is not None:
         return np.full(cells.scores.shape[:-2], math.nan)
     return np.asarray(metric.function(cells), dtype=np.float64)
 
 
 def metric_value(metric: Metric, cells: Cells) -> float | None:
-    """Return a metric of cells without leading dimensions; `None` where it is undefined."""
-    found = float(compute(metric, cells))
-    return None if math.isnan(found) else found
+    """Return a metric of cells without leading dimensions; `None` if it is undefined."""
+    value = float(compute(metric, cells))
+    return None if math.isnan(value) else value
 
 
 def mean(values: Array, axes: int = 1) -> Array:
-    """Return the mean over the last axes; NaN where they are empty.
+    """Return the mean over the last axes; NaN if they are empty.
 
-    Of single numbers it is exact up to one rounding, so that the order of the tasks cannot change it; of draws it is
+    Without leading dimensions it is exact up to one rounding, so the order of the tasks cannot change it. Draws are
     summed in order.
     """
     if values.ndim == axes:
@@ -144,7 +144,7 @@ def mean(values: Array, axes: int = 1) -> Array:
 
 
 def in_order(values: Array) -> Array:
-    """Return the sum over the last axis, one after the other."""
+    """Return the sum over the last axis, added one by one in order."""
     total = np.zeros(values.shape[:-1])
     for k in range(values.shape[-1]):
         total = total + values[..., k]

@@ -1,7 +1,7 @@
 """Classification from scores: predictions with stated ties, hits, calibration, template ensembles.
 
-Everything is per item, so an evaluation set may be fed in chunks of any size. Accuracies are fractions in [0,
-1]; what has no items is `None`. Ties go to the lowest class index.
+Everything is computed per item, so an evaluation set may come in chunks of any size. Accuracies are fractions in
+[0, 1], or `None` without items. Ties go to the lowest class index.
 """
 
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An evaluation set with classes as it was answered: what its metrics are computed from.
+class Predictions:
+    """The predictions for an evaluation set with classes. Its metrics are computed from them.
 
     Attributes:
         scores: `(N, A)`, one column per distinct answer.
         labels: `(N,)` int64, the right column of each item.
         truth: `(N,)` int64, the right class of each item; several classes may share an answer.
-        classes: how many classes there are.
-        scale: what scores are multiplied by before a softmax.
+        classes: the number of classes.
+        scale: the factor of the scores before a softmax.
     """
 
     scores: Tensor
@@ -33,12 +33,12 @@ class Asked:
 
     @cached_property
     def best(self) -> Tensor:
-        """`(N,)` the best answer of each item."""
+        """`(N,)`: the best answer of each item."""
         return classify(self.scores)
 
     @cached_property
     def right(self) -> Tensor:
-        """`(N,)` bool: whether it is right."""
+        """`(N,)` bool: whether the best answer is right."""
         return self.best == self.labels
 
     @cached_property
@@ -48,12 +48,12 @@ class Asked:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """`(N, A)` rows that sum to 1."""
+        """`(N, A)`: the softmax of the scores; rows sum to 1."""
         return torch.softmax(self.scale * self.scores.double(), dim=1)
 
 
 def classify(scores: Tensor) -> Tensor:
-    """Best class of every item; of equal scores the lowest class index.
+    """Return the best class of every item; among equal scores the lowest class index.
 
     Args:
         scores: `(N, C)`, C >= 1. `-inf` marks a class that is not allowed.
@@ -62,17 +62,16 @@ def classify(scores: Tensor) -> Tensor:
         `(N,)` int64.
 
     Raises:
-        ValueError: the shape is not `(N, C)` with C >= 1, or an item has a NaN score (which argmax would
-            choose).
+        ValueError: if the shape is not `(N, C)` with C >= 1, or an item has a NaN score (which argmax would choose).
     """
     _check_scores(scores)
     return scores.argmax(dim=1)
 
 
 def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the label is among the k best classes, with the tie rule of `classify`.
+    """Return whether the label is among the k best classes, with the tie rule of `classify`.
 
-    With `k > C` every class is among the best and every item is a hit.
+    With `k > C`, every item is a hit.
 
     Args:
         scores: `(N, C)`.
@@ -83,7 +82,7 @@ def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
         `(N,)` bool.
 
     Raises:
-        ValueError: `k < 1`, a label outside `0..C-1`, a NaN score, or shapes that do not fit.
+        ValueError: if `k < 1`, a label is outside `0..C-1`, a score is NaN, or shapes do not match.
     """
     if k < 1:
         raise ValueError(f"k must be positive, it is {k}")
@@ -96,7 +95,7 @@ def top_k_hits(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """Accuracy of each class; `None` for a class without items.
+    """Return the accuracy of each class; `None` for a class without items.
 
     Args:
         predictions: `(N,)` class indices.
@@ -104,7 +103,7 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> lis
         classes: C.
 
     Raises:
-        ValueError: the shapes differ, or a label lies outside `0..C-1`.
+        ValueError: if the shapes differ, or a label is outside `0..C-1`.
     """
     _check_labels(predictions, labels, classes)
     counts = torch.bincount(labels, minlength=classes).tolist()
@@ -113,9 +112,9 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> lis
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float | None:
-    """`sum_b n_b / N |accuracy_b - confidence_b|` over equal bins `(lo, hi]` of the top probability.
+    """Return `sum_b n_b / N |accuracy_b - confidence_b|` over equal bins `(lo, hi]` of the top probability.
 
-    Guo et al. 2017 (arXiv 1706.04599), eq. 3. Report the logit scale with it: fine-tuning moves that.
+    Guo et al. 2017 (arXiv 1706.04599), eq. 3. Report the logit scale with it, because fine-tuning changes the scale.
 
     Args:
         probabilities: `(N, C)` rows that sum to 1.
@@ -123,7 +122,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
         bins: number of bins.
 
     Raises:
-        ValueError: rows are no probabilities (logits given by mistake), or shapes or labels do not fit.
+        ValueError: if rows are not probabilities (such as logits), or shapes or labels do not match.
     """
     _check_scores(probabilities)
     _check_labels(probabilities[:, 0], labels, classes=probabilities.shape[1])
@@ -145,26 +144,25 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
 
 def ambiguous(cosines: Tensor, tolerance: float = 1e-5) -> Tensor:
-    """Items whose two best cosines lie within `tolerance` in fp32, so that rounding decides them.
+    """Mark the items whose two best cosines differ by at most `tolerance` in fp32: rounding decides their answer.
 
-    They are counted apart and exempt from the check that predictions do not depend on the batch. With one
-    class no item is ambiguous.
+    They are counted separately, and the check that predictions do not depend on the batch skips them. With one class,
+    no item is ambiguous.
 
     Args:
-        cosines: `(N, C)` cosines, not yet multiplied by the logit scale; `-inf` marks a class that is not
-            allowed.
-        tolerance: largest difference that counts as a tie.
+        cosines: `(N, C)` cosines, before the logit scale; `-inf` marks a class that is not allowed.
+        tolerance: the largest difference that counts as a tie.
 
     Returns:
         `(N,)` bool.
 
     Raises:
-        ValueError: a score above 1 (scaled logits given by mistake), NaN, or a shape other than `(N, C)`.
+        ValueError: if a score is above 1 (such as a scaled logit) or NaN, or the shape is not `(N, C)`.
     """
     _check_scores(cosines)
     values = cosines.float()
     if bool((values > 1.01).any()):
-        raise ValueError("a cosine above 1: give cosines, not logits, or the tolerance means something else")
+        raise ValueError("a cosine is above 1: pass cosines, not logits; the tolerance is one of cosines")
     if values.shape[1] == 1:
         return torch.zeros(len(values), dtype=torch.bool, device=values.device)
     best = values.topk(2, dim=1).values
@@ -172,19 +170,19 @@ def ambiguous(cosines: Tensor, tolerance: float = 1e-5) -> Tensor:
 
 
 def ensemble_bank(template_features: Tensor) -> Tensor:
-    """CLIP's template ensemble: mean of the unit rows, brought back to unit norm (arXiv 2103.00020).
+    """Return CLIP's template ensemble: the normalised mean of the normalised rows (arXiv 2103.00020).
 
-    Differentiable and without host synchronisation, so a training step may use it; therefore values are not
-    checked, and templates that cancel exactly give a zero vector.
+    It is differentiable and needs no host synchronisation, so a training step may use it. Values are therefore not
+    checked: templates that cancel exactly give a zero vector.
 
     Args:
-        template_features: `(..., T, D)`, one row per template of a class, of any norm.
+        template_features: `(..., T, D)`, one row of any norm per template of a class.
 
     Returns:
         `(..., D)` unit vectors.
 
     Raises:
-        ValueError: no templates.
+        ValueError: if there are no templates.
     """
     if template_features.ndim < 2 or template_features.shape[-2] == 0:
         raise ValueError(f"a class needs (T, D) features with T >= 1, got {tuple(template_features.shape)}")
@@ -192,16 +190,16 @@ def ensemble_bank(template_features: Tensor) -> Tensor:
 
 
 def ensemble_banks(template_features: Iterable[Tensor]) -> Tensor:
-    """`ensemble_bank` of every class where classes have different numbers of templates.
+    """Return the `ensemble_bank` of every class; classes may have different numbers of templates.
 
     Args:
         template_features: C tensors `(T_c, D)`.
 
     Returns:
-        `(C, D)` unit vectors, row by row what `ensemble_bank` gives.
+        `(C, D)` unit vectors.
 
     Raises:
-        ValueError: no classes, or a class without templates.
+        ValueError: if there are no classes, or a class has no templates.
     """
     rows = [ensemble_bank(features) for features in template_features]
     if not rows:
@@ -219,6 +217,8 @@ def _check_scores(scores: Tensor) -> None:
 
 def _check_labels(predictions: Tensor, labels: Tensor, classes: int | None = None) -> None:
     if predictions.shape != labels.shape or labels.ndim != 1:
-        raise ValueError(f"expected (N,) twice, got {tuple(predictions.shape)} and {tuple(labels.shape)}")
+        raise ValueError(
+            f"expected predictions and labels of shape (N,), got {tuple(predictions.shape)} and {tuple(labels.shape)}"
+        )
     if classes is not None and bool(((labels < 0) | (labels >= classes)).any()):
-        raise ValueError(f"a label lies outside 0..{classes - 1}")
+        raise ValueError(f"a label is outside 0..{classes - 1}")

@@ -1,4 +1,4 @@
-"""Confusions: right answers per class, and how often one class was answered for another."""
+"""Count right answers per class, and how often one class was confused with another."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from everclip.contracts import ClassEntry
 from everclip.errors import DataError
 
-MANY = 100
-"""Classes from which on only the most frequent confusions are kept."""
+MANY_CLASSES = 100
+"""With more classes than this, only the most frequent confusions are kept."""
 
-MOST = 200
-"""How many these are."""
+MOST_PAIRS = 200
+"""The number of confusions that are then kept."""
 
 
 class ClassCount(BaseModel):
-    """One class of a set: its test pictures and how many were answered right. `tasks` is empty for what was known."""
+    """One class of a set: its test images and how many were answered right; `tasks` is empty for a known class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,11 +35,11 @@ class Confusions(BaseModel):
     """The answers of one evaluation set at one row.
 
     Attributes:
-        protocol: whose answers were on offer.
-        answers: how many classes were on offer.
-        classes: those that have test pictures or were answered wrongly.
-        wrong: `(truth, answer, count)` by place in `classes`, most frequent first.
-        whole: whether `wrong` holds all wrong answers, or the most frequent alone.
+        protocol: the protocol.
+        answers: the number of classes to choose from.
+        classes: the classes with test images, and those that were given as wrong answers.
+        wrong: `(truth, answer, count)` as indices into `classes`, most frequent first.
+        whole: whether `wrong` holds all wrong answers, or only the most frequent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,10 +60,10 @@ def count_confusions(
     """Count right and wrong answers.
 
     Args:
-        protocol: whose answers were on offer.
+        protocol: the protocol.
         predictions: `(N,)` class indices.
         labels: `(N,)` class indices.
-        entries: the classes, in the order of the indices.
+        entries: the classes in the order of the indices.
     """
     classes = len(entries)
     n = torch.bincount(labels, minlength=classes).tolist()
@@ -72,9 +72,9 @@ def count_confusions(
     codes, counts = torch.unique(labels[missed] * classes + predictions[missed], return_counts=True)
     pairs = [(int(c) // classes, int(c) % classes, int(k)) for c, k in zip(codes, counts, strict=True)]
     pairs.sort(key=lambda pair: (-pair[2], pair[0], pair[1]))
-    kept = pairs if classes <= MANY else pairs[:MOST]
-    used = sorted({i for i in range(classes) if n[i]} | {place for pair in kept for place in pair[:2]})
-    place = {index: i for i, index in enumerate(used)}
+    kept = pairs if classes <= MANY_CLASSES else pairs[:MOST_PAIRS]
+    used = sorted({i for i in range(classes) if n[i]} | {index for pair in kept for index in pair[:2]})
+    position = {index: i for i, index in enumerate(used)}
     return Confusions(
         protocol=protocol,
         answers=classes,
@@ -84,28 +84,28 @@ def count_confusions(
             )
             for i in used
         ],
-        wrong=[(place[truth], place[answer], count) for truth, answer, count in kept],
+        wrong=[(position[truth], position[answer], count) for truth, answer, count in kept],
         whole=len(kept) == len(pairs),
     )
 
 
-def file_of(folder: Path, row: int) -> Path:
-    """Return where the answers of a row lie in a run folder."""
+def confusions_file(folder: Path, row: int) -> Path:
+    """Return the path of a row's answers in a run folder."""
     return folder / "rows" / f"{row:03d}.classes.json"
 
 
-def to_json(found: dict[str, Confusions]) -> str:
-    """Return the file's text: evaluation set -> its answers."""
-    return json.dumps({name: one.model_dump() for name, one in found.items()}, ensure_ascii=False) + "\n"
+def to_json(confusions: dict[str, Confusions]) -> str:
+    """Return the text of the file: evaluation set -> its answers."""
+    return json.dumps({name: one.model_dump() for name, one in confusions.items()}, ensure_ascii=False) + "\n"
 
 
 def read_confusions(folder: Path, row: int) -> dict[str, Confusions]:
-    """Read the answers of a row; empty where the run wrote none.
+    """Read the answers of a row; empty if the run wrote none.
 
     Raises:
         DataError: if the file is damaged.
     """
-    path = file_of(folder, row)
+    path = confusions_file(folder, row)
     if not path.is_file():
         return {}
     try:
@@ -113,12 +113,12 @@ def read_confusions(folder: Path, row: int) -> dict[str, Confusions]:
     except (OSError, ValidationError) as error:
         raise DataError(
             f"{path}: the answers per class cannot be read ({error}). Remove the file: the report then shows no single "
-            "classes, and the results stay."
+            "classes; all other results remain."
         ) from error
 
 
-def joined(parts: Sequence[Confusions]) -> Confusions:
-    """Return several sets that had the same answers on offer as one."""
+def merge_confusions(parts: Sequence[Confusions]) -> Confusions:
+    """Merge the confusions of several sets that were scored in the same label space."""
     counts: dict[str, ClassCount] = {}
     wrong: dict[tuple[str, str], int] = {}
     for part in parts:
@@ -129,12 +129,12 @@ def joined(parts: Sequence[Confusions]) -> Confusions:
         for truth, answer, count in part.wrong:
             pair = (part.classes[truth].key, part.classes[answer].key)
             wrong[pair] = wrong.get(pair, 0) + count
-    place = {key: i for i, key in enumerate(counts)}
-    ordered = sorted(wrong.items(), key=lambda item: (-item[1], place[item[0][0]], place[item[0][1]]))
+    position = {key: i for i, key in enumerate(counts)}
+    ordered = sorted(wrong.items(), key=lambda item: (-item[1], position[item[0][0]], position[item[0][1]]))
     return Confusions(
         protocol=parts[0].protocol,
         answers=max(part.answers for part in parts),
         classes=list(counts.values()),
-        wrong=[(place[truth], place[answer], count) for (truth, answer), count in ordered],
+        wrong=[(position[truth], position[answer], count) for (truth, answer), count in ordered],
         whole=all(part.whole for part in parts),
     )

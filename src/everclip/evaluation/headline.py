@@ -1,4 +1,4 @@
-"""Which metric stands for an evaluation set: the headline's where its kind has it, else its kind's own."""
+"""Choose the metric that an evaluation set shows: the headline's metric if it fits, else the default of its kind."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.results import Column
 from everclip.metrics import AUTO, Kind, cut, find
 
-OWN: dict[Kind, str] = {"classification": "accuracy", "retrieval": "mean_r1"}
-"""What a set of each kind shows where the headline does not say otherwise."""
+DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "retrieval": "mean_r1"}
+"""The metric of each kind of set if the headline's metric does not fit."""
 
 
 def metric_of(column: Column, headline: Mapping[str, str]) -> str:
-    """Return the metric that stands for a column.
+    """Return the metric that a column shows.
 
-    Columns of another kind than the headline's metric (a retention set that is classified, say) show their own.
+    A column that the headline's metric does not fit (such as a retention set with classes) shows the default metric of
+    its kind.
     """
     kind: Kind = "classification" if column.kind == "classification" else "retrieval"
     name = headline["metric"]
     if name == AUTO:
-        return OWN[kind]
-    return name if (find(name, "classification") is not None) == (kind == "classification") else OWN[kind]
+        return DEFAULT_METRIC[kind]
+    return (
+        name
+        if (find(name, "classification") is not None) == (kind == "classification")
+        else DEFAULT_METRIC[kind]
+    )
 
 
 def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -> None:
-    """Check before a run starts that the task sets will have the headline's metric.
+    """Check before a run starts that the headline's metric will be measured on the task sets.
 
     Raises:
-        ConfigError: if they will not; lists what they will have.
+        ConfigError: if it will not be; suggests one that will.
     """
     kinds: tuple[Kind, ...] = ("classification", "retrieval")
     measured: dict[str, list[str]] = {kind: [entry.name for entry, _ in cut(kind, top_k)] for kind in kinds}
     measured["pairs"] = []
     for s in (s for s in sets if s.group == "task"):
-        wanted = OWN[s.kind] if metric == AUTO and s.kind != "pairs" else metric
+        wanted = DEFAULT_METRIC[s.kind] if metric == AUTO and s.kind != "pairs" else metric
         if wanted not in measured[s.kind]:
             raise ConfigError(
                 f"scenario.headline.metric: {wanted!r} is not measured on {s.name!r} ({s.kind}, "

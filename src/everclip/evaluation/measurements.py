@@ -1,4 +1,4 @@
-"""What was measured of a run, as the cells that metrics read: which sets, at which rows, under which protocol."""
+"""Turn the rows of a result into the cells that metrics read: which sets, at which rows, under which protocol."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 
 from everclip.evaluation.cells import Cells, metric_value
 from everclip.evaluation.headline import metric_of
+from everclip.evaluation.old_and_new import OldAndNew, old_and_new
 from everclip.evaluation.results import Column, Results, Row, Score
-from everclip.evaluation.together import Together, together
 from everclip.metrics import Sets, metrics
 
-TOGETHER: dict[Sets, str] = {"old": "old", "new": "new", "everything": "everything"}
-"""The sets of metrics that are read among the answers of all sets, and the part of `Together` that they are."""
+OLD_AND_NEW: dict[Sets, str] = {"old": "old", "new": "new", "everything": "everything"}
+"""The sets that are scored in the label space of all sets -> their field of `OldAndNew`."""
 
 
 def learned_after(rows: Sequence[Row], tasks: Sequence[int]) -> list[set[int]]:
     """Return for every row the tasks that its model has learned.
 
-    A row of no task after row 0 is that of a method that learns everything at once.
+    After row 0, a row without a task is the row of a method that learns everything at once.
 
     Args:
         rows: the rows of a result, from row 0 on.
         tasks: the indices of all tasks.
     """
-    known: set[int] = set()
-    found = []
+    learned: set[int] = set()
+    by_row = []
     for row in rows:
         if row.index > 0:
-            known |= set(tasks) if row.task is None else {row.task}
-        found.append(set(known))
-    return found
+            learned |= set(tasks) if row.task is None else {row.task}
+        by_row.append(set(learned))
+    return by_row
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """The rows and columns of a result, and how its headline reads them."""
+    """The rows and columns of a result, with its headline and protocols."""
 
     rows: Sequence[Row]
     columns: Sequence[Column]
@@ -46,36 +46,36 @@ class Measurements:
 
     @classmethod
     def of(cls, results: Results) -> Measurements:
-        """Return those of a result."""
+        """Return the measurements of a result."""
         return cls(results.rows, results.columns, results.headline, results.protocols)
 
     @cached_property
-    def together(self) -> Together | str:
+    def together(self) -> OldAndNew | str:
         """How old and new are scored together, or why they are not."""
-        return together(self.columns, self.protocols, self.headline)
+        return old_and_new(self.columns, self.protocols, self.headline)
 
     @cached_property
     def learned(self) -> list[set[int]]:
-        """For every row, the tasks of the columns that its model has learned."""
+        """The tasks that the model of each row has learned, as far as they have columns."""
         return learned_after(self.rows, [c.task for c in self.columns if c.task is not None])
 
     def protocol(self, sets: Sets) -> str:
-        """Return the protocol under which sets are read: the headline's, or that of all answers."""
-        if sets in TOGETHER and isinstance(self.together, Together):
+        """Return the protocol of sets: the headline's, or the one with the label space of all sets."""
+        if sets in OLD_AND_NEW and isinstance(self.together, OldAndNew):
             return self.together.protocol
         return self.headline["protocol"]
 
     def columns_of(self, sets: Sets) -> tuple[Column, ...]:
-        """Return the columns of sets, tasks in the order of learning; none where they are not scored together."""
-        if sets in TOGETHER:
-            return () if isinstance(self.together, str) else self.together.columns(TOGETHER[sets])
-        found = [column for column in self.columns if column.group == sets]
+        """Return the columns of sets, tasks in the order of learning; none if the sets are not scored together."""
+        if sets in OLD_AND_NEW:
+            return () if isinstance(self.together, str) else self.together.columns(OLD_AND_NEW[sets])
+        columns = [column for column in self.columns if column.group == sets]
         return tuple(
-            sorted(found, key=lambda c: -1 if c.task is None else c.task) if sets == "task" else found
+            sorted(columns, key=lambda c: -1 if c.task is None else c.task) if sets == "task" else columns
         )
 
     def score(self, row: int, column: Column, protocol: str) -> Score | None:
-        """Return the score that stands for a column at a row."""
+        """Return the score that a column shows at a row."""
         name = metric_of(column, self.headline)
         return self.rows[row].scores.get(column.name, {}).get(protocol, {}).get(name)
 
@@ -83,32 +83,32 @@ class Measurements:
         """Return the cells of sets at all rows.
 
         Args:
-            sets: whose.
-            columns: only these of them.
+            sets: the sets.
+            columns: use only these columns of the sets.
         """
         chosen = self.columns_of(sets) if columns is None else columns
         if not self.rows:
             return Cells.of([None] * len(chosen), [])
-        protocol, how = self.protocol(sets), self.together
-        pooled = how if sets in TOGETHER and isinstance(how, Together) else None
+        protocol, together = self.protocol(sets), self.together
+        pooled = together if sets in OLD_AND_NEW and isinstance(together, OldAndNew) else None
         table, samples, counted = [], [], []
         for row, learned in enumerate(self.learned):
             scores = [self.score(row, column, protocol) for column in chosen]
             table.append([None if score is None else score.value for score in scores])
-            if pooled is None:  # a stage weighs images, of what was learned
+            if pooled is None:  # stage metrics weigh columns by their images
                 samples.append([column.samples for column in chosen])
                 counted.append([column.task is None or column.task in learned for column in chosen])
-            else:  # what is pooled weighs as many queries as were asked
-                asked = pooled.columns(TOGETHER[sets], learned)
+            else:  # pooled metrics weigh columns by their queries
+                scored = pooled.columns(OLD_AND_NEW[sets], learned)
                 samples.append([score.n if score else 0 for score in scores])
-                counted.append([column in asked for column in chosen])
+                counted.append([column in scored for column in chosen])
         return Cells.of(table[0], table[1:], samples, counted, pooled is not None and pooled.grows)
 
     def values(self, *sets: Sets) -> dict[str, float | None]:
-        """Return all metrics of these sets at the last row, under flat names; undefined is null."""
-        held = {name: self.cells(name) for name in sets}
+        """Return all metrics of these sets at the last row by name; `None` if undefined."""
+        cells = {name: self.cells(name) for name in sets}
         return {
-            name: metric_value(entry, held[entry.sets])
+            name: metric_value(entry, cells[entry.sets])
             for name, entry in metrics("stream").items()
-            if entry.sets in held
+            if entry.sets in cells
         }

@@ -1,4 +1,4 @@
-"""Who competes with whom in retrieval: the distinct pictures and captions of a pool, and which belong together."""
+"""Rank images and captions in a retrieval pool: its distinct images and captions, and which of them match."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everclip.evaluation.retrieval import Positives, Ranks, positive_ranks
 
 
 def captions(s: EvalSet) -> list[str]:
-    """The captions of a set, row by row."""
+    """Return the captions of a set, row by row."""
     return [str(value) for value in s.data.column("caption")]
 
 
@@ -25,41 +25,41 @@ def _first_rows(values: Sequence[str]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Side:
-    """The distinct pictures and captions of some rows: value -> first row, in order of appearance."""
+class DistinctItems:
+    """The distinct images and captions of some rows: value -> first row, in order of appearance."""
 
     images: dict[str, int]
     texts: dict[str, int]
 
     @classmethod
-    def of(cls, sets: Sequence[EvalSet], called: Mapping[str, str] | None = None) -> Side:
-        """Collect them over several sets, whose rows are counted through; `called` names captions that are another."""
-        known = called or {}
+    def of(cls, sets: Sequence[EvalSet], canonical: Mapping[str, str] | None = None) -> DistinctItems:
+        """Collect the items of several sets; rows are numbered through. `canonical` maps equal captions to one."""
+        mapping = canonical or {}
         return cls(
             _first_rows([i for s in sets for i in s.data.identities()]),
-            _first_rows([known.get(c, c) for s in sets for c in captions(s)]),
+            _first_rows([mapping.get(c, c) for s in sets for c in captions(s)]),
         )
 
 
-def _called(sets: Sequence[EvalSet], keys_of: TextKeys | None) -> dict[str, str]:
-    """Return for every caption whose tokens another has, too, the first of these."""
+def _canonical_captions(sets: Sequence[EvalSet], keys_of: TextKeys | None) -> dict[str, str]:
+    """Map captions to the first caption with equal tokens; leave out those that are the first."""
     if keys_of is None:
         return {}
     keys = keys_of.of(c for s in sets for c in captions(s))
     first: dict[bytes, str] = {}
-    called = {text: first.setdefault(key, text) for text, key in keys.items()}
-    return {text: name for text, name in called.items() if text != name}
+    canonical = {text: first.setdefault(key, text) for text, key in keys.items()}
+    return {text: other for text, other in canonical.items() if text != other}
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ranks of one set in both directions, with the queries they belong to.
+    """Ranks of one set in both directions, with their queries.
 
     Attributes:
-        text_to_image: ranks of the right pictures per distinct caption of the set.
-        image_to_text: ranks of the right captions per distinct picture of the set.
-        texts, images: those queries, in order.
-        texts_of: per picture, the positions of its captions among `texts`.
+        text_to_image: ranks of the right images per distinct caption of the set.
+        image_to_text: ranks of the right captions per distinct image of the set.
+        texts, images: the queries, in order.
+        texts_of: per image, the positions of its captions in `texts`.
         candidates: the distinct captions of the pool, in gallery order.
         gallery: the embeddings of those captions `(G, D)`.
     """
@@ -75,67 +75,67 @@ class Ranked:
 
 def rank(
     s: EvalSet,
-    own: tuple[torch.Tensor, torch.Tensor],
+    embeddings: tuple[torch.Tensor, torch.Tensor],
     pool: Sequence[EvalSet],
     pool_images: torch.Tensor,
     pool_texts: torch.Tensor,
     keys_of: TextKeys | None = None,
 ) -> Ranked:
-    """Rank the pool for every distinct caption and picture of a set.
+    """Rank the pool for every distinct caption and image of a set.
 
-    Captions with equal tokens are one caption, called by the first of them: either is right.
+    Captions with equal tokens count as one caption, the first of them.
 
     Args:
-        s: the set whose captions and pictures ask.
-        own: its image and text embeddings, `(N, D)` each, row by row.
-        pool: the sets whose captions and pictures may be answers.
+        s: the set whose captions and images are the queries.
+        embeddings: its image and text embeddings, `(N, D)` each, row by row.
+        pool: the sets whose images and captions are ranked.
         pool_images, pool_texts: their embeddings `(M, D)`, row by row.
-        keys_of: what the model reads of texts; without it captions are told apart as they are written.
+        keys_of: the token keys of texts; without it, captions are compared as strings.
     """
-    called = _called([s, *pool], keys_of)
-    queries, gallery = Side.of([s], called), Side.of(pool, called)
-    image_place = {name: i for i, name in enumerate(gallery.images)}
-    text_place = {name: i for i, name in enumerate(gallery.texts)}
+    canonical = _canonical_captions([s, *pool], keys_of)
+    queries, gallery = DistinctItems.of([s], canonical), DistinctItems.of(pool, canonical)
+    image_index = {name: i for i, name in enumerate(gallery.images)}
+    text_index = {name: i for i, name in enumerate(gallery.texts)}
     images_of: dict[str, set[int]] = {}
     texts_of: dict[str, set[int]] = {}
     for p in pool:
         for identity, written in zip(p.data.identities(), captions(p), strict=True):
-            caption = called.get(written, written)
-            images_of.setdefault(caption, set()).add(image_place[identity])
-            texts_of.setdefault(identity, set()).add(text_place[caption])
+            caption = canonical.get(written, written)
+            images_of.setdefault(caption, set()).add(image_index[identity])
+            texts_of.setdefault(identity, set()).add(text_index[caption])
     gallery_texts = pool_texts[list(gallery.texts.values())]
     text_to_image = positive_ranks(
-        own[1][list(queries.texts.values())],
+        embeddings[1][list(queries.texts.values())],
         pool_images[list(gallery.images.values())],
         Positives.from_lists([sorted(images_of[c]) for c in queries.texts]),
     )
     image_to_text = positive_ranks(
-        own[0][list(queries.images.values())],
+        embeddings[0][list(queries.images.values())],
         gallery_texts,
         Positives.from_lists([sorted(texts_of[i]) for i in queries.images]),
     )
     text_query = {caption: i for i, caption in enumerate(queries.texts)}
-    asked: dict[str, list[int]] = {identity: [] for identity in queries.images}
+    captions_of: dict[str, list[int]] = {identity: [] for identity in queries.images}
     for identity, written in zip(s.data.identities(), captions(s), strict=True):
-        query = text_query[called.get(written, written)]
-        if query not in asked[identity]:
-            asked[identity].append(query)
+        query = text_query[canonical.get(written, written)]
+        if query not in captions_of[identity]:
+            captions_of[identity].append(query)
     return Ranked(
         text_to_image,
         image_to_text,
         list(queries.texts),
         list(queries.images),
-        list(asked.values()),
+        list(captions_of.values()),
         list(gallery.texts),
         gallery_texts,
     )
 
 
-def both_ways(ranked: Ranked, text_hits: torch.Tensor, image_hits: torch.Tensor) -> torch.Tensor:
-    """Return `(I,)` per picture: the mean of its own hit and of the mean hit of its captions.
+def mean_of_directions(ranked: Ranked, text_hits: torch.Tensor, image_hits: torch.Tensor) -> torch.Tensor:
+    """Return `(I,)`, per image the mean of its own hit and of the mean hit of its captions.
 
-    Its mean is the average of both directions when every picture has equally many captions; per picture, so that
-    paired intervals can resample pictures.
+    If all images have the same number of captions, the mean of these values is the average of both directions. The
+    values are per image, so that paired intervals can resample images.
     """
     by_caption = torch.stack([text_hits[rows].float().mean() for rows in map(list, ranked.texts_of)])
     return (image_hits.float() + by_caption) / 2

@@ -1,4 +1,4 @@
-"""Measuring one row and writing down what later comparisons need: outcomes per item, features, example pictures."""
+"""Measure one row, and write what later comparisons need: outcomes per item, features, example images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.config import RunConfig
 from everclip.data.sampling.order import unit_hash
 from everclip.evaluation import representation
 from everclip.evaluation.assemble import add_answers
-from everclip.evaluation.confusions import file_of, to_json
+from everclip.evaluation.confusions import confusions_file, to_json
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.evaluation.set_features import SetFeatures, Tick
@@ -33,9 +33,9 @@ class RowRecorder:
     Args:
         path: the run folder.
         scenario: evaluation sets and protocols.
-        config: the run's configuration.
-        features: encodes; all processes together.
-        writes: whether this process writes; the first one does.
+        config: the configuration of the run.
+        features: encodes images and texts, on all processes together.
+        writes: whether this process writes files; only the first one does.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class RowRecorder:
         index: int,
         task: int | None,
         learned: Collection[int],
-        place: tuple[int, int],
+        progress: tuple[int, int],
         tick: Tick,
         examples: Sequence[Example],
     ) -> tuple[Row, list[Example]]:
         """Measure a row.
 
         Args:
-            method: as it is now.
-            label, index, task: how the row is called, its number, and the task just learned.
+            method: the method in its present state.
+            label, index, task: the row's label and number, and the task just learned.
             learned: indices of all tasks learned so far.
-            place: (optimiser steps, samples) so far.
+            progress: (optimiser steps, samples) so far.
             tick: called with progress; may raise to stop.
             examples: the examples with the answers of earlier rows.
 
@@ -81,8 +81,8 @@ class RowRecorder:
             index=index,
             task=task,
             label=label,
-            step=place[0],
-            samples=place[1],
+            step=progress[0],
+            samples=progress[1],
             scores=scores.scores,
             per_class=scores.per_class,
             representation=self._representation(index, scores),
@@ -95,14 +95,14 @@ class RowRecorder:
             outcomes = {name: values.contiguous() for name, values in scores.outcomes.items()}
             write_bytes_atomic(self._path / "rows" / f"{index:03d}.safetensors", save(outcomes))
             if scores.confusions:
-                with optional_write(file_of(self._path, index), "the report shows no single classes"):
-                    write_text_atomic(file_of(self._path, index), to_json(scores.confusions))
+                with optional_write(confusions_file(self._path, index), "the report shows no single classes"):
+                    write_text_atomic(confusions_file(self._path, index), to_json(scores.confusions))
             if index == 0:
-                self._write_pictures()
+                self._write_images()
         return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)
 
     def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
-        """Measure the embedding space on what was known if there is such a set, else on all retrieval sets."""
+        """Measure the embedding space on the known retrieval sets, or on all retrieval sets if none is known."""
         sets = [s for s in self._scenario.eval_sets if s.kind == "retrieval"]
         names = [s.name for s in sets if s.group not in ("task", "everything")] or [s.name for s in sets]
         if not names:
@@ -111,41 +111,41 @@ class RowRecorder:
         file = self._path / "rows" / "000.features.safetensors"
         before = None
         if index > 0:
-            held = _read_features(file)
-            before = None if held is None else (held["images"], held["texts"])
+            first = _read_features(file)
+            before = None if first is None else (first["images"], first["texts"])
         elif self._writes:
             write_bytes_atomic(file, save({"images": images.contiguous(), "texts": texts.contiguous()}))
         with warnings.catch_warnings():
-            # What is undefined on a small set is null in the result; that says it.
+            # A null in the result already shows that a metric is undefined on a small set.
             warnings.simplefilter("ignore", RuntimeWarning)
             return representation.measure(
                 images, texts, before, sample=self._settings.representation_samples, seed=self._seed
             )
 
-    def carried(self, examples: Sequence[Example]) -> list[Example]:
-        """Return the examples of a scenario that grew: the pictures followed so far keep their answers."""
+    def with_old_answers(self, examples: Sequence[Example]) -> list[Example]:
+        """Return the examples of an extended scenario; images that were examples before keep their answers."""
         answers = {(e.column, e.id): e.answers for e in examples}
         return [
             e.model_copy(update={"answers": answers.get((e.column, e.id), [])}) for e in self._new_examples()
         ]
 
-    def problems(self, index: int) -> list[str]:
-        """Return what later rows will lack: the features of row 0, without which nothing can be compared to it."""
+    def missing_features(self, index: int) -> list[str]:
+        """Return a message if the features of row 0 are missing: without them nothing can be compared with it."""
         file = self._path / "rows" / "000.features.safetensors"
-        lost = (
+        missing = (
             index > 0
             and any(s.kind == "retrieval" for s in self._scenario.eval_sets)
             and _read_features(file) is None
         )
-        return [f"{file} is missing or damaged: changes against row 0 are null"] if lost else []
+        return [f"{file} is missing or damaged: changes against row 0 are null"] if missing else []
 
-    def _places(self) -> list[tuple[Any, int]]:
+    def _chosen_items(self) -> list[tuple[Any, int]]:
         by_name = {s.name: s for s in self._scenario.eval_sets}
         return [(by_name[name], position) for name, chosen in self._chosen.items() for position in chosen]
 
     def _new_examples(self) -> list[Example]:
         examples = []
-        for number, (s, position) in enumerate(self._places()):
+        for number, (s, position) in enumerate(self._chosen_items()):
             truth = s.data.value("caption" if s.kind == "retrieval" else "class_name", position)
             examples.append(
                 Example(
@@ -158,15 +158,15 @@ class RowRecorder:
             )
         return examples
 
-    def _write_pictures(self) -> None:
-        for example, (s, position) in zip(self._new_examples(), self._places(), strict=True):
-            picture = self._store.get(s.data, position).copy()
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    def _write_images(self) -> None:
+        for example, (s, position) in zip(self._new_examples(), self._chosen_items(), strict=True):
+            image = self._store.get(s.data, position).copy()
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
             file = io.BytesIO()
-            picture.save(file, "PNG")
-            place = self._path / example.picture
-            with optional_write(place, "the report shows no examples"):
-                write_bytes_atomic(place, file.getvalue())
+            image.save(file, "PNG")
+            path = self._path / example.picture
+            with optional_write(path, "the report shows no examples"):
+                write_bytes_atomic(path, file.getvalue())
 
 
 def _read_features(file: Path) -> dict[str, torch.Tensor] | None:
@@ -177,11 +177,11 @@ def _read_features(file: Path) -> dict[str, torch.Tensor] | None:
 
 
 def choose_examples(scenario: MeasuredScenario, count: int) -> dict[str, list[int]]:
-    """Choose the pictures whose answers are followed: per set those of lowest hash, so every run shows the same."""
+    """Choose the example images: per set those of lowest hash, so that all runs show the same ones."""
     chosen = {}
     for s in scenario.eval_sets:
         if s.group == "everything":
-            continue  # its pictures are those of the other sets
+            continue  # its images are those of the other sets
         order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
         chosen[s.name] = sorted(order[:count])
     return chosen

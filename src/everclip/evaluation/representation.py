@@ -1,12 +1,11 @@
-"""The embedding space: gap, alignment, uniformity, rotation, similarity of two spaces, effective dimension.
+"""Metrics of the embedding space: gap, alignment, uniformity, rotation, similarity of two spaces, effective dimension.
 
-All functions take `(N, D)` features of any norm, bring the rows to unit norm and compute in float64. Two
-feature sets that are compared hold the same items in the same rows. A degenerate input (too few rows,
-identical rows, a zero row) gives `None` and a warning, never NaN; a feature that is not finite raises
-`ValueError`.
+All functions take `(N, D)` features of any norm, normalise the rows and compute in float64. Two feature sets that are
+compared hold the same items in the same rows. A degenerate input (too few rows, identical rows, a zero row) gives
+`None` and a warning, never NaN. A feature that is not finite raises `ValueError`.
 
-Metrics over pairs of items (uniformity, RSA, self-angle) walk over blocks of rows, or over a seeded subsample
-where `sample` is given.
+Metrics over pairs of items (uniformity, RSA, self-angle) process blocks of rows, or only a seeded subsample of
+`sample` rows.
 """
 
 import math
@@ -21,13 +20,13 @@ from torch import Tensor
 from everclip.metrics import metrics
 
 _BLOCK = 1024  # rows of a cosine matrix held at once
-_CONSTANT = 1e-28  # variance of cosines that are equal but for rounding in float64
-_FLAT = 1e-20  # mean squared distance from the centre below which unit rows are the same row, rounded
+_CONSTANT = 1e-28  # cosines of smaller variance are equal up to rounding in float64
+_FLAT = 1e-20  # unit rows with a smaller mean squared distance from their centre are equal up to rounding
 
 
 @dataclass(frozen=True)
 class Space:
-    """The embeddings `(N, D)` of one side now, and of the same items at row 0 where they are known.
+    """The embeddings `(N, D)` of images or texts now, and of the same items at row 0 if they are known.
 
     `sample` and `seed` choose the rows of metrics over pairs of items: see `probe_rows`.
     """
@@ -40,32 +39,32 @@ class Space:
 
 @dataclass(frozen=True)
 class Spaces:
-    """The embeddings `(N, D)` of pictures and texts; row i of both belongs together."""
+    """The embeddings `(N, D)` of images and texts; row i of both is a matching pair."""
 
     images: Tensor
     texts: Tensor
 
 
 def modality_gap(images: Tensor, texts: Tensor) -> float | None:
-    """`|| mean(X) - mean(Y) ||_2` of the two sets (Liang et al., arXiv 2203.02053). `(N, D)` and `(M, D)`."""
+    """Return `|| mean(X) - mean(Y) ||_2` of `(N, D)` and `(M, D)` features (Liang et al., arXiv 2203.02053)."""
     pair = _units("modality_gap", images, texts)
     return None if pair is None else float((pair[0].mean(dim=0) - pair[1].mean(dim=0)).norm())
 
 
 def alignment(images: Tensor, texts: Tensor, alpha: float = 2.0) -> float | None:
-    """`mean_i || x_i - y_i ||_2^alpha` of matched rows (Wang and Isola, arXiv 2005.10242); 0 is perfect."""
+    """Return `mean_i || x_i - y_i ||_2^alpha` of matching rows (Wang and Isola, arXiv 2005.10242); 0 is perfect."""
     _check_pairs(images, texts)
     pair = _units("alignment", images, texts)
     return None if pair is None else float((pair[0] - pair[1]).norm(dim=1).pow(alpha).mean())
 
 
 def uniformity(features: Tensor, t: float = 2.0, sample: int | None = None, seed: int = 0) -> float | None:
-    """`log mean_{i<j} exp(-t || x_i - x_j ||^2)` (Wang and Isola, arXiv 2005.10242); identical rows give 0.
+    """Return `log mean_{i<j} exp(-t || x_i - x_j ||^2)` (Wang and Isola, arXiv 2005.10242); identical rows give 0.
 
     Args:
         features: `(N, D)`, at least two rows.
         t: scale.
-        sample: use this many rows at most, chosen by `probe_rows`; `None` uses all, in blocks.
+        sample: the most rows to use, chosen by `probe_rows`; `None` uses all, in blocks.
         seed: of the subsample.
     """
     units = _units("uniformity", _probe(features, sample, seed), least=2)
@@ -80,32 +79,31 @@ def uniformity(features: Tensor, t: float = 2.0, sample: int | None = None, seed
 
 
 def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
-    """`(N,)` degrees between the old and the new embedding of each item (Mod-X, arXiv 2211.12065)."""
+    """Return the angle `(N,)` in degrees between old and new embedding of each item (Mod-X, arXiv 2211.12065)."""
     _check_pairs(before, after, width=True)
     pair = _units("rotation_angles", before, after)
     if pair is None:
         return None
     x, y = pair
-    # Equals arccos(x.y) but keeps small angles, which arccos loses in rounding, and needs no clamp: unmoved
-    # is 0.
+    # Equals arccos(x.y), but is exact for small angles and needs no clamp: an unchanged row gives 0.
     return torch.rad2deg(2 * torch.atan2((x - y).norm(dim=1), (x + y).norm(dim=1)))
 
 
 def self_angle_change(before: Tensor, after: Tensor) -> Tensor | None:
-    """`(N, N)` degrees `| arccos(x_i.x_j) after - before |` (Mod-X, arXiv 2211.12065). Quadratic memory."""
+    """Return `| arccos(x_i.x_j) after - before |`, `(N, N)` in degrees (Mod-X, arXiv 2211.12065). Needs N^2 memory."""
     _check_pairs(before, after)
     pair = _units("self_angle_change", before, after)
     if pair is None:
         return None
     angles = [torch.rad2deg(torch.arccos((x @ x.T).clamp(-1, 1))) for x in pair]
     change: Tensor = (angles[1] - angles[0]).abs()
-    return change.fill_diagonal_(0.0)  # an item's angle to itself does not move, its rounding does
+    return change.fill_diagonal_(0.0)  # the angle of an item to itself changes by rounding only
 
 
 def mean_self_angle_change(
     before: Tensor, after: Tensor, sample: int | None = None, seed: int = 0
 ) -> float | None:
-    """Mean of `self_angle_change` over pairs `i < j`, in degrees, block by block."""
+    """Return the mean of `self_angle_change` over pairs `i < j`, in degrees, computed block by block."""
     _check_pairs(before, after)
     probes = _probe(before, sample, seed), _probe(after, sample, seed)
     pair = _units("mean_self_angle_change", *probes, least=2)
@@ -119,10 +117,10 @@ def mean_self_angle_change(
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float | None:
-    """`|| Yc^T Xc ||_F^2 / ( || Xc^T Xc ||_F || Yc^T Yc ||_F )`, columns centred (arXiv 1905.00414).
+    """Return `|| Yc^T Xc ||_F^2 / ( || Xc^T Xc ||_F || Yc^T Yc ||_F )` of centred columns (arXiv 1905.00414).
 
-    Widths may differ. Biased upwards where N is not much larger than D (random features of N = D give about
-    0.5): use `unbiased_cka` there.
+    Widths may differ. Biased upwards unless N is much larger than D (random features with N = D give about 0.5):
+    use `unbiased_cka` then.
     """
     _check_pairs(x, y)
     pair = _units("linear_cka", x, y, least=2)
@@ -136,10 +134,10 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
 
 
 def unbiased_cka(x: Tensor, y: Tensor) -> float | None:
-    """CKA with the unbiased `HSIC_1` on uncentred Gram matrices (Nguyen et al., arXiv 2010.15327).
+    """Return CKA with the unbiased `HSIC_1` on uncentred Gram matrices (Nguyen et al., arXiv 2010.15327).
 
-    `HSIC_1(K, L) = [ tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1 ] / ( n(n-3) )`, K and L with zero
-    diagonal. Computed from `D x D` products, so no `N x N` matrix is needed. Needs 4 rows.
+    `HSIC_1(K, L) = [ tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1 ] / ( n(n-3) )`, where K and L have a zero
+    diagonal. Computed from `D x D` products, without an `N x N` matrix. Needs 4 rows.
     """
     _check_pairs(x, y)
     pair = _units("unbiased_cka", x, y, least=4)
@@ -156,13 +154,12 @@ def unbiased_cka(x: Tensor, y: Tensor) -> float | None:
 
 
 def rsa_pearson(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) -> float | None:
-    """Pearson correlation of the upper triangles of the two cosine matrices (Kriegeskorte et al. 2008).
+    """Return Pearson's correlation of the upper triangles of the two cosine matrices (Kriegeskorte et al. 2008).
 
     Args:
         x: `(N, D)`, at least three rows.
         y: `(N, D')`, the same items.
-        sample: use this many rows at most, chosen by `probe_rows`; `None` uses all (`N^2 / 2` numbers are
-            held).
+        sample: the most rows to use, chosen by `probe_rows`; `None` uses all and holds `N^2 / 2` numbers in memory.
         seed: of the subsample.
     """
     triangles = _triangles("rsa_pearson", x, y, sample, seed)
@@ -170,7 +167,7 @@ def rsa_pearson(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) 
 
 
 def rsa_spearman(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0) -> float | None:
-    """Spearman's rank correlation of the two triangles, ties at their mean rank (see `rsa_pearson`)."""
+    """Return Spearman's rank correlation of the two triangles; ties share their mean rank (see `rsa_pearson`)."""
     triangles = _triangles("rsa_spearman", x, y, sample, seed)
     if triangles is None:
         return None
@@ -178,7 +175,7 @@ def rsa_spearman(x: Tensor, y: Tensor, sample: int | None = None, seed: int = 0)
 
 
 def effective_rank(features: Tensor) -> float | None:
-    """`exp(entropy(s / sum s))`, s = singular values of the centred matrix (Roy and Vetterli 2007)."""
+    """Return `exp(entropy(s / sum s))`, s = singular values of the centred matrix (Roy and Vetterli 2007)."""
     centred = _centred("effective_rank", features)
     if centred is None:
         return None
@@ -187,7 +184,7 @@ def effective_rank(features: Tensor) -> float | None:
 
 
 def participation_ratio(features: Tensor) -> float | None:
-    """`(sum l)^2 / sum l^2`, l = eigenvalues of the covariance: how many directions carry variance."""
+    """Return `(sum l)^2 / sum l^2`, where l are the eigenvalues of the covariance."""
     centred = _centred("participation_ratio", features)
     if centred is None:
         return None
@@ -196,7 +193,7 @@ def participation_ratio(features: Tensor) -> float | None:
 
 
 def probe_rows(n: int, sample: int | None, seed: int) -> Tensor:
-    """Ascending indices of the rows a pairwise metric uses: all, or `sample` drawn without replacement."""
+    """Return the indices of the rows that a pairwise metric uses, ascending: all, or `sample` random ones."""
     if sample is None or n <= sample:
         return torch.arange(n)
     generator = np.random.Generator(np.random.Philox(seed))
@@ -211,22 +208,21 @@ def measure(
     sample: int | None = 2000,
     seed: int = 0,
 ) -> dict[str, float | None]:
-    """Everything a row of the result records; the names are always there.
+    """Return all metrics that a row of the result records; all names are always present.
 
     Args:
-        images: `(N, D)` features; row i of both belongs together.
-        texts: `(N, D)` features.
-        before: images and texts of row 0, the same items in the same order. Without it the comparisons are
-            `None`.
-        sample: rows used at most by the pairwise metrics; recorded as `pairwise_rows`.
-        seed: of that subsample.
+        images: `(N, D)` features.
+        texts: `(N, D)` features; row i of images and texts is a matching pair.
+        before: images and texts of row 0, the same items in the same order. Without it, comparisons are `None`.
+        sample: the most rows that pairwise metrics use; recorded as `pairwise_rows`.
+        seed: the seed of that subsample.
 
     Returns:
-        Every registered metric of both spaces, and of each space under `image_` and `text_`; `rows` and
+        Every registered metric of both spaces; those of one space with the prefix `image_` or `text_`; and `rows` and
         `pairwise_rows`.
 
     Raises:
-        ValueError: rows do not match, or a feature is not finite.
+        ValueError: if rows do not match, or a feature is not finite.
     """
     values: dict[str, float | None] = {
         "rows": float(len(images)),
@@ -245,7 +241,7 @@ def _undefined(metric: str, reason: str) -> None:
 
 
 def _units(metric: str, *features: Tensor, least: int = 1) -> tuple[Tensor, ...] | None:
-    """Unit rows in float64, or `None` with a warning."""
+    """Return unit rows in float64; `None` with a warning for a degenerate input."""
     units: list[Tensor] = []
     for rows in features:
         if rows.ndim != 2:
@@ -277,7 +273,7 @@ def _probe(features: Tensor, sample: int | None, seed: int) -> Tensor:
 
 
 def _cosine_pairs(*spaces: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cosines of all pairs `i < j`, flat and block by block, for each space."""
+    """Yield the cosines of all pairs `i < j` of each space, flat, block by block."""
     n = len(spaces[0])
     column = torch.arange(n, device=spaces[0].device)
     for start in range(0, n, _BLOCK):
@@ -322,7 +318,7 @@ def _triangles(
 
 def _correlation(metric: str, a: Tensor, b: Tensor) -> float | None:
     a, b = a - a.mean(), b - b.mean()
-    # Each on its own: a constant times something large would pass, and correlate rounding errors.
+    # Check each one: the product of a constant and a large variance would pass, and correlate rounding errors.
     if min(float(a.square().mean()), float(b.square().mean())) <= _CONSTANT:
         _undefined(metric, "all cosines are the same")
         return None
@@ -330,10 +326,10 @@ def _correlation(metric: str, a: Tensor, b: Tensor) -> float | None:
 
 
 def mean_ranks(values: Tensor) -> Tensor:
-    """Return the rank of each of `(N,)` values from 1 on; equal values share the mean of their ranks."""
-    # Rounded, because equal pairs of rows may differ in the last bit of a matrix product. On the CPU, because
-    # sums over indices have no fixed order on a GPU.
+    """Return the ranks of `(N,)` values, starting at 1; equal values share the mean of their ranks."""
+    # Rounded, because equal pairs of rows may differ in the last bit of a matrix product. On the CPU, because sums over
+    # indices have no fixed order on a GPU.
     values = values.cpu().round(decimals=12)
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    _, index, counts = torch.unique(values, return_inverse=True, return_counts=True)
     ranks: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
-    return ranks[place]
+    return ranks[index]

@@ -1,7 +1,7 @@
-"""The typed result of a run: `results.json`, what reports and comparisons read. No torch here.
+"""The typed result of a run: `results.json`, which reports and comparisons read. This module needs no torch.
 
-Everything in it is a pure function of configuration, data and seed, except the two timing fields `cost` and
-`provenance`. Undefined numbers are null, never NaN or 0.
+Everything in it is a pure function of configuration, data and seed, except the fields `cost` and `provenance`.
+Undefined numbers are null, never NaN or 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Part(BaseModel):
 class Score(Part):
     """One measured number: `value` in its own unit (shares in [0, 1]), with its confidence interval.
 
-    `n` is the number of queries behind it; `low` and `high` are null where no interval is defined.
+    `n` is the number of queries behind it; `low` and `high` are null if no interval is defined.
     """
 
     value: float | None
@@ -57,7 +57,7 @@ class Column(Part):
 
 
 class TaskInfo(Part):
-    """A task of the stream, as the result names it."""
+    """A task of the stream."""
 
     index: int
     name: str
@@ -69,7 +69,7 @@ class TaskInfo(Part):
 
 
 class Experts(Part):
-    """How often the experts of a mixture were chosen: `counts[place][expert]`, over pictures and slots."""
+    """How often the experts of a mixture were chosen: `counts[place][expert]`, over images and slots."""
 
     places: list[str]
     counts: list[list[int]]
@@ -79,9 +79,9 @@ class Row(Part):
     """One moment of evaluation.
 
     `index` 0 is before training; `task` is the index of the task just learned (null for row 0 and for a method that
-    learns everything at once). `scores[column][protocol][metric]`. `step` and `samples` count from the run's start.
-    `ambiguous[column]` counts items whose two best cosines differ by less than 1e-5. For methods that route pictures,
-    `routes[column][route]` counts them and `experts[column]` the choices of their experts.
+    learns everything at once). Scores are `scores[column][protocol][metric]`. `step` and `samples` count from the start
+    of the run. `ambiguous[column]` counts items whose two best scores differ by less than 1e-5. For methods that route
+    images, `routes[column][route]` counts the images and `experts[column]` the choices of experts.
     """
 
     index: int
@@ -99,7 +99,7 @@ class Row(Part):
 
 
 class Matrix(Part):
-    """The headline score matrix: `values[row][column]` of one metric under one protocol, null = no such cell."""
+    """The headline score matrix: `values[row][column]` of one metric under one protocol; null means no such cell."""
 
     protocol: str
     metric: str
@@ -109,7 +109,7 @@ class Matrix(Part):
 
 
 class Answer(Part):
-    """What the model said about one example at one row: best answers with cosines, best first."""
+    """The model's answers to one example at one row: the best answers with their cosines, best first."""
 
     row: int
     answers: list[tuple[str, float]]
@@ -117,7 +117,7 @@ class Answer(Part):
 
 
 class Example(Part):
-    """One evaluation picture, followed over the rows. `picture` is a path inside the run folder."""
+    """One evaluation image and the answers to it at every row. `picture` is a path inside the run folder."""
 
     column: str
     id: str
@@ -127,7 +127,7 @@ class Example(Part):
 
 
 class Event(Part):
-    """Something a reader of the numbers must know: a fallback, a stop, a changed environment."""
+    """An event that a reader of the numbers must know: a fallback, a stop, a changed environment."""
 
     kind: str
     message: str
@@ -152,7 +152,8 @@ class Results(Part):
     rows: list[Row]
     matrix: Matrix
     together: Matrix | None = Field(
-        None, description="old, new and everything among the answers of all sets, every picture counting once"
+        None,
+        description="scores on old, new and everything among the names of all sets; every image counts once",
     )
     metrics: dict[str, float | None]
     examples: list[Example] = Field(default_factory=list)
@@ -161,7 +162,7 @@ class Results(Part):
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `results.json` so that a reader sees the old or the new file, never half of one."""
+        """Write `results.json` atomically: a reader sees the old or the new file, never a part of one."""
         from everclip.files import write_text_atomic
 
         write_text_atomic(
@@ -173,13 +174,13 @@ class Results(Part):
         """Read the result of a run folder (or a results file).
 
         Raises:
-            DataError: if there is none, or it does not fit the schema; names the field.
+            DataError: if there is none, or it does not match the schema; names the field.
         """
         path = Path(folder)
         path = path if path.suffix == ".json" else path / FILE
         if not path.is_file():
             raise DataError(
-                f"{path}: no such result. A run folder holds {FILE} once its first row is measured."
+                f"{path}: there is no result. A run folder contains {FILE} as soon as its first row is measured."
             )
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -187,11 +188,11 @@ class Results(Part):
             raise DataError(f"{path}: not a result of schema version {SCHEMA_VERSION}: {error}") from error
 
     def score(self, row: int, column: str, protocol: str, metric: str) -> Score | None:
-        """Return one score, or `None` where there is no such cell."""
+        """Return one score; `None` if there is no such cell."""
         return self.rows[row].scores.get(column, {}).get(protocol, {}).get(metric)
 
     def without_timing(self) -> dict[str, Any]:
-        """Return everything that must be equal between an interrupted and an uninterrupted run."""
+        """Return everything that must be equal in an interrupted and an uninterrupted run."""
         document: Mapping[str, Any] = self.model_dump(mode="json")
         return {key: value for key, value in document.items() if key not in ("cost", "provenance", "events")}
 

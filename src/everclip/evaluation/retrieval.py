@@ -1,13 +1,12 @@
-"""Retrieval: ranks of the positives in blocks, and every metric as a function of those ranks.
+"""Retrieval: compute the ranks of the positives in blocks, and every metric from these ranks.
 
-One rule orders a gallery everywhere: score descending, equal scores by lower index first. A negative that
-ties with a positive and has the lower index therefore counts against it. Scores are dot products of the
-features as given (unit rows make them cosines), summed in float64 and rounded to float32: only then do equal
-vectors get equal scores whatever the block they fall in, and results depend on neither block size nor TF32
-settings.
+A gallery is always ordered by descending score, and equal scores by ascending index. So a negative that ties with a
+positive ranks before it if its index is lower. Scores are dot products of the features (cosines for unit rows), summed
+in float64 and rounded to float32. Only then do equal vectors get equal scores in every block, and results depend
+neither on the block size nor on TF32 settings.
 
-Metrics are fractions in [0, 1]; ranks are 1-based; what has no queries is `None`. `hits_at_k` is the "R@k" of CLIP
-papers: a positive among the top k. (The fraction of the positives found differs with five captions per image.) A `k`
+Metrics are fractions in [0, 1], or `None` without queries; ranks start at 1. `hits_at_k` is the "R@k" of CLIP papers:
+a positive among the top k. (With five captions per image, this is not the fraction of positives among the top k.) A `k`
 above the size of the gallery means the whole gallery.
 """
 
@@ -20,16 +19,16 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 21
-"""Scores held at once: 8 MiB as float32, under 100 MiB with all that is derived from them.
+"""Scores in memory at a time: 8 MiB as float32, less than 100 MiB with all intermediate values.
 
-Larger blocks leave the cache of a CPU and are slower."""
+Larger blocks do not fit into the cache of a CPU and are slower."""
 
 _SLICE = 4096  # gallery rows in float64 at a time, so that a large gallery is never copied whole
 
 
 @dataclass(frozen=True, slots=True)
 class Positives:
-    """Which gallery items are right for each query, in CSR form.
+    """The gallery items that are right for each query, in CSR form.
 
     Attributes:
         offsets: `(Q + 1,)` int64; the positives of query q are `indices[offsets[q]:offsets[q + 1]]`.
@@ -40,7 +39,7 @@ class Positives:
     indices: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse offsets that do not fit and duplicates, which would count twice in AP and recall."""
+        """Check the offsets, and that no query has duplicates, which would count twice in AP and recall."""
         counts = self.counts
         if self.offsets[0] != 0 or int(self.offsets[-1]) != len(self.indices) or bool((counts < 0).any()):
             raise ValueError("offsets must rise from 0 to the number of indices")
@@ -56,28 +55,28 @@ class Positives:
 
     @property
     def counts(self) -> Tensor:
-        """`(Q,)` number of positives of each query."""
+        """`(Q,)`: the number of positives of each query."""
         return self.offsets.diff()
 
     @property
     def rows(self) -> Tensor:
-        """`(P,)` query of each positive."""
+        """`(P,)`: the query of each positive."""
         return torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]]) -> "Positives":
-        """From one sequence of gallery indices per query."""
-        known = [list(items) for items in lists]
-        flat = [index for items in known for index in items]
-        return cls._from_counts([len(items) for items in known], flat)
+        """Make positives from one sequence of gallery indices per query."""
+        per_query = [list(items) for items in lists]
+        flat = [index for items in per_query for index in items]
+        return cls._from_counts([len(items) for items in per_query], flat)
 
     @classmethod
     def from_keys(cls, queries: Sequence[object], gallery: Sequence[object]) -> "Positives":
-        """Every gallery item whose key (an `image_id`, a class) equals the key of the query."""
-        places: dict[object, list[int]] = {}
+        """Match every gallery item whose key (an `image_id`, a class) equals the key of the query."""
+        indices: dict[object, list[int]] = {}
         for index, key in enumerate(gallery):
-            places.setdefault(key, []).append(index)
-        return cls.from_lists([places.get(key, []) for key in queries])
+            indices.setdefault(key, []).append(index)
+        return cls.from_lists([indices.get(key, []) for key in queries])
 
     @classmethod
     def _from_counts(cls, counts: Sequence[int] | Tensor, indices: Sequence[int] | Tensor) -> "Positives":
@@ -86,7 +85,7 @@ class Positives:
         return cls(offsets, torch.as_tensor(indices, dtype=torch.int64))
 
     def keep(self, columns: Tensor) -> "Positives":
-        """Only the positives among the gallery indices `columns`, `(G',)`."""
+        """Return only the positives among the gallery indices `columns`, `(G',)`."""
         kept = torch.isin(self.indices, columns)
         counts = torch.bincount(self.rows[kept], minlength=len(self.counts))
         return Positives._from_counts(counts, self.indices[kept])
@@ -94,12 +93,12 @@ class Positives:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Ranks of all positives of the queries that have any.
+    """The ranks of all positives, for the queries that have any.
 
     Attributes:
         queries: `(K,)` int64, the evaluated queries.
         offsets: `(K + 1,)` int64, as in `Positives`.
-        ranks: `(P,)` int64, 1-based, ascending within a query.
+        ranks: `(P,)` int64, from 1, ascending within a query.
     """
 
     queries: Tensor
@@ -123,19 +122,19 @@ def positive_ranks(
     empty: Literal["error", "exclude"] = "error",
     block_elements: int = BLOCK_ELEMENTS,
 ) -> Ranks:
-    """Rank of every positive of every query. Memory is bounded by the block, not by `Q x G`.
+    """Return the rank of every positive of every query. Memory is bounded by the block, not by `Q x G`.
 
     Args:
         queries: `(Q, D)` features.
         gallery: `(G, D)` features.
-        positives: Q queries, indices into the gallery.
-        columns: only these gallery items compete: `(G,)` bool or `(G',)` indices. Positives outside drop out.
-        empty: what to do with a query that has no positive.
-        block_elements: scores held at once.
+        positives: the positives of the Q queries, as indices into the gallery.
+        columns: rank only these gallery items: `(G,)` bool or `(G',)` indices. Other positives are left out.
+        empty: what to do with a query without positives.
+        block_elements: scores in memory at a time.
 
     Raises:
-        ValueError: shapes do not fit, a feature is not finite (NaN would rank first), a positive lies outside
-            the gallery, or a query has no positive and `empty` is `"error"` (the message names it).
+        ValueError: if shapes do not match, a feature is not finite (NaN would rank first), a positive is outside the
+            gallery, or a query has no positive and `empty` is `"error"` (the message names the query).
     """
     queries, gallery = _features(queries, gallery)
     if len(positives.counts) != len(queries):
@@ -155,11 +154,11 @@ def positive_ranks(
     for start, keys, _ in _blocks(queries, gallery, block_elements):
         low, high = (int(positives.offsets[at]) for at in (start, start + len(keys)))
         rows = (query_of[low:high] - start).to(keys.device)
-        own = keys[rows, positives.indices[low:high].to(keys.device)]
-        # As many positives at once as the block has queries: many positives per query must not burst it.
+        positive_keys = keys[rows, positives.indices[low:high].to(keys.device)]
+        # At most as many positives at a time as the block has queries, so that memory stays bounded.
         for at in range(0, high - low, len(keys)):
             part = slice(at, at + len(keys))
-            ahead = keys[rows[part]] > own[part, None]
+            ahead = keys[rows[part]] > positive_keys[part, None]
             ranks[low:high][part] = ahead.sum(dim=1, dtype=torch.int32).cpu() + 1
     order = torch.argsort(query_of * (len(gallery) + 1) + ranks)
     kept_queries = (~none).nonzero()[:, 0]
@@ -175,17 +174,17 @@ def top_k(
     columns: Tensor | None = None,
     block_elements: int = BLOCK_ELEMENTS,
 ) -> TopK:
-    """The k best gallery items of every query, best first; with `k` above the gallery, all of it.
+    """Return the k best gallery items of every query, best first; all items if `k` is above the gallery's size.
 
     Args:
         queries: `(Q, D)` features.
         gallery: `(G, D)` features.
         k: at least 1.
-        columns: only these gallery items compete: `(G,)` bool or `(G',)` indices.
-        block_elements: scores held at once.
+        columns: rank only these gallery items: `(G,)` bool or `(G',)` indices.
+        block_elements: scores in memory at a time.
 
     Raises:
-        ValueError: `k < 1`, shapes do not fit, or a feature is not finite.
+        ValueError: if `k < 1`, shapes do not match, or a feature is not finite.
     """
     if k < 1:
         raise ValueError(f"k must be positive, it is {k}")
@@ -198,37 +197,37 @@ def top_k(
     values = torch.empty(len(queries), width)
     for start, keys, scores in _blocks(queries, gallery, block_elements):
         best = keys.topk(width, dim=1).values
-        found = _LOW - (best & _LOW)
-        indices[start : start + len(keys)] = columns[found.cpu()]
-        values[start : start + len(keys)] = scores.gather(1, found).cpu()
+        positions = _LOW - (best & _LOW)
+        indices[start : start + len(keys)] = columns[positions.cpu()]
+        values[start : start + len(keys)] = scores.gather(1, positions).cpu()
     return TopK(indices, values)
 
 
 def best_ranks(ranks: Ranks) -> Tensor:
-    """`(K,)` rank of the best positive of each query."""
+    """Return the rank `(K,)` of the best positive of each query."""
     return ranks.ranks[ranks.offsets[:-1]]
 
 
 def hits_at_k(ranks: Ranks, k: int) -> Tensor:
-    """`(K,)` bool: at least one positive among the top k. Feeds the paired bootstrap."""
+    """Return `(K,)` bool: whether a positive is among the top k of each query."""
     return best_ranks(ranks) <= _positive(k)
 
 
 def average_precision(ranks: Ranks) -> Tensor:
-    """`(K,)` float64: `AP(q) = sum over positives of precision at their rank / |P|`."""
+    """Return `(K,)` float64: `AP(q) = sum over positives of precision at their rank / |P|`."""
     counts = ranks.offsets.diff()
     first = torch.repeat_interleave(ranks.offsets[:-1], counts)
-    found = torch.arange(len(ranks.ranks)) - first + 1
-    return _per_query(ranks, found.double() / ranks.ranks)
+    positives_so_far = torch.arange(len(ranks.ranks)) - first + 1
+    return _per_query(ranks, positives_so_far.double() / ranks.ranks)
 
 
 def mean_average_precision(ranks: Ranks) -> float | None:
-    """Mean of `average_precision` over queries."""
+    """Return the mean of `average_precision` over queries."""
     return _mean(average_precision(ranks))
 
 
 def median_rank(ranks: Ranks) -> float | None:
-    """Median of the best ranks, 1-based; the mean of the middle two for an even number of queries."""
+    """Return the median of the best ranks; for an even number of queries the mean of the middle two."""
     return float(np.median(best_ranks(ranks).numpy())) if len(ranks.queries) else None
 
 
@@ -236,10 +235,10 @@ _LOW = 0xFFFFFFFF
 
 
 def _blocks(queries: Tensor, gallery: Tensor, elements: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """First query, keys `(B, G)` int64 and scores `(B, G)` float32 of each block of queries.
+    """Yield the first query, keys `(B, G)` int64 and scores `(B, G)` float32 of each block of queries.
 
-    A key holds the order-preserving bits of the score above the complement of the index: comparing keys is
-    comparing by score, then by lower index, and no two are equal.
+    The high bits of a key are the order-preserving bits of the score, its low bits the complement of the index. So
+    keys compare by score, then by lower index, and no two are equal.
     """
     index = _LOW - torch.arange(len(gallery), device=gallery.device)
     rows = min(8192, max(1, elements // max(1, len(gallery))))
@@ -248,7 +247,7 @@ def _blocks(queries: Tensor, gallery: Tensor, elements: int) -> Iterator[tuple[i
         scores = torch.empty(len(block), len(gallery), device=gallery.device)
         for at in range(0, len(gallery), _SLICE):
             scores[:, at : at + _SLICE] = block @ gallery[at : at + _SLICE].double().T
-        scores += 0.0  # makes -0.0 equal to 0.0 in bits too
+        scores += 0.0  # turns -0.0 into 0.0, so that their bits are equal
         bits = scores.view(torch.int32)
         keys = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
         yield start, keys.bitwise_left_shift_(32).add_(index), scores
@@ -267,7 +266,7 @@ def _features(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(columns: Tensor, size: int) -> Tensor:
-    """Ascending gallery indices on the CPU: ascending, so that the tie rule keeps its meaning."""
+    """Return gallery indices on the CPU, ascending, so that the tie rule stays valid."""
     columns = columns.cpu()
     if columns.dtype == torch.bool:
         if columns.shape != (size,):
@@ -275,7 +274,7 @@ def _columns(columns: Tensor, size: int) -> Tensor:
         return columns.nonzero()[:, 0]
     columns = torch.unique(columns.to(torch.int64))
     if len(columns) and not 0 <= int(columns[0]) <= int(columns[-1]) < size:
-        raise ValueError(f"columns outside a gallery of {size}")
+        raise ValueError(f"columns are outside a gallery of {size}")
     return columns
 
 

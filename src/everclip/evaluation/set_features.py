@@ -1,4 +1,4 @@
-"""Features of evaluation sets: every distinct picture and caption is encoded once per row, for all sets together."""
+"""Features of evaluation sets: every distinct image and caption is encoded once per row, for all sets together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from everclip.interfaces import Predictor
 
 Tick = Callable[[int, int], None]
 _OF = "\0"
-"""Between the name of a set and that of a feature; no name holds it."""
+"""Separator between the name of a set and the name of a feature; names do not contain it."""
 
 
 class SetFeatures:
-    """Asks the feature service for the union of all evaluation sets.
+    """Gets the features of the union of all evaluation sets from the feature service.
 
     Args:
-        sets: the evaluation sets; a picture that occurs in several rows or sets is encoded once.
-        service: encodes and remembers.
-        batch_size: pictures at a time.
-        together: whether all processes ask, at the same place.
+        sets: the evaluation sets; an image that occurs in several rows or sets is encoded once.
+        service: encodes and caches.
+        batch_size: images per batch.
+        together: whether all processes make the same calls, so that they can share the work.
     """
 
     def __init__(
@@ -47,27 +47,27 @@ class SetFeatures:
         known_task: int | None = None,
         reduce: Mapping[str, Reduce] | None = None,
     ) -> dict[str, Features]:
-        """Return the features of evaluation sets under the method as it is now.
+        """Return the features of evaluation sets under the method in its present state.
 
         Args:
             method: encodes; in evaluation mode.
-            keys: what its encodings depend on (`method.encoder_keys()`), taken once per row.
+            keys: identifies what its encodings depend on (`method.encoder_keys()`); computed once per row.
             tick: called with (done, total); may raise to stop.
             known_task: the task that the method is told; then only the sets of that task are encoded.
-            reduce: name of a set -> what is kept of its pictures in a batch, for features too wide to be held; then
-                nothing is remembered.
+            reduce: name of a set -> function that reduces a batch of features, for features too wide for memory; then
+                nothing is cached.
 
         Returns:
-            Name of a set -> features, one per picture, in the order of the set.
+            Name of a set -> features, one row per image, in the order of the set.
         """
         names = [name for name in self._rows if known_task is None or self._tasks[name] == known_task]
-        # What depends on its batch is encoded set by set, so that no set changes another's scores.
+        # If features depend on their batch, encode set by set, so that no set changes the scores of another.
         groups = [[name] for name in names] if method.batch_dependent is not None else [names]
-        found: dict[str, Features] = {}
+        features: dict[str, Features] = {}
         for group in groups if names else []:
             rows = self._union(group)
             if reduce is not None:
-                found |= self._reduced(method, keys, known_task, rows, {n: reduce[n] for n in group}, tick)
+                features |= self._reduced(method, keys, known_task, rows, {n: reduce[n] for n in group}, tick)
                 continue
             whole = self._service.images(
                 image_encoder(method, keys, known_task),
@@ -76,17 +76,17 @@ class SetFeatures:
                 tick=tick,
                 together=self._together,
             )
-            found |= {name: self._placed(whole, rows, name) for name in group}
-        return found
+            features |= {name: self._of_set(whole, rows, name) for name in group}
+        return features
 
     def _union(self, names: Iterable[str]) -> torch.Tensor:
-        found: torch.Tensor = torch.unique(torch.cat([self._rows[name] for name in names]))
-        return found
+        rows: torch.Tensor = torch.unique(torch.cat([self._rows[name] for name in names]))
+        return rows
 
-    def _placed(self, whole: Features, rows: torch.Tensor, name: str) -> Features:
-        """Return the features of a set, from those of the pictures at `rows`."""
-        where = torch.searchsorted(rows, self._rows[name])
-        return {k: v[where] for k, v in whole.items()}
+    def _of_set(self, whole: Features, rows: torch.Tensor, name: str) -> Features:
+        """Select the features of a set from those of the images at `rows`."""
+        index = torch.searchsorted(rows, self._rows[name])
+        return {k: v[index] for k, v in whole.items()}
 
     def _reduced(
         self,
@@ -97,35 +97,35 @@ class SetFeatures:
         reduce: Mapping[str, Reduce],
         tick: Tick,
     ) -> dict[str, Features]:
-        """Return what is kept of sets that are encoded together, each picture once for all sets that it is in."""
-        inside = {name: np.isin(rows.numpy(), self._rows[name].numpy()) for name in reduce}
+        """Return the reduced features of sets that are encoded together; every image is encoded once."""
+        masks = {name: np.isin(rows.numpy(), self._rows[name].numpy()) for name in reduce}
 
-        def keep(found: Features, block: range) -> Features:
-            kept: Features = {}
-            for name, mask in inside.items():
-                if (own := torch.from_numpy(mask[block.start : block.stop])).any():
-                    part = reduce[name]({k: v[own] for k, v in found.items()})
-                    kept |= {name + _OF + k: v for k, v in part.items()}
-            return kept
+        def reduce_block(features: Features, block: range) -> Features:
+            reduced: Features = {}
+            for name, mask in masks.items():
+                if (in_set := torch.from_numpy(mask[block.start : block.stop])).any():
+                    part = reduce[name]({k: v[in_set] for k, v in features.items()})
+                    reduced |= {name + _OF + k: v for k, v in part.items()}
+            return reduced
 
         whole = self._service.reduced(
             image_encoder(method, keys, known_task),
             self._pictures.select(rows),
-            keep,
+            reduce_block,
             block=self._size(method),
             tick=tick,
             together=self._together,
         )
-        found: dict[str, Features] = {}
+        by_set: dict[str, Features] = {}
         for name in reduce:
-            own = {k.removeprefix(name + _OF): v for k, v in whole.items() if k.startswith(name + _OF)}
-            found[name] = self._placed(own, torch.unique(self._rows[name]), name)
-        return found
+            of_set = {k.removeprefix(name + _OF): v for k, v in whole.items() if k.startswith(name + _OF)}
+            by_set[name] = self._of_set(of_set, torch.unique(self._rows[name]), name)
+        return by_set
 
     def _size(self, method: Predictor) -> int:
-        """Return how many pictures are encoded at a time: the method's own number where that decides anything."""
-        own: int | None = None if method.batch_dependent is None else method.prediction_batch
-        return own or self._batch
+        """Return the batch size: the method's own if its features depend on the batch."""
+        fixed: int | None = None if method.batch_dependent is None else method.prediction_batch
+        return fixed or self._batch
 
     def texts(self, method: Predictor, keys: Mapping[str, str]) -> dict[str, Features]:
         """Return the features of the captions of each retrieval set, one per caption, in the order of the set."""
@@ -140,5 +140,5 @@ class SetFeatures:
         }
 
     def bank(self, method: Predictor, keys: Mapping[str, str], space: LabelSpace) -> Features:
-        """Return the method's class bank; encoded once per text tower and label space."""
+        """Return the method's class bank, encoded once per text tower and label space."""
         return self._service.bank(method, keys["text"], space)

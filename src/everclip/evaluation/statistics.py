@@ -1,11 +1,12 @@
-"""Intervals: which differences are resolved and which lie inside the noise.
+"""Confidence intervals, which decide whether a difference is resolved.
 
-Wilson's interval for one proportion, a seeded paired bootstrap over images for the difference of two models
-on the same items, and a t interval over seeds. Values are fractions unless the caller feeds something else. A
-result is a function of the items and the seed alone: neither their order nor the block size changes it.
+Wilson's interval for one proportion, a seeded paired bootstrap over images for the difference of two models on the
+same items, and a t interval over seeds. Values are fractions unless the caller passes others. A result depends on
+the items and the seed only, not on the order of the items or the block size.
 
-Wilson's interval and the bootstrap are ours: scipy's equal them to rounding (the tests hold them to it), but take an
-exact test for each interval, and resample neither images with all their items nor distinct values by their counts.
+Wilson's interval and the bootstrap are our own code. Tests check that they equal scipy's up to rounding. But scipy's
+Wilson interval runs an exact test each time, and scipy's bootstrap can neither resample images with all their items
+nor draw the counts of distinct values.
 """
 
 import math
@@ -28,11 +29,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean of `a - b` over paired items with its bootstrap interval.
+    """The mean of `a - b` over paired items with its bootstrap interval.
 
-    `resolved` says that the difference may be called one: the interval excludes 0, and the images on which
-    `a` and `b` differ are numerous enough that a unanimous sign test could reject at the same level (a
-    percentile bootstrap over a handful of images is otherwise far too sure of itself).
+    `resolved` is true if the interval excludes 0 and enough images differ between `a` and `b` for a unanimous sign
+    test to reject at the same level. With only a few differing images, a percentile bootstrap is far too confident.
     """
 
     mean: float
@@ -43,7 +43,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """What an update breaks and what it repairs, as fractions of all items (Yan et al., arXiv 2011.09161).
+    """The answers that an update breaks or repairs, as fractions of all items (Yan et al., arXiv 2011.09161).
 
     Attributes:
         negative: NFR, `P(old right and new wrong)`.
@@ -58,7 +58,7 @@ class Flips:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Mean over seeds, unbiased standard deviation, and t interval of the mean. `None` with a single seed."""
+    """Mean over seeds, unbiased standard deviation, and t interval of the mean; all but the mean need two seeds."""
 
     mean: float
     standard_deviation: float | None
@@ -67,22 +67,22 @@ class Spread:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927): inside [0, 1], sane at 0 and at `n` successes.
+    """Return Wilson's score interval of a proportion (Wilson 1927): inside [0, 1], also at 0 or `n` successes.
 
     `( p + z^2/2n +- z sqrt( p(1-p)/n + z^2/4n^2 ) ) / ( 1 + z^2/n )` with `p = successes / n`.
 
     Raises:
-        ValueError: `n < 1`, `successes` outside `0..n`, or `confidence` outside (0, 1).
+        ValueError: if `n < 1`, `successes` is outside `0..n`, or `confidence` is outside (0, 1).
     """
     _check_confidence(confidence)
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} is no proportion")
+        raise ValueError(f"{successes} successes of {n} are no proportion")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # The ends are exact at no and at all successes; rounding would leave 1e-17 there.
+    # Without or with only successes, one end is exact; rounding would leave 1e-17.
     low = 0.0 if successes == 0 else max(0.0, (centre - half) / scale)
     high = 1.0 if successes == n else min(1.0, (centre + half) / scale)
     return Interval(low, high)
@@ -96,37 +96,39 @@ def paired_bootstrap(
     confidence: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> Difference:
-    """Percentile bootstrap of `mean(a - b)` of two models on the same items (Efron and Tibshirani 1993).
+    """Return the percentile bootstrap of `mean(a - b)` of two models on the same items (Efron and Tibshirani 1993).
 
     Args:
-        a: `(N,)` outcome per item of one model, e.g. hit or miss.
-        b: `(N,)` outcome of the other model on the same items, in the same order.
+        a: `(N,)` outcomes of one model per item, such as hit or miss.
+        b: `(N,)` outcomes of the other model on the same items, in the same order.
         seed: seed of the Philox generator.
         draws: number of resamples.
         confidence: level of the interval.
-        groups: `(N,)` image id of each item, if several queries share an image. Images are then resampled,
-            each with all its items: queries of one image are no independent evidence.
+        groups: `(N,)` image id of each item, if several queries share an image. Images are then resampled with all
+            their items, because queries of one image are not independent.
 
     Raises:
-        ValueError: lengths differ, no items, a value is not finite, `draws < 1`, or `confidence` outside (0,
-            1).
+        ValueError: if lengths differ, there are no items, a value is not finite, `draws < 1`, or `confidence` is
+            outside (0, 1).
     """
     first, second = _vector(a, "a"), _vector(b, "b")
     if len(first) != len(second):
         raise ValueError(f"a has {len(first)} items, b has {len(second)}: they are not paired")
     difference = first - second
     cells, counts = _cells(difference, groups)
-    # Cells are drawn in the order of their values: of a - b and b - a always the same one is drawn from.
-    back, times = _cells(0.0 - difference, groups)
-    there, here = (back.tolist(), times.tolist()), (cells.tolist(), counts.tolist())
-    turned = there > here
+    # Of a - b and b - a, the draws always come from the same one. So swapping a and b only changes the sign.
+    negated, times = _cells(0.0 - difference, groups)
+    keys = (negated.tolist(), times.tolist()), (cells.tolist(), counts.tolist())
+    swapped = keys[0] > keys[1]
     drawn = (
-        _resampled_means(back, times, seed, draws) if turned else _resampled_means(cells, counts, seed, draws)
+        _resampled_means(negated, times, seed, draws)
+        if swapped
+        else _resampled_means(cells, counts, seed, draws)
     )
     interval = _percentile(drawn, confidence)
-    if turned:
+    if swapped:
         interval = Interval(0.0 - interval.high, 0.0 - interval.low)
-    elif there == here:  # what lies evenly on both sides has an interval that does
+    elif keys[0] == keys[1]:  # symmetric around 0, so the interval is symmetric, too
         half = (interval.high - interval.low) / 2
         interval = Interval(0.0 - half, half)
     differing = int(counts[cells[:, 0] != 0].sum())
@@ -142,7 +144,7 @@ def bootstrap_mean(
     confidence: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean that is no proportion (average precision, reciprocal rank...).
+    """Return the percentile bootstrap interval of a mean that is not a proportion, such as average precision.
 
     Args:
         values: `(N,)` one value per item.
@@ -152,17 +154,17 @@ def bootstrap_mean(
         groups: `(N,)` image id of each item; images are resampled, as in `paired_bootstrap`.
 
     Raises:
-        ValueError: no items, a value is not finite, `draws < 1`, or `confidence` outside (0, 1).
+        ValueError: if there are no items, a value is not finite, `draws < 1`, or `confidence` is outside (0, 1).
     """
     cells, counts = _cells(_vector(values, "values"), groups)
     return _percentile(_resampled_means(cells, counts, seed, draws), confidence)
 
 
 def seed_spread(values: ArrayLike, confidence: float = 0.95) -> Spread:
-    """Mean and spread over seeds or task orders, with Student's t interval `mean +- t_{n-1} sd / sqrt(n)`.
+    """Return mean and spread over seeds or task orders, with Student's t interval `mean +- t_{n-1} sd / sqrt(n)`.
 
     Raises:
-        ValueError: no values, a value is not finite, or `confidence` outside (0, 1).
+        ValueError: if there are no values, a value is not finite, or `confidence` is outside (0, 1).
     """
     _check_confidence(confidence)
     items = _vector(values, "values")
@@ -175,14 +177,14 @@ def seed_spread(values: ArrayLike, confidence: float = 0.95) -> Spread:
 
 
 def flips(old: ArrayLike, new: ArrayLike) -> Flips:
-    """Negative and positive flip rates of two models on the same items.
+    """Return the negative and positive flip rates of two models on the same items.
 
     Args:
-        old: `(N,)` hit (1) or miss (0) of the old model; for retrieval, "a positive among the top k".
-        new: `(N,)` the same of the new model.
+        old: `(N,)` hits (1) and misses (0) of the old model; in retrieval, a hit is a positive among the top k.
+        new: `(N,)` hits and misses of the new model.
 
     Raises:
-        ValueError: lengths differ, no items, or an outcome other than 0 and 1.
+        ValueError: if lengths differ, there are no items, or an outcome is neither 0 nor 1.
     """
     was, now = _vector(old, "old"), _vector(new, "new")
     if len(was) != len(now):
@@ -206,7 +208,7 @@ def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
 def _cells(
     values: NDArray[np.float64], groups: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distinct (sum, size) pairs of the images `(U, 2)`, sorted, and how many images have each `(U,)`."""
+    """Return the distinct (sum, size) pairs of the images `(U, 2)`, sorted, and their counts `(U,)`."""
     if groups is None:
         distinct, counts = np.unique(values, return_counts=True)
         return np.stack([distinct, np.ones_like(distinct)], axis=1), counts.astype(np.int64)
@@ -223,13 +225,13 @@ def _cells(
 def _resampled_means(
     cells: NDArray[np.float64], counts: NDArray[np.int64], seed: int, draws: int
 ) -> NDArray[np.float64]:
-    """`(draws,)` means of samples of images drawn with replacement."""
+    """Return `(draws,)` means of samples of images drawn with replacement."""
     if draws < 1:
         raise ValueError(f"draws must be positive, it is {draws}")
     images = int(counts.sum())
     generator = np.random.Generator(np.random.Philox(seed))
-    # Hits and misses have few distinct values. How often each occurs in a resample is multinomial, so drawing
-    # those counts is the same bootstrap at a cost that does not grow with the number of images.
+    # Hits and misses have few distinct values. Their counts in a resample are multinomial, so drawing the counts is
+    # the same bootstrap at a cost that does not grow with the number of images.
     few = 16 * len(cells) <= images
     flat = cells if few else np.repeat(cells, counts, axis=0)
     means = np.empty(draws)
@@ -257,9 +259,7 @@ def _check_confidence(confidence: float) -> None:
 
 
 def _t_quantile(confidence: float, freedom: int) -> float:
-    """`t` with `P(|T| < t) = confidence`."""
-    from scipy.special import (
-        stdtrit,  # here, since it takes longer to import than most results take to compare
-    )
+    """Return `t` with `P(|T| < t) = confidence`."""
+    from scipy.special import stdtrit  # imported here: the import takes longer than most comparisons
 
     return float(stdtrit(freedom, 0.5 + confidence / 2))

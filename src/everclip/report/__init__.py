@@ -1,4 +1,4 @@
-"""Reads results, draws tables and figures, writes self-contained pages. Re-exports are lazy: importing is cheap."""
+"""Read results, draw tables and figures, write self-contained pages. Re-exports are lazy, so importing is cheap."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "write_report",
 ]
 
-_HOMES = {
+_MODULES = {
     "Comparison": "comparison",
     "compare": "comparing",
     "comparison_table": "tables",
@@ -34,8 +34,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

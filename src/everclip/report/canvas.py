@@ -1,7 +1,7 @@
-"""One figure, two outputs: SVG that takes its colours from the page (light or dark), and a PNG on white.
+"""Draw a figure twice: as SVG in the colours of the page (light or dark), and as PNG on white.
 
-Figures are drawn in the colours of the light theme. For the page, each of those colours becomes the CSS variable
-of the same role. matplotlib's `Figure` is used directly: nothing here touches pyplot.
+Figures are drawn in the colours of the light theme. In the SVG, each of these colours becomes the CSS variable of its
+role. matplotlib's `Figure` is used directly, without pyplot.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SETTINGS: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn figure: `name` of its file, `alt` for those who do not see it."""
+class Drawing:
+    """A drawn figure: `name` of its file, `alt` text that describes it."""
 
     name: str
     alt: str
@@ -42,30 +42,30 @@ class Picture:
 
 
 def blank(width: float, height: float) -> Figure:
-    """Return an empty figure in inches."""
+    """Return an empty figure; width and height are in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panel() -> Figure:
-    """Return an empty small panel; its margins are fixed, for measuring them costs half the time of a report."""
+    """Return an empty small panel. Its margins are fixed: computing them would double the time of a report."""
     figure = Figure(figsize=(2.9, 1.95))
     figure.subplots_adjust(left=0.15, right=0.97, top=0.87, bottom=0.235)
     return figure
 
 
 def series(index: int) -> str:
-    """Return the colour of a series; markers tell apart what colours alone would not."""
+    """Return the colour of a series. Markers distinguish series that share a colour."""
     return SERIES[index % len(SERIES)]
 
 
 def plain(text: str, longest: int = 28) -> str:
-    """Return a user's name as matplotlib draws it literally (`$` starts no formula), shortened."""
+    """Return a user's text shortened, with `$` escaped so that matplotlib reads no formula."""
     text = " ".join(text.split())
     return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
 
 
-def dress(axes: Axes, grid: str = "y") -> None:
-    """Take away the box, keep what helps reading."""
+def style_axes(axes: Axes, grid: str = "y") -> None:
+    """Remove the frame of the axes; set colours and grid."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -79,16 +79,16 @@ def dress(axes: Axes, grid: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
-def finish(figure: Figure, name: str, alt: str, png: bool = True) -> Picture:
-    """Render a figure both ways, or as SVG alone for a panel whose PNG nobody needs."""
+def finish(figure: Figure, name: str, alt: str, png: bool = True) -> Drawing:
+    """Render a figure as SVG and, unless `png` is false, as PNG."""
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
-        # Names may hold characters that matplotlib's font lacks; the page's own fonts draw them in the SVG.
+        # matplotlib's font may lack characters of a name; in the SVG the fonts of the page draw them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         text, image = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         if png:
             figure.savefig(image, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return Picture(name, alt, _inline(text.getvalue(), name, alt), image.getvalue())
+    return Drawing(name, alt, _inline(text.getvalue(), name, alt), image.getvalue())
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
@@ -96,7 +96,7 @@ def _inline(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    # Several figures share the page: their ids must not meet.
+    # Several figures share the page, so their ids must differ.
     prefix = re.sub(r"\W+", "-", name)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)

@@ -8,15 +8,15 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from everclip.report.canvas import MARKERS, MUTED, TEXT, Picture, blank, dress, finish, plain, series
+from everclip.report.canvas import MARKERS, MUTED, TEXT, Drawing, blank, finish, plain, series, style_axes
 from everclip.report.comparison import Comparison, Method, Value, heading, meaning
 from everclip.report.formats import percent, plain_percent
 
 SETTLED = ("everything", "new", "known", "retention", "average")
 
 
-def tradeoff(comparison: Comparison) -> Picture | None:
-    """Draw what was learned over what was kept; up and to the right is better."""
+def tradeoff(comparison: Comparison) -> Drawing | None:
+    """Draw the score on new sets over the score on known sets; up and to the right is better."""
     placed = [
         (i, m, x, y)
         for i, m in enumerate(comparison.methods)
@@ -51,19 +51,19 @@ def tradeoff(comparison: Comparison) -> Picture | None:
                 linestyle="none",
                 label=plain(start.label, 34),
             )
-    dress(axes)
+    style_axes(axes)
     axes.grid(axis="x", color=axes.get_ygridlines()[0].get_color(), linewidth=0.6)
     axes.set_xlabel("known before, percent at the end")
     axes.set_ylabel("new, percent at the end")
     axes.margins(0.12)
     _legend(figure, 2)
     said = "; ".join(f"{m.label}: known {percent(x.value)}, new {percent(y.value)}" for _, m, x, y in placed)
-    return finish(figure, "tradeoff", f"What was learned over what was kept. {said}.")
+    return finish(figure, "tradeoff", f"Score on new sets over score on known sets. {said}.")
 
 
-def curves(comparison: Comparison) -> list[tuple[str, Picture]]:
+def curves(comparison: Comparison) -> list[tuple[str, Drawing]]:
     """Draw known, new and retention over the tasks learned, one line per method."""
-    found: list[tuple[str, Picture]] = []
+    found: list[tuple[str, Drawing]] = []
     for key in ("everything", "new", "known", "retention"):
         methods = [(i, m) for i, m in enumerate(comparison.methods) if m.curves.get(key)]
         if not methods:
@@ -72,7 +72,7 @@ def curves(comparison: Comparison) -> list[tuple[str, Picture]]:
         axes = figure.add_subplot()
         for index, method in methods:
             _line(axes, method, key, index)
-        dress(axes)
+        style_axes(axes)
         axes.set_ylim(bottom=0)
         axes.set_xticks(range(len(comparison.tasks) + 1))
         axes.set_xlabel("tasks learned")
@@ -89,7 +89,7 @@ def curves(comparison: Comparison) -> list[tuple[str, Picture]]:
 
 def _line(axes: Axes, method: Method, key: str, index: int) -> None:
     points = method.curves[key]
-    # All tasks learned at once: nothing was measured on the way, so the line is no path.
+    # Dotted if all tasks were learned at once: nothing was measured in between.
     leaps = any(b.tasks - a.tasks > 1 for a, b in pairwise(points))
     axes.plot(
         [p.tasks for p in points],
@@ -112,8 +112,8 @@ def _line(axes: Axes, method: Method, key: str, index: int) -> None:
     )
 
 
-def bars(comparison: Comparison) -> Picture:
-    """Draw the numbers of the main table as bars with intervals, one panel per metric."""
+def bars(comparison: Comparison) -> Drawing:
+    """Draw the values of the main table as bars with intervals, one panel per metric."""
     methods = comparison.methods
     shown = [key for key in SETTLED if any(m.values[key] is not None for m in methods)]
     figure = blank(2.0 + 1.75 * max(len(shown), 1), 0.9 + 0.36 * len(methods))
@@ -121,7 +121,7 @@ def bars(comparison: Comparison) -> Picture:
         axes = figure.add_subplot(1, len(shown), place + 1)
         for row, method in enumerate(methods):
             _bar(axes, row, method.values[key])
-        dress(axes, grid="x")
+        style_axes(axes, grid="x")
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_yticks(
@@ -149,7 +149,7 @@ def _listed(methods: Sequence[Method], key: str) -> str:
 
 
 def _reach(value: Value) -> list[list[float]] | None:
-    """Distances to the ends of the interval, as error bars want them."""
+    """Return the distances to the ends of the interval, as matplotlib's error bars take them."""
     if value.low is None or value.high is None:
         return None
     return [[100 * max(value.value - value.low, 0)], [100 * max(value.high - value.value, 0)]]

@@ -12,7 +12,7 @@ from everclip.report.comparing import compare
 from everclip.report.comparison import Comparison, describe, heading, meaning
 from everclip.report.formats import percent
 from everclip.report.html import render
-from everclip.report.tables import cell_text, describe_difference, methods_of_intervals
+from everclip.report.tables import cell_text, describe_difference, interval_notes
 
 FILE = "comparison.html"
 
@@ -25,68 +25,70 @@ def write_comparison(
     baseline: str | None = None,
     comparison: Comparison | None = None,
 ) -> Path:
-    """Write a page that shows runs side by side, and its figures under `figures/` (or `<name>-figures/`).
+    """Write a page that compares runs, and its figures under `figures/` (or `<name>-figures/`).
 
     Args:
         folders: run folders; see `compare`, also for `force`, `baseline` and the errors.
-        output: a file ending in `.html`, or a folder, which then gets `comparison.html`.
-        force: compare what does not belong together.
+        output: a file ending in `.html`, or a folder for `comparison.html`.
+        force: compare runs that are not comparable.
         baseline: label of the method to subtract.
-        comparison: what `compare` returned, if it is at hand.
+        comparison: the result of `compare`, if already computed.
 
     Returns:
         The path of the page.
     """
-    found = comparison or compare(folders, force=force, baseline=baseline)
-    given = Path(output)
-    page = given if given.suffix in (".html", ".htm") else given / FILE
-    figures = page.parent / (f"{page.stem}-figures" if page is given else "figures")
-    context = _context(found)
-    drawn = [context["tradeoff"], context["bars"], *(picture for _, picture in context["curves"])]
-    for picture in drawn:
-        if picture is not None:
-            write_bytes_atomic(figures / f"{picture.name}.png", picture.png)
+    target = Path(output)
+    page = target if target.suffix in (".html", ".htm") else target / FILE
+    figures = page.parent / (f"{page.stem}-figures" if page is target else "figures")
+    context = _context(comparison or compare(folders, force=force, baseline=baseline))
+    for figure in [context["tradeoff"], context["bars"], *(curve for _, curve in context["curves"])]:
+        if figure is not None:
+            write_bytes_atomic(figures / f"{figure.name}.png", figure.png)
     write_text_atomic(page, render("comparison.html.j2", context))
     return page
 
 
-def _context(found: Comparison) -> dict[str, Any]:
+def _context(comparison: Comparison) -> dict[str, Any]:
     return {
-        "title": f"{len(found.methods)} methods on {found.benchmark}",
-        "comparison": found,
-        "level": percent(found.confidence, 0),
-        "heads": [(heading(key), meaning(key)) for key in found.shown],
-        "table": _main(found),
-        "differences": _differences(found),
+        "title": f"{len(comparison.methods)} methods on {comparison.benchmark}",
+        "comparison": comparison,
+        "level": percent(comparison.confidence, 0),
+        "heads": [(heading(key), meaning(key)) for key in comparison.shown],
+        "table": _main(comparison),
+        "differences": _differences(comparison),
         "columns": [
-            {"name": name, "group": group, "values": [describe(m.columns[name], "") for m in found.methods]}
-            for name, group in found.column_groups.items()
+            {
+                "name": name,
+                "group": group,
+                "values": [describe(m.columns[name], "") for m in comparison.methods],
+            }
+            for name, group in comparison.column_groups.items()
         ],
-        "notes": found.notes,
-        "fine": methods_of_intervals(found),
-        "left_out": found.left_out,
-        "tradeoff": compare_figures.tradeoff(found),
-        "curves": compare_figures.curves(found),
-        "bars": compare_figures.bars(found),
+        "notes": comparison.notes,
+        "fine": interval_notes(comparison),
+        "left_out": comparison.left_out,
+        "tradeoff": compare_figures.tradeoff(comparison),
+        "curves": compare_figures.curves(comparison),
+        "bars": compare_figures.bars(comparison),
     }
 
 
-def _main(found: Comparison) -> list[dict[str, Any]]:
+def _main(comparison: Comparison) -> list[dict[str, Any]]:
     return [
         {
             "label": method.label,
             "members": method.members,
-            "cells": [_split(cell_text(method, key)) for key in found.shown],
+            "cells": [_split(cell_text(method, key)) for key in comparison.shown],
             "seconds": cell_text(method, "seconds"),
         }
-        for method in (*found.before, *found.methods)
+        for method in (*comparison.before, *comparison.methods)
     ]
 
 
-def _differences(found: Comparison) -> list[dict[str, Any]]:
+def _differences(comparison: Comparison) -> list[dict[str, Any]]:
     rows = []
-    for method in found.methods:
-        mine = {d.quantity: d for d in found.differences if d.method == method.label}
+    for method in comparison.methods:
+        mine = {d.quantity: d for d in comparison.differences if d.method == method.label}
         if mine:
             cells = [
                 {
@@ -95,13 +97,13 @@ def _differences(found: Comparison) -> list[dict[str, Any]]:
                     and not change.resolved
                     and not change.nothing,
                 }
-                for key in found.shown
+                for key in comparison.shown
             ]
             rows.append({"label": method.label, "cells": cells})
     return rows
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The number, and its interval for the line below."""
+    """Split a cell into the number and its interval, which goes on the line below."""
     value, bracket, rest = text.partition(" (")
     return value, rest.removesuffix(")") if bracket else ""

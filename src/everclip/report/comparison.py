@@ -1,4 +1,4 @@
-"""What a comparison of runs says, as typed data: `model_dump` gives its JSON."""
+"""The result of comparing runs, as typed data: `model_dump` gives its JSON."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from everclip.report.formats import NOT_DEFINED, listed, number, plain_percent, 
 from everclip.report.runs import Run
 
 Over = Literal["seeds", "items"]
-"""What an interval of a difference is over, where a method has several seeds."""
+"""What the interval of a difference is over if a method has several seeds."""
 
 AMONG_ALL = ("everything_new", "everything_old")
-"""The parts of everything, where the headline has other answers on offer than everything has."""
+"""The parts of everything. They are shown if the headline's label space is not that of everything."""
 
 SECONDS = "seconds"
 
 
 def compared_keys() -> tuple[str, ...]:
-    """Return the keys of all that a comparison may show: what was gained, what was kept, both together, details."""
+    """Return the keys of all metrics that a comparison may show, in the order of its columns."""
     shown = [entry for entry in metrics("stream").values() if entry.shown is not None]
     return tuple(entry.key for entry in sorted(shown, key=lambda entry: entry.shown or 0))
 
 
 def heading(key: str) -> str:
-    """Return what a metric is called at the head of a column."""
+    """Return the column heading of a metric."""
     return get(key, "cost").label if key == SECONDS else metric_of_key(key).heading
 
 
 def meaning(key: str) -> str:
-    """Return what a metric means, for a list: no capital, no full stop."""
+    """Return the meaning of a metric as an entry of a list: without capital and full stop."""
     entry = metric_of_key(key)
     text = entry.meaning[:1].lower() + entry.meaning[1:].removesuffix(".")
     return f"{text}; lower is better" if entry.higher_is_better is False else text
@@ -46,14 +46,14 @@ class Part(BaseModel):
 
 
 class Value(Estimate):
-    """A number of a method: of one run, or the mean over `seeds` of them with their standard deviation."""
+    """A value of a method: of one run, or the mean over `seeds` runs with their standard deviation."""
 
     seeds: int = 1
     deviation: float | None = None
 
 
 class Point(Part):
-    """One place of a curve: how many tasks were learned, and the score there."""
+    """One point of a curve: how many tasks were learned, and the score at that row."""
 
     tasks: int
     value: Value
@@ -112,26 +112,26 @@ class Comparison(Part):
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The metrics that its tables show: those of which a method has a value."""
+        """The metrics that the tables show: those with a value for at least one method."""
         return tuple(key for key in self.quantities if key not in self.undefined)
 
     @property
     def left_out(self) -> str:
-        """A line that names what no method has a value of, and why; empty if nothing is left out."""
+        """A line that names the metrics without any value, with the reason; empty if there are none."""
         whys: dict[str, list[str]] = {}
         for key, why in self.undefined.items():
             whys.setdefault(why, []).append(heading(key))
-        said = [f"{listed(names)} not defined: {why}" for why, names in whys.items()]
-        return f"{'; '.join(said)}." if said else ""
+        lines = [f"{listed(names)} not defined: {why}" for why, names in whys.items()]
+        return f"{'; '.join(lines)}." if lines else ""
 
 
 def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[str, ...]:
-    """Return which metrics a comparison of these methods is about."""
+    """Return the metrics that a comparison of these methods considers."""
 
     def has(key: str) -> bool:
-        return any(found.get(key) is not None for found in values)
+        return any(of_method.get(key) is not None for of_method in values)
 
-    # Where tasks are not scored before they are learned, stages stand for what needs these scores.
+    # If tasks are not scored before they are learned, the stage metrics replace those that need these scores.
     staged = has("stage_average") and not has("average")
     left_out = ["average", "transfer"] if staged else ["stage_average", "stage_last"]
     how = run.together
@@ -141,7 +141,7 @@ def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[
 
 
 def describe(value: Value | None, key: str) -> str:
-    """Return a number of the main table as text: `46.2 (44.1–48.3)`, with `± sd` over seeds."""
+    """Return a value of the main table as text: `46.2 (44.1–48.3)`, with `± sd` over seeds."""
     if value is None:
         return NOT_DEFINED
     if key == SECONDS:
@@ -155,5 +155,5 @@ def describe(value: Value | None, key: str) -> str:
 
 
 def is_share(key: str) -> bool:
-    """Whether a metric (by its key; nothing for the score of a set) is a share or a difference of shares."""
+    """Whether a metric is a share or a difference of shares. An empty key means the score of a set: a share."""
     return not key or metric_of_key(key).unit in ("percent", "points")

@@ -1,4 +1,4 @@
-"""What a run cost, read from the free-form `cost` of a result: seconds by stage, counts, bytes, energy."""
+"""Format the free-form `cost` of a result for reading: counts, bytes, energy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UNITS = {"wh": "Wh", "kwh": "kWh", "joules": "J", "watts": "W", "percent": "%"}
 
 
 def facts(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return everything but the seconds as (name, readable value)."""
+    """Return all costs except seconds, as (name, readable value)."""
     flat = [
         (name, value) for name, value in _flatten(cost) if not name.startswith(("seconds", "total seconds"))
     ]

@@ -1,8 +1,8 @@
-"""The registered metrics of a stream as a report sees them: each with its interval, and differences of them.
+"""Estimate the registered metrics of a stream with intervals, and differences between runs or rows.
 
-A metric reads the cells of some sets. Its registered function (`everclip.metrics`) computes it, from scores as from the
-means of a bootstrap's draws. A key is the name that comparisons give a metric: `known` is `known_last`, at the last row
-or at any other.
+A metric reads the cells of some sets. Its registered function (`everclip.metrics`) computes it from scores, or from the
+means of bootstrap draws. A key is the name of a metric in comparisons: `known` stands for `known_last`, and may be
+computed at any row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from everclip.evaluation.cells import Cells, compute, metric_value, unmet
-from everclip.evaluation.measurements import TOGETHER
+from everclip.evaluation.measurements import OLD_AND_NEW
 from everclip.evaluation.results import Column
 from everclip.evaluation.statistics import Interval, paired_bootstrap
 from everclip.metrics import Metric, find, get
@@ -30,14 +30,14 @@ from everclip.report.runs import Run
 from everclip.report.sensitivity import interval_of_cells, read_cells
 
 TAUGHT = "taught"
-"""As `new`, over the tasks that were learned by the last row."""
+"""Like `new`, but only over the tasks learned by the last row."""
 
 SEED = 0
 
-WILSON = "intervals of the sets, taken as independent (Wilson, Newcombe)"
+WILSON = "combined from the intervals of the sets, treated as independent (Wilson, Newcombe)"
 BOOTSTRAP = "bootstrap over items"
 PAIRED = "paired bootstrap over items"
-UNKNOWN = "no intervals are known"
+UNKNOWN = "no intervals are available"
 
 
 class Estimate(BaseModel):
@@ -52,27 +52,28 @@ class Estimate(BaseModel):
 
 
 class Change(Estimate):
-    """A difference. `resolved` says that it may be called one; `paired` that the same items were compared."""
+    """A difference. `resolved`: its interval does not contain 0. `paired`: the same items were compared."""
 
     resolved: bool
     paired: bool = False
 
     @property
     def nothing(self) -> bool:
-        """Whether not a single item changed, as for a method that trains nothing."""
+        """Whether not a single item changed, as with a method that trains nothing."""
         return self.paired and self.value == self.low == self.high == 0
 
 
 @dataclass(frozen=True, eq=False)
-class Terms:
+class MetricCells:
     """A metric of a run and the cells that it reads.
 
     Attributes:
         metric: the metric.
-        cells: of all its sets, at all rows up to that of the metric.
-        columns: those sets that it reads, at the places `places` of the cells.
+        cells: the cells of all its sets, at all rows up to the metric's row.
+        columns: the sets that it reads.
+        places: the column index in `cells` of each of these sets.
         rows: the rows that it reads.
-        protocol: under which these are scored.
+        protocol: the protocol under which these cells are scored.
     """
 
     metric: Metric
@@ -84,12 +85,12 @@ class Terms:
 
     @property
     def value(self) -> float | None:
-        """The metric itself."""
+        """The value of the metric."""
         return metric_value(self.metric, self.cells)
 
     @property
     def is_one_cell(self) -> bool:
-        """Whether it is nothing but one score of the result."""
+        """Whether the metric is just one score of the result."""
         if not len(self.columns) == len(self.rows) == 1:
             return False
         value = self.value
@@ -99,15 +100,15 @@ class Terms:
     def statistic(self, means: Sequence[Array]) -> Array:
         """Return the metric `(D,)` from the scores `(D, R)` of each column that it reads."""
         shape = self.cells.scores.shape
-        found = np.empty(len(means[0]))
+        values = np.empty(len(means[0]))
         step = max(1, (1 << 20) // (shape[0] * shape[1]))
-        for start in range(0, len(found), step):
+        for start in range(0, len(values), step):
             part = slice(start, start + step)
-            scores = np.full((len(found[part]), *shape), math.nan)
+            scores = np.full((len(values[part]), *shape), math.nan)
             for place, drawn in zip(self.places, means, strict=True):
                 scores[:, self.rows, place] = drawn[part]
-            found[part] = compute(self.metric, self.cells.holding(scores))
-        return found
+            values[part] = compute(self.metric, self.cells.with_scores(scores))
+        return values
 
 
 def metric_of_key(key: str) -> Metric:
@@ -121,8 +122,8 @@ def metric_of_key(key: str) -> Metric:
     return find(f"{key}_last", "stream") or get(key, "stream")
 
 
-def terms(run: Run, key: str, row: int | None = None) -> Terms | None:
-    """Return the cells that a metric reads at a row (the last one by default); `None` if it is not defined."""
+def metric_cells(run: Run, key: str, row: int | None = None) -> MetricCells | None:
+    """Return the cells that a metric reads at a row (default: the last one); `None` if it is not defined there."""
     row = run.last if row is None else row
     metric = metric_of_key(key)
     if row < 0 or ("matrix" in metric.needs and row != run.last):
@@ -130,22 +131,22 @@ def terms(run: Run, key: str, row: int | None = None) -> Terms | None:
     columns = run.measured.columns_of(metric.sets)
     if key == TAUGHT:
         columns = tuple(column for column in columns if column.task in run.learned(run.last))
-    return _terms(run, metric, columns, row)
+    return _metric_cells(run, metric, columns, row)
 
 
-def _terms(run: Run, metric: Metric, columns: tuple[Column, ...], row: int) -> Terms | None:
-    cells = run.cells(metric.sets, columns).upto(row)
+def _metric_cells(run: Run, metric: Metric, columns: tuple[Column, ...], row: int) -> MetricCells | None:
+    cells = run.cells(metric.sets, columns).up_to(row)
     if unmet(metric, cells) is not None:
         return None
     rows, places = read_cells(metric, cells)
     if not rows:
         return None
     chosen = tuple(columns[place] for place in places)
-    return Terms(metric, cells, chosen, places, rows, run.measured.protocol(metric.sets))
+    return MetricCells(metric, cells, chosen, places, rows, run.measured.protocol(metric.sets))
 
 
-def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | None:
-    """Return a metric with its interval; `None` as soon as one of its cells is missing."""
+def estimate(run: Run, cells: MetricCells | None, draws: int = DRAWS) -> Estimate | None:
+    """Return a metric with its interval; `None` if one of its cells is missing."""
     value = None if cells is None else cells.value
     if cells is None or value is None:
         return None
@@ -156,30 +157,30 @@ def estimate(run: Run, cells: Terms | None, draws: int = DRAWS) -> Estimate | No
         return Estimate(
             value=value, low=score and score.low, high=score and score.high, how="of the set itself"
         )
-    # Several rows of one set hold the same items, so only their outcomes tell how they move together.
+    # Several rows of one set share its items, so only outcomes per item show how the rows are correlated.
     blocks = _blocks(run, cells) if len(cells.rows) > 1 else None
     if blocks is not None:
-        found = stratified_bootstrap(blocks, cells.statistic, SEED, draws, run.confidence)
-        return Estimate(value=value, low=found.low, high=found.high, how=f"{BOOTSTRAP} ({draws:,} draws)")
+        drawn = stratified_bootstrap(blocks, cells.statistic, SEED, draws, run.confidence)
+        return Estimate(value=value, low=drawn.low, high=drawn.high, how=f"{BOOTSTRAP} ({draws:,} draws)")
     combined = _combined(run, cells)
     if combined is None:
         return Estimate(value=value)
     return Estimate(value=value, low=combined.low, high=combined.high, how=WILSON)
 
 
-def at_end(run: Run, key: str, draws: int = DRAWS) -> Estimate | None:
+def at_last_row(run: Run, key: str, draws: int = DRAWS) -> Estimate | None:
     """Return a metric at the last row."""
-    return estimate(run, terms(run, key), draws)
+    return estimate(run, metric_cells(run, key), draws)
 
 
 def difference(
-    first: Run, cells: Terms | None, second: Run, others: Terms | None, draws: int = DRAWS
+    first: Run, cells: MetricCells | None, second: Run, others: MetricCells | None, draws: int = DRAWS
 ) -> Change | None:
-    """Return `first - second` with a paired interval where both hold outcomes of the same items.
+    """Return `first - second`, with a paired interval if both runs hold outcomes of the same items.
 
-    Falls back to the intervals of each, and says so in `how`.
+    Otherwise combine the intervals of both, and say so in `how`.
     """
-    a, b = (None if found is None else found.value for found in (cells, others))
+    a, b = (None if side is None else side.value for side in (cells, others))
     if cells is None or others is None or a is None or b is None:
         return None
     value = a - b
@@ -191,43 +192,42 @@ def difference(
     mine, theirs = _combined(first, cells), _combined(second, others)
     if mine is None or theirs is None:
         return Change(value=value, resolved=False, how=UNKNOWN)
-    found = difference_interval(a, mine, b, theirs)
-    return Change(
-        value=value, low=found.low, high=found.high, resolved=found.low > 0 or found.high < 0, how=WILSON
-    )
+    combined = difference_interval(a, mine, b, theirs)
+    resolved = combined.low > 0 or combined.high < 0
+    return Change(value=value, low=combined.low, high=combined.high, resolved=resolved, how=WILSON)
 
 
 def mean_difference(
     first: Sequence[Run], second: Sequence[Run], key: str, draws: int = DRAWS
 ) -> Change | None:
-    """Return `first - second`, both means over seeds, with an interval over items: all seeds see those drawn.
+    """Return `first - second`, both means over seeds, with an interval over items: each draw serves all seeds.
 
-    The seeds are taken as they are, so that the interval says what other pictures would change, not other seeds.
-    `None` as soon as a run holds no outcomes, or theirs are not those of the same sets and items.
+    The seeds are fixed, so the interval shows how other images would change the difference, not how other seeds would.
+    Return `None` if a run holds no outcomes, or if the runs do not share sets and items.
     """
     if metric_of_key(key).interval == "none":
         return None
-    found = [_outcomes(run, terms(run, key)) for run in (*first, *second)]
-    held = [entry for entry in found if entry is not None]
-    if len(held) != len(found) or len({_sets(cells, blocks) for cells, blocks, _ in held}) != 1:
+    per_run = [_outcomes(run, metric_cells(run, key)) for run in (*first, *second)]
+    outcomes = [entry for entry in per_run if entry is not None]
+    if len(outcomes) != len(per_run) or len({_sets(cells, blocks) for cells, blocks, _ in outcomes}) != 1:
         return None
     signs = [1 / len(first)] * len(first) + [-1 / len(second)] * len(second)
-    edges = np.cumsum([0, *(len(cells.rows) for cells, *_ in held)])
+    edges = np.cumsum([0, *(len(cells.rows) for cells, *_ in outcomes)])
 
     def statistic(means: Sequence[Array]) -> Array:
         parts = [
             sign * cells.statistic([m[..., low:high] for m in means])
-            for sign, (cells, *_), low, high in zip(signs, held, edges[:-1], edges[1:], strict=True)
+            for sign, (cells, *_), low, high in zip(signs, outcomes, edges[:-1], edges[1:], strict=True)
         ]
         return np.asarray(np.sum(parts, axis=0), dtype=np.float64)
 
-    joined = [np.concatenate(columns, axis=1) for columns in zip(*(b for _, b, _ in held), strict=True)]
+    joined = [np.concatenate(columns, axis=1) for columns in zip(*(b for _, b, _ in outcomes), strict=True)]
     interval = stratified_bootstrap(joined, statistic, SEED, draws, first[0].confidence)
-    mine = [_over_seeds(held[: len(first)], place) for place in range(len(joined))]
-    theirs = [_over_seeds(held[len(first) :], place) for place in range(len(joined))]
+    mine = [_over_seeds(outcomes[: len(first)], place) for place in range(len(joined))]
+    theirs = [_over_seeds(outcomes[len(first) :], place) for place in range(len(joined))]
     counts = " and ".join(str(n) for n in dict.fromkeys((len(first), len(second))))
     return Change(
-        value=sum(sign * value for sign, (*_, value) in zip(signs, held, strict=True)),
+        value=sum(sign * value for sign, (*_, value) in zip(signs, outcomes, strict=True)),
         low=interval.low,
         high=interval.high,
         resolved=_resolved(interval, mine, theirs, first[0].confidence),
@@ -236,19 +236,19 @@ def mean_difference(
     )
 
 
-def _outcomes(run: Run, cells: Terms | None) -> tuple[Terms, list[Array], float] | None:
+def _outcomes(run: Run, cells: MetricCells | None) -> tuple[MetricCells, list[Array], float] | None:
     value = None if cells is None else cells.value
     blocks = None if cells is None else _blocks(run, cells)
     return None if cells is None or value is None or blocks is None else (cells, blocks, value)
 
 
-def _sets(cells: Terms, blocks: Sequence[Array]) -> tuple[tuple[str, int], ...]:
+def _sets(cells: MetricCells, blocks: Sequence[Array]) -> tuple[tuple[str, int], ...]:
     return tuple((column.name, len(block)) for column, block in zip(cells.columns, blocks, strict=True))
 
 
-def _over_seeds(held: Sequence[tuple[Terms, list[Array], float]], place: int) -> Array:
-    """Return the outcomes `(N, R)` of one set, each its mean over the runs; of one row where their rows differ."""
-    blocks = [blocks[place] for _, blocks, _ in held]
+def _over_seeds(outcomes: Sequence[tuple[MetricCells, list[Array], float]], place: int) -> Array:
+    """Return the outcomes `(N, R)` of one set, averaged over the runs; of the last row alone if their rows differ."""
+    blocks = [blocks[place] for _, blocks, _ in outcomes]
     if len({block.shape for block in blocks}) > 1:
         blocks = [block[:, -1:] for block in blocks]
     return np.asarray(np.mean(np.stack(blocks), axis=0), dtype=np.float64)
@@ -261,8 +261,8 @@ def _resolved(interval: Interval, mine: Sequence[Array], theirs: Sequence[Array]
 
 
 def _paired(
-    cells: Terms,
-    others: Terms,
+    cells: MetricCells,
+    others: MetricCells,
     blocks: list[Array],
     other: list[Array],
     value: float,
@@ -271,9 +271,9 @@ def _paired(
 ) -> Change:
     how = f"{PAIRED} ({draws:,} draws)"
     if cells.is_one_cell and others.is_one_cell:
-        found = paired_bootstrap(blocks[0][:, 0], other[0][:, 0], SEED, draws, level)
+        drawn = paired_bootstrap(blocks[0][:, 0], other[0][:, 0], SEED, draws, level)
         return Change(
-            value=value, low=found.low, high=found.high, resolved=found.resolved, paired=True, how=how
+            value=value, low=drawn.low, high=drawn.high, resolved=drawn.resolved, paired=True, how=how
         )
 
     def statistic(means: Sequence[Array]) -> Array:
@@ -289,46 +289,46 @@ def _paired(
 
 
 def change_since_start(run: Run, key: str, row: int | None = None, draws: int = DRAWS) -> Change | None:
-    """Return how a metric moved between row 0 and a row (the last one by default)."""
+    """Return the change of a metric from row 0 to a row (default: the last one)."""
     row = run.last if row is None else row
     if row < 1:
         return None
-    now, before = terms(run, key, row), terms(run, key, 0)
+    now, before = metric_cells(run, key, row), metric_cells(run, key, 0)
     if is_together(key) and (now is None or before is None or now.columns != before.columns):
-        return None  # other sets among fewer answers
+        return None  # at row 0 the label space held fewer classes
     return difference(run, now, run, before, draws)
 
 
 def column_change(run: Run, column: Column, row: int, since: int, draws: int = DRAWS) -> Change | None:
-    """Return how one set moved between two rows."""
+    """Return the change of one set between two rows."""
     level = get("new_last", "stream")
-    now, before = (_terms(run, level, (column,), place) for place in (row, since))
+    now, before = (_metric_cells(run, level, (column,), place) for place in (row, since))
     return difference(run, now, run, before, draws)
 
 
 def is_together(key: str) -> bool:
-    """Whether a metric is scored among the answers of all sets: see `everclip.evaluation.together`."""
-    return metric_of_key(key).sets in TOGETHER
+    """Whether a metric is scored in the label space of all sets: see `everclip.evaluation.old_and_new`."""
+    return metric_of_key(key).sets in OLD_AND_NEW
 
 
-def _blocks(run: Run, cells: Terms) -> list[Array] | None:
-    """Per column `(N, R)` outcomes of its items at the rows."""
+def _blocks(run: Run, cells: MetricCells) -> list[Array] | None:
+    """Return per column the outcomes `(N, R)` of its items at the rows; `None` if some are missing."""
     blocks: list[Array] = []
     for column in cells.columns:
         rows = [run.outcomes(row, column, cells.protocol) for row in cells.rows]
-        held = [values for values in rows if values is not None]
-        if len(held) != len(rows) or len({len(values) for values in held}) != 1:
+        outcomes = [values for values in rows if values is not None]
+        if len(outcomes) != len(rows) or len({len(values) for values in outcomes}) != 1:
             return None
-        blocks.append(np.stack(held, axis=1))
+        blocks.append(np.stack(outcomes, axis=1))
     return blocks
 
 
-def _combined(run: Run, terms: Terms) -> Interval | None:
-    """Combine the intervals of the cells; `None` as soon as one has none."""
-    low, high = (np.full(terms.cells.scores.shape, math.nan) for _ in range(2))
-    for column, place in zip(terms.columns, terms.places, strict=True):
-        for row in terms.rows:
-            score = run.score(row, column, terms.protocol)
+def _combined(run: Run, cells: MetricCells) -> Interval | None:
+    """Combine the intervals of the cells; `None` if a cell has no interval."""
+    low, high = (np.full(cells.cells.scores.shape, math.nan) for _ in range(2))
+    for column, place in zip(cells.columns, cells.places, strict=True):
+        for row in cells.rows:
+            score = run.score(row, column, cells.protocol)
             if score is not None and score.low is not None and score.high is not None:
                 low[row, place], high[row, place] = score.low, score.high
-    return interval_of_cells(terms.metric, terms.cells, low, high)
+    return interval_of_cells(cells.metric, cells.cells, low, high)

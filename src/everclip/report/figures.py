@@ -21,13 +21,13 @@ from everclip.report.canvas import (
     MUTED,
     SERIES,
     TEXT,
-    Picture,
+    Drawing,
     blank,
-    dress,
     finish,
     panel,
     plain,
     series,
+    style_axes,
 )
 from everclip.report.estimates import Change
 from everclip.report.formats import number, plain_percent, seconds
@@ -36,7 +36,7 @@ from everclip.report.runs import Run
 _HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#8fb8f0"])
 
 
-def matrix(run: Run) -> Picture:
+def matrix(run: Run) -> Drawing:
     """Draw the score matrix; the page itself shows it as a table."""
     columns = [*run.columns("known"), *run.columns("task"), *run.columns("retention")]
     rows = run.results.rows
@@ -52,7 +52,7 @@ def matrix(run: Run) -> Picture:
         for j, value in enumerate(row):
             if value is not None:
                 axes.text(j, i, plain_percent(value), ha="center", va="center", color=TEXT, fontsize=10)
-    dress(axes, grid="")
+    style_axes(axes, grid="")
     axes.set_xticks(range(len(columns)), [plain(c.name, 16) for c in columns], rotation=30, ha="left")
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [plain(run.label(row), 22) for row in rows])
@@ -61,12 +61,12 @@ def matrix(run: Run) -> Picture:
 
 
 def positions(run: Run) -> list[int]:
-    """Return where the rows stand on the time axis: how many tasks were learned."""
+    """Return the position of each row on the time axis: the number of tasks learned."""
     return [run.learned_count(row) for row in range(len(run.results.rows))]
 
 
 def curve(axes: Axes, run: Run, column: Column, colour: str) -> None:
-    """Draw one set over the rows with its interval band."""
+    """Draw the score of one set over the rows with its interval band."""
     places = positions(run)
     scores = [run.score(row, column) for row in range(len(places))]
     points = [
@@ -98,11 +98,11 @@ def curve(axes: Axes, run: Run, column: Column, colour: str) -> None:
         axes.axvline(learned_at, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
 
 
-def curves(run: Run) -> tuple[list[tuple[Column, Picture]], Picture | None]:
-    """Draw one small panel per set, and all of them in one picture for the folder."""
+def curves(run: Run) -> tuple[list[tuple[Column, Drawing]], Drawing | None]:
+    """Draw one small panel per set, and one figure of all panels for the folder."""
     columns = [*run.columns("known"), *run.columns("task"), *run.columns("retention")]
     top = _ceiling(run, columns)
-    panels: list[tuple[Column, Picture]] = []
+    panels: list[tuple[Column, Drawing]] = []
     for index, column in enumerate(columns):
         figure = panel()
         _panel(figure.add_subplot(), run, column, top)
@@ -118,16 +118,16 @@ def curves(run: Run) -> tuple[list[tuple[Column, Picture]], Picture | None]:
 
 
 def _ceiling(run: Run, columns: Sequence[Column]) -> float:
-    """The common top of all panels, so that they compare at a glance."""
-    found = [s for c in columns for row in range(len(run.results.rows)) if (s := run.score(row, c))]
-    highest = max([100 * (s.high if s.high is not None else s.value or 0) for s in found], default=100)
+    """Return the upper limit that all panels share, so that they can be compared at a glance."""
+    scores = [s for c in columns for row in range(len(run.results.rows)) if (s := run.score(row, c))]
+    highest = max([100 * (s.high if s.high is not None else s.value or 0) for s in scores], default=100)
     return min(100.0, 10 * math.ceil(max(highest, 1) / 10 + 0.2))
 
 
 def _panel(axes: Axes, run: Run, column: Column, top: float) -> None:
     colour = SERIES[("known", "task", "retention", "part", "everything").index(column.group)]
     curve(axes, run, column, colour)
-    dress(axes)
+    style_axes(axes)
     tasks = len(run.results.tasks)
     axes.set_ylim(0, top)
     axes.set_xlim(-0.3, max(tasks, 1) + 0.3)
@@ -142,7 +142,7 @@ def _curve_alt(run: Run, column: Column) -> str:
     return f"{column.name} in percent over the rows: {listed}."
 
 
-def changes(name: str, entries: Sequence[tuple[str, Change]], label: str, alt: str) -> Picture | None:
+def changes(name: str, entries: Sequence[tuple[str, Change]], label: str, alt: str) -> Drawing | None:
     """Draw differences as dots with intervals around a zero line; a hollow dot is not resolved."""
     if not entries:
         return None
@@ -163,11 +163,11 @@ def changes(name: str, entries: Sequence[tuple[str, Change]], label: str, alt: s
             linestyle="none",
         )
     axes.axvline(0, color=MUTED, linewidth=1)
-    dress(axes, grid="x")
+    style_axes(axes, grid="x")
     axes.set_yticks(range(len(entries)), [plain(title) for title, _ in entries])
     axes.set_ylim(len(entries) - 0.4, -0.6)
     low, high = axes.get_xlim()
-    if high - low < 2:  # unmoved sets: an axis of a thousandth of a point would make noise look large
+    if high - low < 2:  # nearly no change: a tighter axis would make noise look large
         axes.set_xlim(-5, 5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set_xlabel(label)
@@ -176,14 +176,14 @@ def changes(name: str, entries: Sequence[tuple[str, Change]], label: str, alt: s
 
 def drawn_spaces() -> dict[str, Metric]:
     """Return the metrics of the embedding space that a report draws, in order."""
-    found = {**metrics("spaces"), **metrics("space")}
-    shown = {name: entry for name, entry in found.items() if entry.shown is not None}
+    entries = {**metrics("spaces"), **metrics("space")}
+    shown = {name: entry for name, entry in entries.items() if entry.shown is not None}
     return dict(sorted(shown.items(), key=lambda item: item[1].shown or 0))
 
 
-def representation(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]:
-    """Draw every measurement of the embedding space over the rows, pictures and texts side by side."""
-    panels: list[tuple[str, Picture]] = []
+def representation(run: Run) -> tuple[list[tuple[str, Drawing]], Drawing | None]:
+    """Draw every metric of the embedding space over the rows, images and texts in one panel."""
+    panels: list[tuple[str, Drawing]] = []
     shown = [(key, lines) for key in drawn_spaces() if (lines := _lines(run, key))]
     for key, lines in shown:
         figure = panel()
@@ -205,15 +205,15 @@ Lines = dict[str, list[tuple[int, float]]]
 
 
 def _lines(run: Run, key: str) -> Lines:
-    found: Lines = {}
-    for side, name in (("", key), ("pictures", f"image_{key}"), ("texts", f"text_{key}")):
+    lines: Lines = {}
+    for side, name in (("", key), ("images", f"image_{key}"), ("texts", f"text_{key}")):
         values = [
             (x, row.representation.get(name)) for x, row in zip(positions(run), run.results.rows, strict=True)
         ]
         points = [(x, value) for x, value in values if value is not None]
         if points:
-            found[side] = points
-    return found
+            lines[side] = points
+    return lines
 
 
 def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
@@ -227,7 +227,7 @@ def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
             linestyle=("-", "--")[index % 2],
             label=side,
         )
-    dress(axes)
+    style_axes(axes)
     tasks = len(run.results.tasks)
     axes.set_xlim(-0.3, max(tasks, 1) + 0.3)
     axes.set_xticks(range(0, tasks + 1, max(1, tasks // 6)))
@@ -238,7 +238,7 @@ def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
     unit = " (°)" if entry.unit == "degrees" else ""
     axes.set_title(entry.label + unit, fontsize=10.5, loc="left", color=TEXT)
     if any(lines):
-        # Beside the title, where no line can run through it.
+        # Beside the title, so that no line crosses it.
         axes.legend(
             frameon=False,
             fontsize=8,
@@ -261,8 +261,8 @@ def _lines_alt(key: str, lines: Lines) -> str:
     return f"{drawn_spaces()[key].label} over the rows: {'; '.join(said)}."
 
 
-def spent(run: Run) -> Picture | None:
-    """Draw seconds by stage."""
+def seconds_by_stage(run: Run) -> Drawing | None:
+    """Draw the seconds of each stage; `None` if the run recorded none."""
     parts = stages(run.results.cost)
     if not parts:
         return None
@@ -272,7 +272,7 @@ def spent(run: Run) -> Picture | None:
     axes.bar_label(
         bars, [canvas.plain(seconds(value)) for value in parts.values()], padding=4, color=TEXT, fontsize=9
     )
-    dress(axes, grid="")
+    style_axes(axes, grid="")
     axes.set_yticks(range(len(parts)), [plain(name) for name in parts])
     axes.set_ylim(len(parts) - 0.4, -0.6)
     axes.set_xlim(0, max(*parts.values(), 1e-9) * 1.25)

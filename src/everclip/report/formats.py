@@ -1,4 +1,4 @@
-"""Numbers as readers see them. Shares become percent, differences points; a null is said in words."""
+"""Format numbers for readers: shares as percent, differences as points, null as words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def plain_percent(value: float | None, digits: int = 1) -> str:
-    """Return a share in [0, 1] as `46.2`, for tables whose head names the unit."""
+    """Return a share in [0, 1] as `46.2`, for tables whose heading names the unit."""
     return number(None if value is None else 100 * value, digits)
 
 
@@ -34,7 +34,7 @@ def points(value: float | None, digits: int = 1) -> str:
 
 
 def span(low: float | None, high: float | None, digits: int = 0) -> str:
-    """Return an interval of shares as `44–48` (`−3 to 1` where a sign would clash with the dash), or nothing."""
+    """Return an interval of shares as `44–48` (`−3 to 1` with a negative end), or an empty text."""
     if low is None or high is None:
         return ""
     joiner = " to " if low < 0 or high < 0 else "\u2013"
@@ -59,7 +59,7 @@ def seconds(value: float | None) -> str:
 
 
 def count(value: float) -> str:
-    """Return a whole number with thousands separated, anything else with four significant digits."""
+    """Return a whole number with thousands separators, any other number with four significant digits."""
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file per run: no request leaves the page, figures and pictures are inside it."""
+"""Write one self-contained HTML file per run: figures and images are embedded, and the page makes no request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import classes, figures, old_and_new, routing, sections
-from everclip.report.canvas import Picture
+from everclip.report.canvas import Drawing
 from everclip.report.reproduce import command
 from everclip.report.runs import Run
 from everclip.report.sentences import headline, retention
@@ -29,12 +29,12 @@ FIGURES = (
     "experts",
     "cost",
 )
-"""What a report may draw; each is a file of its own, too."""
+"""The figures that a report may draw. Each is also written as a PNG file."""
 
 
 @cache
 def environment() -> Environment:
-    """Return the template environment. Escaping is always on: names come from users' data."""
+    """Return the template environment. Escaping is always on, because names come from users' data."""
     return Environment(
         loader=PackageLoader("everclip.report"),
         autoescape=True,
@@ -52,7 +52,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 def write_report(folder: Path) -> Path:
     """Write `report.html` and `figures/*.png` into a run folder, from its `results.json` and `config.yaml`.
 
-    Works for a run that is still going on. Figures of an earlier report that no longer exist are removed.
+    Works for a run that has not finished. Figures of an earlier report that are no longer drawn are removed.
 
     Args:
         folder: the run folder.
@@ -66,24 +66,24 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     run = Run(folder)
     by_class = classes.parts(run)
-    context = {**_numbers(run), **(drawn := _figures(run)), "by_class": by_class}
-    write_pictures(folder / "figures", [*drawn["files"], *(part["picture"] for part in by_class)])
+    context = {**_tables(run), **(drawn := _figures(run)), "by_class": by_class}
+    write_figures(folder / "figures", [*drawn["files"], *(part["figure"] for part in by_class)])
     path = folder / FILE
     write_text_atomic(path, render("report.html.j2", context))
     return path
 
 
-def write_pictures(folder: Path, pictures: Iterable[Picture | None]) -> None:
+def write_figures(folder: Path, figures: Iterable[Drawing | None]) -> None:
     """Write figures as PNG and remove those of earlier reports."""
-    kept = {f"{picture.name}.png": picture.png for picture in pictures if picture is not None}
-    for name, data in kept.items():
+    written = {f"{figure.name}.png": figure.png for figure in figures if figure is not None}
+    for name, data in written.items():
         write_bytes_atomic(folder / name, data)
     known = {f"{name}.png" for name in FIGURES} | {p.name for p in folder.glob("confusion*.png")}
-    for name in known - set(kept):
+    for name in known - set(written):
         (folder / name).unlink(missing_ok=True)
 
 
-def _numbers(run: Run) -> dict[str, Any]:
+def _tables(run: Run) -> dict[str, Any]:
     results = run.results
     return {
         "title": f"{run.name} on {results.benchmark}",
@@ -95,8 +95,8 @@ def _numbers(run: Run) -> dict[str, Any]:
         "together": old_and_new.table(run),
         "matrix": sections.matrix(run),
         "how_measured": sections.how_measured(run),
-        "doubtful": sections.doubtful(run),
-        "guarded": sections.guarded(run),
+        "ambiguous_note": sections.ambiguous_note(run),
+        "guard_lines": sections.guard_lines(run),
         "metrics": sections.metrics(run),
         "all_scores": sections.all_scores(run),
         "examples": sections.examples(run),
@@ -110,13 +110,13 @@ def _numbers(run: Run) -> dict[str, Any]:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    lost, kept = sections.lost_per_task(run), sections.kept(run)
+    lost, kept = sections.forgetting_per_task(run), sections.changes_since_start(run)
     panels, curves = figures.curves(run)
     spaces, representation = figures.representation(run)
     matrix = figures.matrix(run)
-    forgetting = figures.changes("forgetting", lost, "points against the best earlier row", _spoken(lost))
-    retention = figures.changes("retention", kept, "points against row 0", _spoken(kept))
-    spent = figures.spent(run)
+    forgetting = figures.changes("forgetting", lost, "points against the best earlier row", _alt(lost))
+    retention = figures.changes("retention", kept, "points against row 0", _alt(kept))
+    seconds = figures.seconds_by_stage(run)
     routes, (experts, all_experts) = routing.routes(run), routing.experts(run)
     together = old_and_new.figure(run)
     return {
@@ -132,7 +132,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "routes": routes,
         "route_rows": routing.route_rows(run),
         "experts": experts,
-        "spent": spent,
+        "seconds": seconds,
         "files": [
             together,
             matrix,
@@ -142,10 +142,10 @@ def _figures(run: Run) -> dict[str, Any]:
             representation,
             routes,
             all_experts,
-            spent,
+            seconds,
         ],
     }
 
 
-def _spoken(entries: sections.Named) -> str:
+def _alt(entries: sections.Named) -> str:
     return "; ".join(f"{name}: {sections.verdict(change)}" for name, change in entries) + "."

@@ -1,8 +1,8 @@
-"""Intervals of numbers that several evaluation sets make up together, with and without per-item outcomes.
+"""Intervals of metrics over several evaluation sets, with and without outcomes per item.
 
-Complements `everclip.evaluation.statistics`, which treats one set of items: here a mean over sets weighs every
-set alike, so items are resampled inside their set (a stratified bootstrap). Where only intervals are known, that of a
-difference of two is Newcombe's (1998); see `everclip.report.sensitivity` for those of a metric's cells.
+`everclip.evaluation.statistics` treats one set of items. Here a mean over sets weighs every set equally, so items are
+resampled inside their set (a stratified bootstrap). If only intervals are known, the interval of a difference is
+Newcombe's (1998); `everclip.report.sensitivity` combines the intervals of a metric's cells.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from everclip.evaluation.statistics import Interval
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Sequence[Array]], Array]
-"""Means per set, each `(..., R)`, to the statistic `(...)`."""
+"""From the means of each set `(..., R)` to the statistic `(...)`."""
 
 DRAWS = 10_000
 _BLOCK = 1 << 20
@@ -26,12 +26,12 @@ _BLOCK = 1 << 20
 def stratified_bootstrap(
     blocks: Sequence[Array], statistic: Statistic, seed: int, draws: int = DRAWS, confidence: float = 0.95
 ) -> Interval:
-    """Percentile interval of a statistic of column means, items resampled within each set.
+    """Return the percentile interval of a statistic of column means. Items are resampled within each set.
 
     Args:
-        blocks: per set `(N_k, R)`: one row per item, one column per model or moment; a resample takes whole
-            rows, so that what stands side by side stays paired.
-        statistic: from the means of each set to one number.
+        blocks: per set `(N_k, R)`: one row per item, one column per model or evaluation row. A resample takes whole
+            rows, so columns stay paired.
+        statistic: computes one number from the means of each set.
         seed: of the Philox generator.
         draws: number of resamples.
         confidence: level of the interval.
@@ -48,8 +48,8 @@ def stratified_bootstrap(
 
 
 def _resampled(block: Array, generator: np.random.Generator, draws: int) -> Array:
-    """`(draws, R)` means. Drawing how often each distinct row occurs is the same bootstrap, and much cheaper."""
-    # Rows are drawn in the order of their values: columns in an order of their own, so that a - b and b - a draw alike.
+    """Return `(draws, R)` means. Drawing the count of each distinct row is the same bootstrap, and much cheaper."""
+    # Columns are sorted by content before rows are drawn, so that a - b and b - a use the same draws.
     order = sorted(range(block.shape[1]), key=lambda column: block[:, column].tobytes())
     cells, counts = np.unique(block[:, order], axis=0, return_counts=True)
     cells = cells[:, np.argsort(order)]
@@ -63,9 +63,9 @@ def _resampled(block: Array, generator: np.random.Generator, draws: int) -> Arra
 
 
 def difference_interval(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
-    """Interval of `a - b` from the interval of each (Newcombe 1998, method 10).
+    """Return the interval of `a - b` from the intervals of `a` and `b` (Newcombe 1998, method 10).
 
-    Treats the two as independent, so for two models on the same items it is wider than the paired interval.
+    The two are treated as independent. For two models on the same items, it is wider than the paired interval.
     """
     below = math.hypot(a - of_a.low, of_b.high - b)
     above = math.hypot(of_a.high - a, b - of_b.low)
@@ -73,9 +73,9 @@ def difference_interval(a: float, of_a: Interval, b: float, of_b: Interval) -> I
 
 
 def enough_differ(first: Sequence[Array], second: Sequence[Array], confidence: float) -> bool:
-    """Whether so many items differ that a unanimous sign test could reject at this level.
+    """Whether enough items differ for a unanimous sign test to reject at this level.
 
-    A percentile bootstrap over a handful of differing items is otherwise far too sure of itself.
+    With only a few differing items, a percentile bootstrap is far too confident.
     """
     differing = sum(int((a != b).any(axis=1).sum()) for a, b in zip(first, second, strict=True))
     return 2.0 ** (1 - differing) <= 1 - confidence

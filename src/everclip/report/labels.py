@@ -1,4 +1,4 @@
-"""What methods are called in a comparison: short, and different from each other."""
+"""Make short and distinct labels for the methods of a comparison."""
 
 from __future__ import annotations
 
@@ -8,61 +8,63 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from everclip.report.mixing import flatten
+from everclip.report.comparable import flatten
 from everclip.report.runs import Run
 
 LONG = 24
-"""Characters from which on a name is cut where others share a part of it."""
+"""Longer names lose what they share with others."""
 
 MOST_SETTINGS = 2
-"""Settings that a label may name; where more are needed, the run's folder says it shorter."""
+"""Most settings in a label. If more are needed, the label names the run's folder instead."""
 
 LONGEST = 44
+"""Most characters of a label with settings."""
 
 _EDGE = re.compile(r"[-_./\\ ,=]")
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """Return everything that decides a run's result but its seed, as dotted keys."""
+    """Return everything except the seed that decides the result of a run, as dotted keys."""
     ignored = ("seed", "output", "checkpoint", "trackers", "report", "scenario", "evaluation")
     config = {key: value for key, value in run.config.items() if key not in ignored}
     training = config.get("training")
-    if isinstance(training, Mapping):  # where a run was carried out does not make it another method
+    if isinstance(training, Mapping):  # the machine of a run does not make it another method
         config["training"] = {k: v for k, v in training.items() if k not in ("workers", "threads", "device")}
     described = {"method": run.results.method, "backbone": run.results.backbone}
     return flatten({"benchmark": run.results.benchmark, **(config or described), "name": run.name})
 
 
-def labels_of(teams: Sequence[Sequence[Run]]) -> tuple[list[str], list[str]]:
-    """Return a label per team, and notes on what the labels leave out.
+def labels_of(groups: Sequence[Sequence[Run]]) -> tuple[list[str], list[str]]:
+    """Return a label per group, and notes on differences that the labels do not show.
 
     Args:
-        teams: the runs of each method with the same settings.
+        groups: the runs of each method with the same settings.
     """
-    runs = [team[0] for team in teams]
+    runs = [group[0] for group in groups]
     settings = [settings_of(run) for run in runs]
     short = _cut_long([run.name for run in runs])
     labels, notes = list(short), []
     for name in dict.fromkeys(run.name for run in runs):
-        places = [place for place, run in enumerate(runs) if run.name == name]
-        if len(places) < 2:
+        variants = [index for index, run in enumerate(runs) if run.name == name]
+        if len(variants) < 2:
             continue
-        found = _distinguished([settings[place] for place in places])
-        if found is None or max(map(len, found[0])) + len(short[places[0]]) > LONGEST:
-            found = _folders([runs[place] for place in places]), _all_differences(settings, places)
-        told, left = found
-        for place, text, more in zip(places, told, left, strict=True):
-            labels[place] = f"{short[place]} ({text})"
-            notes += (
-                [f"{labels[place]} differs from the others of its name in: {_listed(more)}."] if more else []
+        distinguished = _distinguished([settings[index] for index in variants])
+        if distinguished is None or max(map(len, distinguished[0])) + len(short[variants[0]]) > LONGEST:
+            distinguished = (
+                _folders([runs[i] for i in variants]),
+                _all_differences([settings[i] for i in variants]),
             )
+        for index, text, differences in zip(variants, *distinguished, strict=True):
+            labels[index] = f"{short[index]} ({text})"
+            if differences:
+                notes.append(f"{labels[index]} differs from other runs of {name} in: {_listed(differences)}.")
     return _unique(labels), notes
 
 
 def _distinguished(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:
-    """Return for each variant the few settings that distinguish it, and all differing settings if there are more.
+    """Return for each variant a text of the settings that distinguish it, and all differences if there are more.
 
-    `None` where a few settings do not distinguish all variants.
+    Return `None` if it takes too many settings to distinguish all variants.
     """
     keys = _differing(settings)
     chosen: list[str] = []
@@ -76,8 +78,10 @@ def _distinguished(settings: Sequence[Mapping[str, Any]]) -> tuple[list[str], li
     if len(chosen) > MOST_SETTINGS:
         return None
     rest = keys if len(keys) > len(chosen) else []
-    told = [", ".join(parts) for parts in zip(*(_spoken(settings, key) for key in chosen), strict=True)]
-    return told, [[f"{_short(key)}={one[key]}" for key in rest if key in one] for one in settings]
+    texts = [
+        ", ".join(parts) for parts in zip(*(_setting_texts(settings, key) for key in chosen), strict=True)
+    ]
+    return texts, [[f"{_short(key)}={one[key]}" for key in rest if key in one] for one in settings]
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,7 +97,7 @@ def _text(settings: Mapping[str, Any], key: str) -> str:
     return json.dumps(settings[key], default=str, sort_keys=True) if key in settings else "absent"
 
 
-def _spoken(settings: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+def _setting_texts(settings: Sequence[Mapping[str, Any]], key: str) -> list[str]:
     values = _without_common([str(one[key]) if key in one else "" for one in settings])
     return [
         f"{_short(key)}={value}" if key in one else f"no {_short(key)}"
@@ -105,9 +109,8 @@ def _folders(runs: Sequence[Run]) -> list[str]:
     return _without_common([str(run.folder.resolve()) for run in runs], at_least=0)
 
 
-def _all_differences(settings: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[list[str]]:
-    mine = [settings[place] for place in places]
-    return [[f"{_short(key)}={one[key]}" for key in _differing(mine) if key in one] for one in mine]
+def _all_differences(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [[f"{_short(key)}={one[key]}" for key in _differing(settings) if key in one] for one in settings]
 
 
 def _listed(parts: Sequence[str], most: int = 6) -> str:
@@ -120,15 +123,15 @@ def _short(key: str) -> str:
 
 
 def _cut_long(names: Sequence[str]) -> list[str]:
-    """Cut what all long names share."""
+    """Shorten long names by the parts that they share."""
     long = list(dict.fromkeys(name for name in names if len(name) > LONG))
     cut = dict(zip(long, _without_common(long), strict=True))
-    found = [cut.get(name, name) for name in names]
-    return found if len(set(found)) == len(set(names)) else list(names)
+    shortened = [cut.get(name, name) for name in names]
+    return shortened if len(set(shortened)) == len(set(names)) else list(names)
 
 
 def _without_common(texts: Sequence[str], at_least: int = LONG) -> list[str]:
-    """Cut the beginning and the end that all texts share, at the edges of words; short ones stay whole."""
+    """Remove the beginning and the end that all texts share, at word boundaries; leave short texts whole."""
     if len(set(texts)) < 2 or max(map(len, texts)) <= at_least:
         return list(texts)
     start = _common_start(texts)
@@ -137,8 +140,8 @@ def _without_common(texts: Sequence[str], at_least: int = LONG) -> list[str]:
     end = _common_start([text[::-1] for text in rest])[::-1]
     first = _EDGE.search(end)
     end = end[first.start() :] if first else ""
-    found = [text.removesuffix(end) if end else text for text in rest]
-    return found if all(found) and len(set(found)) == len(set(texts)) else list(texts)
+    cut = [text.removesuffix(end) if end else text for text in rest]
+    return cut if all(cut) and len(set(cut)) == len(set(texts)) else list(texts)
 
 
 def _common_start(texts: Sequence[str]) -> str:
@@ -147,12 +150,12 @@ def _common_start(texts: Sequence[str]) -> str:
 
 
 def _unique(labels: Sequence[str]) -> list[str]:
-    """Number what is still called alike."""
-    found: list[str] = []
+    """Number labels that are still equal."""
+    unique: list[str] = []
     for label in labels:
         number, name = 1, label
-        while name in found:
+        while name in unique:
             number += 1
             name = f"{label} #{number}"
-        found.append(name)
-    return found
+        unique.append(name)
+    return unique

@@ -1,12 +1,12 @@
-"""The section on old and new together: a table of the rows, and its figure."""
+"""The section on old and new together: a table over the rows, and its figure."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from everclip.report import formats
-from everclip.report.canvas import MARKERS, TEXT, Picture, blank, dress, finish, series
-from everclip.report.estimates import Change, Estimate, change_since_start, estimate, terms
+from everclip.report.canvas import MARKERS, TEXT, Drawing, blank, finish, series, style_axes
+from everclip.report.estimates import Change, Estimate, change_since_start, estimate, metric_cells
 from everclip.report.runs import Run
 
 PARTS: tuple[tuple[str, str], ...] = (
@@ -17,17 +17,17 @@ PARTS: tuple[tuple[str, str], ...] = (
 
 
 def _parts(run: Run) -> tuple[tuple[str, str], ...]:
-    """Return what is shown: without a known set, new is all there is."""
-    how = run.together
-    return PARTS if not isinstance(how, str) and how.old else PARTS[-1:]
+    """Return the parts to show: only everything if the benchmark has no known set."""
+    together = run.together
+    return PARTS if not isinstance(together, str) and together.old else PARTS[-1:]
 
 
 def _values(run: Run, key: str) -> list[Estimate | None]:
-    return [estimate(run, terms(run, key, row), draws=2000) for row in range(len(run.results.rows))]
+    return [estimate(run, metric_cells(run, key, row), draws=2000) for row in range(len(run.results.rows))]
 
 
 def table(run: Run) -> dict[str, Any] | None:
-    """Return heads, rows of cells and the change since row 0; `None` where old and new are not scored together."""
+    """Return headings, rows of cells and the change since row 0; `None` if old and new are not scored together."""
     if isinstance(run.together, str) or run.last < 0:
         return None
     shown = [(key, name, _values(run, key)) for key, name in _parts(run)]
@@ -37,9 +37,9 @@ def table(run: Run) -> dict[str, Any] | None:
     rows = [
         {
             "label": run.label(row),
-            "cells": [_cell(values[place]) for *_, values in shown],
+            "cells": [_cell(values[index]) for *_, values in shown],
         }
-        for place, row in enumerate(run.results.rows)
+        for index, row in enumerate(run.results.rows)
     ]
     changes = [_change(change_since_start(run, key)) for key, *_ in shown] if run.last > 0 else []
     return {
@@ -66,25 +66,25 @@ def _cell(value: Estimate | None) -> dict[str, str]:
 
 
 def _note(run: Run) -> str:
-    how = run.together
-    assert not isinstance(how, str)  # the caller's condition
-    among = "all names learned so far" if how.grows else "all names, old and new"
-    if how.new[0].kind == "retrieval":
-        among = among.replace("names", "captions and pictures")
-    old = formats.listed([column.name for column in how.old])
-    tasks = f"{len(how.new)} task{'' if len(how.new) == 1 else 's'}"
+    together = run.together
+    assert not isinstance(together, str)  # checked by the caller
+    among = "all names learned so far" if together.grows else "all names, old and new"
+    if together.new[0].kind == "retrieval":
+        among = among.replace("names", "captions and images")
+    old = formats.listed([column.name for column in together.old])
+    tasks = "task" if len(together.new) == 1 else f"{len(together.new)} tasks"
     parts = (
-        f"Old is what was known before the stream ({old}); new is what the {tasks} bring."
+        f"Old is what was known before the stream ({old}); new is the test data of the {tasks}."
         if old
-        else f"Everything is the {tasks}, learned or not yet; the benchmark has no known set."
+        else f"Everything is the test data of the {tasks}, learned or not; the benchmark has no known set."
     )
     return (
-        f"{how.metric} in percent, protocol {how.protocol}: every test picture counts once and is answered among "
-        f"{among}. {parts}"
+        f"{together.metric} in percent, protocol {together.protocol}. Every test image counts once, and the method "
+        f"chooses among {among}. {parts}"
     )
 
 
-def figure(run: Run) -> Picture | None:
+def figure(run: Run) -> Drawing | None:
     """Draw old, new and everything over the tasks learned."""
     if isinstance(run.together, str) or run.last < 1:
         return None
@@ -93,9 +93,9 @@ def figure(run: Run) -> Picture | None:
         return None
     drawn = blank(4.6, 2.6)
     axes = drawn.add_subplot()
-    places = [run.learned_count(row) for row in range(len(run.results.rows))]
+    learned = [run.learned_count(row) for row in range(len(run.results.rows))]
     for index, (name, values) in enumerate(lines.items()):
-        points = [(x, 100 * v.value) for x, v in zip(places, values, strict=True) if v is not None]
+        points = [(x, 100 * v.value) for x, v in zip(learned, values, strict=True) if v is not None]
         if points:
             axes.plot(
                 *zip(*points, strict=True),
@@ -106,7 +106,7 @@ def figure(run: Run) -> Picture | None:
                 linestyle="-" if name == "everything" else "--",
                 label=name,
             )
-    dress(axes)
+    style_axes(axes)
     axes.set_ylim(bottom=0)
     tasks = len(run.results.tasks)
     axes.set_xticks(range(0, tasks + 1, max(1, tasks // 8)))

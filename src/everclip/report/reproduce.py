@@ -1,4 +1,4 @@
-"""The command that gives a run again, with exactly the settings that differ from its benchmark's."""
+"""Build the command that reproduces a run, with only the settings that differ from its benchmark's."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _IGNORED = ("output", "checkpoint", "trackers", "report", "benchmark", "training
 
 
 def command(run: Run) -> str:
-    """Return the shell command, whatever way the run was started.
+    """Return the shell command that reproduces a run, however the run was started.
 
-    A benchmark that is not found by its name (a user's own file) leaves what the run recorded, else the short form.
+    If the benchmark cannot be found by its name (a user's own file), return the recorded command, else a short form.
     """
     benchmark = run.results.benchmark.removesuffix(" (changed)")
     words = [f"method={run.name}", f"seed={run.results.seed}"]
@@ -31,15 +31,15 @@ def command(run: Run) -> str:
     return shlex.join(["everclip", "run", benchmark, *words])
 
 
-def _changed(default: Mapping[str, Any], found: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+def _changed(default: Mapping[str, Any], config: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
     changes: list[tuple[str, Any]] = []
-    for key, value in found.items():
+    for key, value in config.items():
         name = f"{path}{key}"
         if name in _IGNORED or default.get(key) == value:
             continue
         if isinstance(value, Mapping) and isinstance(default.get(key), Mapping):
             changes += _changed(default[key], value, f"{name}.")
-        elif not (value is None and key in BUDGET_KEYS):  # setting one budget clears the others by itself
+        elif not (value is None and key in BUDGET_KEYS):  # setting one budget clears the others
             changes.append((name.replace("method.settings.", "method."), value))
     return changes
 

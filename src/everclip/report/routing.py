@@ -1,4 +1,4 @@
-"""Figures of methods that route pictures: the share of each route, and of each expert, per evaluation set."""
+"""The section on methods that route images: the share of each route and of each expert, per evaluation set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from everclip.evaluation.results import Column, Experts, Row
-from everclip.report.canvas import TEXT, Picture, blank, dress, finish, plain
+from everclip.report.canvas import TEXT, Drawing, blank, finish, plain, style_axes
 from everclip.report.formats import percent, plain_percent
 from everclip.report.runs import Run
 
@@ -24,62 +24,62 @@ def _last(run: Run) -> Row | None:
 
 
 def shares(run: Run) -> tuple[list[str], dict[str, list[float]]]:
-    """Return the names of the routes at the last row, and for each set the share of its pictures per route."""
+    """Return the names of the routes at the last row, and for each set the share of its images per route."""
     row = _last(run)
-    held = {} if row is None else row.routes
-    names = list(dict.fromkeys(name for counts in held.values() for name in counts))
-    found = {}
+    by_set = {} if row is None else row.routes
+    names = list(dict.fromkeys(name for counts in by_set.values() for name in counts))
+    shares_of = {}
     for column in _columns(run):
-        counts = held.get(column.name, {})
+        counts = by_set.get(column.name, {})
         total = sum(counts.values())
         if total:
-            found[column.name] = [counts.get(name, 0) / total for name in names]
-    return names, found
+            shares_of[column.name] = [counts.get(name, 0) / total for name in names]
+    return names, shares_of
 
 
-def routes(run: Run) -> Picture | None:
-    """Draw the share of each route per set at the last row; `None` if the method routes nothing."""
-    names, found = shares(run)
-    if not found:
+def routes(run: Run) -> Drawing | None:
+    """Draw the share of each route per set at the last row; `None` if the method does not route images."""
+    names, shares_of = shares(run)
+    if not shares_of:
         return None
-    figure = blank(2.2 + 0.62 * len(names), 1.5 + 0.36 * len(found))
+    figure = blank(2.2 + 0.62 * len(names), 1.5 + 0.36 * len(shares_of))
     axes = figure.add_subplot()
-    axes.imshow(list(found.values()), cmap=_HEAT, vmin=0, vmax=1, aspect="auto")
-    for i, values in enumerate(found.values()):
+    axes.imshow(list(shares_of.values()), cmap=_HEAT, vmin=0, vmax=1, aspect="auto")
+    for i, values in enumerate(shares_of.values()):
         for j, value in enumerate(values):
             if value:
                 axes.text(j, i, plain_percent(value, 0), ha="center", va="center", color=TEXT, fontsize=9)
-    dress(axes, grid="")
+    style_axes(axes, grid="")
     axes.set_xticks(range(len(names)), [plain(name, 16) for name in names], rotation=30, ha="left")
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(found)), [plain(name, 22) for name in found])
+    axes.set_yticks(range(len(shares_of)), [plain(name, 22) for name in shares_of])
     axes.set_ylabel("evaluation set")
     axes.spines[:].set_visible(False)
-    said = "; ".join(f"{name}: {_spoken(names, values)}" for name, values in found.items())
-    return finish(figure, "routes", f"Share of each route per evaluation set, in percent. {said}.")
+    alt = "; ".join(f"{name}: {_alt(names, values)}" for name, values in shares_of.items())
+    return finish(figure, "routes", f"Share of each route per evaluation set, in percent. {alt}.")
 
 
-def _spoken(names: list[str], values: list[float]) -> str:
+def _alt(names: list[str], values: list[float]) -> str:
     pairs = sorted(zip(values, names, strict=True), key=lambda pair: -pair[0])
     return ", ".join(f"{name} {plain_percent(value, 0)}" for value, name in pairs if value)
 
 
 def route_rows(run: Run) -> list[dict[str, str]]:
-    """Return for each set how many of its pictures took the route that is right for it, and where most others went.
+    """Return for each set the share of its images on the right route, and the most frequent wrong route.
 
-    Right is a task's own route once it was learned, and the zero-shot route before and for sets of no task. Nothing is
-    returned where tasks were learned and none has a route of its own.
+    The right route is the task's own route once it was learned; before, and for sets without a task, it is the
+    zero-shot route. Return no rows if tasks were learned and none has its own route.
     """
-    names, found = shares(run)
-    own = _own_routes(run, names)
-    if not found or (run.learned(run.last) and not own):
+    names, shares_of = shares(run)
+    routes_of = _task_routes(run, names)
+    if not shares_of or (run.learned(run.last) and not routes_of):
         return []
     lines = []
     for column in _columns(run):
-        if column.name not in found:
+        if column.name not in shares_of:
             continue
-        by_name = dict(zip(names, found[column.name], strict=True))
-        right = names[0] if column.task is None else own.get(column.task, names[0])
+        by_name = dict(zip(names, shares_of[column.name], strict=True))
+        right = names[0] if column.task is None else routes_of.get(column.task, names[0])
         others = {name: share for name, share in by_name.items() if name != right and share}
         most = max(others, key=lambda name: others[name], default=None)
         lines.append(
@@ -93,27 +93,28 @@ def route_rows(run: Run) -> list[dict[str, str]]:
     return lines
 
 
-def _own_routes(run: Run, names: list[str]) -> dict[int, str]:
-    """Return task -> its own route, for the learned tasks that have one."""
+def _task_routes(run: Run, names: list[str]) -> dict[int, str]:
+    """Return the route of each learned task that has one, by the task's index."""
     tasks = {task.index: task.name for task in run.results.tasks}
     order = dict.fromkeys(row.task for row in run.results.rows[1:] if row.task is not None)
-    found: dict[int, str] = {}
-    for place, task in enumerate(order, 1):
-        # A name that another route has already is told apart by the task's place.
-        called = [name for name in (f"{tasks[task]} (task {place})", tasks[task]) if name in names[1:]]
-        found |= {task: called[0]} if called else {}
-    return found
+    routes_of: dict[int, str] = {}
+    for number, task in enumerate(order, 1):
+        # Equal names of routes carry the number of the task.
+        matching = [name for name in (f"{tasks[task]} (task {number})", tasks[task]) if name in names[1:]]
+        if matching:
+            routes_of[task] = matching[0]
+    return routes_of
 
 
-def experts(run: Run) -> tuple[list[tuple[str, Picture]], Picture | None]:
-    """Draw which experts each block chose: one small panel per set, and all of them in one picture for the folder."""
+def experts(run: Run) -> tuple[list[tuple[str, Drawing]], Drawing | None]:
+    """Draw which experts each block chose: one small panel per set, and one figure of all panels for the folder."""
     row = _last(run)
-    held = {} if row is None else row.experts
-    shown = [(column.name, held[column.name]) for column in _columns(run) if _used(held.get(column.name))]
+    by_set = {} if row is None else row.experts
+    shown = [(column.name, by_set[column.name]) for column in _columns(run) if _used(by_set.get(column.name))]
     if not shown:
         return [], None
     widest = max(len(counts) for _, one in shown for counts in one.counts)
-    # One scale for all panels: a block that spreads over many experts shows no share near 1.
+    # One scale for all panels. Its top is the largest share, which is far below 1 if a block uses many experts.
     top = max(share for _, one in shown for counts in one.counts for share in _shares(counts, widest))
     panels = []
     for index, (name, one) in enumerate(shown):
@@ -135,7 +136,7 @@ def _used(one: Experts | None) -> bool:
 def _heat(axes: Any, name: str, one: Experts, widest: int, top: float) -> None:
     grid = [_shares(counts, widest) for counts in one.counts]
     axes.imshow(grid, cmap=_HEAT, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
-    dress(axes, grid="")
+    style_axes(axes, grid="")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     every = max(1, -(-len(one.places) // 6))
     axes.set_yticks(range(0, len(one.places), every), [plain(p, 16) for p in one.places[::every]])

@@ -1,4 +1,4 @@
-"""A run folder as reports read it: the typed result, the configuration, and the outcome of every item."""
+"""Read a run folder for reports: the typed result, the configuration, and the outcome of every item."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from everclip.errors import ConfigError, DataError
 from everclip.evaluation.cells import Cells
 from everclip.evaluation.headline import metric_of
 from everclip.evaluation.measurements import Measurements, learned_after
+from everclip.evaluation.old_and_new import OldAndNew
 from everclip.evaluation.results import Column, Results, Row, Score
-from everclip.evaluation.together import Together
 from everclip.metrics import Sets
 from everclip.registry import read_yaml
 
@@ -23,7 +23,7 @@ Group = Literal["everything", "known", "task", "part", "retention"]
 
 
 class Run:
-    """One run folder, read once. Works for a run that is still going on.
+    """One run folder, read once. Works for a run that has not finished.
 
     Raises:
         DataError: if the folder holds no readable result.
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def last(self) -> int:
-        """The position of the last row; -1 if there is none."""
+        """The index of the last row; -1 if there is none."""
         return len(self.results.rows) - 1
 
     @property
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def all_at_once(self) -> bool:
-        """Whether the method learned the whole stream in one go, as an upper bound does."""
+        """Whether the method learned the whole stream at once, as the upper bound `joint` does."""
         return any(row.task is None for row in self.results.rows[1:])
 
     @cached_property
@@ -64,7 +64,7 @@ class Run:
         return float(value) if isinstance(value, int | float) and 0 < value < 1 else 0.95
 
     def label(self, row: Row) -> str:
-        """Return what a row is called: `before`, `after 2016`."""
+        """Return the label of a row: `before`, `after 2016`."""
         return row.label if row.index == 0 or row.label.startswith("after") else f"after {row.label}"
 
     def columns(self, group: Group) -> list[Column]:
@@ -87,37 +87,37 @@ class Run:
 
     @cached_property
     def measured(self) -> Measurements:
-        """Its rows and columns as metrics read them."""
+        """The rows and columns in the form that metrics read."""
         return Measurements.of(self.results)
 
     def cells(self, sets: Sets, columns: tuple[Column, ...]) -> Cells:
-        """Return the cells of sets at all rows, put together once."""
+        """Return the cells of sets at all rows; computed once."""
         key = (sets, tuple(column.name for column in columns))
         if key not in self._cells:
             self._cells[key] = self.measured.cells(sets, columns)
         return self._cells[key]
 
     def cell(self, column: Column) -> tuple[str, str]:
-        """Return the protocol and metric that a column shows: the same rule as in the result's matrix."""
+        """Return the protocol and metric that a column shows, by the same rule as in the result's matrix."""
         headline = self.results.headline
         return headline["protocol"], metric_of(column, headline)
 
     @property
-    def together(self) -> Together | str:
+    def together(self) -> OldAndNew | str:
         """How old and new are scored together, or why they are not."""
         return self.measured.together
 
     def score(self, row: int, column: Column, under: str | None = None) -> Score | None:
-        """Return the score of a column at a row, under the headline's protocol or another; `None` without a cell."""
+        """Return the score of a column at a row, under the headline's protocol or `under`; `None` without a cell."""
         protocol, metric = self.cell(column)
         protocol = under or protocol
-        found = self.results.score(row, column.name, protocol, metric)
-        return found if found is not None and found.value is not None else None
+        score = self.results.score(row, column.name, protocol, metric)
+        return score if score is not None and score.value is not None else None
 
     def outcomes(self, row: int, column: Column, under: str | None = None) -> NDArray[np.float64] | None:
-        """Return `(N,)` outcomes per item behind `score`, or `None` if the run does not hold them.
+        """Return the outcomes per item `(N,)` behind `score`; `None` if the run does not hold them.
 
-        Outcomes whose mean is not the score (a metric that weighs items) are no outcomes of it.
+        Also return `None` if their mean is not the score, as for a metric that weighs items.
         """
         score = self.score(row, column, under)
         items = self._items(self.results.rows[row])
@@ -151,5 +151,5 @@ def _read_config(folder: Path) -> tuple[Mapping[str, Any], str | None]:
     try:
         return read_yaml(folder / "config.yaml"), None
     except ConfigError as error:
-        # The numbers stand without it, so a report is still worth having; it says what is missing.
+        # The report works without the configuration, and says that it is missing.
         return {}, str(error)

@@ -1,4 +1,4 @@
-"""What the template of a run's report shows, as plain values: tiles, matrix, tables, examples, provenance."""
+"""Prepare plain values for the template of a run's report: tiles, matrix, tables, examples, provenance."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from everclip.metrics import metrics as registered
 from everclip.report import cost, formats
 from everclip.report.estimates import (
     Change,
-    at_end,
+    at_last_row,
     change_since_start,
     column_change,
     metric_of_key,
 )
-from everclip.report.pictures import inline_picture
+from everclip.report.inline_images import inline_image
 from everclip.report.runs import Group, Run
 from everclip.report.undefined import unmeasured_rows, why_undefined
 
@@ -33,27 +33,27 @@ Named = list[tuple[str, Change]]
 
 
 def tiles(run: Run) -> list[dict[str, str]]:
-    """Return the key numbers; a number that is not defined says why."""
+    """Return the key numbers, each with the reason if it is not defined."""
     keys = ["new", "known", "retention", "average", "forgetting"]
     if not isinstance(run.together, str):
         keys.insert(0, "everything")
-    found = [_tile(run, key) for key in keys]
-    spent = seconds(run.results.cost)
-    if spent is not None:
-        found.append(
+    entries = [_tile(run, key) for key in keys]
+    total = seconds(run.results.cost)
+    if total is not None:
+        entries.append(
             {
                 "label": "Time",
-                "value": formats.seconds(spent),
+                "value": formats.seconds(total),
                 "range": "",
                 "change": "",
                 "note": "wall clock of the whole run",
             }
         )
-    return found
+    return entries
 
 
 def _tile(run: Run, key: str) -> dict[str, str]:
-    value, entry = at_end(run, key), metric_of_key(key)
+    value, entry = at_last_row(run, key), metric_of_key(key)
     if value is None:
         return {
             "label": entry.heading,
@@ -75,7 +75,7 @@ def _tile(run: Run, key: str) -> dict[str, str]:
 
 
 def verdict(change: Change | None, since: str = "") -> str:
-    """Return `−9.9 points`, and say so where that is not resolved."""
+    """Return `−9.9 points`, marked if it is not resolved."""
     if change is None:
         return formats.NOT_DEFINED
     if change.nothing:
@@ -84,16 +84,16 @@ def verdict(change: Change | None, since: str = "") -> str:
 
 
 def matrix(run: Run) -> dict[str, Any]:
-    """Return the heat map: column groups, heads, and per row its cells."""
+    """Return the heat map: column groups, column headings, and the cells of each row."""
     groups = [(title, run.columns(group)) for group, title in GROUPS]
-    columns = [column for _, found in groups for column in found]
+    columns = [column for _, members in groups for column in members]
     rows = run.results.rows
     scores = [[run.score(index, column) for column in columns] for index in range(len(rows))]
     top = max([s.value for row in scores for s in row if s is not None and s.value is not None] + [1e-9])
     table = []
-    for row, found in zip(rows, scores, strict=True):
+    for row, of_row in zip(rows, scores, strict=True):
         cells = []
-        for column, score in zip(columns, found, strict=True):
+        for column, score in zip(columns, of_row, strict=True):
             value = score.value if score else None
             cells.append(
                 {
@@ -105,7 +105,7 @@ def matrix(run: Run) -> dict[str, Any]:
             )
         table.append({"label": run.label(row), "cells": cells, "step": row.step, "samples": row.samples})
     return {
-        "groups": [(title, len(found)) for title, found in groups if found],
+        "groups": [(title, len(members)) for title, members in groups if members],
         "rows": table,
         "columns": [_head(run, column) for column in columns],
     }
@@ -122,9 +122,9 @@ def _head(run: Run, column: Column) -> dict[str, Any]:
     }
 
 
-def lost_per_task(run: Run) -> Named:
-    """Return, for every task learned before the last one, the last score minus the best earlier one."""
-    found: Named = []
+def forgetting_per_task(run: Run) -> Named:
+    """Return the last score minus the best earlier score, for every task that was learned before the last one."""
+    changes: Named = []
     for column in run.columns("task"):
         if column.task not in run.learned(run.last - 1):
             continue
@@ -133,18 +133,18 @@ def lost_per_task(run: Run) -> Named:
         best = max(earlier, default=None)
         change = column_change(run, column, run.last, best[1]) if best else None
         if change is not None:
-            found.append((column.name, change))
-    return found
+            changes.append((column.name, change))
+    return changes
 
 
 def why_no_forgetting(run: Run) -> str:
-    """Say why no task has a difference to an earlier row."""
+    """Say why forgetting per task is not defined."""
     if run.all_at_once:
-        return "all tasks are learned at once, so none is followed by another one"
+        return "all tasks are learned at once, so no task follows another"
     if len(run.results.tasks) < 2:
         return "the stream has one task"
     if run.last < 2:
-        return "no task has been followed by another one yet"
+        return "only one task has been learned so far" if run.last == 1 else "no task has been learned yet"
     if not run.columns("task"):
         return "the benchmark has no set that belongs to a task"
     missing = missing_rows(run).removesuffix(".")
@@ -152,19 +152,20 @@ def why_no_forgetting(run: Run) -> str:
 
 
 def missing_rows(run: Run) -> str:
-    """Say which rows of an extended run lack cells, and why; nothing if none does."""
-    found = unmeasured_rows(run.results)
-    if not found:
+    """Say which rows of an extended run lack cells, and why; empty if no row does."""
+    rows = unmeasured_rows(run.results)
+    if not rows:
         return ""
-    names = ", ".join(run.label(run.results.rows[row]) for row in found)
+    names = ", ".join(run.label(run.results.rows[row]) for row in rows)
+    what, models = ("row lacks", "its model was") if len(rows) == 1 else ("rows lack", "their models were")
     return (
-        f"The row{'' if len(found) == 1 else 's'} {names} lack{'s' if len(found) == 1 else ''} cells: measured before "
-        "the run was extended, and the model was not kept (checkpoint.keep_rows=true), so only the other rows count."
+        f"The following {what} cells for the sets that were added when the run was extended, because {models} not kept "
+        f"(checkpoint.keep_rows=true keeps models): {names}. Only the other rows count."
     )
 
 
-def kept(run: Run) -> Named:
-    """Return how the known and the retention sets moved since row 0."""
+def changes_since_start(run: Run) -> Named:
+    """Return the changes of the known and the retention sets since row 0."""
     if run.last < 1:
         return []
     columns = [*run.columns("known"), *run.columns("retention")]
@@ -187,24 +188,27 @@ def change_rows(entries: Named) -> list[dict[str, str]]:
 
 
 def metrics(run: Run) -> list[dict[str, str]]:
-    """Return the derived metrics, known names first, each with its definition or why it is not defined."""
-    held = run.results.metrics
+    """Return the derived metrics, registered names first, each with its definition or why it is not defined."""
+    values = run.results.metrics
     known = registered("stream")
-    found = []
-    for name in [*(name for name in known if name in held), *(name for name in held if name not in known)]:
-        entry, value = known.get(name), held[name]
-        found.append(
+    rows = []
+    for name in [
+        *(name for name in known if name in values),
+        *(name for name in values if name not in known),
+    ]:
+        entry, value = known.get(name), values[name]
+        rows.append(
             {
                 "name": name,
                 "label": entry.label if entry else name,
                 "value": _metric_value(entry, value),
-                "text": entry.meaning if entry else "No definition is on record for this name.",
+                "text": entry.meaning if entry else "No metric of this name is registered.",
                 "formula": entry.formula if entry else "",
                 "better": entry.direction if entry else "",
                 "why": "" if value is not None else why_undefined(name, run.results),
             }
         )
-    return found
+    return rows
 
 
 def _metric_value(entry: Metric | None, value: float | None) -> str:
@@ -213,7 +217,7 @@ def _metric_value(entry: Metric | None, value: float | None) -> str:
     if entry is not None and entry.unit == "percent":
         return formats.percent(value)
     if entry is not None and entry.unit == "points":
-        # A loss is named by its own name: a plus before it would read as a gain.
+        # A positive loss has no plus sign: it would read as a gain.
         signed = formats.points if entry.higher_is_better else formats.plain_percent
         return f"{signed(value)} points"
     return formats.number(value, 3)
@@ -224,23 +228,23 @@ def all_scores(run: Run) -> list[dict[str, str]]:
     if run.last < 0:
         return []
     first, last = run.results.rows[0].scores, run.results.rows[run.last].scores
-    found = []
+    rows = []
     for column in run.results.columns:
         for protocol, scores in last.get(column.name, {}).items():
             for name, score in scores.items():
                 before = first.get(column.name, {}).get(protocol, {}).get(name)
-                found.append(
+                rows.append(
                     _score_row(column.name, protocol, name, before.value if before else None, score.value)
                     | {
                         "range": formats.span(score.low, score.high, 1) if _is_share(name) else "",
                         "n": f"{score.n:,}" if score.n else "",
                     }
                 )
-    return found
+    return rows
 
 
 def _is_share(name: str) -> bool:
-    """Whether a metric of a set is a share, and not a place in a list, for one."""
+    """Whether a metric of a set is a share, unlike a median rank."""
     entry = find(name)
     return entry is None or entry.unit == "percent"
 
@@ -264,7 +268,7 @@ def _score_row(
 
 
 def examples(run: Run) -> list[dict[str, Any]]:
-    """Return the examples by evaluation set: picture, truth, and what the model said row by row."""
+    """Return the examples by evaluation set: image, right answer, and the model's answer at every row."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for example in run.results.examples:
         grouped.setdefault(example.column, []).append(_example(run, example))
@@ -275,16 +279,16 @@ def examples(run: Run) -> list[dict[str, Any]]:
 
 def _example(run: Run, example: Example) -> dict[str, Any]:
     labels = {row.index: run.label(row) for row in run.results.rows}
-    said = [_said(answer, labels.get(answer.row, f"row {answer.row}")) for answer in example.answers]
+    answers = [_answer(answer, labels.get(answer.row, f"row {answer.row}")) for answer in example.answers]
     return {
         "id": example.id,
         "truth": example.truth,
-        "picture": inline_picture(run.folder, example.picture),
-        "said": said,
+        "image": inline_image(run.folder, example.picture),
+        "answers": answers,
     }
 
 
-def _said(answer: Answer, label: str) -> dict[str, Any]:
+def _answer(answer: Answer, label: str) -> dict[str, Any]:
     best = answer.answers[0] if answer.answers else None
     return {
         "label": label,
@@ -296,9 +300,9 @@ def _said(answer: Answer, label: str) -> dict[str, Any]:
 
 
 def events(run: Run) -> list[dict[str, str]]:
-    """Return what a reader must know: the run's own events, and what this report had to do without."""
+    """Return what a reader must know: the events of the run, and what this report lacks."""
     labels = {row.index: run.label(row) for row in run.results.rows}
-    found = [
+    entries = [
         {
             "kind": event.kind,
             "message": event.message,
@@ -308,7 +312,7 @@ def events(run: Run) -> list[dict[str, str]]:
     ]
     if run.results.status != "finished":
         done, tasks = run.learned_count(run.last), len(run.results.tasks)
-        found.insert(
+        entries.insert(
             0,
             {
                 "kind": run.results.status,
@@ -317,12 +321,12 @@ def events(run: Run) -> list[dict[str, str]]:
             },
         )
     if run.config_problem:
-        found.append({"kind": "configuration", "message": run.config_problem, "row": ""})
-    return found
+        entries.append({"kind": "configuration", "message": run.config_problem, "row": ""})
+    return entries
 
 
-def guarded(run: Run) -> list[str]:
-    """Say what the retention guard watched and did, task by task; empty where there was none."""
+def guard_lines(run: Run) -> list[str]:
+    """Say what the retention guard measured and did, task by task; empty if the run had no guard."""
     lines = []
     for row in run.results.rows:
         note = row.notes.get("guard")
@@ -332,34 +336,34 @@ def guarded(run: Run) -> list[str]:
             f"{name} {formats.percent(s['before'])} to {formats.percent(s['now'])}"
             for name, s in note["sets"].items()
         )
-        did = "; ".join(
-            f"{a['when']} {a['set']} had fallen by {formats.number(a['points'], 1)} points, kept "
-            f"{formats.percent(a['share'], 0)} of the way"
+        actions = "; ".join(
+            f"{a['when']} {a['set']} had fallen by {formats.number(a['points'], 1)} points, so "
+            f"the model went back to {formats.percent(a['share'], 0)} of the way"
             for a in note["acted"]
         )
         ended = "; training ended there" if note["stopped"] else ""
         limit = formats.number(note["max_drop"], 1)
         lines.append(
-            f"{run.label(row)}: {sets} on validation pictures (allowed: {limit} points "
-            f"less). {did or 'Nothing to do'}{ended}."
+            f"{run.label(row)}: {sets} on validation images (allowed drop: {limit} points). "
+            f"{actions or 'No action was needed'}{ended}."
         )
     return lines
 
 
-def doubtful(run: Run) -> str:
-    """Say which items of the last row are too close to call; they are few in a sound model."""
-    found = {name: n for row in run.results.rows[-1:] for name, n in row.ambiguous.items() if n}
-    if not found:
+def ambiguous_note(run: Run) -> str:
+    """Count the items of the last row that are too close to call; a sound model has few."""
+    counts = {name: n for row in run.results.rows[-1:] for name, n in row.ambiguous.items() if n}
+    if not counts:
         return ""
-    listed = ", ".join(f"{name}: {n}" for name, n in found.items())
+    listed = ", ".join(f"{name}: {n}" for name, n in counts.items())
     return (
-        "Items whose two best answers differ by less than 1e-5 at the last row, and so may come out either way on "
-        f"another machine: {listed}."
+        "Items too close to call at the last row (their two best scores differ by less than 1e-5, so another machine "
+        f"may answer differently): {listed}."
     )
 
 
 def provenance(run: Run) -> list[tuple[str, str]]:
-    """Return where the numbers come from, flattened to readable lines."""
+    """Return the provenance of the numbers, flattened to readable lines."""
     results = run.results
     tree: dict[str, Any] = {
         "benchmark": results.benchmark,
@@ -384,13 +388,13 @@ def _lines(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def costs(run: Run) -> list[tuple[str, str]]:
-    """Return what the run and the method itself cost, but for the seconds."""
-    counted = run.results.method.get("cost")
-    return cost.facts(counted if isinstance(counted, Mapping) else {}) + cost.facts(run.results.cost)
+    """Return the costs of the method and of the run, except seconds."""
+    of_method = run.results.method.get("cost")
+    return cost.facts(of_method if isinstance(of_method, Mapping) else {}) + cost.facts(run.results.cost)
 
 
 def how_measured(run: Run) -> str:
-    """Return the line under the matrix that says what its cells are."""
+    """Return the line that says what the cells of the matrix are."""
     headline = run.results.matrix
     level = formats.percent(run.confidence, 0)
     return f"{headline.metric}, protocol {headline.protocol}, in percent; below it the {level} interval"

@@ -1,64 +1,71 @@
-"""The headline of a report, computed from the numbers. What lies inside the interval is called not resolved."""
+"""Write the headline of a report from its numbers. A difference whose interval contains 0 is called not resolved."""
 
 from __future__ import annotations
 
 import re
 
 from everclip.metrics import AUTO
-from everclip.report.estimates import Change, Estimate, at_end, change_since_start, estimate, terms
+from everclip.report.estimates import (
+    Change,
+    Estimate,
+    at_last_row,
+    change_since_start,
+    estimate,
+    metric_cells,
+)
 from everclip.report.formats import number, percent, span
 from everclip.report.runs import Run
 
 
 def headline(run: Run) -> str:
-    """Return what a run achieved, in a sentence."""
+    """Return what a run achieved, in one or two sentences."""
     if run.last < 0:
         return f"{run.name}: no row has been measured yet."
     if run.last == 0:
         return _before_training(run)
-    said, lead = _scores(run), _together(run)
-    if lead:
-        return f"{_when(run)}{lead}. Of its parts, it {said}{_balance(run)}.{_spaces(run)}"
-    return f"{_when(run)}{said}{_balance(run)}.{_spaces(run)}"
+    scores, together = _scores(run), _together(run)
+    if together:
+        return f"{_opening(run)}{together}. In parts, it {scores}{_balance(run)}.{_growing_note(run)}"
+    return f"{_opening(run)}{scores}{_balance(run)}.{_growing_note(run)}"
 
 
 def _together(run: Run) -> str:
-    """`recognises 33 % (31–35) of everything, old and new together, up from 26 %`; empty where it is not scored."""
-    now = estimate(run, terms(run, "everything"))
+    """Return `recognises 33 % (31–35) of everything, old and new together, up from 26 %`; empty if not scored."""
+    now = estimate(run, metric_cells(run, "everything"))
     if now is None or isinstance(run.together, str):
         return ""
     verb, preposition, ending = _verb(run)
     what = "everything, old and new together" if run.together.old else "everything, all tasks together"
     if run.together.grows and not run.complete:
         what += " so far"
-    before, change = estimate(run, terms(run, "everything", 0)), change_since_start(run, "everything")
+    before, change = estimate(run, metric_cells(run, "everything", 0)), change_since_start(run, "everything")
     return f"{verb} {share(now)} {preposition} {what}{ending}{_direction(before, change)}"
 
 
-def _spaces(run: Run) -> str:
-    """Say where answers become more with every task, so that row 0 and the last row are not of one kind."""
+def _growing_note(run: Run) -> str:
+    """Say if there are more names to choose from after every task, so that rows are not directly comparable."""
     shown = run.results.headline["protocol"]
     named = next((p for p in run.results.protocols if p["name"] == shown), {})
     if named.get("space") != "seen":
         return ""
     if named.get("unseen") == "own":
         return (
-            " (Once learned, a set is answered among all names learned so far; before, among its own: changes since "
-            "row 0 are of learning and of more names at once.)"
+            " (Before it is learned, a set is scored among its own names; afterwards, among all names learned so far. "
+            "So changes since row 0 show both learning and the larger choice of names.)"
         )
     if not run.columns("known"):
         return ""
-    return " (What it knew before is answered among more names with every task: its change is of that, too.)"
+    return " (There are more names to choose from after every task. This is part of the change on what it knew before.)"
 
 
-def share(found: Estimate) -> str:
-    """Return `46 % (44–48)`, or `6.5 % (4.9–8.5)` where whole percents would say too little."""
-    interval = span(found.low, found.high, _digits(found.value))
-    return f"{whole_percent(found.value)} ({interval})" if interval else whole_percent(found.value)
+def share(estimate: Estimate) -> str:
+    """Return `46 % (44–48)`, with a decimal for small values: `6.5 % (4.9–8.5)`."""
+    interval = span(estimate.low, estimate.high, _digits(estimate.value))
+    return f"{whole_percent(estimate.value)} ({interval})" if interval else whole_percent(estimate.value)
 
 
 def whole_percent(value: float) -> str:
-    """Return a share in whole percents, with a decimal below ten."""
+    """Return a share in whole percent, with a decimal below ten."""
     return percent(value, _digits(value))
 
 
@@ -67,7 +74,7 @@ def _digits(value: float) -> int:
 
 
 def whole_points(value: float) -> str:
-    """Return percentage points as people say them: whole, but with a decimal where it would round away."""
+    """Return the size of a difference in whole points, with a decimal below one point."""
     return number(abs(100 * value), 0 if abs(value) >= 0.0095 else 1)
 
 
@@ -78,34 +85,34 @@ def points_of(value: float) -> str:
 
 
 def _verb(run: Run) -> tuple[str, str, str]:
-    """What the headline metric says in words: verb, preposition, ending."""
+    """Return the headline metric in words: verb, preposition, ending."""
     name = run.results.matrix.metric
     rank = re.fullmatch(r"(?:mean|text_to_image|image_to_text)_r(\d+)", name)
     if rank:
-        ending = "" if rank[1] == "1" else f" within the first {rank[1]} answers"
+        ending = "" if rank[1] == "1" else f" among the first {rank[1]} answers"
         return "finds", "of", ending
     if name in ("accuracy", "mean_class_accuracy"):
         return "recognises", "of", ""
     if name == AUTO:
-        return "answers right", "on", " (classes named, or captions and pictures found)"
+        return "is right", "on", " (by class, or by image and caption)"
     return "scores", "on", f" ({name})"
 
 
 def _before_training(run: Run) -> str:
     verb, preposition, ending = _verb(run)
-    new, known = estimate(run, terms(run, "new", 0)), estimate(run, terms(run, "known", 0))
-    said = [f"{share(new)} {preposition} what it is about to be taught"] if new else []
-    said += [f"{share(known)} {preposition} what it knows already"] if known else []
+    new, known = estimate(run, metric_cells(run, "new", 0)), estimate(run, metric_cells(run, "known", 0))
+    scores = [f"{share(new)} {preposition} what it will be taught"] if new else []
+    scores += [f"{share(known)} {preposition} what it already knows"] if known else []
     state = {"running": "is still running", "stopped": "stopped", "finished": "is finished"}[
         run.results.status
     ]
     rest = f"No task has been learned yet (the run {state}): learning and forgetting are not defined."
-    if not said:
+    if not scores:
         return f"Row 0 of {run.name} is measured. {rest}"
-    return f"Before any training, {run.name} {verb} {' and '.join(said)}{ending}. {rest}"
+    return f"Before any training, {run.name} {verb} {' and '.join(scores)}{ending}. {rest}"
 
 
-def _when(run: Run) -> str:
+def _opening(run: Run) -> str:
     done, tasks = run.learned_count(run.last), len(run.results.tasks)
     plural = "task" if tasks == 1 else "tasks"
     if run.complete:
@@ -116,14 +123,14 @@ def _when(run: Run) -> str:
 
 def _scores(run: Run) -> str:
     verb, preposition, ending = _verb(run)
-    taught, known = estimate(run, terms(run, "taught")), estimate(run, terms(run, "known"))
-    before, change = estimate(run, terms(run, "known", 0)), change_since_start(run, "known")
-    said = [f"{share(taught)} {preposition} what it was taught"] if taught else []
+    taught, known = estimate(run, metric_cells(run, "taught")), estimate(run, metric_cells(run, "known"))
+    before, change = estimate(run, metric_cells(run, "known", 0)), change_since_start(run, "known")
+    scores = [f"{share(taught)} {preposition} what it was taught"] if taught else []
     if known:
-        said.append(f"{share(known)} {preposition} what it knew before{_direction(before, change)}")
-    if not said:
+        scores.append(f"{share(known)} {preposition} what it knew before{_direction(before, change)}")
+    if not scores:
         return "was measured, but no cell of the headline is scored"
-    return f"{verb} {' and '.join(said)}{ending}"
+    return f"{verb} {' and '.join(scores)}{ending}"
 
 
 def _direction(before: Estimate | None, change: Change | None) -> str:
@@ -137,22 +144,22 @@ def _direction(before: Estimate | None, change: Change | None) -> str:
 
 
 def _balance(run: Run) -> str:
-    """`: learned +12 points, forgot 10`."""
+    """Return `: learned +12 points, forgot 10`."""
     learned, known = change_since_start(run, "taught"), change_since_start(run, "known")
-    said: list[str] = []
+    parts: list[str] = []
     if learned is not None:
-        said.append(_learned(learned))
+        parts.append(_learned(learned))
     if known is not None:
-        said.append(_forgot(known))
+        parts.append(_forgot(known))
     else:
-        lost = at_end(run, "forgetting")
+        lost = at_last_row(run, "forgetting")
         if lost is not None:
-            said.append(forgot_tasks(lost))
-    return f": {', '.join(said)}" if said else ""
+            parts.append(forgot_tasks(lost))
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def forgot_tasks(lost: Estimate) -> str:
-    """Say how far earlier tasks fell from their best score; what lies below 0 is a gain."""
+    """Say how far earlier tasks fell from their best score; a negative value is a gain."""
     interval = span(lost.low, lost.high)
     ending = f" ({interval})" if interval else ""
     if lost.value == 0 and lost.low in (None, 0) and lost.high in (None, 0):
@@ -170,7 +177,7 @@ def _learned(change: Change) -> str:
     if change.nothing:
         return "learned nothing"
     if not change.resolved:
-        return f"what it learned is not resolved ({_around(change)})"
+        return f"what it learned is not resolved ({_interval(change)})"
     amount = points_of(change.value)
     return f"learned +{amount}" if change.value > 0 else f"got worse by {amount} at what it was taught"
 
@@ -179,22 +186,25 @@ def _forgot(change: Change) -> str:
     if change.nothing:
         return "forgot nothing"
     if not change.resolved:
-        return f"what it forgot is not resolved ({_around(change)})"
+        return f"what it forgot is not resolved ({_interval(change)})"
     return (
         f"forgot {whole_points(change.value)}"
         if change.value < 0
-        else f"gained {whole_points(change.value)} there"
+        else f"gained {whole_points(change.value)} on what it knew before"
     )
 
 
-def _around(change: Change) -> str:
+def _interval(change: Change) -> str:
     return f"{span(change.low, change.high, 1)} points" if change.low is not None else "no interval"
 
 
 def retention(run: Run) -> str:
-    """Return what became of the sets that are never trained on, in a sentence; nothing if there are none."""
+    """Return a sentence on the retention suite; empty if the benchmark has none."""
     change, columns = change_since_start(run, "retention"), run.columns("retention")
-    before, now = estimate(run, terms(run, "retention", 0)), estimate(run, terms(run, "retention"))
+    before, now = (
+        estimate(run, metric_cells(run, "retention", 0)),
+        estimate(run, metric_cells(run, "retention")),
+    )
     if change is None or before is None or now is None:
         return ""
     suite = (

@@ -1,4 +1,4 @@
-"""A comparison in the terminal."""
+"""Print a comparison in the terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NOTHING = "\u2013"
 def comparison_table(comparison: Comparison) -> Table:
     """Return the main table: one line per method, percent with intervals.
 
-    Names go in as plain text, so that markup in a user's name is shown and not obeyed.
+    Names are added as plain text, so that markup in a user's name is shown and not interpreted.
     """
-    what = f"{comparison.benchmark}: {comparison.metric}, protocol {comparison.protocol}, in percent"
-    table = _table(what)
+    title = f"{comparison.benchmark}: {comparison.metric}, protocol {comparison.protocol}, in percent"
+    table = _table(title)
     keys = [*comparison.shown, "seconds"]
     for key in keys:
         table.add_column(heading(key), justify="right", overflow="fold")
@@ -38,35 +38,35 @@ def _table(title: str) -> Table:
 
 
 def _cell(text: str) -> Text:
-    """The interval stands below its number: the table then fits 80 characters."""
+    """Put the interval below its number, so that the table fits into 80 characters."""
     value, bracket, rest = text.partition(" (")
     return Text(f"{value}\n{rest.replace(')', '')}" if bracket else value)
 
 
 def cell_text(method: Method, key: str) -> str:
-    """Return a cell of the main table; what cannot be there before training is a dash."""
+    """Return a cell of the main table; a dash for a value that does not exist before training."""
     value = method.seconds if key == "seconds" else method.values[key]
     return NOTHING if value is None and not method.members else describe(value, key)
 
 
 def difference_table(comparison: Comparison) -> Table | None:
-    """Return differences against the baseline in points; `None` if there is but one method."""
+    """Return the table of differences against the baseline in points; `None` if there is only one method."""
     if not comparison.differences:
         return None
     table = _table(f"Against {comparison.baseline}, in points (n.r. = not resolved)")
     for key in comparison.shown:
         table.add_column(heading(key), justify="right", overflow="fold")
     for method in comparison.methods:
-        found = {d.quantity: d for d in comparison.differences if d.method == method.label}
-        if found:
+        by_key = {d.quantity: d for d in comparison.differences if d.method == method.label}
+        if by_key:
             table.add_row(
-                Text(method.label), *(_cell(describe_difference(found[key])) for key in comparison.shown)
+                Text(method.label), *(_cell(describe_difference(by_key[key])) for key in comparison.shown)
             )
     return table
 
 
 def describe_difference(difference: Difference) -> str:
-    """Return `+12.0 (9.8–14.1)`, with `n.r.` where the interval holds 0."""
+    """Return `+12.0 (9.8–14.1)`, with `n.r.` if the difference is not resolved."""
     change = difference.change
     if change is None:
         return NOT_DEFINED
@@ -89,15 +89,15 @@ def comparison_text(comparison: Comparison, width: int = 120) -> str:
     differences = difference_table(comparison)
     if differences is not None:
         console.print(differences)
-    for note in (*comparison.notes, *methods_of_intervals(comparison), *filter(None, [comparison.left_out])):
+    for note in (*comparison.notes, *interval_notes(comparison), *filter(None, [comparison.left_out])):
         console.print(Text(note))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
 
 
-def methods_of_intervals(comparison: Comparison) -> list[str]:
-    """Say where the intervals come from, and why a difference is missing."""
+def interval_notes(comparison: Comparison) -> list[str]:
+    """Say how the intervals were computed, and why a difference is missing."""
     hows = [d.change.how for d in comparison.differences if d.change is not None]
     lines = [f"Intervals of differences: {'; '.join(dict.fromkeys(hows))}."] if hows else []
     missing: dict[str, list[str]] = {}

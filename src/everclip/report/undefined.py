@@ -1,29 +1,29 @@
-"""Why a number of a result is not defined, in words."""
+"""Explain in words why a value of a result is not defined."""
 
 from __future__ import annotations
 
 from everclip.evaluation.measurements import Measurements
+from everclip.evaluation.old_and_new import OldAndNew
 from everclip.evaluation.results import Results
-from everclip.evaluation.together import Together
 from everclip.metrics import Need, find
 
 
 def why_undefined(name: str, results: Results) -> str:
     """Say why a metric of this result is null."""
     entry = find(name, "stream")
-    whys = (_why(need, results) for need in (entry.needs if entry else ()))
-    return next(filter(None, whys), None) or _missing_cells(results)
+    reasons = (_unmet(need, results) for need in (entry.needs if entry else ()))
+    return next(filter(None, reasons), None) or _missing_cells(results)
 
 
-def _why(need: Need, results: Results) -> str:
-    """Say why a result lacks what a metric needs; empty if it has it."""
+def _unmet(need: Need, results: Results) -> str:
+    """Say why a result does not meet a need of a metric; empty if it does."""
     tasks, rows = len(results.tasks), len(results.rows) - 1
     columns = {column.group for column in results.columns}
-    how = Measurements.of(results).together
+    together = Measurements.of(results).together
     if need in ("known", "retention") and need not in columns:
         return f"the benchmark has no {need} set"
-    if need == "together" and isinstance(how, str):
-        return how
+    if need == "together" and isinstance(together, str):
+        return together
     if need == "tasks" and "task" not in columns:
         return "the benchmark has no set that belongs to a task"
     if need == "rows" and rows < 1:
@@ -34,26 +34,26 @@ def _why(need: Need, results: Results) -> str:
         at_once = any(row.task is None for row in results.rows[1:])
         learned = "one row for all tasks at once" if at_once else f"{max(rows, 0)} of {tasks}"
         return f"needs one row per task; this run has {learned}"
-    if need == "fixed answers" and isinstance(how, Together) and how.grows:
-        return "the answers on offer become more with every task, so row 0 is of another kind"
+    if need == "fixed answers" and isinstance(together, OldAndNew) and together.grows:
+        return "there are more names to choose from after every task, so row 0 cannot be compared with later rows"
     return ""
 
 
 def _missing_cells(results: Results) -> str:
-    """Say that a cell is missing, and of an extended run which rows were measured before later sets came."""
+    """Say that a cell is missing. For an extended run, name the rows that were measured before the extension."""
     rows = unmeasured_rows(results)
     if not rows:
-        return "a cell that its formula names is not scored"
+        return "a cell in its formula is not scored"
     shown = ", ".join(results.rows[row].label for row in rows)
     return (
-        f"the run was extended, and the rows {shown} were not measured on what was added later: their models were "
-        "not kept (checkpoint.keep_rows=true)"
+        f"the run was extended, and the rows {shown} were not measured on the sets that were added: their models were "
+        "not kept (checkpoint.keep_rows=true keeps them)"
     )
 
 
 def unmeasured_rows(results: Results) -> list[int]:
-    """Return the rows of an extended run that were measured before other sets were added, and not again since."""
+    """Return the rows of an extended run that lack cells for the sets added later."""
     if not any(event.kind == "extended" for event in results.events):
         return []
     names = {column.name for column in results.columns}
-    return [place for place, row in enumerate(results.rows) if not names <= row.scores.keys()]
+    return [index for index, row in enumerate(results.rows) if not names <= row.scores.keys()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from everclip.evaluation.headline import OWN
+from everclip.evaluation.headline import DEFAULT_METRIC
 from everclip.evaluation.results import Row
 from everclip.learner.core import Learner
 from everclip.running.run_state import RunState
@@ -65,7 +65,7 @@ def _chance(
 def _fall(rows: Sequence[Row], name: str, protocol: str, chance: float) -> str | None:
     """Return the fall in words if a set is at chance now and was clearly better before."""
     cells = [row.scores.get(name, {}).get(protocol, {}) for row in (rows[0], rows[-1])]
-    metric = next((m for m in OWN.values() if all(m in cell for cell in cells)), None)
+    metric = next((m for m in DEFAULT_METRIC.values() if all(m in cell for cell in cells)), None)
     if metric is None:
         return None
     before, now = (cell[metric] for cell in cells)

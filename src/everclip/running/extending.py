@@ -122,7 +122,7 @@ def remeasure(
         The rows that could not be measured again. They have no cells for new columns, and lose the old cells that new
         sets change.
     """
-    examples = recorder.carried([Example(**e) for e in state.examples])
+    examples = recorder.with_old_answers([Example(**e) for e in state.examples])
     left = []
     for index, old in enumerate(state.rows):
         learner = _learner_of(index, config, scenario, state, models)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from everclip.config import RunConfig
 from everclip.contracts import Task
 from everclip.evaluation.assemble import build_matrix, build_together, column_info, flat_metrics, task_info
-from everclip.evaluation.measurements import TOGETHER, Measurements
+from everclip.evaluation.measurements import OLD_AND_NEW, Measurements
 from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.learner.core import Learner
 from everclip.running.clock import Clock
@@ -53,7 +53,7 @@ def build_results(
         rows=rows,
         matrix=build_matrix(rows, columns, headline),
         together=build_together(measured),
-        metrics=flat_metrics(measured) | measured.values(*TOGETHER),
+        metrics=flat_metrics(measured) | measured.values(*OLD_AND_NEW),
         examples=[Example(**e) for e in state.examples],
         events=[Event(**e) for e in state.events],
         cost=_cost(learner, state, clock),

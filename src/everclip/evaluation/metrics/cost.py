@@ -8,7 +8,7 @@ from typing import Any
 from everclip.metrics import metric
 
 TOTALS = ("total", "wall", "run")
-"""What the seconds of the whole run may be called."""
+"""Names that the seconds of the whole run may have."""
 
 
 @metric(
@@ -21,11 +21,11 @@ TOTALS = ("total", "wall", "run")
     higher_is_better=False,
 )
 def seconds(cost: Mapping[str, Any]) -> float | None:
-    """What the run says itself, else the sum of its stages."""
-    given = cost.get("seconds")
-    if isinstance(given, Mapping):
-        given = next((given[key] for key in TOTALS if is_number(given.get(key))), None)
-    for value in (given, *(cost.get(key) for key in ("total_seconds", "seconds_total", "wall_seconds"))):
+    """Return the total that the run states, else the sum of its stages."""
+    total = cost.get("seconds")
+    if isinstance(total, Mapping):
+        total = next((total[key] for key in TOTALS if is_number(total.get(key))), None)
+    for value in (total, *(cost.get(key) for key in ("total_seconds", "seconds_total", "wall_seconds"))):
         if value is not None and is_number(value):
             return float(value)
     parts = stages(cost)
@@ -33,18 +33,18 @@ def seconds(cost: Mapping[str, Any]) -> float | None:
 
 
 def stages(cost: Mapping[str, Any]) -> dict[str, float]:
-    """Return seconds by stage, longest first; empty where a result holds only a total."""
-    found: dict[str, float] = {}
+    """Return seconds by stage, longest first; empty if a result holds only a total."""
+    by_stage: dict[str, float] = {}
     for key, value in cost.items():
         if key == "seconds" and isinstance(value, Mapping):
-            found |= {str(k): float(v) for k, v in value.items() if is_number(v) and k not in TOTALS}
+            by_stage |= {str(k): float(v) for k, v in value.items() if is_number(v) and k not in TOTALS}
         elif is_number(value) and stage_name(key):
-            found[stage_name(key)] = float(value)
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+            by_stage[stage_name(key)] = float(value)
+    return dict(sorted(by_stage.items(), key=lambda item: -item[1]))
 
 
 def stage_name(key: str) -> str:
-    """`train_seconds` and `seconds_train` are the stage `train`; anything else is none."""
+    """Return the stage in a key: `train` for `train_seconds` and `seconds_train`; empty for other keys."""
     for name in (key.removesuffix("_seconds"), key.removeprefix("seconds_")):
         if name != key:
             return "" if name in TOTALS else name.replace("_", " ")
@@ -52,5 +52,5 @@ def stage_name(key: str) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a free-form cost is a number; a flag is none."""
+    """Whether a value of a free-form cost is a number; a boolean is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,8 +1,8 @@
-"""Metrics of the score matrix: what the sets of the tasks say after every task.
+"""Metrics of the score matrix: the scores of the task sets after every task.
 
-A function takes `Cells` of the task sets and returns `(...)`; NaN is "no such cell" and carries through. A metric that
-pairs row `i` with task `i` needs the matrix: as many rows as tasks. A run that stopped early or has one row for all
-tasks (`joint`) has `last`, but nothing else.
+A function takes the `Cells` of the task sets and returns `(...)`. NaN means "no such cell" and propagates. A metric
+that pairs row `i` with task `i` needs the matrix: as many rows as tasks. A run that stopped early, or that has one row
+for all tasks (`joint`), only has `last`.
 
 Sources: Lopez-Paz and Ranzato, GEM (arXiv 1706.08840); Chaudhry et al. (arXiv 1801.10112); Zheng et al., ZSCL
 (arXiv 2303.06628) for Transfer / Average / Last; Garg et al., TiC-CLIP (arXiv 2310.16226); Yang et al., CLL-CLIP
@@ -36,25 +36,25 @@ def _diagonal(table: Array) -> Array:
 @_share(
     "last",
     label="Last",
-    meaning="Mean over the tasks at the end.",
+    meaning="Mean score over the tasks at the end.",
     formula="MTIL Last: mean_j R[T,j]",
     needs=("rows",),
 )
 def last(cells: Cells) -> Array:
-    """The last row over all columns, any shape of the matrix."""
+    """Return the mean of the last row, for any shape of the matrix."""
     return mean(cells.last)
 
 
 @_share(
     "average",
     label="Average",
-    meaning="Mean of all cells, tasks not learned yet included.",
+    meaning="Mean of all cells, including tasks that are not learned yet.",
     formula="MTIL Average: mean_ij R[i,j]",
     needs=_SQUARE,
     shown=80,
 )
 def average(cells: Cells) -> Array:
-    """All `T x T` cells."""
+    """Return the mean of all `T x T` cells."""
     return mean(cells.after, axes=2)
 
 
@@ -67,7 +67,7 @@ def average(cells: Cells) -> Array:
     shown=70,
 )
 def transfer(cells: Cells) -> Array:
-    """The cells above the diagonal, per task and then over tasks; the first task has none."""
+    """Average the cells above the diagonal per task, then over tasks; the first task has none."""
     table = cells.after
     return _mean_of([mean(table[..., :j, j]) for j in range(1, table.shape[-1])])
 
@@ -75,12 +75,12 @@ def transfer(cells: Cells) -> Array:
 @_share(
     "average_seen",
     label="Average seen",
-    meaning="Mean over time of the mean over the tasks learned so far.",
+    meaning="Mean over the rows of the mean score on the tasks learned so far.",
     formula="average incremental accuracy: mean_i mean_{j<=i} R[i,j]",
     needs=_SQUARE,
 )
 def average_seen(cells: Cells) -> Array:
-    """The cells on and below the diagonal, per row and then over rows."""
+    """Average the cells on and below the diagonal per row, then over rows."""
     table = cells.after
     return _mean_of([mean(table[..., i, : i + 1]) for i in range(table.shape[-2])])
 
@@ -88,12 +88,12 @@ def average_seen(cells: Cells) -> Array:
 @_share(
     "seen_average",
     label="Seen average",
-    meaning="Each task's mean since it was learned, then over tasks.",
+    meaning="Mean over the tasks of each task's mean score since it was learned.",
     formula="SeenAverage of CoLeCLIP's tool: mean_j mean_{i>=j} R[i,j]",
     needs=_SQUARE,
 )
 def seen_average(cells: Cells) -> Array:
-    """The cells on and below the diagonal; `average_seen` weighs rows alike, this one tasks."""
+    """Average the cells on and below the diagonal per task: every task weighs the same (`average_seen`: every row)."""
     table = cells.after
     return _mean_of([mean(table[..., j:, j]) for j in range(table.shape[-1])])
 
@@ -101,28 +101,28 @@ def seen_average(cells: Cells) -> Array:
 @_share(
     "aa",
     label="AA",
-    meaning="Mean over the tasks learned, at the end.",
+    meaning="Mean score over the tasks learned, at the end.",
     formula="CLL AA: mean_{j<=T} R[T,j]",
     needs=_SQUARE,
 )
 def aa(cells: Cells) -> Array:
-    """The last row of a complete matrix; that of the first `i` rows and tasks is `AA_i` of CLL-CLIP."""
+    """Return the mean of the last row of a complete matrix; over `i` rows and tasks it is CLL-CLIP's `AA_i`."""
     return mean(cells.last)
 
 
 @_points(
     "forgetting",
     label="Forgetting",
-    meaning="How far earlier tasks lie under their best earlier score, at the end.",
+    meaning="How far earlier tasks are below their best earlier score at the end.",
     formula="Chaudhry F: mean_{j<T} (max_{i<T} R[i,j] − R[T,j])",
     higher_is_better=False,
     shown=110,
 )
 def forgetting(cells: Cells) -> Array:
-    """Chaudhry et al., eq. 3.
+    """Return the forgetting of Chaudhry et al., eq. 3.
 
-    The maximum runs over all earlier rows, also those before task `j` was learned: a zero-shot score that was better
-    than any later one counts as something to lose. Where unseen tasks are not scored, use `forgetting_since_learned`.
+    The maximum is over all earlier rows, including those before task `j` was learned: a loss of zero-shot ability
+    counts as forgetting. If tasks are not scored before they are learned, use `forgetting_since_learned`.
     """
     table = cells.after[..., :-1]
     return mean(table[..., :-1, :].max(axis=-2) - table[..., -1, :])
@@ -131,12 +131,12 @@ def forgetting(cells: Cells) -> Array:
 @_points(
     "forgetting_since_learned",
     label="Forgetting since learned",
-    meaning="As forgetting, but the best is sought only since the task was learned.",
+    meaning="Like forgetting, but with the best score since the task was learned.",
     formula="mean_{j<T} (max_{j<=i<T} R[i,j] − R[T,j])",
     higher_is_better=False,
 )
 def forgetting_since_learned(cells: Cells) -> Array:
-    """The forgetting of CLL-CLIP, whose tables hold zeros above the diagonal, without reading those zeros."""
+    """Return the forgetting of CLL-CLIP. Its tables hold zeros above the diagonal, which this metric does not read."""
     table = cells.after
     tasks = range(table.shape[-1] - 1)
     return _mean_of([table[..., j:-1, j].max(axis=-1) - table[..., -1, j] for j in tasks])
@@ -145,49 +145,49 @@ def forgetting_since_learned(cells: Cells) -> Array:
 @_points(
     "backward_transfer",
     label="Backward transfer",
-    meaning="How tasks moved after they were learned; negative is forgetting.",
+    meaning="Mean change of tasks after they were learned; negative means forgetting.",
     formula="GEM BWT: mean_{j<T} (R[T,j] − R[j,j])",
 )
 def backward_transfer(cells: Cells) -> Array:
-    """The last row minus the diagonal."""
+    """Return the mean of the last row minus the diagonal."""
     return mean(cells.last[..., :-1] - _diagonal(cells.after)[..., :-1])
 
 
 @_points(
     "forward_transfer",
     label="Forward transfer",
-    meaning="How tasks moved before they were learned, against row 0.",
+    meaning="Mean change of tasks from row 0 to the row before they were learned.",
     formula="GEM FWT: mean_{j>1} (R[j−1,j] − R0[j])",
 )
 def forward_transfer(cells: Cells) -> Array:
-    """The cells just above the diagonal minus row 0; GEM has random weights for the model of row 0."""
+    """Return the mean of the cells just above the diagonal minus row 0. In GEM, row 0 has random weights."""
     return mean(_diagonal(cells.after[..., :-1, 1:]) - cells.before[..., 1:])
 
 
 @_share(
     "learning_accuracy",
     label="Learning accuracy",
-    meaning="Score of each task directly after it was learned.",
+    meaning="Mean score of the tasks directly after each was learned.",
     formula="mean_j R[j,j]",
     needs=_SQUARE,
 )
 def learning_accuracy(cells: Cells) -> Array:
-    """The diagonal."""
+    """Return the mean of the diagonal."""
     return mean(_diagonal(cells.after))
 
 
 @_points(
     "zero_shot_degradation",
     label="Zero-shot degradation",
-    meaning="How far a task lies under its best zero-shot score just before it is learned.",
+    meaning="How far a task is below its best zero-shot score just before it is learned.",
     formula="ZSD: mean_{j>1} (max(R0[j], R[1..j−1,j]) − R[j−1,j])",
     higher_is_better=False,
 )
 def zero_shot_degradation(cells: Cells) -> Array:
-    """At least 0; from the survey of continual learning of vision-language models."""
+    """Return a value of at least 0. The metric is from the survey of continual learning of vision-language models."""
     rows = (
         cells.scores
-    )  # row 0 is before training, so that row j is the last one before task j (from 0) is learned
+    )  # row 0 is before training, so row j is the last one before task j (from 0) is learned
     tasks = range(1, rows.shape[-1])
     return _mean_of([rows[..., : j + 1, j].max(axis=-1) - rows[..., j, j] for j in tasks])
 
@@ -200,14 +200,14 @@ def zero_shot_degradation(cells: Cells) -> Array:
     higher_is_better=False,
 )
 def zero_shot_drop_mean(cells: Cells) -> Array:
-    """The negated `forward_transfer`."""
+    """Return the negated `forward_transfer`."""
     return 0.0 - forward_transfer(cells)
 
 
 _share(
     "tic_in_domain",
     label="TiC in-domain",
-    meaning="The diagonal: each task when learned.",
+    meaning="Mean of the diagonal: the score of each task when it was learned.",
     formula="TiC ID: mean_j R[j,j]",
     needs=_SQUARE,
 )(learning_accuracy)
@@ -221,7 +221,7 @@ _share(
     needs=_PAIRS,
 )
 def tic_backward(cells: Cells) -> Array:
-    """All cells below the diagonal; an absolute score, not GEM's BWT."""
+    """Return the mean of all cells below the diagonal: an absolute score, not GEM's BWT."""
     rows, columns = np.tril_indices(cells.after.shape[-1], -1)
     return mean(cells.after[..., rows, columns])
 
@@ -234,7 +234,7 @@ def tic_backward(cells: Cells) -> Array:
     needs=_PAIRS,
 )
 def tic_forward(cells: Cells) -> Array:
-    """All cells above the diagonal; an absolute score, not GEM's FWT."""
+    """Return the mean of all cells above the diagonal: an absolute score, not GEM's FWT."""
     rows, columns = np.triu_indices(cells.after.shape[-1], 1)
     return mean(cells.after[..., rows, columns])
 
@@ -242,11 +242,11 @@ def tic_forward(cells: Cells) -> Array:
 @_points(
     "backward_transfer_libcontinual",
     label="BWT as in LibContinual",
-    meaning="Leaves out pairs yet divides by all; only to explain published numbers.",
+    meaning="Leaves out pairs but divides by the number of all pairs; only explains published numbers.",
     formula="Σ_{i>=3} Σ_{j<=i−2} (R[i,j] − R[j,j]) / (T(T−1)/2)",
 )
 def backward_transfer_libcontinual(cells: Cells) -> Array:
-    """Do not use: it leaves out the pairs `j = i - 1`. Undefined below three tasks, where no pair enters the sum."""
+    """Leave out the pairs `j = i - 1`, as LibContinual does. Do not use it. Undefined with fewer than three tasks."""
     table, tasks = cells.after, cells.after.shape[-1]
     rows, columns = np.tril_indices(tasks, -2)
     pairs = mean(table[..., rows, columns] - table[..., columns, columns])

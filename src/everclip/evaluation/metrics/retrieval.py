@@ -1,8 +1,8 @@
 """Metrics of an evaluation set of images with captions.
 
-A function takes `Ranked`, the ranks of the right images and captions in both directions, and `k` where its name holds
-one. With an interval (`wilson`, `bootstrap`) it returns one value per query `(Q,)`, whose mean is the score; with none,
-the score and how many queries are behind it.
+A function takes `Ranked`, the ranks of the right images and captions in both directions, and `k` if its name contains
+`{k}`. If its metric has an interval (`wilson`, `bootstrap`), it returns one value per query `(Q,)`, whose mean is the
+score. Otherwise it returns the score and the number of queries behind it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _pairs = partial(metric, kind="retrieval")
 @_pairs(
     "text_to_image_r{k}",
     label="Recall@{k}, text to image",
-    meaning="Share of captions that find an image of theirs among the first {k}.",
+    meaning="Share of captions with one of their images among the first {k}.",
     formula="R@{k} of CLIP papers: mean [best rank <= {k}]",
     interval="wilson",
     pooled=True,
 )
 def text_to_image_recall(ranked: Ranked, k: int) -> Tensor:
-    """Hits per distinct caption."""
+    """Return the hits per distinct caption."""
     from everclip.evaluation import retrieval
 
     return retrieval.hits_at_k(ranked.text_to_image, k)
@@ -39,13 +39,13 @@ def text_to_image_recall(ranked: Ranked, k: int) -> Tensor:
 @_pairs(
     "image_to_text_r{k}",
     label="Recall@{k}, image to text",
-    meaning="Share of images that find a caption of theirs among the first {k}.",
+    meaning="Share of images with one of their captions among the first {k}.",
     formula="R@{k} of CLIP papers: mean [best rank <= {k}]",
     interval="wilson",
     pooled=True,
 )
 def image_to_text_recall(ranked: Ranked, k: int) -> Tensor:
-    """Hits per distinct image."""
+    """Return the hits per distinct image."""
     from everclip.evaluation import retrieval
 
     return retrieval.hits_at_k(ranked.image_to_text, k)
@@ -60,10 +60,10 @@ def image_to_text_recall(ranked: Ranked, k: int) -> Tensor:
     pooled=True,
 )
 def mean_recall(ranked: Ranked, k: int) -> Tensor:
-    """Per image: the mean of its own hit and of the mean hit of its captions."""
+    """Return per image the mean of its own hit and of the mean hit of its captions."""
     from everclip.evaluation import pools
 
-    return pools.both_ways(ranked, text_to_image_recall(ranked, k), image_to_text_recall(ranked, k))
+    return pools.mean_of_directions(ranked, text_to_image_recall(ranked, k), image_to_text_recall(ranked, k))
 
 
 def _median(ranks: Ranks) -> tuple[float | None, int]:
@@ -89,38 +89,38 @@ _precision = partial(
 @_rank(
     "text_to_image_median_rank",
     label="Median rank, text to image",
-    meaning="Place at which half of the captions have found an image of theirs.",
+    meaning="Median over captions of the rank of their best image.",
 )
 def text_to_image_median_rank(ranked: Ranked) -> tuple[float | None, int]:
-    """Median of the best ranks of captions."""
+    """Return the median over captions of the best rank."""
     return _median(ranked.text_to_image)
 
 
 @_precision(
     "text_to_image_map",
     label="Average precision, text to image",
-    meaning="How far up captions find all of their images.",
+    meaning="How high the images of a caption rank, over all of its images.",
 )
 def text_to_image_map(ranked: Ranked) -> tuple[float | None, int]:
-    """Mean average precision of captions."""
+    """Return the mean average precision over captions."""
     return _map(ranked.text_to_image)
 
 
 @_rank(
     "image_to_text_median_rank",
     label="Median rank, image to text",
-    meaning="Place at which half of the images have found a caption of theirs.",
+    meaning="Median over images of the rank of their best caption.",
 )
 def image_to_text_median_rank(ranked: Ranked) -> tuple[float | None, int]:
-    """Median of the best ranks of images."""
+    """Return the median over images of the best rank."""
     return _median(ranked.image_to_text)
 
 
 @_precision(
     "image_to_text_map",
     label="Average precision, image to text",
-    meaning="How far up images find all of their captions.",
+    meaning="How high the captions of an image rank, over all of its captions.",
 )
 def image_to_text_map(ranked: Ranked) -> tuple[float | None, int]:
-    """Mean average precision of images."""
+    """Return the mean average precision over images."""
     return _map(ranked.image_to_text)

@@ -1,8 +1,8 @@
 """Metrics of groups of sets: before training, at the last row, and the difference.
 
-The groups are the tasks (`new`), what was known before the stream (`known`), the retention suite, which is never
-trained on, and what is scored together (`everything`, with its parts `old` and `new`; see
-`everclip.evaluation.together`). A function takes `Cells` of the group and returns `(...)`.
+The groups are the tasks (`new`), the sets known before the stream (`known`), the retention suite, which is never
+trained on, and old and new sets scored together (`everything`, with its parts `old` and `new`; see
+`everclip.evaluation.old_and_new`). A function takes the `Cells` of the group and returns `(...)`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ When = Literal["before", "last", "change"]
 
 
 def weighted_mean(values: Array, weights: Array) -> Array:
-    """Return `sum_j w_j v_j / sum_j w_j` over the last axis, in the order of the sets; NaN where no weight is left."""
+    """Return `sum_j w_j v_j / sum_j w_j` over the last axis, summed in the order of the sets; NaN without weights."""
     total = weights.sum()
     return in_order(values * weights) / total if total else np.full(values.shape[:-1], math.nan)
 
 
 def level(cells: Cells, row: int) -> Array:
-    """Return the mean over the sets at a row, every set alike."""
+    """Return the mean over the sets at a row, with equal weights."""
     return weighted_mean(cells.scores[..., row, :], np.ones(cells.scores.shape[-1]))
 
 
@@ -40,10 +40,10 @@ def pooled(cells: Cells, row: int) -> Array:
 
 
 def stage(cells: Cells, row: int) -> Array:
-    """Return the score over all samples of what was learned by a row: `sum_j n_j R[i, j] / sum_j n_j`.
+    """Return the score over all samples of the tasks learned by a row: `sum_j n_j R[i, j] / sum_j n_j`.
 
-    With accuracy and a column per group of classes this is the accuracy of class-incremental tables: every image
-    counts once, so that a larger group weighs more.
+    For accuracy with one column per group of classes, this is the accuracy of class-incremental tables: every image
+    counts once, so a larger group weighs more.
     """
     columns = cells.learned[row]
     n = cells.samples[row, columns]
@@ -54,25 +54,25 @@ def stage(cells: Cells, row: int) -> Array:
 @_suite(
     "suite_degradation",
     label="Suite degradation",
-    meaning="Loss of mean score over the retention suite.",
+    meaning="Loss of the mean score on the retention suite.",
     formula="Z0 − Z_T",
     unit="points",
     higher_is_better=False,
 )
 def suite_degradation(cells: Cells) -> Array:
-    """The mean before training minus the mean at the last row."""
+    """Return the mean before training minus the mean at the last row."""
     return mean(cells.before) - mean(cells.last)
 
 
 @_suite(
     "suite_relative",
     label="Suite, relative",
-    meaning="What is left of the mean score of the retention suite; 1 is everything.",
+    meaning="Share of the mean score on the retention suite that is left; 1 means no loss.",
     formula="Z_T / Z0",
     unit="ratio",
 )
 def suite_relative(cells: Cells) -> Array:
-    """Undefined where the mean before training is 0."""
+    """Return the mean at the last row over the mean before training; undefined if the latter is 0."""
     start, now = mean(cells.before), mean(cells.last)
     return now / np.where(start == 0, math.nan, start)
 
@@ -80,39 +80,39 @@ def suite_relative(cells: Cells) -> Array:
 @_stream(
     "stage_average",
     label="Avg, by images",
-    meaning="Mean over time of the score over all test images of what was learned by then.",
+    meaning="Mean over the rows of the score over all test images of the tasks learned so far.",
     formula="CIL Avg: mean_i sum_{j<=i} n_j R[i,j] / sum_{j<=i} n_j",
     needs=("rows", "tasks"),
     shown=100,
 )
 def stage_average(cells: Cells) -> Array:
-    """`mean_i A_i` of class-incremental tables, online `A_avg`: all seen classes in each."""
+    """Return `mean_i A_i` of class-incremental tables (online: `A_avg`), each over all seen classes."""
     return mean(np.stack([stage(cells, row) for row in range(1, cells.scores.shape[-2])], axis=-1))
 
 
 @_stream(
     "stage_last",
     label="Last, by images",
-    meaning="Over all test images of what was learned, at the end.",
+    meaning="Score over all test images of the tasks learned, at the end.",
     formula="CIL Last: sum_j n_j R[T,j] / sum_j n_j",
     needs=("rows", "tasks"),
     shown=90,
 )
 def stage_last(cells: Cells) -> Array:
-    """`A_T` of class-incremental tables, online `A_last`."""
+    """Return `A_T` of class-incremental tables (online: `A_last`)."""
     return stage(cells, -1)
 
 
 @_suite(
     "worst_retention_drop",
     label="Worst retention drop",
-    meaning="Drop of the retention set that lost most.",
+    meaning="Drop of the retention set that lost the most.",
     formula="max_k (Z0[k] − Z_T[k])",
     unit="points",
     higher_is_better=False,
 )
 def worst_retention_drop(cells: Cells) -> Array:
-    """Negative if every set gained."""
+    """Return the largest drop; negative if every set gained."""
     return np.asarray((cells.before - cells.last).max(axis=-1))
 
 
@@ -154,9 +154,9 @@ _group(
     "known",
     "Known",
     (
-        "What was known before, at row 0.",
-        "What was known before, at the end.",
-        "Last minus before; negative is forgetting.",
+        "Mean score on the known sets at row 0.",
+        "Mean score on the known sets at the end.",
+        "Last minus before; negative means forgetting.",
     ),
     ("K0", "K_T", "K_T − K0"),
     "known",
@@ -167,9 +167,9 @@ _group(
     "retention",
     "Retention",
     (
-        "Mean over the retention suite, never trained on, at row 0.",
-        "Mean over the retention suite, never trained on, at the end.",
-        "Last minus before; negative is zero-shot ability lost.",
+        "Mean score on the retention suite, which is never trained on, at row 0.",
+        "Mean score on the retention suite, which is never trained on, at the end.",
+        "Last minus before; negative means lost zero-shot ability.",
     ),
     ("Z0", "Z_T", "Z_T − Z0"),
     "retention",
@@ -180,9 +180,9 @@ _group(
     "new",
     "New",
     (
-        "Mean over the tasks at row 0: what the base could do already.",
-        "Mean over the tasks at the end (MTIL Last).",
-        "Last minus before: what was learned.",
+        "Mean score on the tasks at row 0: what the start model can do already.",
+        "Mean score on the tasks at the end (MTIL Last).",
+        "Last minus before: what the model learned.",
     ),
     ("mean_j R0[j]", "mean_j R[T,j]", "mean_j (R[T,j] − R0[j])"),
     "task",
@@ -194,9 +194,9 @@ for _part, _place in (("old", 50), ("new", 40)):
         f"everything_{_part}",
         "Known, among all" if _part == "old" else "New, among all",
         (
-            f"The part of everything that is {_part}, at row 0.",
-            f"The part of everything that is {_part}, at the end.",
-            f"The part of everything that is {_part}: last minus before.",
+            f"Score on the {_part} part of everything at row 0.",
+            f"Score on the {_part} part of everything at the end.",
+            f"Score on the {_part} part of everything: last minus before.",
         ),
         (
             f"as everything_before, over the {_part} sets",
@@ -212,9 +212,9 @@ _group(
     "everything",
     "Everything",
     (
-        "Old and new test images together, among the answers of all sets, at row 0.",
-        "Old and new test images together, among the answers of all sets, at the end.",
-        "Last minus before: whether the update was worth it.",
+        "Score on old and new test images together, among the names of all sets, at row 0.",
+        "Score on old and new test images together, among the names of all sets, at the end.",
+        "Last minus before: whether the update was worth it overall.",
     ),
     (
         "sum_j n_j R0[j] / sum_j n_j",

@@ -1,8 +1,8 @@
 """Metrics of the embedding space.
 
-A function of kind `space` takes `Space`, the embeddings of one side (images or texts) now and at row 0; results call
-it `image_NAME` and `text_NAME`. One of kind `spaces` takes `Spaces`, both sides of matching pairs. Either returns a
-number, or `None` where it is undefined; what compares with row 0 is undefined at row 0.
+A function of kind `space` takes `Space`, the embeddings of images or texts now and at row 0; results name its values
+`image_NAME` and `text_NAME`. A function of kind `spaces` takes `Spaces`, the embeddings of matching images and texts.
+Both return a number, or `None` if it is undefined. A comparison with row 0 is undefined at row 0.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _space = partial(metric, kind="space", unit="number", higher_is_better=None)
 @_spaces(
     "modality_gap",
     label="Modality gap",
-    meaning="Distance between the mean image and the mean text.",
+    meaning="Distance between the mean image embedding and the mean text embedding.",
     formula="‖mean(X) − mean(Y)‖",
     shown=10,
 )
 def modality_gap(spaces: Spaces) -> float | None:
-    """Liang et al. (arXiv 2203.02053)."""
+    """Return the gap of Liang et al. (arXiv 2203.02053)."""
     from everclip.evaluation import representation
 
     return representation.modality_gap(spaces.images, spaces.texts)
@@ -36,13 +36,13 @@ def modality_gap(spaces: Spaces) -> float | None:
 @_spaces(
     "alignment",
     label="Alignment",
-    meaning="Mean squared distance of matching images and texts; 0 is perfect.",
+    meaning="Mean squared distance between matching images and texts; 0 is perfect.",
     formula="mean ‖x − y‖²",
     higher_is_better=False,
     shown=20,
 )
 def alignment(spaces: Spaces) -> float | None:
-    """Wang and Isola (arXiv 2005.10242)."""
+    """Return the alignment of Wang and Isola (arXiv 2005.10242)."""
     from everclip.evaluation import representation
 
     return representation.alignment(spaces.images, spaces.texts)
@@ -57,7 +57,7 @@ def alignment(spaces: Spaces) -> float | None:
     shown=30,
 )
 def uniformity(space: Space) -> float | None:
-    """Wang and Isola (arXiv 2005.10242)."""
+    """Return the uniformity of Wang and Isola (arXiv 2005.10242)."""
     from everclip.evaluation import representation
 
     return representation.uniformity(space.now, sample=space.sample, seed=space.seed)
@@ -71,7 +71,7 @@ def uniformity(space: Space) -> float | None:
     shown=60,
 )
 def effective_rank(space: Space) -> float | None:
-    """Roy and Vetterli 2007."""
+    """Return the effective rank of Roy and Vetterli 2007."""
     from everclip.evaluation import representation
 
     return representation.effective_rank(space.now)
@@ -84,7 +84,7 @@ def effective_rank(space: Space) -> float | None:
     formula="(Σ λ)² / Σ λ², λ = eigenvalues of the covariance",
 )
 def participation_ratio(space: Space) -> float | None:
-    """Of the centred embeddings."""
+    """Return the participation ratio of the centred embeddings."""
     from everclip.evaluation import representation
 
     return representation.participation_ratio(space.now)
@@ -93,13 +93,13 @@ def participation_ratio(space: Space) -> float | None:
 @_space(
     "rotation_deg",
     label="Rotation",
-    meaning="Mean angle between the embeddings of an item at row 0 and now.",
+    meaning="Mean angle between an item's embeddings at row 0 and now.",
     formula="mean arccos(x_old · x_new)",
     unit="degrees",
     shown=40,
 )
 def rotation_deg(space: Space) -> float | None:
-    """Mod-X (arXiv 2211.12065)."""
+    """Return the rotation of Mod-X (arXiv 2211.12065)."""
     from everclip.evaluation import representation
 
     angles = None if space.before is None else representation.rotation_angles(space.before, space.now)
@@ -109,12 +109,12 @@ def rotation_deg(space: Space) -> float | None:
 @_space(
     "self_angle_change_deg",
     label="Self-angle change",
-    meaning="Mean change since row 0 of the angle between two items.",
+    meaning="Mean change of the angle between two items since row 0.",
     formula="mean_{i<j} |arccos(x_i · x_j) now − at row 0|",
     unit="degrees",
 )
 def self_angle_change_deg(space: Space) -> float | None:
-    """Mod-X (arXiv 2211.12065)."""
+    """Return the self-angle change of Mod-X (arXiv 2211.12065)."""
     from everclip.evaluation import representation
 
     if space.before is None:
@@ -125,12 +125,12 @@ def self_angle_change_deg(space: Space) -> float | None:
 @_space(
     "cka",
     label="CKA",
-    meaning="Similarity to the space of row 0 whatever its rotation; 1 is the same.",
+    meaning="Similarity to the space of row 0, ignoring rotation; 1 means the same.",
     formula="linear CKA",
     shown=50,
 )
 def cka(space: Space) -> float | None:
-    """Kornblith et al. (arXiv 1905.00414)."""
+    """Return the linear CKA of Kornblith et al. (arXiv 1905.00414)."""
     from everclip.evaluation import representation
 
     return None if space.before is None else representation.linear_cka(space.before, space.now)
@@ -139,11 +139,11 @@ def cka(space: Space) -> float | None:
 @_space(
     "cka_unbiased",
     label="CKA, unbiased",
-    meaning="As CKA, without its bias where there are few items for the width.",
+    meaning="Like CKA, without its bias if there are few items for the width.",
     formula="CKA with the unbiased HSIC_1",
 )
 def cka_unbiased(space: Space) -> float | None:
-    """Nguyen et al. (arXiv 2010.15327)."""
+    """Return the unbiased CKA of Nguyen et al. (arXiv 2010.15327)."""
     from everclip.evaluation import representation
 
     return None if space.before is None else representation.unbiased_cka(space.before, space.now)
@@ -152,11 +152,11 @@ def cka_unbiased(space: Space) -> float | None:
 @_space(
     "rsa_pearson",
     label="RSA, Pearson",
-    meaning="Correlation of the cosines between items now with those at row 0.",
+    meaning="Correlation between the cosines of item pairs now and at row 0.",
     formula="Pearson of the upper triangles of the cosine matrices",
 )
 def rsa_pearson(space: Space) -> float | None:
-    """Kriegeskorte et al. 2008."""
+    """Return the RSA of Kriegeskorte et al. 2008 with Pearson's correlation."""
     from everclip.evaluation import representation
 
     if space.before is None:
@@ -167,11 +167,11 @@ def rsa_pearson(space: Space) -> float | None:
 @_space(
     "rsa_spearman",
     label="RSA, Spearman",
-    meaning="As RSA, Pearson, over ranks.",
+    meaning="Like RSA, Pearson, with rank correlation.",
     formula="Spearman of the upper triangles of the cosine matrices",
 )
 def rsa_spearman(space: Space) -> float | None:
-    """Kriegeskorte et al. 2008."""
+    """Return the RSA of Kriegeskorte et al. 2008 with Spearman's correlation."""
     from everclip.evaluation import representation
 
     if space.before is None:

@@ -6,7 +6,7 @@ from everclip.prepare.suggest.suggestion import Suggestion
 from everclip.report import canvas
 
 
-def draw(found: Suggestion) -> canvas.Picture:
+def draw(found: Suggestion) -> canvas.Drawing:
     """Draw loss over learning rate, with the points that were read from it."""
     rate = next((c.value for c in found.choices if c.key == "training.lr"), None)  # a closed form has none
     figure = canvas.blank(6.4, 3.6)
@@ -20,7 +20,7 @@ def draw(found: Suggestion) -> canvas.Picture:
     for name, value, colour, style in marks:
         label = f"{name} {value:.1e}"
         axes.axvline(value, color=canvas.series(colour), linestyle=style, linewidth=1.3, label=label)
-    canvas.dress(axes)
+    canvas.style_axes(axes)
     axes.set_xscale("log")
     low, high = min(found.smooth), max(found.smooth[: max(1, len(found.smooth) // 2)])
     room = max(0.3 * (high - low), 0.05 * abs(high), 1e-6)

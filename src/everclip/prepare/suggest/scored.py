@@ -16,7 +16,7 @@ from everclip.contracts import EvalSet, LabelSpace, Task
 from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 from everclip.evaluation.assemble import column_info
-from everclip.evaluation.together import together
+from everclip.evaluation.old_and_new import old_and_new
 from everclip.evaluation.validation import correct
 from everclip.learner import Learner
 from everclip.scenarios.base import ListScenario, class_entries, merge_entries
@@ -143,7 +143,7 @@ def _known(scenario: ListScenario) -> Table | None:
 def _answers(scenario: ListScenario, task: Task, known: Table) -> LabelSpace:
     """Return the answers of old and new classes: those of the protocol by which results score them together."""
     protocols = [{"name": p.name, "space": p.space, "known_task": p.known_task} for p in scenario.protocols]
-    how = together(
+    how = old_and_new(
         [column_info(s) for s in scenario.eval_sets], protocols, scenario.spec.headline.model_dump()
     )
     ours = [s for s in scenario.eval_sets if s.task == task.index and s.kind == "classification"]

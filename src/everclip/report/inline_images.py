@@ -1,4 +1,4 @@
-"""Pictures of examples as data URIs: small, raster, and only from inside the run folder."""
+"""Example images as data URIs: small raster images from inside the run folder only."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import base64
 import io
 from pathlib import Path
 
-_LARGEST = 40_000  # bytes that go into the page as they are
+_LARGEST = 40_000  # bytes; larger files are scaled down
 _SIDE = 192
 
 
 def data_uri(data: bytes, mime: str) -> str:
-    """Return bytes as a `data:` address."""
+    """Return bytes as a `data:` URI."""
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def inline_picture(folder: Path, name: str) -> str | None:
-    """Return a picture of a run folder as a data URI; `None` if it is missing, no picture, or outside the folder.
+def inline_image(folder: Path, name: str) -> str | None:
+    """Return an image of a run folder as a data URI; `None` if it is missing, not an image, or outside the folder.
 
-    Pictures that would swell the page are scaled down.
+    Scale down large images.
     """
     root = folder.resolve()
     path = (root / name).resolve()

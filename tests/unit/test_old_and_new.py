@@ -8,9 +8,9 @@ import pytest
 
 from everclip.evaluation.assemble import build_together as build
 from everclip.evaluation.cells import Cells, metric_value
-from everclip.evaluation.measurements import TOGETHER, Measurements
+from everclip.evaluation.measurements import OLD_AND_NEW, Measurements
+from everclip.evaluation.old_and_new import OldAndNew, old_and_new
 from everclip.evaluation.results import Column, Matrix, Row, Score
-from everclip.evaluation.together import Together, together
 from everclip.metrics import get
 
 
@@ -19,7 +19,7 @@ def build_together(rows: Any, columns: Any, protocols: Any, headline: Any) -> Ma
 
 
 def together_metrics(rows: Any, columns: Any, protocols: Any, headline: Any) -> dict[str, float | None]:
-    return Measurements(rows, columns, headline, protocols).values(*TOGETHER)
+    return Measurements(rows, columns, headline, protocols).values(*OLD_AND_NEW)
 
 
 HEADLINE = {"protocol": "own", "metric": "accuracy"}
@@ -85,8 +85,8 @@ def test_a_set_of_everything_is_asked_where_all_is_learned_and_stands_for_the_re
     whole = build_together(rows, columns, [{"name": "wide", "space": "all"}], HEADLINE)
     assert whole is not None
     assert [values[2] for values in whole.values] == [0.4, 0.5, 0.65]
-    found = together(columns, [{"name": "wide", "space": "seen"}], HEADLINE)
-    assert isinstance(found, Together)
+    found = old_and_new(columns, [{"name": "wide", "space": "seen"}], HEADLINE)
+    assert isinstance(found, OldAndNew)
     assert [c.name for c in found.columns("everything")] == ["all of it"]
     assert found.columns("everything", [0]) == found.columns("everything", []) == ()
     assert [c.name for c in found.columns("everything", [0, 1])] == ["all of it"]
@@ -124,8 +124,8 @@ def test_before_and_last_are_told_of_each_part_and_their_change_where_answers_st
 def test_which_protocol_has_the_answers_of_all() -> None:
     def chosen(*protocols: tuple[str, str, bool], shown: str = "own") -> str | None:
         given = [{"name": name, "space": space, "known_task": told} for name, space, told in protocols]
-        found = together(COLUMNS, given, {"protocol": shown, "metric": "accuracy"})
-        return found.protocol if isinstance(found, Together) else None
+        found = old_and_new(COLUMNS, given, {"protocol": shown, "metric": "accuracy"})
+        return found.protocol if isinstance(found, OldAndNew) else None
 
     assert chosen(("s", "seen", False), ("a", "all", False), ("b", "all", False)) == "a"
     assert chosen(("s", "seen", False), ("a", "all", False), ("b", "all", False), shown="b") == "b"
@@ -139,16 +139,16 @@ def test_why_sets_are_not_scored_together_is_said() -> None:
     for columns, protocols, reason in (
         (COLUMNS[:1], wide, "no set that belongs to a task"),
         ((pictures, *COLUMNS), wide, "some sets are measured by retrieval"),
-        (COLUMNS[1:2], wide, "one set alone"),
-        (COLUMNS, [{"name": "own", "space": "own"}], "no protocol has the answers of all sets"),
+        (COLUMNS[1:2], wide, "only one set"),
+        (COLUMNS, [{"name": "own", "space": "own"}], "no protocol has the names of all sets"),
     ):
-        found = together(columns, protocols, HEADLINE)
+        found = old_and_new(columns, protocols, HEADLINE)
         assert isinstance(found, str)
         assert reason in found
     mean = {"protocol": "own", "metric": "mean_class_accuracy"}
-    assert isinstance(together(COLUMNS, wide, mean), str)
-    assert "mean_class_accuracy of several sets is not the" in str(together(COLUMNS, wide, mean))
-    assert isinstance(together((*COLUMNS, column("x", "everything")), wide, mean), Together)
+    assert isinstance(old_and_new(COLUMNS, wide, mean), str)
+    assert "mean_class_accuracy of several sets is not the" in str(old_and_new(COLUMNS, wide, mean))
+    assert isinstance(old_and_new((*COLUMNS, column("x", "everything")), wide, mean), OldAndNew)
     asked = [c.model_copy(update={"kind": "retrieval"}) for c in COLUMNS]
     for kind, metric, of_items in (
         (COLUMNS, "top5", True),
@@ -156,9 +156,9 @@ def test_why_sets_are_not_scored_together_is_said() -> None:
         (asked, "text_to_image_r10", True),
         (asked, "text_to_image_map", False),
     ):
-        found = together(kind, wide, {"protocol": "own", "metric": metric})
-        assert isinstance(found, Together) == of_items
-        assert not isinstance(found, Together) or found.metric == metric
+        found = old_and_new(kind, wide, {"protocol": "own", "metric": metric})
+        assert isinstance(found, OldAndNew) == of_items
+        assert not isinstance(found, OldAndNew) or found.metric == metric
 
 
 def test_a_score_over_sets_counts_every_item_once_and_needs_all_of_them() -> None:

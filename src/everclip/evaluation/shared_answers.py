@@ -1,4 +1,4 @@
-"""Classes that a model reads the same share one answer, which is right for either of them."""
+"""Let classes whose texts have equal tokens share one answer, which is right for each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everclip.contracts import ClassEntry
 from everclip.data.sampling.same_texts import TextKeys, first_same_class
 
 TOLERANCE = 1e-5
-"""Largest difference between the scores of one text in two places of a bank: rounding."""
+"""Scores of one text in two rows of a class bank differ at most by this, through rounding."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Answers:
     Attributes:
         scores: `(N, A)`.
         labels: `(N,)` int64, the right column of each item.
-        names: what each column is called.
+        names: the name of each column.
         classes: `(A,)` int64, the first class of each column.
     """
 
@@ -36,22 +36,23 @@ def shared_answers(
 ) -> Answers:
     """Merge the columns of classes whose texts have equal tokens.
 
-    A method that tells such classes apart all the same, by what it learned of their pictures, keeps their columns.
+    The columns stay separate if their scores differ: a method may distinguish such classes by what it learned from
+    their images.
 
     Args:
-        keys_of: what the model reads of texts.
+        keys_of: the token keys of texts.
         entries: the classes, one per column.
         scores: `(N, C)`.
-        labels: `(N,)` positions among the classes.
+        labels: `(N,)` class indices.
     """
     same = torch.tensor(first_same_class(keys_of, entries), dtype=torch.int64)
     for column in (same != torch.arange(len(same))).nonzero()[:, 0].tolist():
-        apart = (scores[:, column] - scores[:, int(same[column])]).abs() > TOLERANCE
-        if bool(apart.any()):
+        differs = (scores[:, column] - scores[:, int(same[column])]).abs() > TOLERANCE
+        if bool(differs.any()):
             same[column] = column
     kept = torch.unique(same)
     if len(kept) == len(same):
         return Answers(scores, labels, [entry.name for entry in entries], kept)
     names = [entries[int(i)].name for i in kept]
-    where = kept.to(scores.device)
-    return Answers(scores[:, where], torch.searchsorted(kept, same[labels]), names, kept)
+    columns = kept.to(scores.device)
+    return Answers(scores[:, columns], torch.searchsorted(kept, same[labels]), names, kept)

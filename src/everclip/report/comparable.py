@@ -1,4 +1,4 @@
-"""Whether runs may stand side by side: same benchmark, same headline, same evaluation sets."""
+"""Check that runs are comparable: same benchmark, same headline, same evaluation sets."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):  # an empty one says nothing
+        if isinstance(value, Mapping):  # an empty mapping adds no key
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = value
     return flat
 
 
-def refuse_mixture(runs: Sequence[Run], force: bool) -> list[str]:
-    """Return notes on how runs differ in what they measured, if that was forced.
+def check_comparable(runs: Sequence[Run], force: bool) -> list[str]:
+    """Check that all runs measured the same thing. With `force`, return the differences as notes.
 
     Raises:
-        DataError: if they differ and it was not forced; shows the difference.
+        DataError: if they differ and `force` is false; shows the difference.
     """
     first = runs[0]
-    found = [line for run in runs[1:] for line in _differences(first, run)]
-    if found and not force:
+    differences = [line for run in runs[1:] for line in _differences(first, run)]
+    if differences and not force:
         raise DataError(
             "these runs do not measure the same thing:\n  "
-            + "\n  ".join(found)
-            + "\nNumbers of different benchmarks say nothing about each other; --force (in Python, force=True) "
-            "compares them all the same."
+            + "\n  ".join(differences)
+            + "\nScores on different benchmarks cannot be compared; --force (in Python, force=True) compares them "
+            "anyway."
         )
-    return [f"Compared by force: {line}" for line in found]
+    return [f"Compared by force: {line}" for line in differences]
 
 
 def _differences(first: Run, other: Run) -> list[str]:
     lines: list[str] = []
     checks = [("benchmark", _benchmark), ("headline", _headline), ("evaluation sets", _sets)]
-    if _benchmark(first) == _benchmark(other):  # `emoji-time@1 (changed)` may be changed in two ways
+    if _benchmark(first) == _benchmark(
+        other
+    ):  # two runs of `emoji-time@1 (changed)` may have different changes
         checks.append(("scenario", _scenario))
     for what, of in checks:
         mine, theirs = of(first), of(other)
@@ -68,21 +70,23 @@ def _sets(run: Run) -> list[str]:
 
 
 def _scenario(run: Run) -> list[str]:
-    found = run.config.get("scenario")
-    if not isinstance(found, Mapping):
+    scenario = run.config.get("scenario")
+    if not isinstance(scenario, Mapping):
         return []
-    measured = {key: value for key, value in found.items() if key not in PLACES}
+    measured = {key: value for key, value in scenario.items() if key not in PLACES}
     return [f"{key}={value}" for key, value in flatten(measured).items()]
 
 
 def _shown(mine: Sequence[str], theirs: Sequence[str]) -> str:
-    """What only this side has; of long lists the common part says nothing."""
-    own = [item for item in mine if item not in theirs]
-    return ", ".join(own) if own else "nothing more" if len(mine) != len(theirs) else "another order"
+    """Return what only `mine` has."""
+    only_mine = [item for item in mine if item not in theirs]
+    return (
+        ", ".join(only_mine) if only_mine else "nothing more" if len(mine) != len(theirs) else "another order"
+    )
 
 
-def warnings_about(runs: Sequence[Run]) -> list[str]:
-    """Return what a reader must know before trusting the table."""
+def comparison_notes(runs: Sequence[Run]) -> list[str]:
+    """Return notes that a reader needs before trusting the table."""
     notes = [
         f"{run.folder} ({run.name}, seed {run.results.seed}) is {run.results.status}: "
         f"{run.learned_count(run.last)} of {len(run.results.tasks)} tasks are learned."
@@ -91,11 +95,14 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
     ]
     for what, of in (("backbone", lambda run: run.results.backbone), ("data", _data)):
         if any(of(run) != of(runs[0]) for run in runs):
-            notes.append(f"The runs do not share the same {what}; part of a difference may come from there.")
+            notes.append(f"The runs do not share the same {what}. This may be a part of the difference.")
     twice = [
         key for key, n in Counter((run.name, run.results.seed, _frozen(run)) for run in runs).items() if n > 1
     ]
-    notes += [f"{name}, seed {seed}, was run more than once: not independent." for name, seed, _ in twice]
+    notes += [
+        f"{name}, seed {seed}, was run more than once: these runs are not independent."
+        for name, seed, _ in twice
+    ]
     notes += _trained_differently(runs)
     if any(run.confidence != runs[0].confidence for run in runs):
         notes.append("The runs were evaluated at different confidence levels.")
@@ -103,22 +110,22 @@ def warnings_about(runs: Sequence[Run]) -> list[str]:
 
 
 def _trained_differently(runs: Sequence[Run]) -> list[str]:
-    """Say how long and at what rate the methods trained, where these settings differ between methods.
+    """Return a note on learning rate and training length if they differ between methods.
 
-    Runs of one method are told apart by their labels; a method without trained weights has no rate.
+    Runs of one method are skipped: their labels show the difference. A method that trains no weights has no rate.
     """
-    said: dict[str, str] = {}
+    settings_of: dict[str, str] = {}
     for run in runs:
         training = run.config.get("training")
         if isinstance(training, Mapping) and run.results.method.get("cost", {}).get("trainable_parameters"):
-            told = [
+            values = [
                 f"{key}={training[key]}" for key in ("lr", "epochs", "steps") if training.get(key) is not None
             ]
-            said.setdefault(run.name, ", ".join(told))
-    if len(set(said.values())) < 2:
+            settings_of.setdefault(run.name, ", ".join(values))
+    if len(set(settings_of.values())) < 2:
         return []
-    listed = "; ".join(f"{name} {settings}" for name, settings in said.items())
-    return [f"The methods trained with different settings, which is a part of the difference: {listed}."]
+    listed = "; ".join(f"{name} {settings}" for name, settings in settings_of.items())
+    return [f"The methods trained with different settings. This is a part of the difference: {listed}."]
 
 
 def _data(run: Run) -> Any:
