@@ -69,7 +69,7 @@ def test_pictures_without_an_ending_in_class_folders_are_said(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         (tmp_path / name / "img0").write_bytes(encoded(name, kind="JPEG"))
     with pytest.raises(
-        DataError, match=r"cat/img0 is a picture without an ending: give such files one \(\.jpg\)"
+        DataError, match=r"cat/img0 is an image without an ending: give such files one \(\.jpg\)"
     ):
         read(DataSpec(source=str(tmp_path)))
 

@@ -52,7 +52,7 @@ def test_numbered_and_repeated_columns_are_captions_of_one_picture(folder: Path,
     found = load(table(folder, header))
     assert found.table.column("caption") == BOTH
     assert len(set(found.table.column("image_id"))) == 3
-    assert any("each is a caption of the picture" in line for line in found.guesses)
+    assert any("each is a caption of the image" in line for line in found.guesses)
     assert not any("not read" in line for line in found.guesses)
 
 

@@ -47,8 +47,8 @@ def test_b15_coco_captions_given_as_a_file_find_their_pictures(tmp_path: Path) -
     assert len(found.table) == 20
     assert found.table.column("caption")[:2] == ["tram 0 0", "tram 0 1"]
     assert len(set(found.table.identities())) == 4
-    assert len({found.table.picture(i) for i in range(20)}) == 4, "each picture is read once"
-    assert any("20 captions of 4 pictures" in line for line in found.guesses)
+    assert len({found.table.image_key(i) for i in range(20)}) == 4, "each picture is read once"
+    assert any("20 captions of 4 images" in line for line in found.guesses)
     assert any("'../val2017'" in line and "data.root" in line for line in found.guesses)
 
 
@@ -140,7 +140,7 @@ def test_coco_pictures_of_one_id_are_set_aside(tmp_path: Path) -> None:
     assert [Path(found.table.origin(0)).name, len(found.table)] == ["2.png", 1]
     (entry,) = found.quarantine.entries
     assert (entry.reason, entry.detail) == ("duplicate-id", "`images` gives the id 1 to 0.png and 1.png")
-    assert any("without an id or a file name: 2 of" in line for line in found.guesses)
+    assert any("without an id or a file name, ignored: 2 of" in line for line in found.guesses)
     objects = [{"image_id": i, "category_id": 7} for i in (1, 2)]
     found = loaded(text(path, json.dumps({"images": images, "annotations": objects})))
     assert [entry.reason for entry in found.quarantine.entries] == ["duplicate-id"]

@@ -297,9 +297,7 @@ def test_b23_the_pictures_of_a_set_are_read_alike(tmp_path: Path) -> None:
     shown = {Path(loaded.table.origin(i)).name: decode(*loaded.table.encoded(i)) for i in range(18)}
     assert np.asarray(shown["dark.png"]).max() <= 16
     assert np.abs(np.asarray(shown["large.png"])[..., 0].astype(int) - EIGHT).max() <= 1
-    assert any(
-        "17 pictures" in line and "0 to 4095" in line and "data.bits" in line for line in loaded.guesses
-    )
+    assert any("17 images" in line and "0 to 4095" in line and "data.bits" in line for line in loaded.guesses)
     wide = load(tmp_path / "d", bits=16)
     assert np.asarray(decode(*wide.table.encoded(0))).max() <= 16
     assert not any("guessed from the values" in line for line in wide.guesses)
@@ -317,7 +315,7 @@ def test_b23_check_takes_no_dark_pictures_for_copies(tmp_path: Path) -> None:
     # Even where the user's range makes all of them black.
     blackened = checked(tmp_path / "d", bits=32)
     assert blackened.check.duplicates.surplus == {"bytes": 0, "pixels": 0, "near": 0}
-    assert "6 pictures are blank after conversion" in codes(blackened)["blank"]
+    assert "6 images are blank after conversion" in codes(blackened)["blank"]
 
 
 # -- B24: transparency -----------------------------------------------------------------------------------------
@@ -376,7 +374,7 @@ def test_b24_check_names_blanks_and_takes_none_for_a_copy(tmp_path: Path) -> Non
     assert checked(tmp_path / "d").check.duplicates.surplus == {"bytes": 0, "pixels": 0, "near": 0}
     found = checked(tmp_path / "d", background="white")
     assert found.check.duplicates.surplus == {"bytes": 0, "pixels": 0, "near": 0}
-    assert "4 pictures are blank after conversion to RGB with 8 bits: " in codes(found)["blank"]
+    assert "4 images are blank after conversion to RGB with 8 bits: " in codes(found)["blank"]
     assert "0.png" in codes(found)["blank"]
     assert "copies" not in codes(found)
 
@@ -407,7 +405,7 @@ def test_near_duplicates_with_two_classes_are_likely_label_errors(tmp_path: Path
     shown.save(tmp_path / "d/dog/b.jpg", quality=60)
     found = checked(tmp_path / "d")
     message = codes(found)["mislabelled"]
-    assert "1 pair of nearly equal pictures with different classes" in message
+    assert "1 pair of nearly equal images with different classes" in message
     assert "cat/a.png ('cat')" in message
     assert "dog/b.jpg ('dog')" in message
 

@@ -25,7 +25,7 @@ def test_b15_pictures_with_a_text_each(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert loaded.table.column("caption")[:3] == ["a tram, number 0", "a second line", "a tram, number 1"]
     assert len(set(loaded.table.identities())) == 4  # lines of one file are captions of one picture
-    assert said(loaded, "pictures without a .txt file, not read: 1 (bare.jpg)")
+    assert said(loaded, "images without a .txt file, not read: 1 (bare.jpg)")
     assert said(loaded, "several lines of a .txt file are several captions: 1 files")
 
 
@@ -155,7 +155,7 @@ def test_two_lists_of_the_same_pictures_are_one_data_set(tmp_path: Path) -> None
     text(tmp_path / "captions.txt", "image,caption\n" + "".join(f"{i}.jpg,tram {i}\n" for i in range(4)))
     loaded = load(tmp_path)
     assert len(loaded.table) == 4
-    assert said(loaded, "captions.txt: not read, since captions.csv names the same pictures")
+    assert said(loaded, "captions.txt: not read, since captions.csv names the same images")
 
 
 def test_lists_of_sides_beside_class_folders(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_masks_beside_pictures_are_no_data(tmp_path: Path) -> None:
     classes(tmp_path / "masks", ["cat", "dog"], 2, 500)
     loaded = load(tmp_path)
     assert counts(loaded, "class_name") == {"cat": 2, "dog": 2}
-    assert said(loaded, "folders beside the pictures, not read: 1 (masks)")
+    assert said(loaded, "folders beside the images, not read: 1 (masks)")
 
 
 def test_class_folders_that_are_links_are_named_with_the_remedy(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_b01_a_line_per_table_says_its_side_and_how_to_turn_that_off(tmp_path: P
     assert said(loaded, "test_tubes.csv: test, by the name", "data.columns.split=")
     assert said(loaded, "train_station.csv: training, by the name")
     assert said(loaded, "val-gardena.csv: validation, by the name")
-    assert said(loaded, "office.csv: training, since the name says no side")
+    assert said(loaded, "office.csv: training, since the name gives no side")
     off = load(tmp_path, columns={"split": ""})
     assert (len(off.table), off.table.has("split")) == (4, False)
 
@@ -33,7 +33,7 @@ def test_b01_a_line_per_table_says_its_side_and_how_to_turn_that_off(tmp_path: P
 def test_b01_a_folder_called_train_beside_other_classes_is_a_class(tmp_path: Path) -> None:
     loaded = load(classes(tmp_path, ["bus", "train", "tram"]))
     assert counts(loaded, "class_name") == {"bus": 2, "train": 2, "tram": 2}
-    assert said(loaded, "train is a class and no side, since bus, tram hold pictures as well")
+    assert said(loaded, "train is a class and no side, since bus, tram hold images as well")
 
 
 def test_b01_two_folders_called_after_sides_can_be_classes(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_b03_a_folder_of_annotations_beside_sides_is_named(tmp_path: Path) -> No
     text(tmp_path / "README.md", "x")
     loaded = load(tmp_path)
     assert counts(loaded, "split") == {"test": 4, "train": 4}
-    assert said(loaded, "passed over, since without a picture: 1 (annotations)")
+    assert said(loaded, "folders without an image, ignored: 1 (annotations)")
     assert said(loaded, "files beside the data, not read: 1 (README.md)")
 
 
@@ -163,10 +163,10 @@ def test_b03_foreign_pictures_that_a_list_names_are_passed_over(tmp_path: Path) 
 
 def test_an_archive_in_a_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
     text(tmp_path / "train.zip", b"PK")
-    with pytest.raises(DataError, match=r"compressed: 1 \(train\.zip\); unpack"):
+    with pytest.raises(DataError, match=r"compressed files, ignored: 1 \(train\.zip\); unpack"):
         load(tmp_path)
     classes(tmp_path, ["cat", "dog"])
-    assert said(load(tmp_path), "compressed: 1 (train.zip)")
+    assert said(load(tmp_path), "compressed files, ignored: 1 (train.zip)")
 
 
 def test_a_table_that_names_no_picture_here_changes_nothing(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_table_of_a_few_pictures_beside_class_folders_is_named(tmp_path: Path)
     text(tmp_path / "wrong.csv", "file,label\ncat/0.png,dog\n")
     loaded = load(tmp_path)
     assert counts(loaded, "class_name") == {"cat": 5, "dog": 5}
-    assert said(loaded, "wrong.csv: names 1 of 10 pictures only", "as data")
+    assert said(loaded, "wrong.csv: names 1 of 10 images only", "as data")
 
 
 # -- wrapped folders ------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_b04_a_wrapper_is_no_class(tmp_path: Path, where: str) -> None:
     loaded = load(tmp_path)
     assert counts(loaded, "class_name") == {"ant": 2, "bee": 2, "bird": 2}
     assert said(loaded, "the data are those of its folder")
-    assert said(loaded, "without a picture: 1 (empty)")
+    assert said(loaded, "without an image, ignored: 1 (empty)")
 
 
 def test_b04_a_wrapper_around_sides(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_class_may_hold_folders_and_one_without_a_picture_is_named(tmp_path: P
     (tmp_path / "bird").mkdir()
     loaded = load(tmp_path)
     assert counts(loaded, "class_name") == {"cat": 2, "dog": 1}
-    assert said(loaded, "without a picture: 1 (bird)")
+    assert said(loaded, "without an image, ignored: 1 (bird)")
 
 
 def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_s03_pictures_that_the_metadata_do_not_name_are_mentioned(tmp_path: Path
     text(tmp_path / "metadata.csv", "file_name,text\n0.png,a\n1.png,b\n7.png,c\n")
     loaded = load(tmp_path)
     assert (len(loaded.table), loaded.quarantine.counts()) == (2, {"missing-file": 1})
-    assert said(loaded, "pictures that metadata.csv does not name, not read: 2 (2.png, 3.png)")
+    assert said(loaded, "images that metadata.csv does not name, not read: 2 (2.png, 3.png)")
 
 
 def test_s03_pictures_of_a_sub_folder_are_found(tmp_path: Path) -> None:
@@ -401,4 +401,4 @@ def test_b04_test_pictures_without_labels_do_not_stop_the_labelled_side(tmp_path
         picture(tmp_path / f"test/{i}.png", "cat", (16, 16), 90 + i)
     loaded = load(tmp_path)
     assert counts(loaded, "class_name") == {"cat": 2, "dog": 2}
-    assert said(loaded, "pictures without a label cannot be learned or measured, not read: 3 (test)")
+    assert said(loaded, "images without a label cannot be learned or measured, not read: 3 (test)")

@@ -103,7 +103,7 @@ def test_a_broken_element_says_its_line_and_the_reason_without_reading_on(folder
     ("content", "why"),
     [
         ("", "the file is empty"),
-        ("// by hand\n" + ARRAY, "begins with a comment, which JSON has not; remove it (line 1"),
+        ("// by hand\n" + ARRAY, "begins with a comment, which JSON does not allow; remove it (line 1"),
         (str(ROWS), "as Python prints it, with single quotes; write it by json.dumps"),
         ('{"image": ["0.png", "1.png"], "caption": ["a"]}', "different lengths ('image' 2, 'caption' 1)"),
         ("\n\nhello", "expected an object or an array at the top (line 3"),

@@ -32,7 +32,7 @@ def said(found: Loaded, *parts: str) -> bool:
 
 DOCUMENTS: dict[str, Any] = {
     "class by picture": {f"{i}.png": CLASSES[i % 4] for i in range(COUNT)},
-    "pictures by class": {c: [f"{i}.png" for i in range(COUNT) if CLASSES[i % 4] == c] for c in CLASSES},
+    "images by class": {c: [f"{i}.png" for i in range(COUNT) if CLASSES[i % 4] == c] for c in CLASSES},
     "pairs": [[f"{i}.png", CLASSES[i % 4]] for i in range(COUNT)],
     "pairs under a key": {"labels": [[f"{i}.png", CLASSES[i % 4]] for i in range(COUNT)]},
 }
@@ -82,7 +82,7 @@ def test_ids_without_the_ending_name_the_pictures_of_the_folder(tmp_path: Path) 
     text(tmp_path / "trainLabels.csv", "id,label\n" + rows)
     found = load(tmp_path)
     assert len(found.table) == COUNT
-    assert said(found, "image = column 'id', whose values are pictures of the folder without their ending")
+    assert said(found, "image = column 'id', whose values are images of the folder without their ending")
     text(tmp_path / "trainLabels.csv", "id,breed\n" + rows)
     with pytest.raises(DataError, match=r"columns are id, breed.*data\.columns\.class_name=NAME"):
         load(tmp_path)
@@ -100,7 +100,7 @@ def test_a_second_column_of_pictures_is_named(tmp_path: Path) -> None:
     pictures(tmp_path)
     rows = "".join(f"{i}.png,{(i + 1) % COUNT}.png,text {i}\n" for i in range(COUNT))
     text(tmp_path / "a.csv", "image_1,image_2,caption\n" + rows)
-    assert said(load(tmp_path), "image = column 'image_1'", "not read: 'image_2', of pictures as well")
+    assert said(load(tmp_path), "image = column 'image_1'", "not read: 'image_2', of images as well")
 
 
 def test_columns_of_texts_without_names_are_all_captions(tmp_path: Path) -> None:

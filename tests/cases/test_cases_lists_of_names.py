@@ -68,13 +68,13 @@ def test_objects_in_a_list_of_mxnet_give_a_class_where_all_are_of_one(folder: Pa
     found = load(text(folder / "train.lst", lines(row)), quarantine_limit=1)
     assert Counter(names(found)) == {"0": 3, "1": 4, "2": 4, "3": 4}
     assert [entry.detail for entry in found.quarantine.entries] == [
-        "objects of 2 classes (0, 3); expected one class per picture"
+        "objects of 2 classes (0, 3); expected one class per image"
     ]
 
 
 def test_several_labels_and_broken_lines_of_mxnet_are_named(folder: Path) -> None:
     source = text(folder / "train.lst", lines(lambda i: f"{i}\t1\t0\t1\timages/im{i:03d}.png"))
-    with pytest.raises(DataError, match=r"train\.lst: line 1 gives 3 labels for one picture"):
+    with pytest.raises(DataError, match=r"train\.lst: line 1 gives 3 labels for one image"):
         load(source)
     source = text(
         folder / "train.lst", lines(lambda i: f"{i}\t{i % 4}\timages/im{i:03d}.png") + "16 1 x.png\n" * 5
@@ -87,7 +87,7 @@ def test_several_labels_and_broken_lines_of_mxnet_are_named(folder: Path) -> Non
 def test_packed_pictures_are_said_to_be_unpacked(folder: Path) -> None:
     source = folder / "train.rec"
     source.write_bytes(b"\n#\xd7\xce" * 9)
-    with pytest.raises(ConfigError, match="Unpack it into pictures"):
+    with pytest.raises(ConfigError, match="Unpack it into images"):
         load(source)
 
 
@@ -105,7 +105,7 @@ def test_lists_of_names_without_endings_are_read(folder: Path, separator: str, s
     assert Counter(names(load(train))) == dict.fromkeys(CLASSES, 3)
     found = load(folder)
     assert Counter(found.table.column("split")) == {"train": 12, "test": 4}
-    assert said(found, "a picture's name without its ending")
+    assert said(found, "an image's name without its ending")
 
 
 def test_several_columns_behind_the_name_are_asked_about(folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_several_columns_behind_the_name_are_asked_about(folder: Path) -> None:
 
 def test_a_list_of_names_alone_says_to_give_the_folder(folder: Path) -> None:
     source = text(folder / "train.txt", lines(lambda i: f"im{i:03d}"))
-    with pytest.raises(DataError, match="name pictures and nothing else: give the folder"):
+    with pytest.raises(DataError, match="name images and nothing else: give the folder"):
         load(source)
 
 

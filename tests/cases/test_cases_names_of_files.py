@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from build import picture, text
 
-from everclip.data.reading.names_of_files import guess
+from everclip.data.reading.class_in_name import guess
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
@@ -81,7 +81,7 @@ def test_init_config_proposes_the_pattern_with_a_note(
     code, out, err = command("init-config", tmp_path / "pets")
     assert code == 0, err
     assert "class_in_name: '{class}.#'" in out
-    assert "classes are guessed from the pictures' names" in out
+    assert "classes are guessed from the images' names" in out
 
 
 def test_test_pictures_of_a_competition_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_name_that_does_not_fit_is_set_aside(tmp_path: Path) -> None:
     picture(tmp_path / "holiday.jpg", "bus", (16, 16), seed=99)
     found = load(tmp_path, "{class}.#", quarantine_limit=0.5)
     assert found.quarantine.counts() == {"missing-label": 1}
-    with pytest.raises(DataError, match=r"'{class}-#' fits no name of 13 pictures"):
+    with pytest.raises(DataError, match=r"'{class}-#' fits no name of 13 images"):
         load(tmp_path, "{class}-#")
 
 

@@ -90,7 +90,7 @@ def test_pictures_as_objects_with_a_path_and_as_lists_of_one(folder: Path) -> No
 
 def test_several_pictures_in_a_row_are_refused_with_the_remedy(folder: Path) -> None:
     rows = [{"image": ["0.png", "1.png"], "caption": "bees"}]
-    with pytest.raises(DataError, match="lists of up to 2 pictures; expected one picture per row"):
+    with pytest.raises(DataError, match="lists of up to 2 images; expected one image per row"):
         loaded(lines(folder, rows))
 
 

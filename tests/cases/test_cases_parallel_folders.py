@@ -70,7 +70,7 @@ def test_a_folder_of_texts_gives_captions(tmp_path: Path, pair: str) -> None:
     found = load(tmp_path)
     assert found.table.column("caption")[:2] == ["picture 0", "again 0"]
     assert len(set(found.table.column("image_id"))) == 8
-    assert said(found, f"the pictures are in {shown}/, what they show is in {texts}/")
+    assert said(found, f"the images are in {shown}/, their texts are in {texts}/")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_pictures_without_a_text_are_counted_and_names_that_do_not_match_are_no_
         text(tmp_path / "txt" / f"{i}.txt", f"picture {i}")
     found = load(tmp_path)
     assert len(found.table) == 5
-    assert said(found, "pictures without a .txt file, not read: 3 (5.jpg, 6.jpg, 7.jpg)")
+    assert said(found, "images without a .txt file, not read: 3 (5.jpg, 6.jpg, 7.jpg)")
     for file in (tmp_path / "txt").iterdir():
         file.rename(file.with_name(f"x{file.name}"))
     with pytest.raises(DataError, match="without a metadata file"):
@@ -135,7 +135,7 @@ def test_voc_with_one_class_a_picture_gives_classes_and_the_sides_of_its_lists(t
     found = load(tmp_path)
     assert set(found.table.column("class_name")) == {f"{c} & co" for c in CLASSES}
     assert found.table.column("split").count("validation") == 3
-    assert said(found, "detection data (Pascal VOC)", "8 pictures show objects of one class")
+    assert said(found, "detection data (Pascal VOC)", "8 images show objects of one class")
     assert said(found, "not read: 2 (ImageSets, SegmentationClass)")
 
 
@@ -194,7 +194,7 @@ def test_pictures_of_several_classes_are_set_aside_by_name(tmp_path: Path) -> No
     found = load(tmp_path)
     assert len(found.table) == 5
     why = {entry.name: entry.detail for entry in found.quarantine.entries}
-    assert why["images, 0.jpg"] == "objects of 2 classes (0, 3); expected one class per picture"
+    assert why["images, 0.jpg"] == "objects of 2 classes (0, 3); expected one class per image"
     assert why["images, 1.jpg"] == "no annotation names a class"
     assert "not readable as YOLO" in why["images, 2.jpg"]
     assert said(found, "set aside: 1 of several, 1 of none")
@@ -210,7 +210,7 @@ def test_pictures_that_all_show_several_classes_are_refused_with_a_remedy(tmp_pa
     if form == "coco":
         text(tmp_path / "annotations/instances_val2017.json", coco([["cat", "dog"]] * 8))
     with pytest.raises(
-        DataError, match=r"detection data .*8 pictures show objects of several classes.*cut each object"
+        DataError, match=r"detection data .*8 images show objects of several classes.*cut each object"
     ):
         load(tmp_path)
 
@@ -220,7 +220,7 @@ def test_coco_objects_are_called_detection_data(tmp_path: Path) -> None:
     text(tmp_path / "annotations/instances_val2017.json", coco([[CLASSES[i % 4]] * 2 for i in range(8)]))
     found = load(tmp_path)
     assert set(found.table.column("class_name")) == set(CLASSES)
-    assert said(found, "detection data (COCO): 8 pictures show objects of one class")
+    assert said(found, "detection data (COCO): 8 images show objects of one class")
 
 
 def test_class_folders_say_more_than_numbers_beside_their_pictures(tmp_path: Path) -> None:
@@ -247,9 +247,9 @@ def test_tables_with_a_row_per_box_give_a_class_per_picture(tmp_path: Path, head
         found = load(source)
         assert len(found.table) == 7
         assert [(e.row, e.detail) for e in found.quarantine.entries] == [
-            (1, "objects of 2 classes (bus, cat); expected one class per picture")
+            (1, "objects of 2 classes (bus, cat); expected one class per image")
         ]
-        assert said(found, "detection data (a row per box): 7 pictures show objects of one class")
+        assert said(found, "detection data (a row per box): 7 images show objects of one class")
 
 
 def test_several_folders_of_texts_are_several_captions(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_several_folders_of_texts_are_several_captions(tmp_path: Path) -> None:
         text(tmp_path / f"short/{i}.txt", f"short {i}\n")
     found = load(tmp_path)
     assert found.table.column("caption")[:2] == ["a long text 0", "short 0"]
-    assert said(found, "what they show is in long/ and short/")
+    assert said(found, "their texts are in long/ and short/")
 
 
 def test_texts_that_are_not_called_as_the_pictures_are_named(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_texts_that_are_not_called_as_the_pictures_are_named(tmp_path: Path) -> 
     for i in range(8):
         text(tmp_path / f"captions/cap_{i}.txt", f"picture {i}")
     with pytest.raises(
-        DataError, match=r"the 8 texts of captions/ are not called as the pictures of images/ are"
+        DataError, match=r"the 8 texts of captions/ do not have the names of the images of images/"
     ):
         load(tmp_path)
 

@@ -102,7 +102,7 @@ def test_names_of_pictures_may_hold_blanks(tmp_path: Path) -> None:
 
 def test_several_numbers_are_no_captions(folder: Path) -> None:
     source = text(folder / "list.txt", lines(lambda i: f"images/im{i}.png 0 {i % 2} 1"))
-    with pytest.raises(DataError, match=r"several numbers \('0 0 1'\): several classes of one picture"):
+    with pytest.raises(DataError, match=r"several numbers \('0 0 1'\): several classes of one image"):
         load(source)
 
 

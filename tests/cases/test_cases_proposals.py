@@ -14,7 +14,8 @@ from build import encoded, picture, tar, text
 from everclip.config import resolve_config
 from everclip.errors import DataError
 from everclip.evaluation.results import Results
-from everclip.prepare.init_config.propose import Proposal, Wish, propose
+from everclip.prepare.init_config.candidates import Wish
+from everclip.prepare.init_config.propose import Proposal, propose
 from everclip.prepare.init_config.yaml_text import yaml_of
 from everclip.run import execute
 from everclip.scenarios.base import ListScenario

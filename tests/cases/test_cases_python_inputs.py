@@ -15,7 +15,7 @@ from build import encoded, picture, pixels
 from PIL import Image
 
 from everclip import Learner, make_task
-from everclip.data.pictures.given_pictures import picture_of
+from everclip.data.pictures.from_python import picture_of
 from everclip.data.reading.sources import read_rows
 from everclip.errors import ConfigError, DataError, EverclipError
 
@@ -91,11 +91,11 @@ def test_point_21_several_pictures_in_one_array(learner: Learner, file: Path) ->
         (lambda p: "https://example.org/x.png", "a URL; download it first"),
         (lambda p: "a\0b", "cannot be read"),
         (lambda p: "x" * 5000, "cannot be read"),
-        (lambda p: b"no picture", "not a readable picture"),
+        (lambda p: b"no picture", "not a readable image"),
         (lambda p: io.StringIO("x"), "open it with mode 'rb'"),
         (lambda p: pixels("cat").astype(np.int64), "an array of int64; expected uint8"),
         (lambda p: pixels("cat").astype(np.float32), "0 to 255? Give uint8 then"),
-        (lambda p: torch.randn(3, 8, 8), "normalised already; give the picture before that"),
+        (lambda p: torch.randn(3, 8, 8), "normalised already; give the image before that"),
         (lambda p: np.full((8, 8, 3), np.nan), "NaN"),
         (lambda p: np.zeros((8, 8, 7), np.uint8), "shape (8, 8, 7); expected (H, W, 3)"),
         (lambda p: np.zeros((0, 8, 3), np.uint8), "shape (0, 8, 3)"),
@@ -241,7 +241,7 @@ def test_a_data_frame_is_its_rows_not_its_column_names(learner: Learner) -> None
         ([3], "a row is of type int"),
         ("none.csv", "no such file"),
         ({"sourc": "x"}, "Did you mean 'source'"),
-        ([{"image": object(), "caption": "x"}], "a picture is of type object"),
+        ([{"image": object(), "caption": "x"}], "an image is of type object"),
         ([{"image": np.zeros((5, 5, 9), np.uint8), "caption": "x"}], "shape (5, 5, 9)"),
     ],
 )
@@ -300,7 +300,7 @@ def test_point_21_an_opened_picture_may_be_damaged_or_too_wide(learner: Learner,
     file.write_bytes(file.read_bytes()[:-200])
     with (
         Image.open(file) as opened,
-        pytest.raises(DataError, match="picture 0: the picture cannot be decoded"),
+        pytest.raises(DataError, match="picture 0: the image cannot be decoded"),
     ):
         learner.encode(opened)
     with pytest.raises(DataError, match="sides may differ"):

@@ -113,7 +113,7 @@ def test_masks_next_to_their_pictures_are_counted(tmp_path: Path) -> None:
         members.insert(2 * i, (f"{i}.seg.png", photo(9 + i)))
     loaded = load(tar(tmp_path / "0.tar", members))
     assert whole(loaded)
-    assert said(loaded, "pictures beside those of a plain ending, not read: 4 (.seg.png)")
+    assert said(loaded, "images beside those of a plain ending, not read: 4 (.seg.png)")
 
 
 def test_two_pictures_of_one_key_name_both_and_the_remedy(tmp_path: Path) -> None:

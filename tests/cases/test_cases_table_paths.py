@@ -10,7 +10,7 @@ import pytest
 from build import picture, text
 from case_tables import captions, details, loaded
 
-from everclip.data.reading.references import Resolver, image_places
+from everclip.data.reading.references import Resolver, image_locations
 from everclip.errors import DataError
 
 
@@ -107,7 +107,7 @@ def test_s03_another_ending_and_another_folder_are_said(tmp_path: Path) -> None:
     assert captions(found) == ["a"]
     assert "'1.png' is there: the ending differs" in details(found)[2]
     assert f"data.root={tmp_path / 'deep/er'}" in details(found)[3]
-    assert details(found)[4].endswith("; 3 pictures are there that no row names, as '1.png'")
+    assert details(found)[4].endswith("; 3 images are there that no row names, as '1.png'")
 
 
 def test_b15_captions_without_a_root_find_the_folder_beside(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_two_folders_that_could_be_meant_are_both_named(tmp_path: Path) -> None:
 def test_b07_a_file_that_a_later_part_of_the_table_names_is_not_taken_for_another(tmp_path: Path) -> None:
     picture(tmp_path / "photo.png")
     column = pa.chunked_array([["PHOTO.png"], ["photo.png"]])
-    _, problems = image_places(column, Resolver(tmp_path, None), "shop.parquet")
+    _, problems = image_locations(column, Resolver(tmp_path, None), "shop.parquet")
     assert [(row, reason) for row, reason, _ in problems] == [(0, "missing-file")]
     assert "another row names it" in problems[0][2]
 
@@ -146,7 +146,7 @@ def test_b07_a_file_that_a_later_part_of_the_table_names_is_not_taken_for_anothe
 def test_urls_of_one_ending_are_told_apart_across_the_parts_of_a_table(tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
     column = pa.chunked_array([["https://a.example/1.png"], ["https://b.example/1.png"]])
-    _, problems = image_places(column, Resolver(None, tmp_path), "shop.parquet")
+    _, problems = image_locations(column, Resolver(None, tmp_path), "shop.parquet")
     assert [(row, reason) for row, reason, _ in problems] == [(0, "not-downloaded"), (1, "not-downloaded")]
     assert "2 URLs end in '1.png'" in problems[0][2]
 
@@ -154,7 +154,7 @@ def test_urls_of_one_ending_are_told_apart_across_the_parts_of_a_table(tmp_path:
 def test_b07_among_too_many_files_none_is_taken_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.data.reading.near_files._MOST_FILES", 2)
+    monkeypatch.setattr("everclip.data.reading.path_matching._MOST_FILES", 2)
     for i in range(3):
         picture(tmp_path / f"photo{i}.png", seed=i)
     table = text(tmp_path / "shop.csv", "image,caption\nPHOTO0.png,a\nphoto1.png,b\n")

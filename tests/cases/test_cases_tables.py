@@ -275,9 +275,7 @@ def test_b17_one_column_says_that_a_separator_is_wanted(folder: Path) -> None:
 
 def test_b17_a_column_of_pictures_with_another_name_is_said(folder: Path) -> None:
     path = text(folder / "a.csv", "Datei;Größe;Text\n0.png;12;a\n1.png;13;b\n", "cp1252")
-    with pytest.raises(
-        DataError, match=r"The cells of 'Datei' name pictures: say data\.columns\.image=Datei"
-    ):
+    with pytest.raises(DataError, match=r"The cells of 'Datei' name images: say data\.columns\.image=Datei"):
         loaded(path)
     assert captions(loaded(path, columns={"image": "Datei"})) == ["a", "b"]
     assert captions(loaded(path, columns={"image": "1", "caption": "3"})) == ["a", "b"]
@@ -291,7 +289,7 @@ def test_s07_a_table_without_a_header_is_read_by_what_its_cells_hold(folder: Pat
     found = loaded(path)
     assert captions(found) == [f"a bus number {i}" for i in range(6)]
     assert any("no line of column names" in line and "data.header=true" in line for line in found.guesses)
-    assert "image = column '1', whose cells name pictures" in found.guesses
+    assert "image = column '1', whose cells name images" in found.guesses
     assert captions(loaded(path, header=False)) == captions(found)
     assert (
         loaded(path, columns={"class_name": "2", "image": "1"}).table.column("class_name")[0]
@@ -358,7 +356,7 @@ def test_rows_of_one_file_or_of_equal_files_are_one_picture(folder: Path) -> Non
     found = loaded(text(folder / "a.csv", "image,caption\n" + "\n".join(rows)))
     table = found.table
     assert len(set(table.identities())) == 2
-    assert table.picture(0) == table.picture(1)
+    assert table.image_key(0) == table.image_key(1)
     assert len(set(table.contents())) == 2
     assert table.origin(2).endswith("copy.png")
 

@@ -81,7 +81,7 @@ def test_objects_in_a_cell_give_a_class_where_all_are_of_one(tmp_path: Path) -> 
     found = load(table(tmp_path, "PredictionString", cells), quarantine_limit=1)
     assert Counter(found.table.column("class_name")) == {"n00": 6, "n01": 5, "n02": 6, "n03": 6}
     assert [e.detail for e in found.quarantine.entries] == [
-        "objects of 2 classes (n01, n09); expected one class per picture"
+        "objects of 2 classes (n01, n09); expected one class per image"
     ]
 
 
@@ -99,9 +99,7 @@ def test_a_table_of_pictures_without_labels_does_not_stop_the_labelled_one(tmp_p
     text(tmp_path / "test.csv", "id\n" + "".join(f"te{i}\n" for i in range(4)))
     found = load(tmp_path)
     assert len(found.table) == 16
-    assert any(
-        "test.csv: names 4 pictures and holds no captions or classes" in line for line in found.guesses
-    )
+    assert any("test.csv: names 4 images and holds no captions or classes" in line for line in found.guesses)
 
 
 @pytest.mark.parametrize("labels", ["ImageId,PredictionString\n{}", "ImageId\n{}"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everclip.data.sampling.order import generator, key_of, place, share, unit_hash
+from everclip.data.sampling.order import generator, key_of, sample_index, share, unit_hash
 
 WEIGHTS = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 
@@ -18,7 +18,7 @@ WEIGHTS = st.lists(st.integers(1, 50), min_size=1, max_size=6)
     st.integers(1, 40), st.integers(0, 3), st.text(max_size=5), st.sampled_from(["shuffle", "cycle", "once"])
 )
 def test_every_epoch_is_a_permutation(size: int, epoch: int, key: str, order: str) -> None:
-    seen = [place(epoch * size + offset, size, order, key) for offset in range(size)]
+    seen = [sample_index(epoch * size + offset, size, order, key) for offset in range(size)]
     assert sorted(seen) == list(range(size))
     if order != "shuffle":
         assert seen == list(range(size))
@@ -26,7 +26,7 @@ def test_every_epoch_is_a_permutation(size: int, epoch: int, key: str, order: st
 
 def test_epochs_and_keys_permute_differently() -> None:
     def epoch(number: int, key: str) -> list[int]:
-        return [place(number * 50 + i, 50, "shuffle", key) for i in range(50)]
+        return [sample_index(number * 50 + i, 50, "shuffle", key) for i in range(50)]
 
     assert epoch(0, "a") != epoch(1, "a")
     assert epoch(0, "a") != epoch(0, "b")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from everclip.data.catalog.cards import cards
-from everclip.data.reading.formats.layouts.listed import label_of
+from everclip.data.reading.formats.layouts.common import label_of
 from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
 

@@ -75,7 +75,7 @@ def test_workers_can_be_left_in_the_middle(stream: Stream) -> None:
 def test_an_error_in_a_worker_reaches_the_loop(table: Make) -> None:
     broken = table(4).with_column("image", [b"x"] * 4)
     batches = maker().batches({"main": Stream((Source(broken),), 2)}, "s", 0, 5, 2)
-    with pytest.raises(DataError, match="not a readable picture"):
+    with pytest.raises(DataError, match="not a readable image"):
         next(batches)
 
 

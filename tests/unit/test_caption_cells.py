@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 import pytest
 
-from everclip.data.reading.caption_cells import unpacked
+from everclip.data.reading.caption_cells import with_caption_lists
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from everclip.data.reading.caption_cells import unpacked
     ],
 )
 def test_a_list_written_as_text_is_a_list(cell: str, captions: list[str]) -> None:
-    columns, lines = unpacked(pa.table({"caption": ["plain", cell]}), "shop.csv")
+    columns, lines = with_caption_lists(pa.table({"caption": ["plain", cell]}), "shop.csv")
     found = columns.column("caption").to_pylist()
     assert found == (["plain", cell] if captions == [cell] else [["plain"], captions])
     assert bool(lines) == (captions != [cell])
@@ -33,5 +33,7 @@ def test_a_list_written_as_text_is_a_list(cell: str, captions: list[str]) -> Non
 
 def test_a_long_cell_of_blanks_takes_no_time() -> None:
     started = time.process_time()
-    unpacked(pa.table({"caption": ["['a'" + " " * 99_000 + "x", "['a'" + " " * 99_000 + "]"]}), "shop.csv")
+    with_caption_lists(
+        pa.table({"caption": ["['a'" + " " * 99_000 + "x", "['a'" + " " * 99_000 + "]"]}), "shop.csv"
+    )
     assert time.process_time() - started < 1

@@ -14,9 +14,9 @@ import pytest
 import public_data
 from everclip import registry
 from everclip.data.catalog.cards import card_of, cards
-from everclip.data.reading.formats.layouts.listed import label_of
+from everclip.data.reading.formats.layouts.common import label_of
 from everclip.data.reading.formats.matlab import read_matlab
-from everclip.data.reading.formats.published import random_sides
+from everclip.data.reading.formats.published_splits import random_sides
 from everclip.errors import ConfigError, DataError
 from public_data import load, sides
 
@@ -216,7 +216,7 @@ def test_core50_tests_its_three_sessions(tmp_path: Path) -> None:
         ("cifar100", "cifar-100-binary/test.bin", b"\0" * 100, r"test\.bin: 100 bytes are no whole number of rows"),
         ("mnist", "MNIST/raw/t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x09", r"not an idx file of 1 dim"),
         ("aircraft", "fgvc-aircraft-2013b/data/images_variant_val.txt", b"1 Zeppelin\n", r"'Zeppelin' is none"),
-        ("food101", "food-101/meta/test.json", b"[1]", r"test\.json: expected lists of pictures by class"),
+        ("food101", "food-101/meta/test.json", b"[1]", r"test\.json: expected lists of images by class"),
         ("caltech101", "caltech101/split_zhou_Caltech101.json", b"{}", r"no list 'train'; expected train, val"),
     ],
 )  # fmt: skip

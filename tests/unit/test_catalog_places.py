@@ -28,13 +28,13 @@ from public_data import load, sides
 def test_an_incomplete_data_set_is_refused_with_what_is_missing(public_root: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"Textures \(DTD\) in .*: 6 of 1,880 train pictures, 2 of 1,880 val pictures, 4 of 1,880 test pictures; "
+        match=r"Textures \(DTD\) in .*: 6 of 1,880 train images, 2 of 1,880 val images, 4 of 1,880 test images; "
         r"2 of 47 classes \(none of braided, bubbly, bumpy and 42 more\). Expected images/, .* get it from https.*"
         r"scenario.counts=noted",
     ):
         read(DataSpec(source="catalog:dtd", root=str(public_root)))
     lines = read(DataSpec(source="catalog:dtd", root=str(public_root), counts="noted")).guesses
-    assert any("6 of 1,880 train pictures" in line for line in lines)
+    assert any("6 of 1,880 train images" in line for line in lines)
 
 
 def test_a_complete_data_set_needs_no_leave(
@@ -51,7 +51,7 @@ def test_a_complete_data_set_needs_no_leave(
         "test": 10,
     }
     public_data.draw(tmp_path / "eurosat" / "2750" / "River" / "River_9.jpg")
-    with pytest.raises(DataError, match=r"EuroSAT \(RGB\) in .*: 11 of 10 test pictures\. Expected 2750"):
+    with pytest.raises(DataError, match=r"EuroSAT \(RGB\) in .*: 11 of 10 test images\. Expected 2750"):
         read(DataSpec(source="catalog:eurosat", root=str(tmp_path)))
 
 
@@ -82,13 +82,13 @@ def test_a_data_set_of_a_hub_is_read_from_its_cache(tmp_path: Path, monkeypatch:
     scenario = load_scenario(whole)
     assert [e.name for e in scenario.tasks[0].classes or ()] == ["7 - seven", "0 - zero", "9 - nine"]
     assert len(scenario.eval_sets[0].data) == 3
-    assert any("3 of 60,000 train pictures" in line for line in scenario.guesses)
+    assert any("3 of 60,000 train images" in line for line in scenario.guesses)
 
 
 def test_listed_files_that_are_not_there_are_counted(public_root: Path, tmp_path: Path) -> None:
     shutil.copytree(public_root / "dtd", tmp_path / "dtd")
     next((tmp_path / "dtd" / "dtd" / "images" / "banded").glob("*train*")).unlink()
-    with pytest.raises(DataError, match=r"5 of 1,880 train pictures"):
+    with pytest.raises(DataError, match=r"5 of 1,880 train images"):
         read(DataSpec(source="catalog:dtd", root=str(tmp_path)))
 
 
@@ -137,7 +137,7 @@ def test_a_place_without_a_split_is_split_only_where_the_published_split_is_rand
     assert sides(found.table) == {"train": 16, "test": 4}
     assert any("not the published split" in line for line in found.guesses)
     public_data.class_folders(tmp_path / "dtd", ["banded", "braided"], 2)
-    with pytest.raises(DataError, match=r"no split is said; .* has one of its own"):
+    with pytest.raises(DataError, match=r"no split is given, but .* has one of its own"):
         load(tmp_path, "dtd")
 
 

@@ -17,7 +17,7 @@ from everclip.data.lettering import font, plain, wrap
 from everclip.data.reading.sources import read_rows
 from everclip.data.sampling.splits import side_of
 from everclip.models.limits import limits_of
-from everclip.prepare.check.checked import Check
+from everclip.prepare.check.document import Check
 from everclip.prepare.check.inspect import inspect
 from everclip.prepare.check.periods import time_counts
 from everclip.prepare.check.sheet import glimpse

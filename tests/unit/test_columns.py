@@ -157,8 +157,8 @@ def test_augment_none_is_the_transform_of_evaluation(make: Callable[..., Learner
     learner = make(("image", "text"))
     stream = learner.plan(tasks[0])[0].streams["main"]
     batch = learner.engine.maker.batch(stream, "any", 0)
-    places = learner.engine.maker.places(stream, "any", 0)
-    expected = [learner.method.backbone.preprocess(learner.store.get(*place)) for place in places]
+    samples_of_step = learner.engine.maker.samples_of_step(stream, "any", 0)
+    expected = [learner.method.backbone.preprocess(learner.store.get(*place)) for place in samples_of_step]
     assert torch.equal(batch["image"], torch.stack(expected))
 
 

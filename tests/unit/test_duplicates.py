@@ -19,8 +19,8 @@ from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.prepare.check import duplicates
 from everclip.prepare.check.duplicates import DISTANCE, find_duplicates
-from everclip.prepare.check.likeness import alike, sketch
 from everclip.prepare.check.neighbours import Forest, bit_count, near_pairs
+from everclip.prepare.check.similarity import alike, sketch
 
 Load = Callable[..., Loaded]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from reader_data import encoded, photo
 
-from everclip.data.pictures.location import places
+from everclip.data.pictures.location import locations
 from everclip.data.pictures.rendering import Rendering
 from everclip.data.reading import examine as module
 from everclip.data.reading.examine import examine
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def column(*pictures: bytes) -> pa.ChunkedArray:
-    return pa.chunked_array([places(len(pictures), pa.array(pictures, pa.binary()))])
+    return pa.chunked_array([locations(len(pictures), pa.array(pictures, pa.binary()))])
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_memory_that_cannot_be_used_is_said_and_done_without(
     with caplog.at_level(logging.WARNING):
         found = examine(column(photo(1), b"x"), range(2))
     assert (found.good, found.bad[0][:2]) == ([0], (1, "not-an-image"))
-    assert "every picture is decoded anew" in caplog.text
+    assert "every image is decoded again" in caplog.text
 
 
 def test_progress_is_told_and_may_stop_the_work(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,7 +239,7 @@ def test_a_damaged_cache_of_rows_is_made_anew(
     (kept,) = (folder / "cache" / "rows").glob("*.arrow")
     kept.write_bytes(kept.read_bytes()[:-40])
     assert loaded(folder / "a.parquet").table.fingerprint == before
-    assert "is read anew" in caplog.text
+    assert "is read again" in caplog.text
     caplog.clear()
     assert loaded(folder / "a.parquet").table.fingerprint == before
     assert not caplog.text

@@ -53,7 +53,7 @@ def photo(width: int = 40, height: int = 28) -> Image.Image:
     ids=["zero bytes", "gif head", "text", "pdf", "cut png", "cut jpeg", "cut webp", "empty png"],
 )
 def test_what_is_no_picture_is_refused_and_named(data: bytes) -> None:
-    with pytest.raises(DataError, match="birds, id 17: not a readable picture"):
+    with pytest.raises(DataError, match="birds, id 17: not a readable image"):
         decode(data, "birds, id 17")
 
 
@@ -61,18 +61,18 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch: pytest.Monk
     bomb = encode(Image.new("1", (9000, 9000)), optimize=True)
     assert len(bomb) < 20_000
     monkeypatch.setattr(Image.Image, "convert", lambda *a: pytest.fail("was decoded"))
-    with pytest.raises(DataError, match=r"birds, id 17: picture of 9000 x 9000 pixels; at most 64,000,000"):
+    with pytest.raises(DataError, match=r"birds, id 17: image of 9000 x 9000 pixels; at most 64,000,000"):
         decode(bomb, "birds, id 17")
 
 
 def test_pillows_own_bomb_check_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="id 17: not a readable picture"):
+    with pytest.raises(DataError, match="id 17: not a readable image"):
         decode(encode(photo()), "id 17")
 
 
 def test_formats_that_run_code_or_read_other_files_are_not_opened() -> None:
-    with pytest.raises(DataError, match="not a readable picture"):
+    with pytest.raises(DataError, match="not a readable image"):
         decode(encode(photo(), "EPS"), "id 17")
 
 
@@ -262,7 +262,7 @@ def test_the_store_keeps_pictures_up_to_its_bound(
 
 def test_a_picture_that_cannot_be_read_is_named_by_table_and_id(table: Callable[..., Table]) -> None:
     broken = table(3).with_column("image", [b"x", b"", b"y"])
-    with pytest.raises(DataError, match="toy, id s1: not a readable picture"):
+    with pytest.raises(DataError, match="toy, id s1: not a readable image"):
         ImageStore().get(broken, 1)
 
 

@@ -11,7 +11,8 @@ from scenario_data import pictures, write
 
 from everclip.config import resolve_config
 from everclip.evaluation.results import Results
-from everclip.prepare.init_config.propose import MOST_TASKS, propose
+from everclip.prepare.init_config.candidates import MOST_TASKS
+from everclip.prepare.init_config.propose import propose
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
 from micro import MODEL, write_model

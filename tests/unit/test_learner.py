@@ -83,7 +83,7 @@ def test_what_cannot_be_classified_is_said(learner: Learner, png: Callable[..., 
         learner.classify([png()], [])
     with pytest.raises(ConfigError, match=r"none\.png: no such picture"):
         learner.encode(["none.png"])
-    with pytest.raises(DataError, match="not a readable picture"):
+    with pytest.raises(DataError, match="not a readable image"):
         learner.encode([b"nothing"])
 
 

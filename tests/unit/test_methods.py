@@ -162,7 +162,10 @@ def test_replay_beside_the_task_shows_it_as_often_as_without(
 
 
 def _tables(learner: Learner, phase: Any, step: int) -> list[Table]:
-    return [table for table, _ in learner.engine.maker.places(phase.streams["main"], "1/train/0/main", step)]
+    return [
+        table
+        for table, _ in learner.engine.maker.samples_of_step(phase.streams["main"], "1/train/0/main", step)
+    ]
 
 
 def test_the_backbones_own_data_are_replayed_only_where_asked(

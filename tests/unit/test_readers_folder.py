@@ -67,9 +67,9 @@ def test_tables_of_a_folder_are_read_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ((), "holds no picture, table or archive"),
-        (("1.png",), "pictures without a metadata file. Expected one folder per class"),
-        (("a/readme.txt",), "none of its 1 folders holds a picture"),
+        ((), "holds no image, table or archive"),
+        (("1.png",), "images without a metadata file. Expected one folder per class"),
+        (("a/readme.txt",), "none of its 1 folders holds an image"),
         (("a.csv", "b.jsonl"), r"several kinds \(\.csv, \.jsonl\)"),
         (("metadata.csv", "metadata.jsonl"), r"metadata\.csv and metadata\.jsonl"),
     ],
@@ -91,7 +91,7 @@ def test_pictures_alone_serve_where_no_label_is_needed(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     loaded = read(DataSpec(source=str(tmp_path)), labelled=False)
     assert (len(loaded.table), loaded.table.has("class_key")) == (3, False)
-    assert loaded.guesses == (f"{tmp_path.name}: passed over, as no pictures: 1 (1 .txt)",)
+    assert loaded.guesses == (f"{tmp_path.name}: other files, ignored: 1 (1 .txt)",)
     write_table(tmp_path / "t/rows.parquet", [{"image": photo(9)}])
     assert len(read(DataSpec(source=str(tmp_path / "t/rows.parquet")), labelled=False).table) == 1
     write_table(
@@ -112,7 +112,9 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     (tmp_path / "loose.png").write_bytes(photo(77))
     notes = load(tmp_path).guesses
-    assert any("passed over, since no folder names their class: 1" in line for line in notes)
+    assert any(
+        "images beside the folders, ignored, since no folder names their class: 1" in line for line in notes
+    )
 
 
 def test_pictures_beside_folders_count_where_no_label_is_needed(tmp_path: Path) -> None:
@@ -126,7 +128,10 @@ def test_pictures_beside_folders_of_splits_are_counted(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["1.png", "train/cat/2.png", "test/cat/3.png"])
     loaded = load(tmp_path)
     assert (len(loaded.table), set(loaded.table.column("split"))) == (2, {"train", "test"})
-    assert f"{tmp_path.name}: passed over, since no folder names their split: 1" in loaded.guesses
+    assert (
+        f"{tmp_path.name}: images beside the folders, ignored, since no folder names their split: 1"
+        in loaded.guesses
+    )
     assert len(read(DataSpec(source=str(tmp_path)), labelled=False).table) == 3
 
 
@@ -246,6 +251,6 @@ def test_a_picture_that_changed_is_another_and_one_that_is_gone_is_named(tmp_pat
     assert load(tmp_path).table.fingerprint != before.fingerprint
     (tmp_path / NAMES[3]).unlink()
     with pytest.raises(
-        DataError, match=r"4\.png: the picture is missing.*It was there when the data were read"
+        DataError, match=r"4\.png: the image is missing.*It was there when the data were read"
     ):
         before.value("image", 3)

@@ -63,8 +63,8 @@ def test_columns_are_mapped_and_bad_rows_set_aside() -> None:
     [
         ([], "there are no rows"),
         (["x"], "a row is of type str, expected a mapping"),
-        ([{"image": 3, "caption": "x"}], "a picture is of type int"),
-        ([{"drawing": b"", "caption": "x"}], r"no key of the rows is a picture \(keys: drawing, caption\)"),
+        ([{"image": 3, "caption": "x"}], "an image is of type int"),
+        ([{"drawing": b"", "caption": "x"}], r"no key of the rows is an image \(keys: drawing, caption\)"),
     ],
 )
 def test_rows_that_cannot_be_are_refused(rows: list[Any], message: str) -> None:

@@ -310,7 +310,7 @@ def test_a_list_of_captions_becomes_rows_of_one_picture(folder: Path, kind: str)
     assert table.column("language") == ["en", "de", "en"]
     images = table.column("image_id")
     assert images[0] == images[1] != images[2]
-    assert table.picture(0) == table.picture(1) != table.picture(2)
+    assert table.image_key(0) == table.image_key(1) != table.image_key(2)
     assert reasons(loaded) == [(3, "empty-caption")]
     assert loaded.facts.column("sha256").to_pylist() == [table.content(i) for i in range(3)]
 
@@ -361,7 +361,7 @@ def test_variables_and_the_home_folder_are_put_in(folder: Path, monkeypatch: pyt
     [
         ("https://example.org/rows.csv", {}, "is a URL; download it first"),
         ("rows.tar.gz", {}, "is compressed; unpack it"),
-        ("photo.jpg", {}, "is a single picture"),
+        ("photo.jpg", {}, "is a single image"),
         ("none*.csv", {}, "no file fits the pattern"),
         ("nowhere", {}, "no such folder"),
         ("rows.csv", {"split": "train"}, r"data\.split: applies to hub"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from everclip.data.lettering import plain
 from everclip.data.reading.quarantine import REASONS
 from everclip.data.wording import counted, share
-from everclip.prepare.check.checked import Check, Copies, Leaking, Leaks, Row, Spread
+from everclip.prepare.check.document import Check, Copies, Leaking, Leaks, Row, Spread
 from everclip.report.formats import size
 
 _WIDTH, _LABEL = 100, 12

@@ -62,7 +62,8 @@ def init_config(
     from everclip.files import write_text_atomic
     from everclip.learner.learnable import require_differences
     from everclip.models.tokenizers import default_tokenizer
-    from everclip.prepare.init_config.propose import Wish, propose
+    from everclip.prepare.init_config.candidates import Wish
+    from everclip.prepare.init_config.propose import propose
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)

@@ -1,4 +1,4 @@
-"""Users' words in pictures and terminals: nothing in them is obeyed, and what cannot be drawn is marked."""
+"""Show users' text in images and terminals: escape control characters, mark characters without a glyph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import ImageFont
 
 UNDRAWABLE = "\u25af"
-"""Stands for a character that no font at hand has."""
+"""Drawn for a character that no installed font has."""
 
 _JOINERS = "\u200c\u200d\ufe0f"
 
@@ -28,11 +28,11 @@ def plain(text: str, longest: int = 80) -> str:
 
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return the font that matplotlib brings along."""
-    return ImageFont.truetype(str(_own(bold)), size)
+    """Return the font that comes with matplotlib."""
+    return ImageFont.truetype(str(_bundled_font(bold)), size)
 
 
-def _own(bold: bool) -> Path:
+def _bundled_font(bold: bool) -> Path:
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
@@ -40,11 +40,11 @@ def _own(bold: bool) -> Path:
 
 @lru_cache(maxsize=4096)
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Return our own font, or one of the system that has more of the text's characters."""
-    missing = {ord(c) for c in text if not c.isspace()} - _covered(str(_own(False)))
+    """Return the default font, or the system font that has most of the characters that it lacks."""
+    missing = {ord(c) for c in text if not c.isspace()} - _covered(str(_bundled_font(False)))
     if not missing:
         return font(size)
-    best = max(_system(), key=lambda path: len(missing & _covered(path)), default=None)
+    best = max(_system_fonts(), key=lambda path: len(missing & _covered(path)), default=None)
     if best is None or not missing & _covered(best):
         return font(size)
     return ImageFont.truetype(best, size)
@@ -67,7 +67,7 @@ def _covered(path: str) -> frozenset[int]:
 
 
 @cache
-def _system() -> tuple[str, ...]:
+def _system_fonts() -> tuple[str, ...]:
     from matplotlib import font_manager
 
     return tuple(

@@ -1,4 +1,4 @@
-"""Words for the sides of a split, as columns, files and folders have them."""
+"""The words for train, validation and test in columns, files and folders."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _CAPITALS = re.compile(r"[A-Z]?[a-z]+(?=[A-Z\d]|$)")
 
 
 def side_in(mark: object) -> Side | None:
-    """Return the side that a mark in a column says, or `None`.
+    """Return the side that a value of a split column names, or `None`.
 
-    By the whole mark, its first word (`test-dev`, `val2017`, `testA`), or its last (`PublicTest`, `seen_val`).
+    Decided by the whole value, its first word (`test-dev`, `val2017`, `testA`), or its last (`PublicTest`, `seen_val`).
     """
     text = str(mark).strip()
     plain = text.lower()

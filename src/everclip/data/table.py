@@ -1,6 +1,6 @@
 """An immutable, ordered set of samples: Arrow columns plus a selection of rows.
 
-Canonical columns are `id`, `image_id`, `image` (encoded bytes, wherever they lie), `caption` or `class_name` (with
+Canonical columns are `id`, `image_id`, `image` (encoded bytes in memory or on disk), `caption` or `class_name` (with
 `class_key`), `language`, `time`, and optionally `keywords` and `concept` (samples of one concept are positives of
 each other).
 """
@@ -18,22 +18,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everclip.data.pictures.location import PLACE, is_place, picture_bytes, places
+from everclip.data.pictures.location import LOCATION, image_bytes, is_location, locations
 from everclip.data.pictures.rendering import COLUMN, DEFAULT, Rendering
 from everclip.errors import DataError, did_you_mean
 
 Rows = npt.NDArray[np.int64]
-_SOURCES = itertools.count()  # numbers the sets of columns and of pictures of this process
+_SOURCES = itertools.count()  # one number per set of columns or images in this process
 
 
 class Table:
-    """A view of Arrow columns; neither selecting rows nor adding columns copies a picture.
+    """A view of Arrow columns; neither selecting rows nor adding columns copies an image.
 
     Args:
         columns: all samples; needs the columns `id` and `image` (bytes, or `everclip.data.pictures.location.PLACE`).
-        rows: positions that this view holds, in order; `None` = all.
-        name: how errors call it.
-        pictures: the pictures, if `image` holds positions among them: several rows can share one.
+        rows: positions of this view's rows, in order; `None`: all.
+        name: shown in errors.
+        pictures: where the images lie, if `image` holds positions among them; several rows can share one image.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Table:
         columns: pa.Table,
         rows: Rows | None = None,
         name: str = "data",
-        pictures: Pictures | None = None,
+        pictures: ImageLocations | None = None,
         source: int | None = None,
     ) -> None:
         if pictures is None:
-            columns, pictures = _apart(columns)
+            columns, pictures = _without_images(columns)
         self._columns, self._pictures = columns, pictures
         self._source = next(_SOURCES) if source is None else source
         self._rows = np.arange(columns.num_rows, dtype=np.int64) if rows is None else rows
@@ -62,21 +62,21 @@ class Table:
         """The columns that every row has."""
         return list(self._columns.column_names)
 
-    def place(self, position: int) -> tuple[int, int]:
-        """Name a row: views of the same columns agree, other tables never do, whatever their ids."""
+    def row_key(self, position: int) -> tuple[int, int]:
+        """Return a key of a row: equal in all views of the same columns, different in all other tables."""
         return self._source, int(self._rows[position])
 
-    def picture(self, position: int) -> tuple[int, int]:
-        """Name a sample's picture for caches: rows that share a picture agree, and tables that share their pictures."""
+    def image_key(self, position: int) -> tuple[int, int]:
+        """Return a key of a sample's image for caches; rows and tables that share the image have the same key."""
         return self._pictures.source, self._picture(position)
 
     def content(self, position: int) -> str:
-        """Return the SHA-256 of a sample's picture in hexadecimal, as it was when the data were read."""
-        known = self._pictures.places[self._picture(position)]["sha256"].as_py()
+        """Return the SHA-256 of a sample's image in hexadecimal, as it was when the data were read."""
+        known = self._pictures.locations[self._picture(position)]["sha256"].as_py()
         return (known or hashlib.sha256(self.value("image", position) or b"").digest()).hex()
 
     def contents(self) -> list[str]:
-        """Return per row what its picture looks like: its content and how it is rendered; equal texts, equal pixels."""
+        """Return a text per row made of the image's hash and its rendering; equal texts mean equal pixels."""
         known: dict[int, str] = {}
         found = []
         rendered = self.column(COLUMN) if self.has(COLUMN) else [None] * len(self)
@@ -89,8 +89,8 @@ class Table:
         return found
 
     def origin(self, position: int) -> str:
-        """Return the path of the file that holds a sample's picture and nothing else, or an empty text."""
-        place = self._pictures.places[self._picture(position)]
+        """Return the path of a sample's image file; an empty text if the image is in memory or in an archive."""
+        place = self._pictures.locations[self._picture(position)]
         return str(place["path"].as_py() or "") if place["offset"].as_py() is None else ""
 
     def _picture(self, position: int) -> int:
@@ -98,9 +98,9 @@ class Table:
         return int(found)
 
     def identities(self) -> list[str]:
-        """What each row's caption belongs to: its `image_id` if it has one, else its own id.
+        """Return the `image_id` of each row, or its id if it has none.
 
-        Rows that share an `image_id` are captions of one picture.
+        Rows that share an `image_id` are captions of one image.
         """
         if not self.has("image_id"):
             return list(self.ids)
@@ -127,13 +127,13 @@ class Table:
         return values
 
     def value(self, name: str, position: int) -> Any:
-        """Return one value; `position` counts within this view. A picture is read from wherever it lies."""
+        """Return one value; `position` counts within this view. An image is read from memory or disk."""
         if name == "image":
-            return picture_bytes(self._pictures.places[self._picture(position)].as_py(), self.name)
+            return image_bytes(self._pictures.locations[self._picture(position)].as_py(), self.name)
         return self._columns.column(name)[int(self._rows[position])].as_py()
 
     def encoded(self, position: int) -> tuple[bytes, str] | tuple[bytes, str, Rendering]:
-        """Return the arguments of `images.decode` for a picture: bytes, name and, if set, rendering."""
+        """Return the arguments of `images.decode` for an image: bytes, name and, if set, rendering."""
         data, name = self.value("image", position), f"{self.name}, id {self.ids[position]}"
         rendering = Rendering.parse(self.value(COLUMN, position)) if self.has(COLUMN) else DEFAULT
         return (data, name) if rendering == DEFAULT else (data, name, rendering)
@@ -158,7 +158,7 @@ class Table:
         return Table(columns, None, self.name, None if name == "image" else self._pictures)
 
     def arrow(self) -> pa.Table:
-        """Return this view's rows as an Arrow table of their own, pictures as bytes: what can be written to a file."""
+        """Return this view's rows as an Arrow table with the images as bytes, ready to be written to a file."""
         index = self.column_names.index("image")
         columns = self._columns.remove_column(index).take(pa.array(self._rows))
         return columns.add_column(index, "image", pa.array(self.column("image"), pa.binary()))
@@ -180,12 +180,12 @@ class Table:
         if all(table._columns is tables[0]._columns for table in tables):
             rows = np.concatenate([table._rows for table in tables])
             return Table(tables[0]._columns, rows, label, tables[0]._pictures, tables[0]._source)
-        # Pictures are chained where they lie; the rows count on.
-        held = list({table._pictures.source: table._pictures for table in tables}.values())
+        # Images are not copied: their locations are concatenated, and the rows' positions shifted.
+        sources = list({table._pictures.source: table._pictures for table in tables}.values())
         start = dict(
             zip(
-                (pictures.source for pictures in held),
-                np.cumsum([0, *[len(pictures.places) for pictures in held]]),
+                (pictures.source for pictures in sources),
+                np.cumsum([0, *[len(pictures.locations) for pictures in sources]]),
                 strict=False,
             )
         )
@@ -195,9 +195,9 @@ class Table:
             at = pc.add(columns.column("image"), int(start[table._pictures.source]))
             parts.append(replaced(columns, "image", at))
         chain = (
-            held[0]
-            if len(held) == 1
-            else Pictures(pa.chunked_array([c for p in held for c in p.places.chunks], PLACE))
+            sources[0]
+            if len(sources) == 1
+            else ImageLocations(pa.chunked_array([c for p in sources for c in p.locations.chunks], LOCATION))
         )
         return Table(pa.concat_tables(parts, promote_options="default"), None, label, chain)
 
@@ -213,7 +213,7 @@ class Table:
         return digest.hexdigest()[:16]
 
     def _hashed(self, column: str) -> Iterator[bytes]:
-        """Yield what stands for each value of a column in the fingerprint; for pictures the hash of their content."""
+        """Yield the bytes of each value of a column that enter the fingerprint; for images their content hash."""
         if column != "image":
             for found in self._columns.column(column).take(pa.array(self._rows)):
                 raw = found.as_py()
@@ -222,22 +222,22 @@ class Table:
         yield from (bytes.fromhex(self.content(position)) for position in range(len(self)))
 
 
-class Pictures:
-    """Where pictures lie (`places`, of type `PLACE`), and a number that no other pictures of this process have."""
+class ImageLocations:
+    """Locations of images (of type `LOCATION`), with a number that is unique in this process."""
 
-    def __init__(self, places: pa.ChunkedArray) -> None:
-        self.places = places
+    def __init__(self, locations: pa.ChunkedArray) -> None:
+        self.locations = locations
         self.source = next(_SOURCES)
 
 
-def _apart(columns: pa.Table) -> tuple[pa.Table, Pictures]:
-    """Take the pictures out of columns; what stays is each row's position among them."""
+def _without_images(columns: pa.Table) -> tuple[pa.Table, ImageLocations]:
+    """Separate the images from the columns; `image` then holds each row's position among them."""
     held = columns.column("image")
-    if is_place(held.type):
+    if is_location(held.type):
         found = held
     else:
-        found = pa.chunked_array([places(len(c), c.cast(pa.binary())) for c in held.chunks], PLACE)
-    return replaced(columns, "image", pa.array(np.arange(len(held), dtype=np.int64))), Pictures(found)
+        found = pa.chunked_array([locations(len(c), c.cast(pa.binary())) for c in held.chunks], LOCATION)
+    return replaced(columns, "image", pa.array(np.arange(len(held), dtype=np.int64))), ImageLocations(found)
 
 
 def replaced(columns: pa.Table, name: str, values: Any) -> pa.Table:

@@ -9,5 +9,5 @@ def share(part: int, whole: int) -> str:
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """Return `1 picture` or `2,000 pictures`."""
+    """Return `1 image` or `2,000 images`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -9,9 +9,9 @@ from typing import IO, Any
 
 from PIL import Image
 
-from everclip.data.pictures.given_pictures import KINDS, encoded, is_array
+from everclip.data.pictures.from_python import KINDS, encoded, is_array
 from everclip.data.pictures.images import decode, loaded
-from everclip.data.pictures.refusal import MAX_BYTES
+from everclip.data.pictures.picture_error import MAX_BYTES
 from everclip.errors import ConfigError
 
 Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Any

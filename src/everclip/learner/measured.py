@@ -13,8 +13,8 @@ from pydantic import Field
 from everclip import registry
 from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.contracts import EvalSet
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.listing import notes_without
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.template_files import templates_beside
 from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
@@ -195,7 +195,7 @@ def _own_templates(target: str | DataSpec) -> tuple[tuple[str, ...] | None, str]
 
 
 def _of_file(name: str, templates: Sequence[str], file: str) -> str:
-    shown = some(map(repr, templates))
+    shown = brief(map(repr, templates))
     return f"{name}: texts around class names are the {len(templates):,} of {file} ({shown}; --template to change)"
 
 

@@ -43,7 +43,7 @@ class LearnedPictures:
             s for p in phases if not p.chooses for stream in p.streams.values() for s in stream.sources
         )
         for table in (source.table for source in sources):
-            mark = table.place(0) if len(table) else (0, 0)
+            mark = table.row_key(0) if len(table) else (0, 0)
             known = mark[0], mark[1] * (1 << 32) + len(table)  # the same rows in every phase are hashed once
             if len(table) and known not in self._tables:
                 self._tables.add(known)

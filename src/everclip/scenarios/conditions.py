@@ -50,7 +50,7 @@ def _kept(table: Table, column: str, test: Callable[[Any], bool], key: str) -> l
 
 def row_of(table: Table, position: int) -> str:
     """Name a row in messages: `shop.csv, row 17, id 3`. Counts usable rows, from 1."""
-    return f"{table.name}, row {table.place(position)[1] + 1}, id {table.ids[position]}"
+    return f"{table.name}, row {table.row_key(position)[1] + 1}, id {table.ids[position]}"
 
 
 def normalised(value: Any) -> Any:

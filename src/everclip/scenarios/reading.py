@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from everclip.data.reading.locate import located
+from everclip.data.reading.locate import read_sources
 from everclip.data.reading.quarantine import Quarantine
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
@@ -69,7 +69,7 @@ class Reader:
             DataError: for data that cannot be listed or are incomplete.
         """
         with _errors_with_key(key):
-            located(self.paths.located(spec, key), None)
+            read_sources(self.paths.located(spec, key), None)
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         """Return the columns of a block that was read: canonical name -> name in the source."""

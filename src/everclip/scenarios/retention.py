@@ -110,7 +110,7 @@ def _without_repeats(tables: Sequence[Table]) -> Table | None:
         return None
     joined, seen, kept = Table.concat(non_empty), set(), []
     for position in range(len(joined)):
-        place = joined.place(position)
+        place = joined.row_key(position)
         if place not in seen:
             seen.add(place)
             kept.append(position)

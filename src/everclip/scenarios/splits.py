@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from everclip.data.reading.formats.foreign import some
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.splits import carve, least_share, side_of
 from everclip.data.side_words import Side, side_in
@@ -163,11 +163,11 @@ def classes_without_rows(parts: Parts, trained: str, tested: str) -> list[str]:
     )
     lines = []
     if left := [name for key, name in names.items() if key not in train]:
-        lines.append(f"training row, and {trained}: {some(sorted(left))}")
+        lines.append(f"training row, and {trained}: {brief(sorted(left))}")
     if left := [name for key, name in names.items() if key not in test]:
-        lines.append(f"test row, and {tested}: {some(sorted(left))}")
+        lines.append(f"test row, and {tested}: {brief(sorted(left))}")
     if parts.val is not None and parts.val.has("class_key"):
         validated = {str(key) for key in parts.val.column("class_key") if key is not None}
         if left := [names[key] for key in names if key in train and key not in validated]:
-            lines.append(f"validation row: {some(sorted(left))}")
+            lines.append(f"validation row: {brief(sorted(left))}")
     return [f"{parts.train.name}{NO_ROW}{line}" for line in lines]

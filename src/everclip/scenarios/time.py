@@ -48,8 +48,8 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
 
 def _rest(table: Table, where: dict[str, Any]) -> Table:
     known = matcher(where, "base.where")(table)
-    taken = {known.place(i) for i in range(len(known))}
-    return table.select([i for i in range(len(table)) if table.place(i) not in taken])
+    taken = {known.row_key(i) for i in range(len(known))}
+    return table.select([i for i in range(len(table)) if table.row_key(i) not in taken])
 
 
 def _periods(table: Table, column: str, unit: str) -> dict[str | int, list[int]]:

@@ -118,7 +118,7 @@ class EmbeddingColumns:
                 if column.base == CLASS:
                     batch[name][column.name] = self._classes[column.name, id(stream.classes)][2]
                     continue
-                rows = self._maker.places(stream, f"{scope}/{name}", step)
+                rows = self._maker.samples_of_step(stream, f"{scope}/{name}", step)
                 values = [self._tables[column.name, id(table)].row(i) for table, i in rows]
                 # In the last batch of a pass, a process may have no samples.
                 batch[name][column.name] = torch.stack(values) if values else torch.zeros(0, 0)
@@ -133,7 +133,7 @@ class EmbeddingColumns:
         method.eval()
         encoders = _Encoders(method, nullcontext)
         for name, stream in streams.items():
-            rows = self._maker.places(stream, scope, 0)
+            rows = self._maker.samples_of_step(stream, scope, 0)
             for column in _columns(stream):
                 encoder = encoders.of(column.teacher, "image" if column.base == IMAGE else "text")
                 if column.base == CLASS:

@@ -1,4 +1,4 @@
-"""The card of a public data set: what is known about it without having it. One YAML per data set, no picture."""
+"""The card of a public data set: its facts, without its images. One YAML file per data set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Zhou(Frozen):
 
     Attributes:
         file: its name.
-        images: folder that its paths start from, within that of the data set.
+        images: folder in the data set that its paths start from.
     """
 
     file: str
@@ -32,7 +32,7 @@ class Zhou(Frozen):
 
 
 class Counts(Frozen):
-    """How many pictures each side has where the data set is complete; `None` where that is not known."""
+    """Number of images per side of the complete data set; `None` if it is not known."""
 
     train: int | None = None
     val: int | None = None
@@ -45,25 +45,25 @@ class Counts(Frozen):
 
 
 class Card(Frozen):
-    """What is known about a data set.
+    """The facts of a data set.
 
     Attributes:
-        name, title: what `catalog:` and people call it.
-        layout: which reader knows its files (`everclip.data.reading.formats.layouts`).
-        folders: where it is usually unpacked, below the root.
+        name, title: for `catalog:` and for people.
+        layout: the reader of its files (`everclip.data.reading.formats.layouts`).
+        folders: its usual folders below the root.
         files: its usual files, for people.
-        get: where people get it.
-        counts: pictures per side.
-        split: `official`: what its own files say; or torch's permutation of the sorted files with a seed.
-        split_note: what keeps the split from being the published one.
-        tested: the side of its own that is measured.
-        zhou: the split file of CoOp, where there is one.
+        get: where to get it.
+        counts: images per side.
+        split: `official`: that of its own files; or torch's permutation of the sorted files with a seed.
+        split_note: how the split differs from the published one.
+        tested: the side that is measured.
+        zhou: the split file of CoOp, if there is one.
         order: labels in the published class order.
         first: only the classes of the first so many labels.
-        present: how many of the classes it holds, where it does not hold all.
+        present: number of classes that it holds, if not all.
         classes: names in label order; `imagenet` for the 1,000 of `imagenet-classes.txt`, which OpenAI published with
-            CLIP; `own` where its files bring them.
-        labels: what its own folders or packs call the classes, where that is not their name.
+            CLIP; `own` if they are in its files.
+        labels: names of the classes in its own folders or files, if they differ.
         templates: texts around the names; the first is the one for training. `imagenet` stands for the 80 of
             `imagenet-templates.txt`.
     """
@@ -102,7 +102,7 @@ class Card(Frozen):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """A key per label: its name, with the label where several share it (`missile (657)`)."""
+        """A key per label: its name, with the label if several classes have the name (`missile (657)`)."""
         return keys_of(self.names)
 
     @property
@@ -114,7 +114,7 @@ class Card(Frozen):
 
     @property
     def size(self) -> str:
-        """How many classes and pictures, for people."""
+        """The number of classes and images, for people."""
         classes = len(self.classes) if isinstance(self.classes, tuple) else self.present or self.first or 1000
         sides = ", ".join(f"{count:,} {side}" for side, count in self.counts.given.items())
         return f"{classes:,} classes" + (f"; {sides}" if sides else "")
@@ -133,7 +133,7 @@ class Card(Frozen):
 
 
 def keys_of(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a key per name, numbered where names repeat."""
+    """Return a key per name; repeated names get numbers."""
     held = Counter(names)
     return tuple(name if held[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
 
@@ -155,7 +155,7 @@ def cards() -> dict[str, Card]:
 
 
 def card_of(source: str) -> tuple[Card, str | None]:
-    """Return the card that `catalog:NAME` or `catalog:NAME/zhou` names, and the split it asks for.
+    """Return the card of `catalog:NAME` or `catalog:NAME/zhou`, and the requested split.
 
     Raises:
         ConfigError: for a name or a split that does not exist.

@@ -1,8 +1,9 @@
-"""The background of transparent pictures: white, black or another colour, so that the drawing stays visible.
+"""The background of transparent images: white, black or another colour, so that the drawing stays visible.
 
-A picture with transparency is laid on a background before a model sees it. White is usual; a white drawing would
-vanish on it. `auto` decides for each picture by its own pixels: white, unless nearly nothing of what is visible stands
-out against white and more of it stands out against black. So a file gives the same pixels in every data set.
+An image with transparency is composited on a background before a model sees it. White is usual; a white drawing would
+vanish on it. `auto` decides for each image by its own pixels: white, unless
+almost no visible pixel differs from white and more pixels differ from black. A file thus gives the same pixels in
+every data set.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageColor
 
-if TYPE_CHECKING:  # numpy is loaded with the first picture: settings are read without it
+if TYPE_CHECKING:  # numpy is loaded with the first image: settings are read without it
     import numpy as np
     import numpy.typing as npt
 
@@ -26,13 +27,13 @@ _ENOUGH = 0.02
 
 
 @dataclass(frozen=True)
-class Laid:
-    """A picture laid on a background.
+class Flattened:
+    """An image composited on a background.
 
     Attributes:
         picture: RGB.
         background: the colour's name; empty where nothing is transparent.
-        blank: whether nothing of the picture stands out against the background.
+        blank: whether no pixel of the image differs from the background.
     """
 
     picture: Image.Image
@@ -57,8 +58,8 @@ def check_colour(name: str) -> str:
     return name
 
 
-def lay(picture: Image.Image, background: str = AUTO) -> Laid:
-    """Lay a picture on a background.
+def flatten(picture: Image.Image, background: str = AUTO) -> Flattened:
+    """Composite an image on a background.
 
     Args:
         picture: RGBA, upright.
@@ -69,20 +70,20 @@ def lay(picture: Image.Image, background: str = AUTO) -> Laid:
     pixels = np.asarray(picture)
     alpha = pixels[..., 3]
     if alpha.min() == 255:
-        return Laid(picture.convert("RGB"), "", False)
+        return Flattened(picture.convert("RGB"), "", False)
     if background != AUTO:
-        return Laid(_on(picture, background), background, _seen(pixels, background) == 0)
-    on_white = _seen(pixels, "white")
-    if on_white < _ENOUGH and _seen(pixels, "black") > on_white:
-        return Laid(_on(picture, "black"), "black", False)
-    return Laid(_on(picture, "white"), "white", on_white == 0)
+        return Flattened(_composed(picture, background), background, _visible_share(pixels, background) == 0)
+    on_white = _visible_share(pixels, "white")
+    if on_white < _ENOUGH and _visible_share(pixels, "black") > on_white:
+        return Flattened(_composed(picture, "black"), "black", False)
+    return Flattened(_composed(picture, "white"), "white", on_white == 0)
 
 
-def _on(picture: Image.Image, colour: str) -> Image.Image:
+def _composed(picture: Image.Image, colour: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture).convert("RGB")
 
 
-def _seen(pixels: npt.NDArray[np.uint8], colour: str) -> float:
+def _visible_share(pixels: npt.NDArray[np.uint8], colour: str) -> float:
     """Return the share of the visible pixels of `(H, W, 4)` that stand out against the background."""
     import numpy as np
 
@@ -91,6 +92,6 @@ def _seen(pixels: npt.NDArray[np.uint8], colour: str) -> float:
     for channel, ground in enumerate(ImageColor.getrgb(colour)[:3]):
         values = pixels[..., channel]
         np.maximum(apart, np.maximum(values, ground) - np.minimum(values, ground), out=apart)
-    # What shows through is the difference weighted by alpha.
+    # The visible difference is weighted by alpha.
     seen = apart.astype(np.uint16) * alpha >= _STANDS_OUT * 255
     return float(seen.sum()) / max(1, int((alpha > 0).sum()))

@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels: bounded decoding, and what an image tower takes."""
+"""Decode images within bounds, and turn them into the tensors of an image tower."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError, features
 
-from everclip.data.pictures.background import Laid, lay
-from everclip.data.pictures.deep import Deep, deep_of
+from everclip.data.pictures.background import Flattened, flatten
+from everclip.data.pictures.bit_depth import HighBitImage, high_bit_image
+from everclip.data.pictures.picture_error import MAX_BYTES, PictureError
 from everclip.data.pictures.png_chunks import without_metadata
-from everclip.data.pictures.refusal import MAX_BYTES, PictureError
 from everclip.data.pictures.rendering import DEFAULT, Rendering
 from everclip.data.pictures.resizing import OPEN_CLIP, Resizing
 from everclip.data.pictures.unreadable import reason_for
 from everclip.data.pictures.value_range import Range
 
 RULES = 2
-"""Raised when the same file becomes other pixels than before: what caches hold of pictures then no longer counts."""
+"""Version of the decoding rules. Increase it when a file gives other pixels than before: caches are then rebuilt."""
 
 MAX_PIXELS = 64_000_000
-"""A picture larger than this is refused before it is decoded (a "decompression bomb")."""
+"""An image larger than this is refused before it is decoded (a "decompression bomb")."""
 
 MAX_ASPECT = 100
-"""Resizing the shorter side to the model's would make the longer one of such a picture fill the memory."""
+"""Largest ratio of the sides: resizing a longer image by its shorter side would fill the memory."""
 
 MAX_SCAN_PIXELS = 1_000_000_000
-"""Scans times pixels of a JPEG: a progressive one can ask for a pass over all pixels with every ten bytes."""
+"""Limit of scans times pixels of a JPEG: every ten bytes of a progressive file can cost a pass over all pixels."""
 
 MAX_FRAMES = 1000
-"""Frames are counted so far; only the first is ever decoded."""
+"""Frames are counted up to this number; only the first is decoded."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
@@ -52,7 +52,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's readers raise on broken files; anything else is a defect of ours and must be seen.
+# What Pillow raises for broken files. Any other exception is a bug of everclip and must surface.
 BROKEN = (
     UnidentifiedImageError,
     OSError,
@@ -69,27 +69,27 @@ BROKEN = (
     RuntimeError,  # of the AVIF decoder
 )
 
-# Once and for all threads: `warnings.catch_warnings` is not safe in several. Bombs are refused below their limit.
+# For all threads, since `warnings.catch_warnings` is not thread-safe. Bombs are refused below Pillow's limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture as RGB, upright, and how it came to be.
+    """An upright RGB image, and how it was made.
 
     Attributes:
         picture: RGB with 8 bits.
-        source: the upright picture before it was laid on a background, or its values where they have more than 8 bits.
+        source: the upright image before compositing, or its values if they have more than 8 bits.
         span: the range of values that became 0 to 255; `None` for 8 bits.
-        background: what transparency was laid on; empty where nothing is transparent.
-        blank: whether nothing of it stands out against the background.
-        mode, format: what the file said.
-        frames: at most `MAX_FRAMES`; 0 where they were not counted.
+        background: the colour behind transparency; empty if nothing is transparent.
+        blank: whether no pixel differs from the background.
+        mode, format: of the file.
+        frames: at most `MAX_FRAMES`; 0 if they were not counted.
     """
 
     picture: Image.Image
-    source: Image.Image | Deep
+    source: Image.Image | HighBitImage
     span: Range | None
     background: str
     blank: bool
@@ -99,21 +99,21 @@ class Rendered:
 
 
 def decode(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Image.Image:
-    """Decode one picture to RGB: upright as its EXIF says, the first frame if it moves.
+    """Decode one image to RGB: upright as its EXIF says, the first frame if it moves.
 
     Args:
         data: encoded bytes.
-        name: what errors call it.
-        rendering: background of transparency and range of values, where the file alone does not decide.
+        name: shown in errors.
+        rendering: background and range of values, if the file alone does not decide them.
 
     Raises:
-        PictureError: if the bytes are no picture of a known format, are damaged, or would be too large.
+        PictureError: if the format is unknown, the bytes are damaged, or the image is too large.
     """
     return render(data, name, rendering).picture
 
 
 def render(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
-    """Decode one picture as `decode` does, and keep what it was made of.
+    """Decode one image as `decode` does, and keep its source.
 
     Raises:
         PictureError: as `decode`.
@@ -127,7 +127,7 @@ def render(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
 
 
 def inspect(data: bytes, name: str, rendering: Rendering = DEFAULT) -> Rendered:
-    """Decode one picture as `render` does, and count its frames.
+    """Decode one image as `render` does, and count its frames.
 
     Raises:
         PictureError: as `decode`.
@@ -143,10 +143,10 @@ def _rendered(picture: Image.Image, data: bytes, rendering: Rendering) -> Render
     mode, kind = picture.mode, str(picture.format)
     picture.load()
     turn = _turn(picture)
-    deep = deep_of(picture, data, FORMATS)
+    deep = high_bit_image(picture, data, FORMATS)
     span = None if deep is None else rendering.span_of(deep)
     upright = _turned(picture if deep is None or span is None else deep.picture(span), turn)
-    laid = _laid(upright, rendering.background)
+    laid = _flattened(upright, rendering.background)
     blank = laid.blank or (deep is not None and _is_plain(laid.picture) and deep.is_varied)
     return Rendered(laid.picture, deep or upright, span, laid.background, blank, mode, kind)
 
@@ -156,7 +156,7 @@ def _is_plain(picture: Image.Image) -> bool:
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
-    """Read the head of a picture and refuse what would take too much memory or time."""
+    """Read the header of an image; refuse it if decoding would take too much memory or time."""
     if len(data) > MAX_BYTES:
         raise _refused(name, "too-large", f"{len(data):,} bytes; at most {MAX_BYTES:,} are read")
     try:
@@ -173,22 +173,22 @@ def _opened(data: bytes, name: str) -> Image.Image:
 
 
 def require_fitting(size: tuple[int, int], name: str) -> None:
-    """Refuse a picture of too many pixels, or one that is far too wide or high.
+    """Refuse an image with too many pixels or an extreme aspect ratio.
 
     Raises:
         PictureError: for such a `size` (width and height in pixels).
     """
     width, height = size
     if width * height > MAX_PIXELS:
-        detail = f"picture of {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+        detail = f"image of {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
         raise _refused(name, "too-large", detail)
     if max(width, height) > MAX_ASPECT * min(width, height):
-        detail = f"picture of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold"
+        detail = f"image of {width} x {height} pixels; sides may differ at most {MAX_ASPECT}-fold"
         raise _refused(name, "extreme-aspect", detail)
 
 
 def _scans(data: bytes) -> int:
-    """Return how many scans a JPEG holds; counted only where the first does not hold all components by itself."""
+    """Return the number of scans of a JPEG; 1 if the first scan holds all components."""
     at, components, progressive = 2, 0, False
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -203,7 +203,7 @@ def _scans(data: bytes) -> int:
             progressive, components = marker not in (0xC0, 0xC1), data[at + 9]
         at += 2 if 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     scans = 0
-    # Markers behind the first scan: in a scan's own data 0xff is followed by 0 or a restart marker.
+    # Markers after the first scan: inside scan data, 0xff is followed by 0 or a restart marker.
     while at < len(data) and (found := _MARKER.search(data, at)) is not None:
         marker, at = data[found.start() + 1], found.start() + 2
         if marker == 0xD9:
@@ -219,15 +219,15 @@ def _refused(name: str, reason: str, detail: str) -> PictureError:
 
 def _unreadable(data: bytes, name: str, error: Exception) -> PictureError:
     reason, detail = reason_for(data, error)
-    return PictureError(f"{name}: not a readable picture ({detail}).", reason, detail)
+    return PictureError(f"{name}: not a readable image ({detail}).", reason, detail)
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
-    """Return how a picture must be turned to stand as its EXIF orientation says."""
+    """Return the transposition that makes an image upright by its EXIF orientation."""
     try:
         return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except BROKEN:
-        return None  # EXIF data that cannot be read say nothing; every viewer shows such a picture as it lies
+        return None  # unreadable EXIF data are ignored, as image viewers do
 
 
 def _turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
@@ -239,7 +239,7 @@ def _turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 
 def loaded(picture: Image.Image, name: str) -> Image.Image:
-    """Return a picture that a program opened: read to its end, of a size that is read from files, and upright.
+    """Return an image that was opened in Python, fully loaded and upright; the size limits of files apply.
 
     Raises:
         PictureError: if its file is damaged, or it is too large.
@@ -248,39 +248,41 @@ def loaded(picture: Image.Image, name: str) -> Image.Image:
     try:
         picture.load()
     except BROKEN as error:
-        raise _refused(name, "damaged", f"the picture cannot be decoded ({str(error)[:200]})") from error
+        raise _refused(name, "damaged", f"the image cannot be decoded ({str(error)[:200]})") from error
     return _turned(picture, _turn(picture))
 
 
-def _laid(picture: Image.Image, background: str) -> Laid:
-    """Return the picture in RGB, transparency laid on the background."""
+def _flattened(picture: Image.Image, background: str) -> Flattened:
+    """Return the image in RGB, composited on the background."""
     if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info:
-        return lay(picture.convert("RGBA"), background)
+        return flatten(picture.convert("RGBA"), background)
     if picture.mode == "RGB" and picture.format in ("JPEG", None):
-        return Laid(picture, "", False)  # converting would copy; these no longer hold their file, others do
-    return Laid(picture.convert("RGB"), "", False)
+        return Flattened(
+            picture, "", False
+        )  # converting would copy; these no longer hold their file, others do
+    return Flattened(picture.convert("RGB"), "", False)
 
 
 def _frames(data: bytes, kind: str) -> int:
-    """Count the frames of an encoded picture, up to `MAX_FRAMES`."""
+    """Count the frames of an encoded image, up to `MAX_FRAMES`."""
     if kind == "GIF":
         return _gif_frames(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         if kind != "TIFF":
             return min(int(getattr(picture, "n_frames", 1)), MAX_FRAMES)
-        # The head does not say it, and Pillow's own count walks to the end, however far that is.
+        # The header has no count, and Pillow's own count has no limit.
         count = 1
         try:
             while count < MAX_FRAMES:
                 picture.seek(count)
                 count += 1
         except BROKEN:
-            pass  # the end, or a damaged later page: those before it count
+            pass  # the end, or a damaged page; the pages before it count
         return count
 
 
 def _gif_frames(data: bytes) -> int:
-    """Walk over the blocks of a GIF; Pillow would decode every frame on its way."""
+    """Count the frames of a GIF by its blocks; Pillow would decode every frame."""
 
     def table(flags: int) -> int:
         return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
@@ -302,46 +304,46 @@ def _gif_frames(data: bytes) -> int:
 
 
 class Encoded(Protocol):
-    """Samples with encoded pictures: what the store needs of a table."""
+    """The part of a table that `ImageStore` needs."""
 
-    def picture(self, position: int) -> tuple[int, int]:
-        """Name a picture: rows that share one agree."""
+    def image_key(self, position: int) -> tuple[int, int]:
+        """Return a key of an image; rows that share the image have the same key."""
 
     def encoded(self, position: int) -> tuple[bytes, str] | tuple[bytes, str, Rendering]:
         """Return the arguments of `decode`."""
 
 
 class ImageStore:
-    """Decoded pictures of a table, kept in memory up to a bound; safe to use from several threads."""
+    """Cache of decoded images with a bound on memory. Thread-safe."""
 
     def __init__(self, max_bytes: int = 512 * 1024 * 1024) -> None:
         self._max_bytes = max_bytes
-        self._held = 0
+        self._bytes_held = 0
         self._pictures: dict[tuple[int, int], Image.Image] = {}
         self._lock = threading.Lock()
 
     def get(self, table: Encoded, position: int) -> Image.Image:
-        """Return the RGB picture at `position`; callers must not change it in place."""
-        place = table.picture(position)
-        picture = self._pictures.get(place)
+        """Return the RGB image at `position`; callers must not change it in place."""
+        key = table.image_key(position)
+        picture = self._pictures.get(key)
         if picture is None:
             picture = decode(*table.encoded(position))
             size = picture.width * picture.height * 3
             with self._lock:
-                if self._held + size <= self._max_bytes and place not in self._pictures:
-                    self._pictures[place] = picture
-                    self._held += size
+                if self._bytes_held + size <= self._max_bytes and key not in self._pictures:
+                    self._pictures[key] = picture
+                    self._bytes_held += size
         return picture
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """What a backbone's image tower takes.
+    """The input of a backbone's image tower.
 
     Attributes:
         size: side in pixels.
         mean, std: per channel, of values from 0 to 1.
-        resizing: how its own transform fits a picture of any shape into the square.
+        resizing: how the backbone's transform fits an image of any shape into the square.
     """
 
     size: int

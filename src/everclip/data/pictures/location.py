@@ -1,4 +1,4 @@
-"""Where the bytes of a picture lie: in memory, in a file, or inside an archive. One Arrow type for all of them."""
+"""The location of an image's bytes: in memory, in a file, or inside an archive. One Arrow type for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everclip.data.pictures.refusal import MAX_BYTES, PictureError
+from everclip.data.pictures.picture_error import MAX_BYTES, PictureError
 from everclip.errors import DataError
 
 FIELDS = [
@@ -19,18 +19,18 @@ FIELDS = [
     pa.field("size", pa.int64()),
     pa.field("sha256", pa.binary()),
 ]
-PLACE = pa.struct(FIELDS)
-"""Bytes in memory (or memory-mapped), or a file and, inside an archive, where in it; `sha256` of the content."""
+LOCATION = pa.struct(FIELDS)
+"""Bytes in memory (or memory-mapped), or a file with offset and size if it is an archive; `sha256` of the content."""
 
 
-def places(
+def locations(
     count: int,
     data: pa.Array | None = None,
     paths: Sequence[str | None] | None = None,
     offsets: Sequence[int | None] | None = None,
     sizes: Sequence[int | None] | None = None,
 ) -> pa.Array:
-    """Return an array of `PLACE`; bytes given as an Arrow array are not copied."""
+    """Return an array of `LOCATION`; bytes given as an Arrow array are not copied."""
     given = {"bytes": data, "path": paths, "offset": offsets, "size": sizes}
     arrays = []
     for field in FIELDS:
@@ -42,27 +42,27 @@ def places(
     return pa.StructArray.from_arrays(arrays, fields=FIELDS)
 
 
-def is_place(kind: pa.DataType) -> bool:
-    """Whether a column's type is `PLACE`."""
+def is_location(kind: pa.DataType) -> bool:
+    """Whether a column's type is `LOCATION`."""
     return bool(pa.types.is_struct(kind)) and [kind.field(i).name for i in range(kind.num_fields)] == [
         field.name for field in FIELDS
     ]
 
 
 def bytes_at(place: dict[str, Any]) -> bytes:
-    """Return the bytes of a picture.
+    """Return the bytes of an image.
 
     Args:
-        place: a value of type `PLACE`.
+        place: a value of type `LOCATION`.
 
     Raises:
-        PictureError: if the file is gone, cannot be read or is too large.
+        PictureError: if the file does not exist, cannot be read or is too large.
     """
     if place["bytes"] is not None:
         return bytes(place["bytes"])
     path, offset, size = place["path"], place["offset"], place["size"]
     if path is None:
-        raise PictureError("the row names no picture.", "no-image", "")
+        raise PictureError("the row names no image.", "no-image", "")
     try:
         if offset is None:
             there = Path(path).stat().st_size
@@ -77,12 +77,10 @@ def bytes_at(place: dict[str, Any]) -> bytes:
             file.seek(offset or 0)
             data = file.read(size)
     except FileNotFoundError as error:
-        raise PictureError(
-            f"{path}: the picture is missing.", "missing-file", f"looked for {path}"
-        ) from error
+        raise PictureError(f"{path}: the image is missing.", "missing-file", f"looked for {path}") from error
     except (OSError, ValueError) as error:
         raise PictureError(
-            f"{path}: the picture cannot be read ({error}).", "unreadable-file", str(error)
+            f"{path}: the image cannot be read ({error}).", "unreadable-file", str(error)
         ) from error
     if len(data) < size:
         detail = f"{len(data):,} of {size:,} bytes are there"
@@ -90,11 +88,11 @@ def bytes_at(place: dict[str, Any]) -> bytes:
     return data
 
 
-def picture_bytes(place: Any, name: str) -> bytes | None:
-    """Return the bytes that a cell of an image column stands for, whatever the storage.
+def image_bytes(place: Any, name: str) -> bytes | None:
+    """Return the bytes of a cell of an image column, whatever the storage.
 
     Raises:
-        DataError: if they are no longer there.
+        DataError: if they no longer exist.
     """
     if place is None or isinstance(place, bytes):
         return place
@@ -107,7 +105,7 @@ def picture_bytes(place: Any, name: str) -> bytes | None:
 def with_contents(
     pictures: pa.ChunkedArray, hashes: Sequence[str | None], sizes: Sequence[int | None]
 ) -> pa.ChunkedArray:
-    """Return pictures that know their content: its SHA-256 (given in hexadecimal), and its bytes where it is a file."""
+    """Return locations with the SHA-256 of their content (given in hexadecimal) and the sizes of their files."""
     start, chunks = 0, []
     for chunk in pictures.chunks:
         stop = start + len(chunk)
@@ -116,13 +114,13 @@ def with_contents(
         size = pc.if_else(pc.is_valid(path), pc.coalesce(size, pa.array(sizes[start:stop], pa.int64())), size)
         chunks.append(pa.StructArray.from_arrays([data, path, offset, size, mine], fields=FIELDS))
         start = stop
-    return pa.chunked_array(chunks, PLACE)
+    return pa.chunked_array(chunks, LOCATION)
 
 
-def shared_places(pictures: pa.ChunkedArray) -> pa.Array:
-    """Return per picture the position of the first one that lies in the same place (int64).
+def first_same_location(pictures: pa.ChunkedArray) -> pa.Array:
+    """Return for each image the position of the first image with the same location (int64).
 
-    Rows that name one file so share one picture: it is read, decoded and encoded once.
+    Rows that name one file thus share one image: it is read, decoded and encoded once.
     """
     first: dict[tuple[str, int | None], int] = {}
     found: list[int] = []

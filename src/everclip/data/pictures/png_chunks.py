@@ -1,4 +1,4 @@
-"""The chunks of a PNG: long metadata left out before decoding, and whether the file is complete."""
+"""The chunks of a PNG: remove long metadata before decoding, and detect incomplete files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-# ImageMagick and XMP keep a picture's orientation in text chunks of these names.
+# ImageMagick and XMP keep an image's orientation in text chunks of these names.
 _ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 _LONGEST_KEPT = 64 * 1024
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of every whole chunk; the start is that of its length field."""
+    """Yield kind, start and end of every complete chunk; it starts with its length field."""
     at = len(SIGNATURE)
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -25,10 +25,10 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """Return a PNG without text and colour profile; other bytes are returned as they are.
+    """Return a PNG without texts and colour profile; other files unchanged.
 
-    Pillow unpacks these chunks and refuses the whole picture where one unpacks to more than 1 MB. None of them changes
-    a pixel here; short ones that may hold the orientation stay.
+    Pillow unpacks these chunks and refuses the whole image where one unpacks to more than 1 MB. They do not
+    change the pixels. Short chunks that may hold the orientation are kept.
     """
     if not data.startswith(SIGNATURE):
         return data
@@ -47,7 +47,7 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _is_short(kind: bytes, body: bytes, size: int) -> bool:
-    """Whether a text chunk is short, also when it is unpacked."""
+    """Whether a text chunk is short, also after decompression."""
     if size > _LONGEST_KEPT:
         return False
     rest = body.partition(b"\0")[2]
@@ -66,5 +66,5 @@ def _is_short(kind: bytes, body: bytes, size: int) -> bool:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether the last chunk is there."""
+    """Whether the final chunk `IEND` exists."""
     return any(kind == b"IEND" for kind, _, _ in chunks(data))

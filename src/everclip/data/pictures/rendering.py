@@ -1,4 +1,4 @@
-"""How the pictures of a data set become RGB with 8 bits: the background of transparency and the range of values."""
+"""Settings that convert the images of a data set to RGB with 8 bits: background and range of values."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from everclip.data.pictures.background import AUTO
-from everclip.data.pictures.deep import Deep
+from everclip.data.pictures.bit_depth import HighBitImage
 from everclip.data.pictures.value_range import Range, common_range
 
 COLUMN = "_rendering"
-"""Column of a table that holds the rendering of each picture, where it is not the default."""
+"""Column of a table that holds the rendering of each image, where it is not the default."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What of the rendering is decided beside the file itself.
+    """The settings of the conversion that the file does not decide itself.
 
     Attributes:
         background: `auto` or a colour.
-        bits: of the values, as the data block says.
-        common: the range of values of the data set; pictures that need less are read with it.
+        bits: of the values, as `data.bits` says.
+        common: the range of values of the data set; used for images whose values fit into it.
     """
 
     background: str = AUTO
@@ -39,8 +39,8 @@ class Rendering:
         background, bits, common = text.split("|")
         return cls(background, int(bits) if bits else None, Range.parse(common) if common else None)
 
-    def span_of(self, deep: Deep) -> Range:
-        """Return the range of values that a picture is read with."""
+    def span_of(self, deep: HighBitImage) -> Range:
+        """Return the range of values with which an image is read."""
         own = deep.span(self.bits)
         return self.common if self.common is not None and not own.stated and self.common.holds(own) else own
 
@@ -51,12 +51,12 @@ DEFAULT = Rendering()
 def renderings(
     ranges: Sequence[str], backgrounds: Sequence[str], background: str, bits: int | None
 ) -> tuple[list[str | None], list[str]]:
-    """Return the rendering of each picture of a data set, and what was guessed.
+    """Return the rendering of each image of a data set, and lines about what was guessed.
 
     Args:
-        ranges: of each picture by its own values (`Range` as text), empty for 8 bits.
-        backgrounds: what each picture was laid on, empty where nothing is transparent.
-        background, bits: what the data block says.
+        ranges: of each image by its own values (`Range` as text), empty for 8 bits.
+        backgrounds: of each image; empty if nothing is transparent.
+        background, bits: as the data block says.
 
     Returns:
         Renderings as text, `None` for the default; lines for people.
@@ -85,7 +85,7 @@ def _range_lines(common: dict[str, Range], guessed: dict[str, list[Range]]) -> l
         rest = "".join(f"; {count:,} with larger values as {words}" for words, count in larger.items())
         number = len(guessed[kind]) - sum(larger.values())
         lines.append(
-            f"{number:,} pictures with more than 8 bits are read with values from {span.words}{rest} "
+            f"{number:,} images with more than 8 bits are read with values from {span.words}{rest} "
             "(guessed from the values; data.bits=N decides)"
         )
     return lines
@@ -97,6 +97,6 @@ def _background_lines(backgrounds: Sequence[str], background: str) -> list[str]:
         return []
     listed = ", ".join(f"{count:,} on {name}" for name, count in laid.most_common())
     return [
-        f"pictures with transparency are laid {listed} (guessed from what stays visible; "
+        f"images with transparency are laid {listed} (guessed from what stays visible; "
         "data.background=COLOUR decides)"
     ]

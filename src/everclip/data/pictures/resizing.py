@@ -1,4 +1,4 @@
-"""How a model's own transform fits a picture of any shape into the square that its image tower takes."""
+"""Resize an image of any shape to the square input of an image tower, as the model's own transform does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels of the picture."""
+"""Left, top, right and bottom in pixels of the image."""
 
 ResizeMode = Literal["shortest", "longest", "squash"]
 
@@ -18,10 +18,10 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR}
 
 @dataclass(frozen=True)
 class Resizing:
-    """What open_clip's evaluation transform does before it normalises (`PreprocessCfg`).
+    """The resizing of open_clip's evaluation transform (`PreprocessCfg`).
 
     Attributes:
-        mode: `squash` resizes the whole picture to the square; `shortest` resizes the shorter side and keeps the
+        mode: `squash` resizes the whole image to the square; `shortest` resizes the shorter side and keeps the
             central square; `longest` resizes the longer side and pads.
         interpolation: `bicubic` or `bilinear`.
         fill: grey level (or red, green and blue) of the padding.
@@ -32,7 +32,7 @@ class Resizing:
     fill: int | tuple[int, ...] = 0
 
     def visible(self, width: int, height: int) -> Box:
-        """Return the part of a picture that the model sees."""
+        """Return the part of an image that the model sees."""
         if self.mode != "shortest":
             return (0.0, 0.0, float(width), float(height))
         side = min(width, height)
@@ -40,14 +40,14 @@ class Resizing:
         return (left, top, left + side, top + side)
 
     def filled(self, width: int, height: int, size: int) -> tuple[int, int]:
-        """Return width and height of what the visible part fills of a square of `size` pixels."""
+        """Return width and height that the visible part fills in a square of `size` pixels."""
         if self.mode != "longest":
             return (size, size)
         longer = max(width, height)
         return (max(1, round(width / (longer / size))), max(1, round(height / (longer / size))))
 
     def fitted(self, picture: Image.Image, box: Box, size: int) -> Image.Image:
-        """Return a part of an RGB picture as the model would see it: `size` x `size`, padded where the mode pads."""
+        """Return a part of an RGB image as the model would see it: `size` x `size`, padded where the mode pads."""
         width, height = self.filled(*picture.size, size)
         resampling = FILTERS.get(self.interpolation, Image.Resampling.BICUBIC)
         resized = picture.resize((width, height), resampling, box=box)
@@ -60,4 +60,4 @@ class Resizing:
 
 
 OPEN_CLIP = Resizing()
-"""What open_clip does where nothing is said."""
+"""The default of open_clip."""

@@ -1,4 +1,4 @@
-"""Why a picture cannot be decoded: it ends early, is damaged, is too large, or is of a kind that is not read."""
+"""Find out why an image cannot be decoded: it ends early, is damaged, too large, or has an unsupported format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, features
 from everclip.data.pictures import png_chunks
 
 _CONVERT = "convert it to PNG or JPEG"
-# Start of the file -> what it is, for kinds of pictures that are not read.
+# First bytes of a file -> its format, for image formats that are not supported.
 _OTHER_PICTURES = (
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
@@ -31,7 +31,7 @@ _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
 }
 _NO_PICTURES = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the picture; run `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the image; run `git lfs pull`"),
     (b"<!doctype html", "an HTML page: the download failed"),
     (b"<html", "an HTML page: the download failed"),
     (b"<svg", f"SVG; {_CONVERT}"),
@@ -53,8 +53,8 @@ _UNSUPPORTED = (
 )
 
 
-def _said(error: Exception) -> str:
-    """Return what a decoder said, without the place in memory that Pillow calls the file by."""
+def _error_text(error: Exception) -> str:
+    """Return the message of a decoder, without the memory address that Pillow prints as the file's name."""
     return re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))[:200]
 
 
@@ -63,22 +63,22 @@ def reason_for(data: bytes, error: Exception) -> tuple[str, str]:
 
     Args:
         data: the whole file.
-        error: what the decoder said.
+        error: of the decoder.
     """
     if not data:
         return "zero-bytes", "no bytes"
     if isinstance(error, Image.DecompressionBombError | MemoryError):
-        return "too-large", _said(error) or "the memory does not suffice"
+        return "too-large", _error_text(error) or "the memory does not suffice"
     other = _other_picture(data)
     if other is not None:
         if other == "AVIF" and features.check("avif"):
-            return "damaged", _said(error)
+            return "damaged", _error_text(error)
         return "unsupported", f"{other} is not read; {_CONVERT}"
-    if not _known(data):
+    if not _has_known_start(data):
         start = data[:32].lstrip().lower()
         named = next((what for magic, what in _NO_PICTURES if start.startswith(magic)), None)
         return "not-an-image", named or f"begins with {data[:8].hex()}"
-    said = _said(error)
+    said = _error_text(error)
     if _ends_early(data):
         return "truncated", said
     if any(word in str(error) for word in _UNSUPPORTED):
@@ -86,7 +86,7 @@ def reason_for(data: bytes, error: Exception) -> tuple[str, str]:
     return "damaged", said
 
 
-def _known(data: bytes) -> bool:
+def _has_known_start(data: bytes) -> bool:
     return data.startswith(_MAGIC) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
@@ -100,7 +100,7 @@ def _other_picture(data: bytes) -> str | None:
 
 
 def _ends_early(data: bytes) -> bool:
-    """Whether the file says of itself that more should follow."""
+    """Whether the file's own structure says that more bytes should follow."""
     if data.startswith(png_chunks.SIGNATURE):
         return not png_chunks.is_complete(data)
     if data.startswith(b"\xff\xd8"):

@@ -1,17 +1,17 @@
-"""The range of values of pictures with more than 8 bits, and how it becomes 0 to 255.
+"""The range of values of images with more than 8 bits, and how it becomes 0 to 255.
 
-A file of 16 or 32 bits does not say how many of them are used: cameras and scanners write 10, 12 or 14 bits into 16.
-The rule, in this order:
+A file of 16 or 32 bits does not say how many of them are used: cameras and scanners store 10, 12 or 14 bits in 16.
+The range is, in this order:
 
-1. what the data block says (`data.bits`);
-2. what the file says: the TIFF tags SMaxSampleValue or MaxSampleValue, or BitsPerSample where it is not the whole
+1. that of the data block (`data.bits`);
+2. that of the file: the TIFF tags SMaxSampleValue or MaxSampleValue, or BitsPerSample where it is not the whole
    container (12);
 3. the smallest of the ranges of 8, 10, 12, 14, 16, 20, 24, 28 and 32 bits that holds the values; for floating-point
    numbers also 0 to 1 and its quarters. Values below zero make the range symmetrical (-1 to 1, -2048 to 2048).
 
-Such ranges are few on purpose: stretching each picture from its own darkest to its own brightest value would remove
-the brightness that tells pictures apart, and would turn noise into a picture. In a data set the range that a tenth of
-its pictures need holds for all of them, so that a dark picture stays dark beside bright ones (`common_range`).
+Such ranges are few on purpose: stretching each image from its own darkest to its own brightest value would remove
+the brightness that tells images apart, and would turn noise into an image. In a data set the range that a tenth of
+its images need holds for all of them, so that a dark image stays dark beside bright ones (`common_range`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Values = npt.NDArray[Any]
 
 _BITS = (8, 10, 12, 14, 16, 20, 24, 28, 32)
 _OUTLIERS = 0.001
-"""Share of the largest values that is not asked: single defective pixels of a sensor are at the maximum."""
+"""Share of the largest and smallest values that is ignored: defective pixels of a sensor are at the maximum."""
 
 _COUNTED = 2**17
-"""Different integers whose occurrences are counted; beyond that they are sorted in part."""
+"""Up to this many different integers are counted; more are partially sorted."""
 
 _BLOCK = 2**22
 
 _OVERSHOOT = 1.05
-"""Interpolated floating-point values exceed their range a little."""
+"""Interpolated floating-point values may exceed their range by this factor."""
 
 _SIGNED = 0.1
-"""Values below zero count from this share of the largest value on; smaller ones are rounding."""
+"""Negative values count from this share of the largest value on; smaller ones are rounding errors."""
 
 _NEED = 0.1
-"""Share of a data set's pictures that must need a range for it to hold for all."""
+"""Share of a data set's images that must need a range for it to hold for all."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Range:
     """Values from 0 (or, if `signed`, from minus the same) to two to the power of `exponent`.
 
     Attributes:
-        kind: `i` for integers, `f` for floating-point numbers; a data set's common range is sought for each.
+        kind: `i` for integers, `f` for floating-point numbers; a data set has a common range for each.
         signed: whether values below zero have a meaning.
         exponent: of two.
-        stated: whether the file or the data block says it, so that nothing was guessed.
+        stated: whether the file or the data block gives it; otherwise it was guessed.
     """
 
     kind: Literal["i", "f"]
@@ -89,11 +89,11 @@ class Range:
 
 
 def range_of(values: Values, ignored: float | None = None) -> Range:
-    """Return the smallest range of the list that holds the values.
+    """Return the smallest of the known ranges that holds the values.
 
     Args:
-        values: of one picture, any shape; NaN and infinity are not counted.
-        ignored: a value that stands for "nothing was measured here".
+        values: of one image, any shape; NaN and infinity are not counted.
+        ignored: the value that marks missing measurements.
     """
     kind: Literal["i", "f"] = "f" if values.dtype.kind == "f" else "i"
     low, high = bounds(values, ignored)
@@ -103,7 +103,7 @@ def range_of(values: Values, ignored: float | None = None) -> Range:
 
 
 def bounds(values: Values, ignored: float | None = None) -> tuple[float, float]:
-    """Return the smallest and the largest value, single outliers aside; (0, 0) where there is none."""
+    """Return the smallest and the largest value without outliers; (0, 0) if there is no value."""
     found = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
     if ignored is not None:
         found = found[found != ignored]
@@ -114,7 +114,7 @@ def bounds(values: Values, ignored: float | None = None) -> tuple[float, float]:
     if not drop or low == high:
         return float(low), float(high)
     if found.dtype.kind in "iu" and int(high) - int(low) < _COUNTED:
-        # Counting is several times faster than sorting in part.
+        # Counting is several times faster than partial sorting.
         counts = np.zeros(int(high) - int(low) + 1, np.int64)
         for start in range(0, found.size, _BLOCK):  # counting needs eight bytes a value
             part = (found[start : start + _BLOCK] - low).astype(np.int64)
@@ -141,7 +141,7 @@ def _exponent(top: float, floats: bool, signed: bool) -> int:
 
 
 def eight_bits(values: Values, span: Range, ignored: float | None = None) -> npt.NDArray[np.uint8]:
-    """Return values as levels from 0 to 255; what lies outside the range is clipped, NaN is 0."""
+    """Return values as levels from 0 to 255; values outside the range are clipped, NaN becomes 0."""
     if values.dtype.kind in "iu" and not span.signed and ignored is None:
         clipped: Values = np.clip(values, 0, min(2**span.exponent - 1, np.iinfo(values.dtype).max))
         whole: npt.NDArray[np.uint8] = (clipped >> (span.exponent - 8)).astype(np.uint8)
@@ -150,7 +150,7 @@ def eight_bits(values: Values, span: Range, ignored: float | None = None) -> npt
         levels = values.astype(np.float32)
         if span.signed:
             levels = (levels + np.float32(2.0**span.exponent)) / np.float32(2)
-        # Shares of 1 end at 255; whole levels are cut as integers are.
+        # Floats up to 1 are scaled to 255; whole numbers are truncated like integers.
         steps = 255.0 if span.exponent <= 0 or span.signed else 256.0
         levels = np.nan_to_num(
             levels * np.float32(steps / 2.0**span.exponent), nan=0.0, posinf=255.0, neginf=0.0
@@ -162,7 +162,7 @@ def eight_bits(values: Values, span: Range, ignored: float | None = None) -> npt
 
 
 def common_range(ranges: Sequence[Range]) -> Range:
-    """Return the range that at least a tenth of a data set's pictures need; `ranges` are of one kind, not empty."""
+    """Return the range that at least a tenth of a data set's images need; `ranges` are of one kind, not empty."""
     need = _NEED * len(ranges)
     signed = sum(r.signed for r in ranges) >= need
     exponents = sorted({r.exponent for r in ranges}, reverse=True)

@@ -1,4 +1,4 @@
-"""Tables with a row per object and its box (`filename, class, xmin, ymin, xmax, ymax`): a class per picture."""
+"""Read tables with one row per object and its box (`filename, class, xmin, ymin, xmax, ymax`): one class per image."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BOXES = (
 
 
 def with_classes_of_predictions(raw: Raw, names: dict[str, str], lines: list[str]) -> Raw:
-    """Add the class of every row whose objects stand in one cell: `PredictionString`, `cat 10 10 40 40 cat 5 5 9 9`.
+    """Add the class of every row whose objects are in one cell: `PredictionString`, `cat 10 10 40 40 cat 5 5 9 9`.
 
-    Numbers for classes cannot be told from places and scores, so that they are not read.
+    Classes that are numbers are not read: they look like coordinates and scores.
 
     Args:
         raw: the rows.
         names: canonical names to columns; `class_name` is added.
-        lines: for people; what was done is added.
+        lines: notes for people; added to.
     """
     column = next((c for c in raw.columns.column_names if plain_name(c) == "predictionstring"), None)
     if column is None or "image" not in names or {"caption", "class_name", "class_key"} & set(names):
@@ -53,7 +53,7 @@ def with_classes_of_predictions(raw: Raw, names: dict[str, str], lines: list[str
 
 
 def _classes_in(cell: str) -> list[str] | None:
-    """Return the different classes of objects in a cell: each a word and four numbers, or five with a score."""
+    """Return the distinct classes in a cell of objects: a word and four numbers each, or five with a score."""
     words = cell.split()
     for width in (5, 6):
         labels = words[::width]
@@ -72,12 +72,12 @@ def _is_number(word: str) -> bool:
 
 
 def with_row_per_picture(raw: Raw, names: Mapping[str, str], lines: list[str]) -> Raw:
-    """Keep one row of each picture where rows are objects with boxes; a picture of several classes is set aside.
+    """Keep one row per image if the rows are objects with boxes; set images with several classes aside.
 
     Args:
         raw: the rows.
         names: canonical names to columns.
-        lines: for people; what was done is added.
+        lines: notes for people; added to.
     """
     held = {plain_name(column) for column in raw.columns.column_names}
     image, label = names.get("image"), names.get("class_name") or names.get("class_key")

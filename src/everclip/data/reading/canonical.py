@@ -1,4 +1,4 @@
-"""Columns in canonical form: names are text, dates are ISO text, several captions are several rows."""
+"""Bring columns to canonical form: names as text, dates as ISO text, one row per caption."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from everclip.data.table import replaced
 from everclip.errors import DataError
 
 NAMES = ("id", "image_id", "class_key", "class_name", "concept", "language", "split")
-"""Columns that name things: numbers in them become text."""
+"""Columns with names: numbers in them become text."""
 
 Problem = tuple[int, str, str]
 """Position, reason, detail."""
 
 
 def plain(columns: pa.Table) -> tuple[pa.Table, list[Problem]]:
-    """Bring columns to plain types: categories to their values, dates to ISO text; find text that is not UTF-8.
+    """Convert columns to plain types: categories to their values, dates to ISO text; find text that is not UTF-8.
 
     Returns:
-        The columns, and the rows that hold text which cannot be read.
+        The columns, and the rows with text that is not UTF-8.
     """
     problems: list[Problem] = []
     for index, name in enumerate(columns.column_names):
@@ -42,7 +42,7 @@ def plain(columns: pa.Table) -> tuple[pa.Table, list[Problem]]:
         if name in ("caption", *NAMES) and (
             pa.types.is_binary(held.type) or pa.types.is_large_binary(held.type)
         ):
-            # Not checked here, but below: text is valid or its row is set aside.
+            # Checked below: invalid text sets its row aside.
             held = pa.chunked_array([c.cast(pa.binary()).view(pa.string()) for c in held.chunks], pa.string())
         if _has_text(held.type):
             held, bad = _valid_text(held)
@@ -53,10 +53,10 @@ def plain(columns: pa.Table) -> tuple[pa.Table, list[Problem]]:
 
 
 def odd_values(odd: Mapping[str, Odd], chosen: Mapping[str, str]) -> list[Problem]:
-    """Return the rows whose value in a chosen column is of a kind that it cannot be.
+    """Return the rows whose value in a chosen column has the wrong type.
 
     Args:
-        odd: of `Raw`: per column of the source the values that were no text.
+        odd: of `Raw`: per column of the source the values that were not text.
         chosen: canonical names to columns of the source.
     """
     return [
@@ -71,7 +71,7 @@ def odd_values(odd: Mapping[str, Odd], chosen: Mapping[str, str]) -> list[Proble
 def _iso(held: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = held.type
     if pa.types.is_timestamp(kind):
-        # Nanoseconds have no Python type; nobody's data are ordered by them.
+        # Python has no type for nanoseconds; microseconds are enough to order data.
         values = held.cast(pa.timestamp("us", kind.tz), safe=False).to_pylist()
         midnight = all(v is None or (v.time() == datetime.time() and v.tzinfo is None) for v in values)
         return pa.chunked_array([[_stamp(v, midnight) for v in values]], pa.string())
@@ -101,7 +101,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _valid_text(held: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
-    """Return a column whose text is UTF-8, with nothing where it was not, and those positions."""
+    """Return a column with null in place of text that is not UTF-8, and the positions of that text."""
     try:
         held.validate(full=True)
         return held, []
@@ -117,11 +117,11 @@ def _valid_text(held: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[int]]:
     return pa.chunked_array([pa.array(values, held.type)]), bad
 
 
-def spread_captions(columns: pa.Table, name: str) -> tuple[pa.Table, Sequence[int]]:
-    """Make one row of every caption where rows hold lists of them.
+def one_row_per_caption(columns: pa.Table, name: str) -> tuple[pa.Table, Sequence[int]]:
+    """Make one row per caption if rows hold lists of captions.
 
     A list may hold texts, or structs with the text (`text`, `caption` or `raw`) and its language (`language`, `lang`
-    or `locale`); a struct may also hold a text per language (`en`, `de`). Rows of one picture keep their `id` with a
+    or `locale`); a struct may also hold a text per language (`en`, `de`). Rows of one image keep their `id` with a
     number, and share their `image_id` (later: its content).
 
     Args:
@@ -129,7 +129,7 @@ def spread_captions(columns: pa.Table, name: str) -> tuple[pa.Table, Sequence[in
         name: of the source, for messages.
 
     Returns:
-        The columns, and per row the position it came from. A row without any caption stays one row.
+        The columns, and the original position of each row. A row without a caption stays one row.
     """
     columns = _text_field(by_language(columns), name)
     kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
@@ -160,7 +160,7 @@ def spread_captions(columns: pa.Table, name: str) -> tuple[pa.Table, Sequence[in
 
 
 def _text_field(columns: pa.Table, name: str) -> pa.Table:
-    """Replace captions that are structs by their text."""
+    """Replace struct captions by their text field."""
     kind = columns.schema.field("caption").type if "caption" in columns.column_names else None
     if kind is None or not pa.types.is_struct(kind):
         return columns
@@ -184,7 +184,7 @@ def _caption_fields(kind: pa.DataType, name: str) -> tuple[str | None, str | Non
 
 
 def _text(value: Any) -> str | None:
-    """Return what names a thing as text; whole numbers lose the `.0` that a missing neighbour gave them."""
+    """Return a name as text; whole numbers lose the `.0` that a missing value in the column gave them."""
     if value is None or isinstance(value, float):
         if value is None or math.isnan(value):
             return None
@@ -192,16 +192,16 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else str(value)
 
 
-def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table, list[Problem]]:
-    """Turn names into text, check captions and keywords, and read numbers in the time column of a text file.
+def with_plain_names(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table, list[Problem]]:
+    """Convert names to text, check captions and keywords, and parse numbers in the time column of a text file.
 
     Args:
         columns: with canonical names.
-        source: what errors call it.
-        numeric_time: whether all cells are text, so that numbers have to be told from words.
+        source: shown in errors.
+        numeric_time: whether all cells are text, so that numbers must be parsed.
 
     Returns:
-        The columns, and the rows whose caption or label is of the wrong kind.
+        The columns, and the rows whose caption or label has the wrong type.
     """
     problems: list[Problem] = []
     for name in NAMES:
@@ -240,10 +240,10 @@ def named(columns: pa.Table, source: str, numeric_time: bool) -> tuple[pa.Table,
 
 
 def _only_names(held: pa.ChunkedArray, name: str, source: str) -> pa.Array:
-    """Return the only name of each list.
+    """Return the single name of each list.
 
     Raises:
-        DataError: for a row of several names.
+        DataError: for a row with several names.
     """
     values = held.to_pylist()
     several = next((i for i, given in enumerate(values) if given is not None and len(given) > 1), None)
@@ -256,7 +256,7 @@ def _only_names(held: pa.ChunkedArray, name: str, source: str) -> pa.Array:
 
 
 def _composed(held: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    """Return names in the composed Unicode form: a Mac writes `é` as two signs, and it is the same class."""
+    """Return names in composed Unicode form (NFC): macOS writes `é` as two characters; it is the same class."""
     known = {v: unicodedata.normalize("NFC", v) for v in pc.unique(held).to_pylist() if v is not None}
     if all(v == composed for v, composed in known.items()):
         return held
@@ -264,7 +264,7 @@ def _composed(held: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
 
 
 def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return whole numbers where all are, and nothing for NaN: years become 2024.0 beside a missing one."""
+    """Return integers if all floats are whole, and null for NaN: a missing value turns years into 2024.0."""
     if not pa.types.is_floating(held.type):
         return held
     values = [None if v is None or math.isnan(v) else v for v in held.to_pylist()]
@@ -273,7 +273,7 @@ def _whole(held: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _captions(columns: pa.Table, problems: list[Problem]) -> pa.Table:
-    """Return captions as text; those of other kinds are set aside, and those with a NUL: what is read is no text."""
+    """Return captions as text; set aside captions of other types and those with a NUL character."""
     if "caption" not in columns.column_names:
         return columns
     held = columns.column("caption")
@@ -295,7 +295,7 @@ _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")
 
 
 def _times(held: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return whole or decimal numbers where every cell holds one, else the text; `007` and dates stay text."""
+    """Return numbers if every cell holds one, else the text; `007` and dates stay text."""
     if not pa.types.is_string(held.type):
         return held
     given = [v for v in pc.unique(held).to_pylist() if v is not None]
@@ -306,31 +306,33 @@ def _times(held: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     return held
 
 
-def texts_of(columns: pa.Table, given: Container[int]) -> tuple[pa.Table, list[Problem]]:
-    """Give every sample a text: an empty caption becomes the class name; a sample with neither is set aside.
+def with_texts(columns: pa.Table, set_aside: Container[int]) -> tuple[pa.Table, list[Problem]]:
+    """Replace empty captions by the class name; set samples with neither aside.
 
-    Data without any caption keep none: they are learned and measured by their class names.
+    Data without any caption have no column `caption`: they are learned and measured by their class names.
 
     Args:
         columns: with canonical names.
-        given: rows that are set aside already.
+        set_aside: rows that are already set aside.
     """
     count = columns.num_rows
     name = next((n for n in ("class_name", "class_key") if n in columns.column_names), None)
     classes = columns.column(name).to_pylist() if name else [None] * count
-    spoken = [c if c is not None and not is_blank(c) else None for c in classes]
+    class_texts = [c if c is not None and not is_blank(c) else None for c in classes]
     if "caption" not in columns.column_names:
         return columns, [
             (i, "missing-label", f"column {name!r} is empty")
-            for i, c in enumerate(spoken)
-            if c is None and i not in given
+            for i, c in enumerate(class_texts)
+            if c is None and i not in set_aside
         ]
     captions = columns.column("caption").to_pylist()
-    filled = [c if c is not None and not is_blank(c) else s for c, s in zip(captions, spoken, strict=True)]
+    filled = [
+        c if c is not None and not is_blank(c) else s for c, s in zip(captions, class_texts, strict=True)
+    ]
     problems = [
         (i, "empty-caption", "and no class name instead" if name else "")
         for i, c in enumerate(filled)
-        if c is None and i not in given
+        if c is None and i not in set_aside
     ]
     if any(c is not None and not is_blank(c) for c in captions):
         columns = replaced(columns, "caption", pa.array(filled, pa.string()))

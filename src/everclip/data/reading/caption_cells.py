@@ -1,4 +1,4 @@
-"""Captions as tables write them: several as one list in a cell; marks of web pages and words for missing values."""
+"""Captions as tables hold them: lists and objects written as text, HTML marks, words for missing values."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _BETWEEN = re.compile(r"\s*,?\s*")
 
 
-def unpacked(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
-    """Turn captions that are lists written as text (`["a", "b"]`, `['a', 'b']`) into lists.
+def with_caption_lists(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
+    """Parse captions that are lists written as text (`["a", "b"]`, `['a', 'b']`).
 
     Args:
         columns: with canonical names.
@@ -49,14 +49,14 @@ def unpacked(columns: pa.Table, name: str) -> tuple[pa.Table, list[str]]:
 
 
 def texts_of_objects(columns: pa.Table, name: str) -> tuple[pa.Table, list[str], list[tuple[int, str, str]]]:
-    """Take the texts of captions that are objects written as text (`{"en": "a dog"}`, `{'raw': 'a dog'}`).
+    """Parse captions that are objects written as text (`{"en": "a dog"}`, `{'raw': 'a dog'}`); keep their texts.
 
     Args:
         columns: with canonical names.
         name: of the source, for messages.
 
     Returns:
-        The columns, lines for people, and (row, reason, detail) of objects that do not say which text is the caption.
+        The columns, lines for people, and (row, reason, detail) of objects without a known text field.
     """
     if "caption" not in columns.column_names or not pa.types.is_string(columns.schema.field("caption").type):
         return columns, [], []
@@ -82,7 +82,7 @@ def texts_of_objects(columns: pa.Table, name: str) -> tuple[pa.Table, list[str],
 
 
 def _object(text: str) -> dict[Any, Any] | None:
-    """Return the object that a text writes as JSON or as Python does, or `None`."""
+    """Return the object in a text of JSON or Python, or `None`."""
     plain = text.strip()
     quoted = plain[:1] == "{" and plain[-1:] == "}" and plain[1:].lstrip()[:1] in ("'", '"')
     if not quoted or len(text) > _LONGEST:
@@ -98,7 +98,7 @@ def _object(text: str) -> dict[Any, Any] | None:
 
 
 def _texts_in(found: dict[Any, Any]) -> list[str] | None:
-    """Return the captions of an object: its text, or a text per language."""
+    """Return the captions of an object: its text field, or its text per language."""
     named = next((found[key] for key in _TEXT_KEYS if key in found), None)
     names = [str(key) for key in found]
     texts = [named] if named is not None else list(found.values()) if are_languages(names) else []
@@ -106,7 +106,7 @@ def _texts_in(found: dict[Any, Any]) -> list[str] | None:
 
 
 def _is_list(text: str) -> bool:
-    """Whether a text begins and ends as a list of quoted texts does."""
+    """Whether a text begins and ends like a list of quoted texts."""
     if len(text) > _LONGEST:
         return False
     plain = text.strip()
@@ -117,7 +117,7 @@ def _is_list(text: str) -> bool:
 
 
 def _parsed(text: str) -> list[str] | None:
-    """Return the texts of a list that is written as JSON or as Python writes it."""
+    """Return the texts of a list in JSON or Python syntax."""
     found: Any = None
     try:
         found = json.loads(text)
@@ -134,7 +134,7 @@ def _parsed(text: str) -> list[str] | None:
 
 
 def _printed(text: str) -> list[str] | None:
-    """Return the texts of a list as numpy prints it, without commas, which Python would read as one text."""
+    """Return the texts of a list as NumPy prints it, without commas; Python would read it as one text."""
     texts, place = [], 1
     while (found := _QUOTED.match(text, place)) is not None:
         texts.append(ast.literal_eval(found.group()))
@@ -148,7 +148,7 @@ def _printed(text: str) -> list[str] | None:
 
 
 def caption_notes(columns: pa.Table, name: str) -> list[str]:
-    """Return lines about captions that look like a mistake of a program; they are read unchanged.
+    """Return lines about captions that look like a program's mistake; they are read unchanged.
 
     Args:
         columns: with canonical names; captions are text.

@@ -15,19 +15,21 @@ from everclip.data.reading.content_columns import text_columns
 from everclip.data.reading.formats.raw import Raw
 
 
-def with_caption_columns(raw: Raw, names: dict[str, str], given: Mapping[str, str], lines: list[str]) -> Raw:
-    """Join the columns that hold captions into one, with a list of captions per row.
+def with_caption_columns(
+    raw: Raw, names: dict[str, str], user_columns: Mapping[str, str], lines: list[str]
+) -> Raw:
+    """Join all caption columns into one column of lists.
 
     Args:
         raw: the rows.
-        names: canonical names to columns so far; that of the captions is replaced by the joined one.
-        given: what the user says; one column that is named alone is taken alone.
-        lines: for people; which columns were taken, and which others may hold captions, is added.
+        names: canonical names to columns so far; `caption` then names the joined column.
+        user_columns: canonical names to columns, as the user says; a single caption column named there is used alone.
+        lines: notes for people; added to.
     """
     caption = names.get("caption")
     if caption is None or "caption" in raw.known:
         return raw
-    named = caption_names(raw.columns.column_names, given)
+    named = caption_names(raw.columns.column_names, user_columns)
     if len(named) == 1:
         return raw
     chosen = named or text_columns(raw, names) or caption_family(raw.columns.schema, caption)
@@ -38,7 +40,7 @@ def with_caption_columns(raw: Raw, names: dict[str, str], given: Mapping[str, st
         raw, names["caption"] = _joined(raw, chosen, "language" in names)
         shown = ", ".join(map(repr, chosen))
         lines.append(
-            f"caption = columns {shown}: each is a caption of the picture (one only: {_setting(chosen[:1])})"
+            f"caption = columns {shown}: each is a caption of the image (one only: {_setting(chosen[:1])})"
         )
     if others and not named:
         shown = ", ".join(map(repr, others))
@@ -52,7 +54,7 @@ def _setting(columns: Sequence[str]) -> str:
 
 
 def _joined(raw: Raw, chosen: Sequence[str], has_language: bool) -> tuple[Raw, str]:
-    """Return the rows with a further column of lists, and its name."""
+    """Return the rows with the joined column of lists, and its name."""
     held = [raw.columns.column(raw.columns.column_names.index(column)).to_pylist() for column in chosen]
     endings = [None if has_language else _language(column) for column in chosen]
     rows = []
@@ -76,7 +78,7 @@ def _joined(raw: Raw, chosen: Sequence[str], has_language: bool) -> tuple[Raw, s
 
 
 def _texts(cell: Any) -> list[str]:
-    """Return the captions in a cell; an empty one is none."""
+    """Return the captions in a cell that are not empty."""
     return [
         text
         for text in (cell if isinstance(cell, list) else [cell])
@@ -85,6 +87,6 @@ def _texts(cell: Any) -> list[str]:
 
 
 def _language(column: str) -> str | None:
-    """Return the language that a column's name ends with, if it does."""
+    """Return the language at the end of a column's name, or `None`."""
     ending = trimmed(column).replace("-", "_").replace(".", "_").replace(" ", "_").rpartition("_")[2]
     return ending if are_languages([ending]) else None

@@ -16,13 +16,13 @@ _LANGUAGES = (
 
 
 def are_languages(names: Sequence[str]) -> bool:
-    """Whether all names are codes of languages, perhaps with a country: `en`, `pt-BR`."""
+    """Whether all names are language codes, with or without a country: `en`, `pt-BR`."""
     known = set(_LANGUAGES.split())
     return bool(names) and all(re.split(r"[-_]", name.lower(), maxsplit=1)[0] in known for name in names)
 
 
 def by_language(columns: pa.Table) -> pa.Table:
-    """Turn captions that are structs of languages into lists of a text and its language each.
+    """Convert captions that are structs of languages into lists of (text, language).
 
     Args:
         columns: with canonical names.

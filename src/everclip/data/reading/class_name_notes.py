@@ -1,4 +1,4 @@
-"""What class names hold that nobody would say: numbers, codes, several names in one, underscores."""
+"""Find class names that are not words: numbers, codes, several names in one, underscores."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _CODE = re.compile(
     r"\s*((class|label|cls|category|cat|id|c|type|group|object|obj)[-_ ]?)?[-+]?\d+(\.\d+)?\s*|true|false|n\d{8}",
     re.IGNORECASE,
 )
-"""Names that say nothing: 7, 1.0, class_3, c_12, True, and ImageNet's n02123045."""
-_UNSPOKEN = re.compile(r"\w_\w|^\d+[._]+\s*[^\W\d]")
+"""Names without meaning: 7, 1.0, class_3, c_12, True, and ImageNet's n02123045."""
+_NOT_WORDS = re.compile(r"\w_\w|^\d+[._]+\s*[^\W\d]")
 
 
 _MISSING = frozenset(("nan", "null", "<na>", "n/a", "#n/a", "nat", "undefined", "none", "nil"))
 
 
 class NameNote(NamedTuple):
-    """What is wrong with names of classes, and what to do about it."""
+    """A problem of class names, and its remedy."""
 
     level: Literal["mend", "note"]
     code: str
@@ -29,7 +29,7 @@ class NameNote(NamedTuple):
 
 
 def names_of_classes(names: Sequence[str]) -> Iterator[NameNote]:
-    """Yield what names hold that nobody would say: numbers and codes, several names in one, underscores."""
+    """Yield the problems of class names: missing values, numbers and codes, several names in one, underscores."""
     missing = [name for name in names if name.strip().casefold() in _MISSING]
     if missing:
         yield NameNote(
@@ -57,9 +57,9 @@ def names_of_classes(names: Sequence[str]) -> Iterator[NameNote]:
             code="several-names",
             message=f"{counted(len(several), 'class name looks', 'class names look')} like several in one cell: "
             f"{listed_names(several[:3])}",
-            remedy="Each is a class of its own here. Give a picture one class, or its names as captions.",
+            remedy="Each is a class of its own here. Give an image one class, or its names as captions.",
         )
-    odd = [name for name in names if _UNSPOKEN.search(name) and not _CODE.fullmatch(name)]
+    odd = [name for name in names if _NOT_WORDS.search(name) and not _CODE.fullmatch(name)]
     if odd:
         yield NameNote(
             level="note",
@@ -72,11 +72,11 @@ def names_of_classes(names: Sequence[str]) -> Iterator[NameNote]:
 
 
 def notes_on_names(names: Sequence[str]) -> list[str]:
-    """Return a line for each thing that `names_of_classes` finds, as `eval`, `init-config` and a run print it."""
+    """Return one line per problem that `names_of_classes` finds, for `eval`, `init-config` and runs."""
     return [f"{found.message}. {found.remedy}" for found in names_of_classes(names)]
 
 
 def listed_names(names: Sequence[str]) -> str:
-    """Return the first ten names, quoted, and how many more there are."""
+    """Return the first ten names, quoted, and the number of the others."""
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(repr(name) for name in names[:10]) + more

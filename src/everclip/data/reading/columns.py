@@ -1,4 +1,4 @@
-"""Which column of a source is which: as given, as named, or guessed where it is obvious; never silently."""
+"""Choose the column for each canonical name: as the user says, by its name, or by a guess that is printed."""
 
 from __future__ import annotations
 
@@ -27,52 +27,54 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "image_id": ("image_id",),
     "split": ("split",),
 }  # fmt: skip
-"""What columns are commonly called; capitals, blanks, hyphens and underscores do not count."""
+"""Common names of columns; case, blanks, hyphens and underscores are ignored."""
 
 LATER_GUESSES: dict[str, tuple[str, ...]] = {
     "caption": ("comment", "description", "raw", "prompt", "alt"),
     "class_name": ("choice", "class_label", "species"),
 }
-"""What columns are called where none has one of the names above."""
+"""Further names, used if no column has one of the names above."""
 
 _NUMBERED = re.compile(r"(.*[^\W\d]+?)[-_.\s(\[#]*(\d{1,3})[)\]]?")
 """A name with a number at its end: `caption_1`, `text 2`, `caption.1`, `caption (2)`."""
 
 
 def choose(
-    columns: pa.Schema, given: Mapping[str, str], known: Mapping[str, str], name: str
+    columns: pa.Schema, user_columns: Mapping[str, str], known: Mapping[str, str], name: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Decide which column is which.
+    """Choose the column for each canonical name.
 
     Args:
-        columns: what the source holds.
-        given: canonical names to columns, as the user says; an empty name means that there is none.
-        known: the same, as the format says it.
+        columns: of the source.
+        user_columns: canonical names to columns, as the user says; an empty name means no such column.
+        known: the same, as the format defines it.
         name: of the source, for messages.
 
     Returns:
         Canonical names to columns, and one line per guess.
 
     Raises:
-        ConfigError: for a canonical name that does not exist, or one column given for two.
-        DataError: for a column that does not exist or stands twice, or two that could be meant.
+        ConfigError: for an unknown canonical name, or one column for two canonical names.
+        DataError: for a column that does not exist or exists twice, or if two columns fit.
     """
-    captions = caption_names(columns.names, given)
+    captions = caption_names(columns.names, user_columns)
     _check_captions(columns, captions, name)
-    given, lines = _by_number(columns, {**given, "caption": captions[0]} if captions else given)
-    _check(columns, given, name)
+    user_columns, lines = _by_number(
+        columns, {**user_columns, "caption": captions[0]} if captions else user_columns
+    )
+    _check(columns, user_columns, name)
     twice = next((c for c, count in Counter(columns.names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{name}: there is more than one column {twice!r}; rename all but one.")
-    chosen = {wanted: found for wanted, found in given.items() if found}
+    chosen = {wanted: found for wanted, found in user_columns.items() if found}
     taken = set(chosen.values())
-    chosen |= {w: found for w, found in known.items() if w not in given and found not in taken}
+    chosen |= {w: found for w, found in known.items() if w not in user_columns and found not in taken}
     for wanted in CANONICAL:
-        if wanted in columns.names and wanted not in given and wanted not in known:
+        if wanted in columns.names and wanted not in user_columns and wanted not in known:
             chosen.setdefault(wanted, wanted)
     for guesses in (GUESSES, LATER_GUESSES):
         for wanted, names in guesses.items():
-            if wanted in given or wanted in chosen:
+            if wanted in user_columns or wanted in chosen:
                 continue
             free = [c for c in columns.names if c not in chosen.values() and c not in (*CANONICAL, "__key__")]
             plain = set(map(plain_name, names))
@@ -81,7 +83,7 @@ def choose(
                 found = [family[0] for stem, family in _families(free).items() if stem in plain]
             else:
                 found = [c for c in free if plain_name(c) in plain]
-            if wanted == "image":  # pictures themselves, where addresses of them stand beside
+            if wanted == "image":  # prefer columns of images to columns of their addresses
                 found = [c for c in found if _holds_pictures(columns.field(c).type)] or found
             if len(found) > 1:
                 raise DataError(
@@ -94,30 +96,30 @@ def choose(
     return chosen, lines
 
 
-def caption_names(columns: Sequence[str], given: Mapping[str, str]) -> list[str]:
-    """Return the columns that the user names as captions: one, or several between commas; none where none is named."""
-    named = given.get("caption", "")
+def caption_names(columns: Sequence[str], user_columns: Mapping[str, str]) -> list[str]:
+    """Return the caption columns that the user names: one, several separated by commas, or none."""
+    named = user_columns.get("caption", "")
     pieces = [named] if named in columns else [piece.strip() for piece in named.split(",") if piece.strip()]
     numbered = {str(i): column for i, column in enumerate(columns, 1) if str(i) not in columns}
     return [numbered.get(piece, piece) for piece in pieces] if len(pieces) > 1 else pieces
 
 
 def caption_family(columns: pa.Schema, caption: str) -> list[str]:
-    """Return the columns that are called as the one of the captions is, but for a number or a language; it is first."""
+    """Return the caption column, then the columns whose names differ from it only in a number or a language."""
     free = [c for c in columns.names if _fits("caption", columns.field(c).type)]
     found = [family for family in _families(free).values() if family[0] == caption]
     return max(found, key=len, default=[caption])
 
 
 def caption_like(columns: pa.Schema) -> list[str]:
-    """Return the columns whose names say that they may hold captions."""
+    """Return the columns that may hold captions, by their names."""
     return [c for c in columns.names if is_caption_name(c) and _fits("caption", columns.field(c).type)]
 
 
 def _families(columns: Sequence[str]) -> dict[str, list[str]]:
-    """Return columns by what they are called without a number or a language: `caption_1`, `text.2`, `title_en`.
+    """Group columns by their names without number or language: `caption_1`, `text.2`, `title_en`.
 
-    One name with an ending of a language says nothing (`caption_no`); two such names are a family.
+    A single name that ends like a language means nothing (`caption_no`); two such names are a family.
     """
     numbered: dict[str, list[tuple[int, str]]] = defaultdict(list)
     languages: dict[str, list[str]] = defaultdict(list)
@@ -135,15 +137,15 @@ def _families(columns: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _stem_and_number(name: str) -> tuple[str, int]:
-    """Return a name as it is compared, without the number at its end; and the number, -1 where there is none."""
+    """Return a name in comparable form without the number at its end, and the number; -1 if there is none."""
     found = _NUMBERED.fullmatch(trimmed(name))
     return (plain_name(name), -1) if found is None else (plain_name(found.group(1)), int(found.group(2)))
 
 
-def _by_number(columns: pa.Schema, given: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Replace the numbers of columns (from 1) by their names, where no column is called by the number."""
-    named, lines = dict(given), []
-    for wanted, found in given.items():
+def _by_number(columns: pa.Schema, user_columns: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Replace column numbers (from 1) by column names, unless a column has the number as its name."""
+    named, lines = dict(user_columns), []
+    for wanted, found in user_columns.items():
         if found.isdecimal() and found not in columns.names and 1 <= int(found) <= len(columns.names):
             named[wanted] = columns.names[int(found) - 1]
             lines.append(f"{wanted} = column {named[wanted]!r}, number {found}")
@@ -160,8 +162,8 @@ def _check_captions(columns: pa.Schema, captions: Sequence[str], name: str) -> N
             raise ConfigError(f"data.columns.caption: {column!r} is named twice.")
 
 
-def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
-    for wanted, found in given.items():
+def _check(columns: pa.Schema, user_columns: Mapping[str, str], name: str) -> None:
+    for wanted, found in user_columns.items():
         if wanted not in CANONICAL:
             raise ConfigError(
                 f"data.columns.{wanted}: not a canonical column.{did_you_mean(wanted, CANONICAL)}"
@@ -172,7 +174,7 @@ def _check(columns: pa.Schema, given: Mapping[str, str], name: str) -> None:
             )
         if (
             found
-            and list(given.values()).count(found) > 1
+            and list(user_columns.values()).count(found) > 1
             and {wanted} - {"class_key", "class_name", "caption"}
         ):
             raise ConfigError(f"data.columns: {found!r} is given for several canonical columns.")
@@ -189,9 +191,9 @@ def is_caption_name(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Return a name as it is compared: small letters, without blanks, underscores and hyphens."""
+    """Return a name in comparable form: lower case, without blanks, underscores and hyphens."""
     name = trimmed(name).lower()
-    # An archive's `__key__` is a place, not an id: the same pictures packed anew would be other samples.
+    # An archive's `__key__` is not an id: the same images in another archive would become other samples.
     return name if name.startswith("_") else re.sub(r"[-_\s]", "", name)
 
 
@@ -204,7 +206,7 @@ _CAPTIONS = frozenset(plain_name(name) for held in (GUESSES, LATER_GUESSES) for 
 
 
 def _fits(wanted: str, kind: pa.DataType) -> bool:
-    """Whether a column's type could be what is wanted; keeps `text` that holds numbers from being a caption."""
+    """Whether a column's type fits a canonical name: a column `text` of numbers is no caption."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     text = bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
@@ -224,7 +226,7 @@ def _holds_pictures(kind: pa.DataType) -> bool:
 
 
 def renamed(columns: pa.Table, chosen: Mapping[str, str]) -> pa.Table:
-    """Give columns their canonical names; a column that already had such a name gives way."""
+    """Give columns their canonical names; drop other columns with such a name."""
     arrays = {wanted: columns.column(columns.column_names.index(found)) for wanted, found in chosen.items()}
     for index, name in enumerate(columns.column_names):
         if name not in chosen.values() and name not in CANONICAL and name not in arrays:

@@ -1,4 +1,4 @@
-"""Find the columns of pictures, texts and classes by the content of their cells, in a table without column names."""
+"""Find the columns of images, texts and classes by the content of their cells, in a table without column names."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from everclip.data.reading.formats.raw import Raw
 
 _SAMPLE = 1000
 _MOST = 0.9
-_FEW = 6  # rows that may all have a class of their own
-_LEAST_EACH = 3  # rows of one text, on average, so that it is taken for a class
+_FEW = 6  # with fewer rows, each may have a class of its own
+_LEAST_EACH = 3  # average rows per text, from which texts are classes
 _MOST_CLASSES = 2000
 _NUMBERS = re.compile(r"[-+.,;:/\d\seE]+")
 
 
-def columns_by_content(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> list[str]:
+def columns_by_content(raw: Raw, names: dict[str, str], user_columns: Mapping[str, str]) -> list[str]:
     """Find columns by their cells, in a table without column names, and add them to `names`.
 
     Args:
         raw: the rows.
         names: canonical names to columns so far; added to.
-        given: columns that the user names; they are not guessed.
+        user_columns: canonical names to columns, as the user says; these are not guessed.
 
     Returns:
-        A line per guess, for people.
+        One line per guess, for people.
     """
     lines: list[str] = []
     if not raw.headless:
         return lines
-    if "image" not in names and "image" not in given and (found := picture_column(raw.columns, names)):
+    if "image" not in names and "image" not in user_columns and (found := picture_column(raw.columns, names)):
         names["image"] = found
-        lines.append(f"image = column {found!r}, whose cells name pictures")
+        lines.append(f"image = column {found!r}, whose cells name images")
     texts = {"caption", "class_name", "class_key"}
-    if "image" not in names or texts & (set(names) | set(given)):
+    if "image" not in names or texts & (set(names) | set(user_columns)):
         return lines
     several = text_columns(raw, names)
     caption = several[0] if several else None
@@ -52,18 +52,18 @@ def columns_by_content(raw: Raw, names: dict[str, str], given: Mapping[str, str]
 
 
 def picture_column(columns: pa.Table, names: Mapping[str, str]) -> str | None:
-    """Return the one column whose cells name pictures, if there is just one."""
+    """Return the column whose cells name images, if exactly one does."""
     return _only(columns, set(names.values()), 0)
 
 
 def text_columns(raw: Raw, names: Mapping[str, str]) -> list[str]:
-    """Return the columns of a table without column names whose cells hold several words, the captions' own first."""
+    """Return the columns of a headless table whose cells hold several words."""
     taken = {found for wanted, found in names.items() if wanted != "caption"}
     return _of_kind(raw.columns, taken, 1) if raw.headless else []
 
 
 def _only(columns: pa.Table, taken: Container[str], kind: int) -> str | None:
-    """Return the one column whose cells are pictures (0) or texts (1), if there is just one."""
+    """Return the column whose cells are images (0) or texts (1), if exactly one is."""
     found = _of_kind(columns, taken, kind)
     return found[0] if len(found) == 1 else None
 
@@ -85,12 +85,12 @@ def _is_of_kind(column: pa.ChunkedArray, kind: int) -> bool:
 
 
 def _has_words(cell: str) -> bool:
-    """Whether a cell holds several words, and not numbers alone: places in a picture, or several classes."""
+    """Whether a cell holds several words; numbers alone (coordinates, several classes) do not count."""
     return len(cell.split()) > 1 and _NUMBERS.fullmatch(cell) is None
 
 
 def _repeated(column: pa.ChunkedArray) -> str:
-    """Return how many texts are different, if each of them stands in several rows: they are names of classes."""
+    """Return the number of different texts if each is used by several rows, as classes are; else an empty text."""
     cells = [v for v in column.to_pylist() if v]
     distinct = len(set(cells))
     few = distinct <= _MOST_CLASSES and _LEAST_EACH * distinct <= len(cells)
@@ -98,9 +98,9 @@ def _repeated(column: pa.ChunkedArray) -> str:
 
 
 def _label_column(columns: pa.Table, taken: Container[str]) -> str | None:
-    """Return the one column whose cells are labels: a number or a word each, of which some are equal, not all.
+    """Return the one column whose cells are labels: one number or word each, some equal, but not all.
 
-    Words that are all different say nothing: they may as well be ids.
+    Words that are all different may be ids.
     """
     found = []
     for name in columns.column_names:

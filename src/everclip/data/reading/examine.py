@@ -1,4 +1,4 @@
-"""Look at every picture once: hash it, decode it, and say what it is or why it cannot be used."""
+"""Examine every image once: hash it, decode it, and record its facts or why it cannot be used."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from everclip.data.pictures.location import bytes_at
-from everclip.data.pictures.refusal import PictureError
+from everclip.data.pictures.picture_error import PictureError
 from everclip.data.pictures.rendering import DEFAULT, Rendering
 from everclip.data.reading.facts import SCHEMA, Facts, facts_of
 from everclip.data.reading.verdicts import Verdict, Verdicts
 from everclip.distributed import gather_objects, rank, world
 
 BATCH = 4096
-"""Pictures after which what was found is written down: each time costs the disk a few hundredths of a second."""
+"""Images between two writes to the cache of verdicts; each write takes a few hundredths of a second."""
 
 _TICK = 512
 
@@ -30,11 +30,11 @@ Tick = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Examined:
-    """What looking at the pictures of some rows showed.
+    """The facts of the images of some rows.
 
     Attributes:
-        facts: one row per picture that can be used, in order.
-        good: their positions.
+        facts: one row per image that can be used, in order.
+        good: the positions of these images.
         bad: position, reason and detail of the others.
     """
 
@@ -50,17 +50,17 @@ def examine(
     threads: int | None = None,
     rendering: Rendering = DEFAULT,
 ) -> Examined:
-    """Read, hash and decode the pictures of a column, or recall what decoding them showed before.
+    """Read, hash and decode the images of a column; known images are not decoded again.
 
-    Memory does not grow with the number of pictures but for their facts. Several processes share the work and end
-    with the same verdicts, so that all of them hold the same rows.
+    Memory grows only with the facts of the images. Several processes share the work and end with the same verdicts,
+    so that all of them have the same rows.
 
     Args:
         images: of type `everclip.data.pictures.location.PLACE`.
-        wanted: positions to look at.
-        tick: called with (done, total) now and then.
-        threads: how many decode at a time; default: as many as there are cores, at most 8.
-        rendering: what the data block says of background and range of values.
+        wanted: positions to examine.
+        tick: called with (done, total) from time to time.
+        threads: number of decoding threads; default: the number of cores, at most 8.
+        rendering: background and range of values, as the data block says.
     """
     mine = np.array_split(np.asarray(wanted, np.int64), world())[rank()]
     found = _examine(images, mine.tolist(), tick, threads, rendering)
@@ -109,7 +109,7 @@ def _examine(
 def _verdicts(
     images: Iterable[pa.Scalar], memory: Verdicts, threads: int | None, rendering: Rendering
 ) -> Iterator[tuple[bytes | None, Verdict, bool]]:
-    """Yield (hash, verdict, whether it was remembered) per picture, in order; a few are at work at any time."""
+    """Yield (hash, verdict, whether it was known) per image, in order."""
 
     def look(place: pa.Scalar) -> tuple[bytes | None, Verdict, bool]:
         try:
@@ -117,7 +117,7 @@ def _verdicts(
         except PictureError as error:
             return None, (error.reason, error.detail), False
         content = hashlib.sha256(data).digest()
-        # Another rendering is another picture.
+        # Another rendering gives another image.
         key = content if rendering == DEFAULT else hashlib.sha256(content + str(rendering).encode()).digest()
         known = memory.get(key)
         if known is not None:
@@ -125,7 +125,7 @@ def _verdicts(
         try:
             return key, facts_of(data, "picture", content, rendering), False
         except PictureError as error:
-            # That the memory did not suffice says something of this moment, not of the picture.
+            # A lack of memory is a fact about this moment, not about the image.
             kept = None if isinstance(error.__cause__, MemoryError) else key
             return kept, (error.reason, error.detail), False
 

@@ -1,4 +1,4 @@
-"""What is known of a picture once it was decoded: size, mode, format, frames, and two hashes."""
+"""The facts of a decoded image: size, mode, format, frames, and two hashes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of one picture.
+    """Facts of one image.
 
     Attributes:
-        width, height: of the upright picture.
+        width, height: of the upright image.
         mode, format: of the file.
         span: range of the values as `Range` writes it; empty for 8 bits.
-        background: what transparency is laid on; empty where nothing is transparent.
-        blank: whether nothing of the picture stands out against that background.
+        background: the colour behind transparency; empty if nothing is transparent.
+        blank: whether no pixel differs from that background.
     """
 
     width: int
@@ -55,10 +55,10 @@ class Facts:
 
 
 def difference_hash(picture: Image.Image) -> int:
-    """Return the 64-bit difference hash of a picture: alike pictures differ in few bits.
+    """Return the 64-bit difference hash of an image; similar images differ in few bits.
 
-    The picture becomes grey and 9 x 8; each bit says whether a pixel is darker than its right neighbour, row by row
-    from the highest bit on.
+    The image is resized to 9 x 8 grey pixels; each bit says whether a pixel is darker than its right neighbour, row by
+    row from the highest bit on.
     """
     small = picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS)
     pixels = np.asarray(small, dtype=np.int16)
@@ -67,7 +67,7 @@ def difference_hash(picture: Image.Image) -> int:
 
 
 def facts_of(data: bytes, name: str, sha256: bytes, rendering: Rendering = DEFAULT) -> Facts:
-    """Decode a picture and return its facts.
+    """Decode an image and return its facts.
 
     Raises:
         PictureError: if it cannot be used.

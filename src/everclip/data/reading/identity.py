@@ -1,4 +1,4 @@
-"""What samples are called: the given id, else the content of their picture; and what is one picture."""
+"""Ids of samples and of images: as given, else the hash of the image."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def with_ids(
     broken: Broken,
     trusted: bool = False,
 ) -> tuple[pa.Table, list[str]]:
-    """Fill `id` and `image_id`; rows whose id is missing or taken are set aside.
+    """Fill `id` and `image_id`; set rows aside whose id is missing or repeated.
 
-    Equal pictures are one picture whatever their rows are called, so that a split cannot part them.
+    Rows with equal images share their `image_id`, so that a split keeps them on one side.
 
     Args:
         columns: all rows, usable or not.
-        hashes: SHA-256 of each row's picture, `None` where it cannot be used.
-        owners: the file each row came from.
+        hashes: SHA-256 of each row's image, `None` if it cannot be used.
+        owners: the file of each row.
         broken: rows that are set aside so far; added to.
-        trusted: whether `image_id` comes from the format itself, and is kept whatever the pictures hold.
+        trusted: whether `image_id` comes from the format itself and is kept, whatever the images hold.
 
     Returns:
         The columns, and lines for people.
@@ -46,7 +46,7 @@ def with_ids(
     ids = columns.column("id").to_pylist()
     clash = _clash(ids, owners, broken)
     if clash is not None:
-        # Files that number their rows each from 0: told apart by the file, all of them, so that none depends on order.
+        # Each file numbers its rows from 0. All ids get the file's name: no id then depends on the order of files.
         ids = [i if i is None else f"{owner}/{i}" for i, owner in zip(ids, owners, strict=True)]
         lines += [f"ids repeat between files ({clash!r}): every id begins with its file's name ({ids[0]!r})"]
         columns = replaced(columns, "id", pa.array(ids, pa.string()))
@@ -66,10 +66,10 @@ def with_ids(
 def _image_ids(
     given: Sequence[str | None], contents: Sequence[str | None], owners: Sequence[str], broken: Broken
 ) -> tuple[list[str | None], list[str]]:
-    """Return the names of pictures so that one picture has one name.
+    """Return one name per image.
 
-    Files that number their pictures each from 0 are told apart by the file; equal pictures take the first of their
-    names.
+    Files that each number their images from 0 get the file's name before the number. Equal images get the first of
+    their names.
     """
     lines: list[str] = []
     first: dict[str, tuple[str, str | None]] = {}
@@ -93,13 +93,13 @@ def _image_ids(
         names.append(name)
     if joined:
         lines.append(
-            f"{joined:,} rows have another image_id than an earlier row with the same picture: it counts as one"
+            f"{joined:,} rows have another image_id than an earlier row with the same image: it counts as one"
         )
     return names, lines
 
 
 def _counted(names: Sequence[str | None], broken: Broken) -> list[str | None]:
-    """Number what has one name, from the second on."""
+    """Add numbers to repeated names, from the second on."""
     seen: dict[str, int] = {}
     counted: list[str | None] = []
     for row, name in enumerate(names):
@@ -112,7 +112,7 @@ def _counted(names: Sequence[str | None], broken: Broken) -> list[str | None]:
 
 
 def _clash(ids: Sequence[str | None], owners: Sequence[str], broken: Broken) -> str | None:
-    """Return an id that two files hold, if there is one."""
+    """Return an id that occurs in two files, or `None`."""
     owner_of: dict[str, str] = {}
     for row, (name, owner) in enumerate(zip(ids, owners, strict=True)):
         if name is not None and row not in broken and owner_of.setdefault(name, owner) != owner:

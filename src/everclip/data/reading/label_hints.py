@@ -1,4 +1,4 @@
-"""What the columns of a table look like, where none is known to hold captions or classes: a hint for people."""
+"""Hints for people about columns that may hold captions or classes, if none is known to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from everclip.data.reading.columns import is_known_name, plain_name
 from everclip.data.reading.formats.raw import Raw
-from everclip.data.reading.one_hot import marks_of
+from everclip.data.reading.one_hot import one_hot_columns
 
 _SAMPLE = 1000
 _MOST_CLASSES = 2000
@@ -20,7 +20,7 @@ _SENTENCE = re.compile(r"\b(?:a|an|the|of|in|on|with|and|is|are|at|to)\b", re.IG
 
 
 def label_hint(raw: Raw, names: Mapping[str, str]) -> str:
-    """Return sentences on columns that may hold captions, classes, several labels or places of objects; or none.
+    """Return sentences on columns that may hold captions, classes, several labels or coordinates of objects.
 
     Args:
         raw: the rows.
@@ -29,7 +29,7 @@ def label_hint(raw: Raw, names: Mapping[str, str]) -> str:
     captions: list[str] = []
     classes: list[str] = []
     sentences: list[str] = []
-    marks = marks_of(raw, names)
+    marks = one_hot_columns(raw, names)
     for field in raw.columns.schema:
         if field.name in names.values() or field.name in marks:
             continue
@@ -67,7 +67,7 @@ def _candidates(captions: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def _setting(wanted: str, column: str) -> str:
-    """Return the setting that names a column, as a shell takes it."""
+    """Return the setting that names a column, quoted for a shell."""
     setting = f"data.columns.{wanted}={column}"
     return setting if re.fullmatch(r"[\w.=-]+", setting) else f'"{setting}"'
 
@@ -77,37 +77,37 @@ def _of_nested(name: str, kind: pa.DataType) -> list[str]:
         if not pa.types.is_struct(kind):
             return []
         fields = ", ".join(kind.field(i).name for i in range(min(kind.num_fields, 5)))
-        return [f"{name!r} holds objects of {fields}: write what the picture shows into a column of its own."]
+        return [f"{name!r} holds objects of {fields}: write what the image shows into a column of its own."]
     if pa.types.is_string(kind.value_type) and is_known_name(name):
         return [
-            f"{name!r} holds lists: several classes of one picture are not told apart; keep one, or make each a "
+            f"{name!r} holds lists: everclip learns one class per image; keep one, or make each a "
             f"caption with data.columns.caption={name}."
         ]
     if pa.types.is_struct(kind.value_type):
         fields = ", ".join(kind.value_type.field(i).name for i in range(min(kind.value_type.num_fields, 5)))
         return [
-            f"{name!r} holds lists of objects with {fields}: write the text that belongs to the picture into a column "
+            f"{name!r} holds lists of objects with {fields}: write the text that belongs to the image into a column "
             "`caption`."
         ]
-    return [f"{name!r} holds lists: write one class, or a caption, for each picture."]
+    return [f"{name!r} holds lists: write one class, or a caption, for each image."]
 
 
 def _of_several(name: str, cells: Sequence[str]) -> str:
-    """Return a sentence about a column that holds several labels or numbers in a cell, if it does."""
+    """Return a sentence about a column with several labels or numbers in a cell, or an empty text."""
     if plain_name(name) == "predictionstring" or all(
         re.search(r"\d[\s,;]+[-\d]", cell) and _NUMBERS.fullmatch(cell) for cell in cells
     ):
         return (
-            f"The cells of {name!r} hold several numbers ({cells[0][:40]!r}): several classes of one picture, or "
-            "places of objects, are not read; write one class, or a caption, for each picture."
+            f"The cells of {name!r} hold several numbers ({cells[0][:40]!r}): several classes of one image, or "
+            "positions of objects, are not read; write one class, or a caption, for each image."
         )
     separator = _separator(cells)
     if separator is None:
         return ""
     example = next(cell for cell in cells if len(_pieces(cell, separator)) > 1)
     return (
-        f"{name!r} holds several labels in a cell ({example[:40]!r}): several classes of one picture are not told "
-        f"apart; keep one of them, or learn them as texts with {_setting('caption', name)}."
+        f"{name!r} holds several labels in a cell ({example[:40]!r}): everclip learns one class per "
+        f"image; keep one of them, or learn them as texts with {_setting('caption', name)}."
     )
 
 
@@ -116,7 +116,7 @@ def _pieces(cell: str, separator: str) -> list[str]:
 
 
 def _separator(cells: Sequence[str]) -> str | None:
-    """Return what stands between the labels of a cell, where a fifth of the cells hold several that come back."""
+    """Return the separator of labels, if a fifth of the cells hold several labels and the labels repeat."""
     for separator in _SEPARATORS:
         if separator == " " and (
             any(map(_SENTENCE.search, cells)) or max(len(cell.split()) for cell in cells) > 12
@@ -125,7 +125,7 @@ def _separator(cells: Sequence[str]) -> str | None:
         pieces = [_pieces(cell, separator) for cell in cells]
         words = [piece for held in pieces for piece in held]
         several = sum(len(held) > 1 for held in pieces)
-        again = 3 * len(set(words)) <= len(words)  # labels come back
+        again = 3 * len(set(words)) <= len(words)  # labels repeat
         lone = {held[0] for held in pieces if len(held) == 1}
         labels = separator != " " or bool(lone & set(words)) or all(map(str.isdecimal, words))
         if 5 * several >= len(cells) and again and labels:
@@ -143,11 +143,11 @@ def _repeat(cells: Sequence[object]) -> bool:
 
 
 def _of_marks(marks: Sequence[str]) -> list[str]:
-    """Say that columns of 0 and 1 mark several classes in most rows."""
+    """Return a sentence about columns of 0 and 1 that mark several classes per row."""
     if len(marks) < 2:
         return []
     shown = ", ".join(map(repr, marks[:4])) + (f" and {len(marks) - 4} more" if len(marks) > 4 else "")
     return [
-        f"{shown} hold 0 and 1, and most rows not just one 1: several classes of one picture are not told apart; write "
-        "one class, or a caption that names them, for each picture."
+        f"{shown} hold 0 and 1, and most rows not just one 1: everclip learns one class per image; write "
+        "one class, or a caption that names them, for each image."
     ]

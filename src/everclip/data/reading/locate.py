@@ -1,4 +1,4 @@
-"""From `data.source` to the files it names, read."""
+"""Find and read the files that `data.source` names."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from everclip.data.reading.class_in_name import with_classes_in_names
 from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.files import NAMED, TABLES, is_readable, read_part
-from everclip.data.reading.formats.foreign import is_foreign_path, some
-from everclip.data.reading.formats.picture_index import with_sides_of_paths, without_foreign_rows
+from everclip.data.reading.formats.picture_index import with_sides_of_paths, without_system_rows
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS, Raw
-from everclip.data.reading.formats.sides import sides_of, with_splits
-from everclip.data.reading.names_of_files import with_classes_of_names
+from everclip.data.reading.formats.sides import sides_of_names, with_splits
+from everclip.data.reading.formats.system_files import brief, is_system_path
 from everclip.data.reading.source_path import expanded
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, did_you_mean
 
 FORMS = (
-    "builtin:emoji, catalog:NAME, hub:OWNER/NAME, a folder (of class folders, of pictures with a metadata file, of "
+    "builtin:emoji, catalog:NAME, hub:OWNER/NAME, a folder (of class folders, of images with a metadata file, of "
     f"tables or shards), a pattern with *, or a file ending in {', '.join((*TABLES, *NAMED))}"
 )
 
@@ -35,7 +35,7 @@ _REMEDIES: dict[tuple[str, ...], str] = {
         ".numbers",
     ): "A spreadsheet: export it as CSV (UTF-8) and give that file.",
     (".pkl", ".pickle", ".npy", ".npz", ".pt", ".mat", ".h5", ".hdf5", ".lmdb", ".db", ".sqlite"): (
-        "Write the rows as Parquet, CSV or JSON lines with the pictures' paths, or give them from Python "
+        "Write the rows as Parquet, CSV or JSON lines with the images' paths, or give them from Python "
         "(everclip.data.reading.sources.read_rows)."
     ),
     (".arrow",): (
@@ -43,45 +43,45 @@ _REMEDIES: dict[tuple[str, ...], str] = {
         "datasets.load_from_disk(FOLDER).to_parquet('data.parquet')."
     ),
     (".rec", ".tfrecord", ".tfrecords", ".beton"): (
-        "Unpack it into pictures with a list or table of their labels, or into WebDataset shards (.tar)."
+        "Unpack it into images with a list or table of their labels, or into WebDataset shards (.tar)."
     ),
     (".xml", ".yaml", ".yml", ".html"): (
         "Export the labels as a CSV with the columns `image` and `label`, or as COCO JSON."
     ),
 }
-"""What to do with files of other kinds, by their endings."""
+"""Remedies for unsupported files, by their endings."""
 
 
-def located(spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:
-    """Read every file that the sources of a `data:` block name; `labelled` as `read_folder` has it.
+def read_sources(spec: DataSpec, root: Path | None, labelled: bool = True) -> list[Raw]:
+    """Read every file that the sources of a `data:` block name; `labelled` as in `FolderOptions`.
 
     Raises:
-        ConfigError: for a source that does not exist or is of no known kind.
-        DataError: for one that cannot be read.
+        ConfigError: for a source that does not exist or has an unknown format.
+        DataError: for a source that cannot be read.
     """
     if not spec.sources:
         raise ConfigError(f"data.source: no source is given; expected {FORMS}.")
-    parts = _told_apart([_read(source, spec, root, labelled) for source in spec.sources])
+    parts = _with_distinct_names([_read(source, spec, root, labelled) for source in spec.sources])
     if len(parts) == 1:
         return parts[0]
-    # A list of files named train..., test... says the split as a folder of them does.
-    said = sides_of(Path(source).name for source in spec.sources) if _by_names(spec) else {}
+    # Files named train..., test... give the sides, as they do in a folder.
+    sides = sides_of_names(Path(source).name for source in spec.sources) if _by_names(spec) else {}
     flat = [
-        (raw, said.get(Path(s).name)) for s, found in zip(spec.sources, parts, strict=True) for raw in found
+        (raw, sides.get(Path(s).name)) for s, found in zip(spec.sources, parts, strict=True) for raw in found
     ]
     return with_splits(flat) if all(raw.split is None for raw, _ in flat) else [raw for raw, _ in flat]
 
 
 def _by_names(spec: DataSpec) -> bool:
-    """Whether names of files and folders may say sides: not where the user says that there is no such column."""
+    """Whether names of files and folders give sides: not if the user sets `columns.split` to nothing."""
     return spec.columns.get("split") != ""
 
 
-def _told_apart(parts: list[list[Raw]]) -> list[list[Raw]]:
-    """Give files of one name in several folders names that differ; refuse a file that is named twice.
+def _with_distinct_names(parts: list[list[Raw]]) -> list[list[Raw]]:
+    """Give files with equal names in several folders different names.
 
     Raises:
-        ConfigError: since its rows would count twice.
+        ConfigError: for a file that is named twice: its rows would count twice.
     """
     every = [raw for found in parts for raw in found]
     places = {id(raw): "" if raw.root is None else os.path.realpath(raw.root) for raw in every}
@@ -89,7 +89,7 @@ def _told_apart(parts: list[list[Raw]]) -> list[list[Raw]]:
     if count > 1:
         raise ConfigError(f"data.source: {twice[1]!r} is named twice, so its rows would count twice.")
     names = Counter(raw.name for raw in every)
-    # What they share of their paths says nothing, and is another on another machine.
+    # The common part of their paths differs between machines.
     shared = os.path.commonpath([p for p in places.values() if p] or [""])
 
     def named(raw: Raw) -> Raw:
@@ -127,16 +127,16 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
-    raws = [without_foreign_rows(raw) for raw in _read_path(source, root or Path(), spec, labelled)]
+    raws = [without_system_rows(raw) for raw in _read_path(source, root or Path(), spec, labelled)]
     if spec.class_in_name is None:
         return raws
     path = (root or Path()) / expanded(source)
     folder = path if path.is_dir() else path.parent
-    return with_class_names(with_classes_of_names(raws, spec.class_in_name), folder, spec.encoding)
+    return with_class_names(with_classes_in_names(raws, spec.class_in_name), folder, spec.encoding)
 
 
 def _pattern(path: Path) -> str:
-    """Return a pattern in which folders that exist are meant by their names: `[2024] spring/*.tar`."""
+    """Return a pattern in which the names of existing folders are escaped: `[2024] spring/*.tar`."""
     parts = path.parts
     known = next((i for i in range(len(parts), 0, -1) if os.path.isdir(Path(*parts[:i]))), 0)
     return str(Path(glob.escape(str(Path(*parts[:known]))), *parts[known:])) if known else str(path)
@@ -152,7 +152,7 @@ def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list
             f"data.source: {source!a}: the path is not UTF-8; rename its folders and files."
         ) from error
     except (FileNotFoundError, NotADirectoryError):
-        pass  # said below, or a pattern
+        pass  # reported below, or a pattern
     except (OSError, ValueError) as error:  # too long, no permission, a loop of links, a NUL
         raise ConfigError(f"data.source: {source[:200]!r}: {getattr(error, 'strerror', error)}.") from error
     if path.is_dir():
@@ -163,10 +163,10 @@ def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list
         options = FolderOptions(labelled, _by_names(spec), into, spec.reading, spec.columns)
         return read_folder(path, options)
     if path.is_file() and is_readable(path):
-        from everclip.data.reading.formats.given_file import read_given
+        from everclip.data.reading.formats.single_file import read_single_file
 
         into = None if spec.root is None else start / os.path.expanduser(spec.root)
-        raw = read_given(path, spec.reading, into, spec.columns)
+        raw = read_single_file(path, spec.reading, into, spec.columns)
         raw = with_sides_of_paths(raw) if _by_names(spec) else raw
         return with_class_names([raw], path.parent, spec.encoding, spec.columns)
     if any(c in source for c in "*?["):
@@ -175,7 +175,7 @@ def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list
 
 
 def _unreadable(source: str, path: Path) -> str:
-    """Return why a path is no source, and what to give."""
+    """Return why a path is not a valid source, with the remedy."""
     name = path.name.lower()
     if is_readable(path):
         return f"data.source: {path}: no such file."
@@ -184,7 +184,7 @@ def _unreadable(source: str, path: Path) -> str:
     ):
         return f"data.source: {path.name!r} is compressed; unpack it and give the folder or the file in it."
     if path.suffix[1:].lower() in IMAGE_ENDINGS:
-        return f"data.source: {source!r} is a single picture; give the folder or a table that names it."
+        return f"data.source: {source!r} is a single image; give the folder or a table that names it."
     if not path.suffix and not path.exists():
         return f"data.source: {path}: no such folder; expected {FORMS}."
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file() and _describes_yolo(path):
@@ -194,25 +194,25 @@ def _unreadable(source: str, path: Path) -> str:
 
 
 def _describes_yolo(path: Path) -> bool:
-    """Whether a YAML file names the classes and the folders of pictures, as YOLO writes it."""
+    """Whether a YAML file is a data set description of YOLO: class names and image folders."""
     with open(path, "rb") as file:
         keys = set(re.findall(rb"^(\w+)\s*:", file.read(65_536), re.MULTILINE))
     return b"names" in keys and bool({b"train", b"val", b"path"} & keys)
 
 
 def _read_pattern(path: Path, spec: DataSpec) -> list[Raw]:
-    """Read the files that a pattern fits, in order; what systems and programs leave is passed over."""
+    """Read the files that match a pattern, in order; skip files left by systems and programs."""
     names = sorted(glob.glob(_pattern(path), recursive=True))
     fitting = [Path(name) for name in names if Path(name).is_file()]
     fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
     start = len(list(fixed))
-    found = [file for file in fitting if not is_foreign_path("/".join(file.parts[start:]))]
+    found = [file for file in fitting if not is_system_path("/".join(file.parts[start:]))]
     if not found:
         raise ConfigError(f"data.source: {path}: no file fits the pattern.")
-    said = sides_of(file.name for file in found) if _by_names(spec) else {}
-    raws = with_splits([(read_part(file, spec.reading), said.get(file.name)) for file in found])
+    sides = sides_of_names(file.name for file in found) if _by_names(spec) else {}
+    raws = with_splits([(read_part(file, spec.reading), sides.get(file.name)) for file in found])
     if len(found) < len(fitting):
         read = set(found)
         left = [file.name for file in fitting if file not in read]
-        raws[0].notes.append(f"passed over, left by a system or a program: {len(left):,} ({some(left)})")
+        raws[0].notes.append(f"ignored, left by a system or a program: {len(left):,} ({brief(left)})")
     return with_class_names(raws, found[0].parent, spec.encoding, spec.columns)

@@ -1,4 +1,4 @@
-"""The pattern that says which part of a file's name is its class: `{class}_#` reads `cat_001.jpg`."""
+"""Patterns for classes in file names: `{class}_#` reads `cat_001.jpg`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ CLASS = "{class}"
 
 
 def checked_pattern(pattern: str) -> str:
-    """Return a pattern for names of files.
+    """Return a valid pattern unchanged.
 
     Raises:
-        ValueError: if `{class}` does not stand in it just once.
+        ValueError: if it does not contain `{class}` exactly once.
     """
     if pattern.count(CLASS) != 1 or "/" in pattern:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tables with a column of 0 and 1 per class, as Roboflow (`_classes.csv`) and Kaggle write them."""
+"""Read tables with a column of 0 and 1 per class (Roboflow's `_classes.csv`, Kaggle)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ _ZERO = frozenset(("0", "0.0", "false", "", "-1", "-1.0"))
 CLASS = "class_name"
 
 
-def with_classes(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> tuple[Raw, list[str]]:
-    """Add the class of every row where each class has a column of 0 and 1.
+def with_one_hot_classes(
+    raw: Raw, names: dict[str, str], user_columns: Mapping[str, str]
+) -> tuple[Raw, list[str]]:
+    """Add the class of every row if each class has a column of 0 and 1.
 
     Args:
-        raw: the rows; the picture's column is known.
+        raw: the rows; the image's column is known.
         names: canonical names to columns so far; `class_name` is added.
-        given: what the user says; nothing is guessed against it.
+        user_columns: canonical names to columns, as the user says; these are not guessed.
 
     Returns:
         The rows, and lines for people. A row with no class or several is set aside.
     """
-    if "image" not in names or {"caption", CLASS, "class_key"} & (set(names) | set(given)):
+    if "image" not in names or {"caption", CLASS, "class_key"} & (set(names) | set(user_columns)):
         return raw, []
-    marks = marks_of(raw, names)
+    marks = one_hot_columns(raw, names)
     held = [[c for c, column in marks.items() if column[row]] for row in range(raw.columns.num_rows)]
     if len(marks) < 2 or 2 * sum(len(classes) == 1 for classes in held) < len(held):
         return raw, []
@@ -48,8 +50,8 @@ def with_classes(raw: Raw, names: dict[str, str], given: Mapping[str, str]) -> t
     return replace(raw, columns=table, flaws=flaws), lines
 
 
-def marks_of(raw: Raw, names: Mapping[str, str]) -> dict[str, list[bool]]:
-    """Return the columns of 0 and 1 (-1: unknown, or not), with the rows that each marks."""
+def one_hot_columns(raw: Raw, names: Mapping[str, str]) -> dict[str, list[bool]]:
+    """Return the columns of 0 and 1 (-1: unknown or 0), with the rows that each marks."""
     return {
         column: found
         for column in raw.columns.column_names
@@ -60,7 +62,7 @@ def marks_of(raw: Raw, names: Mapping[str, str]) -> dict[str, list[bool]]:
 
 
 def _marked(column: pa.ChunkedArray) -> list[bool] | None:
-    """Return which rows hold 1, if all others hold 0, -1 or nothing."""
+    """Return for each row whether it holds 1; `None` if other values than 0, 1, -1 or nothing occur."""
     kind = column.type
     if not (
         pa.types.is_string(kind)

@@ -1,4 +1,4 @@
-"""Where the paths of a table start, if the user does not say: the table's folder, or the one beside that holds them."""
+"""Find the folder that the paths of a table start from: the table's folder, or one below or beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SAMPLE = 200
-"""Paths that are looked for in every folder."""
+"""Number of paths that are tested in every folder."""
 
 _MOST_FOLDERS = 1000
 _DEPTH = 2
@@ -29,13 +29,13 @@ BESIDE = frozenset(
         "csv",
     )
 )
-"""Folders of tables whose pictures lie in a folder beside them, as COCO's do."""
+"""Folders of tables whose images are in a folder beside them, as in COCO."""
 
 
 def picture_folder(start: Path, paths: Sequence[str]) -> tuple[Path, str | None]:
-    """Return the folder that paths start from, and a line for people where it is not `start`.
+    """Return the folder that paths start from, and a line for people if it is not `start`.
 
-    Another folder is taken only where `start` holds none of the files, and one folder alone holds most of them.
+    Another folder is chosen only if `start` holds none of the files, and exactly one folder holds most of them.
 
     Args:
         start: the table's folder.
@@ -52,10 +52,10 @@ def picture_folder(start: Path, paths: Sequence[str]) -> tuple[Path, str | None]
     shown = [os.path.relpath(folder, start) for folder in found]
     if len(found) > 1:
         return start, (
-            f"the pictures are not in {start.name}, but in several folders ({', '.join(shown[:3])}); say which with "
+            f"the images are not in {start.name}, but in several folders ({', '.join(shown[:3])}); say which with "
             "data.root=FOLDER"
         )
-    return found[0], f"paths start from {shown[0]!r}, where the pictures are (data.root=FOLDER to change)"
+    return found[0], f"paths start from {shown[0]!r}, where the images are (data.root=FOLDER to change)"
 
 
 def _count_files(folder: Path, paths: Sequence[str]) -> int:
@@ -91,7 +91,7 @@ def _candidates(start: Path, paths: Sequence[str]) -> Iterator[Path]:
 
 
 def _below(top: Path, depth: int) -> Iterator[Path]:
-    """Yield the folders below one; hidden ones and links are passed over."""
+    """Yield the folders below a folder; skip hidden ones and links."""
     try:
         names = sorted(e.name for e in os.scandir(top) if e.is_dir(follow_symlinks=False))
     except OSError:

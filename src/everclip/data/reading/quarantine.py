@@ -1,4 +1,4 @@
-"""Rows that cannot be used: each set aside with a reason of a fixed vocabulary, and counted."""
+"""The quarantine: rows that cannot be used, each with a reason from a fixed vocabulary."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from everclip.data.lettering import plain
 from everclip.errors import DataError
 
 REASONS = {
-    "no-image": "the row names no picture",
-    "missing-file": "the picture's file is not there",
+    "no-image": "the row names no image",
+    "missing-file": "the image's file is not there",
     "not-downloaded": "the row gives a URL, and the folder of downloads holds no such file",
-    "outside-root": "the path leaves the folder that pictures must lie in",
+    "outside-root": "the path leaves the folder that images must lie in",
     "unsafe-member": "a device, or a path or link that leaves the archive",
     "unreadable-file": "the system refuses to read the file",
-    "zero-bytes": "the picture is empty",
-    "not-an-image": "the bytes are no picture of a known format",
-    "truncated": "the picture ends early",
-    "damaged": "the picture is damaged",
-    "unsupported": "a kind of picture that is not read",
+    "zero-bytes": "the image is empty",
+    "not-an-image": "the bytes are no image of a known format",
+    "truncated": "the image ends early",
+    "damaged": "the image is damaged",
+    "unsupported": "a kind of image that is not read",
     "too-large": "more pixels or bytes than are ever decoded",
     "extreme-aspect": "one side is more than a hundred times the other",
-    "damaged-archive": "the archive or Parquet file is damaged or cut short, and nobody knows how much is lost",
+    "damaged-archive": "the archive or Parquet file is damaged or cut short; how much is lost is not known",
     "bad-row": "the row itself is broken: wrong number of cells, no valid JSON, a cell of the wrong kind",
     "bad-utf8": "the text is not UTF-8",
     "empty-caption": "the caption is empty and there is no class name instead",
@@ -32,13 +32,13 @@ REASONS = {
     "missing-id": "the id is missing while other rows have one",
     "duplicate-id": "the id stands in an earlier row already",
 }
-"""Why a row is set aside; the keys are what results, `check` and tests name."""
+"""Reasons and their meaning. The keys are used by results, `check` and tests."""
 
 DAMAGED = "damaged-archive"
 
 
 class DamagedFileError(DataError):
-    """A file of many samples cannot be read at all."""
+    """A file with many samples that cannot be read at all."""
 
 
 _EXAMPLES = 3
@@ -49,11 +49,11 @@ class Entry:
     """One row that was set aside.
 
     Attributes:
-        row: 1-based number of the row in its source, or `None` where there are no rows.
-        name: what names it to people: a file with its row, or a member of an archive.
+        row: 1-based number of the row in its source, or `None` if it has no rows.
+        name: for people: a file with its row, or a member of an archive.
         reason: a key of `REASONS`.
         detail: what was found.
-        path: the picture's file, where it has one of its own.
+        path: the image's file, if it has one of its own.
     """
 
     row: int | None
@@ -65,15 +65,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Quarantine:
-    """What was set aside of a source.
+    """The rows of a source that were set aside.
 
     Attributes:
         source: the source's name.
-        total: rows that were looked at, usable or not.
-        entries: the rows that are not usable, in order.
-        sides: rows set aside and all rows per value of the column `split`, where there is one and something was.
-        counted: whether pictures that are not there would have ended the load; of public data sets.
-        archives: whether damaged archives end the load (`refused`) or not (`noted`).
+        total: number of rows, usable or not.
+        entries: the unusable rows, in order.
+        sides: (rows set aside, all rows) per side; empty if there is no column `split` or nothing was set aside.
+        counted: whether missing images of a public data set stop the load.
+        archives: whether damaged archives stop the load (`refused`) or not (`noted`).
     """
 
     source: str
@@ -90,7 +90,7 @@ class Quarantine:
 
     @property
     def mendable(self) -> float:
-        """The unusable rows as a share of all, without those of damaged archives where these are only noted."""
+        """The unusable rows as a share of all; without rows of damaged archives if these are only noted."""
         if self.archives == "refused":
             return self.share
         damaged = {entry.name for entry in self.entries if entry.reason == DAMAGED}
@@ -98,7 +98,7 @@ class Quarantine:
         return left / self.total if self.total else 0.0
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows each reason has, the most frequent first."""
+        """Return the number of rows per reason, the most frequent first."""
         return dict(Counter(entry.reason for entry in self.entries).most_common())
 
     def summary(self) -> str:
@@ -139,7 +139,7 @@ def require_enough(quarantine: Quarantine, limit: float) -> None:
     if DAMAGED in quarantine.counts() and quarantine.archives == "refused" and limit < 1:
         raise DataError(
             f"{quarantine.table()}\nDamaged archives stop the load, since nobody knows how much they held. Download or "
-            "write them again, or go on with what is whole: data.damaged_archives=noted."
+            "write them again, or continue with the intact part: data.damaged_archives=noted."
         )
     if quarantine.mendable > limit:
         raise DataError(

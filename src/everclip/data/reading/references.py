@@ -1,4 +1,4 @@
-"""From what a row says about its picture (bytes, a path, a URL) to where the bytes lie, inside the allowed folder."""
+"""Locate the image of each row from bytes, a path or a URL, inside the allowed folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from everclip.data.pictures.location import PLACE, is_place, places
+from everclip.data.pictures.location import LOCATION, is_location, locations
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS
-from everclip.data.reading.near_files import NearFiles, is_absolute, uploaded
+from everclip.data.reading.path_matching import PathMatcher, is_absolute, uploaded
 from everclip.errors import DataError
 
 Problem = tuple[int, str, str]
@@ -30,25 +30,25 @@ class Resolver:
     """Finds the files that paths and URLs point to.
 
     Args:
-        root: folder that paths are relative to, and may not leave; `None` where the caller names files himself.
-        downloads: folder that holds what URLs point to, or `None`.
-        targets: folder that links inside the root may lead to, beside the root itself.
+        root: folder that paths are relative to and may not leave; `None` if the caller names the files directly.
+        downloads: folder with the files of URLs, or `None`.
+        targets: a further folder that links inside the root may lead to.
     """
 
     def __init__(self, root: Path | None, downloads: Path | None, targets: Path | None = None) -> None:
         self._root = None if root is None else Path(os.path.realpath(root))
         self._downloads = downloads
         self._targets = None if targets is None else os.path.realpath(targets)
-        self._near = None if self._root is None else NearFiles(str(self._root))
+        self._near = None if self._root is None else PathMatcher(str(self._root))
         self._last_parts: Counter[str] = Counter()
 
     def notes(self) -> list[str]:
-        """Return lines about paths that were corrected."""
+        """Return lines about corrected paths."""
         return [] if self._near is None else self._near.notes()
 
     @cached_property
     def _files(self) -> dict[str, list[str]]:
-        """Names of the downloaded files, with and without ending, to where they lie."""
+        """Names of the downloaded files, with and without ending, to their paths."""
         assert self._downloads is not None
         found: dict[str, list[str]] = {}
         for place, _, names in os.walk(self._downloads):
@@ -58,7 +58,7 @@ class Resolver:
         return found
 
     def learn(self, values: Iterable[str | None]) -> None:
-        """Take all values of a table into account before the first is resolved: what one names is no other's."""
+        """Register all values of a table before the first is resolved: a named file is not used for another value."""
         given = dict.fromkeys(value for value in values if value is not None)
         self._last_parts.update(_last(value) for value in given if _is_url(value))
         if self._near is not None:
@@ -66,7 +66,7 @@ class Resolver:
             self._near.learn(named, [v for v in named if is_absolute(v) and not self._is_inside(v)])
 
     def resolve(self, values: Sequence[str | None]) -> tuple[list[str | None], list[Problem]]:
-        """Return the file of every value, and a problem for each that has none."""
+        """Return the file of every value, and a problem for each value without a file."""
         paths: list[str | None] = []
         problems: list[Problem] = []
         for position, value in enumerate(values):
@@ -106,7 +106,7 @@ class Resolver:
             return "unreadable-file", f"{value[:80]!r} ({error})"
 
     def _real(self, path: str, value: str) -> str | tuple[str, str]:
-        """Return the file of a path without links, or why it cannot be used."""
+        """Return the file of a path with all links resolved, or (reason, detail)."""
         if self._root is not None and is_absolute(path) and not os.path.isabs(path):
             return (
                 "outside-root",
@@ -123,7 +123,7 @@ class Resolver:
         return real
 
     def _way_out(self, path: str, real: str) -> str:
-        """Return what leads out of the folder, and what to say instead, where the file is there."""
+        """Return how a path leaves the folder, and the remedy if the file exists."""
         by_link = not is_absolute(path) and ".." not in Path(path).parts
         if by_link and not os.path.exists(real):
             return f": a link leads to {real[:120]}, where nothing is; mend or remove the link"
@@ -135,12 +135,14 @@ class Resolver:
                 "copy the data with what links lead to (cp -rL)"
             )
         folder = (
-            self._near.elsewhere if self._near is not None and self._near.elsewhere else os.path.dirname(real)
+            self._near.outside_folder
+            if self._near is not None and self._near.outside_folder
+            else os.path.dirname(real)
         )
         return f"; the file is there: say data.root={folder}"
 
     def _download(self, url: str, same: int) -> str | tuple[str, str]:
-        """Look for what a URL points to: by a hash of the URL as the file's name, then by the URL's last part."""
+        """Find the file of a URL: by a hash of the URL as its name, then by the URL's last part."""
         if self._downloads is None:
             return "not-downloaded", f"{url[:200]} (set data.downloads to the folder of downloaded files)"
         for kind in _HASHES:
@@ -183,25 +185,25 @@ def _last(url: str) -> str:
 
 
 def _url_path(url: str) -> str:
-    """Return the path of a URL, or nothing where it is none (`http://[`)."""
+    """Return the path of a URL, or an empty text for an invalid URL (`http://[`)."""
     try:
         return unquote(urlsplit(url).path)
     except ValueError:
         return ""
 
 
-def image_places(
+def image_locations(
     column: pa.ChunkedArray, resolver: Resolver, name: str
 ) -> tuple[pa.ChunkedArray, list[Problem]]:
-    """Return a column of pictures as `PLACE`, and the rows whose picture is not there.
+    """Return a column of images as `LOCATION`, and the rows whose image does not exist.
 
     Args:
-        column: bytes, paths or URLs, structs of `bytes` and `path` (as `datasets` writes them), or `PLACE` already.
+        column: bytes, paths or URLs, structs of `bytes` and `path` (as `datasets` writes them), or `LOCATION` already.
         resolver: finds files.
-        name: what errors call the data.
+        name: shown in errors.
 
     Raises:
-        DataError: if the column holds nothing that could be a picture.
+        DataError: if the column cannot hold images.
     """
     chunks: list[pa.Array] = []
     problems: list[Problem] = []
@@ -212,13 +214,13 @@ def image_places(
         chunks.append(made)
         problems += [(start + position, reason, detail) for position, reason, detail in found]
         start += len(chunk)
-    return pa.chunked_array(chunks, PLACE), problems
+    return pa.chunked_array(chunks, LOCATION), problems
 
 
 def _paths_of(chunk: pa.Array) -> list[str | None]:
-    """Return the paths and URLs of a part of a column, as far as it holds some."""
+    """Return the paths and URLs in a chunk of a column; nothing for other types."""
     kind = chunk.type
-    if pa.types.is_struct(kind) and not is_place(kind):
+    if pa.types.is_struct(kind) and not is_location(kind):
         fields = dict(zip((field.name for field in kind), chunk.flatten(), strict=True))
         if "path" not in fields or "bytes" not in fields:
             return []
@@ -235,11 +237,11 @@ def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, li
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         chunk = _only_ones(chunk, name)
         kind = chunk.type
-    if is_place(kind):
+    if is_location(kind):
         return chunk, _missing(chunk.field("bytes").is_null(), chunk.field("path").is_null())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         data = chunk.cast(pa.binary())
-        return places(len(chunk), data), _missing(data.is_null(), data.is_null())
+        return locations(len(chunk), data), _missing(data.is_null(), data.is_null())
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") < 0 and kind.get_field_index("path") >= 0:
         chunk = chunk.field("path")
         kind = chunk.type
@@ -253,31 +255,31 @@ def _chunk(chunk: pa.Array, resolver: Resolver, name: str) -> tuple[pa.Array, li
         paths: list[str | None] = [None] * len(chunk)
         for i, file in zip(wanted, files, strict=True):
             paths[i] = file
-        return places(len(chunk), data, paths), [
+        return locations(len(chunk), data, paths), [
             (wanted[i], reason, detail) for i, reason, detail in problems
         ]
     if pa.types.is_integer(kind):
-        chunk, kind = chunk.cast(pa.string()), pa.string()  # files that are called by numbers
+        chunk, kind = chunk.cast(pa.string()), pa.string()  # files whose names are numbers
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
         files, problems = resolver.resolve(chunk.to_pylist())
-        return places(len(chunk), paths=files), problems
+        return locations(len(chunk), paths=files), problems
     raise DataError(
-        f"{name}: the column of pictures holds {kind}; expected encoded bytes, paths ({', '.join(IMAGE_ENDINGS[:4])}"
+        f"{name}: the column of images holds {kind}; expected encoded bytes, paths ({', '.join(IMAGE_ENDINGS[:4])}"
         "...) or URLs of downloaded files. Name another with data.columns.image=NAME."
     )
 
 
 def _only_ones(chunk: pa.Array, name: str) -> pa.Array:
-    """Return the only picture of each list.
+    """Return the single image of each list.
 
     Raises:
-        DataError: for a row of several pictures.
+        DataError: for a row with several images.
     """
     lengths = chunk.value_lengths().to_pylist()
     most = max((length for length in lengths if length is not None), default=0)
     if most > 1:
         raise DataError(
-            f"{name}: the column of pictures holds lists of up to {most} pictures; expected one picture per row. "
+            f"{name}: the column of images holds lists of up to {most} images; expected one image per row. "
             "Write a row for each, or name another column with data.columns.image=NAME."
         )
     return pa.array([given[0] if given else None for given in chunk.to_pylist()], chunk.type.value_type)

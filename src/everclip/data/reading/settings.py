@@ -1,4 +1,4 @@
-"""Settings for reading tables and text files; what is not set is detected, and printed."""
+"""Settings for reading tables and text files; values that are not set are detected and printed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Reading:
 
 
 PLAIN = Reading()
-"""No setting: everything is detected."""
+"""All values are detected."""
 
 
 def known_encoding(name: str) -> str:
@@ -55,7 +55,7 @@ def known_encoding(name: str) -> str:
     """
     try:
         found = codecs.lookup(name)
-        # base64, zip and the like are codecs, but of no text.
+        # base64, zip and similar codecs are not text encodings.
         if found._is_text_encoding and found.name not in ("idna", "punycode", "undefined", "unicode_escape"):
             return found.name
     except (LookupError, ValueError):
@@ -66,10 +66,10 @@ def known_encoding(name: str) -> str:
 
 
 def known_separator(text: str) -> str:
-    """Return a separator of cells: a character, or the name of one; blanks beside it do not count.
+    """Return a separator of cells, given as a character or by name; surrounding blanks are ignored.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: for an invalid separator.
     """
     found = _SEPARATORS.get(text.strip().lower(), text if len(text) == 1 else text.strip())
     if len(found) != 1 or found in '\r\n"\0' or found.isalnum():

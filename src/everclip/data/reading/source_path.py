@@ -10,7 +10,7 @@ from everclip.errors import ConfigError
 
 
 def expanded(source: str, environment: Mapping[str, str] | None = None) -> str:
-    """Put environment variables in for `${NAME}`, and the home folder for `~`.
+    """Expand `${NAME}` to environment variables and `~` to the home folder.
 
     Raises:
         ConfigError: for a variable that is not set.

@@ -1,4 +1,4 @@
-"""Reading what the user names: find it, read it, bring it to canonical columns, look at every picture."""
+"""Read the data that the user names: find, read, bring to canonical columns, examine every image."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.config import validated
-from everclip.data.pictures.location import PLACE, with_contents
+from everclip.data.pictures.location import LOCATION, with_contents
 from everclip.data.pictures.rendering import COLUMN, Rendering, renderings
 from everclip.data.reading.examine import Examined, Tick, examine
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.identity import with_ids
-from everclip.data.reading.locate import located
-from everclip.data.reading.parts import Part, Places, columns_of, part_of
+from everclip.data.reading.locate import read_sources
+from everclip.data.reading.one_file import CanonicalFile, ImageFolders, choose_columns, one_file
 from everclip.data.reading.quarantine import Quarantine, require_enough
 from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.splits import side_of
-from everclip.data.table import Pictures, Table, replaced
+from everclip.data.table import ImageLocations, Table, replaced
 from everclip.errors import ConfigError
 from everclip.files import user_path
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What reading gives.
+    """The result of reading.
 
     Attributes:
         table: the usable samples in canonical columns.
-        quarantine: the others, with reasons.
-        columns: canonical names to those of the source, as given or guessed.
+        quarantine: the unusable rows, with reasons.
+        columns: canonical names to columns of the source, as given or guessed.
         guesses: one line per guess, for people.
         facts: per row of `table`: `width`, `height` (upright, in pixels), `bytes`, `mode`, `format`, `frames`, `dhash`
             (64-bit difference hash), `sha256`, `span`, `background` and `blank`.
@@ -55,7 +55,7 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
     Args:
         spec: the block.
         root: folder that relative paths start from.
-        tick: called with (pictures looked at, all pictures) now and then.
+        tick: called with (examined images, all images) from time to time.
         labelled: whether captions or classes are needed.
 
     Raises:
@@ -67,7 +67,9 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
         if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
-    return _loaded(located(spec, root, labelled), spec, Places(resolve_from, downloads), tick, labelled)
+    return _loaded(
+        read_sources(spec, root, labelled), spec, ImageFolders(resolve_from, downloads), tick, labelled
+    )
 
 
 def read_rows(
@@ -77,38 +79,40 @@ def read_rows(
     root: Path | None = None,
     quarantine_limit: float = 0.01,
 ) -> Loaded:
-    """Read rows that a program gives.
+    """Read rows from Python.
 
     Args:
-        rows: mappings of column to value; a picture is encoded bytes, a path or a PIL picture.
-        columns: canonical names to those of the rows; what is not given is guessed where it is obvious.
-        name: what messages call them.
-        root: folder that paths start from, and may not leave; without it they are taken as they are.
+        rows: mappings of column to value; an image is encoded bytes, a path or a PIL image.
+        columns: canonical names to columns of the rows; others are guessed if exactly one fits.
+        name: shown in messages.
+        root: folder that paths start from and may not leave; without it they are used as they are.
         quarantine_limit: above this share of unusable rows reading stops.
 
     Raises:
-        DataError: for rows that hold no pictures, or too many unusable ones.
+        DataError: for rows that hold no images, or too many unusable ones.
     """
     from everclip.data.reading.formats.rows import read_mappings
 
     given = {"columns": {} if columns is None else columns, "quarantine_limit": quarantine_limit}
     spec = validated(DataSpec, {"source": name, **given}, "read_rows")
     root = None if root is None else user_path(root, "read_rows: root")
-    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, Places(), None)
+    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, ImageFolders(), None)
 
 
 def _loaded(
     raws: Sequence[Raw],
     spec: DataSpec,
-    places: Places,
+    places: ImageFolders,
     tick: Tick | None,
     labelled: bool = True,
 ) -> Loaded:
-    found = [columns_of(raw, spec) for raw in _with_rows(raws)]
+    found = [choose_columns(raw, spec) for raw in _with_rows(raws)]
     raws = [raw for raw, _, _ in found]
-    parts = [part_of(raw, names, spec, places, labelled) for raw, names, _ in found]
-    lines = [note for raw in raws for note in raw.notes] + _spoken(raws, [guesses for _, _, guesses in found])
-    columns, pictures = _chained(parts)
+    parts = [one_file(raw, names, spec, places, labelled) for raw, names, _ in found]
+    lines = [note for raw in raws for note in raw.notes] + _guess_lines(
+        raws, [guesses for _, _, guesses in found]
+    )
+    columns, pictures = _concatenated(parts)
     starts = _starts([len(part.origin) for part in parts])
     broken = {
         start + i: why for part, start in zip(parts, starts, strict=True) for i, why in part.broken.items()
@@ -139,14 +143,14 @@ def _loaded(
     )
     require_enough(quarantine, spec.quarantine_limit)
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name
-    table = Table(columns, rows, name, Pictures(with_contents(pictures, hashes, sizes)))
+    table = Table(columns, rows, name, ImageLocations(with_contents(pictures, hashes, sizes)))
     facts = seen.facts.take(pa.array(np.searchsorted(np.asarray(seen.good, np.int64), at[rows])))
     chosen = {wanted: column for _, names, _ in found for wanted, column in names.items()}
     return Loaded(table, quarantine, chosen, tuple(dict.fromkeys([*lines, *more])), facts)
 
 
 def _with_rows(raws: Sequence[Raw]) -> Sequence[Raw]:
-    """Return the parts that have rows; what the others could not give is counted with the first."""
+    """Return the parts that have rows; the unusable rows of the others are counted with the first part."""
     held = [raw for raw in raws if raw.columns.num_rows or not raw.broken]
     if len(held) < len(raws) and held:
         empty = [raw for raw in raws if not raw.columns.num_rows and raw.broken]
@@ -158,7 +162,7 @@ def _with_rows(raws: Sequence[Raw]) -> Sequence[Raw]:
 def _with_renderings(
     columns: pa.Table, at: np.ndarray, seen: Examined, spec: DataSpec
 ) -> tuple[pa.Table, list[str]]:
-    """Add how each row's picture becomes RGB, where the file alone does not decide; and lines for people."""
+    """Add the column of renderings where they are not the default; return lines for people, too."""
     spans, backgrounds = (seen.facts.column(name).to_pylist() for name in ("span", "background"))
     chosen, lines = renderings(spans, backgrounds, spec.background, spec.bits)
     if any(chosen):
@@ -169,7 +173,7 @@ def _with_renderings(
 
 
 def _sides(columns: pa.Table, broken: Mapping[int, Any]) -> dict[str, tuple[int, int]]:
-    """Return rows set aside and all rows per side, if any were; rows that no reader could give have no side."""
+    """Return (rows set aside, all rows) per side; rows that could not be read have no side."""
     if not broken or "split" not in columns.column_names:
         return {}
     marks = ["" if mark is None else str(side_of(mark)) for mark in columns.column("split").to_pylist()]
@@ -177,8 +181,8 @@ def _sides(columns: pa.Table, broken: Mapping[int, Any]) -> dict[str, tuple[int,
     return {side: (gone[side], held[side]) for side in sorted(gone) if side}
 
 
-def _spoken(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:
-    """Return the guesses as lines; what is guessed for every file alike is said once."""
+def _guess_lines(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:
+    """Return the guesses as lines; a guess that holds for every file is printed once."""
     common = [line for line in guesses[0] if all(line in mine for mine in guesses)]
     own = [
         f"{raw.name}: {line}"
@@ -189,13 +193,13 @@ def _spoken(raws: Sequence[Raw], guesses: Sequence[Sequence[str]]) -> list[str]:
     return common + own
 
 
-def _chained(parts: Sequence[Part]) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Chain the rows and the pictures of several files."""
+def _concatenated(parts: Sequence[CanonicalFile]) -> tuple[pa.Table, pa.ChunkedArray]:
+    """Concatenate the rows and the images of several files."""
     tables = [
         replaced(part.columns, "image", pc.add(part.columns.column("image"), start))
         for part, start in zip(parts, _starts([len(part.pictures) for part in parts]), strict=True)
     ]
-    pictures = pa.chunked_array([chunk for part in parts for chunk in part.pictures.chunks], PLACE)
+    pictures = pa.chunked_array([chunk for part in parts for chunk in part.pictures.chunks], LOCATION)
     return _joined(tables), pictures
 
 
@@ -204,7 +208,7 @@ def _starts(lengths: Sequence[int]) -> list[int]:
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Chain the rows of several files; columns that clash in type become text."""
+    """Concatenate the rows of several files; columns with conflicting types become text."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid):

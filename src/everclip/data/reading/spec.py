@@ -1,4 +1,4 @@
-"""The `data:` block: where samples come from and how their columns are called, validated."""
+"""The `data:` block: the sources of samples and their columns, validated."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ CANONICAL = (
     "time",
     "split",
 )
-"""The columns that everclip knows by name; others may be used in conditions."""
+"""The columns that everclip uses; others can be used in conditions (`where`)."""
 
 
 class DataSpec(Frozen):
-    """Where the samples come from.
+    """The `data:` block: the sources of samples and how to read them.
 
     Attributes:
         source: `builtin:emoji`; `catalog:NAME` (a public data set, `everclip ls datasets`);
             `hub:OWNER/NAME[@revision]`; a folder of class folders, of images with a metadata file, of `.parquet` files
             or of `.tar` shards; a `.csv`, `.tsv`, `.jsonl`, `.json`, `.txt`, `.parquet` or `.tar` file; a pattern with
             `*`; several of these. `${VAR}` and `~` are expanded.
-        columns: canonical names to those of the source, or to their numbers from 1; what is not given is guessed where
-            it is obvious.
+        columns: canonical names to those of the source, or to their numbers from 1; others are guessed if
+            exactly one fits.
         encoding: of CSV, TSV, JSON and text files (`utf-8`, `cp1252`, `utf-16`...); default: detected.
         separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: detected.
         header: whether the first line of a CSV, TSV or text table names the columns; default: detected.
         language: of the texts, where no column says it.
         styles: of `builtin:emoji`.
         split: the split of a hub data set; all of them, named in the column `split`, if not given.
-        root: folder that image paths are relative to and may not leave; default: the table's own. Of
+        root: folder that image paths are relative to and may not leave; default: the folder of the table. For
             `catalog:NAME`: the folder that holds the data sets; default: the environment variable EVERCLIP_DATA.
         place: where the data set of `catalog:NAME` is, if not below the root: a folder, a table, `hub:OWNER/NAME`.
         counts: whether an incomplete `catalog:NAME` is refused or noted.
-        damaged_archives: whether damaged `.tar` and `.parquet` files are refused, or what is whole in them is read and
-            the rest noted.
-        downloads: folder that holds what URLs point to.
-        background: what pictures with transparency are laid on: a colour, or `auto` (white, and black where a picture
-            would vanish on white).
-        bits: how many bits of a value are used in pictures with more than 8; default: guessed from the values.
-            Floating-point values up to 1 are shares, to which it does not apply.
-        class_in_name: how a class stands in the name of each picture, where nothing else says it: `{class}_#` reads
-            `cat_001.jpg`; `#` is a number, `*` anything.
+        damaged_archives: whether damaged `.tar` and `.parquet` files are refused, or their intact part is read and the
+            damage noted.
+        downloads: folder with the downloaded files of URLs.
+        background: behind transparent images: a colour, or `auto` (white, or black if an image would vanish on
+            white).
+        bits: how many bits of a value are used in images with more than 8; default: guessed from the values.
+            Not used for floating-point values up to 1.
+        class_in_name: pattern of the class in each image's name: `{class}_#` reads `cat_001.jpg`; `#` is a number, `*`
+            anything.
         quarantine_limit: above this share of unusable rows reading stops.
     """
 
@@ -80,7 +80,7 @@ class DataSpec(Frozen):
     @field_validator("columns", mode="before")
     @classmethod
     def _nothing_is_none(cls, value: Any) -> Any:
-        """Read `columns.time=` and `{time: }` as `{time: ""}`: no such column; and numbers of columns as text."""
+        """Convert `columns.time=` and `{time: }` to `{time: ""}` (no such column), and column numbers to text."""
         if not isinstance(value, dict):
             return value
         return {k: "" if v is None else str(v) if type(v) is int else v for k, v in value.items()}
@@ -97,20 +97,20 @@ class DataSpec(Frozen):
 
     @property
     def reading(self) -> Reading:
-        """What is said about tables and text files."""
+        """The settings for tables and text files."""
         return Reading(self.encoding, self.separator, self.header)
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources as a tuple, also where only one is given."""
+        """The sources as a tuple, also if there is only one."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
     @property
     def is_catalog(self) -> bool:
-        """Whether it names a public data set, which has a split of its own."""
+        """Whether the source is a public data set with its own split."""
         return isinstance(self.source, str) and self.source.startswith("catalog:")
 
     @property
     def label(self) -> str:
-        """What messages call the data."""
+        """The name of the data in messages."""
         return ", ".join(self.sources)

@@ -1,4 +1,4 @@
-"""Rows that are too many for the memory: written to an Arrow file and mapped back, so that memory stays flat."""
+"""Keep many rows out of memory: write them to an Arrow file and memory-map it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _Row = TypeVar("_Row")
 def spilled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path | None = None) -> pa.Table:
     """Write batches to an Arrow file and return them memory-mapped.
 
-    Where the cache folder cannot be written, the file lies in the system's temporary folder and goes away with the
-    process; where that cannot be written either, the rows stay in memory.
+    If the cache folder is not writable, the file is in the system's temporary folder and is deleted with the process;
+    if that is not writable either, the rows stay in memory.
 
     Args:
         batches: all of the given schema.
         schema: their schema.
-        path: where the file stays for the next time; without it the file goes away with the process.
+        path: where the file is kept for later; without it the file is deleted with the process.
 
     Raises:
         DataError: if the disk becomes full.
     """
-    place = _place(path.parent if path is not None else cache_folder() / "rows")
+    place = _temporary_file(path.parent if path is not None else cache_folder() / "rows")
     if place is None:
         return pa.Table.from_batches(batches, schema)
     handle, aside = place
@@ -50,20 +50,20 @@ def spilled(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path | N
             "folder."
         ) from error
     finally:
-        # Mapped pages stay readable after the name is gone.
+        # Mapped pages stay readable after the file is deleted.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
 
 
-def _place(folder: Path) -> tuple[int, str] | None:
-    """Return a new file, open and by name, in the folder or in the temporary one; `None` where neither can be used."""
+def _temporary_file(folder: Path) -> tuple[int, str] | None:
+    """Create a file in the folder or the temporary folder; return its handle and path, or `None`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(".arrow.tmp", dir=folder)
     except OSError as error:
         warn_once(
             str(folder),
-            f"{folder}: cannot be written ({error}); rows are kept in the temporary folder, and read anew the next "
+            f"{folder}: cannot be written ({error}); rows are kept in the temporary folder, and read again the next "
             "time. Set EVERCLIP_CACHE to a folder that can be written.",
         )
     try:

@@ -1,4 +1,4 @@
-"""Columns that say the side of each row under other names than `split`: `subset`, `Usage`, `is_test`."""
+"""Find columns of sides that are not called `split`: `subset`, `Usage`, `is_test`."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ _TRUE, _FALSE = frozenset(("1", "1.0", "true", "yes")), frozenset(("0", "0.0", "
 _MOST_MARKS = 20
 
 
-def with_split_column(raw: Raw, names: dict[str, str], given: Mapping[str, str], lines: list[str]) -> Raw:
-    """Take the column whose values are sides for that of the sides, where none is called `split`.
+def with_split_column(
+    raw: Raw, names: dict[str, str], user_columns: Mapping[str, str], lines: list[str]
+) -> Raw:
+    """Use the column whose values are sides as `split`, if no column is called `split`.
 
     Args:
         raw: the rows.
         names: canonical names to columns so far; `split` is added.
-        given: what the user says; nothing is guessed against it.
-        lines: for people; what was done, and what marks are no sides, is added.
+        user_columns: canonical names to columns, as the user says; these are not guessed.
+        lines: notes for people; added to.
 
     Raises:
-        DataError: if two columns could be meant.
+        DataError: if two columns fit.
     """
-    if SPLIT in names or SPLIT in given:
+    if SPLIT in names or SPLIT in user_columns:
         if names.get(SPLIT):
             lines += _unknown_marks(raw.columns.column(names[SPLIT]), names[SPLIT])
         return raw
@@ -61,7 +63,7 @@ def with_split_column(raw: Raw, names: dict[str, str], given: Mapping[str, str],
         lines.append(
             f"split = column {known[0]!r}, whose values are sides ({shown}; data.columns.split= for none)"
         )
-        # A copy: conditions may name the column as it is called.
+        # A copy: conditions may use the column by its own name.
         values = [None if v is None else str(v) for v in raw.columns.column(known[0]).to_pylist()]
         return replace(raw, columns=raw.columns.append_column(SPLIT, pa.array(values, pa.string())))
     flagged = None if raw.split is not None else _flagged(raw.columns, names)
@@ -80,7 +82,7 @@ def with_split_column(raw: Raw, names: dict[str, str], given: Mapping[str, str],
 
 
 def _marks(columns: pa.Table, name: str) -> list[str]:
-    """Return the values of a column as texts, if they are few and may be marks; nothing else."""
+    """Return the distinct values of a column as texts, if they are few and short; else nothing."""
     kind = columns.schema.field(name).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     plain = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
@@ -93,7 +95,7 @@ def _marks(columns: pa.Table, name: str) -> list[str]:
 
 
 def _are_sides(name: str, marks: Sequence[str], file: str | None) -> bool:
-    """Whether all marks of a column are sides: more than one, or one in a column that is called so."""
+    """Whether all values of a column are sides: several sides, or one in a column with a known name."""
     sides = {side_in(mark) for mark in marks}
     if None in sides or all(mark.strip().lower() in ("true", "false") for mark in marks):
         return False
@@ -101,14 +103,14 @@ def _are_sides(name: str, marks: Sequence[str], file: str | None) -> bool:
 
 
 def _flagged(columns: pa.Table, names: Mapping[str, str]) -> tuple[list[str], str] | None:
-    """Return the sides that columns of 0 and 1 say (`is_test`), and what these are called."""
+    """Return the sides from columns of 0 and 1 (`is_test`), and the names of these columns."""
     found: dict[str, tuple[str, list[bool]]] = {}
     for side, words in _FLAGS.items():
         for name in columns.column_names:
             if name in names.values() or plain_name(name) not in words or side in found:
                 continue
             flags = _flags(columns.column(name).to_pylist())
-            # Most rows of a column `is_valid` that is true for most mean that the picture is sound.
+            # A column `is_valid` that is true for most rows says that the images are valid.
             if (
                 flags
                 and any(flags)
@@ -129,13 +131,13 @@ def _flagged(columns: pa.Table, names: Mapping[str, str]) -> tuple[list[str], st
 
 
 def _flags(values: Sequence[Any]) -> list[bool]:
-    """Return values of 0 and 1 as truth; nothing where there are others."""
+    """Return values of 0 and 1 as booleans; nothing if there are other values."""
     plain = ["" if value is None else str(value).strip().lower() for value in values]
     return [value in _TRUE for value in plain] if set(plain) <= _TRUE | _FALSE else []
 
 
 def _unknown_marks(column: pa.ChunkedArray, name: str) -> list[str]:
-    """Say that no mark of the column of sides is a side."""
+    """Return a line if no value of the split column is a side."""
     marks = sorted({str(v) for v in column.unique().to_pylist() if v is not None and str(v).strip()})
     if not marks or any(map(side_in, marks)):
         return []

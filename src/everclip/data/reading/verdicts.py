@@ -1,6 +1,6 @@
-"""What decoding a picture showed, remembered by the hash of its bytes in a small SQLite file.
+"""Cache of verdicts on images, by the hash of their bytes, in a small SQLite file.
 
-Every picture is decoded once to know whether it can be; the next load only reads and hashes it.
+Every image is decoded once to learn whether it can be used; the next load only reads and hashes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from everclip.data.reading.facts import Facts
 from everclip.files import cache_folder, warn_once
 
 Verdict = Facts | tuple[str, str]
-"""Facts of a usable picture, or (reason, detail) of another."""
+"""Facts of a usable image, or (reason, detail) of another."""
 
 _COLUMNS = "width, height, bytes, mode, format, frames, dhash, sha256, span, background, blank"
 _TABLE = (
@@ -28,14 +28,14 @@ _TABLE = (
 
 
 def default_path() -> Path:
-    """Return the file that is used where none is named."""
+    """Return the default file."""
     return cache_folder() / f"pictures-{RULES}-pillow-{PIL.__version__}.sqlite"
 
 
 class Verdicts:
-    """A memory of verdicts, safe to use from several threads and processes.
+    """A cache of verdicts, safe for several threads and processes.
 
-    A file that is damaged or may not be written is logged and done without: everything is then decoded again.
+    A damaged or unwritable file is reported and not used: all images are then decoded again.
 
     Args:
         path: the file; default: below the cache folder, one per version of everclip's rules and of Pillow.
@@ -54,7 +54,7 @@ class Verdicts:
             self._give_up(error)
 
     def get(self, key: bytes) -> Verdict | None:
-        """Return what is known of the picture whose SHA-256 is `key`."""
+        """Return the verdict on the image whose SHA-256 is `key`, or `None`."""
         with self._lock:
             if self._file is None:
                 return None
@@ -74,7 +74,7 @@ class Verdicts:
         return Facts(width, height, size, mode, kind, frames, *hashes, span, background, bool(blank))
 
     def put(self, found: Iterable[tuple[bytes, Verdict]]) -> None:
-        """Remember verdicts by key."""
+        """Store verdicts by key."""
         rows = [(key, *_row(verdict)) for key, verdict in found]
         with self._lock:
             if self._file is None or not rows:
@@ -97,7 +97,7 @@ class Verdicts:
     def _give_up(self, error: Exception) -> None:
         warn_once(
             str(self._path),
-            f"{self._path}: the memory of decoded pictures cannot be used ({error}); every picture is decoded anew. "
+            f"{self._path}: the cache of decoded images cannot be used ({error}); every image is decoded again. "
             "Remove the file, or point EVERCLIP_CACHE to a folder that can be written.",
         )
         if self._file is not None:

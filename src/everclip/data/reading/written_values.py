@@ -1,4 +1,4 @@
-"""Values as programs write them into tables: `b'cat'`, `tensor(3)`, `np.str_('cat')`, Excel's `="cat"` and `#N/A`."""
+"""Interpret values as programs print them: `b'cat'`, `tensor(3)`, `np.str_('cat')`, Excel's `="cat"` and `#N/A`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _ERRORS = re.compile(r"#(?:N/A|REF!|VALUE!|NAME\?|DIV/0!|NULL!|NUM!|SPILL!|CALC!
 _READ = ("caption", "class_name", "class_key")
 
 
-def as_meant(columns: pa.Table, name: str) -> tuple[pa.Table, list[str], list[tuple[int, str, str]]]:
-    """Read captions and classes that a program wrote as what they stand for.
+def interpreted(columns: pa.Table, name: str) -> tuple[pa.Table, list[str], list[tuple[int, str, str]]]:
+    """Replace captions and classes that a program printed by their values.
 
     Args:
         columns: with canonical names.
         name: of the source, for messages.
 
     Returns:
-        The columns, lines for people, and (row, reason, detail) of cells that hold an error of a spreadsheet.
+        The columns, lines for people, and (row, reason, detail) of cells with a spreadsheet error.
     """
     lines: list[str] = []
     problems: list[tuple[int, str, str]] = []
@@ -41,7 +41,9 @@ def as_meant(columns: pa.Table, name: str) -> tuple[pa.Table, list[str], list[tu
             continue
         values = columns.column(column).to_pylist()
         meant = {
-            v: found for v in dict.fromkeys(values) if v is not None and (found := _meant(v)) is not None
+            v: found
+            for v in dict.fromkeys(values)
+            if v is not None and (found := _interpreted(v)) is not None
         }
         if column != "caption":
             meant |= _whole([v for v in dict.fromkeys(values) if v is not None], meant)
@@ -69,8 +71,8 @@ def _lines(values: list[str | None], meant: Mapping[str, str], column: str, name
     ]
 
 
-def _meant(text: str) -> str | None:
-    """Return what a text that a program wrote stands for, or `None` where it is a text as people write it."""
+def _interpreted(text: str) -> str | None:
+    """Return the value of a text that a program printed, or `None` for other texts."""
     plain = text.strip()
     if not plain or plain[0] not in "b=ntaTuifs" or len(plain) > _LONGEST:
         return None
@@ -87,7 +89,7 @@ def _meant(text: str) -> str | None:
     elif (call := _CALL.fullmatch(plain)) is not None:
         inner = call.group(1).strip()
         if inner.startswith("["):
-            return inner  # a list, which is read as one
+            return inner  # a list; parsed later
         value = _literal(inner)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -102,7 +104,7 @@ def _literal(text: str) -> Any:
 
 
 def _whole(values: list[str], meant: Mapping[str, str]) -> dict[str, str]:
-    """Return whole numbers without the `.0` that a missing neighbour gave them, where every class is one or missing."""
+    """Return whole numbers without the `.0` that missing values gave them, if every class is a number or missing."""
     numbers = [v for v in values if v not in meant and v.strip().lower() not in ("", "nan")]
     if not numbers or not all(re.fullmatch(r"\d+\.0", v.strip()) for v in numbers):
         return {}

@@ -1,4 +1,4 @@
-"""Augmentation of training pictures, whose draws are keyed by the sample."""
+"""Augmentation of training images; the random draws depend on the sample alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.config import AugmentConfig
 from everclip.data.pictures.resizing import OPEN_CLIP, Box, Resizing
 
 ATTEMPTS = 10
-"""How many crops torchvision's `RandomResizedCrop` draws before it takes the central one."""
+"""Crops that torchvision's `RandomResizedCrop` draws before it takes the central one."""
 
 Draws = npt.NDArray[np.float64]
 """Numbers in [0, 1)."""
@@ -25,17 +25,17 @@ def augment(
     draw: np.random.Generator,
     resizing: Resizing = OPEN_CLIP,
 ) -> Image.Image:
-    """Crop, resize, turn, flip and recolour a picture.
+    """Crop, resize, turn, flip and recolour an image.
 
     Args:
         picture: RGB, any size.
         size: side of the result in pixels.
         config: kind of crop, and strengths.
-        draw: the sample's own generator; the same number of draws is taken whatever the outcome.
-        resizing: how the model's own transform fits the picture into the square.
+        draw: the sample's own generator; the number of draws does not depend on the outcome.
+        resizing: how the model's own transform fits the image into the square.
 
     Returns:
-        RGB picture of `size` x `size`.
+        RGB image of `size` x `size`.
     """
     unit = draw.random(12)
     ground = picture.getpixel((0, 0))
@@ -60,7 +60,7 @@ def augment(
 
 
 def view_box(picture: Image.Image, config: AugmentConfig, resizing: Resizing, unit: Draws) -> Box:
-    """Return a crop of what the model sees; its shape is relative to that, so that nothing else is distorted."""
+    """Return a crop of the part that the model sees; its aspect ratio is relative to that part."""
     first_x, first_y, last_x, last_y = resizing.visible(*picture.size)
     width, height = last_x - first_x, last_y - first_y
     area = config.crop_min + (1 - config.crop_min) * unit[0]
@@ -72,10 +72,10 @@ def view_box(picture: Image.Image, config: AugmentConfig, resizing: Resizing, un
 
 
 def random_resized_box(width: int, height: int, config: AugmentConfig, unit: Draws) -> Box:
-    """Return the crop of torchvision's `RandomResizedCrop` in whole pixels, with draws that are given.
+    """Return the crop of torchvision's `RandomResizedCrop` in whole pixels, from the draws in `unit`.
 
     Args:
-        width, height: of the picture.
+        width, height: of the image.
         config: `crop_min` is the lower end of torchvision's `scale`, `1 / ratio` and `ratio` are its `ratio`.
         unit: `(10, 4)`: area, aspect ratio, top and left of each attempt.
     """

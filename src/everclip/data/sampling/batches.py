@@ -1,4 +1,4 @@
-"""From streams to batches: which samples a step takes, decoded and tokenised ahead of time in threads."""
+"""Make batches from streams: choose the samples of a step, decode and tokenise them ahead in threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.contracts import Stream
 from everclip.data.pictures.images import ImageStore, PixelFormat
 from everclip.data.sampling.augmentation import augment
 from everclip.data.sampling.captions import draw_caption
-from everclip.data.sampling.order import generator, key_of, place, share
+from everclip.data.sampling.order import generator, key_of, sample_index, share
 from everclip.data.sampling.same_texts import Tokenise, first_equal, token_keys
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
@@ -24,18 +24,18 @@ from everclip.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Turns (stream, step) into tensors; a pure function of its settings, so any step can be asked for.
+    """Turns (stream, step) into tensors. A pure function of its settings: any step can be made at any time.
 
     Attributes:
-        pixels: what the image tower takes.
+        pixels: the input of the image tower.
         preprocess: the backbone's own transform, for the view `eval`.
         tokenise: texts to token ids `(N, L)`.
-        augment, captions: settings of the view `train`; `augment` may be `None`: the transform of evaluation.
+        augment, captions: settings of the view `train`; `augment=None` uses the evaluation transform.
         seed: the run's seed.
-        store: keeps decoded pictures.
-        rank, world: this process and how many there are; each takes its slice of the same global batch.
-        needed: how many tokens of texts `(C, L)` the model reads before it pools; `None` where it reads all. Asked
-            here, where ids lie on the CPU: asking in a step would wait for the device.
+        store: cache of decoded images.
+        rank, world: number of this process, and of all; each takes its slice of the same global batch.
+        needed: how many tokens of texts `(C, L)` the model reads before it pools; `None`: all. Computed here, since
+            the ids are on the CPU: in a step it would wait for the device.
     """
 
     pixels: PixelFormat
@@ -51,7 +51,7 @@ class BatchMaker:
     _class_tokens: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
     _class_same: dict[tuple[str, ...], torch.Tensor | None] = field(default_factory=dict)
 
-    def places(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
+    def samples_of_step(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
         """Return this process's samples of one step as (table, position) pairs."""
         local = share_of(stream.batch_size, self.world)
         start = step * stream.batch_size + self.rank * local
@@ -66,24 +66,24 @@ class BatchMaker:
             else share(position, [source.weight for source in stream.sources])
         )
         table = stream.sources[which].table
-        return table, place(inner, len(table), stream.order, f"{self.seed}/{scope}/{which}")
+        return table, sample_index(inner, len(table), stream.order, f"{self.seed}/{scope}/{which}")
 
     def batch(self, stream: Stream, scope: str, step: int) -> dict[str, Any]:
         """Return the columns of one step.
 
         Args:
             stream: what to read.
-            scope: names task, phase and stream; enters every random draw.
+            scope: names task, phase and stream; part of the key of every random draw.
             step: 0-based step within the phase.
 
         Returns:
             `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
-            `(N,)` int64 (equal keys mark captions of the same tokens, or the same picture), `label` `(N,)` with
-            `class_tokens` `(C, L)` (first template of each class) and `class_length` (what `needed` says of them), `id`
+            `(N,)` int64 (equal keys mark captions of the same tokens, or the same image), `label` `(N,)` with
+            `class_tokens` `(C, L)` (first template of each class) and `class_length` (`needed` of them), `id`
             (list of N), as far as `stream.columns` asks. Where classes have the same tokens, `class_same` `(C,)` int64
             holds for each the position of the first of them.
         """
-        rows = self.places(stream, scope, step)
+        rows = self.samples_of_step(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
         batch: dict[str, Any] = {"id": [table.ids[i] for table, i in rows]}
         if "image" in stream.columns:
@@ -137,7 +137,7 @@ class BatchMaker:
         return self.preprocess(picture)
 
     def caption(self, table: Table, position: int) -> str:
-        """Return a sample's own caption; a picture that has a class but no caption is learned by the class's name.
+        """Return a sample's caption, or its class name if it has no caption.
 
         Raises:
             DataError: if it has none.
@@ -158,7 +158,7 @@ class BatchMaker:
     def batches(
         self, stream_of: dict[str, Stream], scope: str, start: int, stop: int, workers: int
     ) -> Iterator[dict[str, dict[str, Any]]]:
-        """Yield the batches of steps `start` to `stop`, prepared `workers + 1` steps ahead when there are workers."""
+        """Yield the batches of steps `start` to `stop`; workers prepare `workers + 1` steps ahead."""
 
         def make(step: int) -> dict[str, dict[str, Any]]:
             return {name: self.batch(s, f"{scope}/{name}", step) for name, s in stream_of.items()}
@@ -182,7 +182,7 @@ def share_of(batch_size: int, world: int) -> int:
     """Return how many samples of a batch each of `world` processes takes.
 
     Raises:
-        ConfigError: if they cannot take equally many.
+        ConfigError: if the batch cannot be divided equally.
     """
     if batch_size % world:
         raise ConfigError(
@@ -198,7 +198,7 @@ def stream_size(stream: Stream) -> int:
 
 
 def _identity(table: Table, position: int) -> str:
-    """What makes two samples positives of each other: their concept if given, else the image itself."""
+    """Return what two samples share if they are positives of each other: the concept, else the image."""
     for column in ("concept", "image_id"):
         if table.has(column):
             value = table.value(column, position)

@@ -1,4 +1,4 @@
-"""Drawing one training caption of a sample: its caption, a template around it, or some of its keywords."""
+"""Draw the training text of a sample: its caption, a template around it, or some of its keywords."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everclip.templates import filled
 def draw_caption(
     caption: str, keywords: Sequence[str] | None, config: CaptionConfig, draw: np.random.Generator
 ) -> str:
-    """Return the text that stands for a sample in one step.
+    """Return the text of a sample in one step.
 
     Args:
         caption: the sample's own caption.
@@ -27,7 +27,7 @@ def draw_caption(
         most = min(config.keywords, len(words))
         picked = draw.permutation(len(words))[: 1 + int(count * most)]
         return ", ".join(words[int(i)] for i in picked)
-    # A sample without keywords keeps its caption plain where keywords would have stood: the templates' share stays.
+    # A sample without keywords uses its plain caption instead of them: the share of templates stays the same.
     share = choice - config.keyword_probability
     if not config.templates or not 0 <= share < config.template_probability:
         return caption

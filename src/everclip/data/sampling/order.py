@@ -1,7 +1,7 @@
-"""Which sample stands at which place of a stream: pure functions of (seed, place).
+"""The order of samples in a stream: pure functions of (seed, position).
 
-Nothing here has a state, so a stream resumes at any step by asking for that step. That is what makes resume exact
-and multi-process order identical to that of one process.
+Nothing here has a state, so a stream can start at any step. This makes resume exact, and gives several processes the
+same order as one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 
 def key_of(*parts: object) -> int:
-    """Return a 128-bit integer that depends on every part (and on nothing else, such as the process)."""
+    """Return a 128-bit integer that depends on every part and on nothing else."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
@@ -27,7 +27,7 @@ def generator(*parts: object) -> np.random.Generator:
 
 
 def unit_hash(*parts: object) -> float:
-    """Map `parts` to [0, 1): the hash by which samples are assigned to splits."""
+    """Return a hash of `parts` in [0, 1); it assigns samples to sides."""
     return (key_of(*parts) >> 75) / float(1 << 53)
 
 
@@ -36,25 +36,25 @@ def _permutation(size: int, key: str, epoch: int) -> npt.NDArray[np.int64]:
     return generator("order", key, epoch).permutation(size).astype(np.int64)
 
 
-def place(position: int, size: int, order: str, key: str) -> int:
+def sample_index(position: int, size: int, order: str, key: str) -> int:
     """Return the index of the sample at `position` of an endless stream over `size` samples.
 
     Args:
-        position: 0-based place in the stream.
+        position: 0-based position in the stream.
         size: number of samples, at least 1.
-        order: `shuffle` (a new permutation each epoch), `cycle` or `once` (as given).
-        key: names the stream; holds the seed.
+        order: `shuffle` (a new permutation each epoch), `cycle` or `once` (the order of the table).
+        key: of the stream, with the seed.
     """
     epoch, offset = divmod(position, size)
     return int(_permutation(size, key, epoch)[offset]) if order == "shuffle" else offset
 
 
 def share(position: int, weights: Sequence[float]) -> tuple[int, int]:
-    """Return `(source, position within that source)` for a place in a mixed stream.
+    """Return `(source, position within that source)` for a position in a mixed stream.
 
-    Sources are peeled off one by one, each taking the places where floor(place * weight) steps up; fractions keep
-    this exact for ever. After any number of places each of two sources has had its exact share, rounded up or down;
-    with k > 2 sources the roundings of those before add up, so that one is ahead by less than k - 1 places.
+    Each source in turn takes the positions at which floor(position * weight) increases; the next source divides the
+    rest. Fractions keep this exact. After any number of positions each of two sources has had its exact share,
+    rounded up or down; with k > 2 sources the roundings add up, so that one is ahead by less than k - 1 positions.
     """
     exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
     for source in range(len(exact) - 1):

@@ -1,6 +1,6 @@
-"""Which texts are one text to a model: those that its tokenizer turns into the same tokens.
+"""Find texts that a model cannot tell apart: its tokenizer turns them into the same tokens.
 
-Case, blanks, Unicode forms and text beyond the end of the context make no difference: the model does not read them.
+Case, blanks, Unicode form and text beyond the context often make no difference: the model does not read them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ BLOCK = 1024
 
 
 def token_keys(tokenise: Tokenise, texts: Sequence[str]) -> list[bytes]:
-    """Return what the model reads of each text; equal keys mark one text."""
+    """Return a key of each text's tokens; texts with equal keys are the same to the model."""
     return [row.tobytes() for row in tokenise(list(texts)).cpu().numpy()] if texts else []
 
 
 class TextKeys:
-    """What a tokenizer reads of texts; each text is tokenised once as long as the object lives.
+    """Keys of texts by their tokens; each text is tokenised once per object.
 
     Args:
         tokenise: texts to token ids.
@@ -36,7 +36,7 @@ class TextKeys:
         self._known: dict[str, bytes] = {}
 
     def of(self, texts: Iterable[str]) -> dict[str, bytes]:
-        """Return the key of every distinct text, in order of first appearance; equal keys mark one text."""
+        """Return the key of every distinct text, in order of first appearance."""
         distinct = list(dict.fromkeys(texts))
         new = [text for text in distinct if text not in self._known]
         for start in range(0, len(new), BLOCK):
@@ -58,7 +58,7 @@ def first_equal(keys: Sequence[object]) -> list[int]:
 
 
 def first_same_class(keys_of: TextKeys, entries: Sequence[ClassEntry]) -> list[int]:
-    """Return for each class the position of the first that the model reads the same in every template."""
+    """Return for each class the position of the first class with the same tokens in every template."""
     first = [entry.prompts()[0] for entry in entries]
     known = keys_of.of(first)
     times = Counter(known[text] for text in first)
@@ -71,7 +71,7 @@ def first_same_class(keys_of: TextKeys, entries: Sequence[ClassEntry]) -> list[i
 
 
 def same_classes(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[list[ClassEntry]]:
-    """Return the groups of classes that no text can tell apart, each of two or more."""
+    """Return the groups of two or more classes whose texts have the same tokens in every template."""
     groups: dict[int, list[ClassEntry]] = {}
     for entry, first in zip(entries, first_same_class(TextKeys(tokenise), entries), strict=True):
         groups.setdefault(first, []).append(entry)
@@ -79,6 +79,6 @@ def same_classes(tokenise: Tokenise, entries: Sequence[ClassEntry]) -> list[list
 
 
 def shown_names(group: Sequence[ClassEntry], most: int = 5) -> str:
-    """Return `'crane' (n01) = 'crane' (n02)`; keys that are the names are left out."""
+    """Return `'crane' (n01) = 'crane' (n02)`; a key that equals the name is left out."""
     shown = [repr(e.name) if e.key == e.name else f"{e.name!r} ({e.key})" for e in group[:most]]
     return " = ".join(shown) + (f" and {len(group) - most} more" if len(group) > most else "")

@@ -1,4 +1,4 @@
-"""Which side a sample is on: by a mark, or by a hash of its id, so that adding data never moves a sample."""
+"""The side of a sample: by its mark, or by a hash of its id, so that adding data never moves a sample."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from everclip.data.table import Table
 
 
 def side_of(mark: Any) -> Side:
-    """Return which side a mark of a split column stands for: whatever is no other side is for training."""
+    """Return the side that a value of a split column names; unknown values mean `train`."""
     return side_in(mark) or "train"
 
 
 VALIDATION_SALT = "everclip-validation-v1"
-"""Names the hash that decides what is validated."""
+"""Salt of the hash that chooses the validation samples."""
 
 
 def carve(table: Table, share: float, salt: str = VALIDATION_SALT) -> tuple[Table, Table]:
-    """Split a table into `(rest, carved)`; a sample is carved if the hash of its picture's id falls below `share`.
+    """Split a table into `(rest, carved)`; a sample is carved if the hash of its image's id falls below `share`.
 
-    Rows that share an `image_id` go to the same side: a picture is never trained on by one caption and tested by
+    Rows that share an `image_id` go to the same side: an image is never trained with one caption and tested with
     another.
     """
     carved = [unit_hash(salt, name) < share for name in table.identities()]
@@ -31,7 +31,7 @@ def carve(table: Table, share: float, salt: str = VALIDATION_SALT) -> tuple[Tabl
 
 
 def least_share(table: Table, salt: str) -> float | None:
-    """Return the smallest round share that carves a picture and leaves one; `None` if there are fewer than two."""
+    """Return the smallest round share that carves one image and leaves one; `None` for fewer than two images."""
     hashes = sorted({unit_hash(salt, name) for name in table.identities()})
     if len(hashes) < 2:
         return None

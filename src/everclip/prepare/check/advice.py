@@ -1,4 +1,4 @@
-"""From counts to plain words: what makes training pointless or dishonest, what to mend, what to know."""
+"""Turn the counts of a check into findings: what stops training, what to mend, what to know."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from everclip.data.reading.quarantine import DAMAGED
 from everclip.data.wording import counted, share
 from everclip.prepare.check.advice_classes import balance
-from everclip.prepare.check.checked import Check, Finding, Leaks, Row
+from everclip.prepare.check.document import Check, Finding, Leaks, Row
 from everclip.prepare.check.periods import misordered
 
 _KINDS = {"bytes": "the same file", "pixels": "the same pixels", "near": "nearly the same with the same text"}
 
 
 def advise(check: Check) -> tuple[Finding, ...]:
-    """Return what a user should know, the most pressing first."""
+    """Return the findings, the most urgent first."""
     order = {"stop": 0, "mend": 1, "note": 2}
     found = [finding for rule in _RULES for finding in rule(check)]
     return tuple(sorted(found, key=lambda finding: order[finding.level]))
@@ -39,7 +39,7 @@ def _nothing(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="stop",
             code="one-text",
-            message=f"every picture has the same text ({check.captions.longest[0].name[:60]!r})",
+            message=f"every image has the same text ({check.captions.longest[0].name[:60]!r})",
             remedy="A CLIP learns from differences: give captions, or more than one class (texts with equal tokens are "
             "one text to it).",
         )
@@ -48,7 +48,7 @@ def _nothing(check: Check) -> Iterator[Finding]:
             level="stop",
             code="one-text-learned",
             message=f"all {check.splits['train']:,} training rows have the same text",
-            remedy="Only rows marked as test or validation have others, so there is nothing to tell apart in training: "
+            remedy="Only rows marked as test or validation have others, so training has nothing to distinguish: "
             "mark rows of more classes or captions for training (columns.split= to ignore the marks).",
         )
     elif check.captions.learned == 0:
@@ -56,7 +56,7 @@ def _nothing(check: Check) -> Iterator[Finding]:
             level="mend",
             code="nothing-learned",
             message="no row is marked for training",
-            remedy="Such data can be measured and not learned: mark rows as train, or say columns.split= to ignore the "
+            remedy="Such data can be measured but not learned: mark rows as train, or set columns.split= to ignore the "
             "marks.",
         )
 
@@ -67,8 +67,8 @@ def _test_leaks(check: Check) -> Iterator[Finding]:
             yield Finding(
                 level="stop" if leaks.share > leaks.limit else "mend",
                 code="leak-test",
-                message=f"{share(sum(leaks.counts.values()), leaks.held_out)} test pictures are also among those "
-                f"learned from: {_kinds(leaks)}; every number on them is too good",
+                message=f"{share(sum(leaks.counts.values()), leaks.held_out)} test images are also used "
+                f"for training: {_kinds(leaks)}; scores on them are too high",
                 remedy="Remove them from the training side (or from both), or let everclip hold out by content.",
             )
 
@@ -79,8 +79,8 @@ def _validation_leaks(check: Check) -> Iterator[Finding]:
             yield Finding(
                 level="mend",
                 code="leak-val",
-                message=f"{share(sum(leaks.counts.values()), leaks.held_out)} validation pictures are also trained "
-                f"on: {_kinds(leaks)}; what is chosen by them is chosen too late",
+                message=f"{share(sum(leaks.counts.values()), leaks.held_out)} validation images are also used "
+                f"for training: {_kinds(leaks)}; what is chosen by them is chosen too late",
                 remedy="Remove them from one side.",
             )
 
@@ -91,10 +91,10 @@ def _alike(check: Check) -> Iterator[Finding]:
             yield Finding(
                 level="mend",
                 code=f"alike-{leaks.side}",
-                message=f"{share(leaks.alike, leaks.held_out)} {leaks.side} pictures look nearly like one on the other "
+                message=f"{share(leaks.alike, leaks.held_out)} {leaks.side} images look nearly like one on the other "
                 "side that has another text",
-                remedy="Look at them in the sample sheet: if they are the same picture, one text is wrong and the "
-                "picture leaks.",
+                remedy="Look at them in the sample sheet: if they are the same image, one text is wrong and the "
+                "image leaks.",
             )
 
 
@@ -109,8 +109,8 @@ def _set_aside(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="stop" if aside.archives == "refused" else "mend",
             code="archives",
-            message=f"archives are damaged or cut short ({counted(damaged, 'place')}), nobody knows how much is lost",
-            remedy="Download or write them again; see `set aside`. To go on with what is whole: "
+            message=f"archives are damaged or cut short ({counted(damaged, 'place')}); how much is lost is not known",
+            remedy="Download or write them again; see `set aside`. To continue with the intact part: "
             "data.damaged_archives=noted.",
         )
     if aside.share > aside.limit:
@@ -119,7 +119,7 @@ def _set_aside(check: Check) -> Iterator[Finding]:
             code="quarantine",
             message=f"{share(aside.count, aside.total)} rows cannot be used, more than the limit of "
             f"{100 * aside.limit:g} %",
-            remedy="Mend the most frequent reason first; if the rest is meant to go, set quarantine_limit higher.",
+            remedy="Mend the most frequent reason first; if the rest may be left out, set quarantine_limit higher.",
         )
     elif aside.count:
         yield Finding(
@@ -135,7 +135,7 @@ def _conflicts(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="conflict",
-            message=f"{counted(check.duplicates.conflict_count, 'picture stands', 'pictures stand')} under more "
+            message=f"{counted(check.duplicates.conflict_count, 'image stands', 'images stand')} under more "
             "than one class",
             remedy="Keep one class each; a model cannot learn both, and one of them counts as wrong in the test.",
         )
@@ -148,9 +148,9 @@ def _mislabelled(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="mislabelled",
-            message=f"{counted(found.mislabelled_count, 'pair')} of nearly equal pictures with different classes, "
+            message=f"{counted(found.mislabelled_count, 'pair')} of nearly equal images with different classes, "
             f"likely label errors: {pairs}",
-            remedy="Look at both pictures of a pair: correct the class that is wrong, or leave them where they differ "
+            remedy="Look at both images of a pair: correct the class that is wrong, or leave them where they differ "
             "in a detail; check.json lists all pairs.",
         )
 
@@ -166,10 +166,10 @@ def _blank(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="blank",
-            message=f"{counted(sizes.blank, 'picture is', 'pictures are')} blank after conversion to RGB with 8 bits: "
+            message=f"{counted(sizes.blank, 'image is', 'images are')} blank after conversion to RGB with 8 bits: "
             f"{shown}",
             remedy="Choose another background (data.background=black) or range (data.bits=12), or leave them out; they "
-            "are no copies of each other.",
+            "are not copies of each other.",
         )
 
 
@@ -192,7 +192,7 @@ def _copies(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend" if exact > 0.01 * check.pictures else "note",
             code="copies",
-            message=f"{counted(exact, 'picture is a copy', 'pictures are copies')} of another",
+            message=f"{counted(exact, 'image is a copy', 'images are copies')} of another",
             remedy="Copies count double in training; keep one each.",
         )
     repeated = check.duplicates.repeated
@@ -200,7 +200,7 @@ def _copies(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend" if repeated > 0.01 * check.rows else "note",
             code="repeated",
-            message=f"{counted(repeated, 'row repeats', 'rows repeat')} an earlier one: the same picture with the same "
+            message=f"{counted(repeated, 'row repeats', 'rows repeat')} an earlier one: the same image with the same "
             "caption",
             remedy="They count double in training; leave them out.",
         )
@@ -209,14 +209,14 @@ def _copies(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend" if near > 0.05 * check.pictures else "note",
             code="near",
-            message=f"{counted(near, 'picture is', 'pictures are')} nearly the same as another (saved anew, resized)",
-            remedy="Look at them in the sample sheet; if they are the same picture, keep one each.",
+            message=f"{counted(near, 'image is', 'images are')} nearly the same as another (saved again, resized)",
+            remedy="Look at them in the sample sheet; if they are the same image, keep one each.",
         )
     if check.duplicates.loosely_checked:
         yield Finding(
             level="note",
             code="loosely-checked",
-            message=f"{counted(check.duplicates.loosely_checked, 'picture looks', 'pictures look')} alike to so many "
+            message=f"{counted(check.duplicates.loosely_checked, 'image looks', 'images look')} alike to so many "
             "others that each was only compared with the nearest",
             remedy="Near duplicates among them may be missed; equal files are all found.",
         )
@@ -237,7 +237,7 @@ def _texts(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="wordless",
-            message=f"{share(texts.wordless, texts.count)} texts hold nothing that {texts.tokenizer} reads",
+            message=f"{share(texts.wordless, texts.count)} texts hold no token that {texts.tokenizer} knows",
             remedy="They all mean the empty text to it: write words, or leave them out.",
         )
     if texts.same_text and texts.source == "captions":
@@ -246,16 +246,16 @@ def _texts(check: Check) -> Iterator[Finding]:
             code="same-text",
             message=f"{texts.written:,} texts are written differently and {texts.distinct:,} are read differently: "
             + "; ".join(" = ".join(repr(t[:40]) for t in group[:3]) for group in texts.same_text[:3]),
-            remedy="Case, blanks, Unicode forms and what lies behind the end of the context make no difference to the "
-            "model: such texts are one text, in training and in recall.",
+            remedy="The model does not see case, blanks, Unicode form and text beyond its context: such texts are one "
+            "text, in training and in recall.",
         )
     if texts.ambiguous_share > 0.05:
         yield Finding(
             level="mend",
             code="ambiguous",
-            message=f"{100 * texts.ambiguous_share:.1f} % of the captions stand for more than one picture "
+            message=f"{100 * texts.ambiguous_share:.1f} % of the captions stand for more than one image "
             f"({texts.most_shared[0].name[:60]!r} for {texts.most_shared[0].count:,})",
-            remedy="Retrieval cannot tell such pictures apart, so recall has a ceiling; make captions specific, or "
+            remedy="Retrieval cannot tell such images apart, so recall has a ceiling; make captions specific, or "
             "name the column `concept` if they mean the same thing.",
         )
 
@@ -266,15 +266,15 @@ def _pictures(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend" if sizes.width.median < sizes.side / 2 else "note",
             code="small",
-            message=f"{share(sizes.small, check.pictures)} pictures are smaller than the {sizes.side} px that "
-            f"{sizes.model} looks at",
-            remedy="They are enlarged, which adds nothing: take the originals, or a model for smaller pictures.",
+            message=f"{share(sizes.small, check.pictures)} images are smaller than the {sizes.side} px that "
+            f"{sizes.model} sees",
+            remedy="They are enlarged, which adds nothing: take the originals, or a model for smaller images.",
         )
     if sizes and sizes.animated:
         yield Finding(
             level="note",
             code="animated",
-            message=f"{counted(sizes.animated, 'picture is', 'pictures are')} animated",
+            message=f"{counted(sizes.animated, 'image is', 'images are')} animated",
             remedy="Only the first frame is used.",
         )
 
@@ -306,7 +306,7 @@ def _extent(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="note",
             code="few",
-            message=f"{counted(check.pictures, 'picture')} is little",
+            message=f"{counted(check.pictures, 'image')} is little",
             remedy="Train few parts with a small learning rate, and expect wide intervals.",
         )
 

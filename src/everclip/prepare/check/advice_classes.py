@@ -1,4 +1,4 @@
-"""What a user should know about the classes of a data set: their sizes, their names, and the sides that they lack."""
+"""Findings about classes: their sizes, their names, and sides without rows of a class."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from everclip.data.reading.class_name_notes import listed_names, names_of_classes
 from everclip.data.wording import counted
-from everclip.prepare.check.checked import Check, Classes, Finding
+from everclip.prepare.check.document import Check, Classes, Finding
 
 
 def balance(check: Check) -> Iterator[Finding]:
-    """Yield what should be known about classes."""
+    """Yield the findings about classes."""
     classes = check.classes
     if classes is None:
         return
@@ -19,7 +19,7 @@ def balance(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="imbalance",
-            message=f"{counted(small, 'class has', 'classes have')} less than a tenth of the pictures of "
+            message=f"{counted(small, 'class has', 'classes have')} less than a tenth of the images of "
             f"{classes.counts[0].name!r}",
             remedy="Gather more of the small classes; read mean_class_accuracy beside accuracy.",
         )
@@ -27,8 +27,8 @@ def balance(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="single",
-            message=f"{counted(classes.single, 'class has', 'classes have')} one picture only",
-            remedy="It cannot be both learned and tested: add pictures or leave the class out.",
+            message=f"{counted(classes.single, 'class has', 'classes have')} one image only",
+            remedy="It cannot be both learned and tested: add images or leave the class out.",
         )
     for note in names_of_classes([entry.name for entry in classes.counts]):
         yield Finding(level=note.level, code=note.code, message=note.message, remedy=note.remedy)
@@ -46,14 +46,14 @@ def balance(check: Check) -> Iterator[Finding]:
         yield Finding(
             level="mend",
             code="unlabelled",
-            message=f"{counted(classes.unlabelled, 'picture has', 'pictures have')} no class",
+            message=f"{counted(classes.unlabelled, 'image has', 'images have')} no class",
             remedy="Give them one, or leave them out.",
         )
     yield from _sides_of_classes(classes)
 
 
 def _sides_of_classes(classes: Classes) -> Iterator[Finding]:
-    """Name the classes that a side lacks."""
+    """Yield findings about classes without rows on a side."""
     if classes.not_trained:
         yield Finding(
             level="mend",
@@ -77,5 +77,5 @@ def _sides_of_classes(classes: Classes) -> Iterator[Finding]:
             code="not-validated",
             message=f"{counted(len(classes.not_validated), 'class has', 'classes have')} no validation row: "
             f"{listed_names(classes.not_validated)}",
-            remedy="What is chosen on validation rows does not look at it: add some, or leave it so.",
+            remedy="Choices on validation rows ignore it: add some, or accept that.",
         )

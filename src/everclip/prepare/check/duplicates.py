@@ -1,4 +1,4 @@
-"""Pictures that stand more than once: the same bytes, the same pixels, or nearly; and those that cross the split."""
+"""Find duplicate images (equal bytes, equal pixels, or nearly equal) and images on several sides of the split."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pyarrow as pa
 
 from everclip.data.pictures.images import render
 from everclip.data.table import Table
-from everclip.prepare.check.likeness import alike, sketch_of
 from everclip.prepare.check.neighbours import Forest, Hashes, Indices, near_pairs
+from everclip.prepare.check.similarity import alike, sketch_of
 
 Kind = Literal["bytes", "pixels", "near"]
-"""How equal pictures are: the same file, the same pixels in another file, or one saved anew."""
+"""Degree of equality: the same file, the same pixels in another file, or a near duplicate."""
 
 Tick = Callable[[int, int], None]
 
 DISTANCE = 6
-"""Bits in which the difference hashes of near duplicates may differ; pixels then decide."""
+"""Bits in which the difference hashes of near duplicates may differ; then their pixels are compared."""
 
 SIDES = ("train", "val", "test")
-"""What the column `split` can say, from what is learned to what is measured."""
+"""The values of the column `split`, from training to test."""
 
 _LARGEST_COMPONENT = 1024
 _STRIDE = 768
@@ -31,7 +31,7 @@ _STRIDE = 768
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that are the same. `rows` holds all rows of the same bytes, else one row per distinct file."""
+    """Equal images. `rows` holds all rows with the same bytes, else one row per distinct file."""
 
     kind: Kind
     rows: tuple[int, ...]
@@ -39,13 +39,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Leak:
-    """A held-out picture that is also among those learned (or, for `val`, chosen) from.
+    """A held-out image that is also used for training or validation.
 
     Attributes:
         row: a row on the held-out side.
-        other: a row with the same picture on the other side.
+        other: a row with the same image on the other side.
         side, other_side: `test` and `train`, `test` and `val`, or `val` and `train`.
-        kind: how equal they are.
+        kind: degree of equality.
         difference: mean difference of near duplicates' thumbnails, of 255; 0 for equal ones.
     """
 
@@ -59,17 +59,17 @@ class Leak:
 
 @dataclass
 class Duplicates:
-    """What `find_duplicates` finds.
+    """The result of `find_duplicates`.
 
     Attributes:
         groups: copies of the same bytes, then of the same pixels, then near duplicates; the largest first.
-        surplus: how many pictures could go without a loss, per kind.
-        leaks: strongest first: into the test side before the validation side, same bytes before near.
-        repeated: rows that repeat an earlier one: the same picture with the same caption.
-        conflicts: groups of equal pictures with different classes, one row per class.
-        mislabelled: pairs of near duplicates with different classes, one per picture, the most alike first.
+        surplus: number of redundant images per kind.
+        leaks: test side before validation side, equal bytes before near duplicates.
+        repeated: rows that repeat an earlier one: the same image with the same caption.
+        conflicts: groups of equal images with different classes, one row per class.
+        mislabelled: pairs of near duplicates with different classes, one per image, the most alike first.
         pictures: distinct files (by content).
-        loosely_checked: pictures of look-alike sets so large that each was only compared with its nearest.
+        loosely_checked: images in sets of similar images that are too large to compare all pairs.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Duplicates:
 
 
 class _Contents:
-    """The distinct files behind the rows, and what of them was found equal."""
+    """The distinct files of the rows, and the groups of equal files."""
 
     def __init__(self, facts: pa.Table) -> None:
         hashes = facts.column("sha256").to_pylist()
@@ -104,16 +104,16 @@ def find_duplicates(
     distance: int = DISTANCE,
     tick: Tick = lambda done, total: None,
 ) -> Duplicates:
-    """Find pictures that stand more than once, and those that cross the split.
+    """Find duplicate images, and images on several sides of the split.
 
-    Rows of the same bytes with different captions are captions of one picture and no duplicates.
+    Rows with the same bytes and different captions are captions of one image, not duplicates.
 
     Args:
         table: N rows.
-        facts: `sha256` and `dhash` of each row's picture.
+        facts: `sha256` and `dhash` of each row's image.
         sides: `train`, `val`, `test` or `None` per row; default: no split.
         distance: bits in which the hashes of near duplicates may differ.
-        tick: called with (pictures compared, pictures to compare); only candidates are decoded again.
+        tick: called with (compared images, all candidates); only candidates are decoded again.
     """
     if not len(table):
         return Duplicates()
@@ -146,12 +146,12 @@ def find_duplicates(
     groups = [*sorted((group for group, _ in copies), key=_largest), *groups]
     conflicts = _conflicts(table, contents)
     return Duplicates(
-        groups, surplus, leaks.found(), repeated, conflicts, crossing.found(), contents.count, loose
+        groups, surplus, leaks.result(), repeated, conflicts, crossing.result(), contents.count, loose
     )
 
 
 def _components(contents: _Contents, distance: int) -> list[Indices]:
-    """Return the sets of files that chains of near hashes join: the candidates."""
+    """Return the candidates: sets of files that are connected by similar hashes."""
     hashes, which = np.unique(contents.dhash, return_inverse=True)
     forest = Forest(contents.count)
     representative = np.zeros(len(hashes), dtype=np.int64)
@@ -163,7 +163,7 @@ def _components(contents: _Contents, distance: int) -> list[Indices]:
 
 
 def windows(component: Indices, hashes: Hashes) -> list[Indices]:
-    """Cut a component that is too large for all pairs into overlapping parts, like hashes together."""
+    """Split a component that is too large for all pairs into overlapping parts with similar hashes."""
     if len(component) <= _LARGEST_COMPONENT:
         return [component]
     component = component[np.argsort(hashes[component], kind="stable")]
@@ -172,7 +172,7 @@ def windows(component: Indices, hashes: Hashes) -> list[Indices]:
 
 
 def _alike_groups(contents: _Contents) -> tuple[list[Group], dict[Kind, int]]:
-    """Return the groups of equal pixels and of near duplicates, and how many pictures are too many."""
+    """Return the groups of equal pixels and of near duplicates, and the surplus per kind."""
     pixels = [_by_first(contents, group, "pixels") for group in contents.pixels.groups()]
     surplus: dict[Kind, int] = {"bytes": 0, "pixels": sum(len(g.rows) - 1 for g in pixels), "near": 0}
     near = []
@@ -193,7 +193,7 @@ def _by_first(contents: _Contents, group: Indices, kind: Kind) -> Group:
 
 
 def _copies(table: Table, contents: _Contents) -> tuple[list[tuple[Group, int]], list[int]]:
-    """Return the groups of equal files, each with how many are too many, and the rows that repeat another."""
+    """Return the groups of equal files with their surplus, and the rows that repeat an earlier row."""
     several = [rows for rows in contents.rows if len(rows) > 1]
     if not several:
         return [], []
@@ -205,7 +205,7 @@ def _copies(table: Table, contents: _Contents) -> tuple[list[tuple[Group, int]],
         for row in (int(r) for r in rows):
             key = tuple(columns[n][row] if n in columns else None for n in names[1:])
             texts.setdefault(key, []).append(row)
-        # Where the data name their pictures, each name is one; so is each file, class, and row without a caption.
+        # Each image name, file, class and row without a caption counts as one claim to be a separate image.
         claims = [len({columns[n][r] for r in rows}) for n in names[:2] if n in columns]
         claims.append(len({table.origin(int(r)) for r in rows}))
         claims += [len(same) for key, same in texts.items() if not key[1]]
@@ -218,7 +218,7 @@ def _copies(table: Table, contents: _Contents) -> tuple[list[tuple[Group, int]],
 
 
 def _conflicts(table: Table, contents: _Contents) -> list[tuple[int, ...]]:
-    """Return equal pictures whose classes differ: one row per class."""
+    """Return groups of equal images with different classes, one row per class."""
     if not table.has("class_key"):
         return []
     classes = table.column("class_key")
@@ -237,7 +237,7 @@ def _conflicts(table: Table, contents: _Contents) -> list[tuple[int, ...]]:
 
 
 class _Crossing:
-    """Collects, for every file, the most alike near duplicate that has another class."""
+    """Collects for every file its nearest duplicate with another class."""
 
     def __init__(self, contents: _Contents, classes: Sequence[Any]) -> None:
         number: dict[str, int] = {}
@@ -255,14 +255,14 @@ class _Crossing:
             for row, partner in ((a, b), (b, a)):
                 self._best[row] = min(self._best.get(row, (np.inf, 0)), (apart, partner))
 
-    def found(self) -> list[tuple[int, int]]:
-        """Return pairs of rows, the most alike first."""
+    def result(self) -> list[tuple[int, int]]:
+        """Return pairs of rows, the most similar first."""
         ranked = {tuple(sorted((row, other))): apart for row, (apart, other) in self._best.items()}
         return [(a, b) for a, b in sorted(ranked, key=lambda pair: (ranked[pair], pair))]
 
 
 class _Leaks:
-    """Collects, for every held-out file, the strongest equal on a side that is learned from."""
+    """Collects for every held-out file its best match on a training or validation side."""
 
     def __init__(self, contents: _Contents, sides: Sequence[str | None]) -> None:
         self._contents = contents
@@ -292,8 +292,8 @@ class _Leaks:
                     if key not in self._best or rank < self._best[key]:
                         self._best[key] = rank
 
-    def found(self) -> list[Leak]:
-        """Return the leaks, the worst first."""
+    def result(self) -> list[Leak]:
+        """Return the leaks, the most serious first."""
         leaks = []
         for (side, file), (difference, other, partner) in self._best.items():
             kind: Kind = "bytes" if difference == -2 else "pixels" if difference == -1 else "near"

@@ -1,4 +1,4 @@
-"""Counting what a data set holds: classes, texts, time, sizes, duplicates. Everything that `everclip check` says."""
+"""Count the content of a data set for `everclip check`: classes, texts, time, sizes, duplicates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everclip.data.sampling.splits import side_of
 from everclip.data.table import Table
 from everclip.models.limits import ModelLimits
 from everclip.prepare.check.advice import advise
-from everclip.prepare.check.checked import (
+from everclip.prepare.check.document import (
     Check,
     Copies,
     Duplicated,
@@ -32,12 +32,12 @@ from everclip.prepare.check.inspect_texts import captions_of, classes_of, counts
 from everclip.prepare.check.periods import time_counts
 
 EXAMPLES = 200
-"""Groups, leaks and set-aside rows that the document lists; the files written beside it list all."""
+"""Limit of groups, leaks and set-aside rows in the document; the files beside it list all."""
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """The document, and what the written files and the sample sheet are made from."""
+    """The document, and the data for the written files and the sample sheet."""
 
     check: Check
     table: Table
@@ -47,7 +47,7 @@ class Inspected:
 
 
 def join(loaded: Loaded, test: Loaded) -> Loaded:
-    """Join data with separate test data; the column `split` says which is which."""
+    """Join data with separate test data; mark them in the column `split`."""
 
     def marked(table: Table, side: str) -> Table:
         own = side == "train" and table.has("split")
@@ -75,18 +75,18 @@ def inspect(
     distance: int = DISTANCE,
     tick: Tick | None = None,
 ) -> Inspected:
-    """Count everything.
+    """Count the content of a data set and find its problems.
 
     Args:
-        loaded: what reading gave.
-        model: the model that the data is meant for.
+        loaded: the data.
+        model: limits of the model that the data are for.
         limit: the share of rows that may be set aside.
-        leak_limit: the share of test pictures that may also be learned from.
+        leak_limit: the share of test images that may also be training images.
         distance: bits in which the hashes of near duplicates may differ.
         tick: called with (done, total) while candidates for duplicates are compared.
     """
     table, facts = loaded.table, loaded.facts
-    # A row without a mark is trained on like one that is marked so.
+    # A row without a mark is a training row.
     marked = table.has("split") and any(table.column("split"))
     sides = tuple(map(side_of, table.column("split"))) if marked else (None,) * len(table)
     found = find_duplicates(table, facts, sides, distance, tick or (lambda done, total: None))
@@ -114,7 +114,7 @@ def inspect(
 
 
 class _Rows:
-    """Names rows for people; reads text columns once."""
+    """Describes rows for people; reads text columns once."""
 
     def __init__(self, table: Table, sides: Sequence[str | None]) -> None:
         self._table, self._sides = table, sides
@@ -134,7 +134,7 @@ class _Rows:
 
 
 def _common_folder(table: Table) -> str:
-    """Return the folder, with its separator, that (nearly) all picture files lie in; empty where they are no files."""
+    """Return the common folder of the image files, with its separator; empty without files."""
     some = {int(row) for row in np.linspace(0, len(table) - 1, 64)} if len(table) else set()
     folders = {os.path.dirname(table.origin(row)) for row in some} - {""}
     if not folders or len({Path(folder).anchor for folder in folders}) > 1:
@@ -143,7 +143,7 @@ def _common_folder(table: Table) -> str:
 
 
 def _first_rows(table: Table) -> list[int]:
-    """Return one row per picture: rows that share an `image_id` are captions of one."""
+    """Return one row per image: rows that share an `image_id` are captions of one."""
     first: dict[str, int] = {}
     for row, identity in enumerate(table.identities()):
         first.setdefault(identity, row)
@@ -201,7 +201,7 @@ def _leaks(
         if not leaks:
             continue
         held_out = len({name for name, of in zip(identities, sides, strict=True) if of == side})
-        # Two drawings that differ in a detail look alike too; the same text for both leaves no doubt.
+        # Drawings that differ in a detail are similar, too; equal texts make the leak certain.
         sure = [leak for leak in leaks if leak.kind != "near" or same_text(leak.row, leak.other)]
         counts = Counter(leak.kind for leak in sure)
         examples = [

@@ -1,4 +1,4 @@
-"""Counting classes and captions as the model reads them: texts with equal tokens are one text."""
+"""Count classes and captions as the model reads them: texts with equal tokens are one text."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ import numpy as np
 
 from everclip.data.sampling.same_texts import Tokenise, keys_by_text
 from everclip.data.table import Table
-from everclip.prepare.check.checked import Captions, Classes, Named, Spread
+from everclip.prepare.check.document import Captions, Classes, Named, Spread
 from everclip.prepare.check.duplicates import SIDES
 
 _BATCH = 4096
 _SHOWN = 5
-"""Groups of equal texts that the document lists, and texts of each."""
+"""Limit of groups of equal texts in the document, and of texts per group."""
 
 
 def text_column(table: Table) -> list[Any]:
-    """Return what stands for each picture in words: its caption, else its class name."""
+    """Return the text of each row: its caption, else its class name."""
     captions = table.column("caption") if table.has("caption") else [None] * len(table)
     names = table.column("class_name") if table.has("class_name") else [None] * len(table)
     return [caption or name for caption, name in zip(captions, names, strict=True)]
 
 
 def counts_of(values: Any) -> dict[str, int]:
-    """Return how often each value stands, the most frequent first."""
+    """Return the count of each value, the most frequent first."""
     counts = Counter(str(value) for value in values)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def named(counts: dict[str, int], most: int | None = None) -> tuple[Named, ...]:
-    """Return counts as the document holds them."""
+    """Return counts as entries of the document."""
     return tuple(Named(name=name, count=count) for name, count in list(counts.items())[:most])
 
 
 def spread(values: Sequence[float] | np.ndarray) -> Spread:
-    """Return the smallest, the middle and the largest."""
+    """Return the smallest, the median and the largest value."""
     return Spread(low=float(np.min(values)), median=float(np.median(values)), high=float(np.max(values)))
 
 
 def classes_of(
     table: Table, sides: Sequence[str | None], first: list[int], tokenise: Tokenise
 ) -> Classes | None:
-    """Count pictures per class; classes are told apart by their keys, and called by their names.
+    """Count images per class; classes are identified by their keys and shown by their names.
 
     Args:
         table: the data.
         sides: of every row.
-        first: one row per picture.
-        tokenise: what the model reads of a name.
+        first: one row per image.
+        tokenise: of the model.
     """
     if not table.has("class_name") and not table.has("class_key"):
         return None
@@ -85,7 +85,7 @@ def classes_of(
 
 
 def _same(tokenise: Tokenise, name_of: dict[str, str]) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of classes that the model reads the same, each class by its name (and key)."""
+    """Return the groups of classes with equal tokens, each class by its name (and key)."""
     read = keys_by_text(tokenise, name_of.values())
     groups: dict[bytes, list[str]] = {}
     for key, name in name_of.items():
@@ -105,11 +105,11 @@ def captions_of(
 
     Args:
         table: the data.
-        sides: of each row, as they are marked.
-        tokenizer: how messages call it.
-        context: how many tokens it reads.
-        lengths: texts to their number of tokens, nothing cut.
-        tokenise: texts to what is read of them.
+        sides: of every row.
+        tokenizer: its name in messages.
+        context: limit of the model in tokens.
+        lengths: texts to their numbers of tokens, without the limit.
+        tokenise: of the model.
     """
     given = table.column("caption") if table.has("caption") else []
     source: Literal["captions", "class names"] = "captions" if any(given) else "class names"
@@ -131,7 +131,7 @@ def captions_of(
     longest = sorted(written, key=lambda text: (-length_of[text], text))[:3]
     shared = (
         _shared(table, given, read) if source == "captions" else {}
-    )  # a class name stands for many pictures
+    )  # a class name stands for many images
     rows = Counter(read[text] for text in texts)
     most = {spellings[key][0][:300]: count for key, count in shared.items()}
     several = [tuple(t[:120] for t in group[:_SHOWN]) for group in spellings.values() if len(group) > 1]
@@ -157,7 +157,7 @@ def captions_of(
 
 
 def _shared(table: Table, given: Sequence[Any], read: dict[str, bytes]) -> dict[bytes, int]:
-    """Return the texts that stand for several pictures (or concepts): how many."""
+    """Return the texts of several images (or concepts), with the number of images."""
     things = table.column("concept") if table.has("concept") else table.identities()
     pictures: dict[bytes, set[str]] = {}
     for text, thing in zip(given, things, strict=True):

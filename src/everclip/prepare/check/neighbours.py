@@ -1,4 +1,4 @@
-"""Pairs of 64-bit hashes that differ in few bits, found without comparing all with all; and joining pairs to groups.
+"""Find pairs of 64-bit hashes that differ in few bits without comparing all pairs, and join pairs to groups.
 
 Multi-index hashing (Norouzi et al., arXiv 1307.2982): cut the bits into `distance + 2` bands; two hashes within
 `distance` agree in at least two of them, so only hashes that share two bands are compared.
@@ -16,8 +16,8 @@ Hashes = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
 _BITS = 64
-_BLOCK = 1 << 20  # comparisons at once: bounds the memory
-# Neighbouring bits of a picture hash agree often (a plain ground), so each band takes bits from all over.
+_BLOCK = 1 << 20  # comparisons at once; limits the memory
+# Neighbouring bits of an image hash are often equal (a plain background), so each band takes random bits.
 _ORDER = np.random.default_rng(64).permutation(_BITS)
 
 
@@ -25,7 +25,7 @@ def near_pairs(hashes: Hashes, distance: int) -> Iterator[Indices]:
     """Yield every pair of hashes that differ in at most `distance` bits, each pair once.
 
     Args:
-        hashes: `(N,)`, better without repeats: N equal ones make N * (N - 1) / 2 pairs.
+        hashes: `(N,)`, best without repeats: N equal ones give N * (N - 1) / 2 pairs.
         distance: bits that may differ, 0 to 16.
 
     Yields:
@@ -37,7 +37,7 @@ def near_pairs(hashes: Hashes, distance: int) -> Iterator[Indices]:
             apart = hashes[left] ^ hashes[right]
             keep = bit_count(apart) <= distance
             for earlier in tables[:number]:
-                keep &= (apart & earlier) != 0  # an earlier table gave this pair already
+                keep &= (apart & earlier) != 0  # an earlier table gave this pair
             if keep.any():
                 yield np.sort(np.stack([left[keep], right[keep]], axis=1), axis=1)
 
@@ -53,7 +53,7 @@ def bit_count(values: Hashes) -> Indices:
 
 
 def _bands(count: int) -> list[np.uint64]:
-    """Cut the 64 bits into `count` disjoint masks."""
+    """Split the 64 bits into `count` disjoint masks."""
     return [
         np.bitwise_or.reduce(np.uint64(1) << part.astype(np.uint64)) for part in np.array_split(_ORDER, count)
     ]
@@ -64,7 +64,7 @@ def _agreeing(keys: Hashes) -> Iterator[tuple[Indices, Indices]]:
     order = np.argsort(keys, kind="stable")
     sorted_keys = keys[order]
     position = np.arange(len(keys))
-    # How many of those behind each position share its key.
+    # Number of later positions with the same key.
     ends = np.searchsorted(sorted_keys, sorted_keys, side="right")
     behind = ends - position - 1
     total = np.cumsum(behind)
@@ -83,13 +83,13 @@ def _agreeing(keys: Hashes) -> Iterator[tuple[Indices, Indices]]:
 
 
 class Forest:
-    """Which of N things belong together, given pairs (union-find on whole arrays)."""
+    """Union-find of N items on whole arrays."""
 
     def __init__(self, count: int) -> None:
         self._parent = np.arange(count, dtype=np.int64)
 
     def join(self, left: Indices, right: Indices) -> None:
-        """Put each of `left` together with its partner in `right`."""
+        """Join the groups of each of `left` and its partner in `right`."""
         while True:
             one, other = self.roots(left), self.roots(right)
             apart = one != other
@@ -99,7 +99,7 @@ class Forest:
             np.minimum.at(self._parent, high, low)
 
     def roots(self, items: Indices) -> Indices:
-        """Return one member of the group of each of `items`, the same for all of a group."""
+        """Return the representative of the group of each of `items`."""
         found = self._parent[items]
         while True:
             above = self._parent[found]
@@ -109,7 +109,7 @@ class Forest:
             found = above
 
     def groups(self) -> list[Indices]:
-        """Return the groups of two and more, by their smallest member; members ascend."""
+        """Return the groups of two or more, ordered by their smallest member, each in ascending order."""
         roots = self.roots(np.arange(len(self._parent)))
         order = np.argsort(roots, kind="stable")
         borders = np.flatnonzero(np.diff(roots[order])) + 1

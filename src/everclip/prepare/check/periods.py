@@ -1,4 +1,4 @@
-"""Counting rows over time, in periods that fit on a page."""
+"""Count rows per period of time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from everclip.prepare.check.checked import Time
+from everclip.prepare.check.document import Time
 
 _ISO = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ].*)?)?)?")
 _WORDED = re.compile(r"\s*\d{1,2}([./-])\d{1,2}\1(\d{4}|\d{2})\b.*")
@@ -16,13 +16,13 @@ _LENGTHS: tuple[tuple[Literal["day", "month", "year"], int], ...] = (("day", 10)
 
 
 def time_counts(values: Sequence[Any]) -> Time | None:
-    """Count rows per year, month or day: the finest that makes at most 36 periods.
+    """Count rows per year, month or day: the finest unit with at most 36 periods.
 
     Args:
         values: whole numbers (years, or any other scale) or ISO texts (`2024`, `2024-03`, `2024-03-31T12:00`).
 
     Returns:
-        `None` if there is no value at all. What is neither is counted value by value.
+        `None` without values. Other texts are counted value by value.
     """
     given = [value for value in values if value is not None and value != ""]
     if not given:
@@ -40,7 +40,7 @@ def time_counts(values: Sequence[Any]) -> Time | None:
 
 
 def misordered(values: Iterable[Any]) -> str | None:
-    """Return the first date that begins with its day or month (`31.12.2024`): as text it sorts by that, not by time."""
+    """Return the first date that begins with its day or month (`31.12.2024`), since such dates do not sort by time."""
     return next((str(value) for value in values if _WORDED.fullmatch(str(value))), None)
 
 

@@ -1,4 +1,4 @@
-"""The sample sheet: one picture that shows what a data set looks like, and what is wrong with it."""
+"""Draw the sample sheet: one image with samples of a data set and its problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.data.wording import counted
 from everclip.errors import DataError
-from everclip.prepare.check.checked import Check
+from everclip.prepare.check.document import Check
 from everclip.prepare.check.duplicates import Group, Leak
 from everclip.prepare.check.inspect import Inspected
 from everclip.prepare.check.inspect_texts import text_column
@@ -26,12 +26,12 @@ from everclip.prepare.check.periods import time_counts
 
 COLUMNS = 8
 ROWS = 6
-"""Rows of the sample, and of each of the other parts at most half as many."""
+"""Rows of samples; each other part has at most half as many."""
 
 _TILE, _GAP, _MARGIN = 132, 12, 28
 _LINES, _LINE, _SMALL = 3, 14, 11
 _TITLE, _HEAD = 50, 44
-_GLIMPSE = 20_000_000  # bytes of a file that is shown although it cannot be used
+_GLIMPSE = 20_000_000  # bytes; larger unusable files are not shown
 _TEXT, _MUTED, _GROUND, _WELL, _RED, _AMBER, _BLUE = (
     "#1b1d21",
     "#55606d",
@@ -45,7 +45,7 @@ _TEXT, _MUTED, _GROUND, _WELL, _RED, _AMBER, _BLUE = (
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with a tag (first line, coloured) and a text under it; `row` None: the file `path`, if it can be."""
+    """One image with a coloured tag and a text below; without `row` the file `path`, if it can be decoded."""
 
     row: int | None
     text: str
@@ -64,42 +64,42 @@ class Part:
     tiles: tuple[Tile, ...]
 
 
-def sample_sheet(found: Inspected) -> bytes:
+def sample_sheet(inspected: Inspected) -> bytes:
     """Draw the sample sheet; the same data always gives the same sheet.
 
     Returns:
         A PNG.
     """
-    texts = [plain(str(text or ""), 120) for text in text_column(found.table)]
+    texts = [plain(str(text or ""), 120) for text in text_column(inspected.table)]
     parts = [
-        _leaks(found, texts),
-        _conflicts(found, texts),
-        _near(found, texts),
-        _aside(found),
-        _sample(found, texts),
+        _leaks(inspected, texts),
+        _conflicts(inspected, texts),
+        _near(inspected, texts),
+        _set_aside(inspected),
+        _sample(inspected, texts),
     ]
-    return draw_parts(found.table, found.check, [part for part in parts if part and part.tiles])
+    return draw_parts(inspected.table, inspected.check, [part for part in parts if part and part.tiles])
 
 
-# -- what to show ---------------------------------------------------------------------------------------------
+# -- content -----------------------------------------------------------------------------------------------------
 
 
-def _leaks(found: Inspected, texts: Sequence[str]) -> Part | None:
-    leaks = _spread(found.duplicates.leaks, COLUMNS // 2 * (ROWS // 2))
+def _leaks(inspected: Inspected, texts: Sequence[str]) -> Part | None:
+    leaks = _spread(inspected.duplicates.leaks, COLUMNS // 2 * (ROWS // 2))
     tiles = [
         tile
         for leak in leaks
         for tile in (
             Tile(leak.row, texts[leak.row], leak.side, _RED),
-            Tile(leak.other, texts[leak.other], f"{leak.other_side} · {_how(leak)}", _RED, joined=True),
+            Tile(leak.other, texts[leak.other], f"{leak.other_side} · {_kind_text(leak)}", _RED, joined=True),
         )
     ]
-    note = "The left picture is held out, the right one is learned from: numbers on it are too good."
-    return Part(f"Across the split ({len(found.duplicates.leaks):,})", note, tuple(tiles))
+    note = "The left image is held out, the right one is used for training: scores on it are too high."
+    return Part(f"Across the split ({len(inspected.duplicates.leaks):,})", note, tuple(tiles))
 
 
 def _spread(leaks: Sequence[Leak], most: int) -> list[Leak]:
-    """Take some of every kind, the strongest first."""
+    """Choose leaks of every kind, the most serious first."""
     by_kind: dict[str, list[Leak]] = defaultdict(list)
     for leak in leaks:
         by_kind[f"{leak.side} {leak.kind}"].append(leak)
@@ -107,23 +107,23 @@ def _spread(leaks: Sequence[Leak], most: int) -> list[Leak]:
     return [leak for kind in by_kind.values() for leak in kind[:each]][:most]
 
 
-def _how(leak: Leak) -> str:
+def _kind_text(leak: Leak) -> str:
     return {"bytes": "same file", "pixels": "same pixels"}.get(leak.kind, f"near, {leak.difference:.0f}")
 
 
-def _conflicts(found: Inspected, texts: Sequence[str]) -> Part | None:
+def _conflicts(inspected: Inspected, texts: Sequence[str]) -> Part | None:
     tiles = [
         Tile(row, texts[row], "class " + str(number + 1), _AMBER, joined=number > 0)
-        for rows in found.duplicates.conflicts[:COLUMNS]
+        for rows in inspected.duplicates.conflicts[:COLUMNS]
         for number, row in enumerate(rows[:2])
     ]
-    note = "The same picture under different classes."
-    return Part(f"Conflicting classes ({len(found.duplicates.conflicts):,})", note, tuple(tiles))
+    note = "The same image under different classes."
+    return Part(f"Conflicting classes ({len(inspected.duplicates.conflicts):,})", note, tuple(tiles))
 
 
-def _near(found: Inspected, texts: Sequence[str]) -> Part | None:
-    groups: list[Group] = [g for g in found.duplicates.groups if g.kind != "bytes"]
-    chosen = sorted(groups, key=lambda g: (g.kind != "near", key_of("sheet", found.table.ids[g.rows[0]])))
+def _near(inspected: Inspected, texts: Sequence[str]) -> Part | None:
+    groups: list[Group] = [g for g in inspected.duplicates.groups if g.kind != "bytes"]
+    chosen = sorted(groups, key=lambda g: (g.kind != "near", key_of("sheet", inspected.table.ids[g.rows[0]])))
     tiles = [
         Tile(
             row,
@@ -138,38 +138,42 @@ def _near(found: Inspected, texts: Sequence[str]) -> Part | None:
     return Part(f"Nearly the same ({counted(len(groups), 'group')})", "Two of each group.", tuple(tiles))
 
 
-def _aside(found: Inspected) -> Part | None:
-    """Rows that were set aside, some of every reason; a cross where there is nothing to show."""
+def _set_aside(inspected: Inspected) -> Part | None:
+    """Return examples of rows per reason of the quarantine."""
     by_reason: dict[str, list[Tile]] = defaultdict(list)
-    for entry in found.quarantine.entries:
+    for entry in inspected.quarantine.entries:
         held = by_reason[entry.reason]
         if len(held) < 3:
             name = Path(entry.path).name or entry.name
             text = plain(f"{name}: {entry.detail}" if entry.detail else name, 120)
             held.append(Tile(None, text, entry.reason, _RED, path=entry.path))
     tiles = [tile for held in by_reason.values() for tile in held][: COLUMNS * (ROWS // 2)]
-    return Part(f"Set aside ({len(found.quarantine.entries):,})", "Rows that cannot be used.", tuple(tiles))
+    return Part(
+        f"Set aside ({len(inspected.quarantine.entries):,})", "Rows that cannot be used.", tuple(tiles)
+    )
 
 
-def _sample(found: Inspected, texts: Sequence[str]) -> Part | None:
-    table = found.table
+def _sample(inspected: Inspected, texts: Sequence[str]) -> Part | None:
+    table = inspected.table
     rows, note = _chosen(table)
     times = table.column("time") if table.has("time") else [None] * len(table)
-    spoken = table.column("language") if len(found.check.languages) > 1 else [None] * len(table)
+    languages = table.column("language") if len(inspected.check.languages) > 1 else [None] * len(table)
     tiles = []
     for row in rows:
-        tag = " · ".join(str(v) for v in (times[row], spoken[row], found.sides[row]) if v not in (None, ""))
+        tag = " · ".join(
+            str(v) for v in (times[row], languages[row], inspected.sides[row]) if v not in (None, "")
+        )
         tiles.append(Tile(row, texts[row], plain(tag, 22)))
     return Part("Sample", note, tuple(tiles))
 
 
 def _chosen(table: Table) -> tuple[list[int], str]:
-    """Choose rows by hash of their id: over the periods, else over the classes, else over all."""
+    """Choose rows by a hash of their id: across the periods, else across the classes, else from all."""
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(table.identities()):
         rows_of.setdefault(name, []).append(row)
     order = {name: key_of("sheet", name) for name in rows_of}
-    # One of each picture's captions, so that every language has its turn.
+    # One caption per image, chosen by hash, so that every language is shown.
     mixed = [
         rows_of[name][order[name] % len(rows_of[name])] for name in sorted(rows_of, key=order.__getitem__)
     ]
@@ -197,7 +201,7 @@ def _chosen(table: Table) -> tuple[list[int], str]:
 
 
 def _over(rows: Sequence[int], labels: Sequence[str], names: Sequence[str], most: int) -> list[int]:
-    """Take turns among the names until there are enough, then put equal names together."""
+    """Take rows from the names in turn up to `most`; return them grouped by name."""
     held: dict[str, list[int]] = {name: [] for name in names}
     for row, label in zip(rows, labels, strict=True):
         if label in held:
@@ -213,7 +217,7 @@ def _over(rows: Sequence[int], labels: Sequence[str], names: Sequence[str], most
     return [row for name in names for row in taken[name]]
 
 
-# -- how to draw it -------------------------------------------------------------------------------------------
+# -- drawing -----------------------------------------------------------------------------------------------------
 
 
 def draw_parts(table: Table, check: Check, parts: Sequence[Part]) -> bytes:
@@ -226,7 +230,7 @@ def draw_parts(table: Table, check: Check, parts: Sequence[Part]) -> bytes:
     name = plain(check.source, 60)
     title = font_for(name, 22)
     pen.text((_MARGIN, _MARGIN), drawable(name, title), _TEXT, title)
-    about = f"{counted(check.rows, 'row')}, {counted(check.pictures, 'picture')}"
+    about = f"{counted(check.rows, 'row')}, {counted(check.pictures, 'image')}"
     pen.text((_MARGIN, _MARGIN + 30), about, _MUTED, font(13))
     top = _MARGIN + _TITLE
     for part, of_part, height in zip(parts, rows, heights, strict=True):
@@ -272,7 +276,7 @@ def _draw_tile(
     pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill=_WELL)
     if tile.joined:
         pen.rectangle((x - _GAP, y + _TILE // 2 - 2, x - 1, y + _TILE // 2 + 1), fill=tile.colour)
-    picture = glimpse(tile.path) if tile.row is None else _held(table, tile.row)
+    picture = glimpse(tile.path) if tile.row is None else _decoded(table, tile.row)
     if picture is not None:
         _paste(canvas, picture, x, y)
     elif tile.row is None:
@@ -288,15 +292,15 @@ def _draw_tile(
         below += _LINE
 
 
-def _held(table: Table, row: int) -> Image.Image | None:
+def _decoded(table: Table, row: int) -> Image.Image | None:
     try:
         return decode(*table.encoded(row))
-    except DataError:  # it was readable a moment ago: the file changed or went away
+    except DataError:  # the file changed or was deleted since it was read
         return None
 
 
 def glimpse(path: str) -> Image.Image | None:
-    """Return what can be shown of a file that was set aside: all of it, or the upper part of a JPEG that ends early."""
+    """Decode a file that was set aside: all of it, or the upper part of a JPEG that ends early; else `None`."""
     try:
         if not path or os.stat(path).st_size > _GLIMPSE:
             return None
@@ -312,7 +316,7 @@ def glimpse(path: str) -> Image.Image | None:
 def _paste(canvas: Image.Image, picture: Image.Image, x: int, y: int) -> None:
     scale = _TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Tiny pictures are shown as what they are: pixels.
+    # Tiny images are shown as pixels.
     filter_ = Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST
     picture = picture.resize(size, filter_, reducing_gap=3.0 if scale < 1 else None)
     canvas.paste(picture, (x + (_TILE - size[0]) // 2, y + (_TILE - size[1]) // 2))

@@ -1,4 +1,4 @@
-"""How a proposed stream keeps the sides that a user's data mark, and what it says about those that are missing."""
+"""Keep the sides that a user's data mark in a proposed stream; report the missing ones."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SHARES = ((0.2, 0.1), (0.3, 0.1), (0.3, 0.3), (0.5, 0.3), (0.4, 0.4))
 """Shares of test rows, and of the training rows for validation, tried until every task and class has rows of each."""
 
 FEW = 50
-"""Rows up to which other shares are tried."""
+"""With at most this many rows, further shares are tried."""
 
 VALIDATION = (0.1, 0.3, 0.5)
-"""Shares of the training rows that become validation rows where the user marks none, tried in this order."""
+"""Shares of the training rows that become validation rows if the user marks none, tried in this order."""
 
 
 def marked(table: Table) -> Counter[Side]:
-    """Count the rows of every side that the column `split` marks; nothing where there is no such column."""
+    """Count the rows of every side that the column `split` marks; empty without such a column."""
     if not table.has("split"):
         return Counter()
     return Counter(side_of(mark) for mark in table.column("split"))
 
 
 def rule_by_marks(table: Table, validation: float, more: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the split that keeps the marked sides, or `None` where only training rows are marked."""
+    """Return the split that keeps the marked sides, or `None` if only training rows are marked."""
     found = marked(table)
     if found["test"]:
         return {"column": "split", "validation": validation, **more}
@@ -46,7 +46,7 @@ def splits(
     Args:
         tables: the data sets.
         tested: whether there are separate test data.
-        remove_shared: whether pictures of several sides are to be learned without, and not refused.
+        remove_shared: whether images on several sides are removed from training instead of refused.
     """
     more = {"shared": "remove"} if remove_shared else {}
     if tested:
@@ -63,7 +63,7 @@ def splits(
 
 
 def _of_few(tables: Sequence[Table]) -> Iterator[tuple[float, float]]:
-    """Yield shares for data so few that no usual share leaves a row to test and two to learn from."""
+    """Yield shares for very few rows, for which no usual share leaves a test row and two training rows."""
     if sum(map(len, tables)) > FEW:
         return
     found = [least_share(table, TEST_SALT) for table in tables]
@@ -74,7 +74,7 @@ def _of_few(tables: Sequence[Table]) -> Iterator[tuple[float, float]]:
 
 
 def notes_on_sides(tables: Sequence[Table], document: Mapping[str, Any]) -> list[str]:
-    """Say which sides the data mark, which are missing, and what takes their place."""
+    """Return lines about the marked sides, the missing sides, and their replacement."""
     rules = [document["split"]] * len(tables)
     if "sources" in document:
         rules = [source.get("split", document["split"]) for source in document["sources"]]

@@ -1,6 +1,6 @@
-"""The built-in data set of emoji: pictures in three styles, with release years and names by language.
+"""The built-in data set of emoji: images in three styles, with release years and names by language.
 
-`emoji()` gives the facts, one row per emoji; `drawings()` gives the pictures with the facts of their emoji.
+`emoji()` gives the facts, one row per emoji; `drawings()` gives the images with the facts of their emoji.
 `CARD.md` beside this file says where everything comes from and under which licences;
 `scripts/build_emoji.py` in the repository makes the files.
 """

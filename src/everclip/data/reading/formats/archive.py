@@ -1,6 +1,6 @@
-"""Members of a `.tar` archive, found by their heads; past a damaged head the next sound one is looked for.
+"""Read the members of a `.tar` archive by their headers; after a damaged header, search for the next valid one.
 
-Read by the standard library's headers. Nothing is ever unpacked.
+The standard library parses the headers. Nothing is ever unpacked.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from everclip.data.reading.quarantine import DAMAGED, DamagedFileError, Entry
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1024 * 1024
 _HEAD_READS = 16
-_HEAD_BYTES = 16 * 1024  # of an extended head: names and attributes
-_DIGITS = re.compile(rb"\d{257}")  # more of them take the standard library's patterns quadratic time
+_HEAD_BYTES = 16 * 1024  # of an extended header: names and attributes
+_DIGITS = re.compile(rb"\d{257}")  # with more digits the standard library's patterns take quadratic time
 
 
 class NoArchiveError(DamagedFileError):
-    """The file is no tar archive at all."""
+    """The file is not a tar archive."""
 
 
 def members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive; past a damaged head the next sound one is looked for.
+    """Yield the members of an archive; after a damaged header, continue at the next valid one.
 
     Raises:
-        NoArchiveError: if there is no sound head.
+        NoArchiveError: if there is no valid header.
     """
     size = path.stat().st_size
     at = _next_head(file, 0)
@@ -37,17 +37,19 @@ def members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile
         raise NoArchiveError(
             f"{path}: not a readable tar archive ({size:,} bytes). {_what_it_is(file, size)}"
         )
-    seen = _Seen(path.name)
+    seen = _Progress(path.name)
     while at is not None:
         if at:
-            broken.append(seen.damage(f"the archive is damaged before byte {at:,}: what stood there is lost"))
+            broken.append(
+                seen.damage(f"the archive is damaged before byte {at:,}: the members there are lost")
+            )
         stopped, cut = at, False
         for member, after in _walk(file, at, size):
             stopped = after
             cut = member.offset_data + member.size > size
             seen.take(member, whole=not cut)
             yield member
-        if stopped >= size or not _left(file, stopped):
+        if stopped >= size or not _more_follows(file, stopped):
             if cut:
                 broken.append(seen.damage(f"it is cut short inside {seen.last!a}: what followed is lost"))
             return
@@ -60,8 +62,8 @@ def members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile
         at = following
 
 
-class _Seen:
-    """The members that were read so far, for messages."""
+class _Progress:
+    """Counts the members that were read so far, for messages."""
 
     def __init__(self, archive: str) -> None:
         self._archive = archive
@@ -77,7 +79,7 @@ class _Seen:
             self._whole = self.last
 
     def damage(self, what: str) -> Entry:
-        """Return the entry that says what is lost, and what is whole before it."""
+        """Return an entry about the damage and the intact members before it."""
         before = (
             f"; {self._count:,} members before it are whole, the last is {self._whole!a}"
             if self._count
@@ -96,7 +98,7 @@ _COMPRESSED = {
 
 
 def _what_it_is(file: BinaryIO, size: int) -> str:
-    """Return a sentence about a file that is no archive: what it seems to be, and the remedy."""
+    """Return a sentence about a file that is not an archive: its probable kind, and the remedy."""
     file.seek(0)
     start = file.read(_BLOCK)
     if not start.strip(b"\0"):
@@ -107,16 +109,16 @@ def _what_it_is(file: BinaryIO, size: int) -> str:
         return "It is a pointer of Git LFS: fetch the file itself (git lfs pull)."
     for first, program in _COMPRESSED.items():
         if start.startswith(first):
-            return f"It is compressed by {program}; unpack it: pictures are read at their place in the file."
+            return f"It is compressed by {program}; unpack it: images are read at their place in the file."
     return "It may be damaged, or of another kind: download or write it again."
 
 
 def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Yield (member, where the next head stands) from `start` on, until a head is unsound."""
-    # Made on nothing, then pointed at the file: the class reads a first member on its own otherwise.
+    """Yield (member, position of the next header) from `start` on, up to the first invalid header."""
+    # Created on an empty buffer, then pointed at the file: the constructor would read the first member itself.
     reader = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * _BLOCK)), errorlevel=0)
     heads = _Heads(file)
-    reader.fileobj, reader.offset = heads, start  # type: ignore[assignment]  # all that heads are read by
+    reader.fileobj, reader.offset = heads, start  # type: ignore[assignment]  # the methods that reading headers needs
     while reader.offset < size:
         before = reader.offset
         heads.start(before)
@@ -124,19 +126,19 @@ def _walk(file: BinaryIO, start: int, size: int) -> Iterator[tuple[tarfile.TarIn
             member = tarfile.TarInfo.fromtarfile(reader)
         except (tarfile.HeaderError, ValueError, OverflowError):
             return
-        # Sizes are written by others: they may lead back, or beyond the end.
+        # Sizes are untrusted: they may point backwards or beyond the end.
         sound = member.size >= 0 and member.offset_data >= before + _BLOCK and reader.offset > before
         if not sound or (member.isreg() and member.offset_data > size):
             return
         if member.isreg() and member.offset_data + member.size > size:
-            # Cut short, or its size is damaged: sound heads may still follow.
+            # Cut short, or its size is damaged: valid headers may still follow.
             yield member, member.offset_data
             return
         yield member, min(reader.offset, size)
 
 
 class _Heads:
-    """The archive as heads are read from it: a hostile one asks for any number of bytes, or for head after head."""
+    """File access for reading headers, with limits: a hostile archive asks for endless bytes or endless headers."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -144,15 +146,15 @@ class _Heads:
         self.seek, self.tell = file.seek, file.tell
 
     def start(self, at: int) -> None:
-        """Go to where a member's head begins."""
+        """Seek to the header of a member."""
         self._file.seek(at)
         self._reads = 0
 
     def read(self, count: int) -> bytes:
-        """Read a part of a head.
+        """Read a part of a header.
 
         Raises:
-            HeaderError: if it is larger, or in more parts, than any real one; or not all there.
+            HeaderError: if it is larger or has more parts than any real header, or ends early.
         """
         self._reads += 1
         if self._reads > _HEAD_READS or count > _HEAD_BYTES:
@@ -164,7 +166,7 @@ class _Heads:
 
 
 def _chunks(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (place, bytes) from `start` on, first a little: what is looked for is mostly near."""
+    """Yield (position, bytes) from `start` on; the first blocks are small, since the next header is usually near."""
     at, count = start, 8 * _BLOCK
     file.seek(at)
     while data := file.read(count):
@@ -175,7 +177,7 @@ def _chunks(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _next_head(file: BinaryIO, start: int) -> int | None:
-    """Return the first place from `start` on, in steps of a block, where a sound head stands."""
+    """Return the position of the first valid header from `start` on, in steps of a block."""
     for at, data in _chunks(file, start):
         for inner in range(0, len(data) - _BLOCK + 1, _BLOCK):
             block = data[inner : inner + _BLOCK]
@@ -190,12 +192,12 @@ def _next_head(file: BinaryIO, start: int) -> int | None:
 
 
 def is_ended(file: BinaryIO) -> bool:
-    """Whether an archive ends with an empty block, as writers leave it; one that is cut between members does not."""
+    """Whether an archive ends with an empty block; an archive that is cut between members does not."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _BLOCK))
     return not file.read(_BLOCK).strip(b"\0")
 
 
-def _left(file: BinaryIO, start: int) -> bool:
-    """Whether anything but zeros follows: an archive ends with empty blocks."""
+def _more_follows(file: BinaryIO, start: int) -> bool:
+    """Whether anything but zeros follows; an archive ends with empty blocks."""
     return any(data.count(0) != len(data) for _, data in _chunks(file, start))

@@ -1,4 +1,4 @@
-"""Lists that say what the pictures of a folder show: `captions.txt`, COCO's and Karpathy's JSON, exports as JSON."""
+"""Find lists with captions or classes of a folder's images: `captions.txt`, JSON of COCO, Karpathy, Label Studio."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _JSON = (".json", ".ndjson")
 _PICTURE = re.compile(rb"\.(%s)\b" % "|".join(IMAGE_ENDINGS).encode(), re.IGNORECASE)
 _HEAD = 4096
 _MOST_JSON = 20
-"""JSON files that are looked into; a folder of thousands holds one per picture."""
+"""JSON files that are opened; a folder with thousands of them has one per image."""
 
 
 _DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
-"""What the library `datasets` writes about a data set, beside its tables."""
+"""Files that `datasets` writes about a data set, beside its tables."""
 
 
 def lists_of(listing: Listing) -> list[str]:
-    """Return the lists in a folder, and in those of its folders that hold no pictures (`annotations/`).
+    """Return the lists in a folder, and in those of its folders that hold no images (`annotations/`).
 
-    COCO's boxes and key points are left out where its captions lie beside them.
+    COCO's boxes and key points are left out if its captions are beside them.
     """
     places = [("", listing)]
     places += [
@@ -45,7 +45,7 @@ def lists_of(listing: Listing) -> list[str]:
 
 
 def _names_pictures(path: Path) -> bool:
-    """Whether one of the first lines of a text names a picture and says something besides, behind it or by tabs."""
+    """Whether one of the first lines of a text file names an image and has more text after it or separated by tabs."""
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)

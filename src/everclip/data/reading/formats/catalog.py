@@ -1,7 +1,7 @@
-"""Public data sets by name (`catalog:dtd`): found below a root in their usual layout, or read from a hub or a folder.
+"""Read public data sets by name (`catalog:dtd`): in their usual layout below a root, from a hub or a folder.
 
-What comes out has the classes of the card whatever the source calls them, a column `split`, and is counted: a table
-of results says nothing if a tenth of the pictures is not there.
+The result has the classes of the card, whatever the source calls them, and a column `split`. Its images are counted:
+results are not comparable if some are missing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pyarrow as pa
 from everclip.data.catalog.cards import RANDOM, Card, card_of, keys_of
 from everclip.data.reading.columns import choose
 from everclip.data.reading.formats.class_labels import labels_by_text
-from everclip.data.reading.formats.counting import Counted, checked, present
-from everclip.data.reading.formats.layouts import arrays, imagenet, lists, numbered
-from everclip.data.reading.formats.layouts.listed import Known, Listed, Place
-from everclip.data.reading.formats.published import random_sides, zhou_listed
+from everclip.data.reading.formats.completeness import Expected, check_counts, present
+from everclip.data.reading.formats.layouts import arrays, imagenet, lists, matlab_labels
+from everclip.data.reading.formats.layouts.common import Dataset, ImageList, Layout
+from everclip.data.reading.formats.published_splits import random_sides, zhou_listed
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.rows import read_mappings
 from everclip.data.reading.spec import DataSpec
@@ -28,58 +28,58 @@ from everclip.data.sampling.splits import side_of
 from everclip.errors import ConfigError, DataError
 
 VARIABLE = "EVERCLIP_DATA"
-LAYOUTS: dict[str, Known] = {**lists.LAYOUTS, **numbered.LAYOUTS, **arrays.LAYOUTS, **imagenet.LAYOUTS}
+LAYOUTS: dict[str, Layout] = {**lists.LAYOUTS, **matlab_labels.LAYOUTS, **arrays.LAYOUTS, **imagenet.LAYOUTS}
 
-Elsewhere = Callable[[str], list[Raw]]
-"""Reads a source of another form: a hub id, a folder, a file."""
+ReadSource = Callable[[str], list[Raw]]
+"""Reads any other source: a hub id, a folder, a file."""
 
 
-def read_catalog(spec: DataSpec, source: str, base: Path | None, elsewhere: Elsewhere) -> list[Raw]:
+def read_catalog(spec: DataSpec, source: str, base: Path | None, read_source: ReadSource) -> list[Raw]:
     """Read the data set that `catalog:NAME` names.
 
     Args:
-        spec: the block; its `place` says where this data set is, else its `root` where all of them are.
+        spec: the block; `place` is the folder or source of this data set, `root` that of all data sets.
         source: the name.
         base: folder that a relative root starts from.
-        elsewhere: reads a place that is not the usual layout.
+        read_source: reads a `place` that does not have the usual layout.
 
     Raises:
         ConfigError: if no root is given, or the data set is not below it.
-        DataError: if its files cannot be read, or are not all there.
+        DataError: if its files cannot be read, or some are missing.
     """
     card, rule = card_of(source)
     if spec.place is not None and not os.path.isdir(os.path.expanduser(spec.place)):
         if rule is not None:
             raise ConfigError(
-                f"{source}: CoOp's split file names files of the usual layout, which a hub has not."
+                f"{source}: CoOp's split file names files of the usual layout; a data set of the hub has none."
             )
-        return _other(card, elsewhere(spec.place), spec, spec.place)
+        return _with_card_classes(card, read_source(spec.place), spec, spec.place)
     root = _root(spec, base)
-    place = _found(card, root, spec.place)
+    dataset = _locate(card, root, spec.place)
     known = LAYOUTS[card.layout]
-    if place is None or (rule is None and not _marked(place.folder, known)):
-        if place is None or not any(place.folder.iterdir()):
-            raise ConfigError(_nowhere(card, root, spec))
-        return _other(card, elsewhere(str(place.folder)), spec, str(place.folder))
+    if dataset is None or (rule is None and not _has_marks(dataset.folder, known)):
+        if dataset is None or not any(dataset.folder.iterdir()):
+            raise ConfigError(_not_found_message(card, root, spec))
+        return _with_card_classes(card, read_source(str(dataset.folder)), spec, str(dataset.folder))
     if rule is None:
-        listed = known.read(place, card)
+        listed = known.read(dataset, card)
         expected, classes = card.counts.given, card.present or len(listed.names or card.names)
     else:
         # What the split file names is complete, though it may leave a class out.
-        listed = zhou_listed(place, card, known)
+        listed = zhou_listed(dataset, card, known)
         expected = {side: listed.sides.count(side) for side in ("train", "val", "test")}
         classes = len(set(listed.labels))
-    counted = Counted(card, str(place.folder), expected, classes)
-    return [_raw(_here(listed, place), counted, place, spec)]
+    counted = Expected(card, str(dataset.folder), expected, classes)
+    return [_raw(_only_present(listed, dataset), counted, dataset, spec)]
 
 
 def _root(spec: DataSpec, base: Path | None) -> Path:
     given = spec.place or spec.root or os.environ.get(VARIABLE)
     if not given:
         raise ConfigError(
-            f"where the public data sets (catalog:NAME) are is not said. Set {VARIABLE}, or scenario.root=FOLDER, to "
-            "the folder that holds them in their usual layout, or scenario.places.NAME to a folder or hub:OWNER/NAME "
-            "of one of them."
+            f"the folder of the public data sets (catalog:NAME) is not set. Set {VARIABLE}, or "
+            "scenario.root=FOLDER, to the folder that holds them in their usual layout, or scenario.places.NAME to a "
+            "folder or hub:OWNER/NAME of one of them."
         )
     root = (base or Path()) / os.path.expanduser(given)
     if not root.is_dir():
@@ -87,22 +87,22 @@ def _root(spec: DataSpec, base: Path | None) -> Path:
     return root
 
 
-def _found(card: Card, root: Path, place: str | None) -> Place | None:
-    """Return where the data set lies: the folder with its usual files, else any folder of its usual name."""
+def _locate(card: Card, root: Path, place: str | None) -> Dataset | None:
+    """Return the folder of the data set: one with its usual files, else one with its usual name."""
     known = LAYOUTS[card.layout]
     folders = [root] if place is not None else []
     folders += [root / name for name in card.folders if (root / name).is_dir()]
     for folder in folders:
-        if _marked(folder, known):
-            return Place(folder, root)
-    return Place(folders[0], root) if folders else None
+        if _has_marks(folder, known):
+            return Dataset(folder, root)
+    return Dataset(folders[0], root) if folders else None
 
 
-def _marked(folder: Path, known: Known) -> bool:
+def _has_marks(folder: Path, known: Layout) -> bool:
     return any(next(folder.glob(mark), None) is not None for mark in known.marks)
 
 
-def _nowhere(card: Card, root: Path, spec: DataSpec) -> str:
+def _not_found_message(card: Card, root: Path, spec: DataSpec) -> str:
     folders = " or ".join(str(root / name) for name in card.folders[:2])
     return (
         f"{card.title} is not below {root}. Expected {folders} with {card.files}; people get it from {card.get}. Or "
@@ -110,23 +110,23 @@ def _nowhere(card: Card, root: Path, spec: DataSpec) -> str:
     )
 
 
-def _here(listed: Listed, place: Place) -> Listed:
-    """Return the pictures whose files are there."""
+def _only_present(listed: ImageList, dataset: Dataset) -> ImageList:
+    """Return the images whose files exist."""
     if listed.pictures is not None:
         return listed
-    there = present(place.folder, listed.files)
+    there = present(dataset.folder, listed.files)
     return listed if len(there) == len(listed.files) else listed.keep(there)
 
 
-def _raw(listed: Listed, counted: Counted, place: Place, spec: DataSpec) -> Raw:
-    """Return the pictures as rows, split and counted."""
+def _raw(listed: ImageList, counted: Expected, dataset: Dataset, spec: DataSpec) -> Raw:
+    """Return the images as rows, split and counted."""
     card = counted.card
     names = listed.names or card.names
     notes = []
     if card.split == RANDOM and not any(listed.sides):
         listed.sides = random_sides(len(listed.files))
         notes += [f"{card.name}: {card.split_note}"] if card.split_note else []
-    notes += checked(counted, listed.sides, listed.labels, spec.counts)
+    notes += check_counts(counted, listed.sides, listed.labels, spec.counts)
     keys = keys_of(names)
     columns: dict[str, list[Any]] = {
         "class_key": [keys[label] for label in listed.labels],
@@ -141,26 +141,26 @@ def _raw(listed: Listed, counted: Counted, place: Place, spec: DataSpec) -> Raw:
     table = pa.table({"image": pa.array(listed.files, pa.string()), **columns})
     known = {"image": "image", **{c: c for c in ("class_key", "class_name", "split")}}
     return Raw(
-        card.name, table, root=place.folder, root_fixed=True, known=known, labels=listed.files, notes=notes
+        card.name, table, root=dataset.folder, root_fixed=True, known=known, labels=listed.files, notes=notes
     )
 
 
 def _tested(sides: list[str | None], card: Card) -> list[str]:
-    """Return the sides by their usual names; where the test labels are secret the validation side is measured."""
+    """Return the side of each image; if the test labels are secret, the validation side is the test side."""
     return ["test" if side == card.tested else str(side or "train") for side in sides]
 
 
-def _rows(listed: Listed, columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+def _rows(listed: ImageList, columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     assert listed.pictures is not None  # the caller's condition
     for i, picture in enumerate(listed.pictures()):
         yield {"image": picture, **{name: values[i] for name, values in columns.items()}}
 
 
-def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]:
-    """Give rows of another layout the classes of the card, and a split where they have none.
+def _with_card_classes(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]:
+    """Give rows of another layout the classes of the card, and a split if they have none.
 
     Raises:
-        DataError: for a class that is none of the data set's, or rows without a split where it has one of its own.
+        DataError: for an unknown class, or for rows without a split if the data set has its own split.
     """
     notes: list[str] = []
     found = [_relabelled(raw, card, spec, where, notes) for raw in raws]
@@ -168,8 +168,8 @@ def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]
     if all(s is None for side in sides for s in side):
         if card.split != RANDOM:
             raise DataError(
-                f"{where}: no split is said; {card.title} has one of its own. Give folders or files named train and "
-                "test, or a column `split`."
+                f"{where}: no split is given, but {card.title} has one of its own. Give folders or files named train "
+                "and test, or a column `split`."
             )
         order = sorted((row, part, i) for part, (raw, _, side) in enumerate(found) for i in range(len(side))
                        for row in [raw.row_name(i)])  # fmt: skip
@@ -178,8 +178,8 @@ def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]
         notes.append(f"{card.name}: split at random by its rows' names, so it is not the published split")
     flat = [side for part in sides for side in part]
     labels = [label for _, part, _ in found for label in part]
-    counted = Counted(card, where, card.counts.given, card.present or len(card.names))
-    notes += checked(counted, flat, labels, spec.counts)
+    counted = Expected(card, where, card.counts.given, card.present or len(card.names))
+    notes += check_counts(counted, flat, labels, spec.counts)
     return [
         _with_classes(raw, card, part, side, list(dict.fromkeys(notes)) if i == 0 else [])
         for i, (raw, part, side) in enumerate(found)
@@ -189,13 +189,13 @@ def _other(card: Card, raws: list[Raw], spec: DataSpec, where: str) -> list[Raw]
 def _relabelled(
     raw: Raw, card: Card, spec: DataSpec, where: str, notes: list[str]
 ) -> tuple[Raw, list[int], list[str | None]]:
-    """Return the rows, the label of each and its side; `notes` takes what was assumed."""
+    """Return the rows, their labels and sides; add assumptions to `notes`."""
     chosen, _ = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
     column = chosen.get("class_name") or chosen.get("class_key")
     if column is None:
         raise DataError(
             raw.unlabelled
-            or f"{where}: no column says the class; name it with `columns: {{class_name: NAME}}`."
+            or f"{where}: no column holds the classes; name it with `columns: {{class_name: NAME}}`."
         )
     values = raw.columns.column(column).to_pylist()
     folder = None if where.startswith("hub:") else raw.root

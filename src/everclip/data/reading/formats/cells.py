@@ -1,4 +1,4 @@
-"""Values of any kind as Arrow columns: kinds are looked at before anything becomes text."""
+"""Convert Python values to Arrow columns; their types are checked before anything becomes text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 Odd = dict[int, str]
-"""Positions of a text column whose values were no text, with what they were."""
+"""Positions in a text column whose values were not text, with a description of the value."""
 
 _MISSING = ("NAType", "NaTType")  # of pandas, which is not imported for it
 
 
 def column_of(given: Sequence[Any]) -> tuple[pa.Array, Odd]:
-    """Return values as an Arrow array, and which of them were no text though others were.
+    """Return values as an Arrow array, and the values of a text column that were not text.
 
-    Missing values (`None`, NaN, pandas' `NA`) beside text are missing. Lists of texts beside texts make all of them
-    lists. Where no common type is left, values become text, so that a column of no use costs no row; what they were
-    is returned, for columns that are used.
+    `None`, NaN and pandas' `NA` are missing values. If some values are texts and others lists of texts, all become
+    lists. Without a common type all values become text, so that an unused column costs no row; the second result names
+    the converted values for columns that are used.
     """
     values = [_plain(value) for value in given]
     kinds = {type(value) for value in values}
@@ -41,7 +41,7 @@ def column_of(given: Sequence[Any]) -> tuple[pa.Array, Odd]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as Python's own kinds: of numpy's and torch's scalars and arrays, and of paths."""
+    """Convert scalars and arrays of NumPy and torch, and paths, to plain Python values."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | bytes):
@@ -70,7 +70,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """Return what a value is that is no text, for people; nothing for text and missing values."""
+    """Describe a value that is not text, for people; return an empty text for text and missing values."""
     if value is None or isinstance(value, str):
         return ""
     if isinstance(value, bool):
@@ -85,7 +85,7 @@ def kind_of(value: Any) -> str:
 
 
 def is_name(kind: str) -> bool:
-    """Whether a value of this kind can name something, as a number can name a class."""
+    """Whether a value of this kind can be a name: a number can be a class."""
     return not kind or kind.startswith("the ")
 
 

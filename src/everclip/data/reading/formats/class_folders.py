@@ -1,4 +1,4 @@
-"""Folders whose names are classes, or that hold pictures without labels."""
+"""Read folders whose names are classes, and folders of images without labels."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from everclip.data.reading.formats.foreign import foreign_note, is_foreign_file, is_foreign_folder, some
 from everclip.data.reading.formats.listing import Listing, ending_of, listed, others_note
-from everclip.data.reading.formats.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS, Raw
-from everclip.data.reading.formats.sides import SWITCH, split_of
+from everclip.data.reading.formats.raw import IMAGE_ENDINGS, UNREADABLE_ENDINGS, Raw
+from everclip.data.reading.formats.sides import SWITCH, side_of_name
+from everclip.data.reading.formats.system_files import (
+    brief,
+    is_system_file,
+    is_system_folder,
+    system_files_note,
+)
 from everclip.data.reading.quarantine import Entry
 from everclip.errors import DataError
 
-_MOST_LINKS = 3  # one behind the other: folders that link to each other have paths without end
+_MOST_LINKS = 3  # in one path: folders that link to each other have endless paths
 
 
 @dataclass
-class Found:
-    """Pictures below a folder.
+class FolderImages:
+    """Images below a folder.
 
     Attributes:
         path: the folder.
-        root: links to folders below it are followed; `None`: no link is.
-        files: the pictures' paths from the folder.
-        others: endings of files that are no pictures, counted.
-        foreign: names of what systems and programs left.
+        root: links to folders below it are followed; `None`: no links are followed.
+        files: the images' paths from the folder.
+        others: counts of other files by ending.
+        system_files: names of files left by systems and programs.
         broken: files and folders that cannot be read or named.
     """
 
@@ -37,16 +42,16 @@ class Found:
     root: Path | None = None
     files: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
-    foreign: list[str] = field(default_factory=list)
+    system_files: list[str] = field(default_factory=list)
     broken: list[Entry] = field(default_factory=list)
 
     def take(self, file: Path) -> None:
-        """Keep a file if it is a picture, else count it."""
+        """Add a file if it is an image, else count it."""
         ending = ending_of(file.name)
-        if is_foreign_file(file.name):
-            self.foreign.append(file.name)
+        if is_system_file(file.name):
+            self.system_files.append(file.name)
             return
-        if ending not in IMAGE_ENDINGS and ending not in FOREIGN_ENDINGS:
+        if ending not in IMAGE_ENDINGS and ending not in UNREADABLE_ENDINGS:
             self.others[f".{ending}" if ending else "no ending"] += 1
             return
         shown = str(file.relative_to(self.path))
@@ -57,20 +62,20 @@ class Found:
         self.files.append(shown)
 
     def take_below(self, folder: Path) -> None:
-        """Keep all pictures below a folder."""
+        """Add all images below a folder."""
         for file in self._below(folder):
             self.take(file)
 
     def notes(self) -> list[str]:
-        """Return lines about what was passed over."""
+        """Return lines about skipped files."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.most_common(5))
-        lines = foreign_note(f"{self.path.name}, below", self.foreign)
+        lines = system_files_note(f"{self.path.name}, below", self.system_files)
         if self.others:
-            lines.append(f"{self.path.name}: passed over, as no pictures: {self.others.total()} ({kinds})")
+            lines.append(f"{self.path.name}: other files, ignored: {self.others.total()} ({kinds})")
         return lines
 
     def raw(self, columns: dict[str, Sequence[str | None]], notes: list[str]) -> Raw:
-        """Return the pictures as rows with further columns."""
+        """Return the images as rows with further columns."""
         every = {"image": self.files, **columns}
         return Raw(
             self.path.name,
@@ -85,7 +90,7 @@ class Found:
         )
 
     def _below(self, folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-        """Yield the files below a folder in order of their names; `above` are the folders that links led to."""
+        """Yield the files below a folder in order; `above` are the targets of the links on the path."""
         if folder.is_symlink():
             real = os.path.realpath(folder)
             if not self._may_follow(folder, real) or real in above or len(above) >= _MOST_LINKS:
@@ -101,9 +106,9 @@ class Found:
             inner.sort()
             links = []
             for name in list(inner):
-                if is_foreign_folder(name):
+                if is_system_folder(name):
                     inner.remove(name)
-                    self.foreign.append(name)
+                    self.system_files.append(name)
                 elif os.path.islink(os.path.join(place, name)):
                     inner.remove(name)
                     links.append(Path(place, name))
@@ -113,7 +118,7 @@ class Found:
                 yield from self._below(link, above)
 
     def _may_follow(self, link: Path, real: str) -> bool:
-        """Whether a link leads below the user's root, and to no folder that the link itself lies in."""
+        """Whether a link leads below the user's root, and not to a folder that contains the link."""
         if self.root is None or not Path(real).is_relative_to(os.path.realpath(self.root)):
             return False
         return not _leads_up(link, real)
@@ -137,12 +142,12 @@ class Found:
 
 
 def _leads_up(link: Path, real: str) -> bool:
-    """Whether a link leads to a folder that it lies in itself."""
+    """Whether a link leads to a folder that contains it."""
     return Path(os.path.realpath(link.parent)).is_relative_to(real)
 
 
 def _without_ending(listing: Listing) -> str:
-    """Return a sentence about pictures whose names have no ending, if a folder begins with one."""
+    """Return a sentence about images without an ending, if a folder begins with one."""
     for name in listing.folders[:5]:
         for file in listed(listing.path / name).files[:5]:
             with open(listing.path / name / file, "rb") as held:
@@ -150,28 +155,27 @@ def _without_ending(listing: Listing) -> str:
             if "." not in file and start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n")):
                 kind = "jpg" if start[0] == 0xFF else "png"
                 return (
-                    f" {name}/{file} is a picture without an ending: give such files one (.{kind}), or name them in a "
+                    f" {name}/{file} is an image without an ending: give such files one (.{kind}), or name them in a "
                     "table with the columns `image` and `label`."
                 )
     return ""
 
 
 def read_class_folders(listing: Listing) -> Raw:
-    """Read a folder whose folders are classes.
+    """Read a folder of class folders.
 
-    Where all classes hold folders called after sides (`cat/train`), these are the sides. Where all folders hold the
-    same inner folders (`photo/cat`, `sketch/cat`), the inner ones are the classes and the outer ones the column
-    `domain`.
+    If all classes hold folders named after sides (`cat/train`), these are the sides. If all folders hold the same inner
+    folders (`photo/cat`, `sketch/cat`), the inner ones are the classes and the outer ones the column `domain`.
 
     Raises:
-        DataError: if none of the folders holds a picture.
+        DataError: if none of the folders holds an image.
     """
-    found = Found(listing.path, listing.root)
+    found = FolderImages(listing.path, listing.root)
     for name in listing.folders:
         found.take_below(listing.path / name)
     if not found.files and not found.broken:
         raise DataError(
-            f"{listing.path}: none of its {len(listing.folders)} folders holds a picture ({', '.join(IMAGE_ENDINGS)})."
+            f"{listing.path}: none of its {len(listing.folders)} folders holds an image ({', '.join(IMAGE_ENDINGS)})."
             + _without_ending(listing)
             + "".join(f" {note}." for note in others_note(listing, []))
         )
@@ -181,7 +185,7 @@ def read_class_folders(listing: Listing) -> Raw:
     empty = [name for name in listing.folders if name not in tops]
     if empty:
         notes.append(
-            f"{listing.path.name}: passed over, since without a picture: {len(empty):,} ({some(empty)})"
+            f"{listing.path.name}: folders without an image, ignored: {len(empty):,} ({brief(empty)})"
         )
     return found.raw(columns, [*notes, *listing.notes, *_loose(listing, "class")])
 
@@ -189,7 +193,7 @@ def read_class_folders(listing: Listing) -> Raw:
 def _columns(
     name: str, parts: Sequence[tuple[str, ...]]
 ) -> tuple[dict[str, Sequence[str | None]], list[str]]:
-    """Return the columns that folders' names give, and lines about them."""
+    """Return the columns that the folder names give, and lines about them."""
     inner: dict[str, set[str]] = {}
     for part in parts:
         inner.setdefault(part[0], set()).update(part[1:2] if len(part) > 2 else ())
@@ -197,10 +201,10 @@ def _columns(
     deep = bool(parts) and all(len(part) > 2 for part in parts)
     every = set[str]().union(*inner.values())
     said = f"{name}: classes are the names of the {len(outer)} folders"
-    if deep and len({split_of(found) for found in every}) > 1 and all(map(split_of, every)):
-        sides = ", ".join(f"{found}: {split_of(found)}" for found in sorted(every))
+    if deep and len({side_of_name(found) for found in every}) > 1 and all(map(side_of_name, every)):
+        sides = ", ".join(f"{found}: {side_of_name(found)}" for found in sorted(every))
         return (
-            {"class_name": [part[0] for part in parts], "split": [split_of(part[1]) for part in parts]},
+            {"class_name": [part[0] for part in parts], "split": [side_of_name(part[1]) for part in parts]},
             [said, f"{name}: sides are the names of the folders inside ({sides}; {SWITCH})"],
         )
     common = set[str].intersection(*inner.values()) if inner else set()
@@ -208,43 +212,47 @@ def _columns(
         return (
             {"class_name": [part[1] for part in parts], "domain": [part[0] for part in parts]},
             [
-                f"{name}: the folders {some(outer)} hold folders of the same names: classes are the {len(every)} inner "
-                "names, and the column `domain` holds the outer ones"
+                f"{name}: the folders {brief(outer)} hold folders of the same names: classes are the {len(every)} "
+                "inner names, and the column `domain` holds the outer ones"
             ],
         )
     if deep and every:
-        said += f"; these hold folders themselves ({some(sorted(every))}), which are no classes"
+        said += f"; their inner folders ({brief(sorted(every))}) are not classes"
     return {"class_name": [part[0] for part in parts]}, [said]
 
 
 def _loose(listing: Listing, what: str) -> list[str]:
-    """Say what lies beside the folders: pictures, packed files, other files."""
+    """Return lines about images and files beside the folders."""
     count = len(listing.pictures)
     lines = (
-        [f"{listing.path.name}: passed over, since no folder names their {what}: {count}"] if count else []
+        [
+            f"{listing.path.name}: images beside the folders, ignored, since no folder names their {what}: {count}"
+        ]
+        if count
+        else []
     )
     return lines + others_note(listing, [])
 
 
 def beside_sides(listing: Listing, read: Sequence[str]) -> list[str]:
-    """Say what lies beside the folders of sides: pictures, files, and folders that were not read."""
+    """Return lines about images, files and unread folders beside the folders of sides."""
     filled = [name for name in listing.filled if name not in read]
     empty = [name for name in listing.folders if name not in read and name not in filled]
     lines = _loose(listing, "split")
     if filled:
         lines.append(
-            f"{listing.path.name}: folders beside the sides, not read: {len(filled):,} ({some(filled)})"
+            f"{listing.path.name}: folders beside the sides, not read: {len(filled):,} ({brief(filled)})"
         )
     if empty:
         lines.append(
-            f"{listing.path.name}: passed over, since without a picture: {len(empty):,} ({some(empty)})"
+            f"{listing.path.name}: folders without an image, ignored: {len(empty):,} ({brief(empty)})"
         )
     return listing.notes + lines
 
 
 def read_every(listing: Listing) -> Raw:
-    """Read all pictures of a folder, in whichever of its folders they are, without classes."""
-    found = Found(listing.path, listing.root)
+    """Read all images in and below a folder, without classes."""
+    found = FolderImages(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     for name in listing.folders:
@@ -253,8 +261,8 @@ def read_every(listing: Listing) -> Raw:
 
 
 def read_bare(listing: Listing, unlabelled: str) -> Raw:
-    """Read a folder of pictures that have neither classes nor captions; `unlabelled` says so where they are needed."""
-    found = Found(listing.path, listing.root)
+    """Read a folder of images without labels; `unlabelled` is the error if labels are needed."""
+    found = FolderImages(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     return replace(found.raw({}, listing.notes), unlabelled=unlabelled)

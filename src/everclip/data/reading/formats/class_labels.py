@@ -1,7 +1,7 @@
-"""What rows of a hub or a table call the classes of a public data set: by name, or by a number whose order is checked.
+"""Map the class names or numbers of a hub data set or a table to the labels of a public data set.
 
-A number says a class only together with an order. `datasets` writes the names of a `ClassLabel` into the schema of
-Parquet files, or beside them into `README.md` or `dataset_info.json`; where they are, they count.
+A number is a class only together with an order. `datasets` writes the names of a `ClassLabel` into the schema of
+Parquet files, or beside them into `README.md` or `dataset_info.json`; if they exist, they decide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from everclip.data.catalog.cards import Card
-from everclip.data.reading.formats.layouts.listed import label_of, named_label, number_of, plain
+from everclip.data.reading.formats.layouts.common import label_of, named_label, number_of, plain
 from everclip.errors import DataError
 
 _FILES = ("README.md", "dataset_info.json", "dataset_infos.json")
@@ -25,17 +25,17 @@ _UPWARDS = 2
 def labels_by_text(
     texts: Iterable[str], card: Card, column: str, folder: Path | None, where: str
 ) -> tuple[dict[str, int], list[str]]:
-    """Return the label that each text of a column stands for, and a line where the order of numbers is assumed.
+    """Return the label of each text of a column, and a line if the order of numbers is assumed.
 
     Args:
-        texts: the different values of the column.
+        texts: the values of the column.
         card: the data set.
-        column: as the source calls it.
-        folder: of the table; names may be declared there.
+        column: its name in the source.
+        folder: of the table; files there may declare names.
         where: the source, for messages.
 
     Raises:
-        DataError: for a class that is none of the data set's.
+        DataError: for an unknown class.
     """
     every = sorted(set(texts))
     numbers = [text for text in every if _is_bare_number(text, card)]
@@ -43,11 +43,15 @@ def labels_by_text(
     names = next(iter(orders)) if len(orders) == 1 else None
     found: dict[str, int] = {}
     for text in every:
-        spoken = names[int(text)] if names and text in numbers and int(text) < len(names) else text
-        label = _spoken_label(spoken, int(text), card) if names and text in numbers else label_of(text, card)
+        class_name = names[int(text)] if names and text in numbers and int(text) < len(names) else text
+        label = (
+            _declared_label(class_name, int(text), card)
+            if names and text in numbers
+            else label_of(text, card)
+        )
         if label is None:
             raise DataError(
-                f"{where}: the class {spoken!r} is none of the {len(card.names):,} of {card.title} "
+                f"{where}: the class {class_name!r} is none of the {len(card.names):,} of {card.title} "
                 f"({', '.join(card.names[:3])}...); expected its names, or its labels as numbers."
             )
         found[text] = label
@@ -65,14 +69,14 @@ def labels_by_text(
     ]
 
 
-def _spoken_label(name: str, number: int, card: Card) -> int | None:
-    """Return the label of a declared name; of two classes with one name, that at the number."""
+def _declared_label(name: str, number: int, card: Card) -> int | None:
+    """Return the label of a declared name; if two classes have the name, the one at the number."""
     same = number < len(card.names) and plain(name) == plain(card.names[number])
     return number if same else named_label(name, card)
 
 
 def _is_bare_number(text: str, card: Card) -> bool:
-    """Whether a text is a number and not what a class is called, as the digits of MNIST are."""
+    """Whether a text is a number and not a class name, as the digits of MNIST are."""
     number = number_of(text)
     if number is None or named_label(text, card) is not None:
         return False
@@ -82,8 +86,8 @@ def _is_bare_number(text: str, card: Card) -> bool:
 def declared_orders(folder: Path, column: str) -> set[tuple[str, ...]]:
     """Return the names in the order of a column's numbers, as files of `datasets` beside a table declare them.
 
-    Looks in the folder and above, since tables often lie in `data/`. Where configurations differ there are several
-    orders, and none counts.
+    Looks in the folder and above, since tables are often in `data/`. If configurations differ, several orders are
+    returned, and none is used.
     """
     for place in (folder, *list(folder.parents)[:_UPWARDS]):
         found = {
@@ -109,7 +113,7 @@ def _features(path: Path) -> Iterator[Any]:
             head = text.split("---", 2)
             held = yaml.safe_load(head[1]) if len(head) == 3 and not head[0].strip() else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return  # no such file, or not of `datasets`: then nothing is declared, which the caller says
+        return  # no such file, or not of `datasets`: nothing is declared, and the caller reports it
     if not isinstance(held, Mapping):
         return
     infos = held.get("dataset_info", held if "features" in held else list(held.values()))

@@ -1,4 +1,4 @@
-"""Names for classes that are numbers or codes, from a list beside the data: `classnames.txt`, `synset_words.txt`..."""
+"""Read names for numbers and codes of classes from a list beside the data (`classnames.txt`, `synset_words.txt`...)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from everclip.data.reading.columns import choose
 from everclip.data.reading.content_columns import columns_by_content
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.listing import notes_without
 from everclip.data.reading.formats.raw import Raw
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.text_file import small_text
 from everclip.errors import ConfigError, DataError
 
@@ -26,27 +26,30 @@ FILES = (
     "id2label.json", "labels.json", "imagenet_class_index.json", "class_indices.json", "obj.names",
     "predefined_classes.txt",
 )  # fmt: skip
-"""In small letters, the first that fits is taken."""
+"""File names in lower case; the first that fits is used."""
 
 _CODE = re.compile(r"\d+|n\d{8}|(?:class|label|cls|category|id|c)[-_ ]?\d+", re.IGNORECASE)
 _MOST_BYTES = 4 * 1024 * 1024
 
 
 def with_class_names(
-    raws: Sequence[Raw], folder: Path, encoding: str | None = None, given: Mapping[str, str] | None = None
+    raws: Sequence[Raw],
+    folder: Path,
+    encoding: str | None = None,
+    user_columns: Mapping[str, str] | None = None,
 ) -> list[Raw]:
-    """Give classes that are numbers (or WordNet codes) their names from a list in the folder or the one above.
+    """Give classes that are numbers or WordNet codes their names from a list in the folder or its parent.
 
     Args:
         raws: parts of the data.
-        folder: where they lie.
+        folder: of the data.
         encoding: of the list, as the user says.
-        given: canonical names to columns, as the user says.
+        user_columns: canonical names to columns, as the user says.
 
     Returns:
-        The parts, renamed with a line that says from where; or as they were.
+        The parts with names and a note, or unchanged.
     """
-    chosen = [_label_column(raw, given or {}) for raw in raws]
+    chosen = [_label_column(raw, user_columns or {}) for raw in raws]
     columns = [_labels(raw, column) for raw, column in zip(raws, chosen, strict=True)]
     codes = {str(code) for found in columns for code in found or () if code is not None}
     if not codes or not all(map(_CODE.fullmatch, codes)):
@@ -67,18 +70,18 @@ def with_class_names(
                 for raw, column, found in zip(raws, chosen, columns, strict=True)
             ]
         raws[0].notes.append(
-            f"{file.name}: lies beside the data, but does not name all of the classes {some(sorted(codes))}"
+            f"{file.name}: is beside the data, but does not name all of the classes {brief(sorted(codes))}"
         )
     return list(raws)
 
 
-def _label_column(raw: Raw, given: Mapping[str, str]) -> str | None:
-    """Return the column that holds the classes of a part's rows, where no other names them."""
+def _label_column(raw: Raw, user_columns: Mapping[str, str]) -> str | None:
+    """Return the column of the classes if no other column names them, else `None`."""
     try:
-        chosen, _ = choose(raw.columns.schema, given, raw.known, raw.name)
+        chosen, _ = choose(raw.columns.schema, user_columns, raw.known, raw.name)
     except (ConfigError, DataError):
-        return None  # said when the rows are read
-    columns_by_content(raw, chosen, given)
+        return None  # reported when the rows are read
+    columns_by_content(raw, chosen, user_columns)
     column = chosen.get("class_name")
     if column is None or "class_key" in chosen or raw.columns.num_rows == 0:
         return None
@@ -144,7 +147,7 @@ def _numbered(listed: Sequence[str], codes: set[str]) -> dict[str, str]:
 
 
 def _number(code: str) -> int | None:
-    """Return the number that a code ends with (`7`, `class_7`); WordNet codes have none."""
+    """Return the number at the end of a code (`7`, `class_7`); WordNet codes have none."""
     found = re.search(r"\d+$", code)
     return None if found is None or re.fullmatch(r"n\d{8}", code) else int(found.group())
 
@@ -167,7 +170,7 @@ def _from_json(found: Any) -> tuple[list[str], dict[str, str]]:
         return [], {}
     if all(isinstance(value, int) for value in found.values()):  # name -> number
         if len(set(found.values())) < len(found):
-            return [], {}  # a class per picture, say
+            return [], {}  # perhaps a class per image
         return [], {str(value): str(name) for name, value in found.items()}
     coded: dict[str, str] = {}
     for code, value in found.items():
@@ -185,7 +188,7 @@ def _renamed(
         return raw
     keys = [None if label is None else str(label) for label in labels]
     columns = raw.columns
-    # A column that has a number for a name is what the user may have named, so that it takes the names.
+    # In a headless table the user may have named the column by its number: put the names there.
     name_column = label if raw.headless else "class_name"
     for name, values in (
         ("class_key", keys),
@@ -197,7 +200,7 @@ def _renamed(
         else:
             columns = columns.append_column(name, column)
     known = {**raw.known, "class_key": "class_key", "class_name": name_column}
-    shown = some(f"{code} = {names[code]}" for code in sorted(names, key=_order))
+    shown = brief(f"{code} = {names[code]}" for code in sorted(names, key=_order))
     note = f"{raw.name}: names of the classes are from {file.parent.name}/{file.name} ({shown})"
     return replace(
         raw,

@@ -1,4 +1,4 @@
-"""COCO's JSON: `images` and `annotations`, either captions or objects of classes."""
+"""Read COCO's JSON: `images` and `annotations`, which are captions or objects with classes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 import pyarrow as pa
 
 from everclip.data.reading.formats.detections import SeveralClassesError, detection_note, no_class
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.json_stream import elements
 from everclip.data.reading.formats.raw import Raw, picture_list
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.text_file import is_text
 from everclip.data.reading.quarantine import Entry
 from everclip.errors import DataError
 
 
 def read_coco(path: Path, images_root: Path | None = None, encoding: str | None = None) -> Raw:
-    """Read a JSON file of COCO's form.
+    """Read a JSON file in COCO's format.
 
-    Captions give a row each. A file without captions gives a class to every picture that shows objects of one class
-    only; the others are set aside by name.
+    Each caption is a row. Without captions, every image with objects of one class only has that class; other images
+    are set aside.
 
     Args:
         path: the file.
-        images_root: folder of the pictures; default: looked for beside the file.
-        encoding: of the file; default: found out.
+        images_root: folder of the images; default: searched beside the file.
+        encoding: of the file; default: detected.
 
     Raises:
-        DataError: if it cannot be read, or has no pictures.
+        DataError: if it cannot be read, or has no images.
     """
     found = _Document()
     for key, element in elements(path, encoding):
         found.take(key, element)
     if not found.files:
-        raise DataError(f"{path}: `images` holds no picture with an `id` and a `file_name`.")
+        raise DataError(f"{path}: `images` holds no image with an `id` and a `file_name`.")
     rows, broken, notes = found.captioned(path.name) if found.captions else found.classed(path.name)
     columns = pa.table(
         {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(_columns(found))}
@@ -49,7 +49,7 @@ def _columns(found: _Document) -> tuple[str, ...]:
 
 
 class _Document:
-    """What is needed of a file: names of pictures, captions, and the classes of objects."""
+    """Collects the names of images, the captions and the classes of objects in a file."""
 
     def __init__(self) -> None:
         self.files: dict[str, str] = {}
@@ -57,12 +57,12 @@ class _Document:
         self.classes: dict[str, set[str]] = defaultdict(set)
         self.names: dict[str, str] = {}
         self.clashes: dict[str, str] = {}
-        """Ids of several pictures, and the name of another picture of that id."""
+        """Ids that several images have, with the name of the other image."""
         self.nameless = 0
-        """Entries that name no picture: without an id, or without a file name."""
+        """Number of entries without an id or a file name."""
 
     def take(self, key: str, element: Any) -> None:
-        """Keep what an element says."""
+        """Add an element."""
         if not isinstance(element, dict):
             return
         if key == "images":
@@ -88,7 +88,7 @@ class _Document:
             self.clashes[image] = name
 
     def _clash(self, image: str) -> tuple[str, str] | None:
-        """Return why an id that several pictures have cannot be used."""
+        """Return (reason, detail) for an id that several images have, or `None`."""
         if image not in self.clashes:
             return None
         return (
@@ -100,11 +100,11 @@ class _Document:
         if not self.nameless:
             return []
         return [
-            f"{name}: passed over, without an id or a file name: {self.nameless:,} of `images` and `annotations`"
+            f"{name}: without an id or a file name, ignored: {self.nameless:,} of `images` and `annotations`"
         ]
 
     def captioned(self, name: str) -> tuple[list[tuple[str | None, ...]], list[Entry], list[str]]:
-        """Return a row per caption, what is set aside, and lines for people."""
+        """Return one row per caption, the entries set aside, and lines for people."""
         rows: list[tuple[str | None, ...]] = []
         broken: list[Entry] = []
         for number, (image, caption) in enumerate(self.captions, 1):
@@ -122,16 +122,16 @@ class _Document:
                 rows.append((self.files[image], caption))
         with_captions = {image for image, _ in self.captions}
         bare = [file for image, file in self.files.items() if image not in with_captions]
-        notes = [f"{name}: COCO captions: {len(rows):,} captions of {len(self.files) - len(bare):,} pictures"]
+        notes = [f"{name}: COCO captions: {len(rows):,} captions of {len(self.files) - len(bare):,} images"]
         if bare:
-            notes.append(f"{name}: {len(bare):,} pictures without a caption are passed over ({some(bare)})")
+            notes.append(f"{name}: {len(bare):,} images without a caption are ignored ({brief(bare)})")
         return rows, broken, notes + self._nameless_note(name)
 
     def classed(self, name: str) -> tuple[list[tuple[str | None, ...]], list[Entry], list[str]]:
-        """Return a row per picture of one class, what is set aside, and lines for people.
+        """Return one row per image with one class, the entries set aside, and lines for people.
 
         Raises:
-            SeveralClassesError: if every picture with objects shows several classes.
+            SeveralClassesError: if every image with objects shows several classes.
         """
         rows: list[tuple[str | None, ...]] = []
         broken: list[Entry] = []
@@ -156,7 +156,7 @@ class _Document:
 
 
 def _id_of(value: Any) -> str | None:
-    """Return an id as text, `None` for what is no id: programs write one id as 1, 1.0 or "1"."""
+    """Return an id as text, or `None` for an invalid one: programs write an id as 1, 1.0 or "1"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, int | str) and not isinstance(value, bool) else None

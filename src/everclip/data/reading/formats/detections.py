@@ -1,7 +1,7 @@
-"""Detection data: files that say which objects a picture shows, and where: VOC (XML), YOLO (numbers), LabelMe (JSON).
+"""Read detection data, files with the objects of each image: VOC (XML), YOLO (numbers), LabelMe (JSON).
 
-everclip learns a class or a caption per picture. A picture whose objects are all of one class has that class; others
-are set aside by name. Places of objects are not read.
+everclip learns one class or caption per image. An image whose objects all have one class has that class; other
+images are set aside. Positions of objects are not read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from everclip.data.reading.formats.class_folders import Found
+from everclip.data.reading.formats.class_folders import FolderImages
 from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.folder_options import FolderOptions
 from everclip.data.reading.formats.listing import Listing, others_note
@@ -25,10 +25,10 @@ from everclip.data.reading.quarantine import Entry
 from everclip.errors import DataError
 
 Form = Literal["voc", "yolo", "labelme", "other"]
-"""How objects are written; `other`: not as captions, and in no form that is known."""
+"""The format of the objects; `other`: neither captions nor a known format."""
 
 REMEDY = (
-    "everclip learns one class or caption per picture: cut each object out into a picture of its own (a folder per "
+    "everclip learns one class or caption per image: cut each object out into an image of its own (a folder per "
     "class), or write captions (metadata.csv with the columns `file_name` and `caption`)"
 )
 _TITLES = {"voc": "Pascal VOC", "yolo": "YOLO", "labelme": "LabelMe"}
@@ -38,26 +38,26 @@ _OBJECT = re.compile(r"<object\b.*?</object>", re.DOTALL)
 _PART = re.compile(r"<part\b.*?</part>", re.DOTALL)
 _NAME = re.compile(r"<name>\s*(.*?)\s*</name>", re.DOTALL)
 _MOST = 0.8
-"""Share of the first lines that must be of a form; others cost their picture."""
+"""Share of the first lines that must have a format; images with other lines are set aside."""
 _MOST_YAML = 1 << 20
 
 
 class SeveralClassesError(DataError):
-    """No picture has objects of one class alone."""
+    """No image shows objects of only one class."""
 
     def __init__(self, where: str, title: str, several: int, none: int) -> None:
         super().__init__(
-            f"{where}: detection data ({title}): {several:,} pictures show objects of several classes, {none:,} none. "
+            f"{where}: detection data ({title}): {several:,} images show objects of several classes, {none:,} none. "
             f"{REMEDY}."
         )
 
 
 def detection_form(ending: str, texts: Sequence[str]) -> Form | None:
-    """Return how the files beside pictures write objects, or `None` where they may hold captions.
+    """Return the format of the objects in the files beside images, or `None` if they may be captions.
 
     Args:
         ending: of the files, without a dot.
-        texts: what the first of them hold.
+        texts: the content of the first files.
     """
     held = [text for text in texts if text.strip()]
     if ending == "xml":
@@ -98,24 +98,24 @@ _READERS: dict[str, Callable[[str], list[str]]] = {"voc": _of_voc, "yolo": _of_y
 
 def read_detections(
     listing: Listing,
-    found: Found,
+    found: FolderImages,
     annotations: Sequence[str | tuple[str, str] | None],
     form: Form,
     texts: Path,
     options: FolderOptions,
 ) -> Raw:
-    """Return a row per picture whose objects are of one class.
+    """Return one row per image whose objects have one class.
 
     Args:
-        listing: the folder of the pictures.
-        found: its pictures.
-        annotations: per picture what its file holds, or (reason, detail), or `None` where there is no file.
-        form: how objects are written.
+        listing: the folder of the images.
+        found: its images.
+        annotations: content of each image's file, or (reason, detail), or `None` without a file.
+        form: of the objects.
         texts: the folder of the files.
         options: how the folder is read.
 
     Raises:
-        SeveralClassesError: if no picture has objects of one class alone.
+        SeveralClassesError: if no image shows objects of only one class.
     """
     rows: list[tuple[str, str]] = []
     several = none = 0
@@ -144,26 +144,26 @@ def read_detections(
 
 
 def detection_note(name: str, title: str, read: int, several: int, none: int) -> str:
-    """Return the line that says what is read of detection data, and what is not."""
+    """Return a line about the images that were read and those that were set aside."""
     line = (
-        f"{name}: detection data ({title}): {read:,} pictures show objects of one class, which is their class"
+        f"{name}: detection data ({title}): {read:,} images show objects of one class, which is their class"
     )
     if several or none:
         line += (
             f"; set aside: {several:,} of several, {none:,} of none (cut the objects out, or write captions)"
         )
-    return line + "; places of objects are not read"
+    return line + "; positions of objects are not read"
 
 
 def no_class(classes: Sequence[str]) -> str:
-    """Return why a picture has no class of its own."""
+    """Return why an image has no single class."""
     if not classes:
         return "no annotation names a class"
-    return f"objects of {len(classes)} classes ({', '.join(classes[:4])}); expected one class per picture"
+    return f"objects of {len(classes)} classes ({', '.join(classes[:4])}); expected one class per image"
 
 
 def _classes(held: str | tuple[str, str] | None, form: Form) -> list[str] | tuple[str, str]:
-    """Return the different classes of a picture's objects in order, or (reason, detail)."""
+    """Return the distinct classes of an image's objects in order, or (reason, detail)."""
     if held is None or isinstance(held, tuple):
         return [] if held is None else held
     try:
@@ -171,12 +171,12 @@ def _classes(held: str | tuple[str, str] | None, form: Form) -> list[str] | tupl
     except (ValueError, RecursionError) as error:
         return "bad-row", f"its file is not readable as {_TITLES[form]} ({error})"
     if not all(map(is_text, names)):
-        return "bad-utf8", "a name of a class is not text"
+        return "bad-utf8", "a class name is not text"
     return sorted({name.strip() for name in names} - {""})
 
 
 def _with_names(raw: Raw, texts: Path, pictures: Path, encoding: str | None) -> Raw:
-    """Give YOLO's numbers their names: from `data.yaml`, or from a list (`classes.txt`) beside the files."""
+    """Replace YOLO's class numbers by names from `data.yaml` or a list (`classes.txt`) beside the files."""
     numbers = raw.columns.column("class_name").to_pylist()
     places = dict.fromkeys((texts, pictures, *list(texts.parents)[:2], *list(pictures.parents)[:2]))
     for place in places:
@@ -201,7 +201,7 @@ def _yaml_names(file: Path) -> dict[str, str] | None:
     try:
         found: Any = yaml.safe_load(small_text(file, _MOST_YAML))
     except (OSError, DataError, ValueError, RecursionError, yaml.YAMLError):
-        return None  # not of YOLO; the numbers stay, and are said to be numbers
+        return None  # not of YOLO; the numbers stay, with a note
     names = found.get("names") if isinstance(found, Mapping) else None
     if isinstance(names, list):
         names = dict(enumerate(names))

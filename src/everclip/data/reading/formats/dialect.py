@@ -1,4 +1,4 @@
-"""How a text table is written: what separates its cells, and whether its first line names the columns."""
+"""Detect the dialect of a text table: the separator of its cells, and whether it has a header."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.data.reading.formats.json_forms import names_a_picture
 from everclip.data.reading.settings import Reading
 
 SEPARATORS = ",;\t|"
-_LONG = 100_000  # characters of a line that nothing is guessed from
+_LONG = 100_000  # characters; nothing is guessed from longer lines
 _EXCEL = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE | re.DOTALL)
 _NUMBERED_CAPTION = re.compile(r"(.+\.[A-Za-z]{3,4})#\d+")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
@@ -20,7 +20,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written.
+    """The dialect of a table.
 
     Attributes:
         separator: between cells.
@@ -36,13 +36,13 @@ class Dialect:
 
 
 def dialect_of(name: str, lines: Sequence[str], reading: Reading, usual: str) -> Dialect:
-    """Return how a table is written.
+    """Detect the dialect of a table.
 
     Args:
         name: of the file, for messages.
         lines: its first lines.
         reading: what the user says.
-        usual: the separator that the file's ending says.
+        usual: the separator that the file's ending implies.
     """
     if lines and len(lines[0]) > _LONG:
         return Dialect(reading.separator or usual, reading.header is not False)
@@ -55,11 +55,11 @@ def dialect_of(name: str, lines: Sequence[str], reading: Reading, usual: str) ->
         separator = reading.separator
     elif found is not None:
         separator = found.group(1)
-        notes.append(f"{name}: its first line says that cells are separated by {_spoken(separator)}")
+        notes.append(f"{name}: its first line says that cells are separated by {_shown(separator)}")
     else:
         separator = _separator(lines, usual)
         if separator != usual:
-            notes.append(f"{name}: cells are separated by {_spoken(separator)}")
+            notes.append(f"{name}: cells are separated by {_shown(separator)}")
     header = reading.header
     if header is None:
         first = next(iter(_parsed(lines[:1], separator)), [])
@@ -74,23 +74,23 @@ def dialect_of(name: str, lines: Sequence[str], reading: Reading, usual: str) ->
 
 
 def without_number(cell: str) -> str:
-    """Return the picture's name of Flickr8k's `name.jpg#0`."""
+    """Return the image's name in Flickr8k's `name.jpg#0`."""
     found = _NUMBERED_CAPTION.fullmatch(cell)
     return cell if found is None else found.group(1)
 
 
 def is_picture_like(cell: str) -> bool:
-    """Whether a cell names a picture: by the ending of a path, or as a URL."""
+    """Whether a cell names an image: by the ending of a path, or as a URL."""
     cell = cell.strip()
     return names_a_picture(without_number(cell)) or _URL.fullmatch(cell) is not None
 
 
-def _spoken(separator: str) -> str:
+def _shown(separator: str) -> str:
     return "a tab" if separator == "\t" else repr(separator)
 
 
 def _separator(lines: Sequence[str], usual: str) -> str:
-    """Return what separates the cells: what gives the first lines equally many, under names that are known."""
+    """Return the separator that gives the first lines equal numbers of cells and known column names."""
 
     def quality(separator: str) -> tuple[bool, bool, int, float, bool, int]:
         rows = [row for row in _parsed(lines, separator) if row]

@@ -14,7 +14,7 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
     """Read `builtin:emoji`.
 
     Raises:
-        ConfigError: for a language or style that it does not have, or a setting that does not apply.
+        ConfigError: for an unknown language or style, or a setting that does not apply.
     """
     from everclip.data.builtin import emoji
 
@@ -30,9 +30,9 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
     columns = columns.filter(pc.is_valid(columns.column("name")))
     rename = {"name": "caption", "emoji_id": "concept", "year": "time", "subgroup": "class_key"}
     columns = columns.rename_columns([rename.get(name, name) for name in columns.column_names])
-    spoken = [
+    class_names = [
         str(key).replace("-", " ").replace(" & ", " and ") for key in columns.column("class_key").to_pylist()
     ]
-    # Two emoji of one drawing (flags of territories) stay two: what is known of each is its own.
+    # Two emoji with one drawing (flags of territories) stay separate images: their facts differ.
     known = {"image_id": "image_id"}
-    return Raw(source, columns.append_column("class_name", pa.array(spoken)), known=known)
+    return Raw(source, columns.append_column("class_name", pa.array(class_names)), known=known)

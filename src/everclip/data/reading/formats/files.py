@@ -13,17 +13,17 @@ from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import ConfigError, DataError
 
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".tar")
-"""Endings of the files that hold samples, wherever they lie."""
+"""Endings of files that hold samples; read in folders, too."""
 
 NAMED = (".json", ".txt", ".ndjson", ".token", ".lst", ".list")
-"""Endings of the files that may hold samples: they are read where the user names them."""
+"""Endings of files that may hold samples; read if the user names them."""
 
 _PACKABLE = (".csv", ".tsv", ".jsonl")
 """Endings that may be followed by `.gz`."""
 
 
 def is_readable(path: Path) -> bool:
-    """Whether the ending of a file says that it can be read where the user names it."""
+    """Whether a file that the user names can be read, by its ending."""
     return path.suffix.lower() in TABLES or content_ending(path) in (*_PACKABLE, *NAMED)
 
 
@@ -49,7 +49,7 @@ def read_file(path: Path, reading: Reading = PLAIN) -> Raw:
 
 
 def read_part(path: Path, reading: Reading = PLAIN) -> Raw:
-    """Read one of several files; one that is damaged as a whole gives no rows, and an entry that says so.
+    """Read one of several files; a damaged file gives no rows and one entry.
 
     Raises:
         ConfigError, DataError: as `read_file` does.
@@ -62,7 +62,7 @@ def read_part(path: Path, reading: Reading = PLAIN) -> Raw:
 
 
 def _read(path: Path, ending: str, reading: Reading) -> Raw:
-    # Imported where they are needed: the command line starts fast.
+    # Imported on demand: the command line must start fast.
     if ending == ".parquet":
         from everclip.data.reading.formats.parquet import read_parquet
 

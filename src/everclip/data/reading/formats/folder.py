@@ -1,10 +1,10 @@
-"""A folder, understood by what lies in it: the first layout that fits is read, and what lies beside is named.
+"""Read a folder by its content: the first layout that fits is used, and other files are named in notes.
 
-In this order: a metadata file, shards, tables and lists that name its pictures, a folder of pictures with one of texts,
-folders called after sides, a folder in a folder, pictures with a text beside each, class folders, pictures alone.
+The order: a metadata file, shards, tables and lists that name its images, a folder of images with one of texts,
+folders named after sides, a folder in a folder, images with a text beside each, class folders, images alone.
 
-Listed by ourselves rather than by `datasets`: paths must be kept inside the folder, and what cannot be read must be
-counted instead of ending the load.
+Not read through `datasets`: paths must stay inside the folder, and unreadable files must be counted without stopping
+the load.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from everclip.data.reading.class_in_name import guess
 from everclip.data.reading.formats.class_folders import (
     beside_sides,
     read_bare,
@@ -22,31 +23,30 @@ from everclip.data.reading.formats.class_folders import (
 from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.folder_names import OF_PICTURES, without_masks
 from everclip.data.reading.formats.folder_options import FolderOptions
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.listing import Listing, listed, notes_without, others_note
 from everclip.data.reading.formats.pairs import read_pairs
 from everclip.data.reading.formats.parallel_folders import read_parallel
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.side_lists import with_side_lists
-from everclip.data.reading.formats.sides import SWITCH, sides_of, with_splits
+from everclip.data.reading.formats.sides import SWITCH, sides_of_names, with_splits
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.table_folders import METADATA, read_metadata, read_tables
 from everclip.data.reading.formats.template_files import templates_in
-from everclip.data.reading.names_of_files import guess
 from everclip.errors import DataError
 
 _DEEPEST = 8
-"""Folders inside each other that are looked through for the data."""
+"""Depth of nested folders that are searched for the data."""
 
 
 def read_folder(path: Path, options: FolderOptions | None = None) -> list[Raw]:
-    """Read a folder; what lies in it decides how.
+    """Read a folder in the layout that fits its content.
 
     Args:
         path: the folder.
-        options: how.
+        options: how to read it.
 
     Raises:
-        DataError: if it holds nothing that can be read, or several things at once.
+        DataError: if nothing in it can be read, or several layouts fit.
     """
     options = options or FolderOptions()
     raws = _read(path, options)
@@ -76,7 +76,7 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
         return [read_every(listing)]
     raws = read_parallel(listing, options) if options.labelled else None
     raws = raws or (_sides(listing, options) if options.sides else None)
-    raws = raws or _wrapped(listing, options) or _several(listing, options)
+    raws = raws or _wrapped(listing, options) or _sources_inside(listing, options)
     if raws is None and options.labelled:
         pairs = read_pairs(listing, options)
         raws = None if pairs is None else [pairs]
@@ -84,14 +84,14 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
         return raws
     if _has_class_folders(listing):
         return [read_class_folders(listing)]
-    return [_alone(listing, options)]
+    return [_images_alone(listing, options)]
 
 
 def _refuse_arrow(listing: Listing) -> None:
-    """Refuse what `datasets` saved to a folder, which is no Parquet.
+    """Refuse a folder that `datasets.save_to_disk` wrote.
 
     Raises:
-        DataError: with the lines that write Parquet.
+        DataError: with the code that writes Parquet.
     """
     files = set(listing.files)
     arrow = listing.of_endings(".arrow")
@@ -107,10 +107,10 @@ def _refuse_arrow(listing: Listing) -> None:
 
 
 def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
-    """Read folders that are called after sides, unless they look like classes."""
-    said = sides_of(listing.folders)
-    named = [name for name in listing.filled if name in said] or [
-        name for name in said if _tables_in(listing, name)
+    """Read folders that are named after sides, unless they look like classes."""
+    sides = sides_of_names(listing.folders)
+    named = [name for name in listing.filled if name in sides] or [
+        name for name in sides if _tables_in(listing, name)
     ]
     others = [name for name in listing.filled if name not in named]
     if not named or options.depth >= _DEEPEST:
@@ -118,20 +118,20 @@ def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     flat = [name for name in named if _only_pictures(listing.path / name)]
     if others and all(_brings_rows(listing, name) for name in listing.filled):
         return None
-    if others and (len({said[name] for name in named}) < 2 or flat):
+    if others and (len({sides[name] for name in named}) < 2 or flat):
         listing.notes.append(
-            f"{listing.path.name}: {some(named)} {'is a class' if len(named) == 1 else 'are classes'} and no "
-            f"{'side' if len(named) == 1 else 'sides'}, since {some(others)} hold pictures as well"
+            f"{listing.path.name}: {brief(named)} {'is a class' if len(named) == 1 else 'are classes'} and no "
+            f"{'side' if len(named) == 1 else 'sides'}, since {brief(others)} hold images as well"
         )
         return None
     inside = [(name, raw) for name in named for raw in _inside(listing, name, options)]
     inside = _labelled(listing, inside) if options.labelled else inside
-    found = [(replace(raw, name=f"{name}/{raw.name}"), said[name]) for name, raw in inside]
+    found = [(replace(raw, name=f"{name}/{raw.name}"), sides[name]) for name, raw in inside]
     if len({side for _, side in found}) == 1 and listing.folders != named:
-        only = f"{listing.path.name}: the only side is {said[named[0]]} ({some(named)})"
+        only = f"{listing.path.name}: the only side is {sides[named[0]]} ({brief(named)})"
         found[0][0].notes.append(only)
     if flat and any(raw.unlabelled for raw, _ in found):
-        hint = f" {some(flat)} were taken for sides by their names; if they are classes: {SWITCH}."
+        hint = f" {brief(flat)} were taken for sides by their names; if they are classes: {SWITCH}."
         found = [
             (replace(raw, unlabelled=raw.unlabelled + hint) if raw.unlabelled else raw, side)
             for raw, side in found
@@ -149,44 +149,44 @@ def _sides(listing: Listing, options: FolderOptions) -> list[Raw] | None:
 
 
 def _labelled(listing: Listing, inside: list[tuple[str, Raw]]) -> list[tuple[str, Raw]]:
-    """Pass a side over whose pictures have no label, where another has some: the test pictures of a competition."""
+    """Leave out a side without labels if another side has labels: the test images of a competition."""
     bare = [(name, raw) for name, raw in inside if raw.unlabelled]
     if not bare or len(bare) == len(inside):
         return inside
     count = sum(raw.columns.num_rows for _, raw in bare)
     listing.notes.append(
-        f"{listing.path.name}: pictures without a label cannot be learned or measured, not read: {count:,} "
-        f"({some([name for name, _ in bare])}); to use them add a table with the columns `file_name` and `label`"
+        f"{listing.path.name}: images without a label cannot be learned or measured, not read: {count:,} "
+        f"({brief([name for name, _ in bare])}); to use them add a table with the columns `file_name` and `label`"
     )
     return [(name, raw) for name, raw in inside if not raw.unlabelled]
 
 
 def _brings_rows(listing: Listing, name: str) -> bool:
-    """Whether a folder holds shards or a metadata file of its own, so that its name is no class."""
+    """Whether a folder holds shards or its own metadata file; its name is then not a class."""
     inner = listed(listing.path / name)
     return bool(inner.of_endings(".tar")) or any(file in METADATA for file in inner.files)
 
 
-def _several(listing: Listing, options: FolderOptions) -> list[Raw] | None:
+def _sources_inside(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     """Read folders that each hold shards or a metadata file: several sources, not classes."""
     names = listing.filled
     if len(names) < 2 or options.depth >= _DEEPEST or not all(_brings_rows(listing, n) for n in names):
         return None
-    said = sides_of(names) if options.sides else {}
+    sides = sides_of_names(names) if options.sides else {}
     found = [(name, raw) for name in names for raw in _inside(listing, name, options)]
     inside = with_splits(
         [
             (
                 raw if raw.name.startswith(f"{name}/") else replace(raw, name=f"{name}/{raw.name}"),
-                said.get(name),
+                sides.get(name),
             )
             for name, raw in found
         ],
         [f"{listing.path.name}/{name}" for name, _ in found],
     )
     inside[0].notes[:0] = [
-        f"{listing.path.name}: {some(names)} hold shards or a metadata file each: all of them are read; to make a task "
-        "of each, give the folders as sources of their own",
+        f"{listing.path.name}: {brief(names)} hold shards or a metadata file each: all of them are read; to make a "
+        "task of each, give the folders as sources of their own",
         *listing.notes,
         *others_note(listing, []),
     ]
@@ -194,18 +194,18 @@ def _several(listing: Listing, options: FolderOptions) -> list[Raw] | None:
 
 
 def _tables_in(listing: Listing, name: str) -> bool:
-    """Whether a folder holds tables; they may bring the pictures, or name some elsewhere."""
+    """Whether a folder holds tables; they may contain the images or name images elsewhere."""
     return bool(listed(listing.path / name).of_endings(".csv", ".jsonl", ".parquet", ".tsv"))
 
 
 def _only_pictures(path: Path) -> bool:
-    """Whether a folder holds pictures, and nothing that says what they show."""
+    """Whether a folder holds images and nothing else."""
     found = listed(path)
     return bool(found.pictures) and not found.filled and len(found.files) == len(found.pictures)
 
 
 def _inside(listing: Listing, name: str, options: FolderOptions) -> list[Raw]:
-    """Read a folder inside; a link back to a folder above is refused.
+    """Read an inner folder; refuse a link to a folder above.
 
     Raises:
         DataError: for such a link.
@@ -217,7 +217,7 @@ def _inside(listing: Listing, name: str, options: FolderOptions) -> list[Raw]:
 
 
 def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
-    """Read the only folder that holds anything, where it is a wrapper and no class."""
+    """Read the only folder with content, if it is a wrapper and not a class."""
     if listing.pictures or options.depth >= _DEEPEST:
         return None
     only = listing.filled or [name for name in listing.folders if _tables_in(listing, name)]
@@ -232,26 +232,26 @@ def _wrapped(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     notes = listing.notes + others_note(listing, [])
     if beside:
         notes.append(
-            f"{listing.path.name}: folders beside the pictures, not read: {len(beside):,} ({some(beside)})"
+            f"{listing.path.name}: folders beside the images, not read: {len(beside):,} ({brief(beside)})"
         )
     if empty:
         notes.append(
-            f"{listing.path.name}: passed over, since without a picture: {len(empty):,} ({some(empty)})"
+            f"{listing.path.name}: folders without an image, ignored: {len(empty):,} ({brief(empty)})"
         )
     raws[0].notes[:0] = [f"{listing.path.name}: the data are those of its folder {only[0]}", *notes]
     return raws
 
 
 def _has_class_folders(listing: Listing) -> bool:
-    """Whether the folders are classes; one that is called `images` is none."""
+    """Whether the folders are classes; a folder named `images` is not."""
     filled, _ = without_masks(listing.filled)
     if len(filled) == 1 and not listing.pictures:
         return filled[0].lower() not in OF_PICTURES
     return bool(listing.folders) and (bool(listing.filled) or not listing.pictures)
 
 
-def _alone(listing: Listing, options: FolderOptions) -> Raw:
-    """Read pictures that nothing labels.
+def _images_alone(listing: Listing, options: FolderOptions) -> Raw:
+    """Read images without labels.
 
     Raises:
         DataError: if there are none.
@@ -262,8 +262,8 @@ def _alone(listing: Listing, options: FolderOptions) -> Raw:
     )
     beside = "".join(f" {note}." for note in [*listing.notes, *others_note(listing, [])])
     if not listing.pictures and not listing.filled:
-        raise DataError(f"{listing.path}: holds no picture, table or archive. {expected}{beside}")
-    unlabelled = f"{listing.path}: holds pictures without a metadata file. {expected}{beside}"
+        raise DataError(f"{listing.path}: holds no image, table or archive. {expected}{beside}")
+    unlabelled = f"{listing.path}: holds images without a metadata file. {expected}{beside}"
     raw = (
         replace(read_every(listing), unlabelled=unlabelled)
         if listing.filled

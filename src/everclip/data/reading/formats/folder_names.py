@@ -1,4 +1,4 @@
-"""Names of folders that are no classes: those of any pictures, and those of masks and the like of the pictures."""
+"""Names of folders that are not classes: folders of all images, and folders of masks and similar files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 OF_PICTURES = (
     "data", "image", "images", "img", "imgs", "jpeg", "jpegimages", "jpg", "photos", "pictures", "pics", "png", "rgb",
 )  # fmt: skip
-"""Folders that are called so hold pictures of any class; in small letters."""
+"""Folders with these names hold images of any class; in lower case."""
 
 OF_MASKS = (
     "annotations", "depth", "labels", "mask", "masks", "segmentation", "segmentationclass", "segmentationobject",
     "segmentations", "thumbnails", "trimaps",
 )  # fmt: skip
-"""Folders that are called so hold pictures of the pictures, where a folder of pictures lies beside them."""
+"""Folders with these names hold masks or thumbnails if a folder of images is beside them; in lower case."""
 
 
 def without_masks(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the folders, and those that hold masks and the like of the pictures in the one other folder."""
+    """Return (folders of data, folders of masks and similar files of the one folder of images)."""
     whole = [name for name in names if name.lower() in OF_PICTURES]
     beside = [name for name in names if name.lower() in OF_MASKS]
     if len(whole) == 1 and len(whole) + len(beside) == len(names):

@@ -1,4 +1,4 @@
-"""How a folder is to be read."""
+"""Options for reading a folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from everclip.data.reading.settings import PLAIN, Reading
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How a folder is read.
+    """Options for reading a folder.
 
     Attributes:
-        labelled: whether captions or classes are needed; if not, pictures beside folders count as those in them.
+        labelled: whether captions or classes are needed; if not, images beside folders are read, too.
         sides: whether names such as `train` and `test` are sides of the split.
-        root: where paths start, as the user says (`data.root`); links may lead to what lies below it.
+        root: where paths start, as the user says (`data.root`); links may lead to files below it.
         reading: what the user says about tables and text files.
         columns: canonical names to those of tables, as the user says.
-        depth: how many folders this one lies below that which the user named.
+        depth: levels below the folder that the user named.
     """
 
     labelled: bool = True
@@ -30,5 +30,5 @@ class FolderOptions:
     depth: int = 0
 
     def deeper(self) -> FolderOptions:
-        """Return the options for a folder inside."""
+        """Return the options for an inner folder."""
         return replace(self, depth=self.depth + 1)

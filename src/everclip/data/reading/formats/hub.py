@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, read by `datasets`: from the cache when there is no network. No code is run."""
+"""Read data sets of the Hugging Face hub with `datasets`; from the cache without a network. Their code is not run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def read_hub(source: str, split: str | None) -> list[Raw]:
 
     Args:
         source: the name.
-        split: the split wanted; all of them, if not given.
+        split: the split to read; default: all.
 
     Raises:
-        ConfigError: if the name, the configuration or the split does not exist, or nothing is in the cache.
+        ConfigError: if the name, the configuration or the split does not exist, or the cache is empty.
     """
     found = _NAME.fullmatch(source)
     if found is None:
@@ -49,7 +49,7 @@ def read_hub(source: str, split: str | None) -> list[Raw]:
 
 
 def snapshot_folder(name: str, revision: str | None) -> Path | None:
-    """Return the folder of a data set in the hub's cache, as `hf download --repo-type dataset` fills it."""
+    """Return the folder of a data set in the hub's cache, filled by `hf download --repo-type dataset`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     place = Path(os.environ.get("HF_HUB_CACHE", HF_HUB_CACHE)) / f"datasets--{name.replace('/', '--')}"
@@ -70,7 +70,7 @@ def _load(
     where = str(snapshot) if snapshot is not None else name
     try:
         loaded = datasets.load_dataset(where, config, revision=None if snapshot is not None else revision)
-    # `datasets` raises many kinds of errors for what is not there; each says what it looked for.
+    # `datasets` raises many kinds of errors for missing data; each says what it searched.
     except (DatasetsError, OSError, ValueError, RuntimeError, ConnectionError, KeyError) as error:
         raise ConfigError(_help(source, name, revision, snapshot, error)) from error
     return dict(loaded)
@@ -93,7 +93,7 @@ def _help(source: str, name: str, revision: str | None, snapshot: Path | None, e
 
 
 def _columns(part: Any) -> pa.Table:
-    """Return a split's rows memory-mapped, pictures as they are stored."""
+    """Return the rows of a split, memory-mapped, with encoded images."""
     import datasets
 
     for column, feature in part.features.items():

@@ -1,4 +1,4 @@
-"""Rows in the forms that pandas' `to_json` writes, and one row alone: columns of values, rows by key, `split`."""
+"""Read rows in the forms of pandas' `to_json` (columns of values, rows by key, `split`), and single rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.errors import DataError
 
 
 def rows_of_object(path: Path, encoding: str) -> list[Any]:
-    """Return the rows that an object at the top of a file holds; none if it is too large, or of no such form.
+    """Return the rows of the top-level object of a file; none if it is too large or has another form.
 
     Args:
         path: the file; it has no array of objects.

@@ -1,4 +1,4 @@
-"""Which of the known forms a JSON file has, from its first elements."""
+"""Detect the form of a JSON file from its first elements."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Literal
 from everclip.data.reading.columns import is_known_name
 from everclip.data.reading.formats.json_stream import elements
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS
-from everclip.data.reading.formats.sides import split_of
+from everclip.data.reading.formats.sides import side_of_name
 from everclip.errors import DataError
 
 JsonForm = Literal["coco", "karpathy", "label-studio", "rows", "captions-by-file", "files-by-class", "other"]
 
 _MOST_ALIKE = 1000
-"""Elements of one key; where these say nothing, the next thousands do not either."""
+"""Elements of one key that are examined."""
 
 
 def json_form(path: Path, encoding: str | None = None) -> JsonForm:
-    """Return the form of a JSON file; `other` also where it cannot be read at all."""
+    """Return the form of a JSON file; `other` if it cannot be read."""
     try:
         return _form(elements(path, encoding))
     except (DataError, OSError):
@@ -44,12 +44,12 @@ def _form(found: Iterator[tuple[str, Any]]) -> JsonForm:
 def _of_element(key: str, element: Any) -> JsonForm:
     if names_a_picture(key) and type(element) in (str, int):
         return "captions-by-file"
-    is_class = key and split_of(key) is None and not is_known_name(key) and key != "data"
+    is_class = key and side_of_name(key) is None and not is_known_name(key) and key != "data"
     if is_class and isinstance(element, str) and names_a_picture(element):
         return "files-by-class"
     if is_known_name(key) and isinstance(element, str) and names_a_picture(element):
-        return "rows"  # a column of pictures
-    if key != "data" and is_pair(element):  # pandas' cells lie under `data`
+        return "rows"  # a column of images
+    if key != "data" and is_pair(element):  # pandas' cells are under `data`
         return "rows"
     if not isinstance(element, dict):
         return "other"
@@ -66,12 +66,12 @@ def _of_element(key: str, element: Any) -> JsonForm:
 
 
 def is_pair(element: Any) -> bool:
-    """Whether an element is a picture's path and its class: `["a.jpg", 3]`, `["a.jpg", "cat"]`."""
+    """Whether an element is an image's path and its class: `["a.jpg", 3]`, `["a.jpg", "cat"]`."""
     pair = isinstance(element, list) and len(element) == 2 and type(element[1]) in (str, int)
     return pair and isinstance(element[0], str) and names_a_picture(element[0])
 
 
 def names_a_picture(key: str) -> bool:
-    """Whether a text ends as the name of a picture does."""
+    """Whether a text ends like an image's file name."""
     stem, dot, ending = key.rpartition(".")
     return bool(stem and dot) and ending.lower() in IMAGE_ENDINGS

@@ -1,4 +1,4 @@
-"""JSON files by what they hold: lines, COCO, Karpathy's splits, Label Studio, rows as objects, captions by file."""
+"""Read JSON files by their form: lines, COCO, Karpathy's splits, Label Studio, objects, captions by file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from everclip.data.reading.formats.karpathy import read_karpathy
 from everclip.data.reading.formats.label_studio import read_label_studio
 from everclip.data.reading.formats.labels import SWITCH, are_labels
 from everclip.data.reading.formats.raw import Raw, table_of
-from everclip.data.reading.formats.sides import split_of
+from everclip.data.reading.formats.sides import side_of_name
 from everclip.data.reading.formats.text_file import open_text, text_encoding
 from everclip.data.reading.quarantine import Entry
 from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import DataError
 
-_LOOKED_AT = 4  # lines, of which some may be blank
+_LOOKED_AT = 4  # lines; some may be blank
 _HEAD = 1000  # characters
 
 
@@ -32,7 +32,7 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
     """Read a `.json` file by its form.
 
     Raises:
-        DataError: if it is no JSON, or of no known form.
+        DataError: if it is not JSON, or its form is unknown.
     """
     encoding = text_encoding(path, reading.encoding)
     if _holds_lines(path, encoding.name):
@@ -45,10 +45,10 @@ def read_json(path: Path, reading: Reading = PLAIN) -> Raw:
 
 
 def read_jsonl(path: Path, reading: Reading = PLAIN) -> Raw:
-    """Read a `.jsonl` file, also where it is one JSON document in truth.
+    """Read a `.jsonl` file, also if it is really one JSON document.
 
     Raises:
-        DataError: if no line holds an object, and it is no document of a known form.
+        DataError: if no line holds an object, and it is not a document of a known form.
     """
     try:
         return read_json_lines(path, reading)
@@ -63,7 +63,7 @@ def read_jsonl(path: Path, reading: Reading = PLAIN) -> Raw:
 
 
 def _is_document(path: Path, encoding: str) -> bool:
-    """Whether a file begins as one document: with an array, or with an object that its first line does not end."""
+    """Whether a file begins with an array, or with an object that spans several lines."""
     with open_text(path, encoding) as file:
         start = file.read(1000).lstrip()
     first = start.partition("\n")[0].rstrip()
@@ -74,7 +74,7 @@ def read_document(path: Path, encoding: str) -> Raw:
     """Read a JSON document by its form.
 
     Raises:
-        DataError: if it is no JSON, or of no known form.
+        DataError: if it is not JSON, or its form is unknown.
     """
     if _follow_each_other(path, encoding):
         note = f"{path.name}: read as JSON objects that follow each other"
@@ -92,7 +92,7 @@ def read_document(path: Path, encoding: str) -> Raw:
         rows = (
             {"image": file, "class_name": key} for key, file in elements(path, encoding, arrays_only=True)
         )
-        return _rows(path, rows, [f"{path.name}: each key is a class, each value its pictures"])
+        return _rows(path, rows, [f"{path.name}: each key is a class, each value its images"])
     found = iter(_objects(path, encoding))
     first = next(found, None)
     if first is not None:
@@ -105,7 +105,7 @@ def read_document(path: Path, encoding: str) -> Raw:
 
 
 def _follow_each_other(path: Path, encoding: str) -> bool:
-    """Whether a file begins with an object, and another follows it."""
+    """Whether a file begins with two objects."""
     with open_text(path, encoding) as file:
         if not file.read(_HEAD).lstrip().startswith("{"):
             return False
@@ -117,7 +117,7 @@ def _follow_each_other(path: Path, encoding: str) -> bool:
 
 
 def _holds_lines(path: Path, encoding: str) -> bool:
-    """Whether the first two lines of a file each begin an object of their own."""
+    """Whether the first two lines of a file are separate objects."""
     with open_text(path, encoding) as file:
         lines = (file.readline(MAX_LINE).strip() for _ in range(_LOOKED_AT))
         first, second, *_ = [*(line for line in lines if line), "", ""]
@@ -130,16 +130,14 @@ def _holds_lines(path: Path, encoding: str) -> bool:
 def _by_file(path: Path, encoding: str) -> Raw:
     rows = [{"image": key, "text": value} for key, value in elements(path, encoding) if names_a_picture(key)]
     if are_labels([row["text"] for row in rows]):
-        raw = _rows(
-            path, iter(rows), [f"{path.name}: each key is a picture, each value its class ({SWITCH})"]
-        )
+        raw = _rows(path, iter(rows), [f"{path.name}: each key is an image, each value its class ({SWITCH})"])
         return replace(raw, known={"class_name": "text"})
     captions = ({"image": row["image"], "caption": row["text"]} for row in rows)
-    return _rows(path, captions, [f"{path.name}: each key is a picture, each value its captions"])
+    return _rows(path, captions, [f"{path.name}: each key is an image, each value its captions"])
 
 
 def _objects(path: Path, encoding: str) -> Iterator[Any]:
-    """Yield the objects of the one array that holds some, or of an array per split (`train`, `test`...)."""
+    """Yield the objects of the one array of objects, or of one array per side (`train`, `test`...)."""
     chosen: str | None = None
     for key, element in elements(path, encoding, arrays_only=True):
         row = element if key == "data" else _listed(element)
@@ -147,20 +145,20 @@ def _objects(path: Path, encoding: str) -> Iterator[Any]:
             if key == chosen:
                 yield row
             continue
-        if split_of(key) is not None:
+        if side_of_name(key) is not None:
             yield {"split": key, **row}
         elif chosen in (None, key):
             yield row
         else:
             raise DataError(
-                f"{path}: holds objects under {chosen!r} and under {key!r}; it is of no known form (COCO, Karpathy's "
+                f"{path}: holds objects under {chosen!r} and under {key!r}; its form is not known (COCO, Karpathy's "
                 "splits, Label Studio, an array of objects). Write the rows as one array, or as JSON lines."
             )
         chosen = key
 
 
 def _listed(element: Any) -> Any:
-    """Return CoOp's rows (path, label, class name), and pairs of path and class, as objects; others as they are."""
+    """Convert CoOp's rows (path, label, class name) and pairs (path, class) to objects; return others unchanged."""
     if is_pair(element):
         return {"image": element[0], "class_name": element[1]}
     kinds = [type(value) for value in element] if isinstance(element, list) else []

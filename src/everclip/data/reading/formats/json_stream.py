@@ -1,4 +1,4 @@
-"""Read a JSON file of any size element by element, so that memory holds one element at a time."""
+"""Read a JSON file of any size, one element at a time."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _CUT = "the file ends early: it is cut short; write or download it again"
 def elements(path: Path, encoding: str | None = None, arrays_only: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield (key, element) of a JSON document, in order.
 
-    An array at the top gives its elements under the key ""; so do arrays that follow each other. An object at the top
-    gives the elements of its arrays, and its other values, under their keys. A comma after the last element is passed
-    over. Bytes that are not of the encoding become lone surrogates.
+    A top-level array gives its elements with the key ""; so do several arrays in a row. A top-level object gives the
+    elements of its arrays, and its other values, with their keys. A comma after the last element is ignored. Bytes that
+    cannot be decoded become lone surrogates.
 
     Args:
         path: the file.
-        encoding: of the file; default: found out.
-        arrays_only: whether only the elements of arrays are wanted.
+        encoding: of the file; default: detected.
+        arrays_only: whether to yield only elements of arrays.
 
     Raises:
-        DataError: if the file is no such document, ends early, or has an element that is too large.
+        DataError: if the file is not such a document, ends early, or has an element that is too large.
     """
     name = encoding or text_encoding(path).name
     with open_text(path, name) as file:
@@ -42,10 +42,10 @@ def elements(path: Path, encoding: str | None = None, arrays_only: bool = False)
 
 
 def values(path: Path, encoding: str) -> Iterator[Any]:
-    """Yield the values of a file in which one follows the other: `{...} {...}`, perhaps over several lines each.
+    """Yield the values of a file of consecutive values: `{...} {...}`; each may span several lines.
 
     Raises:
-        DataError: if one of them is no valid JSON, or too large.
+        DataError: if a value is not valid JSON, or too large.
     """
     with open_text(path, encoding) as file:
         text = _Text(path, file)
@@ -75,7 +75,7 @@ def _document(text: _Text, arrays_only: bool) -> Iterator[tuple[str, Any]]:
     elif not first:
         raise text.wrong("the file is empty")
     elif first in "/#":
-        raise text.wrong("it begins with a comment, which JSON has not; remove it")
+        raise text.wrong("it begins with a comment, which JSON does not allow; remove it")
     else:
         raise text.wrong("expected an object or an array at the top")
     if text.look():
@@ -102,7 +102,7 @@ def _keys(text: _Text) -> Iterator[str]:
 
 
 def _array(text: _Text, key: str) -> Iterator[Any]:
-    """Yield the elements of an array whose bracket was taken."""
+    """Yield the elements of an array after its opening bracket."""
     if text.look() == "]":
         text.next_mark()
         return
@@ -122,7 +122,7 @@ def _array(text: _Text, key: str) -> Iterator[Any]:
 
 
 class _Text:
-    """The text of a file, read block by block; `_at` is where the next mark begins."""
+    """The text of a file, read block by block; `_at` is the position of the next token."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self._path, self._file = path, file
@@ -131,10 +131,10 @@ class _Text:
         self._decoder = json.JSONDecoder()
         self._lines_before = 0
         self.whole = 0
-        """Elements of the array at hand that were whole."""
+        """Complete elements of the current array so far."""
 
     def look(self) -> str:
-        """Return the next character that is no blank, without taking it; nothing at the end."""
+        """Return the next non-blank character without consuming it; an empty text at the end."""
         while True:
             self._at = _BLANK.match(self._buffer, self._at).end()  # type: ignore[union-attr]  # it fits anything
             if self._at < len(self._buffer):
@@ -143,16 +143,16 @@ class _Text:
                 return ""
 
     def next_mark(self) -> str:
-        """Take the next character that is no blank."""
+        """Consume and return the next non-blank character."""
         mark = self.look()
         self._at += len(mark)
         return mark
 
     def value(self, key: str) -> Any:
-        """Take the next value as a whole.
+        """Consume and return the next value.
 
         Raises:
-            DataError: if it is no valid JSON, too large, or nested too deep.
+            DataError: if it is not valid JSON, too large, or nested too deep.
         """
         if not self.look():
             raise self.wrong(_CUT)
@@ -170,7 +170,7 @@ class _Text:
             except ValueError as error:  # a number of thousands of digits
                 raise self.wrong(str(error)) from None
             else:
-                # A number may go on in the next block.
+                # A number may continue in the next block.
                 if end < len(self._buffer) or self._ended or not self._more():
                     self._at = end
                     return found
@@ -180,7 +180,7 @@ class _Text:
                 )
 
     def _end(self) -> int | None:
-        """Return where the value that begins here ends by its brackets, `None` if that is not in what was read."""
+        """Return the end of the current value by its brackets; `None` if it is not in the buffer."""
         depth = 0
         for found in _MARK.finditer(self._buffer, self._at):
             mark = found.group()
@@ -189,17 +189,17 @@ class _Text:
             depth += (mark in ("{", "[")) - (mark in ("}", "]"))
             if depth == 0:
                 return found.end()
-        # What is no object and no array ends with its line.
+        # Other values end with their line.
         if self._buffer[self._at] in "{[":
             return None
         end = self._buffer.find("\n", self._at)
         return len(self._buffer) if self._ended else end if end >= 0 else None
 
     def _mended(self, end: int, error: json.JSONDecodeError) -> Any:
-        """Return the value up to `end` without the commas before its closing brackets, which change nothing.
+        """Return the value up to `end`, parsed without commas before closing brackets.
 
         Raises:
-            DataError: if that is no valid JSON either.
+            DataError: if that is not valid JSON either.
         """
         text = self._buffer[self._at : end]
         try:
@@ -214,7 +214,7 @@ class _Text:
         return found
 
     def _more(self) -> bool:
-        """Read on; as much again as is held, so that a long element is not scanned often."""
+        """Read more; as much as the buffer holds, so that a long element is not scanned too often."""
         held = self._buffer[self._at :]
         block = self._file.read(max(_BLOCK, len(held)))
         self._before += self._at
@@ -224,7 +224,7 @@ class _Text:
         return not self._ended
 
     def wrong(self, why: str) -> DataError:
-        """Return the error that says what is wrong, and where."""
+        """Return an error with its reason and position."""
         near = self._buffer[max(0, self._at - 20) : self._at + 20]
         line = self._lines_before + self._buffer.count("\n", 0, self._at) + 1
         whole = f"; {self.whole:,} elements before it are whole" if self.whole else ""

@@ -1,7 +1,7 @@
-"""JSON lines: one object per line; a broken line costs nothing but itself.
+"""Read JSON lines, one object per line; a broken line costs only itself.
 
-The standard library reads them: Arrow, which `datasets` uses, gives up the whole file for one bad line, and for a
-column whose values change their type.
+Read with the standard library: Arrow, which `datasets` uses, rejects the whole file for one bad line or for a column
+with values of several types.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _MAX_DEPTH = 16
 
 
 class NoObjectsError(DataError):
-    """A file none of whose lines holds an object."""
+    """No line of a file holds an object."""
 
 
 def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
-    """Read the lines of a file, each an object.
+    """Read a file with one object per line.
 
     Raises:
         NoObjectsError: if no line holds an object.
@@ -40,7 +40,7 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
     encoding = text_encoding(path, reading.encoding)
     with open_text(path, encoding.name) as file:
         for line in _lines(file):
-            if line.strip() in ("", "[", "]", ","):  # of an array with an object in each line
+            if line.strip() in ("", "[", "]", ","):  # lines of an array with one object per line
                 continue
             number += 1
             bare = line.rstrip().removesuffix(",")
@@ -59,13 +59,13 @@ def read_json_lines(path: Path, reading: Reading = PLAIN) -> Raw:
         raise NoObjectsError(f"{path}: not a readable jsonl file: no line of it holds a JSON object{why}.")
     notes = [encoding.note] if encoding.note else []
     if commas:
-        notes.append(f"{path.name}: commas at the ends of {commas:,} lines are passed over")
+        notes.append(f"{path.name}: commas at the ends of {commas:,} lines are ignored")
     columns, odd = table_of(rows, list(names))
     return Raw(path.name, columns, numbers, broken, root=path.parent, notes=notes, odd=odd)
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines; of one that is too long no more than its first character, which is no JSON."""
+    """Yield the lines; replace a line that is too long by an invalid one."""
     while line := file.readline(MAX_LINE + 1):
         if len(line) > MAX_LINE:
             while line and not line.endswith("\n"):
@@ -98,7 +98,7 @@ def parsed(line: bytes) -> dict[str, Any] | tuple[str, str]:
 
 
 def checked(found: Any) -> dict[str, Any] | tuple[str, str]:
-    """Return an object that can be a row, or (reason, detail)."""
+    """Return an object if it can be a row, else (reason, detail)."""
     if not isinstance(found, dict):
         return "bad-row", f"JSON of type {type(found).__name__}, expected an object"
     if len(found) > MAX_COLUMNS:
@@ -113,7 +113,7 @@ def checked(found: Any) -> dict[str, Any] | tuple[str, str]:
 
 
 def _is_deep(found: dict[str, Any]) -> bool:
-    """Whether a value is nested deeper than Arrow's types (one inside the other) can safely be walked."""
+    """Whether a value is nested deeper than Arrow's nested types can safely be handled."""
     level: list[Any] = [found]
     for _ in range(_MAX_DEPTH):
         inner = (v.values() if isinstance(v, dict) else v for v in level)

@@ -1,4 +1,4 @@
-"""Karpathy's split of Flickr8k, Flickr30k and COCO: `images` with `split`, `sentences` and `filename`."""
+"""Read Karpathy's splits of Flickr8k, Flickr30k and COCO: `images` with `split`, `sentences` and `filename`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from everclip.data.reading.quarantine import Entry
 from everclip.errors import DataError
 
 _TRAINED = {"restval": "train"}
-"""COCO's `restval` is trained on, as published results do."""
+"""COCO's `restval` is used for training, as in published results."""
 
 
 def read_karpathy(path: Path, images_root: Path | None = None, encoding: str | None = None) -> Raw:
-    """Read a JSON file of Karpathy's form: a row per sentence.
+    """Read a JSON file in Karpathy's format: one row per sentence.
 
     Args:
         path: the file.
-        images_root: folder that `filepath/filename` starts from; default: looked for beside the file.
-        encoding: of the file; default: found out.
+        images_root: folder that `filepath/filename` starts from; default: searched beside the file.
+        encoding: of the file; default: detected.
 
     Raises:
-        DataError: if it cannot be read, or has no pictures.
+        DataError: if it cannot be read, or has no images.
     """
     rows: list[tuple[str | None, ...]] = []
     broken: list[Entry] = []
@@ -59,7 +59,7 @@ def read_karpathy(path: Path, images_root: Path | None = None, encoding: str | N
         }
     )
     counts = ", ".join(f"{count:,} {side}" for side, count in sides.items())
-    notes = [f"{path.name}: Karpathy's split: {len(rows):,} captions of {pictures:,} pictures ({counts})"]
+    notes = [f"{path.name}: Karpathy's split: {len(rows):,} captions of {pictures:,} images ({counts})"]
     if "restval" in sides:
         notes.append(f"{path.name}: 'restval' counts as 'train'")
     return picture_list(path, columns, broken, images_root, notes)

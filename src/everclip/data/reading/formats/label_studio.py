@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: tasks with `data` and `annotations`; choices are classes, text areas are captions."""
+"""Read Label Studio's JSON export: tasks with `data` and `annotations`; choices are classes, text areas captions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CLASSES = ("choices", "rectanglelabels", "polygonlabels", "ellipselabels", "bru
 
 
 def read_label_studio(path: Path, encoding: str | None = None) -> Raw:
-    """Read an export: a row per caption, or one row with the chosen class.
+    """Read an export: one row per caption, or one row with the chosen class.
 
     Raises:
-        DataError: if no task names a picture.
+        DataError: if no task names an image.
     """
     rows: list[tuple[str | None, ...]] = []
     broken: list[Entry] = []
@@ -37,9 +37,9 @@ def read_label_studio(path: Path, encoding: str | None = None) -> Raw:
         where = f"{path.name}, task {task.get('id', number)}"
         file = _file(task.get("data"))
         if file is None:
-            broken.append(Entry(number, where, "no-image", "`data` names no picture"))
+            broken.append(Entry(number, where, "no-image", "`data` names no image"))
             continue
-        classes, captions = _said(task)
+        classes, captions = _annotated(task)
         if len(classes) > 1:
             detail = f"{len(classes)} classes ({', '.join(classes[:4])}); expected one"
             broken.append(Entry(number, where, "missing-label", detail))
@@ -66,7 +66,7 @@ def read_label_studio(path: Path, encoding: str | None = None) -> Raw:
 
 
 def _file(data: Any) -> str | None:
-    """Return the picture's path or URL: the key `image`, else the one value that looks like a picture."""
+    """Return the image's path or URL: the value of `image`, else the one value that looks like an image."""
     if not isinstance(data, dict):
         return None
     values = [
@@ -78,15 +78,15 @@ def _file(data: Any) -> str | None:
         return None
     try:
         parts = urlsplit(values[0])
-    except ValueError:  # a URL that is none
+    except ValueError:  # not a URL
         return None
     if "local-files" in parts.path and (local := parse_qs(parts.query).get("d")):
         return str(local[0])
     return _UPLOADED.sub("", unquote(values[0])) if not parts.scheme else str(values[0])
 
 
-def _said(task: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Return the classes and the captions that people gave; cancelled annotations do not count."""
+def _annotated(task: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the annotated classes and captions; cancelled annotations do not count."""
     classes: dict[str, None] = {}
     captions: dict[str, None] = {}
     for annotation in task.get("annotations") or task.get("completions") or []:

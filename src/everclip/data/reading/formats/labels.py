@@ -1,4 +1,4 @@
-"""Texts that are labels: few different ones, short, each of several pictures."""
+"""Recognise texts that are labels: short, few, and each used for several images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SWITCH = "data.columns.caption=text if they are captions"
 
 
 def are_labels(texts: Sequence[object]) -> bool:
-    """Whether all values are short texts or whole numbers of which each stands, on average, for three or more."""
+    """Whether all values are short texts or whole numbers, each used three or more times on average."""
     if not texts or not all(type(text) in (str, int) for text in texts):
         return False
     distinct = {str(text).strip() for text in texts}

@@ -1,4 +1,4 @@
-"""What a folder holds: pictures, tables, other files and folders, without what systems and programs leave there."""
+"""List the images, tables, other files and folders in a folder, without files left by systems and programs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from everclip.data.reading.formats.foreign import foreign_note, is_foreign_file, is_foreign_folder, some
-from everclip.data.reading.formats.raw import FOREIGN_ENDINGS, IMAGE_ENDINGS
+from everclip.data.reading.formats.raw import IMAGE_ENDINGS, UNREADABLE_ENDINGS
+from everclip.data.reading.formats.system_files import (
+    brief,
+    is_system_file,
+    is_system_folder,
+    system_files_note,
+)
 from everclip.errors import DataError
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar", ".gz")
 """Endings of files that must be unpacked before they can be read."""
 
-_HOLDING = (*IMAGE_ENDINGS, *FOREIGN_ENDINGS, "tar", "parquet")
+_HOLDING = (*IMAGE_ENDINGS, *UNREADABLE_ENDINGS, "tar", "parquet")
 _MOST_FOLDERS = 20_000
-"""Folders that are looked into for a first picture."""
+"""Folders that are searched for a first image."""
 
 
 @dataclass
@@ -29,28 +34,28 @@ class Listing:
         path: the folder.
         folders: the names of its folders, in order.
         files: the names of its files, in order.
-        foreign: what was passed over.
+        system_files: names of skipped files and folders.
         notes: lines for people; readers add to them.
-        mentioned: files that a note names already.
-        root: the folder that the user says; links may lead to what lies below it.
+        mentioned: files that a note already names.
+        root: `data.root`; links may lead to files below it.
     """
 
     path: Path
     folders: list[str]
     files: list[str]
-    foreign: list[str]
+    system_files: list[str]
     notes: list[str] = field(default_factory=list)
     mentioned: set[str] = field(default_factory=set)
     root: Path | None = None
 
     @cached_property
     def pictures(self) -> list[str]:
-        """The names of the pictures that lie in the folder itself."""
+        """The names of the images in the folder itself."""
         return [name for name in self.files if ending_of(name) in IMAGE_ENDINGS]
 
     @cached_property
     def filled(self) -> list[str]:
-        """The folders that hold a picture or an archive, at any depth."""
+        """The folders with an image or an archive at any depth."""
         return [name for name in self.folders if holds_samples(self.path / name)]
 
     def of_endings(self, *endings: str) -> list[str]:
@@ -70,44 +75,44 @@ def listed(path: Path) -> Listing:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     folders: list[str] = []
     files: list[str] = []
-    foreign: list[str] = []
+    system_files: list[str] = []
     for name in names:
         is_folder = os.path.isdir(path / name)
-        if is_foreign_folder(name) if is_folder else is_foreign_file(name):
-            foreign.append(name)
+        if is_system_folder(name) if is_folder else is_system_file(name):
+            system_files.append(name)
         else:
             (folders if is_folder else files).append(name)
-    return Listing(path, folders, files, foreign, foreign_note(path.name, foreign))
+    return Listing(path, folders, files, system_files, system_files_note(path.name, system_files))
 
 
 def ending_of(name: str) -> str:
-    """Return the ending of a name in small letters, without its dot."""
+    """Return the ending of a name in lower case, without its dot."""
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def holds_samples(folder: Path) -> bool:
-    """Whether a picture or an archive lies below a folder; links to folders are not followed."""
+    """Whether an image or an archive is below a folder; links to folders are not followed."""
     for number, (_, inner, files) in enumerate(os.walk(folder)):
-        if any(ending_of(name) in _HOLDING and not is_foreign_file(name) for name in files):
+        if any(ending_of(name) in _HOLDING and not is_system_file(name) for name in files):
             return True
         if number > _MOST_FOLDERS:
-            return True  # so many folders are no accident; reading them says what they hold
-        inner[:] = sorted(name for name in inner if not is_foreign_folder(name))
+            return True  # so many folders probably hold data; reading will tell
+        inner[:] = sorted(name for name in inner if not is_system_folder(name))
     return False
 
 
 def pictures_below(folder: Path) -> Iterator[str]:
-    """Yield the paths of all pictures below a folder, from it and with `/`, in order of their folders."""
+    """Yield the relative paths (with `/`) of all images below a folder, sorted by folder."""
     for place, inner, files in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not is_foreign_folder(name))
+        inner[:] = sorted(name for name in inner if not is_system_folder(name))
         start = os.path.relpath(place, folder)
         for name in sorted(files):
-            if ending_of(name) in IMAGE_ENDINGS and not is_foreign_file(name):
+            if ending_of(name) in IMAGE_ENDINGS and not is_system_file(name):
                 yield name if start == "." else f"{start}/{name}"
 
 
 def others_note(listing: Listing, read: list[str]) -> list[str]:
-    """Name the files of a folder that are neither pictures nor read; archives with what to do about them."""
+    """Return lines that name unread files of a folder, and archives with their remedy."""
     packed = [name for name in listing.files if name.lower().endswith(ARCHIVES)]
     left = [
         name
@@ -115,16 +120,16 @@ def others_note(listing: Listing, read: list[str]) -> list[str]:
         if name not in read
         and name not in listing.mentioned
         and name not in packed
-        and ending_of(name) not in (*IMAGE_ENDINGS, *FOREIGN_ENDINGS)
+        and ending_of(name) not in (*IMAGE_ENDINGS, *UNREADABLE_ENDINGS)
     ]
     notes = []
     if packed:
         notes.append(
-            f"{listing.path.name}: passed over, since compressed: {len(packed):,} ({some(packed)}); unpack what "
+            f"{listing.path.name}: compressed files, ignored: {len(packed):,} ({brief(packed)}); unpack what "
             "belongs to the data"
         )
     if left:
-        notes.append(f"{listing.path.name}{_NOT_READ}{len(left):,} ({some(left)})")
+        notes.append(f"{listing.path.name}{_NOT_READ}{len(left):,} ({brief(left)})")
     return notes
 
 
@@ -132,7 +137,7 @@ _NOT_READ = ": files beside the data, not read: "
 
 
 def notes_without(notes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return notes in which files that were read after all are not among those that were not read."""
+    """Return the notes without files that were read after all."""
     kept = []
     for note in notes:
         start, said, rest = note.partition(_NOT_READ)

@@ -1,7 +1,7 @@
-"""Numbers, texts and structs of MATLAB files (version 5), enough for the label files of data sets. No code is run.
+"""Read numbers, texts and structs of MATLAB files (version 5), as in label files of data sets. No code is run.
 
-`scipy` reads the values. Before it does, every kind and size that a file states is checked: `scipy` makes room for the
-size that is stated, so that a small file could fill the memory, and an unknown kind of data ends the whole process.
+`scipy` reads the values. Before that, every type and size that a file states is checked: `scipy` allocates the stated
+size, so a small file could fill the memory, and an unknown data type crashes the process.
 
 Format: MathWorks, MAT-File Format, "Level 5".
 """
@@ -21,7 +21,7 @@ import numpy as np
 from everclip.errors import DataError
 
 MOST_BYTES = 1 << 25
-"""Of a file, and of all that is packed in it together; label files are a few hundred kilobytes."""
+"""Limit of a file, and of all its content after decompression; label files have a few hundred kilobytes."""
 
 MOST_ARRAYS = 1 << 19
 """Arrays inside cells and structs: an empty one has 8 bytes in a file and more than 100 in memory."""
@@ -31,7 +31,7 @@ _MATRIX, _COMPRESSED, _FLAGS, _SHAPE = 14, 15, 6, 5
 _CELL, _STRUCT, _CHAR, _FIRST_NUMBER, _LAST_NUMBER = 1, 2, 4, 6, 15
 _NUMBERS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 12, 13})
 _TEXTS = frozenset({1, 2, 4, 16, 17, 18})
-"""Kinds of data that hold numbers, and texts."""
+"""Data types of numbers, and of texts."""
 
 _COMPLEX = 0x08
 _DEPTH = 8
@@ -42,8 +42,8 @@ def read_matlab(path: Path) -> dict[str, Any]:
     """Return the variables of a file: arrays of numbers, texts, lists (cells), lists of mappings (structs).
 
     Raises:
-        DataError: if it is no such file, is damaged, or holds what is not read (objects, functions, sparse, complex or
-            big-endian data).
+        DataError: if it is not such a file, is damaged, or holds unsupported data (objects, functions, sparse, complex
+            or big-endian data).
     """
     try:
         with open(path, "rb") as file:
@@ -56,7 +56,7 @@ def read_matlab(path: Path) -> dict[str, Any]:
         )
     try:
         return _loaded(data[:_HEADER] + _checked(data[_HEADER:]))
-    # What scipy raises for damaged values, beside the checks' own.
+    # The checks' own errors, and those of scipy for damaged values.
     except (ArithmeticError, LookupError, OSError, TypeError, ValueError, struct.error, zlib.error) as error:
         raise DataError(
             f"{path}: a damaged MATLAB file, or one of a kind that is not read ({error})."
@@ -64,11 +64,11 @@ def read_matlab(path: Path) -> dict[str, Any]:
 
 
 def _loaded(data: bytes) -> dict[str, Any]:
-    from scipy.io import loadmat  # here, since it takes a while to import
+    from scipy.io import loadmat  # slow to import
     from scipy.io.matlab import MatReadError
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a variable that stands twice: the last one counts
+        warnings.simplefilter("ignore")  # a variable that occurs twice: the last one counts
         try:
             found = loadmat(io.BytesIO(data))
         except MatReadError as error:
@@ -77,7 +77,7 @@ def _loaded(data: bytes) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return structs as a list of mappings, cells as a list, and text as such; numbers stay an array."""
+    """Convert structs to lists of mappings, cells to lists, and texts to `str`; numbers stay an array."""
     if value.dtype.names is not None:
         names = value.dtype.names
         return [{name: _plain(row[name]) for name in names} for row in value.ravel(order="F")]
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def _checked(data: bytes) -> bytes:
-    """Return all variables, unpacked, once their sizes are checked."""
+    """Check the sizes of all variables; return their uncompressed bytes."""
     parts: list[bytes] = []
     at, left, arrays = 0, MOST_BYTES, 0
     while at + 8 <= len(data):
@@ -111,10 +111,10 @@ def _checked(data: bytes) -> bytes:
 
 
 def _unpacked(body: bytes, most: int) -> bytes:
-    """Return what a compressed element holds.
+    """Return the content of a compressed element.
 
     Raises:
-        ValueError: if it is more than `most` bytes.
+        ValueError: if it has more than `most` bytes.
     """
     found = zlib.decompressobj().decompress(body, most + 1)
     if len(found) > most:
@@ -123,7 +123,7 @@ def _unpacked(body: bytes, most: int) -> bytes:
 
 
 def _element(data: bytes, at: int) -> tuple[int, bytes, int]:
-    """Return the kind and the bytes of the element at a place, and the place of the next."""
+    """Return the type and the bytes of the element at a position, and the position of the next."""
     first, size = struct.unpack_from("<II", data, at)
     if first >> 16:
         kind, size, start, end = first & 0xFFFF, first >> 16, at + 4, at + 8
@@ -138,10 +138,10 @@ def _element(data: bytes, at: int) -> tuple[int, bytes, int]:
 
 
 def _count_arrays(data: bytes, depth: int) -> int:
-    """Check the sizes of an array and of all that it holds; return how many arrays these are.
+    """Check the sizes of an array and of its content; return the number of arrays.
 
     Raises:
-        ValueError: for a size that the bytes do not bear out, or an array of a class that is not read.
+        ValueError: for a size that does not fit the bytes, or an array of an unsupported class.
     """
     if not data:
         return 1  # an empty array, without a shape
@@ -174,7 +174,7 @@ def _count_arrays(data: bytes, depth: int) -> int:
 
 
 def _fields(data: bytes, at: int) -> tuple[int, int]:
-    """Return how many fields structs have, and the place of their values."""
+    """Return the number of fields of structs, and the position of their values."""
     _, width, at = _element(data, at)
     _, names, at = _element(data, at)
     step = int(np.frombuffer(width, "<i4")[0])
@@ -184,7 +184,7 @@ def _fields(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _count_inside(data: bytes, at: int, count: int, depth: int) -> tuple[int, int]:
-    """Check the arrays of a cell or of structs; return how many there are, and the place behind them."""
+    """Check the arrays of a cell or of structs; return their number, and the position after them."""
     if count * 8 > len(data):
         raise ValueError(f"{count:,} arrays in {len(data):,} bytes")
     found = 0

@@ -1,4 +1,4 @@
-"""MXNet's `.lst`: a number, one or more labels and a picture's path in every line, parted by tabs."""
+"""Read MXNet's `.lst`: each line holds a number, one or more labels and an image's path, separated by tabs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_mxnet_list(path: Path, encoding: str | None) -> Raw | None:
         encoding: as the user says.
 
     Raises:
-        DataError: for lines with several labels that are no objects of a picture.
+        DataError: for lines with several labels that are not objects.
     """
     found = text_encoding(path, encoding)
     with open_text(path, found.name) as file:
@@ -41,14 +41,14 @@ def read_mxnet_list(path: Path, encoding: str | None) -> Raw | None:
     for row, (line, cells) in enumerate(lines, 1):
         labels = _labels(cells)
         if not labels:
-            why = "expected a number, labels and the path of a picture, parted by tabs"
+            why = "expected a number, labels and the path of an image, separated by tabs"
             broken.append(Entry(row, f"{path.name}, row {row} (line {line})", "bad-row", why))
             continue
         held = [labels[0]] if len(labels) == 1 else _objects(labels)
         if held is None:
             raise DataError(
-                f"{path.name}: line {line} gives {len(labels)} labels for one picture ({' '.join(labels)[:40]}): "
-                "several classes of one picture are not told apart; write one label in each line, or captions."
+                f"{path.name}: line {line} gives {len(labels)} labels for one image ({' '.join(labels)[:40]}): "
+                "everclip learns one class per image; write one label in each line, or captions."
             )
         objects += len(labels) > 1
         if len(held) != 1:
@@ -76,7 +76,7 @@ def read_mxnet_list(path: Path, encoding: str | None) -> Raw | None:
 
 
 def _labels(cells: Sequence[str]) -> list[str]:
-    """Return the labels of a line, whole numbers as such; nothing if the line is none of MXNet."""
+    """Return the labels of a line; nothing if the line is not in MXNet's format."""
     if len(cells) < 3 or not cells[0].strip().isdecimal() or not is_picture_like(cells[-1]):
         return []
     try:
@@ -87,7 +87,7 @@ def _labels(cells: Sequence[str]) -> list[str]:
 
 
 def _objects(labels: Sequence[str]) -> list[str] | None:
-    """Return the classes of a picture's objects: width of the head, width of an object, and the objects behind."""
+    """Return the classes of an image's objects from (header width, object width, header..., objects...)."""
     if not all(label.isdecimal() for label in labels[:2]):
         return None
     head, width = int(labels[0]), int(labels[1])

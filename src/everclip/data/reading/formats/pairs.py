@@ -1,6 +1,6 @@
-"""Pictures with a text file of the same name beside each, or in a folder of texts: `1.jpg` with `1.txt` or `1.json`.
+"""Read images with text files of the same name, beside them or in a folder: `1.jpg` with `1.txt` or `1.json`.
 
-Every line of a text is a caption of its own. Places of objects, as YOLO and VOC write them, give classes.
+Every line of a text is a caption. Objects, as YOLO and VOC write them, give classes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from everclip.data.reading.formats.class_folders import Found
+from everclip.data.reading.formats.class_folders import FolderImages
 from everclip.data.reading.formats.detections import detection_form, read_detections
 from everclip.data.reading.formats.folder_options import FolderOptions
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.jsonl import MAX_LINE, parsed
 from everclip.data.reading.formats.labels import SWITCH, are_labels
 from everclip.data.reading.formats.listing import Listing, others_note
 from everclip.data.reading.formats.raw import Raw, table_of
-from everclip.data.reading.formats.sides import sides_of
+from everclip.data.reading.formats.sides import sides_of_names
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.text_file import small_text
 from everclip.data.reading.quarantine import Entry
 from everclip.errors import DataError
@@ -32,29 +32,29 @@ TEXT_ENDINGS = ("txt", "caption", "text")
 _LOOKED_AT = 20
 
 
-def lines_of(text: str) -> str | list[str] | None:
-    """Return a text's caption: `None` if it is blank, a list where it has several lines."""
+def captions_in(text: str) -> str | list[str] | None:
+    """Return the caption in a text: `None` if it is blank, a list if it has several lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return None if not lines else lines[0] if len(lines) == 1 else lines
 
 
-def uniform(values: Sequence[Any]) -> list[Any]:
-    """Return captions that are all lists, where one of them is, so that they make one column."""
+def all_lists(values: Sequence[Any]) -> list[Any]:
+    """Convert all captions to lists if one of them is a list, so that they fit into one column."""
     if not any(isinstance(value, list) for value in values):
         return list(values)
     return [value if value is None or isinstance(value, list) else [value] for value in values]
 
 
 def read_pairs(listing: Listing, options: FolderOptions, texts: Path | None = None) -> Raw | None:
-    """Read a folder where at least half of the pictures have a text beside them, or return `None`.
+    """Read a folder where at least half of the images have a text beside them, or return `None`.
 
     Args:
         listing: the folder.
-        options: how.
-        texts: folder that holds the texts; default: they lie beside the pictures.
+        options: how to read it.
+        texts: folder of the texts; default: beside the images.
     """
     encoding = options.reading.encoding
-    found = Found(listing.path, listing.root)
+    found = FolderImages(listing.path, listing.root)
     for name in listing.files:
         found.take(listing.path / name)
     for name in listing.folders:
@@ -75,7 +75,7 @@ def read_pairs(listing: Listing, options: FolderOptions, texts: Path | None = No
     if form == "other" or _classes(found.files):
         what = "hold numbers" if kind in TEXT_ENDINGS else "hold objects"
         listing.notes.append(
-            f"{listing.path.name}: the .{kind} files beside the pictures {what}, no captions; they are not read"
+            f"{listing.path.name}: the .{kind} files beside the images {what}, no captions; they are not read"
         )
         return None
     annotations = [None if path is None else _text(path, encoding) for path in paths]
@@ -83,7 +83,7 @@ def read_pairs(listing: Listing, options: FolderOptions, texts: Path | None = No
 
 
 def _partners(root: Path, files: Sequence[str]) -> list[dict[str, str]]:
-    """Return the texts that lie beside each picture, by their endings; letter case and Unicode form do not count."""
+    """Return the text files of each image by ending; letter case and Unicode form are ignored."""
     held: dict[str, tuple[set[str], dict[str, list[str]]]] = {}
     partners = []
     for file in files:
@@ -103,7 +103,7 @@ def _partners(root: Path, files: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _names_in(folder: Path) -> tuple[set[str], dict[str, list[str]]]:
-    """Return the names of a folder, as they stand and by what they are without letter case and Unicode form."""
+    """Return the names in a folder, and the same names by their form without letter case and Unicode form."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -138,7 +138,7 @@ def _text(path: Path, encoding: str | None) -> str | tuple[str, str]:
 
 def _raw(
     listing: Listing,
-    found: Found,
+    found: FolderImages,
     paths: Sequence[Path | None],
     kind: str,
     encoding: str | None,
@@ -165,11 +165,11 @@ def _raw(
         several += isinstance(row.get("caption"), list)
         rows.append({**row, "image": file, **({"class_name": classes[number]} if classes else {})})
     labels = kind != "json" and classes is None and are_labels([row["caption"] for row in rows])
-    for row, caption in zip(rows, uniform([row.get("caption") for row in rows]), strict=True):
+    for row, caption in zip(rows, all_lists([row.get("caption") for row in rows]), strict=True):
         row.pop("caption", None)
         row["text" if labels else "caption"] = caption
     where = "beside them" if within is None else "in another folder"
-    notes = [f"{listing.path.name}: {len(rows):,} pictures with a .{kind} file each {where}"]
+    notes = [f"{listing.path.name}: {len(rows):,} images with a .{kind} file each {where}"]
     if labels:
         notes.append(f"{listing.path.name}: the .{kind} files hold classes: few short texts ({SWITCH})")
     if several:
@@ -178,7 +178,7 @@ def _raw(
         )
     if bare:
         notes.append(
-            f"{listing.path.name}: pictures without a .{kind} file, not read: {len(bare):,} ({some(bare)})"
+            f"{listing.path.name}: images without a .{kind} file, not read: {len(bare):,} ({brief(bare)})"
         )
     names = dict.fromkeys(key for row in rows for key in row)
     table, odd = table_of(rows, list(names)) if rows else (pa.table({"image": pa.array([], pa.string())}), {})
@@ -208,7 +208,7 @@ def _unread(listing: Listing) -> list[str]:
 
 def _cells(text: str, kind: str) -> dict[str, Any] | tuple[str, str]:
     if kind != "json":
-        return {"caption": lines_of(text)}
+        return {"caption": captions_in(text)}
     found = parsed(text.encode())
     if isinstance(found, dict):
         return {name: value for name, value in found.items() if name not in ("image", "class_name")}
@@ -216,13 +216,13 @@ def _cells(text: str, kind: str) -> dict[str, Any] | tuple[str, str]:
 
 
 def _classes(files: Sequence[str]) -> list[str] | None:
-    """Return the class of every picture: its folder's name, where there are several that are no sides or numbers."""
+    """Return each image's class, its folder's name; `None` unless there are several that are not sides or numbers."""
     tops = [file.split(os.sep)[0] if os.sep in file else "" for file in files]
     names = set(tops)
     if (
         len(names) < 2
         or "" in names
-        or len(sides_of(names)) == len(names)
+        or len(sides_of_names(names)) == len(names)
         or all(re.fullmatch(r"[\d_-]+", name) for name in names)
     ):
         return None

@@ -1,4 +1,4 @@
-"""A folder of pictures beside a folder of texts with the same names: `images/1.jpg` with `captions/1.txt`."""
+"""Read a folder of images beside a folder of texts with the same names: `images/1.jpg` with `captions/1.txt`."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import pyarrow as pa
 
 from everclip.data.reading.formats.folder_names import OF_PICTURES
 from everclip.data.reading.formats.folder_options import FolderOptions
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.listing import Listing, ending_of, listed, others_note
 from everclip.data.reading.formats.pairs import TEXT_ENDINGS, read_pairs
 from everclip.data.reading.formats.picture_index import with_sides_of_paths
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.side_lists import with_side_lists
+from everclip.data.reading.formats.system_files import brief
 
 _MOST_FOLDERS = 20
-"""Folders without pictures that are looked into for texts."""
+"""Folders without images that are searched for texts."""
 
 _LISTS = "ImageSets/Main"
-"""Where VOC has its lists of sides."""
+"""The folder of VOC's lists of sides."""
 
 
 def read_parallel(listing: Listing, options: FolderOptions) -> list[Raw] | None:
-    """Read the one folder of pictures with the folder that holds a text for at least half of them, or return `None`.
+    """Read a folder of images and the folder with texts for at least half of them, or return `None`.
 
     Raises:
-        DataError: for objects of several classes in every picture.
+        DataError: if every image shows objects of several classes.
     """
     named = [name for name in listing.filled if name.lower() in OF_PICTURES]
     pictures = named if len(named) == 1 else listing.filled
@@ -43,8 +43,8 @@ def read_parallel(listing: Listing, options: FolderOptions) -> list[Raw] | None:
             found[name] = raw
         elif texts := [file for file in listed(listing.path / name).files if ending_of(file) in TEXT_ENDINGS]:
             listing.notes.append(
-                f"{listing.path.name}: the {len(texts):,} texts of {name}/ are not called as the pictures of "
-                f"{pictures[0]}/ are ({texts[0]})"
+                f"{listing.path.name}: the {len(texts):,} texts of {name}/ do not have the names of the images of "
+                f"{pictures[0]}/ ({texts[0]})"
             )
     captioned = [name for name, raw in found.items() if "caption" in raw.columns.column_names]
     if not found:
@@ -57,7 +57,7 @@ def read_parallel(listing: Listing, options: FolderOptions) -> list[Raw] | None:
 
 
 def _joined(raws: Sequence[Raw]) -> Raw:
-    """Return the rows of the first part with the captions that all parts have of a picture."""
+    """Return the rows of the first part with the captions of all parts."""
     texts: dict[str, list[str]] = {}
     for raw in raws:
         for file, held in zip(raw.labels or (), raw.columns.column("caption").to_pylist(), strict=True):
@@ -70,15 +70,15 @@ def _joined(raws: Sequence[Raw]) -> Raw:
 
 
 def _named(listing: Listing, raw: Raw, pictures: str, texts: Sequence[str], options: FolderOptions) -> Raw:
-    """Return the rows under the name of the folder, with their sides and with lines about what lies beside."""
+    """Return the rows with the folder's name, their sides, and notes about other folders."""
     name = listing.path.name
     notes = [
-        f"{name}: the pictures are in {pictures}/, what they show is in {'/ and '.join(texts)}/",
+        f"{name}: the images are in {pictures}/, their texts are in {'/ and '.join(texts)}/",
         *listing.notes,
     ]
     beside = [folder for folder in listing.folders if folder not in (pictures, *texts)]
     if beside:
-        notes.append(f"{name}: folders beside the pictures, not read: {len(beside):,} ({some(beside)})")
+        notes.append(f"{name}: folders beside the images, not read: {len(beside):,} ({brief(beside)})")
     raw = replace(raw, name=name, notes=[*notes, *others_note(listing, list(raw.read_beside)), *raw.notes])
     if not options.sides:
         return raw

@@ -1,7 +1,7 @@
-"""Parquet: small files in memory, large ones through a memory-mapped Arrow file; row groups are read one by one.
+"""Read Parquet: small files in memory, large ones through a memory-mapped Arrow file; one row group at a time.
 
-`datasets` reads Parquet as well, but gives up the whole file for one damaged row group; what it writes into the
-schema (`ClassLabel` names, `Image`) is read with its own `Features`.
+Not read through `datasets`: it rejects the whole file for one damaged row group. What it writes into the schema
+(`ClassLabel` names, `Image`) is read with its own `Features`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IN_MEMORY = 256 * 1024 * 1024
 
 _ROWS = 256  # at a time
 _BUFFER = 1024 * 1024
-# A few kilobytes can stand for any number of equal rows.
+# A few kilobytes can decompress to any number of equal rows.
 _LEAST_UNPACKED = 4 * IN_MEMORY
 _MOST_TIMES = 100
 _MOST_LOST = 1_000_000
@@ -40,12 +40,12 @@ def read_parquet(path: Path) -> Raw:
     """Read a `.parquet` file; rows of a damaged row group are set aside.
 
     Raises:
-        DamagedFileError: if the file as a whole cannot be read.
+        DamagedFileError: if the whole file cannot be read.
     """
     broken: list[Entry] = []
     numbers: list[int] = []
     try:
-        # Buffered: a row group can be as large as the file, and its columns would be read in one piece.
+        # Buffered: a row group can be as large as the file, and its columns would be read at once.
         with pq.ParquetFile(path, memory_map=False, buffer_size=_BUFFER, pre_buffer=False) as file:
             require_few(file.schema_arrow.names, str(path))
             schema = file.schema_arrow
@@ -89,7 +89,7 @@ def _batches(
 def _mapped(
     path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema, numbers: list[int], broken: list[Entry]
 ) -> pa.Table:
-    """Return the rows from an Arrow file in the cache, which is written the first time."""
+    """Return the rows from an Arrow file in the cache; write it if it does not exist."""
     facts = path.stat()
     key = hashlib.sha256(
         f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()
@@ -101,7 +101,7 @@ def _mapped(
             numbers.extend(range(1, columns.num_rows + 1))
             return columns
     except (pa.ArrowException, OSError) as error:
-        log.warning("%s: damaged (%s); %s is read anew.", kept, error, path)
+        log.warning("%s: damaged (%s); %s is read again.", kept, error, path)
     columns = spilled(batches, schema, kept)
     if broken:
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def _mapped(
 
 
 def with_class_names(columns: pa.Table) -> pa.Table:
-    """Replace the numbers of `ClassLabel` columns by their names, as `datasets` wrote them into the schema."""
+    """Replace the numbers of `ClassLabel` columns by the names in the schema that `datasets` wrote."""
     if b"huggingface" not in (columns.schema.metadata or {}):
         return columns
     from datasets import ClassLabel, Features
@@ -125,6 +125,6 @@ def with_class_names(columns: pa.Table) -> pa.Table:
         feature = features.get(name)
         if isinstance(feature, ClassLabel) and pa.types.is_integer(columns.column(index).type):
             names, values = feature.names, columns.column(index).to_pylist()
-            spoken = [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
-            columns = columns.set_column(index, name, pa.array(spoken, pa.string()))
+            labels = [names[v] if v is not None and 0 <= v < len(names) else None for v in values]
+            columns = columns.set_column(index, name, pa.array(labels, pa.string()))
     return columns

@@ -1,4 +1,4 @@
-"""What every reader gives: rows as the source holds them, with a name for each, and what could not be read at all."""
+"""The result of every reader: rows as in the source, a name for each row, and the entries that cannot be read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from everclip.data.reading.quarantine import Entry
 from everclip.errors import DataError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
-FOREIGN_ENDINGS = ("heic", "heif", "avif", "svg", "psd", "ico", "jp2", "jxl", "raw", "cr2", "nef", "dng")
-"""Pictures all the same: they are counted as ones that cannot be read, not passed over."""
+UNREADABLE_ENDINGS = ("heic", "heif", "avif", "svg", "psd", "ico", "jp2", "jxl", "raw", "cr2", "nef", "dng")
+"""Image formats that cannot be read: such files are counted as unreadable images, not skipped."""
 
 MAX_COLUMNS = 4096
-"""Columns of a source; every one costs time and memory, and a hostile row of a few megabytes can name a million."""
+"""Limit of columns: each costs time and memory, and a hostile row of a few megabytes can name a million."""
 
 
 @dataclass
@@ -27,23 +27,23 @@ class Raw:
 
     Attributes:
         name: of the file or folder.
-        columns: the rows; columns are called as in the source.
-        numbers: 1-based number of every row in the source, or `None` where rows have no numbers.
-        broken: what could not be read, one entry per row or file.
+        columns: the rows, with the column names of the source.
+        numbers: 1-based number of every row in the source, or `None` if rows have no numbers.
+        broken: one entry per row or file that cannot be read.
         root: folder that image paths are relative to, and may not leave.
-        known: canonical names to columns, where the format itself says it.
-        labels: what names a row where it has no number, e.g. a member of an archive.
+        known: canonical names to columns, if the format defines them.
+        labels: names of rows without numbers, e.g. members of an archive.
         notes: lines for people, shown with the guesses.
-        split: the split that the file's or folder's name says.
-        root_fixed: whether `data.root` does not apply, since the paths were found in `root` itself.
+        split: the side in the file's or folder's name.
+        root_fixed: whether `data.root` does not apply, since the paths are relative to `root`.
         confined: whether image paths must stay below `root`.
-        textual: whether every cell is text, so that numbers have to be told from words.
-        headless: whether the columns have no names but their numbers.
-        odd: per column of text the positions of values that were none, with what they were.
+        textual: whether every cell is text, so that numbers must be parsed.
+        headless: whether the columns have numbers instead of names.
+        odd: per text column the positions of values that were not text, with a description.
         flaws: positions of rows that cannot be used, with reason and detail.
-        read_beside: names of files that were read besides, such as a list of the classes' names.
-        unlabelled: what to say where captions or classes are needed, if it can hold neither.
-        class_in_name: pattern that would read classes from the names of its pictures, which look like it.
+        read_beside: names of further files that were read, such as a list of class names.
+        unlabelled: the error if labels are needed and the data have none.
+        class_in_name: pattern that fits the names of its images, if they seem to contain classes.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Raw:
     class_in_name: str = ""
 
     def with_columns(self, cells: Mapping[str, Sequence[str | None]]) -> Raw:
-        """Return the rows with columns of text added or replaced; they are known by their names."""
+        """Return the rows with text columns added or replaced; their names are canonical names."""
         columns = self.columns
         for name, values in cells.items():
             column = pa.array(values, pa.string())
@@ -92,13 +92,13 @@ class Raw:
         )
 
     def row_name(self, position: int) -> str:
-        """What people call the row at `position`."""
+        """Return the name of the row at `position`, for people."""
         if self.labels is not None:
             return f"{self.name}, {self.labels[position]}"
         return f"{self.name}, row {self.number(position)}"
 
     def number(self, position: int) -> int | None:
-        """The 1-based number of the row at `position`, if it has one."""
+        """Return the 1-based number of the row at `position`, or `None`."""
         if self.labels is not None and self.numbers is None:
             return None
         return position + 1 if self.numbers is None else int(self.numbers[position])
@@ -118,7 +118,7 @@ def require_few(names: Sequence[str], where: str = "rows") -> None:
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> tuple[pa.Table, dict[str, Odd]]:
-    """Return rows as Arrow columns, and per column the values that were no text though others were.
+    """Return rows as Arrow columns, and per text column the values that were not text.
 
     Raises:
         DataError: if there are more than `MAX_COLUMNS`.
@@ -138,13 +138,13 @@ def table_of(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> tuple[p
 def picture_list(
     path: Path, columns: pa.Table, broken: list[Entry], images_root: Path | None, notes: list[str]
 ) -> Raw:
-    """Return what a file in a fixed form says of pictures beside it; its columns have our names already.
+    """Return the rows of a file about images beside it; its columns have canonical names.
 
     Args:
         path: the file.
-        columns: `image` and what is said of each picture.
+        columns: `image` and further columns.
         broken: rows that are set aside.
-        images_root: folder of the pictures; default: that of the file.
+        images_root: folder of the images; default: that of the file.
         notes: lines for people.
     """
     return Raw(

@@ -1,4 +1,4 @@
-"""Samples of a shard: the members of one key, and how those that stand apart are joined."""
+"""Samples of a shard: collect the members of one key, also if other members are between them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Place = tuple[int, int]
-"""Where a member's bytes begin in the archive, and how many they are."""
+ByteRange = tuple[int, int]
+"""Offset and size of a member's bytes in the archive."""
 
-_TWO = "two pictures under one key, {}; keep one of them, or give each a key of its own (a key ends at the first dot)"
+_TWO = "two images under one key, {}; keep one of them, or give each a key of its own (a key ends at the first dot)"
 
 
 @dataclass
 class Sample:
-    """What stands under one key.
+    """The members with one key.
 
     Attributes:
         key: the name of its members, without their ending.
-        number: place among the samples of the archive, from 1.
+        number: position among the samples of the archive, from 1.
         cells: the texts, the class, and the fields of the JSON.
-        pictures: (ending, place) of each picture; the ending may have several parts (`seg.png`).
-        problem: (reason, detail) why it cannot be used.
+        pictures: (ending, byte range) of each image; the ending may have several parts (`seg.png`).
+        problem: (reason, detail) if it cannot be used.
     """
 
     key: str
     number: int
     cells: dict[str, Any] = field(default_factory=dict)
-    pictures: list[tuple[str, Place]] = field(default_factory=list)
+    pictures: list[tuple[str, ByteRange]] = field(default_factory=list)
     problem: tuple[str, str] | None = None
 
-    def picture(self) -> tuple[str, Place] | None:
-        """Return the picture, or `None`; of several the one whose ending has one part: `0.jpg` beside `0.seg.png`."""
+    def picture(self) -> tuple[str, ByteRange] | None:
+        """Return the image, or `None`; of several the one with a plain ending: `0.jpg` beside `0.seg.png`."""
         if len(self.pictures) > 1:
             plain = [(ending, place) for ending, place in self.pictures if "." not in ending]
             return plain[0] if len(plain) == 1 else None
@@ -52,29 +52,29 @@ class Sample:
         return None
 
     def is_complete(self) -> bool:
-        """Whether there is a picture and something that belongs to it."""
+        """Whether there is an image and a text, a class or a field."""
         return self.problem is None and self.picture() is not None and len(self.cells) > 1
 
     def completes(self, other: Sample) -> bool:
-        """Whether this holds what another sample lacks, and nothing that it has."""
+        """Whether this sample and another have no part in common and can be joined."""
         apart = not self.pictures or not other.pictures
         return apart and self.problem is None and not set(self.cells) & set(other.cells) - {"__key__"}
 
     def add(self, other: Sample) -> None:
-        """Take what another sample holds, but its key."""
+        """Add the content of another sample."""
         self.pictures += other.pictures
         self.cells = {**other.cells, **self.cells}
         self.problem = self.problem or other.problem
 
 
 def name_parts(name: str, samples: Sequence[Sample]) -> list[str]:
-    """Name the texts of members whose ending has several parts (`0.caption.txt`), so that none replaces another.
+    """Name the texts of members with several endings (`0.caption.txt`), so that none replaces another.
 
-    The only text of its kind is called as one of a plain ending (`txt`), others by their first parts (`caption`).
+    The only text of its kind gets the plain ending as its name (`txt`), others their first part (`caption`).
 
     Args:
         name: of the archive, for messages.
-        samples: changed in place; such a text stands in the cell `.caption.txt`.
+        samples: changed in place; such a text is in the cell `.caption.txt`.
 
     Returns:
         Lines for people.
@@ -97,11 +97,11 @@ def name_parts(name: str, samples: Sequence[Sample]) -> list[str]:
 
 
 def joined(name: str, found: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
-    """Join samples that complete each other: those of one key first, then those whose keys a person reads as equal.
+    """Join samples that complete each other: first those with equal keys, then those with nearly equal keys.
 
     Args:
         name: of the archive, for messages.
-        found: what stands next to each other under one key.
+        found: members that are next to each other and share a key.
 
     Returns:
         The samples, and lines for people.
@@ -124,7 +124,7 @@ def joined(name: str, found: Sequence[Sample]) -> tuple[list[Sample], list[str]]
 
 
 def _joined_by_near_key(name: str, found: list[Sample], notes: list[str]) -> tuple[list[Sample], list[str]]:
-    """Join a picture alone with a text alone, where their keys differ in letter case or Unicode form only."""
+    """Join an image with a text if their keys differ only in letter case or Unicode form."""
     alike: dict[str, list[Sample]] = defaultdict(list)
     for sample in found:
         if not sample.is_complete():

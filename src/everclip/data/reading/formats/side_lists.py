@@ -1,4 +1,4 @@
-"""Lists of pictures per side beside the data: `train.txt`, `Flickr_8k.testImages.txt`, `meta/test.txt`."""
+"""Read lists of images per side beside the data: `train.txt`, `Flickr_8k.testImages.txt`, `meta/test.txt`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from everclip.data.reading.formats.listing import listed, notes_without
 from everclip.data.reading.formats.picture_index import picture_column
 from everclip.data.reading.formats.raw import Raw
-from everclip.data.reading.formats.sides import SWITCH, split_of
+from everclip.data.reading.formats.sides import SWITCH, side_of_name
 from everclip.data.reading.formats.text_file import small_text
 from everclip.errors import DataError
 
@@ -23,15 +23,15 @@ _SIDE = re.compile(
 _CUB = ("images.txt", "train_test_split.txt")
 _MOST_BYTES = 64 * 1024 * 1024
 _LEAST_SHARE = 0.9
-"""Share of a list's lines that must name pictures that were read."""
+"""Share of a list's lines that must name known images."""
 
 
 def with_side_lists(raws: Sequence[Raw], folder: Path, encoding: str | None = None) -> list[Raw]:
-    """Give rows the sides that lists say, where the data say none themselves.
+    """Give rows the sides of lists, if the data have no sides.
 
     Args:
         raws: parts of the data.
-        folder: where they lie; lists in it and in its folders without pictures are taken.
+        folder: of the data; lists in it and in its folders without images are read.
         encoding: of the lists, as the user says.
     """
     if any(
@@ -87,13 +87,13 @@ def _cells(line: str) -> tuple[str, str]:
 
 
 def _lists(folder: Path) -> list[tuple[Path, str]]:
-    """Return the text files that are called after sides, with their sides."""
+    """Return the text files that are named after sides, with their sides."""
     listing = listed(folder)
     places = [listing, *(listed(folder / name) for name in listing.folders if name not in listing.filled)]
     found = []
     for place in places:
         for name in place.of_endings(".txt", ".lst", ".list"):
-            words = {split_of(word) for word in _SIDE.findall(Path(name).stem)}
+            words = {side_of_name(word) for word in _SIDE.findall(Path(name).stem)}
             if len(words) == 1:
                 found.append((place.path / name, str(words.pop())))
     return found
@@ -102,9 +102,9 @@ def _lists(folder: Path) -> list[tuple[Path, str]]:
 def _sides(
     lists: Sequence[tuple[Path, str]], stems: set[str], encoding: str | None
 ) -> tuple[dict[str, str], list[Path]]:
-    """Return the side of every picture that a list names, without its ending, and the lists that name pictures.
+    """Return the side of every image that a list names, without its ending, and the lists that name images.
 
-    A list that cannot be read is none; it stays among the files that are named as not read.
+    A list that cannot be read is ignored; it is named among the unread files.
     """
     found: dict[str, str] = {}
     used: list[Path] = []
@@ -117,13 +117,13 @@ def _sides(
         held = [name for name in names if name in stems]
         if names and len(held) >= _LEAST_SHARE * len(names):
             used.append(file)
-            # What two lists name is not trained on.
+            # An image in two lists is not trained on.
             found |= {name: side for name in held if found.get(name, "train") == "train"}
     return found, used
 
 
 def _named(line: str, stems: set[str]) -> str:
-    """Return the picture that a line names: as a whole, for names with blanks, else by its first word."""
+    """Return the image that a line names: the whole line, for names with blanks, else its first word."""
     whole = _stem(line.strip())
     return whole if whole in stems else _stem(line.split()[0])
 
@@ -134,7 +134,7 @@ def _stem(path: str) -> str:
 
 
 def _stems(raw: Raw) -> list[str]:
-    """Return what lists may call the pictures of the rows: the path or its last parts, without ending."""
+    """Return the possible names of the rows' images in lists: the path or its last parts, without ending."""
     return [name for path in _paths(raw) if path is not None for name in _names(path)]
 
 

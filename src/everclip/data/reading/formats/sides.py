@@ -1,4 +1,4 @@
-"""Which side of the split the name of a file or folder says: train, validation or test."""
+"""Find the side (train, validation or test) in names of files and folders."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.raw import Raw
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.side_words import WORDS
 
 SWITCH = "data.columns.split= to ignore names"
-"""How a user turns off that names of files and folders decide the side."""
+"""The setting that ignores sides in names of files and folders."""
 
 _SPLITS = {word: "validation" if side == "val" else side for word, side in WORDS.items()}
 _MOST_LINES = 12
 
 
-def split_of(name: str) -> str | None:
+def side_of_name(name: str) -> str | None:
     """Return the side that a file's or folder's name begins with: `train`, `test` or `validation`."""
     found = re.match(r"[A-Za-z]+", name)
     word = found.group().lower() if found else ""
@@ -27,13 +27,13 @@ def split_of(name: str) -> str | None:
     return _SPLITS.get(word) if not rest or rest[0] in "-_. " or rest[0].isdigit() else None
 
 
-def sides_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the sides of those names that say one.
+def sides_of_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the sides of the names that contain one.
 
-    A name that ends with a side (`cars_train`) says it only where another one of the same beginning says another.
+    A name that ends with a side (`cars_train`) counts only if another name with the same beginning has another side.
     """
     named = list(names)
-    found = {name: side for name in named if (side := split_of(name.rpartition("/")[2])) is not None}
+    found = {name: side for name in named if (side := side_of_name(name.rpartition("/")[2])) is not None}
     ending: dict[str, dict[str, str]] = defaultdict(dict)
     for name in named:
         stem = re.sub(r"(?<=[A-Za-z])\d+$", "", name.split(".")[0])
@@ -47,11 +47,11 @@ def sides_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def with_splits(found: Sequence[tuple[Raw, str | None]], folders: Sequence[str] = ()) -> list[Raw]:
-    """Return the parts, each with the side its name says, where the names say more than one; a line says which.
+    """Return the parts with the sides in their names, if the names give more than one side; add notes.
 
     Args:
         found: parts and their sides.
-        folders: what lines call the parts, if not by their names; parts of one folder have one line.
+        folders: names of the parts in the notes, if not their own; parts of one folder have one line.
     """
     parts = [raw for raw, _ in found]
     if len(found) > 1 and len({split for _, split in found}) > 1:
@@ -63,13 +63,13 @@ def with_splits(found: Sequence[tuple[Raw, str | None]], folders: Sequence[str] 
 
 
 def _lines(called: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Return a line per file or folder, or per side where they are many."""
+    """Return a line per file or folder, or per side if there are many."""
     named = list(dict.fromkeys(called))
     groups: dict[str | None, list[str]] = defaultdict(list)
     if len(named) > _MOST_LINES:
         for name, side in named:
             groups[side].append(name)
-        lines = [_line(f"{len(names):,} files ({some(names)})", side) for side, names in groups.items()]
+        lines = [_line(f"{len(names):,} files ({brief(names)})", side) for side, names in groups.items()]
     else:
         lines = [_line(name, side) for name, side in named]
     return lines
@@ -77,6 +77,6 @@ def _lines(called: Sequence[tuple[str, str | None]]) -> list[str]:
 
 def _line(what: str, side: str | None) -> str:
     if side is None:
-        return f"{what}: training, since the name says no side"
+        return f"{what}: training, since the name gives no side"
     said = {"train": "training", "validation": "validation", "test": "test"}[side]
     return f"{what}: {said}, by the name ({SWITCH})"

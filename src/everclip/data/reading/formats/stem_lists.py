@@ -1,4 +1,4 @@
-"""Lists of `name label` without column names whose names lack an ending: `trainval.txt` of Oxford's pets."""
+"""Read headless lists of `name label` whose names have no ending: `trainval.txt` of Oxford's pets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LEAST_DIGITS = 4
 
 
 def stem_lists_of(listing: Listing, known: Sequence[str]) -> list[str]:
-    """Return the texts in a folder, and in those of its folders without pictures, that may be such lists.
+    """Return the text files in a folder, and in its folders without images, that may be such lists.
 
     Args:
         listing: the folder.
-        known: lists that are known already.
+        known: lists that are already known.
     """
     places = [("", listing)]
     places += [
@@ -35,13 +35,13 @@ def stem_lists_of(listing: Listing, known: Sequence[str]) -> list[str]:
     found = []
     for start, place in places:
         names = [start + name for name in place.of_endings(*ENDINGS) if start + name not in known]
-        if len(names) <= _MOST_LISTS:  # many texts are those of the pictures
+        if len(names) <= _MOST_LISTS:  # many text files are captions of images
             found += [name for name in names if _has_cells(listing.path / name)]
     return found
 
 
 def _has_cells(path: Path) -> bool:
-    """Whether the first lines of a text have two words or more, and as many each."""
+    """Whether the first lines of a text file have equal numbers of words, two or more."""
     try:
         with open(path, "rb") as file:
             head = file.read(4096).replace(b"\0", b"").splitlines()[:6]
@@ -52,25 +52,25 @@ def _has_cells(path: Path) -> bool:
 
 
 def _is_named(index: PictureIndex, name: str) -> bool:
-    """Whether a name is a picture's; small numbers are classes or places in a list as well as names."""
-    file = index.find_by_stem(name)  # lists of whole names are tables
+    """Whether a name is that of an image; small numbers may be classes or coordinates."""
+    file = index.find_by_stem(name)  # lists of full names are tables
     return file is not None and (
         not name.isdecimal() or (len(name) >= _LEAST_DIGITS and Path(file).stem == name)
     )
 
 
 def read_stem_list(path: Path, index: PictureIndex, encoding: str | None) -> Raw | None:
-    """Read a list whose lines begin with a picture's name and say something behind it, or return `None`.
+    """Read a list whose lines hold an image's name and further cells, or return `None`.
 
-    Lines that begin with `#` are passed over.
+    Lines that begin with `#` are ignored.
 
     Args:
         path: the file.
-        index: the pictures that it may name.
+        index: images that the list may name.
         encoding: as the user says.
     """
     if path.suffix.lower() not in ENDINGS or index.find_by_stem(path.stem) is not None:
-        return None  # called as a picture is: the text of that picture
+        return None  # has the name of an image: it is the text of that image
     found = text_encoding(path, encoding)
     with open_text(path, found.name) as file:
         lines = [
@@ -106,5 +106,5 @@ def read_stem_list(path: Path, index: PictureIndex, encoding: str | None) -> Raw
         textual=True,
         headless=True,
     )
-    note = f"{path.name}: each line is read as a picture's name without its ending, and what is said of it"
+    note = f"{path.name}: each line is read as an image's name without its ending, and its labels"
     return replace(raw, notes=[*raw.notes, f"{note} ({kept[0][1][0]} is {files[0]})"])

@@ -1,4 +1,4 @@
-"""Tables in a folder: whether they describe its pictures, or merely lie beside them."""
+"""Read tables in a folder, if they describe its images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from everclip.data.reading.formats.caption_lists import lists_of
 from everclip.data.reading.formats.detections import SeveralClassesError
 from everclip.data.reading.formats.files import read_file, read_part
 from everclip.data.reading.formats.folder_options import FolderOptions
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.listing import Listing, listed, others_note
 from everclip.data.reading.formats.picture_index import (
     PictureIndex,
+    has_labels,
     holds_pictures,
     named_pictures,
     picture_column,
-    says_something,
     unnamed_note,
     with_paths,
     with_picture_column,
     with_sides_of_paths,
 )
 from everclip.data.reading.formats.raw import Raw
-from everclip.data.reading.formats.sides import sides_of, split_of, with_splits
+from everclip.data.reading.formats.sides import side_of_name, sides_of_names, with_splits
 from everclip.data.reading.formats.stem_lists import read_stem_list, stem_lists_of
+from everclip.data.reading.formats.system_files import brief
 from everclip.errors import DataError
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -34,7 +34,7 @@ _TABLES = (".csv", ".jsonl", ".parquet", ".tsv")
 
 
 def read_metadata(listing: Listing, options: FolderOptions) -> list[Raw] | None:
-    """Read the one metadata file of a folder of pictures.
+    """Read the one metadata file of a folder of images.
 
     Raises:
         DataError: if there are several.
@@ -57,18 +57,18 @@ def read_metadata(listing: Listing, options: FolderOptions) -> list[Raw] | None:
 
 
 def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
-    """Read the shards or tables of a folder, or return `None` if they do not describe what is to be read.
+    """Read the shards or tables of a folder, or return `None` if they do not describe its data.
 
     Raises:
-        DataError: if there are tables of several kinds.
+        DataError: if there are tables of several formats.
     """
     shards = _without_companions(listing, listing.of_endings(".tar"), options)
     if shards is not None:
         return shards
-    tables = [name for name in listing.of_endings(*_TABLES) if name not in _of_folders(listing)]
+    tables = [name for name in listing.of_endings(*_TABLES) if name not in _named_after_folders(listing)]
     lists = lists_of(listing) if listing.pictures or listing.filled else []
     names = [*tables, *lists]
-    folders = len(listing.filled) > 1 and not _are_flat_sides(listing)  # they say classes by their names
+    folders = len(listing.filled) > 1 and not _are_flat_sides(listing)  # their names are the classes
     texts = stem_lists_of(listing, lists) if not folders and (listing.pictures or listing.filled) else []
     if not names and not texts:
         return None
@@ -78,7 +78,7 @@ def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     if not names:
         return None
     if not index.files and not tables:
-        return None  # a list without a picture to name: `dataset_infos.json` beside `data/*.parquet`
+        return None  # a list without an image to name: `dataset_infos.json` beside `data/*.parquet`
     if not index.files:
         names = tables
         kinds = sorted({Path(name).suffix.lower() for name in names})
@@ -87,14 +87,14 @@ def read_tables(listing: Listing, options: FolderOptions) -> list[Raw] | None:
                 f"{listing.path}: holds files of several kinds ({', '.join(kinds)}); say which with "
                 f"data.source={listing.path}/*{kinds[0]}."
             )
-        return _sided(
+        return _with_sides(
             listing, [(name, read_part(listing.path / name, options.reading)) for name in names], options
         )
-    return _describing(listing, names, index, options)
+    return _tables_of_images(listing, names, index, options)
 
 
 def _without_companions(listing: Listing, tars: Sequence[str], options: FolderOptions) -> list[Raw] | None:
-    """Read shards; tables of the same names (as img2dataset writes them) are passed over."""
+    """Read shards; skip tables with the same names, as img2dataset writes them."""
     if not tars:
         return None
     tables = listing.of_endings(*_TABLES)
@@ -110,20 +110,20 @@ def _without_companions(listing: Listing, tars: Sequence[str], options: FolderOp
     if companions:
         listing.notes.append(
             f"{listing.path.name}: tables that belong to shards of the same name, not read: {len(companions):,} "
-            f"({some(companions)})"
+            f"({brief(companions)})"
         )
     read = [(name, read_part(listing.path / name, options.reading)) for name in tars]
     listing.notes += others_note(listing, [*tars, *companions])
-    return _sided(listing, read, options)
+    return _with_sides(listing, read, options)
 
 
-def _of_folders(listing: Listing) -> list[str]:
-    """Return the tables that are called after a folder of pictures, as img2dataset writes them."""
+def _named_after_folders(listing: Listing) -> list[str]:
+    """Return the tables with the name of a folder of images, as img2dataset writes them."""
     found = [name for name in listing.of_endings(*_TABLES) if Path(name).stem in listing.filled]
     numbered = [name for name in found if Path(name).stem.isdecimal()]
     if numbered:
         note = f"{listing.path.name}: tables that belong to folders of the same name, not read: {len(numbered):,} "
-        note += f"({some(numbered)})"
+        note += f"({brief(numbered)})"
         listing.notes += [] if note in listing.notes else [note]
         listing.mentioned.update(numbered)
     return numbered
@@ -131,13 +131,13 @@ def _of_folders(listing: Listing) -> list[str]:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table that names pictures of the folder, or brings some.
+    """A table that names images of the folder, or contains images.
 
     Attributes:
         name: of the file.
         raw: its rows.
-        column: which names the pictures; `None` where it brings them.
-        files: the pictures of the folder that its rows name.
+        column: that names the images; `None` if the table contains them.
+        files: the images of the folder that its rows name.
     """
 
     name: str
@@ -158,15 +158,15 @@ class _Table:
         return "caption" in chosen
 
 
-def _describing(
+def _tables_of_images(
     listing: Listing, names: Sequence[str], index: PictureIndex, options: FolderOptions
 ) -> list[Raw] | None:
-    """Read those tables that name pictures of the folder; the others are passed over."""
+    """Read the tables that name images of the folder; skip the others."""
     folders = len(listing.filled) > 1 and not _are_flat_sides(listing)
     found: list[_Table] = []
     problems: list[DataError] = []
     for name in names:
-        if "submission" in name.lower():  # a form to hand in: its labels are made up
+        if "submission" in name.lower():  # a form for submissions: its labels are placeholders
             continue
         try:
             table = _table(listing.path / name, name, index, options, folders)
@@ -175,13 +175,13 @@ def _describing(
             listing.notes.append(f"{name}: not read ({error})")
             continue
         found += [] if table is None else [table]
-    found = _one_of_each(listing, _speaking(listing, found, index, options), options)
+    found = _one_of_each(listing, _labelled_tables(listing, found, index, options), options)
     named = set[str]().union(*(table.named for table in found))
     labels = [table for table in found if table.column is not None and not table.has_captions]
     apart = folders or _leave_class_folders(index, named)
     if apart and 2 * len(named) < len(index.files) and found and len(labels) == len(found):
         listing.notes += [
-            f"{table.name}: names {len(table.named):,} of {len(index.files):,} pictures only, so the folders are "
+            f"{table.name}: names {len(table.named):,} of {len(index.files):,} images only, so the folders are "
             f"read; to read it instead give {listing.path / table.name} as data"
             for table in found
         ]
@@ -194,46 +194,46 @@ def _describing(
     return _with_pictures(listing, found, index, options)
 
 
-def _speaking(
+def _labelled_tables(
     listing: Listing, found: Sequence[_Table], index: PictureIndex, options: FolderOptions
 ) -> list[_Table]:
-    """Leave out tables that name pictures and say nothing of them, unless they are all there is to read.
+    """Leave out tables that name images without labels, unless there are no others.
 
-    So are the test pictures of a competition.
+    The test images of a competition are listed in such tables.
     """
-    mute = [table for table in found if not says_something(table.raw, options.columns)]
-    named = set[str]().union(*(table.named for table in mute))
-    if len(mute) == len(found) and 2 * len(named) >= len(index.files):
-        return list(found)  # the error says which columns there are
-    for table in mute:
+    unlabelled = [table for table in found if not has_labels(table.raw, options.columns)]
+    named = set[str]().union(*(table.named for table in unlabelled))
+    if len(unlabelled) == len(found) and 2 * len(named) >= len(index.files):
+        return list(found)  # the error names the columns
+    for table in unlabelled:
         if len(table.named) < 2:  # chance
             continue
         listing.mentioned.add(table.name)
         shown = describe(table.raw.columns.column_names[:8])
         listing.notes.append(
-            f"{table.name}: names {len(table.named):,} pictures and holds no captions or classes that are known "
+            f"{table.name}: names {len(table.named):,} images and holds no captions or classes that are known "
             f"(columns: {shown}), not read"
         )
-    return [table for table in found if table not in mute]
+    return [table for table in found if table not in unlabelled]
 
 
 def _leave_class_folders(index: PictureIndex, named: set[str]) -> bool:
-    """Whether most pictures are in several folders of which no table names a picture."""
+    """Whether several folders hold images that no table names."""
     left = {file.rpartition("/")[0] for file in index.files} - {file.rpartition("/")[0] for file in named}
     return len(left) > 1
 
 
 def _are_flat_sides(listing: Listing) -> bool:
-    """Whether the folders are sides that hold pictures alone (`train/1.jpg`), so that they say no class."""
-    return all(split_of(name) and not listed(listing.path / name).filled for name in listing.filled)
+    """Whether the folders are sides that hold only images (`train/1.jpg`), so that they are not classes."""
+    return all(side_of_name(name) and not listed(listing.path / name).filled for name in listing.filled)
 
 
 def _without_pictures(
     listing: Listing, names: Sequence[str], problems: Sequence[DataError], options: FolderOptions
 ) -> list[Raw] | None:
-    """Read tables that name pictures which are not there, so that each row is set aside with the reason.
+    """Read tables whose images do not exist, so that each row is set aside with the reason.
 
-    Tables of something else are no data where folders hold pictures; they are named as lying beside.
+    If folders hold images, other tables are not data; they are named as unread files.
     """
     if len(listing.filled) > 1:
         return None
@@ -245,24 +245,24 @@ def _without_pictures(
         try:
             read.append((name, read_file(listing.path / name, options.reading)))
         except DataError:
-            continue  # said already
+            continue  # already reported
     meant = [(name, raw) for name, raw in read if picture_column(raw, options.columns) is not None]
     if not meant and not listing.filled:
-        meant = read  # the error says which columns they have
-    return _sided(listing, meant, options) if meant else None
+        meant = read  # the error names their columns
+    return _with_sides(listing, meant, options) if meant else None
 
 
 def _table(
     path: Path, name: str, index: PictureIndex, options: FolderOptions, folders: bool
 ) -> _Table | None:
-    """Read a table; `None` if it names no picture of the folder."""
+    """Read a table; `None` if it names no image of the folder."""
     stems = None if folders else read_stem_list(path, index, options.reading.encoding)
     raw = read_file(path, options.reading) if stems is None else stems
     if holds_pictures(raw):
         return _Table(name, raw, None)
     if stems is not None:
         return _Table(name, raw, "1", tuple(raw.columns.column("1").to_pylist()))
-    # Folders say the classes of their pictures by name, a list without column names mostly by number.
+    # Folder names are class names; a list without column names mostly holds class numbers.
     column = None if folders and raw.headless else picture_column(raw, options.columns)
     if column is None and not folders:
         raw = with_picture_column(raw, index)
@@ -274,8 +274,8 @@ def _table(
 
 
 def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptions) -> list[_Table]:
-    """Leave out tables that describe the pictures of another once more, unless their names say different sides."""
-    sides = sides_of(table.name.rpartition(".")[0] for table in found) if options.sides else {}
+    """Leave out tables that describe the images of another table again, unless their names give different sides."""
+    sides = sides_of_names(table.name.rpartition(".")[0] for table in found) if options.sides else {}
 
     def side(table: _Table) -> str | None:
         return sides.get(table.name.rpartition(".")[0])
@@ -299,7 +299,7 @@ def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptio
             continue
         listing.mentioned.add(table.name)
         listing.notes.append(
-            f"{table.name}: not read, since {again.name} names the same pictures; to read it instead give "
+            f"{table.name}: not read, since {again.name} names the same images; to read it instead give "
             f"{listing.path / table.name} as data"
         )
     return sorted(kept, key=lambda table: table.name)
@@ -308,7 +308,7 @@ def _one_of_each(listing: Listing, found: Sequence[_Table], options: FolderOptio
 def _with_pictures(
     listing: Listing, found: Sequence[_Table], index: PictureIndex, options: FolderOptions
 ) -> list[Raw]:
-    """Return the rows of the tables, with the pictures that they name and the sides that names say."""
+    """Return the rows of the tables, with paths of their images and the sides in names."""
     named = set[str]().union(*(table.named for table in found))
     read = []
     for table in found:
@@ -318,17 +318,17 @@ def _with_pictures(
         read.append((table.name, moved))
     listing.notes += unnamed_note(index, named, "a table" if len(found) > 1 else found[0].name)
     listing.notes += others_note(listing, [table.name for table in found])
-    parts = _sided(listing, read, options)
+    parts = _with_sides(listing, read, options)
     if not options.sides:
         return parts
-    # A table whose name says no side names pictures that lie in folders of sides.
-    folders = sides_of(listing.filled)
+    # A table without a side in its name may name images in folders of sides.
+    folders = sides_of_names(listing.filled)
     return [with_sides_of_paths(raw, table.files, folders) for raw, table in zip(parts, found, strict=True)]
 
 
-def _sided(listing: Listing, read: Sequence[tuple[str, Raw]], options: FolderOptions) -> list[Raw]:
-    said = sides_of(name.rpartition(".")[0] for name, _ in read) if options.sides else {}
-    parts = with_splits([(raw, said.get(name.rpartition(".")[0])) for name, raw in read])
+def _with_sides(listing: Listing, read: Sequence[tuple[str, Raw]], options: FolderOptions) -> list[Raw]:
+    sides = sides_of_names(name.rpartition(".")[0] for name, _ in read) if options.sides else {}
+    parts = with_splits([(raw, sides.get(name.rpartition(".")[0])) for name, raw in read])
     parts[0].notes[:0] = listing.notes
     listing.notes = []
     return parts

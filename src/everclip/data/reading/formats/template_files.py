@@ -1,4 +1,4 @@
-"""Texts around class names in a file beside the data, as CLIP-benchmark keeps them with its shards."""
+"""Read templates from a file beside the data, as in CLIP-benchmark's shards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MOST_BYTES = 1 << 20
 
 
 def templates_beside(sources: Sequence[str], root: Path | None = None) -> tuple[tuple[str, ...], str] | None:
-    """Return the templates of a file in the folder of the data or the one above, and what people call the file.
+    """Return the templates of a file in the folder of the data or its parent, and the file's name for people.
 
-    A file with a line that has no place for the name is none of templates.
+    A file with a line without `{}` is ignored.
 
     Args:
         sources: of a data block; several must have the same templates.
@@ -44,5 +44,5 @@ def templates_in(folder: Path) -> tuple[tuple[str, ...], str] | None:
             lines = [line.strip() for line in small_text(file, _MOST_BYTES).splitlines() if line.strip()]
             return templates_of(lines, file.name), f"{file.parent.name}/{file.name}"
         except (OSError, DataError, ConfigError):
-            continue  # not readable as templates: it stays among the files that are named as not read
+            continue  # not templates: it is named among the unread files
     return None

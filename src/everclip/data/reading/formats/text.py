@@ -1,7 +1,7 @@
-"""CSV and TSV: every cell is text, only the empty cell is missing, and a broken row costs nothing but itself.
+"""Read CSV and TSV: every cell is text, only the empty cell is missing, and a broken row costs only itself.
 
-The standard library reads them: pandas and Arrow, which `datasets` uses, give up the whole file for one bad row, and
-take words such as `NA` for missing values and `007` for a number.
+Read with the standard library: pandas and Arrow, which `datasets` uses, reject the whole file for one bad row, and
+read words such as `NA` as missing values and `007` as a number.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from everclip.data.reading.settings import PLAIN, Reading
 from everclip.errors import DataError
 
 MAX_LINE = 16 * 1024 * 1024
-"""Characters of one line; what follows them counts as another."""
+"""Limit of characters in a line; the rest counts as another line."""
 
 _BLOCK = 65_536
-_LOOKED_AT = 30  # lines, to tell how the file is written
+_LOOKED_AT = 30  # lines, to detect the dialect
 
 
 def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
@@ -35,10 +35,10 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
 
     Args:
         path: the file.
-        reading: encoding, separator and header as the user says; what is not said is found out.
+        reading: encoding, separator and header as the user says; others are detected.
 
     Raises:
-        DataError: if there is no header, it is not of the encoding, or names a column twice; or for quotes without end.
+        DataError: for a header that is missing, cannot be decoded or names a column twice; for too many open quotes.
     """
     csv.field_size_limit(MAX_CELL)
     encoding = text_encoding(path, reading.encoding)
@@ -62,9 +62,9 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
         columns, numbers, broken = _rows(path, header, records, encoding)
     notes = [encoding.note] if encoding.note else []
     notes += dialect.notes
-    if records.as_they_stand:
+    if records.literal_quotes:
         notes.append(
-            f'{path.name}: quotes (") of {records.as_they_stand:,} lines are plain text: they do not close'
+            f'{path.name}: quotes (") of {records.literal_quotes:,} lines are plain text: they do not close'
         )
     return Raw(
         path.name,
@@ -79,14 +79,14 @@ def read_text_table(path: Path, reading: Reading = PLAIN) -> Raw:
 
 
 def _is_path_list(lines: list[str], reading: Reading) -> bool:
-    """Whether every line is a picture's path, a blank and a text."""
-    told = reading.separator not in (None, " ") or reading.header is True
+    """Whether every line is an image's path, a blank and a text."""
+    is_set = reading.separator not in (None, " ") or reading.header is True
     held = [line for line in lines if line.strip()]
-    return not told and bool(held) and all(path_and_text(line) for line in held)
+    return not is_set and bool(held) and all(path_and_text(line) for line in held)
 
 
 def _header(path: Path, records: Records, dialect: Dialect, encoding: TextEncoding) -> list[str]:
-    """Return the names of the columns: of the first line, or numbers from 1 where there is none."""
+    """Return the column names: from the first line, or numbers from 1 without a header."""
     kind = content_ending(path)[1:]
     if not dialect.header:
         (first,) = records.lines.peek() or [""]
@@ -134,13 +134,13 @@ def _rows(
         if problem is None and row > 1 and list(map(trimmed, record)) == header:
             problem = (
                 "bad-row",
-                "the line repeats the names of the columns, as where files are joined; remove it",
+                "the line repeats the names of the columns, as if files were joined; remove it",
             )
         if problem is not None:
             broken.append(Entry(row, f"{path.name}, row {row} (line {line})", *problem))
             continue
         for column, cell in zip(cells, record, strict=True):
-            # Programs that draw bars between cells put blanks beside them.
+            # Programs that print bars between cells put blanks beside them.
             column.append((cell.strip() if records.separator == "|" else cell) or None)
         numbers.append(row)
         if len(cells[0]) == _BLOCK:

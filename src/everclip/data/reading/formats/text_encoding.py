@@ -1,7 +1,7 @@
-"""The encoding of a text file: given by the user, by its first bytes, UTF-8, or cp1252; else the user is asked.
+"""Detect the encoding of a text file: as the user says, by its first bytes, UTF-8, or cp1252; else ask the user.
 
-Only what can be proved is guessed. Statistics over letters (as `charset-normalizer` and `chardet` use) give an answer
-for any bytes, and a wrong one for short texts: captions would be changed without a word.
+Only a certain encoding is used. Statistics over letters (`charset-normalizer`, `chardet`) give an answer for any bytes,
+and often a wrong one for short texts: captions would change silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO
 from everclip.errors import DataError
 
 ERRORS = "everclip-undecoded"
-"""Error handler of `open`: bytes that are no text become lone surrogates, which a reader can look for."""
+"""Error handler of `open`: undecodable bytes become lone surrogates, which readers detect."""
 
 _BLOCK = 1024 * 1024
 _MARKS = (
@@ -39,11 +39,11 @@ _FOREIGN = (
     (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself (git lfs pull)"),
     (b"%PDF", "a PDF", "export the table as CSV (UTF-8)"),
 )
-# Only where a word begins: a long run of letters is then looked at once, not once from each of its letters.
+# Anchored at the beginning of a word, so that a long run of letters is scanned once.
 _WORDS = re.compile(rb"(?<![A-Za-z\x80-\xff])[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]*")
 _PUNCTUATION = frozenset("‘’“”‚„–—…•€£©®™°§«»·´¡¿½¼¾±²³×º\u00a0")
 _LETTERS = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôõöøùúûüŒœªº")
-"""Letters of western Europe's large languages; the others of cp1252 are commoner in texts of other encodings."""
+"""Letters of western European languages; other letters of cp1252 are more frequent in other encodings."""
 
 _MOST_WORDS = 100_000
 _OTHERS = "cp1250, cp1251, mac_roman, shift_jis, gb18030..."
@@ -65,8 +65,8 @@ class TextEncoding:
 
     Attributes:
         name: as Python calls it.
-        note: a line for people where it was guessed, else empty.
-        remedy: what to say beside text that is not of this encoding.
+        note: a line for people if it was guessed, else empty.
+        remedy: the message for text that is not in this encoding.
     """
 
     name: str
@@ -74,24 +74,24 @@ class TextEncoding:
     remedy: str = ""
 
 
-def encoding_of(path: Path, file: BinaryIO, given: str | None = None) -> TextEncoding:
+def encoding_of(path: Path, file: BinaryIO, user_encoding: str | None = None) -> TextEncoding:
     """Return the encoding of a text file.
 
     Args:
-        path: what messages call the file.
+        path: shown in messages.
         file: at its start; left anywhere.
-        given: the encoding that the user says.
+        user_encoding: the encoding that the user says.
 
     Raises:
-        DataError: if the file is no text at all.
+        DataError: if the file is not text.
     """
     start = file.read(4096)
     for mark, what, remedy in _FOREIGN:
         if start.startswith(mark):
             raise DataError(f"{path}: not a text file: it is {what}; {remedy}.")
-    if given is not None:
-        name = "utf-8-sig" if given == "utf-8" else given
-        return TextEncoding(name, remedy=f"not {given} text")
+    if user_encoding is not None:
+        name = "utf-8-sig" if user_encoding == "utf-8" else user_encoding
+        return TextEncoding(name, remedy=f"not {user_encoding} text")
     for mark, name in _MARKS:
         if start.startswith(mark) and (name == "utf-8-sig" or len(start) > len(mark)):
             wide = name != "utf-8-sig"
@@ -105,7 +105,7 @@ def encoding_of(path: Path, file: BinaryIO, given: str | None = None) -> TextEnc
 
 
 def _wide(start: bytes) -> str | None:
-    """Return which UTF-16 a file without a mark is in: of western text every other byte is 0."""
+    """Return the UTF-16 variant of a file without a byte order mark: in western text every other byte is 0."""
     pairs = len(start) // 2
     if pairs < 4:
         return None
@@ -116,7 +116,7 @@ def _wide(start: bytes) -> str | None:
 
 
 def _narrow(path: Path, file: BinaryIO) -> TextEncoding:
-    """Tell UTF-8 from Windows' western encoding (cp1252)."""
+    """Distinguish UTF-8 from cp1252, the western encoding of Windows."""
     utf8, words, in_header = _bytes_words(file)
     if not words:
         return TextEncoding("utf-8")
@@ -128,7 +128,7 @@ def _narrow(path: Path, file: BinaryIO) -> TextEncoding:
     if len(odd) > 0.02 * len(words):
         shown = ", ".join(f"{word[:24].decode('cp1252', 'replace')!r}" for word in odd[:3])
         note = (
-            f"{path.name}: not UTF-8, and not surely cp1252 either (it would read {shown}); say the encoding with "
+            f"{path.name}: not UTF-8, and not certainly cp1252 either (it would read {shown}); say the encoding with "
             f"data.encoding=NAME ({_OTHERS})"
         )
         remedy = f"not UTF-8 text, and as cp1252 it would be {shown}; say the encoding: data.encoding=NAME ({_OTHERS})"
@@ -142,17 +142,17 @@ def _narrow(path: Path, file: BinaryIO) -> TextEncoding:
 
 
 def _bytes_words(file: BinaryIO) -> tuple[bool, Counter[bytes], bool]:
-    """Look at the words of a file that hold other than ASCII.
+    """Examine the words of a file that are not ASCII.
 
     Returns:
-        Whether any is UTF-8; those that are not; whether one of these is in the first line.
+        Whether any is UTF-8; the words that are not; whether one of these is in the first line.
     """
     words: Counter[bytes] = Counter()
     utf8, first_line, in_header = False, True, False
     rest = b""
     while block := file.read(_BLOCK):
         block = rest + block
-        # A word may go on in the next block.
+        # A word may continue in the next block.
         cut = max(block.rfind(b"\n"), block.rfind(b" ")) + 1 or len(block)
         block, rest = block[:cut], block[cut:] if len(block) - cut < _BLOCK else b""
         if not block.isascii():
@@ -182,7 +182,7 @@ def _is_utf8(word: bytes) -> bool:
 
 
 def _is_western(word: bytes) -> bool:
-    """Whether bytes are surely a word of a western language in cp1252, or its punctuation.
+    """Whether bytes are certainly a western word or punctuation in cp1252.
 
     In other encodings most letters of a word are above 127 (Cyrillic, Greek, Asian), or become marks inside words,
     capitals behind small letters, or letters of other languages (Mac, DOS, central European, Turkish).

@@ -1,4 +1,4 @@
-"""Open a text file of any encoding, packed by gzip or not, with a bound on what is unpacked."""
+"""Open text files in any encoding, also compressed by gzip, with a limit on the uncompressed size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MOST_TIMES = 100
 
 
 def content_ending(path: Path) -> str:
-    """Return the ending of a file in small letters, without that of the packing: `.csv` of `a.CSV.gz`."""
+    """Return the ending of a file in lower case, without `.gz`: `.csv` of `a.CSV.gz`."""
     name = path.name.lower().removesuffix(PACKED)
     return Path(name).suffix
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Open a file, unpacked.
+    """Open a file; decompress it if it ends in `.gz`.
 
     Raises:
         OSError: if it cannot be opened.
@@ -34,65 +34,65 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path, encoding: str) -> TextIO:
-    """Open a file as text; bytes that are no text become lone surrogates, line ends stay as they are."""
+    """Open a file as text; undecodable bytes become lone surrogates, line ends are kept."""
     return io.TextIOWrapper(open_bytes(path), encoding=encoding, errors=ERRORS, newline="")
 
 
-def text_encoding(path: Path, given: str | None = None) -> TextEncoding:
-    """Return the encoding of a text file; `given` is what the user says.
+def text_encoding(path: Path, user_encoding: str | None = None) -> TextEncoding:
+    """Return the encoding of a text file; `user_encoding` is what the user says.
 
     Raises:
-        DataError: if it is no text at all.
+        DataError: if it is not text.
     """
     with open_bytes(path) as file:
-        return encoding_of(path, file, given)
+        return encoding_of(path, file, user_encoding)
 
 
-def small_text(path: Path, most: int, given: str | None = None) -> str:
-    """Return the text of a small file: in the encoding that the user says, else that its first bytes say, else UTF-8.
+def small_text(path: Path, most: int, user_encoding: str | None = None) -> str:
+    """Return the text of a small file: in the encoding of the user, else of its first bytes, else UTF-8.
 
-    Nothing is guessed from its words, since it has too few of them.
+    Nothing is guessed from its words: it has too few.
 
     Args:
         path: the file.
-        most: bytes that it may have.
-        given: the encoding that the user says.
+        most: limit of its bytes.
+        user_encoding: the encoding that the user says.
 
     Raises:
         OSError: if it cannot be read.
-        DataError: if it is larger, or not of that encoding.
+        DataError: if it is larger, or not in that encoding.
     """
     with open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise DataError(f"{path.name}: larger than {most:,} bytes")
-    return decoded(path.name, data, given)
+    return decoded(path.name, data, user_encoding)
 
 
-def decoded(name: str, data: bytes, given: str | None = None) -> str:
-    """Return the text of a few bytes: in the encoding that the user says, else as their first bytes say, else UTF-8.
+def decoded(name: str, data: bytes, user_encoding: str | None = None) -> str:
+    """Return the text of a few bytes: in the encoding of the user, else of the first bytes, else UTF-8.
 
     Args:
-        name: what messages call it.
+        name: shown in messages.
         data: the bytes.
-        given: the encoding that the user says.
+        user_encoding: the encoding that the user says.
 
     Raises:
-        DataError: if they are not of that encoding.
+        DataError: if they are not in that encoding.
     """
-    found = encoding_of(Path(name), io.BytesIO(data), given)
-    encoding = "utf-8" if found.name == "cp1252" and given is None else found.name
+    found = encoding_of(Path(name), io.BytesIO(data), user_encoding)
+    encoding = "utf-8" if found.name == "cp1252" and user_encoding is None else found.name
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{name}: byte {error.start} is not {(given or encoding).upper()}; say the encoding with "
+            f"{name}: byte {error.start} is not {(user_encoding or encoding).upper()}; say the encoding with "
             "data.encoding=NAME"
         ) from error
 
 
 def is_text(text: str) -> bool:
-    """Whether a text holds no byte that could not be decoded, and no half of a surrogate pair."""
+    """Whether a text has no undecodable bytes and no half of a surrogate pair."""
     if text.isascii():
         return True
     try:
@@ -103,7 +103,7 @@ def is_text(text: str) -> bool:
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzip file; a small file may stand for any number of bytes, so reading stops at a bound."""
+    """The content of a gzip file; a small file may decompress to any size, so reading stops at a limit."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, gzip.open(path, "rb")  # noqa: SIM115  # closed in close()

@@ -1,1 +1,1 @@
-"""The usual layouts of public data sets: one function each, from a folder to a list of pictures with labels."""
+"""The usual layouts of public data sets: one function each, from a folder to a list of images with labels."""

@@ -1,4 +1,4 @@
-"""Data sets that keep all pictures in one file of numbers: MNIST (idx) and CIFAR-100 (binary version)."""
+"""Data sets with all images in one binary file: MNIST (idx) and CIFAR-100."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ import numpy.typing as npt
 from PIL import Image
 
 from everclip.data.catalog.cards import Card
-from everclip.data.reading.formats.layouts.listed import Known, Listed, Place
+from everclip.data.reading.formats.layouts.common import Dataset, ImageList, Layout
 from everclip.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 MOST_BYTES = 1 << 28
-"""Of one file, unpacked; that of the training pictures of MNIST has 47 MB, that of CIFAR-100 154 MB."""
+"""Limit of one uncompressed file; the training images of MNIST have 47 MB, those of CIFAR-100 154 MB."""
 
 _CIFAR_ROW = 2 + 3 * 32 * 32
 
 
-def _mnist(place: Place, card: Card) -> Listed:
-    found, parts = Listed(), []
+def _mnist(dataset: Dataset, card: Card) -> ImageList:
+    found, parts = ImageList(), []
     for side, name in (("train", "train"), ("test", "t10k")):
-        labels = _idx(place.folder / f"{name}-labels-idx1-ubyte", 1)
-        images = _idx(place.folder / f"{name}-images-idx3-ubyte", 3)
+        labels = _idx(dataset.folder / f"{name}-labels-idx1-ubyte", 1)
+        images = _idx(dataset.folder / f"{name}-images-idx3-ubyte", 3)
         if len(labels) != len(images):
             raise DataError(
-                f"{place.folder}: {name} holds {len(images):,} pictures and {len(labels):,} labels."
+                f"{dataset.folder}: {name} holds {len(images):,} images and {len(labels):,} labels."
             )
-        _require_below(labels, card, place.folder / f"{name}-labels-idx1-ubyte")
+        _require_below(labels, card, dataset.folder / f"{name}-labels-idx1-ubyte")
         for i, label in enumerate(labels.tolist()):
             found.add(f"{name} {i}", label, side)
         parts.append(images)
@@ -45,13 +45,13 @@ def _mnist(place: Place, card: Card) -> Listed:
 
 
 def _idx(path: Path, dims: int) -> Pixels:
-    """Read an idx file of bytes, packed by gzip or not."""
+    """Read an idx file of bytes, also compressed by gzip."""
     packed = path.with_name(path.name + ".gz")
     try:
         with open(path, "rb") if path.is_file() else gzip.open(packed) as file:
             magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 * (1 + dims)))
             size = math.prod(shape)
-            # No more is unpacked than the head says: a file of megabytes may unpack to a memory full.
+            # Decompress no more than the header states: a file of megabytes may fill the memory.
             data = file.read(size + 1) if size <= MOST_BYTES else b""
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"{path} (or .gz): cannot be read as an idx file ({error}).") from error
@@ -68,10 +68,10 @@ def _require_below(labels: Pixels, card: Card, path: Path) -> None:
         raise DataError(f"{path}: holds the class {labels.max()}; {card.title} has {len(card.names)}.")
 
 
-def _cifar(place: Place, card: Card) -> Listed:
-    found, parts = Listed(), []
+def _cifar(dataset: Dataset, card: Card) -> ImageList:
+    found, parts = ImageList(), []
     for side in ("train", "test"):
-        path = place.folder / f"{side}.bin"
+        path = dataset.folder / f"{side}.bin"
         data = _bytes_of(path)
         if len(data) % _CIFAR_ROW:
             raise DataError(
@@ -100,7 +100,7 @@ def _bytes_of(path: Path) -> Pixels:
 
 
 def _pngs(images: Iterable[Pixels]) -> Iterator[bytes]:
-    """Encode pictures without loss; the same pixels always give the same bytes."""
+    """Encode images without loss; the same pixels always give the same bytes."""
     for image in images:
         file = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG")
@@ -108,6 +108,6 @@ def _pngs(images: Iterable[Pixels]) -> Iterator[bytes]:
 
 
 LAYOUTS = {
-    "mnist": Known(("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"), _mnist),
-    "cifar100": Known(("train.bin",), _cifar),
+    "mnist": Layout(("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"), _mnist),
+    "cifar100": Layout(("train.bin",), _cifar),
 }

@@ -1,4 +1,4 @@
-"""Data sets whose labels are numbers in MATLAB files: Oxford Flowers 102 and Stanford Cars."""
+"""Data sets with labels in MATLAB files: Oxford Flowers 102 and Stanford Cars."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 import numpy as np
 
 from everclip.data.catalog.cards import Card
-from everclip.data.reading.formats.layouts.listed import Known, Listed, Place
+from everclip.data.reading.formats.layouts.common import Dataset, ImageList, Layout
 from everclip.data.reading.formats.matlab import read_matlab
 from everclip.errors import DataError
 
 _MOST = 1 << 31
 
 
-def _flowers(place: Place, card: Card) -> Listed:
-    labels = _numbers(place.folder / "imagelabels.mat", "labels")
-    sides = place.folder / "setid.mat"
-    found = Listed()
+def _flowers(dataset: Dataset, card: Card) -> ImageList:
+    labels = _numbers(dataset.folder / "imagelabels.mat", "labels")
+    sides = dataset.folder / "setid.mat"
+    found = ImageList()
     for side, name in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
         for number in _numbers(sides, name):
             if not 1 <= number <= len(labels):
-                raise DataError(f"{sides}: {name} names picture {number} of {len(labels)}.")
-            label = _from_one(labels[number - 1], card, place.folder / "imagelabels.mat")
+                raise DataError(f"{sides}: {name} names image {number} of {len(labels)}.")
+            label = _from_one(labels[number - 1], card, dataset.folder / "imagelabels.mat")
             found.add(f"jpg/image_{number:05d}.jpg", label, side)
     return found
 
 
-def _cars(place: Place, card: Card) -> Listed:
-    found = Listed()
+def _cars(dataset: Dataset, card: Card) -> ImageList:
+    found = ImageList()
     for side, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
-        path = place.folder / name
-        path = path if path.is_file() else place.folder / "devkit" / name
+        path = dataset.folder / name
+        path = path if path.is_file() else dataset.folder / "devkit" / name
         for row in _rows(path):
             label = _from_one(_whole(row["class"], f"{path}: class")[0], card, path)
             found.add(f"cars_{side}/{row['fname']}", label, side)
@@ -58,7 +58,7 @@ def _numbers(path: Path, name: str) -> list[int]:
 
 
 def _whole(values: Any, where: str) -> list[int]:
-    """Return whole numbers; there is at least one."""
+    """Return at least one whole number, as a list."""
     found = np.asarray(values).ravel()
     if not found.size or found.dtype.kind not in "iuf" or not np.array_equal(found, np.trunc(found)):
         raise DataError(f"{where}: expected whole numbers; found {str(values)[:80]!r}.")
@@ -74,6 +74,6 @@ def _from_one(number: int, card: Card, path: Path) -> int:
 
 
 LAYOUTS = {
-    "flowers": Known(("imagelabels.mat",), _flowers),
-    "cars": Known(("devkit/cars_train_annos.mat", "cars_train_annos.mat"), _cars),
+    "flowers": Layout(("imagelabels.mat",), _flowers),
+    "cars": Layout(("devkit/cars_train_annos.mat", "cars_train_annos.mat"), _cars),
 }

@@ -1,4 +1,4 @@
-"""Whether a public data set is complete: what is missing, and where people get it."""
+"""Check whether a public data set is complete; say what is missing and where to get it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CountMode = Literal["required", "noted"]
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What a data set should hold.
+class Expected:
+    """The expected content of a data set.
 
     Attributes:
         card: the data set.
-        where: the folder or source that was read.
-        expected: pictures per side.
-        classes: how many classes it should hold.
+        where: the folder or source.
+        expected: images per side.
+        classes: expected number of classes.
     """
 
     card: Card
@@ -33,7 +33,7 @@ class Counted:
 
 
 def present(folder: Path, files: Sequence[str]) -> list[int]:
-    """Return the places of the files that are there; every folder is listed once."""
+    """Return the positions of the files that exist; every folder is listed once."""
     held: dict[str, set[str]] = defaultdict(set)
     parents = {os.path.dirname(file) for file in files}
     for parent in parents:
@@ -44,13 +44,13 @@ def present(folder: Path, files: Sequence[str]) -> list[int]:
     return [i for i, file in enumerate(files) if os.path.basename(file) in held[os.path.dirname(file)]]
 
 
-def checked(
-    counted: Counted, sides: Sequence[str | None], labels: Sequence[int], mode: CountMode
+def check_counts(
+    counted: Expected, sides: Sequence[str | None], labels: Sequence[int], mode: CountMode
 ) -> list[str]:
-    """Compare what is there with what should be; returns a line for people where that is allowed to differ.
+    """Compare the content with the expected one; return a line for people if a difference is allowed.
 
     Raises:
-        DataError: naming what is missing and where people get it.
+        DataError: says what is missing and where to get it.
     """
     card = counted.card
     found = Counter(card.tested if side == "test" and card.tested not in sides else side for side in sides)
@@ -59,15 +59,15 @@ def checked(
     held = len(set(labels))
     if not differing and held == counted.classes:
         return []
-    parts = ", ".join(f"{found[side]:,} of {n:,} {side} pictures" for side, n in differing.items())
-    text = parts or "all pictures"
+    parts = ", ".join(f"{found[side]:,} of {n:,} {side} images" for side, n in differing.items())
+    text = parts or "all images"
     if held != counted.classes:
         text += f"; {held:,} of {counted.classes:,} classes{_missing(card, labels)}"
     if mode == "noted":
         return [f"{card.title}: {text}; numbers on it are not the benchmark's"]
     raise DataError(
         f"{card.title} in {counted.where}: {text}. Expected {card.files}; people get it from {card.get}. "
-        "To run on what is there all the same, say scenario.counts=noted."
+        "To run with the existing images anyway, set scenario.counts=noted."
     )
 
 

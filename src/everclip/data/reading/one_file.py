@@ -1,4 +1,4 @@
-"""One file in canonical columns: which column is which, where its pictures lie, and which rows cannot be used."""
+"""Bring one file to canonical columns: choose the columns, locate the images, find unusable rows."""
 
 from __future__ import annotations
 
@@ -8,37 +8,43 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from everclip.data.pictures.location import shared_places
+from everclip.data.pictures.location import first_same_location
 from everclip.data.reading.box_tables import with_classes_of_predictions, with_row_per_picture
-from everclip.data.reading.canonical import named, odd_values, plain, spread_captions, texts_of
-from everclip.data.reading.caption_cells import caption_notes, texts_of_objects, unpacked
+from everclip.data.reading.canonical import (
+    odd_values,
+    one_row_per_caption,
+    plain,
+    with_plain_names,
+    with_texts,
+)
+from everclip.data.reading.caption_cells import caption_notes, texts_of_objects, with_caption_lists
 from everclip.data.reading.caption_columns import with_caption_columns
+from everclip.data.reading.class_in_name import UnlabelledError
 from everclip.data.reading.columns import choose, describe, renamed
 from everclip.data.reading.content_columns import columns_by_content, picture_column
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.label_hints import label_hint
-from everclip.data.reading.names_of_files import UnlabelledError
-from everclip.data.reading.near_files import is_absolute
-from everclip.data.reading.one_hot import with_classes
+from everclip.data.reading.one_hot import with_one_hot_classes
+from everclip.data.reading.path_matching import is_absolute
 from everclip.data.reading.picture_folder import SAMPLE, picture_folder
 from everclip.data.reading.quarantine import Entry, Quarantine
-from everclip.data.reading.references import Resolver, image_places
+from everclip.data.reading.references import Resolver, image_locations
 from everclip.data.reading.spec import DataSpec
 from everclip.data.reading.split_columns import with_split_column
-from everclip.data.reading.written_values import as_meant
+from everclip.data.reading.written_values import interpreted
 from everclip.data.table import replaced
 from everclip.errors import DataError
 
 
 @dataclass
-class Part:
+class CanonicalFile:
     """One file in canonical columns.
 
     Attributes:
         columns: `image` holds positions among `pictures`.
         pictures: of type `everclip.data.pictures.location.PLACE`, one per row of the file.
         origin: each row's position in the file.
-        broken: rows that are set aside, and why.
+        broken: rows that are set aside, with reason and detail.
     """
 
     raw: Raw
@@ -64,25 +70,25 @@ class Part:
         return sorted(mine, key=lambda entry: entry.row or 0)
 
 
-def columns_of(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]]:
-    """Return a file, which of its columns is which, and a line per guess.
+def choose_columns(raw: Raw, spec: DataSpec) -> tuple[Raw, dict[str, str], list[str]]:
+    """Return a file, its columns by canonical name, and one line per guess.
 
     Raises:
-        ConfigError: for a canonical name that does not exist.
-        DataError: for a column that does not exist, or two that could be meant.
+        ConfigError: for an unknown canonical name.
+        DataError: for a column that does not exist, or if two columns fit.
     """
     names, lines = choose(raw.columns.schema, spec.columns, raw.known, raw.name)
     lines += columns_by_content(raw, names, spec.columns)
     raw = with_split_column(raw, names, spec.columns, lines)
-    raw, classes = with_classes(raw, names, spec.columns)
+    raw, classes = with_one_hot_classes(raw, names, spec.columns)
     lines += classes
     raw = with_row_per_picture(with_classes_of_predictions(raw, names, lines), names, lines)
     return with_caption_columns(raw, names, spec.columns, lines), names, lines
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the paths of a table start, and where the files of its URLs are; `None` = as the table says.
+class ImageFolders:
+    """Folders of the image files; `None`: as the table says.
 
     Attributes:
         root: folder that paths are relative to.
@@ -93,11 +99,13 @@ class Places:
     downloads: Path | None = None
 
 
-def part_of(raw: Raw, names: Mapping[str, str], spec: DataSpec, places: Places, labelled: bool) -> Part:
-    """Bring one file to canonical columns; `raw.notes` takes what people should know.
+def one_file(
+    raw: Raw, names: Mapping[str, str], spec: DataSpec, places: ImageFolders, labelled: bool
+) -> CanonicalFile:
+    """Bring one file to canonical columns; add notes for people to `raw.notes`.
 
     Raises:
-        DataError: for data without pictures, or without captions and classes where they are needed.
+        DataError: for data without images, or without captions and classes if these are needed.
     """
     _require(names, raw, labelled)
     columns, unread = plain(renamed(raw.columns, names))
@@ -106,33 +114,33 @@ def part_of(raw: Raw, names: Mapping[str, str], spec: DataSpec, places: Places, 
         places.downloads,
         places.root if raw.root_fixed else None,
     )
-    pictures, missing = image_places(columns.column("image"), resolver, raw.name)
+    pictures, missing = image_locations(columns.column("image"), resolver, raw.name)
     raw.notes += [f"{raw.name}: {line}" for line in resolver.notes()]
-    columns = replaced(columns, "image", shared_places(pictures))
-    columns, written, errors = as_meant(columns, raw.name)
+    columns = replaced(columns, "image", first_same_location(pictures))
+    columns, written, errors = interpreted(columns, raw.name)
     columns, objects, odd = texts_of_objects(columns, raw.name)
-    columns, listed = unpacked(columns, raw.name)
-    columns, origin = spread_captions(columns, raw.name)
+    columns, listed = with_caption_lists(columns, raw.name)
+    columns, origin = one_row_per_caption(columns, raw.name)
     flaws = [(row, *flaw) for row, flaw in raw.flaws.items()]
     unusable = (*missing, *unread, *flaws, *errors, *odd, *odd_values(raw.odd, names))
     by_row = {row: (reason, detail) for row, reason, detail in unusable}
     broken = {position: by_row[row] for position, row in enumerate(origin) if row in by_row}
-    columns, problems = named(columns, raw.name, raw.textual)
+    columns, problems = with_plain_names(columns, raw.name, raw.textual)
     broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
     raw.notes += [*written, *objects, *listed, *caption_notes(columns, raw.name)]
     if labelled:
-        columns, problems = texts_of(columns, broken)
+        columns, problems = with_texts(columns, broken)
         broken |= {i: (reason, detail) for i, reason, detail in problems if i not in broken}
     for name, value in (("split", raw.split), ("language", spec.language)):
         if value is not None and name not in columns.column_names:
             columns = columns.append_column(name, pa.array([value] * columns.num_rows, pa.string()))
     if "class_key" not in columns.column_names and "class_name" in columns.column_names:
         columns = columns.append_column("class_key", columns.column("class_name"))
-    return Part(raw, columns, pictures, origin, broken)
+    return CanonicalFile(raw, columns, pictures, origin, broken)
 
 
 def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
-    """Return the folder that paths start from and may not leave; `None` where they are taken as they are."""
+    """Return the folder that paths start from and may not leave; `None` if they are used as they are."""
     if not raw.confined:
         return None
     if raw.root_fixed or root is not None or raw.root is None or not pa.types.is_string(images.type):
@@ -145,31 +153,31 @@ def _start(raw: Raw, images: pa.ChunkedArray, root: Path | None) -> Path | None:
 
 
 def _of_paths_alone(raw: Raw) -> str:
-    """Return a sentence about a list that names pictures and nothing else."""
+    """Return a sentence about a list that holds nothing but image names."""
     if not raw.textual or len([name for name in raw.columns.column_names if name != "image"]) != 1:
         return ""
     return (
-        " Its lines name pictures and nothing else: give the folder of the pictures, whose folders are the classes and "
+        " Its lines name images and nothing else: give the folder of the images, whose folders are the classes and "
         "whose lists called train, val or test are the sides."
     )
 
 
 def _require(names: Mapping[str, str], raw: Raw, labelled: bool) -> None:
-    """Refuse data without pictures, or with neither captions nor classes where they are needed."""
+    """Refuse data without images, or with neither captions nor classes if these are needed."""
     held = describe(raw.columns.column_names)
     if raw.broken and not raw.columns.num_rows:
-        # Columns are known from rows: without one there is nothing to say about them.
+        # Columns are known from rows: without rows there are no columns to name.
         raise DataError(Quarantine(raw.name, len(raw.broken), tuple(raw.broken)).table())
     if raw.broken:
         held += (
             f" ({Quarantine(raw.name, raw.columns.num_rows + len(raw.broken), tuple(raw.broken)).summary()})"
         )
-    # How the file was read may be why a column is missing.
+    # A wrong guess about the file may be the reason for a missing column.
     guessed = "".join(f"\n  ({line})" for line in raw.notes[:3])
     if "image" not in names:
         near = picture_column(raw.columns, names)
         remedy = (
-            f"The cells of {near!r} name pictures: say data.columns.image={near}."
+            f"The cells of {near!r} name images: say data.columns.image={near}."
             if near is not None
             else "Name it with data.columns.image=NAME."
         )

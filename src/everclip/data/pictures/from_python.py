@@ -1,4 +1,4 @@
-"""Pictures in a Python program: encoded bytes, PIL pictures, arrays, tensors; the same rules for all of them."""
+"""Images from Python: encoded bytes, PIL images, arrays, tensors. The same rules apply to all of them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import numpy as np
 from PIL import Image
 
 from everclip.data.pictures.images import loaded
-from everclip.data.pictures.refusal import MAX_BYTES, PictureError
+from everclip.data.pictures.picture_error import MAX_BYTES, PictureError
 
 KINDS = (
-    "a path, encoded bytes, a PIL picture, an array (H, W, 3) of uint8, or a tensor (3, H, W) of uint8 or of floats in "
+    "a path, encoded bytes, a PIL image, an array (H, W, 3) of uint8, or a tensor (3, H, W) of uint8 or of floats in "
     "[0, 1]"
 )
-"""What a picture may be, for messages."""
+"""The accepted kinds of images, for messages."""
 
 
 def is_array(value: object) -> bool:
     """Whether a value is an array or a tensor (of numpy, torch or others)."""
-    plain = isinstance(value, str | bytes | Image.Image)  # a text of numpy is text
+    plain = isinstance(value, str | bytes | Image.Image)  # a NumPy string is text
     return not plain and hasattr(value, "__array__") and hasattr(value, "ndim")
 
 
 def encoded(value: Any, name: str) -> bytes | None:
-    """Return what a program holds as the bytes of a picture file without loss; `None` for what is no such thing.
+    """Return an image as the bytes of a lossless image file; `None` for other values.
 
     Args:
-        value: encoded bytes, an open binary file, a PIL picture, an array or a tensor.
-        name: what errors call it.
+        value: encoded bytes, an open binary file, a PIL image, an array or a tensor.
+        name: shown in errors.
 
     Raises:
-        PictureError: for an array that is no picture; says what was found and expected.
+        PictureError: for an array that is not an image.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
@@ -65,11 +65,11 @@ def _file_of(picture: Image.Image) -> bytes:
 
 
 def picture_of(value: Any, name: str) -> Image.Image:
-    """Return an array or tensor as a picture.
+    """Return an array or tensor as an image.
 
     Args:
         value: uint8 `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels; floats in [0, 1] stand for shares.
-        name: what errors call it.
+        name: shown in errors.
 
     Raises:
         PictureError: for another shape, type or range.
@@ -97,7 +97,7 @@ def _bytes_of(array: np.ndarray, name: str) -> np.ndarray:
         raise _refused(name, "an array with NaN or infinite values")
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 1:
-        why = "normalised already; give the picture before that" if low < 0 else "0 to 255? Give uint8 then"
+        why = "normalised already; give the image before that" if low < 0 else "0 to 255? Give uint8 then"
         raise _refused(
             name, f"an array of {array.dtype} from {low:.3g} to {high:.3g}; expected [0, 1] ({why})"
         )

@@ -1,4 +1,4 @@
-"""Files and folders that systems and programs leave beside data: they are passed over, counted and named."""
+"""Recognise files and folders that systems and programs leave beside data; they are skipped, counted and named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDERS = frozenset(
         "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb", "@sharebin", "#recycle", "#snapshot",
     )
 )  # fmt: skip
-"""In small letters; names that begin with a dot count as well."""
+"""In lower case; names that begin with a dot count, too."""
 
 FILES = frozenset(
     (
@@ -19,41 +19,41 @@ FILES = frozenset(
         "autorun.inf", "zbthumbnail.info", "desktop.lnk",
     )
 )  # fmt: skip
-"""In small letters; names that begin with a dot or with `~$` count as well."""
+"""In lower case; names that begin with a dot or `~$` count, too."""
 
 _SHOWN = 5
 
 
-def is_foreign_folder(name: str) -> bool:
-    """Whether a folder of this name holds no data of the user."""
+def is_system_folder(name: str) -> bool:
+    """Whether a folder with this name is left by a system or a program."""
     return name.startswith(".") or name.lower() in FOLDERS
 
 
-def is_foreign_file(name: str) -> bool:
-    """Whether a file of this name is none of the user's."""
+def is_system_file(name: str) -> bool:
+    """Whether a file with this name is left by a system or a program."""
     return name.startswith((".", "~$")) or name.lower() in FILES
 
 
-def is_foreign_path(path: str) -> bool:
-    """Whether a path that a list or an archive names leads to a file of a system.
+def is_system_path(path: str) -> bool:
+    """Whether a path in a list or an archive is left by a system or a program.
 
-    A hidden file or folder that a list names is meant; what macOS, a notebook or a storage box leaves is not.
+    Hidden files and folders that a list names are data; files of macOS, notebooks and storage boxes are not.
     """
     *folders, name = path.replace("\\", "/").split("/")
     left = any(part.lower() in FOLDERS or part == ".ipynb_checkpoints" for part in folders)
     return left or name.startswith("._") or name == ".DS_Store" or name.lower() in FILES
 
 
-def foreign_note(where: str, names: Iterable[str]) -> list[str]:
-    """Return a line that counts and names what was passed over, or none."""
+def system_files_note(where: str, names: Iterable[str]) -> list[str]:
+    """Return a line with the number and the names of skipped files; nothing if there are none."""
     counts = Counter(names)
     if not counts:
         return []
-    return [f"{where}: passed over, left by a system or a program: {counts.total():,} ({some(counts)})"]
+    return [f"{where}: ignored, left by a system or a program: {counts.total():,} ({brief(counts)})"]
 
 
-def some(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
+def brief(names: Iterable[str]) -> str:
+    """Return the first names, separated by commas, and the number of the others."""
     held = list(dict.fromkeys(names))
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in held[:_SHOWN])
     return shown + (f" and {len(held) - _SHOWN:,} more" if len(held) > _SHOWN else "")

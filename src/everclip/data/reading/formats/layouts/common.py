@@ -1,4 +1,4 @@
-"""What a layout gives, and small helpers that layouts share."""
+"""The types of layouts, and helpers that layouts share."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from everclip.data.catalog.cards import Card
-from everclip.data.reading.formats.foreign import is_foreign_file, is_foreign_folder
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS
+from everclip.data.reading.formats.system_files import is_system_file, is_system_folder
 from everclip.errors import DataError
 
 
 @dataclass
-class Listed:
-    """The pictures of a data set as its own files name them.
+class ImageList:
+    """The images of a data set by its own files.
 
     Attributes:
-        files: paths within the folder, or what to call pictures that are no files.
-        labels: the class of each.
-        sides: `train`, `val` or `test` of each; `None` where the data set has no split of its own.
+        files: paths within the folder, or names of images that are not files.
+        labels: the class of each image.
+        sides: `train`, `val` or `test` of each image; `None` if the data set has no split.
         more: further columns.
-        pictures: encoded pictures in the order of `files`, where they are no files.
-        names: class names that the data set's own files bring.
+        pictures: encoded images in the order of `files`, if they are not files.
+        names: class names from the data set's own files.
     """
 
     files: list[str] = field(default_factory=list)
@@ -36,15 +36,15 @@ class Listed:
     names: tuple[str, ...] | None = None
 
     def add(self, file: str, label: int, side: str | None) -> None:
-        """Add a picture."""
+        """Add an image."""
         self.files.append(file)
         self.labels.append(label)
         self.sides.append(side)
 
-    def keep(self, wanted: Iterable[int]) -> Listed:
-        """Return the pictures at some places; they must be files."""
+    def keep(self, wanted: Iterable[int]) -> ImageList:
+        """Return the images at some positions; they must be files."""
         at = list(wanted)
-        return Listed(
+        return ImageList(
             [self.files[i] for i in at],
             [self.labels[i] for i in at],
             [self.sides[i] for i in at],
@@ -55,12 +55,12 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a data set lies.
+class Dataset:
+    """The folders of a data set.
 
     Attributes:
-        folder: its own.
-        root: that of all data sets.
+        folder: of the data set.
+        root: of all data sets.
     """
 
     folder: Path
@@ -69,20 +69,20 @@ class Place:
 
 _DIGITS = 9
 
-Layout = Callable[[Place, Card], Listed]
+ReadLayout = Callable[[Dataset, Card], ImageList]
 
 
 @dataclass(frozen=True)
-class Known:
-    """A layout: the files or folders any of which tell it, how to read it, and the label that a path says."""
+class Layout:
+    """A layout: files or folders that identify it (one is enough), its reader, and the label in a path."""
 
     marks: tuple[str, ...]
-    read: Layout
+    read: ReadLayout
     label: Callable[[str, Card], int] | None = None
 
 
 def lines(path: Path) -> list[str]:
-    """Return the lines of a text file that hold something.
+    """Return the lines of a text file that are not blank.
 
     Raises:
         DataError: if it cannot be read as UTF-8 text.
@@ -94,7 +94,7 @@ def lines(path: Path) -> list[str]:
 
 
 def json_of(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         DataError: if it cannot be read as JSON, or is nested too deep.
@@ -108,48 +108,48 @@ def json_of(path: Path) -> Any:
 def folders(path: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted."""
     try:
-        return sorted(e.name for e in os.scandir(path) if e.is_dir() and not is_foreign_folder(e.name))
+        return sorted(e.name for e in os.scandir(path) if e.is_dir() and not is_system_folder(e.name))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def pictures(path: Path) -> list[str]:
-    """Return the names of the pictures in a folder, sorted.
+    """Return the names of the images in a folder, sorted.
 
     Raises:
-        DataError: if the folder cannot be read, or a picture's name is not UTF-8.
+        DataError: if the folder cannot be read, or an image's name is not UTF-8.
     """
     try:
         names = sorted(e.name for e in os.scandir(path) if e.is_file())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    found = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_ENDINGS and not is_foreign_file(n)]
+    found = [n for n in names if n.rpartition(".")[2].lower() in IMAGE_ENDINGS and not is_system_file(n)]
     odd = next((n for n in found if any("\udc80" <= c <= "\udcff" for c in n)), None)
     if odd is not None:
-        raise DataError(f"{path}: the name of the picture {odd!a} is not UTF-8; rename it.")
+        raise DataError(f"{path}: the name of the image {odd!a} is not UTF-8; rename it.")
     return found
 
 
 def plain(text: str) -> str:
-    """Return a class name as it is compared: small letters, blanks for underscores, no blanks around."""
+    """Return a class name in comparable form: lower case, single blanks instead of underscores."""
     return " ".join(text.replace("_", " ").casefold().split())
 
 
 def label_of(text: str, card: Card, names: tuple[str, ...] | None = None) -> int | None:
-    """Return the label that a class is called by: its name, its own label, or its number."""
+    """Return the label of a class that is given by name, by the data set's own name, or by number."""
     found = named_label(text, card, names)
     number = number_of(text) if found is None else None
     return number if number is not None and number < len(names or card.names) else found
 
 
 def number_of(text: str) -> int | None:
-    """Return the whole number that a text is, or `None`: raised digits and ones without end are none."""
+    """Return a text as a whole number, or `None`; superscript digits and very long numbers are not numbers."""
     digits = text.strip()
     return int(digits) if digits.isdecimal() and len(digits) <= _DIGITS else None
 
 
 def named_label(text: str, card: Card, names: tuple[str, ...] | None = None) -> int | None:
-    """Return the label of the class that has this name or own label; a number alone says none."""
+    """Return the label of the class with this name or own name of the data set, or `None`; numbers do not count."""
     return _table(card, names or card.names).get(plain(text))
 
 

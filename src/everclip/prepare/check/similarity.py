@@ -1,4 +1,4 @@
-"""Whether two pictures show the same: equal pixels, or so alike that one is the other saved anew."""
+"""Compare images: equal pixels, or near duplicates such as a file saved again."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from everclip.data.pictures.deep import Deep
+from everclip.data.pictures.bit_depth import HighBitImage
 from everclip.data.pictures.images import Rendered
 from everclip.prepare.check.neighbours import Hashes, Indices, bit_count
 
 SIDE = 16
-"""Pictures are compared as thumbnails of this side."""
+"""Side of the thumbnails that are compared, in pixels."""
 
 MEAN_DIFFERENCE = 10.0
 LARGEST_DIFFERENCE = 64
-"""What thumbnails of near duplicates differ by at the most, of 255, on average and in the worst place.
+"""Limits of the difference of near duplicates' thumbnails, of 255: mean and largest.
 
 A photograph saved again as JPEG of quality 30, at half the side, or 10 % brighter stays within them; the same
 metronome with its pendulum on the other side does not (mean 1.9, largest 112).
 """
 
 BRIGHTER = 24.0
-"""Grey levels by which one may be brighter than the other as a whole; not counted as a difference."""
+"""A difference in overall brightness up to this many grey levels is ignored."""
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is kept of a decoded picture for comparing.
+    """The data of a decoded image that are compared.
 
     Attributes:
-        thumb: thumbnail `(SIDE, SIDE, 3)` of the picture as a model sees it.
-        pixels: digest of the picture before it was laid on a background or cut to 8 bits.
-        blank: whether nothing is left to see, so that the thumbnail says nothing.
+        thumb: thumbnail `(SIDE, SIDE, 3)` of the image as a model sees it.
+        pixels: digest of the image before compositing and conversion to 8 bits.
+        blank: whether the image shows nothing, so that the thumbnail is useless.
     """
 
     thumb: npt.NDArray[np.int16]
@@ -45,46 +45,46 @@ class Sketch:
 
 
 def sketch(picture: Image.Image) -> Sketch:
-    """Return the sketch of an RGB picture that is its own original."""
+    """Return the sketch of an RGB image that was not converted."""
     return Sketch(_thumb(picture), _digest(f"{picture.size}", picture.tobytes()), False)
 
 
-def sketch_of(found: Rendered) -> Sketch:
-    """Return the sketch of a decoded picture."""
-    return Sketch(_thumb(found.picture), original_digest(found), found.blank)
+def sketch_of(rendered: Rendered) -> Sketch:
+    """Return the sketch of a decoded image."""
+    return Sketch(_thumb(rendered.picture), original_digest(rendered), rendered.blank)
 
 
 def _thumb(picture: Image.Image) -> npt.NDArray[np.int16]:
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=3.0), dtype=np.int16)
 
 
-def original_digest(found: Rendered) -> bytes:
-    """Return a digest of all that a picture holds: equal digests mean copies of one original.
+def original_digest(rendered: Rendered) -> bytes:
+    """Return a digest of an image before conversion; equal digests mean copies of one original.
 
-    What the conversion to RGB with 8 bits loses counts: two white drawings on transparency are no copies of each
-    other though both are blank on white. Colours that are hidden because they are wholly transparent do not count.
+    Details that the conversion to RGB with 8 bits loses count: two white drawings on transparency are not copies of
+    each other, though both are blank on white. Colours of fully transparent pixels do not count.
     """
-    if isinstance(found.source, Deep) and not _whole(found):
-        values = np.ascontiguousarray(found.source.values)
+    if isinstance(rendered.source, HighBitImage) and not _whole(rendered):
+        values = np.ascontiguousarray(rendered.source.values)
         wide = values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
         return _digest(f"{values.dtype.kind == 'f'} {values.shape}", wide.tobytes())
-    if isinstance(found.source, Image.Image):
-        if found.background:
-            pixels = np.array(found.source.convert("RGBA"))
+    if isinstance(rendered.source, Image.Image):
+        if rendered.background:
+            pixels = np.array(rendered.source.convert("RGBA"))
             pixels[pixels[..., 3] == 0] = 0
-            return _digest(f"RGBA {found.picture.size}", pixels.tobytes())
-        if found.source.mode in ("CMYK", "LAB", "HSV"):
-            return _digest(f"{found.source.mode} {found.picture.size}", found.source.tobytes())
-    return _digest(f"{found.picture.size}", found.picture.tobytes())
+            return _digest(f"RGBA {rendered.picture.size}", pixels.tobytes())
+        if rendered.source.mode in ("CMYK", "LAB", "HSV"):
+            return _digest(f"{rendered.source.mode} {rendered.picture.size}", rendered.source.tobytes())
+    return _digest(f"{rendered.picture.size}", rendered.picture.tobytes())
 
 
-def _whole(found: Rendered) -> bool:
-    """Whether 8 bits hold all of a picture's values."""
-    span = found.span
+def _whole(rendered: Rendered) -> bool:
+    """Whether 8 bits hold all values of an image."""
+    span = rendered.span
     return (
         span is not None
         and (span.kind, span.signed, span.exponent) == ("i", False, 8)
-        and not found.background
+        and not rendered.background
     )
 
 
@@ -100,7 +100,7 @@ def alike(
     """Find the pairs that are near duplicates.
 
     Args:
-        sketches: N pictures.
+        sketches: N images.
         hashes: their difference hashes `(N,)`.
         distance: bits in which the hashes of near duplicates may differ.
 

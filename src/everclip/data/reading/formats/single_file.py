@@ -1,4 +1,4 @@
-"""A table or list that the user names by itself, whose pictures lie beside it and are called by their ids."""
+"""Read a table or list that the user names; ids in it may name images beside it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from everclip.data.reading.settings import Reading
 from everclip.errors import ConfigError, DataError
 
 
-def read_given(path: Path, reading: Reading, root: Path | None, columns: Mapping[str, str]) -> Raw:
-    """Read a file; where no column names pictures, look for pictures that are called as its cells are.
+def read_single_file(path: Path, reading: Reading, root: Path | None, columns: Mapping[str, str]) -> Raw:
+    """Read a file; if no column names images, search for images whose names are in its cells.
 
     Args:
         path: the file.
         reading: what the user says about tables and text files.
-        root: folder of the pictures, as the user says.
+        root: folder of the images, as the user says.
         columns: canonical names to columns, as the user says.
 
     Raises:
@@ -55,16 +55,16 @@ def read_given(path: Path, reading: Reading, root: Path | None, columns: Mapping
     return raw
 
 
-def _has_pictures(raw: Raw, given: Mapping[str, str]) -> bool:
-    """Whether it is known which column is that of the pictures; also where the question is one for the user."""
+def _has_pictures(raw: Raw, user_columns: Mapping[str, str]) -> bool:
+    """Whether the column of the images is known, or the user must choose it."""
     if not raw.columns.num_rows or holds_pictures(raw):
         return True
     try:
-        chosen, _ = choose(raw.columns.schema, given, raw.known, raw.name)
+        chosen, _ = choose(raw.columns.schema, user_columns, raw.known, raw.name)
     except (ConfigError, DataError):
-        return len(raw.columns.column_names) > 1  # one column: a list whose names nothing separates yet
-    columns_by_content(raw, chosen, given)
-    # Paths under an unknown name are asked about.
+        return len(raw.columns.column_names) > 1  # one column: the separator may be unknown
+    columns_by_content(raw, chosen, user_columns)
+    # For paths in a column with an unknown name, the user is asked.
     return "image" in chosen or picture_column(raw.columns, chosen) is not None
 
 

@@ -1,15 +1,15 @@
-"""What a picture is refused with, and the largest file that is read."""
+"""The error of an image that cannot be used, and the largest file that is read."""
 
 from __future__ import annotations
 
 from everclip.errors import DataError
 
 MAX_BYTES = 256 * 1024 * 1024
-"""An encoded picture larger than this is not read."""
+"""An encoded image larger than this is not read."""
 
 
 class PictureError(DataError):
-    """A picture that cannot be used; `reason` is a key of `everclip.data.reading.quarantine.REASONS`."""
+    """An image that cannot be used; `reason` is a key of `everclip.data.reading.quarantine.REASONS`."""
 
     def __init__(self, message: str, reason: str, detail: str) -> None:
         super().__init__(message)

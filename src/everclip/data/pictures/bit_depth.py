@@ -1,4 +1,4 @@
-"""Pictures with more than 8 bits a channel: their values as stored, and what the file says of their range."""
+"""Images with more than 8 bits per channel: the stored values, and the range that the file states."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 
 
 @dataclass(frozen=True)
-class Deep:
-    """Values of a picture `(H, W)` or `(H, W, C)`; `alpha` is the last channel of two or four.
+class HighBitImage:
+    """Values of an image `(H, W)` or `(H, W, C)`; `alpha` is the last channel of two or four.
 
     Attributes:
         values: as stored.
         inverted: whether 0 means white.
-        ignored: the value that stands for "nothing was measured here".
+        ignored: the value that marks missing measurements.
         stated: the range that the file states.
     """
 
@@ -35,7 +35,7 @@ class Deep:
     stated: Range | None = None
 
     def span(self, bits: int | None = None) -> Range:
-        """Return the range: of the data block's `bits`, else of the file, else of the values.
+        """Return the range that `bits` of the data block gives, else that of the file, else that of the values.
 
         Floating-point values up to 1 are shares, which have no bits.
         """
@@ -55,7 +55,7 @@ class Deep:
         return self.values[..., : channels - 1] if channels in (2, 4) else self.values
 
     def picture(self, span: Range) -> Image.Image:
-        """Return the picture with 8 bits a channel: L, LA, RGB or RGBA."""
+        """Return the image with 8 bits a channel: L, LA, RGB or RGBA."""
         levels = eight_bits(self._colours, span, self.ignored)
         if self.inverted:
             levels = 255 - levels
@@ -67,8 +67,8 @@ class Deep:
         return Image.fromarray(np.ascontiguousarray(levels.squeeze()))
 
 
-def deep_of(picture: Image.Image, data: bytes, formats: tuple[str, ...]) -> Deep | None:
-    """Return the values of a loaded picture, `None` if it has 8 bits or less.
+def high_bit_image(picture: Image.Image, data: bytes, formats: tuple[str, ...]) -> HighBitImage | None:
+    """Return the values of a loaded image, `None` if it has 8 bits or less.
 
     Args:
         picture: as Pillow opened and loaded it.
@@ -84,17 +84,17 @@ def deep_of(picture: Image.Image, data: bytes, formats: tuple[str, ...]) -> Deep
             return _of_tiff(values, picture)
         if isinstance(clear, int):
             alpha = np.where(values == clear, 0, 65535).astype(values.dtype)
-            return Deep(np.stack([values, alpha], axis=2))
-        return Deep(values)
+            return HighBitImage(np.stack([values, alpha], axis=2))
+        return HighBitImage(values)
     return _colours(picture, data, formats)
 
 
-def _of_tiff(values: Values, picture: TiffImagePlugin.TiffImageFile) -> Deep:
+def _of_tiff(values: Values, picture: TiffImagePlugin.TiffImageFile) -> HighBitImage:
     tags = picture.tag_v2
     unsigned = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
     if values.dtype == np.int32 and unsigned and tags.get(_BITS_PER_SAMPLE, (0,))[0] == 32:
         values = values.view(np.uint32)  # Pillow has no mode for them
-    return Deep(
+    return HighBitImage(
         values,
         inverted=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO,
         ignored=_nodata(tags.get(_NODATA)),
@@ -111,12 +111,12 @@ def _nodata(text: object) -> float | None:
 
 
 def _stated(tags: TiffImagePlugin.ImageFileDirectory_v2, values: Values) -> Range | None:
-    """Return the range that the tags state, if they state one."""
+    """Return the range that the tags state, or `None`."""
     kind = values.dtype.kind
     for tag in (_S_MAX_SAMPLE, _MAX_SAMPLE):
         most = tags.get(tag)
         most = most[0] if isinstance(most, tuple) and most else most
-        # The whole container is what writers fill in without looking.
+        # Many writers state the whole container, whatever the values use.
         if isinstance(most, int | float) and most > 0 and kind in "iu" and most not in (2**15 - 1, 2**16 - 1):
             bits = int(most).bit_length()
             return Range("i", False, max(8, bits), stated=True) if bits <= 16 else None
@@ -124,14 +124,14 @@ def _stated(tags: TiffImagePlugin.ImageFileDirectory_v2, values: Values) -> Rang
     return Range("i", False, bits, stated=True) if 8 < bits < 16 and kind in "iu" else None
 
 
-def _colours(picture: Image.Image, data: bytes, formats: tuple[str, ...]) -> Deep | None:
-    """Return the values of a picture in colours of 16 bits; Pillow keeps the upper eight of them only."""
+def _colours(picture: Image.Image, data: bytes, formats: tuple[str, ...]) -> HighBitImage | None:
+    """Return the 16-bit values of a colour image; Pillow keeps only their upper eight bits."""
     if not _sixteen_bits(picture, data):
         return None
     if bounds(np.asarray(picture)[..., :3])[1] >= 64:
-        return None  # more than 14 bits are used: the upper byte is all that is asked for
+        return None  # more than 14 bits are used: the upper byte is enough
     both = _both_bytes(data, formats)
-    return None if both is None else Deep(both)
+    return None if both is None else HighBitImage(both)
 
 
 def _sixteen_bits(picture: Image.Image, data: bytes) -> bool:
@@ -143,7 +143,7 @@ def _sixteen_bits(picture: Image.Image, data: bytes) -> bool:
 
 
 def _both_bytes(data: bytes, formats: tuple[str, ...]) -> Values | None:
-    """Return `(H, W, C)` of 16 bits: the decoder is asked once for each byte of a value.
+    """Return `(H, W, C)` of 16 bits; decode once for each byte of a value.
 
     A raw mode says which byte of a little- or big-endian value Pillow takes; the other raw mode gives the other byte.
     """

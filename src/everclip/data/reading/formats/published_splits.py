@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.data.catalog.cards import Card
-from everclip.data.reading.formats.layouts.listed import Known, Listed, Place, json_of
+from everclip.data.reading.formats.layouts.common import Dataset, ImageList, Layout, json_of
 from everclip.errors import ConfigError, DataError
 
 SEED = 42
@@ -19,27 +19,27 @@ def random_sides(count: int) -> list[str | None]:
 
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)).tolist()
     sides: list[str | None] = ["test"] * count
-    for place in order[: int(SHARE * count)]:
-        sides[place] = "train"
+    for position in order[: int(SHARE * count)]:
+        sides[position] = "train"
     return sides
 
 
-def zhou_listed(place: Place, card: Card, known: Known) -> Listed:
-    """Return the pictures of a split file of CoOp: lists of (path, label, class name) for train, val and test.
+def zhou_listed(dataset: Dataset, card: Card, known: Layout) -> ImageList:
+    """Return the images of a split file of CoOp: lists of (path, label, class name) for train, val and test.
 
-    Its labels count: it may leave a class out (Caltech101's second face class). Where the path says the class, the
-    path is believed, since the file's own numbering then has gaps.
+    Its labels are used: it may leave a class out (Caltech101's second face class). If the path contains the class, the
+    path is used instead, since the numbers of the file have gaps then.
 
     Raises:
-        ConfigError: if the file is not there.
-        DataError: if it is no such file.
+        ConfigError: if the file does not exist.
+        DataError: if it has another form.
     """
     assert card.zhou is not None  # card_of has seen to it
-    path = _file(place, card)
+    path = _file(dataset, card)
     held = json_of(path)
-    folder = place.folder / card.zhou.images
+    folder = dataset.folder / card.zhou.images
     inner = card.zhou.images if folder.is_dir() and card.zhou.images != "." else ""
-    found = Listed()
+    found = ImageList()
     for side in ("train", "val", "test"):
         for row in _rows(held, side, path):
             file = f"{inner}/{row[0]}" if inner else row[0]
@@ -52,9 +52,9 @@ def zhou_listed(place: Place, card: Card, known: Known) -> Listed:
     return found
 
 
-def _file(place: Place, card: Card) -> Path:
+def _file(dataset: Dataset, card: Card) -> Path:
     assert card.zhou is not None  # the caller's condition
-    homes = (place.folder, place.folder.parent, place.root)
+    homes = (dataset.folder, dataset.folder.parent, dataset.root)
     for home in homes:
         if (home / card.zhou.file).is_file():
             return home / card.zhou.file

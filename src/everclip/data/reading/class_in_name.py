@@ -1,6 +1,6 @@
-"""Classes that stand in the names of files: `cat.0.jpg`, `Egyptian_Mau_12.jpg`, read by a pattern that the user says.
+"""Read classes from file names (`cat.0.jpg`, `Egyptian_Mau_12.jpg`) by a pattern that the user gives.
 
-Nothing is read from names silently: where they look as if they held classes, a message proposes the pattern.
+Nothing is read from names silently: if they seem to contain classes, a message proposes the pattern.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from everclip.data.reading.columns import choose
 from everclip.data.reading.content_columns import columns_by_content
-from everclip.data.reading.formats.foreign import some
 from everclip.data.reading.formats.raw import Raw
-from everclip.data.reading.formats.sides import split_of
+from everclip.data.reading.formats.sides import side_of_name
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.name_pattern import CLASS, compiled
 from everclip.errors import ConfigError, DataError
 
@@ -29,39 +29,39 @@ _MADE_BY_PROGRAMS = re.compile(
     r"|sample|crop|page|test|train|val)([^a-z].*)?",
     re.IGNORECASE,
 )
-"""Beginnings of names that cameras and programs write; they are no classes."""
+"""Names that cameras and programs write; they are not classes."""
 _SHAPES = {
     _NUMBERED: "{class}{start}{open}#{close}",
     _NUMBER_FIRST: "#{start}{class}",
     _NUMBER_INSIDE: "{class}{start}#{next}*",
 }
-"""How names are cut, and the patterns that say it."""
+"""Expressions for names, and the patterns that they correspond to."""
 _LEAST_EACH = 2
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What the names of files look like.
+    """A pattern that fits the names of files.
 
     Attributes:
-        pattern: that reads their classes.
-        counts: pictures per class.
+        pattern: for `data.class_in_name`.
+        counts: images per class.
     """
 
     pattern: str
     counts: Counter[str]
 
     def sentence(self) -> str:
-        """Return what was seen, and the setting that reads it."""
-        shown = some(f"{name} {count:,}" for name, count in self.counts.most_common())
+        """Return a sentence with the classes and the setting that reads them."""
+        shown = brief(f"{name} {count:,}" for name, count in self.counts.most_common())
         return (
-            f" The names of the pictures look as if classes stood in them ({shown}): if so, say "
+            f" The names of the images look as if classes stood in them ({shown}): if so, say "
             f'"data.class_in_name={self.pattern}".'
         )
 
 
 def guess(files: Sequence[str]) -> Guess | None:
-    """Return the pattern that fits all names, if it gives two or more classes of two or more pictures on average."""
+    """Return the pattern that fits all names, if it gives two or more classes of two or more images on average."""
     stems = [os.path.splitext(os.path.basename(file))[0] for file in files]
     for form, shape in _SHAPES.items():
         found = [form.fullmatch(stem) for stem in stems]
@@ -72,29 +72,29 @@ def guess(files: Sequence[str]) -> Guess | None:
         counts = Counter(match["name"] for match in fitting)
         if len(ways) > 1 or len(counts) < 2 or _LEAST_EACH * len(counts) > len(stems):
             continue
-        if any(_MADE_BY_PROGRAMS.fullmatch(name) or split_of(name) for name in counts):
+        if any(_MADE_BY_PROGRAMS.fullmatch(name) or side_of_name(name) for name in counts):
             continue
         return Guess(shape.format(**{**fitting[0], "class": CLASS}), counts)
     return None
 
 
 class UnlabelledError(DataError):
-    """Pictures without a label whose names look as if they held classes; `pattern` reads them."""
+    """Images without labels whose names seem to contain classes; `pattern` reads them."""
 
     def __init__(self, message: str, pattern: str) -> None:
         super().__init__(message)
         self.pattern = pattern
 
 
-def with_classes_of_names(raws: Sequence[Raw], pattern: str) -> list[Raw]:
-    """Give rows the classes that stand in the names of their pictures, whatever else names classes.
+def with_classes_in_names(raws: Sequence[Raw], pattern: str) -> list[Raw]:
+    """Take the class of each row from its image's name, in place of any other class.
 
     Args:
-        raws: parts of the data. One none of whose names fits, as the test pictures of a competition, is left out.
+        raws: parts of the data. A part in which no name fits, such as the test images of a competition, is left out.
         pattern: `{class}_#`.
 
     Raises:
-        ConfigError: if the pictures have no names.
+        ConfigError: if the images have no names.
         DataError: if no name fits.
     """
     form = compiled(pattern)
@@ -106,15 +106,15 @@ def with_classes_of_names(raws: Sequence[Raw], pattern: str) -> list[Raw]:
     if not kept:
         names = [name for _, held in named for name in held]
         raise DataError(
-            f"data.class_in_name: {pattern!r} fits no name of {len(names):,} pictures ({some(names)}); # stands for a "
+            f"data.class_in_name: {pattern!r} fits no name of {len(names):,} images ({brief(names)}); # stands for a "
             "number, * for anything."
         )
     left = [raw for raw, classes in found if not any(classes)]
     if left:
         count = sum(raw.columns.num_rows for raw in left)
         kept[0][0].notes.append(
-            f"pictures whose names do not fit {pattern!r} have no label, not read: {count:,} "
-            f"({some(raw.name for raw in left)})"
+            f"images whose names do not fit {pattern!r} have no label, not read: {count:,} "
+            f"({brief(raw.name for raw in left)})"
         )
     return [_with_classes(raw, classes, pattern) for raw, classes in kept]
 
@@ -126,8 +126,8 @@ def _with_classes(raw: Raw, classes: Sequence[str | None], pattern: str) -> Raw:
         if name is None
     }
     counts = Counter(name for name in classes if name is not None)
-    shown = some(f"{name} {count:,}" for name, count in counts.most_common())
-    note = f"{raw.name}: classes are parts of the pictures' names, by the pattern {pattern!r} ({shown})"
+    shown = brief(f"{name} {count:,}" for name, count in counts.most_common())
+    note = f"{raw.name}: classes are parts of the images' names, by the pattern {pattern!r} ({shown})"
     columns = raw.columns.drop_columns([c for c in ("class_key",) if c in raw.columns.column_names])
     known = {ours: theirs for ours, theirs in raw.known.items() if ours != "class_key"}
     raw = replace(raw, columns=columns, known=known, flaws={**raw.flaws, **flaws}, notes=[*raw.notes, note])
@@ -135,10 +135,10 @@ def _with_classes(raw: Raw, classes: Sequence[str | None], pattern: str) -> Raw:
 
 
 def _names(raw: Raw) -> list[str]:
-    """Return the names of the pictures without folders and endings.
+    """Return the names of the images without folders and endings.
 
     Raises:
-        ConfigError: where pictures lie in the rows, without a name.
+        ConfigError: if the images are stored in the rows, without names.
     """
     chosen, _ = choose(raw.columns.schema, {}, raw.known, raw.name)
     columns_by_content(raw, chosen, {})
@@ -147,7 +147,5 @@ def _names(raw: Raw) -> list[str]:
     if column is not None and pa.types.is_string(raw.columns.schema.field(column).type):
         paths = raw.columns.column(column).to_pylist()
     if paths is None:
-        raise ConfigError(
-            f"data.class_in_name: the pictures of {raw.name} have no names to read a class from."
-        )
+        raise ConfigError(f"data.class_in_name: the images of {raw.name} have no names to read a class from.")
     return [os.path.splitext(os.path.basename((path or "").replace("\\", "/")))[0] for path in paths]

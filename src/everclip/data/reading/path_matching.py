@@ -1,4 +1,4 @@
-"""Files near the one that a row names: the same but for slashes, Unicode form, letter case, ending or folder."""
+"""Match paths of a table to files: slashes, Unicode form, letter case, ending or folder may differ."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ _UPLOAD_MARK = re.compile(r"(?:^|(?<=/))[0-9a-f]{8}-(?=[^/]+$)")
 
 
 def uploaded(path: str) -> str | None:
-    """Return the name of a file that Label Studio's tables call by the place on its server, or `None`."""
+    """Return the file name in a Label Studio path on its server (`/data/upload/1/a.jpg`), or `None`."""
     found = _UPLOADED.fullmatch(path)
     return None if found is None else found.group(1)
 
 
 def without_mark(path: str) -> str:
-    """Return a path without the eight signs that Label Studio puts before the name of an uploaded file."""
+    """Return a path without the prefix of eight characters that Label Studio adds to uploaded files."""
     return _UPLOAD_MARK.sub("", path)
 
 
-class NearFiles:
-    """Finds the file that a path means where no file has exactly this path.
+class PathMatcher:
+    """Finds the file for a path if no file has exactly this path.
 
-    A file is taken only if no other can be meant: it is the one file that differs from the path in slashes, blanks
-    around it, Unicode form, letter case or a missing ending, and no other row names it. Other near files are hints.
+    A file is used only if the match is unique: it is the one file that differs from the path only in slashes,
+    surrounding blanks, Unicode form, letter case or a missing ending, and no other row names it. Other similar files
+    are only hints.
 
     Args:
         root: folder that paths are relative to.
@@ -53,33 +54,32 @@ class NearFiles:
     def __init__(self, root: str) -> None:
         self._root = root
         self._named: set[str] = set()
-        self._foreign: tuple[str, ...] = ()
-        self.elsewhere = ""
-        """The folder that holds the absolute paths that are on this machine, but not below the root."""
-        self.taken: Counter[str] = Counter()
-        """How many paths were corrected, per kind of difference."""
+        self._other_prefix: tuple[str, ...] = ()
+        self.outside_folder = ""
+        """Common folder of the absolute paths that exist on this machine outside the root."""
+        self.corrections: Counter[str] = Counter()
+        """Number of corrected paths per kind of difference."""
         self.examples: dict[str, str] = {}
-        self.unsearched = False
-        """Whether there are too many files for all of them to be compared."""
+        self.too_many_files = False
+        """Whether there are too many files to compare all of them."""
 
-    def learn(self, named: Iterable[str], foreign: Sequence[str]) -> None:
-        """Take the paths of some rows into account.
+    def learn(self, named: Iterable[str], outside: Sequence[str]) -> None:
+        """Register the paths of some rows.
 
         Args:
-            named: all of their paths; a file that one names exactly is no other's.
-            foreign: those that are absolute and not below the folder: perhaps of another machine, where the same
-                files lay in another folder.
+            named: all of their paths; a file that one path names exactly is not used for another path.
+            outside: absolute paths outside the folder, perhaps of another machine with another folder.
         """
         first = not self._named
         self._named.update(named)
-        if not self._foreign:
-            self._learn_prefix(foreign or (self._nowhere() if first else []))
-        here = [path for path in foreign[:: max(1, len(foreign) // _SAMPLE)] if os.path.isfile(path)]
-        if here and not self.elsewhere:
-            self.elsewhere = os.path.commonpath([os.path.dirname(path) for path in here])
+        if not self._other_prefix:
+            self._learn_prefix(outside or (self._unresolved() if first else []))
+        here = [path for path in outside[:: max(1, len(outside) // _SAMPLE)] if os.path.isfile(path)]
+        if here and not self.outside_folder:
+            self.outside_folder = os.path.commonpath([os.path.dirname(path) for path in here])
 
-    def _nowhere(self) -> list[str]:
-        """Return some relative paths, if none of them leads to a file as it stands."""
+    def _unresolved(self) -> list[str]:
+        """Return a sample of the relative paths if none of them is a file, else nothing."""
         every = sorted(path for path in self._named if not is_absolute(path))
         some = every[:: max(1, len(every) // _SAMPLE)]
         return [] if any(os.path.isfile(os.path.join(self._root, _slashed(path))) for path in some) else some
@@ -99,45 +99,45 @@ class NearFiles:
         }
         drop = max(counts, key=lambda d: (counts[d], -d), default=0)
         if drop and 2 * counts[drop] >= len(parts):
-            self._foreign = tuple(common[:drop])
+            self._other_prefix = tuple(common[:drop])
 
     def relative(self, path: str) -> str | None:
-        """Return the part of another machine's path that lies below the folder, if that was learned."""
+        """Return the part of another machine's path below the folder, if the prefix is known."""
         parts = tuple(_slashed(path).split("/"))
-        if not self._foreign or parts[: len(self._foreign)] != self._foreign:
+        if not self._other_prefix or parts[: len(self._other_prefix)] != self._other_prefix:
             return None
-        return "/".join(parts[len(self._foreign) :])
+        return "/".join(parts[len(self._other_prefix) :])
 
     def find(self, path: str) -> str | None:
-        """Return the one file that a path means, relative to the folder, or `None`."""
+        """Return the one file that matches a path, relative to the folder, or `None`."""
         for way, other in _forms(path):
             if other != path and os.path.isfile(os.path.join(self._root, other)):
-                return self._take(way, path, other)
+                return self._corrected(way, path, other)
         rest = self.relative(path)
         if rest is not None and os.path.isfile(os.path.join(self._root, rest)):
             return rest
-        return self._alike(path)
+        return self._same_but_for_case(path)
 
-    def _alike(self, path: str) -> str | None:
+    def _same_but_for_case(self, path: str) -> str | None:
         plain = _slashed(path)
         same = self._by_path.get(_key(plain), [])
-        if self.unsearched:
-            return None  # another file may be meant
+        if self.too_many_files:
+            return None  # another file may match, too
         if len(same) == 1 and same[0] not in self._named:
-            return self._take("letter case", path, same[0])
+            return self._corrected("letter case", path, same[0])
         if not same and not _is_picture(plain):
             bare = [file for file in self._by_stem.get(_key(plain), []) if _is_picture(file)]
             if len(bare) == 1 and bare[0] not in self._named:
-                return self._take("missing ending", path, bare[0])
+                return self._corrected("missing ending", path, bare[0])
         return None
 
-    def _take(self, way: str, path: str, found: str) -> str:
-        self.taken[way] += 1
+    def _corrected(self, way: str, path: str, found: str) -> str:
+        self.corrections[way] += 1
         self.examples.setdefault(way, f"{path[:80]!r} is {found[:80]!r}")
         return found
 
     def hint(self, path: str) -> str:
-        """Return what is there instead of a path, and what to do; empty if nothing near is."""
+        """Return similar files and the remedy for a path without a file; empty if there is none."""
         plain = _slashed(path)
         same = self._by_path.get(_key(plain), [])
         if same:
@@ -172,24 +172,24 @@ class NearFiles:
         if packed is not None:
             return f"; {packed!r} is there, compressed: unpack it"
         if self._unnamed:
-            return f"; {len(self._unnamed):,} pictures are there that no row names, as {self._unnamed[0]!r}"
+            return f"; {len(self._unnamed):,} images are there that no row names, as {self._unnamed[0]!r}"
         return ""
 
     def notes(self) -> list[str]:
-        """Return lines about paths that were corrected."""
+        """Return lines about corrected paths."""
         lines = [
             f"{count:,} paths are read without regard to {way} ({self.examples[way]})"
-            for way, count in self.taken.items()
+            for way, count in self.corrections.items()
         ]
-        if self.unsearched:
+        if self.too_many_files:
             lines.append(
                 f"more than {_MOST_FILES:,} files are below {self._root}: paths are not corrected by letter case or a "
                 "missing ending"
             )
-        if self._foreign:
+        if self._other_prefix:
             lines.append(
-                f"paths begin with {'/'.join(self._foreign) or '/'!r}, of another machine; the rest is read below the "
-                "root"
+                f"paths begin with {'/'.join(self._other_prefix) or '/'!r}, of another machine; the rest is read below "
+                "the root"
             )
         return lines
 
@@ -199,13 +199,13 @@ class NearFiles:
         for file in _walk(self._root):
             found.append(file)
             if len(found) >= _MOST_FILES:
-                self.unsearched = True
+                self.too_many_files = True
                 break
         return found
 
     @cached_property
     def _unnamed(self) -> list[str]:
-        """Pictures below the folder that no row names, in whichever form."""
+        """Images below the folder that no row names, in any form."""
         named = {_key(_slashed(path)) for path in self._named}
         return [f for f in self._files if _is_picture(f) and _key(f) not in named]
 
@@ -239,7 +239,7 @@ def _indexed(files: Sequence[str], part: Callable[[str], str]) -> dict[str, list
 
 
 def _walk(root: str) -> Iterator[str]:
-    """Yield the files below a folder, relative to it, in order; hidden ones and links to folders are passed over."""
+    """Yield the files below a folder, relative to it, in order; skip hidden ones and links to folders."""
     for place, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         folder = os.path.relpath(place, root)
@@ -249,7 +249,7 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _forms(path: str) -> Iterator[tuple[str, str]]:
-    """Yield other forms of a path that cannot mean another file."""
+    """Yield (difference, other form) for forms of a path that cannot name another file."""
     yield "blanks around them", path.strip()
     yield "quotes around them", path.strip().strip("'\"`")
     plain = _slashed(path)
@@ -262,7 +262,7 @@ def _forms(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _slashed(path: str) -> str:
-    """Return a path with slashes, without blanks around it and without `./` before it."""
+    """Return a path with forward slashes, without surrounding blanks and leading `./`."""
     plain = path.strip().replace("\\", "/")
     while plain.startswith("./"):
         plain = plain[2:]

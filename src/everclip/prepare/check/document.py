@@ -1,4 +1,4 @@
-"""What `everclip check` says, as a typed document: what was read, how it is spread, and what should be mended."""
+"""The result of `everclip check` as a typed document: counts, duplicates, leaks and findings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SCHEMA_VERSION = 1
 
 
 class Row(Frozen):
-    """One row as a person finds it again: its id, where it was read from, its text, its class and split."""
+    """One row for people: its id, its file, its text, its class and its side."""
 
     id: str
     origin: str
@@ -20,7 +20,7 @@ class Row(Frozen):
 
 
 class Spread(Frozen):
-    """Of a number that every picture has: smallest, median, largest."""
+    """Smallest, median and largest of a number that every image has."""
 
     low: float
     median: float
@@ -28,24 +28,24 @@ class Spread(Frozen):
 
 
 class Named(Frozen):
-    """A name and how many pictures it has."""
+    """A name and its number of images."""
 
     name: str
     count: int
 
 
 class Classes(Frozen):
-    """How pictures are spread over classes.
+    """Images per class.
 
     Attributes:
-        counts: pictures per class, the largest first.
-        imbalance: largest by smallest.
-        effective: exp of the entropy: how many equally large classes would be as varied.
-        single: classes with one picture.
-        not_trained: classes that stand on the test side and not on the training side.
-        not_tested: the reverse.
-        same_text: groups of classes whose names the model reads the same.
-        not_validated: classes of the training side without a row on the validation side, where there is one.
+        counts: images per class, the largest first.
+        imbalance: largest count divided by the smallest.
+        effective: exp of the entropy: the number of equally large classes with the same entropy.
+        single: number of classes with one image.
+        not_trained: classes on the test side that are not on the training side.
+        not_tested: classes on the training side that are not on the test side.
+        same_text: groups of classes whose names have equal tokens.
+        not_validated: classes on the training side without a validation row, if there are validation rows.
     """
 
     counts: tuple[Named, ...]
@@ -63,20 +63,20 @@ class Captions(Frozen):
     """Texts against the model's tokenizer.
 
     Attributes:
-        source: `captions`, or `class names` where there are no captions.
-        distinct: texts that the model reads as different: those with equal tokens are one.
-        learned: of these, the ones of rows marked for training; `None` where no side is marked.
-        written: texts that are written differently.
-        same_text: examples of texts that are written differently and read the same.
-        wordless: rows whose text the model reads as an empty one.
-        per_picture: captions per picture.
+        source: `captions`, or `class names` if there are no captions.
+        distinct: number of texts with different tokens.
+        learned: of these, the texts of training rows; `None` if no side is marked.
+        written: number of different texts as written.
+        same_text: examples of different texts with equal tokens.
+        wordless: rows whose text has the tokens of an empty text.
+        per_picture: captions per image.
         tokens: length in tokens, with the start and end token.
-        context: what the model reads; the rest of a longer text is cut off.
-        cut: rows whose text is longer.
+        context: limit of the model in tokens; longer texts are cut off.
+        cut: rows with a longer text.
         longest: examples, the longest first: tokens and text.
-        ambiguous: texts that stand for more than one picture (or `concept`, where the data have that column).
-        ambiguous_share: the share of rows that have such a text.
-        most_shared: texts with the most pictures.
+        ambiguous: texts of more than one image (or `concept`, if the data have that column).
+        ambiguous_share: share of rows with such a text.
+        most_shared: texts with the most images.
     """
 
     source: Literal["captions", "class names"]
@@ -99,7 +99,7 @@ class Captions(Frozen):
 
 
 class Time(Frozen):
-    """How rows are spread over time; `counts` per `period` in order of time."""
+    """Rows over time; `counts` per `period` in order of time."""
 
     first: str
     last: str
@@ -109,15 +109,15 @@ class Time(Frozen):
 
 
 class Sizes(Frozen):
-    """Pictures as files.
+    """Images as files.
 
     Attributes:
         width, height: in pixels, upright.
         bytes: of the file; `total` of all.
-        small: pictures with a side shorter than the model's input.
+        small: images with a side shorter than the model's input.
         side: the model's input in pixels, and the model's name.
-        animated: pictures with more than one frame; the first is used.
-        blank: pictures of which nothing is left to see as RGB with 8 bits, and `blanks`, some of them.
+        animated: images with more than one frame; the first is used.
+        blank: images that show nothing after conversion to RGB with 8 bits; `blanks`: some of them.
     """
 
     width: Spread
@@ -135,16 +135,16 @@ class Sizes(Frozen):
 
 
 class Copies(Frozen):
-    """Pictures that stand more than once: `kind` says how equal they are."""
+    """Equal or nearly equal images; `kind` is the degree of equality."""
 
     kind: Literal["bytes", "pixels", "near"]
     rows: tuple[Row, ...]
 
 
 class Duplicated(Frozen):
-    """Duplicates: how many pictures are too many per kind, and groups of them, the largest first.
+    """Duplicates: surplus images per kind, and groups of them, the largest first.
 
-    `repeated` counts rows that say the same of the same picture as an earlier row; `mislabelled` are pairs of near
+    `repeated` counts rows with the same image and text as an earlier row; `mislabelled` are pairs of near
     duplicates with different classes, the most alike first.
     """
 
@@ -161,7 +161,7 @@ class Duplicated(Frozen):
 
 
 class Leaking(Frozen):
-    """A held-out picture that the other side holds too."""
+    """A held-out image that is also on another side."""
 
     kind: Literal["bytes", "pixels", "near"]
     difference: float
@@ -171,13 +171,13 @@ class Leaking(Frozen):
 
 
 class Leaks(Frozen):
-    """Pictures that cross the split.
+    """Images that cross the split.
 
     Attributes:
-        held_out: pictures on that side.
-        counts: leaking pictures per kind; near duplicates only where their texts are equal too.
-        share: all of these as a share of `held_out`; above `limit` they make numbers dishonest.
-        alike: near duplicates with another text: perhaps the same picture, perhaps not.
+        held_out: images on that side.
+        counts: leaking images per kind; near duplicates only if their texts are equal, too.
+        share: all of these as a share of `held_out`; above `limit` the scores are not valid.
+        alike: near duplicates with different texts; they may show different things.
     """
 
     side: Literal["test", "val"]
@@ -202,7 +202,7 @@ class SetAside(Frozen):
 
 
 class Finding(Frozen):
-    """One thing that a user should know: `stop` makes training pointless or numbers dishonest."""
+    """One finding for the user; level `stop`: training is pointless or its scores are not valid."""
 
     level: Literal["stop", "mend", "note"]
     code: str
@@ -211,7 +211,7 @@ class Finding(Frozen):
 
 
 class Check(Frozen):
-    """All that `everclip check` says about a data set."""
+    """The whole result of `everclip check`."""
 
     schema_version: int = SCHEMA_VERSION
     source: str
@@ -232,5 +232,5 @@ class Check(Frozen):
 
     @property
     def stops(self) -> tuple[Finding, ...]:
-        """What makes training pointless or its numbers dishonest."""
+        """The findings that make training pointless or its scores invalid."""
         return tuple(finding for finding in self.findings if finding.level == "stop")
