@@ -20,7 +20,7 @@ TEXTS = [f"{i}" for i in range(600)]
 
 def encoder(key: str) -> Encoder:
     def tokens(texts: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[int(text)] for text in texts])
+        return torch.tensor([[int(text) if text.isdecimal() else -1] for text in texts])
 
     def encode(found: torch.Tensor) -> Features:
         return {"embedding": found.float()}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from everclip.config import MethodConfig
-from everclip.contracts import EvalSet
+from everclip.contracts import ClassEntry, EvalSet, LabelSpace
 from everclip.data.pictures.images import ImageStore
 from everclip.data.table import Table
 from everclip.evaluation.set_features import SetFeatures
@@ -229,3 +229,46 @@ def test_where_a_batch_decides_a_told_task_is_remembered_apart(
     again = one.images(method, keys, tick)
     assert all(torch.equal(again[name]["embedding"], plain[name]["embedding"]) for name in plain)
     assert one.images(method, keys, tick, known_task=7) == {}
+
+
+def test_a_method_of_ones_own_is_never_answered_from_what_it_was(
+    micro_folder: Path, make: Make, tmp_path: Path
+) -> None:
+    source = """
+import torch
+from everclip.methods.slots import SlotMethod
+
+class Turned(SlotMethod):
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        self.turn = torch.nn.Parameter(torch.ones(()))
+
+    def encode_images(self, pixels, known_task=None):
+        return {"embedding": SIGN * self.turn * super().encode_images(pixels)["embedding"]}
+
+    def class_bank(self, space):
+        return {"embedding": self.turn * super().class_bank(space)["embedding"]}
+"""
+    file = tmp_path / "turned.py"
+
+    def built(sign: int) -> Any:
+        file.write_text(source.replace("SIGN", str(sign)))
+        config = MethodConfig(name=f"{file}:Turned")
+        return build_method(config, load_backbone(str(micro_folder / "model"))).eval()
+
+    def asked(one: SetFeatures, method: Any) -> torch.Tensor:
+        return one.images(method, method.encoder_keys(), tick)["first"]["embedding"]
+
+    cache, first = tmp_path / "cache", built(1)
+    one, service = make(cache=cache)
+    before = asked(one, first)
+    space = LabelSpace((ClassEntry("a", "a"),))
+    bank = one.bank(first, first.encoder_keys(), space)["embedding"].clone()
+    with torch.no_grad():
+        first.turn.fill_(-1)
+    assert torch.equal(asked(one, first), -before)
+    assert torch.equal(one.bank(first, first.encoder_keys(), space)["embedding"], -bank)
+    # Another file, or the same one after an edit, with the same name of the class.
+    two, _ = make(cache=cache)
+    assert torch.equal(asked(two, built(-1)), -before)
+    assert service.encoded > 0

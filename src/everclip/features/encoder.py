@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -91,7 +95,7 @@ def tower_encoders(
     fingerprints = backbone.fingerprints()
     with context():
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        setting = str(backbone.clip), autocast, torch.backends.mha.get_fastpath_enabled()
+        setting = *_numerics(device), str(backbone.clip), autocast, torch.backends.mha.get_fastpath_enabled()
     transform = repr(backbone.preprocess), f"decoded by rules {RULES}"
     return {
         "image": Encoder(
@@ -113,4 +117,25 @@ def tower_encoders(
 
 def _key(method: Predictor, weights: str, *more: object) -> str:
     # Embeddings depend not only on weights, but also on architecture, transform, method and decoding.
-    return f"{key_of(type(method).__qualname__, str(method.backbone.clip), weights, *more):032x}"
+    device = next(method.parameters()).device
+    code = type(method).__qualname__, *_own_code(type(method))
+    return f"{key_of(*code, str(method.backbone.clip), weights, *_numerics(device), *more):032x}"
+
+
+@cache
+def _own_code(method: type) -> tuple[str, ...]:
+    """Return hashes of the files that define a user's own method: two classes may have one name, or change."""
+    found = []
+    for base in method.__mro__:
+        if base.__module__.partition(".")[0] in ("everclip", "torch", "builtins", "typing", "abc"):
+            continue
+        try:
+            found.append(hashlib.sha256(Path(inspect.getfile(base)).read_bytes()).hexdigest())
+        except (OSError, TypeError):  # typed into a console
+            found.append(base.__module__)
+    return tuple(found)
+
+
+def _numerics(device: torch.device) -> tuple[str, str]:
+    """Return what decides the low bits of features that other machines read: a cache must not change a result."""
+    return device.type, str(torch.__version__)

@@ -32,6 +32,9 @@ MEMORY = 2**30
 BANKS = 2**28
 """Bytes of class banks in memory."""
 
+PROBES = ("Don't <b>Stop</b> &amp; under_score, 12.5 % naïve 猫 🙂", "long " * 300)
+"""Texts on which tokenizers differ that read simple captions alike."""
+
 Tick = Callable[[int, int], None]
 """A function that is called with (done, total); may raise to stop."""
 
@@ -122,7 +125,7 @@ class FeatureService:
         index = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         unique = list(index)
         # Part of the key, because another tokenizer gives other tokens.
-        some_tokens = encoder.prepare(unique[:8]).tolist() if unique else []
+        some_tokens = encoder.prepare([*PROBES, *unique[:8]]).tolist() if unique else []
 
         def make(mine: Sequence[range]) -> Iterator[Features]:
             return (encoder.encode(encoder.prepare(unique[part.start : part.stop])) for part in mine)

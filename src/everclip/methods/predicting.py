@@ -8,9 +8,14 @@ import torch
 from torch import nn
 
 from everclip.contracts import ClassHead, Features, LabelSpace
+from everclip.data.sampling.order import key_of
 from everclip.evaluation.classification import ensemble_banks
 from everclip.features.encoding import encode_prompts
 from everclip.models.backbone import Backbone
+from everclip.models.fingerprint import tensors_hash
+
+_ENCODES = {"image": ("encode_images",), "text": ("encode_texts", "class_bank")}
+"""Tower -> the functions by which a method encodes with it."""
 
 
 class Predicting(nn.Module):
@@ -55,8 +60,16 @@ class Predicting(nn.Module):
         return self.similarity(images, bank)
 
     def encoder_keys(self) -> dict[str, str]:
-        """Return, for caches, one key per tower that covers everything that its encodings depend on."""
-        return self.backbone.fingerprints()
+        """Return, for caches, one key per tower that covers everything that its encodings depend on.
+
+        Where a class encodes in its own way, the key covers its settings and all its tensors outside the backbone.
+        """
+        keys = self.backbone.fingerprints()
+        for side, names in _ENCODES.items():
+            if any(getattr(type(self), name) is not getattr(Predicting, name) for name in names):
+                outside = [kv for kv in self.state_dict().items() if not kv[0].startswith("backbone.")]
+                keys[side] += tensors_hash(outside) + f"{key_of(repr(getattr(self, 'settings', None))):032x}"
+        return keys
 
     @property
     def uses_known_task(self) -> bool:

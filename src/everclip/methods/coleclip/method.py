@@ -205,6 +205,10 @@ class CoLeClip(Method):
         with lora.disabled(self.backbone.clip):
             return super().encode_texts(tokens)
 
+    def encoder_keys(self) -> dict[str, str]:
+        """Return one key per tower: prompts are in the image tower, and scores look the vocabulary up anew."""
+        return self.backbone.fingerprints()
+
     def class_bank(self, space: LabelSpace) -> Features:
         """Return `zero_shot` `(C, D)`, the frozen texts, and `embedding`, the same with learned rows in place."""
         frozen = super().class_bank(space)["embedding"]

@@ -272,7 +272,7 @@ class MoeAdapters(SlotMethod):
 
     def encoder_keys(self) -> dict[str, str]:
         """Return one key per tower; that of images covers selector, its settings and routers, which decide routes."""
-        keys = super().encoder_keys()
+        keys = self.backbone.fingerprints()
         tensors = [] if self.selector is None else list(self.selector.state_dict().items())
         settings = None if self.selector is None else self.selector.settings.model_dump_json()
         routing = key_of(tensors_hash(tensors), settings, self.settings.routers, *self._routers)
