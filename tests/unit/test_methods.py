@@ -224,7 +224,7 @@ def test_the_sweep_is_recorded(build: Callable[..., Method], task: Task) -> None
 
 
 def test_a_sweep_without_validation_pictures_says_so(build: Callable[..., Method], task: Task) -> None:
-    with pytest.raises(DataError, match=r"'bare': there is no validation picture to choose on\..*alpha=0\.5"):
+    with pytest.raises(DataError, match=r"'bare': there is no validation image to choose on\..*alpha=0\.5"):
         learn(build(merge={"kind": "wise-ft", "alpha": "sweep"}), Task(0, "bare", task.train))
 
 
