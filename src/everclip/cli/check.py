@@ -1,4 +1,4 @@
-"""`everclip check`: look at data before training on it."""
+"""`everclip check`: examine data before training on them."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ if TYPE_CHECKING:
 def check(
     data: Annotated[
         list[str],
-        typer.Argument(help="Data, and settings of the data block as key=value: columns.image=file"),
+        typer.Argument(help="Data, and settings of the data block as key=value, such as columns.image=file"),
     ],
     model: Annotated[
-        str, typer.Option("--model", help="The model it is meant for; decides token and pixel limits.")
+        str, typer.Option("--model", help="The model to train; decides token and pixel limits.")
     ] = "builtin:tiny",
     test: Annotated[
         list[str] | None,
-        typer.Option("--test", help="Separate test data: what stands in both is a leak."),
+        typer.Option("--test", help="Separate test data: images that are in both are leaks."),
     ] = None,
     leak_limit: Annotated[
         float,
         typer.Option(
-            "--leak-limit", min=0, max=1, help="Share of test pictures that may leak without code 3."
+            "--leak-limit", min=0, max=1, help="Share of test images that may leak without exit code 3."
         ),
     ] = 0.0,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for sheet.png, check.json and lists as CSV."),
+        typer.Option("--output", "-o", help="Folder for sheet.png, check.json and CSV lists."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is in a data set and what to mend before training on it; draws a sample sheet.
+    """Show what data hold and what to fix before training.
 
-    Ends with code 3 if training would be pointless or its numbers dishonest (docs/exit-codes.md).
+    With --output, also draws a sample sheet. Exits with code 3 if training would be pointless or its results misleading
+    (docs/exit-codes.md).
 
     Example: everclip check photos.csv columns.image=file --test test.csv --output checked
     """
@@ -61,7 +62,7 @@ def check(
         typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
     else:
         typer.echo(text_of(found.check))
-    if output is not None:  # after the text: what was found is shown even if the disk is full
+    if output is not None:  # after the text, which is shown even if the disk is full
         from everclip.cli.check_files import write_all
 
         write_all(found, output)
@@ -72,10 +73,10 @@ def check(
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Tell data from `key=value`; what exists as a file is data, whatever its name.
+    """Separate data from `key=value` settings; an existing file is data, whatever its name.
 
     Raises:
-        ConfigError: if there is no data.
+        ConfigError: if no data are named.
     """
     from everclip.data.reading.spec import DataSpec
 
@@ -90,7 +91,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     settings = [text for text in arguments if is_setting(text)]
     sources = [text for text in arguments if not is_setting(text)]
     if not sources:
-        raise ConfigError("check: no data named; for example: everclip check photos.csv")
+        raise ConfigError("check: no data named; example: everclip check photos.csv")
     return sources, settings
 
 
@@ -102,11 +103,11 @@ def data_block(settings: list[str]) -> dict[str, Any]:
 
     found = overrides_document([text.removeprefix("data.") for text in settings], types_of(DataSpec))
     if "source" in found:
-        raise ConfigError("check: name the data itself, not data.source=.")
+        raise ConfigError("check: name the data directly, not as data.source=.")
     of_runs = sorted(found.keys() & RunConfig.model_fields.keys() - DataSpec.model_fields.keys())
     if of_runs:
         raise ConfigError(
-            f"{of_runs[0]}: a setting of runs, not of data; write it into the YAML, or give it to `everclip run`."
+            f"{of_runs[0]}: a setting of runs, not of data; write it into the YAML file, or pass it to `everclip run`."
         )
     return found
 
@@ -114,7 +115,7 @@ def data_block(settings: list[str]) -> dict[str, Any]:
 def inspect_sources(
     sources: list[str], test: list[str], block: dict[str, Any], model: str, leak_limit: float = 0.0
 ) -> Inspected:
-    """Read and count; rows that cannot be used never stop it here, since saying why is what it is for."""
+    """Read and examine data. Unusable rows never stop a check: it reports them."""
     from everclip.config import validated
     from everclip.data.reading.sources import read
     from everclip.data.reading.spec import DataSpec
@@ -129,7 +130,7 @@ def inspect_sources(
     limits = limits_of(model)
     progress = Progress()
 
-    def lenient(named: list[str]) -> Any:
+    def read_all(named: list[str]) -> Any:
         progress.start(f"read {', '.join(named)}", 0)
         loaded = read(
             spec(named).model_copy(update={"quarantine_limit": 1.0}),
@@ -138,9 +139,9 @@ def inspect_sources(
         progress.finish()
         return loaded
 
-    loaded = lenient(sources)
+    loaded = read_all(sources)
     if test:
-        loaded = join(loaded, lenient(test))
+        loaded = join(loaded, read_all(test))
     progress.start("compare pictures", 0)
     found = inspect(
         loaded,

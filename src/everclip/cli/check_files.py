@@ -1,4 +1,4 @@
-"""What `everclip check --output` writes: the sheet, the document, and lists to work through."""
+"""Writes the files of `everclip check --output`: the sample sheet, the check as JSON, and lists as CSV."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from everclip.prepare.check.sheet import sample_sheet
 FILES = ("check.json", "sheet.png", "quarantine.csv", "duplicates.csv", "leaks.csv")
 
 
-def write_all(found: Inspected, folder: Path) -> None:
+def write_all(inspected: Inspected, folder: Path) -> None:
     """Write `check.json`, `sheet.png`, `quarantine.csv`, `duplicates.csv` and `leaks.csv`.
 
     Raises:
         CheckpointError: if the folder cannot be written.
     """
-    document = found.check.model_dump(mode="json")
+    document = inspected.check.model_dump(mode="json")
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
     write_text_atomic(folder / "check.json", text + "\n")
-    write_bytes_atomic(folder / "sheet.png", sample_sheet(found))
-    entries = ((e.row, e.name, e.reason, e.detail) for e in found.quarantine.entries)
+    write_bytes_atomic(folder / "sheet.png", sample_sheet(inspected))
+    entries = ((e.row, e.name, e.reason, e.detail) for e in inspected.quarantine.entries)
     write_text_atomic(folder / "quarantine.csv", _csv(("row", "name", "reason", "detail"), entries))
-    write_text_atomic(folder / "duplicates.csv", _csv(_GROUP, _groups(found)))
-    write_text_atomic(folder / "leaks.csv", _csv(_LEAK, _leaks(found)))
+    write_text_atomic(folder / "duplicates.csv", _csv(_GROUP, _groups(inspected)))
+    write_text_atomic(folder / "leaks.csv", _csv(_LEAK, _leaks(inspected)))
 
 
 _GROUP = ("group", "kind", "id", "origin", "split", "text")
@@ -48,21 +48,21 @@ _LEAK = (
 )
 
 
-def _groups(found: Inspected) -> Iterable[Sequence[Any]]:
-    table, texts = found.table, text_column(found.table)
-    for number, group in enumerate(found.duplicates.groups, start=1):
+def _groups(inspected: Inspected) -> Iterable[Sequence[Any]]:
+    table, texts = inspected.table, text_column(inspected.table)
+    for number, group in enumerate(inspected.duplicates.groups, start=1):
         for row in group.rows:
-            yield number, group.kind, table.ids[row], table.origin(row), found.sides[row], texts[row]
-    for row in found.duplicates.repeated:
-        yield "", "repeated row", table.ids[row], table.origin(row), found.sides[row], texts[row]
+            yield number, group.kind, table.ids[row], table.origin(row), inspected.sides[row], texts[row]
+    for row in inspected.duplicates.repeated:
+        yield "", "repeated row", table.ids[row], table.origin(row), inspected.sides[row], texts[row]
 
 
-def _leaks(found: Inspected) -> Iterable[Sequence[Any]]:
-    table, texts = found.table, text_column(found.table)
-    for leak in found.duplicates.leaks:
-        held = (table.ids[leak.row], table.origin(leak.row), texts[leak.row])
+def _leaks(inspected: Inspected) -> Iterable[Sequence[Any]]:
+    table, texts = inspected.table, text_column(inspected.table)
+    for leak in inspected.duplicates.leaks:
+        row = (table.ids[leak.row], table.origin(leak.row), texts[leak.row])
         other = (table.ids[leak.other], table.origin(leak.other), texts[leak.other])
-        yield leak.side, leak.kind, round(leak.difference, 2), *held, leak.other_side, *other
+        yield leak.side, leak.kind, round(leak.difference, 2), *row, leak.other_side, *other
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -74,7 +74,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Keep a spreadsheet from taking a user's text for a formula."""
+    """Prefix text that a spreadsheet would take for a formula."""
     return (
         f"'{value}"
         if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))

@@ -1,4 +1,4 @@
-"""A check as people read it in a terminal."""
+"""The text of a check, for a terminal."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PERIODS = 36
 
 
 def text_of(check: Check) -> str:
-    """Return the whole check, most important last, where a terminal ends."""
+    """Return the whole check; the most important part comes last, at the end of the terminal."""
     lines = [f"{plain(check.source, 90)}: {counted(check.rows, 'row')}, {counted(check.pictures, 'picture')}"]
     for part in (
         _columns,
         _splits,
         _classes,
         _captions,
-        _spoken,
+        _languages,
         _time,
         _pictures,
         _duplicates,
         _leaks,
-        _aside,
+        _quarantine,
     ):
         label, *rest = [*part(check)] or [""]
         if not rest:
@@ -52,9 +52,9 @@ def _columns(check: Check) -> Iterator[str]:
     yield "columns"
     if check.guesses:
         yield from (plain(guess, 200) for guess in check.guesses)
-    given = {ours: theirs for ours, theirs in check.columns.items() if ours != theirs}
-    if given and not check.guesses:
-        yield ", ".join(f"{plain(ours)} = column {plain(theirs)!r}" for ours, theirs in given.items())
+    renamed = {ours: theirs for ours, theirs in check.columns.items() if ours != theirs}
+    if renamed and not check.guesses:
+        yield ", ".join(f"{plain(ours)} = column {plain(theirs)!r}" for ours, theirs in renamed.items())
 
 
 def _splits(check: Check) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _captions(check: Check) -> Iterator[str]:
         yield f"{counted(texts.ambiguous, 'text stands', 'texts stand')} for several pictures: {shown}"
 
 
-def _spoken(check: Check) -> Iterator[str]:
+def _languages(check: Check) -> Iterator[str]:
     yield "languages"
     if check.languages:
         yield ", ".join(f"{plain(name, 20)} {count:,}" for name, count in list(check.languages.items())[:12])
@@ -121,7 +121,7 @@ def _pictures(check: Check) -> Iterator[str]:
     if sizes is None:
         return
     yield (
-        f"{_across(sizes.width)} px wide, {_across(sizes.height)} px high; {size(sizes.bytes.median)} each, "
+        f"{_spread_text(sizes.width)} px wide, {_spread_text(sizes.height)} px high; {size(sizes.bytes.median)} each, "
         f"{size(sizes.total)} in all"
     )
     kinds = ", ".join(f"{name} {count:,}" for name, count in sizes.formats.items())
@@ -134,7 +134,7 @@ def _none_or(part: int, whole: int) -> str:
     return share(part, whole) if part else "none"
 
 
-def _across(spread: Spread) -> str:
+def _spread_text(spread: Spread) -> str:
     if spread.low == spread.high:
         return f"{spread.low:g}"
     return f"{spread.low:g} to {spread.high:g} (median {spread.median:g})"
@@ -176,7 +176,7 @@ def _leaks_of(leaks: Leaks) -> Iterator[str]:
     total = sum(leaks.counts.values())
     if total:
         kinds = ", ".join(f"{count:,} {_SAME[kind]}" for kind, count in leaks.counts.items())
-        yield f"{share(total, leaks.held_out)} {leaks.side} pictures are learned from as well: {kinds}"
+        yield f"{share(total, leaks.held_out)} {leaks.side} pictures are also in the training data: {kinds}"
     if leaks.alike:
         yield f"{share(leaks.alike, leaks.held_out)} {leaks.side} pictures look like one with another text"
     sure = [e for e in leaks.examples if e.kind != "near" or e.same_text] or list(leaks.examples)
@@ -193,7 +193,7 @@ def _leaking(example: Leaking) -> str:
 
 
 def _joined(one: Row, other: Row, joiner: str) -> str:
-    if one.text == other.text:  # said once
+    if one.text == other.text:  # show it once
         return f"{_name(one)}{joiner}{_name(other)} {plain(one.text, 30)!r}"
     return f"{_name(one)} {plain(one.text, 24)!r}{joiner}{_name(other)} {plain(other.text, 24)!r}"
 
@@ -203,16 +203,16 @@ def _name(row: Row) -> str:
     return plain(origin if len(origin) <= 32 else "…" + origin[-31:], 40)
 
 
-def _aside(check: Check) -> Iterator[str]:
-    yield "set aside"
-    aside = check.quarantine
-    if not aside.count:
-        yield f"none of {aside.total:,} rows"
+def _quarantine(check: Check) -> Iterator[str]:
+    yield "set quarantine"
+    quarantine = check.quarantine
+    if not quarantine.count:
+        yield f"none of {quarantine.total:,} rows"
         return
-    yield f"{share(aside.count, aside.total)} rows (limit {100 * aside.limit:g} %)"
-    for reason, count in aside.reasons.items():
+    yield f"{share(quarantine.count, quarantine.total)} rows (limit {100 * quarantine.limit:g} %)"
+    for reason, count in quarantine.reasons.items():
         yield f"  {count:,} {reason}: {REASONS.get(reason, '')}"
-        for example in aside.examples.get(reason, ())[:2]:
+        for example in quarantine.examples.get(reason, ())[:2]:
             yield f"    {plain(example, 400)}"
 
 
@@ -220,14 +220,14 @@ def _findings(check: Check) -> Iterator[str]:
     urgent = [f for f in check.findings if f.level != "note"]
     notes = [f for f in check.findings if f.level == "note"]
     if urgent:
-        yield "Mend first:"
+        yield "Fix first:"
     else:
-        yield "Nothing here must be mended before training."
+        yield "Nothing to fix before training."
     for number, finding in enumerate(urgent, start=1):
         mark = "STOP: " if finding.level == "stop" else ""
         yield from _paragraph(f"{number:>3}. ", mark + finding.message + ". " + finding.remedy)
     if notes:
-        yield "To know:"
+        yield "Notes:"
     for finding in notes:
         yield from _paragraph("  -  ", finding.message + ". " + finding.remedy)
 

@@ -1,4 +1,4 @@
-"""`everclip classify`: the best names for pictures."""
+"""`everclip classify`: name images."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from everclip.errors import ConfigError, DataError
 
 def classify(
     model: Annotated[str, typer.Argument(help="A run folder, a saved learner, an export, or a backbone.")],
-    pictures: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures.")],
+    images: Annotated[list[str], typer.Argument(help="Images, or folders of images.")],
     name: Annotated[
-        list[str] | None, typer.Option("--name", help="A name to choose from; give it several times.")
+        list[str] | None, typer.Option("--name", help="A name to choose from; repeat it for each name.")
     ] = None,
     names: Annotated[
-        Path | None, typer.Option("--names", help="A text file with a name per line, such as classnames.txt.")
+        Path | None,
+        typer.Option("--names", help="A text file with one name per line, such as classnames.txt."),
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option("--template", help="Text around a name, {} stands for it; several are averaged."),
+        typer.Option("--template", help="Text around a name, with {} in its place; several are averaged."),
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many names per picture.")] = 1,
-    weights: Annotated[str | None, typer.Option(help="Tag or file, where MODEL is an architecture.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Names to show per image.")] = 1,
+    weights: Annotated[
+        str | None, typer.Option(help="Tag or file of weights, if MODEL is an architecture.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Name pictures: the names that fit each best, with their cosines.
+    """Name images.
 
-    Without names, a run folder offers the classes that it learned.
+    Prints the best names of each image, with their cosines. Without --name or --names, a run chooses from the classes
+    that it learned.
 
     Example: everclip classify runs/shop new.jpg --name kettle --name chair --template "a photo of a {}"
 
@@ -40,8 +44,8 @@ def classify(
     from everclip.templates import templates_of
 
     choices = [*(name or []), *_lines(names)]
-    used = templates_of(template or ("{}",), "--template")
-    files = [file for given in pictures for file in _files(given)]
+    templates = templates_of(template or ("{}",), "--template")
+    files = [file for image in images for file in _files(image)]
     from everclip.learner.measured import learned_names, load_model
 
     learner = load_model(model, None if weights is None else {"weights": weights})
@@ -49,10 +53,10 @@ def classify(
         choices = learned_names(model, learner)
         if not choices:
             raise ConfigError(
-                "classify: no names to choose from; give --name NAME several times or --names FILE.txt."
+                "classify: no names to choose from; give --name NAME for each name, or --names FILE.txt."
             )
-        typer.echo(f"note: the names are those of the {len(choices)} classes that {model} learned", err=True)
-    found = learner.classify(files, choices, used, top=top)
+        typer.echo(f"note: choosing from the {len(choices)} classes that {model} learned", err=True)
+    found = learner.classify(files, choices, templates, top=top)
     if as_json:
         document = [
             {"picture": file, "names": [{"name": n, "cosine": round(score, 6)} for n, score in best]}
@@ -78,12 +82,12 @@ def _lines(file: Path | None) -> list[str]:
         raise ConfigError(f"--names: {file}: cannot be read as UTF-8 text ({error}).") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise ConfigError(f"--names: {file}: holds no name; expected one per line.")
+        raise ConfigError(f"--names: {file}: no names in it; expected one per line.")
     return found
 
 
 def _files(given: str) -> list[str]:
-    """Return a picture, or the pictures of a folder and those below it in order of their names."""
+    """Return an image, or all images in a folder and its subfolders in order of their names."""
     from everclip.data.reading.formats.listing import pictures_below
 
     folder = Path(os.path.expanduser(given))
@@ -91,5 +95,5 @@ def _files(given: str) -> list[str]:
         return [given]
     found = sorted(str(folder / name) for name in pictures_below(folder))
     if not found:
-        raise ConfigError(f"{given}: a folder without pictures.")
+        raise ConfigError(f"{given}: the folder holds no images.")
     return found

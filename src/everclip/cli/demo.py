@@ -15,14 +15,14 @@ METHODS = ("zero-shot", "finetune", "replay", "replay-merge")
 
 
 def run_demo(output: Path, overrides: Sequence[str]) -> None:
-    """Run the demo's methods (each resumable) and print the comparison.
+    """Run every method of the demo and print the comparison; an interrupted demo continues.
 
     Args:
-        output: folder of the runs; encoded features of the start model are shared between them.
-        overrides: settings for all runs.
+        output: the folder of the runs. They share the encoded features of the start model.
+        overrides: settings of all runs.
     """
     typer.echo(
-        "A CLIP that stopped learning in 2015 meets the emoji of 2016 to 2022 (real drawings, small model)."
+        "A CLIP that stopped learning in 2015 learns the emoji of 2016 to 2022 (real drawings, small model)."
     )
     folders = []
     for number, method in enumerate(METHODS, start=1):

@@ -1,4 +1,4 @@
-"""`everclip doctor`: does this installation work, and if not, what to do."""
+"""`everclip doctor`: test this installation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out the half-minute trial.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Skip the trial run, which takes half a minute.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine this installation: packages, devices, folders, variables, and a half-minute trial.
+    """Test this installation.
 
-    Ends with code 1 if something does not work; every failure is printed with its remedy.
+    Tests packages, devices, folders, environment variables, and a trial run of half a minute. Prints a remedy for every
+    failure. Exits with code 1 if a test fails.
 
     Example: everclip doctor
     """
@@ -40,7 +43,7 @@ def doctor(
         healthy = counts["fail"] == 0
         typer.echo(json.dumps({"healthy": healthy, "counts": counts, "checks": document}, indent=1))
     else:
-        words = "all is well" if not counts["fail"] else f"{counts['fail']} of these do not work"
+        words = "everything works" if not counts["fail"] else f"{counts['fail']} of these do not work"
         typer.echo(f"{words} ({counts['ok']} ok, {counts['note']} notes)")
     if counts["fail"]:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`everclip eval`: any model on any data."""
+"""`everclip eval`: measure any model on any data."""
 
 from __future__ import annotations
 
@@ -30,43 +30,48 @@ def evaluate(
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="key=value: backbone.weights=FILE data.columns.image=file evaluation.top_k=[1,5]"
+            help="Settings as key=value: backbone.weights=FILE data.columns.image=file evaluation.top_k=[1,5]"
         ),
     ] = None,
     on: Annotated[
         list[str] | None,
-        typer.Option("--on", help="Data, or a benchmark (name or YAML); may be given several times."),
+        typer.Option("--on", help="Data, or a benchmark (name or YAML file); may be repeated."),
     ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
-            "--template", help="Text around class names, {} stands for the name; several are averaged."
+            "--template", help="Text around a class name, with {} in its place; several are averaged."
         ),
     ] = None,
     kind: Annotated[str, typer.Option(help="auto, retrieval or classification.")] = "auto",
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Encode anew, and keep nothing.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Encode every image again, and do not store features.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a model on data: retrieval both ways where there are captions, else classification.
+    """Measure a model on data.
 
-    Pictures are encoded once per model and kept in the cache folder (EVERCLIP_CACHE).
+    Measures retrieval both ways if there are captions, else classification. Each image is encoded once per model; the
+    features stay in the cache folder (EVERCLIP_CACHE).
 
     Example: everclip eval runs/shop --on test.csv --on photos/ --template "a photo of a {}"
 
     Example: everclip eval ViT-B-32 backbone.weights=model.pt --on test.csv --json
     """
     if not on:
-        raise ConfigError("eval: nothing to measure on; name data or a benchmark with --on DATA.")
+        raise ConfigError("eval: no data to measure on; name data or a benchmark with --on DATA.")
     if kind not in ("auto", "retrieval", "classification"):
         raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
     from everclip.templates import templates_of
 
     templates = templates_of(template, "--template") if template else None
-    found = _measure(model, settings or [], on, templates, kind, no_cache, as_json)
+    evaluation = _measure(model, settings or [], on, templates, kind, no_cache, as_json)
     if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False))
+        typer.echo(
+            json.dumps(evaluation.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False)
+        )
     else:
-        print_evaluation(found)
+        print_evaluation(evaluation)
 
 
 def _measure(
@@ -78,7 +83,7 @@ def _measure(
     no_cache: bool,
     quiet: bool,
 ) -> Evaluation:
-    given = _sections(settings)
+    sections = _sections(settings)
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.spec import DataSpec
     from everclip.files import cache_folder
@@ -86,22 +91,22 @@ def _measure(
     from everclip.training.progress import Progress
 
     cache = None if no_cache else str(cache_folder() / "features")
-    config = validated(EvaluationConfig, {"cache": cache, **given["evaluation"]}, "evaluation")
-    block = given["data"]
+    config = validated(EvaluationConfig, {"cache": cache, **sections["evaluation"]}, "evaluation")
+    block = sections["data"]
     targets = [t if is_benchmark(t) else validated(DataSpec, {"source": t, **block}, "data") for t in on]
     progress = Progress(quiet=quiet)
     progress.start("evaluate", 0)
-    found = evaluate_model(
-        load_model(model, given["backbone"]),
+    evaluation = evaluate_model(
+        load_model(model, sections["backbone"]),
         model,
         targets,
         templates,
-        cast("Kind", kind),  # the caller has checked it
+        cast("Kind", kind),  # checked by the caller
         config,
         lambda done, total: progress.update(done, "pictures", total),
     )
     progress.finish()
-    return found
+    return evaluation
 
 
 def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
@@ -121,12 +126,12 @@ def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
     return {key: document.get(key, {}) for key in known}
 
 
-def print_evaluation(found: Evaluation) -> None:
-    """Print an evaluation for people: one line per set and protocol, percent with intervals."""
-    for note in found.notes:
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print an evaluation as text: for each set and protocol its scores in percent, with intervals."""
+    for note in evaluation.notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"{found.model} ({found.method}), percent [95 % interval]")
-    for part in found.sets:
+    typer.echo(f"{evaluation.model} ({evaluation.method}), percent [95 % interval]")
+    for part in evaluation.sets:
         classes = f", {part.classes} classes" if part.classes is not None else ""
         typer.echo(f"{part.name} ({part.kind}, {part.samples} rows{classes}; answers: {part.protocol})")
         for metric in SHOWN[part.kind]:
@@ -141,5 +146,7 @@ def print_evaluation(found: Evaluation) -> None:
                 else f"  [{100 * score.low:.1f}, {100 * score.high:.1f}]"
             )
             typer.echo(f"  {metric:<20} {100 * score.value:5.1f}{span}")
-    kept = "all from the cache" if not found.encoded else f"{found.encoded} encoded now"
-    typer.echo(f"{found.seconds:.1f} s; pictures: {kept}")
+    source = (
+        "all features from the cache" if not evaluation.encoded else f"{evaluation.encoded} images encoded"
+    )
+    typer.echo(f"{evaluation.seconds:.1f} s; {source}")

@@ -1,4 +1,4 @@
-"""`everclip export`: a model out of a run, in open_clip's own folder layout."""
+"""`everclip export`: write a model as a folder in open_clip's layout."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A run folder, a learner's folder, or a backbone's name.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; made by this.")],
+    model: Annotated[str, typer.Argument(help="A run folder, a saved learner, or a backbone.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write; it is created.")],
     half: Annotated[
-        bool, typer.Option("--half", help="Store float16: half the size, nearly the same.")
+        bool, typer.Option("--half", help="Store float16: half the size, nearly the same embeddings.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    weights: Annotated[str | None, typer.Option(help="Tag or file, where MODEL is an architecture.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Tag or file of weights, if MODEL is an architecture.")
+    ] = None,
     key: Annotated[
-        str | None, typer.Option(help="Where in a file of several models the weights are: model_ema.")
+        str | None, typer.Option(help="Which model of a file with several, such as model_ema.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a model in open_clip's layout, LoRA merged, and prove that open_clip gives the same embeddings.
+    """Write a model as an open_clip folder.
 
-    What `rail` learned is written beside it: head.safetensors, head.json, and classify.py, which loads both with
+    Tests that open_clip loads the folder and gives the same embeddings. LoRA is merged into the weights. For `rail`,
+    also writes its classifier: head.safetensors, head.json, and classify.py, which uses model and classifier with
     open_clip alone.
 
     Example: everclip export runs/emoji-time-replay-s0 exported/mine
@@ -50,7 +53,7 @@ def export(
     typer.echo(f"{folder}: {exported.bytes / 1e6:.1f} MB, {document['precision']}, {_source(card['source'])}")
     if exported.merged:
         typer.echo(f"merged into the weights: {', '.join(exported.merged)}")
-    typer.echo(f"plain open_clip against the model: {describe(exported.parity)}")
+    typer.echo(f"loaded with open_clip, compared with the model: {describe(exported.parity)}")
     if (folder / RULE).is_file():
         learned = json.loads((folder / RULE).read_text(encoding="utf-8"))["classes"]
         typer.echo(f"class head: {len(learned)} classes; classify.py loads it")
@@ -66,7 +69,7 @@ def run_export(
     weights: str | None = None,
     key: str | None = None,
 ) -> tuple[Exported, Backbone, dict[str, Any]]:
-    """Export what `model` names; see `everclip.models.export.export_backbone`."""
+    """Export the model that `model` names; see `everclip.models.export.export_backbone`."""
     from everclip.config import BackboneConfig, validated
     from everclip.errors import ConfigError
     from everclip.models.backbone import load_backbone
@@ -80,8 +83,8 @@ def run_export(
         head = method.class_head()
         if head is None and method.outside_towers is not None:
             raise ConfigError(
-                f"{model}: {method.outside_towers}, which open_clip's layout has no place for: the export would be the "
-                "model without it. Keep the run or learner folder; `Learner.load` predicts from it."
+                f"{model}: {method.outside_towers}, which open_clip's layout cannot hold: the export would be the "
+                "model without it. Keep the run or learner folder; `Learner.load` predicts with it."
             )
         card = {**_card(method.backbone), "source": _of_learner(Path(model), learner)}
         exported = export_backbone(
@@ -116,7 +119,7 @@ def _card(backbone: Backbone) -> dict[str, Any]:
 
 
 def _of_learner(folder: Path, learner: Learner) -> dict[str, Any]:
-    """Return where a learned model comes from, with the metrics of its run where there is one."""
+    """Return the source of a learned model, with the metrics of its run if there is one."""
     from everclip.evaluation.results import FILE, Results
 
     source: dict[str, Any] = {
@@ -152,5 +155,5 @@ def _source(source: dict[str, Any]) -> str:
     count = len(source["learned_tasks"])
     learned = f"{count} {'task' if count == 1 else 'tasks'} learned with {source['method']['name']}"
     unfinished = source.get("status") not in (None, "finished")
-    state = ", not finished: as of its newest checkpoint" if unfinished else ""
+    state = ", not finished: its newest checkpoint" if unfinished else ""
     return f"from {source['kind']} {source['name']} ({learned}{state})"

@@ -1,4 +1,4 @@
-"""`everclip init-config`: a working YAML for one's own data."""
+"""`everclip init-config`: write a YAML file for a user's data."""
 
 from __future__ import annotations
 
@@ -18,36 +18,40 @@ if TYPE_CHECKING:
 def init_config(
     data: Annotated[
         list[str],
-        typer.Argument(help="Data, and settings of the data block as key=value: columns.caption=title"),
+        typer.Argument(
+            help="Data, and settings of the data block as key=value, such as columns.caption=title"
+        ),
     ],
     kind: Annotated[
         str | None,
-        typer.Option("--kind", help="time, domains, classes, sources or single; default: by the data."),
+        typer.Option(
+            "--kind", help="time, domains, classes, sources or single; default: depends on the data."
+        ),
     ] = None,
     classes_per_task: Annotated[
         int | None,
-        typer.Option("--classes-per-task", help="Make a task of every N classes; default: all are one task."),
+        typer.Option("--classes-per-task", help="Classes per task; default: one task with all classes."),
     ] = None,
     test: Annotated[
         str | None,
-        typer.Option("--test", help="Separate test data; then none of DATA are held out for testing."),
+        typer.Option("--test", help="Separate test data; then no row of DATA is held out for testing."),
     ] = None,
     remove_shared: Annotated[
         bool,
         typer.Option(
             "--remove-shared",
-            help="Learn without pictures that are also test pictures, where data mark both.",
+            help="Remove training images that are also test images, if the data mark both sides.",
         ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it to FILE.yaml instead of printing it.")
+        Path | None, typer.Option("--output", "-o", help="Write to FILE.yaml instead of printing.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Print a commented, complete YAML that `everclip run` takes, made for the data.
+    """Print a commented YAML file for your data.
 
-    Several data sets become one task each; times or languages become tasks of one data set, classes on request. Sides
-    that the data mark (train, validation, test) stay as they are.
+    The file is complete and ready for `everclip run`. Several data sets become one task each. One data set becomes
+    tasks by time or by language, or by classes on request. Sides that the data mark (train, validation, test) are kept.
 
     Example: everclip init-config photos/ -o photos.yaml
 
@@ -78,20 +82,20 @@ def init_config(
 
 
 def _check_output(output: Path, force: bool) -> None:
-    """Refuse a file that cannot be written, before the data are read."""
+    """Check that the file can be written, before the data are read."""
     from everclip.files import require_writable
 
     if output.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--output: {output} is no YAML file; give it a name that ends in .yaml.")
+        raise ConfigError(f"--output: {output} is not a YAML file; use a name that ends in .yaml.")
     if output.exists() and not force:
         raise ConfigError(f"--output: {output} exists already; --force replaces it.")
     require_writable(output.parent, "--output")
 
 
 def _print_remarks(proposal: Proposal) -> None:
-    """Print what was set aside and what was guessed, as comments and on standard error."""
-    for found in proposal.quarantine:
-        typer.echo(f"# {found.table()}".replace("\n", "\n# "), err=True)
+    """Print quarantined rows, guesses and notes as comments on standard error."""
+    for quarantine in proposal.quarantine:
+        typer.echo(f"# {quarantine.table()}".replace("\n", "\n# "), err=True)
     for guess in proposal.guesses:
         typer.echo(f"# guessed: {guess}", err=True)
     for note in proposal.notes:
@@ -104,7 +108,7 @@ def _tasks(proposal: Proposal) -> str:
 
 
 def text_for(proposal: Proposal, output: Path | None) -> str:
-    """Return the YAML text; paths are written relative to the file that will hold it."""
+    """Return the YAML text; its paths are relative to the file that will hold it."""
     from dataclasses import replace
 
     from everclip.prepare.init_config.yaml_text import yaml_of
@@ -129,9 +133,9 @@ def _has_validation(proposal: Proposal) -> bool:
 
 
 def _from_folder(block: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a data block whose relative paths start from a folder."""
+    """Return a data block with paths relative to a folder."""
 
-    def moved(text: str) -> str:
+    def relative(text: str) -> str:
         if text.startswith(("builtin:", "hub:", "~", "${")) or Path(text).is_absolute():
             return text
         return os.path.relpath(text, folder)
@@ -140,7 +144,7 @@ def _from_folder(block: dict[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("source", "root", "downloads"):
         value = block.get(key)
         if isinstance(value, str):
-            changed[key] = moved(value)
+            changed[key] = relative(value)
         elif isinstance(value, list | tuple):
-            changed[key] = [moved(text) for text in value]
+            changed[key] = [relative(text) for text in value]
     return changed

@@ -1,4 +1,4 @@
-"""What there is to choose from. No torch."""
+"""Lists methods, benchmarks, backbones and data sets. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from everclip.data.catalog.cards import cards
 
 
 def catalogue() -> dict[str, list[dict[str, Any]]]:
-    """Return methods, benchmarks, built-in backbones and public data sets with one line each."""
+    """Return the names of methods, benchmarks, built-in backbones and public data sets, with one line each."""
     methods = [
         {"name": e.name, "summary": e.summary, "aliases": list(e.aliases)}
         for e in registry.methods().values()
@@ -23,10 +23,10 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
 def _backbones() -> list[dict[str, Any]]:
     import json
 
-    found = []
+    backbones = []
     for folder in sorted(resources.files("everclip.models.builtin").iterdir(), key=lambda p: p.name):
         card = folder.joinpath("card.json")
         if card.is_file():
             summary = json.loads(card.read_text(encoding="utf-8")).get("summary", "")
-            found.append({"name": f"builtin:{folder.name}", "summary": summary})
-    return found
+            backbones.append({"name": f"builtin:{folder.name}", "summary": summary})
+    return backbones

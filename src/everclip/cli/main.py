@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Heavy imports happen inside the verbs, so that `ls` answers at once."""
+"""The command line: parse, call, print. Heavy imports are inside the verbs, so that `ls` and `--help` are fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from everclip.errors import ConfigError, EverclipError
 
 app = typer.Typer(
     name="everclip",
-    help="Keep a CLIP model up to date: learn a stream of tasks, measure what is gained and lost, stop and resume.",
+    help="Keep a CLIP model up to date: learn a stream of tasks, measure gains and losses, stop and resume.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,19 +41,21 @@ def _print_json(document: object) -> None:
 
 @app.command(name="ls")
 def list_names(
-    what: Annotated[str, typer.Argument(help="methods, benchmarks, backbones or datasets; default all")] = "",
+    what: Annotated[
+        str, typer.Argument(help="methods, benchmarks, backbones or datasets; default: all.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List methods, benchmarks, built-in backbones and public data sets.
+    """List methods, benchmarks, backbones and data sets.
 
     Example: everclip ls methods
     """
     from everclip.cli.listing import catalogue
 
-    found = catalogue()
-    if what and what not in found:
-        raise ConfigError(f"ls: {what!r} is nothing to list; choose from {', '.join(found)}.")
-    chosen = {what: found[what]} if what else found
+    listed = catalogue()
+    if what and what not in listed:
+        raise ConfigError(f"ls: cannot list {what!r}; choose from {', '.join(listed)}.")
+    chosen = {what: listed[what]} if what else listed
     if as_json:
         _print_json(chosen)
         return
@@ -72,11 +74,14 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     extend: Annotated[
         bool,
-        typer.Option("--extend", help="Learn the tasks added since: next month's data, one more source."),
+        typer.Option(
+            "--extend",
+            help="Learn the tasks that were added to a finished run: next month's data, one more source.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result (or plan) as JSON.")] = False,
 ) -> None:
-    """Run a benchmark with a method, or continue a run that was stopped (the same command again).
+    """Run a method on a benchmark or stream. The same command continues a run that was stopped.
 
     Example: everclip run emoji-time method=replay seed=1 output=runs/replay
     Next month, with the new data in place: everclip run shop.yaml output=runs/shop --extend
@@ -107,7 +112,9 @@ def run(
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
 ) -> None:
-    """Write report.html (one self-contained file) and figures/ of a run.
+    """Write the report of a run.
+
+    The report is report.html, one self-contained file, and figures/.
 
     Example: everclip report runs/emoji-time-replay-s0
     """
@@ -118,23 +125,28 @@ def report(
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Run folders; runs of one method are its seeds.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Run folders; runs of the same method count as its seeds.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write a page: FILE.html.")
+        Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare runs of different benchmarks all the same.")
+        bool, typer.Option("--force", help="Compare runs even if their benchmarks differ.")
     ] = False,
     over: Annotated[
         Literal["seeds", "items"],
-        typer.Option("--over", help="Several seeds: intervals of differences over seeds, or over the items."),
+        typer.Option(
+            "--over",
+            help="With several seeds: whether intervals of differences are over seeds or over test items.",
+        ),
     ] = "seeds",
     baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Method to subtract; default: the first.")
+        str | None, typer.Option("--baseline", help="Method to compare the others with; default: the first.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Put runs side by side, with differences and intervals.
+    """Compare runs, with paired differences and intervals.
 
     Example: everclip compare runs/finetune runs/replay -o compare.html
     """
@@ -168,7 +180,9 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.")] = Path("runs/demo"),
     settings: Overrides = None,
 ) -> None:
-    """The five-minute tour: new emoji, year by year, with four methods; ends with a table and a report.
+    """Run the five-minute demo.
+
+    Learns new emoji, year by year, with four methods; prints a table and writes a report.
 
     Example: everclip demo
     """
@@ -187,71 +201,69 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def before_verb(
-    # Eager, since otherwise the missing verb is complained about first.
+    # Eager, else the error about a missing verb comes first.
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
-    """Handle options that stand before a verb."""
+    """Handle options before a verb."""
 
 
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code (docs/exit-codes.md)."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # names of files need not be UTF-8; printing them must not fail
+        if isinstance(stream, io.TextIOWrapper):  # file names may not be UTF-8; printing them must not fail
             stream.reconfigure(errors="backslashreplace")
     try:
-        # Newer versions of typer return the code of `typer.Exit` and of Ctrl-C, older ones raise.
+        # Newer versions of typer return the code of `typer.Exit` and of Ctrl-C; older versions raise.
         code = app(standalone_mode=False)
         if sys.stdout is not None:  # None where a caller closed it
-            sys.stdout.flush()  # here, where a closed pipe can still be answered
+            sys.stdout.flush()  # here, where a closed pipe can still be handled
         if code == STOPPED:
             raise KeyboardInterrupt
         if isinstance(code, int) and code:
             sys.exit(code)
     except EverclipError as error:
-        _say(error, error.exit_code)
+        _exit_with(error, error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _say("stopped at once; what was saved before is intact.", STOPPED)
-    except typer.TyperException as error:  # wrong usage: click's own message and code
-        _say_usage(error)
+        _exit_with("stopped at once; what was saved before is intact.", STOPPED)
+    except typer.TyperException as error:  # wrong usage: the message and code of click
+        _exit_with_usage(error)
     except BrokenPipeError:
-        # Whoever read the output (`| head`) has closed it; what Python flushes at its end must not complain again.
+        # The reader of the output (`| head`) has closed it. Flushing at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _say(_of_system(error), 1)
+        _exit_with(_system_message(error), 1)
 
 
 STOPPED = 130
-"""What a shell reports of a program that Ctrl-C ends."""
+"""The exit code that shells report for a program ended by Ctrl-C."""
 
 
-def _say(message: object, code: int) -> NoReturn:
+def _exit_with(message: object, code: int) -> NoReturn:
     typer.echo(f"everclip: {message}", err=True)
     sys.exit(code)
 
 
-def _say_usage(error: typer.TyperException) -> NoReturn:
-    told = getattr(error, "format_message", None)  # with the name of the option that has the wrong value
-    said = str(error) if told is None else str(told())
-    if "Usage:" in said:  # no verb at all: plain help
-        typer.echo(said, err=True)
+def _exit_with_usage(error: typer.TyperException) -> NoReturn:
+    formatted = getattr(error, "format_message", None)  # names the option that has the wrong value
+    message = str(error) if formatted is None else str(formatted())
+    if "Usage:" in message:  # no verb: print the help
+        typer.echo(message, err=True)
         sys.exit(getattr(error, "exit_code", 2))
-    said = said if said.endswith((".", "?")) else f"{said}."
-    option = str(getattr(error, "option_name", ""))  # `--seed=1`, as other programs have it
+    message = message if message.endswith((".", "?")) else f"{message}."
+    option = str(getattr(error, "option_name", ""))  # `--seed=1`, as in other programs
     if option and any(text.startswith(f"{option}=") for text in sys.argv):
-        said += f" Settings are written without dashes: {option.lstrip('-')}=VALUE."
-    _say(f"{said} See everclip --help.", getattr(error, "exit_code", 2))
+        message += f" Settings are written without dashes: {option.lstrip('-')}=VALUE."
+    _exit_with(f"{message} See everclip --help.", getattr(error, "exit_code", 2))
 
 
-def _of_system(error: OSError) -> str:
-    """Return what the operating system says of a file, a folder or the network."""
+def _system_message(error: OSError) -> str:
+    """Return the message of the operating system about a file, a folder or the network."""
     name = "" if error.filename is None else f"{str(error.filename)[:200]}: "
     return f"{name}{error.strerror or error}."
 

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, counted from the same code that does it."""
+"""`--dry-run`: the plan of a run, counted with the code that runs it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from everclip.training.progress import Progress, clock
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
-    """Return tasks, steps, parameters, memory, disk and time of a run that is not started.
+    """Return tasks, steps, parameters, memory, disk and time of a run, without starting it.
 
-    Time is extrapolated from a training batch and an evaluation batch that are measured on this machine, smaller ones
-    where the model is slow.
+    The time is extrapolated from a training batch and an evaluation batch, measured on this machine (smaller batches if
+    the model is slow).
     """
     run = prepare(config)
     progress = Progress(quiet=not run.learner.accelerator.is_main_process)
@@ -37,14 +37,14 @@ def plan(config: RunConfig) -> dict[str, Any]:
         steps = sum(phase_steps(p, config.training) * p.repeats for p in phases)
         tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
         run.learner.tasks.append(task)
-        run.learner.method.store(task)  # what is replayed may come on top of the next task
+        run.learner.method.store(task)  # replay may add samples to the next task
     moments = (
         2 * 4 * cost.trainable_parameters
         if config.training.optimiser == "adamw"
         else 4 * cost.trainable_parameters
     )
     timing = _measure(run, progress)
-    begun = method.describe()  # inside the first task, where all that grows is there
+    begun = method.describe()  # within the first task, with all of its modules
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
     rows = len(run.tasks) + 1
@@ -76,11 +76,11 @@ def _existing(path: Path) -> Path:
 
 
 MEASURING = 8.0
-"""About how many seconds the training step may be measured for, and half as many the encoding."""
+"""About how many seconds measuring the training step may take; encoding may take half as many."""
 
 
 def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
-    """Time one training step of a real batch (the weights are not changed) and one encoding."""
+    """Measure a training step with a real batch (the weights stay unchanged) and an encoding."""
     import torch
 
     from everclip.features.encoding import device_of
@@ -88,7 +88,9 @@ def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
 
     task, learner = run.tasks[0], run.learner
     method = learner.method
-    progress.say(f"measuring a training step and an encoding, some {1.5 * MEASURING:.0f} seconds at most")
+    progress.say(
+        f"measuring a training step and an encoding; this takes at most about {1.5 * MEASURING:.0f} seconds"
+    )
     method.begin_task(task, learner.past())
     phases = learner.plan(task)
     step = learner.engine.measure(method, phases[0], MEASURING) if phases else 0.0
@@ -102,16 +104,16 @@ def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
             float(method.encode_images(pixels)["embedding"].sum())  # waits for the device
         return time.monotonic() - started
 
-    # A text of an evaluation set costs about as much as a picture; counted once more.
+    # Texts cost about as much as images, hence twice.
     return {"step": step, "picture": 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK}
 
 
 BLOCK = 32
-"""Pictures that are encoded together to measure."""
+"""Images in the encoding that is measured."""
 
 
 def print_plan(planned: dict[str, Any]) -> None:
-    """Print a plan for people."""
+    """Print a plan as text."""
     typer.echo(
         f"{planned['benchmark']} with {planned['method']} on {planned['backbone']}, into {planned['output']}"
     )
@@ -125,11 +127,9 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"  parameters: {planned['trainable_parameters']:,} trained, {planned['stored_parameters']:,} in memory "
         "(frozen copies included)"
     )
-    typer.echo(f"  in memory only while a task is learned: {planned['held_during_task']}")
+    typer.echo(f"  also in memory during a task: {planned['held_during_task']}")
     typer.echo(f"  parameters that a prediction uses: {planned['active_parameters']:,}")
     typer.echo(f"  added by each task: {planned['growth_per_task']}")
-    typer.echo(
-        f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (activations come on top)"
-    )
+    typer.echo(f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (plus activations)")
     typer.echo(f"  disk for checkpoints: {planned['disk_mb']} MB of {planned['disk_free_mb']} MB free")
     typer.echo(f"  time, extrapolated from measured batches: about {clock(planned['seconds'])}")

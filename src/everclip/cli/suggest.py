@@ -1,4 +1,4 @@
-"""`everclip suggest`: which settings to begin with, for one's own data and model."""
+"""`everclip suggest`: propose settings for a user's data and model."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ if TYPE_CHECKING:
 
 def suggest(
     data: Annotated[
-        str, typer.Argument(help="Data (a folder, file, hub:ID...), or a stream: YAML or benchmark.")
+        str, typer.Argument(help="Data (a folder, file, hub:ID...), or a stream (YAML file or benchmark).")
     ],
     model: Annotated[
         str | None,
-        typer.Argument(
-            help="The backbone to start from; default: that of the stream, for data builtin:tiny."
-        ),
+        typer.Argument(help="The backbone; default: that of the stream, or builtin:tiny for data."),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Settings: columns.caption=title (of the data), backbone.weights=FILE, training.device=cpu"
+            help="Settings as key=value: columns.caption=title backbone.weights=FILE training.device=cpu"
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=20, help="Steps of the range test.")] = 48,
+    steps: Annotated[
+        int, typer.Option("--steps", min=20, help="Steps of the learning-rate range test.")
+    ] = 48,
     sweep_seconds: Annotated[
-        float, typer.Option("--sweep-seconds", min=1, help="Time for the range test, about.")
+        float, typer.Option("--sweep-seconds", min=1, help="Approximate limit on the time of the range test.")
     ] = 120.0,
     trial_seconds: Annotated[
         float,
         typer.Option(
-            "--trial-seconds", min=0, help="Time for the trial of a preset that trains; 0: no trials."
+            "--trial-seconds",
+            min=0,
+            help="Approximate limit on the time of a trial that trains; 0: no trials.",
         ),
     ] = 120.0,
     output: Annotated[
@@ -44,12 +46,13 @@ def suggest(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Suggest preset, trainable parts, batch size, epochs and learning rate, each with its reason.
+    """Propose settings for your data and model.
 
-    The learning rate is measured by a short sweep on the data; the model's weights are not changed. For classes, two
-    presets learn a part of the images on trial: `rail`, which solves a regression, and the preset that would train.
-    What is better on held-out images, old and new classes together, is suggested; where that is not clear, both are
-    named with the commands that decide.
+    Proposes preset, trainable parts, batch size, epochs and learning rate, each with its reason. Measures the learning
+    rate with a short sweep on the data; the model's weights stay unchanged. For classes, two presets are tried on a
+    part of the images: `rail`, which solves a regression, and a preset that trains by gradient. Proposes the one that
+    is better on held-out images of old and new classes together. If the difference is not clear, names both, with the
+    commands that decide.
 
     Example: everclip suggest month.yaml
 
@@ -69,18 +72,18 @@ def suggest(
 
         require_writable(output, "--output")
     named = backbone if model is None else {"name": model, **backbone}
-    found = make(data, named, block, training, steps, trial_seconds, sweep_seconds, Progress())
-    _report(found, output, as_json)
+    suggestion = make(data, named, block, training, steps, trial_seconds, sweep_seconds, Progress())
+    _report(suggestion, output, as_json)
 
 
-def _report(found: Suggestion, output: Path | None, as_json: bool) -> None:
-    """Print a suggestion, and write it to a folder where one is given."""
+def _report(suggestion: Suggestion, output: Path | None, as_json: bool) -> None:
+    """Print a suggestion; write it to a folder if one is given."""
     if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json"), indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(suggestion.model_dump(mode="json"), indent=1, ensure_ascii=False))
     else:
-        _show(found, output)
+        _show(suggestion, output)
     if output is not None:
-        _write(found, output)
+        _write(suggestion, output)
 
 
 def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -95,54 +98,52 @@ def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[st
     backbone, training = given.pop("backbone", {}), given.pop("training", {})
     for name, part in (("backbone", backbone), ("training", training)):
         if not isinstance(part, dict):
-            raise ConfigError(
-                f"{name}: expected settings below it, such as {name}.device=cpu; found {part!r}."
-            )
+            raise ConfigError(f"{name}: expected settings such as {name}.device=cpu; suggestion {part!r}.")
     return backbone, training, given
 
 
-def _write(found: Suggestion, folder: Path) -> None:
+def _write(suggestion: Suggestion, folder: Path) -> None:
     from everclip.files import write_bytes_atomic, write_text_atomic
     from everclip.prepare.suggest.picture import draw
 
-    write_text_atomic(folder / "suggestion.json", found.model_dump_json(indent=1) + "\n")
-    if found.rates:
-        write_bytes_atomic(folder / "lr-range.png", draw(found).png)
+    write_text_atomic(folder / "suggestion.json", suggestion.model_dump_json(indent=1) + "\n")
+    if suggestion.rates:
+        write_bytes_atomic(folder / "lr-range.png", draw(suggestion).png)
 
 
-def _show(found: Suggestion, output: Path | None) -> None:
-    facts = found.facts
+def _show(suggestion: Suggestion, output: Path | None) -> None:
+    facts = suggestion.facts
     kind = "captions" if facts["classes"] is None else f"{facts['classes']} classes"
     typer.echo(
-        f"{found.data}: {facts['rows']:,} training rows, {facts['pictures']:,} pictures, {kind}; "
-        f"{facts['validation']:,} rows set aside for choices"
+        f"{suggestion.data}: {facts['rows']:,} training rows, {facts['pictures']:,} pictures, {kind}; "
+        f"{facts['validation']:,} validation rows"
     )
-    typer.echo(f"{found.model}: {facts['parameters'] / 1e6:.1f} M parameters")
-    typer.echo("\nsuggested:" if found.decided else "\nnot decided; the settings of the preset that trains:")
-    for choice in found.choices:
+    typer.echo(f"{suggestion.model}: {facts['parameters'] / 1e6:.1f} M parameters")
+    typer.echo("\nproposed:" if suggestion.decided else "\nnot decided; settings of the preset that trains:")
+    for choice in suggestion.choices:
         typer.echo(f"  {choice.key} = {choice.value}\n      {choice.reason}")
-    _show_trials(found)
+    _show_trials(suggestion)
     typer.echo("\nnot measured:")
-    for line in found.not_measured:
+    for line in suggestion.not_measured:
         typer.echo(f"  {line}")
-    typer.echo("\nto run it:" if found.decided else "\nto decide:")
-    for line in found.command:
+    typer.echo("\nto run it:" if suggestion.decided else "\nto decide:")
+    for line in suggestion.command:
         typer.echo(f"  {line}")
     if output is not None:
-        drawn = [output / "lr-range.png"] if found.rates else []
+        drawn = [output / "lr-range.png"] if suggestion.rates else []
         typer.echo("\n" + "\n".join(map(str, [*drawn, output / "suggestion.json"])))
 
 
-def _show_trials(found: Suggestion) -> None:
-    """Print what the presets learned and kept on trial, and the difference between them."""
-    if not found.trials:
+def _show_trials(suggestion: Suggestion) -> None:
+    """Print the scores of the trials, and the difference between them."""
+    if not suggestion.trials:
         return
-    first = found.trials[0]
+    first = suggestion.trials[0]
     images = f"{first.new.images} held-out images of the new classes"
     if first.old is not None:
-        images += f" and {first.old.images} of the known ones, among the answers of both"
-    typer.echo(f"\nlearned on trial, accuracy on {images}:")
-    for trial in found.trials:
+        images += f" and {first.old.images} of the old classes, scored among all classes"
+    typer.echo(f"\ntrials, accuracy on {images}:")
+    for trial in suggestion.trials:
         typer.echo("\n".join(f"  {line}" for line in trial.describe()))
-    if found.gap is not None:
-        typer.echo(f"  {found.trials[1].method} against {first.method}: {found.gap.describe()}")
+    if suggestion.gap is not None:
+        typer.echo(f"  {suggestion.trials[1].method} against {first.method}: {suggestion.gap.describe()}")

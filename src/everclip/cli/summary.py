@@ -1,4 +1,4 @@
-"""A finished run in a few lines."""
+"""Prints a finished run in a few lines."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from everclip.metrics import AUTO
 
 
 def percent(value: float | None) -> str:
-    """Return a share as percent, or a dash where it is undefined."""
+    """Return a share as percent, or a dash if it is undefined."""
     return "    -" if value is None else f"{100 * value:5.1f}"
 
 
 def old_and_new(results: Results) -> list[str]:
-    """Return the line on old and new together, before and now; nothing where they are not scored together."""
+    """Return a line with the scores of old and new together, before and now, if they are scored together."""
     if results.together is None:
         return []
-    said = []
+    shown = []
     parts = (("everything", "everything"), ("everything_old", "old"), ("everything_new", "new"))
     known = any(column.group == "known" for column in results.columns)
     for name, part in parts if known else parts[:1]:
         before, last = results.metrics.get(f"{name}_before"), results.metrics.get(f"{name}_last")
         if last is not None:
             start = "" if before is None else f"{100 * before:.1f} -> "
-            said.append(f"{part} {start}{100 * last:.1f}")
+            shown.append(f"{part} {start}{100 * last:.1f}")
     what = "old and new" if known else "all tasks"
-    return [f"{what} together (pool `{results.together.protocol}`): {', '.join(said)}"] if said else []
+    return [f"{what} together (pool `{results.together.protocol}`): {', '.join(shown)}"] if shown else []
 
 
-def lost_what_was_known(results: Results) -> bool:
-    """Return whether what was known before, or the retention suite, lies lower than before."""
+def old_scores_fell(results: Results) -> bool:
+    """Whether the score of the base or of the retention suite fell."""
     changes = [results.metrics.get(f"{part}_change") for part in ("known", "retention")]
     return any(change is not None and change < 0 for change in changes)
 
 
-def nothing_gained(results: Results) -> bool:
-    """Return whether a finished run that trains weights did not get better on its tasks."""
+def no_gain(results: Results) -> bool:
+    """Whether a finished run that trains weights did not improve on its tasks."""
     change = results.metrics.get("new_change")
     trained = (results.method["cost"].get("trainable_parameters") or 0) > 0
     return results.status == "finished" and trained and change is not None and change <= 0
 
 
 def print_results(results: Results, folder: Path) -> None:
-    """Print the headline matrix and where everything is."""
+    """Print the score matrix of the headline, notes, and the paths of result and report."""
     matrix = results.matrix
     width = max(len(name) for name in [*matrix.rows, "before"])
     columns = [max(5, len(name)) for name in matrix.columns]
@@ -61,10 +61,10 @@ def print_results(results: Results, folder: Path) -> None:
     for line in old_and_new(results):
         typer.echo(line)
     collapsed = [event for event in results.events if event.kind == "collapsed"]
-    if nothing_gained(results) and not collapsed:
-        cause = "too high, since what was known fell, too" if lost_what_was_known(results) else "too low"
+    if no_gain(results) and not collapsed:
+        cause = "too high, since old scores fell, too" if old_scores_fell(results) else "too low"
         typer.echo(
-            f"note: nothing was gained on what is new. The learning rate may be {cause}, or the steps too few: "
+            f"note: the scores on the new tasks did not rise. The learning rate may be {cause}, or the steps too few: "
             "`everclip suggest` measures a rate."
         )
     for event in collapsed:
