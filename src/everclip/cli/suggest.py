@@ -98,7 +98,7 @@ def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[st
     backbone, training = given.pop("backbone", {}), given.pop("training", {})
     for name, part in (("backbone", backbone), ("training", training)):
         if not isinstance(part, dict):
-            raise ConfigError(f"{name}: expected settings such as {name}.device=cpu; suggestion {part!r}.")
+            raise ConfigError(f"{name}: expected settings such as {name}.device=cpu; found {part!r}.")
     return backbone, training, given
 
 
