@@ -1,8 +1,8 @@
 """Configuration of a run: YAML, `key=value` overrides, benchmark and preset defaults, resolved to one document.
 
-Precedence, weakest first: defaults (`everclip.schema`), the benchmark's `training` and `guard`, those of the method
-preset (with what it says of that benchmark) and its `settings`, the user's YAML file, the `key=value` arguments.
-No torch here.
+Precedence, weakest first: defaults (`everclip.schema`); the benchmark's `training` and `guard`; `training`, `guard` and
+`settings` of the method preset, with its `per_benchmark` settings; the user's YAML file; the `key=value` arguments.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """Split `a.b=value`; the value is read by the type of the setting (`everclip.overrides`).
+    """Split `a.b=value`, and read the value by the type of the setting (`everclip.overrides`).
 
     Raises:
         ConfigError: if there is no `=`, or the value cannot be read.
@@ -70,7 +70,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `top` laid over it, mapping by mapping."""
+    """Return `base` with the values of `top`, merged mapping by mapping."""
     merged = deepcopy(dict(base))
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -81,10 +81,10 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge` for training settings: what replaces a setting inherits nothing of it.
+    """`merge` for training settings: some settings replace others entirely.
 
-    Naming one kind of budget drops the others, and steps behind them; naming a kind of augmentation drops the one
-    before, with its strengths.
+    A budget replaces any other kind of budget, with its `extra_steps`. A kind of augmentation replaces the other
+    augmentation, with its strengths.
     """
     replaced = any(top.get(key) is not None for key in BUDGET_KEYS)
     dropped = (*BUDGET_KEYS, "extra_steps") if replaced else ()
@@ -95,10 +95,10 @@ def merge_training(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str,
 
 
 CHANGED = " (changed)"
-"""Marks a benchmark whose scenario was changed: its numbers are not the benchmark's."""
+"""Marks a benchmark whose scenario was changed: its results are not comparable with the benchmark."""
 
 SECTIONS = ("training", "backbone", "method", "evaluation", "guard", "checkpoint")
-"""What a scenario document may give defaults for."""
+"""Sections for which a scenario document may give defaults."""
 
 
 def _expand(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _expand(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry]:
-    """Read what the user named: a benchmark, a scenario file, or a run configuration that names either."""
+    """Read a benchmark, a scenario file, or a run configuration that names either."""
     if not target.endswith((".yaml", ".yml")):
         return {}, registry.benchmark_entry(target)
     document = registry.read_yaml(Path(target))
@@ -129,7 +129,7 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
             f"{target}: expected the key `benchmark` (a run) or `kind` (a scenario); found {found}."
         )
     scenario = document.get("scenario")
-    if isinstance(scenario, Mapping) and "kind" in scenario:  # the resolved configuration of an earlier run
+    if isinstance(scenario, Mapping) and "kind" in scenario:  # the resolved configuration of a run
         document.pop("scenario")
         tag = name.removesuffix(CHANGED)
         return document, registry.BenchmarkEntry(
@@ -141,10 +141,10 @@ def _user_document(target: str) -> tuple[dict[str, Any], registry.BenchmarkEntry
 
 
 def evaluation_of(config: EvaluationConfig | Mapping[str, Any] | None) -> EvaluationConfig:
-    """Return settings of an evaluation, also from a mapping.
+    """Return evaluation settings, validated if they are a mapping.
 
     Raises:
-        ConfigError: for something else, or settings that do not fit.
+        ConfigError: for another type, or invalid settings.
     """
     if isinstance(config, EvaluationConfig):
         return config
@@ -163,26 +163,27 @@ def resolve_config(
     Args:
         target: `emoji-time`, `emoji-time@1`, `my-scenario.yaml` or `my-run.yaml`.
         texts: `seed=1`, `training.steps=50`, `method=replay`, `method.replay.size=100`...
-        settings: the same as Python values, `{"seed": 1, "training": {"steps": 50}}`; they win over `texts`.
+        settings: the same as Python values, `{"seed": 1, "training": {"steps": 50}}`; they take precedence over
+            `texts`.
 
     Raises:
-        ConfigError: naming the key, what was found, what was expected.
+        ConfigError: names the key, what was found and what was expected.
     """
     if not isinstance(target, str | PathLike) or not isinstance(os.fspath(target), str):
         raise ConfigError(f"expected a benchmark or a YAML file, found {type(target).__name__}.")
     if settings is not None and not isinstance(settings, Mapping):
         raise ConfigError(f"settings: expected a mapping of keys to values, found {type(settings).__name__}.")
     from_file, entry = _user_document(os.fspath(target))
-    given = overrides.overrides_document(texts, overrides.types_of(RunConfig))
-    given = merge(given, overrides.settings_document(settings or {}))
-    for part in (from_file, given):
+    arguments = overrides.overrides_document(texts, overrides.types_of(RunConfig))
+    arguments = merge(arguments, overrides.settings_document(settings or {}))
+    for part in (from_file, arguments):
         _check_sections(part)
-    user = _laid_over(_expand(from_file), _expand(given))
+    user = _overlay(_expand(from_file), _expand(arguments))
     scenario = dict(entry.document)
     tag = str(scenario.pop("tag", entry.tag))
     defaults: dict[str, Any] = {key: scenario.pop(key) for key in SECTIONS if key in scenario}
     _check_sections(defaults)
-    document = _laid_over(_expand(defaults), user)
+    document = _overlay(_expand(defaults), user)
     method = document.get("method", {})
     preset = registry.method_entry(str(method.get("name", "finetune")))
     document["method"] = {"name": preset.name, "settings": merge(preset.settings, method.get("settings", {}))}
@@ -192,18 +193,20 @@ def resolve_config(
     document["guard"] = merge(merge(defaults.get("guard", {}), preset.guard), user.get("guard", {}))
     document["scenario"] = merge(scenario, user.get("scenario", {}))
     document["benchmark"] = _tag(tag, scenario, document["scenario"])
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(preset.name).name)
-    document.setdefault("output", f"runs/{entry.name}-{plain}-s{document.get('seed', 0)}")
+    method_name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(preset.name).name)
+    document.setdefault("output", f"runs/{entry.name}-{method_name}-s{document.get('seed', 0)}")
     return validated(RunConfig, document, "")
 
 
-PLACES = ("root", "places", "file")
-"""Keys of a scenario that say where data lie, not which."""
+LOCATION_KEYS = ("root", "places", "file")
+"""Keys of a scenario that say where its data are; they do not change the benchmark."""
 
 
 def _tag(tag: str, declared: Mapping[str, Any], used: Mapping[str, Any]) -> str:
-    """Return what results call a benchmark: a declared variant by its settings, else changed where it differs."""
-    keys = [key for key in {**declared, **used} if key not in PLACES and declared.get(key) != used.get(key)]
+    """Return the name of a benchmark in results: with the settings of a declared variant, or `(changed)`."""
+    keys = [
+        key for key in {**declared, **used} if key not in LOCATION_KEYS and declared.get(key) != used.get(key)
+    ]
     if not keys or tag.endswith(CHANGED):
         return tag
     if all(key in declared.get("variants", ()) and not isinstance(used[key], list) for key in keys):
@@ -211,8 +214,8 @@ def _tag(tag: str, declared: Mapping[str, Any], used: Mapping[str, Any]) -> str:
     return tag + CHANGED
 
 
-def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one configuration over another; a newly named method or backbone inherits nothing from the old one."""
+def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two configurations; another method or backbone inherits no settings from the old one."""
     base = dict(base)
     for key in SHORTHAND:
         name = top.get(key, {}).get("name")

@@ -1,4 +1,4 @@
-"""Several processes: who is first, and how they agree. With one process everything here is the identity."""
+"""Communication between several processes. With one process, values are returned unchanged."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process; the first is 0."""
+    """Return the number of this process, from 0."""
     import torch.distributed as group
 
     return group.get_rank() if world() > 1 else 0
 
 
 def is_first() -> bool:
-    """Return whether this is the first (or only) process: the one that writes and prints."""
+    """Return whether this is the first (or only) process, which writes and prints."""
     return rank() == 0
 
 
 def from_first(value: _Value) -> _Value:
-    """Return the first process's value on all; all must call it at the same place."""
+    """Return the value of the first process on all processes. All processes must call it."""
     if world() == 1:
         return value
     import torch.distributed as group
@@ -41,15 +41,15 @@ def from_first(value: _Value) -> _Value:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Return whether the flag is up on any process; all must call it at the same place."""
+    """Return whether the flag is set on any process. All processes must call it."""
     if world() == 1:
         return flag
     import torch
     import torch.distributed as group
 
-    up = torch.tensor([int(flag)], device=device)
-    group.all_reduce(up, op=group.ReduceOp.MAX)
-    return bool(up.item())
+    value = torch.tensor([int(flag)], device=device)
+    group.all_reduce(value, op=group.ReduceOp.MAX)
+    return bool(value.item())
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
@@ -88,10 +88,10 @@ def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
 
 
 def gather_rows(values: torch.Tensor) -> torch.Tensor:
-    """Concatenate tensors of all processes along dimension 0, in order of rank; they may differ in length or be empty.
+    """Concatenate tensors of all processes along dimension 0, in process order; their lengths may differ or be 0.
 
     Args:
-        values: `(N_r, ...)`, alike but for its first dimension.
+        values: `(N_r, ...)`; only the first dimension may differ.
 
     Returns:
         `(sum of N_r, ...)`, the same on every process.
@@ -101,7 +101,7 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
     import torch
 
     counts = concatenate(torch.tensor([len(values)], device=values.device)).tolist()
-    # Padded, because a collective takes equal shapes; no padding is left in the result.
+    # Padded, since collectives need equal shapes; the padding is removed from the result.
     padded = values.new_zeros(max(counts), *values.shape[1:])
     padded[: len(values)] = values
     parts = concatenate(padded[None])
@@ -109,7 +109,7 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: _Value) -> list[_Value]:
-    """Return the values of all processes, in order of rank."""
+    """Return the values of all processes, in process order."""
     if world() == 1:
         return [value]
     import torch.distributed as group

@@ -1,4 +1,4 @@
-"""What can go wrong, in words: every error a user meets carries its own exit code."""
+"""The errors that users see; each has its own exit code."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from collections.abc import Iterable
 
 
 class EverclipError(Exception):
-    """Base of all errors that everclip raises on purpose; `exit_code` is what a command returns."""
+    """Base of all errors that everclip raises on purpose; `exit_code` is the exit code of the command."""
 
     exit_code = 1
 
 
 class ConfigError(EverclipError):
-    """A setting, name or path that does not fit. Nothing was started."""
+    """An invalid setting, name or path. Nothing was started."""
 
     exit_code = 2
 
 
 class DataError(EverclipError):
-    """Data that cannot be read or does not hold what was promised."""
+    """Data that cannot be read, or lack something that is needed."""
 
     exit_code = 3
 
 
 class RunFolderError(EverclipError):
-    """The run folder belongs to another configuration, or another process is at work in it."""
+    """The run folder belongs to another configuration, or another process works in it."""
 
     exit_code = 4
 
 
 class CheckpointError(EverclipError):
-    """No usable checkpoint, or one could not be written (for example: disk full)."""
+    """No checkpoint can be used, or one cannot be written (for example: the disk is full)."""
 
     exit_code = 5
 
 
 class DivergedError(EverclipError):
-    """The loss became NaN, infinite or exploded; the last good checkpoint is kept."""
+    """The loss is NaN, infinite or too large; the last good checkpoint is kept."""
 
     exit_code = 6
 
 
 class Interrupted(EverclipError):
-    """SIGTERM or SIGINT: a checkpoint was written; the same command continues."""
+    """A run stopped by SIGTERM or SIGINT: a checkpoint is written, and the same command continues the run."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean ...?` for close names, else the list of what exists."""
+    """Return ` Did you mean ...?` if there are similar names, else the known names."""
     name, known = str(name), sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f" Did you mean {' or '.join(repr(c) for c in close)}?"
-    if len(known) > 30:  # a page of names hides the message
+    if len(known) > 30:  # a page of names would hide the message
         return (
             f" Known: {', '.join(known[:20])} and {len(known) - 20} more (everclip ls shows what has a name)."
         )

@@ -1,4 +1,4 @@
-"""The types of settings: what a field may hold, and conversion of values where their meaning is clear."""
+"""The types of settings: tests on types, and conversion of values whose meaning is clear."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class DescribedBy:
-    """Marks a mapping whose keys another room's model knows: `module:Class`, imported when a key below is asked for."""
+    """Marks a mapping whose keys are those of a model, `module:Class`, imported when needed."""
 
     target: str
 
@@ -28,7 +28,7 @@ class DescribedBy:
 
 
 def field_type(field: FieldInfo) -> Any:
-    """Return the type of a field, or the model that describes it."""
+    """Return the type of a field, or the model of its `DescribedBy`."""
     for mark in field.metadata:
         if isinstance(mark, DescribedBy):
             return mark.model()
@@ -36,7 +36,7 @@ def field_type(field: FieldInfo) -> Any:
 
 
 def options(annotation: Any) -> tuple[Any, ...]:
-    """Return the alternatives of a type, without what `Annotated` adds."""
+    """Return the alternatives of a type, without `Annotated`."""
     if hasattr(annotation, "__metadata__"):
         return options(annotation.__origin__)
     if get_origin(annotation) in (Union, UnionType):
@@ -45,14 +45,14 @@ def options(annotation: Any) -> tuple[Any, ...]:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models that a type holds by itself (not in lists)."""
+    """Yield the models among the alternatives of a type (not in lists)."""
     for option in options(annotation):
         if isinstance(option, type) and issubclass(option, BaseModel):
             yield option
 
 
 def is_text(annotation: Any) -> bool:
-    """Whether values of a type are made of text alone: a text, one of some words, lists or mappings of these."""
+    """Whether all values of a type are text: a text, a literal word, or lists or mappings of these."""
     kinds = [option for option in options(annotation) if option is not NoneType]
     return bool(kinds) and all(_is_text_option(option) for option in kinds)
 
@@ -69,15 +69,15 @@ def _is_text_option(option: Any) -> bool:
 
 
 def is_single_text(annotation: Any) -> bool:
-    """Whether a plain text is a value of the type."""
+    """Whether a single text is a value of the type."""
     return any(option is str or get_origin(option) is Literal for option in options(annotation))
 
 
-def fitted(value: Any, annotation: Any) -> Any:
-    """Return a value as the type wants it: one text or number as a list of one, `1e3` as a number, a path as text.
+def converted(value: Any, annotation: Any) -> Any:
+    """Convert a value to a type: one text or number to a list of one, `1e3` to a number, a path to text.
 
     Raises:
-        ValueError: for `true` where a number stands, and for text that holds a NUL.
+        ValueError: for `true` in place of a number, and for text with a NUL.
     """
     kinds = options(annotation)
     if isinstance(value, PurePath) and str in kinds:
@@ -87,7 +87,7 @@ def fitted(value: Any, annotation: Any) -> Any:
     if numbers and isinstance(value, bool) and bool not in kinds:
         raise ValueError("expected a number")
     if numbers and str not in kinds and isinstance(value, str) and re.fullmatch(_EXPONENT, value.strip()):
-        return float(value)  # YAML 1.1 reads 1e3 as a word because it lacks the point
+        return float(value)  # YAML 1.1 reads 1e3 as text, since it has no decimal point
     lists = [option for option in kinds if get_origin(option) in (list, tuple)]
     texts = [option for option in lists if all(o is Ellipsis or is_single_text(o) for o in get_args(option))]
     if isinstance(value, str) and texts and not any(is_single_text(kind) for kind in kinds):
@@ -99,7 +99,7 @@ def fitted(value: Any, annotation: Any) -> Any:
 
 
 def _is_list_of_numbers(option: Any) -> bool:
-    """Whether a type holds any number of numbers."""
+    """Whether a type is a list of numbers of any length."""
     inner = get_args(option)
     any_length = get_origin(option) is list or Ellipsis in inner
     return any_length and all(o is Ellipsis or {int, float} & set(options(o)) for o in inner)
@@ -109,15 +109,15 @@ _EXPONENT = r"[+-]?\d+(\.\d*)?[eE][+-]?\d+"
 
 
 def check_text(value: Any, refuse: Callable[[str], str | None]) -> None:
-    """Look at every text inside a value.
+    """Check every text inside a value.
 
     Raises:
-        ValueError: with what `refuse` says of one.
+        ValueError: if `refuse` returns a message for a text.
     """
     if isinstance(value, str):
-        said = refuse(value)
-        if said:
-            raise ValueError(said)
+        message = refuse(value)
+        if message:
+            raise ValueError(message)
     elif isinstance(value, list | tuple):
         for inner in value:
             check_text(inner, refuse)
@@ -128,12 +128,12 @@ def check_text(value: Any, refuse: Callable[[str], str | None]) -> None:
 
 
 def holds_nul(text: str) -> str | None:
-    """Say that a text holds a NUL, which no path may."""
+    """Return a message if a text holds a NUL, which no path may hold."""
     return "text holds a NUL character" if "\0" in text else None
 
 
 def not_utf8(text: str) -> str | None:
-    """Say that a text cannot be written to a file as UTF-8: it was an argument or a file name in another encoding."""
+    """Return a message if a text cannot be encoded as UTF-8: an argument or file name in another encoding."""
     try:
         text.encode()
     except UnicodeEncodeError:

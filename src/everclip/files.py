@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written aside, synced, renamed."""
+"""Writes files atomically: to a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _warned: set[str] = set()
 
 
 def crash_point(name: str) -> None:
-    """A place where tests kill the process; does nothing."""
+    """Mark a point at which tests kill the process. Does nothing else."""
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made again: `$EVERCLIP_CACHE`, else `everclip` in the user's cache folder."""
+    """Return the cache folder: `$EVERCLIP_CACHE`, else `everclip` in the user's cache folder."""
     chosen = os.environ.get("EVERCLIP_CACHE")
     if chosen:
         return Path(os.path.expanduser(chosen))
@@ -31,15 +31,15 @@ def cache_folder() -> Path:
         return Path(shared) / "everclip"
     try:
         return Path.home() / ".cache" / "everclip"
-    except RuntimeError:  # a container's user without a home
+    except RuntimeError:  # a user without a home folder, as in some containers
         return Path(tempfile.gettempdir()) / f"everclip-{os.getuid()}"
 
 
 def user_path(given: object, where: str) -> Path:
-    """Return a path that a user gave, `~` expanded.
+    """Return a user's path, with `~` expanded.
 
     Raises:
-        ConfigError: for what is no path, or one that the system refuses (too long, a NUL, a loop of links).
+        ConfigError: for another type, or a path that the system refuses (too long, a NUL, a loop of links).
     """
     if not isinstance(given, str | os.PathLike):
         raise ConfigError(f"{where}: expected a path, found {type(given).__name__}.")
@@ -51,19 +51,19 @@ def user_path(given: object, where: str) -> Path:
         text.encode()
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # to be made, or said by who opens it
+        pass  # it may be created later; whoever opens it reports the error
     except UnicodeEncodeError as error:
         raise ConfigError(
             f"{where}: {text!a}: the path is not UTF-8; rename its folders and files."
         ) from error
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{where}: {text[:200]!r}: {said}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{where}: {text[:200]!r}: {reason}.") from error
     return path
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
+    """Sync a folder, so that a rename in it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -73,7 +73,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says while `path` is written into one clear error.
+    """Turn system errors while `path` is written into one clear error.
 
     Raises:
         CheckpointError: if the disk is full, or the file cannot be written for another reason.
@@ -85,7 +85,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
             raise CheckpointError(
                 f"{path}: the disk is full ({free / 1e6:.0f} MB free). What was saved before is intact: make room, "
-                "then give the same command again."
+                "then repeat the command."
             ) from error
         raise CheckpointError(
             f"{path}: cannot be written ({error.strerror or error}). What was saved before is intact."
@@ -94,78 +94,82 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def optional_write(path: Path, consequence: str) -> Iterator[None]:
-    """Let the work go on where `path` cannot be written; said once for its folder.
+    """Continue if `path` cannot be written, with one warning per folder.
 
     Args:
-        path: the file, which nobody needs to go on.
-        consequence: what is missing then, in words.
+        path: the file, which is not essential.
+        consequence: what is missing without it, in words.
     """
     try:
         yield
     except (OSError, CheckpointError) as error:
-        why = error.__cause__ or error  # what the system said, without what else a `CheckpointError` says
+        why = error.__cause__ or error  # the system's message, without the rest of a `CheckpointError`
         warn_once(str(path.parent), f"{path.parent}: cannot be written ({why}); {consequence}")
 
 
 def warn_once(key: str, message: str) -> None:
-    """Log a warning, but only the first of a key."""
+    """Log a warning, but only the first one of each key."""
     if key not in _warned:
         _warned.add(key)
         log.warning("%s", message)
 
 
 def require_writable(folder: Path, setting: str, kind: type[EverclipError] = ConfigError) -> None:
-    """Check before the work starts that its result can be written; makes nothing.
+    """Check, before the work starts, that a result can be written. Creates nothing.
 
     Args:
-        folder: where it will be; the nearest folder above it that exists is tried.
-        setting: what named it.
-        kind: of the error.
+        folder: its folder; if it does not exist, the nearest existing folder above it is tested.
+        setting: the setting that named the folder.
+        kind: the class of the error.
 
     Raises:
-        EverclipError: if it cannot be.
+        EverclipError: if the folder cannot be written to.
     """
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        what = "is no folder" if not place.is_dir() else f"cannot be written to ({error.strerror or error})"
-        raise kind(f"{setting}: {place} {what}. Choose another {setting}; nothing was started.") from error
+        problem = (
+            "is no folder" if not existing.is_dir() else f"cannot be written to ({error.strerror or error})"
+        )
+        raise kind(
+            f"{setting}: {existing} {problem}. Choose another {setting}; nothing was started."
+        ) from error
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old or the new content, also after a crash.
+    """Write a file atomically: readers see the old or the new content, even after a crash.
 
     Raises:
-        CheckpointError: if it cannot be written; the old file is untouched.
+        CheckpointError: if it cannot be written; the old file is unchanged.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(aside, "wb") as file:
+            with open(temporary, "wb") as file:
                 file.write(data)
-            sync_and_rename(aside, path)
+            sync_and_rename(temporary, path)
         finally:
-            with contextlib.suppress(OSError):  # the error that led here is the one to tell
-                aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # report the first error, not this one
+                temporary.unlink(missing_ok=True)
 
 
-def sync_and_rename(aside: Path, path: Path) -> None:
-    """Sync a file that was written aside and rename it to `path`."""
-    with open(aside, "rb") as file:
+def sync_and_rename(temporary: Path, path: Path) -> None:
+    """Sync a temporary file and rename it to `path`."""
+    with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     crash_point(f"before renaming {path.name}")
-    os.replace(aside, path)
+    os.replace(temporary, path)
     crash_point(f"after renaming {path.name}")
     sync_folder(path.parent)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half written in `folder`; call it only where no other process writes."""
+    """Remove temporary files of killed processes from `folder`. Call it only if no other process writes there."""
     for left in folder.glob(".*.tmp"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -180,25 +184,25 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def folder_atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends without an error.
+    """Yield a temporary folder that is renamed to `path` if the block ends without an error.
 
     Raises:
-        CheckpointError: if the disk is full; `path` is untouched and the temporary folder is removed.
+        CheckpointError: if the disk is full; `path` is unchanged and the temporary folder is removed.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(path):
         try:
-            aside.mkdir(parents=True)
-            yield aside
+            temporary.mkdir(parents=True)
+            yield temporary
             crash_point(f"before syncing {path.name}")
-            for file in sorted(aside.iterdir()):
+            for file in sorted(temporary.iterdir()):
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-            sync_folder(aside)
+            sync_folder(temporary)
             crash_point(f"before renaming {path.name}")
-            os.replace(aside, path)
+            os.replace(temporary, path)
             crash_point(f"after renaming {path.name}")
             sync_folder(path.parent)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)

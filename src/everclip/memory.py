@@ -1,4 +1,4 @@
-"""How much memory a process may still take. No torch here: who looks at a broken one asks, too."""
+"""Tells how much memory is available. Does not import torch, which `everclip doctor` may find broken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SHARE = Path("/sys/fs/cgroup/memory.max")
 
 
 def available_memory() -> int | None:
-    """Return how many bytes this process may still take, at the most; `None` where the system does not say."""
+    """Return how many bytes this process may still use at most; `None` if the system does not say."""
     try:
         lines = MEMORY.read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

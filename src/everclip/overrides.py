@@ -1,8 +1,8 @@
-"""`key=value` settings, read by the type that the key has: text as it stands, everything else as YAML. No torch here.
+"""Reads `key=value` settings by the type of the key: text literally, everything else as YAML. Does not import torch.
 
-A path, a column name or a template is text: `output=50% off #1`, `columns.caption=no` and `root=~/[2024] x` mean just
-that. Where a list of texts is expected, `[a, b]` is a list, and anything else is one text. `null` and nothing at all
-(`backbone.weights=`) mean "not set" where a setting may be absent; a file of that name is `./null`.
+Paths, column names and templates are text: `output=50% off #1`, `columns.caption=no` and `root=~/[2024] x` are taken
+literally. If a list of texts is expected, `[a, b]` is a list and anything else is one text. For an optional setting,
+`null` and an empty value (`backbone.weights=`) mean "not set"; write `./null` for a file of that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from everclip.schema import SHORTHAND
 from everclip.yaml_values import YamlError, load_texts, load_yaml
 
 Types = Mapping[str, Any]
-"""First part of a key -> the type (annotation) of what it names."""
+"""First part of a key -> the type (annotation) of the setting."""
 
 
 def types_of(model: type[BaseModel]) -> Types:
@@ -45,13 +45,13 @@ def parse_override(text: str, types: Types) -> tuple[list[str], Any]:
     if len(path) == 1 and path[0] in SHORTHAND and not value.startswith("{"):
         return path, value or None
     try:
-        return path, _read(value, _type_at(path, types))
+        return path, _read_value(value, _type_at(path, types))
     except YamlError as error:
         raise ConfigError(f"{key}: cannot read {value[:80]!r} as a value ({error}).") from error
 
 
 def overrides_document(overrides: Sequence[str], types: Types) -> dict[str, Any]:
-    """Return `["a.b=1", "a.c=2"]` as `{"a": {"b": 1, "c": 2}}`; of a key given twice the last one counts.
+    """Return `["a.b=1", "a.c=2"]` as `{"a": {"b": 1, "c": 2}}`; the last value of a repeated key counts.
 
     Raises:
         ConfigError: for a text without `=`, or settings below a plain value.
@@ -63,12 +63,12 @@ def overrides_document(overrides: Sequence[str], types: Types) -> dict[str, Any]
 
 
 def settings_document(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings given as Python values, `{"training.lr": 0.1, "output": Path("x")}`, as `overrides_document`.
+    """Return Python settings, `{"training.lr": 0.1, "output": Path("x")}`, as a document like `overrides_document`.
 
     Raises:
         ConfigError: for a value that no setting can hold.
     """
-    return _document((str(key).split("."), _plain(value, str(key))) for key, value in settings.items())
+    return _document((str(key).split("."), _yaml_value(value, str(key))) for key, value in settings.items())
 
 
 def _document(pairs: Iterable[tuple[list[str], Any]]) -> dict[str, Any]:
@@ -85,19 +85,19 @@ def _document(pairs: Iterable[tuple[list[str], Any]]) -> dict[str, Any]:
     return document
 
 
-def _plain(value: Any, key: str) -> Any:
-    """Turn paths, tuples and numpy scalars into what a YAML file would hold."""
+def _yaml_value(value: Any, key: str) -> Any:
+    """Convert paths, tuples and scalars of numpy and torch to values that a YAML file may hold."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{key}.{k}") for k, v in value.items()}
+        return {str(k): _yaml_value(v, f"{key}.{k}") for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_plain(v, key) for v in value]
+        return [_yaml_value(v, key) for v in value]
     item = getattr(value, "item", None)  # a scalar of numpy or torch
     if callable(item) and getattr(value, "ndim", None) == 0:
-        return _plain(item(), key)
+        return _yaml_value(item(), key)
     raise ConfigError(f"{key}: expected text, a number, a list or a mapping; found {type(value).__name__}.")
 
 
@@ -105,7 +105,7 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def _type_at(path: Sequence[str], types: Types) -> Any:
-    """Return the type of what a key names, `None` if the schema does not say."""
+    """Return the type of the setting that a key names, `None` if the schema does not say."""
     found = types.get(path[0])
     for part in path[1:]:
         found = _type_below(found, part)
@@ -125,7 +125,7 @@ def _type_below(annotation: Any, part: str) -> Any:
 # -- values ---------------------------------------------------------------------------------------------------
 
 
-def _read(value: str, annotation: Any) -> Any:
+def _read_value(value: str, annotation: Any) -> Any:
     if annotation is None or not is_text(annotation):
         return _read_yaml(value)
     kinds = options(annotation)
@@ -143,14 +143,14 @@ def _read(value: str, annotation: Any) -> Any:
 
 def _read_yaml(value: str) -> Any:
     parsed = load_yaml(value) if value != "" else None
-    # YAML 1.1 reads 1e-4 as a word because it lacks the point; people write learning rates that way.
+    # YAML 1.1 reads 1e-4 as text, since it has no decimal point; people write learning rates that way.
     if isinstance(parsed, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", parsed):
         return float(parsed)
     return parsed
 
 
 def _read_list(value: str) -> Any:
-    """Read `[a, b]` as texts; a shell takes the quotes that YAML wants around `[a {}, b #1]`, so commas decide then."""
+    """Read `[a, b]` as texts. If it is not valid YAML, such as `[a {}, b #1]` without quotes, split it at commas."""
     try:
         found = load_texts(value)
     except YamlError:

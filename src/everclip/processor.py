@@ -1,4 +1,4 @@
-"""Whether this processor computes in bfloat16. It imports no torch, and asks the one that is loaded."""
+"""Tells whether this processor computes in bfloat16. Does not import torch, but asks it if it is imported."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16", "arm_bf16", "sve_bf16"})
-"""Instructions that multiply bfloat16: of x86 processors, and of ARM's as Linux and torch name them."""
+"""Flags of bfloat16 instructions: of x86, and of ARM under the names of Linux and torch."""
 
 EMULATED = (
     "this processor has no bf16 instructions (avx512_bf16 or amx_bf16; on ARM bf16), so bf16 is emulated: a training "
     "step may take many times as long as in fp32 (about 14 times without AVX-512)"
 )
-"""What to tell people where `bf16_instructions` returns `False`."""
+"""Message if `bf16_instructions` returns `False`."""
 
 
 def bf16_instructions() -> bool | None:
-    """Return whether the processor multiplies bfloat16 itself; `None` where neither torch nor the system says."""
+    """Return whether the processor has bfloat16 instructions; `None` if neither torch nor the system says so."""
     torch = sys.modules.get("torch")
     if torch is not None and _switched_off(torch):
         return False
@@ -29,15 +29,15 @@ def bf16_instructions() -> bool | None:
 
 
 def _switched_off(torch: object) -> bool:
-    """Whether torch's library of kernels computes no bf16, which ONEDNN_MAX_CPU_ISA may be the cause of."""
+    """Whether oneDNN, torch's library of kernels, does not compute in bf16, for example due to ONEDNN_MAX_CPU_ISA."""
     try:
         return not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[attr-defined]  # torch names it nowhere
-    except (AttributeError, RuntimeError):  # built without that library, or older than the question
+    except (AttributeError, RuntimeError):  # built without oneDNN, or too old
         return False
 
 
 def _flags_of_torch(torch: object) -> frozenset[str] | None:
-    """Return the instructions that torch knows of; `None` from a torch that cannot be asked."""
+    """Return the processor flags that torch reports; `None` if this torch cannot."""
     try:
         known = torch.cpu.get_capabilities()  # type: ignore[attr-defined]  # torch names it nowhere
     except (AttributeError, RuntimeError):

@@ -1,6 +1,6 @@
-"""Names to things, without importing the things: methods, benchmarks and backbones found as YAML files.
+"""Finds methods and benchmarks by name, from YAML files, without importing their code.
 
-No torch here: `everclip ls` answers at once.
+Does not import torch, so that `everclip ls` is fast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from everclip.yaml_values import YamlError, load_yaml
 class MethodEntry:
     """A named preset: the class that implements it and its settings.
 
-    `per_benchmark` is what `training` differs by on single benchmarks: name of the benchmark -> training settings.
+    `per_benchmark`: name of a benchmark -> training settings that differ there.
     """
 
     name: str
@@ -53,7 +53,7 @@ class BenchmarkEntry:
 
     @property
     def tag(self) -> str:
-        """`name@version`, as results call it."""
+        """`name@version`, as in results."""
         return f"{self.name}@{self.version}"
 
 
@@ -61,7 +61,7 @@ def read_yaml(path: Path | Traversable) -> dict[str, Any]:
     """Read one YAML mapping.
 
     Raises:
-        ConfigError: if the file is missing, is no valid YAML or does not hold a mapping; names file and line.
+        ConfigError: if the file is missing, is not valid YAML or does not hold a mapping; names file and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -93,10 +93,12 @@ def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:
     for key in ("name", "class", "summary"):
         if key not in document:
             raise ConfigError(f"{origin}: a method preset needs the key {key!r}.")
-    apart = document.get("per_benchmark", {})
-    if not isinstance(apart, Mapping) or not all(isinstance(given, Mapping) for given in apart.values()):
+    per_benchmark = document.get("per_benchmark", {})
+    if not isinstance(per_benchmark, Mapping) or not all(
+        isinstance(v, Mapping) for v in per_benchmark.values()
+    ):
         raise ConfigError(
-            f"{origin}: per_benchmark: expected training settings below the name of a benchmark, found {apart!r}."
+            f"{origin}: per_benchmark: expected name of a benchmark -> training settings, found {per_benchmark!r}."
         )
     return MethodEntry(
         name=str(document["name"]),
@@ -106,16 +108,16 @@ def _method_entry(document: Mapping[str, Any], origin: str) -> MethodEntry:
         settings=dict(document.get("settings", {})),
         training=dict(document.get("training", {})),
         guard=dict(document.get("guard", {})),
-        per_benchmark=dict(apart),
+        per_benchmark=dict(per_benchmark),
         origin=origin,
     )
 
 
 @cache
 def methods() -> dict[str, MethodEntry]:
-    """Return all method presets by canonical name: built in, then those of installed packages."""
+    """Return all method presets by canonical name: built-in ones, then those of installed packages."""
     found: dict[str, MethodEntry] = {}
-    taken: dict[str, str] = {}
+    origins: dict[str, str] = {}
     entries = [_method_entry(read_yaml(f), f.name) for f in _yaml_files("everclip.methods")]
     for point in metadata.entry_points(group="everclip.methods"):
         module, _, file = point.value.partition(":")
@@ -123,17 +125,17 @@ def methods() -> dict[str, MethodEntry]:
         entries.append(_method_entry(read_yaml(path), f"{point.name} ({module})"))
     for entry in entries:
         for name in (entry.name, *entry.aliases):
-            if name in taken:
+            if name in origins:
                 raise ConfigError(
-                    f"{entry.origin}: the method name {name!r} is already taken by {taken[name]}."
+                    f"{entry.origin}: the method name {name!r} is already taken by {origins[name]}."
                 )
-            taken[name] = entry.origin
+            origins[name] = entry.origin
         found[entry.name] = entry
     return found
 
 
 def method_entry(name: str) -> MethodEntry:
-    """Find a preset by name or alias, or a class in a file of one's own (`./mine.py:Mine`).
+    """Find a preset by name or alias, or a class in a user's file (`./mine.py:Mine`).
 
     Raises:
         ConfigError: for an unknown name, with the closest known ones.
@@ -156,15 +158,15 @@ def load_object(target: str) -> Any:
     Raises:
         ConfigError: if the file, module or name does not exist.
     """
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(os.path.expanduser(place))
+    source, _, name = target.rpartition(":")
+    if source.endswith(".py"):
+        path = Path(os.path.expanduser(source))
         if not path.is_file():
-            raise ConfigError(f"method: {place}: no such file (looked in {os.path.realpath(path.parent)}).")
+            raise ConfigError(f"method: {source}: no such file (looked in {os.path.realpath(path.parent)}).")
         module_name = f"everclip_user_{path.stem}"
         spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:
-            raise ConfigError(f"method: {place}: cannot be imported as Python.")
+            raise ConfigError(f"method: {source}: cannot be imported as Python.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
@@ -175,12 +177,12 @@ def load_object(target: str) -> Any:
             ) from error
     else:
         try:
-            module = importlib.import_module(place)
+            module = importlib.import_module(source)
         except ModuleNotFoundError as error:
-            raise ConfigError(f"method: cannot import {place!r} ({error}).") from error
+            raise ConfigError(f"method: cannot import {source!r} ({error}).") from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"method: {place} has no {name!r}.{did_you_mean(name, public)}")
+        raise ConfigError(f"method: {source} has no {name!r}.{did_you_mean(name, public)}")
     return getattr(module, name)
 
 
@@ -200,14 +202,14 @@ def _benchmark_entry(document: Mapping[str, Any], origin: str) -> BenchmarkEntry
             raise ConfigError(f"{origin}: a benchmark needs the key {key!r}.")
     return BenchmarkEntry(
         name=str(document["name"]),
-        version=_whole(document["version"], origin),
+        version=_whole_number(document["version"], origin),
         summary=str(document["summary"]).strip(),
         document=document,
         origin=origin,
     )
 
 
-def _whole(value: Any, origin: str) -> int:
+def _whole_number(value: Any, origin: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{origin}: version: expected a whole number, found {value!r}.")
     return value
@@ -220,12 +222,12 @@ def benchmark_entry(name: str) -> BenchmarkEntry:
         ConfigError: for an unknown name or version.
     """
     if name.endswith((".yaml", ".yml")):
-        # Its data paths start from its folder, wherever the run is started.
+        # Data paths start from the folder of the file.
         return _benchmark_entry({**read_yaml(Path(name)), "file": name}, name)
     bare, _, version = name.partition("@")
     entries = benchmarks()
     if bare not in entries:
-        if name and os.path.exists(name):  # False, and no error, for a name that the system refuses
+        if name and os.path.exists(name):  # False, not an error, for names that the system refuses
             raise ConfigError(
                 f"benchmark: {name!r} is a folder or file of data. A run takes a stream: "
                 f"`everclip init-config {shlex.quote(name)} -o stream.yaml`, then `everclip run stream.yaml`."

@@ -1,4 +1,4 @@
-"""The settings of a run as frozen models, validated with errors that name the key. No torch here."""
+"""The settings of a run as frozen models; validation errors name the key. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pydantic import (
 )
 
 from everclip.errors import ConfigError
-from everclip.field_types import DescribedBy, check_text, field_type, fitted, models_in, not_utf8
+from everclip.field_types import DescribedBy, check_text, converted, field_type, models_in, not_utf8
 from everclip.synonyms import hint
 from everclip.templates import Template
 
 SHORTHAND = {"method": "name", "backbone": "name"}
-"""Sections that a plain text stands for: `method: finetune` is `method: {name: finetune}`."""
+"""Sections that may be a text: `method: finetune` is `method: {name: finetune}`."""
 
 BUDGET_KEYS = ("steps", "epochs", "samples")
-"""Three ways to say how long one task trains; setting one replaces the others."""
+"""The three kinds of budget for one task; setting one replaces the others."""
 
 
 class Frozen(BaseModel):
@@ -35,17 +35,17 @@ class Frozen(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _fitted(cls, value: Any, info: ValidationInfo) -> Any:
-        """Bring a value to the field's type where there is no doubt; the same for YAML, command line and Python."""
+    def _convert(cls, value: Any, info: ValidationInfo) -> Any:
+        """Convert a value to the field's type if its meaning is clear; the same for YAML, command line and Python."""
         field = cls.model_fields.get(info.field_name or "")
-        return value if field is None else fitted(value, field.annotation)
+        return value if field is None else converted(value, field.annotation)
 
 
 Positive = Annotated[float, Field(gt=0)]
 
 
 class PreprocessConfig(Frozen):
-    """How pictures become pixels, where it must differ from what the weights' configuration says (or does not say)."""
+    """How images become pixels; only what differs from the configuration of the weights, or is missing there."""
 
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
@@ -61,11 +61,11 @@ class BackboneConfig(Frozen):
             open_clip's.
         weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
             (seeded by the run).
-        key: where in a file of several models the weights are (`model_ema`); asked for where it matters.
-        patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794), else the model's own.
-        image_size: side in pixels other than the weights' own; position embeddings are interpolated.
-        force_quick_gelu: the activation to use where name and weights disagree on it.
-        preprocess: what to use where the weights' own preprocessing is not known, or wrong.
+        key: which model of a file with several (`model_ema`); if the choice matters, an error asks for it.
+        patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794); default: that of the model.
+        image_size: side in pixels, if not that of the weights; position embeddings are interpolated.
+        force_quick_gelu: the activation, if name and weights disagree on it.
+        preprocess: replaces the preprocessing of the weights if it is unknown or wrong.
     """
 
     name: str = Field("builtin:tiny", min_length=1)
@@ -78,7 +78,7 @@ class BackboneConfig(Frozen):
 
 
 class MethodConfig(Frozen):
-    """A preset by name, and what is set differently."""
+    """A preset by name, and changed settings."""
 
     name: str = "finetune"
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -88,23 +88,23 @@ class AugmentConfig(Frozen):
     """Augmentation of training images; every draw is keyed by (seed, task, step, sample id).
 
     Attributes:
-        kind: what a crop is taken from. `model-view`: from what the model sees at evaluation, as its own transform fits
-            the picture into its square (the whole picture squashed, its central square, or the whole picture padded:
-            `backbone.preprocess.resize_mode`). `random-resized-crop`: from the whole picture, by the rules of
-            torchvision's `RandomResizedCrop`, as most published code trains.
-        crop_min: smallest area that is drawn for a crop, as a share of what it is taken from. In a `model-view` the
-            part of a drawn crop that juts out is cut off: it keeps at least `min(crop_min, sqrt(crop_min / ratio))`
+        kind: what a crop is taken from. `model-view`: from what the model sees at evaluation, after its transform fits
+            the image into a square (squashed, the central square, or padded: `backbone.preprocess.resize_mode`).
+            `random-resized-crop`: from the whole image, by the rules of torchvision's `RandomResizedCrop`, as in most
+            published code.
+        crop_min: smallest area of a crop, as a share of what it is taken from. In a `model-view` the part of a drawn
+            crop that is outside is cut off: it keeps at least `min(crop_min, sqrt(crop_min / ratio))`
             (0.9 and 4/3: 82 %).
         ratio: the aspect ratio of a crop lies within `[1/ratio, ratio]`, in a `model-view` relative to the view.
             Default 1.1, and 4/3 (torchvision's) for `random-resized-crop`.
-        fixed: draw each picture once per task and phase, and show it so at every step (few-shot MoE-Adapters as
-            published), in place of a new draw at every step.
+        fixed: augment each image once per task and phase, and use it at every step (few-shot MoE-Adapters as
+            published), instead of anew at every step.
         flip: probability of a horizontal flip.
         rotate: largest rotation in degrees either way.
         colour: strength of brightness, contrast and saturation jitter (0.4 = factors in [0.6, 1.4]).
         hue: largest hue shift as a fraction of the colour circle.
         grey: probability of dropping colour.
-        zoom_out: probability of pasting the picture smaller on its ground, down to half its side.
+        zoom_out: probability of pasting the image smaller on its background, down to half its side.
         blur: probability of a Gaussian blur of up to 3 % of the side (outlines and texture go, shapes stay).
     """
 
@@ -122,7 +122,7 @@ class AugmentConfig(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _ratio_of_the_kind(cls, data: Any) -> Any:
+    def _default_ratio(cls, data: Any) -> Any:
         published = isinstance(data, Mapping) and data.get("kind") == "random-resized-crop"
         return {"ratio": 4 / 3, **data} if published else data
 
@@ -131,10 +131,10 @@ class CaptionConfig(Frozen):
     """How a training caption is drawn from a sample's name and keywords (keyed like augmentation).
 
     Attributes:
-        templates: texts around the caption, `{}` stands for it.
+        templates: texts around the caption, with `{}` in its place.
         template_probability: how often a template other than plain is used.
         keyword_probability: how often keywords stand in for the caption.
-        keywords: how many keywords at the most.
+        keywords: maximum number of keywords.
     """
 
     templates: tuple[Template, ...] = ()
@@ -144,7 +144,7 @@ class CaptionConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """How one task is trained; `steps`, `epochs` or `samples` is the budget per task (exactly one)."""
+    """How one task is trained. The budget per task is one of `steps`, `epochs` or `samples`."""
 
     steps: int | None = Field(None, ge=0)
     epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -152,7 +152,7 @@ class TrainingConfig(Frozen):
     extra_steps: int = Field(
         0,
         ge=0,
-        description="steps behind the budget, at the schedule's end (loops of published code take one)",
+        description="steps after the budget, at the end of the schedule (some published code takes one)",
     )
     batch_size: int = Field(64, ge=1)
     optimiser: Literal["adamw", "sgd"] = "adamw"
@@ -161,7 +161,7 @@ class TrainingConfig(Frozen):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on the learning rate per block downwards, in each tower"
+        1.0, gt=0, le=1, description="factor on the learning rate per block, from top to bottom of each tower"
     )
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -170,7 +170,8 @@ class TrainingConfig(Frozen):
     cooldown: int | float = Field(0.2, ge=0, description="steps, or a share of all steps when below 1")
     clip_norm: float | None = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="`auto`: bf16 on a GPU that has it, else fp32; a run keeps what it began with"
+        "auto",
+        description="`auto`: bf16 on a GPU that supports it, else fp32; a run keeps the precision it began with",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
@@ -183,7 +184,7 @@ class TrainingConfig(Frozen):
     )
     captions: CaptionConfig = CaptionConfig()
     cache: bool = Field(
-        True, description="encode a frozen tower once where its input is the same at every step"
+        True, description="encode once with a frozen tower whose input is the same at every step"
     )
 
     @field_validator("augment", mode="before")
@@ -208,7 +209,7 @@ class EvaluationConfig(Frozen):
     confidence: float = Field(0.95, gt=0, lt=1)
     top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 5, 10), min_length=1)
     representation_samples: int = Field(2000, ge=2)
-    examples: int = Field(4, ge=0, description="pictures per evaluation set kept for the report")
+    examples: int = Field(4, ge=0, description="images per evaluation set that the report shows")
     cache: str | None = Field(None, description="folder that shares encoded features between runs")
     cache_gib: float = Field(
         50.0, gt=0, description="bound on that folder; the least recently used files are removed first"
@@ -216,10 +217,10 @@ class EvaluationConfig(Frozen):
 
 
 class CheckpointConfig(Frozen):
-    """When checkpoints are written and how many stay.
+    """When checkpoints are written and how many are kept.
 
-    The interval grows when writing is slow, so that it costs at most `max_share` of the run's time, unless
-    `every_steps` fixes it.
+    If writing is slow, the interval grows such that writing takes at most `max_share` of the run's time, unless
+    `every_steps` fixes the interval.
     """
 
     every_seconds: float = Field(60.0, gt=0)
@@ -227,7 +228,7 @@ class CheckpointConfig(Frozen):
     max_share: float = Field(0.02, gt=0, le=1)
     keep: int = Field(2, ge=1)
     keep_rows: bool = Field(
-        False, description="also keep the model of every row, for rows to come of new sets"
+        False, description="also keep the model after every row, to measure it on sets that are added later"
     )
     disk_budget_mb: float | None = Field(None, gt=0)
 
@@ -237,10 +238,11 @@ class GuardConfig(Frozen):
 
     Attributes:
         max_drop: percentage points that any watched set may fall below its value before the run; `null` = off.
-        every: steps between looks, or a share of the task's steps when below 1; the end of a task is always looked at.
-        action: `stop` goes back to the last good weights and ends the task's training; `step-back` goes back as far
-            as needed on the line to the last good weights, and trains on.
-        sets: names of the sets that are watched; none = all of the retention suite.
+        every: steps between measurements, or a share of the task's steps if below 1; the end of a task is always
+            measured.
+        action: `stop` returns to the last good weights and ends the task's training; `step-back` moves as far as
+            needed towards the last good weights, and trains on.
+        sets: names of the watched sets; none = all of the retention suite.
     """
 
     max_drop: float | None = Field(None, gt=0, le=100)
@@ -250,7 +252,7 @@ class GuardConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """Everything that decides a run's result, and where it is written."""
+    """The complete configuration of a run."""
 
     benchmark: str
     scenario: Annotated[dict[str, Any], DescribedBy("everclip.scenarios.spec:ScenarioSpec")]
@@ -267,18 +269,18 @@ class RunConfig(Frozen):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _can_be_written(cls, value: Any) -> Any:
+    def _require_utf8(cls, value: Any) -> Any:
         check_text(value, not_utf8)
         return value
 
     @field_validator("output")
     @classmethod
-    def _at_home(cls, value: str) -> str:
-        """Expand `~`, as every other path of a user; a shell does so only at the start of an argument."""
+    def _expand_home(cls, value: str) -> str:
+        """Expand `~`; a shell does so only at the start of an argument."""
         return os.path.expanduser(value)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide the result; another process may change the rest freely."""
+        """Return the settings that decide the result; the others may change when a run continues."""
         document = self.model_dump(mode="json")
         for key in ("output", "checkpoint", "trackers", "report"):
             document.pop(key)
@@ -296,7 +298,7 @@ def validated(model: type[_Model], data: Mapping[str, Any], where: str) -> _Mode
     """Build `model` from `data`; errors name the key, what was found and what was expected.
 
     Raises:
-        ConfigError: listing every problem, with "did you mean" for unknown keys.
+        ConfigError: lists every problem, with "did you mean" for unknown keys.
     """
     try:
         return model.model_validate(dict(data))
@@ -317,8 +319,8 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str
         return f"{name}: missing; it has no default."
     found = item.get("input")
     shown = f" (found {_short(found)})" if path and not isinstance(found, dict) else ""
-    said = item["msg"].removeprefix("Value error, ")  # pydantic's word for what a validator of ours says
-    return f"{name or 'config'}: {said}{shown}"
+    message = item["msg"].removeprefix("Value error, ")  # pydantic's prefix for errors of our validators
+    return f"{name or 'config'}: {message}{shown}"
 
 
 def _short(value: Any) -> str:
@@ -326,13 +328,13 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
-def unknown_key(key: str, beside: Sequence[str]) -> str:
-    """Return the hint for an unknown key: a name beside it, or the same setting of a run under another section."""
-    return hint(key, beside, setting_keys(RunConfig))
+def unknown_key(key: str, siblings: Sequence[str]) -> str:
+    """Return a hint for an unknown key: a similar key, or the same setting under another section."""
+    return hint(key, siblings, setting_keys(RunConfig))
 
 
 def setting_keys(model: type[BaseModel], prefix: str = "", depth: int = 0) -> Iterator[str]:
-    """Yield every key of a model, with dots."""
+    """Yield all keys of a model, with dots."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
         if depth < 3:
@@ -343,9 +345,9 @@ def setting_keys(model: type[BaseModel], prefix: str = "", depth: int = 0) -> It
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         info = model.model_fields.get(part)
-        given = info.annotation if info else None
-        # A part that may be absent (`AugmentConfig | None`) has the fields of what it is when present.
-        for inner in get_args(given) or (given,):
+        annotation = info.annotation if info else None
+        # An optional part (`AugmentConfig | None`) has the fields of its model.
+        for inner in get_args(annotation) or (annotation,):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 model = inner
     return list(model.model_fields)

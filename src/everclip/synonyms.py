@@ -1,4 +1,4 @@
-"""Names of settings in other programs, and our names for them: the hint at an unknown key."""
+"""Hints for unknown keys, also from names of settings in other programs."""
 
 from __future__ import annotations
 
@@ -97,25 +97,25 @@ NAMES: Mapping[str, str] = {
     "tracker": "trackers",
     "wandb": "trackers",
 }
-"""A common name -> ours: a field beside it, or the end of a key elsewhere."""
+"""Name in other programs -> name in everclip: a key of the same section, or the end of a key elsewhere."""
 
 
-def hint(key: str, beside: Iterable[str], known: Iterable[str]) -> str:
+def hint(key: str, siblings: Iterable[str], known: Iterable[str]) -> str:
     """Return ` Did you mean ...?` for an unknown key.
 
     Args:
-        key: as it was given, with dots.
-        beside: names that exist at the level of the unknown part (its last one).
-        known: every key that exists, with dots.
+        key: the unknown key, with dots.
+        siblings: the known names of its last part.
+        known: all known keys, with dots.
     """
-    fields, keys = sorted(set(beside)), sorted(set(known))
+    fields, keys = sorted(set(siblings)), sorted(set(known))
     path = key.split(".")
-    if difflib.get_close_matches(path[0], fields, cutoff=0.8):  # a section misspelt
+    if difflib.get_close_matches(path[0], fields, cutoff=0.8):  # a misspelt section
         return did_you_mean(path[0], fields)
     last = NAMES.get(path[-1].lower().replace("-", "_"), path[-1])
     if last in fields and last != path[-1]:
         return f" Did you mean {last!r}?"
-    # The same words under another section: `split.test` for `scenario.split.test`, `lr` for `training.lr`.
+    # The same key under another section: `split.test` for `scenario.split.test`, `lr` for `training.lr`.
     tails = [".".join([*path[:-1], last]), last]
     for tail in tails:
         found = [name for name in keys if name == tail or name.endswith(f".{tail}")]
@@ -123,7 +123,7 @@ def hint(key: str, beside: Iterable[str], known: Iterable[str]) -> str:
         near = [name for name in found if name.count(".") == shortest]
         if near and key not in near:
             return f" Did you mean {' or '.join(map(repr, near[:3]))}?"
-    # A key of one's own below a section that stands elsewhere: `columns.caption`.
+    # A user-defined key below a section that is elsewhere: `columns.caption`.
     owners = [name for name in keys if len(path) > 1 and name.endswith(f".{path[0]}")]
     if owners and not difflib.get_close_matches(path[-1], fields, cutoff=0.75):
         return f" Did you mean {'.'.join([min(owners, key=len), *path[1:]])!r}?"

@@ -1,4 +1,4 @@
-"""YAML text to plain values; repeated keys and aliases that explode, which PyYAML accepts, are errors."""
+"""Reads YAML as plain values. Unlike PyYAML, it refuses repeated keys and aliases that expand without bounds."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 import yaml
 
 MOST_NODES = 1_000_000
-"""Values that one document may hold once its aliases are written out; ten lines of aliases can mean billions."""
+"""Limit on the values of a document with its aliases expanded; ten lines of aliases can mean billions."""
 
 
 class YamlError(ValueError):
-    """The text is no YAML document that can be used; the message says why and where."""
+    """The text is not a usable YAML document; the message says why and where."""
 
 
 def load_yaml(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        YamlError: if it is not valid, repeats a key, or grows out of bounds by its aliases.
+        YamlError: if it is not valid, repeats a key, or its aliases expand too far.
     """
-    return _loaded(yaml.SafeLoader, text)
+    return _load(yaml.SafeLoader, text)
 
 
 def load_texts(text: str) -> Any:
-    """Read one YAML document whose every scalar stays text: `[2024, no, 1e3]` is `["2024", "no", "1e3"]`.
+    """Read one YAML document with every scalar as text: `[2024, no, 1e3]` is `["2024", "no", "1e3"]`.
 
     Raises:
-        YamlError: as `load_yaml`.
+        YamlError: see `load_yaml`.
     """
-    return _loaded(yaml.BaseLoader, text)
+    return _load(yaml.BaseLoader, text)
 
 
-def _loaded(loader: type[Any], text: str) -> Any:
-    """Read one document with a loader that builds plain values only."""
+def _load(loader: type[Any], text: str) -> Any:
+    """Read one document with a loader for plain values."""
     reader = None
     try:
         reader = loader(text)
@@ -42,9 +42,9 @@ def _loaded(loader: type[Any], text: str) -> Any:
             return None
         _check_keys(node)
         document = reader.construct_document(node)
-    # PyYAML lets these through: dates such as 2024-13-45, numbers such as `0x`, keys that are lists.
+    # PyYAML passes these errors on: dates such as 2024-13-45, numbers such as `0x`, keys that are lists.
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
-        raise YamlError(_words(error)) from error
+        raise YamlError(_message(error)) from error
     finally:
         if reader is not None:
             reader.dispose()
@@ -53,45 +53,45 @@ def _loaded(loader: type[Any], text: str) -> Any:
 
 
 def _check_keys(root: yaml.Node) -> None:
-    """Refuse a key that stands twice in one mapping: PyYAML takes the last one."""
-    waiting, visited = [root], set()
-    while waiting:
-        node = waiting.pop()
+    """Refuse repeated keys in a mapping; PyYAML would take the last one."""
+    pending, visited = [root], set()
+    while pending:
+        node = pending.pop()
         if id(node) in visited:
             continue
         visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+            pending += node.value
         elif isinstance(node, yaml.MappingNode):
             seen = set()
             for key, value in node.value:
-                waiting += [key, value]
+                pending += [key, value]
                 name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
                 if name in seen and name is not None and key.tag != "tag:yaml.org,2002:merge":
                     line = key.start_mark.line + 1
-                    raise YamlError(f"line {line}: the key {key.value!r} stands twice; keep one")
+                    raise YamlError(f"line {line}: the key {key.value!r} is repeated; keep one")
                 seen.add(name)
 
 
-def _words(error: Exception) -> str:
-    said = str(error)
-    if "\\t" in said:
-        return f"{said}\nYAML is indented by spaces; replace the tab."
-    return said
+def _message(error: Exception) -> str:
+    text = str(error)
+    if "\\t" in text:
+        return f"{text}\nYAML is indented by spaces; replace the tab."
+    return text
 
 
 def _check_size(document: Any) -> None:
-    """Count values with every alias written out; a value that holds itself never ends."""
-    waiting, count = [document], 0
-    while waiting:
-        value = waiting.pop()
+    """Count values with aliases expanded; refuse too many, also from an alias that refers to itself."""
+    pending, count = [document], 0
+    while pending:
+        value = pending.pop()
         count += 1
         if count > MOST_NODES:
             raise YamlError(
-                f"the document holds more than {MOST_NODES:,} values once its aliases (*name) are written out, or "
-                "an alias that refers to itself; write it without them"
+                f"the document holds more than {MOST_NODES:,} values once its aliases (*name) are expanded, or "
+                "an alias that refers to itself; write it without aliases"
             )
         if isinstance(value, dict):
-            waiting += value.values()
+            pending += value.values()
         elif isinstance(value, list | tuple | set):
-            waiting += value
+            pending += value

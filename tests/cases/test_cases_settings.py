@@ -202,7 +202,7 @@ def test_one_text_is_a_list_of_one_on_every_road(tmp_path: Path, micro_folder: P
         ("output=\udcff", "UTF-8"),
         (".=3", "expected key=value"),
         ("training..lr=3", "expected key=value"),
-        ("seed={a: 1, a: 2}", "the key 'a' stands twice"),
+        ("seed={a: 1, a: 2}", "the key 'a' is repeated"),
         ("training.lr=[[[[", "cannot read"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_number_is_a_number_on_every_road(tmp_path: Path, value: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("benchmark: emoji-time\nseed: 1\nseed: 2\n", "line 3: the key 'seed' stands twice"),
+        ("benchmark: emoji-time\nseed: 1\nseed: 2\n", "line 3: the key 'seed' is repeated"),
         ("benchmark: emoji-time\ntraining:\n\tlr: 1\n", "replace the tab"),
         ("a: &x [1, *x]\nbenchmark: emoji-time\n", "refers to itself"),
         ("a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"

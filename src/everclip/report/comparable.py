@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everclip.config import PLACES
+from everclip.config import LOCATION_KEYS
 from everclip.errors import DataError
 from everclip.report.runs import Run
 
@@ -73,7 +73,7 @@ def _scenario(run: Run) -> list[str]:
     scenario = run.config.get("scenario")
     if not isinstance(scenario, Mapping):
         return []
-    measured = {key: value for key, value in scenario.items() if key not in PLACES}
+    measured = {key: value for key, value in scenario.items() if key not in LOCATION_KEYS}
     return [f"{key}={value}" for key, value in flatten(measured).items()]
 
 
