@@ -29,10 +29,10 @@ from everclip.prepare.suggest import candidates, suggestion
 from everclip.prepare.suggest.advice import Facts, choose
 from everclip.prepare.suggest.candidates import TrainingSettings
 from everclip.prepare.suggest.command import command, value_text
-from everclip.prepare.suggest.cost import LEAST_BATCH, LEAST_STEPS, fitting
-from everclip.prepare.suggest.picture import draw
+from everclip.prepare.suggest.cost import LEAST_BATCH, LEAST_STEPS, fit_sweeps
+from everclip.prepare.suggest.figure import draw
 from everclip.prepare.suggest.range_test import range_test, read_curve
-from everclip.prepare.suggest.target import Given, given_by
+from everclip.prepare.suggest.target import Target, read_target
 from everclip.prepare.suggest.verdict import decide
 from micro import of_classes
 
@@ -141,7 +141,7 @@ def test_more_pictures_train_more() -> None:
     parts = [
         {c.key: c.value for c in choose(facts(pictures=n))}["method.trainable"] for n in (100, 5000, 10**5)
     ]
-    assert any("in all, without what is replayed" in c.reason for c in choose(facts(pictures=100)))
+    assert any("in all, without replayed samples" in c.reason for c in choose(facts(pictures=100)))
     assert "image-layernorm" in parts[0]
     assert parts[1] == ["lora", "logit-scale"]
     assert parts[2] == ["image", "text", "logit-scale"]
@@ -253,10 +253,10 @@ def diverging(*given: object) -> None:
 def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.prepare.suggest.scored.FEWEST", 5)
+    monkeypatch.setattr("everclip.prepare.suggest.scoring_sets.FEWEST", 5)
     task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, *range(6))
-    given = Given(task, False, BackboneConfig(name=str(micro_folder / "model")), {}, {})
-    monkeypatch.setattr(suggestion, "given_by", lambda data, model, block: given)
+    given = Target(task, False, BackboneConfig(name=str(micro_folder / "model")), {}, {})
+    monkeypatch.setattr(suggestion, "read_target", lambda data, model, block: given)
     found = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=1)
     closed, trained = found.trials
     assert (closed.method, trained.method) == ("rail", "safe")
@@ -281,7 +281,7 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     without = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=0)
     assert without.trials == ()
     assert "--trial-seconds is 0" in without.not_measured[-1]
-    monkeypatch.setattr("everclip.prepare.suggest.scored.FEWEST", 500)
+    monkeypatch.setattr("everclip.prepare.suggest.scoring_sets.FEWEST", 500)
     few = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20)
     assert few.trials == ()
     assert "too few images for a trial" in few.not_measured[-1]
@@ -326,7 +326,7 @@ def test_a_stream_keeps_the_settings_of_the_preset_that_it_names(month: Path) ->
     document = yaml.safe_load(month.read_text())
     document["method"] = {"name": "safe", "label_smoothing": 0.125, "replay": {"size": 7}}
     month.write_text(yaml.safe_dump(document))
-    given = given_by(str(month), {}, {})
+    given = read_target(str(month), {}, {})
     backbone = load_backbone(given.backbone)
     built = candidates.Candidates(given, backbone, TrainingSettings(given.training, {}))
     settings = built.trained([*choose(facts())], {"steps": 1}).method.settings
@@ -337,7 +337,7 @@ def test_a_stream_keeps_the_settings_of_the_preset_that_it_names(month: Path) ->
     document["method"]["merge"] = {"kind": "wise-ft", "alpha": "sweep"}
     month.write_text(yaml.safe_dump(document))
     merging = candidates.Candidates(
-        given_by(str(month), {}, {}), backbone, TrainingSettings(given.training, {})
+        read_target(str(month), {}, {}), backbone, TrainingSettings(given.training, {})
     )
     assert merging.sweeps(choose(facts()))
     assert not merging.sweeps(choose(facts(validation=0)))  # the rule sets a fixed share
@@ -371,7 +371,7 @@ def test_point_14_a_setting_of_the_model_needs_no_model_named(month: Path) -> No
 def test_point_14_a_sweep_fits_the_time(
     fixed: float, each: float, steps: int, batch: int, seconds: float
 ) -> None:
-    found = fitting(lambda size: fixed + each * size, 48, 64, 120.0)
+    found = fit_sweeps(lambda size: fixed + each * size, 48, 64, 120.0)
     assert found.steps == pytest.approx(steps, abs=1)
     assert found.seconds == pytest.approx(seconds, rel=0.05)
     assert (found.batch, found.full_step) == (batch, pytest.approx(fixed + each * 64))

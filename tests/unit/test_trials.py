@@ -19,7 +19,14 @@ from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.prepare.suggest import scored
-from everclip.prepare.suggest.scored import Part, Scored, at_most, divide, hits_of, scored_on
+from everclip.prepare.suggest.scoring_sets import (
+    Part,
+    ScoringSets,
+    at_most,
+    hits_of,
+    scoring_sets,
+    split_task,
+)
 from everclip.prepare.suggest.trials import gap_between, try_method
 from everclip.scenarios.base import ListScenario, class_entries
 from everclip.scenarios.load import load_scenario
@@ -29,7 +36,7 @@ from micro import of_classes
 def test_no_image_is_both_learned_and_scored(micro_folder: Path) -> None:
     task = of_classes(pictures(micro_folder), 0, *range(6))
     task = replace(task, train=task.train.select([*range(len(task.train)), 0, 1, 2]))  # three images twice
-    divided = divide(task)
+    divided = split_task(task)
     assert divided is not None
     learned, scored = divided
     assert not set(learned.train.identities()) & set(scored.identities())
@@ -39,14 +46,14 @@ def test_no_image_is_both_learned_and_scored(micro_folder: Path) -> None:
 
 
 def test_too_few_images_tell_nothing(micro_folder: Path) -> None:
-    assert divide(of_classes(pictures(micro_folder), 0, 0, 1)) is None
+    assert split_task(of_classes(pictures(micro_folder), 0, 0, 1)) is None
 
 
 def test_a_trial_is_bounded(micro_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scored, "FEWEST", 2)
     monkeypatch.setattr(scored, "LEARNED", 30)
     monkeypatch.setattr(scored, "SCORED", 10)
-    divided = divide(of_classes(pictures(micro_folder), 0, *range(6)))
+    divided = split_task(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
     assert (len(divided[0].train), len(divided[1])) == (30, 10)
 
@@ -66,14 +73,14 @@ def test_validation_images_are_scored_and_not_learned(
     task = of_classes(pictures(micro_folder), 0, *range(6))
     rows = list(range(len(task.train)))
     task = replace(task, train=task.train.select(rows[20:]), val=task.train.select(rows[:20]))
-    found = divide(task)
+    found = split_task(task)
     assert task.val is not None
     assert found is not None
     assert found[0].val is None
     assert set(found[1].ids) >= set(task.val.ids)
     # Where a preset chooses on them, they are left to it.
     monkeypatch.setattr(scored, "FEWEST", 5)
-    sweeping = divide(task, sweeps=True)
+    sweeping = split_task(task, sweeps=True)
     assert sweeping is not None
     assert sweeping[0].val is task.val
     assert not set(sweeping[1].ids) & set(task.val.ids)
@@ -112,9 +119,9 @@ def test_old_images_are_those_of_the_base_that_no_run_reports(
     stream: ListScenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scored, "FEWEST", 5)
-    divided = divide(stream.tasks[0])
+    divided = split_task(stream.tasks[0])
     assert divided is not None
-    found = scored_on(stream.tasks[0], divided[1], stream, 10**6)
+    found = scoring_sets(stream.tasks[0], divided[1], stream, 10**6)
     assert found.old is not None
     assert stream.base_val is not None
     assert set(found.old.table.ids) == set(stream.base_val.ids)
@@ -131,7 +138,7 @@ def test_old_images_are_those_of_the_base_that_no_run_reports(
 
 def test_without_enough_old_images_new_ones_are_scored_alone(stream: ListScenario) -> None:
     task = stream.tasks[0]
-    found = scored_on(task, task.train, stream, 10**6)  # 20 are wanted
+    found = scoring_sets(task, task.train, stream, 10**6)  # 20 are wanted
     assert found.old is None
     assert set(found.new.space.keys) == {"class 4", "class 5"}
     assert found.weights().tolist() == [1.0] * len(task.train)
@@ -144,8 +151,8 @@ def test_a_base_that_is_measured_by_captions_has_no_old_classes(stream: ListScen
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scored, "FEWEST", 5)
-        assert scored_on(task, task.train, stream, 10**6).old is not None
-        assert scored_on(task, task.train, replace(stream, eval_sets=sets), 10**6).old is None
+        assert scoring_sets(task, task.train, stream, 10**6).old is not None
+        assert scoring_sets(task, task.train, replace(stream, eval_sets=sets), 10**6).old is None
 
 
 def test_twins_of_the_retention_suite_are_scored_among_their_own(stream: ListScenario) -> None:
@@ -153,7 +160,7 @@ def test_twins_of_the_retention_suite_are_scored_among_their_own(stream: ListSce
     assert stream.base_val is not None
     space = class_entries(stream.base_val, ["{}"])
     twin = EvalSet("kept", "classification", stream.base_val, None, "retention", space)
-    found = scored_on(task, task.train, replace(stream, base_val=None, retention_val=(twin,)), 10**6)
+    found = scoring_sets(task, task.train, replace(stream, base_val=None, retention_val=(twin,)), 10**6)
     assert [part.space.keys for part in found.retention] == [tuple(e.key for e in space)]
     assert list(found.parts) == ["new", "retention"]
 
@@ -161,7 +168,7 @@ def test_twins_of_the_retention_suite_are_scored_among_their_own(stream: ListSce
 def test_a_gap_weighs_old_and_new_as_the_results_do() -> None:
     table = Table(pa.table({"image": ["a"] * 4, "class_key": ["x"] * 4}))
     part = Part(table, LabelSpace(()))
-    whole = Scored(part, part, share=0.75)
+    whole = ScoringSets(part, part, share=0.75)
     first = {"new": np.array([1.0, 1, 1, 1]), "old": np.array([0.0, 0, 0, 0])}
     second = {"new": np.array([0.0, 0, 0, 0]), "old": np.array([1.0, 1, 0, 0])}
     found = gap_between(first, second, whole)
@@ -177,7 +184,7 @@ def test_the_closed_form_learns_and_leaves_the_start_model_alone(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scored, "FEWEST", 5)
-    divided = divide(of_classes(pictures(micro_folder), 0, *range(6)))
+    divided = split_task(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
 
     def learner() -> Learner:
@@ -188,7 +195,7 @@ def test_the_closed_form_learns_and_leaves_the_start_model_alone(
 
     first = learner()
     task, rows = divided
-    whole = scored_on(task, rows, None, 10**6)
+    whole = scoring_sets(task, rows, None, 10**6)
     before = hits_of(first, whole)
     found, after = try_method(first, task, whole, before)
     assert found.method == "rail"

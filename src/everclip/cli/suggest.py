@@ -104,7 +104,7 @@ def _sections(words: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[st
 
 def _write(suggestion: Suggestion, folder: Path) -> None:
     from everclip.files import write_bytes_atomic, write_text_atomic
-    from everclip.prepare.suggest.picture import draw
+    from everclip.prepare.suggest.figure import draw
 
     write_text_atomic(folder / "suggestion.json", suggestion.model_dump_json(indent=1) + "\n")
     if suggestion.rates:

@@ -1,4 +1,4 @@
-"""Rules from the size and kind of data to settings; each choice comes with its reason."""
+"""Rules that choose settings by the size and kind of data, each with its reason."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 STEPS = 400
-"""Steps that small data are given; large data get one pass."""
+"""Steps for small data; large data are trained on once."""
 
 FEW, SOME = 500, 20_000
-"""Training pictures below which only norms and projections train, and below which modules of low rank do."""
+"""With fewer training images, only LayerNorms and projections train; with fewer of the second, low-rank modules."""
 
 
 class Choice(BaseModel):
-    """One setting: what to set, to which value, and why."""
+    """One setting: key, value and reason."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,16 +27,16 @@ class Choice(BaseModel):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of data and model before anything is measured.
+    """Facts on data and model that are known before anything is measured.
 
     Attributes:
         rows: training rows.
-        pictures: distinct pictures among them.
-        classes: distinct classes, `None` where captions are learned.
-        validation: rows set aside for choices.
-        parameters: of the whole model.
-        grows: whether modules of low rank fit this model.
-        gpu: whether training runs on one.
+        pictures: distinct images among them.
+        classes: distinct classes, `None` if captions are learned.
+        validation: validation rows.
+        parameters: parameters of the whole model.
+        grows: whether low-rank modules fit this model.
+        gpu: whether training runs on a GPU.
     """
 
     rows: int
@@ -49,53 +49,57 @@ class Facts:
 
 
 def choose(facts: Facts) -> list[Choice]:
-    """Return method, trainable parts, batch size and epochs; the rate is measured apart."""
+    """Return method, trainable parts, batch size and epochs; the learning rate is measured separately."""
     return [*_method(facts), _trainable(facts), *_batch_and_epochs(facts)]
 
 
 def _method(facts: Facts) -> list[Choice]:
     why = (
-        "holds the model to its start and replays what it learned; where the stream has a retention set, the guard "
-        "takes back what costs it"
+        "keeps the model near its start and replays what it learned; if the stream has a retention set, the guard "
+        "undoes training that lowers its score"
     )
     chosen = [Choice(key="method", value="safe", reason=why)]
     if not facts.validation:
-        why = "no validation rows can show how much of the new is too much, so half of each task is taken in"
+        why = (
+            "there are no validation rows to choose alpha on, so the model moves half of the way in each task"
+        )
         chosen.append(Choice(key="method.merge.kind", value="wise-ft", reason=why))
         chosen.append(
-            Choice(key="method.merge.alpha", value=0.5, reason="the middle between before and after")
+            Choice(
+                key="method.merge.alpha", value=0.5, reason="the mean of the weights before and after a task"
+            )
         )
     return chosen
 
 
 def _trainable(facts: Facts) -> Choice:
-    share = f"{facts.parameters / 1e6:.1f} M parameters, {facts.pictures:,} pictures"
+    share = f"{facts.parameters / 1e6:.1f} M parameters, {facts.pictures:,} images"
     if facts.pictures < FEW:
         parts = ["image-layernorm", "text-layernorm", "image-projection", "text-projection"]
-        return Choice(key="method.trainable", value=parts, reason=f"{share}: more would be learned by heart")
+        return Choice(
+            key="method.trainable", value=parts, reason=f"{share}: more parameters would memorise them"
+        )
     if facts.pictures < SOME and facts.grows:
-        why = f"{share}: changes of rank 8 beside frozen weights adapt enough and forget less"
+        why = f"{share}: modules of rank 8 on frozen weights adapt enough and forget less"
         return Choice(key="method.trainable", value=["lora", "logit-scale"], reason=why)
-    why = f"{share}: enough to train all; lower layers at smaller rates (training.layer_decay of the preset)"
+    why = f"{share}: enough to train all parts; lower layers at smaller rates (training.layer_decay of the preset)"
     return Choice(key="method.trainable", value=["image", "text", "logit-scale"], reason=why)
 
 
 def _batch_and_epochs(facts: Facts) -> list[Choice]:
-    # Some eight batches at least: a contrastive loss wants many others, a short task wants many steps.
+    # At least about eight batches: a contrastive loss needs large batches, a short task needs many steps.
     most = 256 if facts.gpu else 64
     batch = min(most, facts.rows, 2 ** int(math.log2(max(8, facts.rows / 8))))
     steps = max(1, facts.rows // batch)
     epochs = max(1, min(20, round(STEPS / steps)))
-    wide = "many others to be told apart from" if facts.classes is None else "a steady mean over classes"
+    why = "many negatives for the contrastive loss" if facts.classes is None else "a stable mean over classes"
     size = Choice(
         key="training.batch_size",
         value=batch,
-        reason=f"{facts.rows:,} training rows; {wide}" + ("" if facts.gpu else ", within a CPU's reach"),
+        reason=f"{facts.rows:,} training rows; {why}" + ("" if facts.gpu else ", small enough for a CPU"),
     )
-    why = (
-        f"{steps:,} steps each over the training rows, {steps * epochs:,} in all, without what is replayed: "
-    )
+    why = f"{steps:,} steps per epoch, {steps * epochs:,} in all, without replayed samples: "
     why += (
-        "enough to learn by, few enough not to overfit" if epochs > 1 else "one pass over many rows is enough"
+        "enough to learn, few enough not to overfit" if epochs > 1 else "one epoch over many rows is enough"
     )
     return [size, Choice(key="training.epochs", value=epochs, reason=why)]

@@ -1,4 +1,4 @@
-"""The two candidates of a suggestion, a closed form and what the rules chose, and their trials."""
+"""The two candidates of a suggestion, `rail` and the preset that trains, and their trials."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import Backbone
 from everclip.prepare.suggest.advice import Choice
-from everclip.prepare.suggest.scored import Hits, Scored, divide, hits_of, scored_on, watched
-from everclip.prepare.suggest.target import Given
+from everclip.prepare.suggest.scoring_sets import (
+    Hits,
+    ScoringSets,
+    guard_sets,
+    hits_of,
+    scoring_sets,
+    split_task,
+)
+from everclip.prepare.suggest.target import Target
 from everclip.prepare.suggest.time_limit import TimeLimit, within_time
 from everclip.prepare.suggest.trials import Gap, Plan, Trial, gap_between, try_method
 from everclip.registry import MethodEntry, method_entry
@@ -25,19 +32,19 @@ from everclip.training.guard import watchable
 from everclip.training.progress import Progress, clock
 
 CLOSED_FORM = "rail"
-"""The preset that learns classes in closed form, at a small part of the cost."""
+"""The preset that learns classes in closed form, which costs much less than training."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Training settings of the stream, and those that were asked for: these win over a preset's."""
+    """Training settings of the stream, and explicit ones, which take precedence over those of a preset."""
 
     stream: Mapping[str, Any]
-    asked: Mapping[str, Any]
+    explicit: Mapping[str, Any]
 
     def under(self, preset: Mapping[str, Any], budget: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings with which a preset learns for a budget, such as `{"steps": 3}`."""
-        return merge_training(merge_training(merge_training(self.stream, preset), self.asked), budget)
+        """Return the training settings of a preset with a budget, such as `{"steps": 3}`."""
+        return merge_training(merge_training(merge_training(self.stream, preset), self.explicit), budget)
 
 
 @dataclass(frozen=True)
@@ -45,25 +52,25 @@ class Candidates:
     """Builds the learners of the two presets, each on a copy of the model.
 
     Attributes:
-        given: what is learned.
-        backbone: the model.
-        training: settings to begin from.
+        target: the task, stream and settings.
+        backbone: the start model.
+        training: training settings.
     """
 
-    given: Given
+    target: Target
     backbone: Backbone
     training: TrainingSettings
 
     def trained(
         self, choices: Sequence[Choice], budget: Mapping[str, Any], share: float = 1.0, merges: bool = False
     ) -> Learner:
-        """Return the learner that choices describe, as a run would build it.
+        """Return the learner for choices, as a run would build it.
 
         Args:
-            choices: settings, the preset among them.
-            budget: how long it learns.
-            share: of the schedule's length; a warm-up of so many steps shrinks with it.
-            merges: whether weights are merged at the end; a range test wants none.
+            choices: settings, including the preset.
+            budget: how long it trains.
+            share: share of the run's schedule; warm-up and cool-down in steps shrink with it.
+            merges: whether weights are merged at the end; not in a range test.
         """
         wanted = {choice.key: choice.value for choice in choices}
         preset = method_entry(str(wanted["method"]))
@@ -72,7 +79,7 @@ class Candidates:
         if "training.lr" in wanted:
             document["lr"] = wanted["training.lr"]
         for key in ("warmup", "cooldown"):
-            if document.get(key, 0) >= 1:  # steps; a share of them shrinks by itself
+            if document.get(key, 0) >= 1:  # in steps; a share needs no change
                 document[key] = max(1, round(document[key] * share))
         return self._learner(self._method(wanted, merges), document)
 
@@ -82,31 +89,31 @@ class Candidates:
         return self._learner(self._named(preset), self.training.under(preset.training, {"steps": 1}))
 
     def sweeps(self, choices: Sequence[Choice]) -> bool:
-        """Whether the preset that trains chooses on the task's validation images how far it merges."""
+        """Whether the preset that trains chooses alpha of its merge on the task's validation images."""
         merging = self._method({c.key: c.value for c in choices}, merges=True).settings.get("merge", {})
         return bool(merging.get("kind") == "wise-ft" and merging.get("alpha") == "sweep")
 
     def _method(self, wanted: Mapping[str, Any], merges: bool) -> MethodConfig:
-        """Return the method that choices describe."""
-        own: dict[str, Any] = {"trainable": wanted["method.trainable"]}
+        """Return the method for choices."""
+        settings: dict[str, Any] = {"trainable": wanted["method.trainable"]}
         if self._stream is None or self._stream.base is None:  # a first task has nothing to replay
-            own["replay"] = {"kind": "none"}
+            settings["replay"] = {"kind": "none"}
         chosen = {k.removeprefix("method.merge."): v for k, v in wanted.items() if "method.merge." in k}
         if chosen or not merges:
-            own["merge"] = chosen if merges else {"kind": "none"}
+            settings["merge"] = chosen if merges else {"kind": "none"}
         named = self._named(method_entry(str(wanted["method"])))
-        return MethodConfig(name=named.name, settings=merge(named.settings, own))
+        return MethodConfig(name=named.name, settings=merge(named.settings, settings))
 
     def _named(self, preset: MethodEntry) -> MethodConfig:
-        """Return a preset as the stream has it: with settings of its own where the stream names it."""
-        named = self.given.method
+        """Return a preset, with the settings of the stream if the stream names it."""
+        named = self.target.method
         if named is not None and named.name == preset.name:
             return named
         return MethodConfig(name=preset.name, settings=dict(preset.settings))
 
     @property
     def _stream(self) -> ListScenario | None:
-        return self.given.scenario
+        return self.target.scenario
 
     def _learner(self, method: MethodConfig, training: Mapping[str, Any]) -> Learner:
         built = build_method(method, copy.deepcopy(self.backbone))
@@ -116,20 +123,20 @@ class Candidates:
         return learner
 
     def guard(self, learner: Learner, most: int) -> None:
-        """Let the guard of a run watch a trial, where the stream has something to watch."""
-        limits = merge(self.given.guard, method_entry(learner.method.preset).guard)
+        """Let the guard watch a trial as in a run, if the stream has sets to watch."""
+        limits = merge(self.target.guard, method_entry(learner.method.preset).guard)
         sets = [] if self._stream is None else watchable(self._stream)
         if sets and limits.get("max_drop") is not None:
-            held = learner.watch(watched(sets, most), validated(GuardConfig, limits, "guard"))
-            held.tell = lambda kind, message: None  # the trial says itself what the guard did
+            guard = learner.watch(guard_sets(sets, most), validated(GuardConfig, limits, "guard"))
+            guard.tell = lambda kind, message: None  # the trial reports what the guard did
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What fits the time of a trial.
+    """How much work fits into the time of a trial.
 
     Attributes:
-        seconds: that a trial may take.
+        seconds: time limit of a trial.
         step: seconds of a training step.
         batch: samples of a step.
     """
@@ -145,26 +152,26 @@ class Pace:
 
     @property
     def images(self) -> int:
-        """Images that can be encoded: a step goes forward and back, which is about three times as much."""
+        """Images that can be encoded; forward and backward in a step take about three times as long."""
         return int(self.seconds / (self.step / self.batch / 3))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The trials that were held.
+    """The results of the trials.
 
     Attributes:
-        closed: of the closed form.
-        trained: of the preset that trains; `None` if it was not tried.
-        gap: between them.
-        scored: what they were scored on.
-        why: the reason why the preset that trains was not tried.
+        closed: the trial of the closed form.
+        trained: the trial of the preset that trains; `None` if it was not tried.
+        gap: the difference between them.
+        scored: the images that they were scored on.
+        why: why the preset that trains was not tried.
     """
 
     closed: Trial
     trained: Trial | None
     gap: Gap | None
-    scored: Scored
+    scored: ScoringSets
     why: str = ""
 
     @property
@@ -174,7 +181,7 @@ class Outcome:
 
 
 def planned_steps(learner: Learner, task: Task, budget: Mapping[str, Any]) -> int:
-    """Return the gradient steps that a learner takes for a task and a budget: replay may stretch them."""
+    """Return the gradient steps of a learner for a task and a budget; replay may add steps."""
     config = validated(
         TrainingConfig, merge_training(learner.training.model_dump(exclude_unset=True), budget), "training"
     )
@@ -182,7 +189,7 @@ def planned_steps(learner: Learner, task: Task, budget: Mapping[str, Any]) -> in
     return max(1, sum(phase_steps(phase, config) for phase in phases))
 
 
-def hold_trials(
+def run_trials(
     candidates: Candidates,
     choices: Sequence[Choice],
     rate_known: bool,
@@ -190,31 +197,35 @@ def hold_trials(
     pace: Pace,
     show: Progress,
 ) -> Outcome | None:
-    """Try the closed form and what the rules chose; nothing for captions, or too few images to tell anything.
+    """Try the closed form and the preset that trains; return `None` for captions or too few images.
 
     Args:
         candidates: builds the learners.
-        choices: of the rules, with the rate.
+        choices: the choices of the rules, with the learning rate.
         rate_known: whether the rate was measured or given.
         planned: steps of the suggested run.
-        pace: what the time allows.
-        show: where the cost is said.
+        pace: how much work fits into the time.
+        show: shows cost and progress.
     """
-    given = candidates.given
+    target = candidates.target
     divided = (
-        None if given.task.classes is None else divide(given.task, pace.images, candidates.sweeps(choices))
+        None
+        if target.task.classes is None
+        else split_task(target.task, pace.images, candidates.sweeps(choices))
     )
     if divided is None:
         return None
     task, rows = divided
-    scored = scored_on(given.task, rows, given.scenario, pace.images)
+    scored = scoring_sets(target.task, rows, target.scenario, pace.images)
     steps = min(planned, pace.steps)
     show.say(_cost(task, scored, pace, steps, planned))
     closed_form = candidates.closed_form()
     before = hits_of(closed_form, scored)
     closed, closed_hits = try_method(closed_form, task, scored, before)
     if not steps:
-        return Outcome(closed, None, None, scored, "no step of a preset that trains fits --trial-seconds")
+        return Outcome(
+            closed, None, None, scored, "--trial-seconds is too short for one step of a preset that trains"
+        )
 
     def attempt(steps: int, limit: float) -> tuple[Trial, Hits]:
         learner = candidates.trained(choices, {"steps": steps}, steps / planned, merges=True)
@@ -233,8 +244,8 @@ def hold_trials(
     return Outcome(closed, trained, gap_between(hits, closed_hits, scored), scored)
 
 
-def _cost(task: Task, scored: Scored, pace: Pace, steps: int, planned: int) -> str:
-    """Return what the trials take, before they begin."""
+def _cost(task: Task, scored: ScoringSets, pace: Pace, steps: int, planned: int) -> str:
+    """Return a line on the cost of the trials, shown before they begin."""
     images = sum(len(part.table) for parts in scored.parts.values() for part in parts)
     encoding = (len(task.train) + 3 * images) * pace.seconds / max(1, pace.images)
     return (

@@ -1,4 +1,4 @@
-"""The commands that a suggestion is typed as."""
+"""The commands of a suggestion."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def command(
     choices: Sequence[Choice],
     other: str | None = None,
 ) -> tuple[str, ...]:
-    """Return the commands to type, with all that was given; a source of data needs its stream written first.
+    """Return the commands to type, with all given settings. For a source of data, the first writes its stream.
 
     Args:
         data: a source, or a stream.
-        stream: whether it is a stream, which says itself what is not given here.
-        model: settings of the backbone to name. None for a stream's own: naming it again would drop what else the
-            stream says of it.
+        stream: whether it is a stream, which has further settings itself.
+        model: settings of the backbone. Empty for the backbone of the stream: naming it again would drop the stream's
+            other settings of it.
         block: settings of the data block, for a source.
-        training: training settings that were given.
-        choices: what is suggested.
-        other: a preset that may be as good: then both run, and the last command compares them.
+        training: explicit training settings.
+        choices: the suggested settings.
+        other: a preset that may be as good; then commands run both and compare them.
     """
     name = Path(data.rstrip("/")).name.partition(".")[0] or "mine"
     file = data if stream else f"{name}.yaml"
@@ -55,7 +55,7 @@ def command(
 
 
 def _settings(training: Mapping[str, Any], choices: Sequence[Choice]) -> list[str]:
-    """Return choices as they are typed, before them the training settings that were given and not chosen."""
+    """Return settings as typed: explicit training settings that are not among the choices, then the choices."""
     chosen = {choice.key for choice in choices}
     kept = {
         key: value
@@ -66,7 +66,7 @@ def _settings(training: Mapping[str, Any], choices: Sequence[Choice]) -> list[st
 
 
 def value_text(value: Any) -> str:
-    """Return a value as it is typed behind `key=`."""
+    """Return a value as typed after `key=`."""
     if isinstance(value, list | tuple):
         plain = all(isinstance(v, int | float) or re.fullmatch(r"[\w.:/-]+", str(v)) for v in value)
         return f"[{','.join(map(str, value))}]" if plain else json.dumps(list(value), ensure_ascii=False)

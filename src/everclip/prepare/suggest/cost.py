@@ -1,4 +1,4 @@
-"""What a range test may cost: fewer steps first, then smaller batches, and none at all where that is not enough."""
+"""Limits the cost of a range test: fewer steps first, then smaller batches."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEAST_STEPS, LEAST_BATCH = 24, 8
-"""Below these a sweep says nothing."""
+"""With less than these, a sweep shows nothing."""
 
 TOO_MUCH = 1.25
-"""A sweep that takes more than so many times what is allowed is not begun."""
+"""A sweep that takes more than this multiple of its budget is not started."""
 
 
 @dataclass(frozen=True)
 class Sweeps:
-    """Two sweeps that fit the time.
+    """The size of the two sweeps of a range test.
 
     Attributes:
-        steps: of each.
+        steps: steps of each sweep.
         batch: samples of a step.
-        seconds: what both take together, about.
-        full_step: seconds of a step of a whole batch.
-        note: what is less than was asked for, for people; empty if nothing.
+        seconds: estimated time of both.
+        full_step: seconds of a step with a full batch.
+        note: what was reduced to fit the budget, in words; empty if nothing was.
     """
 
     steps: int
@@ -31,21 +31,21 @@ class Sweeps:
     note: str = ""
 
 
-def fitting(seconds_of: Callable[[int], float], steps: int, batch: int, budget: float) -> Sweeps:
-    """Return sweeps that take at most about `budget` seconds, or the shortest that say something.
+def fit_sweeps(seconds_of: Callable[[int], float], steps: int, batch: int, budget: float) -> Sweeps:
+    """Return sweeps that take at most about `budget` seconds, or the shortest useful ones.
 
     Args:
-        seconds_of: measures a step of so many samples.
-        steps: wanted of each sweep.
-        batch: wanted samples of a step.
+        seconds_of: number of samples -> measured seconds of a step.
+        steps: preferred steps of each sweep.
+        batch: preferred samples of a step.
         budget: seconds.
     """
     full = seconds_of(batch)
     least = min(steps, LEAST_STEPS)
     if 2 * least * full <= budget:
-        taken = min(steps, int(budget / (2 * full))) if full > 0 else steps
-        note = f"{taken} steps in place of {steps}" if taken < steps else ""
-        return Sweeps(taken, batch, 2 * taken * full, full, note)
+        fitting_steps = min(steps, int(budget / (2 * full))) if full > 0 else steps
+        note = f"{fitting_steps} steps in place of {steps}" if fitting_steps < steps else ""
+        return Sweeps(fitting_steps, batch, 2 * fitting_steps * full, full, note)
     smaller = batch
     while smaller > LEAST_BATCH and 2 * least * full * smaller / batch > budget:
         smaller = max(LEAST_BATCH, smaller // 2)

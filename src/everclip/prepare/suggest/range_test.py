@@ -1,7 +1,7 @@
 """Learning-rate range test (Smith 2015, arXiv 1506.01186): train while the rate grows, and watch the loss.
 
-Single batches differ by more than some tens of steps change. So the sweep is made twice over the same batches, once
-with the rate 0: what counts is how much lower each batch's loss is than it would have been without training.
+The losses of single batches differ by more than tens of steps change them. So the test sweeps the same batches twice,
+once with the rate 0, and compares the loss of each batch with its loss without training.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from dataclasses import dataclass, replace
 from everclip.contracts import Phase, Progress, Task
 from everclip.errors import DivergedError, EverclipError
 from everclip.learner import Learner
-from everclip.prepare.suggest.cost import TOO_MUCH, Sweeps, fitting
+from everclip.prepare.suggest.cost import TOO_MUCH, Sweeps, fit_sweeps
 from everclip.training.engine import Engine
 from everclip.training.progress import Progress as ProgressLine
 from everclip.training.progress import clock
 from everclip.training.watching import StepLog, Watcher
 
 WINDOW = 5
-"""Steps that a running mean spans; a slope is fitted over two more."""
+"""Steps in a running mean; a slope is fitted over two more."""
 
 CEILING = 1e-3
-"""The highest rate that is suggested where the sweep found no upper end; LoRA and prompts are tuned at such rates."""
+"""Highest suggested rate if the sweep did not diverge; LoRA and prompts are tuned at such rates."""
 
 EXPLODED = 3.0
-"""The sweep ends where the mean loss of a window is this many times that of the untrained model."""
+"""The sweep ends when the mean loss of a window is this many times that of the untrained model."""
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a sweep found.
+    """The result of a range test.
 
     Attributes:
-        rates: of the steps that were taken.
-        losses: the trained loss of each, before its update, with the differences between batches taken out.
+        rates: the learning rates of the steps.
+        losses: the loss of each step before its update, without the differences between batches.
         smooth: their running mean.
         lowest: the rate at the lowest smoothed loss.
         steepest: the rate at which the loss falls fastest, `None` if it never falls clearly.
-        diverged: the rate from which on training is worse than none, `None` if the sweep did not reach it.
-        rate: what to train with.
+        diverged: the lowest rate at which training is worse than none, `None` if the sweep did not reach it.
+        rate: the suggested rate.
         why: how it was chosen.
-        steps: how many a sweep was to take.
-        note: what was less than asked for, to stay within the time.
-        step_seconds: of a step of a whole batch, where it was measured.
+        steps: planned steps of a sweep.
+        note: what was reduced to stay within the time.
+        step_seconds: seconds of a step with a full batch, if measured.
     """
 
     rates: tuple[float, ...]
@@ -60,12 +60,12 @@ class RangeTest:
     step_seconds: float = 0.0
 
 
-class _Enough(Exception):
-    """The sweep has seen what it wanted."""
+class _SweepEnded(Exception):
+    """Ends a sweep early."""
 
 
 class _Curve(Watcher):
-    """Keeps rates and losses, shows them, and ends the sweep where a window's mean loss rises above `most`."""
+    """Records and shows rates and losses; ends the sweep when the mean loss of a window exceeds `most`."""
 
     def __init__(self, most: float, show: ProgressLine, done: int) -> None:
         self.rates: list[float] = []
@@ -77,12 +77,12 @@ class _Curve(Watcher):
             self.rates.append(log.lr)
             self.losses.append(sum(float(value) for value in log.losses.values()))
             if sum(self.losses[-WINDOW:]) / WINDOW > self._most:
-                raise _Enough
+                raise _SweepEnded
         self._show.update(self._done + len(self.losses), f"loss {self.losses[-1]:.3f}")
 
 
 class _SweepEngine(Engine):
-    """Trains with a rate that grows by the same factor every step, from `ends[0]` to `ends[1]`."""
+    """Trains with a rate that grows by a constant factor per step, from `ends[0]` to `ends[1]`."""
 
     ends: tuple[float, float] = (0.0, 0.0)
 
@@ -100,15 +100,15 @@ def range_test(
     budget: float | None = None,
     progress: ProgressLine | None = None,
 ) -> RangeTest:
-    """Sweep the learning rate over a task's first steps; the learner's weights are put back afterwards.
+    """Sweep the learning rate over a task's first steps, then restore the learner's weights.
 
     Args:
-        learner: with the method and the training settings that the rate is for; not in the middle of a task.
-        task: what it would learn.
-        steps: how many rates are tried.
+        learner: has the method and training settings that the rate is for; not within a task.
+        task: the task.
+        steps: the number of rates to try.
         low, high: the ends of the sweep.
-        budget: about how many seconds it may take; fewer steps and smaller batches where that is needed.
-        progress: where its cost is said and its progress is shown.
+        budget: about how many seconds it may take; if necessary, steps and batches are reduced.
+        progress: shows cost and progress.
 
     Raises:
         TooSlow: if no sweep fits the budget.
@@ -118,7 +118,7 @@ def range_test(
     try:
         method.begin_task(task, learner.past())
         phase = next(p for p in learner.plan(task) if p.optimiser is not None)
-        phase, sweeps = _within(learner, phase, steps, budget, show)
+        phase, sweeps = _fit_to_budget(learner, phase, steps, budget, show)
         config = learner.training.model_copy(update={"steps": sweeps.steps, "epochs": None, "samples": None})
         engine = _SweepEngine(
             learner.accelerator, learner.engine.maker, learner.features, config, learner.seed
@@ -134,22 +134,22 @@ def range_test(
         method.eval()
         show.finish()
     losses = [level + loss - without for loss, without in zip(trained, untrained, strict=False)]
-    found = read_curve(rates, losses, exploded)
-    return replace(found, steps=sweeps.steps, note=sweeps.note, step_seconds=sweeps.full_step)
+    result = read_curve(rates, losses, exploded)
+    return replace(result, steps=sweeps.steps, note=sweeps.note, step_seconds=sweeps.full_step)
 
 
 class TooSlow(EverclipError):
-    """No range test fits the time; `seconds` is what the shortest would take, `step_seconds` what a step does."""
+    """No range test fits the time; the shortest takes `seconds`, a step `step_seconds`."""
 
     def __init__(self, seconds: float, step_seconds: float) -> None:
         super().__init__(f"the shortest range test takes about {clock(seconds)}")
         self.seconds, self.step_seconds = seconds, step_seconds
 
 
-def _within(
+def _fit_to_budget(
     learner: Learner, phase: Phase, steps: int, budget: float | None, show: ProgressLine
 ) -> tuple[Phase, Sweeps]:
-    """Return a phase and sweeps that fit the budget, and say what they take."""
+    """Return a phase and sweeps that fit the budget; show their cost."""
     batch = max(stream.batch_size for stream in phase.streams.values())
     if budget is None:
         return phase, Sweeps(steps, batch, 0.0, 0.0)
@@ -165,14 +165,14 @@ def _within(
     def seconds_of(size: int) -> float:
         return float(learner.engine.measure(learner.method, with_batches_of(size), budget / 10))
 
-    found = fitting(seconds_of, steps, batch, budget)
-    if found.seconds > TOO_MUCH * budget:  # what a step of any size costs is too much
-        raise TooSlow(found.seconds, found.full_step)
-    less = f"; {found.note}, to stay within {clock(budget)}" if found.note else ""
+    result = fit_sweeps(seconds_of, steps, batch, budget)
+    if result.seconds > TOO_MUCH * budget:  # even the smallest batches are too slow
+        raise TooSlow(result.seconds, result.full_step)
+    less = f"; {result.note}, to stay within {clock(budget)}" if result.note else ""
     show.say(
-        f"range test: 2 sweeps of {found.steps} steps of {found.batch} samples, about {clock(found.seconds)}{less}"
+        f"range test: 2 sweeps of {result.steps} steps of {result.batch} samples, about {clock(result.seconds)}{less}"
     )
-    return with_batches_of(found.batch), found
+    return with_batches_of(result.batch), result
 
 
 def _sweep(
@@ -184,22 +184,22 @@ def _sweep(
     show: ProgressLine,
     done: int,
 ) -> tuple[list[float], list[float], bool]:
-    """Return rates and losses of the steps taken, and whether a window's mean loss rose above `most`."""
+    """Return the rates and losses of the steps, and whether the mean loss of a window exceeded `most`."""
     curve = _Curve(most, show, done)
     try:
         engine.run(learner.method, phase, task.index, watcher=curve)
-    except (_Enough, DivergedError):
+    except (_SweepEnded, DivergedError):
         return curve.rates, curve.losses, True
     return curve.rates, curve.losses, False
 
 
 def read_curve(rates: Sequence[float], losses: Sequence[float], exploded: bool = False) -> RangeTest:
-    """Find the lowest, the steepest and the diverging point of a sweep, and choose a rate.
+    """Find the lowest, steepest and diverging point of a sweep, and choose a rate.
 
     Args:
-        rates: growing.
+        rates: increasing learning rates.
         losses: one per rate.
-        exploded: whether the sweep ended because the loss did.
+        exploded: whether the sweep ended early because the loss exploded.
 
     Raises:
         ValueError: for fewer steps than two windows.
@@ -214,16 +214,16 @@ def read_curve(rates: Sequence[float], losses: Sequence[float], exploded: bool =
     falls = first - smooth[bottom] > max(noise, 0.01 * abs(first)) and bottom > WINDOW
     steepest = rates[_steepest(rates, losses, bottom)] if falls else None
     worse = (i for i in range(bottom, len(smooth)) if smooth[i] > first + max(noise, 0.05 * abs(first)))
-    place = next(worse, len(smooth) - 1 if exploded else None)
-    diverged = None if place is None else rates[place]
+    index = next(worse, len(smooth) - 1 if exploded else None)
+    diverged = None if index is None else rates[index]
     rate, why = _choose(rates, rates[bottom], steepest, diverged)
     if diverged is None and rate > CEILING:
-        # What a few steps do not spoil, a whole run may: no pre-trained CLIP is tuned at rates beyond this.
+        # A rate that does no harm in a few steps may do so in a run. No pre-trained CLIP is tuned at higher rates.
         rate, why = (
             CEILING,
-            f"{why} would be {rate:.1e}; no rate of the sweep spoiled it, so no more than this is risked",
+            f"{why} would be {rate:.1e}; the sweep did not diverge, so the rate is limited to this",
         )
-    # Two digits: the test is not sharper.
+    # Two digits: the test is not more precise.
     return RangeTest(
         tuple(rates),
         tuple(losses),
@@ -243,14 +243,14 @@ def _smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def _steepest(rates: Sequence[float], losses: Sequence[float], bottom: int) -> int:
-    """Return where the straight line through a window falls fastest over the logarithm of the rate."""
+    """Return the index where a line through a window falls fastest over the logarithm of the rate."""
     half = WINDOW // 2 + 1
 
     def slope(centre: int) -> float:
-        places = range(centre - half, centre + half + 1)
-        x = [math.log(rates[i]) for i in places]
+        window = range(centre - half, centre + half + 1)
+        x = [math.log(rates[i]) for i in window]
         mean = sum(x) / len(x)
-        return sum((a - mean) * losses[i] for a, i in zip(x, places, strict=True))
+        return sum((a - mean) * losses[i] for a, i in zip(x, window, strict=True))
 
     last = min(bottom, len(losses) - 1 - half)
     return min(range(half, max(half, last) + 1), key=slope)
@@ -260,10 +260,12 @@ def _choose(
     rates: Sequence[float], lowest: float, steepest: float | None, diverged: float | None
 ) -> tuple[float, str]:
     if steepest is not None:
-        # A third: whole runs take more steps than a sweep, and what is to be kept asks for gentle ones.
+        # A third: runs take more steps than a sweep, and small steps forget less.
         if steepest <= lowest / 10:
             return steepest / 3, "a third of the rate at which the loss falls fastest"
         return lowest / 30, "a thirtieth of the rate with the lowest loss"
     if diverged is not None:
-        return diverged / 30, "the loss never falls clearly; a thirtieth of the rate that spoils it"
-    return math.sqrt(rates[0] * rates[-1]), "the sweep moved nothing; the middle of it, which says little"
+        return diverged / 30, "the loss never falls clearly; a thirtieth of the rate at which it diverges"
+    return math.sqrt(
+        rates[0] * rates[-1]
+    ), "the sweep did not change the loss; the middle of the sweep, a guess"

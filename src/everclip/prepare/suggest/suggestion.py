@@ -1,4 +1,4 @@
-"""Putting it together: read the data, choose by rule, measure the rate, say what was not measured."""
+"""Makes a suggestion: read the data, choose by rule, measure the rate, run trials."""
 
 from __future__ import annotations
 
@@ -22,45 +22,43 @@ from everclip.prepare.suggest.candidates import (
     Outcome,
     Pace,
     TrainingSettings,
-    hold_trials,
     planned_steps,
+    run_trials,
 )
 from everclip.prepare.suggest.command import command
 from everclip.prepare.suggest.range_test import RangeTest, TooSlow, range_test
-from everclip.prepare.suggest.scored import FEWEST, HELD_OUT, divide
-from everclip.prepare.suggest.target import Given, given_by
+from everclip.prepare.suggest.scoring_sets import FEWEST, HELD_OUT, split_task
+from everclip.prepare.suggest.target import Target, read_target
 from everclip.prepare.suggest.trials import Gap, Trial
 from everclip.prepare.suggest.verdict import decide
 from everclip.training.progress import Progress, clock
 
 TRIAL_SECONDS = 120.0
-"""How long the trial of a preset that trains by gradient may take, about."""
+"""Approximate time limit of the trial of a preset that trains, in seconds."""
 
-FORGOTTEN = (
-    "how much is forgotten: that takes a run with a retention set (docs/own-stream.md, docs/keeping.md)"
+FORGETTING = "forgetting: this needs a run with a retention set (docs/own-stream.md, docs/keeping.md)"
+OTHER_FORGETTING = (
+    "forgetting on other images. If the model was trained on the old images above, they score too high before the "
+    "trial: a loss looks larger, and a gain smaller"
 )
-FORGOTTEN_ELSE = (
-    "what is forgotten beside these images. If the model was trained on the old ones among them, they score too high "
-    "before the trial: a loss looks larger, a gain smaller"
-)
-RULES = "whether other trainable parts, more epochs or another batch size would do better: these are rules of size"
-WHOLE_RUN = "the rate over a whole run: a range test sees its first steps"
+RULES = "whether other trainable parts, epochs or batch sizes are better: these follow rules by the size of the data"
+WHOLE_RUN = "the learning rate over a whole run: a range test covers only its first steps"
 
 
 class Suggestion(BaseModel):
-    """What to run, and why.
+    """A suggestion of settings, with reasons.
 
     Attributes:
-        data, model: as they were named.
-        facts: what the rules looked at.
+        data, model: names of data and model.
+        facts: the facts that the rules use.
         choices: settings with reasons.
-        rates, losses: the sweep, step by step.
+        rates, losses, smooth: the sweep of the range test, step by step.
         lowest, steepest, diverged: its points.
-        trials: what presets learned and kept on held-out images; none for captions or few images.
-        gap: by how much the preset that trains was ahead; `None` without two trials.
-        decided: whether the trials tell which preset to take; without trials the rules do.
-        command: what to type; where nothing is decided, what would decide.
-        not_measured: what nobody should believe this knows.
+        trials: scores of presets on held-out images; none for captions or few images.
+        gap: the difference between the trials; `None` without two trials.
+        decided: whether one preset is proposed; without trials the rules decide.
+        command: commands to type; if nothing is decided, those that decide.
+        not_measured: what the suggestion does not know.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,55 +92,55 @@ def suggest(
 ) -> Suggestion:
     """Suggest settings for learning `data` with `model`.
 
-    New classes are learned on trial by `rail` (a closed form) and by the preset that the rules chose, as their runs
-    would learn them: with the same rate, guard and replay, on a schedule of fewer steps where the time asks for it.
-    What is better on old and new images together is suggested (`everclip.prepare.suggest.verdict`).
+    For classes, `rail` (a closed form) and the preset that the rules chose are tried as in their runs: with the same
+    rate, guard and replay, but with fewer steps if the time is short. The one that is better on old and new images
+    together is suggested (`everclip.prepare.suggest.verdict`).
 
     Args:
-        data: a source of data, or a stream (a YAML file or a benchmark), whose first task is looked at.
-        model: settings of the backbone; what is not given is the stream's, for a source `builtin:tiny`.
+        data: a source of data, or a stream (a YAML file or a benchmark), whose first task is used.
+        model: settings of the backbone; default: those of the stream, or `builtin:tiny` for a source.
         block: settings of the `data:` block, for a source.
-        training: training settings that are given (device, augmentation, lr, epochs...); they lie over the stream's.
-        steps: of the range test.
-        trial_seconds: how long the trial of a preset may take, about; 0: no trials.
-        sweep_seconds: how long the range test may take, about; without it as long as it takes.
-        progress: where costs and progress are shown.
+        training: explicit training settings (device, lr, epochs...); they take precedence over the stream's.
+        steps: steps of the range test.
+        trial_seconds: approximate time limit of the trial of a preset that trains; 0: no trials.
+        sweep_seconds: approximate time limit of the range test; default: none.
+        progress: shows costs and progress.
 
     Raises:
         ConfigError: for data, a model or settings that do not exist.
-        DataError: for data from which nothing can be learned.
+        DataError: for data that cannot be learned from.
     """
-    show, asked = progress or Progress(quiet=True), training or {}
+    show, explicit = progress or Progress(quiet=True), training or {}
     show.say(f"reading {data}")
-    given = given_by(data, model or {}, block or {})
-    show.say(f"loading {given.backbone.name}")
-    backbone = load_backbone(given.backbone)
-    candidates = Candidates(given, backbone, TrainingSettings(given.training, asked))
-    facts = _facts(given.task, backbone, candidates.training)
-    choices = _as_given(choose(facts), asked)
+    target = read_target(data, model or {}, block or {})
+    show.say(f"loading {target.backbone.name}")
+    backbone = load_backbone(target.backbone)
+    candidates = Candidates(target, backbone, TrainingSettings(target.training, explicit))
+    facts = _facts(target.task, backbone, candidates.training)
+    choices = _with_explicit(choose(facts), explicit)
     learner = candidates.trained(choices, {"steps": 1})
-    require_learnable(learner.method, [given.task], learner.training.batch_size, base=learner.base)
-    found, rate, step_seconds = _rate(learner, given.task, asked, steps, sweep_seconds, show)
+    require_learnable(learner.method, [target.task], learner.training.batch_size, base=learner.base)
+    found, rate, step_seconds = _measure_rate(learner, target.task, explicit, steps, sweep_seconds, show)
     choices.append(rate)
-    known = found is not None or "lr" in asked
-    held = _held(candidates, learner, choices, known, trial_seconds, step_seconds, show)
-    choices, decided = _decided(choices, held)
-    other = None if decided or held is None else held.closed.method
+    known = found is not None or "lr" in explicit
+    outcome = _run_trials(candidates, learner, choices, known, trial_seconds, step_seconds, show)
+    choices, decided = _after_trials(choices, outcome)
+    other = None if decided or outcome is None else outcome.closed.method
     return Suggestion(
         data=data,
-        model=given.backbone.name,
+        model=target.backbone.name,
         facts=vars(facts),
         choices=tuple(choices),
         **_curve(found),
-        trials=() if held is None else held.trials,
-        gap=None if held is None else held.gap,
+        trials=() if outcome is None else outcome.trials,
+        gap=None if outcome is None else outcome.gap,
         decided=decided,
-        command=command(data, given.stream, given.named, block or {}, asked, choices, other),
-        not_measured=_not_measured(given, found, "lr" in asked, held, trial_seconds),
+        command=command(data, target.stream, target.named, block or {}, explicit, choices, other),
+        not_measured=_not_measured(target, found, "lr" in explicit, outcome, trial_seconds),
     )
 
 
-def _held(
+def _run_trials(
     candidates: Candidates,
     learner: Learner,
     choices: Sequence[Choice],
@@ -151,40 +149,44 @@ def _held(
     step_seconds: float,
     show: Progress,
 ) -> Outcome | None:
-    """Hold the trials within the time; nothing for captions, few images, or without time."""
-    task = candidates.given.task
-    if trial_seconds <= 0 or task.classes is None or divide(task) is None:
+    """Run the trials within the time; return `None` for captions, few images, or no time."""
+    task = candidates.target.task
+    if trial_seconds <= 0 or task.classes is None or split_task(task) is None:
         return None
     named = {choice.key.removeprefix("training."): choice.value for choice in choices}
     planned = planned_steps(learner, task, {key: named[key] for key in BUDGET_KEYS if key in named})
-    # A busy moment makes a step look slower than it is, never quicker.
+    # Other load makes a measured step slower than it is, never faster.
     step_seconds = min(step_seconds, _step_seconds(learner, task, trial_seconds / 20))
     pace = Pace(trial_seconds, step_seconds, learner.training.batch_size)
-    return hold_trials(candidates, choices, rate_known, planned, pace, show)
+    return run_trials(candidates, choices, rate_known, planned, pace, show)
 
 
-def _as_given(choices: Sequence[Choice], asked: Mapping[str, Any]) -> list[Choice]:
-    """Return the choices of the rules, with the budget and the batch size that were given in place of theirs."""
-    given = {key: value for key, value in asked.items() if value is not None}
-    budget = next((key for key in BUDGET_KEYS if key in given), "epochs")
+def _with_explicit(choices: Sequence[Choice], explicit: Mapping[str, Any]) -> list[Choice]:
+    """Return the choices of the rules, with explicit budget and batch size in place of theirs."""
+    explicit_values = {key: value for key, value in explicit.items() if value is not None}
+    budget = next((key for key in BUDGET_KEYS if key in explicit_values), "epochs")
     found = []
     for choice in choices:
         name = choice.key.removeprefix("training.")
         name = budget if name == "epochs" else name
-        own = choice.key.startswith("training.") and name in given
-        found.append(Choice(key=f"training.{name}", value=given[name], reason="as given") if own else choice)
+        is_explicit = choice.key.startswith("training.") and name in explicit_values
+        found.append(
+            Choice(key=f"training.{name}", value=explicit_values[name], reason="as given")
+            if is_explicit
+            else choice
+        )
     return found
 
 
-def _decided(choices: Sequence[Choice], held: Outcome | None) -> tuple[list[Choice], bool]:
-    """Return the choices after the trials, and whether these decided between the presets.
+def _after_trials(choices: Sequence[Choice], outcome: Outcome | None) -> tuple[list[Choice], bool]:
+    """Return the choices after the trials, and whether the trials decide between the presets.
 
-    Without trials the rules decide. Where nothing is decided the choices stay those of the preset that trains.
+    Without trials the rules decide. If nothing is decided, the choices remain those of the preset that trains.
     """
-    if held is None:
+    if outcome is None:
         return list(choices), True
-    verdict = decide(held.closed, held.trained, held.gap, held.why)
-    if verdict.method == held.closed.method:
+    verdict = decide(outcome.closed, outcome.trained, outcome.gap, outcome.why)
+    if verdict.method == outcome.closed.method:
         return [Choice(key="method", value=verdict.method, reason=verdict.reason)], True
     decided = verdict.method is not None
     reason = verdict.reason if decided else f"not decided. {verdict.reason}"
@@ -194,19 +196,19 @@ def _decided(choices: Sequence[Choice], held: Outcome | None) -> tuple[list[Choi
 
 
 def _not_measured(
-    given: Given, found: RangeTest | None, rate_given: bool, held: Outcome | None, trial_seconds: float
+    target: Target, found: RangeTest | None, rate_given: bool, outcome: Outcome | None, trial_seconds: float
 ) -> tuple[str, ...]:
-    looked = held is not None and (held.scored.old is not None or bool(held.scored.retention))
-    lines = [FORGOTTEN_ELSE if looked else FORGOTTEN, RULES]
+    looked = outcome is not None and (outcome.scored.old is not None or bool(outcome.scored.retention))
+    lines = [OTHER_FORGETTING if looked else FORGETTING, RULES]
     if found is not None:
         lines.append(WHOLE_RUN)
     elif not rate_given:
         lines.append("the learning rate")
-    return (*lines, *_without_trial(given.task, held, trial_seconds))
+    return (*lines, *_why_no_trial(target.task, outcome, trial_seconds))
 
 
 def _curve(found: RangeTest | None) -> dict[str, Any]:
-    """Return the sweep and its points as `Suggestion` holds them; without a test nothing."""
+    """Return the fields of `Suggestion` on the range test; empty without a test."""
     if found is None:
         return {"rates": (), "losses": (), "smooth": (), "lowest": None, "steepest": None, "diverged": None}
     return {
@@ -214,23 +216,23 @@ def _curve(found: RangeTest | None) -> dict[str, Any]:
     }
 
 
-def _rate(
+def _measure_rate(
     learner: Learner,
     task: Task,
-    asked: Mapping[str, Any],
+    explicit: Mapping[str, Any],
     steps: int,
     budget: float | None,
     show: Progress,
 ) -> tuple[RangeTest | None, Choice, float]:
-    """Measure the learning rate, unless it is given; where no test fits the time, that of the stream stays.
+    """Measure the learning rate, unless it is given; if no test fits the time, keep the rate of the preset or stream.
 
     Returns:
         The test, the choice, and the seconds of a training step.
     """
-    if "lr" in asked:
+    if "lr" in explicit:
         return (
             None,
-            Choice(key="training.lr", value=asked["lr"], reason="as given"),
+            Choice(key="training.lr", value=explicit["lr"], reason="as given"),
             _step_seconds(learner, task),
         )
     started = time.monotonic()
@@ -239,16 +241,16 @@ def _rate(
     except TooSlow as slow:
         why = (
             f"not measured: the shortest range test takes about {clock(slow.seconds)}, --sweep-seconds allows "
-            f"{clock(budget or 0)}; it is the rate of the preset or the stream"
+            f"{clock(budget or 0)}; this is the rate of the preset or the stream"
         )
         return None, Choice(key="training.lr", value=learner.training.lr, reason=why), slow.step_seconds
-    choice = Choice(key="training.lr", value=found.rate, reason=_spoken(found))
-    # The sweep goes over its batches twice.
+    choice = Choice(key="training.lr", value=found.rate, reason=_rate_reason(found))
+    # The test sweeps its batches twice.
     return found, choice, found.step_seconds or (time.monotonic() - started) / (2 * steps)
 
 
 def _step_seconds(learner: Learner, task: Task, limit: float = 12.0) -> float:
-    """Return the seconds of a training step; the weights stay."""
+    """Measure the seconds of a training step; the weights stay unchanged."""
     learner.method.begin_task(task, learner.past())
     phase = next(p for p in learner.plan(task) if p.optimiser is not None)
     return float(learner.engine.measure(learner.method, phase, limit))
@@ -269,7 +271,7 @@ def _facts(task: Task, backbone: Backbone, training: TrainingSettings) -> Facts:
 
 
 def _grows(backbone: Backbone) -> bool:
-    """Whether modules of low rank fit this model, tried on a copy of its own."""
+    """Whether low-rank modules fit this model; tried on a copy."""
     try:
         build_method(MethodConfig(settings={"trainable": ["lora"]}), copy.deepcopy(backbone))
     except ConfigError:
@@ -277,21 +279,21 @@ def _grows(backbone: Backbone) -> bool:
     return True
 
 
-def _without_trial(task: Task, held: Outcome | None, seconds: float) -> tuple[str, ...]:
-    """Say why classes were not learned on trial; nothing where they were, and for captions."""
-    if held is not None or task.classes is None:
+def _why_no_trial(task: Task, outcome: Outcome | None, seconds: float) -> tuple[str, ...]:
+    """Say why there was no trial for classes; nothing if there was one, or for captions."""
+    if outcome is not None or task.classes is None:
         return ()
     if seconds <= 0:
         why = "--trial-seconds is 0"
-    elif divide(task) is None:
-        enough = round(1.2 * FEWEST / HELD_OUT)  # which images are held out goes by hash
-        why = f"too few images for a trial, which scores {FEWEST} or more; some {enough} training images are enough"
+    elif split_task(task) is None:
+        enough = round(1.2 * FEWEST / HELD_OUT)  # more, since images are held out by hash
+        why = f"too few images for a trial, which scores at least {FEWEST}; about {enough} training images are enough"
     else:
-        why = f"--trial-seconds={seconds:g} is too short for {FEWEST} images to score on"
+        why = f"--trial-seconds={seconds:g} is too short to score {FEWEST} images"
     return (f"whether `rail` learns these classes better: {why}. Run both, then `everclip compare`",)
 
 
-def _spoken(found: RangeTest) -> str:
+def _rate_reason(found: RangeTest) -> str:
     points = [f"lowest loss at {found.lowest:.1e}"]
     if found.steepest is not None:
         points.append(f"steepest fall at {found.steepest:.1e}")

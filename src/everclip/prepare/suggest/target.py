@@ -1,4 +1,4 @@
-"""What a suggestion is for: the task that would be learned first, the model, and what the stream says of training."""
+"""Reads the target of a suggestion: the first task, the model, and settings of the stream."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from everclip.scenarios.load import load_scenario
 
 
 @dataclass(frozen=True)
-class Given:
-    """What is learned, with what, and from where that is known.
+class Target:
+    """The target of a suggestion.
 
     Attributes:
-        task: what would be learned first.
-        stream: whether a stream was named, which says the rest itself.
-        backbone: the model.
-        named: what of the model a command must name: all for a source, what was given for a stream.
-        training: the stream's training settings.
-        scenario: the stream, which also holds the base's data and what a guard may look at; `None` for a source.
-        guard: what the stream says of the guard.
-        method: the preset that the stream names, with its settings: a run with that preset takes them.
+        task: the task to learn first.
+        stream: whether the data are a stream, with settings of its own.
+        backbone: settings of the model.
+        named: settings of the model that a command must name: all for a source, the explicit ones for a stream.
+        training: training settings of the stream.
+        scenario: the stream, with base data and sets for the guard; `None` for a source.
+        guard: guard settings of the stream.
+        method: the preset that the stream names, with its settings.
     """
 
     task: Task
@@ -41,29 +41,29 @@ class Given:
     method: MethodConfig | None = None
 
 
-def given_by(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> Given:
-    """Read what a user named.
+def read_target(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -> Target:
+    """Read data and settings of a user.
 
     Args:
         data: a source of data, or a stream (a YAML file or a benchmark).
-        model: settings of the backbone that were given; they lie over the stream's.
+        model: explicit settings of the backbone; they take precedence over the stream's.
         block: settings of the `data:` block, for a source.
 
     Raises:
         ConfigError: for data or settings that do not exist.
-        DataError: for data from which nothing can be learned.
+        DataError: for data that cannot be learned from.
     """
     if data.endswith((".yaml", ".yml")) or data.partition("@")[0] in benchmarks():
         if block:
-            raise ConfigError(f"suggest: {data} is a stream; settings of a data block belong into it.")
+            raise ConfigError(f"suggest: {data} is a stream; write settings of a data block into it.")
         config = resolve_config(data, settings={"backbone": model} if model else {})
         scenario = load_scenario(config.scenario)
         training = config.training.model_dump(exclude_unset=True)
         guard = config.guard.model_dump(exclude_unset=True)
-        return Given(
+        return Target(
             scenario.tasks[0], True, config.backbone, model, training, scenario, guard, config.method
         )
     chosen = validated(BackboneConfig, {"name": "builtin:tiny", **model}, "backbone")
     spec = validated(DataSpec, {"source": data, **block}, "data")
     named = chosen.model_dump(mode="json", exclude_unset=True)
-    return Given(make_task(spec, index=0), False, chosen, named, {})
+    return Target(make_task(spec, index=0), False, chosen, named, {})

@@ -1,4 +1,4 @@
-"""Keeps a trial within its time on a machine that becomes slower: it begins again, once, with fewer steps."""
+"""Keeps a trial within its time: if the machine becomes slower, the trial starts again, once, with fewer steps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from everclip.training.progress import Now, Progress
 from everclip.training.watching import StepLog
 
 TOO_MUCH = 2.0
-"""A trial that would take more than so many times what is allowed begins again."""
+"""A trial that would take more than this multiple of its time limit starts again."""
 
-SEEN, WAITED = 3, 0.2
-"""Steps, and share of the time, after which the pace of a trial is known."""
+MIN_STEPS, MIN_SHARE = 3, 0.2
+"""Steps and share of the time limit after which the speed of a trial is known."""
 
 Result = TypeVar("Result")
 
 
 class Slower(EverclipError):
-    """A trial would take too long; `step_seconds` is what a step takes now."""
+    """A trial would take too long; a step now takes `step_seconds`."""
 
     def __init__(self, step_seconds: float) -> None:
         super().__init__(f"a step takes {step_seconds:.1f} s")
@@ -31,13 +31,13 @@ class Slower(EverclipError):
 
 
 class TimeLimit(Shown):
-    """Shows a trial, and raises `Slower` where its steps would take far longer than allowed.
+    """Shows a trial, and raises `Slower` if its steps would take far longer than allowed.
 
-    The first step is not counted: it also prepares what the others use.
+    The first step is not timed, since it includes preparations.
 
     Args:
-        task, phases, training, progress: as of `Shown`.
-        limit: seconds that the steps may take; infinite: no limit.
+        task, phases, training, progress: see `Shown`.
+        limit: time limit of the steps in seconds; may be infinite.
         now: the clock.
     """
 
@@ -54,12 +54,12 @@ class TimeLimit(Shown):
         self._limit, self._now, self._first = limit, now, 0.0
 
     def after_step(self, log: StepLog) -> bool:
-        """Count a step and look at the clock."""
+        """Count a step and check the time."""
         due = super().after_step(log)
         if self._done == 1:
             self._first = self._now()
         taken, steps = self._now() - self._first, self._done - 1
-        known = steps >= SEEN and taken >= WAITED * self._limit
+        known = steps >= MIN_STEPS and taken >= MIN_SHARE * self._limit
         if known and taken * self._total / steps > TOO_MUCH * self._limit:
             raise Slower(taken / steps)
         return due
@@ -68,17 +68,17 @@ class TimeLimit(Shown):
 def within_time(
     attempt: Callable[[int, float], Result], steps: int, seconds: float, show: Progress
 ) -> Result:
-    """Return the result of an attempt with so many steps, or of a second one with as many as fit the time left.
+    """Return the result of an attempt, or of a second attempt with as many steps as fit the remaining time.
 
     Args:
-        attempt: takes steps and the seconds that they may take; may raise `Slower`.
-        steps: of the first attempt.
-        seconds: that they may take.
-        show: where the second attempt is said.
+        attempt: called with steps and their time limit in seconds; may raise `Slower`.
+        steps: steps of the first attempt.
+        seconds: time limit.
+        show: shows a note on the second attempt.
     """
     try:
         return attempt(steps, seconds)
     except Slower as slower:
-        fewer = max(1, int(seconds * (1 - WAITED) / slower.step_seconds))
-        show.say(f"the machine became slower: the trial begins again with {fewer:,} steps")
+        fewer = max(1, int(seconds * (1 - MIN_SHARE) / slower.step_seconds))
+        show.say(f"the machine became slower: the trial starts again with {fewer:,} steps")
         return attempt(fewer, float("inf"))

@@ -1,4 +1,4 @@
-"""Trials of presets: each learns a part of the new images and is scored on what it did not learn, old and new."""
+"""Trials of presets: each learns a part of the new images and is scored on other images, old and new."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 from everclip.contracts import Task
 from everclip.evaluation.statistics import Difference, paired_bootstrap
 from everclip.learner import Learner
-from everclip.prepare.suggest.scored import Hits, Scored, hits_of
+from everclip.prepare.suggest.scoring_sets import Hits, ScoringSets, hits_of
 from everclip.training.watching import Watcher
 
 ENOUGH = 0.5
-"""A trial that took less than this share of the suggested run's steps is too short to lose a comparison."""
+"""A trial with less than this share of the suggested run's steps is too short to lose a comparison."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """An accuracy before and after a trial, with a paired bootstrap interval of its change over images.
+    """Accuracy before and after a trial, with a paired bootstrap interval of the change over images.
 
     Attributes:
         before, after: accuracy.
-        change, low, high: of the accuracy.
-        resolved: whether the change may be called one.
-        images: how many were scored.
+        change, low, high: change of the accuracy, with its interval.
+        resolved: whether the interval does not contain 0.
+        images: number of scored images.
     """
 
     before: float
@@ -38,27 +38,27 @@ class Side:
     images: int
 
     def describe(self) -> str:
-        """Return the side in words."""
+        """Return the accuracy and its change in words."""
         text = f"{100 * self.before:.1f} % -> {100 * self.after:.1f} % "
         return text + f"({points(self.change, self.low, self.high, self.resolved)})"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a preset learned and kept.
+    """The result of a trial.
 
     Attributes:
         method: the preset.
-        together: old and new images among the answers of old and new classes; new ones alone where no old ones are
-            known. This number decides.
-        new: the new images alone, among the same answers.
-        old: the old images alone; `None` where none are known.
-        retention: sets of the retention suite, each among its own answers; `None` where there are none.
-        seconds: that learning took.
-        steps, planned: gradient steps taken, and those of the suggested run; 0 for a closed form.
+        together: old and new images, scored among old and new classes; only new images if there are no old ones.
+            This score decides.
+        new: the new images only, scored among the same classes.
+        old: the old images only; `None` if there are none.
+        retention: sets of the retention suite, each scored among its own classes; `None` if there are none.
+        seconds: time of learning.
+        steps, planned: gradient steps of the trial and of the suggested run; 0 for a closed form.
         rate: its learning rate; `None` for a closed form.
         rate_known: whether that rate was measured or given.
-        guarded: whether the guard stepped in, on some of the old images or retention sets that are scored.
+        guarded: whether the guard acted, watching images that are also scored.
     """
 
     method: str
@@ -75,16 +75,16 @@ class Trial:
 
     @property
     def short(self) -> bool:
-        """Whether too few of the suggested run's steps were taken to say that the run would gain no more."""
+        """Whether the trial took too few of the suggested run's steps to tell what the run would gain."""
         return self.steps < ENOUGH * self.planned
 
     @property
     def weakness(self) -> str:
-        """Why the trial says too little of the run to lose a comparison; empty if it does not."""
+        """Why the trial must not lose a comparison; empty if it may."""
         if self.short:
             enough = math.ceil(ENOUGH * self.planned * self.seconds / max(1, self.steps) / 10) * 10
             return (
-                f"{self.method} took {self.steps:,} of its {self.planned:,} steps only (for half of them take "
+                f"{self.method} took only {self.steps:,} of its {self.planned:,} steps (half of them need "
                 f"--trial-seconds={enough})"
             )
         if not self.rate_known:
@@ -92,7 +92,7 @@ class Trial:
         return ""
 
     def describe(self) -> list[str]:
-        """Return the trial in lines."""
+        """Return the trial in words, line by line."""
         sides = [("old and new together", self.together)] if self.old is not None else []
         sides += [("new", self.new)] + ([("old", self.old)] if self.old is not None else [])
         sides += [("retention", self.retention)] if self.retention is not None else []
@@ -102,16 +102,16 @@ class Trial:
         if self.rate is not None:
             cost += f" at learning rate {self.rate:g}"
         lines = [f"{self.method}: {cost}", *(f"  {name}: {side.describe()}" for name, side in sides)]
-        note = "  the guard stepped in, by images that are scored: what is kept may look better than it is"
+        note = "  the guard acted on images that are also scored: old scores may be too good"
         return [*lines, note] if self.guarded else lines
 
 
 @dataclass(frozen=True)
 class Gap:
-    """By how much the preset that trains is ahead of the closed form, on the same images.
+    """The difference between the preset that trains and the closed form, on the same images.
 
     Attributes:
-        together, new, old, retention: as in `Trial`; positive where the preset that trains is better.
+        together, new, old, retention: as in `Trial`; positive if the preset that trains is better.
     """
 
     together: Difference
@@ -128,19 +128,19 @@ class Gap:
 
 
 def points(mean: float, low: float, high: float, resolved: bool) -> str:
-    """Return a change of an accuracy in words."""
+    """Return a change of accuracy in words."""
     text = f"{100 * mean:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
     return text if resolved else f"{text}, not resolved"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of the steps of a preset that trains.
+    """The plan of a trial that trains.
 
     Attributes:
-        steps: that the trial takes.
-        planned: that the suggested run takes.
-        rate: its learning rate.
+        steps: steps of the trial.
+        planned: steps of the suggested run.
+        rate: the learning rate.
         rate_known: whether the rate was measured or given.
     """
 
@@ -153,23 +153,23 @@ class Plan:
 def try_method(
     learner: Learner,
     task: Task,
-    scored: Scored,
+    scored: ScoringSets,
     before: Hits,
     plan: Plan | None = None,
     watcher: Watcher | None = None,
 ) -> tuple[Trial, Hits]:
-    """Let a learner learn a part of the new images, and score it on what it did not learn.
+    """Learn a part of the new images, and score the learner on other images.
 
     Args:
-        learner: at the start model; it has learned the task afterwards.
-        task: what it learns; see `divide`.
-        scored: what it is scored on.
-        before: what the start model scores there.
-        plan: of a preset that trains; `None` for a closed form.
-        watcher: follows the steps.
+        learner: a learner at the start model; it has learned the task afterwards.
+        task: the images to learn; see `split_task`.
+        scored: the images to score.
+        before: the scores of the start model.
+        plan: the plan of a preset that trains; `None` for a closed form.
+        watcher: watches the steps.
 
     Returns:
-        The trial, and what it scores image by image.
+        The trial, and its score of every image.
     """
     started = time.monotonic()
     learner.learn(task, watcher=watcher, show=False)
@@ -177,7 +177,7 @@ def try_method(
     after, seed = hits_of(learner, scored), learner.seed
     acted = learner.method.notes.get("guard", {}).get("acted", ())
     weights = scored.weights()
-    found = Trial(
+    trial = Trial(
         method=learner.method.preset,
         together=_side(_together(after), _together(before), seed, weights),
         new=_side(after["new"], before["new"], seed),
@@ -190,7 +190,7 @@ def try_method(
         rate_known=plan is None or plan.rate_known,
         guarded=bool(acted),
     )
-    return found, after
+    return trial, after
 
 
 def _together(hits: Hits) -> np.ndarray:
@@ -199,19 +199,19 @@ def _together(hits: Hits) -> np.ndarray:
 
 def _side(after: np.ndarray, before: np.ndarray, seed: int, weights: np.ndarray | None = None) -> Side:
     first, second = (after, before) if weights is None else (after * weights, before * weights)
-    found = paired_bootstrap(first, second, seed)
+    trial = paired_bootstrap(first, second, seed)
     return Side(
         before=float(second.mean()),
         after=float(first.mean()),
-        change=found.mean,
-        low=found.low,
-        high=found.high,
-        resolved=found.resolved,
+        change=trial.mean,
+        low=trial.low,
+        high=trial.high,
+        resolved=trial.resolved,
         images=len(after),
     )
 
 
-def gap_between(trained: Hits, closed: Hits, scored: Scored, seed: int = 0) -> Gap:
+def gap_between(trained: Hits, closed: Hits, scored: ScoringSets, seed: int = 0) -> Gap:
     """Compare two trials image by image."""
     weights = scored.weights()
     sides = {kind: paired_bootstrap(trained[kind], closed[kind], seed) for kind in trained}

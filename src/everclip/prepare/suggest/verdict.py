@@ -1,4 +1,4 @@
-"""The rule by which one of two presets is proposed after their trials, or none of them."""
+"""The rule that proposes one of two presets after their trials, or none."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from everclip.prepare.suggest.trials import Gap, Side, Trial, points
 
-UNSEEN = "what was known before was not measured"
+UNSEEN = "forgetting was not measured"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is proposed, and why.
+    """The proposal and its reason.
 
     Attributes:
         method: the preset; `None` if the trials do not decide.
-        reason: the numbers that decided, or what is missing.
+        reason: the numbers that decide, or what is missing.
     """
 
     method: str | None
@@ -25,37 +25,39 @@ class Verdict:
 def decide(closed: Trial, trained: Trial | None = None, gap: Gap | None = None, why: str = "") -> Verdict:
     """Propose one of two presets, or none.
 
-    One is ahead if the difference on old and new images together is resolved, or if it is the closed form, which
-    costs less, and it is not worse. What is ahead is proposed, unless
+    A preset is ahead if it is better on old and new images together and the difference is resolved. The closed form is
+    also ahead if it is not worse, since it costs less. The preset that is ahead is proposed, unless
 
     - its own gain is not resolved: then learning nothing may be as good;
-    - the other's trial was too short, or at a rate that nobody measured: its run may gain more;
-    - it loses, resolved, on the retention suite, which is not part of the number that decides.
+    - the trial of the other was too short, or its rate was not measured: its run may gain more;
+    - it is worse on the retention suite, and the difference is resolved.
 
     Args:
         closed: the trial of the closed form.
-        trained: that of the preset that trains; `None` if it was not tried.
-        gap: by how much the preset that trains is ahead.
-        why: the reason why it was not tried.
+        trained: the trial of the preset that trains; `None` if it was not tried.
+        gap: the difference between them.
+        why: why the preset that trains was not tried.
     """
     if trained is None or gap is None:
         return Verdict(None, f"{_numbers(closed)}; {why or 'no preset that trains was tried'}")
     difference = gap.together
-    numbers = f"{_numbers(trained)}; {_numbers(closed)}; {trained.method} against {closed.method} {_of(gap)}"
+    numbers = (
+        f"{_numbers(trained)}; {_numbers(closed)}; {trained.method} against {closed.method} {_gap_text(gap)}"
+    )
     if difference.resolved:
         ahead, other = (trained, closed) if difference.mean > 0 else (closed, trained)
     elif difference.mean <= 0:
         ahead, other = closed, trained
     else:
         more = f"; {trained.weakness}" if trained.weakness else ""
-        return Verdict(None, f"{numbers}: {trained.method} looks better, which may be chance{more}")
+        return Verdict(None, f"{numbers}: {trained.method} looks better, but this may be chance{more}")
     if other.weakness:
-        return Verdict(None, f"{numbers}: a run of {other.method} may gain more, as {other.weakness}")
+        return Verdict(None, f"{numbers}: a run of {other.method} may gain more, since {other.weakness}")
     if not (ahead.together.resolved and ahead.together.change > 0):
         return Verdict(None, f"{numbers}: {ahead.method} is not worse, but its gain is not resolved")
     kept = gap.retention
     if kept is not None and kept.resolved and (kept.mean > 0) != (ahead is trained):
-        return Verdict(None, f"{numbers}: {ahead.method} gains more, and keeps less of the retention suite")
+        return Verdict(None, f"{numbers}: {ahead.method} gains more, but loses more on the retention suite")
     return Verdict(
         ahead.method, f"{numbers}{_cost(ahead, other, difference.resolved)}{_caution(ahead, closed)}"
     )
@@ -71,23 +73,27 @@ def _cost(ahead: Trial, other: Trial, resolved: bool) -> str:
 
 def _caution(ahead: Trial, closed: Trial) -> str:
     if ahead is closed:
-        return "; the model's weights stay as they are"
-    return f"; {UNSEEN}, {closed.method} would keep it" if ahead.old is None and not ahead.retention else ""
+        return "; the model's weights do not change"
+    return (
+        f"; {UNSEEN}, and {closed.method} does not forget"
+        if ahead.old is None and not ahead.retention
+        else ""
+    )
 
 
 def _numbers(trial: Trial) -> str:
-    """Return what decided of one trial, and both sides of it."""
-    text = f"{trial.method}: {_short('new', trial.new)}"
+    """Return the deciding score of a trial, with its scores on new and old images."""
+    text = f"{trial.method}: {_score_text('new', trial.new)}"
     if trial.old is not None:
-        text = f"{trial.method}: {_short('old and new together', trial.together)} ("
-        text += f"{_short('new', trial.new)}, {_short('old', trial.old)})"
-    return text if trial.retention is None else f"{text}, {_short('retention', trial.retention)}"
+        text = f"{trial.method}: {_score_text('old and new together', trial.together)} ("
+        text += f"{_score_text('new', trial.new)}, {_score_text('old', trial.old)})"
+    return text if trial.retention is None else f"{text}, {_score_text('retention', trial.retention)}"
 
 
-def _short(name: str, side: Side) -> str:
+def _score_text(name: str, side: Side) -> str:
     return f"{name} {100 * side.before:.1f} -> {100 * side.after:.1f} %"
 
 
-def _of(gap: Gap) -> str:
+def _gap_text(gap: Gap) -> str:
     d = gap.together
     return points(d.mean, d.low, d.high, d.resolved)

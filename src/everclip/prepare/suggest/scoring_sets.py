@@ -1,7 +1,7 @@
-"""What trials are scored on: held-out images of the new classes, and of what the model knew before.
+"""The images that trials are scored on: held-out images of new classes, and images of what the model knew before.
 
-Never the test images that a run reports: those of the task's training and validation rows, the validation part of the
-stream's base, and the validation twins of its retention suite.
+They are never test images. They come from the task's training and validation rows, the validation part of the base, and
+the validation twins of the retention suite.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from everclip.learner import Learner
 from everclip.scenarios.base import ListScenario, class_entries, merge_entries
 
 HELD_OUT = 0.2
-"""Share of the training images that no trial learns."""
+"""Share of the training images that trials do not learn."""
 
 LEARNED, SCORED = 2_000, 500
-"""Most rows that a trial learns, and most of each kind that it is scored on."""
+"""Maximum number of rows that a trial learns, and that it is scored on per kind."""
 
 FEWEST = 20
-"""Fewest rows of a kind from which a trial tells anything."""
+"""Minimum number of rows per kind for a useful trial."""
 
 Hits = Mapping[str, np.ndarray]
 """`new`, `old`, `retention` -> `(N,)` float64: 1 where the best class is the image's, else 0."""
@@ -36,21 +36,21 @@ Hits = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Part:
-    """Images that are scored among the same answers."""
+    """Images that are scored in the same label space."""
 
     table: Table
     space: LabelSpace
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What a trial is scored on.
+class ScoringSets:
+    """The images that a trial is scored on.
 
     Attributes:
-        new: held-out images of the task, among the answers of old and new classes.
-        old: images of what was known before, among the same answers; `None` where there are none.
-        retention: sets of the retention suite, each among its own answers.
-        share: of old images among old and new ones, as the stream's results count them.
+        new: held-out images of the task, scored among old and new classes.
+        old: images of the base, scored among the same classes; `None` if there are none.
+        retention: sets of the retention suite, each scored among its own classes.
+        share: weight of old images, their share of old and new images in the stream's results.
     """
 
     new: Part
@@ -60,31 +60,33 @@ class Scored:
 
     @property
     def parts(self) -> dict[str, tuple[Part, ...]]:
-        """The parts by the kind that they are counted as."""
+        """The non-empty parts by kind."""
         found = {"new": (self.new,), "old": (self.old,) if self.old else (), "retention": self.retention}
         return {kind: parts for kind, parts in found.items() if parts}
 
     def weights(self) -> np.ndarray:
-        """Return `(N,)` weights of new and old images, of mean 1: each kind counts as in the stream's results."""
+        """Return `(N,)` weights of new and old images with mean 1; both kinds count as in the stream's results."""
         new, old = len(self.new.table), 0 if self.old is None else len(self.old.table)
         shares = ((1 - self.share, new), (self.share, old)) if old else ((1.0, new),)
         return np.concatenate([np.full(count, share * (new + old) / count) for share, count in shares])
 
 
-def divide(task: Task, most: int = LEARNED + 4 * SCORED, sweeps: bool = False) -> tuple[Task, Table] | None:
-    """Divide the images of a task with classes into some to learn and some to score on, by hash.
+def split_task(
+    task: Task, most: int = LEARNED + 4 * SCORED, sweeps: bool = False
+) -> tuple[Task, Table] | None:
+    """Split the images of a task with classes by hash into images to learn and images to score.
 
     Args:
-        task: with classes; its validation images are not learned, and so they are scored on, too.
-        most: images that may be encoded; those that are scored are encoded before and after, by both trials.
-        sweeps: whether a preset chooses on the validation images: then they are not scored on.
+        task: a task with classes. Its validation images are scored, too, since they are not learned.
+        most: maximum number of images to encode; both trials encode scored images before and after.
+        sweeps: whether a preset chooses on the validation images; then they are not scored.
 
     Returns:
-        The smaller task and the held-out rows; `None` if there are too few to tell anything.
+        The smaller task and the held-out rows; `None` if there are too few.
     """
-    held = [unit_hash("trial", identity) < HELD_OUT for identity in task.train.identities()]
-    learn = task.train.select([i for i, out in enumerate(held) if not out])
-    score = task.train.select([i for i, out in enumerate(held) if out])
+    held_out = [unit_hash("trial", identity) < HELD_OUT for identity in task.train.identities()]
+    learn = task.train.select([i for i, out in enumerate(held_out) if not out])
+    score = task.train.select([i for i, out in enumerate(held_out) if out])
     if task.val is not None and len(task.val) and not sweeps:
         score = Table.concat([score, task.val], score.name)
     learn, score = at_most(learn, min(LEARNED, most // 2)), at_most(score, min(SCORED, most // 8))
@@ -94,7 +96,7 @@ def divide(task: Task, most: int = LEARNED + 4 * SCORED, sweeps: bool = False) -
 
 
 def at_most(table: Table, most: int) -> Table:
-    """Return the table, or so many of its rows chosen by hash: the first ones may be of one class."""
+    """Return at most `most` rows, chosen by hash: the first rows may all be of one class."""
     if len(table) <= most:
         return table
     ids = table.ids
@@ -102,18 +104,18 @@ def at_most(table: Table, most: int) -> Table:
     return table.select(sorted(chosen))
 
 
-def scored_on(task: Task, rows: Table, scenario: ListScenario | None, most: int) -> Scored:
-    """Return what trials of a task are scored on.
+def scoring_sets(task: Task, rows: Table, scenario: ListScenario | None, most: int) -> ScoringSets:
+    """Return the images that trials of a task are scored on.
 
     Args:
-        task: with classes.
+        task: a task with classes.
         rows: its held-out images.
-        scenario: the stream, where one was named.
-        most: images that may be encoded; see `divide`.
+        scenario: the stream, if there is one.
+        most: maximum number of images to encode; see `split_task`.
     """
-    own = LabelSpace(task.classes or ())
+    task_space = LabelSpace(task.classes or ())
     if scenario is None:
-        return Scored(Part(rows, own))
+        return ScoringSets(Part(rows, task_space))
     most = min(SCORED, most // 8)
     twins = [s for s in scenario.retention_val if s.classes and len(s.data)]
     kept = tuple(
@@ -121,18 +123,18 @@ def scored_on(task: Task, rows: Table, scenario: ListScenario | None, most: int)
     )
     known = _known(scenario)
     if known is None:
-        return Scored(Part(rows, own), retention=kept)
-    space = _answers(scenario, task, known)
+        return ScoringSets(Part(rows, task_space), retention=kept)
+    space = _joint_space(scenario, task, known)
     keys = set(space.keys)
-    held = at_most(known.where("class_key", lambda key: str(key) in keys), most)
-    if len(held) < FEWEST:
-        return Scored(Part(rows, own), retention=kept)
-    share = _share(scenario, task) or len(held) / (len(held) + len(rows))
-    return Scored(Part(rows, space), Part(held, space), kept, share)
+    old = at_most(known.where("class_key", lambda key: str(key) in keys), most)
+    if len(old) < FEWEST:
+        return ScoringSets(Part(rows, task_space), retention=kept)
+    share = _share(scenario, task) or len(old) / (len(old) + len(rows))
+    return ScoringSets(Part(rows, space), Part(old, space), kept, share)
 
 
 def _known(scenario: ListScenario) -> Table | None:
-    """Return the validation part of the base, where results measure the base by its classes."""
+    """Return the validation part of the base, if results measure the base by classes."""
     table = scenario.base_val
     kinds = {s.kind for s in scenario.eval_sets if s.group == "known"}
     if table is None or not table.has("class_key") or kinds - {"classification"}:
@@ -140,8 +142,8 @@ def _known(scenario: ListScenario) -> Table | None:
     return table.where("class_key", lambda key: key is not None)
 
 
-def _answers(scenario: ListScenario, task: Task, known: Table) -> LabelSpace:
-    """Return the answers of old and new classes: those of the protocol by which results score them together."""
+def _joint_space(scenario: ListScenario, task: Task, known: Table) -> LabelSpace:
+    """Return the label space of old and new classes, from the protocol by which results score them together."""
     protocols = [{"name": p.name, "space": p.space, "known_task": p.known_task} for p in scenario.protocols]
     how = old_and_new(
         [column_info(s) for s in scenario.eval_sets], protocols, scenario.spec.headline.model_dump()
@@ -157,7 +159,7 @@ def _answers(scenario: ListScenario, task: Task, known: Table) -> LabelSpace:
 
 
 def _share(scenario: ListScenario, task: Task) -> float | None:
-    """Return the share of old images among the old and new ones that the stream tests; `None` if it tests none."""
+    """Return the share of old images among the test images of base and task; `None` if one has none."""
     counts = {"known": 0, "task": 0}
     for s in scenario.eval_sets:
         if s.kind == "classification" and (
@@ -169,8 +171,8 @@ def _share(scenario: ListScenario, task: Task) -> float | None:
     return counts["known"] / sum(counts.values())
 
 
-def hits_of(learner: Learner, scored: Scored) -> Hits:
-    """Score a learner as it is now."""
+def hits_of(learner: Learner, scored: ScoringSets) -> Hits:
+    """Score a learner in its current state."""
     learner.method.eval()
     return {
         kind: torch.cat([correct(learner.method, p.table, p.space, learner.features) for p in parts])
@@ -180,7 +182,7 @@ def hits_of(learner: Learner, scored: Scored) -> Hits:
     }
 
 
-def watched(sets: Sequence[EvalSet], most: int) -> list[EvalSet]:
-    """Return the sets that a guard looks at in a trial: no more images than are scored."""
+def guard_sets(sets: Sequence[EvalSet], most: int) -> list[EvalSet]:
+    """Return the sets that the guard watches in a trial, with no more images than are scored."""
     each = max(FEWEST, min(SCORED, most // 8) // max(1, len(sets)))
     return [replace(s, data=at_most(s.data, each)) for s in sets]
