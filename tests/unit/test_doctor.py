@@ -101,7 +101,7 @@ def test_variables_that_mislead_are_named(
 
 
 def said(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Finding:
-    monkeypatch.setattr(endtoend, "ask", lambda *a: child.Said(document, **more))
+    monkeypatch.setattr(endtoend, "run_child", lambda *a: child.ChildResult(document, **more))
     return endtoend.check_end_to_end()[0]
 
 
@@ -147,7 +147,7 @@ def test_the_trial_learns_stops_resumes_and_compares(
     real = Learner.restore
     monkeypatch.setattr(Learner, "restore", other)
     with pytest.raises(
-        EverclipError, match="the resumed run ended with other weights than the whole one: model/"
+        EverclipError, match="the resumed run ended with other weights than the uninterrupted run: model/"
     ):
         trial.try_all(micro_stream(micro_folder), tmp_path / "again", stages.append)
 
@@ -156,7 +156,7 @@ def test_a_run_that_does_not_stop_is_told(
     micro_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial.os, "kill", lambda *a: None)
-    with pytest.raises(EverclipError, match="the run went on although it was asked to stop"):
+    with pytest.raises(EverclipError, match="the run continued although it was asked to stop"):
         trial.try_all(micro_stream(micro_folder), tmp_path, lambda stage: None)
 
 
@@ -166,7 +166,7 @@ def test_the_built_in_model_names_what_it_knows(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         for parameter in learner.method.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.02)
-    with pytest.raises(EverclipError, match=r"named \d of 8 drawings right, expected at least 6"):
+    with pytest.raises(EverclipError, match=r"classified \d of 8 drawings correctly, expected at least 6"):
         trial.classify(learner)
 
 
@@ -191,20 +191,20 @@ def test_the_whole_trial_on_the_built_in_emoji() -> None:
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
-        ("print('noise'); print('{\"a\": 1}')", child.Said({"a": 1}, 0)),
-        ("print('noise')", child.Said({}, 0)),
-        ("import sys; print('[1]'); sys.exit('bad')", child.Said({}, 1, "bad")),
-        ("import time; time.sleep(60)", child.Said({}, None)),
+        ("print('noise'); print('{\"a\": 1}')", child.ChildResult({"a": 1}, 0)),
+        ("print('noise')", child.ChildResult({}, 0)),
+        ("import sys; print('[1]'); sys.exit('bad')", child.ChildResult({}, 1, "bad")),
+        ("import time; time.sleep(60)", child.ChildResult({}, None)),
     ],
 )
-def test_whatever_a_child_does_is_told(program: str, expected: child.Said) -> None:
-    assert child.ask(["-c", program], seconds=2) == expected
+def test_whatever_a_child_does_is_told(program: str, expected: child.ChildResult) -> None:
+    assert child.run_child(["-c", program], seconds=2) == expected
 
 
 def test_a_childs_environment_is_set_and_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     program = "import json, os; print(json.dumps({k: os.environ.get(k) for k in ('WORLD_SIZE', 'NEW')}))"
-    found = child.ask(["-c", program], 20, {"WORLD_SIZE": None, "NEW": "1"})
+    found = child.run_child(["-c", program], 20, {"WORLD_SIZE": None, "NEW": "1"})
     assert found.document == {"WORLD_SIZE": None, "NEW": "1"}
 
 
@@ -233,5 +233,5 @@ def test_the_doctor_itself_needs_no_torch() -> None:
         "import sys, json; import everclip.prepare.doctor.examine, everclip.cli.doctor; "
         "print(json.dumps({'loaded': [m for m in ('torch', 'torchvision', 'numpy', 'open_clip') if m in sys.modules]}))"
     )
-    assert child.ask(["-c", program], 60).document == {"loaded": []}
+    assert child.run_child(["-c", program], 60).document == {"loaded": []}
     assert sys.modules

@@ -203,7 +203,7 @@ def test_batches_and_epochs_follow_the_size(tmp_path: Path) -> None:
         (["{data}", "-o", "x.txt"], 2, "ends in .yaml"),
         (["{data}", "--classes-per-task", "1"], 2, "a task of one class has one answer"),
         (["{data}", "--classes-per-task", "2", "--kind", "time"], 2, "leave --kind out"),
-        (["{data}", "{data}", "--test", "{data}"], 2, "--test: goes with one data set"),
+        (["{data}", "{data}", "--test", "{data}"], 2, "--test: needs exactly one data set"),
         (["{data}", "columns.captoin=x"], 2, "Did you mean 'caption'"),
     ],
 )

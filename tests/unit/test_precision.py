@@ -20,7 +20,7 @@ from everclip.config import TrainingConfig, resolve_config
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
 from everclip.prepare.doctor import machine
-from everclip.prepare.doctor.child import Said
+from everclip.prepare.doctor.child import ChildResult
 from everclip.running import precision as running
 from everclip.training import precision
 from everclip.training.precision import Precision, chosen_precision, slow_precision
@@ -211,7 +211,9 @@ def test_a_learner_keeps_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_doctor_says_whether_the_processor_has_bf16(
     there: bool | None, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "ask", lambda *given: Said({"stage": "done", "devices": [], "bf16": there}))
+    monkeypatch.setattr(
+        machine, "run_child", lambda *given: ChildResult({"stage": "done", "devices": [], "bf16": there})
+    )
     found = only(machine.check_machine(), "bf16 on the CPU")
     assert found.state == state
     if state == "note":

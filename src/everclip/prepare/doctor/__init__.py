@@ -1,4 +1,4 @@
-"""Examine an installation: what is here, what does not work, and what to do about it. Nothing here imports torch.
+"""Tests an installation and proposes remedies. Does not import torch in this process.
 
-What could fail on import is tried in a process of its own, so that a broken installation can still be examined.
+Imports that may fail are tried in a child process, so that a broken installation can be tested, too.
 """

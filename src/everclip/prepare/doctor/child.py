@@ -1,4 +1,4 @@
-"""A Python program run in a process of its own, which may crash, hang or print nonsense."""
+"""Runs a Python program in a child process, which may crash, hang or print nonsense."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a program said: its last line of output as JSON, and how it ended.
+class ChildResult:
+    """The result of a child process: its last line of output as JSON, and how it ended.
 
     Attributes:
-        document: the JSON; empty if there was none.
-        code: exit status; negative for a signal, `None` when it was stopped for taking too long.
+        document: the JSON object; empty if there was none.
+        code: exit status; negative for a signal, `None` if it was killed for taking too long.
         errors: the last lines of standard error.
     """
 
@@ -26,13 +26,15 @@ class Said:
     errors: str = ""
 
 
-def ask(arguments: Sequence[str], seconds: float, variables: Mapping[str, str | None] | None = None) -> Said:
-    """Run this Python with arguments and read the JSON of its last line.
+def run_child(
+    arguments: Sequence[str], seconds: float, variables: Mapping[str, str | None] | None = None
+) -> ChildResult:
+    """Run this Python interpreter with arguments, and read its last line of output as JSON.
 
     Args:
-        arguments: after the interpreter's name.
-        seconds: it is killed after that.
-        variables: environment to add, or with `None` to take away.
+        arguments: arguments of the interpreter.
+        seconds: time after which it is killed.
+        variables: environment variables to set; `None` removes a variable.
     """
     environment = dict(os.environ)
     for key, value in (variables or {}).items():
@@ -41,7 +43,7 @@ def ask(arguments: Sequence[str], seconds: float, variables: Mapping[str, str | 
             environment[key] = value
     try:
         done = subprocess.run(
-            [sys.executable, "-P", *arguments],  # a torch.py in the working directory is not torch
+            [sys.executable, "-P", *arguments],  # -P: do not import a torch.py in the working directory
             capture_output=True,
             text=True,
             errors="replace",
@@ -51,13 +53,13 @@ def ask(arguments: Sequence[str], seconds: float, variables: Mapping[str, str | 
         )
     except subprocess.TimeoutExpired as late:
         raw = late.stderr or b""
-        return Said({}, None, _tail(raw if isinstance(raw, str) else raw.decode(errors="replace")))
+        return ChildResult({}, None, _tail(raw if isinstance(raw, str) else raw.decode(errors="replace")))
     lines = done.stdout.strip().splitlines()
     try:
         document = json.loads(lines[-1]) if lines else {}
     except ValueError:
         document = {}
-    return Said(document if isinstance(document, dict) else {}, done.returncode, _tail(done.stderr))
+    return ChildResult(document if isinstance(document, dict) else {}, done.returncode, _tail(done.stderr))
 
 
 def _tail(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Everything that is looked at, in order."""
+"""All checks, in order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SLOW = ("end to end",)
 
 
 def examine(quick: bool = False) -> Iterator[tuple[str, list[Finding]]]:
-    """Yield what each check found.
+    """Yield the findings of each check.
 
     Args:
-        quick: leave out what takes half a minute.
+        quick: skip the trial run of half a minute.
     """
     for name, check in CHECKS:
         if not (quick and name in SLOW):

@@ -1,4 +1,4 @@
-"""What an examination finds."""
+"""A finding of `everclip doctor`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ State = Literal["ok", "note", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what it is.
-        state: `ok`, `note` (works, but something could be better) or `fail`.
+        name: what was checked.
+        state: `ok`, `note` (works, but could be better) or `fail`.
         found: what was found, in words.
         remedy: what to do; never empty for a failure.
     """

@@ -1,4 +1,4 @@
-"""Folders that everclip writes to or reads models from: can it, and is there room?"""
+"""Checks the folders that everclip writes to or reads models from: permissions and free space."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from everclip.files import cache_folder
 from everclip.models import hub
 from everclip.prepare.doctor.finding import Finding
 
-LITTLE, NOTHING = 2 * 2**30, 100 * 2**20
-"""Bytes below which room is noted, and below which it is a failure."""
+LOW_SPACE, NO_SPACE = 2 * 2**30, 100 * 2**20
+"""Free bytes below which a note is made, and below which it is a failure."""
 
 
 def check_folders() -> list[Finding]:
-    """Write a byte into every folder that runs write to, and look at the room left."""
+    """Write a byte into every folder that runs write to, and check its free space."""
     return [
-        _writable("runs", Path("runs"), "start everclip in another folder, or set output=FOLDER"),
-        _writable("everclip's cache", cache_folder(), "set EVERCLIP_CACHE to a folder that can be written"),
-        _writable("temporary files", _temporary(), "set TMPDIR to a folder that can be written"),
+        _writable("runs", Path("runs"), "run everclip in another folder, or set output=FOLDER"),
+        _writable("everclip's cache", cache_folder(), "set EVERCLIP_CACHE to a writable folder"),
+        _writable("temporary files", _temporary_folder(), "set TMPDIR to a writable folder"),
         _hub(),
     ]
 
 
-def _temporary() -> Path:
-    # tempfile.gettempdir() silently falls back to other folders where TMPDIR cannot be used.
+def _temporary_folder() -> Path:
+    # tempfile.gettempdir() silently uses other folders if TMPDIR is not usable.
     return Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
 
 
 def _writable(name: str, folder: Path, remedy: str) -> Finding:
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    text = f"{folder.absolute()}" + ("" if place == folder.absolute() else " (not there yet)")
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    text = f"{folder.absolute()}" + ("" if existing == folder.absolute() else " (does not exist yet)")
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
         return Finding(name, "fail", f"{text}: cannot be written ({error.strerror or error})", remedy)
     text += f", {free / 2**30:.1f} GiB free"
-    if free < NOTHING:
-        return Finding(name, "fail", text, f"make room, or {remedy}")
-    if free < LITTLE:
+    if free < NO_SPACE:
+        return Finding(name, "fail", text, f"free some space, or {remedy}")
+    if free < LOW_SPACE:
         return Finding(
-            name, "note", text, "checkpoint.keep and checkpoint.disk_budget_mb bound what a run takes"
+            name, "note", text, "checkpoint.keep and checkpoint.disk_budget_mb limit the space of a run"
         )
     return Finding(name, "ok", text)
 
 
 def _hub() -> Finding:
-    """The hub's cache is only read; that it is not there is no fault."""
+    """Check the hub's cache, which is only read; it may be missing."""
     folder = hub.cache_folder()
     if not folder.exists():
         return Finding(
-            "hub cache", "ok", f"{folder} is not there; only models named hf-hub: or by a tag need it"
+            "hub cache", "ok", f"{folder} does not exist; only models named hf-hub: or by a tag need it"
         )
     try:
         models = sum(1 for entry in folder.iterdir() if entry.name.startswith("models--"))
     except OSError as error:
-        remedy = "set HF_HUB_CACHE to a folder that can be read"
+        remedy = "set HF_HUB_CACHE to a readable folder"
         return Finding("hub cache", "fail", f"{folder}: cannot be read ({error.strerror or error})", remedy)
     return Finding("hub cache", "ok", f"{folder}: {models} models")

@@ -1,4 +1,4 @@
-"""torch, torchvision and the devices they see, tried in a process of its own: a broken pair kills the import."""
+"""Checks torch, torchvision and devices in a child process, since importing a mismatched pair may crash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.memory import available_memory
-from everclip.prepare.doctor.child import Said, ask
+from everclip.prepare.doctor.child import ChildResult, run_child
 from everclip.prepare.doctor.finding import Finding
 from everclip.processor import EMULATED
 
@@ -48,39 +48,40 @@ _PAIR = ("torchvision::nms", "undefined symbol", "custom C++ ops", "_C.so", "tor
 
 
 def check_machine(seconds: float = 180) -> list[Finding]:
-    """Try torch, torchvision and every device; look at cores, threads and memory."""
-    said = ask(["-c", PROBE], seconds)
-    found = [_pair(said)]
-    if said.document.get("stage") in ("devices", "done"):
-        found += _devices(said.document)
-        found.append(_bf16(said.document.get("bf16")))
-    found += [_threads(said.document.get("threads")), _memory()]
+    """Test torch, torchvision and every device; check cores, threads and memory."""
+    result = run_child(["-c", PROBE], seconds)
+    found = [_pair(result)]
+    if result.document.get("stage") in ("devices", "done"):
+        found += _devices(result.document)
+        found.append(_bf16(result.document.get("bf16")))
+    found += [_threads(result.document.get("threads")), _memory()]
     return found
 
 
-def _pair(said: Said) -> Finding:
-    document, name = said.document, "torch and torchvision"
+def _pair(result: ChildResult) -> Finding:
+    document, name = result.document, "torch and torchvision"
     stage, error = document.get("stage", "import torch"), document.get("error")
     versions = f"torch {_version('torch')}, torchvision {_version('torchvision')}"
-    if said.code is None:
+    if result.code is None:
         return Finding(
-            name, "fail", f"{versions}: {stage} did not end", "look for a hanging driver: nvidia-smi"
+            name, "fail", f"{versions}: {stage} did not end", "check whether the driver hangs: nvidia-smi"
         )
     if not error and stage == "done":
-        return _labels(versions)
-    if not error:  # the process died without a word
-        error = f"the process ended with {said.code} {said.errors.splitlines()[-1] if said.errors else ''}".strip()
+        return _cuda_versions(versions)
+    if not error:  # the process died without a message
+        last = result.errors.splitlines()[-1] if result.errors else ""
+        error = f"the process ended with {result.code} {last}".strip()
     if stage == "devices":
         return Finding(name, "ok", versions)
     first = str(error).splitlines()[0]
     if stage == "import torch":
         return Finding(name, "fail", f"{versions}: torch cannot be imported ({first})", _reinstall())
-    broken = "are no matching pair" if any(word in str(error) for word in _PAIR) else "do not work"
+    broken = "do not match" if any(word in str(error) for word in _PAIR) else "do not work"
     return Finding(name, "fail", f"{versions} {broken}: {stage} failed ({first})", _reinstall())
 
 
-def _labels(versions: str) -> Finding:
-    """Builds for different CUDA versions import well, and fail at the first operation on a GPU."""
+def _cuda_versions(versions: str) -> Finding:
+    """Compare the CUDA versions: different ones import without error, and fail at the first operation on a GPU."""
     one, two = (_version(n).partition("+")[2] for n in ("torch", "torchvision"))
     if one and two and one != two:
         found = f"{versions}: built for {one} and {two}"
@@ -90,8 +91,8 @@ def _labels(versions: str) -> Finding:
 
 def _reinstall() -> str:
     return (
-        "install both in one command from one place: pip install --force-reinstall torch torchvision (for a GPU, with "
-        "the --index-url that pytorch.org names for it)"
+        "install both in one command from the same index: pip install --force-reinstall torch torchvision (for a GPU, "
+        "with the --index-url that pytorch.org names)"
     )
 
 
@@ -106,19 +107,21 @@ def _devices(document: dict[str, Any]) -> list[Finding]:
     if document["stage"] == "devices":
         error = str(document.get("error", "the process died")).splitlines()[0]
         remedy = (
-            "this torch was not built for the GPU or its driver: nvidia-smi shows the driver, pytorch.org the build; "
-            "training.device=cpu works meanwhile"
+            "this torch was not built for the GPU or its driver: nvidia-smi shows the driver, pytorch.org the right "
+            "build; until then, use training.device=cpu"
         )
         return [Finding("GPU", "fail", error, remedy)]
     found = [_device(device) for device in document["devices"]]
     if found:
         return found
     if shutil.which("nvidia-smi") and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        build = f"built for CUDA {document['cuda']}" if document.get("cuda") else "built for the CPU alone"
+        build = f"built for CUDA {document['cuda']}" if document.get("cuda") else "built for CPU only"
         remedy = (
             "install a torch with CUDA (pytorch.org names the command), or repair the driver (nvidia-smi)"
         )
-        return [Finding("GPU", "note", f"there is an NVIDIA driver, but torch ({build}) sees no GPU", remedy)]
+        return [
+            Finding("GPU", "note", f"an NVIDIA driver is installed, but torch ({build}) sees no GPU", remedy)
+        ]
     return [Finding("GPU", "ok", "none; the CPU is used")]
 
 
@@ -126,19 +129,19 @@ def _device(device: dict[str, Any]) -> Finding:
     text = f"{device['name']}, {device['free'] / 2**30:.1f} of {device['total'] / 2**30:.1f} GiB free"
     if not device["works"]:
         return Finding(
-            "GPU", "fail", f"{text}: a product of two matrices is wrong", "the GPU or its driver is broken"
+            "GPU", "fail", f"{text}: the product of two matrices is wrong", "the GPU or its driver is broken"
         )
     if device["free"] < 0.1 * device["total"]:
-        return Finding("GPU", "note", text, "another process holds its memory: nvidia-smi shows which")
+        return Finding("GPU", "note", text, "another process uses its memory: nvidia-smi shows which")
     return Finding("GPU", "ok", text)
 
 
-def _bf16(there: bool | None) -> Finding:
-    if there is None:
+def _bf16(supported: bool | None) -> Finding:
+    if supported is None:
         return Finding(
             "bf16 on the CPU", "ok", "not known on this system; training.precision=auto takes fp32"
         )
-    if there:
+    if supported:
         return Finding(
             "bf16 on the CPU", "ok", "the processor has instructions for it (training.precision=bf16)"
         )
@@ -147,7 +150,7 @@ def _bf16(there: bool | None) -> Finding:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: its affinity, and a container's share."""
+    """Return how many cores this process may use, by its affinity and the limit of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     try:
@@ -155,7 +158,7 @@ def usable_cores() -> int:
         if share != "max":
             cores = min(cores, max(1, round(int(share) / int(period))))
     except (OSError, ValueError):
-        pass  # no container, or one that sets no share
+        pass  # no container, or one without a limit
     return cores
 
 
@@ -163,7 +166,7 @@ def _threads(threads: int | None) -> Finding:
     cores = usable_cores()
     text = f"{cores} cores, torch uses {threads if threads is not None else '?'} threads"
     if threads is not None and threads > cores:
-        remedy = f"more threads than cores slow each other: export OMP_NUM_THREADS={cores}"
+        remedy = f"more threads than cores slow each other down: set OMP_NUM_THREADS={cores}"
         return Finding("threads", "note", text, remedy)
     return Finding("threads", "ok", text)
 
@@ -174,7 +177,5 @@ def _memory() -> Finding:
         return Finding("memory", "ok", "not known on this system")
     text = f"{free / 2**30:.1f} GiB free"
     if free < 2 * 2**30:
-        return Finding(
-            "memory", "note", text, "smaller training.batch_size and evaluation.batch_size need less"
-        )
+        return Finding("memory", "note", text, "reduce training.batch_size and evaluation.batch_size")
     return Finding("memory", "ok", text)

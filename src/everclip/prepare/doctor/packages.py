@@ -1,4 +1,4 @@
-"""Installed packages against what the project asks for."""
+"""Compares installed packages with the requirements of everclip."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from everclip.prepare.doctor.finding import Finding
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-OPTIONAL = {"transformers": "models whose texts are read by a tokenizer of transformers (SigLIP, RoBERTa...)"}
-"""Packages that no extra asks for, and what needs them."""
+OPTIONAL = {"transformers": "models with a tokenizer of transformers (SigLIP, RoBERTa...)"}
+"""Optional packages outside of extras, and what needs them."""
 
 
 def wanted() -> tuple[str, list[str]]:
-    """Return the Python and the requirements that everclip asks for, of the installed package or its sources.
+    """Return the required Python version and packages, from the installed package or its sources.
 
     Raises:
-        LookupError: if neither says so.
+        LookupError: if everclip is neither installed nor run from its sources.
     """
     try:
         found = metadata.metadata("everclip")
@@ -42,7 +42,7 @@ def wanted() -> tuple[str, list[str]]:
 
 
 def check_packages() -> list[Finding]:
-    """Compare every required package with what is installed, and say which extras are there."""
+    """Compare every required package with the installed one, and list installed extras."""
     try:
         from packaging.specifiers import SpecifierSet
     except ImportError:
@@ -55,18 +55,18 @@ def check_packages() -> list[Finding]:
         ]
     here = platform.python_version()
     fits = SpecifierSet(python).contains(here, prereleases=True)
-    remedy = "" if fits else f"use a Python {python}: make a new virtual environment with one"
+    remedy = "" if fits else f"use Python {python} in a new virtual environment"
     found = [Finding("python", "ok" if fits else "fail", f"{here} (wanted {python})", remedy)]
     requirements = [_parsed(line) for line in lines]
     required = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
     found += [_required(requirement) for requirement in required]
-    found += _in_turn(required)
+    found += _indirect(required)
     found += _extras([r for r in requirements if r not in required])
     return found
 
 
 def _parsed(line: str) -> Requirement:
-    """Return the requirement under its canonical name: metadata say open-clip-torch or open_clip_torch, by builder."""
+    """Parse a requirement, with its canonical name: metadata say open-clip-torch or open_clip_torch."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -76,35 +76,40 @@ def _parsed(line: str) -> Requirement:
 
 
 def _required(requirement: Requirement) -> Finding:
-    wish = f"{requirement.name}{requirement.specifier}"
+    requested = f"{requirement.name}{requirement.specifier}"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Finding(requirement.name, "fail", f"not installed (wanted {wish})", f"pip install '{wish}'")
+        return Finding(
+            requirement.name, "fail", f"not installed (wanted {requested})", f"pip install '{requested}'"
+        )
     if not requirement.specifier.contains(version, prereleases=True):
         return Finding(
-            requirement.name, "fail", f"{version} (wanted {wish})", f"pip install --upgrade '{wish}'"
+            requirement.name,
+            "fail",
+            f"{version} (wanted {requested})",
+            f"pip install --upgrade '{requested}'",
         )
     return Finding(requirement.name, "ok", f"{version} (wanted {requirement.specifier or 'any'})")
 
 
-def _in_turn(required: Iterable[Requirement]) -> list[Finding]:
-    """Look one step further, as `pip check` does: at what the required packages ask for themselves."""
-    found, fitting, seen = [], 0, {requirement.name for requirement in required}
+def _indirect(required: Iterable[Requirement]) -> list[Finding]:
+    """Check the requirements of the required packages, like `pip check`."""
+    found, met, seen = [], 0, {requirement.name for requirement in required}
     for requirement in required:
         lines = metadata.requires(requirement.name) or [] if _installed(requirement.name) else []
         for inner in map(_parsed, lines):
             if inner.marker is not None and not inner.marker.evaluate({"extra": ""}):
                 continue
-            judged = _required(inner)
-            if judged.state == "fail":
-                text = f"{judged.found}, which {requirement.name} needs"
-                found.append(Finding(judged.name, "fail", text, judged.remedy))
-            elif judged.name == "timm" and "timm" not in seen:  # it decides what image towers there are
-                found.append(judged)
+            finding = _required(inner)
+            if finding.state == "fail":
+                text = f"{finding.found}, needed by {requirement.name}"
+                found.append(Finding(finding.name, "fail", text, finding.remedy))
+            elif finding.name == "timm" and "timm" not in seen:  # it decides which image towers exist
+                found.append(finding)
                 seen.add("timm")
-            fitting += judged.state == "ok"
-    return [*found, Finding("what these need in turn", "ok", f"{fitting} requirements hold")]
+            met += finding.state == "ok"
+    return [*found, Finding("requirements of these", "ok", f"{met} are met")]
 
 
 def _extras(requirements: Iterable[Requirement]) -> list[Finding]:

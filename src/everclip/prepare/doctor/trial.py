@@ -1,4 +1,4 @@
-"""The whole way on a small stream: learn, stop, resume to the same bits, classify. Run in a process of its own.
+"""The trial run on a small stream: learn, stop, resume bit-identically, classify. Runs in a child process.
 
 `python -m everclip.prepare.doctor.trial FOLDER` prints one line of JSON: `stage` reached, `seconds`, and `error` if it
 failed.
@@ -51,16 +51,16 @@ KNOWN = (
     "birthday cake",
     "maple leaf",
 )
-"""Names of drawings that `builtin:tiny` was trained on and tells apart."""
+"""Names of drawings that `builtin:tiny` was trained on and can tell apart."""
 
 ENOUGH = 6
-"""How many of them must be named right; guessing gets one."""
+"""How many of them must be classified correctly; guessing gets one right."""
 
 STOP_AT = 3
 
 
-class Stopping(Progress):
-    """Silent progress that sends this process a SIGTERM after some steps, as a scheduler would."""
+class StopAtStep(Progress):
+    """Silent progress that sends SIGTERM to this process after some steps, like a scheduler."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -73,7 +73,7 @@ class Stopping(Progress):
         left: float | None = None,
         run_left: float | None = None,
     ) -> None:
-        """Ask for a stop once the step is reached."""
+        """Send the signal at the step."""
         if note.startswith("loss") and done == STOP_AT:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -82,8 +82,8 @@ def try_all(stream: Path, folder: Path, tell: Callable[[str], None]) -> None:
     """Learn, stop, resume, compare, classify.
 
     Args:
-        stream: YAML of a scenario.
-        folder: for two run folders.
+        stream: YAML file of a scenario.
+        folder: folder of the two run folders.
         tell: called with each stage before it begins.
 
     Raises:
@@ -94,11 +94,11 @@ def try_all(stream: Path, folder: Path, tell: Callable[[str], None]) -> None:
     expected = execute(whole, progress=Progress(quiet=True))
     tell("stop")
     try:
-        execute(halves, progress=Stopping())
+        execute(halves, progress=StopAtStep())
     except Interrupted:
         pass
     else:
-        raise EverclipError("the run went on although it was asked to stop (SIGTERM)")
+        raise EverclipError("the run continued although it was asked to stop (SIGTERM)")
     tell("resume")
     found = execute(halves, progress=Progress(quiet=True))
     compare(whole, halves, expected, found)
@@ -114,53 +114,53 @@ def compare(one: RunConfig, two: RunConfig, expected: Results, found: Results) -
     """Compare weights and results of two runs, bit for bit.
 
     Raises:
-        EverclipError: naming what differs.
+        EverclipError: names what differs.
     """
     tensors: list[Mapping[str, Any]] = []
     for config in (one, two):
         loaded = Checkpoints(Path(config.output), CheckpointConfig()).latest()
         tensors.append({} if loaded is None else loaded.tensors)
     names = tensors[0].keys() | tensors[1].keys()
-    other = sorted(
+    different = sorted(
         n for n in names if any(n not in t for t in tensors) or not torch.equal(tensors[0][n], tensors[1][n])
     )
-    if other or not names:
+    if different or not names:
         raise EverclipError(
-            f"the resumed run ended with other weights than the whole one: {', '.join(other[:3])}"
+            f"the resumed run ended with other weights than the uninterrupted run: {', '.join(different[:3])}"
         )
     a, b = expected.without_timing(), found.without_timing()
     differing = [key for key in a if a[key] != b[key]]
     if differing:
-        raise EverclipError(f"the resumed run measured something else: {', '.join(differing)}")
+        raise EverclipError(f"the resumed run has other results: {', '.join(differing)}")
 
 
 def classify(learner: Learner) -> None:
-    """Let the start model name drawings that it knows.
+    """Classify drawings that the start model knows.
 
     Raises:
-        EverclipError: if it is wrong too often.
+        EverclipError: if too few are classified correctly.
     """
     rows = [row for row in drawings("en", ["noto"]).to_pylist() if row["name"] in KNOWN]
     answers = learner.classify([row["image"] for row in rows], list(KNOWN))
     right = sum(name == row["name"] for (name, _), row in zip(answers, rows, strict=True))
     if right < ENOUGH:
         raise EverclipError(
-            f"builtin:tiny named {right} of {len(KNOWN)} drawings right, expected at least {ENOUGH}"
+            f"builtin:tiny classified {right} of {len(KNOWN)} drawings correctly, expected at least {ENOUGH}"
         )
 
 
 def main(folder: str) -> int:
-    """Try everything in `folder` and print how it went."""
-    said: dict[str, Any] = {"stage": "prepare"}
+    """Run all stages in `folder` and print the result."""
+    outcome: dict[str, Any] = {"stage": "prepare"}
     started = time.monotonic()
     stream = Path(folder) / "trial.yaml"
     try:
         write_text_atomic(stream, STREAM)
-        try_all(stream, Path(folder), lambda stage: said.update(stage=stage))
-        said["stage"] = "done"
+        try_all(stream, Path(folder), lambda stage: outcome.update(stage=stage))
+        outcome["stage"] = "done"
     except (EverclipError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        said["error"] = f"{type(error).__name__}: {error}"
-    print(json.dumps({**said, "seconds": round(time.monotonic() - started, 1)}))
+        outcome["error"] = f"{type(error).__name__}: {error}"
+    print(json.dumps({**outcome, "seconds": round(time.monotonic() - started, 1)}))
     return 0
 
 

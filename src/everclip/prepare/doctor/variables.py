@@ -1,4 +1,4 @@
-"""Environment variables that change what everclip does."""
+"""Checks environment variables that affect everclip."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SHOWN = (
 
 
 def check_variables() -> list[Finding]:
-    """Look at variables of threads, devices, launchers and caches."""
+    """Check variables of threads, devices, launchers and caches."""
     found = [f for name in THREADS if (f := _threads(name)) is not None]
     found += [f for f in (_launched(), _hidden()) if f is not None]
     set_here = ", ".join(f"{name}={os.environ[name]}" for name in SHOWN if name in os.environ)
-    return [*found, Finding("variables", "ok", set_here or "none set that matters")]
+    return [*found, Finding("variables", "ok", set_here or "none of them is set")]
 
 
 def _threads(name: str) -> Finding | None:
@@ -37,23 +37,23 @@ def _threads(name: str) -> Finding | None:
     first = value.split(",")[0].strip()
     if not first.isdecimal() or int(first) == 0:
         remedy = f"unset {name}, or set it to a number of threads: {name}={usable_cores()}"
-        return Finding(name, "fail", f"{value!r} is no number of threads", remedy)
+        return Finding(name, "fail", f"{value!r} is not a number of threads", remedy)
     if int(first) > usable_cores():
         return Finding(name, "note", f"{value}, with {usable_cores()} cores", f"{name}={usable_cores()}")
     return None
 
 
 def _launched() -> Finding | None:
-    """A leftover of a launcher makes a single process wait for others that never come."""
-    held = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
-    if held.get("WORLD_SIZE", "1") in ("", "1"):
+    """Find leftover variables of a launcher: a single process would wait for others that never start."""
+    present = {name: os.environ[name] for name in LAUNCHED if name in os.environ}
+    if present.get("WORLD_SIZE", "1") in ("", "1"):
         return None
-    text = ", ".join(f"{name}={value}" for name, value in held.items())
+    text = ", ".join(f"{name}={value}" for name, value in present.items())
     return Finding(
         "launcher",
         "fail",
-        f"{text}: this process is told to be one of {held['WORLD_SIZE']}",
-        f"start everclip under accelerate launch or torchrun, or: unset {' '.join(held)}",
+        f"{text}: these say that this process is one of {present['WORLD_SIZE']}",
+        f"start everclip with accelerate launch or torchrun, or: unset {' '.join(present)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""A proposed stream as a commented YAML file, complete and ready to run."""
+"""Writes a proposed stream as a commented YAML file, complete and ready to run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.data.lettering import plain
 from everclip.prepare.init_config.propose import Proposal
 
 BACKBONES = (
-    ("builtin:tiny", "small, knows emoji only: to try things out"),
+    ("builtin:tiny", "small, knows only emoji: to try everclip"),
     ("path/to/folder", "a folder in open_clip's layout"),
     ("{name: ViT-B-32, weights: path/to/weights.safetensors}", "an open_clip model and its weights"),
     ("hf-hub:ORGANISATION/NAME", "from the hub's cache"),
@@ -22,7 +22,7 @@ _PUBLISHED = re.compile(r"-(mtil|cil|published)\b")
 
 
 class _OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the package has no types
-    """Writes text with line breaks of any kind in double quotes: other styles would write them as they are."""
+    """Writes text with line breaks in double quotes; other styles would not escape them."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -51,9 +51,9 @@ def yaml_of(proposal: Proposal, file: str, method: str, methods: Mapping[str, st
 
     Args:
         proposal: the stream.
-        file: what the file will be called.
-        method: the preset it names.
-        methods: the presets there are, with a line each.
+        file: the name of the file.
+        method: the preset to use.
+        methods: name of each preset -> one line on it.
     """
     document = proposal.document
     lines = [*_head(proposal, file), *_data(document), "", *_kind(proposal), "", *_split(document), ""]
@@ -69,7 +69,7 @@ def _head(proposal: Proposal, file: str) -> list[str]:
     return [
         f"# Plan:  everclip run {file} --dry-run",
         f"# Run:   everclip run {file}      (the same command continues a run that was stopped)",
-        f"# {len(sizes)} {'task' if len(sizes) == 1 else 'tasks'} with their training rows: {_comment(shown)}",
+        f"# {len(sizes)} {'task' if len(sizes) == 1 else 'tasks'} (training rows): {_comment(shown)}",
         *(f"# Set aside: {_comment(found.summary())}" for found in proposal.quarantine if found.entries),
         *(f"# Note:  {_comment(note)}" for note in proposal.notes),
         f"name: {flow(document['name'])}",
@@ -80,12 +80,14 @@ def _head(proposal: Proposal, file: str) -> list[str]:
 
 
 def _comment(text: str) -> str:
-    """Keep a text inside one comment line, whatever file names hold: YAML refuses control characters even there."""
+    """Return a text for one comment line, without line breaks and control characters, which YAML refuses."""
     return plain(text, len(text))
 
 
 def _block(block: Mapping[str, Any], indent: str) -> list[str]:
-    lines = [f"{indent}source: {flow(block['source'])}    # relative to this file, or to where you run"]
+    lines = [
+        f"{indent}source: {flow(block['source'])}    # relative to this file or to the working directory"
+    ]
     if "columns" in block:
         lines.append(f"{indent}columns: {flow(block['columns'])}    # everclip's name: name in your data")
     lines += [
@@ -103,9 +105,7 @@ def _data(document: Mapping[str, Any]) -> list[str]:
     lines = ["sources:    # one task each, in this order"]
     for source in document["sources"]:
         lines.append(f"  - name: {flow(source['name'])}")
-        lines.append(
-            f"    kind: {source['kind']}    # measured by naming classes, or by retrieval of captions"
-        )
+        lines.append(f"    kind: {source['kind']}    # classification: by class; retrieval: by caption")
         lines += ["    data:", *_block(source["data"], "      ")]
         if "split" in source:
             lines.append(f"    split: {flow(source['split'])}    # {_how_split(source['split'])}")
@@ -130,21 +130,21 @@ def _kind(proposal: Proposal) -> list[str]:
             f"per_task: {document['per_task']}    # new classes per task; or groups: [[a, b], [c, d]]"
         )
         if "first_task" in document:
-            lines.append(f"first_task: {document['first_task']}    # so that no task has one class alone")
+            lines.append(f"first_task: {document['first_task']}    # so that no task has a single class")
         lines.append(f"order: {document['order']}    # or given, sorted, or a list of classes")
     elif kind == "single":
         lines.append(
-            "# More data later (--extend)? Write this file with `--kind sources`: each month adds a source."
+            "# To add data later (--extend), write this file with `--kind sources`: each month adds a source."
         )
     elif kind == "sources":
-        lines.append("# Next month: one more entry in `sources`, then the same `everclip run` with --extend.")
+        lines.append("# Next month: add an entry to `sources`, then repeat `everclip run` with --extend.")
         lines.append(
-            "merge_classes: true    # classes of equal name are one class; false keeps each source's own"
+            "merge_classes: true    # classes of equal name are one class; false: they stay separate"
         )
     if any(s.kind == "classification" for s in proposal.scenario.eval_sets) and kind != "sources":
-        given = document.get("class_templates")
-        texts = flow(given or ["a photo of a {}", "{}"])
-        why = "those of a file beside the data" if given else "texts around a class name"
+        templates = document.get("class_templates")
+        texts = flow(templates or ["a photo of a {}", "{}"])
+        why = "from a file beside the data" if templates else "texts around a class name"
         lines.append(f"class_templates: {texts}    # {why}")
     return lines
 
@@ -155,27 +155,27 @@ def _split(document: Mapping[str, Any]) -> list[str]:
 
 def _how_split(rule: Mapping[str, Any]) -> str:
     if rule.get("measure") == "validation":
-        return "the column marks sides, but no test: the validation rows are measured"
+        return "the column marks no test rows: the validation rows are measured"
     if "column" in rule:
         return "the column marks test (and val) rows"
-    return "by hash of the picture: adding rows never moves one"
+    return "by hash of the image: new rows never move old ones"
 
 
 def _base(document: Mapping[str, Any]) -> list[str]:
     if document["kind"] == "time":
         return [
-            "# What your model was trained on before, if it is in these data: measured as `known`, and no task.",
+            "# Data that your model was trained on before, if they are in these data: measured as `known`, not a task.",
             "# base: {name: known, where: {time: {to: 2023}}}",
         ]
     return [
-        "# What your model was trained on before, if you have it: measured as `known`.",
+        "# Data that your model was trained on before, if you have them: measured as `known`.",
         "# base: {name: known, data: {source: path/to/it}, split: {test: 0.2}}",
     ]
 
 
 def _retention(document: Mapping[str, Any]) -> list[str]:
     return [
-        "# Sets that are never trained on show what zero-shot ability is lost. Any labelled folder of other pictures:",
+        "# Sets that are never trained on show the loss of zero-shot ability. Any labelled folder of other images:",
         "# retention:",
         '#   - {name: everyday, kind: classification, data: {source: path/to/folder}, templates: ["a photo of a {}"]}',
     ]
@@ -183,7 +183,7 @@ def _retention(document: Mapping[str, Any]) -> list[str]:
 
 def _reference() -> list[str]:
     return [
-        "# Pictures and texts without labels that some methods look at besides (zscl, the selector of moe-adapters):",
+        "# Unlabelled images and texts that some methods use (zscl, the selector of moe-adapters):",
         "# reference: {images: {source: path/to/folder}, texts: {source: path/to/captions.txt}}",
     ]
 
@@ -194,16 +194,16 @@ def _measured(document: Mapping[str, Any]) -> list[str]:
     )
     return [
         *(
-            [f"# As published benchmarks do, in place of protocols and headline: protocol: {short}"]
+            [f"# To measure like published benchmarks, replace protocols and headline by: protocol: {short}"]
             if short
             else []
         ),
         "protocols:",
-        "  - {name: own}                 # answers: those of the picture's own task",
+        "  - {name: own}                 # answers: the classes or captions of the task",
         "  - {name: all, space: all}     # answers: those of all tasks",
         f"headline: {flow(document['headline'])}    # auto: accuracy for classes, mean Recall@1 for captions",
-        "everything: true                # one more column: the test rows of all tasks and of `base`, old and new",
-        "checkpoint: {keep_rows: true}   # the model after each task, so that old rows can be measured on later tasks",
+        "everything: true                # adds a column: the test rows of all tasks and of `base`",
+        "checkpoint: {keep_rows: true}   # keep the model after each task, to measure it on tasks added later",
     ]
 
 
@@ -217,18 +217,18 @@ def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> li
         if other != method and not _PUBLISHED.search(other)
     ]
     return [
-        f"backbone: {name}    # {hint}. Instead:",
+        f"backbone: {name}    # {hint}. Or:",
         *(f"# backbone: {other:<{width}}    # {line}" for other, line in BACKBONES[1:]),
         "",
         f"method: {method}    # {_comment(methods.get(method, ''))}",
-        "# Others:",
+        "# Or one of:",
         *others,
-        "#   and presets with the settings of publications: everclip ls methods",
+        "#   and presets with published settings: everclip ls methods",
         "",
         f"# {_comment(proposal.training_reason)}.",
-        "# What the preset itself sets wins over this; key=value on the command line wins over both.",
+        "# Settings of the preset take precedence over these; key=value on the command line over both.",
         "training:",
         f"  epochs: {training['epochs']}",
         f"  batch_size: {training['batch_size']}",
-        f"  lr: {training['lr']:.1e}    # low, as fine-tuning a CLIP needs; `everclip suggest` measures a better one",
+        f"  lr: {training['lr']:.1e}    # low, as fine-tuning a CLIP needs; `everclip suggest` measures a better rate",
     ]
