@@ -167,7 +167,7 @@ def test_b04_of_several_data_sets_each_keeps_its_sides(tmp_path: Path) -> None:
 def test_b02_class_folders_are_one_task(tmp_path: Path) -> None:
     proposal = propose([{"source": str(classes(tmp_path / "data", ["ant", "bee", "bird"], 12))}])
     assert proposal.document["kind"] == "single"
-    assert "all of them are one task" in proposal.reason
+    assert "one task with all classes" in proposal.reason
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_room_is_looked_at(free: int, state: str, tmp_path: Path, monkeypatch: p
 
 def test_the_hubs_cache_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert "is not there" in only(folders.check_folders(), "hub cache").found
+    assert "does not exist" in only(folders.check_folders(), "hub cache").found
     (tmp_path / "hub/models--org--clip").mkdir(parents=True)
     assert only(folders.check_folders(), "hub cache").found.endswith("hub: 1 models")
     (tmp_path / "file").write_text("")

@@ -13,7 +13,7 @@ NAME = "trial"
 REMEDIES = {
     "prepare": "check the folders above: the temporary folder must be writable and have free space",
     "learn": "fix the failures above; if there are none, report this message as a bug",
-    "stop": "signals do not reach Python here: use Ctrl-C to stop runs, or rely on checkpoints (checkpoint.every_seconds)",
+    "stop": "signals do not reach Python here: stop runs with Ctrl-C, or use checkpoints (checkpoint.every_seconds)",
     "resume": "resumed runs may not be exact: reinstall torch, and set OMP_NUM_THREADS to a fixed number",
     "classify": "the built-in model or torch's arithmetic is broken: reinstall everclip, then torch",
 }
