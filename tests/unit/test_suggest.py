@@ -253,7 +253,7 @@ def diverging(*given: object) -> None:
 def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.prepare.suggest.scoring_sets.FEWEST", 5)
+    monkeypatch.setattr("everclip.prepare.suggest.scoring.FEWEST", 5)
     task = of_classes(Table(pq.read_table(micro_folder / "data.parquet")), 0, *range(6))
     given = Target(task, False, BackboneConfig(name=str(micro_folder / "model")), {}, {})
     monkeypatch.setattr(suggestion, "read_target", lambda data, model, block: given)
@@ -281,7 +281,7 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     without = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20, trial_seconds=0)
     assert without.trials == ()
     assert "--trial-seconds is 0" in without.not_measured[-1]
-    monkeypatch.setattr("everclip.prepare.suggest.scoring_sets.FEWEST", 500)
+    monkeypatch.setattr("everclip.prepare.suggest.scoring.FEWEST", 500)
     few = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20)
     assert few.trials == ()
     assert "too few images for a trial" in few.not_measured[-1]

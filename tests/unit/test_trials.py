@@ -18,8 +18,8 @@ from everclip.data.table import Table
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
-from everclip.prepare.suggest import scored
-from everclip.prepare.suggest.scoring_sets import (
+from everclip.prepare.suggest import scoring
+from everclip.prepare.suggest.scoring import (
     Part,
     ScoringSets,
     at_most,
@@ -50,9 +50,9 @@ def test_too_few_images_tell_nothing(micro_folder: Path) -> None:
 
 
 def test_a_trial_is_bounded(micro_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scored, "FEWEST", 2)
-    monkeypatch.setattr(scored, "LEARNED", 30)
-    monkeypatch.setattr(scored, "SCORED", 10)
+    monkeypatch.setattr(scoring, "FEWEST", 2)
+    monkeypatch.setattr(scoring, "LEARNED", 30)
+    monkeypatch.setattr(scoring, "SCORED", 10)
     divided = split_task(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
     assert (len(divided[0].train), len(divided[1])) == (30, 10)
@@ -79,7 +79,7 @@ def test_validation_images_are_scored_and_not_learned(
     assert found[0].val is None
     assert set(found[1].ids) >= set(task.val.ids)
     # Where a preset chooses on them, they are left to it.
-    monkeypatch.setattr(scored, "FEWEST", 5)
+    monkeypatch.setattr(scoring, "FEWEST", 5)
     sweeping = split_task(task, sweeps=True)
     assert sweeping is not None
     assert sweeping[0].val is task.val
@@ -118,7 +118,7 @@ def rows_of(folder: Path, *numbers: int) -> dict[str, Any]:
 def test_old_images_are_those_of_the_base_that_no_run_reports(
     stream: ListScenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scored, "FEWEST", 5)
+    monkeypatch.setattr(scoring, "FEWEST", 5)
     divided = split_task(stream.tasks[0])
     assert divided is not None
     found = scoring_sets(stream.tasks[0], divided[1], stream, 10**6)
@@ -150,7 +150,7 @@ def test_a_base_that_is_measured_by_captions_has_no_old_classes(stream: ListScen
         replace(s, kind="retrieval", classes=None) if s.group == "known" else s for s in stream.eval_sets
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scored, "FEWEST", 5)
+        patch.setattr(scoring, "FEWEST", 5)
         assert scoring_sets(task, task.train, stream, 10**6).old is not None
         assert scoring_sets(task, task.train, replace(stream, eval_sets=sets), 10**6).old is None
 
@@ -183,7 +183,7 @@ def test_a_gap_weighs_old_and_new_as_the_results_do() -> None:
 def test_the_closed_form_learns_and_leaves_the_start_model_alone(
     micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scored, "FEWEST", 5)
+    monkeypatch.setattr(scoring, "FEWEST", 5)
     divided = split_task(of_classes(pictures(micro_folder), 0, *range(6)))
     assert divided is not None
 

@@ -14,7 +14,7 @@ from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import Backbone
 from everclip.prepare.suggest.advice import Choice
-from everclip.prepare.suggest.scoring_sets import (
+from everclip.prepare.suggest.scoring import (
     Hits,
     ScoringSets,
     guard_sets,

@@ -27,7 +27,7 @@ from everclip.prepare.suggest.candidates import (
 )
 from everclip.prepare.suggest.command import command
 from everclip.prepare.suggest.range_test import RangeTest, TooSlow, range_test
-from everclip.prepare.suggest.scoring_sets import FEWEST, HELD_OUT, split_task
+from everclip.prepare.suggest.scoring import FEWEST, HELD_OUT, split_task
 from everclip.prepare.suggest.target import Target, read_target
 from everclip.prepare.suggest.trials import Gap, Trial
 from everclip.prepare.suggest.verdict import decide

@@ -11,7 +11,7 @@ import numpy as np
 from everclip.contracts import Task
 from everclip.evaluation.statistics import Difference, paired_bootstrap
 from everclip.learner import Learner
-from everclip.prepare.suggest.scoring_sets import Hits, ScoringSets, hits_of
+from everclip.prepare.suggest.scoring import Hits, ScoringSets, hits_of
 from everclip.training.watching import Watcher
 
 ENOUGH = 0.5
