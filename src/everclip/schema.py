@@ -133,7 +133,7 @@ class CaptionConfig(Frozen):
     Attributes:
         templates: texts around the caption, with `{}` in its place.
         template_probability: how often a template other than plain is used.
-        keyword_probability: how often keywords stand in for the caption.
+        keyword_probability: how often keywords replace the caption.
         keywords: maximum number of keywords.
     """
 

@@ -55,7 +55,7 @@ def test_what_a_package_needs_in_turn_is_looked_at(monkeypatch: pytest.MonkeyPat
     fake_versions(monkeypatch, timm="0.1.0")
     found = only(packages.check_packages(), "timm")
     assert found.state == "fail"
-    assert "which open-clip-torch needs" in found.found
+    assert "needed by open-clip-torch" in found.found
 
 
 def test_an_old_python_and_unknown_wishes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_builds_for_different_cuda_versions_are_no_pair(
     [
         (fake_torch(1), "ok", "Some GPU, 9.0 of 10.0 GiB free"),
         (fake_torch(1, memory="return 2**29, 10 * 2**30"), "note", "0.5 of 10.0 GiB free"),
-        (fake_torch(1, works=False), "fail", "a product of two matrices is wrong"),
+        (fake_torch(1, works=False), "fail", "the product of two matrices is wrong"),
         (
             fake_torch(1, memory="raise RuntimeError('no kernel image is available')"),
             "fail",

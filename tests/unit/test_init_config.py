@@ -133,7 +133,7 @@ def test_what_is_proposed_in_comments_is_read_once_it_is_no_comment(
     assert [p.space for p in scenario.protocols] == ["seen"]
     assert scenario.reference is not None
     assert "# reference: {images: {source: " in text
-    assert "in place of protocols and headline: protocol: cil" in text
+    assert "replace protocols and headline by: protocol: cil" in text
 
 
 def test_a_file_elsewhere_finds_the_data(
@@ -201,8 +201,8 @@ def test_batches_and_epochs_follow_the_size(tmp_path: Path) -> None:
         (["{data}", "--kind", "classes"], 2, "0 classes"),
         (["{data}", "--kind", "domains"], 2, "no column `language`"),
         (["{data}", "-o", "x.txt"], 2, "ends in .yaml"),
-        (["{data}", "--classes-per-task", "1"], 2, "a task of one class has one answer"),
-        (["{data}", "--classes-per-task", "2", "--kind", "time"], 2, "leave --kind out"),
+        (["{data}", "--classes-per-task", "1"], 2, "a task with one class has one answer"),
+        (["{data}", "--classes-per-task", "2", "--kind", "time"], 2, "leave out --kind"),
         (["{data}", "{data}", "--test", "{data}"], 2, "--test: needs exactly one data set"),
         (["{data}", "columns.captoin=x"], 2, "Did you mean 'caption'"),
     ],

@@ -114,6 +114,6 @@ def test_a_loss_on_the_retention_suite_keeps_a_gain_from_deciding() -> None:
     found = decide(first, second, gap(0.15, difference(-0.2)))
     assert found.method is None
     assert "retention 30.0 -> 10.0 %" in found.reason
-    assert "keeps less of the retention suite" in found.reason
+    assert "loses more on the retention suite" in found.reason
     assert decide(first, second, gap(0.15, difference(0.01))).method == "safe"
     assert decide(closed(0.2), trained(0.0), gap(-0.2, difference(0.2))).method is None

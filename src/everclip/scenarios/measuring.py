@@ -43,7 +43,7 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
     Args:
         table: with captions, or with classes.
         templates: texts around class names.
-        kind: `retrieval` or `classification`; default: retrieval where there are captions.
+        kind: `retrieval` or `classification`; default: retrieval if there are captions.
 
     Raises:
         DataError: if there is nothing to score.

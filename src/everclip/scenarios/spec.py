@@ -47,7 +47,7 @@ class SplitSpec(Frozen):
             anything else for training.
         measure: which marked rows are measured: `test`; or, for data without test rows, `validation` (and `test`, if
             there are any); then `validation` is carved off the training rows.
-        validation: the share of the training rows that is carved off by hash, of every task and of the base alike;
+        validation: the share of the training rows that is carved off by hash, for every task and the base;
             not used where the column marks validation rows.
         shared: what to do with training images that are also in a marked or separate test side: `stop`, or `remove`
             them from training. With `test`, a share by hash, they are always removed.
@@ -104,7 +104,7 @@ class SourceSpec(GroupSpec):
 
     Attributes:
         data: its training data, or all of it.
-        kind: how it is measured; default: retrieval where there are captions, else classification.
+        kind: how it is measured; default: retrieval if there are captions, else classification.
         templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else the
             scenario's.
         train_template: the text around class names that training uses; default: the first of `templates`.
@@ -239,7 +239,7 @@ class ScenarioSpec(Frozen):
     shots: int | None = Field(None, ge=1, description="training images per class, chosen by hash")
     shots_seed: int = Field(0, description="another seed chooses other `shots`")
     evaluate_where: Where = Field(default_factory=dict)
-    evaluate_as: Measured | None = Field(None, description="default: by captions where there are any")
+    evaluate_as: Measured | None = Field(None, description="default: by captions if there are any")
     tasks: tuple[GroupSpec, ...] = ()
     every: Literal["year", "quarter", "month", "week", "day", "value"] | None = Field(
         None, description="time: a task per period of the column, instead of listed tasks"
