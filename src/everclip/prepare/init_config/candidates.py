@@ -50,7 +50,7 @@ def distinct_values(table: Table, column: str) -> list[str]:
 
 
 def time_units(table: Table) -> list[tuple[str, int]]:
-    """Return the units that give 2 to `MOST_TASKS` periods, finest first, with the number of periods."""
+    """Return the units with 2 to `MOST_TASKS` periods, finest first, with the number of periods."""
     values = [value for value in dict.fromkeys(table.column("time")) if value is not None and value == value]
     found = []
     for unit in UNITS:
@@ -70,7 +70,7 @@ def candidates(
     tables: Sequence[Table],
     wish: Wish,
 ) -> Iterator[dict[str, Any]]:
-    """Yield documents, the preferred first."""
+    """Yield documents, in order of preference."""
     metric = {"everything": True, "protocols": [{"name": "own"}, {"name": "all", "space": "all"}]}
     headline = {"headline": {"protocol": "all", "metric": "auto"}}
     if kind == "sources":
@@ -90,7 +90,7 @@ def _settings(kind: str, table: Table, wish: Wish) -> Iterator[dict[str, Any]]:
         if date := misordered(v for v in table.column("time") if v is not None):
             raise ConfigError(
                 f"{table.name}: column `time` holds {date!r}, which sorts by its first number and not by date. Write "
-                "dates as 2025-01-31, or go without a stream by time: --kind single, or columns.time= for no time."
+                "dates as 2025-01-31, or make no stream by time: use --kind single, or columns.time= for no time."
             )
         for unit, _ in time_units(table) or [("value", 0)]:
             yield {"every": unit}
@@ -109,9 +109,7 @@ def _settings(kind: str, table: Table, wish: Wish) -> Iterator[dict[str, Any]]:
     elif kind == "classes":
         count = len(distinct_values(table, "class_key"))
         if count < 2:
-            raise ConfigError(
-                f"--kind classes: the data have {count} classes; there is nothing to add later."
-            )
+            raise ConfigError(f"--kind classes: the data have {count} classes; a stream needs at least 2.")
         yield _class_groups(count, wish.classes_per_task)
     else:
         yield {}

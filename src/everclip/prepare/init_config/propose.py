@@ -82,7 +82,9 @@ def propose(blocks: Sequence[Mapping[str, Any]], wish: Wish | None = None) -> Pr
         common["test"] = _explicit(wish.test, reader.columns(test))
     chosen, reason = (wish.kind, "as asked for") if wish.kind else _kind(tables, wish)
     if (chosen == "sources") != (len(tables) > 1) and wish.kind != "sources":
-        raise ConfigError(f"--kind {chosen}: {len(tables)} data sets are a stream of `sources`; name one.")
+        raise ConfigError(
+            f"--kind {chosen}: several data sets ({len(tables)}) need --kind sources; name one data set."
+        )
     try:
         document, scenario = first_that_builds(candidates(chosen, common, explicit, tables, wish), reader)
     except DataError as error:
@@ -136,17 +138,19 @@ def _check(wish: Wish, count: int) -> None:
     if wish.kind is not None and wish.kind not in KINDS:
         raise ConfigError(f"--kind: {wish.kind!r} is not known.{did_you_mean(wish.kind, KINDS)}")
     if wish.test is not None and (count > 1 or wish.kind == "sources"):
-        raise ConfigError("--test: goes with one data set; give each of several its `test` in the YAML file.")
+        raise ConfigError(
+            "--test: needs exactly one data set; for several, set `test` of each in the YAML file."
+        )
     if wish.classes_per_task is None:
         return
     if wish.kind not in (None, "classes") or count > 1:
         raise ConfigError(
-            "--classes-per-task: makes a stream of kind classes of one data set; leave --kind out."
+            "--classes-per-task: makes a stream of kind classes from one data set; leave out --kind."
         )
     if wish.classes_per_task < 2:
         raise ConfigError(
-            "--classes-per-task: a task of one class has one answer, so its loss is 0 and nothing is learned; take 2 "
-            "or more. (With a method that compares with earlier tasks, write per_task: 1 into the YAML file.)"
+            "--classes-per-task: a task with one class has one answer, so its loss is 0 and nothing is learned; use 2 "
+            "or more. (For a method that compares with earlier tasks, write per_task: 1 into the YAML file.)"
         )
 
 
@@ -186,6 +190,6 @@ def _kind(tables: Sequence[Table], wish: Wish) -> tuple[str, str]:
         return "domains", f"{len(languages)} languages: one task each"
     classes = distinct_values(table, "class_key")
     if len(classes) > 1 and not has_values(table, "caption"):
-        stream = "; --classes-per-task N makes a task of every N of them" if len(classes) > 3 else ""
-        return "single", f"{len(classes)} classes and no captions: all of them are one task{stream}"
-    return "single", "no times, no languages, no classes alone: everything is one task"
+        stream = "; --classes-per-task N makes a task of every N classes" if len(classes) > 3 else ""
+        return "single", f"{len(classes)} classes and no captions: one task with all classes{stream}"
+    return "single", "no times and at most one language: one task with all rows"

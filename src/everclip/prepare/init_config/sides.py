@@ -12,7 +12,7 @@ from everclip.data.table import Table
 from everclip.scenarios.splits import TEST_SALT
 
 SHARES = ((0.2, 0.1), (0.3, 0.1), (0.3, 0.3), (0.5, 0.3), (0.4, 0.4))
-"""Shares of test rows, and of the training rows for validation, tried until every task and class has rows of each."""
+"""Shares of test rows and of validation rows, tried until every task and class has rows on every side."""
 
 FEW = 50
 """With at most this many rows, further shares are tried."""
@@ -41,7 +41,7 @@ def rule_by_marks(table: Table, validation: float, more: Mapping[str, Any]) -> d
 def splits(
     tables: Sequence[Table], tested: bool = False, remove_shared: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield splits, the preferred first; sides that a user marks are never mixed.
+    """Yield splits in order of preference; marked sides are never mixed.
 
     Args:
         tables: the data sets.
@@ -88,7 +88,7 @@ def _of_one(table: Table, rule: Mapping[str, Any], tested: bool) -> list[str]:
     found = marked(table)
     by_hash = f"{rule['validation']:.0%} of the training rows, by hash, are for validation"
     if not rule["validation"]:
-        by_hash = "too few rows are left to keep some for validation"
+        by_hash = "there are too few rows to hold some out for validation"
     if tested:
         lines = ["the separate test data are measured"]
         if found["test"]:

@@ -12,16 +12,16 @@ STEPS = 300
 
 
 def training_settings(scenario: ListScenario) -> tuple[dict[str, Any], str]:
-    """Return batch size and epochs for the size of the tasks, and why."""
+    """Return batch size and epochs for the sizes of the tasks, and the reason."""
     sizes = sorted(len(task.train) for task in scenario.tasks)
     typical, smallest = sizes[len(sizes) // 2], sizes[0]
     # About eight batches in the smallest task: a compromise between many negatives per batch and many steps.
     batch = max(2, min(256, smallest, 2 ** int(math.log2(max(8, smallest / 8)))))
     steps = max(1, typical // batch)
     epochs = max(1, min(20, round(STEPS / steps)))
-    spread = "" if smallest == sizes[-1] else f" in the middle ({smallest:,} to {sizes[-1]:,})"
+    spread = "" if smallest == sizes[-1] else f" (median; {smallest:,} to {sizes[-1]:,})"
     reason = (
-        f"A task has {typical:,} training rows{spread}: some "
+        f"A task has {typical:,} training rows{spread}: about "
         f"{math.ceil(typical * epochs / batch):,} steps of {batch} in all"
     )
     return {"epochs": epochs, "batch_size": batch, "lr": 1e-5}, reason
