@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from everclip import metrics as registry
+from everclip.config import EvaluationConfig
 from everclip.errors import ConfigError
+from everclip.evaluation.cells import Cells, metric_value
 from everclip.evaluation.results import json_schema
+from everclip.evaluation.scoring import compute_metrics
 from everclip.metrics import find, get, metric, metrics
 from everclip.report import compare, comparison_text, write_report
 from everclip.report.comparison import Difference, Value, describe, heading, meaning
@@ -130,6 +134,39 @@ def test_a_name_is_taken_once_and_a_value_must_be_known(own_module: str) -> None
             metric("x", **given)
     with pytest.raises(ConfigError, match=r"needs: 'row' is unknown\. Did you mean 'rows'"):
         metric("x", kind="stream", needs=("row",), **words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("interval", "returned", "said"),
+    [
+        ("wilson", False, "returned bool (False); expected a tensor `(N,)`"),
+        ("wilson", torch.full((3,), 0.6), "expected hits, 0 or 1 per item"),
+        (
+            "bootstrap",
+            torch.zeros(3, 2),
+            "returned a tensor (3, 2) of torch.float32; expected a tensor `(N,)`",
+        ),
+        ("none", torch.zeros(3), "expected the value and its n"),
+    ],
+)
+def test_what_a_metric_of_a_set_must_not_return(
+    own_module: str, interval: Any, returned: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    words: dict[str, Any] = {"label": "x", "meaning": "x.", "interval": interval}
+    metric("a_wrong_one", kind="retrieval", **words)(lambda ranked: returned)
+    with pytest.raises(ConfigError, match=rf"metric 'a_wrong_one' \({__name__}\): .*{re.escape(said)}"):
+        compute_metrics("retrieval", None, EvaluationConfig(), 0)  # type: ignore[arg-type]
+
+
+def test_a_metric_over_the_wrong_axis_is_found_before_the_first_bootstrap(own_module: str) -> None:
+    words: dict[str, Any] = {"label": "x", "meaning": "x.", "interval": "bootstrap"}
+    metric("a_wrong_axis", kind="stream", **words)(lambda cells: cells.last.mean())
+    cells = Cells.of([0.1, 0.2], [[0.3, 0.4], [0.5, 0.6]])
+    with pytest.raises(
+        ConfigError, match=r"metric 'a_wrong_axis' .* expected \(1,\); compute over the last two"
+    ):
+        metric_value(get("a_wrong_axis"), cells)
 
 
 def test_a_cut_off_is_a_part_of_the_name() -> None:

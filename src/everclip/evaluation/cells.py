@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from everclip.errors import ConfigError
 from everclip.metrics import Metric, Need
 
 Array = NDArray[np.float64]
@@ -116,14 +117,26 @@ def unmet(metric: Metric, cells: Cells) -> Need | None:
 
 
 def compute(metric: Metric, cells: Cells) -> Array:
-    """Return a metric `(...)`; NaN if it is undefined."""
+    """Return a metric `(...)`; NaN if it is undefined.
+
+    Raises:
+        ConfigError: if its function does not keep the leading axes.
+    """
     if unmet(metric, cells) is not None:
         return np.full(cells.scores.shape[:-2], math.nan)
-    return np.asarray(metric.function(cells), dtype=np.float64)
+    found = np.asarray(metric.function(cells), dtype=np.float64)
+    if found.shape != cells.scores.shape[:-2]:
+        raise ConfigError(
+            f"metric {metric.name!r} ({metric.function.__module__}): of scores {cells.scores.shape} it returned the "
+            f"shape {found.shape}, expected {cells.scores.shape[:-2]}; compute over the last two axes (axis=-1)."
+        )
+    return found
 
 
 def metric_value(metric: Metric, cells: Cells) -> float | None:
     """Return a metric of cells without leading dimensions; `None` if it is undefined."""
+    # With one draw, so that a wrong axis is found here and not at the first bootstrap.
+    compute(metric, cells.with_scores(cells.scores[None]))
     value = float(compute(metric, cells))
     return None if math.isnan(value) else value
 

@@ -15,6 +15,7 @@ from everclip.evaluation import classification, pools
 from everclip.evaluation.best_answers import BestAnswers, best_classes, nearest_captions
 from everclip.evaluation.confusions import Confusions, count_confusions
 from everclip.evaluation.results import Experts, Score
+from everclip.evaluation.returned import require_values
 from everclip.evaluation.routes import count_experts, count_routes
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.evaluation.shared_answers import Answers, shared_answers
@@ -237,11 +238,15 @@ def compute_metrics(
 
     Returns:
         Name of a metric -> its score, and -> its outcomes `(N,)` per item if it is their mean.
+
+    Raises:
+        ConfigError: if the function of a metric returns something else than its `interval` says.
     """
     scores: dict[str, Score] = {}
     outcomes: Outcomes = {}
     for entry, arguments in cut(kind, config.top_k):
         returned = entry.function(answers, **arguments)
+        require_values(entry, returned)
         if entry.interval == "none":
             value, n = returned
             scores[entry.name] = Score(value=value, n=n)
