@@ -16,7 +16,7 @@ from everclip.config import resolve_config
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
-from everclip.learner.measured import load_model
+from everclip.learner.evaluate import load_model
 from everclip.running.remarks import data_remarks, write_quarantine
 from everclip.scenarios.load import load_scenario
 

@@ -19,8 +19,8 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.shared_answers import shared_answers
 from everclip.learner import Learner, make_task
+from everclip.learner.evaluate import evaluate_model, load_model
 from everclip.learner.learnable import require_learnable
-from everclip.learner.measured import evaluate_model, load_model
 from everclip.methods.losses import class_cross_entropy
 from everclip.models.backbone import load_backbone
 from everclip.run import Run, execute
@@ -156,7 +156,7 @@ def test_b28_a_batch_of_one_pair_is_refused_and_a_batch_too_large_is_said(tmp_pa
         require_learnable(method, [task], 1)
     assert require_learnable(method, [task], 3).notes == ()
     (note,) = require_learnable(method, [task], 6).notes
-    assert "takes 6 of its 3 training rows, so each stands in it 2.0 times; training.batch_size=3" in note
+    assert "takes 6 of its 3 training rows, so it contains each row 2.0 times; training.batch_size=3" in note
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 65])
@@ -201,7 +201,7 @@ def test_classes_whose_names_are_unknown_signs_are_one_text(tmp_path: Path) -> N
         for i, n in enumerate(names * 2)
     ]
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
-    with pytest.raises(DataError, match=r"has 2 classes of one text .* differ behind the end"):
+    with pytest.raises(DataError, match=r"has 2 classes of one text .* differ only after the last token"):
         learner.learn(make_task(rows, validation=0))
 
 
@@ -406,6 +406,6 @@ def test_eval_warns_of_pictures_that_were_learned_from(tmp_path: Path) -> None:
     learner.save(tmp_path / "kept")
     for model in (learner, Learner.load(tmp_path / "kept")):
         found = evaluate_model(model, "mine", [str(file), str(other / "list.csv")])
-        warned = [note for note in found.notes if "were learned from" in note]
+        warned = [note for note in found.notes if "was trained on" in note]
         assert len(warned) == 1
         assert "6 of its pictures" in warned[0]

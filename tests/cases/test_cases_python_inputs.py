@@ -86,7 +86,7 @@ def test_point_21_several_pictures_in_one_array(learner: Learner, file: Path) ->
         (lambda p: [3], "picture 0 is of type int"),
         (lambda p: {"image": p}, "images are of type dict"),
         (lambda p: p.parent, "a folder; give its pictures"),
-        (lambda p: p.parent / "*.png", "A pattern is spelled out by glob"),
+        (lambda p: p.parent / "*.png", "To expand a pattern, use glob"),
         (lambda p: p.parent / "none.png", "no such picture"),
         (lambda p: "https://example.org/x.png", "a URL; download it first"),
         (lambda p: "a\0b", "cannot be read"),
@@ -310,7 +310,7 @@ def test_point_21_an_opened_picture_may_be_damaged_or_too_wide(learner: Learner,
 def test_point_21_no_more_is_read_of_a_file_than_a_picture_may_have(
     learner: Learner, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.learner.given.MAX_BYTES", 1000)
+    monkeypatch.setattr("everclip.learner.inputs.MAX_BYTES", 1000)
     monkeypatch.setattr("everclip.data.pictures.images.MAX_BYTES", 1000)
     file.write_bytes(file.read_bytes() + bytes(100_000))
     with pytest.raises(DataError, match="1,001 bytes; at most 1,000 are read"):

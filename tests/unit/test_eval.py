@@ -14,7 +14,7 @@ from everclip.config import resolve_config
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
-from everclip.learner.measured import Evaluation, evaluate_model, load_model
+from everclip.learner.evaluate import Evaluation, evaluate_model, load_model
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
 

@@ -177,7 +177,9 @@ def test_the_model_of_a_run_can_be_loaded(
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path, micro_config: Callable[..., Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"expected a run folder with config\.yaml"):
+    with pytest.raises(
+        CheckpointError, match=r"expected the folder of a run or a saved learner, with config\.yaml"
+    ):
         Learner.load(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(CheckpointError, match="there is no checkpoint yet"):

@@ -46,7 +46,7 @@ def classify(
     choices = [*(name or []), *_lines(names)]
     templates = templates_of(template or ("{}",), "--template")
     files = [file for image in images for file in _files(image)]
-    from everclip.learner.measured import learned_names, load_model
+    from everclip.learner.evaluate import learned_names, load_model
 
     learner = load_model(model, None if weights is None else {"weights": weights})
     if not choices:

@@ -10,7 +10,7 @@ import typer
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from everclip.learner.measured import Evaluation
+    from everclip.learner.evaluate import Evaluation
 
     Kind = Literal["auto", "retrieval", "classification"]
 
@@ -87,7 +87,7 @@ def _measure(
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.spec import DataSpec
     from everclip.files import cache_folder
-    from everclip.learner.measured import evaluate_model, is_benchmark, load_model
+    from everclip.learner.evaluate import evaluate_model, is_benchmark, load_model
     from everclip.training.progress import Progress
 
     cache = None if no_cache else str(cache_folder() / "features")

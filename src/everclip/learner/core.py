@@ -1,4 +1,4 @@
-"""The learner: a method, what it has learned, and the engine that trains it. Runs are loops over it."""
+"""The learner: a method, the tasks that it has learned, and the engine that trains it. A run is a loop over it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from everclip.features.pictures import Pictures as TablePictures
 from everclip.features.service import FeatureService
 from everclip.files import user_path
 from everclip.learner import creating, learnable, predicting, saved
-from everclip.learner.given import Pictures, Texts
-from everclip.learner.numbers import numbered, require_new, require_task
-from everclip.learner.pictures import LearnedPictures
-from everclip.learner.showing import shown
+from everclip.learner.inputs import ImageInputs, TextInputs
+from everclip.learner.learn_progress import learn_progress
+from everclip.learner.learned_images import LearnedImages
+from everclip.learner.task_numbers import numbered, require_new, require_task
 from everclip.learner.tasks import UserData, to_measure
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
@@ -74,12 +74,11 @@ class Learner:
         base_val: Table | None = None,
     ) -> None:
         self.accelerator = accelerator or start_processes(training)
-        # What it means here, so that a saved learner goes on in the same format on another machine.
+        # Resolve `auto` now, so that a saved learner continues in the same precision on another machine.
         precision = chosen_precision(training.precision, self.accelerator.device)
         training = training.model_copy(update={"precision": precision})
         self.method = method.to(self.accelerator.device)
-        # Now, so that a restored learner is as one that learned: torch chooses kernels by `requires_grad`, even where
-        # no gradient is taken.
+        # Now, so that a restored learner equals one that learned: torch chooses kernels by `requires_grad`.
         self.method.mark_trainable()
         self.training, self.seed = training, seed
         self.base, self.base_val = base, base_val
@@ -88,7 +87,7 @@ class Learner:
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
         self.recall: Callable[[], ListScenario] | None = None
-        self.store, self.pictures = ImageStore(), LearnedPictures()
+        self.store, self.pictures = ImageStore(), LearnedImages()
         self.features = FeatureService(self.store, training.workers)
         self.guard: Guard | None = None
         self.guarding: GuardConfig | None = None
@@ -111,17 +110,17 @@ class Learner:
     # -- learning ---------------------------------------------------------------------------------------------
 
     def past(self) -> Past:
-        """Return what the method may look back on."""
+        """Return the past data that the method may use."""
         return Past(tuple(self.tasks), self.base, self.training, self.seed, self.reference, self._embed)
 
     def _embed(self, table: Table) -> torch.Tensor:
-        """Return unit embeddings `(N, D)` of a table's pictures by the method as it is now."""
+        """Return unit embeddings `(N, D)` of a table's images under the method in its present state."""
         self.method.eval()
         encoder = image_encoder(self.method, self.method.encoder_keys())
         return self.features.images(encoder, TablePictures.of(table))["embedding"]
 
     def plan(self, task: Task) -> list[Phase]:
-        """Return the phases that learning `task` now would take."""
+        """Return the phases for learning `task` now."""
         return self.method.phases(numbered(task, self.next_index), self.past())
 
     def learn(
@@ -135,17 +134,17 @@ class Learner:
         """Learn one task, or the rest of it.
 
         Args:
-            task: of a scenario, or made of new data by `everclip.make_task`; one without a number gets the next.
-            cursor: where to go on; kept up to date, so that a watcher can save it.
+            task: from a scenario or from `everclip.make_task`; a task without a number gets the next one.
+            cursor: where to continue; kept up to date, so that a watcher can save it.
             watcher: follows the steps.
-            show: whether progress is shown where no watcher does; `None` = on a terminal.
+            show: whether to show progress if there is no watcher; `None` means on a terminal.
 
         Returns:
             The task that was learned, with its number.
 
         Raises:
-            ConfigError: if it is no task, if one with this number was learned already, or if a batch is one pair.
-            DataError: if it holds nothing to learn: one text or one picture alone.
+            ConfigError: if `task` is not a task, its number was learned already, or a batch is one pair.
+            DataError: if there is nothing to learn: only one text or one image.
             DivergedError: if the loss became NaN, infinite or exploded.
         """
         task = require_task(task)
@@ -167,7 +166,7 @@ class Learner:
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
         if guard is not None and new:
             guard.begin_task(self.method, len(self.learned))
-        self._run_phases(task, phases, cursor, watcher or shown(task, phases, self.training, show))
+        self._run_phases(task, phases, cursor, watcher or learn_progress(task, phases, self.training, show))
         self.method.eval()
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         note = None if guard is None else guard.end_task(self.method)
@@ -184,7 +183,7 @@ class Learner:
         return max(self.learned, default=-1) + 1
 
     def remember(self) -> None:
-        """Read the stream that a run learned from, if the method needs its data to go on (replay, merging)."""
+        """Read the stream that a run learned from, if the method needs its data to continue (replay, merging)."""
         if self.recall is not None:
             recall, self.recall = self.recall, None
             scenario = recall()
@@ -194,25 +193,25 @@ class Learner:
                 self.watch(watchable(scenario), self.guarding)
 
     def follow(self, scenario: ListScenario) -> None:
-        """Take from a stream what methods look back on, and how its headline asks: among all classes or own."""
+        """Use the base and reference data of a stream, and the label space of its headline."""
         self.base, self.base_val, self.reference = scenario.base, scenario.base_val, scenario.reference
-        asked = {p.name: p.space for p in scenario.protocols}
-        self.own_classes = asked.get(scenario.shown_protocol) == "own"
+        spaces = {p.name: p.space for p in scenario.protocols}
+        self.own_classes = spaces.get(scenario.shown_protocol) == "own"
 
     def watch(self, sets: Sequence[EvalSet], config: GuardConfig | None = None) -> Guard:
-        """Let a retention guard look at `sets` while tasks are learned; they must not be what results report.
+        """Let a retention guard measure `sets` while tasks are learned. Do not use sets of the evaluation.
 
         Args:
-            sets: what it looks at.
-            config: what is allowed; default: what the preset says (`safe` does), else one point.
+            sets: the sets to measure.
+            config: the limits; default: those of the preset (such as `safe`), else a drop of one point.
 
         Raises:
-            ConfigError: if `config` names none of them, or no limit.
+            ConfigError: if `config` names none of the sets, or no limit.
         """
-        held = GuardConfig(max_drop=1.0)
-        if self.guard is not None:  # what it is held to stays
-            held, self._guarded = self.guard.config, self.guard.state()
-        self.guard, self.guarding = Guard(config or held, sets, self.features), None
+        current = GuardConfig(max_drop=1.0)
+        if self.guard is not None:  # keep the limits and reference scores of the present guard
+            current, self._guarded = self.guard.config, self.guard.state()
+        self.guard, self.guarding = Guard(config or current, sets, self.features), None
         if self._guarded is not None:
             self.guard.restore({}, self._guarded)
         return self.guard
@@ -229,7 +228,7 @@ class Learner:
             cursor.phase, cursor.repeat = cursor.phase + 1, 0
 
     def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
-        # What is solved in closed form changes no weights on the way.
+        # A phase without optimiser is solved in closed form: the guard has nothing to do.
         guard = self.guard if phase.optimiser is not None and phase.guarded else None
         if guard is None or not guard.stopped:
             self.engine.run(self.method, phase, task.index, cursor, watcher, guard)
@@ -240,36 +239,41 @@ class Learner:
 
     # -- predicting -------------------------------------------------------------------------------------------
 
-    def encode(self, images: Pictures = (), texts: Texts = ()) -> dict[str, torch.Tensor]:
-        """Return unit embeddings: `images` `(N, D)` and `texts` `(M, D)`, as far as given, float32 on the CPU.
+    def encode(self, images: ImageInputs = (), texts: TextInputs = ()) -> dict[str, torch.Tensor]:
+        """Return unit embeddings `images` `(N, D)` and `texts` `(M, D)` of what was passed, float32 on the CPU.
 
         Args:
-            images: one picture or several: paths (`~` is the user's), encoded bytes, PIL pictures, arrays `(H, W, 3)`.
-            texts: one text or several, encoded as they are.
+            images: one image or several: paths (`~` is expanded), encoded bytes, PIL images, arrays `(H, W, 3)`.
+            texts: one text or several, encoded without templates.
 
         Raises:
-            ConfigError: if a path names no file, or something is no picture or text.
-            DataError: if a picture cannot be read.
+            ConfigError: if a path names no file, or a value is not an image or text.
+            DataError: if an image cannot be read.
         """
         return predicting.encode(self.method, images, texts)
 
     @overload
     def classify(
-        self, images: Pictures, names: Texts, templates: GivenTemplates = ..., *, top: None = None
+        self, images: ImageInputs, names: TextInputs, templates: GivenTemplates = ..., *, top: None = None
     ) -> list[tuple[str, float]]: ...
 
     @overload
     def classify(
-        self, images: Pictures, names: Texts, templates: GivenTemplates = ..., *, top: int
+        self, images: ImageInputs, names: TextInputs, templates: GivenTemplates = ..., *, top: int
     ) -> list[list[tuple[str, float]]]: ...
 
     def classify(
-        self, images: Pictures, names: Texts, templates: GivenTemplates = ("{}",), *, top: int | None = None
+        self,
+        images: ImageInputs,
+        names: TextInputs,
+        templates: GivenTemplates = ("{}",),
+        *,
+        top: int | None = None,
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """Return the best name and its cosine for each picture, or with `top` a list of the best so many.
+        """Return the best name of each image with its cosine; with `top`, a list of the `top` best names.
 
         Raises:
-            ConfigError: if there are no names to choose from, or a template has no place for the name.
+            ConfigError: if there are no names to choose from, or a template has no `{}`.
         """
         if top is None:
             return predicting.classify(self.method, images, names, templates)
@@ -282,12 +286,12 @@ class Learner:
         *,
         templates: GivenTemplates = ("{}",),
     ) -> Scores:
-        """Score the learner as it is now.
+        """Score the learner in its present state.
 
         Args:
-            on: a scenario (every evaluation set, under every protocol), or data as `make_task` takes them: their test
-                rows if a column `split` marks some, else all; retrieval where there are captions, else
-                classification among the data's own classes.
+            on: a scenario (every evaluation set under every protocol), or data in a form that `make_task` takes. Of
+                data, the test rows are scored if a column `split` marks some, else all rows: by retrieval if there are
+                captions, else by classification among their own classes.
             config: top-k, confidence, batch size.
             templates: texts around class names.
 
@@ -303,7 +307,7 @@ class Learner:
     # -- state ------------------------------------------------------------------------------------------------
 
     def tensors(self, optimiser: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return every tensor that continuing needs: weights, what the method keeps, the optimiser's moments."""
+        """Return every tensor that continuing needs: weights, tensors of the method, moments of the optimiser."""
         state = {f"model/{k}": v for k, v in self.method.state_dict().items()}
         state |= {f"extra/{k}": v for k, v in self.method.extra_tensors().items()}
         if self.guard is not None:
@@ -323,7 +327,7 @@ class Learner:
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
-        """Put back what `tensors` and `state` returned; the method may have grown in between.
+        """Restore what `tensors` and `state` returned; the method grows if needed.
 
         Raises:
             CheckpointError: if the tensors do not fit the model.
@@ -334,10 +338,10 @@ class Learner:
             parts[kind][name] = tensor
         self.learned = set(state["learned"])
         self.method.grow(state["structure"])
-        # A hook names what trains when a task begins; a task that goes on does not begin again.
+        # The beginning of a task sets what trains; a task that continues does not begin again.
         self.method.trainable = list(state.get("trainable", self.method.trainable))
         self.method.to(self.accelerator.device)
-        saved.put_tensors(self.method, parts["model"])
+        saved.load_tensors(self.method, parts["model"])
         device = self.accelerator.device
         self.method.load_extra({k: v.to(device) for k, v in parts["extra"].items()}, state["method"])
         self._guarded = state.get("guard")
@@ -350,10 +354,10 @@ class Learner:
         return cursor
 
     def save(self, folder: Path | str) -> Path:
-        """Save the learner as it is now (between tasks) in `folder`: weights, settings, and what its buffer holds.
+        """Save the learner (between tasks) in `folder`: weights, settings, and the samples in its buffer.
 
         Raises:
-            RunFolderError: if the folder belongs to a run, whose own checkpoints this would spoil.
+            RunFolderError: if the folder belongs to a run, which has its own checkpoints.
         """
         return saved.save(self, user_path(folder, "save"))
 
@@ -371,26 +375,26 @@ class Learner:
         Args:
             backbone: a name, or the settings of `BackboneConfig`: `{"name": "ViT-B-32", "weights": "file.pt"}`.
             method: a preset, or `file.py:Class`.
-            training: what differs from the defaults of `TrainingConfig`; five epochs per task if no budget is given.
+            training: settings that differ from the defaults of `TrainingConfig`; default budget: five epochs per task.
             seed: enters every random draw.
-            settings: of the method: `replay={"size": 100}`.
+            settings: settings of the method, such as `replay={"size": 100}`.
         """
         parts = creating.parts_of(backbone, method, training, seed, settings)
         learner = cls(parts.method, parts.training, seed)
-        if parts.guard.max_drop is not None:  # with nothing to watch yet, which it says when it learns
+        if parts.guard.max_drop is not None:  # there is nothing to watch yet; `learn` says so
             learner.watch((), parts.guard)
         return learner
 
     @classmethod
     def load(cls, folder: Path | str, scenario: ListScenario | None = None) -> Learner:
-        """Load the newest good checkpoint of a run folder, or what `save` wrote.
+        """Load the newest good checkpoint of a run folder, or a learner that `save` wrote.
 
         Args:
-            folder: where it is.
-            scenario: the stream it learned from. Needed to learn on with replay from a *run* folder (its buffer
-                refers to samples of earlier tasks); `save` keeps those samples, and predicting needs none.
+            folder: the folder.
+            scenario: the stream that a run learned from, whose samples its buffer refers to; default: read it from
+                the settings of the run. A saved learner keeps these samples, and predicting needs none.
 
         Raises:
-            CheckpointError: if there is none.
+            CheckpointError: if there is no checkpoint.
         """
         return saved.load(cls, user_path(folder, "load"), scenario)

@@ -1,4 +1,4 @@
-"""A learner from names: a backbone, a preset and what is set differently."""
+"""Build a learner from names: a backbone, a preset and changed settings."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from everclip.registry import method_entry
 
 @dataclass(frozen=True)
 class Parts:
-    """What a learner is made of.
+    """The parts of a learner.
 
     Attributes:
-        method: with its backbone.
-        training: how it is trained.
-        guard: what the preset says of the retention guard.
+        method: the method with its backbone.
+        training: the training settings.
+        guard: the preset's settings of the retention guard.
     """
 
     method: Method
@@ -46,10 +46,10 @@ def parts_of(
     seed: int,
     settings: Mapping[str, Any],
 ) -> Parts:
-    """Build what `everclip.Learner.create` names.
+    """Build the parts that the arguments of `everclip.Learner.create` name.
 
     Raises:
-        ConfigError: for a name or a setting that does not exist.
+        ConfigError: if a name or a setting does not exist.
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed: expected a whole number of at least 0, found {seed!r}.")

@@ -1,4 +1,4 @@
-"""The learner of a run, and whether it fits the tasks: checked before the first step."""
+"""Build the learner of a run, and check before the first step that it fits the tasks."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
     """Check before the first step that method and scenario fit, and that there is something to learn.
 
     Returns:
-        What people should know.
+        Notes for the user.
 
     Raises:
-        DataError: if a task leaves nothing to tell apart.
+        DataError: if a task has only one text or one image, so that there is nothing to learn.
         ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have, or the
             processes cannot share a batch equally.
     """
@@ -74,18 +74,18 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
 
 
 def _check_reference(learner: Learner) -> None:
-    """Refuse a method that asks a teacher about data that the scenario does not name.
+    """Refuse a method that distils on reference data if the scenario names none.
 
     Raises:
         ConfigError: with the key to set.
     """
-    method, given = learner.method, learner.reference
-    wanted = set(method.reference_needs)
-    if given is not None:
-        wanted -= {"images"} if given.images is not None and len(given.images) else set()
-        wanted -= {"texts"} if given.texts else set()
-    if wanted:
-        keys = " and ".join(f"scenario.reference.{name}.source" for name in sorted(wanted))
+    method, reference = learner.method, learner.reference
+    missing = set(method.reference_needs)
+    if reference is not None:
+        missing -= {"images"} if reference.images is not None and len(reference.images) else set()
+        missing -= {"texts"} if reference.texts else set()
+    if missing:
+        keys = " and ".join(f"scenario.reference.{name}.source" for name in sorted(missing))
         raise ConfigError(
             f"method: {method.preset} distils on reference data that belong to no task, and the scenario names none; "
             f"set {keys} (a folder, a table, a .txt file of texts)."

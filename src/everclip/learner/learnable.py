@@ -1,6 +1,6 @@
-"""Training that cannot learn is refused before its first step: one answer leaves nothing to tell apart.
+"""Refuse, before the first step, training that cannot learn because there is only one answer.
 
-The softmax of one class, of one caption or of one pair is 1 whatever the weights are, so its loss never moves.
+The softmax over one class, one caption or one pair is 1 for all weights, so the loss is constant.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _REMEDIES = (
     "(method=replay), or take a method that learns without comparing (method=rail)"
 )
 _CUT = (
-    "Their names differ behind the end of what the model reads, or by signs that it does not know: a shorter "
-    "template (scenario.class_templates) or other names may help. "
+    "Their names differ only after the last token that the model reads, or by characters that it does not know: a "
+    "shorter template (scenario.class_templates) or other names may help. "
 )
 
 
 @dataclass(frozen=True)
-class Learnable:
-    """What was found before the first step.
+class LearnableCheck:
+    """The result of the check before the first step.
 
     Attributes:
-        notes: what people should know.
-        idle: names of tasks that have nothing to compare with yet; their samples serve the tasks that follow.
+        notes: notes for the user.
+        idle: names of tasks that have nothing to compare with yet; later tasks use their samples.
     """
 
     notes: tuple[str, ...] = ()
@@ -39,20 +39,20 @@ class Learnable:
 
 
 @dataclass
-class _Known:
-    """The texts and pictures that are compared, and how many answers training rows have: two or more are enough."""
+class _Compared:
+    """The texts and images that a loss compares, and the number of answers of training rows (two are enough)."""
 
     texts: set[bytes] = field(default_factory=set)
     pictures: set[str] = field(default_factory=set)
     answers: int = 0
 
-    def joined(self, other: _Known) -> _Known:
+    def merged(self, other: _Compared) -> _Compared:
         answers = max(self.answers, other.answers)
-        return _Known(self.texts | other.texts, self.pictures | other.pictures, answers)
+        return _Compared(self.texts | other.texts, self.pictures | other.pictures, answers)
 
     @property
     def differ(self) -> bool:
-        # One picture can be told by its name among several, but not by two names at once.
+        # A loss can teach one image its name among several, but not two names.
         return len(self.texts) > 1 and (len(self.pictures) > 1 or self.answers < 2)
 
 
@@ -63,26 +63,26 @@ def require_learnable(
     before: Sequence[Task] = (),
     base: Table | None = None,
     more: bool = False,
-) -> Learnable:
-    """Look whether every task leaves something to tell apart.
+) -> LearnableCheck:
+    """Check that every task has something to compare.
 
     Args:
-        method: how they are learned; one that compares no texts may learn anything.
-        tasks: in the order of learning.
-        batch_size: samples of a step.
-        before: the tasks learned already.
-        base: the backbone's own training data, where the method looks at them.
+        method: the method; one that does not compare texts can learn any task.
+        tasks: the tasks in the order of learning.
+        batch_size: samples per step.
+        before: the tasks that were learned already.
+        base: the backbone's own training data, if known.
         more: whether further tasks may follow.
 
     Returns:
-        Notes, and the tasks that only serve later ones.
+        Notes, and the tasks that only later tasks use.
 
     Raises:
-        DataError: for a task with one text, or one picture, and nothing else to compare with.
-        ConfigError: for batches of one pair, or where nothing trains.
+        DataError: if a task has only one text or one image, and nothing else to compare it with.
+        ConfigError: if batches are one pair, or nothing trains.
     """
     if not method.contrasts:
-        return Learnable()
+        return LearnableCheck()
     if method.trains_nothing():
         raise ConfigError(
             "method.trainable: [] trains nothing; name what trains (image, text, lora...), or take method=zero-shot, "
@@ -91,48 +91,48 @@ def require_learnable(
     tokenise = method.backbone.tokenise
     notes: list[str] = []
     idle: list[str] = []
-    known = _Known()
+    known = _Compared()
     if method.sees_past:
         for task in before:
-            known = known.joined(_known(task, method.uses_labels(task), tokenise))
+            known = known.merged(_compared(task, method.uses_labels(task), tokenise))
     others = base is not None and method.sees_base
     for number, task in enumerate(tasks):
-        own = _known(task, method.uses_labels(task), tokenise)
-        offered = own.joined(known) if method.sees_past else own
+        compared = _compared(task, method.uses_labels(task), tokenise)
+        offered = compared.merged(known) if method.sees_past else compared
         if not offered.differ and not others:
             if not method.sees_past or known.texts or not (more or number + 1 < len(tasks)):
-                raise DataError(_refusal(task, method.uses_labels(task), own))
+                raise DataError(_refusal(task, method.uses_labels(task), compared))
             idle.append(task.name)
             notes.append(
-                f"task {task.name!r} has one {_what(own)} and no earlier task to compare it with: its steps change "
-                "nothing; its samples are kept for the tasks that follow"
+                f"task {task.name!r} has one {_what(compared)} and no earlier task to compare it with: its steps "
+                "change nothing; its samples are kept for later tasks"
             )
         known = offered if method.sees_past else known
         notes += _notes(task, method, batch_size, bool(before) or number > 0)
         _require_pairs(task, method, batch_size)
-    return Learnable(tuple(notes), frozenset(idle))
+    return LearnableCheck(tuple(notes), frozenset(idle))
 
 
 def require_differences(tasks: Sequence[Task], tokenise: Tokenise) -> None:
-    """Refuse tasks of one text or one picture, whatever the method; classes are told apart where a task has them.
+    """Refuse tasks with only one text or one image, for any method. Tasks with classes are judged by these.
 
     Raises:
-        DataError: for such a task.
+        DataError: if there is such a task.
     """
     for task in tasks:
-        own = _known(task, task.classes is not None, tokenise)
-        if not own.differ:
-            raise DataError(_refusal(task, task.classes is not None, own))
+        compared = _compared(task, task.classes is not None, tokenise)
+        if not compared.differ:
+            raise DataError(_refusal(task, task.classes is not None, compared))
 
 
 def may_idle(method: Method, task: Task, batch_size: int, past: Past, announced: bool) -> bool:
-    """Refuse a task that leaves nothing to tell apart; return whether it only serves those that follow.
+    """Refuse a task that has nothing to compare; return whether only later tasks use it.
 
     Args:
-        method: how it is learned.
-        task: the next one.
-        batch_size: samples of a step.
-        past: what was learned so far counts where the method looks back.
+        method: the method.
+        task: the next task.
+        batch_size: samples per step.
+        past: the tasks so far and the base; they count if the method looks back on them.
         announced: whether the notes were printed before; if not, they are logged.
     """
     found = require_learnable(method, [task], batch_size, past.tasks, past.base, more=True)
@@ -149,16 +149,16 @@ def _require_pairs(task: Task, method: Method, batch_size: int) -> None:
         )
 
 
-def _what(own: _Known) -> str:
-    return "text" if len(own.texts) < 2 else "picture"
+def _what(compared: _Compared) -> str:
+    return "text" if len(compared.texts) < 2 else "picture"
 
 
-def _refusal(task: Task, labels: bool, own: _Known) -> str:
+def _refusal(task: Task, labels: bool, compared: _Compared) -> str:
     rows = f"{len(task.train):,} training rows"
     nothing = (
         "so there is nothing to tell apart: the loss stays the same at every step and nothing is learned"
     )
-    if len(own.texts) > 1:
+    if len(compared.texts) > 1:
         return (
             f"task {task.name!r}: its {rows} show one and the same picture, {nothing}. Give pictures that differ "
             "(everclip check shows copies)."
@@ -177,20 +177,20 @@ def _refusal(task: Task, labels: bool, own: _Known) -> str:
 
 
 def _hint(names: set[str], count: int) -> str:
-    """Say what may help where several classes are one text; `names` are without case and blanks."""
+    """Suggest a remedy for several classes that are one text; `names` are in lower case, without outer blanks."""
     if count == 1:
         return ""
     return _CUT if len(names) > 1 else "Give them names that differ in more than case and blanks. "
 
 
-def _known(task: Task, labels: bool, tokenise: Tokenise) -> _Known:
+def _compared(task: Task, labels: bool, tokenise: Tokenise) -> _Compared:
     if labels:
         texts = set(token_keys(tokenise, [e.prompts()[0] for e in task.classes or ()]))
         answers = len(set(task.train.column("class_key"))) if task.train.has("class_key") else 0
     else:
         texts = _two_texts(task.train, tokenise)
         answers = len(texts)
-    return _Known(texts, _two_pictures(task.train), answers)
+    return _Compared(texts, _two_pictures(task.train), answers)
 
 
 def _texts(table: Table) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _texts(table: Table) -> Iterator[str]:
 
 
 def _two_texts(table: Table, tokenise: Tokenise) -> set[bytes]:
-    """Return what the model reads of two different texts, or of the only one."""
+    """Return the token keys of two different texts, or of the only one."""
     distinct = list(dict.fromkeys(_texts(table)))
     found: set[bytes] = set()
     for start in range(0, len(distinct), BLOCK):
@@ -211,7 +211,7 @@ def _two_texts(table: Table, tokenise: Tokenise) -> set[bytes]:
 
 
 def _two_pictures(table: Table) -> set[str]:
-    """Return two different pictures (or concepts, where the data name them), or the only one."""
+    """Return the contents of two different images (or concepts, if the data name them), or of the only one."""
     concepts = table.column("concept") if table.has("concept") else [None] * len(table)
     found: set[str] = set()
     for position, concept in enumerate(concepts):
@@ -227,8 +227,8 @@ def _notes(task: Task, method: Method, batch_size: int, later: bool) -> Iterator
     rows = len(task.train)
     if own > rows:
         yield (
-            f"task {task.name!r}: a batch takes {own:g} of its {rows:,} training rows, so each stands in it "
-            f"{own / rows:.1f} times; training.batch_size={max(2, int(rows / (1 - share)))} shows each once"
+            f"task {task.name!r}: a batch takes {own:g} of its {rows:,} training rows, so it contains each row "
+            f"{own / rows:.1f} times; training.batch_size={max(2, int(rows / (1 - share)))} contains each once"
         )
     if method.uses_labels(task) and len(task.classes or ()) > 1:
         for side, table in (("training", task.train), ("validation", task.val)):

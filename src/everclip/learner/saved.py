@@ -1,4 +1,4 @@
-"""A learner on disk: `save` keeps everything that learning on needs, `load` reads it, or a run's newest checkpoint."""
+"""Save and load a learner: `save` writes everything that continuing needs; `load` also reads a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
 from everclip.files import require_writable, write_bytes_atomic, write_text_atomic
-from everclip.learner.pictures import LearnedPictures, read_pictures
+from everclip.learner.learned_images import LearnedImages, read_learned
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -40,14 +40,14 @@ from everclip.training.run_folder import CONFIG
 from everclip.training.watching import Cursor
 
 PAST = "past"
-"""Folder, beside the checkpoints, of the samples that a saved learner keeps of what it learned."""
+"""The folder beside the checkpoints with the samples of earlier tasks that a saved learner keeps."""
 
 KEPT_VALIDATION = 1000
-"""Validation rows kept per task, chosen by hash: choices about later tasks weigh the old ones by them."""
+"""The most validation rows kept per task, chosen by hash: choices after later tasks score the old tasks on them."""
 
 
 class _Settings(Frozen):
-    """What of a run's or a saved learner's configuration builds the learner."""
+    """The part of the configuration of a run or a saved learner that builds the learner."""
 
     backbone: BackboneConfig
     method: MethodConfig
@@ -56,8 +56,8 @@ class _Settings(Frozen):
     guard: GuardConfig = GuardConfig()
 
 
-class Kept(Protocol):
-    """What saving and loading ask of a learner; see `everclip.Learner`."""
+class StoredLearner(Protocol):
+    """The interface of a learner that saving and loading use; see `everclip.Learner`."""
 
     method: Method
     training: TrainingConfig
@@ -67,7 +67,7 @@ class Kept(Protocol):
     own_classes: bool
     tasks: list[Task]
     recall: Callable[[], ListScenario] | None
-    pictures: LearnedPictures
+    pictures: LearnedImages
     guard: Guard | None
     guarding: GuardConfig | None
 
@@ -79,7 +79,7 @@ class Kept(Protocol):
         """Read the stream that a run learned from, where the method needs its data."""
 
     def watch(self, sets: Sequence[EvalSet], config: GuardConfig | None = None) -> Guard:
-        """Let a retention guard look at sets."""
+        """Let a retention guard measure sets."""
 
     def tensors(self, optimiser: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return every tensor that continuing needs."""
@@ -88,25 +88,25 @@ class Kept(Protocol):
         """Return the JSON that continuing needs."""
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
-        """Put both back."""
+        """Restore the learner from both."""
 
 
-L = TypeVar("L", bound=Kept)
+L = TypeVar("L", bound=StoredLearner)
 
 
-def save(learner: Kept, folder: Path) -> Path:
+def save(learner: StoredLearner, folder: Path) -> Path:
     """See `everclip.Learner.save`."""
     require_writable(folder, "save")
     if (folder / CONFIG).is_file() and "benchmark" in read_yaml(folder / CONFIG):
         raise RunFolderError(f"{folder} belongs to a run; save the learner in a folder of its own.")
     learner.remember()
-    past = [_kept(learner, folder, task) for task in learner.tasks]
-    base = _kept_base(learner, folder)
+    past = [_store_task(learner, folder, task) for task in learner.tasks]
+    base = _store_base(learner, folder)
     state = {**learner.state(Cursor()), "kind": "learner", "past": past, "base": base}
     state["own_classes"] = learner.own_classes
     guard = learner.guard
     if guard is not None:
-        state["watched"] = [_kept_set(folder, s) for s in guard.sets]
+        state["watched"] = [_store_set(folder, s) for s in guard.sets]
     path = Checkpoints(folder, CheckpointConfig()).save(learner.tensors({}), state)
     document = {
         "backbone": learner.method.backbone.config.model_dump(mode="json"),
@@ -124,11 +124,11 @@ def save(learner: Kept, folder: Path) -> Path:
     return path
 
 
-def put_tensors(method: Method, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_tensors(method: Method, tensors: Mapping[str, torch.Tensor]) -> None:
     """Load a checkpoint's tensors into a method.
 
     Raises:
-        CheckpointError: if names or shapes differ: its backbone is no longer the one it was saved with.
+        CheckpointError: if names or shapes differ, because the backbone's files have changed since.
     """
     own = method.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys())
@@ -142,8 +142,8 @@ def put_tensors(method: Method, tensors: Mapping[str, torch.Tensor]) -> None:
     method.load_state_dict(tensors)
 
 
-def _kept(learner: Kept, folder: Path, task: Task) -> dict[str, Any]:
-    """Write what stays of a task: the buffer's samples and some validation rows; return its description."""
+def _store_task(learner: StoredLearner, folder: Path, task: Task) -> dict[str, Any]:
+    """Write a task's samples in the buffer and some of its validation rows; return its description."""
     buffer = learner.method.buffer
     wanted = (
         set() if buffer is None else {i for origin, i, _ in buffer.items if origin == f"task {task.index}"}
@@ -157,24 +157,26 @@ def _kept(learner: Kept, folder: Path, task: Task) -> dict[str, Any]:
         "covers": list(task.covers),
         "classes": None if task.classes is None else [asdict(entry) for entry in task.classes],
         "train": _write(folder, f"task-{task.index}-train", train),
-        "val": _write(folder, f"task-{task.index}-val", None if task.val is None else _some(task.val)),
+        "val": _write(
+            folder, f"task-{task.index}-val", None if task.val is None else _validation_sample(task.val)
+        ),
     }
 
 
-def _kept_base(learner: Kept, folder: Path) -> dict[str, Any] | None:
+def _store_base(learner: StoredLearner, folder: Path) -> dict[str, Any] | None:
     if learner.base is None:
         return None
     buffer = learner.method.buffer
     wanted = set() if buffer is None else {i for origin, i, _ in buffer.items if origin == "base"}
     base = learner.base.select([n for n, name in enumerate(learner.base.ids) if name in wanted])
-    held = None if learner.base_val is None else _some(learner.base_val)
+    held = None if learner.base_val is None else _validation_sample(learner.base_val)
     return {"train": _write(folder, "base-train", base), "val": _write(folder, "base-val", held)}
 
 
-def _kept_set(folder: Path, s: EvalSet) -> dict[str, Any]:
-    """Write a set that the guard watches, whole: what it was worth before is known for these very rows."""
+def _store_set(folder: Path, s: EvalSet) -> dict[str, Any]:
+    """Write all rows of a set that the guard measures: its reference score was measured on exactly these rows."""
     classes = None if s.classes is None else [asdict(entry) for entry in s.classes]
-    data = _write(folder, "watched", s.data)  # named apart by content
+    data = _write(folder, "watched", s.data)  # the file name contains a hash of the rows
     return {"name": s.name, "kind": s.kind, "classes": classes, "data": data}
 
 
@@ -184,13 +186,13 @@ def _eval_set(folder: Path, kept: dict[str, Any]) -> EvalSet:
     return EvalSet(kept["name"], kept["kind"], data, None, "retention", _classes(kept["classes"]))
 
 
-def _some(table: Table) -> Table:
+def _validation_sample(table: Table) -> Table:
     order = sorted(range(len(table)), key=lambda i: unit_hash("kept", table.ids[i]))
     return table.select(sorted(order[:KEPT_VALIDATION]))
 
 
 def _write(folder: Path, name: str, table: Table | None) -> str | None:
-    """Write rows once under the hash of their content, so that a crash leaves the old save whole."""
+    """Write rows under the hash of their content, so that a crash leaves the files of an earlier save intact."""
     if table is None:
         return None
     file = f"{PAST}/{name}-{table.fingerprint}.parquet"
@@ -206,7 +208,8 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
     file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(
-            f"{folder}: expected a run folder with {CONFIG} and checkpoints/; there is none."
+            f"{folder}: expected the folder of a run or a saved learner, with {CONFIG} and checkpoints/; there is no "
+            f"{CONFIG}."
         )
     document = read_yaml(file)
     found = Checkpoints(folder, CheckpointConfig()).latest()
@@ -217,49 +220,48 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
     )
     backbone = load_backbone(settings.backbone, settings.seed)
     method = build_method(settings.method, backbone, settings.seed)
-    learner = cls(method, _fitting(settings.training, folder), settings.seed)
-    # A run keeps the learner's state beside its own place; `save` writes the learner's alone.
+    learner = cls(method, _for_this_machine(settings.training, folder), settings.seed)
+    # A run stores the learner's state inside its own state; `save` writes only the learner's.
     state = found.state.get("learner", found.state)
     tensors = {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}
     cursor = learner.restore(tensors, state)
     if cursor.begun:
         logging.getLogger("everclip").warning(
-            "%s: the run stopped inside task %d (step %d of a phase): this is the model at that moment, before any "
-            "merge; finish the run first (the same command again) to have the task learned",
+            "%s: the run stopped inside task %d (step %d of a phase): this is the model at that step, before any "
+            "merge; to learn the whole task, finish the run first (repeat its command)",
             folder,
-            learner.next_index + 1,  # as progress counts them
+            learner.next_index + 1,  # the progress line counts from 1, too
             cursor.step,
         )
-    learner.pictures = read_pictures(folder)
+    learner.pictures = read_learned(folder)
     learner.guarding = settings.guard if settings.guard.max_drop is not None else None
     if scenario is not None:
         learner.recall = lambda: scenario
         learner.remember()
     elif found.state.get("kind") == "learner":
-        _remember(learner, folder, found.state)
+        _load_past(learner, folder, found.state)
     elif "scenario" in document:
-        # Read only when learning goes on: predicting needs no data.
+        # Read only when learning continues: predicting needs no data.
         learner.recall = lambda: load_scenario(document["scenario"])
     return learner
 
 
-def _fitting(training: TrainingConfig, folder: Path) -> TrainingConfig:
-    """Return settings with which a learner from a machine with a GPU can predict on one without, and say so."""
+def _for_this_machine(training: TrainingConfig, folder: Path) -> TrainingConfig:
+    """Return settings for this machine: a learner from a GPU runs on the CPU if there is no GPU, with a warning."""
     if torch.cuda.is_available():
         return training
-    asked = {"device": training.device == "cuda", "precision": training.precision == "fp16"}
-    changed = {key: "auto" for key, gpu in asked.items() if gpu}
+    needs_gpu = {"device": training.device == "cuda", "precision": training.precision == "fp16"}
+    changed = {key: "auto" for key, needed in needs_gpu.items() if needed}
     if changed:
-        found = ", ".join(f"training.{key}={getattr(training, key)}" for key in changed)
         logging.getLogger("everclip").warning(
-            "%s: %s needs a GPU, and torch sees none: the CPU is used, in fp32, which differs in low bits",
+            "%s: %s needs a GPU, and torch sees none: the CPU is used, in fp32, so results differ in low bits",
             folder,
-            found,
+            ", ".join(f"training.{key}={getattr(training, key)}" for key in changed),
         )
     return training.model_copy(update=changed)
 
 
-def _remember(learner: Kept, folder: Path, state: dict[str, Any]) -> None:
+def _load_past(learner: StoredLearner, folder: Path, state: dict[str, Any]) -> None:
     learner.tasks = [_task(folder, kept) for kept in state.get("past", [])]
     learner.own_classes = bool(state.get("own_classes", False))
     base = state.get("base")
@@ -273,7 +275,7 @@ def _remember(learner: Kept, folder: Path, state: dict[str, Any]) -> None:
 
 def _task(folder: Path, kept: dict[str, Any]) -> Task:
     train = _table(folder, kept["train"], kept["name"])
-    assert train is not None  # written for every task, with no rows where the buffer holds none
+    assert train is not None  # written for every task, without rows if the buffer holds none
     return Task(
         index=kept["index"],
         name=kept["name"],
@@ -299,7 +301,9 @@ def _table(folder: Path, file: str | None, name: str) -> Table | None:
     if file is None:
         return None
     if not (folder / file).is_file():
-        raise CheckpointError(f"{folder / file}: missing; the saved learner keeps its past samples there.")
+        raise CheckpointError(
+            f"{folder / file}: missing; it holds samples of earlier tasks that the saved learner needs."
+        )
     try:
         return Table(pq.read_table(folder / file), name=name)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""Read data as users have them: into a task to learn, or into a set to measure. Training itself reads no files."""
+"""Turn a user's data into a task to learn or a set to measure. Training itself reads no files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everclip.data.reading.sources import read, read_rows
 from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
-from everclip.learner.numbers import numbered
+from everclip.learner.task_numbers import numbered
 from everclip.scenarios.base import class_entries, merge_entries
 from everclip.scenarios.measuring import MeasuredSets, measured_set
 from everclip.scenarios.spec import SplitSpec
@@ -47,7 +47,7 @@ def table_of(data: UserData) -> Table:
 
 
 def _rows_of(data: Any) -> Iterable[Any]:
-    """Return the rows of whatever holds some: an iterable, a data frame (pandas), a table (pyarrow)."""
+    """Return the rows of an iterable, a data frame (pandas) or a table (pyarrow)."""
     if callable(getattr(data, "iterrows", None)):
         return list(data.to_dict("records"))  # a data frame of pandas
     if callable(getattr(data, "to_pylist", None)):
@@ -111,7 +111,7 @@ def make_task(
         raise DataError(
             f"{table.name}: {len(table)} rows are too few to set {validation:.0%} aside; lower it."
         )
-    # A `Table` that nobody named is called `data`: its task is called by its number.
+    # The task of a `Table` without a given name is named after its number.
     task_name = "" if isinstance(data, Table) and not name else table.name
     classes = None if captioned else _classes(parts, texts)
     task = Task(UNNUMBERED, task_name, train, val if len(val) else None, classes)
@@ -119,7 +119,7 @@ def make_task(
 
 
 def _classes(parts: Parts, templates: Sequence[str]) -> tuple[ClassEntry, ...]:
-    """Return the classes of a task; marked validation rows may hold some that no training row has."""
+    """Return the classes of a task, including those that only validation rows have."""
     tables = [t for t in (parts.train, parts.val) if t is not None]
     return merge_entries([entry for t in tables for entry in class_entries(t, templates)])
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase, Task
 from everclip.errors import EverclipError
-from everclip.learner.showing import Shown
+from everclip.learner.learn_progress import LearnProgress
 from everclip.training.progress import Now, Progress
 from everclip.training.watching import StepLog
 
@@ -30,13 +30,13 @@ class Slower(EverclipError):
         self.step_seconds = step_seconds
 
 
-class TimeLimit(Shown):
+class TimeLimit(LearnProgress):
     """Shows a trial, and raises `Slower` if its steps would take far longer than allowed.
 
     The first step is not timed, since it includes preparations.
 
     Args:
-        task, phases, training, progress: see `Shown`.
+        task, phases, training, progress: see `LearnProgress`.
         limit: time limit of the steps in seconds; may be infinite.
         now: the clock.
     """

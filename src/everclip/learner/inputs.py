@@ -1,4 +1,4 @@
-"""Pictures and texts that a user gives a learner in Python: one, or several."""
+"""Images and texts that a user passes to a learner in Python: one or several."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from everclip.data.pictures.images import decode, loaded
 from everclip.data.pictures.picture_error import MAX_BYTES
 from everclip.errors import ConfigError
 
-Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Any
-"""A path, encoded bytes, an open file, a PIL picture, an array `(H, W, 3)` of uint8, or a tensor `(3, H, W)`."""
+ImageInput = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | Any
+"""A path, encoded bytes, an open file, a PIL image, an array `(H, W, 3)` of uint8, or a tensor `(3, H, W)`."""
 
-Pictures = Picture | Iterable[Picture]
-"""One picture, or several."""
+ImageInputs = ImageInput | Iterable[ImageInput]
+"""One image, or several."""
 
-Texts = str | Iterable[str]
+TextInputs = str | Iterable[str]
 """One text, or several."""
 
 
-def several_texts(given: Texts, where: str) -> list[str]:
-    """Return texts as a list, also where one stands alone.
+def as_texts(given: TextInputs, where: str) -> list[str]:
+    """Return one text or several as a list.
 
     Raises:
-        ConfigError: for something that is no text.
+        ConfigError: if a value is not a text.
     """
     if isinstance(given, str):
         return [given]
@@ -40,14 +40,14 @@ def several_texts(given: Texts, where: str) -> list[str]:
             raise ConfigError(
                 f"{where}: number {place} is of type {type(text).__name__}; expected a text: str(...) makes one."
             )
-    return [str(text) for text in texts]  # text of numpy is text
+    return [str(text) for text in texts]  # converts numpy strings
 
 
-def several_pictures(given: Pictures, where: str) -> Iterator[Picture]:
-    """Yield pictures one by one, also where one stands alone.
+def each_image(given: ImageInputs, where: str) -> Iterator[ImageInput]:
+    """Yield one image or several, one by one.
 
     Raises:
-        ConfigError: for something that is neither a picture nor several.
+        ConfigError: if the value is neither an image nor several.
     """
     if _is_picture(given):
         yield given
@@ -63,21 +63,21 @@ def _is_picture(value: object) -> bool:
     if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
         return True
     if is_array(value):
-        # Four dimensions are several pictures; an array of objects or texts is a list of what it holds.
+        # An array of four dimensions is several images; an array of objects or texts is a list of its items.
         number = getattr(getattr(value, "dtype", None), "kind", "f") not in "OUS"
         return number and getattr(value, "ndim", 0) in (2, 3)
     return callable(getattr(value, "read", None))
 
 
-def opened(image: Picture, name: str) -> Image.Image:
-    """Return a picture in RGB, decoded by the rules of data sets.
+def open_image(image: ImageInput, name: str) -> Image.Image:
+    """Return an image in RGB, decoded by the same rules as images of data sets.
 
     Raises:
-        ConfigError: for a path that names no file, or something that is no picture.
-        PictureError: for a picture that cannot be read.
+        ConfigError: if a path names no file, or the value is not an image.
+        PictureError: if the image cannot be read.
     """
     if isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info:
-        return loaded(image, name)  # encoding and decoding it would take seconds and change nothing
+        return loaded(image, name)  # no need to encode and decode it
     content = encoded(image, name)
     if content is not None:
         return decode(content, name)
@@ -99,6 +99,6 @@ def _explained(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         pattern = any(mark in path.name for mark in "*?")
         return f"{path}: no such picture." + (
-            f' A pattern is spelled out by glob.glob("{path}").' if pattern else ""
+            f' To expand a pattern, use glob.glob("{path}").' if pattern else ""
         )
     return f"{str(path)[:200]}: cannot be read ({getattr(error, 'strerror', None) or error})."

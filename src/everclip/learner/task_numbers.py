@@ -1,4 +1,4 @@
-"""The numbers of tasks: what a learner gives to a task without one, and that no number comes twice."""
+"""Number tasks: give a task without a number the next one, and refuse a number that was used before."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError
 
 
-def require_task(given: object) -> Task:
-    """Return what is given to `Learner.learn`, if it is a task.
+def require_task(value: object) -> Task:
+    """Return the argument of `Learner.learn` if it is a task.
 
     Raises:
-        ConfigError: if it is not; data become a task by `make_task`.
+        ConfigError: if it is not; names `make_task`.
     """
-    if isinstance(given, Task):
-        return given
+    if isinstance(value, Task):
+        return value
     raise ConfigError(
-        f"learn: expected a task, found {type(given).__name__}. Make a task of your data first: "
+        f"learn: expected a task, found {type(value).__name__}. Make a task of your data first: "
         "learner.learn(everclip.make_task(data))."
     )
 
 
 def numbered(task: Task, index: int) -> Task:
-    """Give a task without a number one; a task that has a number stays as it is."""
+    """Give a task the number `index`, unless it already has a number."""
     if task.index != UNNUMBERED:
         return task
     name = task.name or f"task {index}"
@@ -44,10 +44,10 @@ def numbered(task: Task, index: int) -> Task:
 
 
 def require_new(task: Task, learned: Collection[int]) -> None:
-    """Refuse a task whose number was learned already: replay and results keep tasks apart by it.
+    """Refuse a task whose number was learned already: replay and results identify tasks by number.
 
     Raises:
-        ConfigError: if it was.
+        ConfigError: if a task of this number was learned already.
     """
     again = set(task.covers or (task.index,)) & set(learned)
     if again:

@@ -1,4 +1,4 @@
-"""Shows the progress of `Learner.learn` where no run does."""
+"""Show the progress of `Learner.learn` outside a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from everclip.training.progress import Progress
 from everclip.training.watching import StepLog, Watcher
 
 
-class Shown(Watcher):
-    """Follows a task and shows steps, loss and the time left on standard error.
+class LearnProgress(Watcher):
+    """Shows steps, loss and the time left of a task on standard error.
 
     Args:
-        task: what is learned.
-        phases: of it.
+        task: the task.
+        phases: the phases of the task.
         training: the budget.
-        progress: where it is shown.
+        progress: the progress line.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Shown(Watcher):
         progress.start(f"learn {task.name}", self._total)
 
     def after_step(self, log: StepLog) -> bool:
-        """Count a step; no checkpoint is ever due."""
+        """Count a step; never ask for a checkpoint."""
         self._done += 1
         return False
 
@@ -42,14 +42,16 @@ class Shown(Watcher):
             self._progress.finish()
 
 
-def shown(task: Task, phases: Sequence[Phase], training: TrainingConfig, show: bool | None) -> Shown | None:
-    """Return what shows the progress of a task; `None` where nothing is to be shown.
+def learn_progress(
+    task: Task, phases: Sequence[Phase], training: TrainingConfig, show: bool | None
+) -> LearnProgress | None:
+    """Return a watcher that shows the progress of a task; `None` if progress is not shown.
 
     Args:
-        task: what is learned.
-        phases: of it.
+        task: the task.
+        phases: the phases of the task.
         training: the budget.
-        show: whether; `None` = where standard error is a terminal.
+        show: whether to show progress; `None` means if standard error is a terminal.
     """
     wanted = sys.stderr is not None and sys.stderr.isatty() if show is None else show
-    return Shown(task, phases, training, Progress()) if wanted else None
+    return LearnProgress(task, phases, training, Progress()) if wanted else None

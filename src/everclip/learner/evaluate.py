@@ -1,4 +1,4 @@
-"""Measuring any model on any data: what `everclip eval` prints. Pictures are encoded once per model, ever."""
+"""Measure any model on any data, for `everclip eval`. Every image is encoded once per model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Measured(Part):
 
 
 class Evaluation(Part):
-    """What `everclip eval` found. `encoded` counts the pictures that were not in the cache."""
+    """The result of `everclip eval`. `encoded` counts the images that were not in the cache."""
 
     model: str
     method: str
@@ -78,7 +78,7 @@ class Evaluation(Part):
 
 
 def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
-    """Return a run folder, a saved learner, an export or any backbone as a learner to predict with.
+    """Load a run folder, a saved learner, an export or any backbone as a learner for prediction.
 
     Args:
         model: a folder or a backbone's name.
@@ -89,7 +89,9 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
     """
     if (user_path(model, "model") / CONFIG).is_file():
         if backbone:
-            raise ConfigError(f"backbone.{next(iter(backbone))}: {model} is a run; its backbone is settled.")
+            raise ConfigError(
+                f"backbone.{next(iter(backbone))}: {model} is a run, so its backbone cannot be changed."
+            )
         return Learner.load(model)
     if (user_path(model, "model") / "head.json").is_file():
         raise ConfigError(
@@ -100,11 +102,11 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
 
 
 def learned_names(model: str, learner: Learner) -> list[str]:
-    """Return the names of all classes that a learner or a run learned; empty where its folder does not say them all.
+    """Return the names of all classes that a learner or a run learned; empty if its folder does not name all of them.
 
     Args:
-        model: what `load_model` loaded.
-        learner: what it returned.
+        model: the argument of `load_model`.
+        learner: the learner that it returned.
 
     Raises:
         DataError: if the run's results or its file of answers per class are damaged.
@@ -124,7 +126,7 @@ def learned_names(model: str, learner: Learner) -> list[str]:
             if learned and one.key not in names:
                 names[one.key] = one.name
                 counts.update(learned)
-    # A class without test pictures is missing there.
+    # The file leaves out classes without test images.
     whole = all(task.classes == counts[task.index] for task in results.tasks if task.index in learner.learned)
     return list(dict.fromkeys(names.values())) if whole else []
 
@@ -149,7 +151,7 @@ def evaluate_model(
             data (`zeroshot_classification_templates.txt`), else the name alone.
         kind: of data; `auto` takes retrieval where there are captions, else classification.
         config: top-k, confidence, batch size, cache.
-        tick: called with (pictures done, pictures) while encoding.
+        tick: called with (images done, all images) while encoding.
     """
     settings = config or EvaluationConfig()
     texts = None if templates is None else templates_of(templates, "templates")
@@ -238,11 +240,11 @@ def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:
 
 
 def _learned_from(learner: Learner, sets: Sequence[EvalSet]) -> list[str]:
-    """Say which sets hold pictures that the model was trained on."""
+    """Name the sets with images that the model was trained on."""
     found = [(s, learner.pictures.among(s.data)) for s in sets] if len(learner.pictures) else []
     return [
-        f"{s.name}: {count:,} of its pictures were learned from by this model, so its scores are too good; measure on "
-        "pictures that it has not seen"
+        f"{s.name}: this model was trained on {count:,} of its pictures, so its scores are too good; measure on images "
+        "that the model has not seen"
         for s, count in found
         if count
     ]
