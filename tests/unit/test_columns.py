@@ -212,6 +212,30 @@ def test_a_shared_folder_serves_the_next_run_and_a_damaged_file_is_made_again(
     assert run()[1] == 20
 
 
+def test_a_tower_that_a_phase_in_between_trained_is_asked_again(
+    make: Callable[..., Learner], tasks: Any
+) -> None:
+    learner = make()
+    learner.method.begin_task(tasks[0], learner.past())
+    streams = learner.plan(tasks[0])[0].streams
+    columns = learner.engine.columns
+
+    def embeddings() -> torch.Tensor:
+        columns.prepare(learner.method, streams)
+        batch: dict[str, dict[str, Any]] = {name: {} for name in streams}
+        columns.add(batch, streams, "scope", 0)
+        found: torch.Tensor = batch["main"]["image_embedding"]
+        return found
+
+    counts = encoded(learner)
+    before = embeddings()
+    assert torch.equal(embeddings(), before)
+    assert counts["image"] == len(tasks[0].train)
+    with torch.no_grad():
+        learner.method.backbone.clip.visual.proj.neg_()
+    assert torch.equal(embeddings(), -before)
+
+
 class Own(SlotMethod):
     """A method that reads pixels itself, as methods from before did."""
 

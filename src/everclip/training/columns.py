@@ -61,6 +61,7 @@ class EmbeddingColumns:
         self.tick: Callable[[int, int], None] = lambda done, total: None
         self._tables: dict[tuple[str, int], _TableEmbeddings] = {}
         self._classes: dict[tuple[str, int], tuple[object, str, torch.Tensor]] = {}
+        self._own_keys = ("", "")
 
     def prepare(
         self,
@@ -84,9 +85,19 @@ class EmbeddingColumns:
             return False
         method.eval()
         encoders = _Encoders(method, autocast)
+        if any(not column.teacher for _, column in requested):
+            self._discard_changed(encoders)
         for stream, column in requested:
             self._prepare(encoders, stream, column)
         return True
+
+    def _discard_changed(self, encoders: _Encoders) -> None:
+        """Discard embeddings of the method's own towers if a phase in between trained them."""
+        keys = encoders.of("", "image").key, encoders.of("", "text").key
+        if keys != self._own_keys:
+            self._tables = {key: held for key, held in self._tables.items() if held.encoder != OWN}
+            self._classes = {key: bank for key, bank in self._classes.items() if bank[1] != OWN}
+            self._own_keys = keys
 
     def _prepare(self, encoders: _Encoders, stream: Stream, column: _Column) -> None:
         if column.base == CLASS:
