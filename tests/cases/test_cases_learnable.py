@@ -174,7 +174,7 @@ def test_b28_few_pictures_train_or_are_refused(tmp_path: Path, count: int) -> No
 
 def test_one_picture_with_many_captions_is_refused(tmp_path: Path) -> None:
     learner = Learner.create("builtin:tiny", "finetune", {"steps": 1, "device": "cpu"})
-    with pytest.raises(DataError, match="show one and the same picture"):
+    with pytest.raises(DataError, match="show the same image"):
         learner.learn(make_task(str(table(tmp_path, ["one", "two", "three"], same=True)), validation=0))
 
 
@@ -408,4 +408,4 @@ def test_eval_warns_of_pictures_that_were_learned_from(tmp_path: Path) -> None:
         found = evaluate_model(model, "mine", [str(file), str(other / "list.csv")])
         warned = [note for note in found.notes if "was trained on" in note]
         assert len(warned) == 1
-        assert "6 of its pictures" in warned[0]
+        assert "6 of its images" in warned[0]

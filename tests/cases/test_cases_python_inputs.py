@@ -83,11 +83,11 @@ def test_point_21_several_pictures_in_one_array(learner: Learner, file: Path) ->
     [
         (lambda p: 3, "images are of type int"),
         (lambda p: None, "images are of type NoneType"),
-        (lambda p: [3], "picture 0 is of type int"),
+        (lambda p: [3], "image 0 is of type int"),
         (lambda p: {"image": p}, "images are of type dict"),
-        (lambda p: p.parent, "a folder; give its pictures"),
+        (lambda p: p.parent, "a folder; give its images"),
         (lambda p: p.parent / "*.png", "To expand a pattern, use glob"),
-        (lambda p: p.parent / "none.png", "no such picture"),
+        (lambda p: p.parent / "none.png", "no such image"),
         (lambda p: "https://example.org/x.png", "a URL; download it first"),
         (lambda p: "a\0b", "cannot be read"),
         (lambda p: "x" * 5000, "cannot be read"),
@@ -100,7 +100,7 @@ def test_point_21_several_pictures_in_one_array(learner: Learner, file: Path) ->
         (lambda p: np.zeros((8, 8, 7), np.uint8), "shape (8, 8, 7); expected (H, W, 3)"),
         (lambda p: np.zeros((0, 8, 3), np.uint8), "shape (0, 8, 3)"),
         (lambda p: np.zeros((2, 2, 8, 8, 3), np.uint8), "shape (2, 8, 8, 3)"),
-        (lambda p: np.zeros(5, np.uint8), "picture 0"),
+        (lambda p: np.zeros(5, np.uint8), "image 0"),
     ],
 )
 def test_point_21_what_is_no_picture_is_explained(
@@ -160,7 +160,7 @@ def test_point_24_the_best_few_names_at_the_shell(
     for wrong, said in (
         (call[:3], "no names to choose from"),
         ((*call[:3], "--names", tmp_path / "none.txt"), "none.txt: cannot be read"),
-        ((*call[:2], tmp_path / "none.png", "--name", "x"), "no such picture"),
+        ((*call[:2], tmp_path / "none.png", "--name", "x"), "no such image"),
         ((*call[:3], "--name", "x", "--template", "y"), "exactly once"),
     ):
         code, out, err = command(*wrong)
@@ -300,7 +300,7 @@ def test_point_21_an_opened_picture_may_be_damaged_or_too_wide(learner: Learner,
     file.write_bytes(file.read_bytes()[:-200])
     with (
         Image.open(file) as opened,
-        pytest.raises(DataError, match="picture 0: the image cannot be decoded"),
+        pytest.raises(DataError, match="image 0: the image cannot be decoded"),
     ):
         learner.encode(opened)
     with pytest.raises(DataError, match="sides may differ"):

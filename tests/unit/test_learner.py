@@ -81,7 +81,7 @@ def test_classify_gives_the_name_with_the_highest_cosine(learner: Learner, png: 
 def test_what_cannot_be_classified_is_said(learner: Learner, png: Callable[..., bytes]) -> None:
     with pytest.raises(ConfigError, match="no names to choose from"):
         learner.classify([png()], [])
-    with pytest.raises(ConfigError, match=r"none\.png: no such picture"):
+    with pytest.raises(ConfigError, match=r"none\.png: no such image"):
         learner.encode(["none.png"])
     with pytest.raises(DataError, match="not a readable image"):
         learner.encode([b"nothing"])

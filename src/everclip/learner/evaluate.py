@@ -243,7 +243,7 @@ def _learned_from(learner: Learner, sets: Sequence[EvalSet]) -> list[str]:
     """Name the sets with images that the model was trained on."""
     found = [(s, learner.pictures.among(s.data)) for s in sets] if len(learner.pictures) else []
     return [
-        f"{s.name}: this model was trained on {count:,} of its pictures, so its scores are too good; measure on images "
+        f"{s.name}: this model was trained on {count:,} of its images, so its scores are too good; measure on images "
         "that the model has not seen"
         for s, count in found
         if count

@@ -41,7 +41,7 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
 
     Raises:
         DataError: if a task has only one text or one image, so that there is nothing to learn.
-        ConfigError: if the method needs labels, captions or validation pictures that the tasks do not have, or the
+        ConfigError: if the method needs labels, captions or validation images that the tasks do not have, or the
             processes cannot share a batch equally.
     """
     share_of(learner.training.batch_size, learner.accelerator.num_processes)
@@ -52,7 +52,7 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
     for task in tasks:
         if learner.method.chooses_on_validation and not (task.val is not None and len(task.val)):
             raise ConfigError(
-                f"method.merge.alpha: `sweep` chooses on validation pictures, but task {task.name!r} has none; "
+                f"method.merge.alpha: `sweep` chooses on validation images, but task {task.name!r} has none; "
                 "raise scenario.split.validation, or set a fixed method.merge.alpha."
             )
         labels = learner.method.uses_labels(task)

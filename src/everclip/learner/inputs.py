@@ -49,7 +49,7 @@ def each_image(given: ImageInputs, where: str) -> Iterator[ImageInput]:
     Raises:
         ConfigError: if the value is neither an image nor several.
     """
-    if _is_picture(given):
+    if _is_image(given):
         yield given
         return
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
@@ -59,7 +59,7 @@ def each_image(given: ImageInputs, where: str) -> Iterator[ImageInput]:
     yield from given
 
 
-def _is_picture(value: object) -> bool:
+def _is_image(value: object) -> bool:
     if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
         return True
     if is_array(value):
@@ -93,12 +93,12 @@ def open_image(image: ImageInput, name: str) -> Image.Image:
 
 def _explained(path: Path, error: Exception) -> str:
     if isinstance(error, IsADirectoryError):
-        return f'{path}: a folder; give its pictures: sorted(Path("{path}").glob("*.jpg")).'
+        return f'{path}: a folder; give its images: sorted(Path("{path}").glob("*.jpg")).'
     if str(path).startswith(("http:/", "https:/")):
         return f"{path}: a URL; download it first."
     if isinstance(error, FileNotFoundError):
         pattern = any(mark in path.name for mark in "*?")
-        return f"{path}: no such picture." + (
+        return f"{path}: no such image." + (
             f' To expand a pattern, use glob.glob("{path}").' if pattern else ""
         )
     return f"{str(path)[:200]}: cannot be read ({getattr(error, 'strerror', None) or error})."

@@ -43,17 +43,17 @@ class _Compared:
     """The texts and images that a loss compares, and the number of answers of training rows (two are enough)."""
 
     texts: set[bytes] = field(default_factory=set)
-    pictures: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
     answers: int = 0
 
     def merged(self, other: _Compared) -> _Compared:
         answers = max(self.answers, other.answers)
-        return _Compared(self.texts | other.texts, self.pictures | other.pictures, answers)
+        return _Compared(self.texts | other.texts, self.images | other.images, answers)
 
     @property
     def differ(self) -> bool:
         # A loss can teach one image its name among several, but not two names.
-        return len(self.texts) > 1 and (len(self.pictures) > 1 or self.answers < 2)
+        return len(self.texts) > 1 and (len(self.images) > 1 or self.answers < 2)
 
 
 def require_learnable(
@@ -150,7 +150,7 @@ def _require_pairs(task: Task, method: Method, batch_size: int) -> None:
 
 
 def _what(compared: _Compared) -> str:
-    return "text" if len(compared.texts) < 2 else "picture"
+    return "text" if len(compared.texts) < 2 else "image"
 
 
 def _refusal(task: Task, labels: bool, compared: _Compared) -> str:
@@ -160,7 +160,7 @@ def _refusal(task: Task, labels: bool, compared: _Compared) -> str:
     )
     if len(compared.texts) > 1:
         return (
-            f"task {task.name!r}: its {rows} show one and the same picture, {nothing}. Give pictures that differ "
+            f"task {task.name!r}: its {rows} show the same image, {nothing}. Give images that differ "
             "(everclip check shows copies)."
         )
     if labels:
@@ -190,7 +190,7 @@ def _compared(task: Task, labels: bool, tokenise: Tokenise) -> _Compared:
     else:
         texts = _two_texts(task.train, tokenise)
         answers = len(texts)
-    return _Compared(texts, _two_pictures(task.train), answers)
+    return _Compared(texts, _two_images(task.train), answers)
 
 
 def _texts(table: Table) -> Iterator[str]:
@@ -210,7 +210,7 @@ def _two_texts(table: Table, tokenise: Tokenise) -> set[bytes]:
     return found
 
 
-def _two_pictures(table: Table) -> set[str]:
+def _two_images(table: Table) -> set[str]:
     """Return the contents of two different images (or concepts, if the data name them), or of the only one."""
     concepts = table.column("concept") if table.has("concept") else [None] * len(table)
     found: set[str] = set()

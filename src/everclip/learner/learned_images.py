@@ -28,7 +28,7 @@ def hashes_of(table: Table) -> Hashes:
 
 
 class LearnedImages:
-    """Remembers pictures by hash, up to `MOST_IMAGES` of them."""
+    """Remembers images by hash, up to `MOST_IMAGES` of them."""
 
     def __init__(self, hashes: Hashes | None = None) -> None:
         self._hashes: Hashes = np.zeros(0, dtype=np.uint64) if hashes is None else hashes

@@ -41,7 +41,7 @@ def _features(
     preprocess = method.backbone.preprocess
     numbered = enumerate(each_image(images, where))
     pixels = (
-        torch.stack([preprocess(open_image(image, f"{where}: picture {i}")) for i, image in block])
+        torch.stack([preprocess(open_image(image, f"{where}: image {i}")) for i, image in block])
         for block in _blocks(numbered)
     )
     return joined([reduce(encode_images(method, block)) for block in pixels])

@@ -78,7 +78,7 @@ def make_task(
             `image` and `caption` or `class_name`, a data frame, a table of pyarrow.
         name: of the task; default: the data's own, or the task's number.
         templates: texts around class names, for data with classes and no captions.
-        validation: share of the pictures that is kept for choices (merging, the retention guard), by hash.
+        validation: share of the images that is kept for choices (merging, the retention guard), by hash.
         index: the task's number; by default the learner gives it the next one.
 
     Raises:
