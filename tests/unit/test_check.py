@@ -208,9 +208,7 @@ def test_leaks_stop_and_are_listed(call: Call, write: Write) -> None:
     path = write(pictures, caption=[f"p{i % 6}" for i in range(9)], split=["train"] * 6 + ["test"] * 3)
     code, out, err = call(path)
     assert code == 3
-    assert (
-        "2 of 3 (66.7 %) test pictures are also in the training data: 1 same file, 1 nearly the same" in out
-    )
+    assert "2 of 3 (66.7 %) test pictures are also trained on: 1 same file, 1 nearly the same" in out
     assert "everclip: check: 2 of 3" in err
     code, out, _ = call(path, "--json")
     assert code == 3

@@ -176,7 +176,7 @@ def _leaks_of(leaks: Leaks) -> Iterator[str]:
     total = sum(leaks.counts.values())
     if total:
         kinds = ", ".join(f"{count:,} {_SAME[kind]}" for kind, count in leaks.counts.items())
-        yield f"{share(total, leaks.held_out)} {leaks.side} pictures are also in the training data: {kinds}"
+        yield f"{share(total, leaks.held_out)} {leaks.side} pictures are also trained on: {kinds}"
     if leaks.alike:
         yield f"{share(leaks.alike, leaks.held_out)} {leaks.side} pictures look like a picture with another text"
     sure = [e for e in leaks.examples if e.kind != "near" or e.same_text] or list(leaks.examples)
