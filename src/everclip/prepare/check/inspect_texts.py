@@ -93,6 +93,12 @@ def _same(tokenise: Tokenise, name_of: dict[str, str]) -> tuple[tuple[str, ...],
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
+def _lengths_of(texts: Sequence[str], lengths: Callable[[Sequence[str]], list[int]]) -> dict[str, int]:
+    """Return the number of tokens of each text, counted in blocks."""
+    blocks = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
+    return {text: count for block in blocks for text, count in zip(block, lengths(block), strict=True)}
+
+
 def captions_of(
     table: Table,
     sides: Sequence[str | None],
@@ -123,10 +129,7 @@ def captions_of(
     spellings: dict[bytes, list[str]] = {}
     for text in written:
         spellings.setdefault(read[text], []).append(text)
-    length_of: dict[str, int] = {}
-    for start in range(0, len(written), _BATCH):
-        block = written[start : start + _BATCH]
-        length_of |= dict(zip(block, lengths(block), strict=True))
+    length_of = _lengths_of(written, lengths)
     tokens = np.array([length_of[text] for text in texts])
     longest = sorted(written, key=lambda text: (-length_of[text], text))[:3]
     shared = (

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,16 @@ def _text(path: Path, encoding: str | None) -> str | tuple[str, str]:
         return "bad-utf8" if isinstance(error.__cause__, UnicodeDecodeError) else "bad-row", str(error)
 
 
+def _notes_on_texts(name: str, kind: str, labels: bool, several: int, bare: Sequence[str]) -> Iterator[str]:
+    """Yield what a user should know of the text files of a folder."""
+    if labels:
+        yield f"{name}: the .{kind} files hold classes: few short texts ({SWITCH})"
+    if several:
+        yield f"{name}: several lines of a .{kind} file are several captions: {several:,} files"
+    if bare:
+        yield f"{name}: images without a .{kind} file, not read: {len(bare):,} ({brief(bare)})"
+
+
 def _raw(
     listing: Listing,
     found: FolderImages,
@@ -170,16 +180,7 @@ def _raw(
         row["text" if labels else "caption"] = caption
     where = "beside them" if within is None else "in another folder"
     notes = [f"{listing.path.name}: {len(rows):,} images with a .{kind} file each {where}"]
-    if labels:
-        notes.append(f"{listing.path.name}: the .{kind} files hold classes: few short texts ({SWITCH})")
-    if several:
-        notes.append(
-            f"{listing.path.name}: several lines of a .{kind} file are several captions: {several:,} files"
-        )
-    if bare:
-        notes.append(
-            f"{listing.path.name}: images without a .{kind} file, not read: {len(bare):,} ({brief(bare)})"
-        )
+    notes += _notes_on_texts(listing.path.name, kind, labels, several, bare)
     names = dict.fromkeys(key for row in rows for key in row)
     table, odd = table_of(rows, list(names)) if rows else (pa.table({"image": pa.array([], pa.string())}), {})
     found.others.clear()  # the texts themselves
