@@ -76,7 +76,7 @@ def test_s11_eval_goes_on_without_its_cache(photos: Path, blocked: Path) -> None
     found = RUNNER.invoke(app, ["eval", "builtin:tiny", "--on", str(photos)])
     assert found.exit_code == 0, found.output
     assert "accuracy" in found.output
-    assert found.output.count("embeddings are not kept") == 1
+    assert found.output.count("embeddings are not stored") == 1
     assert "Traceback" not in found.output
 
 

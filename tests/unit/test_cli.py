@@ -266,7 +266,7 @@ def test_unreadable_data_end_with_3(call: Callable[..., Any], settings: list[str
     assert "bad.parquet: not a readable Parquet file" in err
     code, _, err = call("report", tmp_path)
     assert code == 3
-    assert "no such result" in err
+    assert "there is no result" in err
 
 
 def test_another_configuration_ends_with_4_and_shows_the_difference(
