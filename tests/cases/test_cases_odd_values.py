@@ -15,6 +15,7 @@ from build import encoded, picture, text
 from everclip.data.reading.sources import Loaded, read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
+from everclip.learner import make_task
 from everclip.prepare.check.advice_classes import names_of_classes
 
 
@@ -204,3 +205,9 @@ def test_b17_a_line_that_repeats_the_header_says_so(folder: Path) -> None:
     (entry,) = found.quarantine.entries
     assert (entry.row, entry.reason) == (2, "bad-row")
     assert "repeats the names of the columns" in entry.detail
+
+
+@pytest.mark.parametrize("side", [[], [[]], {"a": 1}])
+def test_a_column_of_sides_that_holds_lists_or_objects_ends_in_words(side: object) -> None:
+    with pytest.raises(DataError, match=r"column 'split' holds|no-image"):
+        make_task([{"image": None, "caption": "a", "split": side}])

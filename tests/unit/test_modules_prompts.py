@@ -100,7 +100,7 @@ def test_prompts_from_words_are_first_the_template_with_these_words(micro_folder
 
 def test_words_need_a_tokeniser_and_must_leave_room(micro_folder: Path) -> None:
     backbone = load_backbone(str(micro_folder / "model"))
-    with pytest.raises(ConfigError, match="tokeniser"):
+    with pytest.raises(ConfigError, match="tokenizer"):
         insert(backbone.clip, "prompt", {"tower": "text", "init": "ab"})
     with pytest.raises(ConfigError, match="no room"):
         insert(

@@ -118,7 +118,7 @@ def test_settings_per_task_replace_rate_and_budget_of_that_task(micro_config: Ca
 def test_settings_for_no_task_of_the_stream_are_refused(micro_config: Callable[..., Any]) -> None:
     config = micro_config("time", "method.per_task={Aircraft: {lr: 0.5}}")
     scenario = load_scenario(config.scenario)
-    with pytest.raises(ConfigError, match=r"method.per_task: 'Aircraft' is no task"):
+    with pytest.raises(ConfigError, match=r"method.per_task: 'Aircraft' is not a task"):
         check_fit(learner_for(config, scenario), scenario.tasks)
 
 
@@ -148,7 +148,7 @@ def test_a_preset_may_list_tasks_that_a_stream_lacks(micro_config: Callable[...,
     scenario = load_scenario(config.scenario)
     check_fit(learner_for(config, scenario), scenario.tasks)
     config = micro_config("time", "method=lwf-mtil", "method.per_task.Birds.lr=0.5")
-    with pytest.raises(ConfigError, match=r"method.per_task: 'Birds' is no task"):
+    with pytest.raises(ConfigError, match=r"method.per_task: 'Birds' is not a task"):
         check_fit(learner_for(config, scenario), scenario.tasks)
 
 

@@ -38,10 +38,10 @@ def test_a_name_is_found_whatever_its_case_and_the_exact_one_wins() -> None:
 @pytest.mark.parametrize(
     ("keys", "names", "said"),
     [
-        (["MNIST", "mnist"], ["MNIST"], "'MNIST' and 'mnist' differ in case alone"),
+        (["MNIST", "mnist"], ["MNIST"], "'MNIST' and 'mnist' differ only in case"),
         (["MNIST"], ["mnist", "MNIST"], "'MNIST' fits the tasks 'MNIST' and 'mnist'"),
         (["Mnist"], ["mnist", "MNIST"], "'Mnist' fits the tasks 'MNIST' and 'mnist'"),
-        (["mnits"], ["mnist", "dtd"], "'mnits' is no task of this stream.*mnist"),
+        (["mnits"], ["mnist", "dtd"], "'mnits' is not a task of this stream.*mnist"),
     ],
 )
 def test_a_name_that_is_no_tasks_or_may_be_two_is_refused(

@@ -138,6 +138,8 @@ def _flags(values: Sequence[Any]) -> list[bool]:
 
 def _unknown_marks(column: pa.ChunkedArray, name: str) -> list[str]:
     """Return a line if no value of the split column is a side."""
+    if pa.types.is_nested(column.type):
+        return []  # lists and objects are refused by their kind
     marks = sorted({str(v) for v in column.unique().to_pylist() if v is not None and str(v).strip()})
     if not marks or any(map(side_in, marks)):
         return []
