@@ -26,21 +26,6 @@ from everclip.models.backbone import load_backbone
 from everclip.models.export import export_backbone
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def state(base: Path) -> State:
-    return weights(base)
-
-
-@pytest.fixture(scope="module")
-def expected(base: Path) -> torch.Tensor:
-    return embeddings(load_backbone(str(base)))
-
-
 @pytest.fixture
 def folder(base: Path, tmp_path: Path) -> Path:
     """The model's configuration and vocabulary, without weights."""

@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from build import text, tiny, weights
+from build import text, tiny
 from case_checkpoints import PICTURE, TEXTS, State, embeddings
 from safetensors.torch import save_file
 
@@ -19,21 +19,6 @@ from everclip.config import BackboneConfig
 from everclip.errors import ConfigError
 from everclip.models.backbone import load_backbone
 from everclip.models.export import export_backbone
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def state(base: Path) -> State:
-    return weights(base)
-
-
-@pytest.fixture(scope="module")
-def expected(base: Path) -> torch.Tensor:
-    return embeddings(load_backbone(str(base)))
 
 
 @pytest.fixture

@@ -63,7 +63,6 @@ def init_config(
     if output is not None:
         _check_output(output, force)
     block = data_block(settings)
-    from everclip.files import write_text_atomic
     from everclip.learner.learnable import require_differences
     from everclip.models.tokenizers import default_tokenizer
     from everclip.prepare.init_config.candidates import Wish
@@ -73,12 +72,7 @@ def init_config(
     proposal = propose([{"source": source, **block} for source in sources], wish)
     require_differences(proposal.scenario.tasks, default_tokenizer())
     _print_remarks(proposal)
-    text = text_for(proposal, output)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    write_text_atomic(output, text)
-    typer.echo(f"{output}: {_tasks(proposal)}; next: everclip run {output} --dry-run")
+    _write(proposal, output)
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -105,6 +99,18 @@ def _print_remarks(proposal: Proposal) -> None:
 def _tasks(proposal: Proposal) -> str:
     count = len(proposal.scenario.tasks)
     return "1 task" if count == 1 else f"{count} tasks"
+
+
+def _write(proposal: Proposal, output: Path | None) -> None:
+    """Print the YAML text, or write it to a file and name the next command."""
+    from everclip.files import write_text_atomic
+
+    text = text_for(proposal, output)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    write_text_atomic(output, text)
+    typer.echo(f"{output}: {_tasks(proposal)}; next: everclip run {output} --dry-run")
 
 
 def text_for(proposal: Proposal, output: Path | None) -> str:

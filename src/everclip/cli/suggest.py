@@ -60,6 +60,7 @@ def suggest(
 
     Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
     """
+    from everclip.files import require_writable
     from everclip.prepare.suggest.suggestion import suggest as make
     from everclip.training.progress import Progress
 
@@ -68,8 +69,6 @@ def suggest(
         words, model = [model, *words], None
     backbone, training, block = _sections(words)
     if output is not None:
-        from everclip.files import require_writable
-
         require_writable(output, "--output")
     named = backbone if model is None else {"name": model, **backbone}
     suggestion = make(data, named, block, training, steps, trial_seconds, sweep_seconds, Progress())

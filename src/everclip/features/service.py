@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -258,18 +259,18 @@ class FeatureService:
         parts = _Parts(count, slot[3], together)
         mine = make(parts.mine)
         sink: InMemory | InFile | None = None
-        try:
+        with ExitStack() as undo:
             for done in range(1, parts.rounds + 1):
                 own = next(mine) if done <= len(parts.mine) else None
                 every = gather_objects(own) if together else [own]
                 some = joined([part for part in every if part is not None])
-                sink = sink or self._sink(name, path, shapes_of(some, count), together)
+                if sink is None:
+                    sink = self._sink(name, path, shapes_of(some, count), together)
+                    if isinstance(sink, InFile):
+                        undo.callback(sink.discard)
                 sink.put(some)
                 tick(*parts.progress(done))
-        except BaseException:
-            if isinstance(sink, InFile):
-                sink.discard()
-            raise
+            undo.pop_all()
         if sink is None:
             return {}, False
         features = sink.finish()

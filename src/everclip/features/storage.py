@@ -141,11 +141,10 @@ class InFile:
 
     @contextlib.contextmanager
     def _or_discard(self) -> Iterator[None]:
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.discard)
             yield
-        except BaseException:
-            self.discard()
-            raise
+            undo.pop_all()
 
 
 def _open(file: Path, shapes: Shapes) -> dict[str, Any]:

@@ -66,9 +66,8 @@ def compare(
         force: compare even if benchmark, headline or evaluation sets differ (a note names the difference).
         baseline: label of the method to subtract.
         draws: number of bootstrap draws.
-        over: for a method with several seeds: whether intervals of differences are over `seeds` (wide if there are
-            few), or over `items`, with each item's mean over the seeds. The latter show how other images would change
-            the difference, not how other seeds would.
+        over: whether intervals of differences between methods with several seeds are over `seeds` (wide if there are
+            few) or over `items`, with each item's mean over the seeds (they show the effect of other images alone).
 
     Raises:
         DataError: if a folder holds no result, there is nothing to compare, the runs are not comparable, or no method
@@ -77,18 +76,16 @@ def compare(
     runs = _read(folders)
     groups, cut = _seed_groups(runs)
     notes = check_comparable(runs, force) + comparison_notes(runs) + cut
-    first = _baseline(groups, baseline)
+    first, results = _baseline(groups, baseline), runs[0].results
     methods = [_method(group, draws) for group in groups]
     change = partial(_change, draws=draws, over=over)
-    results = runs[0].results
     before, start_notes = before_training(groups, compared_keys())
     notes += start_notes
     keys = candidates([method.values for method in methods], runs[0])
     undefined = _undefined(keys, methods, results)
     others = [group for group in groups if group is not first]
-    differences = [
-        _difference(k, group, first, change) for group in others for k in keys if k not in undefined
-    ]
+    asked = [key for key in keys if key not in undefined]
+    differences = [_difference(key, group, first, change) for group in others for key in asked]
     if over == "items":
         notes += _not_over_items(groups, differences)
     return Comparison(
