@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 SCRIPTS = (
     "step",
+    "attention",
     "frozen",
     "adapters",
     "row",

@@ -16,9 +16,11 @@ from doctor_fixtures import only
 import everclip
 from everclip import processor, registry
 from everclip.cli.plan import plan, print_plan
-from everclip.config import TrainingConfig, resolve_config
+from everclip.config import BackboneConfig, MethodConfig, TrainingConfig, resolve_config
 from everclip.evaluation.results import Results
 from everclip.learner.core import Learner
+from everclip.methods.build import build_method
+from everclip.models.backbone import Backbone, load_backbone
 from everclip.prepare.doctor import machine
 from everclip.prepare.doctor.child import ChildResult
 from everclip.running import precision as running
@@ -252,3 +254,74 @@ def test_the_scaler_comes_back_with_its_state() -> None:
     first.scaler.update(128.0)
     again.load(first.tensors())
     assert again.scaler.get_scale() == 128.0
+
+
+# -- attention ------------------------------------------------------------------------------------------------
+
+
+def kernel() -> tuple[bool, bool]:
+    """Return whether torch may use its fused attention, and whether the unfused one may compute in bf16."""
+    switches: Any = torch.backends.cuda
+    return switches.flash_sdp_enabled(), switches.fp16_bf16_reduction_math_sdp_allowed()
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_only_bf16_on_a_cpu_leaves_the_fused_attention() -> None:
+    usual = kernel()
+    assert usual[0]
+    for form in ("fp32", "auto"):
+        with Precision(form, CPU).autocast():
+            assert kernel() == usual
+    with Precision("bf16", GPU).autocast():
+        assert kernel() == usual
+    with Precision("bf16", CPU).autocast():
+        assert kernel() == (False, True)
+    assert kernel() == usual
+    with pytest.raises(RuntimeError), Precision("bf16", CPU).autocast():
+        raise RuntimeError
+    assert kernel() == usual
+
+
+def step_of(model: Backbone, form: str) -> tuple[float, torch.Tensor]:
+    """Return loss and gradients of one contrastive step in a format."""
+    precision, clip = Precision(form, CPU), model.clip.train()
+    clip.zero_grad()
+    draw = torch.Generator().manual_seed(0)
+    side = model.pixels.size
+    images, tokens = (
+        torch.rand(8, 3, side, side, generator=draw),
+        model.tokenise([f"a {i}" for i in range(8)]),
+    )
+    with precision.autocast():
+        logits = 10 * model.encode_image(images) @ model.encode_text(tokens).T
+    loss = torch.nn.functional.cross_entropy(logits.float(), torch.arange(8))
+    precision.backward(loss)
+    return loss.item(), torch.cat([p.grad.flatten() for p in clip.parameters() if p.grad is not None])
+
+
+def test_a_step_in_bf16_is_close_to_one_in_fp32() -> None:
+    model = load_backbone(BackboneConfig(name="builtin:tiny"), 0)
+    (exact, wanted), (loss, found) = (step_of(model, form) for form in ("fp32", "bf16"))
+    assert loss == pytest.approx(exact, rel=0.01)
+    assert 0 < (found - wanted).norm() / wanted.norm() < 0.05
+
+
+def test_checkpointed_blocks_train_in_bf16() -> None:
+    model = load_backbone(BackboneConfig(name="builtin:tiny"), 0)
+    plain = step_of(model, "bf16")
+    model.clip.set_grad_checkpointing()
+    again = step_of(model, "bf16")
+    assert again[0] == plain[0]
+    assert torch.equal(again[1], plain[1])
+
+
+def test_a_teacher_equals_its_student_at_the_start_in_bf16() -> None:
+    settings = {"penalties": {"feature-distill": {"reference": "task-start"}}}
+    config = MethodConfig(name="finetune", settings=settings)
+    method = build_method(config, load_backbone(BackboneConfig(name="builtin:tiny"), 0))
+    method.teachers.begin_task(method.backbone)
+    side, student = method.backbone.pixels.size, method.backbone.train()
+    images, tokens = torch.rand(4, 3, side, side), student.tokenise(["a cat", "two dogs"])
+    with Precision("bf16", CPU).autocast():
+        assert torch.equal(method.teachers.image("task-start", images, student), student.encode_image(images))
+        assert torch.equal(method.teachers.text("task-start", tokens, student), student.encode_text(tokens))

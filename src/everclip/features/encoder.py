@@ -95,7 +95,10 @@ def tower_encoders(
     fingerprints = backbone.fingerprints()
     with context():
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        setting = *_numerics(device), str(backbone.clip), autocast, torch.backends.mha.get_fastpath_enabled()
+        kernels: tuple[object, ...] = (torch.backends.mha.get_fastpath_enabled(),)
+        if not torch.backends.cuda.flash_sdp_enabled():  # type: ignore[no-untyped-call]
+            kernels = *kernels, "unfused attention"  # bf16 on a CPU
+        setting = *_numerics(device), str(backbone.clip), autocast, *kernels
     transform = repr(backbone.preprocess), f"decoded by rules {RULES}"
     return {
         "image": Encoder(

@@ -171,11 +171,12 @@ class Engine:
         module = module_of(method)
         set_modes(module, training=phase.optimiser is not None)
         started = time.monotonic()
-        with self._precision_of(phase).autocast():
+        precision = self._precision_of(phase)
+        with precision.autocast():
             losses = module(batch, Progress(0, "measure", 0, 0, 1, self.seed))
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         if total.requires_grad:
-            torch.autograd.backward(total)
+            precision.backward(total)
         float(total.detach())  # waits for the device
         return time.monotonic() - started
 

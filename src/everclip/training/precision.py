@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from everclip.processor import EMULATED, bf16_instructions
 
@@ -42,6 +44,28 @@ def slow_precision(name: str, device: torch.device) -> str | None:
     return None
 
 
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Compute attention by two matrix products and a softmax, in place of torch's fused kernel.
+
+    In bf16 on a CPU, the fused kernel takes 3 times as long up to 77 tokens, 1.5 times at 197, and as long at 577
+    (benchmarks/attention.py); its gradients are no closer to those of fp32. The price is memory: a few bytes per head,
+    query and key are kept for the backward pass. Whoever trains long sequences in bf16 on a CPU needs more of it.
+    """
+    # Named after CUDA, but a CPU obeys it too. torch 2.4 lacks it, and always computes the products in bf16.
+    switches: Any = torch.backends.cuda
+    known = hasattr(switches, "allow_fp16_bf16_reduction_math_sdp")
+    before = known and switches.fp16_bf16_reduction_math_sdp_allowed()
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            if known:
+                switches.allow_fp16_bf16_reduction_math_sdp(True)
+            yield
+        finally:
+            if known:
+                switches.allow_fp16_bf16_reduction_math_sdp(before)
+
+
 class Precision:
     """Autocast and loss scaling of one phase; weights and moments always stay in float32.
 
@@ -54,13 +78,21 @@ class Precision:
         self._name, self._device = chosen_precision(name, device), device
         self.scaler = torch.amp.GradScaler(device.type) if self._name == "fp16" else None
 
-    def autocast(self) -> Any:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """Return the context for forward passes."""
-        return torch.autocast(self._device.type, _DTYPES[self._name], enabled=self._name != "fp32")
+        enabled = self._name != "fp32"
+        with torch.autocast(self._device.type, _DTYPES[self._name], enabled=enabled), self._kernels():
+            yield
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Return the context that chooses the kernel of attention; torch's own choice for fp32 and on a GPU."""
+        return unfused_attention() if (self._device.type, self._name) == ("cpu", "bf16") else nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Compute gradients of a loss, scaled for fp16."""
-        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        with self._kernels():  # a checkpointed block is computed again, and must save the same tensors
+            torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
 
     def step(self, optimiser: torch.optim.Optimizer, clip: float | None) -> torch.Tensor | None:
         """Clip and step. Return the norm of the gradient; `None` without clipping.
