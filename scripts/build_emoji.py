@@ -5,8 +5,8 @@ Sources, all read as the package managers deliver them into one folder:
 * Debian 12 (`apt-get download`): `fonts-noto-color-emoji` 2.042, `unicode-data` 15.0, `unicode-cldr-core` 41;
 * npm (`npm pack`): `@twemoji/svg` 15.0.0, `openmoji` 17.0.0.
 
-Needs pillow (with raqm, which its wheels bundle), numpy, pyarrow, and `resvg_py` 0.5.0 to rasterise SVG;
-the last is no dependency of everclip, install it by hand. `dpkg-deb` unpacks the Debian packages.
+Needs pillow (with raqm, which its wheels bundle) and `resvg_py` 0.5.0 to rasterise SVG
+(`pip install -c constraints.txt -e '.[build]'`). `dpkg-deb` unpacks the Debian packages.
 
     python scripts/build_emoji.py --sources build/emoji-sources --fetch
 
@@ -19,7 +19,6 @@ import argparse
 import collections
 import dataclasses
 import hashlib
-import io
 import re
 import subprocess
 import tarfile
@@ -28,18 +27,15 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import resvg_py
 from emoji_card import make_card, write_cards, write_licences
-from PIL import Image, ImageDraw, ImageFont, ImageOps, features
+from emoji_pictures import TOLERANCE, encode, fit, rasterise, same_pictures
+from PIL import Image, ImageDraw, ImageFont, features
 
 Languages = dict[str, tuple[dict[str, str], dict[str, list[str]]]]  # language -> names, keywords by emoji id
 SPLIT_SALT = "everclip-emoji-v1|"
 STYLES = ("noto", "openmoji", "twemoji")  # sorted: the split counts in this order
-SIZE, MARGIN = 64, 2
-TOLERANCE = 16  # drawings whose pixels differ by no more than this (of 255) are one picture to any model
 MIN_NAMED = 1500
 DEBIAN = ("fonts-noto-color-emoji", "unicode-data", "unicode-cldr-core")
 NPM = ("@twemoji/svg@15.0.0", "openmoji@17.0.0")
@@ -59,7 +55,6 @@ YEARS = {
 # else). Only OpenMoji leaves a wide border; the few drawings that reach into it lose less of it.
 BORDERS = {"noto": 0.0, "openmoji": 4 / 72, "twemoji": 0.0}
 NOTO_SIZE, NOTO_CANVAS = 109, (136, 128)  # the only size of the bitmap font and its glyph's extent
-SVG_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,34 +156,9 @@ def svg_renderer(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     def draw(emoji: Emoji) -> Image.Image | None:
         if emoji.id not in files:
             return None
-        svg = files[emoji.id].read_text(encoding="utf-8")
-        data = resvg_py.svg_to_bytes(
-            svg_string=svg, width=SVG_SIZE, height=SVG_SIZE, background="#ffffff", skip_system_fonts=True
-        )
-        return Image.open(io.BytesIO(bytes(data))).convert("RGB")
+        return rasterise(files[emoji.id].read_text(encoding="utf-8"))
 
     return draw
-
-
-def fit(image: Image.Image, border: float) -> Image.Image:
-    """Scale a drawing on white, less at most `border` of blank canvas, onto a square with a margin."""
-    width, height = image.size
-    ink = ImageOps.invert(image).getbbox() or (0, 0, width, height)
-    cut = min(round(border * width), ink[0], ink[1], width - ink[2], height - ink[3])
-    part = image.crop((cut, cut, width - cut, height - cut))
-    scale = (SIZE - 2 * MARGIN) / max(part.size)
-    small = part.resize((round(part.width * scale), round(part.height * scale)), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (SIZE, SIZE), "white")
-    square.paste(small, ((SIZE - small.width) // 2, (SIZE - small.height) // 2))
-    return square
-
-
-def encode(image: Image.Image) -> bytes:
-    """Encode without loss, as WebP or PNG, whichever is smaller."""
-    webp, png = io.BytesIO(), io.BytesIO()
-    image.save(webp, "WEBP", lossless=True, quality=100, method=4)  # 6: 1 % smaller, 20 times slower
-    image.save(png, "PNG", optimize=True)
-    return min(webp.getvalue(), png.getvalue(), key=len)
 
 
 def held_out_style(identifier: str, available: Sequence[str]) -> str:
@@ -196,22 +166,6 @@ def held_out_style(identifier: str, available: Sequence[str]) -> str:
     first = int(hashlib.sha256((SPLIT_SALT + identifier).encode()).hexdigest(), 16) % len(STYLES)
     order = STYLES[first:] + STYLES[:first]
     return next(style for style in order if style in available)
-
-
-def same_pictures(drawings: Mapping[str, Image.Image]) -> list[tuple[str, str, int]]:
-    """List the pairs of one style whose pixels differ by at most `TOLERANCE`, with the difference."""
-    ids = list(drawings)
-    pixels = np.stack([np.asarray(drawings[i], dtype=np.int16) for i in ids])
-    # A mean over a patch differs by no more than its worst pixel: means rule out almost every pair cheaply.
-    means = pixels.reshape(len(ids), 8, SIZE // 8, 8, SIZE // 8, 3).mean(axis=(2, 4)).reshape(len(ids), -1)
-    pairs = []
-    for a in range(len(ids) - 1):
-        near = np.flatnonzero(np.abs(means[a + 1 :] - means[a]).max(axis=1) <= TOLERANCE) + a + 1
-        for b in near:
-            worst = int(np.abs(pixels[a] - pixels[b]).max())
-            if worst <= TOLERANCE:
-                pairs.append((ids[a], ids[b], worst))
-    return pairs
 
 
 def fetch(folder: Path) -> None:
