@@ -77,6 +77,13 @@ def test_missing_extras_are_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert states(found) == {"ok"}
 
 
+def test_extras_for_work_on_everclip_itself_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f'no-such-package; extra == "{extra}"' for extra in ("build", "dev", "mutants", "search")]
+    monkeypatch.setattr(packages, "wanted", lambda: (">=3.11", lines))
+    offered = [f.name for f in packages.check_packages() if "no-such-package" in f.found]
+    assert offered == ["optional: search"]
+
+
 # -- torch and torchvision ------------------------------------------------------------------------------------------
 
 

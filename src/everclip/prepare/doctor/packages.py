@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OPTIONAL = {"transformers": "models with a tokenizer of transformers (SigLIP, RoBERTa...)"}
 """Optional packages outside of extras, and what needs them."""
 
+DEVELOPMENT = frozenset({"build", "dev", "mutants"})
+"""Extras for work on everclip itself; without its repository they are of no use."""
+
 
 def wanted() -> tuple[str, list[str]]:
     """Return the required Python version and packages, from the installed package or its sources.
@@ -116,7 +119,7 @@ def _extras(requirements: Iterable[Requirement]) -> list[Finding]:
     by_extra: dict[str, list[str]] = {}
     for requirement in requirements:
         extra = str(requirement.marker).partition('extra == "')[2].partition('"')[0]
-        if extra and extra != "dev":
+        if extra and extra not in DEVELOPMENT:
             by_extra.setdefault(extra, []).append(requirement.name)
     found = []
     for extra, names in sorted(by_extra.items()):
