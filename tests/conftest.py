@@ -52,13 +52,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model `model/`, the data `data.parquet` and others, `reference.parquet`; once per session."""
+    """A folder with the model `model/`, the data `data.parquet` and others, `reference.parquet`; once per session.
+
+    `images.parquet` and `texts.parquet` are tables of features of the data.
+    """
     import micro
 
     folder = tmp_path_factory.mktemp("micro")
     micro.write_model(folder / "model")
     micro.write_data(folder / "data.parquet")
     micro.write_data(folder / "reference.parquet", things=5, drawings=4, seed=1, prefix="r")
+    micro.write_features(folder / "data.parquet", folder)
     for kind in ("time", "classes", "domains", "single", "sources"):
         text = yaml.safe_dump(micro.scenario(kind, folder / "data.parquet"))
         (folder / f"{kind}.yaml").write_text(text)

@@ -119,6 +119,22 @@ def write_data(path: Path, things: int = 16, drawings: int = 6, seed: int = 0, p
     return path
 
 
+FEATURES = "method.penalties={table-distill: {image: images.parquet, text: texts.parquet, weight: 2}}"
+"""Distillation from the tables that `write_features` writes, in the current folder."""
+
+
+def write_features(data: Path, folder: Path) -> None:
+    """Write tables of random features of the images (8 values) and of the captions and class names (5 values)."""
+    import everclip
+
+    draw = np.random.default_rng(0)
+    rows = pq.read_table(data, columns=["image_id", "caption", "class_name"]).to_pydict()
+    texts = list(dict.fromkeys([*rows["caption"], *rows["class_name"]]))
+    for name, keys, width in (("images", rows["image_id"], 8), ("texts", texts, 5)):
+        features = draw.standard_normal((len(keys), width))
+        everclip.write_feature_table(folder / f"{name}.parquet", keys, features)
+
+
 def scenario(kind: str, data: Path) -> dict[str, object]:
     """Return a scenario document of a kind over the small stream."""
     document: dict[str, object] = {

@@ -21,6 +21,7 @@ _PUBLIC = {
     "load_scenario": "everclip.scenarios.load",
     "resolve_config": "everclip.config",
     "Results": "everclip.evaluation.results",
+    "write_feature_table": "everclip.data.feature_table",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -155,7 +155,7 @@ class Stream:
         order: `shuffle` permutes in each epoch, `cycle` repeats the given order, `once` stops after one pass.
         columns: the columns of a batch besides `id`: any of `image`, `tokens` and `label`. For a frozen tower,
             `image_embedding` and `text_embedding` replace the first two, and `class_embedding` is added to `label`; the
-            engine then encodes each sample only once.
+            engine then encodes each sample only once. `image_id` and `text_id` are the keys of feature tables.
         classes: the label space of the column `label`.
     """
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pair
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from everclip.errors import ConfigError, Interrupted
 from everclip.evaluation.results import Results
-from micro import REFERENCE
+from micro import FEATURES, REFERENCE
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
 PLAIN_STEPS = (
@@ -33,6 +34,7 @@ PLAIN_STEPS = (
 PENALTY = "method.penalties={weight-constraint: {weight: 0.5}}"
 MOVED = "training.steps=3"
 """Distillation has no gradient before the first step has moved the student."""
+SKIPPING = "method.penalties={table-distill: {image: few.parquet, missing: skip, distance: squared}}"
 MOE = "method.experts={count: 4, active: 2, width: 4, dropout: 0}"
 ONE_ROUTER = ("method=moe-adapters-cil", "method.experts={width: 4, dropout: 0}", "training.batch_size=8")
 GRADIENTS = {
@@ -46,6 +48,9 @@ GRADIENTS = {
     "labels with lwf": ("classes", ("method.penalties={lwf: {text: student}}", MOVED)),
     "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
+    "captions with table-distill": ("time", (FEATURES,)),
+    "captions with table-distill, some without a feature": ("time", (SKIPPING,)),
+    "labels with table-distill": ("classes", (FEATURES,)),
     "coleclip": ("classes", ("method=coleclip", MOVED)),
     "moe-adapters": (
         "classes",
@@ -86,6 +91,7 @@ RUNS["a cached tower beside lora"] = (
 # Passes of 36 and 28 samples in batches of 12: the last batch leaves the second process without any.
 RAIL = ("scenario.per_task=3", "method.dimension=32", "training.batch_size=12")
 RUNS["zscl"] = ("time", (TWO_YEARS, "method=zscl", REFERENCE))
+RUNS["table-distill"] = ("time", (TWO_YEARS, FEATURES))
 RUNS["icarl"] = ("classes", ("scenario.per_task=3", "method=icarl", "method.replay.size=9"))
 RUNS["moe-adapters"] = ("classes", ("scenario.per_task=3", "method=moe-adapters", MOE))
 RUNS["moe-adapters-cil"] = ("classes", ("scenario.per_task=3", *ONE_ROUTER, "training.warmup=1"))
@@ -113,10 +119,16 @@ SLOW_RUNS = {
 
 
 @pytest.fixture
-def config(micro_config: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function (kind, overrides, output) -> RunConfig."""
+def config(micro_config: Callable[..., Any], micro_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function (kind, overrides, output) -> RunConfig; the tables of features get their whole paths."""
+    images = pq.read_table(micro_folder / "images.parquet")
+    pq.write_table(images.slice(0, len(images) // 2), tmp_path / "few.parquet")
+    places = {"images": micro_folder, "texts": micro_folder, "few": tmp_path}
 
     def make(kind: str, overrides: tuple[str, ...], output: str) -> Any:
+        for name, folder in places.items():
+            table = f": {name}.parquet"
+            overrides = tuple(o.replace(table, f": {folder / name}.parquet") for o in overrides)
         return micro_config(kind, *SHORT, *overrides, output=output)
 
     return make

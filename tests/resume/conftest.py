@@ -13,9 +13,11 @@ import resume_harness as harness
 
 
 @pytest.fixture
-def own_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put `mine.py` into the current folder, which is the test's own."""
+def own_method(tmp_path: Path, micro_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put `mine.py` and tables of features into the current folder, which is the test's own."""
     shutil.copy(Path(__file__).with_name("growing.py"), tmp_path / "mine.py")
+    for name in ("images.parquet", "texts.parquet"):
+        shutil.copy(micro_folder / name, tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

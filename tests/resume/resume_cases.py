@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from everclip.methods.build import method_class
 from everclip.registry import methods
-from micro import REFERENCE
+from micro import FEATURES, REFERENCE
 from presets import learns, settings
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
@@ -75,6 +75,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "icarl-classes": ("classes", ("method=icarl", "method.replay.size=7")),
     "icarl-both": ("time", ("method=icarl", "method.replay.size=7", "method.replay.use=both")),
     "feature-distill": ("time", ("method.penalties={feature-distill: {}, lwf: {reference: initial}}",)),
+    "table-distill": ("time", (FEATURES, "method.merge={kind: running-mean, every: 2}")),
+    "table-distill-classes": ("classes", (FEATURES, *SMALL_REPLAY)),
     "guard-stop": ("classes", (*STRICT, "guard.action=stop")),
     "guard-step-back": ("classes", (*STRICT, "method=replay", "method.replay.size=7")),
     "lora": ("time", ("method.trainable=[{lora: {rank: 2}}, logit-scale]",)),

@@ -74,6 +74,7 @@ OWN_FORM = (
     "running-mean-late",
     "weight-constraint",
     "lwf-layer-decay",
+    "table-distill",
     "zscl-mean",
     "lwf-vr-own",
     "guard-step-back",

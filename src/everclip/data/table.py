@@ -109,6 +109,11 @@ class Table:
             for own, shared in zip(self.ids, self.column("image_id"), strict=True)
         ]
 
+    def identity(self, position: int) -> str:
+        """Return the `image_id` of a row, or its id if it has none."""
+        shared = self.value("image_id", position) if self.has("image_id") else None
+        return self.ids[position] if shared is None else str(shared)
+
     def has(self, column: str) -> bool:
         """Whether the column exists."""
         return column in self._columns.column_names

@@ -11,12 +11,7 @@ from typing import Any, overload
 import torch
 from accelerate import Accelerator
 
-from everclip.config import (
-    EvaluationConfig,
-    GuardConfig,
-    TrainingConfig,
-    evaluation_of,
-)
+from everclip.config import EvaluationConfig, GuardConfig, TrainingConfig, evaluation_of
 from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.batches import BatchMaker
@@ -321,6 +316,7 @@ class Learner:
             "cursor": place,
             "learned": sorted(self.learned),
             "structure": self.method.structure(),
+            "slots": self.method.slot_structure(),
             "trainable": list(self.method.trainable),
             "method": self.method.extra_state(),
             "guard": self._guarded if self.guard is None else self.guard.state(),
@@ -338,6 +334,7 @@ class Learner:
             parts[kind][name] = tensor
         self.learned = set(state["learned"])
         self.method.grow(state["structure"])
+        self.method.grow_slots(state.get("slots", {}))
         # The beginning of a task sets what trains; a task that continues does not begin again.
         self.method.trainable = list(state.get("trainable", self.method.trainable))
         self.method.to(self.accelerator.device)

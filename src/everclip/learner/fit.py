@@ -40,7 +40,8 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
         Notes for the user.
 
     Raises:
-        DataError: if a task has only one text or one image, so that there is nothing to learn.
+        DataError: if a task has only one text or one image, so that there is nothing to learn, or lacks data that the
+            method needs.
         ConfigError: if the method needs labels, captions or validation images that the tasks do not have, or the
             processes cannot share a batch equally.
     """
@@ -70,6 +71,7 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
                 f"method: {learner.method.preset} cannot learn from {wanted} (task {task.name!r}); it needs "
                 f"{' or '.join(sorted(_COLUMNS[kind] for kind in learner.method.needs.supervision))}."
             )
+        learner.method.check_task(task)
     return require_learnable(learner.method, tasks, learner.training.batch_size, base=learner.base).notes
 
 

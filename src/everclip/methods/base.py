@@ -178,6 +178,9 @@ class Method(Predicting):
         """Return whether this task is learned by a softmax over the captions of a batch."""
         return not self.uses_labels(task)
 
+    def check_task(self, task: Task) -> None:
+        """Check that a task has the data that the method needs. A run checks all of its tasks before the first."""
+
     def trains_nothing(self) -> bool:
         """Return whether no parameter trains."""
         return self.describe().trainable_parameters == 0
@@ -186,13 +189,17 @@ class Method(Predicting):
 
     @final
     def begin_task(self, task: Task, past: Past) -> None:
-        """Prepare for a task: run the hook, mark the trainable parameters, prepare the slots."""
+        """Prepare for a task: run the hook, grow the slots, mark the trainable parameters, prepare the slots."""
         self.on_begin_task(task, past)
+        self._grow_slots()
         self.mark_trainable()
         self._begin_slots(task, past)
 
     def on_begin_task(self, task: Task, past: Past) -> None:
         """Hook: grow modules for the task, and name the parameters that train in `trainable`."""
+
+    def _grow_slots(self) -> None:
+        """Create the modules of the slots, and add them to `trainable`, if the method has any."""
 
     def _begin_slots(self, task: Task, past: Past) -> None:
         """Prepare the slots, if the method has any."""
@@ -331,6 +338,13 @@ class Method(Predicting):
 
     def grow(self, structure: Mapping[str, Any]) -> None:
         """Rebuild the shape that `structure` described, before tensors are loaded."""
+
+    def slot_structure(self) -> dict[str, Any]:
+        """Return the shape of what the slots have grown, as JSON; empty without slots."""
+        return {}
+
+    def grow_slots(self, structure: Mapping[str, Any]) -> None:
+        """Rebuild what `slot_structure` described, before tensors are loaded."""
 
     def extra_tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors that a checkpoint needs besides parameters and buffers."""

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import (
     Batch,
     ClassEntry,
+    Cost,
     Past,
     Phase,
     Progress,
@@ -36,6 +38,9 @@ from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import choose, grow
 from everclip.models.backbone import Backbone
 from everclip.training.buffer import Buffer
+
+PENALTY_MODULES = "penalty_modules."
+"""The prefix of parameters that train only for penalties; predictions do not use them."""
 
 
 class SlotMethod(Method):
@@ -66,6 +71,7 @@ class SlotMethod(Method):
         self.trainable = [f"backbone.clip.{n}" for n in choose(backbone.clip, settings.parts)]
         for penalty in self.penalties:
             penalty.prepare(backbone, self.trainable)
+        self.penalty_modules = nn.ModuleDict()
         self._anchors: dict[str, merge.Weights] = {}
         self._mean: merge.RunningMean | None = None
         replay = settings.replaying
@@ -107,11 +113,23 @@ class SlotMethod(Method):
         """Return whether this task is learned by a softmax over the captions of a batch."""
         return self.settings.contrast == "softmax" and not self.uses_labels(task)
 
+    def check_task(self, task: Task) -> None:
+        """Check that a task has the data that the penalties need."""
+        classes = task.classes if self.uses_labels(task) else None
+        for penalty in self.penalties:
+            penalty.check_task(task.train, classes)
+
     def trains_nothing(self) -> bool:
         """Return whether no parameter trains."""
         return not self.settings.trainable and super().trains_nothing()
 
     # -- learning ---------------------------------------------------------------------------------------------
+
+    def _grow_slots(self) -> None:
+        """Create the modules of the penalties, and add them to `trainable`."""
+        self.grow_slots({penalty.name: penalty.shapes() for penalty in self.penalties})
+        new = [n for n, _ in self.named_parameters() if n.startswith(PENALTY_MODULES)]
+        self.trainable = [*self.trainable, *(n for n in new if n not in self.trainable)]
 
     def _begin_slots(self, task: Task, past: Past) -> None:
         """Store the weights that penalties and merging refer to."""
@@ -119,14 +137,18 @@ class SlotMethod(Method):
         merging = self.settings.merge
         references = self._references()
         if TASK_START in references:
-            self._anchors[TASK_START] = self._snapshot()
+            self._anchors[TASK_START] = self._model()
         if INITIAL in references and INITIAL not in self._anchors:
-            self._anchors[INITIAL] = self._snapshot()
+            self._anchors[INITIAL] = self._model()
         self.teachers.begin_task(self.backbone)
         for penalty in self.penalties:
             penalty.begin_task(self.backbone, task, past)
         if merging.kind == "running-mean":
-            self._mean = merge.RunningMean(self._snapshot()) if merging.start == 0 else None
+            self._mean = merge.RunningMean(self._model()) if merging.start == 0 else None
+
+    def _model(self) -> merge.Weights:
+        """Return a copy of the weights that learning changes and that predictions use."""
+        return {n: t for n, t in self._snapshot().items() if not n.startswith(PENALTY_MODULES)}
 
     def _references(self) -> set[str]:
         """Return the models whose weights must be stored: at the `task-start`, the `initial` one, both or none."""
@@ -165,6 +187,9 @@ class SlotMethod(Method):
         streams = dict[str, Stream](phase.streams)
         for penalty in self.penalties:
             streams |= penalty.streams(main, past)
+            first = streams["main"]
+            further = tuple(c for c in penalty.main_columns if c not in first.columns)
+            streams["main"] = replace(first, columns=(*first.columns, *further))
         notes = (*phase.notes, *(note for penalty in self.penalties for note in penalty.notes))
         return replace(phase, streams=streams, notes=notes)
 
@@ -223,9 +248,9 @@ class SlotMethod(Method):
         if merging.kind != "running-mean" or not due:
             return
         if self._mean is None:
-            self._mean = merge.RunningMean(self._snapshot())
+            self._mean = merge.RunningMean(self._model())
         else:
-            self._mean.add(self._snapshot(), self._anchors.get(TASK_START), merging.wise_we)
+            self._mean.add(self._model(), self._anchors.get(TASK_START), merging.wise_we)
 
     def _end_slots(self, task: Task, past: Past, validate: Validate) -> None:
         """Merge weights, then offer the task's samples to the buffer."""
@@ -239,6 +264,8 @@ class SlotMethod(Method):
         self.teachers.end_task()
         for penalty in self.penalties:
             penalty.end_task(self.backbone, task, past)
+            if found := penalty.record():
+                self.notes[penalty.name] = found
         self.store(task, past)
 
     def store(self, task: Task, past: Past | None = None) -> None:
@@ -258,7 +285,7 @@ class SlotMethod(Method):
 
     def _interpolate(self, validate: Validate) -> None:
         merging = self.settings.merge
-        before, after = self._anchors[merging.reference], self._snapshot()
+        before, after = self._anchors[merging.reference], self._model()
 
         def apply(alpha: float) -> None:
             self._put(merge.interpolate(before, after, alpha))
@@ -275,6 +302,18 @@ class SlotMethod(Method):
         return tables if past.base is None else {**tables, "base": past.base}
 
     # -- state ------------------------------------------------------------------------------------------------
+
+    def slot_structure(self) -> dict[str, Any]:
+        """Return the shapes of the penalties' modules, as JSON."""
+        return {p.name: p.structure() for p in self.penalties if len(p.modules)}
+
+    def grow_slots(self, structure: Mapping[str, Any]) -> None:
+        """Create the modules that `structure` describes, as far as they do not exist."""
+        for penalty in self.penalties:
+            penalty.grow(structure.get(penalty.name, {}), self.seed)
+            if len(penalty.modules):
+                self.penalty_modules[penalty.name] = penalty.modules
+        self.penalty_modules.to(next(self.backbone.parameters()))
 
     def extra_tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors that a checkpoint needs besides parameters and buffers."""
@@ -322,14 +361,29 @@ class SlotMethod(Method):
     def task_memory(self) -> TaskMemory:
         """Return what a task needs and does not exist now: teachers, reference weights, their running mean."""
         copies = {f"a frozen copy ({kind})": self.teacher_size() for kind in self.teachers.missing()}
-        size = sum(tensor.numel() for tensor in self._changing().values())
+        changing = {n: t for n, t in self._changing().items() if not n.startswith(PENALTY_MODULES)}
+        size = sum(tensor.numel() for tensor in changing.values())
         missing = sorted(self._references() - self._anchors.keys())
         tensors = {f"a copy of the weights that train ({kind})": size for kind in missing}
         if self.settings.merge.kind == "running-mean" and self._mean is None:
             tensors["their running mean"] = size
-        uses_teacher = any(penalty.uses_teacher for penalty in self.penalties)
-        texts = ("an embedding of each text for the teacher",) if uses_teacher else ()
-        return TaskMemory(copies, tensors, texts)
+        growing = {p.name: p.new_parameters() for p in self.penalties}
+        tensors |= {f"modules of {name}": count for name, count in growing.items() if count}
+        unknown = [f"modules of {name}" for name, count in growing.items() if count is None]
+        if any(penalty.uses_teacher for penalty in self.penalties):
+            unknown.append("an embedding of each text for the teacher")
+        return TaskMemory(copies, tensors, tuple(unknown))
+
+    def describe(self) -> Cost:
+        """Count parameters and bytes; the modules of penalties train, and predictions do not use them."""
+        cost = super().describe()
+        beside = sum(p.numel() for p in self.penalty_modules.parameters())
+        growing = sum(penalty.new_parameters() or 0 for penalty in self.penalties)
+        return replace(
+            cost,
+            trainable_parameters=cost.trainable_parameters + growing,
+            active_parameters=cost.active_parameters - beside,
+        )
 
     @property
     def teacher_parameters(self) -> int:

@@ -86,6 +86,12 @@ class Backbone(nn.Module):
         """Return unit embeddings `(N, D)` of token ids `(N, L)`."""
         return self.clip.encode_text(tokens, normalize=True)
 
+    @torch.no_grad()
+    def embedding_width(self) -> int:
+        """Return the width D of embeddings, from the embedding of an empty text."""
+        tokens = self.tokenise([""]).to(next(self.parameters()).device)
+        return int(self.encode_text(tokens).shape[1])
+
     @property
     def logit_scale(self) -> torch.Tensor:
         """The factor on cosines (not its logarithm), a scalar tensor with gradient."""

@@ -15,7 +15,7 @@ from everclip.config import AugmentConfig, CaptionConfig
 from everclip.contracts import Stream
 from everclip.data.pictures.images import ImageStore, PixelFormat
 from everclip.data.sampling.augmentation import augment
-from everclip.data.sampling.captions import draw_caption
+from everclip.data.sampling.captions import draw_caption, own_caption
 from everclip.data.sampling.order import generator, key_of, sample_index, share
 from everclip.data.sampling.same_texts import Tokenise, first_equal, token_keys
 from everclip.data.table import Table
@@ -80,8 +80,9 @@ class BatchMaker:
             `image` `(N, 3, S, S)`, `tokens` `(N, L)` with `caption` (list of N) and `text_key`/`image_key`
             `(N,)` int64 (equal keys mark captions of the same tokens, or the same image), `label` `(N,)` with
             `class_tokens` `(C, L)` (first template of each class) and `class_length` (`needed` of them), `id`
-            (list of N), as far as `stream.columns` asks. Where classes have the same tokens, `class_same` `(C,)` int64
-            holds for each the position of the first of them.
+            (list of N), as far as `stream.columns` asks. `image_id` (list of N) and `text_id` (captions as in the
+            data, list of N, or names of classes, list of C) are keys of feature tables. Where classes have the same
+            tokens, `class_same` `(C,)` int64 holds for each the position of the first of them.
         """
         rows = self.samples_of_step(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
@@ -100,6 +101,12 @@ class BatchMaker:
                 batch["tokens"] = tokens
             batch["text_key"] = _keys([row.tobytes().hex() for row in tokens.numpy()])
             batch["image_key"] = _keys([_identity(t, i) for t, i in rows])
+        if "image_id" in stream.columns:
+            batch["image_id"] = [table.identity(i) for table, i in rows]
+        if "text_id" in stream.columns and "label" in stream.columns:
+            batch["text_id"] = [entry.name for entry in stream.classes or ()]
+        elif "text_id" in stream.columns:
+            batch["text_id"] = [own_caption(table, i) for table, i in rows]
         if "label" in stream.columns:
             batch["label"] = _labels(stream, rows)
             if (same := self.class_same(stream)) is not None:
@@ -142,11 +149,7 @@ class BatchMaker:
         Raises:
             DataError: if it has none.
         """
-        for column in ("caption", "class_name"):
-            given = table.value(column, position) if table.has(column) else None
-            if given is not None and given != "":
-                return str(given)
-        raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
+        return own_caption(table, position)
 
     def _text(self, stream: Stream, table: Table, position: int, draw: Any) -> str:
         caption = self.caption(table, position)

@@ -7,7 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from everclip.config import CaptionConfig
+from everclip.data.table import Table
+from everclip.errors import DataError
 from everclip.templates import filled
+
+
+def own_caption(table: Table, position: int) -> str:
+    """Return a sample's caption as it is in the data, or its class name if it has no caption.
+
+    Raises:
+        DataError: if it has none.
+    """
+    for column in ("caption", "class_name"):
+        given = table.value(column, position) if table.has(column) else None
+        if given is not None and given != "":
+            return str(given)
+    raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
 
 
 def draw_caption(

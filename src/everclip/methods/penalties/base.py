@@ -8,25 +8,35 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from everclip.config import Frozen
-from everclip.contracts import Batch, Past, Progress, Stream, Task
-from everclip.methods.penalties.teachers import Teachers
+from everclip.contracts import Batch, ClassEntry, Past, Progress, Stream, Task
+from everclip.data.table import Table
+from everclip.methods.penalties.teachers import INITIAL, Teachers
 from everclip.models.backbone import Backbone
 
 Reference = Literal["initial", "task-start"]
 Tensors = Mapping[str, torch.Tensor]
 
 
-class PenaltySettings(Frozen):
-    """The settings that every penalty has.
+class WeightSettings(Frozen):
+    """The setting that every penalty has.
 
     Attributes:
         weight: factor on the loss; 0 switches it off, without any cost.
-        reference: the earlier model: the start model of the run, or the model at the start of the task.
     """
 
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+
+class PenaltySettings(WeightSettings):
+    """The settings of a penalty that refers to an earlier model.
+
+    Attributes:
+        reference: the earlier model: the start model of the run, or the model at the start of the task.
+    """
+
     reference: Reference = "task-start"
 
 
@@ -85,7 +95,7 @@ class StepView:
         return self._seen[key]
 
 
-S = TypeVar("S", bound=PenaltySettings)
+S = TypeVar("S", bound=WeightSettings)
 
 
 class Penalty(Generic[S]):
@@ -99,9 +109,14 @@ class Penalty(Generic[S]):
         Settings: the pydantic model of its settings.
         uses_teacher, uses_weights: whether it needs the earlier model as a frozen copy, or only its weights.
         needs_reference: the reference data of the scenario that it needs: any of `images` and `texts`.
+
+    Attributes:
+        modules: modules that train with the model and that only this penalty uses (`grow`). They are part of
+            checkpoints and of the cost, not of predictions, merging and exports. Use all of them in every `loss`,
+            because several processes wait for each gradient.
     """
 
-    Settings: ClassVar[type[PenaltySettings]] = PenaltySettings
+    Settings: ClassVar[type[WeightSettings]] = PenaltySettings
     uses_teacher: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = False
     needs_reference: ClassVar[frozenset[str]] = frozenset()
@@ -111,14 +126,48 @@ class Penalty(Generic[S]):
 
     def __init__(self, name: str, settings: S) -> None:
         self.name, self.settings = name, settings
+        self.modules = nn.ModuleDict()
 
     @property
     def teacher(self) -> str:
         """The name of its teacher, as in `everclip.methods.penalties.teachers`."""
-        return self.settings.reference
+        return self.settings.reference if isinstance(self.settings, PenaltySettings) else INITIAL
+
+    @property
+    def main_columns(self) -> tuple[str, ...]:
+        """Further columns of the stream `main` that it reads; none by default."""
+        return ()
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
         """Inspect the student once before training; `trainable` names its parameters. The default does nothing."""
+
+    def check_task(self, table: Table, classes: tuple[ClassEntry, ...] | None) -> None:
+        """Check the samples of a task before training; a run checks all of its tasks first. The default does nothing.
+
+        Args:
+            table: the samples.
+            classes: the classes that the task is learned by; `None` if it is learned from captions.
+        """
+
+    def shapes(self) -> dict[str, Any]:
+        """Return the shapes of the `modules` that a task needs, as JSON for `grow`; none by default."""
+        return {}
+
+    def structure(self) -> dict[str, Any]:
+        """Return the shapes of the `modules` that exist, for checkpoints, as JSON for `grow`; none by default."""
+        return {}
+
+    def grow(self, shapes: Mapping[str, Any], seed: int) -> None:
+        """Create those `modules` that do not exist: before a task, and when a checkpoint is loaded.
+
+        Args:
+            shapes: what `shapes` or `structure` returned.
+            seed: the run's seed, which alone decides initial values.
+        """
+
+    def new_parameters(self) -> int | None:
+        """Return how many parameters the next `grow` adds; `None`: not known yet."""
+        return 0
 
     def begin_task(self, backbone: Backbone, task: Task, past: Past) -> None:
         """Prepare for a task. The default does nothing."""
@@ -138,6 +187,10 @@ class Penalty(Generic[S]):
 
     def end_task(self, backbone: Backbone, task: Task, past: Past) -> None:
         """Update after a task. The default does nothing."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what the results tell about the last task, as JSON; nothing by default."""
+        return {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return tensors that a checkpoint needs; none by default."""

@@ -76,7 +76,7 @@ class Rail(Method):
         if task.classes is None:
             raise ConfigError(f"method: {self.preset} learns classes, and task {task.name!r} names none.")
         if self.head is None:
-            inputs = _embedding_width(self.backbone)
+            inputs = self.backbone.embedding_width()
             self._build({"inputs": inputs, "width": self.settings.width(len(task.train), inputs)})
         assert self.head is not None
         self._classes = self._classes_with(task)
@@ -232,8 +232,3 @@ class Rail(Method):
     def describe(self) -> Cost:
         """Count the head with the backbone; the regression is solved, not trained."""
         return with_head(super().describe(), self.head, self.settings)
-
-
-def _embedding_width(backbone: Backbone) -> int:
-    with torch.no_grad():
-        return backbone.encode_text(backbone.tokenise([""]).to(device_of(backbone))).shape[1]
