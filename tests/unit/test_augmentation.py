@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torchvision.transforms import RandomResizedCrop
 
 from everclip.config import AugmentConfig, BackboneConfig, merge_training, resolve_config
@@ -193,3 +194,18 @@ def test_naming_a_kind_of_crop_inherits_no_strengths() -> None:
     assert changed == AugmentConfig(kind="random-resized-crop", flip=0.5)
     own = resolve_config("emoji-time", ["training.augment.kind=random-resized-crop"]).training.augment
     assert own == AugmentConfig(kind="random-resized-crop")
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 1.0])
+def test_colours_change_as_those_of_pillow(strength: float) -> None:
+    config = AugmentConfig(crop_min=1, ratio=1, colour=strength)
+    for key, (picture, side) in enumerate(itertools.product((scene(*size) for size in SIZES), (1, 7, 32))):
+        draw = generator("colour", key)
+        draw.random(12)
+        brightness, contrast, colour = (1 + (2 * draw.random(5)[:3] - 1) * strength).tolist()
+        expected = picture.resize((side, side), Image.Resampling.BICUBIC)
+        expected = ImageEnhance.Brightness(expected).enhance(brightness)
+        expected = ImageEnhance.Contrast(expected).enhance(contrast)
+        expected = ImageEnhance.Color(expected).enhance(colour)
+        found = augment(picture, side, config, generator("colour", key), Resizing("squash"))
+        assert found.tobytes() == expected.tobytes()

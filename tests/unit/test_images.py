@@ -275,6 +275,18 @@ def test_pixels_are_normalised_per_channel() -> None:
     assert torch.allclose(pixels[:, 0, 0], torch.tensor([1.0, -1.0, 0.2]))
 
 
+def test_a_batch_has_the_bits_of_its_pictures() -> None:
+    form = PixelFormat(16, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    mean, std = (np.asarray(values, np.float32) for values in (form.mean, form.std))
+    views = [photo(40 + i, 28).resize((16, 16)) for i in range(5)]
+    written_out = [
+        ((np.asarray(view, np.float32) / np.float32(255) - mean) / std).transpose(2, 0, 1) for view in views
+    ]
+    assert np.array_equal(form.tensors(views).numpy(), np.stack(written_out))
+    assert np.array_equal(form.tensor(views[1]).numpy(), written_out[1])
+    assert form.tensors([]).shape == (0, 3, 16, 16)
+
+
 @pytest.mark.parametrize("config", [AugmentConfig(), STRONG])
 @pytest.mark.parametrize("size", [(40, 28), (1, 1), (3, 300), (16, 16)])
 def test_augmentation_is_a_function_of_its_key_and_of_bounded_size(

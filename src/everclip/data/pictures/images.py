@@ -7,6 +7,7 @@ import re
 import struct
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -353,6 +354,17 @@ class PixelFormat:
 
     def tensor(self, picture: Image.Image) -> torch.Tensor:
         """Return normalised pixels `(3, size, size)`."""
-        mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
-        pixels = (np.asarray(picture, dtype=np.float32) / np.float32(255) - mean) / std
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return self.tensors([picture])[0]
+
+    def tensors(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Return the normalised pixels of RGB images of `size` x `size`: `(N, 3, size, size)`."""
+        mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        # Memory of torch: its sums may depend on how memory is aligned, and that of numpy's differs from run to run.
+        batch = torch.empty(len(pictures), 3, self.size, self.size)
+        # One image after another stays in the processor's cache; numpy is slow with three channels innermost.
+        for pixels, picture in zip(batch.numpy(), pictures, strict=True):
+            pixels[...] = np.asarray(picture).transpose(2, 0, 1)
+            pixels /= np.float32(255)
+            pixels -= mean
+            pixels /= std
+        return batch

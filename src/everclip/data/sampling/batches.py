@@ -88,11 +88,7 @@ class BatchMaker:
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
         batch: dict[str, Any] = {"id": [table.ids[i] for table, i in rows]}
         if "image" in stream.columns:
-            own = self._fixed_draws(rows, scope) if self.augment is not None and self.augment.fixed else draws
-            pictures = [self._picture(stream, t, i, d) for (t, i), d in zip(rows, own, strict=True)]
-            # The last batch of a pass may leave a process without samples.
-            side = self.pixels.size
-            batch["image"] = torch.stack(pictures) if pictures else torch.zeros(0, 3, side, side)
+            batch["image"] = self._pixels(stream, rows, scope, draws)
         if {"tokens", "text_embedding"} & set(stream.columns):
             texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
             batch["caption"] = texts
@@ -136,12 +132,16 @@ class BatchMaker:
         """Return generators that are the same at every step of a phase."""
         return [generator(self.seed, scope, "fixed", table.ids[i]) for table, i in rows]
 
-    def _picture(self, stream: Stream, table: Table, position: int, draw: Any) -> torch.Tensor:
-        picture = self.store.get(table, position)
-        if stream.view == "train" and self.augment is not None:
-            form = self.pixels
-            return form.tensor(augment(picture, form.size, self.augment, draw, form.resizing))
-        return self.preprocess(picture)
+    def _pixels(
+        self, stream: Stream, rows: list[tuple[Table, int]], scope: str, draws: list[np.random.Generator]
+    ) -> torch.Tensor:
+        """Return the images of one step `(N, 3, S, S)`; `N` is 0 if the end of a pass leaves a process without any."""
+        form, config, get = self.pixels, self.augment, self.store.get
+        if stream.view == "train" and config is not None:
+            own = zip(rows, self._fixed_draws(rows, scope) if config.fixed else draws, strict=True)
+            return form.tensors([augment(get(*row), form.size, config, d, form.resizing) for row, d in own])
+        ready = [self.preprocess(get(*row)) for row in rows]
+        return torch.stack(ready) if ready else torch.zeros(0, 3, form.size, form.size)
 
     def caption(self, table: Table, position: int) -> str:
         """Return a sample's caption, or its class name if it has no caption.

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,23 @@ def key_of(*parts: object) -> int:
 
 def generator(*parts: object) -> np.random.Generator:
     """Return a generator whose draws are a function of `parts`; same parts, same draws, on every machine."""
-    return np.random.Generator(np.random.Philox(key=key_of(*parts)))
+    seed: Any = _Key(key_of(*parts))  # numpy's types know only one kind of seed
+    return np.random.Generator(np.random.Philox(seed))
+
+
+class _Key(np.random.bit_generator.ISeedSequence):
+    """The key of a Philox generator, in the form of a seed.
+
+    The draws are those of `Philox(key=...)`, which also asks the system for randomness that it does not use; this takes
+    three times as long, and every sample of a batch needs a generator.
+    """
+
+    def __init__(self, key: int) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> npt.NDArray[np.uint64]:
+        """Return the two words of the key."""
+        return np.frombuffer(self._key.to_bytes(16, "little"), "<u8").astype(np.uint64)
 
 
 def unit_hash(*parts: object) -> float:
