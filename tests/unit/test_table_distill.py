@@ -17,7 +17,7 @@ import everclip
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import ClassEntry, Past, Task
 from everclip.data.table import Table
-from everclip.errors import ConfigError, DataError
+from everclip.errors import CheckpointError, ConfigError, DataError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.slots import PENALTY_MODULES, SlotMethod
@@ -349,13 +349,10 @@ def test_settings_that_do_not_fit_are_answered(build: Build, penalty: dict[str, 
         build(penalty)
 
 
-def test_a_table_that_does_not_exist_is_named(build: Build, task: Task, tmp_path: Path) -> None:
-    method = build({"image": str(tmp_path / "none.parquet")})
+def test_a_table_that_does_not_fit_is_named(build: Build, task: Task, micro_folder: Path) -> None:
+    method = build({"image": str(micro_folder / "none.parquet")})
     with pytest.raises(ConfigError, match=r"table-distill\.image: there is no file .*none\.parquet"):
         method.check_task(task)
-
-
-def test_without_a_head_the_widths_must_agree(build: Build, task: Task, micro_folder: Path) -> None:
     method = build({"image": str(micro_folder / "images.parquet"), "head": "none"})
     with pytest.raises(ConfigError, match="8 values, and embeddings of the model 32"):
         method.check_task(task)
@@ -364,7 +361,10 @@ def test_without_a_head_the_widths_must_agree(build: Build, task: Task, micro_fo
 # -- resume ---------------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_task_continues_with_the_same_head(build: Build, task: Task, micro_folder: Path) -> None:
+@pytest.mark.parametrize("head", ["linear", "none"])
+def test_a_stopped_task_continues_with_the_same_head_and_the_same_table(
+    build: Build, task: Task, tmp_path: Path, head: str
+) -> None:
     class Stop(Watcher):
         saved: Any = None
 
@@ -375,12 +375,26 @@ def test_a_stopped_task_continues_with_the_same_head(build: Build, task: Task, m
             tensors = {k: v.clone() for k, v in learner.tensors(optimiser()).items()}
             Stop.saved = tensors, json.loads(json.dumps(learner.state(cursor)))
 
-    tables = {side: str(micro_folder / f"{side}s.parquet") for side in ("image", "text")}
+    draw, sides = (
+        np.random.default_rng(0),
+        {"image": task.train.identities(), "text": task.train.column("caption")},
+    )
+    tables: dict[str, Any] = {"head": head}
+    for side, keys in sides.items():
+        once = list(dict.fromkeys(keys))
+        path = everclip.write_feature_table(tmp_path / side, once, draw.standard_normal((len(once), 32)))
+        tables[side] = str(path)
     learner = learner_of(build(tables))
     learner.learn(task, watcher=Stop())
     resumed = learner_of(build(tables))
-    cursor = resumed.restore(*Stop.saved)
-    resumed.learn(task, cursor)
+    resumed.learn(task, resumed.restore(*Stop.saved))
     one, two = learner.method.state_dict(), resumed.method.state_dict()
-    assert f"{HEAD}.text.weight" in one
+    assert (f"{HEAD}.text.weight" in one) == (head == "linear")
     assert all(torch.equal(one[k], two[k]) for k in one)
+    everclip.write_feature_table(tables["text"], once, draw.standard_normal((len(once), 32)))
+    changed = learner_of(build(tables))
+    with pytest.raises(CheckpointError, match=r"table-distill\.text: .* has changed since the task began"):
+        changed.learn(task, changed.restore(*Stop.saved))
+    assert (
+        learner.method.slot_structure().get("table-distill", {}).get("tables") is None
+    )  # between tasks it may

@@ -5,9 +5,11 @@ Columns: `key` (text) and `feature` (a list of floats; all lists are equally lon
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +49,13 @@ class FeatureTable:
     def width(self) -> int:
         """The length of a feature."""
         return int(self.features.shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of keys and features."""
+        digest = hashlib.sha256("\0".join(self.positions).encode())
+        digest.update(np.ascontiguousarray(self.features).data)
+        return digest.hexdigest()[:16]
 
     def find(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the position of each key's feature `(N,)`; -1 for a key that the table lacks."""

@@ -304,8 +304,8 @@ class SlotMethod(Method):
     # -- state ------------------------------------------------------------------------------------------------
 
     def slot_structure(self) -> dict[str, Any]:
-        """Return the shapes of the penalties' modules, as JSON."""
-        return {p.name: p.structure() for p in self.penalties if len(p.modules)}
+        """Return what the penalties need to rebuild their modules, as JSON."""
+        return {p.name: structure for p in self.penalties if (structure := p.structure())}
 
     def grow_slots(self, structure: Mapping[str, Any]) -> None:
         """Create the modules that `structure` describes, as far as they do not exist."""

@@ -154,7 +154,7 @@ class Penalty(Generic[S]):
         return {}
 
     def structure(self) -> dict[str, Any]:
-        """Return the shapes of the `modules` that exist, for checkpoints, as JSON for `grow`; none by default."""
+        """Return the shapes of existing `modules`, and what a checkpoint needs beside them, as JSON for `grow`."""
         return {}
 
     def grow(self, shapes: Mapping[str, Any], seed: int) -> None:

@@ -10,11 +10,11 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
-from everclip.contracts import ClassEntry, Past, Stream
+from everclip.contracts import ClassEntry, Past, Stream, Task
 from everclip.data.feature_table import FeatureTable, read_feature_table
 from everclip.data.sampling.captions import own_caption
 from everclip.data.table import Table
-from everclip.errors import ConfigError, DataError
+from everclip.errors import CheckpointError, ConfigError, DataError
 from everclip.files import user_path
 from everclip.methods.penalties.base import Penalty, StepView, WeightSettings
 from everclip.methods.trainable import trains
@@ -71,6 +71,8 @@ class TableDistill(Penalty[TableDistillSettings]):
         super().__init__(name, settings)
         self._tables: dict[Side, FeatureTable] = {}
         self._skipped: dict[str, dict[str, int]] = {}
+        self._begun = False
+        self._stored: dict[str, str] = {}
 
     def prepare(self, backbone: Backbone, trainable: Sequence[str]) -> None:
         """Decide which tables have an effect: those whose tower trains."""
@@ -105,11 +107,17 @@ class TableDistill(Penalty[TableDistillSettings]):
         Raises:
             ConfigError: if there is no such file, or its features do not have the width that the student needs.
             DataError: if its content is unusable.
+            CheckpointError: if it has changed since a task began that continues.
         """
         if side not in self._tables:
             where = self._where(side)
             table = read_feature_table(user_path(self._path(side), where), where)
             self._require_width(side, table)
+            if self._stored.get(side, table.fingerprint) != table.fingerprint:
+                raise CheckpointError(
+                    f"{where}: {table.path} has changed since the task began, so the run cannot continue as it was. "
+                    "Restore the table, or start a new run; between tasks it may change."
+                )
             self._tables[side] = table
         return self._tables[side]
 
@@ -183,10 +191,21 @@ class TableDistill(Penalty[TableDistillSettings]):
         assert isinstance(head, nn.Linear)
         return head
 
+    def begin_task(self, backbone: Backbone, task: Task, past: Past) -> None:
+        """Note that the tables must not change from now on."""
+        self._begun, self._stored = True, {}
+
+    def end_task(self, backbone: Backbone, task: Task, past: Past) -> None:
+        """Note that the tables may change."""
+        self._begun, self._stored = False, {}
+
     def structure(self) -> dict[str, Any]:
-        """Return the sizes `[D, W]` of the heads."""
+        """Return the sizes `[D, W]` of the heads, and inside a task the fingerprints of the tables."""
         heads = {side: self._head(side) for side in SIDES if side in self.modules}
-        return {side: [head.in_features, head.out_features] for side, head in heads.items()}
+        shapes: dict[str, Any] = {side: [h.in_features, h.out_features] for side, h in heads.items()}
+        if self._begun:
+            shapes["tables"] = self._stored | {side: t.fingerprint for side, t in self._tables.items()}
+        return shapes
 
     def shapes(self) -> dict[str, Any]:
         """Return the sizes `[D, W]` of the heads that a task needs."""
@@ -196,9 +215,12 @@ class TableDistill(Penalty[TableDistillSettings]):
 
     def grow(self, shapes: Mapping[str, Any], seed: int) -> None:
         """Create the heads that do not exist, with initial values as torch's linear layers have them."""
-        for side, (inputs, outputs) in shapes.items():
-            if side in self.modules:
+        if "tables" in shapes:
+            self._begun, self._stored = True, dict(shapes["tables"])
+        for side in SIDES:
+            if side not in shapes or side in self.modules:
                 continue
+            inputs, outputs = shapes[side]
             head = nn.Linear(inputs, outputs, bias=False)
             draw = generator(seed, self.name, side)
             with torch.no_grad():
