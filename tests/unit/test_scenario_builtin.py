@@ -24,6 +24,7 @@ def ids(table: Table | None) -> str:
 SAMPLES = {
     "emoji-base": ("b5e6661604e98b5d", "670b41689781831a", "16ef5e7846219ad3"),
     "emoji-classes": ("f95a663e2fd27599", "f1e80124c341eae2", "16ef5e7846219ad3"),
+    "emoji-names": ("e5cde92eb40ac4dc", "b27db9eea6ec2966", "0ffa2e451e164833"),
     "emoji-styles": ("bb78c65e8adc99f9", "f94a7b9d7a70bdaa", "16ef5e7846219ad3"),
     "emoji-time": ("8f2925e546ae55d9", "3ba19d515c6250f2", "ad611966915ba97b"),
 }
@@ -44,7 +45,7 @@ def test_samples_order_and_splits_are_those_that_were_published(name: str) -> No
     assert (tasks, sets, digest([ids(scenario.base), ids(scenario.base_val)])) == SAMPLES[name]
 
 
-@pytest.mark.parametrize("name", ["emoji-time", "emoji-classes", "emoji-styles", "emoji-base"])
+@pytest.mark.parametrize("name", builtin_benchmarks())
 def test_no_measured_drawing_is_byte_identical_to_a_training_drawing(name: str) -> None:
     settings = ("training", "backbone", "method", "evaluation")
     document = {k: v for k, v in benchmarks()[name].document.items() if k not in settings}

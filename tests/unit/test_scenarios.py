@@ -313,6 +313,16 @@ SIZES = [
         {"noto": 594, "openmoji": 615, "twemoji": 594, "subgroups": 1269},
         None,
     ),
+    (
+        "emoji-names",
+        [304, 143, 137, 136, 238],
+        {
+            **{"known": 1269, "2016": 172, "2017": 79, "2018": 75, "2019": 76, "2020-22": 132},
+            **{"known (retrieval)": 1269, "2016 (retrieval)": 172, "2017 (retrieval)": 79},
+            **{"2018 (retrieval)": 75, "2019 (retrieval)": 76, "2020-22 (retrieval)": 132, "subgroups": 1269},
+        },
+        2282,
+    ),
     ("emoji-base", [2336], {"known": 1269, "subgroups": 1269}, None),
 ]
 

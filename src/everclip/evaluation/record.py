@@ -104,7 +104,8 @@ class RowRecorder:
     def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
         """Measure the embedding space on the known retrieval sets, or on all retrieval sets if none is known."""
         sets = [s for s in self._scenario.eval_sets if s.kind == "retrieval"]
-        names = [s.name for s in sets if s.group not in ("task", "everything")] or [s.name for s in sets]
+        of_tasks = {s.name for s in sets if s.group in ("task", "everything") or s.task is not None}
+        names = [s.name for s in sets if s.name not in of_tasks] or [s.name for s in sets]
         if not names:
             return {}
         images, texts = (torch.cat([scores.features[name][side] for name in names]) for side in (0, 1))

@@ -65,9 +65,7 @@ class ListScenario:
             return own
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
             return own if protocol.unseen == "own" else None
-        peers = [s for s in self.eval_sets if s.kind == "classification" and s.group in ("known", "task")]
-        if protocol.space == "seen":
-            peers = [s for s in peers if self._is_seen(s, learned)]
+        peers = self._peers(eval_set, learned, protocol)
         entries = merge_entries([e for s in peers for e in s.classes or ()])
         before = {
             e.key for s in peers for e in s.classes or () if not e.tasks
@@ -83,10 +81,14 @@ class ListScenario:
             return (eval_set,)
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
             return (eval_set,) if protocol.unseen == "own" else None
-        peers = [s for s in self.eval_sets if s.kind == "retrieval" and s.group in ("known", "task")]
-        if protocol.space == "seen":
-            peers = [s for s in peers if self._is_seen(s, learned)]
-        return tuple(peers)
+        return tuple(self._peers(eval_set, learned, protocol))
+
+    def _peers(self, eval_set: EvalSet, learned: Collection[int], protocol: EvalProtocol) -> list[EvalSet]:
+        """Return the sets whose answers compete under `seen` and `all`: base and tasks, as the set is measured."""
+        same = [s for s in self.eval_sets if s.kind == eval_set.kind]
+        # `evaluate_also` measures base and tasks in a way in which no set of theirs is measured.
+        peers = [s for s in same if s.group in ("known", "task")] or [s for s in same if s.group == "part"]
+        return [s for s in peers if protocol.space == "all" or self._is_seen(s, learned)]
 
     def _is_seen(self, eval_set: EvalSet, learned: Collection[int]) -> bool:
         if eval_set.group == "everything":

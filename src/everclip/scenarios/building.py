@@ -11,7 +11,7 @@ from everclip.data.sampling.splits import VALIDATION_SALT, least_share
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries, merge_entries
-from everclip.scenarios.conditions import matcher
+from everclip.scenarios.conditions import matcher, require_column
 from everclip.scenarios.groups import Group
 from everclip.scenarios.reading import Reader, with_class
 from everclip.scenarios.shots import first_by_hash
@@ -82,6 +82,29 @@ def subset_columns(group: Group, measured: EvalSet) -> list[EvalSet]:
                 "its `where`."
             )
         found.append(replace(measured, name=part.name, data=rows.renamed(part.name), group="part"))
+    return found
+
+
+def measured_again(spec: ScenarioSpec, sets: Sequence[EvalSet]) -> list[EvalSet]:
+    """Return base and tasks as further columns that are measured in the other way (`evaluate_also`).
+
+    Raises:
+        ConfigError: if they are measured in this way already.
+        DataError: if a set lacks captions or classes.
+    """
+    if spec.evaluate_also is None:
+        return []
+    kind, found = spec.evaluate_also, []
+    for s in (s for s in sets if s.group in ("known", "task")):
+        if s.kind == kind:
+            raise ConfigError(f"evaluate_also: {s.name!r} is measured by {kind} already; leave the key out.")
+        require_column(s.data, "caption" if kind == "retrieval" else "class_key", f"evaluate_also: {kind}")
+        data, entries = s.data, None
+        if kind == "classification":
+            data = with_class(data)
+            entries = class_entries(data, spec.class_templates, () if s.task is None else (s.task,))
+        name = f"{s.name} ({kind})"
+        found.append(EvalSet(name, kind, data.renamed(name), s.task, "part", entries))
     return found
 
 

@@ -13,7 +13,15 @@ from everclip.contracts import EvalProtocol, EvalSet
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios import classes, domains, sources, time
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.building import RowFilter, base_part, everything, one_test, subset_columns, task_part
+from everclip.scenarios.building import (
+    RowFilter,
+    base_part,
+    everything,
+    measured_again,
+    one_test,
+    subset_columns,
+    task_part,
+)
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.leaks import TrainingData, remove_leaks
@@ -92,7 +100,7 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     suite = tuple(retention_set(part, index, test, reader) for index, part in enumerate(spec.retention))
     for group, (_, measured) in zip(groups, built, strict=True):
         sets += [] if measured is None else [measured, *subset_columns(group, measured)]
-    sets += everything(sets, reader) if spec.everything else []
+    sets += [*(everything(sets, reader) if spec.everything else []), *measured_again(spec, sets)]
     sets += [one.measured for one in suite]
     _require_unique_names(sets)
     _require_captions(sets)

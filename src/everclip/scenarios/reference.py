@@ -22,13 +22,21 @@ def reference_of(spec: ReferenceSpec | None, reader: Reader) -> Reference | None
 
     Raises:
         ConfigError: for a source that does not exist.
-        DataError: for data that cannot be read, or for `texts` without any text.
+        DataError: for data that cannot be read, or for `images` or `texts` that hold none.
     """
     if spec is None:
         return None
-    images = None if spec.images is None else reader.read(spec.images, "reference.images", labelled=False)
+    images = None if spec.images is None else _images(spec.images, spec.images_where, reader)
     texts = () if spec.texts is None else _texts(spec.texts, spec.texts_where, reader)
     return Reference(images, texts)
+
+
+def _images(spec: DataSpec, where: Where, reader: Reader) -> Table:
+    key = "reference.images"
+    table = matcher(where, f"{key}_where")(reader.read(spec, key, labelled=False))
+    if len(table) == 0:
+        raise DataError(f"{spec.label} ({key}): no image fits reference.images_where ({where}).")
+    return table
 
 
 def _texts(spec: DataSpec, where: Where, reader: Reader) -> tuple[str, ...]:

@@ -70,11 +70,20 @@ def _templates(spec: RetentionSpec) -> tuple[str, ...]:
 
 
 def _rows(spec: RetentionSpec, table: Table, key: str) -> Table:
+    if spec.class_column is not None:
+        table = _with_classes(table, spec.class_column, key)
     column = "class_key" if spec.kind == "classification" else "caption"
     other = "retrieval" if spec.kind == "classification" else "classification"
     require_column(table, column, f"{key}: kind {spec.kind}; the other kind is {other}")
     rows = matcher(spec.where, f"{key}.where")(table)
     return with_class(rows) if spec.kind == "classification" else rows
+
+
+def _with_classes(table: Table, column: str, key: str) -> Table:
+    """Return a table whose classes are the values of another column."""
+    require_column(table, column, f"{key}.class_column")
+    values = [None if value is None else str(value) for value in table.column(column)]
+    return table.with_column("class_key", values).with_column("class_name", values)
 
 
 def twins(suite: Sequence[RetentionSet], stream_val: Sequence[Table], reader: Reader) -> tuple[EvalSet, ...]:

@@ -134,6 +134,7 @@ class RetentionSpec(Frozen):
         where: chooses test rows of the stream's data, or rows of `data`.
         data: data of its own; all of it is measured except the validation part.
         templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else none.
+        class_column: the column whose values are the classes; default: the classes of the data.
         val: separate validation data.
         validation: without `val`, the share of `data` by hash that becomes the set's validation twin and is not
             measured. Sets without `data` take their twin from the stream's validation rows.
@@ -143,6 +144,7 @@ class RetentionSpec(Frozen):
     kind: Measured = "classification"
     where: Where = Field(default_factory=dict)
     templates: tuple[Template, ...] | None = None
+    class_column: str | None = None
     data: DataSpec | None = None
     val: DataSpec | None = None
     validation: float = Field(0.3, ge=0, lt=1)
@@ -153,6 +155,8 @@ class RetentionSpec(Frozen):
             raise ValueError(
                 "`val` needs `data`: a set without `data` uses the validation rows of the stream"
             )
+        if self.class_column is not None and self.kind == "retrieval":
+            raise ValueError("`class_column` needs kind `classification`; retrieval has captions")
         return self
 
 
@@ -161,11 +165,13 @@ class ReferenceSpec(Frozen):
 
     Attributes:
         images: images; their captions and classes are ignored.
+        images_where: chooses among the rows of that data block, for example `{held_out: false}`.
         texts: captions (or class names) of a data block, or a `.txt` file with a text per line.
         texts_where: chooses among the rows of that data block, for example `{language: en}`.
     """
 
     images: DataSpec | None = None
+    images_where: Where = Field(default_factory=dict)
     texts: DataSpec | None = None
     texts_where: Where = Field(default_factory=dict)
 
@@ -240,6 +246,10 @@ class ScenarioSpec(Frozen):
     shots_seed: int = Field(0, description="another seed chooses other `shots`")
     evaluate_where: Where = Field(default_factory=dict)
     evaluate_as: Measured | None = Field(None, description="default: by captions if there are any")
+    evaluate_also: Measured | None = Field(
+        None,
+        description="measure the base and each task a second time in this way; metrics of the score matrix ignore it",
+    )
     tasks: tuple[GroupSpec, ...] = ()
     every: Literal["year", "quarter", "month", "week", "day", "value"] | None = Field(
         None, description="time: a task per period of the column, instead of listed tasks"
@@ -316,6 +326,8 @@ def _missing_data(spec: ScenarioSpec) -> str | None:
         rule = source.split or spec.split
         if source.test is None and (rule is None or not rule.has_rule) and not source.data.is_catalog:
             return f"sources.{index} ({source.name}): {_ONE_RULE}, or give `test`, separate test data"
+    if spec.evaluate_also is not None:
+        return "`evaluate_also` needs a common table; a scenario of kind `sources` has none"
     if spec.base is not None and spec.base.data is None:
         return "base.data: missing; a scenario of kind `sources` has no common table for `where`"
     for index, part in enumerate(spec.retention):

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError
+
+USUAL = {
+    "caption": "name",
+    "concept": "emoji_id",
+    "time": "year",
+    "class_key": "subgroup",
+    "class_name": "subgroup_name",
+}
+"""Canonical names to columns of the drawings, unless `data.columns` says otherwise."""
 
 
 def read_emoji(source: str, spec: DataSpec) -> Raw:
@@ -18,21 +29,32 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
     """
     from everclip.data.builtin import emoji
 
-    for name in ("columns", "split", "root", "downloads", "encoding", "separator", "header"):
+    for name in ("split", "root", "downloads", "encoding", "separator", "header"):
         if getattr(spec, name):
             raise ConfigError(
-                f"data.{name}: does not apply to {source}; its keys are source, language and styles."
+                f"data.{name}: does not apply to {source}; its keys are source, language, styles and columns."
             )
     try:
         columns = emoji.drawings(spec.language or "en", spec.styles)
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
     columns = columns.filter(pc.is_valid(columns.column("name")))
-    rename = {"name": "caption", "emoji_id": "concept", "year": "time", "subgroup": "class_key"}
-    columns = columns.rename_columns([rename.get(name, name) for name in columns.column_names])
-    class_names = [
-        str(key).replace("-", " ").replace(" & ", " and ") for key in columns.column("class_key").to_pylist()
-    ]
+    columns = columns.append_column("subgroup_name", _words(columns.column("subgroup")))
     # Two emoji with one drawing (flags of territories) stay separate images: their facts differ.
     known = {"image_id": "image_id"}
-    return Raw(source, columns.append_column("class_name", pa.array(class_names)), known=known)
+    if spec.columns:  # by their names in the source, so that a misspelt one is told what there is
+        return Raw(source, columns, known={**known, **_unsaid(spec.columns)})
+    usual = {column: wanted for wanted, column in USUAL.items()}
+    return Raw(source, columns.rename_columns([usual.get(c, c) for c in columns.column_names]), known=known)
+
+
+def _words(subgroups: pa.ChunkedArray) -> pa.Array:
+    """Return Unicode's subgroups in words: `face-smiling` is `face smiling`."""
+    return pa.array([str(key).replace("-", " ").replace(" & ", " and ") for key in subgroups.to_pylist()])
+
+
+def _unsaid(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the canonical names that keep their usual column; key and name of a class come from one choice."""
+    classes = {"class_key", "class_name"}
+    said = {*chosen, *(classes if classes & set(chosen) else ())}
+    return {wanted: column for wanted, column in USUAL.items() if wanted not in said}
