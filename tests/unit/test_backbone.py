@@ -204,6 +204,19 @@ def test_builtin_folders_are_found_by_name() -> None:
     assert (builtin_folder("tiny") / CONFIG).is_file()
 
 
+def test_a_builtin_folder_without_weights_is_not_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("done", "begun"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CONFIG).write_text("{}")
+    (tmp_path / "done" / "open_clip_model.safetensors").write_bytes(b"")
+    monkeypatch.setattr("everclip.models.locate.resources.files", lambda package: tmp_path)
+    assert builtin_folder("done") == tmp_path / "done"
+    with pytest.raises(ConfigError, match="'builtin:begun' is not known"):
+        builtin_folder("begun")
+
+
 def test_a_logit_scale_at_its_bound_still_has_a_gradient(model: Path) -> None:
     backbone = load_backbone(str(model))
     with torch.no_grad():

@@ -22,7 +22,7 @@ from everclip.config import BackboneConfig
 from everclip.errors import ConfigError, did_you_mean
 from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
-from everclip.models.layout import CONFIG, find_weights, other_checkpoints, read_config
+from everclip.models.layout import CONFIG, WEIGHTS, find_weights, other_checkpoints, read_config
 from everclip.models.located import Located, how_to_get
 from everclip.models.tags import locate_tag, preprocess_of, tag_of_file
 from everclip.models.tokenizers import tokenizer_settings
@@ -34,13 +34,13 @@ _CLOSE = 5
 
 
 def builtin_folder(name: str) -> Path:
-    """Return the folder of a built-in backbone.
+    """Return the folder of a built-in backbone; a folder without weights is one in preparation, and not found.
 
     Raises:
         ConfigError: for an unknown name.
     """
     root = Path(str(resources.files("everclip.models.builtin")))
-    known = sorted(p.name for p in root.iterdir() if (p / CONFIG).is_file())
+    known = sorted(p.name for p in root.iterdir() if (p / CONFIG).is_file() and (p / WEIGHTS).is_file())
     if name not in known:
         names = [f"builtin:{n}" for n in known]
         raise ConfigError(f"backbone: 'builtin:{name}' is not known.{did_you_mean(f'builtin:{name}', names)}")
