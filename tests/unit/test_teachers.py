@@ -150,3 +150,15 @@ def test_the_weights_that_are_installed_know_a_photograph() -> None:
     features = teachers.image_features(model, pixels, size=224)
     scores = features @ teachers.class_weights(model).T + model.get_classifier().bias.detach().numpy()
     assert scores.argmax() == 652  # military uniform
+
+
+def test_a_fast_teacher_gives_nearly_the_same_features(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    model = SmallTeacher()
+    exact = teachers.image_features(model, images, size=32)
+    fast = teachers.image_features(teachers.fast(model), images, size=32, cache=tmp_path)
+    assert fast.dtype == np.float32
+    assert not np.array_equal(fast, exact)
+    assert fast == pytest.approx(exact, abs=0.02)
+    assert len(list(tmp_path.iterdir())) == 1
