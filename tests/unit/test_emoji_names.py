@@ -8,6 +8,7 @@ import pytest
 from scenario_data import document, write
 
 import everclip
+from everclip.cli.summary import print_results
 from everclip.config import SECTIONS, BackboneConfig
 from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
@@ -175,10 +176,9 @@ def test_reference_images_are_chosen_by_condition(
     assert set(scenario.reference.images.column("time")) == {1}
 
 
-def test_the_embedding_space_is_that_of_what_was_known(
-    micro_config: Callable[..., Any], tmp_path: Path
+def test_a_second_measure_changes_neither_the_measures_of_the_space_nor_the_printed_table(
+    micro_config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tasks that are measured a second time by retrieval change nothing in the measures of the space."""
     keys = (
         "scenario.evaluate_as=classification",
         "scenario.evaluate_also=retrieval",
@@ -187,3 +187,9 @@ def test_the_embedding_space_is_that_of_what_was_known(
     both = everclip.execute(micro_config("time", "method=zero-shot", *keys))
     alone = everclip.execute(micro_config("time", "method=zero-shot", f"output={tmp_path / 'alone'}"))
     assert both.rows[-1].representation == alone.rows[-1].representation
+    assert "known (retrieval)" in both.matrix.columns
+    capsys.readouterr()
+    print_results(both, tmp_path)
+    table = capsys.readouterr().out
+    assert "known   2001   2002   2003  groups" in table
+    assert "(retrieval)" not in table

@@ -1,4 +1,4 @@
-"""The five-minute tour: emoji-time with four methods, then a table and a report."""
+"""The tour: a CLIP of 2015 learns the names of new emoji with four methods; a look, a table and a report."""
 
 from __future__ import annotations
 
@@ -9,31 +9,44 @@ import typer
 
 from everclip.config import resolve_config
 from everclip.report import compare, comparison_text, write_comparison
+from everclip.report.look import text
+from everclip.report.runs import Run
 from everclip.run import execute
 
-METHODS = ("zero-shot", "finetune", "replay", "replay-merge")
+BENCHMARK = "emoji-names"
+METHODS = ("zero-shot", "finetune", "replay-merge", "rail")
 
 
 def run_demo(output: Path, overrides: Sequence[str]) -> None:
-    """Run every method of the demo and print the comparison; an interrupted demo continues.
+    """Run every method of the demo, look at six drawings, and print the comparison; an interrupted demo continues.
 
     Args:
         output: the folder of the runs. They share the encoded features of the start model.
         overrides: settings of all runs.
     """
     typer.echo(
-        "A CLIP that stopped learning in 2015 learns the emoji of 2016 to 2022 (real drawings, small model)."
+        "A CLIP that stopped learning in 2015 learns the emoji of 2016 to 2022, year by year. It names drawings that "
+        "it never trained on, among the names of all emoji, old and new (real drawings, small model)."
     )
-    folders = []
+    folders: list[Path] = []
     for number, method in enumerate(METHODS, start=1):
         folder = output / method
         typer.echo(f"[{number}/{len(METHODS)}] {method}")
         shared = [f"output={folder}", f"method={method}", f"evaluation.cache={output / 'cache'}"]
-        execute(resolve_config("emoji-time", [*shared, *overrides]))
+        execute(resolve_config(BENCHMARK, [*shared, *overrides]))
         folders.append(folder)
+        if number == 1:
+            _look(folder, "New emoji, and what the model of 2015 calls them:", [0])
+    _look(folders[-1], f"The same drawings with {METHODS[-1]}, year by year:", None)
     typer.echo("")
     comparison = compare(folders)
     typer.echo(comparison_text(comparison))
     page = write_comparison(folders, output / "compare.html", comparison=comparison)
     typer.echo(f"comparison: {page}")
     typer.echo(f"report:     {folders[-1] / 'report.html'}")
+
+
+def _look(folder: Path, title: str, rows: Sequence[int] | None) -> None:
+    """Print the answers to a few drawings, if the run recorded any (`evaluation.examples`)."""
+    if lines := text(Run(folder), rows):
+        typer.echo(f"\n{title}\n{lines}\n")

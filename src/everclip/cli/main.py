@@ -182,7 +182,8 @@ def demo(
 ) -> None:
     """Run the five-minute demo.
 
-    Learns new emoji, year by year, with four methods; prints a table and writes a report.
+    Learns the names of new emoji, year by year, with four methods; prints what the model calls a few of them, then a
+    table, and writes a report.
 
     Example: everclip demo
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from everclip.evaluation.results import Results
+from everclip.evaluation.results import Matrix, Results
 from everclip.metrics import AUTO
 
 
@@ -44,9 +44,19 @@ def no_gain(results: Results) -> bool:
     return results.status == "finished" and trained and change is not None and change <= 0
 
 
+def _without_second_measures(results: Results) -> Matrix:
+    """Return the matrix without the columns of `evaluate_also`: another metric on the same images."""
+    kinds = {column.kind for column in results.columns if column.group == "task"}
+    hidden = {c.name for c in results.columns if c.group == "part" and c.kind not in kinds}
+    matrix = results.matrix
+    kept = [i for i, name in enumerate(matrix.columns) if name not in hidden]
+    values = [[row[i] for i in kept] for row in matrix.values]
+    return matrix.model_copy(update={"columns": [matrix.columns[i] for i in kept], "values": values})
+
+
 def print_results(results: Results, folder: Path) -> None:
     """Print the score matrix of the headline, notes, and the paths of result and report."""
-    matrix = results.matrix
+    matrix = _without_second_measures(results)
     width = max(len(name) for name in [*matrix.rows, "before"])
     columns = [max(5, len(name)) for name in matrix.columns]
     metric = "accuracy or mean_r1" if matrix.metric == AUTO else matrix.metric

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import classes, figures, old_and_new, routing, sections
+from everclip.report import classes, figures, look, old_and_new, routing, sections
 from everclip.report.canvas import Drawing
 from everclip.report.reproduce import command
 from everclip.report.runs import Run
@@ -92,6 +92,7 @@ def _tables(run: Run) -> dict[str, Any]:
         "headline": headline(run),
         "lead": retention(run),
         "tiles": sections.tiles(run),
+        "look": look.table(run),
         "together": old_and_new.table(run),
         "matrix": sections.matrix(run),
         "how_measured": sections.how_measured(run),
