@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import ClassEntry, Past, Progress, Task
+from everclip.contracts import ClassEntry, Past, Progress, Reference, Task
 from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
@@ -68,9 +68,9 @@ def tasks(micro_folder: Path) -> dict[str, Task]:
     }
 
 
-def begun(method: Method, task: Task, size: int = 5) -> Any:
+def begun(method: Method, task: Task, size: int = 5, reference: Reference | None = None) -> Any:
     """Begin a task and return its first batch."""
-    past = Past(training=TrainingConfig(steps=3, batch_size=size))
+    past = Past(training=TrainingConfig(steps=3, batch_size=size), reference=reference)
     method.begin_task(task, past)
     (phase,) = method.phases(task, past)
     backbone, training = method.backbone, past.training

@@ -15,7 +15,7 @@ from test_penalties import AT, begun, move
 
 import everclip
 from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import ClassEntry, Past, Task
+from everclip.contracts import ClassEntry, Past, Reference, Task
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError, DataError
 from everclip.learner import Learner
@@ -272,6 +272,57 @@ def test_a_frozen_tower_needs_no_table_and_a_note_says_so(
     assert [n for n in method.state_dict() if n.startswith(HEAD)] == [f"{HEAD}.text.weight"]
 
 
+# -- reference images -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", ["reference", "both"])
+def test_reference_images_are_compared_too(
+    build: Build, task: Task, micro_folder: Path, samples: str
+) -> None:
+    method = build(
+        {"image": str(micro_folder / "images.parquet"), "samples": samples, "reference_batch_size": 3}
+    )
+    assert method.reference_needs == {"images"}
+    own, others = (Task(0, "own", task.train.select(range(24)))), task.train.select(range(24, 48))
+    batch = begun(method, own, reference=Reference(others))
+    assert set(batch) == {"main", "table-distill"}
+    assert len(batch["table-distill"]["image_id"]) == 3
+    assert set(batch["table-distill"]["image_id"]) <= set(others.identities())
+    assert ("image_id" in batch["main"]) == (samples == "both")
+    move(method)
+    found = method(batch, AT)["table-distill"]
+    weight = method.get_parameter(f"{HEAD}.image.weight").detach()
+    table, expected = features_of(micro_folder / "images.parquet"), 0.0
+    for name in ("main", "table-distill") if samples == "both" else ("table-distill",):
+        keys = batch[name]["id"]
+        with torch.no_grad():
+            mapped = method.backbone.encode_image(batch[name]["image"]) @ weight.T
+        units = torch.nn.functional.normalize(mapped, dim=1).double().numpy()
+        cosines = [u @ table[k] / np.linalg.norm(table[k]) for u, k in zip(units, keys, strict=True)]
+        expected += 1 - float(np.mean(cosines))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+    found.backward()
+    assert any(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in method.backbone.clip.visual.parameters()
+    )
+
+
+def test_reference_images_need_features_and_must_exist(
+    build: Build, task: Task, micro_folder: Path, tmp_path: Path
+) -> None:
+    others = task.train.select(range(24, 48))
+    few = {"image": some(micro_folder, tmp_path, 40), "samples": "both"}
+    own = Task(0, "own", task.train.select(range(24)))
+    with pytest.raises(DataError, match="no feature for 8 of 24 images"):
+        begun(build(few), own, reference=Reference(others))
+    with pytest.raises(ConfigError, match=r"samples=both: needs reference images.*samples=batch"):
+        begun(build(few), own)
+    method = build(few | {"missing": "skip"})
+    begun(method, own, reference=Reference(others))
+    (note,) = (n for n in method.penalties[0].notes if "skipped" in n)
+    assert note == "table-distill: 8 of 48 images have no feature in some.parquet and are skipped"
+
+
 # -- missing features -----------------------------------------------------------------------------------------
 
 
@@ -342,6 +393,7 @@ def test_skipped_rows_add_nothing_and_are_counted(
         ({"image": "a.parquet", "reference": "initial"}, "reference"),
         ({"imgae": "a.parquet"}, "Did you mean 'image'"),
         ({"image": "a.parquet", "head": "mlp"}, r"table-distill\.head"),
+        ({"text": "a.parquet", "samples": "both"}, "samples=both compares reference images"),
     ],
 )
 def test_settings_that_do_not_fit_are_answered(build: Build, penalty: dict[str, Any], match: str) -> None:

@@ -108,7 +108,6 @@ class Penalty(Generic[S]):
     Class attributes:
         Settings: the pydantic model of its settings.
         uses_teacher, uses_weights: whether it needs the earlier model as a frozen copy, or only its weights.
-        needs_reference: the reference data of the scenario that it needs: any of `images` and `texts`.
 
     Attributes:
         modules: modules that train with the model and that only this penalty uses (`grow`). They are part of
@@ -119,7 +118,6 @@ class Penalty(Generic[S]):
     Settings: ClassVar[type[WeightSettings]] = PenaltySettings
     uses_teacher: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = False
-    needs_reference: ClassVar[frozenset[str]] = frozenset()
 
     notes: tuple[str, ...] = ()
     """Notes for people; each phase shows them once."""
@@ -132,6 +130,11 @@ class Penalty(Generic[S]):
     def teacher(self) -> str:
         """The name of its teacher, as in `everclip.methods.penalties.teachers`."""
         return self.settings.reference if isinstance(self.settings, PenaltySettings) else INITIAL
+
+    @property
+    def needs_reference(self) -> frozenset[str]:
+        """The reference data of the scenario that it needs: any of `images` and `texts`; none by default."""
+        return frozenset()
 
     @property
     def main_columns(self) -> tuple[str, ...]:

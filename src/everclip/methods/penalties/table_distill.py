@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
-from everclip.contracts import ClassEntry, Past, Stream, Task
+from everclip.contracts import ClassEntry, Past, Source, Stream, Task
 from everclip.data.feature_table import FeatureTable, read_feature_table
 from everclip.data.sampling.captions import own_caption
 from everclip.data.table import Table
@@ -35,6 +35,10 @@ class TableDistillSettings(WeightSettings):
             which needs features of the student's width.
         distance: `cosine` is `1 - cos`; `squared` is the squared Euclidean distance to the feature of unit length.
         missing: what to do if the table lacks a sample's feature: `error` before training, or `skip` the sample.
+        samples: the images to compare: those of the `batch`, the `reference` images of the scenario
+            (`scenario.reference.images`, augmented as the task's images are), or `both` (two means, added). Texts are
+            always those of the batch.
+        reference_batch_size: reference images per step; `null` = the task's batch size.
     """
 
     image: str | None = None
@@ -42,11 +46,17 @@ class TableDistillSettings(WeightSettings):
     head: Literal["linear", "none"] = "linear"
     distance: Literal["cosine", "squared"] = "cosine"
     missing: Literal["error", "skip"] = "error"
+    samples: Literal["batch", "reference", "both"] = "batch"
+    reference_batch_size: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _some_table(self) -> TableDistillSettings:
         if self.weight and self.image is None and self.text is None:
             raise ValueError("name a table of features: `image` or `text` (a path), or both")
+        if self.weight and self.samples != "batch" and self.image is None:
+            raise ValueError(
+                f"samples={self.samples} compares reference images; name their table: `image` (a path)"
+            )
         return self
 
 
@@ -84,6 +94,20 @@ class TableDistill(Penalty[TableDistillSettings]):
         return tuple(side for side in SIDES if self._path(side) is not None)
 
     @property
+    def _on_reference(self) -> bool:
+        return self.settings.samples != "batch" and "image" in self._used
+
+    @property
+    def _in_batch(self) -> tuple[Side, ...]:
+        """The sides that are compared on the task's own stream."""
+        return tuple(s for s in self._used if s == "text" or self.settings.samples != "reference")
+
+    @property
+    def needs_reference(self) -> frozenset[str]:
+        """Images, if they are compared."""
+        return frozenset({"images"} if self.settings.samples != "batch" else ())
+
+    @property
     def _used(self) -> tuple[Side, ...]:
         """The sides of the loss; every module has its part in it, because several processes wait for its gradient."""
         return tuple(side for side in self._given if side in self._active or side in self.modules)
@@ -97,7 +121,7 @@ class TableDistill(Penalty[TableDistillSettings]):
     @property
     def main_columns(self) -> tuple[str, ...]:
         """The keys of images and texts."""
-        return tuple(f"{side}_id" for side in self._used)
+        return tuple(f"{side}_id" for side in self._in_batch)
 
     # -- tables -----------------------------------------------------------------------------------------------
 
@@ -143,10 +167,19 @@ class TableDistill(Penalty[TableDistillSettings]):
         self._check([table], classes)
 
     def streams(self, main: Stream, past: Past | None = None) -> dict[str, Stream]:
-        """Check the samples of a phase, also the replayed ones; there are no further streams."""
+        """Check the samples of a phase, also the replayed ones; return the stream of reference images, if one is used.
+
+        Raises:
+            ConfigError: if there are no reference images, but they are to be compared.
+            DataError: if the table lacks a feature and `missing` is `error`.
+        """
+        reference = self._reference(main, past)
         idle = [side for side in self._given if side not in self._used]
         notes = [f"{self.name}: {side} has no effect: the {side} tower does not train" for side in idle]
-        self._skipped = self._check([source.table for source in main.sources], main.classes)
+        tables = [source.table for source in main.sources]
+        self._skipped = self._check(
+            tables, main.classes, [s.table for r in reference.values() for s in r.sources]
+        )
         for side, counts in self._skipped.items():
             if counts["without_feature"]:
                 notes.append(
@@ -154,19 +187,36 @@ class TableDistill(Penalty[TableDistillSettings]):
                     f"{self._table_name(side)} and are skipped"
                 )
         self.notes = tuple(notes)
-        return {}
+        return reference
+
+    def _reference(self, main: Stream, past: Past | None) -> dict[str, Stream]:
+        """Return the stream of reference images, augmented as the task's are; empty if none is used."""
+        if not self._on_reference:
+            return {}
+        images = None if past is None or past.reference is None else past.reference.images
+        if images is None or not len(images):
+            raise ConfigError(
+                f"method.penalties.{self.name}.samples={self.settings.samples}: needs reference images that belong to "
+                "no task. Set scenario.reference.images.source, or `learner.reference`; or set samples=batch."
+            )
+        batch = self.settings.reference_batch_size or main.batch_size
+        return {self.name: Stream((Source(images),), batch, main.view, columns=("image", "image_id"))}
 
     def _table_name(self, side: str) -> str:
         return Path(str(self._path("image" if side == "image" else "text"))).name
 
     def _check(
-        self, tables: Sequence[Table], classes: tuple[ClassEntry, ...] | None
+        self,
+        tables: Sequence[Table],
+        classes: tuple[ClassEntry, ...] | None,
+        reference: Sequence[Table] = (),
     ) -> dict[str, dict[str, int]]:
         """Return for each side how many samples (or classes) have no feature, and of how many."""
         counts: dict[str, dict[str, int]] = {}
         for side in self._used:
             missing, total = 0, 0
-            for name, keys in _keys(side, tables, classes):
+            own = tables if side in self._in_batch else ()
+            for name, keys in _keys(side, [*own, *(reference if side == "image" else ())], classes):
                 found = self._table(side).find(keys)
                 lacking = [keys[int(i)] for i in (found < 0).nonzero()[0]]
                 if lacking and self.settings.missing == "error":
@@ -239,12 +289,21 @@ class TableDistill(Penalty[TableDistillSettings]):
     def loss(self, step: StepView) -> torch.Tensor:
         """Return the weighted distance of this process's rows (and of all class texts)."""
         total = step.image.new_zeros((), dtype=torch.float32)
-        for side in self._used:
+        for side in self._in_batch:
             student = step.image if side == "image" else step.text
-            mapped = self.modules[side](student) if side in self.modules else student
-            features, known = self._features(side, step.batch["main"][f"{side}_id"], student.device)
-            total = total + (known * self._distance(mapped.float(), features)).mean()
+            total = total + self._mean(side, student, step.batch["main"][f"{side}_id"])
+        if self._on_reference:
+            columns = step.batch[self.name]
+            total = total + self._mean(
+                "image", step.backbone.encode_image(columns["image"]), columns["image_id"]
+            )
         return self.settings.weight * total
+
+    def _mean(self, side: Side, student: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
+        """Return the mean distance of embeddings `(N, D)` to the features of their keys."""
+        mapped = self.modules[side](student) if side in self.modules else student
+        features, known = self._features(side, keys, student.device)
+        return (known * self._distance(mapped.float(), features)).mean()
 
     def _features(
         self, side: Side, keys: Sequence[str], device: torch.device

@@ -86,10 +86,14 @@ class Zscl(Penalty[ZsclSettings]):
 
     Settings: ClassVar[type[PenaltySettings]] = ZsclSettings
     uses_teacher: ClassVar[bool] = True
-    needs_reference: ClassVar[frozenset[str]] = frozenset({"images", "texts"})
 
     _chosen: _Chosen | None = None
     _idle = False
+
+    @property
+    def needs_reference(self) -> frozenset[str]:
+        """Images and texts."""
+        return frozenset({"images", "texts"})
 
     @property
     def teacher(self) -> str:
