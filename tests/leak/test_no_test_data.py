@@ -53,7 +53,8 @@ class Parts:
         self.base = _ids([scenario.base])
         self.tasks = [set(t.train.ids) for t in scenario.tasks]
         reference = None if scenario.reference is None else scenario.reference.images
-        self.training = self.base.union(*self.tasks, _ids([reference]))
+        self.reference = _ids([reference])
+        self.training = self.base.union(*self.tasks, self.reference)
 
 
 @cache
@@ -104,7 +105,7 @@ def _check(config: Any, scenario: Any) -> None:
             assert held <= parts.training
             assert held & (parts.measured | parts.validation) == set()
         if not (joint or method.sees_base):
-            assert ids & (parts.base - set().union(*parts.tasks)) == set()
+            assert ids & (parts.base - parts.reference.union(*parts.tasks)) == set()
     assert (trained == set()) == (config.method.name == "zero-shot")
 
 
