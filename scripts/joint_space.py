@@ -1,8 +1,8 @@
 """The joint space of builtin:photo: images as a classifier of ImageNet sees them, texts by the classes they resemble.
 
-An image becomes its feature before the classifier, centred, in the main directions of the classifier's rows. A text
-becomes the mean of the classes' places in this space, weighted by how like their names it is to a sentence encoder
-(a softmax over cosines). `scripts/photo_targets.py` calls this module.
+An image becomes its feature before the classifier, whitened by the covariance of features within a class, in the main
+directions of the classifier's rows. A text becomes the mean of the classes' places in this space, weighted by how like
+their names it is to a sentence encoder (a softmax over cosines). `scripts/photo_targets.py` calls this module.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from teachers import Features
 from tiny_targets import class_means, unit
+
+SHRINKAGE = 1.0
+"""Share of the mean variance that is added to the covariance within a class."""
 
 TEMPERATURE = 0.1
 """Of the softmax over the names' cosines to a text."""
@@ -51,10 +54,16 @@ def attention(queries: Features, keys: Features, temperature: float) -> Features
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
-def main_directions(rows: Features, width: int) -> Features:
-    """Return the `width` directions `(F, width)`, of unit length, along which centred unit rows vary most."""
-    _, _, directions = np.linalg.svd(centred(rows), full_matrices=False)
-    return np.asarray(directions[:width].T)
+def whitening(rest: Features) -> tuple[Features, Features]:
+    """Return the symmetric root of the inverse covariance of rows with mean zero, and its inverse, `(F, F)` each.
+
+    The covariance is shrunk towards a multiple of the identity.
+    """
+    covariance = rest.T @ rest / len(rest)
+    covariance += SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    values, vectors = np.linalg.eigh(covariance)
+    roots = np.sqrt(values)
+    return np.asarray((vectors / roots) @ vectors.T), np.asarray((vectors * roots) @ vectors.T)
 
 
 def centred(rows: Features) -> Features:
@@ -91,12 +100,15 @@ def make_space(
     missing = sorted(set(range(count)) - set(labels[known].tolist()))
     if missing:
         raise ValueError(f"labels: found no image of {missing[:5]}")
-    centre = np.asarray(class_means(features[known], labels[known], count).mean(axis=0), dtype=np.float32)
-    directions = main_directions(classifier, width)
+    means = class_means(features[known], labels[known], count)
+    centre = np.asarray(means.mean(axis=0), dtype=np.float32)
+    whiten, colour = whitening(features[known] - means[labels[known]])
+    # A row w of the classifier scores w.f = (colour w).(whiten f): the class lies along `colour w`.
+    rows = unit(centred(classifier) @ colour)
+    _, _, main = np.linalg.svd(rows, full_matrices=False)
+    directions = np.asarray(whiten @ main[:width].T, dtype=np.float32)
     seen = unit((features[known] - centre) @ directions)
-    bank = np.concatenate(
-        [unit(centred(classifier) @ directions), unit(class_means(seen, labels[known], count))]
-    )
+    bank = np.concatenate([unit(rows @ main[:width].T), unit(class_means(seen, labels[known], count))])
     middle = read.mean(axis=0)
     names = np.concatenate([read, read_labels])
     return JointSpace(centre, directions, middle, unit(names - middle), bank)

@@ -65,3 +65,12 @@ def test_images_without_a_label_change_nothing(parts: dict[str, np.ndarray]) -> 
 def test_a_label_without_images_is_refused(parts: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"labels: found no image of \[1\]"):
         joint_space.make_space(**(parts | {"labels": np.zeros_like(parts["labels"])}), width=4)
+
+
+def test_whitening_makes_the_shrunk_covariance_the_identity() -> None:
+    rest = np.random.default_rng(1).normal(size=(500, 3)) @ np.diag([5.0, 1.0, 0.1])
+    whiten, colour = joint_space.whitening(rest)
+    covariance = rest.T @ rest / len(rest)
+    covariance += joint_space.SHRINKAGE * np.trace(covariance) / 3 * np.eye(3)
+    assert np.allclose(whiten @ covariance @ whiten, np.eye(3))
+    assert np.allclose(whiten @ colour, np.eye(3))
