@@ -82,10 +82,9 @@ def fit_text_tower(
     for step in range(steps):
         rows = [torch.randint(len(g.texts), (round(batch * g.share),), generator=generator) for g in groups]
         forms = [int(torch.randint(len(g.templates), (1,), generator=generator)) for g in groups]
-        chosen = torch.cat([t[f][r] for t, f, r in zip(tokens, forms, rows, strict=True)])
+        chosen = [t[f][r] for t, f, r in zip(tokens, forms, rows, strict=True)]
         wanted = torch.cat([g.targets[r] for g, r in zip(groups, rows, strict=True)])
-        with short_texts(backbone.clip, needed_tokens(backbone.clip, chosen)):
-            found = backbone.encode_text(chosen)
+        found = torch.cat([_encode_short(backbone, part) for part in chosen])
         loss = (1 - (found * wanted).sum(dim=1)).mean()
         for group, row, part in zip(groups, rows, torch.split(found, [len(r) for r in rows]), strict=True):
             if group.names:
@@ -101,6 +100,12 @@ def fit_text_tower(
     backbone.eval()
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)
+
+
+def _encode_short(backbone: Backbone, tokens: torch.Tensor) -> torch.Tensor:
+    """Encode the texts of one group at the length of its longest: names do not wait for captions."""
+    with short_texts(backbone.clip, needed_tokens(backbone.clip, tokens)):
+        return backbone.encode_text(tokens)
 
 
 def _text_parameters(backbone: Backbone) -> list[torch.nn.Parameter]:
