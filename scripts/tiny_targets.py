@@ -1,18 +1,22 @@
 """Make what builtin:tiny learns from: its drawings, the features they must get, and a start with a fitted text tower.
 
     python scripts/build_drawings.py --sources build/drawings --fetch --out build/drawings.parquet
-    python scripts/tiny_targets.py --further build/drawings.parquet --wordnet FOLDER --out build/tiny
+    python scripts/build_clipart.py --sources build/clipart --fetch --out build/clipart.parquet
+    python scripts/tiny_targets.py --further build/drawings.parquet --clipart build/clipart.parquet \\
+        --wordnet FOLDER --out build/tiny
     everclip run scripts/tiny.yaml output=runs/tiny
     python scripts/build_tiny.py runs/tiny
 
 The joint space has two parts. The larger is what EfficientNet-Lite0 sees: its features of the drawings, whitened by
 their covariance within an emoji, then the main directions between emoji. The smaller is what MiniLM reads: the main
 directions of its embeddings of names and keywords. A name gets the mean over the drawings of its emoji; any other
-text gets what a ridge regression from MiniLM predicts for it. The teachers need the extra `[build]`; they are no part
-of everclip.
+text gets what a ridge regression from MiniLM predicts for it. A picture without a name (clip art) gets what Lite0 sees,
+and for the second part what a ridge regression predicts from that. The teachers need the extra `[build]`; they are no
+part of everclip.
 
-Writes into the folder: `drawings.parquet` (the training drawings), `features.parquet` (`image_id` -> feature),
-`start.safetensors` (random image tower, fitted text tower) and `targets.json` (what was done, with figures).
+Writes into the folder: `drawings.parquet` (the training drawings), `clipart.parquet`, `features.parquet`
+(`image_id` -> feature), `start.safetensors` (random image tower, fitted text tower) and `targets.json` (what was
+done, with figures).
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from safetensors.torch import save_file
 from teachers import Features, TextEmbedder, image_features, lite, minilm
 from text_tower import SCALE, TextGroup, encoded, fit_text_tower
 
+from everclip import write_feature_table
 from everclip.config import BackboneConfig
 from everclip.data.builtin.emoji import drawings
 from everclip.models.backbone import load_backbone
@@ -66,6 +71,8 @@ class Targets:
         bank: its unit embedding `(C, D)`.
         images: unit embedding of each drawing `(N, D)`.
         weights, centre: the ridge regression from MiniLM embeddings, `(E, D)` and `(E,)`.
+        seeing, seeing_centre: the map from Lite0's features to the first part, `(F, SEEN)` and `(F,)`.
+        guessing: the ridge regression from the first part to the second, `(SEEN, READ)`.
         accuracy: share of held-out drawings whose nearest name, by Lite0 alone, is their own.
     """
 
@@ -74,11 +81,19 @@ class Targets:
     images: Features
     weights: Features
     centre: Features
+    seeing: Features
+    seeing_centre: Features
+    guessing: Features
     accuracy: float
 
     def of_texts(self, embeddings: Features) -> Features:
         """Return the unit embeddings that the regression predicts for texts with these MiniLM embeddings."""
         return unit((embeddings - self.centre) @ self.weights)
+
+    def of_pictures(self, features: Features) -> Features:
+        """Return the unit embeddings of pictures without a name, from Lite0's features of them `(N, F)`."""
+        seen = unit((features - self.seeing_centre) @ self.seeing)
+        return unit(np.concatenate([seen, READ_WEIGHT * (seen @ self.guessing)], axis=1))
 
 
 def unit(rows: npt.NDArray[Any]) -> Features:
@@ -133,13 +148,20 @@ def make_targets(
     truth = np.array([number[name] for name in held_out["name"].to_pylist()])
     accuracy = float(((seen_held @ bank.T).argmax(axis=1) == truth).mean())
     read = meanings(table, names, embed)
+    guessing = ridge(seen, read[labels])
     bank = unit(np.concatenate([bank, READ_WEIGHT * read], axis=1))
     images = unit(np.concatenate([seen, READ_WEIGHT * read[labels]], axis=1))
     texts = embed(names)
     middle = texts.mean(axis=0)
-    inputs = texts - middle
-    weights = np.linalg.solve(inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1]), inputs.T @ bank)
-    return Targets(names, bank, images, weights.astype(np.float32), middle, accuracy)
+    return Targets(
+        names, bank, images, ridge(texts - middle, bank), middle, mapping, centre, guessing, accuracy
+    )
+
+
+def ridge(inputs: Features, outputs: Features) -> Features:
+    """Return the matrix `(I, O)` of the ridge regression of outputs on inputs."""
+    gram = inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1])
+    return np.asarray(np.linalg.solve(gram, inputs.T @ outputs), dtype=np.float32)
 
 
 def meanings(table: pa.Table, names: Sequence[str], embed: TextEmbedder) -> Features:
@@ -212,6 +234,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--further", type=Path, help="drawings of scripts/build_drawings.py")
+    parser.add_argument("--clipart", type=Path, help="pictures of scripts/build_clipart.py")
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000, help="steps of the text tower")
@@ -223,10 +246,13 @@ def main() -> None:
     features, held = (image_features(teacher, pixels(t), cache=cache) for t in (table, held_out))
     targets = make_targets(table, held_out, features, held, embed)
     pq.write_table(table, options.out / "drawings.parquet", compression="zstd")
-    stored = pa.table(
-        {"key": table["image_id"], "feature": pa.array(list(targets.images.astype(np.float16)))}
-    )
-    pq.write_table(stored, options.out / "features.parquet", compression="zstd")
+    keys, rows, clipart = table["image_id"].to_pylist(), targets.images, 0
+    if options.clipart is not None:
+        more = pq.read_table(options.clipart)
+        pq.write_table(more, options.out / "clipart.parquet", compression="zstd")
+        unnamed = targets.of_pictures(image_features(teacher, pixels(more), cache=cache))
+        keys, rows, clipart = keys + more["image_id"].to_pylist(), np.concatenate([rows, unnamed]), len(more)
+    write_feature_table(options.out / "features.parquet", keys, rows)
     backbone = load_backbone(BackboneConfig(name="builtin:tiny", weights="random"), 0)
     groups = text_groups(targets, table, embed, common_words(options.wordnet))
     loss = fit_text_tower(backbone, groups, options.steps)
@@ -241,6 +267,7 @@ def main() -> None:
             for style in sorted(set(table["style"].to_pylist()))
         },
         "names": len(targets.names),
+        "clipart": clipart,
         "texts": [len(g.texts) for g in groups],
         "teacher_accuracy_on_held_out": round(targets.accuracy, 4),
         "text_loss": round(loss, 4),

@@ -72,12 +72,25 @@ def test_the_joint_space_joins_what_is_seen_and_what_is_read(monkeypatch: pytest
     assert np.allclose(targets.images[0, 2:], targets.images[1, 2:], atol=1e-6)
     ratio = np.linalg.norm(targets.images[:, 2:], axis=1) / np.linalg.norm(targets.images[:, :2], axis=1)
     assert np.allclose(ratio, tiny_targets.READ_WEIGHT, atol=1e-5)
+    # A picture without a name is seen as a drawing is; what it means is a guess, as long as a name's at most.
+    unnamed = targets.of_pictures(features)
+    seen = unnamed[:, :2] / np.linalg.norm(unnamed[:, :2], axis=1, keepdims=True)
+    own = targets.images[:, :2] / np.linalg.norm(targets.images[:, :2], axis=1, keepdims=True)
+    assert np.allclose(seen, own, atol=1e-5)
     groups = tiny_targets.text_groups(targets, _table(), _embed, ["cat", "pet", "stone"])
     assert [list(g.texts) for g in groups] == [["cat", "dog", "red car"], ["bark", "pet"], ["stone"]]
     assert [g.names for g in groups] == [True, False, False]
     pictured = tiny_targets.unit(targets.bank[[0, 1]].mean(axis=0))
     wanted = tiny_targets.unit(pictured + targets.of_texts(_embed(["pet"]))[0])
     assert np.allclose(groups[1].targets[1], wanted, atol=1e-5)
+
+
+def test_the_ridge_regression_is_that_of_the_normal_equations() -> None:
+    inputs, outputs = GENERATOR.normal(size=(50, 4)), GENERATOR.normal(size=(50, 3))
+    found = tiny_targets.ridge(inputs, outputs)
+    extra = np.sqrt(tiny_targets.RIDGE) * np.eye(4)
+    stacked = np.linalg.lstsq(np.vstack([inputs, extra]), np.vstack([outputs, np.zeros((4, 3))]))[0]
+    assert np.allclose(found, stacked, atol=1e-5)
 
 
 def test_common_words_are_those_that_were_counted(tmp_path: Path) -> None:
