@@ -125,7 +125,9 @@ def keep_demo(folder: Path) -> None:
         "commit": last.provenance["git"]["commit"] if "git" in last.provenance else "",
         "device": last.provenance["device"],
         "threads": last.provenance["threads"],
-        "parameters": last.method["cost"]["stored_parameters"],
+        "parameters": runs[0].results.method["cost"][
+            "stored_parameters"
+        ],  # the model alone: zero-shot adds nothing
         "subgroups": subgroups.classes,
         "methods": methods,
     }

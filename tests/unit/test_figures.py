@@ -99,13 +99,17 @@ def test_numbers_with_units_are_marked_or_defined() -> None:
 def test_what_the_readme_says_of_the_demo_in_words_is_in_its_file() -> None:
     demo = json.loads((ROOT / "benchmarks/demo.json").read_text(encoding="utf-8"))["methods"]
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    known = {name: method["known"][0] / demo["zero-shot"]["known"][0] for name, method in demo.items()}
-    assert "Plain fine-tuning forgets four fifths of what the model knew" in text
-    assert round(5 * (1 - known["finetune"])) == 4
-    assert "Replay with merging keeps nine tenths of it" in text
-    assert round(10 * known["replay-merge"]) == 9
-    assert "the difference between these two is not resolved: the intervals overlap" in text
-    assert demo["replay-merge"]["new"][1] < demo["finetune"]["new"][2]
+    before, tuned, rail = (demo[name] for name in ("zero-shot", "finetune", "rail"))
+    assert "learns the most new names, and loses a sixth of what the model knew" in text
+    assert max(demo, key=lambda name: demo[name]["new"][0]) == "finetune"
+    assert round(6 * (1 - tuned["known"][0] / before["known"][0])) == 1
+    assert tuned["known"][2] < before["known"][1]
+    assert "`rail` loses nothing and learns less than half as much" in text
+    assert rail["known"] == before["known"]
+    gains = [method["new"][0] - before["new"][0] for method in (rail, tuned)]
+    assert 0 < gains[0] < 0.5 * gains[1]
+    assert "No method learns most of the new names" in text
+    assert max(method["new"][0] for method in demo.values()) < 0.5
 
 
 def test_the_card_of_the_tiny_model_is_that_of_its_json() -> None:
