@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 from teachers import Features
-from tiny_targets import class_means, unit
+from whitening import class_means, unit, whitening
 
 SHRINKAGE = 1.0
 """Share of the mean variance that is added to the covariance within a class."""
@@ -54,18 +54,6 @@ def attention(queries: Features, keys: Features, temperature: float) -> Features
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
-def whitening(rest: Features) -> tuple[Features, Features]:
-    """Return the symmetric root of the inverse covariance of rows with mean zero, and its inverse, `(F, F)` each.
-
-    The covariance is shrunk towards a multiple of the identity.
-    """
-    covariance = rest.T @ rest / len(rest)
-    covariance += SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    roots = np.sqrt(values)
-    return np.asarray((vectors / roots) @ vectors.T), np.asarray((vectors * roots) @ vectors.T)
-
-
 def centred(rows: Features) -> Features:
     """Return rows of length 1 after their mean is subtracted."""
     return unit(rows - rows.mean(axis=0))
@@ -102,7 +90,7 @@ def make_space(
         raise ValueError(f"labels: found no image of {missing[:5]}")
     means = class_means(features[known], labels[known], count)
     centre = np.asarray(means.mean(axis=0), dtype=np.float32)
-    whiten, colour = whitening(features[known] - means[labels[known]])
+    whiten, colour = whitening(features[known] - means[labels[known]], SHRINKAGE)
     # A row w of the classifier scores w.f = (colour w).(whiten f): the class lies along `colour w`.
     rows = unit(centred(classifier) @ colour)
     _, _, main = np.linalg.svd(rows, full_matrices=False)

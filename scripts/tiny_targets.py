@@ -12,7 +12,7 @@ their covariance within an emoji, then the main directions between emoji. The sm
 directions of its embeddings of names and keywords. A name gets the mean over the drawings of its emoji; any other
 text gets what a ridge regression from MiniLM predicts for it. A picture without a name (clip art) gets what Lite0 sees,
 and for the second part what a ridge regression predicts from that. The teachers need the extra `[build]`; they are no
-part of everclip.
+part of everclip. Clip art is optional: the packed weights were made without it.
 
 Writes into the folder: `drawings.parquet` (the training drawings), `clipart.parquet`, `features.parquet`
 (`image_id` -> feature), `start.safetensors` (random image tower, fitted text tower) and `targets.json` (what was
@@ -27,7 +27,6 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +38,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from teachers import Features, TextEmbedder, image_features, lite, minilm
 from text_tower import SCALE, TextGroup, encoded, fit_text_tower
+from whitening import class_means, unit, whitening
 
 from everclip import write_feature_table
 from everclip.config import BackboneConfig
@@ -96,11 +96,6 @@ class Targets:
         return unit(np.concatenate([seen, READ_WEIGHT * (seen @ self.guessing)], axis=1))
 
 
-def unit(rows: npt.NDArray[Any]) -> Features:
-    """Return rows of length 1."""
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), dtype=np.float32)
-
-
 def whitened(
     features: Features, labels: npt.NDArray[np.int64], count: int, width: int
 ) -> tuple[Features, Features]:
@@ -110,21 +105,10 @@ def whitened(
     main directions between the classes' means are kept.
     """
     means = class_means(features, labels, count)
-    rest = features - means[labels]
-    covariance = rest.T @ rest / len(rest)
-    covariance += SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors / np.sqrt(values)) @ vectors.T
+    root, _ = whitening(features - means[labels], SHRINKAGE)
     centre = means.mean(axis=0)
     _, _, directions = np.linalg.svd((means - centre) @ root, full_matrices=False)
     return np.asarray(root @ directions[:width].T), np.asarray(centre)
-
-
-def class_means(rows: npt.NDArray[Any], labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[Any]:
-    """Return the mean row of each class `(count, F)`."""
-    sums = np.zeros((count, rows.shape[1]))
-    np.add.at(sums, labels, rows)
-    return np.asarray(sums / np.bincount(labels, minlength=count)[:, None])
 
 
 def make_targets(

@@ -69,7 +69,7 @@ def test_a_label_without_images_is_refused(parts: dict[str, np.ndarray]) -> None
 
 def test_whitening_makes_the_shrunk_covariance_the_identity() -> None:
     rest = np.random.default_rng(1).normal(size=(500, 3)) @ np.diag([5.0, 1.0, 0.1])
-    whiten, colour = joint_space.whitening(rest)
+    whiten, colour = joint_space.whitening(rest, joint_space.SHRINKAGE)
     covariance = rest.T @ rest / len(rest)
     covariance += joint_space.SHRINKAGE * np.trace(covariance) / 3 * np.eye(3)
     assert np.allclose(whiten @ covariance @ whiten, np.eye(3))
