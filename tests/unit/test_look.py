@@ -71,6 +71,8 @@ def test_equal_answers_of_following_rows_are_said_once(run: Callable[..., Run]) 
         "  owl (2018): before training to after 2016 cat; after 2017 right; after 2018 cat",
     ]
     assert look.text(found, rows=[0], count=1) == "  owl (2016): before training cat"
+    same = run(example("2016", "a", *["cat"] * ROWS))
+    assert look.text(same) == "  owl (2016): cat at every row"
 
 
 def test_the_report_shows_pictures_names_and_marks(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def text(run: Run, rows: Sequence[int] | None = None, count: int = SHOWN) -> str
         runs = [
             (said, [label for label, _ in part]) for said, part in groupby(answers, key=lambda pair: pair[1])
         ]
-        parts = [f"{_span(labels)} {said}" for said, labels in runs]
+        # One answer at every row needs no list of rows; a single row is named.
+        whole = len(runs) == 1 and len(shown) > 1
+        parts = [f"{said} at every row" if whole else f"{_span(labels)} {said}" for said, labels in runs]
         lines.append(f"  {example.truth} ({example.column}): {'; '.join(parts)}")
     return "\n".join(lines)
 
