@@ -42,7 +42,8 @@ from teachers import (
 )
 from text_tower import SCALE, TextGroup, encoded, fit_text_tower
 from timm.data import ImageNetInfo
-from tiny_targets import common_words, unit
+from tiny_targets import common_words
+from whitening import unit
 
 from everclip import write_feature_table
 from everclip.config import BackboneConfig

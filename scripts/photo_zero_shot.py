@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from teachers import Features
 from text_tower import encoded
-from tiny_targets import unit
+from whitening import unit
 
 from everclip.config import BackboneConfig
 from everclip.models.backbone import Backbone, load_backbone
