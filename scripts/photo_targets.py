@@ -205,12 +205,15 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=6000, help="steps of the text tower")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of the image teacher (default: fp32)"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     cache = options.out / "cache"
     table, embed, teacher = photographs(options.photos), minilm(cache), lite(2)
     classifier = class_weights(teacher)
-    features = photo_features(fast(teacher), table["image"].to_pylist(), cache)
+    features = photo_features(fast(teacher, options.precision), table["image"].to_pylist(), cache)
     space = joint_space(table, features, embed, classifier)
     images = space.of_images(features)
     write_feature_table(options.out / "features.parquet", table["id"].to_pylist(), images)
@@ -224,6 +227,7 @@ def main() -> None:
     groups = text_groups(space, known, further, embed)
     record: dict[str, object] = {
         "photographs": len(table),
+        "teacher_precision": options.precision,
         "classes_with_photographs": len(names),
         "teacher_accuracy_on_them": round(named(images[seen], space.bank[-len(names) :], labels[seen]), 4),
         "texts": [len(group.texts) for group in groups],
