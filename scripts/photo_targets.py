@@ -64,6 +64,7 @@ TEMPLATES = (
     "{}", "a photo of a {}", "a picture of the {}", "a close-up photo of a {}", "a small photo of a {}",
 )  # fmt: skip
 WORD_TEMPLATES = ("{}", "{}", "a photo of a {}", "a picture of a {}")
+TEXT_BATCH = 128
 MAX_GLOSS = 60
 """Longer glosses, in characters, are left out."""
 
@@ -182,7 +183,7 @@ def text_groups(
 def write_start(groups: Sequence[TextGroup], steps: int, path: Path) -> dict[str, float]:
     """Fit the text tower, write the weights to start from, and return figures."""
     backbone = load_backbone(BackboneConfig(name=str(ARCHITECTURE), weights="random"), 0)
-    loss = fit_text_tower(backbone, groups, steps)
+    loss = fit_text_tower(backbone, groups, steps, batch=TEXT_BATCH)
     with torch.no_grad():
         backbone.clip.logit_scale.fill_(float(np.log(SCALE)))
     save_file(backbone.clip.state_dict(), path)
@@ -204,7 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6000, help="steps of the text tower")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the text tower")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="of the image teacher (default: fp32)"
     )

@@ -97,6 +97,7 @@ RUNS["moe-adapters"] = ("classes", ("scenario.per_task=3", "method=moe-adapters"
 RUNS["moe-adapters-cil"] = ("classes", ("scenario.per_task=3", *ONE_ROUTER, "training.warmup=1"))
 RUNS["coleclip"] = ("classes", ("scenario.per_task=3", "method=coleclip"))
 RUNS["rail"] = ("classes", (*RAIL, "method=rail"))
+RUNS["text-ridge"] = ("time", (TWO_YEARS, "method=text-ridge", "training.batch_size=12"))
 RUNS["rail, recursive and augmented"] = ("classes", (*RAIL, "method=rail-primal-published"))
 SLOW_RUNS = {
     "adapters": ("time", (TWO_YEARS, "method.trainable=[{adapter: {width: 3}}]")),

@@ -27,7 +27,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "safe": ("method.replay.size=7", "guard.every=1"),
     "coleclip": ("training.lr=1e-2",),
     "moe-adapters": ("training.lr=1e-2",),
-    **dict.fromkeys(("rail", "rail-primal-published", "rail-dual"), SWEEPS),
+    **dict.fromkeys(("rail", "rail-primal-published", "rail-dual", "text-ridge"), SWEEPS),
 }
 """preset -> settings that let three steps change more; a preset that is added needs none."""
 

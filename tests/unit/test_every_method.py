@@ -60,6 +60,15 @@ NOTES: dict[str, dict[str, Any]] = {
     "rail-dual": {"rail": RIDGE},
     "rail-primal-published": {"rail": PRIMAL},
     "replay-merge": {"merge": {"alpha": "float"}},
+    "text-ridge": {
+        "text-ridge": {
+            "texts": "int",
+            "anchors": "int",
+            "images_agree": "float",
+            "rival_score": "float",
+            "length": "float",
+        }
+    },
     "wise-ft": {"merge": {"alpha": "float", "chosen_on": "str", "sweep": SWEEP}},
 }
 """preset -> the keys that its results carry, and what their values are; the others carry none."""
@@ -85,6 +94,7 @@ GROWTH: dict[str, str] = {
     "rail": "16 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",
     "rail-dual": "every sample's feature (4 bytes per number), and 8 bytes per sample and class",
     "rail-primal-published": "8 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",
+    "text-ridge": "776 bytes per new text",
 }
 EXTRA: dict[str, str] = {
     "coleclip": "task prompts: 2 more tokens per image",
@@ -93,7 +103,7 @@ EXTRA: dict[str, str] = {
 }
 PHASES: dict[str, list[str]] = {
     "moe-adapters": ["train", "selector", "selector-calibrate"],
-    **{key: ["regress"] for key in ("rail", "rail-dual", "rail-primal-published")},
+    **{key: ["regress"] for key in ("rail", "rail-dual", "rail-primal-published", "text-ridge")},
     "zero-shot": [],
 }
 

@@ -33,7 +33,7 @@ class Dual(Ridge):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """See `Ridge.features`: the kernel with the samples of the last solution."""
         solved = self.samples[: len(self.weights)].double()
-        return _kernel(x.double(), solved, self.gamma)
+        return gaussian_kernel(x.double(), solved, self.gamma)
 
     def add(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         """See `Ridge.add`.
@@ -62,14 +62,17 @@ class Dual(Ridge):
     def solve(self) -> None:
         """See `Ridge.solve`."""
         x = self.samples.double()
-        self.weights = solve_spd(_kernel(x, x, self.gamma), one_hot(self.labels, self.classes), self.ridge)
+        self.weights = solve_spd(
+            gaussian_kernel(x, x, self.gamma), one_hot(self.labels, self.classes), self.ridge
+        )
 
     def shape(self) -> dict[str, int]:
         """See `Ridge.shape`."""
         return {**super().shape(), "stored": len(self.samples), "solved": len(self.weights)}
 
 
-def _kernel(a: torch.Tensor, b: torch.Tensor, gamma: float) -> torch.Tensor:
+def gaussian_kernel(a: torch.Tensor, b: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return `exp(-gamma |a - b|^2)` `(N, M)` of rows `(N, d)` and `(M, d)`."""
     # In place: for all pairs of samples, this is by far the largest tensor.
     squares = (a @ b.T).mul_(-2).add_((a**2).sum(dim=1)[:, None]).add_((b**2).sum(dim=1))
     return squares.clamp_(min=0).mul_(-gamma).exp_()

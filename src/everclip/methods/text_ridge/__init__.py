@@ -1,0 +1,1 @@
+"""The method `text-ridge`: texts move to their images in closed form."""

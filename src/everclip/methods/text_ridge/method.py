@@ -1,0 +1,213 @@
+"""Texts move to their images by a kernel ridge regression in closed form; a method of everclip, not published.
+
+A CLIP that does not know a new name embeds it somewhere. The images of the name are together, in a place that the
+image tower already gives them. So the text embedding moves there: `t + k(t, T) alpha` with a narrow Gaussian kernel
+between texts. Image embeddings do not change, so a search index of images stays valid; a text that is not close to a
+learned one stays as it is. One pass and one linear system per task. The result equals that of all tasks at once, in
+any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from everclip.contracts import Batch, Cost, Features, Needs, Past, Phase, Progress, Source, Stream, Task
+from everclip.data.sampling.captions import own_caption
+from everclip.distributed import gather_objects, gather_rows
+from everclip.errors import ConfigError
+from everclip.features.encoding import BLOCK, device_of, measuring
+from everclip.methods.base import Method
+from everclip.methods.frozen import embeddings
+from everclip.methods.text_ridge.regression import TextRegression
+from everclip.methods.text_ridge.settings import TextRidgeSettings
+from everclip.models.backbone import Backbone
+
+BATCH = 64
+"""Batch size without a training configuration."""
+
+FULL_LENGTH = (
+    "method.level: has no effect here. It needs a direction that images hardly use; for that, the task, "
+    "scenario.reference.images and the base together must hold at least twice as many images as embeddings have "
+    "dimensions, and the images must leave such a direction."
+)
+
+
+class TextRidge(Method):
+    """A regression from texts to the mean embeddings of their images; the towers do not change.
+
+    A text is a caption, or a class name in one of its templates. A recurring text adds images to the same row.
+    """
+
+    Settings = TextRidgeSettings
+    needs = Needs()
+    reads_embeddings = True
+    gathers = True
+    settings: TextRidgeSettings
+
+    def __init__(self, backbone: Backbone, settings: TextRidgeSettings, seed: int = 0) -> None:
+        super().__init__(backbone, settings, seed)
+        self.regression: TextRegression | None = None
+        self._rows: dict[str, int] = {}
+        self._anchors: tuple[str, ...] = ()
+        self._class_prompts: tuple[tuple[str, ...], ...] = ()
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def on_begin_task(self, task: Task, past: Past) -> None:
+        """Give the task's texts a row; before the first task, encode the anchors and look at known images.
+
+        Raises:
+            ConfigError: if there are more texts than `limit`.
+        """
+        texts = _texts_of(task)
+        first = self.regression is None
+        anchors = self._reference_texts(past) if first else self._anchors
+        new = [text for text in texts if text not in self._rows]
+        self._check_limit(len(self._rows) + len(new) + len(anchors))
+        if self.regression is None:
+            self._anchors = anchors
+            self.regression = TextRegression(self.backbone.embedding_width()).to(device_of(self))
+            self.regression.anchors = self._encode(anchors).to(self.regression.anchors)
+            self._see_known_images(past)
+        self.regression.widen(self._encode(new))
+        self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
+        self._class_prompts = tuple(tuple(entry.prompts()) for entry in task.classes or ())
+
+    def _reference_texts(self, past: Past) -> tuple[str, ...]:
+        if not self.settings.anchors or past.reference is None:
+            return ()
+        return tuple(dict.fromkeys(past.reference.texts))
+
+    def _see_known_images(self, past: Past) -> None:
+        """Learn how images lie in general, from those of the reference data, else of the base."""
+        assert self.regression is not None
+        table = (
+            past.base if past.reference is None or past.reference.images is None else past.reference.images
+        )
+        if table is not None and past.embed is not None:
+            self.regression.see(past.embed(table).to(self.regression.moment.device))
+
+    def _check_limit(self, total: int) -> None:
+        if total > self.settings.limit:
+            raise ConfigError(
+                f"method.limit: every distinct text takes a row, and {total:,} texts (reference texts included) exceed "
+                f"{self.settings.limit:,}. Raise it (solving takes {8 * total**2 / 1e9:.1f} GB), leave out the "
+                "reference texts (method.anchors=false), or learn from class names."
+            )
+
+    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return the backbone's own embeddings `(N, D)` of texts, float32."""
+        device = device_of(self)
+        blocks = [texts[i : i + BLOCK] for i in range(0, len(texts), BLOCK)]
+        with measuring(self):
+            parts = [self.backbone.encode_text(self.backbone.tokenise(list(b)).to(device)) for b in blocks]
+            whole = torch.cat(parts) if parts else torch.zeros(0, self.backbone.embedding_width())
+        return whole.float().clone()
+
+    def phases(self, task: Task, past: Past) -> list[Phase]:
+        """Declare one pass without gradient over the task's samples, each exactly once."""
+        training = past.training
+        image = "image_embedding" if training is None or training.cache else "image"
+        main = Stream(
+            (Source(task.train),),
+            training.batch_size if training else BATCH,
+            view="eval",
+            order="once",
+            columns=(image, "label") if task.classes else (image, "text_id"),
+            classes=task.classes,
+        )
+        return [Phase("regress", {"main": main}, optimiser=None)]
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """Add one batch of all processes; return the mean distance of its images from their texts as they are now."""
+        assert self.regression is not None  # set by `on_begin_task`
+        columns = batch["main"]
+        device = self.regression.texts.device
+        texts = self._texts_of_samples(columns)
+        if texts:
+            x = embeddings(self.backbone, "image", columns, "image").float()
+        else:  # in the last batch of a pass, a process may have no samples
+            x = torch.zeros(0, self.regression.texts.shape[1], device=device)
+        x = gather_rows(x)
+        every = [own for part in gather_objects(texts) for own in part]
+        own = torch.zeros(len(every), len(self._rows), dtype=torch.bool, device=device)
+        for sample, prompts in enumerate(every):
+            own[sample, [self._rows[text] for text in prompts]] = True
+        self.regression.add(x, own)
+        now = self.regression.moved(self.regression.texts, self.settings.gamma)
+        means = own.float() @ now / own.sum(dim=1, keepdim=True)
+        return {"distance": (1 - (x * means).sum(dim=1)).mean()}
+
+    def _texts_of_samples(self, columns: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        """Return the texts of each sample of this process."""
+        if "label" in columns:
+            return [self._class_prompts[label] for label in columns["label"].tolist()]
+        return [(text,) for text in columns["text_id"]]
+
+    def on_end_phase(self, task: Task, phase: Phase) -> None:
+        """Solve for the corrections."""
+        assert self.regression is not None
+        settings = self.settings
+        held = torch.tensor([text not in self._rows for text in self._anchors], dtype=torch.bool)
+        with torch.no_grad():
+            figures = self.regression.solve(
+                settings.gamma, settings.ridge, settings.level, held.to(self.regression.texts.device)
+            )
+        full = not bool(self.regression.spare.any())
+        self.notes["text-ridge"] = {**figures, **({"note": FULL_LENGTH} if full else {})}
+
+    # -- predicting -------------------------------------------------------------------------------------------
+
+    def encode_texts(self, tokens: torch.Tensor) -> Features:
+        """Encode token ids `(N, L)`: the backbone's embeddings, corrected."""
+        found = super().encode_texts(tokens)
+        if self.regression is None:
+            return found
+        return {"embedding": self.regression.moved(found["embedding"], self.settings.gamma)}
+
+    @property
+    def outside_towers(self) -> str | None:
+        """The regression, because the towers do not change."""
+        if self.regression is None or not len(self.regression.support):
+            return None
+        return f"a regression over {int((self.regression.counts > 0).sum())} texts was learned"
+
+    def describe(self) -> Cost:
+        """Count the regression with the backbone; it is solved, not trained."""
+        cost = super().describe()
+        if self.regression is None:
+            return replace(cost, growth_per_task="24 D + 8 bytes per new text, D: width of embeddings")
+        buffers = list(self.regression.buffers())
+        return replace(
+            cost,
+            stored_parameters=cost.stored_parameters + sum(t.numel() for t in buffers),
+            active_parameters=cost.active_parameters + self.regression.used_values,
+            bytes=cost.bytes + sum(t.numel() * t.element_size() for t in buffers),
+            growth_per_task=f"{24 * self.regression.texts.shape[1] + 8:,} bytes per new text",
+        )
+
+    # -- state ------------------------------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        """Return the texts in the order of rows, the anchors, and the shape of the regression."""
+        shape = {} if self.regression is None else self.regression.shape()
+        return {"texts": list(self._rows), "anchors": list(self._anchors), "regression": shape}
+
+    def grow(self, structure: Mapping[str, Any]) -> None:
+        """Rebuild an empty regression of the shape that `structure` described."""
+        self._rows = {text: row for row, text in enumerate(structure.get("texts", ()))}
+        self._anchors = tuple(structure.get("anchors", ()))
+        if shape := structure.get("regression"):
+            sizes = (shape["width"], len(self._rows), len(self._anchors), shape["solved"])
+            self.regression = TextRegression(*sizes).to(device_of(self))
+
+
+def _texts_of(task: Task) -> list[str]:
+    """Return the distinct texts of a task: the prompts of its classes, or its captions, in their order."""
+    if task.classes:
+        return list(dict.fromkeys(text for entry in task.classes for text in entry.prompts()))
+    return list(dict.fromkeys(own_caption(task.train, row) for row in range(len(task.train))))

@@ -1,0 +1,242 @@
+"""`text-ridge` against a brute-force twin, and what it promises: images, distant texts and lengths stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from everclip.config import MethodConfig, TrainingConfig
+from everclip.contracts import UNNUMBERED, Reference, Task
+from everclip.data.table import Table
+from everclip.errors import ConfigError
+from everclip.learner import Learner
+from everclip.methods.build import build_method
+from everclip.methods.text_ridge.method import TextRidge
+from everclip.methods.text_ridge.regression import TextRegression, expected_score
+from everclip.models.backbone import load_backbone
+from micro import of_classes
+
+WIDTH = 6
+Array = npt.NDArray[np.float64]
+
+
+def units(rows: int, seed: int, width: int = WIDTH) -> torch.Tensor:
+    return normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def learned(
+    texts: torch.Tensor, images: torch.Tensor, own: torch.Tensor, anchors: torch.Tensor | None = None
+) -> TextRegression:
+    """Return a regression with these texts and images, not solved."""
+    regression = TextRegression(texts.shape[1])
+    if anchors is not None:
+        regression.anchors = anchors
+    regression.widen(texts)
+    regression.add(images, torch.nn.functional.one_hot(own, len(texts)).bool())
+    return regression
+
+
+def solved(regression: TextRegression, gamma: float = 4.0, ridge: float = 0.1, level: float = 0.85) -> None:
+    regression.solve(gamma, ridge, level, torch.ones(len(regression.anchors), dtype=torch.bool))
+
+
+def test_texts_move_as_a_brute_force_kernel_regression_says() -> None:
+    texts, anchors, images = units(5, 0), units(3, 1), units(20, 2)
+    own = torch.arange(20) % 5
+    regression = learned(texts, images, own, anchors)
+    solved(regression)
+    assert not regression.spare.any()  # random images use every direction: learned texts have full length
+    support: Array = torch.cat([texts, anchors]).double().numpy()
+    means = np.stack([images[own == i].double().numpy().sum(axis=0) for i in range(5)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    wanted = np.concatenate([means - support[:5], np.zeros((3, WIDTH))])
+
+    def kernel(a: Array, b: Array) -> Array:
+        return np.exp(-4.0 * ((a[:, None] - b[None]) ** 2).sum(axis=2))
+
+    alpha = np.linalg.inv(kernel(support, support) + 0.1 * np.eye(8)) @ wanted
+    asked: Array = units(7, 3).double().numpy()
+    expected = asked + kernel(asked, support) @ alpha
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert regression.moved(units(7, 3), 4.0).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_distant_text_stays_to_the_bit() -> None:
+    texts, images = units(2, 0, 64), units(8, 1, 64)
+    regression = learned(texts, images, torch.arange(8) % 2)
+    solved(regression, gamma=200.0)
+    far = units(50, 2, 64)
+    assert torch.equal(regression.moved(far, 200.0), far)
+    assert not torch.allclose(regression.moved(texts, 200.0), texts, atol=0.1)
+
+
+def test_before_the_first_solution_nothing_moves() -> None:
+    regression = learned(units(2, 0), units(4, 1), torch.tensor([0, 1, 0, 1]))
+    asked = units(3, 2)
+    assert torch.equal(regression.moved(asked, 4.0), asked)
+
+
+def test_the_sums_do_not_depend_on_order_or_batches() -> None:
+    texts, images, own = units(3, 0), units(12, 1), torch.arange(12) % 3
+    marks = torch.nn.functional.one_hot(own, 3).bool()
+    whole = learned(texts, images, own)
+    parts = TextRegression(WIDTH)
+    parts.widen(texts)
+    for row in reversed(range(12)):
+        parts.add(images[row : row + 1], marks[row : row + 1])
+    parts.add(images[:0], marks[:0])
+    for regression in (whole, parts):
+        solved(regression)
+    assert parts.moved(texts, 4.0).numpy() == pytest.approx(whole.moved(texts, 4.0).numpy(), abs=1e-7)
+
+
+def in_a_plane(rows: int, seed: int) -> torch.Tensor:
+    """Return unit embeddings whose last two values are 0: images leave these directions free."""
+    images = units(rows, seed)
+    images[:, -2:] = 0
+    return normalize(images, dim=1)
+
+
+def test_the_level_decides_the_score_that_a_learned_text_gets_and_its_embedding_keeps_unit_length() -> None:
+    texts, images, own = in_a_plane(4, 0), in_a_plane(40, 1), torch.arange(40) % 4
+    images = normalize(images + 2 * in_a_plane(4, 5)[own], dim=1)  # the images of a text are alike
+    found = {}
+    for level in (0.4, 0.8):
+        regression = learned(texts, images, own)
+        solved(regression, gamma=50.0, ridge=1e-9, level=level)
+        moved = regression.moved(texts, 50.0)
+        assert moved.norm(dim=1).numpy() == pytest.approx(np.ones(4), abs=1e-6)
+        assert (images @ regression.spare.float()).abs().max() < 0.01
+        found[level] = (images * moved[own]).sum(dim=1)
+    assert found[0.4].numpy() == pytest.approx(found[0.8].numpy() / 2, abs=0.01)
+
+
+def test_the_rival_of_a_text_is_the_best_other_one_and_not_a_template_of_the_same_class() -> None:
+    texts, images = units(6, 0), units(24, 1)
+    marks = torch.nn.functional.one_hot(torch.arange(24) % 3, 3).bool().repeat_interleave(2, dim=1)
+    regression = TextRegression(WIDTH)
+    regression.widen(texts)
+    regression.add(images, marks)  # texts 0 and 1 have the same images, 2 and 3, 4 and 5
+    found = regression.solve(4.0, 0.1, 0.85, torch.zeros(0, dtype=torch.bool))["rival_score"]
+    best = []
+    for row in range(6):
+        centre = images[marks[:, row]].mean(dim=0)
+        best.append(max(float(centre @ texts[other]) for other in range(6) if other // 2 != row // 2))
+    assert found == pytest.approx(np.mean(best), abs=1e-4)
+
+
+def test_the_expected_score_is_that_of_simulated_images() -> None:
+    draw = np.random.default_rng(0)
+    centre = np.zeros(256)
+    centre[0] = 1.0
+    raw = centre + draw.normal(0, 0.08, (40, 21, 256))
+    images = raw / np.linalg.norm(raw, axis=2, keepdims=True)
+    first, further = images[:, :4], images[:, 4:]
+    pairs = np.einsum("tnd,tmd->tnm", first, first)
+    agreement = float((pairs.sum() - 160) / (40 * 12))
+    mean = first.sum(axis=1)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    measured = np.einsum("tnd,td->tn", further, mean).mean()
+    assert float(expected_score(torch.tensor([4.0]), agreement)) == pytest.approx(measured, abs=0.02)
+    assert expected_score(torch.tensor([3.0]), None).tolist() == [1.0]
+
+
+# -- as a method ------------------------------------------------------------------------------------------------
+
+
+def learner(micro_folder: Path, **settings: object) -> Learner:
+    backbone = load_backbone(str(micro_folder / "model"))
+    method = build_method(MethodConfig(name="text-ridge", settings=settings), backbone)
+    return Learner(method, TrainingConfig(steps=1, batch_size=8, device="cpu"))
+
+
+def of(made: Learner) -> TextRidge:
+    assert isinstance(made.method, TextRidge)
+    return made.method
+
+
+def pictures(micro_folder: Path) -> Table:
+    return Table(pq.read_table(micro_folder / "data.parquet"))
+
+
+def captioned(micro_folder: Path, start: int, stop: int) -> Task:
+    """Return a task of pictures with captions."""
+    return Task(UNNUMBERED, f"from {start}", pictures(micro_folder).select(range(start, stop)))
+
+
+def test_image_embeddings_and_backbone_stay_to_the_bit(micro_folder: Path) -> None:
+    made = learner(micro_folder)
+    table = pictures(micro_folder)
+    before = made.method.backbone.fingerprints()
+    made.learn(of_classes(table, 0, 0, 1, 2))
+    assert made.method.backbone.fingerprints() == before
+    assert made.method.encoder_keys()["image"] == before["image"]
+    assert made.method.encoder_keys()["text"] != before["text"]
+
+
+def test_learned_texts_find_their_images(micro_folder: Path) -> None:
+    made = learner(micro_folder, gamma=100.0)
+    made.learn(captioned(micro_folder, 0, 48))
+    regression = of(made).regression
+    assert regression is not None
+    means = normalize(regression.sums, dim=1)
+    texts = made.encode([], list(made.method.structure()["texts"]))["texts"].double()
+    assert (texts * means).sum(dim=1).min() > 0.9
+
+
+def test_two_tasks_give_what_both_at_once_give(micro_folder: Path) -> None:
+    table = pictures(micro_folder)
+    apart, together = learner(micro_folder), learner(micro_folder)
+    apart.learn(of_classes(table, 0, 3, 4))
+    apart.learn(of_classes(table, 1, 0, 1))
+    together.learn(of_classes(table, 0, 0, 1, 3, 4))
+    names = sorted(together.method.structure()["texts"])
+    found = [made.encode([], names)["texts"].numpy() for made in (apart, together)]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_reference_texts_are_held_unless_a_task_learns_them(micro_folder: Path) -> None:
+    table = pictures(micro_folder)
+    made = learner(micro_folder)
+    task = of_classes(table, 0, 0, 1)
+    assert task.classes is not None
+    prompt = task.classes[0].prompts()[0]
+    made.reference = Reference(texts=("a thing", prompt, "a thing"))
+    made.learn(task)
+    regression = of(made).regression
+    assert regression is not None
+    assert made.method.structure()["anchors"] == ["a thing", prompt]
+    learned_rows = int((regression.counts > 0).sum())
+    assert len(regression.support) == learned_rows + 1  # the prompt was learned, so it is no longer held
+
+
+def test_too_many_texts_are_refused_before_anything_is_learned(micro_folder: Path) -> None:
+    made = learner(micro_folder, limit=3)
+    with pytest.raises(ConfigError, match=r"method.limit: .* exceed 3\. Raise it"):
+        made.learn(captioned(micro_folder, 0, 48))
+
+
+@pytest.mark.parametrize("kind", ["classes", "captions"])
+def test_a_saved_learner_predicts_and_goes_on_as_before(
+    micro_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "captions":
+        first, second = captioned(micro_folder, 0, 40), captioned(micro_folder, 40, 80)
+    else:
+        first, second = (of_classes(pictures(micro_folder), i, 2 * i, 2 * i + 1) for i in (0, 1))
+    made = learner(micro_folder)
+    made.learn(first)
+    made.save(tmp_path / "saved")
+    loaded = Learner.load(tmp_path / "saved")
+    names = list(made.method.structure()["texts"])
+    assert torch.equal(made.encode([], names)["texts"], loaded.encode([], names)["texts"])
+    for each in (made, loaded):
+        each.learn(second)
+    names = list(made.method.structure()["texts"])
+    assert torch.equal(made.encode([], names)["texts"], loaded.encode([], names)["texts"])
