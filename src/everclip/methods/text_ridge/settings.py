@@ -24,6 +24,6 @@ class TextRidgeSettings(MethodSettings):
 
     gamma: float = Field(16.0, gt=0, allow_inf_nan=False)
     ridge: float = Field(0.1, gt=0, allow_inf_nan=False)
-    level: float = Field(0.85, gt=0, allow_inf_nan=False)
+    level: float = Field(0.9, gt=0, allow_inf_nan=False)
     anchors: bool = True
     limit: int = Field(20_000, ge=1)
