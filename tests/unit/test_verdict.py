@@ -97,7 +97,7 @@ def test_without_old_classes_new_ones_decide_and_the_reason_says_what_was_not_se
     ahead = Gap(difference(0.15), difference(0.15), None, None)
     found = decide(first, second, ahead)
     assert found.method == "safe"
-    assert f"{UNSEEN}, and rail does not forget" in found.reason
+    assert f"{UNSEEN}, and rail changes no weight of the model" in found.reason
     assert "old" not in found.reason
     tied = decide(
         replace(first, together=side(0.2)), second, Gap(difference(0.0), difference(0.0), None, None)

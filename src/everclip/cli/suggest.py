@@ -49,10 +49,10 @@ def suggest(
     """Propose settings for your data and model.
 
     Proposes preset, trainable parts, batch size, epochs and learning rate, each with its reason. Measures the learning
-    rate with a short sweep on the data; the model's weights stay unchanged. For classes, two presets are tried on a
-    part of the images: `rail`, which solves a regression, and a preset that trains by gradient. Proposes the one that
-    is better on held-out images of old and new classes together. If the difference is not clear, names both, with the
-    commands that decide.
+    rate with a short sweep on the data; the model's weights stay unchanged. For classes, presets are tried on a
+    part of the images: `rail` and `text-ridge`, which solve a regression, and one that trains by gradient. Proposes the
+    one that is better on held-out images of old and new classes together. If the difference between the better
+    regression and the one that trains is not clear, names both, with the commands that decide.
 
     Example: everclip suggest month.yaml
 

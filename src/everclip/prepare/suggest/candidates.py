@@ -1,4 +1,4 @@
-"""The two candidates of a suggestion, `rail` and the preset that trains, and their trials."""
+"""The candidates of a suggestion, closed forms and the preset that trains, and their trials."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from everclip.training.budget import phase_steps
 from everclip.training.guard import watchable
 from everclip.training.progress import Progress, clock
 
-CLOSED_FORM = "rail"
-"""The preset that learns classes in closed form, which costs much less than training."""
+CLOSED_FORMS = ("rail", "text-ridge")
+"""The presets that learn classes in closed form, which costs much less than training. The better one is a candidate."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Builds the learners of the two presets, each on a copy of the model.
+    """Builds the learners of the presets, each on a copy of the model.
 
     Attributes:
         target: the task, stream and settings.
@@ -83,9 +83,9 @@ class Candidates:
                 document[key] = max(1, round(document[key] * share))
         return self._learner(self._method(wanted, merges), document)
 
-    def closed_form(self) -> Learner:
-        """Return the learner of the closed form."""
-        preset = method_entry(CLOSED_FORM)
+    def closed_form(self, name: str) -> Learner:
+        """Return the learner of a closed form."""
+        preset = method_entry(name)
         return self._learner(self._named(preset), self.training.under(preset.training, {"steps": 1}))
 
     def sweeps(self, choices: Sequence[Choice]) -> bool:
@@ -161,14 +161,16 @@ class Outcome:
     """The results of the trials.
 
     Attributes:
-        closed: the trial of the closed form.
+        closed: the trial of the better closed form.
+        others: the trials of the other closed forms.
         trained: the trial of the preset that trains; `None` if it was not tried.
-        gap: the difference between them.
+        gap: the difference between it and `closed`.
         scored: the images that they were scored on.
         why: why the preset that trains was not tried.
     """
 
     closed: Trial
+    others: tuple[Trial, ...]
     trained: Trial | None
     gap: Gap | None
     scored: ScoringSets
@@ -177,7 +179,8 @@ class Outcome:
     @property
     def trials(self) -> tuple[Trial, ...]:
         """The trials as a list."""
-        return (self.closed,) if self.trained is None else (self.closed, self.trained)
+        closed = (self.closed, *self.others)
+        return closed if self.trained is None else (*closed, self.trained)
 
 
 def planned_steps(learner: Learner, task: Task, budget: Mapping[str, Any]) -> int:
@@ -197,7 +200,7 @@ def run_trials(
     pace: Pace,
     show: Progress,
 ) -> Outcome | None:
-    """Try the closed form and the preset that trains; return `None` for captions or too few images.
+    """Try the closed forms and the preset that trains; return `None` for captions or too few images.
 
     Args:
         candidates: builds the learners.
@@ -219,12 +222,20 @@ def run_trials(
     scored = scoring_sets(target.task, rows, target.scenario, pace.images)
     steps = min(planned, pace.steps)
     show.say(_cost(task, scored, pace, steps, planned))
-    closed_form = candidates.closed_form()
-    before = hits_of(closed_form, scored)
-    closed, closed_hits = try_method(closed_form, task, scored, before)
+    learners = [candidates.closed_form(name) for name in CLOSED_FORMS]
+    before = hits_of(learners[0], scored)
+    tried = [try_method(learner, task, scored, before) for learner in learners]
+    tried.sort(key=lambda result: result[0].together.after, reverse=True)  # of equal ones, the first named
+    closed, closed_hits = tried[0]
+    others = tuple(trial for trial, _ in tried[1:])
     if not steps:
         return Outcome(
-            closed, None, None, scored, "--trial-seconds is too short for one step of a preset that trains"
+            closed,
+            others,
+            None,
+            None,
+            scored,
+            "--trial-seconds is too short for one step of a preset that trains",
         )
 
     def attempt(steps: int, limit: float) -> tuple[Trial, Hits]:
@@ -238,16 +249,20 @@ def run_trials(
     try:
         trained, hits = within_time(attempt, steps, pace.seconds, show)
     except DivergedError as error:
-        return Outcome(closed, None, None, scored, f"training diverged: {error.args[0]}")
+        return Outcome(closed, others, None, None, scored, f"training diverged: {error.args[0]}")
     finally:
         show.finish()
-    return Outcome(closed, trained, gap_between(hits, closed_hits, scored), scored)
+    return Outcome(closed, others, trained, gap_between(hits, closed_hits, scored), scored)
 
 
 def _cost(task: Task, scored: ScoringSets, pace: Pace, steps: int, planned: int) -> str:
     """Return a line on the cost of the trials, shown before they begin."""
     images = sum(len(part.table) for parts in scored.parts.values() for part in parts)
-    encoding = (len(task.train) + 3 * images) * pace.seconds / max(1, pace.images)
+    encoding = (
+        (len(CLOSED_FORMS) * len(task.train) + (len(CLOSED_FORMS) + 2) * images)
+        * pace.seconds
+        / max(1, pace.images)
+    )
     return (
         f"trials: {len(task.train):,} images learned, {images:,} scored, {steps:,} of {planned:,} gradient steps; "
         f"about {clock(encoding + steps * pace.step)}"

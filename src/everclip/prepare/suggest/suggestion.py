@@ -92,9 +92,10 @@ def suggest(
 ) -> Suggestion:
     """Suggest settings for learning `data` with `model`.
 
-    For classes, `rail` (a closed form) and the preset that the rules chose are tried as in their runs: with the same
-    rate, guard and replay, but with fewer steps if the time is short. The one that is better on old and new images
-    together is suggested (`everclip.prepare.suggest.verdict`).
+    For classes, two closed forms (`rail`, `text-ridge`) and the preset that the rules chose are tried as in their runs:
+    with the same rate, guard and replay, but with fewer steps if the time is short. The better closed form and the
+    preset that trains are compared; the one that is better on old and new images together is suggested
+    (`everclip.prepare.suggest.verdict`).
 
     Args:
         data: a source of data, or a stream (a YAML file or a benchmark), whose first task is used.
@@ -290,7 +291,9 @@ def _why_no_trial(task: Task, outcome: Outcome | None, seconds: float) -> tuple[
         why = f"too few images for a trial, which scores at least {FEWEST}; about {enough} training images are enough"
     else:
         why = f"--trial-seconds={seconds:g} is too short to score {FEWEST} images"
-    return (f"whether `rail` learns these classes better: {why}. Run both, then `everclip compare`",)
+    return (
+        f"whether `rail` or `text-ridge` learns these classes better: {why}. Run them, then `everclip compare`",
+    )
 
 
 def _rate_reason(found: RangeTest) -> str:

@@ -75,7 +75,7 @@ def _caution(ahead: Trial, closed: Trial) -> str:
     if ahead is closed:
         return "; the model's weights do not change"
     return (
-        f"; {UNSEEN}, and {closed.method} does not forget"
+        f"; {UNSEEN}, and {closed.method} changes no weight of the model"
         if ahead.old is None and not ahead.retention
         else ""
     )
