@@ -17,33 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from packing import pack, recipe_text, shown, trained, write_cards
 
 from everclip import execute
-from everclip.cli.export import run_export
 from everclip.evaluation.results import Results, Score
 from everclip.models.layout import WEIGHTS
 
 FOLDER = Path(__file__).parent.parent / "src/everclip/models/builtin/tiny"
 METRICS = ("text_to_image_r1", "text_to_image_r5", "image_to_text_r1", "image_to_text_r5")
-
-
-def pack(run: Path) -> None:
-    """Write the weights of a finished run in half precision.
-
-    Raises:
-        CheckpointError: if the run has no checkpoint.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        exported = Path(folder) / "model"
-        run_export(str(run), exported)
-        weights = load_file(exported / WEIGHTS)
-    # The logit scale stays exact: half precision would move it by up to 0.2 %.
-    half = {k: v if k == "logit_scale" else v.to(torch.float16).contiguous() for k, v in weights.items()}
-    save_file(half, FOLDER / WEIGHTS)
-    (FOLDER / WEIGHTS).chmod(0o644)  # written for the owner alone; the package is for all
 
 
 def measure(benchmark: str) -> Results:
@@ -65,7 +46,7 @@ def card(training: dict[str, Any], base: Results, time: Results) -> dict[str, An
     """Return the card: what the weights can do, with intervals, and how they were trained.
 
     Args:
-        training: see `trained`.
+        training: see `packing.trained`.
         base: row 0 of `emoji-base` with the packed weights.
         time: row 0 of `emoji-time` with them.
     """
@@ -108,35 +89,6 @@ def rounded(score: Score) -> tuple[float, list[float]]:
     ]
 
 
-def trained(run: Path) -> dict[str, Any]:
-    """Return what a finished run says about the training: data, steps, time, settings, versions."""
-    results = Results.read(run)
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    start = Path(config["backbone"]["weights"])
-    targets = json.loads((start.parent / "targets.json").read_text(encoding="utf-8"))
-    return {
-        "command": "everclip run scripts/tiny.yaml",
-        "drawings": results.tasks[0].samples,
-        "validation_drawings": results.tasks[0].validation_samples,
-        "targets": targets,
-        "steps": results.rows[-1].step,
-        "samples": results.rows[-1].samples,
-        "minutes": round(results.cost["seconds"]["training"] / 60, 1),
-        "threads": results.provenance["threads"],
-        "device": results.provenance["device"],
-        "settings": config["training"],
-        "method": config["method"],
-        "backbone": config["backbone"],
-        "seed": config["seed"],
-        "versions": results.provenance["versions"],
-    }
-
-
-def shown(value: float, interval: list[float]) -> str:
-    """Return a share and its interval in percent."""
-    return f"{100 * value:.1f} % ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
-
-
 def page(document: dict[str, Any]) -> str:
     """Return the readable card in Markdown."""
 
@@ -174,14 +126,7 @@ def page(document: dict[str, Any]) -> str:
         minutes=training["minutes"],
         threads=training["threads"],
         device=training["device"],
-        recipe=yaml.safe_dump(
-            {
-                "method": training["method"],
-                "backbone": training["backbone"],
-                "training": training["settings"],
-            },
-            sort_keys=False,
-        ).rstrip(),
+        recipe=recipe_text(training),
     )
 
 
@@ -275,11 +220,10 @@ def main() -> None:
     run = parser.parse_args().run
     old = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
     if run is not None:
-        pack(run)
-    training = old["training"] if run is None else trained(run)
+        pack(run, FOLDER)
+    training = old["training"] if run is None else trained(run, "scripts/tiny.yaml", "drawings")
     document = card(training, measure("emoji-base"), measure("emoji-time"))
-    (FOLDER / "card.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    (FOLDER / "CARD.md").write_text(page(document), encoding="utf-8")
+    write_cards(FOLDER, document, page(document))
     print({name: document[name] for name in (*METRICS, "subgroup_accuracy", "zero_shot", "bytes")})
 
 

@@ -112,10 +112,18 @@ def test_what_the_readme_says_of_the_demo_in_words_is_in_its_file() -> None:
     assert max(method["new"][0] for method in demo.values()) < 0.5
 
 
-def test_the_card_of_the_tiny_model_is_that_of_its_json() -> None:
-    folder = ROOT / "src/everclip/models/builtin/tiny"
+BUILTIN = sorted(path.parent for path in (ROOT / "src/everclip/models/builtin").glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("folder", BUILTIN, ids=lambda path: path.name)
+def test_the_card_of_a_built_in_model_is_that_of_its_json(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     facts = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    assert script("build_tiny").page(facts) == (folder / "CARD.md").read_text(encoding="utf-8")
+    assert facts["name"] == f"builtin:{folder.name}"
+    assert facts["bytes"] == (folder / "open_clip_model.safetensors").stat().st_size
+    assert script(f"build_{folder.name}").page(facts) == (folder / "CARD.md").read_text(encoding="utf-8")
 
 
 def test_the_tiny_model_is_asked_among_the_subgroups_that_the_suite_has() -> None:
