@@ -46,10 +46,11 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for pack, names in CLASSES.items():
         for side, each in (("train", 12), ("test", 4)):
             write(folder / pack / f"{side}.parquet", names, each, class_name=lambda name, _: name)
-    known = [name for names in CLASSES.values() for name in names[:2]]
+    source = {name: pack for pack, names in CLASSES.items() for name in names[:2]}
     write(
-        folder / "photo_pretrain" / "part-0.parquet", known, 40,
-        id=lambda name, number: f"{name}-{number}", class_name=lambda name, _: name,
+        folder / "photo_pretrain" / "part-0.parquet", list(source), 40,
+        id=lambda name, number: f"{number % 16:x}-{name}-{number}", class_name=lambda name, _: name,
+        source=lambda name, _: source[name],
     )  # fmt: skip
     write(folder / "imagenet_sample" / "part-0.parquet", ["x"], 12, class_name=lambda name, _: name)
     write(
