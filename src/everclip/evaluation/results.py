@@ -23,7 +23,8 @@ FILE = "results.json"
 class Part(BaseModel):
     """Base of all parts of a result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # NaN is written as it is, so that `Results.write` notices it.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Score(Part):
@@ -162,12 +163,18 @@ class Results(Part):
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `results.json` atomically: a reader sees the old or the new file, never a part of one."""
+        """Write `results.json` atomically: a reader sees the old or the new file, never a part of one.
+
+        Raises:
+            ValueError: if a number is not finite; undefined numbers are null.
+        """
         from everclip.files import write_text_atomic
 
-        write_text_atomic(
-            folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
-        )
+        text = self.model_dump_json(indent=1)  # ten times as fast as `json` with an indent
+        if "NaN" in text or "Infinity" in text:
+            # `json` knows whether that is a number, which it refuses, or a name.
+            text = json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
+        write_text_atomic(folder / FILE, text + "\n")
 
     @classmethod
     def read(cls, folder: Path | str) -> Results:

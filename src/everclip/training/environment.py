@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions that influence the rounding of a result."""
+    return dict(_versions())
+
+
+@cache  # they stay while a process lives, and a run asks at every row
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -57,7 +63,7 @@ def describe(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
         "cores": os.cpu_count(),
         "platform": platform.platform(),
-        "git": _git(),
+        "git": None if (state := _git()) is None else dict(state),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
@@ -101,6 +107,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache  # a process runs the sources that it has imported, also when they change later
 def _git() -> dict[str, Any] | None:
     """Return commit and number of changed files of everclip's source tree; `None` for an installed package."""
     here = Path(__file__).resolve().parent
