@@ -34,7 +34,7 @@ def kind_of(point: str) -> str:
 
 @contextmanager
 def at_crash_points(act: Callable[[str], None]) -> Iterator[None]:
-    """Call `act` at every crash point. Syncing is left out: it protects from power cuts, which no test makes."""
+    """Call `act` at every crash point. Like `conftest.py`, leave out syncing, in child processes too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("everclip.run.crash_point", act)
         patch.setattr("everclip.files.crash_point", act)
