@@ -32,14 +32,26 @@ def case_config(micro_config: Callable[..., Any], own_method: None) -> Callable[
     return make
 
 
-@pytest.fixture
-def reference(case_config: Callable[..., Any]) -> Callable[..., Path]:
-    """Return a function (case, *overrides) -> folder of the same run, uninterrupted."""
+@pytest.fixture(scope="session")
+def references() -> dict[tuple[str, ...], Path]:
+    """The uninterrupted runs that this session has made: (case, *overrides) -> folder."""
+    return {}
 
-    def make(case: str, *overrides: str) -> Path:
-        config = case_config(case, *overrides, output="reference")
-        harness.run(config)
-        return Path(config.output)
+
+@pytest.fixture
+def reference(
+    case_config: Callable[..., Any],
+    references: dict[tuple[str, ...], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Return a function (case, *overrides) -> folder of the same run, uninterrupted; only to be read."""
+
+    def make(*case: str) -> Path:
+        if case not in references:
+            folder = tmp_path_factory.mktemp("reference") / "run"
+            harness.run(case_config(*case, output=str(folder)))
+            references[case] = folder
+        return references[case]
 
     return make
 
