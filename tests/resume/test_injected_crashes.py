@@ -53,6 +53,16 @@ TASK = [
 ]
 """The same for every task of three steps."""
 END = [("before renaming results.json", 1), ("after renaming results.json", 1)]
+STATES = [
+    ("after step", 1),
+    ("before renaming N", 1),
+    ("after step", 2),  # the first step is saved, the second is not
+    ("before syncing N", 2),  # the second is, the third is not
+    ("before syncing N", 2),  # the third is, the end of the task is not
+    ("in evaluation", 1),  # the end of the task is
+    ("before renaming results.json", 1),  # the row is
+]
+"""Of `TASK` the places between which a method's state differs; every method passes the others with the same code."""
 ALL_KINDS = {kind for kind, _ in [*BEGINNING, *TASK, *END]}
 
 
@@ -66,9 +76,10 @@ def test_crash_points_stand_at_every_write_step_and_evaluation(case_config: Call
     assert passed.count("in evaluation") > 3
 
 
+DOZENS = ("replay", "adapters-prompts", "guard-step-back", "rail-primal-published", cases.MINE)
+"""Cases that are killed at every kind of place: with a buffer, with grown modules, with a guard, without a gradient."""
 OWN_FORM = (
     "finetune-sgd",
-    "replay",
     "wise-ft-initial",
     "running-mean",
     "running-mean-late",
@@ -77,18 +88,14 @@ OWN_FORM = (
     "table-distill",
     "zscl-mean",
     "lwf-vr-own",
-    "guard-step-back",
     "lora",
-    "adapters-prompts",
     "frozen-image",
     "coleclip",
     "moe-adapters-anchored",
     "moe-adapters-classes",
-    "rail-primal-published",
     "rail-dual",
-    cases.MINE,
 )
-"""Cases whose kept state has a form of its own: killed dozens of times; the others in the slow tier."""
+"""Other cases whose kept state has a form of its own: killed wherever it changes."""
 ENDS_EARLY = ("guard-stop",)
 """Cases whose tasks take fewer steps than they could: their places to be killed are others."""
 
@@ -113,7 +120,7 @@ def test_every_method_killed_in_its_first_and_in_its_last_task_ends_bit_identica
 @pytest.mark.parametrize(
     "case",
     [
-        c if c in OWN_FORM else pytest.param(c, marks=pytest.mark.slow)
+        c if c in DOZENS else pytest.param(c, marks=pytest.mark.slow)
         for c in cases.CASES
         if c not in ENDS_EARLY
     ],
@@ -126,6 +133,18 @@ def test_a_run_killed_dozens_of_times_ends_bit_identical(
     if not (expected / "metrics.jsonl").is_file():  # takes no step and learns no pictures
         task = [(k, n) for k, n in TASK if k != "after step" and "learned-pictures" not in k and n == 1]
     kills = [*BEGINNING, *task * (1 if cases.at_once(case) else 2), *END]
+    for place, (kind, number) in enumerate(kills):
+        assert harness.killed_at(config, number, kind), f"kill {place}: {kind}, {number}"
+    assert harness.run(config).events == Results.read(expected).events
+    harness.assert_same_end(Path(config.output), expected)
+
+
+@pytest.mark.parametrize("case", OWN_FORM)
+def test_a_run_killed_wherever_its_state_changes_ends_bit_identical(
+    case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
+) -> None:
+    config, expected = case_config(case), reference(case)
+    kills = [("before renaming results.json", 1), *STATES * (1 if cases.at_once(case) else 2)]
     for place, (kind, number) in enumerate(kills):
         assert harness.killed_at(config, number, kind), f"kill {place}: {kind}, {number}"
     assert harness.run(config).events == Results.read(expected).events
