@@ -63,7 +63,13 @@ def _stopped(config: Any) -> list[Path]:
     return harness.Checkpoints(Path(config.output), config.checkpoint).numbered()
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+PROBLEMS = ("tensors cut in half", "one bit of a tensor flipped", "no manifest", "manifest no JSON")
+"""A damage for each problem that a checkpoint can have; `tests/unit/test_checkpoint.py` finds the others."""
+
+
+@pytest.mark.parametrize(
+    "damage", [d if d in PROBLEMS else pytest.param(d, marks=pytest.mark.slow) for d in DAMAGES]
+)
 def test_the_one_before_is_used_and_an_event_says_so(
     damage: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:
