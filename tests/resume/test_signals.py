@@ -58,7 +58,7 @@ def test_a_second_sigint_stops_at_once_and_harms_nothing(
     harness.assert_same_end(tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize("case", ["wise-ft", "running-mean"])
+@pytest.mark.parametrize("case", ["wise-ft", pytest.param("running-mean", marks=pytest.mark.slow)])
 def test_a_run_stopped_at_every_place_ends_bit_identical(
     case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:
