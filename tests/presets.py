@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from everclip.methods.build import method_class
 from everclip.registry import benchmarks, methods
 from micro import REFERENCE
@@ -41,6 +45,12 @@ def of_any_kind() -> list[str]:
     """Return the presets that learn from captions as well as from classes; not their twins with published numbers."""
     names = [name for name in sorted(methods()) if learns(name, "time")]
     return [name for name in names if name.rpartition("-")[0] not in names]
+
+
+def case(name: str, *more: str) -> Any:
+    """Return a case for `parametrize`; presets for MTIL are slow: their code runs with other numbers without them."""
+    twin = name in methods() and name.endswith(("-mtil", "-mtil-fewshot"))
+    return pytest.param(name, *more, marks=[pytest.mark.slow] if twin else [])
 
 
 def builtin_benchmarks() -> list[str]:

@@ -10,7 +10,7 @@ from everclip import registry
 from everclip.config import resolve_config
 from everclip.run import Run
 from everclip.training.progress import Progress
-from presets import learns, settings
+from presets import case, learns, settings
 
 TWO_YEARS = 'scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]'
 SHORT = {
@@ -38,6 +38,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "finetune, guarded": ("guard.max_drop=1", "guard.every=1", "training.lr=3e-3"),
 }
 """name -> overrides; a preset that is added to the package is covered by being there."""
+CASES = [case(name) for name in SETTINGS]
+"""The names for `parametrize`."""
 
 
 def kind_for(name: str, kind: str) -> str:

@@ -110,7 +110,7 @@ def _check(config: Any, scenario: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", MICRO)
-@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+@pytest.mark.parametrize("method", leak_cases.CASES)
 def test_small_streams_and_buffers_hold_no_measured_id(
     method: str, kind: str, micro_config: Callable[..., Any]
 ) -> None:
@@ -119,7 +119,7 @@ def test_small_streams_and_buffers_hold_no_measured_id(
 
 
 @pytest.mark.parametrize("benchmark", BUILTIN)
-@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+@pytest.mark.parametrize("method", leak_cases.CASES)
 def test_benchmarks_streams_and_buffers_hold_no_measured_id(
     method: str, benchmark: str, micro_folder: Path
 ) -> None:
@@ -182,7 +182,7 @@ def test_learning_under_a_guard_and_choosing_alpha_decode_no_measured_picture(
 
 
 @pytest.mark.parametrize("kind", ["time", "classes"])
-@pytest.mark.parametrize("method", leak_cases.SETTINGS)
+@pytest.mark.parametrize("method", leak_cases.CASES)
 def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
     method: str, kind: str, micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +238,7 @@ def _with_other_test_rows(source: Path, target: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [(m, "time") for m in leak_cases.SETTINGS]
+    [presets.case(m, "time") for m in leak_cases.SETTINGS]
     + [
         (m, "classes") for m in ("finetune", "joint", "wise-ft", "finetune, guarded", "icarl", "moe-adapters")
     ],
