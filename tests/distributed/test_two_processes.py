@@ -90,16 +90,17 @@ RUNS["a cached tower beside lora"] = (
 )
 # Passes of 36 and 28 samples in batches of 12: the last batch leaves the second process without any.
 RAIL = ("scenario.per_task=3", "method.dimension=32", "training.batch_size=12")
-RUNS["zscl"] = ("time", (TWO_YEARS, "method=zscl", REFERENCE))
-RUNS["table-distill"] = ("time", (TWO_YEARS, FEATURES))
 RUNS["icarl"] = ("classes", ("scenario.per_task=3", "method=icarl", "method.replay.size=9"))
 RUNS["moe-adapters"] = ("classes", ("scenario.per_task=3", "method=moe-adapters", MOE))
-RUNS["moe-adapters-cil"] = ("classes", ("scenario.per_task=3", *ONE_ROUTER, "training.warmup=1"))
 RUNS["coleclip"] = ("classes", ("scenario.per_task=3", "method=coleclip"))
 RUNS["rail"] = ("classes", (*RAIL, "method=rail"))
 RUNS["text-ridge"] = ("time", (TWO_YEARS, "method=text-ridge", "training.batch_size=12"))
 RUNS["rail, recursive and augmented"] = ("classes", (*RAIL, "method=rail-primal-published"))
+# Among them three whose gradients are compared above: nothing else of theirs depends on the other process.
 SLOW_RUNS = {
+    "zscl": ("time", (TWO_YEARS, "method=zscl", REFERENCE)),
+    "table-distill": ("time", (TWO_YEARS, FEATURES)),
+    "moe-adapters-cil": ("classes", ("scenario.per_task=3", *ONE_ROUTER, "training.warmup=1")),
     "adapters": ("time", (TWO_YEARS, "method.trainable=[{adapter: {width: 3}}]")),
     "prompts": ("time", (TWO_YEARS, "method.trainable=[{prompt: {tower: both, count: 2, depth: all}}]")),
     "cached texts": ("classes", ("scenario.per_task=3", "method.trainable=[image]", "training.augment=none")),
