@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 
+from everclip.config import resolve_config
 from everclip.methods.build import method_class
 from everclip.registry import benchmarks, methods
+from everclip.scenarios.base import ListScenario
+from everclip.scenarios.load import load_scenario
 from micro import REFERENCE
 
 STEPS = ("training.steps=4", "training.batch_size=8", "training.warmup=1")
@@ -60,3 +64,9 @@ def builtin_benchmarks() -> list[str]:
         for name, entry in benchmarks().items()
         if str(entry.document.get("data", {}).get("source", "")).startswith("builtin:")
     )
+
+
+@cache
+def builtin_scenario(name: str) -> ListScenario:
+    """Return the scenario of such a benchmark, which takes a second to load: once per process, only to be read."""
+    return load_scenario(resolve_config(name).scenario)

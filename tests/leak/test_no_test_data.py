@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,6 @@ class Parts:
         reference = None if scenario.reference is None else scenario.reference.images
         self.reference = _ids([reference])
         self.training = self.base.union(*self.tasks, self.reference)
-
-
-@cache
-def _scenario(target: str) -> Any:
-    return load_scenario(resolve_config(target).scenario)
 
 
 def _walk(config: Any, scenario: Any) -> Iterator[tuple[Task, list[Table], Any]]:
@@ -126,7 +120,10 @@ def test_benchmarks_streams_and_buffers_hold_no_measured_id(
     place = [f"backbone={micro_folder / 'model'}", "backbone.patch_dropout=0", "training.device=cpu"]
     if REFERENCE in leak_cases.SETTINGS[method]:
         pytest.skip("the benchmark names no reference data")
-    config, scenario = resolve_config(benchmark, [*place, *leak_cases.SETTINGS[method]]), _scenario(benchmark)
+    config, scenario = (
+        resolve_config(benchmark, [*place, *leak_cases.SETTINGS[method]]),
+        presets.builtin_scenario(benchmark),
+    )
     if leak_cases.kind_for(method, "any") == "classes" and any(t.classes is None for t in scenario.tasks):
         pytest.skip("it learns from classes alone")
     _check(config, scenario)
@@ -134,22 +131,22 @@ def test_benchmarks_streams_and_buffers_hold_no_measured_id(
 
 @pytest.mark.parametrize("benchmark", BUILTIN)
 def test_the_built_in_model_never_saw_what_a_benchmark_measures_or_chooses_on(benchmark: str) -> None:
-    seen = Parts(_scenario("emoji-base")).training
-    parts = Parts(_scenario(benchmark))
+    seen = Parts(presets.builtin_scenario("emoji-base")).training
+    parts = Parts(presets.builtin_scenario(benchmark))
     assert len(seen) > 2000
     assert seen & parts.measured == set()
     assert seen & parts.validation == set()
-    pictures = _pictures([s.data for s in _scenario(benchmark).eval_sets])
-    assert _pictures([t.train for t in _scenario("emoji-base").tasks]) & pictures == set()
+    pictures = _pictures([s.data for s in presets.builtin_scenario(benchmark).eval_sets])
+    assert _pictures([t.train for t in presets.builtin_scenario("emoji-base").tasks]) & pictures == set()
 
 
 @pytest.mark.parametrize("benchmark", BUILTIN)
 def test_measured_and_chosen_on_are_apart(benchmark: str) -> None:
-    parts = Parts(_scenario(benchmark))
+    parts = Parts(presets.builtin_scenario(benchmark))
     assert parts.measured & parts.validation == set()
     assert parts.measured & parts.training == set()
     assert parts.validation & parts.training == set()
-    scenario = _scenario(benchmark)
+    scenario = presets.builtin_scenario(benchmark)
     measured = _pictures([s.data for s in scenario.eval_sets])
     twins = [s.data for s in scenario.retention_val]
     chosen_on = _pictures([scenario.base_val, *[t.val for t in scenario.tasks], *twins])

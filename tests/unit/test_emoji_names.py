@@ -9,22 +9,22 @@ from scenario_data import document, write
 
 import everclip
 from everclip.cli.summary import print_results
-from everclip.config import SECTIONS, BackboneConfig
+from everclip.config import BackboneConfig
 from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.same_texts import TextKeys
 from everclip.errors import ConfigError, DataError
 from everclip.models.backbone import load_backbone
-from everclip.registry import benchmarks
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
+from presets import builtin_scenario
 
 ALL, KNOWN, LEARNED = 1803, 1269, {"2016": 172, "2017": 79, "2018": 75, "2019": 76, "2020-22": 132}
 
 
 @pytest.fixture(scope="module")
 def names() -> ListScenario:
-    return load_scenario({k: v for k, v in benchmarks()["emoji-names"].document.items() if k not in SECTIONS})
+    return builtin_scenario("emoji-names")
 
 
 def test_a_task_has_the_names_of_its_years_as_classes(names: ListScenario) -> None:

@@ -5,11 +5,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from everclip.config import SECTIONS
 from everclip.data.table import Table
-from everclip.registry import benchmarks
-from everclip.scenarios.load import load_scenario
-from presets import builtin_benchmarks
+from presets import builtin_benchmarks, builtin_scenario
 
 
 def digest(parts: Iterable[object]) -> str:
@@ -32,8 +29,7 @@ SAMPLES = {
 
 @pytest.mark.parametrize("name", builtin_benchmarks())
 def test_samples_order_and_splits_are_those_that_were_published(name: str) -> None:
-    document = {k: v for k, v in benchmarks()[name].document.items() if k not in SECTIONS}
-    scenario = load_scenario(document)
+    scenario = builtin_scenario(name)
     tasks = digest(
         (t.index, t.name, t.time, t.language, ids(t.train), ids(t.val), [c.key for c in t.classes or ()])
         for t in scenario.tasks
@@ -47,9 +43,7 @@ def test_samples_order_and_splits_are_those_that_were_published(name: str) -> No
 
 @pytest.mark.parametrize("name", builtin_benchmarks())
 def test_no_measured_drawing_is_byte_identical_to_a_training_drawing(name: str) -> None:
-    settings = ("training", "backbone", "method", "evaluation")
-    document = {k: v for k, v in benchmarks()[name].document.items() if k not in settings}
-    scenario = load_scenario(document)
+    scenario = builtin_scenario(name)
     trained = {data for task in scenario.tasks for data in task.train.column("image")}
     trained |= set(scenario.base.column("image")) if scenario.base else set()
     measured = {data for s in scenario.eval_sets for data in s.data.column("image")}

@@ -12,10 +12,9 @@ import micro
 from everclip.contracts import EvalProtocol
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, EverclipError
-from everclip.registry import benchmarks
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
-from presets import builtin_benchmarks
+from presets import builtin_benchmarks, builtin_scenario
 
 KINDS = ("time", "classes", "domains", "single")
 OWN = EvalProtocol("own")
@@ -331,9 +330,7 @@ SIZES = [
 def test_built_in_benchmarks_have_the_sizes_they_were_published_with(
     name: str, trained_rows: list[int], tested_rows: dict[str, int], base: int | None
 ) -> None:
-    settings = ("training", "backbone", "method", "evaluation")
-    document = {k: v for k, v in benchmarks()[name].document.items() if k not in settings}
-    scenario = load_scenario(document)
+    scenario = builtin_scenario(name)
     assert [len(task.train) for task in scenario.tasks] == trained_rows
     assert {s.name: len(s.data) for s in scenario.eval_sets} == tested_rows
     assert (None if scenario.base is None else len(scenario.base)) == base
