@@ -2,8 +2,8 @@
 
 Source: Debian's `openclipart-png` 0.18 (public domain, about 8,000 pictures), checked by its SHA-256. No picture has a
 label; EfficientNet-Lite0 says what the image tower shall see in it (`scripts/tiny_targets.py`). So the tower learns to
-see drawings in general, and not only the emoji of 2015. The packed weights were trained without them. They are not
-shipped.
+see drawings in general, and not only the emoji of 2015: the second part of its training (scripts/tiny_more.yaml). They
+are not shipped.
 
     python scripts/build_clipart.py --sources build/clipart --fetch --out build/clipart.parquet
 

@@ -33,22 +33,32 @@ def pack(run: Path, folder: Path) -> None:
 
 
 def trained(run: Path, recipe: str, images: str) -> dict[str, Any]:
-    """Return what a finished run says about the training: data, steps, time, settings, versions.
+    """Return what a finished run says about the training, and the `targets` that it learned.
 
     Args:
         run: the folder; beside the weights that it started from lies `targets.json`.
+        recipe, images: see `record`.
+    """
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    start = Path(config["backbone"]["weights"])
+    targets = json.loads((start.parent / "targets.json").read_text(encoding="utf-8"))
+    return {"targets": targets, **record(run, recipe, images)}
+
+
+def record(run: Path, recipe: str, images: str) -> dict[str, Any]:
+    """Return what a finished run says about the training: data, steps, time, settings, versions.
+
+    Args:
+        run: the folder.
         recipe: the YAML of the run, as the repository names it.
         images: what its images are, as a key: `drawings`.
     """
     results = Results.read(run)
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    start = Path(config["backbone"]["weights"])
-    targets = json.loads((start.parent / "targets.json").read_text(encoding="utf-8"))
     return {
         "command": f"everclip run {recipe}",
         images: results.tasks[0].samples,
         f"validation_{images}": results.tasks[0].validation_samples,
-        "targets": targets,
         "steps": results.rows[-1].step,
         "samples": results.rows[-1].samples,
         "minutes": round(results.cost["seconds"]["training"] / 60, 1),

@@ -4,15 +4,14 @@
     python scripts/build_clipart.py --sources build/clipart --fetch --out build/clipart.parquet
     python scripts/tiny_targets.py --further build/drawings.parquet --clipart build/clipart.parquet \\
         --wordnet FOLDER --out build/tiny
-    everclip run scripts/tiny.yaml output=runs/tiny
-    python scripts/build_tiny.py runs/tiny
+    everclip run scripts/tiny.yaml output=runs/tiny          (and so on: scripts/build_tiny.py)
 
 The joint space has two parts. The larger is what EfficientNet-Lite0 sees: its features of the drawings, whitened by
 their covariance within an emoji, then the main directions between emoji. The smaller is what MiniLM reads: the main
 directions of its embeddings of names and keywords. A name gets the mean over the drawings of its emoji; any other
 text gets what a ridge regression from MiniLM predicts for it. A picture without a name (clip art) gets what Lite0 sees,
 and for the second part what a ridge regression predicts from that. The teachers need the extra `[build]`; they are no
-part of everclip. Clip art is optional: the packed weights were made without it.
+part of everclip. Clip art is for the second part of the training (scripts/tiny_more.yaml).
 
 Writes into the folder: `drawings.parquet` (the training drawings), `clipart.parquet`, `features.parquet`
 (`image_id` -> feature), `start.safetensors` (random image tower, fitted text tower) and `targets.json` (what was
