@@ -18,7 +18,7 @@ from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.text_ridge.method import TextRidge
-from everclip.methods.text_ridge.regression import TextRegression, expected_score
+from everclip.methods.text_ridge.regression import TextRegression, directions_of
 from everclip.models.backbone import load_backbone
 from micro import of_classes
 
@@ -42,8 +42,15 @@ def learned(
     return regression
 
 
-def solved(regression: TextRegression, gamma: float = 4.0, ridge: float = 0.1, level: float = 0.85) -> None:
-    regression.solve(gamma, ridge, level, torch.ones(len(regression.anchors), dtype=torch.bool))
+def solved(
+    regression: TextRegression,
+    gamma: float = 4.0,
+    ridge: float = 0.1,
+    level: float = 0.85,
+    shrinkage: float = 1.0,
+) -> dict[str, float | None]:
+    held = torch.ones(len(regression.anchors), dtype=torch.bool)
+    return regression.solve(gamma, ridge, level, shrinkage, held)
 
 
 def test_texts_move_as_a_brute_force_kernel_regression_says() -> None:
@@ -123,7 +130,7 @@ def test_the_rival_of_a_text_is_the_best_other_one_and_not_a_template_of_the_sam
     regression = TextRegression(WIDTH)
     regression.widen(texts)
     regression.add(images, marks)  # texts 0 and 1 have the same images, 2 and 3, 4 and 5
-    found = regression.solve(4.0, 0.1, 0.85, torch.zeros(0, dtype=torch.bool))["rival_score"]
+    found = solved(regression)["rival_score"]
     best = []
     for row in range(6):
         centre = images[marks[:, row]].mean(dim=0)
@@ -131,20 +138,56 @@ def test_the_rival_of_a_text_is_the_best_other_one_and_not_a_template_of_the_sam
     assert found == pytest.approx(np.mean(best), abs=1e-4)
 
 
-def test_the_expected_score_is_that_of_simulated_images() -> None:
-    draw = np.random.default_rng(0)
-    centre = np.zeros(256)
-    centre[0] = 1.0
-    raw = centre + draw.normal(0, 0.08, (40, 21, 256))
-    images = raw / np.linalg.norm(raw, axis=2, keepdims=True)
-    first, further = images[:, :4], images[:, 4:]
-    pairs = np.einsum("tnd,tmd->tnm", first, first)
-    agreement = float((pairs.sum() - 160) / (40 * 12))
-    mean = first.sum(axis=1)
-    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-    measured = np.einsum("tnd,td->tn", further, mean).mean()
-    assert float(expected_score(torch.tensor([4.0]), agreement)) == pytest.approx(measured, abs=0.02)
-    assert expected_score(torch.tensor([3.0]), None).tolist() == [1.0]
+def simulated(texts: int, images: int, seed: int = 0) -> Array:
+    """Return embeddings `(texts, images, 8)` whose spread within a text is large in the first two directions."""
+    draw = np.random.default_rng(seed)
+    noise = draw.normal(0, [1.0, 1.0, *[0.2] * 6], (texts, images, 8))
+    raw = draw.normal(0, 1, (texts, 1, 8)) + noise
+    found: Array = raw / np.linalg.norm(raw, axis=2, keepdims=True)
+    return found
+
+
+@pytest.mark.parametrize("shrinkage", [1.0, 0.3])
+def test_the_score_of_further_images_is_foreseen(shrinkage: float) -> None:
+    images = torch.from_numpy(simulated(300, 40))
+    first, further = images[:, :3], images[:, 3:]
+    means = first.mean(dim=1)
+    rest = (first - means[:, None]).reshape(-1, 8)
+    directions, foreseen = directions_of(
+        means, torch.full((300,), 3.0).double(), rest.T @ rest / 600, shrinkage
+    )
+    measured = torch.einsum("tnd,td->tn", further, directions).mean()
+    assert foreseen == pytest.approx(float(measured), abs=0.01)
+    in_sample = torch.einsum("tnd,td->tn", first, directions).mean()
+    assert float(in_sample) > foreseen + 0.02  # what it must not be
+
+
+def test_a_discriminant_finds_further_images_that_the_mean_does_not() -> None:
+    images = torch.from_numpy(simulated(100, 20, seed=1))
+    right = {}
+    for shrinkage in (1.0, 0.1):
+        texts = normalize(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+        own = torch.arange(100).repeat_interleave(4)
+        regression = learned(texts, images[:, :4].reshape(-1, 8).float(), own)
+        solved(regression, gamma=500.0, ridge=1e-9, shrinkage=shrinkage)
+        moved = regression.moved(texts, 500.0).double()
+        best = (images[:, 4:].reshape(-1, 8) @ moved.T).argmax(dim=1)
+        right[shrinkage] = float((best == torch.arange(100).repeat_interleave(16)).double().mean())
+    assert right[0.1] > right[1.0] + 0.05
+
+
+def test_the_spread_within_a_text_counts_images_of_two_templates_once() -> None:
+    images = torch.from_numpy(simulated(5, 4)).reshape(-1, 8)
+    own = torch.arange(5).repeat_interleave(4)
+    regression = TextRegression(8)
+    regression.widen(units(10, 0, 8))
+    regression.add(images.float(), torch.nn.functional.one_hot(own, 5).bool().repeat(1, 2))
+    found = regression._spread_within(regression.counts > 0)
+    assert found is not None
+    rest = images - torch.stack([images[own == i].mean(dim=0) for i in range(5)])[own]
+    assert found.numpy() == pytest.approx((rest.T @ rest / 15).numpy(), abs=1e-6)
+    alone = learned(units(3, 0), units(3, 1), torch.arange(3))
+    assert alone._spread_within(alone.counts > 0) is None
 
 
 # -- as a method ------------------------------------------------------------------------------------------------
@@ -181,7 +224,7 @@ def test_image_embeddings_and_backbone_stay_to_the_bit(micro_folder: Path) -> No
 
 
 def test_learned_texts_find_their_images(micro_folder: Path) -> None:
-    made = learner(micro_folder, gamma=100.0)
+    made = learner(micro_folder, gamma=100.0, shrinkage=1.0)
     made.learn(captioned(micro_folder, 0, 48))
     regression = of(made).regression
     assert regression is not None

@@ -37,7 +37,7 @@ FULL_LENGTH = (
 
 
 class TextRidge(Method):
-    """A regression from texts to the mean embeddings of their images; the towers do not change.
+    """A regression from texts to where their images lie; the towers do not change.
 
     A text is a caption, or a class name in one of its templates. A recurring text adds images to the same row.
     """
@@ -155,7 +155,11 @@ class TextRidge(Method):
         held = torch.tensor([text not in self._rows for text in self._anchors], dtype=torch.bool)
         with torch.no_grad():
             figures = self.regression.solve(
-                settings.gamma, settings.ridge, settings.level, held.to(self.regression.texts.device)
+                settings.gamma,
+                settings.ridge,
+                settings.level,
+                settings.shrinkage,
+                held.to(self.regression.texts.device),
             )
         full = not bool(self.regression.spare.any())
         self.notes["text-ridge"] = {**figures, **({"note": FULL_LENGTH} if full else {})}
@@ -180,14 +184,14 @@ class TextRidge(Method):
         """Count the regression with the backbone; it is solved, not trained."""
         cost = super().describe()
         if self.regression is None:
-            return replace(cost, growth_per_task="24 D + 8 bytes per new text, D: width of embeddings")
+            return replace(cost, growth_per_task="24 D + 16 bytes per new text, D: width of embeddings")
         buffers = list(self.regression.buffers())
         return replace(
             cost,
             stored_parameters=cost.stored_parameters + sum(t.numel() for t in buffers),
             active_parameters=cost.active_parameters + self.regression.used_values,
             bytes=cost.bytes + sum(t.numel() * t.element_size() for t in buffers),
-            growth_per_task=f"{24 * self.regression.texts.shape[1] + 8:,} bytes per new text",
+            growth_per_task=f"{24 * self.regression.texts.shape[1] + 16:,} bytes per new text",
         )
 
     # -- state ------------------------------------------------------------------------------------------------

@@ -24,12 +24,15 @@ ENOUGH = 2
 SAME = 1e-9
 """Means of images whose cosine is closer to 1 belong to the same images."""
 
+LEAST = 1e-3
+"""The smallest expected score of further images; a smaller one has no meaning."""
+
 CHUNK = 1024
 """Number of texts that are moved together."""
 
 
 class TextRegression(nn.Module):
-    """Corrections of text embeddings, `t + k(t, T) alpha`, that carry learned texts T to the means of their images.
+    """Corrections of text embeddings, `t + k(t, T) alpha`, that carry learned texts T to their images.
 
     All state is in buffers, so that a checkpoint between two batches holds everything. The sums do not depend on the
     order of samples or tasks.
@@ -45,6 +48,8 @@ class TextRegression(nn.Module):
     anchors: torch.Tensor
     support: torch.Tensor
     weights: torch.Tensor
+    shares: torch.Tensor
+    own_moment: torch.Tensor
     moment: torch.Tensor
     spare: torch.Tensor
 
@@ -54,10 +59,13 @@ class TextRegression(nn.Module):
         self.register_buffer("texts", torch.zeros(texts, width))
         self.register_buffer("sums", torch.zeros(texts, width, dtype=fine))
         self.register_buffer("counts", torch.zeros(texts, dtype=fine))
+        # A sample of several texts (templates of a class) counts once: each of them has a share of it.
+        self.register_buffer("shares", torch.zeros(texts, dtype=fine))
         self.register_buffer("anchors", torch.zeros(anchors, width))
         self.register_buffer("support", torch.zeros(solved, width))
         self.register_buffer("weights", torch.zeros(solved, width, dtype=fine))
-        # Sum of x x^T over images; the last row holds their number.
+        self.register_buffer("own_moment", torch.zeros(width, width, dtype=fine))
+        # Sum of x x^T over all images, also of no text; the last row holds their number.
         self.register_buffer("moment", torch.zeros(width + 1, width, dtype=fine))
         self.register_buffer("spare", torch.zeros(width, dtype=fine))
 
@@ -74,7 +82,9 @@ class TextRegression(nn.Module):
         """Append texts `(N, D)` without images."""
         self.texts = torch.cat([self.texts, texts.to(self.texts)])
         self.sums = torch.cat([self.sums, self.sums.new_zeros(texts.shape)])
-        self.counts = torch.cat([self.counts, self.counts.new_zeros(len(texts))])
+        self.counts, self.shares = (
+            torch.cat([old, old.new_zeros(len(texts))]) for old in (self.counts, self.shares)
+        )
 
     def see(self, images: torch.Tensor) -> None:
         """Add images `(N, D)` to what is known about images in general."""
@@ -86,56 +96,60 @@ class TextRegression(nn.Module):
         """Add images `(N, D)` of the texts that `own` `(N, T)` marks."""
         x, marks = images.double(), own.double()
         self.see(images)
+        self.own_moment += x.T @ x
         self.sums += marks.T @ x
         self.counts += marks.sum(dim=0)
+        self.shares += (marks / marks.sum(dim=1, keepdim=True).clamp(min=1)).sum(dim=0)
 
-    def solve(self, gamma: float, ridge: float, level: float, held: torch.Tensor) -> dict[str, float | None]:
+    def solve(
+        self, gamma: float, ridge: float, level: float, shrinkage: float, held: torch.Tensor
+    ) -> dict[str, float | None]:
         """Compute corrections from all added images; return figures about them.
 
         Args:
-            gamma, ridge, level: see `TextRidgeSettings`.
+            gamma, ridge, level, shrinkage: see `TextRidgeSettings`.
             held: which anchors `(A,)` are in force: those that no task has learned.
         """
         learned = self.counts > 0
         texts, counts = self.texts[learned], self.counts[learned]
-        means = nn.functional.normalize(self.sums[learned], dim=1)
-        agreement = self._agreement(counts, self.sums[learned])
+        means = self.sums[learned] / counts[:, None]
+        spread = self._spread_within(learned)
+        directions, own = directions_of(means, counts, spread, shrinkage)
         self.support = torch.cat([texts, self.anchors[held]])
-        rival = self._rival_score(self.sums[learned] / counts[:, None], means)
+        rival = self._rival_score(means)
         self.spare = self._spare_direction()
-        lengths = (level * rival / expected_score(counts, agreement)).clamp(0.0, 1.0)
-        if not bool(self.spare.any()):
-            lengths = torch.ones_like(lengths)
+        length = min(1.0, level * rival / own) if bool(self.spare.any()) else 1.0
         wanted = torch.zeros(self.support.shape, dtype=torch.float64, device=self.support.device)
-        wanted[: len(texts)] = lengths[:, None] * means - texts.double()
+        wanted[: len(texts)] = length * directions - texts.double()
         rows = self.support.double()
         self.weights = solve_spd(gaussian_kernel(rows, rows, gamma), wanted, ridge)
         return {
             "texts": len(texts),
             "anchors": int(held.sum()),
-            "images_agree": agreement,
+            "own_score": round(own, 4),
             "rival_score": round(rival, 4),
-            "length": round(float(lengths.mean()), 4) if len(lengths) else None,
+            "length": round(length, 4),
         }
 
-    @staticmethod
-    def _agreement(counts: torch.Tensor, sums: torch.Tensor) -> float | None:
-        """Return the mean cosine of two images of the same text; `None` if no text has two."""
-        pairs = float((counts * (counts - 1)).sum())
-        if not pairs:
+    def _spread_within(self, learned: torch.Tensor) -> torch.Tensor | None:
+        """Return the covariance of images around the mean of their text `(D, D)`; `None` if no text has two images."""
+        counts, shares, sums = self.counts[learned], self.shares[learned], self.sums[learned]
+        free = float((shares * (counts - 1) / counts).sum())
+        if free < SAME:
             return None
-        # |sum|^2 = n + the sum of cosines over ordered pairs.
-        return max(float(((sums**2).sum(dim=1) - counts).sum() / pairs), 1e-3)
+        between = (sums * (shares / counts**2)[:, None]).T @ sums
+        return (self.own_moment - between) / free
 
-    def _rival_score(self, centres: torch.Tensor, means: torch.Tensor) -> float:
+    def _rival_score(self, means: torch.Tensor) -> float:
         """Return the best score that another text has on the images of a learned one, as a mean over these.
 
         Args:
-            centres: the mean embedding of each learned text's images `(T, D)`.
-            means: the same with unit length. Texts with the same images (templates of a class) are no rivals.
+            means: the mean embedding of each learned text's images `(T, D)`. Texts with the same images (templates of
+                a class) are no rivals.
         """
-        scores = centres @ self.support.double().T
-        same = means @ means.T > 1 - SAME
+        scores = means @ self.support.double().T
+        units = nn.functional.normalize(means, dim=1)
+        same = units @ units.T > 1 - SAME
         scores[:, : len(means)] = scores[:, : len(means)].masked_fill(same, -1.0)
         best = scores.max(dim=1).values
         return float(best.mean()) if len(best) and float(best.max()) > -1 else 1.0
@@ -175,12 +189,29 @@ class TextRegression(nn.Module):
         return torch.where((change.norm(dim=1) > UNCHANGED)[:, None], whole.to(texts.dtype), texts)
 
 
-def expected_score(counts: torch.Tensor, agreement: float | None) -> torch.Tensor:
-    """Return the expected cosine of a further image with the unit mean of n images, for each n `(T,)`.
+def directions_of(
+    means: torch.Tensor, counts: torch.Tensor, spread: torch.Tensor | None, shrinkage: float
+) -> tuple[torch.Tensor, float]:
+    """Return where texts shall point `(T, D)`, of unit length, and the score that further images have there.
 
-    With the mean cosine r of two images of a text, it is `n r / sqrt(n + n (n - 1) r)`; 1 if r is unknown.
+    The direction is that of a linear discriminant analysis, `P m`, with `P` the inverse of the shrunk covariance W
+    within a text. A further image of the text scores `(m' P m - tr(P W) / n) / |P m|`, averaged over the texts: the
+    mean m of n images is too close to these images by its own error. Without W, P is the identity.
+
+    Args:
+        means: mean embedding of each text's images `(T, D)`.
+        counts: their numbers n `(T,)`.
+        spread: W `(D, D)`; `None` if unknown.
+        shrinkage: the share of the mean variance, times the identity, in the shrunk covariance.
     """
-    if agreement is None:
-        return torch.ones_like(counts)
-    scores: torch.Tensor = counts * agreement / (counts + counts * (counts - 1) * agreement).sqrt()
-    return scores
+    width = means.shape[1]
+    identity = torch.eye(width, dtype=means.dtype, device=means.device)
+    if spread is None:
+        precision, noise = identity, 0.0
+    else:
+        mixed = (1 - shrinkage) * spread + shrinkage * spread.trace() / width * identity
+        precision = torch.linalg.inv(mixed)
+        noise = float((precision * spread).sum())
+    pointed = means @ precision
+    scores = ((means * pointed).sum(dim=1) - noise / counts) / pointed.norm(dim=1)
+    return nn.functional.normalize(pointed, dim=1), max(float(scores.mean()), LEAST)
