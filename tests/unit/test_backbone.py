@@ -17,6 +17,7 @@ from everclip.methods.build import build_method
 from everclip.models.backbone import Backbone, load_backbone
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.locate import builtin_folder
+from everclip.models.located import how_to_get
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -201,20 +202,42 @@ def test_an_unknown_name_is_answered_with_what_there_is(name: str, match: str) -
 
 
 def test_builtin_folders_are_found_by_name() -> None:
-    assert (builtin_folder("tiny") / CONFIG).is_file()
+    assert (builtin_folder("builtin:tiny") / CONFIG).is_file()
 
 
-def test_a_builtin_folder_without_weights_is_not_offered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("done", "begun"):
+@pytest.fixture
+def two_builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for built-in models with `tiny`, and `photo` in preparation: its weights are not there."""
+    for name in ("tiny", "photo"):
         (tmp_path / name).mkdir()
         (tmp_path / name / CONFIG).write_text("{}")
-    (tmp_path / "done" / "open_clip_model.safetensors").write_bytes(b"")
-    monkeypatch.setattr("everclip.models.locate.resources.files", lambda package: tmp_path)
-    assert builtin_folder("done") == tmp_path / "done"
-    with pytest.raises(ConfigError, match="'builtin:begun' is not known"):
-        builtin_folder("begun")
+        (tmp_path / name / "card.json").write_text(f'{{"summary": "the {name} one"}}')
+    (tmp_path / "tiny" / WEIGHTS).write_bytes(b"")
+    monkeypatch.setattr("everclip.models.builtin.FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_a_builtin_model_without_weights_is_not_offered(two_builtin: Path) -> None:
+    from everclip.cli.listing import catalogue
+
+    assert builtin_folder("builtin:tiny") == two_builtin / "tiny"
+    assert catalogue()["backbones"] == [{"name": "builtin:tiny", "summary": "the tiny one"}]
+    assert how_to_get("fetch").endswith("(builtin:tiny needs no files.)")
+    with pytest.raises(ConfigError, match="'builtin:photo' is not known"):
+        builtin_folder("builtin:photo")
+
+
+def test_a_builtin_model_with_weights_is_found_listed_and_named_in_errors(two_builtin: Path) -> None:
+    from everclip.cli.listing import catalogue
+
+    (two_builtin / "photo" / WEIGHTS).write_bytes(b"")
+    assert builtin_folder("builtin:photo") == two_builtin / "photo"
+    assert [backbone["name"] for backbone in catalogue()["backbones"]] == ["builtin:photo", "builtin:tiny"]
+    assert how_to_get("fetch").endswith("(builtin:photo and builtin:tiny need no files.)")
+    with pytest.raises(ConfigError, match="Did you mean 'builtin:photo'"):
+        load_backbone("builtin:foto")
+    with pytest.raises(ConfigError, match="Did you mean 'builtin:photo'"):
+        load_backbone("bultin-photo")
 
 
 def test_a_logit_scale_at_its_bound_still_has_a_gradient(model: Path) -> None:

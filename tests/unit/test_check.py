@@ -117,7 +117,7 @@ def test_token_lengths_are_those_of_the_tokenizer_and_no_weights_are_read(
     from everclip.models.tokenizers import build_tokenizer
 
     limits = limits_of("builtin:tiny")
-    folder = builtin_folder("tiny")
+    folder = builtin_folder("builtin:tiny")
     document = json.loads((folder / "open_clip_config.json").read_text())
     tokenizer, files = build_tokenizer(document["model_cfg"]["text_cfg"], folder)
     assert [f.name for f in files] == [MERGES]

@@ -13,6 +13,7 @@ from everclip.config import resolve_config
 from everclip.evaluation.results import Results
 from everclip.prepare.init_config.candidates import MOST_TASKS
 from everclip.prepare.init_config.propose import propose
+from everclip.prepare.init_config.yaml_text import of_emoji
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
 from micro import MODEL, write_model
@@ -255,3 +256,26 @@ def test_dates_that_sort_by_their_day_are_refused(
     assert "holds '15.01.2025', which sorts by its first number" in said
     assert call(source, "--kind", "single")[0] == 0
     assert call(source, "columns.time=")[0] == 0
+
+
+def test_a_stream_of_ones_own_images_starts_from_the_built_in_model_for_photographs(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(class_folders(tmp_path / "d"))
+    models = {"builtin:photo": tmp_path, "builtin:tiny": tmp_path}
+    monkeypatch.setattr("everclip.models.builtin.builtin_models", lambda: models)
+    _, text, _ = call(folder)
+    assert yaml.safe_load(text)["backbone"] == "builtin:photo"
+    assert "for trying and measuring" in text
+    del models["builtin:photo"]  # its weights are not there
+    _, text, _ = call(folder)
+    assert yaml.safe_load(text)["backbone"] == "builtin:tiny"
+    assert "knows only emoji" in text
+
+
+def test_a_stream_of_the_built_in_emoji_alone_is_known() -> None:
+    emoji, own = {"source": "builtin:emoji"}, {"source": "photos"}
+    assert of_emoji({"data": emoji})
+    assert not of_emoji({"data": own})
+    assert of_emoji({"sources": [{"data": emoji}, {"data": emoji}]})
+    assert not of_emoji({"sources": [{"data": emoji}, {"data": own}]})

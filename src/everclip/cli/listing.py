@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 from everclip import registry
 from everclip.data.catalog.cards import cards
+from everclip.models.builtin import builtin_models, summary
 
 
 def catalogue() -> dict[str, list[dict[str, Any]]]:
@@ -21,12 +21,4 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
 
 
 def _backbones() -> list[dict[str, Any]]:
-    import json
-
-    backbones = []
-    for folder in sorted(resources.files("everclip.models.builtin").iterdir(), key=lambda p: p.name):
-        card = folder.joinpath("card.json")
-        if card.is_file():
-            summary = json.loads(card.read_text(encoding="utf-8")).get("summary", "")
-            backbones.append({"name": f"builtin:{folder.name}", "summary": summary})
-    return backbones
+    return [{"name": name, "summary": summary(folder)} for name, folder in builtin_models().items()]

@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 from collections.abc import Collection
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError, did_you_mean
+from everclip.models.builtin import builtin_models
 from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
-from everclip.models.layout import CONFIG, WEIGHTS, find_weights, other_checkpoints, read_config
+from everclip.models.layout import CONFIG, find_weights, other_checkpoints, read_config
 from everclip.models.located import Located, how_to_get
 from everclip.models.tags import locate_tag, preprocess_of, tag_of_file
 from everclip.models.tokenizers import tokenizer_settings
@@ -34,17 +34,15 @@ _CLOSE = 5
 
 
 def builtin_folder(name: str) -> Path:
-    """Return the folder of a built-in backbone; a folder without weights is one in preparation, and not found.
+    """Return the folder of a built-in backbone, such as `builtin:tiny`.
 
     Raises:
         ConfigError: for an unknown name.
     """
-    root = Path(str(resources.files("everclip.models.builtin")))
-    known = sorted(p.name for p in root.iterdir() if (p / CONFIG).is_file() and (p / WEIGHTS).is_file())
+    known = builtin_models()
     if name not in known:
-        names = [f"builtin:{n}" for n in known]
-        raise ConfigError(f"backbone: 'builtin:{name}' is not known.{did_you_mean(f'builtin:{name}', names)}")
-    return root / name
+        raise ConfigError(f"backbone: {name!r} is not known.{did_you_mean(name, known)}")
+    return known[name]
 
 
 def locate(config: BackboneConfig) -> Located:
@@ -56,7 +54,7 @@ def locate(config: BackboneConfig) -> Located:
     name = _expanded(config.name)
     weights = None if config.weights is None else _expanded(config.weights)
     if name.startswith("builtin:"):
-        return _in_folder(builtin_folder(name.removeprefix("builtin:")), weights)
+        return _in_folder(builtin_folder(name), weights)
     if name.startswith("hf-hub:"):
         return _in_hub(name.removeprefix("hf-hub:"), weights)
     if len(name) > 4000 or any(len(part.encode()) > 255 for part in name.split("/")):
@@ -172,7 +170,7 @@ def _unknown_name(name: str, known: list[str]) -> ConfigError:
             f"backbone: {name!r} is neither a folder nor an open_clip model. (Looked for a folder "
             f"{Path(name).absolute()}, which does not exist.{missing}){beside}{how_to_get('hf download ORG/NAME')}"
         )
-    close = difflib.get_close_matches(name, [*known, "builtin:tiny"], n=_CLOSE, cutoff=0.5)
+    close = difflib.get_close_matches(name, [*known, *builtin_models()], n=_CLOSE, cutoff=0.5)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return ConfigError(
         f"backbone: {name!r} is neither a folder nor an open_clip model.{meant} (Looked for a folder "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from everclip.models.builtin import builtin_models
 from everclip.models.hub import cache_folder
 from everclip.models.layout import CONFIG
 
@@ -41,11 +42,12 @@ def how_to_get(fetch: str) -> str:
     Args:
         fetch: the command that downloads the model.
     """
+    models = builtin_models()
     return (
         "\nUse one of these:"
         "\n  a file:   backbone.name=ARCHITECTURE backbone.weights=PATH (.safetensors, or .pt .pth .bin of tensors)"
         f"\n  a folder: backbone.name=FOLDER, in open_clip's layout ({CONFIG} beside the weights)"
         f"\n  the hub:  on a machine with a network, run `{fetch}`; if that is another machine, copy its cache to "
         f"{cache_folder()}"
-        "\n  (builtin:tiny needs no files.)"
+        f"\n  ({' and '.join(models)} {'need' if len(models) > 1 else 'needs'} no files.)"
     )

@@ -9,10 +9,14 @@ from typing import Any
 import yaml
 
 from everclip.data.lettering import plain
+from everclip.models.builtin import PHOTO, TINY, for_photographs
 from everclip.prepare.init_config.propose import Proposal
 
-BACKBONES = (
-    ("builtin:tiny", "small, knows only emoji: to try everclip"),
+BUILTIN = {
+    PHOTO: "small, knows things in photographs; learned from research data: for trying and measuring",
+    TINY: "small, knows only emoji: to try everclip",
+}
+OTHERS = (
     ("path/to/folder", "a folder in open_clip's layout"),
     ("{name: ViT-B-32, weights: path/to/weights.safetensors}", "an open_clip model and its weights"),
     ("hf-hub:ORGANISATION/NAME", "from the hub's cache"),
@@ -207,9 +211,15 @@ def _measured(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def of_emoji(document: Mapping[str, Any]) -> bool:
+    """Return whether all data of a proposed stream are the built-in emoji."""
+    blocks = [document["data"]] if "data" in document else [part["data"] for part in document["sources"]]
+    return all(block["source"] == "builtin:emoji" for block in blocks)
+
+
 def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> list[str]:
-    width = max(len(name) for name, _ in BACKBONES)
-    name, hint = BACKBONES[0]
+    name = TINY if of_emoji(proposal.document) else for_photographs()
+    width = max(len(name) for name, _ in OTHERS)
     training = proposal.training
     others = [
         f"#   {other}: {_comment(line)}"
@@ -217,8 +227,8 @@ def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> li
         if other != method and not _PUBLISHED.search(other)
     ]
     return [
-        f"backbone: {name}    # {hint}. Or:",
-        *(f"# backbone: {other:<{width}}    # {line}" for other, line in BACKBONES[1:]),
+        f"backbone: {name}    # {BUILTIN[name]}. Or:",
+        *(f"# backbone: {other:<{width}}    # {line}" for other, line in OTHERS),
         "",
         f"method: {method}    # {_comment(methods.get(method, ''))}",
         "# Or one of:",
