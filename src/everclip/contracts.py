@@ -56,6 +56,10 @@ class LabelSpace:
         """The keys of the entries, in column order."""
         return tuple(entry.key for entry in self.entries)
 
+    def prompts(self) -> tuple[str, ...]:
+        """Return the prompts of all entries, in column order."""
+        return tuple(text for entry in self.entries for text in entry.prompts())
+
 
 @dataclass(frozen=True)
 class ClassHead:

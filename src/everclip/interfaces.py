@@ -86,6 +86,13 @@ class Predictor(Encodes, Protocol):
     def class_bank(self, space: LabelSpace) -> Features:
         """Return one text embedding per class entry."""
 
+    def bank_from(self, space: LabelSpace, prompts: Features) -> Features:
+        """Return what `class_bank` returns, from the features of `space.prompts()`."""
+
+    @property
+    def own_bank(self) -> bool:
+        """Whether `class_bank` encodes in a way of its own: features of prompts then do not replace it."""
+
     def similarity(self, images: Features, texts: Features) -> Tensor:
         """Return cosines `(N, M)`."""
 

@@ -103,7 +103,7 @@ def _ambiguous(run: Run) -> set[str]:
         pictures = torch.cat([images[s.name]["embedding"] for s in sets])
         texts = [c for s in sets for c in captions(s)]
         found = features.texts(method, keys)
-        encoded = torch.cat([found[s.name]["embedding"] for s in sets])
+        encoded = torch.cat([found.captions(s.name)["embedding"] for s in sets])
         cosines = pictures @ encoded.T
         right = torch.tensor([[a == b for b in texts] for a in texts])
         names = [i for s in sets for i in _identities(s)]

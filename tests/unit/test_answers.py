@@ -110,7 +110,6 @@ def test_a_told_task_is_encoded_once_for_all_of_its_sets(uses: bool, wide: bool)
         SimpleNamespace(name="plain", known_task=False, same_texts="apart"),
         SimpleNamespace(name="told", known_task=True, same_texts="apart"),
     ]
-    space = LabelSpace((ClassEntry("k", "k"),))
     asked: list[Any] = []
     seen: list[tuple[str, str, int | None]] = []
 
@@ -122,18 +121,15 @@ def test_a_told_task_is_encoded_once_for_all_of_its_sets(uses: bool, wide: bool)
 
     def label_space(s: Any, learned: Any, protocol: Any) -> LabelSpace:
         assert learned == {0}
-        now[:] = [protocol.name]
-        return space
+        return LabelSpace((ClassEntry("k", protocol.name),))
 
-    def class_scores(found: Any, *given: Any) -> torch.Tensor:
-        seen.append((found["of"][0], now[0], found["of"][1]))
+    def class_scores(found: Any, space: LabelSpace, bank: Any) -> torch.Tensor:
+        seen.append((found["of"][0], space.entries[0].name, found["of"][1]))
         return torch.zeros(1, 1)
 
-    now: list[str] = []
     texts = {"embedding": torch.ones(2)}
-    features: Any = SimpleNamespace(
-        images=images, texts=lambda *given: {"pairs": texts}, bank=lambda *given: {}
-    )
+    found_texts = SimpleNamespace(captions={"pairs": texts}.get, bank=lambda space: {})
+    features: Any = SimpleNamespace(images=images, texts=lambda *given: found_texts)
     pools_asked: list[str] = []
     scenario: Any = SimpleNamespace(
         eval_sets=sets,

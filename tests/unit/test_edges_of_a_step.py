@@ -60,7 +60,7 @@ def test_a_wrong_answer_is_right_for_no_class() -> None:
         backbone=SimpleNamespace(logit_scale=torch.tensor(10.0)),
     )
     images = {SCORES_UNDER + "all": torch.nn.functional.one_hot(answers, 3).float()}
-    features: Any = SimpleNamespace(images=lambda *given, **named: {"set": images}, texts=lambda *given: {})
+    features: Any = SimpleNamespace(images=lambda *given, **named: {"set": images}, texts=lambda *given: None)
     result = RowScorer(scenario, features, EvaluationConfig(), 0, {}).row(method, (), lambda *given: None)
     assert result.per_class == {"set": {"k0": 0.0, "k1": 0.5, "k2": 1.0}}
     scores = result.scores["set"]["all"]

@@ -152,7 +152,7 @@ def test_a_task_that_is_told_gets_its_own_sets_and_features(method: Any, make: M
     assert one.images(method, method.encoder_keys(), tick, known_task=7) == {}
 
 
-def test_captions_of_all_sets_are_encoded_once_under_their_tower(
+def test_texts_of_all_sets_are_encoded_once_under_their_tower(
     method: Any, sets: list[EvalSet], make: Make
 ) -> None:
     one, service = make()
@@ -160,37 +160,64 @@ def test_captions_of_all_sets_are_encoded_once_under_their_tower(
     encode = method.encode_texts
     method.encode_texts = lambda tokens: asked.append(len(tokens)) or encode(tokens)
     keys = method.encoder_keys()
-    first = one.texts(method, keys)
     captions = {s.name: [str(c) for c in s.data.column("caption")] for s in sets}
-    distinct = len({c for own in captions.values() for c in own})
+    every = list(dict.fromkeys(c for own in captions.values() for c in own))
+    # Two spaces share a class, and the name of a class is also a caption.
+    entries = [ClassEntry(name, name, ("{}", "a picture of {}")) for name in ("a dog", "a house", every[0])]
+    spaces = [LabelSpace(tuple(entries[:2])), LabelSpace(tuple(entries[1:]))]
+    first = one.texts(method, keys, spaces)
+    distinct = len(every) + 5
     assert asked == [distinct]
     for s in sets:
         rows = encode(method.backbone.tokenise(captions[s.name]))["embedding"]
-        assert torch.allclose(first[s.name]["embedding"], rows, atol=1e-6)
-    again = one.texts(method, keys)
-    assert all(torch.equal(again[name]["embedding"], first[name]["embedding"]) for name in first)
+        assert torch.allclose(first.captions(s.name)["embedding"], rows, atol=1e-6)
+    banks = [first.bank(space)["embedding"] for space in spaces]
     assert asked == [distinct]
-    one.texts(method, {**keys, "text": "other weights"})
+    for space, bank in zip(spaces, banks, strict=True):
+        assert torch.allclose(bank, method.class_bank(space)["embedding"], atol=1e-6)
+    del asked[1:]
+    again = one.texts(method, keys, spaces)
+    assert all(
+        torch.equal(again.captions(s.name)["embedding"], first.captions(s.name)["embedding"]) for s in sets
+    )
+    assert torch.equal(again.bank(spaces[0])["embedding"], banks[0])
+    assert asked == [distinct]
+    one.texts(method, {**keys, "text": "other weights"}, spaces)
     assert asked == [distinct, distinct]
     assert len(service.cached()) == 1
 
 
-def test_banks_are_remembered_by_space_as_long_as_the_text_tower_stays(
+def test_without_captions_and_prompts_no_text_is_encoded(
+    method: Any, sets: list[EvalSet], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = make([EvalSet("none", "retrieval", sets[0].data.select([]), 0)])
+    monkeypatch.setattr(method, "encode_texts", None)
+    found = one.texts(method, method.encoder_keys())
+    assert found.captions("none")["embedding"].shape == (0, 0)
+
+
+def test_banks_of_a_methods_own_making_are_remembered_by_space_as_long_as_the_text_tower_stays(
     method: Any, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = make()
-    made: list[Any] = []
+    made: list[LabelSpace] = []
     method.class_bank = lambda space: made.append(space) or {"embedding": torch.ones(1)}
-    keys = {"text": "tower"}
-    for space in ("a", "b", "a"):
-        one.bank(method, keys, space)  # type: ignore[arg-type]
-    assert made == ["a", "b"]
-    one.bank(method, {"text": "other"}, "b")  # type: ignore[arg-type]
-    assert made == ["a", "b", "b"]
+    assert method.own_bank
+    a, b, c = (LabelSpace((ClassEntry(name, name),)) for name in "abc")
+    keys, other = ({**method.encoder_keys(), "text": text} for text in ("tower", "other"))
+
+    def ask(keys: dict[str, str], *spaces: LabelSpace) -> None:
+        texts = one.texts(method, keys, spaces)
+        for space in spaces:
+            texts.bank(space)
+
+    ask(keys, a, b, a)
+    assert made == [a, b]
+    ask(other, b)
+    assert made == [a, b, b]
     monkeypatch.setattr(module, "BANKS", 4)
-    for space in ("c", "b", "c"):
-        one.bank(method, {"text": "other"}, space)  # type: ignore[arg-type]
-    assert made == ["a", "b", "b", "c", "b", "c"]
+    ask(other, c, b, c)
+    assert made == [a, b, b, c, b, c]
 
 
 def test_a_set_without_pictures_has_features_without_rows(
@@ -263,11 +290,15 @@ class Turned(SlotMethod):
     one, service = make(cache=cache)
     before = asked(one, first)
     space = LabelSpace((ClassEntry("a", "a"),))
-    bank = one.bank(first, first.encoder_keys(), space)["embedding"].clone()
+
+    def bank_of(method: Any) -> torch.Tensor:
+        return one.texts(method, method.encoder_keys(), [space]).bank(space)["embedding"].clone()
+
+    bank = bank_of(first)
     with torch.no_grad():
         first.turn.fill_(-1)
     assert torch.equal(asked(one, first), -before)
-    assert torch.equal(one.bank(first, first.encoder_keys(), space)["embedding"], -bank)
+    assert torch.equal(bank_of(first), -bank)
     # Another file, or the same one after an edit, with the same name of the class.
     two, _ = make(cache=cache)
     assert torch.equal(asked(two, built(-1)), -before)

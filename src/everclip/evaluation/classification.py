@@ -201,10 +201,12 @@ def ensemble_banks(template_features: Iterable[Tensor]) -> Tensor:
     Raises:
         ValueError: if there are no classes, or a class has no templates.
     """
-    rows = [ensemble_bank(features) for features in template_features]
-    if not rows:
+    parts = list(template_features)
+    if not parts:
         raise ValueError("a bank needs at least one class")
-    return torch.stack(rows)
+    if all(len(part) == len(parts[0]) for part in parts):
+        return ensemble_bank(torch.stack(parts))  # one call for thousands of classes
+    return torch.stack([ensemble_bank(part) for part in parts])
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -17,7 +17,7 @@ from everclip.evaluation.confusions import Confusions, count_confusions
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.returned import require_values
 from everclip.evaluation.routes import count_experts, count_routes
-from everclip.evaluation.set_features import SetFeatures, Tick
+from everclip.evaluation.set_features import RowTexts, SetFeatures, Tick
 from everclip.evaluation.shared_answers import Answers, shared_answers
 from everclip.evaluation.statistics import bootstrap_mean, wilson
 from everclip.features.encoding import Reduce
@@ -81,10 +81,11 @@ class RowScorer:
         method.eval()
         result = RowScores()
         keys = method.encoder_keys()
-        reduce = self._reducers(method, learned, keys) if method.wide else None
+        spaces = self._label_spaces(learned)
+        texts = self._features.texts(method, keys, spaces.values())
+        reduce = self._reducers(method, spaces, texts) if method.wide else None
         images = self._features.images(method, keys, tick, reduce=reduce)
         with_known_task: dict[int, dict[str, Features]] = {}
-        texts = self._features.texts(method, keys)
         for s in self._scenario.eval_sets:
             result.scores[s.name] = {}
             for protocol in self._scenario.protocols:
@@ -98,26 +99,35 @@ class RowScorer:
                                 method, keys, tick, s.task, reduce
                             )
                         of_set = with_known_task[s.task][s.name]
-                    self._classification(result, s, protocol, learned, of_set, method, keys)
+                    if (space := spaces.get((s.name, protocol.name))) is not None:
+                        self._classification(result, s, protocol, space, of_set, method, texts)
                     if protocol.name == self.shown_protocol:
                         self._count_routes(result, s, of_set, method)
             if s.kind == "retrieval":
-                result.features[s.name] = (images[s.name]["embedding"], texts[s.name]["embedding"])
+                embeddings = texts.captions(s.name)["embedding"]
+                result.features[s.name] = (images[s.name]["embedding"], embeddings)
                 self._count_routes(result, s, images[s.name], method)
         return result
 
+    def _label_spaces(self, learned: Collection[int]) -> dict[tuple[str, str], LabelSpace]:
+        """Return (set, protocol) -> the label space of each cell of the row that has classes."""
+        spaces: dict[tuple[str, str], LabelSpace] = {}
+        for s in self._scenario.eval_sets:
+            for protocol in self._scenario.protocols if s.kind != "retrieval" else ():
+                space = self._scenario.label_space(s, learned, protocol)
+                spaces |= {} if space is None else {(s.name, protocol.name): space}
+        return spaces
+
     def _reducers(
-        self, method: Predictor, learned: Collection[int], keys: Mapping[str, str]
+        self, method: Predictor, spaces: Mapping[tuple[str, str], LabelSpace], texts: RowTexts
     ) -> dict[str, Reduce]:
         """Return per set a function that turns a batch's wide features into scores under every protocol."""
         reducers: dict[str, Reduce] = {}
         for s in self._scenario.eval_sets:
-            spaces: dict[str, LabelSpace] = {}
-            for protocol in self._scenario.protocols if s.kind != "retrieval" else ():
-                space = self._scenario.label_space(s, learned, protocol)
-                spaces |= {} if space is None else {protocol.name: space}
             banks = {
-                name: (space, self._features.bank(method, keys, space)) for name, space in spaces.items()
+                protocol: (space, texts.bank(space))
+                for (name, protocol), space in spaces.items()
+                if name == s.name
             }
             reducers[s.name] = partial(scores_of_batch, method, banks)
         return reducers
@@ -136,17 +146,14 @@ class RowScorer:
         result: RowScores,
         s: EvalSet,
         protocol: EvalProtocol,
-        learned: Collection[int],
+        space: LabelSpace,
         images: Features,
         method: Predictor,
-        keys: Mapping[str, str],
+        texts: RowTexts,
     ) -> None:
-        space = self._scenario.label_space(s, learned, protocol)
-        if space is None:
-            return
         cosines = images.get(SCORES_UNDER + protocol.name)
         if cosines is None:
-            bank = self._features.bank(method, keys, space)
+            bank = texts.bank(space)
             with torch.inference_mode():
                 cosines = method.class_scores(images, space, bank).float()
         index = {key: i for i, key in enumerate(space.keys)}
@@ -189,19 +196,19 @@ class RowScorer:
         protocol: EvalProtocol,
         learned: Collection[int],
         images: Mapping[str, Features],
-        texts: Mapping[str, Features],
+        texts: RowTexts,
         method: Predictor,
     ) -> None:
         pool = self._scenario.pool(s, learned, protocol)
         if pool is None:
             return
-        embeddings = (images[s.name]["embedding"], texts[s.name]["embedding"])
+        embeddings = (images[s.name]["embedding"], texts.captions(s.name)["embedding"])
         ranked = pools.rank(
             s,
             embeddings,
             pool,
             torch.cat([images[p.name]["embedding"] for p in pool]),
-            torch.cat([texts[p.name]["embedding"] for p in pool]),
+            torch.cat([texts.captions(p.name)["embedding"] for p in pool]),
             self._keys_of(method) if protocol.same_texts == "one" else None,
         )
         self._measure(result, s, protocol, "retrieval", ranked)

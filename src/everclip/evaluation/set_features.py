@@ -1,4 +1,4 @@
-"""Features of evaluation sets: every distinct image and caption is encoded once per row, for all sets together."""
+"""Features of evaluation sets: every distinct image, caption and prompt is encoded once per row, for all sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from everclip.contracts import EvalSet, Features, LabelSpace
 from everclip.evaluation import pools
 from everclip.features.encoder import image_encoder, text_encoder
-from everclip.features.encoding import Reduce
+from everclip.features.encoding import Reduce, measuring
 from everclip.features.pictures import Pictures
 from everclip.features.service import FeatureService
 from everclip.interfaces import Predictor
@@ -127,18 +127,62 @@ class SetFeatures:
         fixed: int | None = None if method.batch_dependent is None else method.prediction_batch
         return fixed or self._batch
 
-    def texts(self, method: Predictor, keys: Mapping[str, str]) -> dict[str, Features]:
-        """Return the features of the captions of each retrieval set, one per caption, in the order of the set."""
-        every = [caption for captions in self._captions.values() for caption in captions]
-        if not every:
-            return {name: {"embedding": torch.zeros(0, 0)} for name in self._captions}
-        unique, rows = self._service.texts(text_encoder(method, keys), every, together=self._together)
-        parts = torch.split(rows, [len(captions) for captions in self._captions.values()])
-        return {
-            name: {k: v[part] for k, v in unique.items()}
-            for name, part in zip(self._captions, parts, strict=True)
-        }
+    def texts(
+        self, method: Predictor, keys: Mapping[str, str], spaces: Iterable[LabelSpace] = ()
+    ) -> RowTexts:
+        """Return the features of all captions of the retrieval sets and of all prompts of some label spaces.
 
-    def bank(self, method: Predictor, keys: Mapping[str, str], space: LabelSpace) -> Features:
-        """Return the method's class bank, encoded once per text tower and label space."""
-        return self._service.bank(method, keys["text"], space)
+        Args:
+            method, keys: as in `images`.
+            spaces: the label spaces whose class banks will be asked for.
+        """
+        prompts = [] if method.own_bank else [text for space in spaces for text in space.prompts()]
+        captions = [caption for captions in self._captions.values() for caption in captions]
+        if not (captions or prompts):
+            none = {"embedding": torch.zeros(0, 0)}
+            return RowTexts(self._service, method, keys, self._captions, none, {})
+        # One list per row, because the features of a text may differ in the last bit with the texts beside it.
+        distinct = list(dict.fromkeys([*captions, *prompts]))
+        features, _ = self._service.texts(text_encoder(method, keys), distinct, together=self._together)
+        index = {text: row for row, text in enumerate(distinct)}
+        return RowTexts(self._service, method, keys, self._captions, features, index)
+
+
+class RowTexts:
+    """The features of the texts of a row; every distinct caption and prompt was encoded once.
+
+    Args:
+        service: makes the banks of a method that makes its own.
+        method: in the state that encoded the texts.
+        keys: identifies this state.
+        captions: name of a retrieval set -> its captions.
+        features: the features of the distinct texts.
+        index: text -> its row among them.
+    """
+
+    def __init__(
+        self,
+        service: FeatureService,
+        method: Predictor,
+        keys: Mapping[str, str],
+        captions: Mapping[str, Sequence[str]],
+        features: Features,
+        index: Mapping[str, int],
+    ) -> None:
+        self._service, self._method, self._keys = service, method, keys
+        self._captions, self._features, self._index = captions, features, index
+
+    def captions(self, name: str) -> Features:
+        """Return the features of the captions of a retrieval set, one per caption, in the order of the set."""
+        return self._of(self._captions[name])
+
+    def bank(self, space: LabelSpace) -> Features:
+        """Return the method's class bank of one of the label spaces."""
+        if self._method.own_bank:
+            return self._service.bank(self._method, self._keys["text"], space)
+        with measuring(self._method):
+            return self._method.bank_from(space, self._of(space.prompts()))
+
+    def _of(self, texts: Sequence[str]) -> Features:
+        rows = torch.tensor([self._index[text] for text in texts], dtype=torch.int64)
+        return {name: values[rows] for name, values in self._features.items()}

@@ -14,7 +14,7 @@ from everclip.features.encoding import encode_prompts
 from everclip.models.backbone import Backbone
 from everclip.models.fingerprint import tensors_hash
 
-_ENCODES = {"image": ("encode_images",), "text": ("encode_texts", "class_bank")}
+_ENCODES = {"image": ("encode_images",), "text": ("encode_texts", "class_bank", "bank_from")}
 """Tower -> the functions by which a method encodes with it."""
 
 
@@ -44,12 +44,23 @@ class Predicting(nn.Module):
         return {"embedding": self.backbone.encode_text(tokens)}
 
     def class_bank(self, space: LabelSpace) -> Features:
-        """Return class embeddings `(C, D)`: the normalised mean over the templates of each class."""
-        prompts = [entry.prompts() for entry in space.entries]
-        flat = [text for texts in prompts for text in texts]
-        encoded = encode_prompts(self, flat)
-        parts = torch.split(encoded["embedding"], [len(texts) for texts in prompts])
+        """Return one text embedding per class `(C, D)`: `bank_from` the features of the prompts."""
+        return self.bank_from(space, encode_prompts(self, space.prompts()))
+
+    def bank_from(self, space: LabelSpace, prompts: Features) -> Features:
+        """Return class embeddings `(C, D)`: the normalised mean over the templates of each class.
+
+        Args:
+            space: the classes.
+            prompts: the features of `space.prompts()`, by `encode_texts`.
+        """
+        parts = torch.split(prompts["embedding"], [len(entry.templates) for entry in space.entries])
         return {"embedding": ensemble_banks(parts)}
+
+    @property
+    def own_bank(self) -> bool:
+        """Whether `class_bank` encodes in a way of its own: features of prompts then do not replace it."""
+        return getattr(self.class_bank, "__func__", None) is not Predicting.class_bank
 
     def similarity(self, images: Features, texts: Features) -> torch.Tensor:
         """Return cosines `(N, M)`."""

@@ -209,9 +209,9 @@ class CoLeClip(Method):
         """Return one key per tower: prompts are in the image tower, and scores look the vocabulary up anew."""
         return self.backbone.fingerprints()
 
-    def class_bank(self, space: LabelSpace) -> Features:
+    def bank_from(self, space: LabelSpace, prompts: Features) -> Features:
         """Return `zero_shot` `(C, D)`, the frozen texts, and `embedding`, the same with learned rows in place."""
-        frozen = super().class_bank(space)["embedding"]
+        frozen = super().bank_from(space, prompts)["embedding"]
         return {"embedding": self._with_learned(space, frozen), "zero_shot": frozen}
 
     def _with_learned(self, space: LabelSpace, frozen: torch.Tensor) -> torch.Tensor:
@@ -239,7 +239,7 @@ class CoLeClip(Method):
         ]
         if not chosen:
             return self.vocabulary.rows[:0]
-        return super().class_bank(LabelSpace(tuple(chosen)))["embedding"]
+        return self.class_bank(LabelSpace(tuple(chosen)))["zero_shot"]
 
     def _adapted(self, entries: Sequence[ClassEntry]) -> torch.Tensor:
         """Return embeddings `(C, D)` of classes under the LoRA, from all of their templates."""
