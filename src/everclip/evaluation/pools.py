@@ -137,5 +137,8 @@ def mean_of_directions(ranked: Ranked, text_hits: torch.Tensor, image_hits: torc
     If all images have the same number of captions, the mean of these values is the average of both directions. The
     values are per image, so that paired intervals can resample images.
     """
-    by_caption = torch.stack([text_hits[rows].float().mean() for rows in map(list, ranked.texts_of)])
-    return (image_hits.float() + by_caption) / 2
+    counts = torch.tensor([len(texts) for texts in ranked.texts_of])
+    captions = torch.tensor([text for texts in ranked.texts_of for text in texts], dtype=torch.int64)
+    images = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    hits = torch.bincount(images, weights=text_hits[captions].double(), minlength=len(counts)).float()
+    return (image_hits.float() + hits / counts) / 2
