@@ -30,7 +30,7 @@ from everclip.running.clock import Clock
 from everclip.running.collapse import collapse
 from everclip.running.outcome import Status, build_results
 from everclip.running.prepare import Prepared, prepare
-from everclip.running.remarks import start_notes, write_quarantine
+from everclip.running.remarks import is_printed, start_notes, write_quarantine
 from everclip.running.row_models import RowModels
 from everclip.running.run_state import EVALUATE, LEARN, RunState
 from everclip.running.task_progress import TaskProgress
@@ -341,17 +341,18 @@ class Run(Watcher):
         """Record guesses, assumptions and quarantined rows as events, once."""
         known = {(event["kind"], event["message"]) for event in self.state.events}
         for kind, message in (remark for remark in self.remarks if tuple(remark) not in known):
-            self._event(kind, message)
+            self._event(kind, message, printed=is_printed(kind, self.scenario))
         for line in start_notes(self.scenario, self.state):
             self.progress.say(line)
         if self._main:
             write_quarantine(self.scenario, self.path)
 
-    def _event(self, kind: str, message: str) -> None:
+    def _event(self, kind: str, message: str, printed: bool = True) -> None:
         self.state.events.append(
             Event(kind=kind, message=message, row=len(self.state.rows) or None).model_dump()
         )
-        self.progress.say(f"note: {kind}: {message}")
+        if printed:
+            self.progress.say(f"note: {kind}: {message}")
 
     def _save_due(self) -> bool:
         longest = self.state.checkpoints.get("longest", 0.0)

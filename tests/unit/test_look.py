@@ -130,7 +130,7 @@ def test_the_demo_opens_with_a_look(
     said = capsys.readouterr().out
     opening = said.index("what the model of 2015 calls them:")
     assert said.index("[1/2] zero-shot") < opening < said.index("[2/2] finetune")
-    assert opening < said.index("The same drawings with finetune") < said.index("comparison:")
+    assert opening < said.index("The same drawings with finetune") < said.index("compare.html")
     names = [
         line.split(":")[0] for line in said.splitlines() if line.startswith("  ") and "): before" in line
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from everclip import registry
 from everclip.config import resolve_config
 from everclip.report import compare, comparison_text, write_comparison
 from everclip.report.look import text
@@ -15,6 +16,11 @@ from everclip.run import execute
 
 BENCHMARK = "emoji-names"
 METHODS = ("zero-shot", "finetune", "replay-merge", "rail")
+NEXT = (
+    ("everclip check FOLDER", "what everclip finds in them"),
+    ("everclip init-config FOLDER -o mine.yaml", "a configuration that is ready to run"),
+    ("everclip run mine.yaml", "learn and measure, as here"),
+)
 
 
 def run_demo(output: Path, overrides: Sequence[str]) -> None:
@@ -26,27 +32,35 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
     """
     typer.echo(
         "A CLIP that stopped learning in 2015 learns the emoji of 2016 to 2022, year by year. It names drawings that "
-        "it never trained on, among the names of all emoji, old and new (real drawings, small model)."
+        "it never trained on, among the names of all emoji, old and new (real drawings, small model).\n"
+        f"{len(METHODS)} methods take turns; each is measured before it learns and after every year. This takes some "
+        "minutes. Ctrl-C stops it, and the same command continues."
     )
     folders: list[Path] = []
     for number, method in enumerate(METHODS, start=1):
         folder = output / method
-        typer.echo(f"[{number}/{len(METHODS)}] {method}")
+        typer.echo(f"\n[{number}/{len(METHODS)}] {method}: {registry.method_entry(method).summary}")
         shared = [f"output={folder}", f"method={method}", f"evaluation.cache={output / 'cache'}"]
         execute(resolve_config(BENCHMARK, [*shared, *overrides]))
         folders.append(folder)
         if number == 1:
             _look(folder, "New emoji, and what the model of 2015 calls them:", [0])
     _look(folders[-1], f"The same drawings with {METHODS[-1]}, year by year:", None)
-    typer.echo("")
     comparison = compare(folders)
-    typer.echo(comparison_text(comparison))
+    typer.echo(f"\n{comparison_text(comparison)}")
     page = write_comparison(folders, output / "compare.html", comparison=comparison)
-    typer.echo(f"comparison: {page}")
-    typer.echo(f"report:     {folders[-1] / 'report.html'}")
+    pages = ((page, "all methods side by side"), (folders[-1] / "report.html", f"{METHODS[-1]} in detail"))
+    _list("To open in a browser:", pages)
+    _list("Next, your own images:", NEXT)
+
+
+def _list(title: str, lines: Sequence[tuple[object, str]]) -> None:
+    """Print what each line names, with its explanation in a column beside it."""
+    width = max(len(str(named)) for named, _ in lines)
+    typer.echo("\n".join([title, *(f"  {named!s:<{width}}  {meaning}" for named, meaning in lines)]))
 
 
 def _look(folder: Path, title: str, rows: Sequence[int] | None) -> None:
     """Print the answers to a few drawings, if the run recorded any (`evaluation.examples`)."""
     if lines := text(Run(folder), rows):
-        typer.echo(f"\n{title}\n{lines}\n")
+        typer.echo(f"\n{title}\n{lines}")

@@ -21,6 +21,9 @@ from everclip.scenarios.measuring import class_name_notes, same_text_notes
 
 QUARANTINE = "quarantine.csv"
 
+ON_DATA = frozenset({"guessed", "data", "quarantine", "same names"})
+"""The kinds of remarks that a user answers by mending data."""
+
 
 def all_remarks(
     scenario: ListScenario, method: Method, tasks: Sequence[Task], notes: Sequence[tuple[str, str]]
@@ -55,9 +58,16 @@ def data_remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[s
             )
 
 
+def is_printed(kind: str, scenario: ListScenario) -> bool:
+    """Return whether a remark is printed, not only recorded: nobody mends the data that come with the package."""
+    return not (scenario.builtin and kind in ON_DATA)
+
+
 def start_notes(scenario: ListScenario, state: RunState) -> list[str]:
     """Return notes to print at the start of a run; they are not recorded as events."""
-    return [] if state.rows else [f"note: names: {line}" for line in class_name_notes(scenario.eval_sets)]
+    if state.rows or scenario.builtin:
+        return []
+    return [f"note: names: {line}" for line in class_name_notes(scenario.eval_sets)]
 
 
 def unused_per_task(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:

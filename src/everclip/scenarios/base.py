@@ -46,6 +46,11 @@ class ListScenario:
         return self.spec.name
 
     @property
+    def builtin(self) -> bool:
+        """Whether all data came with the package, so that nobody has to mend them."""
+        return all(label.startswith("builtin:") for label in self.data_fingerprints)
+
+    @property
     def shown_protocol(self) -> str:
         """The protocol whose details are shown: that of the headline."""
         return self.spec.headline.protocol
