@@ -26,7 +26,7 @@ class TextRidgeSettings(MethodSettings):
 
     gamma: float = Field(16.0, gt=0, allow_inf_nan=False)
     ridge: float = Field(0.1, gt=0, allow_inf_nan=False)
-    level: float = Field(0.95, gt=0, allow_inf_nan=False)
+    level: float = Field(0.9, gt=0, allow_inf_nan=False)
     shrinkage: float = Field(0.5, gt=0, le=1)
     anchors: bool = True
     limit: int = Field(20_000, ge=1)
