@@ -30,10 +30,14 @@ RESULTS = ROOT / "benchmarks/RESULTS.md"
 DEMO = ROOT / "benchmarks/demo.json"
 MARK = re.compile(r"(<!-- figure: (?P<source>.*?) -->)(?P<text>.*?)(<!-- /figure -->)", re.DOTALL)
 COLUMNS = {
-    "known": "known emoji (up to 2015)",
-    "new": "new emoji (2016 to 2022)",
+    "known": "names known emoji",
+    "new": "names new emoji",
+    "find_known": "finds known emoji",
+    "find_new": "finds new emoji",
     "retention": "retention (subgroups)",
 }
+MEASURED = ("known", "new", "retention")
+"""The columns that a comparison holds; the others are those of the search."""
 
 
 class FigureError(Exception):
@@ -108,16 +112,21 @@ def keep_demo(folder: Path) -> None:
     """
     from everclip.cli.demo import METHODS
     from everclip.report import compare
+    from everclip.report.estimates import Estimate
     from everclip.report.runs import Run
+    from everclip.report.search import search
+
+    def shares(value: Estimate | None) -> list[float] | None:
+        return (
+            None if value is None else [round(x, 4) for x in (value.value, value.low or 0, value.high or 0)]
+        )
 
     runs = [Run(folder / name) for name in METHODS]
     methods: dict[str, dict[str, Any]] = {}
     for method in compare([folder / name for name in METHODS]).methods:
-        values = {key: method.values[key] for key in COLUMNS}
-        methods[method.label] = {
-            key: None if value is None else [round(x, 4) for x in (value.value, value.low, value.high)]
-            for key, value in values.items()
-        }
+        methods[method.label] = {key: shares(method.values[key]) for key in MEASURED}
+    for found in search(runs)[1:]:  # the first is the model before training
+        methods[found.label] |= {"find_known": shares(found.known), "find_new": shares(found.new)}
     last = runs[-1].results
     subgroups = next(column for column in last.columns if column.group == "retention")
     document = {

@@ -12,10 +12,11 @@ from everclip.config import resolve_config
 from everclip.report import compare, comparison_text, write_comparison
 from everclip.report.look import text
 from everclip.report.runs import Run
+from everclip.report.search import search_text
 from everclip.run import execute
 
 BENCHMARK = "emoji-names"
-METHODS = ("zero-shot", "finetune", "replay-merge", "rail")
+METHODS = ("zero-shot", "finetune", "replay-merge", "text-ridge")
 NEXT = (
     ("everclip check FOLDER", "what everclip finds in them"),
     ("everclip init-config FOLDER -o mine.yaml", "a configuration that is ready to run"),
@@ -48,6 +49,7 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
     _look(folders[-1], f"The same drawings with {METHODS[-1]}, year by year:", None)
     comparison = compare(folders)
     typer.echo(f"\n{comparison_text(comparison)}")
+    typer.echo(f"{search_text([Run(folder) for folder in folders])}\n")
     page = write_comparison(folders, output / "compare.html", comparison=comparison)
     pages = ((page, "all methods side by side"), (folders[-1] / "report.html", f"{METHODS[-1]} in detail"))
     _list("To open in a browser:", pages)

@@ -152,6 +152,8 @@ def compare(
     """
     from everclip.report import compare as compare_runs
     from everclip.report import comparison_text, write_comparison
+    from everclip.report.runs import Run
+    from everclip.report.search import search_text
 
     if output is not None:
         from everclip.files import require_writable
@@ -162,6 +164,8 @@ def compare(
         _print_json(comparison.model_dump(mode="json"))
     else:
         typer.echo(comparison_text(comparison))
+        if found := search_text([Run(folder) for folder in folders]):
+            typer.echo(f"{found}\n")
     if output is not None:
         typer.echo(str(write_comparison(folders, output, force=force, comparison=comparison)))
 

@@ -1,0 +1,88 @@
+"""Search in runs that learn classes: from a name to its image, if the stream measures this too (`evaluate_also`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from everclip.evaluation.results import Results, Row
+from everclip.evaluation.statistics import wilson
+from everclip.report.estimates import Estimate
+from everclip.report.formats import plain_percent, span
+from everclip.report.runs import Run
+
+METRIC = "text_to_image_r1"
+BEFORE = "before"
+HEADS = ("method", "new names", "known names")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Recall@1 from names to images, over all names of a kind; intervals are Wilson's.
+
+    Attributes:
+        label: the method, or `before`.
+        new: over the names of all tasks.
+        known: over the names of the base.
+    """
+
+    label: str
+    new: Estimate
+    known: Estimate
+
+
+def search(runs: Sequence[Run]) -> list[Search]:
+    """Return what search finds before training, and after the last row of each run; empty if a run measured none."""
+    names = [str(run.results.method["name"]) for run in runs]
+    labels = [
+        f"{name}, seed {run.results.seed}" if names.count(name) > 1 else name
+        for name, run in zip(names, runs, strict=True)
+    ]
+    found = [
+        _searched(run.results, run.results.rows[-1], label) for run, label in zip(runs, labels, strict=True)
+    ]
+    first = _searched(runs[0].results, runs[0].results.rows[0], BEFORE) if runs else None
+    every = [first, *found]
+    return [each for each in every if each is not None] if all(every) else []
+
+
+def _searched(results: Results, row: Row, label: str) -> Search | None:
+    """Return the search of one row; `None` if the base or the tasks have no second measure by retrieval."""
+    task_kinds = {column.kind for column in results.columns if column.group == "task"}
+    columns = [c for c in results.columns if c.group == "part" and c.kind == "retrieval"]
+    if "retrieval" in task_kinds:
+        return None
+    protocol = results.headline["protocol"]
+    scores: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    for column in columns:
+        score = row.scores.get(column.name, {}).get(protocol, {}).get(METRIC)
+        if score is not None and score.value is not None:
+            scores[column.task is not None].append((score.value, score.n))
+    if not all(scores.values()):
+        return None
+    return Search(label, *(_together(scores[new]) for new in (True, False)))
+
+
+def _together(scores: Sequence[tuple[float, int]]) -> Estimate:
+    """Return the score over all queries of several sets."""
+    count = sum(n for _, n in scores)
+    right = round(sum(value * n for value, n in scores))
+    interval = wilson(right, count)
+    return Estimate(value=right / count, low=interval.low, high=interval.high)
+
+
+def search_text(runs: Sequence[Run]) -> str:
+    """Return the table of `search` as plain text; empty if there is nothing to show."""
+    lines = [HEADS, *((s.label, _shown(s.new), _shown(s.known)) for s in search(runs))]
+    if len(lines) == 1:
+        return ""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
+    table = [
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    title = "Search from a name to its image, among all images, in percent (Recall@1, with 95 % intervals):"
+    return "\n".join([title, *(f"  {line}" for line in table)])
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{plain_percent(estimate.value)} ({span(estimate.low, estimate.high, digits=1)})"

@@ -1,0 +1,70 @@
+"""Search in runs that learn classes: pooled over sets by their queries, and absent where it was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_fixtures as synthetic
+
+import everclip
+from everclip.evaluation.results import Column, Score
+from everclip.evaluation.statistics import wilson
+from everclip.report.runs import Run
+from everclip.report.search import search, search_text
+
+SETS = {"known (retrieval)": (None, 8), "2016 (retrieval)": (0, 10), "2017 (retrieval)": (1, 30)}
+"""Set -> its task and the number of its queries."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Run]:
+    """Return a function (name of the folder, right answers by set in the last row) -> run of classes."""
+
+    def make(name: str, right: dict[str, int] | None = None, **changes: Any) -> Run:
+        folder = synthetic.write_run(tmp_path / name)
+        results = everclip.Results.read(folder)
+        protocol = results.headline["protocol"]
+        columns = [c.model_copy(update={"kind": "classification"}) for c in results.columns]
+        rows = list(results.rows)
+        if right is not None:
+            columns += [
+                Column(name=s, kind="retrieval", group="part", task=task, samples=n, classes=None)
+                for s, (task, n) in SETS.items()
+            ]
+            for place in (0, -1):
+                found = {
+                    s: {protocol: {"text_to_image_r1": Score(value=(right[s] if place else 0) / n, n=n)}}
+                    for s, (_, n) in SETS.items()
+                }
+                rows[place] = rows[place].model_copy(update={"scores": {**rows[place].scores, **found}})
+        results.model_copy(update={"columns": columns, "rows": rows, **changes}).write(folder)
+        return Run(folder)
+
+    return make
+
+
+def test_sets_count_by_their_queries(run: Callable[..., Run]) -> None:
+    found = run("a", {"known (retrieval)": 6, "2016 (retrieval)": 10, "2017 (retrieval)": 0})
+    before, after = search([found])
+    assert (before.label, before.new.value, before.known.value) == ("before", 0.0, 0.0)
+    assert after.label == found.results.method["name"]
+    assert after.new.value == pytest.approx(10 / 40)  # not the mean of 100 % and 0 %
+    assert (after.new.low, after.new.high) == pytest.approx((wilson(10, 40).low, wilson(10, 40).high))
+    assert after.known.value == pytest.approx(6 / 8)
+    assert "25.0 (14.2–40.2)" in search_text([found])
+
+
+def test_a_stream_without_a_second_measure_shows_nothing(run: Callable[..., Run]) -> None:
+    measured = run("a", dict.fromkeys(SETS, 1))
+    without = run("b")
+    assert search([without]) == []
+    assert search([measured, without]) == []
+    assert search_text([without]) == ""
+
+
+def test_two_seeds_of_a_method_are_told_apart(run: Callable[..., Run]) -> None:
+    runs = [run(name, dict.fromkeys(SETS, 1), seed=seed) for name, seed in (("a", 0), ("b", 1))]
+    assert [found.label[-6:] for found in search(runs)] == ["before", "seed 0", "seed 1"]
