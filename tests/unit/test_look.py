@@ -57,7 +57,7 @@ def test_an_image_that_is_not_asked_before_its_task_is_shown(run: Callable[..., 
     found = run(example("2016", "a", "", "cat", "owl"))
     assert (
         look.text(found)
-        == "  owl (2016): before training not asked; after 2016 cat; after 2017 right; after 2018 not asked"
+        == "  owl (2016) - before training: not asked; after 2016: cat; after 2017: right; after 2018: not asked"
     )
     assert "not asked" in write_report(found.folder).read_text(encoding="utf-8")
 
@@ -67,12 +67,12 @@ def test_equal_answers_of_following_rows_are_said_once(run: Callable[..., Run]) 
         example("2016", "a", "cat", "owl", "owl", "owl"), example("2018", "b", "cat", "cat", "owl", "cat")
     )
     assert look.text(found).splitlines() == [
-        "  owl (2016): before training cat; after 2016 to 2018 right",
-        "  owl (2018): before training to after 2016 cat; after 2017 right; after 2018 cat",
+        "  owl (2016) - before training: cat; after 2016 to 2018: right",
+        "  owl (2018) - before training to after 2016: cat; after 2017: right; after 2018: cat",
     ]
-    assert look.text(found, rows=[0], count=1) == "  owl (2016): before training cat"
+    assert look.text(found, rows=[0], count=1) == "  owl (2016) - before training: cat"
     same = run(example("2016", "a", *["cat"] * ROWS))
-    assert look.text(same) == "  owl (2016): cat at every row"
+    assert look.text(same) == "  owl (2016) - cat at every row"
 
 
 def test_the_report_shows_pictures_names_and_marks(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_the_demo_opens_with_a_look(
     assert said.index("[1/2] zero-shot") < opening < said.index("[2/2] finetune")
     assert opening < said.index("The same drawings with finetune") < said.index("compare.html")
     names = [
-        line.split(":")[0] for line in said.splitlines() if line.startswith("  ") and "): before" in line
+        line.split(" - ")[0] for line in said.splitlines() if line.startswith("  ") and ") - before" in line
     ]
     assert len(names) > 1
     assert names[: len(names) // 2] == names[len(names) // 2 :]

@@ -61,7 +61,7 @@ def table(run: Run, count: int = SHOWN) -> dict[str, Any] | None:
 
 
 def text(run: Run, rows: Sequence[int] | None = None, count: int = SHOWN) -> str:
-    """Return the look in one line per image: `avocado (2016): before kiwi fruit; after 2016, after 2017 right`.
+    """Return the look in one line per image: `avocado (2016) - before: kiwi fruit; after 2016 to 2018: right`.
 
     Args:
         run: the run.
@@ -77,8 +77,8 @@ def text(run: Run, rows: Sequence[int] | None = None, count: int = SHOWN) -> str
         ]
         # One answer at every row needs no list of rows; a single row is named.
         whole = len(runs) == 1 and len(shown) > 1
-        parts = [f"{said} at every row" if whole else f"{_span(labels)} {said}" for said, labels in runs]
-        lines.append(f"  {example.truth} ({example.column}): {'; '.join(parts)}")
+        parts = [f"{said} at every row" if whole else f"{_span(labels)}: {said}" for said, labels in runs]
+        lines.append(f"  {example.truth} ({example.column}) - {'; '.join(parts)}")
     return "\n".join(lines)
 
 
