@@ -1,7 +1,7 @@
 """Five data sets of photographs in sequence: every method, three seeds, two orders, cell by cell.
 
-Run: EVERCLIP_PACKS=... python benchmarks/mini_mtil.py backbone.name=PHOTO_TINY_FOLDER
-     EVERCLIP_PACKS=... python benchmarks/mini_mtil.py backbone.name=PHOTO_TINY_FOLDER --tune
+Run: EVERCLIP_PACKS=... python benchmarks/mini_mtil.py
+     EVERCLIP_PACKS=... python benchmarks/mini_mtil.py --tune
 
 A cell (method x seed x order) is a run of `everclip run`, resumable; a finished cell is read again. Prints per order
 what `everclip compare` says: Transfer, Average, Last, retention, cost, with paired intervals over pictures against
@@ -37,7 +37,7 @@ STREAM = Path(__file__).parents[1] / "examples" / "mini-mtil.yaml"
 EXPERTS = "method.experts={count: 4, noise: false, dropout: 0.0, scale: 1.0, blocks: last3}"
 SELECTOR = "method.selector={kind: autoencoder, steps: 150, reference_steps: 300}"
 BRIEF = "method.per_task={stanford_cars: {epochs: 1}}"
-"""196 long names are half of an epoch's time, and at 48 pixels nobody but the regression learns anything of them."""
+"""196 long names are half of an epoch's time, and at few pixels nobody but the regression learns anything of them."""
 
 METHODS: dict[str, list[str]] = {
     "zero-shot": [],

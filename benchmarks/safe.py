@@ -1,7 +1,7 @@
 """Gain on what is new against retention of what was known: the preset `safe`, plain fine-tuning, and what lies between.
 
 Run: python benchmarks/safe.py emoji-time
-     EVERCLIP_PACKS=... python benchmarks/safe.py examples/photo-stream.yaml backbone.name=PHOTO_TINY_FOLDER \
+     EVERCLIP_PACKS=... python benchmarks/safe.py examples/photo-stream.yaml \
        --variant "safe, base data named" method=safe "scenario.base={name: known, data: {source: FOLDER}}"
 
 Each cell (variant x seed) is a run of `everclip run`, resumable; a finished cell is read again. Prints a table for

@@ -97,5 +97,5 @@ def test_an_example_runs(
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"mini-mtil", "photo-base", "photo-stream"}
+    assert {path.stem for path in EXAMPLES} >= {"mini-mtil", "photo-stream"}
     assert not [path for path in EXAMPLES[0].parent.iterdir() if path.suffix not in (".yaml", ".md")]
