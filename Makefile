@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: install  ## the names of new emoji, year by year, with four methods: a look, a table and a report
+demo: install  ## the names of new emoji, year by year, with three methods: a look, a table and a report
 	$(BIN)/everclip demo
 
 test: install  ## every tier, the exhaustive versions left out

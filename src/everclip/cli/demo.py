@@ -1,4 +1,4 @@
-"""The tour: a CLIP of 2015 learns the names of new emoji with four methods; a look, a table and a report."""
+"""The tour: a CLIP of 2015 learns the names of new emoji with three methods; a look, a table and a report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everclip.report.search import search_text
 from everclip.run import execute
 
 BENCHMARK = "emoji-names"
-METHODS = ("zero-shot", "finetune", "replay-merge", "text-ridge")
+METHODS = ("zero-shot", "finetune", "text-ridge")
 NEXT = (
     ("everclip check FOLDER", "what everclip finds in them"),
     ("everclip init-config FOLDER -o mine.yaml", "a configuration that is ready to run"),

@@ -186,7 +186,7 @@ def demo(
 ) -> None:
     """Run the five-minute demo.
 
-    Learns the names of new emoji, year by year, with four methods; prints what the model calls a few of them, then a
+    Learns the names of new emoji, year by year, with three methods; prints what the model calls a few of them, then a
     table, and writes a report.
 
     Example: everclip demo
