@@ -250,9 +250,9 @@ seen all of ImageNet with its labels, so many relatives of the unseen classes.
 
 ## Limits
 
-* **It is not trained to its end.** It names few more unseen classes right than chance does. These weights saw each
-  photograph twelve times, with 30 % of its patches, because one processor core without bf16 was all there was. The aims of the recipe (unseen classes at 15 %, cifar10 at 60 %) are missed. To go
-  on from here is worth it: set `backbone.weights` of scripts/photo.yaml to these weights.
+* **It is not trained to its end.** It names few more unseen classes right than chance does. These weights saw
+  each photograph twelve times, with 30 % of its patches, because one processor core without bf16 was all there
+  was. The aims of the recipe (unseen classes at 15 %, cifar10 at 60 %) are missed.
 * It sees 64 px: no writing, no small things, no fine differences (dishes, makes of cars, breeds).
 * A class that its training never showed is found by the likeness of its name to names that it knows. Where
   names are alike and things are not, it is wrong.

@@ -89,6 +89,16 @@ def test_before_the_first_solution_nothing_moves() -> None:
     assert torch.equal(regression.moved(asked, 4.0), asked)
 
 
+def test_texts_without_images_do_not_move() -> None:
+    regression = TextRegression(WIDTH)
+    regression.widen(units(3, 0))
+    assert solved(regression)["texts"] == 0
+    assert torch.equal(regression.moved(units(3, 0), 4.0), units(3, 0))
+    regression.add(units(2, 1), torch.tensor([[True, False, False], [True, False, False]]))
+    assert solved(regression)["texts"] == 1  # a single text has no rival
+    assert not torch.equal(regression.moved(units(3, 0), 4.0)[0], units(3, 0)[0])
+
+
 def test_the_sums_do_not_depend_on_order_or_batches() -> None:
     texts, images, own = units(3, 0), units(12, 1), torch.arange(12) % 3
     marks = torch.nn.functional.one_hot(own, 3).bool()

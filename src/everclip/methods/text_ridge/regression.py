@@ -111,6 +111,14 @@ class TextRegression(nn.Module):
             held: which anchors `(A,)` are in force: those that no task has learned.
         """
         learned = self.counts > 0
+        if not bool(learned.any()):  # no image yet: nothing moves
+            return {
+                "texts": 0,
+                "anchors": int(held.sum()),
+                "own_score": None,
+                "rival_score": None,
+                "length": None,
+            }
         texts, counts = self.texts[learned], self.counts[learned]
         means = self.sums[learned] / counts[:, None]
         spread = self._spread_within(learned)
