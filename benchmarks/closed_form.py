@@ -7,7 +7,7 @@ known emoji are held or not), at the best of its 18 settings by the last column,
 known names as before (within 1 point). Known emoji must not get worse. The table is a
 frontier on test drawings; the defaults of `level` and `shrinkage` were chosen on it.
 
-Run: python benchmarks/closed_form.py        (about three minutes on one thread)
+Run: python benchmarks/closed_form.py
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from packing import pack, recipe_text, shown, trained, write_cards
+from packing import course, pack, shown, trained, write_cards
 from photo_zero_shot import CAPTIONS, CLASSES, TEMPLATES, Figures, zero_shot
 
 from everclip.config import BackboneConfig
@@ -163,12 +163,7 @@ def page(document: dict[str, Any]) -> str:
         cosine=targets["cosine_of_names"],
         labelled=targets["classes_with_photographs"],
         teacher=100 * targets["teacher_accuracy_on_them"],
-        steps=training["steps"],
-        samples=training["samples"],
-        minutes=training["minutes"],
-        threads=training["threads"],
-        device=training["device"],
-        recipe=recipe_text(training),
+        **course(training),
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from packing import pack, recipe_text, record, shown, trained, write_cards
+from packing import course, pack, record, shown, trained, write_cards
 
 from everclip import execute
 from everclip.evaluation.results import Results, Score
@@ -127,12 +127,7 @@ def page(document: dict[str, Any]) -> str:
         cosine=targets["cosine_of_names"],
         teacher=100 * targets["teacher_accuracy_on_held_out"],
         validation=training["validation_drawings"],
-        steps=training["steps"],
-        samples=training["samples"],
-        minutes=training["minutes"],
-        threads=training["threads"],
-        device=training["device"],
-        recipe=recipe_text(training),
+        **course(training),
         more=more(training),
     )
 
@@ -144,12 +139,7 @@ def more(training: dict[str, Any]) -> str:
     second = training["more"]
     return MORE.format(
         clipart=second["clipart"],
-        steps=second["steps"],
-        samples=second["samples"],
-        minutes=second["minutes"],
-        threads=second["threads"],
-        device=second["device"],
-        recipe=recipe_text(second),
+        **course(second),
     )
 
 

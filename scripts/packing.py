@@ -80,6 +80,12 @@ def recipe_text(training: dict[str, Any]) -> str:
     return text.rstrip()
 
 
+def course(training: dict[str, Any]) -> dict[str, Any]:
+    """Return what a page says of the course of a training: steps, samples, minutes, threads, device and recipe."""
+    keys = ("steps", "samples", "minutes", "threads", "device")
+    return {key: training[key] for key in keys} | {"recipe": recipe_text(training)}
+
+
 def shown(value: float, interval: list[float]) -> str:
     """Return a share and its interval in percent."""
     return f"{100 * value:.1f} % ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"

@@ -30,9 +30,9 @@ BATCH = 64
 """Batch size without a training configuration."""
 
 FULL_LENGTH = (
-    "method.level: has no effect here. It needs a direction that images hardly use; for that, the task, "
-    "scenario.reference.images and the base together must hold at least twice as many images as embeddings have "
-    "dimensions, and the images must leave such a direction."
+    "method.level: has no effect here. It needs a direction that images hardly use. For that, the tasks together with "
+    "scenario.reference.images (else the base) must hold at least twice as many images as embeddings have dimensions, "
+    "and the images must leave such a direction."
 )
 
 

@@ -16,8 +16,8 @@ class TextRidgeSettings(MethodSettings):
         ridge: the penalty on the corrections.
         level: the score that a learned text gets on further images of its own, relative to the best score that another
             text has there. Higher: more new images find their text, and more known ones find a new text. It needs a
-            direction that images hardly use, estimated from images of the task, of `scenario.reference` and of the
-            base; without it, learned texts have full length.
+            direction that images hardly use, estimated from images of the tasks and of `scenario.reference` (else
+            of the base); without it, learned texts have full length.
         shrinkage: a text points to the mean of its images, weighted by the inverse of the covariance of images within a
             text; this share of that covariance is replaced by a multiple of the identity. 1: the mean itself.
         anchors: whether the texts of `scenario.reference` are held where they are.
