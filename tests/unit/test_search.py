@@ -12,8 +12,9 @@ import report_fixtures as synthetic
 import everclip
 from everclip.evaluation.results import Column, Score
 from everclip.evaluation.statistics import wilson
+from everclip.report import write_comparison
 from everclip.report.runs import Run
-from everclip.report.search import search, search_text
+from everclip.report.search import TITLE, search, search_text
 
 SETS = {"known (retrieval)": (None, 8), "2016 (retrieval)": (0, 10), "2017 (retrieval)": (1, 30)}
 """Set -> its task and the number of its queries."""
@@ -63,6 +64,16 @@ def test_a_stream_without_a_second_measure_shows_nothing(run: Callable[..., Run]
     assert search([without]) == []
     assert search([measured, without]) == []
     assert search_text([without]) == ""
+
+
+def test_the_page_of_a_comparison_has_the_table_where_it_was_measured(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    measured, without = run("a", dict.fromkeys(SETS, 1)), run("b")
+    page = write_comparison([measured.folder], tmp_path / "with.html").read_text(encoding="utf-8")
+    assert TITLE in page
+    assert '12.5<br><span class="quiet">2.2–47.1</span>' in page  # 1 of the 8 known names
+    assert TITLE not in write_comparison([without.folder], tmp_path / "no.html").read_text("utf-8")
 
 
 def test_two_seeds_of_a_method_are_told_apart(run: Callable[..., Run]) -> None:

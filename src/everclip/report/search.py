@@ -14,6 +14,7 @@ from everclip.report.runs import Run
 METRIC = "text_to_image_r1"
 BEFORE = "before"
 HEADS = ("method", "new names", "known names")
+TITLE = "Search from a name to its image, among all images"
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,24 @@ def _together(scores: Sequence[tuple[float, int]]) -> Estimate:
     return Estimate(value=right / count, low=interval.low, high=interval.high)
 
 
+def search_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return the cells under `HEADS` of each line of `search`."""
+    return [(each.label, _shown(each.new), _shown(each.known)) for each in search(runs)]
+
+
 def search_text(runs: Sequence[Run]) -> str:
     """Return the table of `search` as plain text; empty if there is nothing to show."""
-    lines = [HEADS, *((s.label, _shown(s.new), _shown(s.known)) for s in search(runs))]
-    if len(lines) == 1:
+    rows = search_rows(runs)
+    if not rows:
         return ""
+    lines = [HEADS, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
     table = [
         "  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
     ]
-    title = "Search from a name to its image, among all images, in percent (Recall@1, with 95 % intervals):"
-    return "\n".join([title, *(f"  {line}" for line in table)])
+    return "\n".join(
+        [f"{TITLE}, in percent (Recall@1, with 95 % intervals):", *(f"  {line}" for line in table)]
+    )
 
 
 def _shown(estimate: Estimate) -> str:
