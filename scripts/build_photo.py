@@ -1,9 +1,12 @@
-"""Pack a finished run of scripts/photo.yaml into builtin:photo: half-precision weights, model card.
+"""Pack finished runs of scripts/photo.yaml and scripts/photo_maps.yaml into builtin:photo: weights, model card.
 
     python scripts/photo_targets.py --photos PACKS/photo_pretrain --wordnet FOLDER --out build/photo \
         --captions PACKS/flickr8k_1000_multilingual/train.parquet
-    EVERCLIP_PACKS=PACKS everclip run scripts/photo.yaml output=runs/photo       # the recipe
+    EVERCLIP_PACKS=PACKS everclip run scripts/photo.yaml output=runs/photo       # first part
     python scripts/build_photo.py runs/photo --packs PACKS
+    python scripts/feature_maps.py photo --photos PACKS/photo_pretrain
+    EVERCLIP_PACKS=PACKS everclip run scripts/photo_maps.yaml output=runs/photo-maps   # second part, from this
+    python scripts/build_photo.py --maps runs/photo-maps --packs PACKS
     python scripts/build_photo.py --packs PACKS           # measure the packed weights again, write both cards again
 
 The numbers in the card are measured here, on the packed half-precision weights (`scripts/photo_zero_shot.py`).
@@ -16,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from packing import course, pack, shown, trained, write_cards
+from packing import course, pack, record, shown, trained, write_cards
 from photo_zero_shot import CAPTIONS, CLASSES, TEMPLATES, Figures, zero_shot
 
 from everclip.config import BackboneConfig
@@ -69,7 +72,7 @@ def card(training: dict[str, Any], backbone: Backbone, packs: Path) -> dict[str,
     config = json.loads((FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
     return {
         "name": "builtin:photo",
-        "version": 1,
+        "version": 2 if "maps" in training else 1,
         "summary": "A small CLIP for photographs, English: objects, animals, food. For trying and measuring.",
         "terms": "learned from research data: for trying and measuring, not for service",
         "unit": "share of queries, between 0 and 1; intervals are 95 %",
@@ -163,9 +166,30 @@ def page(document: dict[str, Any]) -> str:
         cosine=targets["cosine_of_names"],
         labelled=targets["classes_with_photographs"],
         teacher=100 * targets["teacher_accuracy_on_them"],
+        maps=maps_part(training),
         **course(training),
     )
 
+
+def maps_part(training: dict[str, Any]) -> str:
+    """Return the part of the page on the second part of the training; empty without one."""
+    if "maps" not in training:
+        return ""
+    return MAPS.format(**course(training["maps"]))
+
+
+MAPS = """
+4. `scripts/feature_maps.py` writes what Lite2 sees at each of 5 x 5 places of a photograph, in the joint space.
+   `everclip run scripts/photo_maps.yaml` goes on from the packed weights without labels
+   (`scripts/map_distill.py`): a random crop of a photograph learns from the same crop of its map, as a whole,
+   at each visible patch, and in the softmax over all known names. {steps:,} steps, {samples:,} samples,
+   {minutes:.0f} minutes ({device}, {threads} thread) while other work kept the machine busy.
+   `scripts/build_photo.py --maps` packs and measures it.
+
+```yaml
+{recipe}
+```
+"""
 
 PAGE = """# builtin:photo
 
@@ -242,7 +266,7 @@ seen all of ImageNet with its labels, so many relatives of the unseen classes.
 ```yaml
 {recipe}
 ```
-
+{maps}
 ## Limits
 
 * **It is not trained to its end.** It names few more unseen classes right than chance does. These weights saw
@@ -266,6 +290,7 @@ def main() -> None:
     parser.add_argument(
         "run", type=Path, nargs="?", help="folder of the finished run; without it: what is packed is measured"
     )
+    parser.add_argument("--maps", type=Path, help="folder of the finished run of the second part")
     parser.add_argument("--packs", type=Path, required=True, help="folder of the packs and of photo_pretrain")
     options = parser.parse_args()
     if options.run is None:
@@ -274,6 +299,9 @@ def main() -> None:
         training = trained(options.run, "scripts/photo.yaml", "photographs")
         training["sources"] = sources(options.packs)
         pack(options.run, FOLDER)
+    if options.maps is not None:
+        pack(options.maps, FOLDER)
+        training["maps"] = record(options.maps, "scripts/photo_maps.yaml", "photographs")
     document = card(training, load_backbone(BackboneConfig(name=str(FOLDER)), 0), options.packs)
     write_cards(FOLDER, document, page(document))
     print(json.dumps({name: document[name] for name in ("zero_shot", "bytes")}, indent=1))

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -171,22 +171,36 @@ def image_features(
         `(N, 1280)`.
     """
 
-    kind = next(tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point())
-
     def compute() -> Features:
-        parts = []
-        for start in range(0, len(images), IMAGE_BATCH):
-            batch = torch.tensor(images[start : start + IMAGE_BATCH]).permute(0, 3, 1, 2).float()
-            scaled = nn.functional.interpolate(
-                batch, size=(size, size), mode="bicubic", align_corners=False
-            ).clamp(0, 255)
-            maps = model.forward_features(((scaled - 127) / 128).to(kind))
-            parts.append(model.forward_head(maps, pre_logits=True))
+        parts = [model.forward_head(maps, pre_logits=True) for maps in _maps(model, images, size)]
         features: Features = torch.cat(parts).float().numpy()
         return features
 
     key = ("image_features", str(size), str(images.shape), _digest(_weights(model)), images.tobytes())
     return kept(cache, key, compute)
+
+
+@torch.inference_mode()
+def image_maps(model: ImageTeacher, images: npt.NDArray[np.uint8], size: int = 160) -> Features:
+    """Return the features at each place, row by row `(N, G*G, 1280)`; their mean over the places is `image_features`.
+
+    Args:
+        model, images, size: see `image_features`; G is `size / 32`.
+    """
+    parts = [maps.flatten(2).transpose(1, 2) for maps in _maps(model, images, size)]
+    features: Features = torch.cat(parts).float().numpy()
+    return features
+
+
+def _maps(model: ImageTeacher, images: npt.NDArray[np.uint8], size: int) -> Iterator[torch.Tensor]:
+    """Yield the last maps of features `(B, 1280, G, G)`, batch by batch."""
+    kind = next(tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point())
+    for start in range(0, len(images), IMAGE_BATCH):
+        batch = torch.tensor(images[start : start + IMAGE_BATCH]).permute(0, 3, 1, 2).float()
+        scaled = nn.functional.interpolate(
+            batch, size=(size, size), mode="bicubic", align_corners=False
+        ).clamp(0, 255)
+        yield model.forward_features(((scaled - 127) / 128).to(kind))
 
 
 def class_weights(model: ImageTeacher) -> Features:

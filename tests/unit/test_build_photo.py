@@ -89,6 +89,12 @@ def test_a_run_is_packed_measured_and_described(
     assert (folder / "card.json").read_text() == card
     assert (folder / "CARD.md").read_text() == page
 
+    monkeypatch.setattr(sys, "argv", ["x", "--maps", str(run), "--packs", str(packs)])  # the second part
+    build_photo.main()
+    facts = json.loads((folder / "card.json").read_text())
+    assert (facts["version"], facts["training"]["maps"]["steps"], facts["training"]["steps"]) == (2, 2, 2)
+    assert "scripts/photo_maps.yaml" in (folder / "CARD.md").read_text()
+
 
 def test_rows_of_the_card() -> None:
     figures = {"value": 0.5, "interval": [0.4, 0.6], "n": 10, "chance": 0.01, "classes": 100}
