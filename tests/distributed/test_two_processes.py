@@ -46,6 +46,8 @@ GRADIENTS = {
     "captions with lwf": ("time", ("method.penalties={lwf: {text: student}}", MOVED)),
     "captions with lwf, own pictures": ("time", ("method.penalties={lwf: {images: own}}", MOVED)),
     "labels with lwf": ("classes", ("method.penalties={lwf: {text: student}}", MOVED)),
+    "captions with mod-x": ("time", ("method=mod-x", MOVED)),
+    "labels with mod-x": ("classes", ("method=mod-x", "method.penalties.mod-x.reduce=mean", MOVED)),
     "captions with feature-distill": ("time", ("method.penalties={feature-distill: {}}", MOVED)),
     "labels with feature-distill": ("classes", ("method.penalties={feature-distill: {}}", MOVED)),
     "captions with table-distill": ("time", (FEATURES,)),

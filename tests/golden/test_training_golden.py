@@ -1,6 +1,7 @@
 """Losses, schedules and merging against stored numbers of the reference implementations."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_co
 from everclip.methods.merge import RunningMean, interpolate
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.lwf import Lwf, LwfSettings
+from everclip.methods.penalties.mod_x import ModX, ModXSettings, kept_divergence
 from everclip.training.schedules import learning_rate
 
 HERE = Path(__file__).parent
@@ -227,3 +229,27 @@ def test_distillation_of_answers() -> None:
     (floored,) = torch.autograd.grad(lwf(stored, image, weight=5), raw)
     assert close(floored, 5 * stored["grad_current_image_raw"], atol=5e-5)
     assert close(lwf(stored, stored["ref_image"]), 0.0)
+
+
+def test_mod_x_against_the_reference_code() -> None:
+    stored = load("modx_distill")
+    raw = [stored[f"{side}_new"].clone().requires_grad_() for side in ("img", "txt")]
+    image, text = (F.normalize(leaf, dim=1) for leaf in raw)
+    teachers: Any = SimpleNamespace(
+        image=lambda *_: F.normalize(stored["img_old"], dim=1),
+        text=lambda *_: F.normalize(stored["txt_old"], dim=1),
+    )
+    main = {"image": image, "tokens": text, "image_key": torch.arange(6), "text_key": torch.arange(6)}
+    nothing: Any = None
+    view = StepView({"main": main}, Progress(0, "train", 0, 0, 1, 0), nothing, image, text, {}, {}, teachers)
+    assert close(ModX("mod-x", ModXSettings(weight=1)).loss(view), stored["distill"])
+    plain = contrastive(image, text, torch.tensor(stored["logit_scale"]))
+    assert close(plain, stored["contrastive"])
+    total = plain + ModX("mod-x", ModXSettings()).loss(view)
+    assert close(total, stored["total"])
+    for found, side in zip(torch.autograd.grad(total, raw), ("img", "txt"), strict=True):
+        assert close(found, stored[f"grad_{side}_new"])
+    for name, cosines in (("i2t", image @ text.T), ("t2i", text @ image.T)):
+        rows = kept_divergence(stored[f"sim_old_{name}"], cosines, torch.eye(6, dtype=torch.bool))
+        assert close(rows.sum(), stored[f"kl_{name}_sum"])
+        assert torch.equal(rows != 0, stored[f"row_kept_{name}"])

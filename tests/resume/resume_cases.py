@@ -71,6 +71,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "classes",
         ("method=zscl", REFERENCE, "method.penalties.zscl={toward_task_start: 0.8, image_image_weight: 1}"),
     ),
+    "mod-x-classes": ("classes", ("method=mod-x", "method.penalties.mod-x={reduce: mean, temperature: 0.1}")),
     "lwf-vr-own": ("classes", ("method=lwf-vr", "method.penalties.lwf-vr={sentences: 7, images: own}")),
     "icarl-classes": ("classes", ("method=icarl", "method.replay.size=7")),
     "icarl-both": ("time", ("method=icarl", "method.replay.size=7", "method.replay.use=both")),

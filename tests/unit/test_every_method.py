@@ -81,6 +81,7 @@ HELD: dict[str, str] = {
     "icarl": ASKED,
     "lwf": f"{COPY}; {START}; {ASKED}",
     "lwf-vr": f"{COPY}; {START}; {ASKED}",
+    "mod-x": f"{COPY}; {START}; {ASKED}",
     "replay-merge": START,
     "safe": ASKED,
     "wise-ft": START,

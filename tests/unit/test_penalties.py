@@ -36,6 +36,8 @@ DISTILLING: dict[str, dict[str, Any]] = {
     "lwf, student's texts": {"lwf": {"text": "student", "directions": "text-to-image"}},
     "lwf, own, student's texts": {"lwf": {"text": "student", "images": "own", "reference": "initial"}},
     "lwf, one way": {"lwf": {"directions": "image-to-text", "temperature": 1.0}},
+    "mod-x": {"mod-x": {"weight": 1}},
+    "mod-x, mean": {"mod-x": {"reduce": "mean", "temperature": 0.1, "weight": 10}},
     "feature-distill": {"feature-distill": {}},
     "feature-distill, squared": {"feature-distill": {"distance": "squared", "reference": "task-start"}},
     "feature-distill, text": {"feature-distill": {"towers": ["text"], "weight": 3}},

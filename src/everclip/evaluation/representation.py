@@ -79,7 +79,7 @@ def uniformity(features: Tensor, t: float = 2.0, sample: int | None = None, seed
 
 
 def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
-    """Return the angle `(N,)` in degrees between old and new embedding of each item (Mod-X, arXiv 2211.12065)."""
+    """Return the angle `(N,)` in degrees between old and new embedding of each item (Mod-X, arXiv 2305.07437)."""
     _check_pairs(before, after, width=True)
     pair = _units("rotation_angles", before, after)
     if pair is None:
@@ -90,7 +90,7 @@ def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
 
 
 def self_angle_change(before: Tensor, after: Tensor) -> Tensor | None:
-    """Return `| arccos(x_i.x_j) after - before |`, `(N, N)` in degrees (Mod-X, arXiv 2211.12065). Needs N^2 memory."""
+    """Return `| arccos(x_i.x_j) after - before |`, `(N, N)` in degrees (Mod-X, arXiv 2305.07437). Needs N^2 memory."""
     _check_pairs(before, after)
     pair = _units("self_angle_change", before, after)
     if pair is None:

@@ -62,7 +62,7 @@ def sigmoid_contrastive(
     """
     all_text = concatenate(text, gradient=True)
     logits = scale * image @ all_text.T + bias
-    positive = _positives(len(image), len(all_text), image_key, text_key, image.device)
+    positive = positives(len(image), len(all_text), image_key, text_key, image.device)
     signs = 2.0 * positive - 1.0
     return -F.logsigmoid(signs * logits.float()).sum(dim=1).mean()
 
@@ -74,17 +74,21 @@ def _targets(
     text_key: torch.Tensor | None,
     device: torch.device,
 ) -> torch.Tensor:
-    positive = _positives(rows, columns, image_key, text_key, device)
+    positive = positives(rows, columns, image_key, text_key, device)
     return positive / positive.sum(dim=1, keepdim=True)
 
 
-def _positives(
+def positives(
     rows: int,
     columns: int,
     image_key: torch.Tensor | None,
     text_key: torch.Tensor | None,
     device: torch.device,
 ) -> torch.Tensor:
+    """Return which pairs are positive: this process's `rows` against the `columns` of all processes, bool `(R, C)`.
+
+    `image_key` and `text_key` are those of `contrastive`, of this process's rows.
+    """
     index = torch.arange(rows, device=device) + rank() * rows
     positive = index[:, None] == torch.arange(columns, device=device)[None, :]
     for key in (image_key, text_key):
@@ -117,10 +121,18 @@ def class_cross_entropy(
         smoothing: label smoothing in [0, 1].
         same: `(C,)` int64, for each class the first class with the same text; `None` if all texts differ.
     """
-    if same is not None:
-        kept = torch.unique(same)
-        bank, labels = bank[kept], torch.searchsorted(kept, same[labels])
+    labels, (bank,) = without_copies(labels, same, bank)
     return F.cross_entropy((scale * image @ bank.T).float(), labels, label_smoothing=smoothing)
+
+
+def without_copies(
+    labels: torch.Tensor, same: torch.Tensor | None, *banks: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return labels and banks `(C', D)` of the classes with different texts; see `class_cross_entropy`."""
+    if same is None:
+        return labels, banks
+    kept = torch.unique(same)
+    return torch.searchsorted(kept, same[labels]), tuple(bank[kept] for bank in banks)
 
 
 def distillation(

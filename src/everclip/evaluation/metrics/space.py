@@ -99,7 +99,7 @@ def participation_ratio(space: Space) -> float | None:
     shown=40,
 )
 def rotation_deg(space: Space) -> float | None:
-    """Return the rotation of Mod-X (arXiv 2211.12065)."""
+    """Return the rotation of Mod-X (arXiv 2305.07437)."""
     from everclip.evaluation import representation
 
     angles = None if space.before is None else representation.rotation_angles(space.before, space.now)
@@ -114,7 +114,7 @@ def rotation_deg(space: Space) -> float | None:
     unit="degrees",
 )
 def self_angle_change_deg(space: Space) -> float | None:
-    """Return the self-angle change of Mod-X (arXiv 2211.12065)."""
+    """Return the self-angle change of Mod-X (arXiv 2305.07437)."""
     from everclip.evaluation import representation
 
     if space.before is None:

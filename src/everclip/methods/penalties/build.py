@@ -11,6 +11,7 @@ from everclip.methods.penalties.base import Penalty
 from everclip.methods.penalties.feature_distill import FeatureDistill
 from everclip.methods.penalties.lwf import Lwf
 from everclip.methods.penalties.lwf_vr import LwfVr
+from everclip.methods.penalties.mod_x import ModX
 from everclip.methods.penalties.table_distill import TableDistill
 from everclip.methods.penalties.weight_constraint import WeightConstraint
 from everclip.methods.penalties.zscl import Zscl
@@ -20,6 +21,7 @@ PENALTIES: dict[str, type[Penalty[Any]]] = {
     "lwf": Lwf,
     "lwf-vr": LwfVr,
     "zscl": Zscl,
+    "mod-x": ModX,
     "feature-distill": FeatureDistill,
     "table-distill": TableDistill,
 }
