@@ -172,6 +172,20 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class RowScale:
+    """Factors on the rows of a group's parameters, inside the optimiser (`everclip.training.row_scale`).
+
+    Attributes:
+        buffer: name of a buffer of the method's module with the factors `(rows, 1)`; it is a part of checkpoints.
+        on: what they multiply: the `gradient` (after clipping, before the moments), the weight `decay`, the `update`
+            (the step itself, after the moments).
+    """
+
+    buffer: str
+    on: frozenset[Literal["gradient", "decay", "update"]]
+
+
+@dataclass(frozen=True)
 class ParamGroup:
     """Parameters that share a learning-rate factor and a weight decay.
 
@@ -179,11 +193,13 @@ class ParamGroup:
         names: names of parameters of the method's module.
         lr_scale: factor on the learning rate.
         weight_decay: overrides that of the training configuration.
+        row_scale: factors on the rows of its parameters, which must have as many rows as there are factors.
     """
 
     names: tuple[str, ...]
     lr_scale: float = 1.0
     weight_decay: float | None = None
+    row_scale: RowScale | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 
 from everclip.config import BackboneConfig, validated
 from everclip.data.pictures.images import PixelFormat
+from everclip.data.sampling.order import key_of
 from everclip.models.activation import decide_activation
 from everclip.models.architecture import build_clip, with_overrides
 from everclip.models.clip import Clip
@@ -26,9 +27,11 @@ from everclip.models.fingerprint import tensors_hash
 from everclip.models.fitting import put_weights
 from everclip.models.locate import locate
 from everclip.models.located import Located
+from everclip.models.modules.token_rows import add_rows, embedding_of, require_end_pooling
 from everclip.models.preprocessing import build_preprocessing
 from everclip.models.scalars import add_bias
 from everclip.models.tokenizers import build_tokenizer, check_tokenizer
+from everclip.models.vocabulary import GrownTokenizer, Vocabulary, require_growable
 from everclip.models.weights import OPENAI_KEYS, read_weights
 
 
@@ -78,13 +81,13 @@ class Backbone(nn.Module):
         ids: torch.Tensor = self.tokenizer(texts)
         return ids
 
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return unit embeddings `(N, D)` of pixels `(N, 3, S, S)`."""
-        return self.clip.encode_image(pixels, normalize=True)
+    def encode_image(self, pixels: torch.Tensor, unit: bool = True) -> torch.Tensor:
+        """Return unit embeddings `(N, D)` of pixels `(N, 3, S, S)`; without `unit`, as the projection gives them."""
+        return self.clip.encode_image(pixels, normalize=unit)
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return unit embeddings `(N, D)` of token ids `(N, L)`."""
-        return self.clip.encode_text(tokens, normalize=True)
+    def encode_text(self, tokens: torch.Tensor, unit: bool = True) -> torch.Tensor:
+        """Return unit embeddings `(N, D)` of token ids `(N, L)`; without `unit`, as the projection gives them."""
+        return self.clip.encode_text(tokens, normalize=unit)
 
     @torch.no_grad()
     def embedding_width(self) -> int:
@@ -112,11 +115,41 @@ class Backbone(nn.Module):
         self.clip.logit_scale.clamp_(0.0, math.log(most))
 
     def fingerprints(self) -> dict[str, str]:
-        """Return one hash per tower. Neither covers the logit scale, because no embedding depends on it."""
+        """Return one hash per tower. Neither covers the logit scale, because no embedding depends on it.
+
+        That of the text tower covers a tokenizer that has grown: the same weights then read other tokens.
+        """
         state = self.clip.state_dict()
         image = [(k, v) for k, v in state.items() if k.startswith("visual.")]
         text = [(k, v) for k, v in state.items() if not k.startswith(("visual.", "logit_"))]
-        return {"image": tensors_hash(image), "text": tensors_hash(text)}
+        hashes = {"image": tensors_hash(image), "text": tensors_hash(text)}
+        if isinstance(self.tokenizer, GrownTokenizer):
+            hashes["text"] = f"{key_of(hashes['text'], self.tokenizer.key()):032x}"[:16]
+        return hashes
+
+    def grow_vocabulary(self, vocabulary: Vocabulary, rows: torch.Tensor | None = None) -> None:
+        """Add the tokens and merges of a language; old ids, old rows and the ids of start and end stay.
+
+        Args:
+            vocabulary: what is added; tokens that the tokenizer has are ignored.
+            rows: embeddings of the new tokens `(K, W)`; `None`: zeros, to be loaded.
+
+        Raises:
+            ConfigError: if the tokenizer or the text tower cannot grow.
+        """
+        base = require_growable(self.tokenizer, self.name)
+        require_end_pooling(self.clip)
+        grown = GrownTokenizer(base, vocabulary)
+        table = embedding_of(self.clip).weight
+        count = grown.vocab_size - len(table)
+        add_rows(
+            self.clip, table.new_zeros(count, table.shape[1]) if rows is None else rows, grown.eot_token_id
+        )
+        self.tokenizer = grown
+        if self.layout is not None:
+            text = {"vocab_size": grown.vocab_size, "pool_type": "eos", "eos_id": grown.eot_token_id}
+            text_cfg = {**self.layout.model_cfg["text_cfg"], **text}
+            self.layout = replace(self.layout, model_cfg={**self.layout.model_cfg, "text_cfg": text_cfg})
 
 
 def load_backbone(

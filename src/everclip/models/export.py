@@ -24,8 +24,10 @@ from everclip.models.backbone import Backbone
 from everclip.models.export_head import HEAD_FILES, head_distance, write_head
 from everclip.models.layout import CONFIG, MERGES, WEIGHTS
 from everclip.models.modules.grow import grown, merge_into
+from everclip.models.modules.token_rows import has_rows, put_rows_back
 from everclip.models.quiet import offline, quiet
 from everclip.models.tokenizers import HF_FILES
+from everclip.models.vocabulary import GrownTokenizer
 
 CARD = "card.json"
 
@@ -125,6 +127,8 @@ def export_backbone(
         texts = (encode_texts or backbone.encode_text)(tokens)
     merged = tuple(sorted(grown(backbone.clip)))
     _merge(backbone)
+    if has_rows(backbone.clip):
+        put_rows_back(backbone.clip)
     with folder_atomic(folder) as aside:
         _write_files(backbone, aside, half)
         with torch.inference_mode():
@@ -177,6 +181,7 @@ def usage(folder: Path, backbone: Backbone, head: bool = False) -> list[str]:
     has_merges = backbone.layout is not None and any(
         f.name == MERGES for f in backbone.layout.tokenizer_files
     )
+    has_merges = has_merges or isinstance(backbone.tokenizer, GrownTokenizer)
     length = backbone.tokenizer.context_length
     tokenizer = (
         f"tokenizer = open_clip.SimpleTokenizer('{folder / MERGES}', context_length={length})"
@@ -224,9 +229,14 @@ def _merge(backbone: Backbone) -> None:
 def _write_files(backbone: Backbone, folder: Path, half: bool) -> None:
     assert backbone.layout is not None
     document = {"model_cfg": backbone.layout.model_cfg, "preprocess_cfg": backbone.layout.preprocess_cfg}
+    state = {k: v.detach().cpu() for k, v in backbone.clip.state_dict().items()}
+    if isinstance(backbone.tokenizer, GrownTokenizer):
+        merges, ids = backbone.tokenizer.plain()
+        document["model_cfg"] = _plain_vocabulary(backbone.layout.model_cfg, state, ids)
+        (folder / MERGES).write_bytes(merges)
     (folder / CONFIG).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     # Clones, because safetensors refuses tensors that share memory.
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.clip.state_dict().items()}
+    state = {k: v.contiguous().clone() for k, v in state.items()}
     if half:
         # The logit scale is a single number, up to 100: keep it exact.
         state = {k: v.half() if v.is_floating_point() and v.numel() > 1 else v for k, v in state.items()}
@@ -238,9 +248,19 @@ def _write_files(backbone: Backbone, folder: Path, half: bool) -> None:
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     # safetensors creates files that only their owner can read; others must be able to read an export.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
-    for file in backbone.layout.tokenizer_files:
+    for file in () if (folder / MERGES).is_file() else backbone.layout.tokenizer_files:
         name = file.name if file.name in HF_FILES else MERGES
         shutil.copyfile(file, folder / name)
+
+
+def _plain_vocabulary(
+    model_cfg: dict[str, Any], state: dict[str, torch.Tensor], ids: list[int]
+) -> dict[str, Any]:
+    """Sort rows, in place, by the ids of open_clip's own tokenizer; return the configuration."""
+    name = next(key for key in state if key.endswith("token_embedding.weight"))
+    state[name] = state[name][ids]
+    text_cfg = {**model_cfg["text_cfg"], "vocab_size": len(ids), "pool_type": "argmax"}
+    return {**model_cfg, "text_cfg": {k: v for k, v in text_cfg.items() if k != "eos_id"}}
 
 
 def _compare(
@@ -260,6 +280,9 @@ def _compare(
     clip.eval()
     prepared = torch.stack([preprocess(image) for image in probes()])
     ids = tokenizer(list(TEXTS))
+    if isinstance(backbone.tokenizer, GrownTokenizer):  # the same tokens in another order of ids
+        new_id = {old: new for new, old in enumerate(backbone.tokenizer.plain()[1])}
+        tokens = torch.tensor([[new_id[i] for i in row] for row in tokens.tolist()])
     scale = clip.logit_scale.exp().squeeze()
     return Parity(
         pixels=_distance(prepared, pixels),

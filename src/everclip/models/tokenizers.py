@@ -153,6 +153,9 @@ def _tokenizer_folder(name: str, folder: Path | None) -> Path:
 def size_of(tokenizer: Any) -> int:
     """Return the size of a tokenizer's vocabulary; every id is smaller."""
     inner = getattr(tokenizer, "tokenizer", None)
+    if isinstance(tokenizer, SimpleTokenizer):
+        # Two merges may make one token, whose first id is then unused.
+        return int(max(tokenizer.encoder.values())) + 1
     return int(tokenizer.vocab_size) if inner is None else len(inner)
 
 
