@@ -9,17 +9,30 @@ from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
+from everclip.errors import ConfigError
+from everclip.training.row_scale import row_scaled, scale_rows
 
 
 def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch.optim.Optimizer:
     """Return AdamW or SGD, or Adam if the phase names it, over the phase's parameter groups with their `lr_scale`."""
+    optimiser = _optimiser(module, phase, config)
+    scale_rows(optimiser)
+    return optimiser
+
+
+def _optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch.optim.Optimizer:
+    _check_factors(module, phase)
     groups = [
-        {
-            "params": [module.get_parameter(name) for name in group.names],
-            "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
-            "lr_scale": group.lr_scale,
-            "names": list(group.names),
-        }
+        row_scaled(
+            {
+                "params": [module.get_parameter(name) for name in group.names],
+                "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
+                "lr_scale": group.lr_scale,
+                "names": list(group.names),
+            },
+            group.row_scale,
+            None if group.row_scale is None else module.get_buffer(group.row_scale.buffer),
+        )
         for group in phase.param_groups
     ]
     kind = config.optimiser if phase.optimiser == "default" else phase.optimiser
@@ -29,6 +42,19 @@ def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> 
     if kind == "adam":
         return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def _check_factors(module: nn.Module, phase: Phase) -> None:
+    for group in phase.param_groups:
+        if group.row_scale is None:
+            continue
+        factors = len(module.get_buffer(group.row_scale.buffer))
+        for name in group.names:
+            rows = len(module.get_parameter(name))
+            if factors != rows:
+                raise ConfigError(
+                    f"method: phase {phase.name!r}: {factors} factors for the {rows} rows of {name!r}."
+                )
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
