@@ -80,6 +80,23 @@ class ClassHead:
 
 
 @dataclass(frozen=True)
+class TextCorrection:
+    """A correction of text embeddings that a method learned beside its backbone, in the form of an export.
+
+    Attributes:
+        tensors: the content of `correction.safetensors`.
+        rule: the content of `correction.json`: everything else that the loader needs.
+        texts: the learned texts.
+        encode: the method's own text embeddings: maps token ids `(N, L)` to `(N, D)`.
+    """
+
+    tensors: dict[str, Tensor]
+    rule: dict[str, Any]
+    texts: tuple[str, ...]
+    encode: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class EvalProtocol:
     """How a set is scored.
 

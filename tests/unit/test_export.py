@@ -236,6 +236,7 @@ def test_json_and_weights_options(micro_folder: Path, tmp_path: Path) -> None:
         "weights": "random",
     }
     assert document["parity"].pop("head") is None
+    assert document["parity"].pop("correction") is None
     assert max(document["parity"].pop("images"), document["parity"].pop("texts")) <= 1e-6
     assert document["parity"] == {"pixels": 0, "logit_scale": 0, "tokens": True}
 

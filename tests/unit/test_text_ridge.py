@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from everclip.config import MethodConfig, TrainingConfig
-from everclip.contracts import UNNUMBERED, Reference, Task
+from everclip.contracts import UNNUMBERED, Progress, Reference, Task
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.learner import Learner
@@ -293,3 +294,30 @@ def test_a_saved_learner_predicts_and_goes_on_as_before(
         each.learn(second)
     names = list(made.method.structure()["texts"])
     assert torch.equal(made.encode([], names)["texts"], loaded.encode([], names)["texts"])
+
+
+def test_a_task_of_classes_resumes_inside_its_pass(micro_folder: Path) -> None:
+    """A resumed task does not begin again, so what a label stands for must be in the state."""
+    table = pictures(micro_folder)
+    made, resumed = learner(micro_folder), learner(micro_folder)
+    made.learn(of_classes(table, 0, 3, 4))
+    task = of_classes(table, 1, 4, 0, 1, templates=("a {}", "one {}"))
+    made.method.begin_task(task, made.past())
+    resumed.method.grow(json.loads(json.dumps(made.method.structure())))
+    resumed.method.load_state_dict(made.method.state_dict())
+    (phase,) = resumed.method.phases(task, resumed.past())
+    entries = phase.streams["main"].classes
+    assert entries is not None
+    keys = [entry.key for entry in entries]
+    assert keys == ["class-3", "class-4", "class-0", "class-1"]
+    batch = {"label": torch.tensor([1, 2]), "image_embedding": units(2, 0, 32)}
+    for each in (made, resumed):
+        each.method.forward({"main": batch}, Progress(1, "regress", 0, 0, 1, 0))
+    regression = of(resumed).regression
+    assert regression is not None
+    rows = {text: float(count) for text, count in zip(of(resumed)._rows, regression.counts, strict=True)}
+    earlier = {"a class 3": 18, "a class 4": 13, "one class 4": 1}
+    assert {t: n for t, n in rows.items() if n} == earlier | {"a class 0": 1, "one class 0": 1}
+    first = of(made).regression
+    assert first is not None
+    assert torch.equal(first.sums, regression.sums)

@@ -33,13 +33,13 @@ def export(
 
     Tests that open_clip loads the folder and gives the same embeddings. LoRA is merged into the weights. For `rail`,
     also writes its classifier: head.safetensors, head.json, and classify.py, which uses model and classifier with
-    open_clip alone.
+    open_clip alone. For `text-ridge`, also writes its text correction: correction.safetensors, correction.json, a
+    README, and corrected.py, which encodes, searches and classifies with it, with open_clip alone.
 
     Example: everclip export runs/emoji-time-replay-s0 exported/mine
     """
     from everclip.files import require_writable
     from everclip.models.export import check_target, describe
-    from everclip.models.export_head import RULE
 
     check_target(folder, force)
     require_writable(folder.absolute().parent, "FOLDER")
@@ -54,9 +54,8 @@ def export(
     if exported.merged:
         typer.echo(f"merged into the weights: {', '.join(exported.merged)}")
     typer.echo(f"loaded with open_clip, compared with the model: {describe(exported.parity)}")
-    if (folder / RULE).is_file():
-        learned = json.loads((folder / RULE).read_text(encoding="utf-8"))["classes"]
-        typer.echo(f"class head: {len(learned)} classes; classify.py loads it")
+    for line in _beside(folder):
+        typer.echo(line)
     typer.echo("\n".join(["to load it:", *(f"  {line}" for line in document["usage"])]))
 
 
@@ -80,8 +79,9 @@ def run_export(
 
         learner = Learner.load(model)
         method = learner.method.cpu()
-        head = method.class_head()
-        if head is None and method.outside_towers is not None:
+        correction = method.text_correction()
+        beside = method.class_head() or correction
+        if beside is None and method.outside_towers is not None:
             raise ConfigError(
                 f"{model}: {method.outside_towers}, which open_clip's layout cannot hold: the export would be the "
                 "model without it. Keep the run or learner folder; `Learner.load` predicts with it."
@@ -94,8 +94,9 @@ def run_export(
             half=half,
             force=force,
             encode_images=lambda pixels: method.encode_images(pixels)["embedding"],
-            encode_texts=lambda tokens: method.encode_texts(tokens)["embedding"],
-            head=head,
+            # A correction is compared apart from the towers, which do not know it.
+            encode_texts=None if correction else lambda tokens: method.encode_texts(tokens)["embedding"],
+            beside=beside,
         )
         return exported, method.backbone, card
     config = validated(BackboneConfig, {"name": model, "weights": weights, "key": key}, "backbone")
@@ -105,6 +106,21 @@ def run_export(
         "source": {"kind": "backbone", **config.model_dump(mode="json", exclude_none=True)},
     }
     return export_backbone(backbone, folder, card, half=half, force=force), backbone, card
+
+
+def _beside(folder: Path) -> list[str]:
+    """Describe what an export holds beside the towers."""
+    from everclip.models.layout import BESIDE
+
+    lines = []
+    for name, (what, script) in BESIDE.items():
+        if (folder / name).is_file():
+            rule = json.loads((folder / name).read_text(encoding="utf-8"))
+            learned = (
+                f"{len(rule['texts']):,} texts" if "texts" in rule else f"{len(rule['classes']):,} classes"
+            )
+            lines.append(f"{what}: {learned}; {script} loads it")
+    return lines
 
 
 def _card(backbone: Backbone) -> dict[str, Any]:

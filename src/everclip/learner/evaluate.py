@@ -26,6 +26,7 @@ from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.files import user_path
 from everclip.learner.core import Learner
+from everclip.models.layout import BESIDE
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import (
@@ -93,11 +94,12 @@ def load_model(model: str, backbone: dict[str, Any] | None = None) -> Learner:
                 f"backbone.{next(iter(backbone))}: {model} is a run, so its backbone cannot be changed."
             )
         return Learner.load(model)
-    if (user_path(model, "model") / "head.json").is_file():
-        raise ConfigError(
-            f"{model}: an export with a class head (head.json). Only classify.py in that folder reads the head; "
-            "without it the answers would be those of the model before it learned. Name the run folder instead."
-        )
+    for name, (what, script) in BESIDE.items():
+        if (user_path(model, "model") / name).is_file():
+            raise ConfigError(
+                f"{model}: an export with a {what} ({name}). Only {script} in that folder reads it; without it the "
+                "answers would be those of the model before it learned. Name the run folder instead."
+            )
     return Learner.create({"name": model, **(backbone or {})}, "zero-shot")
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from everclip.contracts import ClassHead, Features, LabelSpace
+from everclip.contracts import ClassHead, Features, LabelSpace, TextCorrection
 from everclip.data.sampling.order import key_of
 from everclip.evaluation.classification import ensemble_banks
 from everclip.features.encoding import encode_prompts
@@ -103,7 +103,11 @@ class Predicting(nn.Module):
         return None
 
     def class_head(self) -> ClassHead | None:
-        """Return the head that an export writes for what `outside_towers` names; `None` if that is impossible."""
+        """Return the head that an export writes for what `outside_towers` names; `None` if that is no head."""
+        return None
+
+    def text_correction(self) -> TextCorrection | None:
+        """Return the correction that an export writes for what `outside_towers` names; `None` if that is none."""
         return None
 
     def routes(self) -> tuple[str, ...]:

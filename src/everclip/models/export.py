@@ -17,11 +17,20 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import save_file
 
-from everclip.contracts import ClassHead
+from everclip.contracts import ClassHead, TextCorrection
 from everclip.errors import ConfigError, EverclipError
 from everclip.files import folder_atomic
 from everclip.models.backbone import Backbone
-from everclip.models.export_head import HEAD_FILES, head_distance, write_head
+from everclip.models.export_correction import (
+    CORRECTION_FILES,
+    README,
+    correction_distance,
+    correction_usage,
+    is_readme,
+    write_correction,
+    write_readme,
+)
+from everclip.models.export_head import HEAD_FILES, head_distance, head_usage, write_head
 from everclip.models.layout import CONFIG, MERGES, WEIGHTS
 from everclip.models.modules.grow import grown, merge_into
 from everclip.models.modules.token_rows import has_rows, put_rows_back
@@ -52,6 +61,7 @@ class Parity:
         logit_scale: of the factor on cosines.
         tokens: whether the tokens of every text are equal.
         head: of the scores of a class head; `None` without a head.
+        correction: of corrected unit embeddings of texts; `None` without a correction.
     """
 
     pixels: float
@@ -60,14 +70,17 @@ class Parity:
     logit_scale: float
     tokens: bool
     head: float | None = None
+    correction: float | None = None
 
     def within(self, limit: float) -> bool:
         """Return whether tokens, pixels and scale are equal and embeddings differ by at most `limit`.
 
-        The scores of a class head may differ by ten times as much, because they amplify differences of embeddings.
+        The scores of a class head and corrected texts may differ by ten times as much, because they amplify differences
+        of embeddings.
         """
         same = self.tokens and self.pixels == self.logit_scale == 0
-        return same and max(self.images, self.texts) <= limit and (self.head or 0) <= 10 * limit
+        amplified = max(self.head or 0, self.correction or 0)
+        return same and max(self.images, self.texts) <= limit and amplified <= 10 * limit
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def export_backbone(
     force: bool = False,
     encode_images: Encode | None = None,
     encode_texts: Encode | None = None,
-    head: ClassHead | None = None,
+    beside: ClassHead | TextCorrection | None = None,
 ) -> Exported:
     """Write a backbone in open_clip's layout, atomically, load it with plain open_clip, and compare the embeddings.
 
@@ -108,9 +121,10 @@ def export_backbone(
         half: store float16.
         force: replace an earlier export.
         encode_images, encode_texts: pixels or tokens to unit embeddings, if the method changes those of the backbone;
-            default: those of the backbone.
-        head: a classifier to write beside the backbone: `head.safetensors`, `head.json` and `classify.py`, which needs
-            only open_clip. It is loaded with `classify.py` and compared as well.
+            default: those of the backbone. With a text correction, those of texts are those before it.
+        beside: what was learned beside the backbone, to be written and compared as well: a classifier
+            (`head.safetensors`, `head.json`, `classify.py`) or a text correction (`correction.safetensors`,
+            `correction.json`, `corrected.py`). The scripts need only open_clip.
 
     Raises:
         ConfigError: if the layout cannot hold the model, or `folder` holds something else.
@@ -133,22 +147,36 @@ def export_backbone(
         _write_files(backbone, aside, half)
         with torch.inference_mode():
             parity = _compare(backbone, aside, (pixels, tokens, images, texts))
-            if head is not None:
-                write_head(head, backbone, aside)
-                parity = replace(parity, head=head_distance(head, backbone, aside, images, probes()))
+            parity = _put_beside(beside, backbone, aside, images, parity)
         _require_parity(parity, HALF_LIMIT if half else ROUNDING_LIMIT)
         document = {**card, "precision": "fp16" if half else "fp32", "merged": list(merged)}
-        document |= {
-            "towers": backbone.fingerprints(),
-            "parity": asdict(parity),
-            "usage": usage(folder, backbone, head is not None),
-        }
+        lines = usage(folder, backbone, beside)
+        document |= {"towers": backbone.fingerprints(), "parity": asdict(parity), "usage": lines}
+        if isinstance(beside, TextCorrection):
+            write_readme(beside, aside, card.get("source", {}), lines)
         (aside / CARD).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         size = sum(file.stat().st_size for file in aside.iterdir())
         old = _set_aside(folder)
     if old is not None:
         shutil.rmtree(old)
     return Exported(folder, size, merged, parity)
+
+
+def _put_beside(
+    beside: ClassHead | TextCorrection | None,
+    backbone: Backbone,
+    folder: Path,
+    images: torch.Tensor,
+    parity: Parity,
+) -> Parity:
+    """Write what was learned beside the backbone, and return the parity with that of its own loader."""
+    if isinstance(beside, ClassHead):
+        write_head(beside, backbone, folder)
+        return replace(parity, head=head_distance(beside, backbone, folder, images, probes()))
+    if isinstance(beside, TextCorrection):
+        write_correction(beside, backbone, folder)
+        return replace(parity, correction=correction_distance(beside, backbone, folder, TEXTS))
+    return parity
 
 
 def _require_parity(parity: Parity, limit: float) -> None:
@@ -163,21 +191,19 @@ def describe(parity: Parity) -> str:
     """Describe a parity in one line."""
     tokens = "equal tokens" if parity.tokens else "different tokens"
     head = "" if parity.head is None else f", class scores {parity.head:g}"
+    corrected = "" if parity.correction is None else f", corrected text embeddings {parity.correction:g}"
     return (
         f"{tokens}, largest difference of pixels {parity.pixels:g}, image embeddings {parity.images:g}, text "
-        f"embeddings {parity.texts:g}, logit scale {parity.logit_scale:g}{head}"
+        f"embeddings {parity.texts:g}, logit scale {parity.logit_scale:g}{head}{corrected}"
     )
 
 
-def usage(folder: Path, backbone: Backbone, head: bool = False) -> list[str]:
-    """Return the lines of Python that load an export, and its class head if any, with open_clip alone."""
-    if head:
-        return [
-            f"import sys; sys.path.insert(0, '{folder}')",
-            "from PIL import Image",
-            "from classify import Classifier",
-            f"names = Classifier('{folder}').classify([Image.open('photo.jpg')])",
-        ]
+def usage(folder: Path, backbone: Backbone, beside: ClassHead | TextCorrection | None = None) -> list[str]:
+    """Return the lines of Python that load an export, and what is beside its towers, with open_clip alone."""
+    if isinstance(beside, ClassHead):
+        return head_usage(folder)
+    if isinstance(beside, TextCorrection):
+        return correction_usage(folder, classes=bool(beside.rule["classes"]))
     has_merges = backbone.layout is not None and any(
         f.name == MERGES for f in backbone.layout.tokenizer_files
     )
@@ -205,8 +231,10 @@ def check_target(folder: Path, force: bool) -> None:
         return
     if not folder.is_dir():
         raise ConfigError(f"export: {folder} is a file; give the name of a new folder.")
-    ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES, *HEAD_FILES, "__pycache__"}
-    others = sorted(p.name for p in folder.iterdir() if p.name not in ours)
+    ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES, *HEAD_FILES, *CORRECTION_FILES, "__pycache__"} - {
+        README
+    }
+    others = sorted(p.name for p in folder.iterdir() if p.name not in ours and not is_readme(p))
     if others or not (folder / CONFIG).is_file():
         listed = ", ".join(others[:5]) or ", ".join(sorted(p.name for p in folder.iterdir()))
         raise ConfigError(

@@ -20,6 +20,16 @@ from everclip.models.quiet import offline, quiet
 TENSORS, RULE, LOADER = HEAD_FILES = ("head.safetensors", "head.json", "classify.py")
 
 
+def head_usage(folder: Path) -> list[str]:
+    """Return the lines of Python that load an export with a class head."""
+    return [
+        f"import sys; sys.path.insert(0, '{folder}')",
+        "from PIL import Image",
+        "from classify import Classifier",
+        f"names = Classifier('{folder}').classify([Image.open('photo.jpg')])",
+    ]
+
+
 def write_head(head: ClassHead, backbone: Backbone, folder: Path) -> None:
     """Write a class head into the folder of an exported backbone.
 

@@ -34,6 +34,13 @@ WEIGHT_NAMES = (
 )
 """Files that may hold the weights, in open_clip's order of preference."""
 
+BESIDE = {
+    "head.json": ("class head", "classify.py"),
+    "correction.json": ("text correction", "corrected.py"),
+}
+"""File of an export that holds what was learned beside the towers -> what that is, and the script that reads it.
+everclip itself does not read it."""
+
 _NEEDED = ("embed_dim", "vision_cfg", "text_cfg")
 _PREPROCESS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 

@@ -22,7 +22,7 @@ from everclip.errors import ConfigError, did_you_mean
 from everclip.models.builtin import builtin_models
 from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
-from everclip.models.layout import CONFIG, find_weights, other_checkpoints, read_config
+from everclip.models.layout import BESIDE, CONFIG, find_weights, other_checkpoints, read_config
 from everclip.models.located import Located, how_to_get
 from everclip.models.tags import locate_tag, preprocess_of, tag_of_file
 from everclip.models.tokenizers import tokenizer_settings
@@ -79,10 +79,11 @@ def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -
     path = None if weights == RANDOM else find_weights(folder, weights)
     if path is not None and weights is None:
         notes += other_checkpoints(folder, path)
-    if (folder / "head.json").is_file():
-        notes += (
-            "the class head beside the weights (head.json) is not read: the model does not know the learned classes",
-        )
+    notes += tuple(
+        f"the {what} beside the weights ({name}) is not read: the model is the one before it was learned"
+        for name, (what, _) in BESIDE.items()
+        if (folder / name).is_file()
+    )
     return Located(model_cfg, preprocess_cfg, path, folder, str(folder / CONFIG), None, notes)
 
 

@@ -15,13 +15,27 @@ from typing import Any
 
 import torch
 
-from everclip.contracts import Batch, Cost, Features, Needs, Past, Phase, Progress, Source, Stream, Task
+from everclip.contracts import (
+    Batch,
+    ClassEntry,
+    Cost,
+    Features,
+    Needs,
+    Past,
+    Phase,
+    Progress,
+    Source,
+    Stream,
+    Task,
+    TextCorrection,
+)
 from everclip.data.sampling.captions import own_caption
 from everclip.distributed import gather_objects, gather_rows
 from everclip.errors import ConfigError
 from everclip.features.encoding import BLOCK, device_of, measuring
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
+from everclip.methods.text_ridge.export import correction_to_export, solved_texts
 from everclip.methods.text_ridge.regression import TextRegression
 from everclip.methods.text_ridge.settings import TextRidgeSettings
 from everclip.models.backbone import Backbone
@@ -53,7 +67,7 @@ class TextRidge(Method):
         self.regression: TextRegression | None = None
         self._rows: dict[str, int] = {}
         self._anchors: tuple[str, ...] = ()
-        self._class_prompts: tuple[tuple[str, ...], ...] = ()
+        self._classes: dict[str, ClassEntry] = {}
 
     # -- learning ---------------------------------------------------------------------------------------------
 
@@ -75,7 +89,11 @@ class TextRidge(Method):
             self._see_known_images(past)
         self.regression.widen(self._encode(new))
         self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
-        self._class_prompts = tuple(tuple(entry.prompts()) for entry in task.classes or ())
+        self._classes = self._classes_with(task)
+
+    def _classes_with(self, task: Task) -> dict[str, ClassEntry]:
+        """Return all classes by key, including those of a task; a recurring one with its latest name and templates."""
+        return self._classes | {entry.key: entry for entry in task.classes or ()}
 
     def _reference_texts(self, past: Past) -> tuple[str, ...]:
         if not self.settings.anchors or past.reference is None:
@@ -112,13 +130,15 @@ class TextRidge(Method):
         """Declare one pass without gradient over the task's samples, each exactly once."""
         training = past.training
         image = "image_embedding" if training is None or training.cache else "image"
+        # With all classes, a label stands for the same class in a resumed task, which does not begin again.
+        classes = tuple(self._classes_with(task).values()) if task.classes else None
         main = Stream(
             (Source(task.train),),
             training.batch_size if training else BATCH,
             view="eval",
             order="once",
             columns=(image, "label") if task.classes else (image, "text_id"),
-            classes=task.classes,
+            classes=classes,
         )
         return [Phase("regress", {"main": main}, optimiser=None)]
 
@@ -145,7 +165,8 @@ class TextRidge(Method):
     def _texts_of_samples(self, columns: Mapping[str, Any]) -> list[tuple[str, ...]]:
         """Return the texts of each sample of this process."""
         if "label" in columns:
-            return [self._class_prompts[label] for label in columns["label"].tolist()]
+            entries = tuple(self._classes.values())
+            return [entries[label].prompts() for label in columns["label"].tolist()]
         return [(text,) for text in columns["text_id"]]
 
     def on_end_phase(self, task: Task, phase: Phase) -> None:
@@ -178,7 +199,20 @@ class TextRidge(Method):
         """The regression, because the towers do not change."""
         if self.regression is None or not len(self.regression.support):
             return None
-        return f"a regression over {int((self.regression.counts > 0).sum())} texts was learned"
+        return f"a regression over {len(solved_texts(self.regression, self._rows))} texts was learned"
+
+    def text_correction(self) -> TextCorrection | None:
+        """Return the regression for an export; see `everclip.methods.text_ridge.export`."""
+        if self.regression is None or not len(self.regression.support):
+            return None
+        texts = solved_texts(self.regression, self._rows)
+
+        def encode(tokens: torch.Tensor) -> torch.Tensor:
+            return self.encode_texts(tokens)["embedding"]
+
+        return correction_to_export(
+            self.regression, self.settings.gamma, texts, self._classes.values(), encode
+        )
 
     def describe(self) -> Cost:
         """Count the regression with the backbone; it is solved, not trained."""
@@ -197,14 +231,20 @@ class TextRidge(Method):
     # -- state ------------------------------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
-        """Return the texts in the order of rows, the anchors, and the shape of the regression."""
+        """Return the texts in the order of rows, the anchors, the classes, and the shape of the regression."""
         shape = {} if self.regression is None else self.regression.shape()
-        return {"texts": list(self._rows), "anchors": list(self._anchors), "regression": shape}
+        classes = [[e.key, e.name, *e.templates] for e in self._classes.values()]
+        texts = {"texts": list(self._rows), "anchors": list(self._anchors)}
+        return {**texts, "classes": classes, "regression": shape}
 
     def grow(self, structure: Mapping[str, Any]) -> None:
         """Rebuild an empty regression of the shape that `structure` described."""
         self._rows = {text: row for row, text in enumerate(structure.get("texts", ()))}
         self._anchors = tuple(structure.get("anchors", ()))
+        self._classes = {
+            key: ClassEntry(key, name, tuple(templates))
+            for key, name, *templates in structure.get("classes", ())
+        }
         if shape := structure.get("regression"):
             sizes = (shape["width"], len(self._rows), len(self._anchors), shape["solved"])
             self.regression = TextRegression(*sizes).to(device_of(self))
