@@ -4,7 +4,7 @@
         --captions PACKS/flickr8k_1000_multilingual/train.parquet
     EVERCLIP_PACKS=PACKS everclip run scripts/photo.yaml output=runs/photo       # first part
     python scripts/build_photo.py runs/photo --packs PACKS
-    python scripts/feature_maps.py photo --photos PACKS/photo_pretrain
+    python scripts/feature_maps.py --photos PACKS/photo_pretrain
     EVERCLIP_PACKS=PACKS everclip run scripts/photo_maps.yaml output=runs/photo-maps   # second part, from this
     python scripts/build_photo.py --maps runs/photo-maps --packs PACKS
     python scripts/build_photo.py --packs PACKS           # measure the packed weights again, write both cards again

@@ -8,9 +8,6 @@
     python scripts/build_tiny.py runs/tiny
     everclip run scripts/tiny_more.yaml output=runs/tiny-more      # second part, from what is packed
     python scripts/build_tiny.py --more runs/tiny-more
-    python scripts/feature_maps.py tiny
-    everclip run scripts/tiny_maps.yaml output=runs/tiny-maps      # third part, from what is packed
-    python scripts/build_tiny.py --maps runs/tiny-maps
     python scripts/build_tiny.py                          # measure the packed weights again, write both cards again
 
 Weights are packed in half precision. The numbers in the card are measured here, on the packed weights.
@@ -62,7 +59,7 @@ def card(training: dict[str, Any], base: Results, time: Results) -> dict[str, An
     scores: dict[str, Score] = base.rows[0].scores["known"]["own"]
     document: dict[str, Any] = {
         "name": "builtin:tiny",
-        "version": 2 + ("more" in training) + ("maps" in training),
+        "version": 3 if "more" in training else 2,
         "summary": "A small CLIP trained on the emoji known in 2015, English: the model that stopped learning.",
         "unit": "share of queries, between 0 and 1; intervals are 95 % Wilson",
         "candidates": scores["text_to_image_r1"].n,
@@ -136,13 +133,14 @@ def page(document: dict[str, Any]) -> str:
 
 
 def more(training: dict[str, Any]) -> str:
-    """Return what the page says of the second and third part of the training; empty without them."""
-    parts = []
-    if "more" in training:
-        parts.append(MORE.format(clipart=training["more"]["clipart"], **course(training["more"])))
-    if "maps" in training:
-        parts.append(MAPS.format(**course(training["maps"])))
-    return "".join(parts)
+    """Return the part of the page on the second part of the training; empty without one."""
+    if "more" not in training:
+        return ""
+    second = training["more"]
+    return MORE.format(
+        clipart=second["clipart"],
+        **course(second),
+    )
 
 
 MORE = """
@@ -151,19 +149,6 @@ MORE = """
    drawings. They have no names; the tower learns what Lite0 sees in them, and so to see drawings in general. {steps:,}
    steps, {samples:,} drawings and as many pictures, {minutes:.0f} minutes ({device}, {threads} thread) while other
    work kept the machine busy. `scripts/build_tiny.py --more` packs and measures it.
-
-```yaml
-{recipe}
-```
-"""
-
-
-MAPS = """
-6. `scripts/feature_maps.py` writes what Lite0 sees at each of 5 x 5 places of a drawing or a picture, in the joint
-   space. `everclip run scripts/tiny_maps.yaml` goes on with both, without labels (`scripts/map_distill.py`): a random
-   crop learns from the same crop of the map, as a whole, at each visible patch, and in the softmax over all names.
-   {steps:,} steps, {samples:,} samples, {minutes:.0f} minutes ({device}, {threads} thread) while other work kept the
-   machine busy. `scripts/build_tiny.py --maps` packs and measures it.
 
 ```yaml
 {recipe}
@@ -259,7 +244,6 @@ def main() -> None:
         "run", type=Path, nargs="?", help="folder of the finished run; without it: what is packed is measured"
     )
     parser.add_argument("--more", type=Path, help="folder of the finished run of the second part")
-    parser.add_argument("--maps", type=Path, help="folder of the finished run of the third part")
     options = parser.parse_args()
     old = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
     training = old["training"]
@@ -270,9 +254,6 @@ def main() -> None:
         pack(options.more, FOLDER)
         second = record(options.more, "scripts/tiny_more.yaml", "drawings")
         training = {**training, "more": {"clipart": pq.ParquetFile(CLIPART).metadata.num_rows, **second}}
-    if options.maps is not None:
-        pack(options.maps, FOLDER)
-        training = {**training, "maps": record(options.maps, "scripts/tiny_maps.yaml", "drawings")}
     document = card(training, measure("emoji-base"), measure("emoji-time"))
     write_cards(FOLDER, document, page(document))
     print({name: document[name] for name in (*METRICS, "subgroup_accuracy", "zero_shot", "bytes")})

@@ -1,14 +1,11 @@
 """Write the maps of features that `scripts/map_distill.py` learns from: what a teacher sees at each place of an image.
 
-    python scripts/feature_maps.py photo --photos PACKS/photo_pretrain       (after scripts/photo_targets.py)
-    python scripts/feature_maps.py tiny                                      (after scripts/tiny_targets.py)
+    python scripts/feature_maps.py --photos PACKS/photo_pretrain       (after scripts/photo_targets.py)
 
 A folder of maps holds
 
 * `maps.npy` `(N, G*G, W)`, float16: the teacher's features at each place, in the joint space (not of unit length);
-* `rest.npy` `(N, R)`, float32: values of the target that are the same at every place (R may be 0), where the first part
-  has length 1;
-* `bank.npy` `(A, W + R)`: the place of each known name;
+* `bank.npy` `(A, W)`: the place of each known name, of unit length;
 * `ids.txt`: an `image_id` per line.
 
 A stopped call goes on where it was.
@@ -22,17 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 from photo_targets import photographs, squashed
 from teachers import Features, ImageTeacher, fast, image_maps, lite
-from tiny_targets import SEEN, pixels
 
 CHUNK = 640
 """Images between two notes of how far it is."""
-
-PARTS = ("drawings", "clipart")
-"""The images of builtin:tiny."""
 
 
 def write_maps(
@@ -67,10 +59,9 @@ def write_maps(
         print(f"{stop:,} of {count:,} images", flush=True)
 
 
-def write_rest(folder: Path, ids: Sequence[str], bank: Features, rest: Features) -> None:
+def write_names(folder: Path, ids: Sequence[str], bank: Features) -> None:
     """Write what stands beside the maps."""
     np.save(folder / "bank.npy", bank.astype(np.float32))
-    np.save(folder / "rest.npy", rest.astype(np.float32))
     (folder / "ids.txt").write_text("".join(f"{key}\n" for key in ids), encoding="utf-8")
 
 
@@ -80,44 +71,28 @@ def photo(folder: Path, photos: Path, precision: str) -> None:
     with np.load(folder / "space.npz") as space:
         centre, mapping, bank = space["centre"], space["directions"], space["bank"]
     images = table["image"].to_pylist()
-    write_rest(folder, table["id"].to_pylist(), bank, np.zeros((len(images), 0)))
+    write_names(folder, table["id"].to_pylist(), bank)
     teacher = fast(lite(2), precision)
     write_maps(folder, lambda a, b: squashed(images[a:b]), len(images), teacher, centre, mapping)
 
 
-def tiny(folder: Path, precision: str) -> None:
-    """Write the maps of builtin:tiny: drawings, then clip art."""
-    tables = [pq.read_table(folder / f"{name}.parquet", columns=["image", "image_id"]) for name in PARTS]
-    ids = [key for table in tables for key in table["image_id"].to_pylist()]
-    with np.load(folder / "space.npz") as space:
-        centre, mapping, bank, targets = space["centre"], space["mapping"], space["bank"], space["images"]
-    # A target is the unit vector along (what Lite0 sees, of length 1; the rest, shorter).
-    rest = targets[:, SEEN:] / np.linalg.norm(targets[:, :SEEN], axis=1, keepdims=True)
-    write_rest(folder, ids, bank, rest)
-    drawn = np.concatenate([pixels(table) for table in tables])
-    write_maps(folder, lambda a, b: drawn[a:b], len(ids), fast(lite(0), precision), centre, mapping)
-
-
 def main() -> None:
-    """Write the maps of one of the models."""
+    """Write the maps of builtin:photo."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=["photo", "tiny"])
-    parser.add_argument("--photos", type=Path, help="folder of Parquet files: id, image, class_name")
-    parser.add_argument("--folder", type=Path, help="default: build/MODEL")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="folder of Parquet files: id, image, class_name"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/photo"), help="of scripts/photo_targets.py"
+    )
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="of the image teacher (default: fp32)"
     )
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    folder = options.folder or Path("build") / options.model
-    if options.model == "tiny":
-        tiny(folder, options.precision)
-    elif options.photos is None:
-        parser.error("photo needs --photos")
-    else:
-        photo(folder, options.photos, options.precision)
+    photo(options.folder, options.photos, options.precision)
 
 
 if __name__ == "__main__":

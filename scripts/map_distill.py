@@ -1,4 +1,4 @@
-"""A method for the image towers of the built-in models: each patch learns what a teacher sees at its place.
+"""A method for the image tower of builtin:photo: each patch learns what a teacher sees at its place.
 
     everclip run scripts/photo_maps.yaml      (it names `method: {name: scripts/map_distill.py:MapDistill}`)
 
@@ -58,23 +58,19 @@ class FeatureMaps:
 
     Attributes:
         bank: the place of each known name in the joint space, of unit length, `(A, D)`.
-        width: W, the values at a place of a map; the other D - W values of a target are the same everywhere.
     """
 
     def __init__(self, folder: Path) -> None:
         self._maps = np.load(folder / "maps.npy", mmap_mode="r")
-        self._rest = np.load(folder / "rest.npy")
         ids = (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
         self._row = {key: row for row, key in enumerate(ids)}
         self.bank = np.load(folder / "bank.npy")
-        self.width = int(self._maps.shape[2])
 
-    def of(self, ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the maps `(N, W, G, G)` of images, and the rest of their targets `(N, D - W)`."""
-        rows = [self._row[key] for key in ids]
-        maps = torch.from_numpy(np.stack([self._maps[row] for row in rows])).float()
+    def of(self, ids: Sequence[str]) -> torch.Tensor:
+        """Return the maps `(N, D, G, G)` of images."""
+        maps = torch.from_numpy(np.stack([self._maps[self._row[key]] for key in ids])).float()
         side = round(maps.shape[1] ** 0.5)
-        return maps.transpose(1, 2).unflatten(2, (side, side)), torch.from_numpy(self._rest[rows])
+        return maps.transpose(1, 2).unflatten(2, (side, side))
 
 
 class KeptPatches(nn.Module):
@@ -102,7 +98,7 @@ class MapDistill(Method):
         self._maps = FeatureMaps(Path(settings.maps))
         self.register_buffer("bank", torch.from_numpy(self._maps.bank), persistent=False)
         width = backbone.clip.visual.conv1.out_channels
-        self.head = nn.Linear(width, self._maps.width, bias=False)
+        self.head = nn.Linear(width, self.bank.shape[1], bias=False)
         nn.init.normal_(self.head.weight, std=width**-0.5)
         self._patches = KeptPatches()
         backbone.clip.visual.patch_dropout = self._patches
@@ -113,12 +109,10 @@ class MapDistill(Method):
         self.trainable = [*own, "head.weight"]
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare passes over the images, and the reference images if there are some, with their ids."""
+        """Declare passes over the images with their ids."""
         training: TrainingConfig | None = past.training
         batch = training.batch_size if training else 64
-        more = past.reference.images if past.reference is not None else None
-        tables = [task.train] if more is None else [task.train, more]
-        stream = Stream(tuple(map(Source, tables)), batch, columns=("image", "image_id"))
+        stream = Stream((Source(task.train),), batch, columns=("image", "image_id"))
         return [Phase("train", {"main": stream}, decay_groups(self.trainable, self))]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -126,10 +120,8 @@ class MapDistill(Method):
         settings: Any = self.settings
         pixels = batch["main"]["image"]
         crop = random_crops(len(pixels), settings.crop_min, settings.ratio)
-        maps, rest = self._maps.of(batch["main"]["image_id"])
-        local = look(maps.to(pixels), crop, self._grid())
+        local = look(self._maps.of(batch["main"]["image_id"]).to(pixels), crop, self._grid())
         goal = functional.normalize(local.mean(dim=(2, 3)), dim=1)
-        goal = functional.normalize(torch.cat([goal, rest.to(pixels)], dim=1), dim=1)
         seen = look(pixels, crop, pixels.shape[-1])
         embedding, tokens = self._encode(seen)
         image = 1 - (embedding * goal).sum(dim=1)

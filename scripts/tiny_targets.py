@@ -14,8 +14,8 @@ and for the second part what a ridge regression predicts from that. The teachers
 part of everclip. Clip art is for the second part of the training (scripts/tiny_more.yaml).
 
 Writes into the folder: `drawings.parquet` (the training drawings), `clipart.parquet`, `features.parquet`
-(`image_id` -> feature), `start.safetensors` (random image tower, fitted text tower), `space.npz` (the joint
-space) and `targets.json` (what was done, with figures).
+(`image_id` -> feature), `start.safetensors` (random image tower, fitted text tower) and `targets.json` (what was
+done, with figures).
 """
 
 from __future__ import annotations
@@ -236,8 +236,6 @@ def main() -> None:
         unnamed = targets.of_pictures(image_features(teacher, pixels(more), cache=cache))
         keys, rows, clipart = keys + more["image_id"].to_pylist(), np.concatenate([rows, unnamed]), len(more)
     write_feature_table(options.out / "features.parquet", keys, rows)
-    space = {"centre": targets.seeing_centre, "mapping": targets.seeing, "bank": targets.bank, "images": rows}
-    np.savez(options.out / "space.npz", **space)
     backbone = load_backbone(BackboneConfig(name="builtin:tiny", weights="random"), 0)
     groups = text_groups(targets, table, embed, common_words(options.wordnet))
     loss = fit_text_tower(backbone, groups, options.steps)

@@ -23,18 +23,18 @@ import map_distill  # noqa: E402
 
 sys.path.remove(SCRIPTS)
 
-NAMES, REST = 7, 3
+NAMES = 7
 SIDE = 16
 """Of the images of the micro model, in pixels."""
 
 
 def write_folder(folder: Path, ids: list[str], width: int) -> Path:
-    """Write random maps of 4 x 4 places, with `REST` values that are the same everywhere."""
+    """Write random maps of 4 x 4 places."""
     draw = np.random.default_rng(0)
-    np.save(folder / "maps.npy", draw.normal(size=(len(ids), 16, width - REST)).astype(np.float16))
+    np.save(folder / "maps.npy", draw.normal(size=(len(ids), 16, width)).astype(np.float16))
     bank = draw.normal(size=(NAMES, width))
     bank /= np.linalg.norm(bank, axis=1, keepdims=True)
-    feature_maps.write_rest(folder, ids, bank, 0.2 * draw.normal(size=(len(ids), REST)))
+    feature_maps.write_names(folder, ids, bank)
     return folder
 
 
@@ -88,14 +88,13 @@ def test_losses_equal_those_of_each_image_by_itself(
     method.eval()
     batch: Any = {"main": {"image": pixels, "image_id": ["c", "b"]}}
     losses = method(batch, None)
-    maps, rest = (np.load(Path(method.settings.maps) / f"{name}.npy") for name in ("maps", "rest"))
+    maps = np.load(Path(method.settings.maps) / "maps.npy")
     bank = torch.from_numpy(np.load(Path(method.settings.maps) / "bank.npy"))
     image, patches, names = [], [], []
     for i, row in enumerate((2, 0)):
         whole = torch.from_numpy(maps[row].astype(np.float32)).T.reshape(1, -1, 4, 4)
         local = map_distill.look(whole, crops[i : i + 1], method._grid())[0].flatten(1)
         goal = functional.normalize(local.mean(dim=1), dim=0)
-        goal = functional.normalize(torch.cat([goal, torch.from_numpy(rest[row])]), dim=0)
         seen = map_distill.look(pixels[i : i + 1], crops[i : i + 1], SIDE)
         embedding, tokens = method._encode(seen)
         image.append(1 - embedding[0] @ goal)
