@@ -14,6 +14,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from everclip.cli import suggest as cli_suggest
 from everclip.cli.main import app
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig, resolve_config
 from everclip.contracts import Task
@@ -287,6 +288,24 @@ def test_new_classes_are_learned_on_trial_and_the_better_preset_is_proposed(
     few = suggestion.suggest("any", {"name": str(micro_folder / "model")}, steps=20)
     assert few.trials == ()
     assert "too few images for a trial" in few.not_measured[-1]
+
+
+def test_captions_are_tried_too(
+    micro_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("everclip.prepare.suggest.scoring.FEWEST", 5)
+    stream = str(micro_folder / "time.yaml")
+    found = suggestion.suggest(stream, {"name": str(micro_folder / "model")}, steps=20, trial_seconds=1)
+    assert [trial.method for trial in found.trials] == ["text-ridge", "safe"]
+    assert found.trials[0].old is not None  # the base of the stream
+    assert found.gap is not None
+    method = next(choice for choice in found.choices if choice.key == "method")
+    verdict = decide(found.trials[0], found.trials[1], found.gap)
+    assert method.value == (verdict.method or "safe")
+    cli_suggest._show_trials(found)
+    shown = capsys.readouterr().out
+    assert "mean Recall@1 of both directions" in shown
+    assert "safe against text-ridge" in shown
 
 
 # -- whose model, and for how long ----------------------------------------------------------------------------

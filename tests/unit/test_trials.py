@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,8 @@ def test_old_images_are_those_of_the_base_that_no_run_reports(
     assert len(found.new.space.entries) == 6
     known, month = (sum(len(s.data) for s in stream.eval_sets if s.group == g) for g in ("known", "task"))
     assert found.share == pytest.approx(known / (known + month))
-    weights = found.weights()
-    new = len(found.new.table)
+    new, old = len(found.new.table), len(found.old.table)
+    weights = found.weights({"new": np.ones(new), "old": np.ones(old)})
     assert weights.mean() == pytest.approx(1)
     assert weights[new:].sum() / weights.sum() == pytest.approx(found.share)
 
@@ -141,7 +142,7 @@ def test_without_enough_old_images_new_ones_are_scored_alone(stream: ListScenari
     found = scoring_sets(task, task.train, stream, 10**6)  # 20 are wanted
     assert found.old is None
     assert set(found.new.space.keys) == {"class 4", "class 5"}
-    assert found.weights().tolist() == [1.0] * len(task.train)
+    assert found.weights({"new": np.ones(len(task.train))}).tolist() == [1.0] * len(task.train)
 
 
 def test_a_base_that_is_measured_by_captions_has_no_old_classes(stream: ListScenario) -> None:
@@ -209,3 +210,49 @@ def test_the_closed_form_learns_and_leaves_the_start_model_alone(
     assert "points" in "".join(found.describe())
     again, _ = try_method(learner(), task, whole, before)
     assert replace(again, seconds=0.0) == replace(found, seconds=0.0)
+
+
+# -- captions -------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_scored_by_retrieval_both_ways(
+    micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "FEWEST", 5)
+    table = pictures(micro_folder)
+    rows = table.select([*range(0, len(table), 3), 0])  # the first image twice: it counts once
+    task = replace(of_classes(table, 0, *range(6)), train=rows, classes=None)
+    method = build_method(MethodConfig(name="text-ridge"), load_backbone(str(micro_folder / "model")))
+    learner = Learner(method, TrainingConfig(steps=1, batch_size=8, device="cpu"))
+    whole = scoring_sets(task, rows, None, 10**6)
+    assert whole.new.space is None
+    found = hits_of(learner, whole)["new"]
+    distinct = rows.select(range(len(rows) - 1))
+    captions = distinct.column("caption")
+    encoded = learner.encode(distinct.column("image"), captions)
+    scores, tokens = encoded["images"] @ encoded["texts"].T, method.backbone.tokenise(captions)
+    same = (tokens[:, None] == tokens).all(dim=2).numpy()  # captions of the same tokens are one caption
+    at = np.arange(len(distinct))
+    named, asked = same[at, scores.argmax(dim=1).numpy()], same[at, scores.argmax(dim=0).numpy()]
+    np.testing.assert_allclose(found, (named + 1.0 * asked) / 2)
+    np.testing.assert_allclose(whole.weights({"new": found}), 1.0)
+
+
+def test_old_captions_are_those_of_the_base(
+    micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "FEWEST", 2)
+    stream = load_scenario(micro_config("time").scenario)
+    task = stream.tasks[0]
+    assert task.classes is None
+    assert stream.base_val is not None
+    found = scoring_sets(task, task.train, stream, 10**6)
+    assert found.old is not None
+    assert found.old.space is None
+    assert set(found.old.table.ids) == set(stream.base_val.ids)
+    tested = {
+        s.group: len(s.data)
+        for s in stream.eval_sets
+        if s.task in (None, task.index) and s.kind == "retrieval"
+    }
+    assert found.share == pytest.approx(tested["known"] / (tested["known"] + tested["task"]))

@@ -138,11 +138,13 @@ def _show_trials(suggestion: Suggestion) -> None:
     if not suggestion.trials:
         return
     first = suggestion.trials[0]
-    images = f"{first.new.images} held-out images of the new classes"
+    what = "captions" if suggestion.facts["classes"] is None else "classes"
+    score = "accuracy" if what == "classes" else "mean Recall@1 of both directions"
+    images = f"{first.new.images} held-out images of the new {what}"
     if first.old is not None:
-        images += f" and {first.old.images} of the old classes, scored among all classes"
-    typer.echo(f"\ntrials, accuracy on {images}:")
+        images += f" and {first.old.images} of the old {what}, scored among all {what}"
+    typer.echo(f"\ntrials, {score} on {images}:")
     for trial in suggestion.trials:
         typer.echo("\n".join(f"  {line}" for line in trial.describe()))
     if suggestion.gap is not None:
-        typer.echo(f"  {suggestion.trials[1].method} against {first.method}: {suggestion.gap.describe()}")
+        typer.echo(f"  {suggestion.trials[-1].method} against {first.method}: {suggestion.gap.describe()}")

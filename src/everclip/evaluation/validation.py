@@ -172,6 +172,15 @@ def recalls(
     method: Predictor, tables: Mapping[str, Table], features: FeatureService, keys: Keys
 ) -> dict[str, float]:
     """Return the mean Recall@1 of each table, in the pool of the images and captions of all tables."""
+    hits = recall_hits(method, tables, features, keys)
+    return {name: float(values.double().mean()) for name, values in hits.items()}
+
+
+def recall_hits(
+    method: Predictor, tables: Mapping[str, Table], features: FeatureService, keys: Keys | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the Recall@1 of each distinct image `(I,)`, the mean of both directions, in the pool of all tables."""
+    keys = keys or method.encoder_keys()
     images_of, texts_of = (
         replace(image_encoder(method, keys), lasting=False),
         replace(text_encoder(method, keys), lasting=False),
@@ -186,8 +195,8 @@ def recalls(
     pool_images = torch.cat([images[s.name] for s in pool])
     pool_texts = torch.cat([texts[s.name] for s in pool])
     keys_of = TextKeys(method.backbone.tokenise)
-    scores = {}
+    hits = {}
     for name, s in sets.items():
         ranked = pools.rank(s, (images[name], texts[name]), pool, pool_images, pool_texts, keys_of)
-        scores[name] = float(mean_recall(ranked, k=1).double().mean())
-    return scores
+        hits[name] = mean_recall(ranked, k=1)
+    return hits

@@ -34,6 +34,14 @@ from everclip.training.progress import Progress, clock
 CLOSED_FORMS = ("rail", "text-ridge")
 """The presets that learn classes in closed form, which costs much less than training. The better one is a candidate."""
 
+FOR_CAPTIONS = ("text-ridge",)
+"""Those that learn captions too."""
+
+
+def closed_forms(task: Task) -> tuple[str, ...]:
+    """Return the closed forms that can learn a task."""
+    return FOR_CAPTIONS if task.classes is None else CLOSED_FORMS
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -200,7 +208,7 @@ def run_trials(
     pace: Pace,
     show: Progress,
 ) -> Outcome | None:
-    """Try the closed forms and the preset that trains; return `None` for captions or too few images.
+    """Try the closed forms and the preset that trains; return `None` if there are too few images.
 
     Args:
         candidates: builds the learners.
@@ -211,18 +219,14 @@ def run_trials(
         show: shows cost and progress.
     """
     target = candidates.target
-    divided = (
-        None
-        if target.task.classes is None
-        else split_task(target.task, pace.images, candidates.sweeps(choices))
-    )
+    divided = split_task(target.task, pace.images, candidates.sweeps(choices))
     if divided is None:
         return None
     task, rows = divided
     scored = scoring_sets(target.task, rows, target.scenario, pace.images)
     steps = min(planned, pace.steps)
     show.say(_cost(task, scored, pace, steps, planned))
-    learners = [candidates.closed_form(name) for name in CLOSED_FORMS]
+    learners = [candidates.closed_form(name) for name in closed_forms(task)]
     before = hits_of(learners[0], scored)
     tried = [try_method(learner, task, scored, before) for learner in learners]
     tried.sort(key=lambda result: result[0].together.after, reverse=True)  # of equal ones, the first named
@@ -258,11 +262,8 @@ def run_trials(
 def _cost(task: Task, scored: ScoringSets, pace: Pace, steps: int, planned: int) -> str:
     """Return a line on the cost of the trials, shown before they begin."""
     images = sum(len(part.table) for parts in scored.parts.values() for part in parts)
-    encoding = (
-        (len(CLOSED_FORMS) * len(task.train) + (len(CLOSED_FORMS) + 2) * images)
-        * pace.seconds
-        / max(1, pace.images)
-    )
+    count = len(closed_forms(task))
+    encoding = (count * len(task.train) + (count + 2) * images) * pace.seconds / max(1, pace.images)
     return (
         f"trials: {len(task.train):,} images learned, {images:,} scored, {steps:,} of {planned:,} gradient steps; "
         f"about {clock(encoding + steps * pace.step)}"

@@ -1,4 +1,4 @@
-"""The images that trials are scored on: held-out images of new classes, and images of what the model knew before.
+"""The images that trials are scored on: held-out images of the task, and images of what the model knew before.
 
 They are never test images. They come from the task's training and validation rows, the validation part of the base, and
 the validation twins of the retention suite.
@@ -17,7 +17,7 @@ from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 from everclip.evaluation.assemble import column_info
 from everclip.evaluation.old_and_new import old_and_new
-from everclip.evaluation.validation import correct
+from everclip.evaluation.validation import correct, recall_hits
 from everclip.learner import Learner
 from everclip.scenarios.base import ListScenario, class_entries, merge_entries
 
@@ -31,15 +31,16 @@ FEWEST = 20
 """Minimum number of rows per kind for a useful trial."""
 
 Hits = Mapping[str, np.ndarray]
-"""`new`, `old`, `retention` -> `(N,)` float64: 1 where the best class is the image's, else 0."""
+"""`new`, `old`, `retention` -> `(N,)` float64: 1 where the best class is the image's, else 0. Of captions: per distinct
+image the mean of 1 or 0 in both directions."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images that are scored in the same label space."""
+    """Images that are scored in the same label space; `None`: by retrieval, among all captions and images scored so."""
 
     table: Table
-    space: LabelSpace
+    space: LabelSpace | None
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class ScoringSets:
     """The images that a trial is scored on.
 
     Attributes:
-        new: held-out images of the task, scored among old and new classes.
-        old: images of the base, scored among the same classes; `None` if there are none.
+        new: held-out images of the task, scored among old and new classes or captions.
+        old: images of the base, scored among the same; `None` if there are none.
         retention: sets of the retention suite, each scored among its own classes.
         share: weight of old images, their share of old and new images in the stream's results.
     """
@@ -64,9 +65,9 @@ class ScoringSets:
         found = {"new": (self.new,), "old": (self.old,) if self.old else (), "retention": self.retention}
         return {kind: parts for kind, parts in found.items() if parts}
 
-    def weights(self) -> np.ndarray:
+    def weights(self, hits: Hits) -> np.ndarray:
         """Return `(N,)` weights of new and old images with mean 1; both kinds count as in the stream's results."""
-        new, old = len(self.new.table), 0 if self.old is None else len(self.old.table)
+        new, old = len(hits["new"]), len(hits["old"]) if "old" in hits else 0
         shares = ((1 - self.share, new), (self.share, old)) if old else ((1.0, new),)
         return np.concatenate([np.full(count, share * (new + old) / count) for share, count in shares])
 
@@ -74,10 +75,10 @@ class ScoringSets:
 def split_task(
     task: Task, most: int = LEARNED + 4 * SCORED, sweeps: bool = False
 ) -> tuple[Task, Table] | None:
-    """Split the images of a task with classes by hash into images to learn and images to score.
+    """Split the images of a task by hash into images to learn and images to score.
 
     Args:
-        task: a task with classes. Its validation images are scored, too, since they are not learned.
+        task: a task with classes or captions. Its validation images are scored, too, since they are not learned.
         most: maximum number of images to encode; both trials encode scored images before and after.
         sweeps: whether a preset chooses on the validation images; then they are not scored.
 
@@ -108,12 +109,12 @@ def scoring_sets(task: Task, rows: Table, scenario: ListScenario | None, most: i
     """Return the images that trials of a task are scored on.
 
     Args:
-        task: a task with classes.
+        task: a task with classes or captions.
         rows: its held-out images.
         scenario: the stream, if there is one.
         most: maximum number of images to encode; see `split_task`.
     """
-    task_space = LabelSpace(task.classes or ())
+    task_space = None if task.classes is None else LabelSpace(task.classes)
     if scenario is None:
         return ScoringSets(Part(rows, task_space))
     most = min(SCORED, most // 8)
@@ -121,25 +122,33 @@ def scoring_sets(task: Task, rows: Table, scenario: ListScenario | None, most: i
     kept = tuple(
         Part(at_most(s.data, max(FEWEST, most // len(twins))), LabelSpace(s.classes or ())) for s in twins
     )
-    known = _known(scenario)
+    known = _known(scenario, task)
     if known is None:
         return ScoringSets(Part(rows, task_space), retention=kept)
-    space = _joint_space(scenario, task, known)
-    keys = set(space.keys)
-    old = at_most(known.where("class_key", lambda key: str(key) in keys), most)
+    space = None if task.classes is None else _joint_space(scenario, task, known)
+    if space is not None:
+        keys = set(space.keys)
+        known = known.where("class_key", lambda key: str(key) in keys)
+    old = at_most(known, most)
     if len(old) < FEWEST:
         return ScoringSets(Part(rows, task_space), retention=kept)
     share = _share(scenario, task) or len(old) / (len(old) + len(rows))
     return ScoringSets(Part(rows, space), Part(old, space), kept, share)
 
 
-def _known(scenario: ListScenario) -> Table | None:
-    """Return the validation part of the base, if results measure the base by classes."""
-    table = scenario.base_val
+def _known(scenario: ListScenario, task: Task) -> Table | None:
+    """Return the validation part of the base, if results measure the base as they measure the task."""
+    table, kind = scenario.base_val, _kind(task)
+    column = "caption" if task.classes is None else "class_key"
     kinds = {s.kind for s in scenario.eval_sets if s.group == "known"}
-    if table is None or not table.has("class_key") or kinds - {"classification"}:
+    if table is None or not table.has(column) or kinds - {kind}:
         return None
-    return table.where("class_key", lambda key: key is not None)
+    return table.where(column, lambda value: value is not None)
+
+
+def _kind(task: Task) -> str:
+    """Return how results measure a task."""
+    return "retrieval" if task.classes is None else "classification"
 
 
 def _joint_space(scenario: ListScenario, task: Task, known: Table) -> LabelSpace:
@@ -162,9 +171,7 @@ def _share(scenario: ListScenario, task: Task) -> float | None:
     """Return the share of old images among the test images of base and task; `None` if one has none."""
     counts = {"known": 0, "task": 0}
     for s in scenario.eval_sets:
-        if s.kind == "classification" and (
-            s.group == "known" or (s.group == "task" and s.task == task.index)
-        ):
+        if s.kind == _kind(task) and (s.group == "known" or (s.group == "task" and s.task == task.index)):
             counts[s.group] += len(s.data)
     if not all(counts.values()):
         return None
@@ -173,13 +180,14 @@ def _share(scenario: ListScenario, task: Task) -> float | None:
 
 def hits_of(learner: Learner, scored: ScoringSets) -> Hits:
     """Score a learner in its current state."""
-    learner.method.eval()
-    return {
-        kind: torch.cat([correct(learner.method, p.table, p.space, learner.features) for p in parts])
-        .double()
-        .numpy()
-        for kind, parts in scored.parts.items()
-    }
+    method, features = learner.method.eval(), learner.features
+    tables = {kind: parts[0].table for kind, parts in scored.parts.items() if parts[0].space is None}
+    found = recall_hits(method, tables, features) if tables else {}
+    for kind, parts in scored.parts.items():
+        if kind not in tables:
+            spaces = [(part.table, part.space) for part in parts if part.space is not None]
+            found[kind] = torch.cat([correct(method, table, space, features) for table, space in spaces])
+    return {kind: found[kind].double().numpy() for kind in scored.parts}
 
 
 def guard_sets(sets: Sequence[EvalSet], most: int) -> list[EvalSet]:

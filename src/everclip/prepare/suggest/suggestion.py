@@ -22,6 +22,7 @@ from everclip.prepare.suggest.candidates import (
     Outcome,
     Pace,
     TrainingSettings,
+    closed_forms,
     planned_steps,
     run_trials,
 )
@@ -54,7 +55,7 @@ class Suggestion(BaseModel):
         choices: settings with reasons.
         rates, losses, smooth: the sweep of the range test, step by step.
         lowest, steepest, diverged: its points.
-        trials: scores of presets on held-out images; none for captions or few images.
+        trials: scores of presets on held-out images; none for few images.
         gap: the difference between the trials; `None` without two trials.
         decided: whether one preset is proposed; without trials the rules decide.
         command: commands to type; if nothing is decided, those that decide.
@@ -92,7 +93,7 @@ def suggest(
 ) -> Suggestion:
     """Suggest settings for learning `data` with `model`.
 
-    For classes, two closed forms (`rail`, `text-ridge`) and the preset that the rules chose are tried as in their runs:
+    Closed forms (`text-ridge`, and `rail` for classes) and the preset that the rules chose are tried as in their runs:
     with the same rate, guard and replay, but with fewer steps if the time is short. The better closed form and the
     preset that trains are compared; the one that is better on old and new images together is suggested
     (`everclip.prepare.suggest.verdict`).
@@ -150,9 +151,9 @@ def _run_trials(
     step_seconds: float,
     show: Progress,
 ) -> Outcome | None:
-    """Run the trials within the time; return `None` for captions, few images, or no time."""
+    """Run the trials within the time; return `None` for few images, or no time."""
     task = candidates.target.task
-    if trial_seconds <= 0 or task.classes is None or split_task(task) is None:
+    if trial_seconds <= 0 or split_task(task) is None:
         return None
     named = {choice.key.removeprefix("training."): choice.value for choice in choices}
     planned = planned_steps(learner, task, {key: named[key] for key in BUDGET_KEYS if key in named})
@@ -281,8 +282,8 @@ def _grows(backbone: Backbone) -> bool:
 
 
 def _why_no_trial(task: Task, outcome: Outcome | None, seconds: float) -> tuple[str, ...]:
-    """Say why there was no trial for classes; nothing if there was one, or for captions."""
-    if outcome is not None or task.classes is None:
+    """Say why there was no trial; nothing if there was one."""
+    if outcome is not None:
         return ()
     if seconds <= 0:
         why = "--trial-seconds is 0"
@@ -291,9 +292,11 @@ def _why_no_trial(task: Task, outcome: Outcome | None, seconds: float) -> tuple[
         why = f"too few images for a trial, which scores at least {FEWEST}; about {enough} training images are enough"
     else:
         why = f"--trial-seconds={seconds:g} is too short to score {FEWEST} images"
-    return (
-        f"whether `rail` or `text-ridge` learns these classes better: {why}. Run them, then `everclip compare`",
+    forms, what = (
+        " or ".join(f"`{f}`" for f in closed_forms(task)),
+        "captions" if task.classes is None else "classes",
     )
+    return (f"whether {forms} learns these {what} better: {why}. Run them, then `everclip compare`",)
 
 
 def _rate_reason(found: RangeTest) -> str:

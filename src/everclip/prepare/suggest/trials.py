@@ -20,11 +20,11 @@ ENOUGH = 0.5
 
 @dataclass(frozen=True)
 class Side:
-    """Accuracy before and after a trial, with a paired bootstrap interval of the change over images.
+    """Score before and after a trial, with a paired bootstrap interval of the change over images.
 
     Attributes:
-        before, after: accuracy.
-        change, low, high: change of the accuracy, with its interval.
+        before, after: accuracy; of captions the mean Recall@1 of both directions.
+        change, low, high: change of the score, with its interval.
         resolved: whether the interval does not contain 0.
         images: number of scored images.
     """
@@ -38,7 +38,7 @@ class Side:
     images: int
 
     def describe(self) -> str:
-        """Return the accuracy and its change in words."""
+        """Return the score and its change in words."""
         text = f"{100 * self.before:.1f} % -> {100 * self.after:.1f} % "
         return text + f"({points(self.change, self.low, self.high, self.resolved)})"
 
@@ -49,9 +49,9 @@ class Trial:
 
     Attributes:
         method: the preset.
-        together: old and new images, scored among old and new classes; only new images if there are no old ones.
+        together: old and new images, scored among old and new classes or captions; only new ones if there are no old.
             This score decides.
-        new: the new images only, scored among the same classes.
+        new: the new images only, scored among the same.
         old: the old images only; `None` if there are none.
         retention: sets of the retention suite, each scored among its own classes; `None` if there are none.
         seconds: time of learning.
@@ -128,7 +128,7 @@ class Gap:
 
 
 def points(mean: float, low: float, high: float, resolved: bool) -> str:
-    """Return a change of accuracy in words."""
+    """Return a change of a score in words."""
     text = f"{100 * mean:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
     return text if resolved else f"{text}, not resolved"
 
@@ -176,7 +176,7 @@ def try_method(
     seconds = time.monotonic() - started
     after, seed = hits_of(learner, scored), learner.seed
     acted = learner.method.notes.get("guard", {}).get("acted", ())
-    weights = scored.weights()
+    weights = scored.weights(after)
     trial = Trial(
         method=learner.method.preset,
         together=_side(_together(after), _together(before), seed, weights),
@@ -213,7 +213,7 @@ def _side(after: np.ndarray, before: np.ndarray, seed: int, weights: np.ndarray 
 
 def gap_between(trained: Hits, closed: Hits, scored: ScoringSets, seed: int = 0) -> Gap:
     """Compare two trials image by image."""
-    weights = scored.weights()
+    weights = scored.weights(trained)
     sides = {kind: paired_bootstrap(trained[kind], closed[kind], seed) for kind in trained}
     return Gap(
         together=paired_bootstrap(_together(trained) * weights, _together(closed) * weights, seed),
