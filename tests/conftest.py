@@ -71,7 +71,7 @@ def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     micro.write_data(folder / "data.parquet")
     micro.write_data(folder / "reference.parquet", things=5, drawings=4, seed=1, prefix="r")
     micro.write_features(folder / "data.parquet", folder)
-    for kind in ("time", "classes", "domains", "single", "sources"):
+    for kind in ("time", "classes", "domains", "single", "sources", "online"):
         text = yaml.safe_dump(micro.scenario(kind, folder / "data.parquet"))
         (folder / f"{kind}.yaml").write_text(text)
     return folder

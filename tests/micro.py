@@ -155,12 +155,21 @@ def scenario(kind: str, data: Path) -> dict[str, object]:
     elif kind == "classes":
         document |= {"per_task": 2, "order": "sorted", "headline": {"protocol": "all", "metric": "accuracy"}}
         document["retention"] = [{"name": "names", "kind": "retrieval", "where": {"time": 2000}}]
+    elif kind == "online":
+        document |= {
+            "online": {"parts": 3, "every": 16},
+            "headline": {"protocol": "seen", "metric": "accuracy"},
+        }
+        document["protocols"] = [{"name": "seen", "space": "seen"}, {"name": "all", "space": "all"}]
+        document["retention"] = [{"name": "names", "kind": "retrieval", "where": {"time": 2000}}]
+        once = {"epochs": 1, "steps_per_batch": 2, "schedule": "constant", "warmup": 0}
+        document["training"] = {**once, "batch_size": 8, "lr": 1e-3, "augment": {"crop_min": 0.8}}
     elif kind == "domains":
         # The test drawing of every thing has style 0, so the domains are years here.
         document |= {"column": "time"}
     elif kind == "sources":
         document |= _two_sources(document.pop("data"))
-    if kind not in ("classes", "sources"):
+    if kind not in ("classes", "sources", "online"):
         document["evaluate_as"] = "retrieval"  # the pictures have classes, too
     return document
 

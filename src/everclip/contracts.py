@@ -6,9 +6,9 @@ the score matrix; a *protocol* decides what a method may know when it is scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from everclip.templates import filled
 
@@ -24,6 +24,7 @@ Features = dict[str, "Tensor"]
 Kind = Literal["classification", "retrieval", "pairs"]
 View = Literal["train", "eval"]
 Order = Literal["shuffle", "cycle", "once"]
+Space = Literal["all", "seen", "batch"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Task:
     """One unit of a stream: the data that are learned together, and their description.
 
     `index` is its number in the stream, or `UNNUMBERED`. `covers` lists the tasks that were joined into this one, for a
-    method that learns everything at once.
+    method that learns everything at once; of a stream seen once, the stretches between its rows. `once` says that every
+    sample may be drawn only once, in the order of `train`.
     """
 
     index: int
@@ -138,6 +140,7 @@ class Task:
     language: str | None = None
     time: str | None = None
     covers: tuple[int, ...] = ()
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class EvalSet:
 
     `task` is the index of its task; `None` for known data and for the retention suite. A `part` measures some of a
     task's data separately; `everything` holds the test rows of all tasks and of known data. Neither counts in metrics
-    of the score matrix.
+    of the score matrix. With `seen_only`, a cell with the label space `seen` counts only images of the classes in it.
     """
 
     name: str
@@ -155,6 +158,7 @@ class EvalSet:
     task: int | None = None
     group: Literal["task", "part", "known", "everything", "retention"] = "task"
     classes: tuple[ClassEntry, ...] | None = None
+    seen_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,13 @@ class Source:
 
     table: Table
     weight: float = 1.0
+
+
+class StreamMemory(Protocol):
+    """Stored samples of a stream that is seen once."""
+
+    def drawn(self, batch: int) -> Sequence[tuple[Table, int]]:
+        """Return the stored samples of a batch as (table, position) pairs; they come from earlier batches."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,14 @@ class Stream:
         columns: the columns of a batch besides `id`: any of `image`, `tokens` and `label`. For a frozen tower,
             `image_embedding` and `text_embedding` replace the first two, and `class_embedding` is added to `label`; the
             engine then encodes each sample only once. `image_id` and `text_id` are the keys of feature tables.
-        classes: the label space of the column `label`.
+        classes: the label space of the column `label`; of a stream with the space `seen` or `batch`, in the order in
+            which they appear.
+        space: the classes that a step knows: `all`; those `seen` up to its batch; or those that occur in its `batch`
+            (over all processes). Positions in `label` count these.
+        known: with the space `seen`, the number of classes that were seen before the first batch.
+        times: with the order `once`, the number of steps on each batch, each with an augmentation of its own.
+        first: with the order `once`, the number of batches before the first row of the sources.
+        memory: stored samples that are added to each batch; then `batch_size` counts new samples only.
     """
 
     sources: tuple[Source, ...]
@@ -186,6 +204,11 @@ class Stream:
     order: Order = "shuffle"
     columns: tuple[str, ...] = ("image", "tokens")
     classes: tuple[ClassEntry, ...] | None = None
+    space: Space = "all"
+    known: int = 0
+    times: int = 1
+    first: int = 0
+    memory: StreamMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -312,12 +335,15 @@ class Needs:
         all_tasks_at_once: whether the run joins all tasks into one (an upper bound, not a continual learner).
         reference: the reference data that it needs: any of `images` and `texts`.
         transformer: whether modules grow inside its towers, which must then be open_clip's own transformers.
+        borders: whether it must know where a part of a stream begins and ends. A stream that is seen once hides this
+            from all other methods; results say which method used it.
     """
 
     supervision: frozenset[str] = frozenset({"labels", "captions"})
     all_tasks_at_once: bool = False
     reference: frozenset[str] = frozenset()
     transformer: bool = False
+    borders: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from everclip.running.row_models import RowModels
 from everclip.running.run_state import EVALUATE, LEARN, RunState
 from everclip.running.task_progress import TaskProgress
 from everclip.running.time_left import TimeLeft, sizes_of
+from everclip.scenarios.online import StreamRow
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.progress import Progress
@@ -93,7 +94,8 @@ class Run(Watcher):
         accelerator = learner.accelerator
         self.config, self.extend, self.path, self._clock = config, extend, Path(config.output), clock
         self.scenario, self.learner = prepared.scenario, learner
-        self.tasks, self.remarks = prepared.tasks, prepared.remarks
+        self.tasks, self.remarks, self.stream = prepared.tasks, prepared.remarks, prepared.stream
+        self._pause_at: int | None = None
         self._main = accelerator.is_main_process
         self.progress = progress or Progress(quiet=not self._main)
         self.checkpoints = Checkpoints(self.path, config.checkpoint)
@@ -102,7 +104,8 @@ class Run(Watcher):
         self._headline = self.scenario.spec.headline.model_dump()
         self._times = CheckpointTimes(config.checkpoint, accelerator.num_processes, accelerator.device)
         self._recorder = RowRecorder(self.path, self.scenario, config, learner.features, self._main)
-        self.time_left = TimeLeft(sizes_of(self.tasks, config.training))
+        rows = None if self.stream is None else len(self.stream.rows)
+        self.time_left = TimeLeft(sizes_of(self.tasks, config.training), rows=rows)
         if learner.guard is not None:
             learner.guard.tell = self._event
         learner.engine.report_to(self.progress.say)
@@ -178,6 +181,8 @@ class Run(Watcher):
 
     def _advance(self, cursor: Cursor) -> Cursor:
         """Do the next stage, then write a checkpoint after it."""
+        planned = self._planned()
+        inside = planned is not None and not planned.last
         if self.state.stage == LEARN:
             with self._clock.stage("training"):
                 self._learn(self.tasks[self.state.task], cursor)
@@ -185,18 +190,39 @@ class Run(Watcher):
         else:
             with self._clock.stage("evaluation"):
                 self._evaluate()
-            self.state.task += 1
+            self.state.task += 0 if inside else 1
             self.state.stage = LEARN
-        cursor = Cursor()
-        self._save(cursor, {})
+        cursor = cursor if inside else Cursor()
+        self._save(cursor, cursor.optimiser)
         if self.state.stage == LEARN:
             self._write_results("running")
         return cursor
 
     # -- learning ---------------------------------------------------------------------------------------------
 
+    def _planned(self) -> StreamRow | None:
+        """Return the next row of a stream that is seen once; `None` for other streams and before row 0."""
+        done = len(self.state.rows)
+        return (
+            self.stream.rows[done - 1]
+            if self.stream is not None and 0 < done <= len(self.stream.rows)
+            else None
+        )
+
+    def pauses(self, step: int) -> bool:
+        """Return whether training pauses after a step, for a row inside a stream that is seen once."""
+        return step == self._pause_at
+
     def _learn(self, task: Task, cursor: Cursor) -> None:
         phases = self.learner.plan(task)
+        planned = self._planned()
+        self._pause_at = None
+        if planned is not None and not planned.last:
+            if not phases:
+                return  # nothing trains: only the classes that were seen differ from row to row
+            self._pause_at = planned.batches * phases[0].streams["main"].times
+            if cursor.begun and cursor.step >= self._pause_at:
+                return  # resumed between the last step before the row and the row
         self._task_progress = progress = TaskProgress(cursor, phases, self.config.training)
         self.learner.pictures.add(phases, self.path if self._main else None)
         label = f"task {task.index + 1}/{len(self.tasks)} {task.name}"
@@ -247,10 +273,13 @@ class Run(Watcher):
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        index = len(self.state.rows)
+        index, planned = len(self.state.rows), self._planned()
         at_once = self.learner.method.needs.all_tasks_at_once
-        label = "before" if index == 0 else self.tasks[index - 1].name
+        label = "before" if index == 0 else planned.label if planned else self.tasks[index - 1].name
         task = None if index == 0 or at_once else index - 1
+        # The classes of a stream name the stretch between two rows in which they appear first.
+        learned = self.learner.learned if planned is None else set(range(index))
+        samples = self.state.samples if planned is None else planned.samples
         self.progress.start(f"evaluate ({label})", 0)
         self.time_left.begin_row(self.state.task)
 
@@ -267,11 +296,13 @@ class Run(Watcher):
             label,
             index,
             task,
-            self.learner.learned,
-            (self.state.step, self.state.samples),
+            learned,
+            (self.state.step, samples),
             tick,
             [Example(**e) for e in self.state.examples],
         )
+        if planned is not None:
+            row = row.model_copy(update={"at": list(planned.at)})
         self.state.rows.append(row.model_dump(mode="json"))
         if self.config.checkpoint.keep_rows and self._main:
             self._models.keep(index, self.learner)
@@ -299,7 +330,8 @@ class Run(Watcher):
         self.state = RunState(**found.state["place"])
         added = extending.added_tasks(self.state, names, now_parts, self.path, self.extend)
         cursor = self.learner.restore(found.tensors, found.state["learner"])
-        done = max(0, self.state.task + (self.state.stage == EVALUATE))
+        inside = (planned := self._planned()) is not None and not planned.last
+        done = max(0, self.state.task + (self.state.stage == EVALUATE and not inside))
         self.learner.tasks = list(self.tasks[:done])
         self._folder.rewind_log(self.state.log_size)
         self._report_lost_time(self._clock.begin(self.state.seconds, self._main))
@@ -395,6 +427,7 @@ class Run(Watcher):
             self._headline,
             status,
             self._clock,
+            self.stream,
         )
         if self._main and results.rows:
             results.write(self.path)

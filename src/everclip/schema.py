@@ -155,6 +155,9 @@ class TrainingConfig(Frozen):
         description="steps after the budget, at the end of the schedule (some published code takes one)",
     )
     batch_size: int = Field(64, ge=1)
+    steps_per_batch: int = Field(
+        1, ge=1, description="steps on each batch of a stream that is seen once, each with a new augmentation"
+    )
     optimiser: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-4, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0)

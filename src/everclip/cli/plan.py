@@ -47,7 +47,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     begun = method.describe()  # within the first task, with all of its modules
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
-    rows = len(run.tasks) + 1
+    rows = len(run.tasks if run.stream is None else run.stream.rows) + 1
     return {
         "benchmark": config.benchmark,
         "method": config.method.name,

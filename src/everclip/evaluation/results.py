@@ -82,7 +82,9 @@ class Row(Part):
     `index` 0 is before training; `task` is the index of the task just learned (null for row 0 and for a method that
     learns everything at once). Scores are `scores[column][protocol][metric]`. `step` and `samples` count from the start
     of the run. `ambiguous[column]` counts items whose two best scores differ by less than 1e-5. For methods that route
-    images, `routes[column][route]` counts the images and `experts[column]` the choices of experts.
+    images, `routes[column][route]` counts the images and `experts[column]` the choices of experts. In a stream that is
+    seen once, `at` says what the row is: one of those `every` n samples, the end of a `part`, or both; `samples` counts
+    those of the stream, not those of steps.
     """
 
     index: int
@@ -97,6 +99,24 @@ class Row(Part):
     routes: dict[str, dict[str, int]] = Field(default_factory=dict)
     experts: dict[str, Experts] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
+    at: list[Literal["every", "part"]] = Field(default_factory=list)
+
+
+class Online(Part):
+    """A stream that was seen once.
+
+    `borders` says whether the method knew where a part begins. `steps_per_sample` is the number of gradient steps so
+    far over the number of samples seen; each sample was in `steps_per_batch` of them.
+    """
+
+    samples: int
+    parts: int
+    every: int | None
+    borders: bool
+    batch_size: int
+    steps_per_batch: int
+    steps: int
+    steps_per_sample: float | None
 
 
 class Matrix(Part):
@@ -161,6 +181,9 @@ class Results(Part):
     events: list[Event] = Field(default_factory=list)
     cost: dict[str, Any] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
+    online: Online | None = Field(
+        None, description="of a stream that is seen once; then `tasks` are the stretches between its rows"
+    )
 
     def write(self, folder: Path) -> None:
         """Write `results.json` atomically: a reader sees the old or the new file, never a part of one.

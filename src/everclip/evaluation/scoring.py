@@ -151,13 +151,19 @@ class RowScorer:
         method: Predictor,
         texts: RowTexts,
     ) -> None:
+        index = {key: i for i, key in enumerate(space.keys)}
+        keys = [str(key) for key in s.data.column("class_key")]
+        counted = [i for i, key in enumerate(keys) if key in index] if s.seen_only else list(range(len(keys)))
+        if not counted:
+            return  # no class seen so far has a test image
+        if len(counted) < len(keys):
+            images = {name: values[counted] for name, values in images.items()}
         cosines = images.get(SCORES_UNDER + protocol.name)
         if cosines is None:
             bank = texts.bank(space)
             with torch.inference_mode():
                 cosines = method.class_scores(images, space, bank).float()
-        index = {key: i for i, key in enumerate(space.keys)}
-        labels = torch.tensor([index[str(key)] for key in s.data.column("class_key")], dtype=torch.int64)
+        labels = torch.tensor([index[keys[i]] for i in counted], dtype=torch.int64)
         if protocol.same_texts == "one":
             answers = shared_answers(self._keys_of(method), space.entries, cosines, labels)
         else:
@@ -176,10 +182,12 @@ class RowScorer:
             result.confusions[s.name] = count_confusions(protocol.name, classes, labels, space.entries)
             if bool((answers.scores.abs() <= 1.01).all()):
                 result.ambiguous[s.name] = int(classification.ambiguous(answers.scores).sum())
-            if chosen := self._examples.get(s.name):
-                result.answers[s.name] = best_classes(
-                    answers.scores, answers.names, predictions.right, chosen
+            place = {position: at for at, position in enumerate(counted)}
+            if chosen := [i for i in self._examples.get(s.name, ()) if i in place]:
+                found = best_classes(
+                    answers.scores, answers.names, predictions.right, [place[i] for i in chosen]
                 )
+                result.answers[s.name] = {counted[at]: answer for at, answer in found.items()}
 
     def _keys_of(self, method: Predictor) -> TextKeys:
         """Return the token keys of texts under the method's tokenizer, cached over the rows."""

@@ -28,6 +28,7 @@ from everclip.learner import creating, learnable, predicting, saved
 from everclip.learner.inputs import ImageInputs, TextInputs
 from everclip.learner.learn_progress import learn_progress
 from everclip.learner.learned_images import LearnedImages
+from everclip.learner.single_pass import one_pass
 from everclip.learner.task_numbers import numbered, require_new, require_task
 from everclip.learner.tasks import UserData, to_measure
 from everclip.methods.base import Method
@@ -116,7 +117,8 @@ class Learner:
 
     def plan(self, task: Task) -> list[Phase]:
         """Return the phases for learning `task` now."""
-        return self.method.phases(numbered(task, self.next_index), self.past())
+        task = numbered(task, self.next_index)
+        return one_pass(self.method.phases(task, self.past()), task, self.training, self.method)
 
     def learn(
         self,
@@ -135,7 +137,7 @@ class Learner:
             show: whether to show progress if there is no watcher; `None` means on a terminal.
 
         Returns:
-            The task that was learned, with its number.
+            The task that was learned, with its number; not learned to its end if the watcher paused (`cursor.paused`).
 
         Raises:
             ConfigError: if `task` is not a task, its number was learned already, or a batch is one pair.
@@ -145,10 +147,11 @@ class Learner:
         task = require_task(task)
         self.remember()
         task = numbered(task, self.next_index)
-        require_new(task, self.learned)
         cursor = cursor or Cursor()
         new = not cursor.begun
-        self.engine.may_idle = learnable.may_idle(
+        if new:
+            require_new(task, self.learned)
+        self.engine.may_idle = task.once or learnable.may_idle(
             self.method, task, self.training.batch_size, self.past(), announced=watcher is not None or not new
         )
         if new:
@@ -163,6 +166,8 @@ class Learner:
             guard.begin_task(self.method, len(self.learned))
         self._run_phases(task, phases, cursor, watcher or learn_progress(task, phases, self.training, show))
         self.method.eval()
+        if cursor.paused:
+            return task
         self.method.end_task(task, self.past(), lambda: self._validate(task))
         note = None if guard is None else guard.end_task(self.method)
         if note is not None:
@@ -218,6 +223,8 @@ class Learner:
             phase = phases[cursor.phase]
             while cursor.repeat < phase.repeats:
                 self._run_phase(task, phase, cursor, watcher)
+                if cursor.paused:
+                    return
                 cursor.repeat, cursor.step, cursor.optimiser = cursor.repeat + 1, 0, {}
             self.method.end_phase(task, phase)
             cursor.phase, cursor.repeat = cursor.phase + 1, 0

@@ -10,6 +10,7 @@ from everclip.data.sampling.batches import share_of
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.learner.learnable import require_learnable
+from everclip.learner.single_pass import require_one_pass
 from everclip.methods.build import build_method
 from everclip.methods.task_training import check_names
 from everclip.models.backbone import load_backbone
@@ -46,6 +47,10 @@ def check_fit(learner: Learner, tasks: Sequence[Task]) -> tuple[str, ...]:
             processes cannot share a batch equally.
     """
     share_of(learner.training.batch_size, learner.accelerator.num_processes)
+    if not learner.method.needs.all_tasks_at_once:
+        require_one_pass(learner.training, tasks)
+    if any(task.once for task in tasks):
+        learner.plan(tasks[0])  # refuses a method that needs several passes
     _check_reference(learner)
     if learner.method.per_task:
         brought = method_entry(learner.method.preset).settings.get("per_task", {})

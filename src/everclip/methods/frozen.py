@@ -69,8 +69,11 @@ def embeddings(
     if cached is not None:
         return cached
     encode = backbone.encode_image if side == "image" else backbone.encode_text
+    inputs: torch.Tensor = columns[column]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(backbone.clip, side)):
-        return encode(columns[column])
+        if not len(inputs):  # a process without samples; towers cannot encode none, and gradients must exist
+            return encode(inputs.new_zeros(1, *inputs.shape[1:]))[:0]
+        return encode(inputs)
 
 
 def class_texts(backbone: Backbone, columns: Mapping[str, Any]) -> torch.Tensor:

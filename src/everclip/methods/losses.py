@@ -122,6 +122,8 @@ def class_cross_entropy(
         same: `(C,)` int64, for each class the first class with the same text; `None` if all texts differ.
     """
     labels, (bank,) = without_copies(labels, same, bank)
+    if not len(labels):  # a process without samples, at the end of a stream seen once: a mean would be NaN
+        return (image.sum() + bank.sum()) * 0.0
     return F.cross_entropy((scale * image @ bank.T).float(), labels, label_smoothing=smoothing)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from everclip.contracts import ClassEntry, Past, Source, Stream, Task
 from everclip.data.table import Table
+from everclip.errors import ConfigError
 from everclip.methods.labels import REPLAYED_CAPTIONS, all_have_classes
 from everclip.methods.penalties.lwf import MEMORY
-from everclip.methods.settings import SlotsWithoutReplay
+from everclip.methods.settings import ReplaySettings, SlotsWithoutReplay
 from everclip.scenarios.base import merge_entries
+from everclip.training.buffer import Buffer
+from everclip.training.stream_memory import BufferMemory
 
 UNUSED = "replay.use: no penalty uses the stored samples (lwf with images=memory does)"
 """The note of a phase if samples are stored for penalties but no penalty uses them."""
@@ -67,6 +71,29 @@ def mix(
         classes, notes = None, (*notes, REPLAYED_CAPTIONS)
     stretch = 1 / (1 - share) if replay.beside else 1.0
     return PhaseData((Source(task.train, 1 - share), Source(stored, share)), classes, memory, stretch, notes)
+
+
+def with_memory(
+    stream: Stream, task: Task, buffer: Buffer, tables: Mapping[str, Table], replay: ReplaySettings
+) -> Stream:
+    """Return the stream of a task that is seen once, with stored samples in each batch.
+
+    Raises:
+        ConfigError: for settings that such a stream does not allow.
+    """
+    if replay.kind == "herding" or replay.use != "train" or replay.base or replay.share is None:
+        raise ConfigError(
+            "method.replay: a stream that is seen once fills its buffer batch by batch, so `kind` is reservoir, "
+            "balanced or all, `use` is train, `base` is false and `share` a number; found "
+            f"kind={replay.kind}, use={replay.use}, base={str(replay.base).lower()}, share={replay.share}."
+        )
+    total = stream.batch_size
+    stored = (
+        round(total * replay.share / (1 - replay.share)) if replay.beside else round(total * replay.share)
+    )
+    new = total if replay.beside else max(1, total - stored)
+    memory = BufferMemory(buffer, tables, f"task {task.index}", task.train, new, stored)
+    return replace(stream, batch_size=new, memory=memory)
 
 
 def memory_streams(data: PhaseData, batch_size: int) -> dict[str, Stream]:

@@ -32,11 +32,12 @@ from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_co
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
-from everclip.methods.replayed import memory_streams, mix
+from everclip.methods.replayed import memory_streams, mix, with_memory
 from everclip.methods.settings import MethodSettings, SlotSettings, SlotsWithoutReplay
 from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import choose, grow
 from everclip.models.backbone import Backbone
+from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
 
 PENALTY_MODULES = "penalty_modules."
@@ -161,6 +162,8 @@ class SlotMethod(Method):
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare one phase over the task's samples, mixed with the buffer's."""
+        if task.once:
+            return [self._phase_once(task, past)]
         classes = task.classes if self.uses_labels(task) else None
         self._open_buffer(task, past)
         stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
@@ -169,6 +172,20 @@ class SlotMethod(Method):
         streams = {**phase.streams, **memory_streams(data, phase.streams["main"].batch_size)}
         phase = replace(phase, streams=streams, stretch=data.stretch, notes=(*phase.notes, *data.notes))
         return [with_task_training(phase, task, self.per_task)]
+
+    def _phase_once(self, task: Task, past: Past) -> Phase:
+        """Return the phase of a stream that is seen once; a buffer is filled batch by batch, without borders."""
+        classes = task.classes if self.uses_labels(task) else None
+        earlier = merge_entries([entry for t in past.tasks for entry in t.classes or ()]) if classes else ()
+        if self.buffer is not None and classes:
+            classes = merge_entries([*earlier, *classes])
+        phase = self.phase("train", (Source(task.train),), classes, past.training, past)
+        if self.buffer is not None:
+            self._open_buffer(task, past)
+            tables = self._origins(past)
+            main = with_memory(phase.streams["main"], task, self.buffer, tables, self.settings.replaying)
+            phase = replace(phase, streams={**phase.streams, "main": replace(main, known=len(earlier))})
+        return with_task_training(phase, task, self.per_task)
 
     def phase(
         self,
@@ -201,7 +218,8 @@ class SlotMethod(Method):
         if "label" in columns:
             text = class_texts(self.backbone, columns)
             smoothing, same = self.settings.label_smoothing, columns.get("class_same")
-            losses = {"labels": class_cross_entropy(image, text, columns["label"], scale, smoothing, same)}
+            loss = class_cross_entropy(image, text, columns["label"], scale, smoothing, same)
+            losses = {"labels": loss * columns.get("weight", 1)}
         else:
             text = embeddings(self.backbone, "text", columns, "tokens")
             keys = columns["image_key"], columns["text_key"]

@@ -13,7 +13,9 @@ from everclip.evaluation.results import Event, Example, Results, Row
 from everclip.learner.core import Learner
 from everclip.running.clock import Clock
 from everclip.running.run_state import RunState
+from everclip.running.stream_rows import online_info, stretches
 from everclip.scenarios.base import ListScenario
+from everclip.scenarios.online import StreamPlan
 from everclip.training import environment
 
 Status = Literal["running", "finished", "stopped"]
@@ -28,6 +30,7 @@ def build_results(
     headline: Mapping[str, str],
     status: Status,
     clock: Clock,
+    stream: StreamPlan | None = None,
 ) -> Results:
     """Return the current result."""
     spec, method = scenario.spec, learner.method
@@ -48,7 +51,7 @@ def build_results(
         seed=config.seed,
         protocols=[p.model_dump() for p in spec.protocols],
         headline=dict(headline),
-        tasks=[task_info(task) for task in tasks],
+        tasks=[task_info(task) for task in tasks] if stream is None else stretches(stream),
         columns=columns,
         rows=rows,
         matrix=build_matrix(rows, columns, headline),
@@ -58,6 +61,7 @@ def build_results(
         events=[Event(**e) for e in state.events],
         cost=_cost(learner, state, clock),
         provenance=_provenance(config, scenario, learner, state),
+        online=None if stream is None else online_info(stream, config, rows),
     )
 
 

@@ -14,8 +14,10 @@ from everclip.running import extending
 from everclip.running.precision import resolve_precision
 from everclip.running.remarks import all_remarks
 from everclip.running.run_state import RunState
+from everclip.running.stream_rows import new_per_batch, stream_notes
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
+from everclip.scenarios.online import StreamPlan, plan_stream
 from everclip.training import environment
 
 
@@ -29,6 +31,7 @@ class Prepared:
         learner: the method on the backbone.
         tasks: in the order of learning; one task where the method learns all at once.
         remarks: pairs of kind and message on guesses, assumptions and rows set aside.
+        stream: the planned rows of a stream that is seen once; `None` for other streams: a row after each task.
     """
 
     config: RunConfig
@@ -36,6 +39,7 @@ class Prepared:
     learner: Learner
     tasks: Sequence[Task]
     remarks: Sequence[tuple[str, str]]
+    stream: StreamPlan | None = None
 
     def start(self) -> RunState:
         """Return the state at which its run begins."""
@@ -56,8 +60,13 @@ def prepare(config: RunConfig) -> Prepared:
     config, notes = resolve_precision(config)
     scenario = load_scenario(config.scenario)
     learner = learner_for(config, scenario)
-    tasks = (scenario.at_once() if learner.method.needs.all_tasks_at_once else scenario).tasks
+    stream, needs = None, learner.method.needs
+    if scenario.spec.kind == "online" and not needs.all_tasks_at_once:
+        stream = plan_stream(scenario, new_per_batch(learner, scenario), needs.borders)
+        scenario = stream.scenario
+        notes = (*notes, *stream_notes(stream, learner.method))
+    tasks = (scenario.at_once() if needs.all_tasks_at_once else scenario).tasks
     fit = check_fit(learner, tasks)
     remarks = all_remarks(scenario, learner.method, tasks, [*notes, *(("training", note) for note in fit)])
     check_headline(scenario.eval_sets, scenario.spec.headline.model_dump()["metric"], config.evaluation.top_k)
-    return Prepared(config, scenario, learner, tasks, remarks)
+    return Prepared(config, scenario, learner, tasks, remarks, stream)

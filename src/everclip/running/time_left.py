@@ -26,10 +26,11 @@ class TimeLeft:
     Args:
         sizes: relative length of each task: its number of samples, or 1 if the budget gives all tasks equal steps.
         now: the clock, in seconds.
+        rows: the number of rows after row 0, if there are others than one per task.
     """
 
-    def __init__(self, sizes: Sequence[float], now: Now = time.monotonic) -> None:
-        self._sizes, self._now = list(sizes), now
+    def __init__(self, sizes: Sequence[float], now: Now = time.monotonic, rows: int | None = None) -> None:
+        self._sizes, self._now, self._rows_left = list(sizes), now, rows
         self._paces: dict[str, Pace] = {}
         self._phases: list[tuple[str, int]] = []
         self._task, self._position = -1, (0, 0)
@@ -128,6 +129,8 @@ class TimeLeft:
         """End the row."""
         if self._row_began is not None:
             self._row = self._now() - self._row_began
+            if self._rows_left is not None and self._task >= 0:
+                self._rows_left -= 1
         self._row_began = None
 
     def row_left(self) -> float | None:
@@ -149,7 +152,7 @@ class TimeLeft:
             return None
         now = self.row_left() if measuring else self.task_left()
         to_come = self._sizes[self._task + 1 :]
-        rows = len(to_come) + (not measuring)
+        rows = len(to_come) + (not measuring) if self._rows_left is None else self._rows_left - measuring
         one = self._seconds_of(self._phases) if self._phases else None
         if now is None or (rows and self._row is None) or (to_come and one is None):
             return None

@@ -76,6 +76,10 @@ class ListScenario:
             e.key for s in peers for e in s.classes or () if not e.tasks
         }  # known before the stream, also if a task has it again
         marked = [replace(e, seen=e.key in before or bool(set(e.tasks) & set(learned))) for e in entries]
+        if eval_set.seen_only and protocol.space == "seen":
+            marked = [entry for entry in marked if entry.seen]
+            if not marked:
+                return None
         return LabelSpace(tuple(marked), known)
 
     def pool(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from everclip.config import validated
 from everclip.contracts import EvalProtocol, EvalSet
 from everclip.errors import ConfigError, DataError
-from everclip.scenarios import classes, domains, sources, time
+from everclip.scenarios import classes, domains, online, sources, time
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.building import (
     RowFilter,
@@ -40,6 +41,7 @@ _KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
     "classes": classes.groups,
     "domains": domains.groups,
     "single": domains.single,
+    "online": online.groups,
 }
 
 
@@ -82,6 +84,8 @@ def _errors_in(file: Any) -> Iterator[None]:
 def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     """Build a scenario from its validated form; `reader` reads the data that it has not read yet."""
     spec = spec.model_copy(update={"split": rule_of(spec.data, spec.split)})
+    if spec.kind == "online":
+        spec = spec.model_copy(update={"one_test": True})
     measurable = matcher(
         spec.evaluate_where, "evaluate_where"
     )  # decides which rows may be measured, also for validation
@@ -108,6 +112,10 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     tasks = tuple(task for task, _ in built)
     learned = remove_leaks(TrainingData(tasks, base, base_val, suite, reference), sets, reader)
     reader.notes += [line for task in learned.tasks for line in classes_below_shots(task, spec.shots)]
+    if spec.kind == "online":
+        learned = replace(learned, tasks=online.seen_once(learned.tasks))
+        parts_of = {e.key: task.index for task in reversed(learned.tasks) for e in task.classes or ()}
+        sets = list(online.with_stretches(sets, parts_of))
     vals = [t for t in (learned.base_val, *(task.val for task in learned.tasks)) if t is not None]
     return ListScenario(
         spec,
@@ -137,7 +145,9 @@ def _cut(
     reader.notes += unknown_marks(table, spec.split)
     parts = Parts(parts.train, parts.val, measurable(parts.test))
     kind: Measured = "classification"
-    if spec.kind != "classes":
+    if spec.kind == "online":
+        parts = online.measurable(parts, reader)
+    elif spec.kind != "classes":
         kind = reader.kind_of(table, spec.evaluate_as, "evaluate_as")
         if kind == "classification" and not spec.evaluate_where and spec.base is None:
             reader.notes += classes_without_rows(

@@ -176,6 +176,30 @@ class ReferenceSpec(Frozen):
     texts_where: Where = Field(default_factory=dict)
 
 
+class OnlineSpec(Frozen):
+    """A stream that is seen once, with classes that leak into other parts (i-Blurry, Si-Blurry); seed: `order_seed`.
+
+    Attributes:
+        parts: number of parts, T.
+        disjoint: percent of the classes that occur in one part only, N.
+        leak: percent of the samples of the other classes that go to other parts, M.
+        cuts: the classes are divided at `random` positions (Si-Blurry) or in `equal` groups (i-Blurry).
+        every: number of samples between two rows of the result, rounded up to a batch; `null`: only ends of parts.
+        borders: whether methods are told where a part begins (`visible`), or see one stream (`hidden`).
+        draws: `keyed` depends on ids and seed only; `published` draws as the reference code does, by the order of rows.
+        remainder: `spread` keeps every class; `drop` leaves out what does not divide equally, as the reference code.
+    """
+
+    parts: int = Field(5, ge=1)
+    disjoint: float = Field(50.0, ge=0, le=100)
+    leak: float = Field(10.0, ge=0, le=100)
+    cuts: Literal["random", "equal"] = "random"
+    every: int | None = Field(1000, ge=1)
+    borders: Literal["hidden", "visible"] = "hidden"
+    draws: Literal["keyed", "published"] = "keyed"
+    remainder: Literal["spread", "drop"] = "spread"
+
+
 class ProtocolSpec(Frozen):
     """See `everclip.contracts.EvalProtocol`."""
 
@@ -207,7 +231,7 @@ class ScenarioSpec(Frozen):
 
     `kind` decides how the rows become tasks: `time` by periods or ranges of the column `time` (or any `where`),
     `classes` by groups of classes, `domains` by the values of a column, `single` takes all rows as one task,
-    `sources` makes a task of each data block.
+    `sources` makes a task of each data block, `online` is a stream that is seen once (`OnlineSpec`).
     """
 
     name: str
@@ -218,7 +242,7 @@ class ScenarioSpec(Frozen):
         None,
         description="short form: mtil, odcl-til, odcl-cil, x-tail or cil (everclip.scenarios.short_forms)",
     )
-    kind: Literal["time", "classes", "domains", "single", "sources"]
+    kind: Literal["time", "classes", "domains", "single", "sources", "online"]
     data: DataSpec | None = None
     test: DataSpec | None = Field(
         None, description="separate test data; then no rows of `data` are held out for testing"
@@ -272,6 +296,7 @@ class ScenarioSpec(Frozen):
     first_task: int | None = Field(None, ge=1, description="classes: classes of the first task")
     groups: tuple[tuple[Name, ...], ...] = Field((), description="classes: the classes of every task, listed")
     order_seed: int = 0
+    online: OnlineSpec | None = Field(None, description="online: how the stream is drawn and measured")
     class_templates: tuple[Template, ...] = ("{}",)
     train_template: Template | None = Field(None, description="default: the first of the templates")
     base: BaseSpec | None = None
@@ -356,4 +381,14 @@ def _missing_setting(spec: ScenarioSpec) -> str | None:
         )
     if spec.kind != "time" and spec.every:
         return f"`every` needs kind `time`, not with `{spec.kind}`"
+    return _online_problem(spec)
+
+
+def _online_problem(spec: ScenarioSpec) -> str | None:
+    """Return what is wrong with the settings of a stream that is seen once, or `None`."""
+    if spec.kind != "online":
+        return None if spec.online is None else f"`online` needs kind `online`, not with `{spec.kind}`"
+    for key in ("order", "shots", "evaluate_as", "evaluate_also", "everything", "base"):
+        if getattr(spec, key) != type(spec).model_fields[key].default:
+            return f"a stream of kind `online` takes no `{key}`; its order comes from `order_seed`"
     return None

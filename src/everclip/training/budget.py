@@ -13,10 +13,14 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
     """Return the number of optimiser steps of a phase.
 
     An epoch is one pass over the first source of the stream `main`: replayed samples cost no extra steps, unless the
-    phase has a `stretch`. `training.extra_steps` are added, except to `phase.steps`.
+    phase has a `stretch`. `training.extra_steps` are added, except to `phase.steps`. A stream that is seen once has
+    `times` steps per batch, whatever the budget.
     """
     if phase.optimiser is None:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
+    main = phase.streams["main"]
+    if main.order == "once":
+        return (main.first + math.ceil(stream_size(main) / main.batch_size)) * main.times
     if phase.steps is not None:
         return phase.steps
     return _budget(phase, config) + config.extra_steps

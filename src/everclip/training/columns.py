@@ -127,7 +127,9 @@ class EmbeddingColumns:
         for name, stream in streams.items():
             for column in _columns(stream):
                 if column.base == CLASS:
-                    batch[name][column.name] = self._classes[column.name, id(stream.classes)][2]
+                    bank = self._classes[column.name, id(stream.classes)][2]
+                    chosen = self._maker.known_classes(stream, f"{scope}/{name}", step)
+                    batch[name][column.name] = bank if chosen is None else bank[chosen.to(bank.device)]
                     continue
                 rows = self._maker.samples_of_step(stream, f"{scope}/{name}", step)
                 values = [self._tables[column.name, id(table)].row(i) for table, i in rows]

@@ -15,7 +15,7 @@ from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase, Progress, Stream
-from everclip.data.sampling.batches import BatchMaker
+from everclip.data.sampling.batches import BatchMaker, stream_size
 from everclip.data.sampling.order import key_of
 from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
@@ -86,6 +86,7 @@ class Engine:
             DivergedError: if a loss or gradient is NaN, infinite or above `training.loss_limit`.
         """
         cursor, steps = cursor or Cursor(), phase_steps(phase, self.config)
+        cursor.paused = False
         if cursor.step >= steps:
             return
         method_module = module_of(method)
@@ -126,7 +127,8 @@ class Engine:
             method.after_step(progress)
             due = watcher.after_step(waiting[-1])
             guard_due = guard is not None and guard.due(step + 1, steps)
-            if due or guard_due or len(waiting) >= together or step + 1 == steps:
+            pausing = step + 1 < steps and watcher.pauses(step + 1)
+            if due or guard_due or pausing or len(waiting) >= together or step + 1 == steps:
                 # Before saving: a diverged model must not overwrite a good checkpoint.
                 self._inspect(waiting, progress)
                 self._require_gradient(waiting, phase, progress)
@@ -140,6 +142,10 @@ class Engine:
                 cursor.step = step + 1
                 watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
             if over:
+                break
+            if pausing:
+                cursor.step, cursor.paused = step + 1, True
+                cursor.optimiser = self._optimiser_tensors(optimiser)
                 break
 
     def measure(self, method: Learnable, phase: Phase, limit: float) -> float:
@@ -192,6 +198,7 @@ class Engine:
 
     def _streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
         if phase.optimiser is not None:
+            self._require_equal_shares(phase)
             return dict(phase.streams)
         if self.accelerator.num_processes > 1 and not method.gathers:
             raise ConfigError(
@@ -200,6 +207,16 @@ class Engine:
             )
         # Sums and closed-form solutions need every sample exactly once.
         return {name: replace(stream, order="once") for name, stream in phase.streams.items()}
+
+    def _require_equal_shares(self, phase: Phase) -> None:
+        """Refuse a last batch that processes cannot share equally if its loss compares captions over processes."""
+        main, world = phase.streams["main"], self.accelerator.num_processes
+        rest = stream_size(main) % main.batch_size
+        if main.order == "once" and world > 1 and main.classes is None and rest % world:
+            raise ConfigError(
+                f"training: the last batch of this stream has {rest} captions, which {world} processes cannot share "
+                "equally. Take another training.batch_size or number of processes, or one process."
+            )
 
     def _precision_of(self, phase: Phase) -> Precision:
         # Phases without gradient compute sums and thresholds for evaluation, which never uses autocast.

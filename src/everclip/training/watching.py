@@ -28,13 +28,14 @@ class StepLog:
 
 @dataclass
 class Cursor:
-    """The position inside a task; stored in checkpoints."""
+    """The position inside a task; stored in checkpoints. `paused`: training stopped here to go on later."""
 
     phase: int = 0
     repeat: int = 0
     step: int = 0
     begun: bool = False
     optimiser: dict[str, torch.Tensor] = field(default_factory=dict)
+    paused: bool = False
 
 
 class Watcher:
@@ -45,6 +46,10 @@ class Watcher:
 
     def after_step(self, log: StepLog) -> bool:
         """Count a step and return whether a checkpoint is due. Must not read tensors."""
+        return False
+
+    def pauses(self, step: int) -> bool:
+        """Return whether training pauses after `step` steps of the current phase, to go on later."""
         return False
 
     def report(self, logs: Sequence[StepLog]) -> None:

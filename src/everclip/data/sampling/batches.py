@@ -16,10 +16,11 @@ from everclip.contracts import Stream
 from everclip.data.pictures.images import ImageStore, PixelFormat
 from everclip.data.sampling.augmentation import augment
 from everclip.data.sampling.captions import draw_caption, own_caption
+from everclip.data.sampling.class_texts import ClassTexts
 from everclip.data.sampling.order import generator, key_of, sample_index, share
-from everclip.data.sampling.same_texts import Tokenise, first_equal, token_keys
+from everclip.data.sampling.same_texts import Tokenise
 from everclip.data.table import Table
-from everclip.errors import ConfigError, DataError
+from everclip.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,42 @@ class BatchMaker:
     rank: int = 0
     world: int = 1
     needed: Callable[[torch.Tensor], int | None] = lambda tokens: None
-    _class_tokens: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
-    _class_same: dict[tuple[str, ...], torch.Tensor | None] = field(default_factory=dict)
+    _classes: ClassTexts = field(default_factory=ClassTexts)
 
     def samples_of_step(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
         """Return this process's samples of one step as (table, position) pairs."""
+        if stream.order == "once":
+            # The last batch may be smaller: its samples are shared as equally as possible, in the same order.
+            rows = self._all_samples(stream, scope, step)
+            start, stop = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))
+            return rows[start:stop]
         local = share_of(stream.batch_size, self.world)
         start = step * stream.batch_size + self.rank * local
-        size = stream_size(stream)
-        stop = min(start + local, size) if stream.order == "once" else start + local
-        return [self._one(stream, scope, position) for position in range(start, stop)]
+        return [self._one(stream, scope, position) for position in range(start, start + local)]
+
+    def _all_samples(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
+        """Return the samples of one step of all processes."""
+        share_of(stream.batch_size, self.world)
+        batch = step // stream.times if stream.order == "once" else step
+        start = (batch - (stream.first if stream.order == "once" else 0)) * stream.batch_size
+        stop = start + stream.batch_size
+        if stream.order == "once":
+            stop = min(stop, stream_size(stream))
+        rows = [self._one(stream, scope, position) for position in range(start, stop)]
+        return rows if stream.memory is None else [*rows, *stream.memory.drawn(batch)]
+
+    def weight(self, stream: Stream, scope: str, step: int) -> float | None:
+        """Return the factor that makes a mean over this process's samples count by their number; `None`: 1.
+
+        Processes average their gradients with equal weights, though the last batch of a stream seen once may not
+        divide equally.
+        """
+        if stream.order != "once" or self.world == 1:
+            return None
+        total = len(self._all_samples(stream, scope, step))
+        if total % self.world == 0:
+            return None
+        return len(self.samples_of_step(stream, scope, step)) * self.world / total
 
     def _one(self, stream: Stream, scope: str, position: int) -> tuple[Table, int]:
         which, inner = (
@@ -82,7 +109,8 @@ class BatchMaker:
             `class_tokens` `(C, L)` (first template of each class) and `class_length` (`needed` of them), `id`
             (list of N), as far as `stream.columns` asks. `image_id` (list of N) and `text_id` (captions as in the
             data, list of N, or names of classes, list of C) are keys of feature tables. Where classes have the same
-            tokens, `class_same` `(C,)` int64 holds for each the position of the first of them.
+            tokens, `class_same` `(C,)` int64 holds for each the position of the first of them. The classes are those
+            that the step knows (`Stream.space`). `weight` is set if processes have different numbers of samples.
         """
         rows = self.samples_of_step(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
@@ -100,33 +128,50 @@ class BatchMaker:
         if "image_id" in stream.columns:
             batch["image_id"] = [table.identity(i) for table, i in rows]
         if "text_id" in stream.columns and "label" in stream.columns:
-            batch["text_id"] = [entry.name for entry in stream.classes or ()]
+            chosen, entries = self.known_classes(stream, scope, step), stream.classes or ()
+            batch["text_id"] = (
+                [e.name for e in entries] if chosen is None else [entries[i].name for i in chosen]
+            )
         elif "text_id" in stream.columns:
             batch["text_id"] = [own_caption(table, i) for table, i in rows]
         if "label" in stream.columns:
-            batch["label"] = _labels(stream, rows)
-            if (same := self.class_same(stream)) is not None:
-                batch["class_same"] = same
-            if "class_embedding" not in stream.columns:
-                batch["class_tokens"] = self.class_tokens(stream)
-                batch["class_length"] = self.needed(batch["class_tokens"])
+            self._add_labels(batch, stream, rows, scope, step)
         return batch
+
+    def _add_labels(
+        self, batch: dict[str, Any], stream: Stream, rows: list[tuple[Table, int]], scope: str, step: int
+    ) -> None:
+        """Add labels, and the texts of the classes that the step knows."""
+        chosen = self.known_classes(stream, scope, step)
+        labels = self._classes.labels(stream, rows)
+        batch["label"] = labels if chosen is None else torch.searchsorted(chosen, labels)
+        if (same := self._classes.same(stream, self.tokenise, chosen)) is not None:
+            batch["class_same"] = same
+        if "class_embedding" not in stream.columns:
+            tokens = self._classes.tokens(stream, self.tokenise)
+            batch["class_tokens"] = tokens if chosen is None else tokens[chosen]
+            batch["class_length"] = self.needed(batch["class_tokens"])
+        if (weight := self.weight(stream, scope, step)) is not None:
+            batch["weight"] = weight
+
+    def known_classes(self, stream: Stream, scope: str, step: int) -> torch.Tensor | None:
+        """Return the sorted positions `(K,)` of the classes that a step knows (`Stream.space`); `None`: all."""
+        if stream.space == "all":
+            return None
+        if stream.space == "batch":
+            present: torch.Tensor = self._classes.labels(stream, self._all_samples(stream, scope, step))
+            return torch.tensor(sorted(set(present.tolist())), dtype=torch.int64)
+        batch = step // stream.times - stream.first
+        stop = min((batch + 1) * stream.batch_size, stream_size(stream))
+        return torch.arange(self._classes.seen(stream, stop))
 
     def class_tokens(self, stream: Stream) -> torch.Tensor:
         """Return token ids `(C, L)` of a stream's classes, each in its first template."""
-        prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
-        if prompts not in self._class_tokens:
-            self._class_tokens[prompts] = self.tokenise(list(prompts))
-        return self._class_tokens[prompts]
+        return self._classes.tokens(stream, self.tokenise)
 
     def class_same(self, stream: Stream) -> torch.Tensor | None:
         """Return for each class the first that has the same tokens `(C,)`; `None` where all differ."""
-        prompts = tuple(entry.prompts()[0] for entry in stream.classes or ())
-        if prompts not in self._class_same:
-            same = first_equal(token_keys(lambda texts: self.class_tokens(stream), prompts))
-            differ = same == list(range(len(same)))
-            self._class_same[prompts] = None if differ else torch.tensor(same, dtype=torch.int64)
-        return self._class_same[prompts]
+        return self._classes.same(stream, self.tokenise, None)
 
     def _fixed_draws(self, rows: list[tuple[Table, int]], scope: str) -> list[np.random.Generator]:
         """Return generators that are the same at every step of a phase."""
@@ -213,16 +258,3 @@ def _identity(table: Table, position: int) -> str:
 def _keys(values: list[str]) -> torch.Tensor:
     # 62 bits of a keyed hash: comparable between processes, unlike Python's own hash.
     return torch.tensor([key_of(value) >> 66 for value in values], dtype=torch.int64)
-
-
-def _labels(stream: Stream, rows: list[tuple[Table, int]]) -> torch.Tensor:
-    index = {entry.key: i for i, entry in enumerate(stream.classes or ())}
-    labels = []
-    for table, position in rows:
-        key = table.value("class_key", position) if table.has("class_key") else None
-        if key not in index:
-            raise DataError(
-                f"{table.name}, id {table.ids[position]}: class {key!r} is not one of the stream's."
-            )
-        labels.append(index[key])
-    return torch.tensor(labels, dtype=torch.int64)

@@ -52,7 +52,7 @@ class CoLeClip(Method):
     """
 
     Settings = CoLeClipSettings
-    needs = Needs(supervision=frozenset({"labels"}), transformer=True)
+    needs = Needs(supervision=frozenset({"labels"}), transformer=True, borders=True)
     wide = frozenset({"tokens"})
     contrasts = True
     settings: CoLeClipSettings

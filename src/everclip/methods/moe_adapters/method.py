@@ -54,7 +54,7 @@ class MoeAdapters(SlotMethod):
     """
 
     Settings = MoeSettings
-    needs = Needs(transformer=True)
+    needs = Needs(transformer=True, borders=True)
     reads_embeddings = True
     contrasts = True
     gathers = True

@@ -54,7 +54,7 @@ class Rail(Method):
     """
 
     Settings = RailSettings
-    needs = Needs(supervision=frozenset({"labels"}))
+    needs = Needs(supervision=frozenset({"labels"}), borders=True)
     reads_embeddings = True
     gathers = True
     settings: RailSettings

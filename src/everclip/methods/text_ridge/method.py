@@ -57,7 +57,7 @@ class TextRidge(Method):
     """
 
     Settings = TextRidgeSettings
-    needs = Needs()
+    needs = Needs(borders=True)
     reads_embeddings = True
     gathers = True
     settings: TextRidgeSettings

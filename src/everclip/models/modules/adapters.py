@@ -2,7 +2,8 @@
 
 Serial adapters come after attention and after the MLP, before the residual sum: `h + s up(act(down(h)))` (Houlsby et
 al. 2019, arXiv 1902.00751, figure 2). A parallel adapter runs beside the MLP on the same normalised tokens:
-`mlp(h) + s up(act(down(h)))` (AdaptFormer, Chen et al. 2022, arXiv 2205.13535, equation 3).
+`mlp(h) + s up(act(down(h)))` (AdaptFormer, Chen et al. 2022, arXiv 2205.13535, equation 3). A shared adapter is one
+serial adapter that serves both places of a block (SIT, Wang et al. 2024, arXiv 2405.15155).
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from everclip.models.modules.base import ACTIVATIONS, Context, Hooked, first_pro
 from everclip.models.modules.settings import AdapterSettings, blocks_in
 from everclip.models.modules.towers import Tower
 
-NAMES = {"attention": "adapter_attention", "mlp": "adapter_mlp", "parallel": "adapter_parallel"}
+NAMES = {
+    "attention": "adapter_attention",
+    "mlp": "adapter_mlp",
+    "parallel": "adapter_parallel",
+    "shared": "adapter_shared",
+}
 """Place in the block -> name of the adapter's submodule."""
 
 
@@ -29,7 +35,7 @@ class Adapter(Hooked):
     Args:
         width: W.
         settings: width of the bottleneck, activation, scale.
-        place: `attention`, `mlp` or `parallel`.
+        place: `attention`, `mlp`, `parallel` or `shared` (`attention` and `mlp`).
         draw: initialises the first projection; the second starts at zero.
         like: decides device and type.
     """
@@ -42,6 +48,7 @@ class Adapter(Hooked):
         values = first_projection(settings.width, width, draw)
         self.down = nn.Linear(width, settings.width, device=like.device, dtype=like.dtype)
         self.activation = ACTIVATIONS[settings.activation]()
+        self.dropout = settings.dropout
         self.up = nn.Linear(settings.width, width, device=like.device, dtype=like.dtype)
         with torch.no_grad():
             self.down.weight.copy_(values)
@@ -55,13 +62,16 @@ class Adapter(Hooked):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the adapter's output, same shape as `tokens`; hooks add it."""
         hidden = self.activation(F.linear(tokens, self.down.weight, self.down.bias))
+        if self.dropout:
+            hidden = F.dropout(hidden, self.dropout, self.training)
         return F.linear(hidden, self.up.weight, self.up.bias) * self.scale
 
     def attach(self, block: nn.Module) -> None:
         """Hook this adapter into an open_clip block."""
-        owner = {"attention": "ls_1", "mlp": "ls_2", "parallel": "mlp"}[self.place]
+        owners = {"attention": ("ls_1",), "mlp": ("ls_2",), "parallel": ("mlp",), "shared": ("ls_1", "ls_2")}
         hook = self._beside if self.place == "parallel" else self._after
-        self._handles.append(block.get_submodule(owner).register_forward_hook(hook))
+        for owner in owners[self.place]:
+            self._handles.append(block.get_submodule(owner).register_forward_hook(hook))
 
     def _after(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output + self.forward(output).to(output.dtype)
@@ -76,13 +86,18 @@ def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
     Raises:
         ConfigError: if a block already has an adapter in the same place.
     """
-    places: tuple[Literal["attention", "mlp", "parallel"], ...] = settings.places
-    if settings.form == "parallel":
-        places = ("parallel",)
+    places: tuple[Literal["attention", "mlp", "parallel", "shared"], ...] = settings.places
+    if settings.form == "parallel" or settings.shared:
+        places = ("shared",) if settings.shared else ("parallel",)
     where = f"method.trainable.adapter.blocks ({tower.side})"
     chosen = [(n, place) for n in blocks_in(settings.blocks, len(tower.blocks), where) for place in places]
     for number, place in chosen:
-        if hasattr(tower.blocks[number], NAMES[place]):
+        taken = {
+            "shared": ("attention", "mlp", "shared"),
+            "attention": ("attention", "shared"),
+            "mlp": ("mlp", "shared"),
+        }
+        if any(hasattr(tower.blocks[number], NAMES[name]) for name in taken.get(place, (place,))):
             raise ConfigError(
                 f"method.trainable: two entries `adapter` have the same place ({place}, block {number} of the "
                 f"{tower.side} tower); give them different blocks, towers or places."
@@ -98,7 +113,10 @@ def insert(tower: Tower, settings: AdapterSettings, context: Context) -> None:
 def cost(clip: Clip) -> str:
     """Describe the cost of adapters per image."""
     adapters = [m for m in clip.visual.modules() if isinstance(m, Adapter)]
-    size = sum(m.down.weight.numel() + m.up.weight.numel() for m in adapters)
+    times = [1 + (m.place == "shared") for m in adapters]
+    size = sum(
+        n * (m.down.weight.numel() + m.up.weight.numel()) for n, m in zip(times, adapters, strict=True)
+    )
     return f"adapters: {size:,} multiplications per image token" if size else ""
 
 

@@ -21,6 +21,8 @@ from everclip.models.modules.settings import LoraSettings, blocks_in
 from everclip.models.modules.towers import Tower
 
 _SLICES = ("q", "k", "v")
+SHARED = "shared"
+"""The name of a first factor that all slices share."""
 
 
 class LowRank(nn.Module):
@@ -34,7 +36,7 @@ class LowRank(nn.Module):
         draw: initialises `down`.
 
     Parameters:
-        down: `target` -> `(rank, columns)`, A in the paper.
+        down: `target` -> `(rank, columns)`, A in the paper; only `shared` if the slices share it.
         up: `target` -> `(rows / number of slices, rank)`, B in the paper; zero at the start.
         scale: `target` -> scalar, the factor on the update if it trains (`learned_scale`); else empty.
     """
@@ -54,9 +56,12 @@ class LowRank(nn.Module):
         self.down = nn.ParameterDict()
         self.up = nn.ParameterDict()
         self.scale = nn.ParameterDict()
+        shared = settings.shared and len(targets) > 1
         for target in sorted(targets, key=self.slices.index):
-            values = first_projection(settings.rank, columns, draw)
-            self.down[target] = nn.Parameter(values.to(weight.device, weight.dtype))
+            first = SHARED if shared else target
+            if first not in self.down:
+                values = first_projection(settings.rank, columns, draw)
+                self.down[first] = nn.Parameter(values.to(weight.device, weight.dtype))
             self.up[target] = nn.Parameter(weight.new_zeros(rows, settings.rank))
             if settings.learned_scale:
                 self.scale[target] = nn.Parameter(weight.new_tensor(settings.scaling))
@@ -70,7 +75,8 @@ class LowRank(nn.Module):
         # Outside autocast, so that the merged weight equals the weight in training.
         with torch.autocast(self.up[target].device.type, enabled=False):
             factor = self.scale.get(target, self.scaling)
-            update: torch.Tensor = (self.up[target] @ self.down[target]) * factor
+            first = self.down[SHARED if SHARED in self.down else target]
+            update: torch.Tensor = (self.up[target] @ first) * factor
             return update
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -184,8 +190,10 @@ def size(tower: Tower, settings: LoraSettings) -> int:
     count = 0
     for target in target_weights(tower, settings):
         weight: torch.Tensor = getattr(target.owner, target.name)
-        one = settings.rank * (weight.shape[0] // len(target.slices) + weight.shape[1])
-        count += len(target.targets) * (one + settings.learned_scale)
+        targets = len(target.targets)
+        firsts = 1 if settings.shared else targets
+        count += targets * settings.rank * (weight.shape[0] // len(target.slices))
+        count += firsts * settings.rank * weight.shape[1] + targets * settings.learned_scale
     return count
 
 

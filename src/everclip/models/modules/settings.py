@@ -89,6 +89,8 @@ class LoraSettings(ModuleSettings):
         alpha: the update is multiplied by `alpha / rank`; `null` = `rank`, a factor of one.
         rank_stabilised: divide by the square root of the rank instead (rsLoRA, arXiv 2312.03732).
         learned_scale: whether this factor trains too, one per update (as in CoLeCLIP, arXiv 2403.10245).
+        shared: whether `q`, `k` and `v` share their first factor, as where one update covers attention's fused
+            projection (SIT, arXiv 2405.15155).
     """
 
     targets: tuple[Target, ...] = Field(("q", "v"), min_length=1)
@@ -96,6 +98,7 @@ class LoraSettings(ModuleSettings):
     alpha: float | None = Field(None, gt=0, allow_inf_nan=False)
     rank_stabilised: bool = False
     learned_scale: bool = False
+    shared: bool = False
 
     @property
     def scaling(self) -> float:
@@ -114,6 +117,8 @@ class AdapterSettings(ModuleSettings):
         width: width of the bottleneck.
         activation: between the two projections.
         scale: factor on the adapter's output; `null` = 1 for serial and 0.1 for parallel, as published.
+        shared: whether one adapter serves both places of a block (SIT, arXiv 2405.15155).
+        dropout: of the hidden units, in training.
     """
 
     form: Literal["serial", "parallel"] = "serial"
@@ -121,6 +126,14 @@ class AdapterSettings(ModuleSettings):
     width: int = Field(64, ge=1)
     activation: Literal["gelu", "relu", "quick-gelu"] = "gelu"
     scale: float | None = Field(None, gt=0, allow_inf_nan=False)
+    shared: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _can_share(self) -> AdapterSettings:
+        if self.shared and (self.form != "serial" or set(self.places) != {"attention", "mlp"}):
+            raise ValueError("`shared` needs form: serial and places: [attention, mlp]")
+        return self
 
     @property
     def factor(self) -> float:
