@@ -5,10 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import report_fixtures as synthetic
 
+from everclip.evaluation.results import Event
+from everclip.report import write_report
+from everclip.report.events import events
+from everclip.report.runs import Run as Folder
 from everclip.run import Run
 from everclip.running import remarks
 from everclip.training.progress import Progress
@@ -26,9 +32,45 @@ def test_remarks_on_data_of_the_package_are_recorded_and_not_printed(
         run.scenario, data_fingerprints={source: "0", "builtin:emoji (reference.images)": "1"}
     )
     run.remarks = [("data", "three rows are left out"), ("training", "a batch is small")]
-    events = {(event.kind, event.message) for event in run.execute().events}
-    assert events >= {("data", "three rows are left out"), ("training", "a batch is small")}
+    found = {(event.kind, event.message) for event in run.execute().events}
+    assert found >= {("data", "three rows are left out"), ("training", "a batch is small")}
     said = stream.getvalue()
     assert "a batch is small" in said
     for words in ("three rows are left out", "two names are codes"):
         assert (words in said) == (source == "mine.csv")
+
+
+REMARKS = [
+    Event(kind="data", message="256 of 9,000 rows are left out"),
+    Event(kind="fallback", message="fp32"),
+]
+OURS = ("builtin:emoji", "builtin:emoji (reference.images)")
+
+
+def reported(folder: Path, sources: tuple[str, ...]) -> Path:
+    found, _ = synthetic.results("finetune")
+    synthetic.write_run(folder)
+    provenance = found.provenance | {"data": dict.fromkeys(sources, "0")}
+    found.model_copy(update={"events": REMARKS, "provenance": provenance}).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("sources", [OURS, ("builtin:emoji", "mine.csv"), ()])
+def test_a_report_knows_which_events_a_reader_can_do_nothing_about(
+    tmp_path: Path, sources: tuple[str, ...]
+) -> None:
+    found = events(Folder(reported(tmp_path, sources)))
+    assert [event["message"] for event in found] == [event.message for event in REMARKS]
+    assert [event["recorded_only"] for event in found] == [sources == OURS, False]
+
+
+def test_the_notice_of_a_report_does_not_count_remarks_on_data_of_the_package(tmp_path: Path) -> None:
+    write_report(reported(tmp_path, OURS))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    notice = html[html.index('role="note"') :].partition("</div>")[0]
+    assert "<strong>1 event</strong>" in notice
+    assert "data" not in notice.partition("details")[2]
+    assert (
+        "<div><p><strong>data</strong>: 256 of 9,000 rows are left out</p></div>" in html
+    )  # listed, not yellow
+    assert '<div class="notice"><p><strong>fallback</strong>: fp32</p></div>' in html

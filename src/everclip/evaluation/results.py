@@ -147,6 +147,10 @@ class Example(Part):
     answers: list[Answer]
 
 
+ON_DATA = frozenset({"guessed", "data", "quarantine", "same names"})
+"""The kinds of events that a user answers by mending data; nobody mends those that come with the package."""
+
+
 class Event(Part):
     """An event that a reader of the numbers must know: a fallback, a stop, a changed environment."""
 

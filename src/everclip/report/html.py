@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import classes, figures, look, old_and_new, routing, sections
 from everclip.report.canvas import Drawing
+from everclip.report.events import events
 from everclip.report.reproduce import command
 from everclip.report.runs import Run
 from everclip.report.sentences import headline, retention
@@ -101,7 +102,7 @@ def _tables(run: Run) -> dict[str, Any]:
         "metrics": sections.metrics(run),
         "all_scores": sections.all_scores(run),
         "examples": sections.examples(run),
-        "events": sections.events(run),
+        "events": events(run),
         "provenance": sections.provenance(run),
         "command": command(run),
         "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",

@@ -299,32 +299,6 @@ def _answer(answer: Answer, label: str) -> dict[str, Any]:
     }
 
 
-def events(run: Run) -> list[dict[str, str]]:
-    """Return what a reader must know: the events of the run, and what this report lacks."""
-    labels = {row.index: run.label(row) for row in run.results.rows}
-    entries = [
-        {
-            "kind": event.kind,
-            "message": event.message,
-            "row": "" if event.row is None else labels.get(event.row, f"row {event.row}"),
-        }
-        for event in run.results.events
-    ]
-    if run.results.status != "finished":
-        done, tasks = run.learned_count(run.last), len(run.results.tasks)
-        entries.insert(
-            0,
-            {
-                "kind": run.results.status,
-                "row": "",
-                "message": f"This run is not finished: {done} of {tasks} tasks are learned and measured.",
-            },
-        )
-    if run.config_problem:
-        entries.append({"kind": "configuration", "message": run.config_problem, "row": ""})
-    return entries
-
-
 def guard_lines(run: Run) -> list[str]:
     """Say what the retention guard measured and did, task by task; empty if the run had no guard."""
     lines = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from everclip.contracts import Task
 from everclip.data.catalog.cards import PREFIX
 from everclip.data.reading.quarantine import Quarantine
+from everclip.evaluation.results import ON_DATA
 from everclip.files import optional_write, write_text_atomic
 from everclip.methods.base import Method
 from everclip.methods.task_training import unused
@@ -20,9 +21,6 @@ from everclip.scenarios.base import ListScenario
 from everclip.scenarios.measuring import class_name_notes, same_text_notes
 
 QUARANTINE = "quarantine.csv"
-
-ON_DATA = frozenset({"guessed", "data", "quarantine", "same names"})
-"""The kinds of remarks that a user answers by mending data."""
 
 
 def all_remarks(
