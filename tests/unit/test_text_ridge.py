@@ -135,6 +135,22 @@ def test_the_level_decides_the_score_that_a_learned_text_gets_and_its_embedding_
     assert found[0.4].numpy() == pytest.approx(found[0.8].numpy() / 2, abs=0.01)
 
 
+def test_texts_that_lie_opposite_of_all_images_do_not_move() -> None:
+    """A share of a negative score would point learned texts away from their images."""
+    apart = torch.zeros(WIDTH)
+    apart[0] = 2
+    texts, images = normalize(in_a_plane(4, 0) - apart, dim=1), normalize(in_a_plane(40, 1) + apart, dim=1)
+    regression = learned(texts[:2], images, torch.arange(40) % 2, anchors=texts[2:])
+    figures = solved(regression)
+    assert regression.spare.any()
+    assert figures["rival_score"] is not None
+    assert figures["rival_score"] < 0
+    assert figures["length"] is None
+    assert torch.equal(regression.moved(texts, 4.0), texts)
+    near = learned(normalize(texts[:2] + 2 * apart, dim=1), images, torch.arange(40) % 2)
+    assert solved(near)["length"] is not None
+
+
 def test_the_rival_of_a_text_is_the_best_other_one_and_not_a_template_of_the_same_class() -> None:
     texts, images = units(6, 0), units(24, 1)
     marks = torch.nn.functional.one_hot(torch.arange(24) % 3, 3).bool().repeat_interleave(2, dim=1)

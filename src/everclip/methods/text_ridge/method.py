@@ -49,6 +49,11 @@ FULL_LENGTH = (
     "and the images must leave such a direction."
 )
 
+NOT_POSITIVE = (
+    "method.level: nothing moves. Other texts score 0 or less on the images of this run, as with a CLIP that keeps "
+    "texts and images far apart, and a learned text would get a share of that score. Use another method."
+)
+
 
 class TextRidge(Method):
     """A regression from texts to where their images lie; the towers do not change.
@@ -182,8 +187,10 @@ class TextRidge(Method):
                 settings.shrinkage,
                 held.to(self.regression.texts.device),
             )
-        full = not bool(self.regression.spare.any())
-        self.notes["text-ridge"] = {**figures, **({"note": FULL_LENGTH} if full else {})}
+        note = FULL_LENGTH if not bool(self.regression.spare.any()) else None
+        if figures["texts"] and figures["length"] is None:
+            note = NOT_POSITIVE
+        self.notes["text-ridge"] = figures if note is None else {**figures, "note": note}
 
     # -- predicting -------------------------------------------------------------------------------------------
 

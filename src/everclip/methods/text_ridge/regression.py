@@ -106,6 +106,9 @@ class TextRegression(nn.Module):
     ) -> dict[str, float | None]:
         """Compute corrections from all added images; return figures about them.
 
+        Nothing moves (`length` is `None`) if the best scores of other texts are not positive: the level is a share of
+        them, and there is none.
+
         Args:
             gamma, ridge, level, shrinkage: see `TextRidgeSettings`.
             held: which anchors `(A,)` are in force: those that no task has learned.
@@ -126,18 +129,15 @@ class TextRegression(nn.Module):
         self.support = torch.cat([texts, self.anchors[held]])
         rival = self._rival_score(means)
         self.spare = self._spare_direction()
+        if rival <= 0 and bool(self.spare.any()):  # a share of it would point texts away from their images
+            self.support, self.weights = self.support[:0], self.weights.new_zeros(0, self.weights.shape[1])
+            return {**_figures(len(texts), held, own, rival), "length": None}
         length = min(1.0, level * rival / own) if bool(self.spare.any()) else 1.0
         wanted = torch.zeros(self.support.shape, dtype=torch.float64, device=self.support.device)
         wanted[: len(texts)] = length * directions - texts.double()
         rows = self.support.double()
         self.weights = solve_spd(gaussian_kernel(rows, rows, gamma), wanted, ridge)
-        return {
-            "texts": len(texts),
-            "anchors": int(held.sum()),
-            "own_score": round(own, 4),
-            "rival_score": round(rival, 4),
-            "length": round(length, 4),
-        }
+        return {**_figures(len(texts), held, own, rival), "length": round(length, 4)}
 
     def _spread_within(self, learned: torch.Tensor) -> torch.Tensor | None:
         """Return the covariance of images around the mean of their text `(D, D)`; `None` if no text has two images."""
@@ -195,6 +195,15 @@ class TextRegression(nn.Module):
         rest = (1 - (moved**2).sum(dim=1)).clamp(min=0).sqrt()
         whole = nn.functional.normalize(moved + rest[:, None] * self.spare, dim=1)
         return torch.where((change.norm(dim=1) > UNCHANGED)[:, None], whole.to(texts.dtype), texts)
+
+
+def _figures(texts: int, held: torch.Tensor, own: float, rival: float) -> dict[str, float | None]:
+    return {
+        "texts": texts,
+        "anchors": int(held.sum()),
+        "own_score": round(own, 4),
+        "rival_score": round(rival, 4),
+    }
 
 
 def directions_of(
