@@ -153,6 +153,8 @@ def overrides(case: Case) -> tuple[str, list[str]]:
     fields = method_class(case["method"][0].partition("=")[2]).Settings.model_fields
     texts = [text for name, texts in case.items() if name != "kind" for text in texts]
     texts = [text for text in texts if not text.startswith("method.") or _field(text) in fields]
+    if case["method"][0] == "method=cll-clip":  # trains the text tower only, and stores captions
+        texts = [text for text in texts if not text.startswith(("method.trainable=", "method.replay"))]
     moved = any("image-layernorm" in text or "prompt: {tower: both" in text for text in case["trainable"])
     if moved and case["method"][0].startswith("method=moe-adapters"):
         texts.append("method.selector=none")
@@ -182,7 +184,7 @@ def check(results: Results, config: RunConfig) -> None:
     assert results.status == "finished"
     assert Results.read(folder) == results
     tasks, sets = names_of(json.dumps(config.scenario))
-    at_once = config.method.name == "joint"
+    at_once = method_class(config.method.name).needs.all_tasks_at_once
     names = ["all at once"] if at_once and len(tasks) > 1 else tasks
     assert results.matrix.rows == ["before", *names]
     assert results.matrix.columns == sets

@@ -128,6 +128,16 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "training.lr=1e-2",
         ),
     ),
+    "cll-clip-der": (
+        "time",
+        (
+            "method=cll-clip",
+            "method.replay={kind: reservoir, size: 7, target: student}",
+            "method.trainable=[{lora: {rank: 2}}, {prompt: {count: 2}}]",
+            "training.lr=1e-2",
+        ),
+    ),
+    "cll-clip-gradient": ("time", ("method=cll-clip", "method.rows=gradient", "training.lr=1e-2")),
     "moe-adapters-captions": ("time", ("method=moe-adapters", MOE, "method.freeze=4", "training.lr=1e-2")),
 }
 """name -> (kind of scenario, overrides): settings that make a method keep what its preset does not."""

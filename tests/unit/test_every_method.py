@@ -40,6 +40,7 @@ PRIMAL = RIDGE | {"update": "str", "expansion": "str", "dimension": "int", "dime
 SWEEP = {f"{alpha / 10}": {"old": "float", "new": "float"} for alpha in range(11)}
 ADDED = {key: {"frozen": "list", "experts": "list"} for key in ("image", "text")}
 NOTES: dict[str, dict[str, Any]] = {
+    **{key: {"languages": "list"} for key in ("cll-clip", "cll-clip-naive", "cll-clip-joint")},
     "coleclip": {
         "coleclip": {
             "templates": {"training": "str", "vocabulary": "str"},
@@ -89,7 +90,9 @@ HELD: dict[str, str] = {
 }
 """preset -> what it says that it will hold inside the next task; the others nothing more."""
 
+TOKENS = "the rows of the new tokens of its language, and one count each"
 GROWTH: dict[str, str] = {
+    **dict.fromkeys(("cll-clip", "cll-clip-naive", "cll-clip-joint"), TOKENS),
     "coleclip": "32 prompt values and 32 per new class; 1,284 LoRA values while the task lasts",
     "moe-adapters": "1,024 parameters of routers; 1,168 per expert that is added to all blocks; 260 of the selector",
     "rail": "16 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",

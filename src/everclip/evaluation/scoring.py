@@ -68,6 +68,7 @@ class RowScorer:
         self._scenario, self._features, self._config, self._seed = scenario, features, config, seed
         self._examples = examples
         self._keys: TextKeys | None = None
+        self._tokenizer: object = None
 
     @property
     def shown_protocol(self) -> str:
@@ -191,8 +192,9 @@ class RowScorer:
 
     def _keys_of(self, method: Predictor) -> TextKeys:
         """Return the token keys of texts under the method's tokenizer, cached over the rows."""
-        if self._keys is None or self._keys.tokenise != method.backbone.tokenise:
-            self._keys = TextKeys(method.backbone.tokenise)
+        if self._keys is None or self._tokenizer is not method.backbone.tokenizer:
+            # Another tokenizer, or one that has grown.
+            self._keys, self._tokenizer = TextKeys(method.backbone.tokenise), method.backbone.tokenizer
         return self._keys
 
     # -- retrieval --------------------------------------------------------------------------------------------

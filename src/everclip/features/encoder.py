@@ -72,6 +72,7 @@ def tower_encoders(
     name: str,
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    unit: bool = True,
 ) -> dict[Side, Encoder]:
     """Return both towers of a backbone as encoders; their only feature is `embedding` `(N, D)`.
 
@@ -80,13 +81,14 @@ def tower_encoders(
         name: the name of the encoders.
         device: the device of the backbone.
         context: entered around each block, such as the precision of training.
+        unit: whether embeddings have unit length; otherwise they are as the projections give them.
     """
 
     def encode_images(pixels: torch.Tensor) -> torch.Tensor:
-        return backbone.encode_image(pixels.to(device, next(backbone.parameters()).dtype))
+        return backbone.encode_image(pixels.to(device, next(backbone.parameters()).dtype), unit)
 
     def encode_texts(tokens: torch.Tensor) -> torch.Tensor:
-        return backbone.encode_text(tokens.to(device))
+        return backbone.encode_text(tokens.to(device), unit)
 
     def in_context(encode: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Features:
         with torch.no_grad(), context():
@@ -99,6 +101,7 @@ def tower_encoders(
         if not torch.backends.cuda.flash_sdp_enabled():  # type: ignore[no-untyped-call]
             kernels = *kernels, "unfused attention"  # bf16 on a CPU
         setting = *_numerics(device), str(backbone.clip), autocast, *kernels
+        setting = setting if unit else (*setting, "not unit")
     transform = repr(backbone.preprocess), f"decoded by rules {RULES}"
     return {
         "image": Encoder(

@@ -50,6 +50,23 @@ class Pictures:
             positions.append(torch.tensor([index[content] for content in contents], dtype=torch.int64))
         return cls(rows, f"{key_of(*index):032x}"), positions
 
+    @classmethod
+    def sorted(cls, table: Table) -> tuple[Pictures, torch.Tensor]:
+        """Return the distinct images of a table in the order of their contents, whatever the order of its rows.
+
+        Returns:
+            The images, and for each row the position `(N,)` int64 of its image among them.
+        """
+        contents = table.contents()
+        first: dict[str, int] = {}
+        for row, content in enumerate(contents):
+            first.setdefault(content, row)
+        order = sorted(first)
+        index = {content: position for position, content in enumerate(order)}
+        rows = [(table, first[content]) for content in order]
+        positions = torch.tensor([index[content] for content in contents], dtype=torch.int64)
+        return cls(rows, f"{key_of('sorted', *order):032x}"), positions
+
     def select(self, positions: torch.Tensor) -> Pictures:
         """Return the images at `positions`."""
         chosen = positions.tolist()

@@ -158,6 +158,7 @@ class Learner:
             if self.method.chooses_on_validation:
                 require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
             self.method.begin_task(task, self.past())
+            self._maker.forget_tokens()
             cursor.begun = True
         phases = self.plan(task)
         self.pictures.add(phases)
@@ -196,7 +197,7 @@ class Learner:
         """Use the base and reference data of a stream, and the label space of its headline."""
         self.base, self.base_val, self.reference = scenario.base, scenario.base_val, scenario.reference
         spaces = {p.name: p.space for p in scenario.protocols}
-        self.own_classes = spaces.get(scenario.shown_protocol) == "own"
+        self.own_classes = spaces.get(scenario.shown_protocol) in ("own", "learned")
 
     def watch(self, sets: Sequence[EvalSet], config: GuardConfig | None = None) -> Guard:
         """Let a retention guard measure `sets` while tasks are learned. Do not use sets of the evaluation.

@@ -19,6 +19,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 
+Growable = SimpleTokenizer
+"""The kind of tokenizer that can learn further vocabularies."""
+
 END_OF_WORD = "</w>"
 MOST_MERGES = 48_894
 """open_clip reads no more merges than these from a file."""

@@ -3,6 +3,9 @@
 A phase requests them by the columns of its streams: `image_embedding` in place of `image`, `text_embedding` in place of
 `tokens`, `class_embedding` in place of `class_tokens`. With the name of a teacher at the end
 (`image_embedding@initial`), a column holds the embeddings of this frozen copy of the method.
+
+Only for teachers: `image_raw@initial` and `source_raw@initial` are embeddings `(N, D)` as projections give them, not
+of unit length, of images and of source captions (what a caption is a translation of); NaN where there is none.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 
 from everclip.contracts import Stream
 from everclip.data.sampling.batches import BatchMaker
+from everclip.data.sampling.captions import source_caption
 from everclip.data.table import Table
 from everclip.features.encoder import Encoder, Side, tower_encoders
 from everclip.features.encoding import BLOCK, device_of
@@ -25,6 +29,7 @@ from everclip.interfaces import Teaches
 from everclip.models.same_kernels import same_kernels_as_training
 
 IMAGE, TEXT, CLASS = "image_embedding", "text_embedding", "class_embedding"
+IMAGE_RAW, SOURCE_RAW = "image_raw", "source_raw"
 KEPT = "teacher initial"
 """The name of the encoder that does not change during a run; its embeddings are kept."""
 OWN = "frozen tower"
@@ -42,7 +47,7 @@ class _Column:
 
 def _columns(stream: Stream) -> list[_Column]:
     parts = ((column, *column.partition("@")[::2]) for column in stream.columns)
-    return [_Column(*part) for part in parts if part[1] in (IMAGE, TEXT, CLASS)]
+    return [_Column(*part) for part in parts if part[1] in (IMAGE, TEXT, CLASS, IMAGE_RAW, SOURCE_RAW)]
 
 
 class EmbeddingColumns:
@@ -111,6 +116,8 @@ class EmbeddingColumns:
                 self._tables[column.name, id(table)] = self._encode(encoders, column, table)
 
     def _encode(self, encoders: _Encoders, column: _Column, table: Table) -> _TableEmbeddings:
+        if column.base in (IMAGE_RAW, SOURCE_RAW):
+            return self._encode_raw(encoders, column, table)
         if column.base == IMAGE:
             encoder = encoders.of(column.teacher, "image")
             features = self._features.images(encoder, Pictures.of(table), tick=self.tick, pinned=True)
@@ -118,6 +125,21 @@ class EmbeddingColumns:
         encoder = encoders.of(column.teacher, "text")
         texts = [self._maker.caption(table, i) for i in range(len(table))]
         features, rows = self._features.texts(encoder, texts, tick=self.tick, pinned=True)
+        return _TableEmbeddings(table, encoder.name, features["embedding"], rows)
+
+    def _encode_raw(self, encoders: _Encoders, column: _Column, table: Table) -> _TableEmbeddings:
+        """Encode distinct images, or source captions, in their own order: the next language mostly has the same."""
+        if column.base == IMAGE_RAW:
+            encoder = encoders.of(column.teacher, "image", unit=False)
+            pictures, rows = Pictures.sorted(table)
+            features = self._features.images(encoder, pictures, tick=self.tick)
+            return _TableEmbeddings(table, encoder.name, features["embedding"], rows)
+        encoder = encoders.of(column.teacher, "text", unit=False)
+        sources = [source_caption(table, i) for i in range(len(table))]
+        order = sorted({source for source in sources if source is not None})
+        features, _ = self._features.texts(encoder, order or [""], tick=self.tick)
+        index = {source: row for row, source in enumerate(order)}
+        rows = torch.tensor([-1 if s is None else index[s] for s in sources], dtype=torch.int64)
         return _TableEmbeddings(table, encoder.name, features["embedding"], rows)
 
     def add(
@@ -148,15 +170,17 @@ class EmbeddingColumns:
         for name, stream in streams.items():
             rows = self._maker.samples_of_step(stream, scope, 0)
             for column in _columns(stream):
-                encoder = encoders.of(column.teacher, "image" if column.base == IMAGE else "text")
+                side: Side = "image" if column.base in (IMAGE, IMAGE_RAW) else "text"
+                encoder = encoders.of(column.teacher, side, column.base not in (IMAGE_RAW, SOURCE_RAW))
                 if column.base == CLASS:
                     batch[name][column.name] = self._bank(encoders, encoder, stream, BLOCK)
                     continue
-                if column.base == IMAGE:
+                if side == "image":
                     store = self._features.store
                     inputs = torch.stack([encoder.prepare(store.get(*row)) for row in rows])
                 else:
-                    inputs = encoder.prepare([self._maker.caption(table, i) for table, i in rows])
+                    caption = self._maker.caption if column.base == TEXT else _source
+                    inputs = encoder.prepare([caption(table, i) for table, i in rows])
                 batch[name][column.name] = encoder.encode(inputs)["embedding"]
 
     def release(self) -> None:
@@ -179,9 +203,13 @@ class EmbeddingColumns:
         return bank[torch.arange(len(tokens)) % len(some)].to(encoders.device)
 
 
+def _source(table: Table, position: int) -> str:
+    return source_caption(table, position) or ""
+
+
 @dataclass(frozen=True)
 class _TableEmbeddings:
-    """The embeddings of a table, which this keeps alive; `index` is the row of `values` of each sample."""
+    """The embeddings of a table, which this keeps alive; `index` is the row of `values` of each sample, -1: none."""
 
     table: Table
     encoder: str
@@ -189,7 +217,8 @@ class _TableEmbeddings:
     index: torch.Tensor | None = None
 
     def row(self, position: int) -> torch.Tensor:
-        return self.values[position if self.index is None else int(self.index[position])]
+        row = position if self.index is None else int(self.index[position])
+        return torch.full_like(self.values[0], torch.nan) if row < 0 else self.values[row]
 
 
 class _Encoders:
@@ -197,13 +226,14 @@ class _Encoders:
 
     def __init__(self, method: Teaches, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         self._method, self._autocast, self.device = method, autocast, device_of(method)
-        self._made: dict[str, dict[Side, Encoder]] = {}
+        self._made: dict[tuple[str, bool], dict[Side, Encoder]] = {}
 
-    def of(self, teacher: str, side: Side) -> Encoder:
+    def of(self, teacher: str, side: Side, unit: bool = True) -> Encoder:
         """Return one side of a teacher, or of the method itself for an empty name."""
-        if teacher not in self._made:
+        if (teacher, unit) not in self._made:
             backbone = self._method.teacher_of(teacher) if teacher else self._method.backbone
             name = f"teacher {teacher}" if teacher else OWN
+            name = name if unit else f"{name}, not unit"
             context = same_kernels_as_training if teacher else self._autocast
-            self._made[teacher] = tower_encoders(backbone, name, self.device, context)
-        return self._made[teacher][side]
+            self._made[teacher, unit] = tower_encoders(backbone, name, self.device, context, unit)
+        return self._made[teacher, unit][side]

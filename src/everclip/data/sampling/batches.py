@@ -108,9 +108,10 @@ class BatchMaker:
             `(N,)` int64 (equal keys mark captions of the same tokens, or the same image), `label` `(N,)` with
             `class_tokens` `(C, L)` (first template of each class) and `class_length` (`needed` of them), `id`
             (list of N), as far as `stream.columns` asks. `image_id` (list of N) and `text_id` (captions as in the
-            data, list of N, or names of classes, list of C) are keys of feature tables. Where classes have the same
-            tokens, `class_same` `(C,)` int64 holds for each the position of the first of them. The classes are those
-            that the step knows (`Stream.space`). `weight` is set if processes have different numbers of samples.
+            data, list of N, or names of classes, list of C) are keys of feature tables. `text_length` is what `needed`
+            returns for the tokens. Where classes have the same tokens, `class_same` `(C,)` int64 holds for each the
+            position of the first of them. The classes are those that the step knows (`Stream.space`). `weight` is set
+            if processes have different numbers of samples.
         """
         rows = self.samples_of_step(stream, scope, step)
         draws = [generator(self.seed, scope, step, table.ids[i]) for table, i in rows]
@@ -121,6 +122,8 @@ class BatchMaker:
             texts = [self._text(stream, t, i, d) for (t, i), d in zip(rows, draws, strict=True)]
             batch["caption"] = texts
             tokens = self.tokenise(texts) if texts else self.tokenise([""])[:0]
+            if "text_length" in stream.columns:
+                batch["text_length"] = self.needed(tokens) if texts else None
             if "tokens" in stream.columns:
                 batch["tokens"] = tokens
             batch["text_key"] = _keys([row.tobytes().hex() for row in tokens.numpy()])
@@ -164,6 +167,10 @@ class BatchMaker:
         batch = step // stream.times - stream.first
         stop = min((batch + 1) * stream.batch_size, stream_size(stream))
         return torch.arange(self._classes.seen(stream, stop))
+
+    def forget_tokens(self) -> None:
+        """Forget the tokens of classes: the tokenizer may have grown."""
+        self._classes.forget()
 
     def class_tokens(self, stream: Stream) -> torch.Tensor:
         """Return token ids `(C, L)` of a stream's classes, each in its first template."""

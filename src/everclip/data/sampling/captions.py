@@ -25,6 +25,17 @@ def own_caption(table: Table, position: int) -> str:
     raise DataError(f"{table.name}, id {table.ids[position]}: there is no caption to train on.")
 
 
+def source_caption(table: Table, position: int) -> str | None:
+    """Return what a sample's caption is a translation of: the column `source_caption`; without it, its own caption.
+
+    `None` if the sample has no source caption.
+    """
+    if not table.has("source_caption"):
+        return own_caption(table, position)
+    given = table.value("source_caption", position)
+    return str(given) if given else None
+
+
 def draw_caption(
     caption: str, keywords: Sequence[str] | None, config: CaptionConfig, draw: np.random.Generator
 ) -> str:

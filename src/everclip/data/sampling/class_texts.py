@@ -37,6 +37,11 @@ class ClassTexts:
     _spaces: dict[int, _Space] = field(default_factory=dict)
     _rows: dict[str, torch.Tensor] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Forget everything, because the tokenizer has changed."""
+        self._spaces.clear()
+        self._rows.clear()
+
     def labels(self, stream: Stream, rows: Sequence[tuple[Table, int]]) -> torch.Tensor:
         """Return the position of each sample's class among the stream's classes, `(N,)` int64.
 
