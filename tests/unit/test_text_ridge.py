@@ -217,6 +217,15 @@ def test_the_spread_within_a_text_counts_images_of_two_templates_once() -> None:
     assert alone._spread_within(alone.counts > 0) is None
 
 
+def test_copies_of_an_image_have_no_spread() -> None:
+    """They once ended in an inversion of zero."""
+    copies = learned(units(4, 0), units(4, 1).repeat(5, 1), torch.arange(20) % 4)
+    once = learned(units(4, 0), units(4, 1), torch.arange(4))
+    assert copies._spread_within(copies.counts > 0) is None
+    found = [solved(each, shrinkage=0.5, level=10.0) for each in (copies, once)]
+    assert found[0] == found[1]
+
+
 # -- as a method ------------------------------------------------------------------------------------------------
 
 

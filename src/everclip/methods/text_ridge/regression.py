@@ -140,13 +140,17 @@ class TextRegression(nn.Module):
         return {**_figures(len(texts), held, own, rival), "length": round(length, 4)}
 
     def _spread_within(self, learned: torch.Tensor) -> torch.Tensor | None:
-        """Return the covariance of images around the mean of their text `(D, D)`; `None` if no text has two images."""
+        """Return the covariance of images around the mean of their text `(D, D)`.
+
+        `None` if no text has two images that differ.
+        """
         counts, shares, sums = self.counts[learned], self.shares[learned], self.sums[learned]
         free = float((shares * (counts - 1) / counts).sum())
         if free < SAME:
             return None
         between = (sums * (shares / counts**2)[:, None]).T @ sums
-        return (self.own_moment - between) / free
+        spread = (self.own_moment - between) / free
+        return None if float(spread.trace()) < SAME else spread  # equal images, except for rounding
 
     def _rival_score(self, means: torch.Tensor) -> float:
         """Return the best score that another text has on the images of a learned one, as a mean over these.
