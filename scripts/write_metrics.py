@@ -39,11 +39,17 @@ PARTS: tuple[tuple[Kind, str, str], ...] = (
         "In `rows[i].scores[set][protocol]`, `{k}` for each of `evaluation.top_k`; a scenario may name one as its\n"
         "headline.",
     ),
-    ("spaces", "Of images and texts in the embedding space", "In `rows[i].representation`."),
+    (
+        "spaces",
+        "Of images and texts in the embedding space",
+        "In `rows[i].representation`. What compares with another row is null at row 0. How far the spaces turn from\n"
+        "row to row, and how far they turn apart, is the spatial disorder of Mod-X.",
+    ),
     (
         "space",
         "Of either tower's space",
-        "In `rows[i].representation`, as `image_NAME` and `text_NAME`. What compares with row 0 is null at row 0.",
+        "In `rows[i].representation`, as `image_NAME` and `text_NAME`. What compares with another row is null at\n"
+        "row 0. `rows[i].rotations` counts the images and the texts by how far they moved since the row before.",
     ),
     ("cost", "Of a run's cost", "From `cost`."),
 )

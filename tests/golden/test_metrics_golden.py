@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from everclip.evaluation import representation, retrieval, statistics
+from everclip.evaluation import disorder, representation, retrieval, statistics
 from everclip.evaluation.assemble import flat_metrics
 from everclip.evaluation.cells import mean
 from everclip.evaluation.measurements import Measurements
@@ -172,6 +172,8 @@ def test_modx_angles() -> None:
     # Stored in float32, whose arccos is good to a few hundredths of a degree.
     np.testing.assert_allclose(change.numpy(), stored["self_angle_change_deg"], atol=0.03)
     np.testing.assert_allclose(angles.numpy(), stored["rotation_angle_deg"], atol=0.03)
+    counts = np.bincount((angles.numpy() // 5).astype(int), minlength=36)
+    assert disorder.rotation_histogram(before, after) == counts.tolist()
     upper = np.triu_indices(len(before), k=1)
     mean = representation.mean_self_angle_change(before, after)
     assert mean == pytest.approx(stored["self_angle_change_deg"][upper].mean(), abs=0.03)

@@ -53,11 +53,13 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=lambda name, _: source[name],
     )  # fmt: skip
     write(folder / "imagenet_sample" / "part-0.parquet", ["x"], 12, class_name=lambda name, _: name)
-    write(
-        folder / "flickr8k_1000_multilingual" / "part-0.parquet", ["a", "b"], 8,
-        caption=lambda name, number: f"photograph {name} {number}",
-        language=lambda name, _: "en" if name == "a" else "de",
-    )  # fmt: skip
+    for side, each in (("train", 8), ("val", 2), ("test", 4)):
+        write(
+            folder / "flickr8k_1000_multilingual" / f"{side}.parquet", ["a", "b"], each,
+            captions=lambda name, number: [
+                {"lang": lang, "text": f"photograph {name} {number} {lang}"} for lang in ("en", "de")
+            ],
+        )  # fmt: skip
     return folder
 
 
@@ -68,7 +70,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return micro.write_model(tmp_path_factory.mktemp("model"), {**micro.MODEL, "text_cfg": text})
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    # All emoji are measured: the same code runs on a few pictures in test_caption_streams.py.
+    [pytest.param(p, marks=[pytest.mark.slow] * p.stem.startswith("emoji"), id=p.stem) for p in EXAMPLES],
+)
 def test_an_example_runs(
     example: Path,
     packs: Path,
@@ -97,5 +103,5 @@ def test_an_example_runs(
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"mini-mtil", "photo-stream"}
+    assert {path.stem for path in EXAMPLES} >= {"emoji-then-flickr8k", "mini-mtil", "photo-stream"}
     assert not [path for path in EXAMPLES[0].parent.iterdir() if path.suffix not in (".yaml", ".md")]

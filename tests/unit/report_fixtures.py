@@ -6,6 +6,7 @@ real ones are.
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -103,15 +104,27 @@ def row_scores(method: str, seed: int, learned: int, joint: bool) -> tuple[dict[
 def representation(learned: int, method: str) -> dict[str, float | None]:
     """Invented measurements of the space."""
     moved = 0.0 if method == "zero-shot" else float(learned)
+    apart = None if learned == 0 else 2.5 * moved**0.8
     values: dict[str, float | None] = {"modality_gap": 0.62 - 0.02 * moved, "alignment": 0.9 - 0.03 * moved}
+    values |= {"pair_angle_change_deg": apart, "procrustes_deviation": None if apart is None else 0.3 * apart}
     for side, factor in (("image", 1.0), ("text", 0.6)):
         values |= {
             f"{side}_uniformity": -2.1 + 0.05 * moved * factor,
             f"{side}_effective_rank": 88 - 3 * moved * factor,
             f"{side}_rotation_deg": None if learned == 0 else 9 * moved**0.7 * factor,
+            f"{side}_rotation_since_last_deg": None if learned == 0 else 4 * moved**0.5 * factor,
             f"{side}_cka": None if learned == 0 else 1 - 0.03 * moved * factor,
         }
     return values
+
+
+def rotations(learned: int, method: str) -> dict[str, list[int]]:
+    """Invented angles since the row before, in bins of 5 degrees."""
+    if learned == 0:
+        return {}
+    moved = 0 if method == "zero-shot" else 2 + learned
+    counts = [round(100 * math.exp(-((i - moved) ** 2) / (1 + moved))) for i in range(36)]
+    return {"images": counts, "texts": [*counts[1:], 0]}
 
 
 def results(
@@ -140,6 +153,7 @@ def results(
                 samples=12_800 * learned,
                 scores=scores,
                 representation=representation(learned, method),
+                rotations=rotations(learned, method),
             )
         )
         items.append(tensors)

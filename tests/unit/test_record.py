@@ -97,13 +97,41 @@ def test_the_space_is_measured_on_what_was_known_else_on_all_and_against_row_0(
     assert torch.equal(kept["images"], before[0])
     assert torch.equal(kept["texts"], before[1])
     assert own.missing_features(1) == []
+    rows = representation.probe_rows(len(before[0]), 20, 3)
     later = space_of(own, 1, second)
-    assert later == representation.measure(*joined(second, names), before, sample=20, seed=3)
+    probes = [side[rows] for side in before]
+    now = joined(second, names)
+    assert later == representation.measure(*now, before, probes, sample=20, seed=3)
     assert any(value is not None and found[name] is None for name, value in later.items())
+    # Row 2 is compared with row 1, of which only the chosen items are kept.
+    own.missing_features(2)
+    third = space_of(own, 2, first)
+    assert third == representation.measure(*before, before, [side[rows] for side in now], sample=20, seed=3)
+    assert third["image_rotation_deg"] == 0
+    assert third["image_rotation_since_last_deg"] == pytest.approx(later["image_rotation_since_last_deg"])
+    assert load_file(tmp_path / "rows" / "001.features.safetensors")["rows"].tolist() == rows.tolist()
     file.write_bytes(b"damaged")
     assert own.missing_features(2) != []
-    alone = space_of(own, 2, second)
-    assert alone == representation.measure(*joined(second, names), None, sample=20, seed=3)
+    alone = space_of(own, 1, second)
+    assert alone == representation.measure(*now, None, sample=20, seed=3)
+
+
+def test_a_row_is_not_compared_with_a_row_of_other_items(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    # The second recorder has a further set, as after an extension of a stream without known sets.
+    tasks = [("a", "task", "retrieval"), ("b", "task", "retrieval")]
+    own, longer = recorder(tmp_path, tasks[:1]), recorder(tmp_path, tasks)
+    space_of(own, 0, features(0, tasks[:1]))
+    space_of(own, 1, features(1, tasks[:1]))
+    space_of(longer, 0, features(0, tasks))
+    found = space_of(longer, 2, features(2, tasks))
+    assert found["image_rotation_deg"] is not None
+    assert found["image_rotation_since_last_deg"] is None
+    lost = tmp_path / "rows" / "001.features.safetensors"
+    lost.unlink()
+    assert longer.missing_features(2) == [
+        f"{lost} is missing or damaged: changes against the row before are null"
+    ]
 
 
 def test_only_the_first_process_writes_and_only_retrieval_sets_are_measured(tmp_path: Path) -> None:

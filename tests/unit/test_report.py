@@ -39,7 +39,7 @@ from everclip.report.sensitivity import interval_of_cells, read_cells
 from everclip.report.sentences import headline
 from everclip.report.undefined import why_undefined
 
-FIGURES = ("matrix", "curves", "forgetting", "retention", "representation", "cost")
+FIGURES = ("matrix", "curves", "forgetting", "retention", "representation", "rotations", "cost")
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from everclip.config import EvaluationConfig
+from everclip.evaluation import disorder
 from everclip.evaluation import representation as p
 
 
@@ -63,10 +64,14 @@ def test_unbiased_cka_is_unbiased() -> None:
 
 def test_identity() -> None:
     x, y = cloud(60, 8), cloud(60, 8, seed=1)
-    values = p.measure(x, y, (x, y))
+    values = p.measure(x, y, (x, y), (x, y))
+    for since in ("", "_since_last"):
+        for side in ("image", "text"):
+            assert values[f"{side}_rotation{since}_deg"] == 0
+            assert values[f"{side}_self_angle_change{since}_deg"] == 0
+        assert values[f"pair_angle_change{since}_deg"] == 0
+        assert values[f"procrustes_deviation{since}"] == pytest.approx(0, abs=1e-9)
     for side in ("image", "text"):
-        assert values[f"{side}_rotation_deg"] == 0
-        assert values[f"{side}_self_angle_change_deg"] == 0
         for name in ("cka", "cka_unbiased", "rsa_pearson", "rsa_spearman"):
             assert values[f"{side}_{name}"] == pytest.approx(1, abs=1e-12)
     assert p.modality_gap(x, x) == 0
@@ -149,7 +154,7 @@ def test_subsamples_are_seeded_and_recorded() -> None:
 
 def test_names_are_stable() -> None:
     x = cloud(20, 4)
-    without, with_start = p.measure(x, x), p.measure(x, x, (x, x))
+    without, with_start = p.measure(x, x), p.measure(x, x, (x, x), (x, x))
     assert without.keys() == with_start.keys()
     assert all(value is not None for value in with_start.values())
     assert without["image_rotation_deg"] is None
@@ -244,33 +249,46 @@ def test_each_metric_names_itself_where_it_is_undefined_or_refuses(name: str) ->
 
 def test_a_row_is_what_each_metric_says_with_the_same_sample() -> None:
     images, texts, old_images, old_texts = (cloud(60, 5, seed) for seed in range(4))
-    found = p.measure(images, texts, (old_images, old_texts), sample=20, seed=3)
+    last_images, last_texts = cloud(20, 5, 4), cloud(20, 5, 5)
+    found = p.measure(images, texts, (old_images, old_texts), (last_images, last_texts), sample=20, seed=3)
     part: dict[str, Any] = {"sample": 20, "seed": 3}
+    rows = p.probe_rows(60, 20, 3)
+    then, now = (old_images[rows], old_texts[rows]), (images[rows], texts[rows])
+    last = last_images, last_texts
     expected = {
         "rows": 60,
         "pairwise_rows": 20,
         "modality_gap": p.modality_gap(images, texts),
         "alignment": p.alignment(images, texts),
+        "pair_angle_change_deg": disorder.pair_angle_change(then, now),
+        "pair_angle_change_since_last_deg": disorder.pair_angle_change(last, now),
+        "procrustes_deviation": disorder.procrustes_deviation(then, now),
+        "procrustes_deviation_since_last": disorder.procrustes_deviation(last, now),
     }
-    for side, now, old in (("image", images, old_images), ("text", texts, old_texts)):
-        angles = p.rotation_angles(old, now)
+    for index, (side, whole, old) in enumerate((("image", images, old_images), ("text", texts, old_texts))):
+        angles, recent = p.rotation_angles(old, whole), p.rotation_angles(last[index], now[index])
         assert angles is not None
+        assert recent is not None
         expected |= {
-            f"{side}_uniformity": p.uniformity(now, **part),
-            f"{side}_effective_rank": p.effective_rank(now),
-            f"{side}_participation_ratio": p.participation_ratio(now),
+            f"{side}_rotation_since_last_deg": float(recent.mean()),
+            f"{side}_self_angle_change_since_last_deg": p.mean_self_angle_change(last[index], now[index]),
+            f"{side}_uniformity": p.uniformity(whole, **part),
+            f"{side}_effective_rank": p.effective_rank(whole),
+            f"{side}_participation_ratio": p.participation_ratio(whole),
             f"{side}_rotation_deg": float(angles.mean()),
-            f"{side}_self_angle_change_deg": p.mean_self_angle_change(old, now, **part),
-            f"{side}_cka": p.linear_cka(old, now),
-            f"{side}_cka_unbiased": p.unbiased_cka(old, now),
-            f"{side}_rsa_pearson": p.rsa_pearson(old, now, **part),
-            f"{side}_rsa_spearman": p.rsa_spearman(old, now, **part),
+            f"{side}_self_angle_change_deg": p.mean_self_angle_change(old, whole, **part),
+            f"{side}_cka": p.linear_cka(old, whole),
+            f"{side}_cka_unbiased": p.unbiased_cka(old, whole),
+            f"{side}_rsa_pearson": p.rsa_pearson(old, whole, **part),
+            f"{side}_rsa_spearman": p.rsa_spearman(old, whole, **part),
         }
     assert found == expected
-    whole = p.measure(images, texts, (old_images, old_texts), sample=None)
+    everything = p.measure(images, texts, (old_images, old_texts), sample=None)
     sampled = ("uniformity", "self_angle_change_deg", "rsa_pearson", "rsa_spearman")
     assert all(
-        whole[f"{side}_{name}"] != found[f"{side}_{name}"] for side in ("image", "text") for name in sampled
+        everything[f"{side}_{name}"] != found[f"{side}_{name}"]
+        for side in ("image", "text")
+        for name in sampled
     )
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from everclip.config import RunConfig
 from everclip.data.sampling.order import unit_hash
-from everclip.evaluation import representation
+from everclip.evaluation import disorder, representation
 from everclip.evaluation.assemble import add_answers
 from everclip.evaluation.confusions import confusions_file, to_json
 from everclip.evaluation.results import Example, Row
@@ -25,6 +25,7 @@ from everclip.files import optional_write, write_bytes_atomic, write_text_atomic
 from everclip.interfaces import MeasuredScenario, Predictor
 
 THUMBNAIL = 128
+SIDES = ("images", "texts")
 
 
 class RowRecorder:
@@ -77,6 +78,7 @@ class RowRecorder:
             The row, and the examples with this row's answers added.
         """
         scores = self._scorer.row(method, learned, tick)
+        space, moved = self._space(index, scores)
         row = Row(
             index=index,
             task=task,
@@ -85,7 +87,8 @@ class RowRecorder:
             samples=progress[1],
             scores=scores.scores,
             per_class=scores.per_class,
-            representation=self._representation(index, scores),
+            representation=space,
+            rotations=moved,
             ambiguous=scores.ambiguous,
             routes=scores.routes,
             experts=scores.experts,
@@ -101,27 +104,59 @@ class RowRecorder:
                 self._write_images()
         return row, add_answers(examples or self._new_examples(), index, scores.answers, self._chosen)
 
-    def _representation(self, index: int, scores: RowScores) -> dict[str, float | None]:
-        """Measure the embedding space on the known retrieval sets, or on all retrieval sets if none is known."""
+    def _space(self, index: int, scores: RowScores) -> tuple[dict[str, float | None], dict[str, list[int]]]:
+        """Measure the embedding space on the known retrieval sets, or on all retrieval sets if none is known.
+
+        Returns:
+            The metrics, and how far items moved since the row before; both empty without retrieval sets.
+        """
         sets = [s for s in self._scenario.eval_sets if s.kind == "retrieval"]
         of_tasks = {s.name for s in sets if s.group in ("task", "everything") or s.task is not None}
         names = [s.name for s in sets if s.name not in of_tasks] or [s.name for s in sets]
         if not names:
-            return {}
+            return {}, {}
         images, texts = (torch.cat([scores.features[name][side] for name in names]) for side in (0, 1))
-        file = self._path / "rows" / "000.features.safetensors"
-        before = None
-        if index > 0:
-            first = _read_features(file)
-            before = None if first is None else (first["images"], first["texts"])
-        elif self._writes:
-            write_bytes_atomic(file, save({"images": images.contiguous(), "texts": texts.contiguous()}))
+        now = {"images": images, "texts": texts}
+        rows = representation.probe_rows(len(images), self._settings.representation_samples, self._seed)
+        probes = {name: features[rows.to(features.device)] for name, features in now.items()}
+        first = _read_features(self._features_file(0)) if index > 0 else None
+        last = self._last(index, first, rows)
+        if self._writes:
+            # All items of row 0, which later runs may compare with; of later rows only those that are compared.
+            kept = now if index == 0 else {**probes, "rows": rows}
+            write_bytes_atomic(self._features_file(index), save({k: v.contiguous() for k, v in kept.items()}))
         with warnings.catch_warnings():
             # A null in the result already shows that a metric is undefined on a small set.
             warnings.simplefilter("ignore", RuntimeWarning)
-            return representation.measure(
-                images, texts, before, sample=self._settings.representation_samples, seed=self._seed
+            values = representation.measure(
+                images,
+                texts,
+                None if first is None else _pair(first),
+                None if last is None else _pair(last),
+                sample=self._settings.representation_samples,
+                seed=self._seed,
             )
+            moved = {s: disorder.rotation_histogram(last[s], probes[s]) for s in SIDES if last is not None}
+        return values, moved
+
+    def _last(
+        self, index: int, first: dict[str, torch.Tensor] | None, rows: torch.Tensor
+    ) -> dict[str, torch.Tensor] | None:
+        """Return the features of these items at the row before; `None` if they are unknown.
+
+        Args:
+            index: the row.
+            first: the features of row 0.
+            rows: the positions of the items.
+        """
+        if index == 1:
+            return None if first is None else {side: first[side][rows] for side in SIDES}
+        last = _read_features(self._features_file(index - 1)) if index > 1 else None
+        # After an extension by new sets, the row before may have been measured on other items.
+        return last if last is not None and torch.equal(last["rows"], rows) else None
+
+    def _features_file(self, index: int) -> Path:
+        return self._path / "rows" / f"{index:03d}.features.safetensors"
 
     def with_old_answers(self, examples: Sequence[Example]) -> list[Example]:
         """Return the examples of an extended scenario; images that were examples before keep their answers."""
@@ -131,14 +166,15 @@ class RowRecorder:
         ]
 
     def missing_features(self, index: int) -> list[str]:
-        """Return a message if the features of row 0 are missing: without them nothing can be compared with it."""
-        file = self._path / "rows" / "000.features.safetensors"
-        missing = (
-            index > 0
-            and any(s.kind == "retrieval" for s in self._scenario.eval_sets)
-            and _read_features(file) is None
-        )
-        return [f"{file} is missing or damaged: changes against row 0 are null"] if missing else []
+        """Return messages if the features of row 0 or of the row before are missing, which a row is compared with."""
+        if all(s.kind != "retrieval" for s in self._scenario.eval_sets):
+            return []
+        compared = {0: "row 0", index - 1: "the row before"} if index > 1 else {0: "row 0"} if index else {}
+        return [
+            f"{file} is missing or damaged: changes against {name} are null"
+            for row, name in compared.items()
+            if _read_features(file := self._features_file(row)) is None
+        ]
 
     def _chosen_items(self) -> list[tuple[Any, int]]:
         by_name = {s.name: s for s in self._scenario.eval_sets}
@@ -168,6 +204,10 @@ class RowRecorder:
             path = self._path / example.picture
             with optional_write(path, "the report shows no examples"):
                 write_bytes_atomic(path, file.getvalue())
+
+
+def _pair(features: dict[str, torch.Tensor]) -> representation.Pairs:
+    return features["images"], features["texts"]
 
 
 def _read_features(file: Path) -> dict[str, torch.Tensor] | None:

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from everclip.metrics import metrics
 
+Pairs = tuple[Tensor, Tensor]
+"""Images and texts `(N, D)`; row i of both is a matching pair."""
+
 _BLOCK = 1024  # rows of a cosine matrix held at once
 _CONSTANT = 1e-28  # cosines of smaller variance are equal up to rounding in float64
 _FLAT = 1e-20  # unit rows with a smaller mean squared distance from their centre are equal up to rounding
@@ -28,33 +31,69 @@ _FLAT = 1e-20  # unit rows with a smaller mean squared distance from their centr
 class Space:
     """The embeddings `(N, D)` of images or texts now, and of the same items at row 0 if they are known.
 
-    `sample` and `seed` choose the rows of metrics over pairs of items: see `probe_rows`.
+    `sample` and `seed` choose the rows of metrics over pairs of items: see `probe_rows`. `last` are the embeddings of
+    these rows at the row before, if they are known.
     """
 
     now: Tensor
     before: Tensor | None
     sample: int | None
     seed: int
+    last: Tensor | None = None
+
+    def probes(self, features: Tensor) -> Tensor:
+        """Return the rows of metrics over pairs of items."""
+        return _probe(features, self.sample, self.seed)
+
+    @property
+    def since_last(self) -> tuple[Tensor, Tensor] | None:
+        """The embeddings of these rows at the row before, and now."""
+        return None if self.last is None else (self.last, self.probes(self.now))
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """The embeddings `(N, D)` of images and texts; row i of both is a matching pair."""
+    """The spaces of images and texts; row i of both is a matching pair."""
 
-    images: Tensor
-    texts: Tensor
+    image: Space
+    text: Space
+
+    @property
+    def images(self) -> Tensor:
+        """The embeddings of the images `(N, D)` now."""
+        return self.image.now
+
+    @property
+    def texts(self) -> Tensor:
+        """The embeddings of the texts `(N, D)` now."""
+        return self.text.now
+
+    @property
+    def since_start(self) -> tuple[Pairs, Pairs] | None:
+        """The rows of metrics over pairs of items, images and texts, at row 0 and now; `None` if not known."""
+        old = [space.before for space in (self.image, self.text)]
+        if old[0] is None or old[1] is None:
+            return None
+        probes = self.image.probes
+        return (probes(old[0]), probes(old[1])), (probes(self.images), probes(self.texts))
+
+    @property
+    def since_last(self) -> tuple[Pairs, Pairs] | None:
+        """The same at the row before and now."""
+        image, text = self.image.since_last, self.text.since_last
+        return None if image is None or text is None else ((image[0], text[0]), (image[1], text[1]))
 
 
 def modality_gap(images: Tensor, texts: Tensor) -> float | None:
     """Return `|| mean(X) - mean(Y) ||_2` of `(N, D)` and `(M, D)` features (Liang et al., arXiv 2203.02053)."""
-    pair = _units("modality_gap", images, texts)
+    pair = unit_rows("modality_gap", images, texts)
     return None if pair is None else float((pair[0].mean(dim=0) - pair[1].mean(dim=0)).norm())
 
 
 def alignment(images: Tensor, texts: Tensor, alpha: float = 2.0) -> float | None:
     """Return `mean_i || x_i - y_i ||_2^alpha` of matching rows (Wang and Isola, arXiv 2005.10242); 0 is perfect."""
-    _check_pairs(images, texts)
-    pair = _units("alignment", images, texts)
+    check_pairs(images, texts)
+    pair = unit_rows("alignment", images, texts)
     return None if pair is None else float((pair[0] - pair[1]).norm(dim=1).pow(alpha).mean())
 
 
@@ -67,21 +106,21 @@ def uniformity(features: Tensor, t: float = 2.0, sample: int | None = None, seed
         sample: the most rows to use, chosen by `probe_rows`; `None` uses all, in blocks.
         seed: of the subsample.
     """
-    units = _units("uniformity", _probe(features, sample, seed), least=2)
+    units = unit_rows("uniformity", _probe(features, sample, seed), least=2)
     if units is None:
         return None
     x, pairs = units[0], len(units[0]) * (len(units[0]) - 1) // 2
     total = sum(float(torch.exp(-t * (2 - 2 * part).clamp(min=0)).sum()) for (part,) in _cosine_pairs(x))
     if total == 0:
-        _undefined("uniformity", f"exp underflows at t = {t}")
+        undefined("uniformity", f"exp underflows at t = {t}")
         return None
     return math.log(total / pairs)
 
 
 def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
     """Return the angle `(N,)` in degrees between old and new embedding of each item (Mod-X, arXiv 2305.07437)."""
-    _check_pairs(before, after, width=True)
-    pair = _units("rotation_angles", before, after)
+    check_pairs(before, after, width=True)
+    pair = unit_rows("rotation_angles", before, after)
     if pair is None:
         return None
     x, y = pair
@@ -91,8 +130,8 @@ def rotation_angles(before: Tensor, after: Tensor) -> Tensor | None:
 
 def self_angle_change(before: Tensor, after: Tensor) -> Tensor | None:
     """Return `| arccos(x_i.x_j) after - before |`, `(N, N)` in degrees (Mod-X, arXiv 2305.07437). Needs N^2 memory."""
-    _check_pairs(before, after)
-    pair = _units("self_angle_change", before, after)
+    check_pairs(before, after)
+    pair = unit_rows("self_angle_change", before, after)
     if pair is None:
         return None
     angles = [torch.rad2deg(torch.arccos((x @ x.T).clamp(-1, 1))) for x in pair]
@@ -104,9 +143,9 @@ def mean_self_angle_change(
     before: Tensor, after: Tensor, sample: int | None = None, seed: int = 0
 ) -> float | None:
     """Return the mean of `self_angle_change` over pairs `i < j`, in degrees, computed block by block."""
-    _check_pairs(before, after)
+    check_pairs(before, after)
     probes = _probe(before, sample, seed), _probe(after, sample, seed)
-    pair = _units("mean_self_angle_change", *probes, least=2)
+    pair = unit_rows("mean_self_angle_change", *probes, least=2)
     if pair is None:
         return None
     total, count = 0.0, 0
@@ -122,13 +161,13 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
     Widths may differ. Biased upwards unless N is much larger than D (random features with N = D give about 0.5):
     use `unbiased_cka` then.
     """
-    _check_pairs(x, y)
-    pair = _units("linear_cka", x, y, least=2)
+    check_pairs(x, y)
+    pair = unit_rows("linear_cka", x, y, least=2)
     if pair is None:
         return None
     a, b = (rows - rows.mean(dim=0) for rows in pair)
     if _flat(a) or _flat(b):
-        _undefined("linear_cka", "all rows are the same")
+        undefined("linear_cka", "all rows are the same")
         return None
     return float((b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm()))
 
@@ -139,16 +178,16 @@ def unbiased_cka(x: Tensor, y: Tensor) -> float | None:
     `HSIC_1(K, L) = [ tr(KL) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'KL1 ] / ( n(n-3) )`, where K and L have a zero
     diagonal. Computed from `D x D` products, without an `N x N` matrix. Needs 4 rows.
     """
-    _check_pairs(x, y)
-    pair = _units("unbiased_cka", x, y, least=4)
+    check_pairs(x, y)
+    pair = unit_rows("unbiased_cka", x, y, least=4)
     if pair is None:
         return None
     if any(_flat(rows - rows.mean(dim=0)) for rows in pair):
-        _undefined("unbiased_cka", "all rows are the same")
+        undefined("unbiased_cka", "all rows are the same")
         return None
     cross, own_x, own_y = (_hsic(a, b) for a, b in (pair, (pair[0], pair[0]), (pair[1], pair[1])))
     if own_x <= 0 or own_y <= 0:
-        _undefined("unbiased_cka", "a space has no unbiased variance")
+        undefined("unbiased_cka", "a space has no unbiased variance")
         return None
     return cross / math.sqrt(own_x * own_y)
 
@@ -203,7 +242,8 @@ def probe_rows(n: int, sample: int | None, seed: int) -> Tensor:
 def measure(
     images: Tensor,
     texts: Tensor,
-    before: tuple[Tensor, Tensor] | None = None,
+    before: Pairs | None = None,
+    last: Pairs | None = None,
     *,
     sample: int | None = 2000,
     seed: int = 0,
@@ -214,6 +254,7 @@ def measure(
         images: `(N, D)` features.
         texts: `(N, D)` features; row i of images and texts is a matching pair.
         before: images and texts of row 0, the same items in the same order. Without it, comparisons are `None`.
+        last: images and texts of the row before, only those of `probe_rows`. Without it, comparisons are `None`.
         sample: the most rows that pairwise metrics use; recorded as `pairwise_rows`.
         seed: the seed of that subsample.
 
@@ -228,19 +269,25 @@ def measure(
         "rows": float(len(images)),
         "pairwise_rows": float(len(probe_rows(len(images), sample, seed))),
     }
-    spaces = Spaces(images, texts)
+    image, text = (
+        Space(now, old, sample, seed, recent)
+        for now, old, recent in zip(
+            (images, texts), before or (None, None), last or (None, None), strict=True
+        )
+    )
+    spaces = Spaces(image, text)
     values |= {name: entry.function(spaces) for name, entry in metrics("spaces").items()}
-    for index, (side, now) in enumerate((("image", images), ("text", texts))):
-        space = Space(now, None if before is None else before[index], sample, seed)
+    for side, space in (("image", image), ("text", text)):
         values |= {f"{side}_{name}": entry.function(space) for name, entry in metrics("space").items()}
     return values
 
 
-def _undefined(metric: str, reason: str) -> None:
+def undefined(metric: str, reason: str) -> None:
+    """Warn that a metric is undefined, and why."""
     warnings.warn(f"{metric} is undefined: {reason}", RuntimeWarning, stacklevel=3)
 
 
-def _units(metric: str, *features: Tensor, least: int = 1) -> tuple[Tensor, ...] | None:
+def unit_rows(metric: str, *features: Tensor, least: int = 1) -> tuple[Tensor, ...] | None:
     """Return unit rows in float64; `None` with a warning for a degenerate input."""
     units: list[Tensor] = []
     for rows in features:
@@ -250,20 +297,21 @@ def _units(metric: str, *features: Tensor, least: int = 1) -> tuple[Tensor, ...]
         if bool(bad.any()):
             raise ValueError(f"{metric}: row {int(bad.int().argmax())} has a feature that is not finite")
         if len(rows) < least:
-            _undefined(metric, f"{len(rows)} rows, at least {least} are needed")
+            undefined(metric, f"{len(rows)} rows, at least {least} are needed")
             return None
         # MPS has no float64.
         where = torch.device("cpu") if rows.device.type == "mps" else rows.device
         exact = rows.detach().to(where).double()
         norms = exact.norm(dim=1, keepdim=True)
         if bool((norms == 0).any()):
-            _undefined(metric, f"row {int((norms == 0).int().argmax())} is zero")
+            undefined(metric, f"row {int((norms == 0).int().argmax())} is zero")
             return None
         units.append(exact / norms)
     return tuple(units)
 
 
-def _check_pairs(x: Tensor, y: Tensor, width: bool = False) -> None:
+def check_pairs(x: Tensor, y: Tensor, width: bool = False) -> None:
+    """Raise `ValueError` unless the features have as many rows and, if asked, the same width."""
     if len(x) != len(y) or (width and x.shape != y.shape):
         raise ValueError(f"rows must match: {tuple(x.shape)} and {tuple(y.shape)}")
 
@@ -286,12 +334,12 @@ def _flat(centred: Tensor) -> bool:
 
 
 def _centred(metric: str, features: Tensor) -> Tensor | None:
-    units = _units(metric, features, least=2)
+    units = unit_rows(metric, features, least=2)
     if units is None:
         return None
     centred = units[0] - units[0].mean(dim=0)
     if _flat(centred):
-        _undefined(metric, "all rows are the same")
+        undefined(metric, "all rows are the same")
         return None
     return centred
 
@@ -308,8 +356,8 @@ def _hsic(x: Tensor, y: Tensor) -> float:
 def _triangles(
     metric: str, x: Tensor, y: Tensor, sample: int | None, seed: int
 ) -> tuple[Tensor, Tensor] | None:
-    _check_pairs(x, y)
-    pair = _units(metric, _probe(x, sample, seed), _probe(y, sample, seed), least=3)
+    check_pairs(x, y)
+    pair = unit_rows(metric, _probe(x, sample, seed), _probe(y, sample, seed), least=3)
     if pair is None:
         return None
     parts = list(_cosine_pairs(*pair))
@@ -320,7 +368,7 @@ def _correlation(metric: str, a: Tensor, b: Tensor) -> float | None:
     a, b = a - a.mean(), b - b.mean()
     # Check each one: the product of a constant and a large variance would pass, and correlate rounding errors.
     if min(float(a.square().mean()), float(b.square().mean())) <= _CONSTANT:
-        _undefined(metric, "all cosines are the same")
+        undefined(metric, "all cosines are the same")
         return None
     return float(a @ b / (a.norm() * b.norm()))
 

@@ -82,9 +82,10 @@ class Row(Part):
     `index` 0 is before training; `task` is the index of the task just learned (null for row 0 and for a method that
     learns everything at once). Scores are `scores[column][protocol][metric]`. `step` and `samples` count from the start
     of the run. `ambiguous[column]` counts items whose two best scores differ by less than 1e-5. For methods that route
-    images, `routes[column][route]` counts the images and `experts[column]` the choices of experts. In a stream that is
-    seen once, `at` says what the row is: one of those `every` n samples, the end of a `part`, or both; `samples` counts
-    those of the stream, not those of steps.
+    images, `routes[column][route]` counts the images and `experts[column]` the choices of experts. `rotations[side]`
+    counts images and texts by the angle that their embeddings moved since the row before, in bins of 5 degrees. In a
+    stream that is seen once, `at` says what the row is: one of those `every` n samples, the end of a `part`, or both;
+    `samples` counts those of the stream, not those of steps.
     """
 
     index: int
@@ -95,6 +96,7 @@ class Row(Part):
     scores: dict[str, dict[str, dict[str, Score]]]
     per_class: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     representation: dict[str, float | None] = Field(default_factory=dict)
+    rotations: dict[str, list[int]] = Field(default_factory=dict)
     ambiguous: dict[str, int] = Field(default_factory=dict)
     routes: dict[str, dict[str, int]] = Field(default_factory=dict)
     experts: dict[str, Experts] = Field(default_factory=dict)

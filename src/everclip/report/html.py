@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import classes, figures, look, old_and_new, routing, sections
+from everclip.report import classes, figures, look, old_and_new, rotations, routing, sections
 from everclip.report.canvas import Drawing
 from everclip.report.events import events
 from everclip.report.reproduce import command
@@ -26,6 +26,7 @@ FIGURES = (
     "forgetting",
     "retention",
     "representation",
+    "rotations",
     "routes",
     "experts",
     "cost",
@@ -115,6 +116,7 @@ def _figures(run: Run) -> dict[str, Any]:
     lost, kept = sections.forgetting_per_task(run), sections.changes_since_start(run)
     panels, curves = figures.curves(run)
     spaces, representation = figures.representation(run)
+    moved = rotations.figure(run)
     matrix = figures.matrix(run)
     forgetting = figures.changes("forgetting", lost, "points against the best earlier row", _alt(lost))
     retention = figures.changes("retention", kept, "points against row 0", _alt(kept))
@@ -125,6 +127,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "together_figure": together,
         "panels": panels,
         "spaces": spaces,
+        "rotations": moved,
         "forgetting": forgetting,
         "forgetting_rows": sections.change_rows(lost),
         "why_no_forgetting": "" if lost else sections.why_no_forgetting(run),
@@ -142,6 +145,7 @@ def _figures(run: Run) -> dict[str, Any]:
             forgetting,
             retention,
             representation,
+            moved,
             routes,
             all_experts,
             seconds,

@@ -1,8 +1,8 @@
 """Metrics of the embedding space.
 
-A function of kind `space` takes `Space`, the embeddings of images or texts now and at row 0; results name its values
-`image_NAME` and `text_NAME`. A function of kind `spaces` takes `Spaces`, the embeddings of matching images and texts.
-Both return a number, or `None` if it is undefined. A comparison with row 0 is undefined at row 0.
+A function of kind `space` takes `Space`, the embeddings of images or texts now, at row 0 and at the row before; results
+name its values `image_NAME` and `text_NAME`. A function of kind `spaces` takes `Spaces`, those of matching images and
+texts. Both return a number, or `None` if it is undefined. Comparisons with another row are undefined at row 0.
 """
 
 from __future__ import annotations
@@ -120,6 +120,101 @@ def self_angle_change_deg(space: Space) -> float | None:
     if space.before is None:
         return None
     return representation.mean_self_angle_change(space.before, space.now, space.sample, space.seed)
+
+
+@_space(
+    "rotation_since_last_deg",
+    label="Rotation since the last row",
+    meaning="Mean angle between an item's embeddings at the row before and now.",
+    formula="mean arccos(x_last · x_new)",
+    unit="degrees",
+)
+def rotation_since_last_deg(space: Space) -> float | None:
+    """Return the rotation of Mod-X (arXiv 2305.07437) from one row to the next."""
+    from everclip.evaluation import representation
+
+    pair = space.since_last
+    angles = None if pair is None else representation.rotation_angles(*pair)
+    return None if angles is None else float(angles.mean())
+
+
+@_space(
+    "self_angle_change_since_last_deg",
+    label="Self-angle change since the last row",
+    meaning="Mean change of the angle between two items since the row before.",
+    formula="mean_{i<j} |arccos(x_i · x_j) now − at the row before|",
+    unit="degrees",
+)
+def self_angle_change_since_last_deg(space: Space) -> float | None:
+    """Return the self-angle change of Mod-X (arXiv 2305.07437) from one row to the next."""
+    from everclip.evaluation import representation
+
+    pair = space.since_last
+    return None if pair is None else representation.mean_self_angle_change(*pair)
+
+
+@_spaces(
+    "pair_angle_change_deg",
+    label="Pair-angle change",
+    meaning="Mean change of the angle between an image and its text since row 0; 0 if both spaces turn together.",
+    formula="mean_i |arccos(x_i · y_i) now − at row 0|",
+    unit="degrees",
+    higher_is_better=False,
+    shown=42,
+)
+def pair_angle_change_deg(spaces: Spaces) -> float | None:
+    """Return the inter-modal deviation of Mod-X (arXiv 2305.07437), as the change of pair angles."""
+    from everclip.evaluation import disorder
+
+    pairs = spaces.since_start
+    return None if pairs is None else disorder.pair_angle_change(*pairs)
+
+
+@_spaces(
+    "pair_angle_change_since_last_deg",
+    label="Pair-angle change since the last row",
+    meaning="Mean change of the angle between an image and its text since the row before.",
+    formula="mean_i |arccos(x_i · y_i) now − at the row before|",
+    unit="degrees",
+    higher_is_better=False,
+)
+def pair_angle_change_since_last_deg(spaces: Spaces) -> float | None:
+    """Return the inter-modal deviation of Mod-X (arXiv 2305.07437) from one row to the next."""
+    from everclip.evaluation import disorder
+
+    pairs = spaces.since_last
+    return None if pairs is None else disorder.pair_angle_change(*pairs)
+
+
+@_spaces(
+    "procrustes_deviation",
+    label="Deviation of rotations",
+    meaning="Difference between the best rotations of images and of texts since row 0; 0 if both spaces turn together.",
+    formula="‖R_x − R_y‖_F, R = argmin ‖Z_old R − Z_new‖_F over orthogonal R",
+    higher_is_better=False,
+    shown=44,
+)
+def procrustes_deviation(spaces: Spaces) -> float | None:
+    """Return the inter-modal deviation of Mod-X (arXiv 2305.07437), as the difference of two rotations."""
+    from everclip.evaluation import disorder
+
+    pairs = spaces.since_start
+    return None if pairs is None else disorder.procrustes_deviation(*pairs)
+
+
+@_spaces(
+    "procrustes_deviation_since_last",
+    label="Deviation of rotations since the last row",
+    meaning="Difference between the best rotations of images and of texts since the row before.",
+    formula="‖R_x − R_y‖_F, R = argmin ‖Z_last R − Z_new‖_F over orthogonal R",
+    higher_is_better=False,
+)
+def procrustes_deviation_since_last(spaces: Spaces) -> float | None:
+    """Return the inter-modal deviation of Mod-X (arXiv 2305.07437) from one row to the next."""
+    from everclip.evaluation import disorder
+
+    pairs = spaces.since_last
+    return None if pairs is None else disorder.procrustes_deviation(*pairs)
 
 
 @_space(
