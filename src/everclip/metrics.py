@@ -40,7 +40,9 @@ Sets = Literal["task", "known", "retention", "old", "new", "everything"]
 """The evaluation sets that a metric of a stream reads: a group of columns under the headline's protocol, or a part of
 the sets that are scored together (`everclip.evaluation.old_and_new`)."""
 
-Need = Literal["rows", "matrix", "two tasks", "tasks", "known", "retention", "together", "fixed answers"]
+Need = Literal[
+    "rows", "matrix", "two tasks", "tasks", "known", "retention", "together", "fixed answers", "seen once"
+]
 """What a stream must have so that a metric is defined; `everclip.report.undefined` says in words what is missing."""
 
 PACKAGE = "everclip.evaluation.metrics"

@@ -1,5 +1,6 @@
 """Every metric against stored numbers: toys of the specification, published matrices, reference scripts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 
 from everclip.evaluation import disorder, representation, retrieval, statistics
 from everclip.evaluation.assemble import flat_metrics
-from everclip.evaluation.cells import mean
+from everclip.evaluation.cells import Cells, mean, metric_value
 from everclip.evaluation.measurements import Measurements
 from everclip.evaluation.results import Column, Row, Score
+from everclip.metrics import get
 from matrices import of, summary
 
 HERE = Path(__file__).parent
@@ -117,6 +119,19 @@ def test_online_metrics() -> None:
     found = stage_metrics(stored["task_end_acc"].tolist())
     assert found["stage_average"] == pytest.approx(float(stored["A_avg"]))
     assert found["stage_last"] == pytest.approx(float(stored["A_last"]))
+    periodic, ends = stored["periodic_test_acc"].tolist(), stored["task_end_acc"].tolist()
+    at = [(), *[("every",)] * len(periodic), *[("part",)] * len(ends)]
+    rows = [[value] for value in (*periodic, *ends)]
+    classes = np.full((len(at), 8), np.nan)
+    classes[-len(ends) :] = stored["class_acc_per_task"]
+    cells = replace(Cells.of([None], rows), at=tuple(at), classes=classes)
+    cells = replace(cells, learned=np.ones_like(cells.learned))
+    for name in ("A_auc", "A_avg", "A_last", "F_last"):
+        assert metric_value(get(name.lower(), "stream"), cells) == pytest.approx(float(stored[name]))
+    # Without a row every n samples, or with one end of a part, there is nothing to average or to forget.
+    no_rows = replace(cells, at=(*[()] * len(at[:-1]), ("part",)))
+    assert [metric_value(get(n, "stream"), no_rows) for n in ("a_auc", "f_last")] == [None, None]
+    assert metric_value(get("a_auc", "stream"), replace(cells, at=())) is None
 
 
 def test_retrieval_toy() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,16 @@ class Cells:
         samples: `(R, C)`, the number of items behind each score.
         learned: `(R, C)` bool: whether the set counts at that row, because its task was learned by then.
         growing: whether the label space grows from row to row, so that no row can be compared with row 0.
+        at: of a stream that is seen once, per row `every`, `part`, both or neither (`everclip.evaluation.results.Row`).
+        classes: `(R, K)`, the accuracy of each class of such a stream; NaN means that it was not measured.
     """
 
     scores: Array
     samples: NDArray[np.int64]
     learned: NDArray[np.bool_]
     growing: bool = False
+    at: tuple[tuple[str, ...], ...] = ()
+    classes: Array | None = None
 
     @classmethod
     def of(
@@ -97,11 +101,13 @@ class Cells:
     def up_to(self, row: int) -> Cells:
         """Return the cells of the rows up to and including `row`."""
         part = slice(0, row + 1)
-        return Cells(self.scores[..., part, :], self.samples[part], self.learned[part], self.growing)
+        classes = None if self.classes is None else self.classes[part]
+        scores, samples, learned = self.scores[..., part, :], self.samples[part], self.learned[part]
+        return Cells(scores, samples, learned, self.growing, self.at[part], classes)
 
     def with_scores(self, scores: Array) -> Cells:
         """Return the same sets and rows with other scores, `(..., R, C)`."""
-        return Cells(scores, self.samples, self.learned, self.growing)
+        return replace(self, scores=scores)
 
 
 def unmet(metric: Metric, cells: Cells) -> Need | None:
@@ -112,6 +118,7 @@ def unmet(metric: Metric, cells: Cells) -> Need | None:
         "matrix": rows != sets or not sets,
         "two tasks": sets < 2,
         "fixed answers": cells.growing,
+        "seen once": not any(cells.at),
     }
     return next((need for need in metric.needs if lacks.get(need, not sets)), None)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from everclip.evaluation.cells import Cells, metric_value
+import numpy as np
+
+from everclip.evaluation.cells import Array, Cells, metric_value
 from everclip.evaluation.headline import metric_of
 from everclip.evaluation.old_and_new import OldAndNew, old_and_new
 from everclip.evaluation.results import Column, Results, Row, Score
@@ -102,13 +105,32 @@ class Measurements:
                 scored = pooled.columns(OLD_AND_NEW[sets], learned)
                 samples.append([score.n if score else 0 for score in scores])
                 counted.append([column in scored for column in chosen])
-        return Cells.of(table[0], table[1:], samples, counted, pooled is not None and pooled.grows)
+        cells = Cells.of(table[0], table[1:], samples, counted, pooled is not None and pooled.grows)
+        if not any(row.at for row in self.rows):
+            return cells
+        return replace(cells, at=tuple(tuple(row.at) for row in self.rows), classes=self._per_class(chosen))
+
+    def _per_class(self, columns: Sequence[Column]) -> Array:
+        """Return the accuracy of each class of the columns at every row `(R, K)`; NaN where it is not measured."""
+        names = {column.name for column in columns}
+        of_rows = [
+            {f"{name}/{key}": value for name in names for key, value in row.per_class.get(name, {}).items()}
+            for row in self.rows
+        ]
+        keys = sorted({key for of_row in of_rows for key in of_row})
+        values = [[of_row.get(key) for key in keys] for of_row in of_rows]
+        table = [[math.nan if value is None else value for value in row] for row in values]
+        return np.array(table, dtype=np.float64).reshape(len(self.rows), len(keys))
 
     def values(self, *sets: Sets) -> dict[str, float | None]:
-        """Return all metrics of these sets at the last row by name; `None` if undefined."""
+        """Return all metrics of these sets at the last row by name; `None` if undefined.
+
+        Metrics of a stream that is seen once are left out for other streams.
+        """
         cells = {name: self.cells(name) for name in sets}
+        once = any(row.at for row in self.rows)
         return {
             name: metric_value(entry, cells[entry.sets])
             for name, entry in metrics("stream").items()
-            if entry.sets in cells
+            if entry.sets in cells and (once or "seen once" not in entry.needs)
         }

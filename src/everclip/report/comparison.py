@@ -134,6 +134,11 @@ def candidates(values: Sequence[Mapping[str, Value | None]], run: Run) -> tuple[
     # If tasks are not scored before they are learned, the stage metrics replace those that need these scores.
     staged = has("stage_average") and not has("average")
     left_out = ["average", "transfer"] if staged else ["stage_average", "stage_last"]
+    once = [entry.key for entry in metrics("stream").values() if "seen once" in entry.needs]
+    if run.results.online is None:
+        left_out += once
+    else:
+        left_out = ["average", "transfer", "stage_average", "stage_last", "forgetting", "new"]
     how = run.together
     if isinstance(how, str) or how.protocol == run.results.headline["protocol"]:
         left_out += AMONG_ALL

@@ -61,7 +61,9 @@ def matrix(run: Run) -> Drawing:
 
 
 def positions(run: Run) -> list[int]:
-    """Return the position of each row on the time axis: the number of tasks learned."""
+    """Return the position of each row on the time axis: the tasks learned, or the samples of a stream seen once."""
+    if run.results.online is not None:
+        return [row.samples for row in run.results.rows]
     return [run.learned_count(row) for row in range(len(run.results.rows))]
 
 
@@ -128,12 +130,22 @@ def _panel(axes: Axes, run: Run, column: Column, top: float) -> None:
     colour = SERIES[("known", "task", "retention", "part", "everything").index(column.group)]
     curve(axes, run, column, colour)
     style_axes(axes)
-    tasks = len(run.results.tasks)
     axes.set_ylim(0, top)
+    time_axis(axes, run)
+    axes.set_title(plain(column.name), fontsize=10.5, loc="left", color=TEXT)
+
+
+def time_axis(axes: Axes, run: Run) -> None:
+    """Set limits, ticks and label of the time axis of a small panel."""
+    if run.results.online is not None:
+        axes.set_xlim(0, run.results.online.samples * 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        axes.set_xlabel("samples seen", fontsize=8.5)
+        return
+    tasks = len(run.results.tasks)
     axes.set_xlim(-0.3, max(tasks, 1) + 0.3)
     axes.set_xticks(range(0, tasks + 1, max(1, tasks // 6)))
     axes.set_xlabel("tasks learned", fontsize=8.5)
-    axes.set_title(plain(column.name), fontsize=10.5, loc="left", color=TEXT)
 
 
 def _curve_alt(run: Run, column: Column) -> str:
@@ -228,10 +240,7 @@ def _lines_panel(axes: Axes, run: Run, key: str, lines: Lines) -> None:
             label=side,
         )
     style_axes(axes)
-    tasks = len(run.results.tasks)
-    axes.set_xlim(-0.3, max(tasks, 1) + 0.3)
-    axes.set_xticks(range(0, tasks + 1, max(1, tasks // 6)))
-    axes.set_xlabel("tasks learned", fontsize=8.5)
+    time_axis(axes, run)
     axes.margins(y=0.12)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     entry = drawn_spaces()[key]

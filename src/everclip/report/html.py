@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import classes, figures, look, old_and_new, rotations, routing, sections
+from everclip.report import anytime, classes, figures, look, old_and_new, rotations, routing, sections
 from everclip.report.canvas import Drawing
 from everclip.report.events import events
 from everclip.report.reproduce import command
@@ -21,6 +21,7 @@ from everclip.report.sentences import headline, retention
 FILE = "report.html"
 FIGURES = (
     "together",
+    "anytime",
     "matrix",
     "curves",
     "forgetting",
@@ -122,8 +123,10 @@ def _figures(run: Run) -> dict[str, Any]:
     retention = figures.changes("retention", kept, "points against row 0", _alt(kept))
     seconds = figures.seconds_by_stage(run)
     routes, (experts, all_experts) = routing.routes(run), routing.experts(run)
-    together = old_and_new.figure(run)
+    together, curve = old_and_new.figure(run), anytime.figure(run)
     return {
+        "anytime": curve,
+        "anytime_note": anytime.note(run),
         "together_figure": together,
         "panels": panels,
         "spaces": spaces,
@@ -140,6 +143,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "seconds": seconds,
         "files": [
             together,
+            curve,
             matrix,
             curves,
             forgetting,

@@ -37,6 +37,8 @@ def tiles(run: Run) -> list[dict[str, str]]:
     keys = ["new", "known", "retention", "average", "forgetting"]
     if not isinstance(run.together, str):
         keys.insert(0, "everything")
+    if run.results.online is not None:
+        keys = ["a_auc", "a_avg", "a_last", "f_last", "retention"]
     entries = [_tile(run, key) for key in keys]
     total = seconds(run.results.cost)
     if total is not None:

@@ -24,6 +24,8 @@ def _unmet(need: Need, results: Results) -> str:
         return f"the benchmark has no {need} set"
     if need == "together" and isinstance(together, str):
         return together
+    if need == "seen once" and not any(row.at for row in results.rows):
+        return "only of a stream that is seen once (kind: online)"
     if need == "tasks" and "task" not in columns:
         return "the benchmark has no set that belongs to a task"
     if need == "rows" and rows < 1:
@@ -42,6 +44,8 @@ def _unmet(need: Need, results: Results) -> str:
 def _missing_cells(results: Results) -> str:
     """Say that a cell is missing. For an extended run, name the rows that were measured before the extension."""
     rows = unmeasured_rows(results)
+    if results.online is not None:
+        return "the stream has no row of this kind yet (online.every), or fewer than two ends of parts"
     if not rows:
         return "a cell in its formula is not scored"
     shown = ", ".join(results.rows[row].label for row in rows)
