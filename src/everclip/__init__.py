@@ -17,6 +17,7 @@ _PUBLIC = {
     "make_task": "everclip.learner.tasks",
     "Method": "everclip.methods.base",
     "SlotMethod": "everclip.methods.slots",
+    "growing_folder": "everclip.learner.growing_folder",
     "load_backbone": "everclip.models.backbone",
     "load_scenario": "everclip.scenarios.load",
     "resolve_config": "everclip.config",

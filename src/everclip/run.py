@@ -33,6 +33,7 @@ from everclip.running.prepare import Prepared, prepare
 from everclip.running.remarks import is_printed, start_notes, write_quarantine
 from everclip.running.row_models import RowModels
 from everclip.running.run_state import EVALUATE, LEARN, RunState
+from everclip.running.stream_rows import live_line
 from everclip.running.task_progress import TaskProgress
 from everclip.running.time_left import TimeLeft, sizes_of
 from everclip.scenarios.online import StreamRow
@@ -310,7 +311,10 @@ class Run(Watcher):
         self.time_left.end_row()
         self.progress.finish()
         columns = [column_info(s) for s in self.scenario.eval_sets]
-        metrics = flat_metrics(Measurements([Row(**row) for row in self.state.rows], columns, self._headline))
+        rows = [Row(**row) for row in self.state.rows]
+        if planned is not None:
+            self.progress.say(live_line(rows, columns, self._headline))
+        metrics = flat_metrics(Measurements(rows, columns, self._headline))
         self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.state.step)
 
     def _encoded(self, done: int, total: int) -> None:

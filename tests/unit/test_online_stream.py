@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from everclip.errors import ConfigError
 from everclip.evaluation.results import Results
 from everclip.methods.sit import Sit
 from everclip.methods.slots import SlotMethod
+from everclip.report import write_report
 from everclip.run import execute
 from everclip.running.prepare import Prepared, prepare
 from everclip.scenarios.load import load_scenario
@@ -71,8 +74,12 @@ def test_every_sample_is_drawn_once_and_rows_come_every_n_samples(micro_config: 
 
 
 def test_a_row_measures_the_images_of_the_classes_seen_so_far(micro_config: Config) -> None:
-    config = micro_config("online", "method=zero-shot")
-    prepared, results = prepare(config), execute(config, progress=QUIET)
+    config, shown = micro_config("online", "method=zero-shot"), io.StringIO()
+    prepared, results = prepare(config), execute(config, progress=Progress(stream=shown))
+    (line,) = (
+        text for text in shown.getvalue().splitlines() if text.startswith("24 samples (end of part 1): test")
+    )
+    assert re.fullmatch(r".*: test \d+\.\d % \(\d classes\) [▁▂▃▄▅▆▇█]{2}, names \d+\.\d %", line)
     keys = prepared.tasks[0].train.column("class_key")
     test = prepared.scenario.eval_sets[0].data.column("class_key")
     for row in results.rows[1:]:
@@ -252,3 +259,20 @@ def test_the_log_counts_every_step(finished: tuple[Results, Path]) -> None:
     assert {line["lr"] for line in lines} == {1e-3}
     assert [task.name for task in results.tasks] == [row.label for row in results.rows[1:]]
     assert sum(task.samples for task in results.tasks) == 64
+
+
+def test_the_report_shows_the_curve_and_the_metrics(finished: tuple[Results, Path]) -> None:
+    results, folder = finished
+    values = {name: results.metrics[name] for name in ("a_auc", "a_avg", "a_last", "f_last")}
+    assert None not in values.values()
+    scores = [row.scores["test"]["seen"]["accuracy"].value for row in results.rows[1:]]
+    every = [score for score, row in zip(scores, results.rows[1:], strict=True) if "every" in row.at]
+    assert values["a_auc"] == pytest.approx(sum(every) / len(every))  # type: ignore[arg-type]
+    assert values["a_last"] == scores[-1]
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert "At any time" in page
+    assert "64 samples was drawn once" in page
+    assert "samples seen" in page
+    assert "A_AUC" in page
+    assert (folder / "figures" / "anytime.png").is_file()

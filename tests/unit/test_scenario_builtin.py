@@ -22,6 +22,7 @@ SAMPLES = {
     "emoji-base": ("b5e6661604e98b5d", "670b41689781831a", "16ef5e7846219ad3"),
     "emoji-classes": ("f95a663e2fd27599", "f1e80124c341eae2", "16ef5e7846219ad3"),
     "emoji-names": ("e5cde92eb40ac4dc", "b27db9eea6ec2966", "0ffa2e451e164833"),
+    "emoji-online": ("4a9d0167972411a9", "3f8b6d4c3ef02f9e", "16ef5e7846219ad3"),
     "emoji-styles": ("bb78c65e8adc99f9", "f94a7b9d7a70bdaa", "16ef5e7846219ad3"),
     "emoji-time": ("8f2925e546ae55d9", "3ba19d515c6250f2", "ad611966915ba97b"),
 }

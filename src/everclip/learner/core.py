@@ -16,6 +16,7 @@ from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
+from everclip.errors import ConfigError
 from everclip.evaluation.results import Score
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.set_features import SetFeatures
@@ -28,13 +29,14 @@ from everclip.learner import creating, learnable, predicting, saved
 from everclip.learner.inputs import ImageInputs, TextInputs
 from everclip.learner.learn_progress import learn_progress
 from everclip.learner.learned_images import LearnedImages
+from everclip.learner.observing import LiveStream, Observed, observe
 from everclip.learner.single_pass import one_pass
 from everclip.learner.task_numbers import numbered, require_new, require_task
-from everclip.learner.tasks import UserData, to_measure
+from everclip.learner.tasks import UserData, table_of, to_measure
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.scenarios.base import ListScenario
-from everclip.templates import GivenTemplates
+from everclip.templates import GivenTemplates, templates_of
 from everclip.training.engine import Engine
 from everclip.training.guard import Guard, watchable
 from everclip.training.precision import chosen_precision
@@ -82,6 +84,7 @@ class Learner:
         self.own_classes = False
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
+        self.live: LiveStream | None = None
         self.recall: Callable[[], ListScenario] | None = None
         self.store, self.pictures = ImageStore(), LearnedImages()
         self.features = FeatureService(self.store, training.workers)
@@ -145,6 +148,10 @@ class Learner:
             DivergedError: if the loss became NaN, infinite or exploded.
         """
         task = require_task(task)
+        if self.live is not None:
+            raise ConfigError(
+                "learn: this learner follows a stream of batches (observe); tasks need another one."
+            )
         self.remember()
         task = numbered(task, self.next_index)
         cursor = cursor or Cursor()
@@ -177,6 +184,28 @@ class Learner:
         self.tasks.append(task)
         self.learned |= set(task.covers or (task.index,))
         return task
+
+    def observe(
+        self, data: UserData, *, templates: GivenTemplates = ("{}",), again: bool = False
+    ) -> Observed:
+        """Learn from one batch of an endless stream; `classify` and `save` work at any time in between.
+
+        The batch is learned in `training.steps_per_batch` steps at the constant rate `training.lr`: where the stream
+        ends is not known, so `training.schedule`, `warmup` and the budget do not apply. New classes may appear in any
+        batch. The buffer of `replay` keeps copies of its samples. An empty batch changes nothing.
+
+        Args:
+            data: the samples, in a form that `everclip.make_task` takes; all of them have classes, or none has.
+            templates: texts around names of classes.
+            again: whether to learn samples that were seen before; otherwise they are left out (by `id`, or content).
+
+        Raises:
+            ConfigError: if the method needs to know where a task begins, or this learner has learned tasks.
+            DataError: if the data cannot be read, or only some samples have a class.
+        """
+        if isinstance(data, list | tuple) and not data:
+            return Observed(0, 0, (), {}, 0 if self.live is None else self.live.samples)
+        return observe(self, table_of(data), templates_of(templates, "observe: templates"), again)
 
     @property
     def next_index(self) -> int:
@@ -257,27 +286,46 @@ class Learner:
 
     @overload
     def classify(
-        self, images: ImageInputs, names: TextInputs, templates: GivenTemplates = ..., *, top: None = None
+        self,
+        images: ImageInputs,
+        names: TextInputs | None = ...,
+        templates: GivenTemplates = ...,
+        *,
+        top: None = None,
     ) -> list[tuple[str, float]]: ...
 
     @overload
     def classify(
-        self, images: ImageInputs, names: TextInputs, templates: GivenTemplates = ..., *, top: int
+        self,
+        images: ImageInputs,
+        names: TextInputs | None = ...,
+        templates: GivenTemplates = ...,
+        *,
+        top: int,
     ) -> list[list[tuple[str, float]]]: ...
 
     def classify(
         self,
         images: ImageInputs,
-        names: TextInputs,
+        names: TextInputs | None = None,
         templates: GivenTemplates = ("{}",),
         *,
         top: int | None = None,
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
         """Return the best name of each image with its cosine; with `top`, a list of the `top` best names.
 
+        Args:
+            images: see `encode`.
+            names: the names to choose from; default: the classes that `observe` has seen, with their templates.
+            templates: texts around names.
+            top: how many names.
+
         Raises:
             ConfigError: if there are no names to choose from, or a template has no `{}`.
         """
+        if names is None:
+            seen = () if self.live is None else self.live.classes
+            names, templates = [entry.name for entry in seen], seen[0].templates if seen else templates
         if top is None:
             return predicting.classify(self.method, images, names, templates)
         return predicting.ranked(self.method, images, names, templates, top)

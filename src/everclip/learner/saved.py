@@ -28,6 +28,7 @@ from everclip.data.table import Table
 from everclip.errors import CheckpointError, RunFolderError
 from everclip.files import require_writable, write_bytes_atomic, write_text_atomic
 from everclip.learner.learned_images import LearnedImages, read_learned
+from everclip.learner.observing import LiveStream, restored
 from everclip.methods.base import Method
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
@@ -41,6 +42,9 @@ from everclip.training.watching import Cursor
 
 PAST = "past"
 """The folder beside the checkpoints with the samples of earlier tasks that a saved learner keeps."""
+
+LIVE_SEEN = "live/seen"
+"""The tensor that names the samples that a stream of batches has seen."""
 
 KEPT_VALIDATION = 1000
 """The most validation rows kept per task, chosen by hash: choices after later tasks score the old tasks on them."""
@@ -66,6 +70,7 @@ class StoredLearner(Protocol):
     base_val: Table | None
     own_classes: bool
     tasks: list[Task]
+    live: LiveStream | None
     recall: Callable[[], ListScenario] | None
     pictures: LearnedImages
     guard: Guard | None
@@ -107,7 +112,11 @@ def save(learner: StoredLearner, folder: Path) -> Path:
     guard = learner.guard
     if guard is not None:
         state["watched"] = [_store_set(folder, s) for s in guard.sets]
-    path = Checkpoints(folder, CheckpointConfig()).save(learner.tensors({}), state)
+    tensors = learner.tensors({})
+    if learner.live is not None:
+        state["live"] = {**learner.live.state(), "stored": _write(folder, "stream", learner.live.stored)}
+        tensors = {**learner.tensors(learner.live.optimiser), LIVE_SEEN: learner.live.seen_tensor()}
+    path = Checkpoints(folder, CheckpointConfig()).save(tensors, state)
     document = {
         "backbone": learner.method.backbone.config.model_dump(mode="json"),
         "method": {
@@ -223,8 +232,10 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
     learner = cls(method, _for_this_machine(settings.training, folder), settings.seed)
     # A run stores the learner's state inside its own state; `save` writes only the learner's.
     state = found.state.get("learner", found.state)
-    tensors = {k: v for k, v in found.tensors.items() if not k.startswith("optimiser/")}
+    tensors = {k: v for k, v in found.tensors.items() if not k.startswith(("optimiser/", LIVE_SEEN))}
     cursor = learner.restore(tensors, state)
+    if "live" in state:
+        _load_live(learner, folder, state["live"], found.tensors)
     if cursor.begun:
         logging.getLogger("everclip").warning(
             "%s: the run stopped inside task %d (step %d of a phase): this is the model at that step, before any "
@@ -244,6 +255,17 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
         # Read only when learning continues: predicting needs no data.
         learner.recall = lambda: load_scenario(document["scenario"])
     return learner
+
+
+def _load_live(
+    learner: StoredLearner, folder: Path, state: dict[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Continue a stream of batches (`Learner.observe`) where it was saved."""
+    stored = _table(folder, state["stored"], "stored")
+    prefix = "optimiser/"
+    optimiser = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    learner.live = restored(state, tensors[LIVE_SEEN], stored, optimiser)
+    learner.method.mark_trainable()
 
 
 def _for_this_machine(training: TrainingConfig, folder: Path) -> TrainingConfig:

@@ -29,10 +29,20 @@ def figure(run: Run) -> Drawing | None:
             f"{column.name}: classes seen so far" if column is main else f"{column.name} (never trained on)"
         )
         xs, ys = [p[0] for p in points], [100 * p[1] for p in points]
-        style = {"linestyle": "-" if column is main else "--", "marker": MARKERS[index], "markersize": 4}
-        upper.plot(xs, ys, color=SERIES[index], linewidth=1.8, label=plain(name, 40), **style)  # type: ignore[arg-type]
+        line = "-" if column is main else "--"
+        upper.plot(
+            xs,
+            ys,
+            color=SERIES[index],
+            linewidth=1.8,
+            linestyle=line,
+            marker=MARKERS[index],
+            markersize=4,
+            label=plain(name, 40),
+        )
         if column is main:
-            low, high = ([100 * (p[k] if p[k] is not None else p[1]) for p in points] for k in (2, 3))
+            low = [100 * (p[1] if p[2] is None else p[2]) for p in points]
+            high = [100 * (p[1] if p[3] is None else p[3]) for p in points]
             upper.fill_between(xs, low, high, color=SERIES[index], alpha=0.18, linewidth=0)
     ends = [row.samples for row in run.results.rows if "part" in row.at]
     for axes in (upper, lower):
@@ -44,7 +54,7 @@ def figure(run: Run) -> Drawing | None:
     upper.legend(
         frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0
     )
-    counts = [(row.samples, len(row.per_class.get(main.name, {}))) for row in run.results.rows[1:]]
+    counts = [(0, 0)] + [(row.samples, len(row.per_class.get(main.name, {}))) for row in run.results.rows[1:]]
     lower.fill_between([c[0] for c in counts], [c[1] for c in counts], color=GRID, step="pre", linewidth=0)
     lower.set_ylim(bottom=0)
     lower.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))

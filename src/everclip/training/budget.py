@@ -18,8 +18,8 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
     """
     if phase.optimiser is None:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
-    main = phase.streams["main"]
-    if main.order == "once":
+    main = phase.streams.get("main")
+    if main is not None and main.order == "once":
         return (main.first + math.ceil(stream_size(main) / main.batch_size)) * main.times
     if phase.steps is not None:
         return phase.steps

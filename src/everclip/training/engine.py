@@ -210,9 +210,11 @@ class Engine:
 
     def _require_equal_shares(self, phase: Phase) -> None:
         """Refuse a last batch that processes cannot share equally if its loss compares captions over processes."""
-        main, world = phase.streams["main"], self.accelerator.num_processes
+        main, world = phase.streams.get("main"), self.accelerator.num_processes
+        if main is None or main.order != "once" or main.classes is not None:
+            return
         rest = stream_size(main) % main.batch_size
-        if main.order == "once" and world > 1 and main.classes is None and rest % world:
+        if rest % world:
             raise ConfigError(
                 f"training: the last batch of this stream has {rest} captions, which {world} processes cannot share "
                 "equally. Take another training.batch_size or number of processes, or one process."

@@ -43,7 +43,7 @@ class BufferMemory:
     ) -> None:
         self._start, self._settings = buffer.state(), (buffer.kind, buffer.size, buffer.seed)
         self._tables, self._origin = {**tables, origin: table}, origin
-        self._size, self._count, self._first = size, count, first
+        self._size, self.count, self._first = size, count, first
         self._positions: dict[str, dict[str, int]] = {}
         self._lock = threading.Lock()
         self._restart()
@@ -76,7 +76,7 @@ class BufferMemory:
         draw = generator("stream memory", self._buffer.seed, batch)
         if not items:
             return []
-        chosen = sorted(draw.choice(len(items), min(self._count, len(items)), replace=False).tolist())
+        chosen = sorted(draw.choice(len(items), min(self.count, len(items)), replace=False).tolist())
         return [self._place(items[i]) for i in chosen]
 
     def _place(self, item: tuple[str, str, str]) -> tuple[Table, int]:

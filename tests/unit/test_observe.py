@@ -1,0 +1,148 @@
+"""A stream of batches: learn from each as it comes, answer and save at any time in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import everclip
+from everclip.data.table import Table
+from everclip.errors import ConfigError, DataError
+from everclip.learner.core import Learner
+from everclip.learner.fit import learner_for
+from everclip.run import execute
+from everclip.running.prepare import prepare
+from everclip.training.progress import Progress
+
+Config = Callable[..., Any]
+PLAIN = ("training.augment=none", "scenario.online.every=null")
+MEMORY = "method.replay={kind: reservoir, size: 7}"
+
+
+def batches(config: Any, size: int) -> list[Table]:
+    (task,) = prepare(config).tasks
+    return [
+        task.train.select(range(i, min(i + size, len(task.train)))) for i in range(0, len(task.train), size)
+    ]
+
+
+def learner_of(config: Any) -> Learner:
+    return learner_for(config, prepare(config).scenario)
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in learner.method.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [(("method=sit", MEMORY), 4), pytest.param(("method=finetune",), 8, marks=pytest.mark.slow)],
+)
+def test_observing_the_batches_of_a_run_learns_the_same(
+    micro_config: Config, settings: tuple[str, ...], size: int
+) -> None:
+    config = micro_config("online", *settings, "scenario.online.every=null")
+    execute(config, progress=Progress(quiet=True))
+    run, live = Learner.load(config.output), learner_of(config)
+    for batch in batches(config, size):
+        live.observe(batch)
+    assert same(weights(live), weights(run))
+
+
+def test_saved_inside_the_stream_it_goes_on_to_the_bit(micro_config: Config, tmp_path: Path) -> None:
+    config = micro_config("online", "method=sit", "method.replay={kind: balanced, size: 7}", *PLAIN)
+    stream, whole = batches(config, 8), learner_of(config)
+    for batch in stream:
+        whole.observe(batch)
+    part = learner_of(config)
+    for number, batch in enumerate(stream[:6]):
+        part.observe(batch)
+        if number in (2, 4):
+            part.save(tmp_path / f"saved-{number}")
+            part = Learner.load(tmp_path / f"saved-{number}")
+    assert part.observe(stream[3]).repeated == 8  # nothing is seen twice, also after loading
+    for batch in stream[6:]:
+        part.observe(batch)
+    assert same(weights(part), weights(whole))
+    assert part.live is not None
+    assert whole.live is not None
+    assert part.live.stored is not None
+    assert part.live.stored.ids == [name for _, name, _ in whole.method.buffer.items]  # type: ignore[union-attr]
+    assert part.live.state() == whole.live.state()
+
+
+def test_it_answers_at_any_time_among_the_classes_seen(micro_config: Config) -> None:
+    config = micro_config("online", "method=sit", "method.trainable=[image]", *PLAIN)
+    learner, stream = learner_of(config), batches(config, 16)
+    with pytest.raises(ConfigError, match="no names to choose from"):
+        learner.classify(stream[0].value("image", 0))
+    first = learner.observe(stream[0], templates=("a {}",))
+    assert first.samples == first.total == 16
+    assert set(first.new_classes) == set(stream[0].column("class_name"))
+    assert first.losses["labels"] > 0
+    (answer,) = learner.classify(stream[0].value("image", 0))
+    assert answer[0] in first.new_classes
+    assert learner.classify(stream[0].value("image", 0), ["class 0", "something else"])
+    seen = set(first.new_classes)
+    for batch in stream[1:]:
+        found = learner.observe(batch, templates=("a {}",))
+        assert not seen & set(found.new_classes)
+        seen |= set(found.new_classes)
+    ranked = learner.classify(stream[0].value("image", 0), top=100)[0]
+    assert {name for name, _ in ranked} == seen
+
+
+def test_odd_batches_are_defined(micro_config: Config) -> None:
+    config = micro_config("online", "method=sit", *PLAIN)
+    (task,) = prepare(config).tasks
+    learner = learner_of(config)
+    before = weights(learner)
+    assert learner.observe([]).samples == 0
+    assert learner.observe(task.train.select([])).total == 0
+    of_class = [i for i, key in enumerate(task.train.column("class_key")) if key == "class-1"]
+    one = learner.observe(task.train.select(of_class[:3]))
+    assert one.losses == {"labels": 0.0}  # one class: nothing to compare with
+    assert learner.observe(task.train.select(of_class[:3])).repeated == 3
+    again = learner.observe(task.train.select(of_class[:3]), again=True)
+    assert (again.samples, again.total) == (3, 6)
+    others = [i for i in range(len(task.train)) if i not in of_class]
+    late = learner.observe(task.train.select(others[:4]))  # new classes in the last batch
+    assert late.new_classes
+    assert all(value == value for value in late.losses.values())
+    assert not same(before, weights(learner))
+    assert learner.classify(task.train.value("image", others[0]))[0][0]
+
+
+def test_captions_and_rows_from_any_iterator(micro_config: Config) -> None:
+    config = micro_config("online", "method=finetune", *PLAIN)
+    (task,) = prepare(config).tasks
+    learner = learner_of(config)
+    rows = ({"image": task.train.value("image", i), "caption": f"thing {i}"} for i in range(6))
+    found = learner.observe(rows)
+    assert (found.samples, found.new_classes) == (6, ())
+    assert found.losses["contrastive"] > 0
+
+
+def test_what_cannot_be_a_stream_of_batches_is_refused(micro_config: Config) -> None:
+    config = micro_config("online", "method=rail", "method.dimension=16")
+    (first, *_) = prepare(config).tasks
+    with pytest.raises(ConfigError, match="rail must know where a task begins and ends"):
+        learner_of(config).observe(first.train)
+    merging = micro_config("online", "method=sit", "method.merge.kind=wise-ft")
+    with pytest.raises(ConfigError, match="a stream of batches has no end"):
+        learner_of(merging).observe(first.train)
+    learner = learner_of(micro_config("online", "method=zero-shot"))
+    assert learner.observe(first.train).losses == {}
+    with pytest.raises(ConfigError, match="follows a stream of batches"):
+        learner.learn(everclip.make_task(first.train))
+    some = first.train.with_column("class_key", [None, *first.train.column("class_key")[1:]])
+    with pytest.raises(DataError, match="some samples of this batch have no class"):
+        learner.observe(some, again=True)
