@@ -72,13 +72,31 @@ def test_pair_angles_written_out() -> None:
     assert change == pytest.approx((30 + 20) / 2, abs=1e-4)
 
 
-@pytest.mark.parametrize(("n", "d"), [(5, 6), (40, 6)])
-def test_items_that_do_not_span_the_space_have_no_rotation(n: int, d: int) -> None:
-    images, texts = cloud(n, d), cloud(n, d, 1)
-    if n > d:
-        texts[:, -1] = 0
-    with pytest.warns(RuntimeWarning, match=f"procrustes_deviation is undefined: {n} items do not span {d}"):
+def test_rotations_are_compared_where_images_and_texts_determine_them() -> None:
+    """Texts span 4 of 6 dimensions, as in a model whose text projection has a lower rank."""
+    images, plane = cloud(40, 6), turn(6, 4)[:, :4]
+    texts = (cloud(40, 4, 1) @ plane.T).float().double()  # with the rounding of features in fp32
+    common, other = turn(6, 2), turn(6, 3)
+    pairs = images, texts
+    assert disorder.procrustes_deviation(pairs, pairs) == pytest.approx(0, abs=1e-6)
+    turned = images @ common, (texts @ common).float().double()
+    assert disorder.procrustes_deviation(pairs, turned) == pytest.approx(0, abs=1e-4)
+    apart = images @ other, texts @ common
+    expected = float((plane.T @ (other - common)).norm())
+    assert expected > 1
+    assert disorder.procrustes_deviation(pairs, apart) == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_common_direction_there_is_no_deviation() -> None:
+    images, texts = cloud(2, 6), cloud(2, 6, 1)
+    with pytest.warns(
+        RuntimeWarning, match="procrustes_deviation is undefined: images and texts span no common"
+    ):
         assert disorder.procrustes_deviation((images, texts), (images, texts)) is None
+    opposite = torch.tensor([[1.0, 0, 0], [1, 0, 0]]), torch.tensor([[0.0, 1, 0], [0, -1, 0]])
+    # Items that come from one direction and go two opposite ways determine no rotation at all.
+    with pytest.warns(RuntimeWarning, match="span no common direction"):
+        assert disorder.procrustes_deviation((opposite[0], opposite[0]), (opposite[1], opposite[1])) is None
 
 
 def test_angles_are_counted_in_their_bins() -> None:

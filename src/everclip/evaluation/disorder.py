@@ -15,8 +15,10 @@ from everclip.evaluation.representation import Pairs, check_pairs, rotation_angl
 BIN_DEGREES = 5
 """Width of a bin of `rotation_histogram`."""
 BINS = 180 // BIN_DEGREES
-_DETERMINED = 1e-7
-"""Directions whose share of the cross-covariance is smaller are noise of fp32: no rotation can be told from them."""
+_DETERMINED = 1e-12
+"""Directions with a smaller share of the cross-covariance are rounding of fp32: no rotation can be told from them."""
+_SHARED = 1 - 1e-6
+"""Directions of two spaces with a larger cosine are the same direction."""
 
 
 def pair_angle_change(before: Pairs, after: Pairs) -> float | None:
@@ -30,14 +32,26 @@ def pair_angle_change(before: Pairs, after: Pairs) -> float | None:
 
 
 def procrustes_deviation(before: Pairs, after: Pairs) -> float | None:
-    """Return `|| R_v - R_u ||_F`, the difference between the best rotations of images and of texts.
+    """Return `|| P (R_v - R_u) ||_F`, the difference between the best rotations of images and of texts.
 
     `R = argmin || Z_before R - Z_after ||_F` over orthogonal R (orthogonal Procrustes, Schönemann 1966) for each side
-    by itself: 0 if both turn together, at most `2 sqrt(D)`. Needs items that span the space, so at least D; otherwise a
-    rotation is not determined, and the result is `None`. Takes `D x D` memory beside the items.
+    by itself. Items determine R only in the directions that they span, so both are compared in the directions P that
+    images and texts share: all D if both span the space. 0 if both turn together, at most `2 sqrt(D)`. Takes `D x D`
+    memory beside the items.
+
+    Returns:
+        The difference; `None` if images and texts share no direction.
     """
-    maps = [_rotation(before[side], after[side]) for side in (0, 1)]
-    return None if maps[0] is None or maps[1] is None else float((maps[0] - maps[1]).norm())
+    found = [_rotation(before[side], after[side]) for side in (0, 1)]
+    if found[0] is None or found[1] is None:
+        return None
+    (image_map, image_span), (text_map, text_span) = found[0], found[1]
+    left, cosines, _ = torch.linalg.svd(image_span.T @ text_span, full_matrices=False)
+    shared = image_span @ left[:, cosines > _SHARED]
+    if not shared.shape[1]:
+        undefined("procrustes_deviation", "images and texts span no common direction")
+        return None
+    return float((shared.T @ (image_map - text_map)).norm())
 
 
 def rotation_histogram(before: Tensor, after: Tensor) -> list[int]:
@@ -51,15 +65,15 @@ def rotation_histogram(before: Tensor, after: Tensor) -> list[int]:
     return counts
 
 
-def _rotation(before: Tensor, after: Tensor) -> Tensor | None:
-    """Return the orthogonal `(D, D)` map that brings `before` closest to `after`; `None` if it is not determined."""
+def _rotation(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the best orthogonal map `(D, D)` from `before` to `after`, and the directions that determine it `(D, K)`.
+
+    Returns:
+        `None` with a warning for a degenerate input.
+    """
     check_pairs(before, after, width=True)
     pair = unit_rows("procrustes_deviation", before, after)
     if pair is None:
         return None
     left, values, right = torch.linalg.svd(pair[0].T @ pair[1])
-    if float(values[-1]) <= _DETERMINED * float(values[0]):
-        undefined("procrustes_deviation", f"{len(before)} items do not span {before.shape[1]} dimensions")
-        return None
-    rotation: Tensor = left @ right
-    return rotation
+    return left @ right, left[:, values > _DETERMINED * values[0]]

@@ -190,7 +190,7 @@ def pair_angle_change_since_last_deg(spaces: Spaces) -> float | None:
     "procrustes_deviation",
     label="Deviation of rotations",
     meaning="Difference between the best rotations of images and of texts since row 0; 0 if both spaces turn together.",
-    formula="‖R_x − R_y‖_F, R = argmin ‖Z_old R − Z_new‖_F over orthogonal R",
+    formula="‖P(R_x − R_y)‖_F, R = argmin ‖Z_old R − Z_new‖_F over orthogonal R, P = directions that both span",
     higher_is_better=False,
     shown=44,
 )
@@ -206,7 +206,7 @@ def procrustes_deviation(spaces: Spaces) -> float | None:
     "procrustes_deviation_since_last",
     label="Deviation of rotations since the last row",
     meaning="Difference between the best rotations of images and of texts since the row before.",
-    formula="‖R_x − R_y‖_F, R = argmin ‖Z_last R − Z_new‖_F over orthogonal R",
+    formula="‖P(R_x − R_y)‖_F, R = argmin ‖Z_last R − Z_new‖_F over orthogonal R, P = directions that both span",
     higher_is_better=False,
 )
 def procrustes_deviation_since_last(spaces: Spaces) -> float | None:
