@@ -103,8 +103,9 @@ class EvalProtocol:
 
     Attributes:
         name: its name in results.
-        space: the label space: the set's `own` classes, those `seen` up to the row, or `all` of the scenario. For
-            retrieval, the same words choose the pool of candidates.
+        space: the label space: the set's `own` classes, those `seen` up to the row, `all` of the scenario, or
+            `learned`: the set's own, once its task is learned. For retrieval, the same words choose the pool of
+            candidates.
         known_task: whether the method knows the task of a test sample.
         unseen: with `space="seen"`, a set that was not learned yet is scored on its `own` classes, or its cell is left
             out (`skip`).
@@ -113,7 +114,7 @@ class EvalProtocol:
     """
 
     name: str
-    space: Literal["own", "seen", "all"] = "own"
+    space: Literal["own", "seen", "all", "learned"] = "own"
     known_task: bool = False
     unseen: Literal["own", "skip"] = "skip"
     same_texts: Literal["one", "apart"] = "one"

@@ -81,6 +81,9 @@ def test_cll_average_and_forgetting_after_every_language(suffix: str) -> None:
     forgetting = [of("forgetting_since_learned", after(i, scores)) for i in range(1, rows)]
     assert aa == pytest.approx(stored[f"AA{suffix}"], abs=1e-9)
     assert forgetting == pytest.approx(stored[f"F{suffix}"], abs=1e-9)
+    if not suffix:
+        first = [of("forgetting_first", after(i, scores)) for i in range(1, rows)]
+        assert first == pytest.approx(stored["F_first_language"], abs=1e-9)
     assert [of("forgetting", after(i, table.tolist())) for i in range(1, rows)] == pytest.approx(
         stored[f"F{suffix}"], abs=1e-9
     )

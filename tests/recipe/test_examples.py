@@ -27,6 +27,8 @@ CLASSES = {
     "cifar10": ("cat", "dog"),
 }
 
+TONGUES = ("en", "de", "fr", "cs", "zh", "ar", "hi")
+
 
 def write(path: Path, names: Sequence[str], each: int, **columns: Callable[[str, int], Any]) -> None:
     """Write a parquet file with so many pictures of each name."""
@@ -57,7 +59,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(
             folder / "flickr8k_1000_multilingual" / f"{side}.parquet", ["a", "b"], each,
             captions=lambda name, number: [
-                {"lang": lang, "text": f"photograph {name} {number} {lang}"} for lang in ("en", "de")
+                {"lang": lang, "text": f"photograph {name} {number} {lang}"} for lang in TONGUES
             ],
         )  # fmt: skip
     return folder

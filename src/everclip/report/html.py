@@ -11,7 +11,17 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from everclip.files import write_bytes_atomic, write_text_atomic
-from everclip.report import anytime, classes, figures, look, old_and_new, rotations, routing, sections
+from everclip.report import (
+    anytime,
+    classes,
+    figures,
+    languages,
+    look,
+    old_and_new,
+    rotations,
+    routing,
+    sections,
+)
 from everclip.report.canvas import Drawing
 from everclip.report.events import events
 from everclip.report.reproduce import command
@@ -124,6 +134,7 @@ def _figures(run: Run) -> dict[str, Any]:
     seconds = figures.seconds_by_stage(run)
     routes, (experts, all_experts) = routing.routes(run), routing.experts(run)
     together, curve = old_and_new.figure(run), anytime.figure(run)
+    overlap = languages.overlap(run)
     return {
         "anytime": curve,
         "anytime_note": anytime.note(run),
@@ -139,6 +150,9 @@ def _figures(run: Run) -> dict[str, Any]:
         "retention_rows": sections.change_rows(kept),
         "routes": routes,
         "route_rows": routing.route_rows(run),
+        "language_rows": languages.language_rows(run),
+        "vocabularies": languages.has_vocabularies(run),
+        "overlap": overlap,
         "experts": experts,
         "seconds": seconds,
         "files": [
@@ -151,6 +165,7 @@ def _figures(run: Run) -> dict[str, Any]:
             representation,
             moved,
             routes,
+            overlap,
             all_experts,
             seconds,
         ],

@@ -68,6 +68,8 @@ class ListScenario:
         own = LabelSpace(eval_set.classes or (), known)
         if eval_set.group == "retention" or protocol.space == "own":
             return own
+        if protocol.space == "learned":
+            return own if self._is_seen(eval_set, learned) else None
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
             return own if protocol.unseen == "own" else None
         peers = self._peers(eval_set, learned, protocol)
@@ -88,6 +90,8 @@ class ListScenario:
         """Return the retrieval sets whose samples are candidates; protocols mean the same as for label spaces."""
         if eval_set.group == "retention" or protocol.space == "own":
             return (eval_set,)
+        if protocol.space == "learned":
+            return (eval_set,) if self._is_seen(eval_set, learned) else None
         if protocol.space == "seen" and not self._is_seen(eval_set, learned):
             return (eval_set,) if protocol.unseen == "own" else None
         return tuple(self._peers(eval_set, learned, protocol))

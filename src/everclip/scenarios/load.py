@@ -12,7 +12,7 @@ from typing import Any
 from everclip.config import validated
 from everclip.contracts import EvalProtocol, EvalSet
 from everclip.errors import ConfigError, DataError
-from everclip.scenarios import classes, domains, online, sources, time
+from everclip.scenarios import classes, domains, languages, online, sources, time
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.building import (
     RowFilter,
@@ -40,6 +40,7 @@ _KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
     "time": time.groups,
     "classes": classes.groups,
     "domains": domains.groups,
+    "languages": languages.groups,
     "single": domains.single,
     "online": online.groups,
 }

@@ -35,6 +35,11 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "headline": {"protocol": "all", "metric": "auto"},
         "merge_classes": False,
     },
+    # Each language among its own captions, once it is learned; the default of kind `languages`.
+    "cll": {
+        "protocols": [{"name": "learned", "space": "learned"}],
+        "headline": {"protocol": "learned", "metric": "mean_r1"},
+    },
     # Learned sets among the classes learned so far; other sets are not scored.
     "cil": {
         "protocols": [{"name": "seen", "space": "seen", "unseen": "skip"}],
@@ -60,6 +65,8 @@ def expand_short_forms(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = dict(document)
     form = whole.get("protocol")
+    if form is None and whole.get("kind") == "languages" and "protocols" not in whole:
+        whole = {**PROTOCOLS["cll"], **whole}
     if form is not None:
         if form not in PROTOCOLS:
             raise ValueError(f"protocol: {form!r} is not known.{did_you_mean(str(form), PROTOCOLS)}")

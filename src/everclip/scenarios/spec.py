@@ -204,7 +204,7 @@ class ProtocolSpec(Frozen):
     """See `everclip.contracts.EvalProtocol`."""
 
     name: str
-    space: Literal["own", "seen", "all"] = "own"
+    space: Literal["own", "seen", "all", "learned"] = "own"
     known_task: bool = False
     unseen: Literal["own", "skip"] = "skip"
     same_texts: Literal["one", "apart"] = "one"
@@ -230,8 +230,9 @@ class ScenarioSpec(Frozen):
     """A stream of tasks, its evaluation sets and protocols.
 
     `kind` decides how the rows become tasks: `time` by periods or ranges of the column `time` (or any `where`),
-    `classes` by groups of classes, `domains` by the values of a column, `single` takes all rows as one task,
-    `sources` makes a task of each data block, `online` is a stream that is seen once (`OnlineSpec`).
+    `classes` by groups of classes, `domains` by the values of a column, `languages` by language (only languages that
+    were learned are scored, by default), `single` takes all rows as one task, `sources` makes a task of each data
+    block, `online` is a stream that is seen once (`OnlineSpec`).
     """
 
     name: str
@@ -240,9 +241,9 @@ class ScenarioSpec(Frozen):
     title: str = ""
     protocol: str | None = Field(
         None,
-        description="short form: mtil, odcl-til, odcl-cil, x-tail or cil (everclip.scenarios.short_forms)",
+        description="short form: mtil, odcl-til, odcl-cil, x-tail, cil or cll (everclip.scenarios.short_forms)",
     )
-    kind: Literal["time", "classes", "domains", "single", "sources", "online"]
+    kind: Literal["time", "classes", "domains", "languages", "single", "sources", "online"]
     data: DataSpec | None = None
     test: DataSpec | None = Field(
         None, description="separate test data; then no rows of `data` are held out for testing"
@@ -279,7 +280,12 @@ class ScenarioSpec(Frozen):
         None, description="time: a task per period of the column, instead of listed tasks"
     )
     column: str | None = Field(
-        None, description="domains: the column whose values are the domains; time: default `time`"
+        None,
+        description="domains: the column whose values are the domains; time: default `time`; languages: `language`",
+    )
+    source_language: str = Field(
+        "en",
+        description="languages: the language that captions are translations of; in a drawn order it is first",
     )
     one_test: bool = Field(
         False, description="measure all test rows as one evaluation set, not one set per task"
@@ -371,6 +377,8 @@ def _missing_setting(spec: ScenarioSpec) -> str | None:
         return f"{_ONE_RULE}, or give `test`, separate test data"
     if spec.one_test and spec.kind not in ("time", "domains"):
         return f"`one_test` needs kind `time` or `domains`, not with `{spec.kind}`"
+    if spec.kind == "languages" and spec.evaluate_as == "classification":
+        return "`languages` are measured by retrieval; leave `evaluate_as` out"
     if spec.kind == "time" and bool(spec.tasks) == bool(spec.every):
         return "a scenario of kind `time` needs either `tasks` (name and where) or `every` (year, month...)"
     if spec.kind == "domains" and not spec.column:

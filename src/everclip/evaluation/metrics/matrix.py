@@ -143,6 +143,20 @@ def forgetting_since_learned(cells: Cells) -> Array:
 
 
 @_points(
+    "forgetting_first",
+    label="Forgetting of the first",
+    meaning="How far the first task is below its best earlier score at the end.",
+    formula="CLL F_en: max_{i<T} R[i,1] − R[T,1]",
+    higher_is_better=False,
+)
+def forgetting_first(cells: Cells) -> Array:
+    """Return the forgetting of the first task (of the source language, if that is learned first)."""
+    first = cells.after[..., 0]
+    lost: Array = first[..., :-1].max(axis=-1) - first[..., -1]
+    return lost
+
+
+@_points(
     "backward_transfer",
     label="Backward transfer",
     meaning="Mean change of tasks after they were learned; negative means forgetting.",

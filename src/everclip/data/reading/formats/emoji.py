@@ -32,13 +32,23 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
     for name in ("split", "root", "downloads", "encoding", "separator", "header"):
         if getattr(spec, name):
             raise ConfigError(
-                f"data.{name}: does not apply to {source}; its keys are source, language, styles and columns."
+                f"data.{name}: does not apply to {source}; its keys are source, language, languages, styles and "
+                "columns."
             )
+    if spec.languages is not None and spec.language is not None:
+        raise ConfigError("data: give `language` or `languages`, not both.")
     try:
-        columns = emoji.drawings(spec.language or "en", spec.styles)
+        parts = [
+            emoji.drawings(name, spec.styles, named_only=True)
+            for name in dict.fromkeys(spec.languages or [spec.language or "en"])
+        ]
     except ValueError as error:
         raise ConfigError(f"data: {error}") from error
-    columns = columns.filter(pc.is_valid(columns.column("name")))
+    if spec.languages is not None:
+        parts = [
+            _with_ids(part, name) for part, name in zip(parts, dict.fromkeys(spec.languages), strict=True)
+        ]
+    columns = pa.concat_tables(parts)
     columns = columns.append_column("subgroup_name", _words(columns.column("subgroup")))
     # Two emoji with one drawing (flags of territories) stay separate images: their facts differ.
     known = {"image_id": "image_id"}
@@ -46,6 +56,12 @@ def read_emoji(source: str, spec: DataSpec) -> Raw:
         return Raw(source, columns, known={**known, **_unsaid(spec.columns)})
     usual = {column: wanted for wanted, column in USUAL.items()}
     return Raw(source, columns.rename_columns([usual.get(c, c) for c in columns.column_names]), known=known)
+
+
+def _with_ids(columns: pa.Table, language: str) -> pa.Table:
+    """Make ids unique among languages; `image_id` stays that of the drawing."""
+    ids = pc.binary_join_element_wise(columns.column("id"), language, "-")
+    return columns.set_column(columns.column_names.index("id"), "id", ids)
 
 
 def _words(subgroups: pa.ChunkedArray) -> pa.Array:
