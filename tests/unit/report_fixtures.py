@@ -112,7 +112,7 @@ def representation(learned: int, method: str) -> dict[str, float | None]:
             f"{side}_uniformity": -2.1 + 0.05 * moved * factor,
             f"{side}_effective_rank": 88 - 3 * moved * factor,
             f"{side}_rotation_deg": None if learned == 0 else 9 * moved**0.7 * factor,
-            f"{side}_rotation_since_last_deg": None if learned == 0 else 4 * moved**0.5 * factor,
+            f"{side}_rotation_since_last_deg": _mean_angle(rotations(learned, method), f"{side}s"),
             f"{side}_cka": None if learned == 0 else 1 - 0.03 * moved * factor,
         }
     return values
@@ -125,6 +125,11 @@ def rotations(learned: int, method: str) -> dict[str, list[int]]:
     moved = 0 if method == "zero-shot" else 2 + learned
     counts = [round(100 * math.exp(-((i - moved) ** 2) / (1 + moved))) for i in range(36)]
     return {"images": counts, "texts": [*counts[1:], 0]}
+
+
+def _mean_angle(counts: dict[str, list[int]], side: str) -> float | None:
+    found = counts.get(side)
+    return sum((5 * i + 2.5) * n for i, n in enumerate(found)) / sum(found) if found else None
 
 
 def results(
