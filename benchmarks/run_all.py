@@ -1,7 +1,7 @@
 """Run the benchmarks of speed and memory; put their tables into benchmarks/RESULTS.md, the machine in every one.
 
-Notes below a table stay. What is measured on a stream (mini_mtil.py, modx.py, safe.py) takes hours and has a page of its own;
-check.py reads up to 100,000 pictures and is run by name.
+Notes below a table stay. What is measured on a stream (mini_mtil.py, modx.py, safe.py) takes hours and has a page of
+its own; check.py reads up to 100,000 pictures and is run by name.
 
 Run: python benchmarks/run_all.py            all of these
      python benchmarks/run_all.py moe zscl   these
