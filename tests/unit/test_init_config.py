@@ -50,7 +50,7 @@ DATA: dict[str, tuple[Callable[[Path], list[str]], str, int]] = {
     "years": (lambda p: [str(write(p / "d.parquet", 90, caption=texts(), time=[2021, 2023]))], "time", 2),
     "languages": (
         lambda p: [str(write(p / "d.parquet", 90, caption=texts(), language=["de", "fr", "zh"]))],
-        "domains",
+        "languages",
         3,
     ),
     "classes": (lambda p: [str(class_folders(p / "d"))], "single", 1),
@@ -115,7 +115,25 @@ def test_the_printed_yaml_runs_to_its_end(
     assert results.status == "finished"
     assert len(results.tasks) == tasks
     assert all(task.samples and task.validation_samples for task in results.tasks)
-    assert None not in [value for row in results.matrix.values for value in row]
+    # A language is measured once it is learned, everything else from the start.
+    values = [
+        value
+        for number, row in enumerate(results.matrix.values)
+        for value in (row[:number] if kind == "languages" else row)
+    ]
+    assert values
+    assert None not in values
+
+
+def test_english_is_the_source_language_where_there_is_some(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    for number, (languages, source) in enumerate(((["de", "en-GB"], "en-GB"), (["de", "fr"], "de"))):
+        data = write(tmp_path / f"{number}.parquet", 60, caption=texts(60), language=languages)
+        _, text, _ = call(data)
+        document = yaml.safe_load(text)
+        assert document["source_language"] == source
+        assert document["protocols"] == [{"name": "learned", "space": "learned"}]
 
 
 def test_what_is_proposed_in_comments_is_read_once_it_is_no_comment(

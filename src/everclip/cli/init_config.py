@@ -25,7 +25,8 @@ def init_config(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--kind", help="time, domains, classes, sources or single; default: depends on the data."
+            "--kind",
+            help="time, languages, domains, classes, sources or single; default: depends on the data.",
         ),
     ] = None,
     classes_per_task: Annotated[

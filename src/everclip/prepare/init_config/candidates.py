@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,9 @@ def candidates(
     """Yield documents, in order of preference."""
     metric = {"everything": True, "protocols": [{"name": "own"}, {"name": "all", "space": "all"}]}
     headline = {"headline": {"protocol": "all", "metric": "auto"}}
+    if kind == "languages":
+        metric = {"protocols": [{"name": "learned", "space": "learned"}]}
+        headline = {"headline": {"protocol": "learned", "metric": "mean_r1"}}
     if kind == "sources":
         settings = [_sources(blocks, tables)]
     else:
@@ -94,6 +98,14 @@ def _settings(kind: str, table: Table, wish: Wish) -> Iterator[dict[str, Any]]:
             )
         for unit, _ in time_units(table) or [("value", 0)]:
             yield {"every": unit}
+    elif kind == "languages":
+        names = distinct_values(table, "language")
+        if not names:
+            raise ConfigError(
+                "--kind languages: the data have no column `language`; name it with columns.language=NAME."
+            )
+        english = [name for name in names if re.split(r"[-_]", name.lower())[0] == "en"]
+        yield {"source_language": (english or list(names))[0]}
     elif kind == "domains":
         column = (
             "language"

@@ -187,7 +187,8 @@ def _kind(tables: Sequence[Table], wish: Wish) -> tuple[str, str]:
         return "time", f"the column `time` spans {units[0][1]} {units[0][0]}s"
     languages = distinct_values(table, "language")
     if len(languages) > 1:
-        return "domains", f"{len(languages)} languages: one task each"
+        kind = "languages" if has_values(table, "caption") else "domains"
+        return kind, f"{len(languages)} languages: one task each"
     classes = distinct_values(table, "class_key")
     if len(classes) > 1 and not has_values(table, "caption"):
         stream = "; --classes-per-task N makes a task of every N classes" if len(classes) > 3 else ""

@@ -129,6 +129,14 @@ def _kind(proposal: Proposal) -> list[str]:
     elif kind == "domains":
         lines.append(f"column: {flow(document['column'])}")
         lines.append(f"order: given    # or a list: {flow([t.name for t in proposal.scenario.tasks])}")
+    elif kind == "languages":
+        lines.append(
+            f"source_language: {flow(document['source_language'])}    # the language that captions are translations of"
+        )
+        lines.append(f"order: given    # or a list: {flow([t.name for t in proposal.scenario.tasks])}")
+        lines.append(
+            "# For languages that your model does not know: method: cll-clip, with training.augment=null."
+        )
     elif kind == "classes":
         lines.append(
             f"per_task: {document['per_task']}    # new classes per task; or groups: [[a, b], [c, d]]"
@@ -196,6 +204,16 @@ def _measured(document: Mapping[str, Any]) -> list[str]:
     short = {"sources": "mtil    # or odcl-til, odcl-cil, x-tail, cil", "classes": "cil"}.get(
         document["kind"]
     )
+    keep = (
+        "checkpoint: {keep_rows: true}   # keep the model after each task, to measure it on tasks added later"
+    )
+    if document["kind"] == "languages":
+        return [
+            "protocols:",
+            "  - {name: learned, space: learned}    # a language's own captions, once it is learned",
+            f"headline: {flow(document['headline'])}    # mean Recall@1 of both directions",
+            keep,
+        ]
     return [
         *(
             [f"# To measure like published benchmarks, replace protocols and headline by: protocol: {short}"]
@@ -207,7 +225,7 @@ def _measured(document: Mapping[str, Any]) -> list[str]:
         "  - {name: all, space: all}     # answers: those of all tasks",
         f"headline: {flow(document['headline'])}    # auto: accuracy for classes, mean Recall@1 for captions",
         "everything: true                # adds a column: the test rows of all tasks and of `base`",
-        "checkpoint: {keep_rows: true}   # keep the model after each task, to measure it on tasks added later",
+        keep,
     ]
 
 
