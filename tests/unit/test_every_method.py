@@ -104,6 +104,7 @@ EXTRA: dict[str, str] = {
     "coleclip": "task prompts: 2 more tokens per image",
     "moe-adapters": "experts: 1,024 multiplications per image token",
     **dict.fromkeys(("rail", "rail-dual", "rail-primal-published"), "2,432 products of the regression"),
+    "sit": "adapters: 16,384 multiplications per image token",
 }
 PHASES: dict[str, list[str]] = {
     "moe-adapters": ["train", "selector", "selector-calibrate"],

@@ -276,3 +276,26 @@ def test_the_report_shows_the_curve_and_the_metrics(finished: tuple[Results, Pat
     assert "samples seen" in page
     assert "A_AUC" in page
     assert (folder / "figures" / "anytime.png").is_file()
+
+
+def test_unequal_shares_of_processes_give_the_gradients_of_one(micro_config: Config) -> None:
+    small = "method.trainable=[{adapter: {shared: true, width: 3}}]"
+    prepared = prepare(
+        micro_config("online", "method=sit", small, "method.replay={kind: reservoir, size: 3}")
+    )
+    learner, method = prepared.learner, prepared.learner.method
+    main = learner.plan(prepared.tasks[0])[0].streams["main"]
+
+    def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
+        method.zero_grad()
+        batch = replace(learner.engine.maker, rank=rank, world=world).batch(main, "s", 6)
+        (loss,) = method({"main": batch}, Position(0, "train", 0, 6, 32, 0)).values()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+
+    learner.method.begin_task(prepared.tasks[0], learner.past())
+    whole = gradients(0, 1)
+    parts = [gradients(rank, 2) for rank in range(2)]  # three and four of seven samples
+    assert any(bool(value.abs().max() > 1e-4) for value in whole.values())
+    for name, wanted in whole.items():
+        assert torch.allclose((parts[0][name] + parts[1][name]) / 2, wanted, atol=1e-6), name
