@@ -318,7 +318,7 @@ class Run(Watcher):
         self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.state.step)
 
     def _encoded(self, done: int, total: int) -> None:
-        self.progress.update(done, "pictures", total, *self.time_left.encoded(done, total))
+        self.progress.update(done, "images", total, *self.time_left.encoded(done, total))
         self._report_lost_time(self._clock.tick())
 
     # -- state ------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_b06_columns_and_root_of_a_table(command: Callable[..., Any], tmp_path: 
     rows = "".join(f"img [x]/{i}.png,yellow bus {i}\n" for i in range(3))
     table = text(tmp_path / "[2024] spring/shop.csv", f"file,title #2\n{rows}")
     code, out, _ = command("check", table, "columns.caption=title #2", f"root={folder}")
-    assert (code, "3 rows, 3 pictures" in out) == (0, True)
+    assert (code, "3 rows, 3 images" in out) == (0, True)
 
 
 @pytest.mark.parametrize("name", ["[2024] spring", "year=2024", "a?b", "[!x]*"])
@@ -111,7 +111,7 @@ def test_b06_a_pattern_takes_folders_that_exist_by_their_names(
     tar(tmp_path / name / "shards/0.tar", members)
     code, out, err = command("check", tmp_path / name / "shards/*.tar")
     assert code == 0, err
-    assert "2 rows, 2 pictures" in out
+    assert "2 rows, 2 images" in out
 
 
 def _pair(number: int) -> list[tuple[str, str | bytes]]:

@@ -208,7 +208,7 @@ def test_leaks_stop_and_are_listed(call: Call, write: Write) -> None:
     path = write(pictures, caption=[f"p{i % 6}" for i in range(9)], split=["train"] * 6 + ["test"] * 3)
     code, out, err = call(path)
     assert code == 3
-    assert "2 of 3 (66.7 %) test pictures are also trained on: 1 same file, 1 nearly the same" in out
+    assert "2 of 3 (66.7 %) test images are also trained on: 1 same file, 1 nearly the same" in out
     assert "everclip: check: 2 of 3" in err
     code, out, _ = call(path, "--json")
     assert code == 3
@@ -284,7 +284,8 @@ def test_quarantine_above_the_limit_is_shown_whole_and_stops(
     assert "5 of 8 (62.5 %) rows (limit 1 %)" in out
     for reason in ("missing-file", "truncated", "not-an-image", "zero-bytes", "outside-root"):
         assert f"1 {reason}: " in out
-    assert "pictures" in out, "the usable rows are described all the same"
+    assert "\n  set aside   5 of 8 " in out
+    assert "\n  images      " in out, "the usable rows are described all the same"
     assert "rows cannot be used" in err
     with open(tmp_path / "out" / "quarantine.csv") as file:
         assert len(list(csv.DictReader(file))) == 5

@@ -164,6 +164,20 @@ def test_a_rate_that_also_lost_what_was_known_is_not_called_too_low(
     assert ("did not rise" in shown) == (not collapsed)
 
 
+def test_the_table_speaks_of_retention_sets_only_where_it_has_some(
+    micro_config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = execute(micro_config("time", "method=zero-shot", "report=false"))
+    others = [column for column in results.columns if column.group != "retention"]
+    assert len(others) < len(results.columns)
+    for columns in (results.columns, others):
+        capsys.readouterr()
+        print_results(results.model_copy(update={"columns": columns}), tmp_path)
+        shown = capsys.readouterr().out
+        assert f"protocol `{results.matrix.protocol}`, percent" in shown
+        assert ("retention sets: own metric" in shown) == (columns is not others)
+
+
 def test_run_as_json_prints_the_result_and_nothing_else(
     call: Callable[..., Any], settings: list[str], tmp_path: Path
 ) -> None:

@@ -134,7 +134,7 @@ def inspect_sources(
         progress.start(f"read {', '.join(named)}", 0)
         loaded = read(
             spec(named).model_copy(update={"quarantine_limit": 1.0}),
-            tick=lambda done, total: progress.update(done, "pictures", total),
+            tick=lambda done, total: progress.update(done, "images", total),
         )
         progress.finish()
         return loaded
@@ -142,7 +142,7 @@ def inspect_sources(
     loaded = read_all(sources)
     if test:
         loaded = join(loaded, read_all(test))
-    progress.start("compare pictures", 0)
+    progress.start("compare images", 0)
     found = inspect(
         loaded,
         limits,

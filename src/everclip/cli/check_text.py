@@ -18,7 +18,7 @@ _PERIODS = 36
 
 def text_of(check: Check) -> str:
     """Return the whole check; the most important part comes last, at the end of the terminal."""
-    lines = [f"{plain(check.source, 90)}: {counted(check.rows, 'row')}, {counted(check.pictures, 'picture')}"]
+    lines = [f"{plain(check.source, 90)}: {counted(check.rows, 'row')}, {counted(check.pictures, 'image')}"]
     for part in (
         _columns,
         _splits,
@@ -84,7 +84,7 @@ def _captions(check: Check) -> Iterator[str]:
     if texts.source == "captions":
         per = texts.per_picture
         each = f"{per.low:g}" if per.low == per.high else f"{per.low:g} to {per.high:g}"
-        yield f"{texts.count:,}, {texts.distinct:,} different; {each} per picture"
+        yield f"{texts.count:,}, {texts.distinct:,} different; {each} per image"
     yield (
         f"{texts.tokens.low:g} to {texts.tokens.high:g} tokens, half have {texts.tokens.median:g} or fewer; "
         f"{texts.tokenizer} reads {texts.context}: {_none_or(texts.cut, texts.count)} cut"
@@ -93,7 +93,7 @@ def _captions(check: Check) -> Iterator[str]:
         yield f"  longest ({texts.longest[0].count} tokens): {plain(texts.longest[0].name, 120)!r}"
     if texts.ambiguous:
         shown = ", ".join(f"{plain(n.name, 40)!r} {n.count:,}" for n in texts.most_shared)
-        yield f"{counted(texts.ambiguous, 'text stands', 'texts stand')} for several pictures: {shown}"
+        yield f"{counted(texts.ambiguous, 'text stands', 'texts stand')} for several images: {shown}"
 
 
 def _languages(check: Check) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _time(check: Check) -> Iterator[str]:
 
 
 def _pictures(check: Check) -> Iterator[str]:
-    yield "pictures"
+    yield "images"
     sizes = check.sizes
     if sizes is None:
         return
@@ -145,7 +145,7 @@ def _duplicates(check: Check) -> Iterator[str]:
     found = check.duplicates
     kinds = {"bytes": "the same file", "pixels": "the same pixels in another file", "near": "nearly the same"}
     parts = [
-        f"{counted(found.surplus[kind], 'picture')} too many in {counted(found.group_counts[kind], 'group')}: {words}"
+        f"{counted(found.surplus[kind], 'image')} too many in {counted(found.group_counts[kind], 'group')}: {words}"
         for kind, words in kinds.items()
         if found.surplus.get(kind)
     ]
@@ -176,9 +176,9 @@ def _leaks_of(leaks: Leaks) -> Iterator[str]:
     total = sum(leaks.counts.values())
     if total:
         kinds = ", ".join(f"{count:,} {_SAME[kind]}" for kind, count in leaks.counts.items())
-        yield f"{share(total, leaks.held_out)} {leaks.side} pictures are also trained on: {kinds}"
+        yield f"{share(total, leaks.held_out)} {leaks.side} images are also trained on: {kinds}"
     if leaks.alike:
-        yield f"{share(leaks.alike, leaks.held_out)} {leaks.side} pictures look like a picture with another text"
+        yield f"{share(leaks.alike, leaks.held_out)} {leaks.side} images look like an image with another text"
     sure = [e for e in leaks.examples if e.kind != "near" or e.same_text] or list(leaks.examples)
     for example in sure[:_SHOWN]:
         yield "  " + _leaking(example)
@@ -204,7 +204,7 @@ def _name(row: Row) -> str:
 
 
 def _quarantine(check: Check) -> Iterator[str]:
-    yield "set quarantine"
+    yield "set aside"
     quarantine = check.quarantine
     if not quarantine.count:
         yield f"none of {quarantine.total:,} rows"

@@ -19,7 +19,11 @@ BENCHMARK = "emoji-names"
 METHODS = ("zero-shot", "finetune", "text-ridge")
 NEXT = (
     ("everclip check FOLDER", "what everclip finds in them"),
-    ("everclip init-config FOLDER -o mine.yaml", "a configuration that is ready to run"),
+    (
+        "everclip init-config FOLDER -o mine.yaml",
+        "a configuration that is ready to run; your CLIP goes into `backbone:`",
+    ),
+    ("everclip suggest mine.yaml", "preset and learning rate for your images, with reasons"),
     ("everclip run mine.yaml", "learn and measure, as here"),
 )
 
@@ -52,6 +56,7 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
     typer.echo(f"{search_text([Run(folder) for folder in folders])}\n")
     page = write_comparison(folders, output / "compare.html", comparison=comparison)
     pages = ((page, "all methods side by side"), (folders[-1] / "report.html", f"{METHODS[-1]} in detail"))
+    typer.echo("text-ridge changes no image embedding: a search index of images stays valid.\n")
     _list("To open in a browser:", pages)
     _list("Next, your own images:", NEXT)
 

@@ -103,7 +103,7 @@ def _measure(
         templates,
         cast("Kind", kind),  # checked by the caller
         config,
-        lambda done, total: progress.update(done, "pictures", total),
+        lambda done, total: progress.update(done, "images", total),
     )
     progress.finish()
     return evaluation

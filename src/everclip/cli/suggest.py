@@ -49,10 +49,10 @@ def suggest(
     """Propose settings for your data and model.
 
     Proposes preset, trainable parts, batch size, epochs and learning rate, each with its reason. Measures the learning
-    rate with a short sweep on the data; the model's weights stay unchanged. For classes, presets are tried on a
-    part of the images: `rail` and `text-ridge`, which solve a regression, and one that trains by gradient. Proposes the
-    one that is better on held-out images of old and new classes together. If the difference between the better
-    regression and the one that trains is not clear, names both, with the commands that decide.
+    rate with a short sweep on the data; the model's weights stay unchanged. Presets are tried on a part of the images:
+    `text-ridge` and, for classes, `rail`, which solve a regression, and one that trains by gradient. Proposes the one
+    that is better on held-out images, old and new together. If the difference between the better regression and the
+    one that trains is not clear, names both, with the commands that decide.
 
     Example: everclip suggest month.yaml
 
@@ -114,7 +114,7 @@ def _show(suggestion: Suggestion, output: Path | None) -> None:
     facts = suggestion.facts
     kind = "captions" if facts["classes"] is None else f"{facts['classes']} classes"
     typer.echo(
-        f"{suggestion.data}: {facts['rows']:,} training rows, {facts['pictures']:,} pictures, {kind}; "
+        f"{suggestion.data}: {facts['rows']:,} training rows, {facts['pictures']:,} images, {kind}; "
         f"{facts['validation']:,} validation rows"
     )
     typer.echo(f"{suggestion.model}: {facts['parameters'] / 1e6:.1f} M parameters")

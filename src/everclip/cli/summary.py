@@ -28,7 +28,7 @@ def old_and_new(results: Results) -> list[str]:
             start = "" if before is None else f"{100 * before:.1f} -> "
             shown.append(f"{part} {start}{100 * last:.1f}")
     what = "old and new" if known else "all tasks"
-    return [f"{what} together (pool `{results.together.protocol}`): {', '.join(shown)}"] if shown else []
+    return [f"{what} together (protocol `{results.together.protocol}`): {', '.join(shown)}"] if shown else []
 
 
 def old_scores_fell(results: Results) -> bool:
@@ -60,9 +60,9 @@ def print_results(results: Results, folder: Path) -> None:
     width = max(len(name) for name in [*matrix.rows, "before"])
     columns = [max(5, len(name)) for name in matrix.columns]
     metric = "accuracy or mean_r1" if matrix.metric == AUTO else matrix.metric
-    typer.echo(
-        f"{results.title}: {metric} in the pool `{matrix.protocol}`, percent (retention sets: own metric)"
-    )
+    retention = any(column.group == "retention" for column in results.columns)
+    own = " (retention sets: own metric)" if retention else ""
+    typer.echo(f"{results.title}: {metric}, protocol `{matrix.protocol}`, percent{own}")
     header = "  ".join(f"{n:>{w}}" for n, w in zip(matrix.columns, columns, strict=True))
     typer.echo(f"{'after':<{width}}  {header}")
     for label, values in zip(matrix.rows, matrix.values, strict=True):

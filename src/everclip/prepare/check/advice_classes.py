@@ -69,7 +69,7 @@ def _sides_of_classes(classes: Classes) -> Iterator[Finding]:
             message=f"{counted(len(classes.not_tested), 'class has', 'classes have')} no test row: "
             f"{listed_names(classes.not_tested)}",
             remedy="Such a class is learned without being measured, and a stream of classes leaves it out: add test "
-            "pictures.",
+            "images.",
         )
     if classes.not_validated:
         yield Finding(

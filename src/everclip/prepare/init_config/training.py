@@ -22,6 +22,6 @@ def training_settings(scenario: ListScenario) -> tuple[dict[str, Any], str]:
     spread = "" if smallest == sizes[-1] else f" (median; {smallest:,} to {sizes[-1]:,})"
     reason = (
         f"A task has {typical:,} training rows{spread}: about "
-        f"{math.ceil(typical * epochs / batch):,} steps of {batch} in all"
+        f"{math.ceil(typical * epochs / batch):,} steps of {batch} in all, more where earlier samples are replayed"
     )
     return {"epochs": epochs, "batch_size": batch, "lr": 1e-5}, reason
