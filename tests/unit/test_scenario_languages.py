@@ -161,7 +161,7 @@ def test_a_run_over_languages(micro_folder: Path, tmp_path: Path) -> None:
     assert [entry["name"] for entry in results.rows[3].notes["languages"]] == ["ar"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Languages" in page
-    assert "captions with other tokens" in page
+    assert "Other tokens: the share" in page
 
 
 def test_the_emoji_have_one_row_per_drawing_and_language() -> None:

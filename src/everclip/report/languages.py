@@ -82,8 +82,9 @@ def overlap(run: Run) -> Drawing | None:
     names = [name for name in noted if noted[name]["overlap"] or len(noted) > 1]
     if not is_stream(run) or len(names) < 2:
         return None
-    grid = [[noted[row]["overlap"].get(column, float("nan")) for column in names] for row in names]
-    figure = blank(2.0 + 0.36 * len(names), 1.4 + 0.3 * len(names))
+    rows, columns = names[1:], names[:-1]
+    grid = [[noted[row]["overlap"].get(column, float("nan")) for column in columns] for row in rows]
+    figure = blank(2.0 + 0.36 * len(columns), 1.4 + 0.3 * len(rows))
     axes = figure.add_subplot()
     axes.imshow(grid, cmap=_HEAT, vmin=0, vmax=1, aspect="auto")
     for i, values in enumerate(grid):
@@ -91,13 +92,13 @@ def overlap(run: Run) -> Drawing | None:
             if value == value and len(names) <= _MOST_NUMBERS:
                 axes.text(j, i, plain_percent(value, 0), ha="center", va="center", color=TEXT, fontsize=8)
     style_axes(axes, grid="")
-    axes.set_xticks(range(len(names)), [plain(name, 12) for name in names])
+    axes.set_xticks(range(len(columns)), [plain(name, 12) for name in columns])
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(names)), [plain(name, 12) for name in names])
+    axes.set_yticks(range(len(rows)), [plain(name, 12) for name in rows])
     axes.set_ylabel("new language")
     axes.spines[:].set_visible(False)
     parts = []
-    for name in names[1:]:
+    for name in rows:
         most = max(noted[name]["overlap"].items(), key=lambda item: float(item[1]), default=None)
         parts.append(f"{name} most with {most[0]} ({plain_percent(most[1], 0)} %)" if most else name)
     alt = f"Share of a new language's tokens that an earlier one uses too. {', '.join(parts)}."

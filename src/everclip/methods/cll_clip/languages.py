@@ -10,7 +10,7 @@ from everclip.data.sampling.order import unit_hash
 from everclip.data.table import Table
 from everclip.models.vocabulary import Growable, GrownTokenizer, Vocabulary, changed_share, used_ids
 
-SAMPLE = 1000
+SAMPLE = 300
 """The most captions of an earlier language that are compared after each task, chosen by hash."""
 
 
