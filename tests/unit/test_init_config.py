@@ -16,6 +16,7 @@ from everclip.prepare.init_config.propose import propose
 from everclip.prepare.init_config.yaml_text import of_emoji
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
+from everclip.scenarios.online import plan_stream
 from micro import MODEL, write_model
 
 DAYS = [f"2024-{month:02d}-{day:02d}" for month in range(1, 7) for day in (1, 9, 23)]
@@ -123,6 +124,25 @@ def test_the_printed_yaml_runs_to_its_end(
     ]
     assert values
     assert None not in values
+
+
+def test_a_stream_seen_once_is_written_on_request(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    data = write(tmp_path / "d.parquet", 140, **CLASSES)
+    code, text, said = call(data, "--kind", "online")
+    assert code == 0, said
+    document = yaml.safe_load(text)
+    assert document["online"] == {"parts": 5, "every": 7}
+    assert document["method"] == "sit"
+    (tmp_path / "mine.yaml").write_text(text)
+    config = resolve_config(tmp_path / "mine.yaml")
+    assert config.training.steps_per_batch == 3
+    scenario = load_scenario(config.scenario)
+    assert len(plan_stream(scenario, 8, needs_borders=False).rows) > 5
+    one_class = tmp_path / "one.parquet"
+    code, _, said = call(write(one_class, 20, class_name=["same"]), "--kind", "online")
+    assert (code, "1 classes" in said) == (2, True)
 
 
 def test_english_is_the_source_language_where_there_is_some(

@@ -26,7 +26,7 @@ def init_config(
         str | None,
         typer.Option(
             "--kind",
-            help="time, languages, domains, classes, sources or single; default: depends on the data.",
+            help="time, languages, domains, classes, sources, online or single; default: depends on the data.",
         ),
     ] = None,
     classes_per_task: Annotated[
@@ -71,7 +71,10 @@ def init_config(
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)
-    require_differences(proposal.scenario.tasks, default_tokenizer())
+    if (
+        proposal.scenario.spec.kind != "online"
+    ):  # a part of a stream may have one class, learned beside others
+        require_differences(proposal.scenario.tasks, default_tokenizer())
     _print_remarks(proposal)
     _write(proposal, output)
 
@@ -131,6 +134,8 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
         ]
     presets = {name: entry.summary for name, entry in methods().items()}
     chosen = "safe" if "safe" in presets and _has_validation(proposal) else "finetune"
+    if document["kind"] == "online":
+        chosen = "sit"
     file = f"{document['name']}.yaml" if output is None else str(output)
     return yaml_of(replace(proposal, document=document), file, chosen, presets)
 

@@ -13,6 +13,11 @@ STEPS = 300
 
 def training_settings(scenario: ListScenario) -> tuple[dict[str, Any], str]:
     """Return batch size and epochs for the sizes of the tasks, and the reason."""
+    if scenario.spec.kind == "online":
+        total = sum(len(task.train) for task in scenario.tasks)
+        settings = {"epochs": 1, "batch_size": max(2, min(64, total // 8)), "lr": 5e-4}
+        more = {"steps_per_batch": 3, "schedule": "constant", "warmup": 0}
+        return {**settings, **more}, f"The stream has {total:,} samples, each seen once"
     sizes = sorted(len(task.train) for task in scenario.tasks)
     typical, smallest = sizes[len(sizes) // 2], sizes[0]
     # About eight batches in the smallest task: a compromise between many negatives per batch and many steps.

@@ -144,6 +144,10 @@ def _kind(proposal: Proposal) -> list[str]:
         if "first_task" in document:
             lines.append(f"first_task: {document['first_task']}    # so that no task has a single class")
         lines.append(f"order: {document['order']}    # or given, sorted, or a list of classes")
+    elif kind == "online":
+        how = "also: disjoint (percent of classes in one part only), leak, cuts, borders"
+        lines.append(f"online: {flow(document['online'])}    # rows every n samples; {how}")
+        lines.append(f"order_seed: {document['order_seed']}    # another seed is another stream")
     elif kind == "single":
         lines.append(
             "# To add data later (--extend), write this file with `--kind sources`: each month adds a source."
@@ -174,6 +178,8 @@ def _how_split(rule: Mapping[str, Any]) -> str:
 
 
 def _base(document: Mapping[str, Any]) -> list[str]:
+    if document["kind"] == "online":
+        return []
     if document["kind"] == "time":
         return [
             "# Data that your model was trained on before, if they are in these data: measured as `known`, not a task.",
@@ -207,6 +213,13 @@ def _measured(document: Mapping[str, Any]) -> list[str]:
     keep = (
         "checkpoint: {keep_rows: true}   # keep the model after each task, to measure it on tasks added later"
     )
+    if document["kind"] == "online":
+        return [
+            "protocols:",
+            "  - {name: seen, space: seen}    # test images of the classes seen so far, among these classes",
+            "  - {name: all, space: all}      # all test images, among all classes",
+            f"headline: {flow(document['headline'])}",
+        ]
     if document["kind"] == "languages":
         return [
             "protocols:",
@@ -258,5 +271,18 @@ def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> li
         "training:",
         f"  epochs: {training['epochs']}",
         f"  batch_size: {training['batch_size']}",
-        f"  lr: {training['lr']:.1e}    # low, as fine-tuning a CLIP needs; `everclip suggest` measures a better rate",
+        *_rate(training),
+    ]
+
+
+def _rate(training: Mapping[str, Any]) -> list[str]:
+    """Return the lines on the learning rate, and what a stream that is seen once has besides."""
+    rate = f"  lr: {training['lr']:.1e}"
+    if "steps_per_batch" not in training:
+        return [f"{rate}    # low, as fine-tuning a CLIP needs; `everclip suggest` measures a better rate"]
+    return [
+        f"{rate}    # constant over the stream; the preset sets its own",
+        f"  schedule: {training['schedule']}",
+        f"  warmup: {training['warmup']}",
+        f"  steps_per_batch: {training['steps_per_batch']}    # steps on each batch, which is then gone",
     ]
