@@ -57,8 +57,8 @@ class BackboneConfig(Frozen):
     """Which CLIP to start from (docs/own-model.md).
 
     Attributes:
-        name: `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an architecture of
-            open_clip's.
+        name: `builtin:photo`, `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an
+            architecture of open_clip's.
         weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
             (seeded by the run).
         key: which model of a file with several (`model_ema`); if the choice matters, an error asks for it.
@@ -68,7 +68,7 @@ class BackboneConfig(Frozen):
         preprocess: replaces the preprocessing of the weights if it is unknown or wrong.
     """
 
-    name: str = Field("builtin:tiny", min_length=1)
+    name: str = Field("builtin:photo", min_length=1)
     weights: str | None = None
     key: str | None = Field(None, min_length=1)
     patch_dropout: float | None = Field(None, ge=0, lt=1)

@@ -24,7 +24,7 @@ def check(
     ],
     model: Annotated[
         str, typer.Option("--model", help="The model to train; decides token and pixel limits.")
-    ] = "builtin:tiny",
+    ] = "builtin:photo",
     test: Annotated[
         list[str] | None,
         typer.Option("--test", help="Separate test data: images that are in both are leaks."),

@@ -39,7 +39,7 @@ def classify(
 
     Example: everclip classify runs/shop new.jpg --name kettle --name chair --template "a photo of a {}"
 
-    Example: everclip classify builtin:tiny photos/ --names classnames.txt --top 3 --json
+    Example: everclip classify builtin:photo photos/ --names classnames.txt --top 3 --json
     """
     from everclip.templates import templates_of
 

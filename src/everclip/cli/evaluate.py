@@ -24,7 +24,7 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a saved learner, an export, or a backbone (builtin:tiny, ViT-B-32...)."
+            help="A run folder, a saved learner, an export, or a backbone (builtin:photo, ViT-B-32...)."
         ),
     ],
     settings: Annotated[

@@ -19,7 +19,7 @@ def suggest(
     ],
     model: Annotated[
         str | None,
-        typer.Argument(help="The backbone; default: that of the stream, or builtin:tiny for data."),
+        typer.Argument(help="The backbone; default: that of the stream, or builtin:photo for data."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -58,7 +58,7 @@ def suggest(
 
     Example: everclip suggest photos/ ViT-B-32 backbone.weights=weights.safetensors
 
-    Example: everclip suggest shop.csv builtin:tiny columns.caption=title --output suggestion
+    Example: everclip suggest shop.csv builtin:photo columns.caption=title --output suggestion
     """
     from everclip.files import require_writable
     from everclip.prepare.suggest.suggestion import suggest as make

@@ -417,7 +417,7 @@ class Learner:
     @classmethod
     def create(
         cls,
-        backbone: str | PathLike[str] | Mapping[str, Any] = "builtin:tiny",
+        backbone: str | PathLike[str] | Mapping[str, Any] = "builtin:photo",
         method: str = "finetune",
         training: Mapping[str, Any] | None = None,
         seed: int = 0,

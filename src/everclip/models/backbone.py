@@ -1,8 +1,8 @@
 """A CLIP from open_clip with everything that belongs to it: towers, tokenizer, transforms, fingerprints.
 
-The name of a backbone is `builtin:tiny`, a folder in open_clip's layout (`open_clip_config.json` beside the weights,
-and `merges.txt.gz` if it has its own vocabulary), `hf-hub:ORG/NAME[@REVISION]` in the hub's cache folder, or an
-open_clip architecture with a tag or file of weights. `weights=random` starts any of them from scratch.
+The name of a backbone is `builtin:photo`, `builtin:tiny`, a folder in open_clip's layout (`open_clip_config.json`
+beside the weights, and `merges.txt.gz` if it has its own vocabulary), `hf-hub:ORG/NAME[@REVISION]` in the hub's cache
+folder, or an open_clip architecture with a tag or file of weights. `weights=random` starts any of them from scratch.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def suggest(
 
     Args:
         data: a source of data, or a stream (a YAML file or a benchmark), whose first task is used.
-        model: settings of the backbone; default: those of the stream, or `builtin:tiny` for a source.
+        model: settings of the backbone; default: those of the stream, or `builtin:photo` for a source.
         block: settings of the `data:` block, for a source.
         training: explicit training settings (device, lr, epochs...); they take precedence over the stream's.
         steps: steps of the range test.

@@ -63,7 +63,7 @@ def read_target(data: str, model: Mapping[str, Any], block: Mapping[str, Any]) -
         return Target(
             scenario.tasks[0], True, config.backbone, model, training, scenario, guard, config.method
         )
-    chosen = validated(BackboneConfig, {"name": "builtin:tiny", **model}, "backbone")
+    chosen = validated(BackboneConfig, {"name": "builtin:photo", **model}, "backbone")
     spec = validated(DataSpec, {"source": data, **block}, "data")
     named = chosen.model_dump(mode="json", exclude_unset=True)
     return Target(make_task(spec, index=0), False, chosen, named, {})
