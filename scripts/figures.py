@@ -118,7 +118,7 @@ def keep_demo(folder: Path) -> None:
 
     def shares(value: Estimate | None) -> list[float] | None:
         return (
-            None if value is None else [round(x, 4) for x in (value.value, value.low or 0, value.high or 0)]
+            None if value is None else [round(x, 6) for x in (value.value, value.low or 0, value.high or 0)]
         )
 
     runs = [Run(folder / name) for name in METHODS]
