@@ -1,12 +1,16 @@
 """Make what builtin:photo learns from: the features that photographs must get, and a start with a fitted text tower.
 
     python scripts/photo_targets.py --photos FOLDER --captions FILE --wordnet FOLDER --out build/photo
-    EVERCLIP_PACKS=... everclip run scripts/photo.yaml output=runs/photo
+    EVERCLIP_PACKS=... everclip run scripts/photo.yaml output=runs/photo       (and so on: scripts/build_photo.py)
+    python scripts/photo_targets.py ... --go-on --steps 2400
 
 The joint space (`scripts/joint_space.py`) comes from two teachers: EfficientNet-Lite2 sees the photographs, MiniLM
 reads the texts. A class that the photographs show gets the mean of its photographs, a class of ImageNet its row of
 the classifier, any other text lies among these by its likeness to their names. The teachers need the extra `[build]`;
 they are no part of everclip.
+
+With `--go-on` the text tower of builtin:photo is trained further, with more words, and all weights of builtin:photo are
+written to `text.safetensors`; the rest stays.
 
 Writes into the folder: `features.parquet` (`id` -> feature), `start.safetensors` (random image tower, fitted text
 tower), `space.npz` (the joint space) and `targets.json` (what was done, with figures).
@@ -48,7 +52,7 @@ from whitening import unit
 from everclip import write_feature_table
 from everclip.config import BackboneConfig
 from everclip.data.builtin.emoji import emoji
-from everclip.models.backbone import load_backbone
+from everclip.models.backbone import Backbone, load_backbone
 
 ARCHITECTURE = Path(__file__).resolve().parents[1] / "src/everclip/models/builtin/photo"
 WIDTH = 256
@@ -65,6 +69,15 @@ TEMPLATES = (
 )  # fmt: skip
 WORD_TEMPLATES = ("{}", "{}", "a photo of a {}", "a picture of a {}")
 TEXT_BATCH = 128
+NAMES, NAMES_LATER = 0.4, 0.25
+"""Share of the known names in a batch of texts; the smaller one if the text tower goes on."""
+
+WORDS_LATER = 0.45
+"""Share of the words if it goes on: unseen classes are among them. At first, all further kinds have equal shares."""
+
+LATER_RATE = 1e-3
+"""Learning rate of the text tower if it goes on."""
+
 MAX_GLOSS = 60
 """Longer glosses, in characters, are left out."""
 
@@ -161,23 +174,49 @@ def english_captions(path: Path) -> list[str]:
 
 
 def text_groups(
-    space: JointSpace, known: dict[str, int], further: dict[str, list[str]], embed: TextEmbedder
+    space: JointSpace,
+    known: dict[str, int],
+    further: dict[str, list[str]],
+    embed: TextEmbedder,
+    later: bool = False,
 ) -> list[TextGroup]:
     """Return all texts with their targets: known names by their place in the bank, the others by MiniLM.
 
-    A softmax goes over the known names. The other kinds of texts have equal shares.
+    A softmax goes over the known names. `later`: with the shares of a text tower that goes on.
     """
     names = sorted(known)
-    groups = [
-        TextGroup(names, torch.from_numpy(space.bank[[known[n] for n in names]]), 0.4, TEMPLATES, names=True)
-    ]
+    places = torch.from_numpy(space.bank[[known[n] for n in names]])
+    groups = [TextGroup(names, places, NAMES_LATER if later else NAMES, TEMPLATES, names=True)]
     texts = {kind: found for kind, found in further.items() if found}
+    shares = further_shares(list(texts), later)
     for kind, found in texts.items():
         targets = torch.from_numpy(space.of_texts(embed(found)))
         forms = WORD_TEMPLATES if kind == "words" else ("{}",)
         plain = [text.replace("{", "(").replace("}", ")") for text in found]
-        groups.append(TextGroup(plain, targets, 0.6 / len(texts), forms))
+        groups.append(TextGroup(plain, targets, shares[kind], forms))
     return groups
+
+
+def further_shares(kinds: Sequence[str], later: bool) -> dict[str, float]:
+    """Return the share of each further kind of texts in a batch."""
+    if later and "words" in kinds and len(kinds) > 1:
+        rest = (1 - NAMES_LATER - WORDS_LATER) / (len(kinds) - 1)
+        return {kind: WORDS_LATER if kind == "words" else rest for kind in kinds}
+    return dict.fromkeys(kinds, (1 - (NAMES_LATER if later else NAMES)) / len(kinds))
+
+
+def go_on(groups: Sequence[TextGroup], steps: int, path: Path) -> dict[str, float]:
+    """Train the text tower of builtin:photo further, write all its weights, and return figures."""
+    backbone = load_backbone(BackboneConfig(name=str(ARCHITECTURE)), 0)
+    loss = fit_text_tower(backbone, groups, steps, batch=TEXT_BATCH, lr=LATER_RATE)
+    save_file(backbone.clip.state_dict(), path)
+    return {"text_steps": steps, "text_loss": round(loss, 4), **cosines(backbone, groups)}
+
+
+def cosines(backbone: Backbone, groups: Sequence[TextGroup]) -> dict[str, float]:
+    """Return the mean cosine of the known names to their places."""
+    own = encoded(backbone, [f"a photo of a {name}" for name in groups[0].texts])
+    return {"cosine_of_names": round(float((own * groups[0].targets).sum(dim=1).mean()), 4)}
 
 
 def write_start(groups: Sequence[TextGroup], steps: int, path: Path) -> dict[str, float]:
@@ -187,9 +226,7 @@ def write_start(groups: Sequence[TextGroup], steps: int, path: Path) -> dict[str
     with torch.no_grad():
         backbone.clip.logit_scale.fill_(float(np.log(SCALE)))
     save_file(backbone.clip.state_dict(), path)
-    own = encoded(backbone, [f"a photo of a {name}" for name in groups[0].texts])
-    cosine = float((own * groups[0].targets).sum(dim=1).mean())
-    return {"text_steps": steps, "text_loss": round(loss, 4), "cosine_of_names": round(cosine, 4)}
+    return {"text_steps": steps, "text_loss": round(loss, 4), **cosines(backbone, groups)}
 
 
 def main() -> None:
@@ -209,6 +246,7 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="of the image teacher (default: fp32)"
     )
+    parser.add_argument("--go-on", action="store_true", help="train the text tower of builtin:photo further")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     cache = options.out / "cache"
@@ -216,22 +254,27 @@ def main() -> None:
     classifier = class_weights(teacher)
     features = photo_features(fast(teacher, options.precision), table["image"].to_pylist(), cache)
     space = joint_space(table, features, embed, classifier)
+    known = known_names(table)
+    further = further_texts(options.wordnet, known)
+    if options.captions is not None:
+        further["captions"] = english_captions(options.captions)
+    groups = text_groups(space, known, further, embed, later=options.go_on)
+    record: dict[str, object] = {"texts": [len(group.texts) for group in groups]}
+    if options.go_on:
+        record |= go_on(groups, options.steps, options.out / "text.safetensors")
+        (options.out / "text.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(record))
+        return
     images = space.of_images(features)
     write_feature_table(options.out / "features.parquet", table["id"].to_pylist(), images)
     np.savez(options.out / "space.npz", **vars(space))
     names, labels = labelled(table["class_name"].to_pylist())
     seen = labels >= 0
-    known = known_names(table)
-    further = further_texts(options.wordnet, known)
-    if options.captions is not None:
-        further["captions"] = english_captions(options.captions)
-    groups = text_groups(space, known, further, embed)
-    record: dict[str, object] = {
+    record |= {
         "photographs": len(table),
         "teacher_precision": options.precision,
         "classes_with_photographs": len(names),
         "teacher_accuracy_on_them": round(named(images[seen], space.bank[-len(names) :], labels[seen]), 4),
-        "texts": [len(group.texts) for group in groups],
     }
     record |= write_start(groups, options.steps, options.out / "start.safetensors")
     (options.out / "targets.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
