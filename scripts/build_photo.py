@@ -7,6 +7,8 @@
     python scripts/feature_maps.py --photos PACKS/photo_pretrain
     EVERCLIP_PACKS=PACKS everclip run scripts/photo_maps.yaml output=runs/photo-maps   # second part, from this
     python scripts/build_photo.py --maps runs/photo-maps --packs PACKS
+    python scripts/photo_targets.py ... --go-on --steps 2400                     # third part: texts, from this
+    python scripts/build_photo.py --text build/photo --packs PACKS
     python scripts/build_photo.py --packs PACKS           # measure the packed weights again, write both cards again
 
 The numbers in the card are measured here, on the packed half-precision weights (`scripts/photo_zero_shot.py`).
@@ -19,8 +21,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from packing import course, pack, record, shown, trained, write_cards
+from packing import course, pack, pack_weights, record, shown, trained, write_cards
 from photo_zero_shot import CAPTIONS, CLASSES, TEMPLATES, Figures, zero_shot
+from safetensors.torch import load_file
 
 from everclip.config import BackboneConfig
 from everclip.models.backbone import Backbone, load_backbone
@@ -172,10 +175,11 @@ def page(document: dict[str, Any]) -> str:
 
 
 def maps_part(training: dict[str, Any]) -> str:
-    """Return the part of the page on the second part of the training; empty without one."""
+    """Return what the page says of the second and third part of the training; empty without them."""
     if "maps" not in training:
         return ""
-    return MAPS.format(**course(training["maps"]))
+    second = MAPS.format(**course(training["maps"]))
+    return second + (TEXT.format(**training["text"]) if "text" in training else "")
 
 
 MAPS = """
@@ -189,6 +193,11 @@ MAPS = """
 ```yaml
 {recipe}
 ```
+"""
+
+TEXT = """
+5. `scripts/photo_targets.py --go-on` trains the text tower for {text_steps:,} more steps, with more of the words (mean
+   cosine of the known names then: {cosine_of_names:.3f}). `scripts/build_photo.py --text` packs and measures it.
 """
 
 PAGE = """# builtin:photo
@@ -291,6 +300,7 @@ def main() -> None:
         "run", type=Path, nargs="?", help="folder of the finished run; without it: what is packed is measured"
     )
     parser.add_argument("--maps", type=Path, help="folder of the finished run of the second part")
+    parser.add_argument("--text", type=Path, help="folder of the text tower that went on")
     parser.add_argument("--packs", type=Path, required=True, help="folder of the packs and of photo_pretrain")
     options = parser.parse_args()
     if options.run is None:
@@ -302,6 +312,9 @@ def main() -> None:
     if options.maps is not None:
         pack(options.maps, FOLDER)
         training["maps"] = record(options.maps, "scripts/photo_maps.yaml", "photographs")
+    if options.text is not None:
+        pack_weights(load_file(options.text / "text.safetensors"), FOLDER)
+        training["text"] = json.loads((options.text / "text.json").read_text(encoding="utf-8"))
     document = card(training, load_backbone(BackboneConfig(name=str(FOLDER)), 0), options.packs)
     write_cards(FOLDER, document, page(document))
     print(json.dumps({name: document[name] for name in ("zero_shot", "bytes")}, indent=1))

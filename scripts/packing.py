@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def pack(run: Path, folder: Path) -> None:
         exported = Path(temporary) / "model"
         run_export(str(run), exported)
         weights = load_file(exported / WEIGHTS)
+    pack_weights(weights, folder)
+
+
+def pack_weights(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write weights of a model in half precision."""
     # The logit scale stays exact: half precision would move it by up to 0.2 %.
     half = {k: v if k == "logit_scale" else v.to(torch.float16).contiguous() for k, v in weights.items()}
     save_file(half, folder / WEIGHTS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from photo_packs import build_photo, packing, write_packs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import everclip
 
@@ -94,6 +94,17 @@ def test_a_run_is_packed_measured_and_described(
     facts = json.loads((folder / "card.json").read_text())
     assert (facts["version"], facts["training"]["maps"]["steps"], facts["training"]["steps"]) == (2, 2, 2)
     assert "scripts/photo_maps.yaml" in (folder / "CARD.md").read_text()
+
+    text = tmp_path / "text"  # the third part
+    text.mkdir()
+    weights = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
+    save_file({**weights, "text_projection": weights["text_projection"] + 1}, text / "text.safetensors")
+    (text / "text.json").write_text(json.dumps({"text_steps": 7, "cosine_of_names": 0.9}))
+    monkeypatch.setattr(sys, "argv", ["x", "--text", str(text), "--packs", str(packs)])
+    build_photo.main()
+    packed = load_file(folder / WEIGHTS)
+    assert torch.equal(packed["text_projection"], (weights["text_projection"] + 1).half())
+    assert "for 7 more steps" in (folder / "CARD.md").read_text()
 
 
 def test_rows_of_the_card() -> None:

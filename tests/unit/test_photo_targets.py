@@ -145,3 +145,13 @@ def test_the_start_holds_a_fitted_text_tower(tmp_path: Path) -> None:
     )
     scale = photo_targets.load_backbone(config, 0).logit_scale
     assert float(scale.detach()) == pytest.approx(photo_targets.SCALE, rel=1e-4)
+
+
+@pytest.mark.parametrize("kinds", [["words", "glosses", "captions"], ["glosses", "captions"], ["words"]])
+@pytest.mark.parametrize("later", [False, True])
+def test_shares_of_texts_fill_a_batch(kinds: list[str], later: bool) -> None:
+    shares = photo_targets.further_shares(kinds, later)
+    names = photo_targets.NAMES_LATER if later else photo_targets.NAMES
+    assert sum(shares.values()) + names == pytest.approx(1)
+    if later and len(kinds) == 3:
+        assert shares["words"] == photo_targets.WORDS_LATER
