@@ -134,6 +134,7 @@ def test_the_demo_opens_with_a_look(
     names = [
         line.split(" - ")[0] for line in said.splitlines() if line.startswith("  ") and ") - before" in line
     ]
+    assert "Chance is" in said
     assert said.index("a search index of images stays valid") < said.index("everclip suggest mine.yaml")
     assert len(names) > 1
     assert names[: len(names) // 2] == names[len(names) // 2 :]
