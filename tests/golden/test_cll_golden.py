@@ -121,3 +121,12 @@ def test_equal_targets_are_all_right_answers_and_different_ones_are_infonce() ->
     answers = torch.arange(6)
     plain = 0.5 * (F.cross_entropy(cosines, answers) + F.cross_entropy(cosines.T, answers))
     assert float(apart) == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_rows_without_a_target_weigh_as_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, target = torch.randn(8, 5), torch.randn(8, 5)
+    target[[0, 1, 2, 6]] = torch.nan  # one of the first four rows has a target, three of the others
+    whole = masked_mse(student, target)
+    monkeypatch.setattr("everclip.methods.cll_clip.losses.mean", lambda own: torch.tensor((1 + 3) / 2))
+    halves = [masked_mse(student[part], target[part]) for part in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from everclip.distributed import mean, world
 from everclip.methods.losses import contrastive
 
 
 def masked_mse(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared difference over the rows that have a target, and over dimensions.
+    """Return the mean squared difference over the rows of all processes that have a target, and over dimensions.
 
     Args:
         student: embeddings `(N, D)`, not of unit length.
         target: those of the teacher `(N, D)`; a row of NaN: there is none.
 
     Returns:
-        Scalar; 0 if no row has a target.
+        Scalar of this process's rows, whose mean over the processes is the loss; 0 if no row has a target. All
+        processes must call it.
     """
     known = ~target.isnan().any(dim=1, keepdim=True)
     squared = (student - torch.where(known, target, student.detach())).square() * known
-    return squared.sum() / (known.sum().clamp(min=1) * student.shape[1])
+    # Not the own number of rows: the mean over processes would weigh rows of a process with few of them more.
+    each = mean(known.sum().float()).clamp(min=1 / world())
+    return squared.sum() / (each * student.shape[1])
 
 
 def to_fixed(
