@@ -382,6 +382,7 @@ def test_a_rate_that_wrecks_the_model_is_said_at_the_end(tmp_path: Path, command
     file = stream(tmp_path, "per_task: 4\nsplit: {test: 0.5, validation: 0.1}\n")
     given = (
         "method=finetune",
+        "backbone=builtin:tiny",
         "training.lr=10",
         "training.steps=8",
         f"output={tmp_path}/out",

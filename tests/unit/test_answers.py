@@ -100,7 +100,7 @@ def test_a_told_task_is_encoded_once_for_all_of_its_sets(uses: bool, wide: bool)
     """A protocol that tells the task has features of their own; what belongs to no task has those of all."""
     data = SimpleNamespace(column=lambda name: ["k"])
     sets = [
-        SimpleNamespace(name=name, kind=kind, task=task, data=data)
+        SimpleNamespace(name=name, kind=kind, task=task, data=data, seen_only=False)
         for name, kind, task in (
             ("a", "classification", 0), ("b", "classification", 1), ("c", "classification", 0),
             ("old", "classification", None), ("pairs", "retrieval", None),

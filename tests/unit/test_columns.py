@@ -60,9 +60,9 @@ def encoded(learner: Learner) -> dict[str, int]:
     for side in counts:
         inner = getattr(backbone, f"encode_{side}")
 
-        def counting(values: torch.Tensor, side: str = side, inner: Any = inner) -> torch.Tensor:
-            counts[side] += len(values)
-            return inner(values)
+        def counting(values: torch.Tensor, *how: Any, of: str = side, inner: Any = inner) -> torch.Tensor:
+            counts[of] += len(values)
+            return inner(values, *how)
 
         setattr(backbone, f"encode_{side}", counting)
     return counts

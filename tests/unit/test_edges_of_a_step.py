@@ -46,7 +46,7 @@ def test_a_wrong_answer_is_right_for_no_class() -> None:
     answers = torch.tensor([0, 1, 1, 2])
     space = LabelSpace(entries)
     data = SimpleNamespace(column=lambda name: keys)
-    s: Any = SimpleNamespace(name="set", data=data, kind="classification", task=None)
+    s: Any = SimpleNamespace(name="set", data=data, kind="classification", task=None, seen_only=False)
     protocol: Any = SimpleNamespace(name="all", same_texts="apart", known_task=False)
     scenario: Any = SimpleNamespace(
         eval_sets=[s], label_space=lambda *given: space, protocols=[protocol], shown_protocol="all"

@@ -134,7 +134,7 @@ def test_what_a_document_says_itself_wins_over_its_short_form(folder: Path) -> N
     assert scenario.spec.headline.metric == "top5"
     with pytest.raises(ConfigError, match=r"protocol: 'odcl-sil' is not known\. Did you mean"):
         stream(folder, "odcl-sil")
-    assert set(PROTOCOLS) == {"mtil", "odcl-til", "odcl-cil", "x-tail", "cil"}
+    assert set(PROTOCOLS) == {"mtil", "odcl-til", "odcl-cil", "x-tail", "cil", "cll"}
 
 
 def test_captions_run_under_the_same_protocols(folder: Path, tmp_path: Path) -> None:

@@ -157,9 +157,9 @@ def test_each_picture_is_encoded_once_and_the_backbone_stays(
     counts = {"image": 0, "steps": 0}
     encode = learner.method.backbone.encode_image
 
-    def counted(pixels: torch.Tensor) -> torch.Tensor:
+    def counted(pixels: torch.Tensor, *how: bool) -> torch.Tensor:
         counts["image"] += len(pixels)
-        return encode(pixels)
+        return encode(pixels, *how)
 
     monkeypatch.setattr(learner.method.backbone, "encode_image", counted)
     tasks: Sequence[Task] = [of_classes(data, i, 2 * i, 2 * i + 1) for i in range(3)]

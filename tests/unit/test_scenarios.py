@@ -322,6 +322,7 @@ SIZES = [
         },
         2282,
     ),
+    ("emoji-online", [1127, 1311, 214, 324, 386], {"test": 1803, "names": 1269}, None),
     ("emoji-base", [2336], {"known": 1269, "subgroups": 1269}, None),
 ]
 

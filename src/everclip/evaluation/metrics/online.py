@@ -31,7 +31,7 @@ def _undefined(cells: Cells) -> Array:
     label="A_AUC",
     meaning="Mean accuracy over the rows every n samples: the area under the curve over the stream.",
     formula="A_AUC: mean over rows every n samples of A_i",
-    shown=60,
+    shown=61,
 )
 def a_auc(cells: Cells) -> Array:
     """Return the mean over the rows at equal distances; undefined if the stream has none."""
@@ -43,7 +43,7 @@ def a_auc(cells: Cells) -> Array:
     label="A_avg",
     meaning="Mean accuracy over the ends of the parts of the stream.",
     formula="A_avg: mean over ends of parts of A_t",
-    shown=61,
+    shown=62,
 )
 def a_avg(cells: Cells) -> Array:
     """Return the mean over the rows at ends of parts; two that fall into one batch are one row."""
@@ -55,7 +55,7 @@ def a_avg(cells: Cells) -> Array:
     label="A_last",
     meaning="Accuracy at the end of the stream, among all of its classes.",
     formula="A_last: A_T",
-    shown=62,
+    shown=63,
 )
 def a_last(cells: Cells) -> Array:
     """Return the accuracy at the last end of a part."""
@@ -70,7 +70,7 @@ def a_last(cells: Cells) -> Array:
     formula="F_last: mean_{j: m_j>0} (m_j − a_T(j)), m_j = max_{t<T} a_t(j)",
     unit="points",
     higher_is_better=False,
-    shown=63,
+    shown=64,
 )
 def f_last(cells: Cells) -> Array:
     """Return the forgetting per class over the ends of parts; classes that were never right are skipped."""
