@@ -280,9 +280,9 @@ seen all of ImageNet with its labels, so many relatives of the unseen classes.
 
 * **It is not trained to its end.** One processor core without bf16 was all there was; every part of the training
   still gained at its end. The aim of 15 % for the unseen classes of Caltech-101 is missed. With MiniLM's own reading of
-  their names in place of the text tower, the same images came to 15.5 % (before the text tower went on, when it had
-  12.2 %): so the text tower limits it first. Linear maps behind the image tower (ridge regression to the teacher,
-  whitening within a class) gained nothing.
+  their names in place of the text tower, the same images came to 15.5 % (a trial, of which no command is kept; the
+  text tower had 12.2 % then, before it went on): so the text tower limits it first. Linear maps behind the image tower
+  (ridge regression to the teacher, whitening within a class) gained nothing.
 * It sees 64 px: no writing, no small things, no fine differences (dishes, makes of cars, breeds).
 * A class that its training never showed is found by the likeness of its name to names that it knows. Where
   names are alike and things are not, it is wrong.

@@ -64,6 +64,17 @@ def normal_part(entry: Any) -> str | dict[str, Any]:
     return str(name)
 
 
+def names_of(trainable: tuple[str | dict[str, Any], ...]) -> tuple[str, ...]:
+    """Return the names of the parts and modules in entries of `trainable`."""
+    return tuple(e if isinstance(e, str) else next(iter(e)) for e in trainable)
+
+
+def modules_of(trainable: tuple[str | dict[str, Any], ...]) -> tuple[tuple[str, ModuleSettings], ...]:
+    """Return the modules that entries of `trainable` grow, with their complete settings."""
+    entries = [next(iter(e.items())) for e in trainable if isinstance(e, dict)]
+    return tuple((name, module_settings(name, settings)) for name, settings in entries)
+
+
 class ReplaySettings(Frozen):
     """The samples to store, and their share of each batch.
 
@@ -228,13 +239,12 @@ class SlotsWithoutReplay(TrainedSettings):
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of parts and modules in `trainable`."""
-        return tuple(e if isinstance(e, str) else next(iter(e)) for e in self.trainable)
+        return names_of(self.trainable)
 
     @property
     def modules(self) -> tuple[tuple[str, ModuleSettings], ...]:
         """The modules that `trainable` grows, with their complete settings."""
-        entries = [next(iter(e.items())) for e in self.trainable if isinstance(e, dict)]
-        return tuple((name, module_settings(name, settings)) for name, settings in entries)
+        return modules_of(self.trainable)
 
 
 class SlotSettings(SlotsWithoutReplay):

@@ -14,8 +14,9 @@ from everclip.errors import DataError
 from everclip.scenarios.base import ListScenario, merge_entries
 from everclip.scenarios.conditions import require_column
 from everclip.scenarios.groups import Group
+from everclip.scenarios.online_spec import OnlineSpec
 from everclip.scenarios.reading import Reader
-from everclip.scenarios.spec import OnlineSpec, ScenarioSpec
+from everclip.scenarios.spec import ScenarioSpec
 from everclip.scenarios.splits import Parts, classes_without_rows
 
 EVERY, PART = "every", "part"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from everclip.config import Frozen
-from everclip.methods.settings import TrainedSettings, normal_part
-from everclip.models.modules.settings import MODULES, ModuleSettings, module_settings
+from everclip.methods.settings import TrainedSettings, modules_of, names_of, normal_part
+from everclip.models.modules.settings import MODULES, ModuleSettings
 
 PARTS = ("text", "text-projection", "text-layernorm", "text-bias", "text-blocks")
 """The parts of the text tower that may train beside the token rows."""
@@ -94,13 +94,12 @@ class CllClipSettings(TrainedSettings):
     @property
     def parts(self) -> tuple[str, ...]:
         """The names of parts and modules in `trainable`."""
-        return tuple(e if isinstance(e, str) else next(iter(e)) for e in self.trainable)
+        return names_of(self.trainable)
 
     @property
     def modules(self) -> tuple[tuple[str, ModuleSettings], ...]:
         """The modules that `trainable` grows, with their complete settings."""
-        entries = [next(iter(e.items())) for e in self.trainable if isinstance(e, dict)]
-        return tuple((name, module_settings(name, settings)) for name, settings in entries)
+        return modules_of(self.trainable)
 
     @property
     def compact(self) -> bool:
