@@ -5,7 +5,6 @@ A run is a folder. It can be stopped anywhere; the same command continues it and
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
@@ -18,22 +17,22 @@ from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
 from everclip.distributed import any_process
 from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
-from everclip.evaluation.assemble import column_info, flat_metrics
-from everclip.evaluation.measurements import Measurements
+from everclip.evaluation.assemble import flat_metrics
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
-from everclip.evaluation.results import Event, Example, Results, Row
+from everclip.evaluation.results import Event, Example, Results
 from everclip.files import crash_point, optional_write, require_writable
 from everclip.running import extending
 from everclip.running.checkpoint_times import CheckpointTimes
+from everclip.running.checkpoint_writing import write_checkpoint
 from everclip.running.clock import Clock
 from everclip.running.collapse import collapse
-from everclip.running.outcome import Status, build_results
+from everclip.running.outcome import Status, build_results, measurements_of
 from everclip.running.prepare import Prepared, prepare
 from everclip.running.remarks import is_printed, start_notes, write_quarantine
 from everclip.running.row_models import RowModels
 from everclip.running.run_state import EVALUATE, LEARN, RunState
-from everclip.running.stream_rows import live_line
+from everclip.running.stream_rows import live_line, moment, pause_step, planned_row
 from everclip.running.task_progress import TaskProgress
 from everclip.running.time_left import TimeLeft, sizes_of
 from everclip.scenarios.online import StreamRow
@@ -111,7 +110,8 @@ class Run(Watcher):
             learner.guard.tell = self._event
         learner.engine.report_to(self.progress.say)
         learner.engine.columns.tick = partial(self.progress.aside, "encode ahead")
-        learner.features.folders.keep_in(self.path / "features", config.evaluation, self._damaged_cache)
+        damaged = partial(self._event, "damaged cache")
+        learner.features.folders.keep_in(self.path / "features", config.evaluation, damaged)
 
     @classmethod
     def of(cls, config: RunConfig, progress: Progress | None = None, extend: bool = False) -> Run:
@@ -203,12 +203,7 @@ class Run(Watcher):
 
     def _planned(self) -> StreamRow | None:
         """Return the next row of a stream that is seen once; `None` for other streams and before row 0."""
-        done = len(self.state.rows)
-        return (
-            self.stream.rows[done - 1]
-            if self.stream is not None and 0 < done <= len(self.stream.rows)
-            else None
-        )
+        return planned_row(self.stream, len(self.state.rows))
 
     def pauses(self, step: int) -> bool:
         """Return whether training pauses after a step, for a row inside a stream that is seen once."""
@@ -216,14 +211,9 @@ class Run(Watcher):
 
     def _learn(self, task: Task, cursor: Cursor) -> None:
         phases = self.learner.plan(task)
-        planned = self._planned()
-        self._pause_at = None
-        if planned is not None and not planned.last:
-            if not phases:
-                return  # nothing trains: only the classes that were seen differ from row to row
-            self._pause_at = planned.batches * phases[0].streams["main"].times
-            if cursor.begun and cursor.step >= self._pause_at:
-                return  # resumed between the last step before the row and the row
+        self._pause_at = pause = pause_step(self._planned(), phases)
+        if pause is not None and cursor.step >= pause:
+            return  # nothing trains, or resumed between the last step before the row and the row
         self._task_progress = progress = TaskProgress(cursor, phases, self.config.training)
         self.learner.pictures.add(phases, self.path if self._main else None)
         label = f"task {task.index + 1}/{len(self.tasks)} {task.name}"
@@ -232,14 +222,8 @@ class Run(Watcher):
         self.learner.learn(task, cursor, self)
         self.time_left.end_task()
         self.progress.finish()
-        self._move_guard()
-
-    def _move_guard(self) -> None:
-        """Count the seconds of the guard separately, not as training."""
-        guard = self.learner.guard
-        if guard is not None:
-            self._clock.move(guard.seconds, "guard")
-            guard.seconds = 0.0
+        if self.learner.guard is not None:
+            self._clock.move(self.learner.guard.take_seconds(), "guard")  # separately, not as training
 
     def after_step(self, log: StepLog) -> bool:
         """Count one step; return whether a checkpoint is due after it."""
@@ -253,9 +237,7 @@ class Run(Watcher):
         first = self.state.step - len(logs)
         names = {"task": self.tasks[self.state.task].index, "phase": self._task_progress.cursor.phase}
         for offset, log in enumerate(logs, start=1):
-            values = {name: float(value) for name, value in log.losses.items()} | {"lr": log.lr}
-            if log.grad_norm is not None:
-                values["grad_norm"] = float(log.grad_norm)
+            values = log.values()
             self._folder.log({**names, "step": first + offset, **values})
             self._trackers.log(values, first + offset)
             crash_point("after step")
@@ -275,13 +257,8 @@ class Run(Watcher):
 
     def _evaluate(self) -> None:
         index, planned = len(self.state.rows), self._planned()
-        at_once = self.learner.method.needs.all_tasks_at_once
-        label = "before" if index == 0 else planned.label if planned else self.tasks[index - 1].name
-        task = None if index == 0 or at_once else index - 1
-        # The classes of a stream name the stretch between two rows in which they appear first.
-        learned = self.learner.learned if planned is None else set(range(index))
-        samples = self.state.samples if planned is None else planned.samples
-        self.progress.start(f"evaluate ({label})", 0)
+        now = moment(planned, self.state, self.tasks, self.learner)
+        self.progress.start(f"evaluate ({now.label})", 0)
         self.time_left.begin_row(self.state.task)
 
         def tick(done: int, total: int) -> None:
@@ -294,27 +271,24 @@ class Run(Watcher):
             self._event("lost features", problem)
         row, examples = self._recorder.measure(
             self.learner.method,
-            label,
+            now.label,
             index,
-            task,
-            learned,
-            (self.state.step, samples),
+            now.task,
+            now.learned,
+            (self.state.step, now.samples),
             tick,
             [Example(**e) for e in self.state.examples],
         )
-        if planned is not None:
-            row = row.model_copy(update={"at": list(planned.at)})
-        self.state.rows.append(row.model_dump(mode="json"))
+        self.state.rows.append({**row.model_dump(mode="json"), "at": list(now.at)})
         if self.config.checkpoint.keep_rows and self._main:
             self._models.keep(index, self.learner)
         self.state.examples = [e.model_dump(mode="json") for e in examples]
         self.time_left.end_row()
         self.progress.finish()
-        columns = [column_info(s) for s in self.scenario.eval_sets]
-        rows = [Row(**row) for row in self.state.rows]
+        measured = measurements_of(self.scenario, self.state, self._headline)
         if planned is not None:
-            self.progress.say(live_line(rows, columns, self._headline))
-        metrics = flat_metrics(Measurements(rows, columns, self._headline))
+            self.progress.say(live_line(measured.rows, measured.columns, self._headline))
+        metrics = flat_metrics(measured)
         self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.state.step)
 
     def _encoded(self, done: int, total: int) -> None:
@@ -341,12 +315,9 @@ class Run(Watcher):
         self._report_lost_time(self._clock.begin(self.state.seconds, self._main))
         for problem in found.damaged:
             self._event("damaged checkpoint", f"{problem}; continued from {found.path.name}")
-        now = environment.fixed(str(self.learner.accelerator.device))
-        if now != self.state.environment:
-            self._event(
-                "changed environment", f"{self.state.environment} -> {now}: bit-identity is not promised"
-            )
-            self.state.environment = now
+        changed = self.state.adopt(environment.fixed(str(self.learner.accelerator.device)))
+        if changed is not None:
+            self._event("changed environment", changed)
         self.time_left.use_earlier_rows(len(self.state.rows), self._clock.seconds().get("evaluation", 0.0))
         self.progress.say(f"continuing {self.path} at step {self.state.step}")
         if added:
@@ -364,9 +335,8 @@ class Run(Watcher):
                 self.config, self.scenario, self.state, self._recorder, self._models, self._encoded
             )
         if self.config.checkpoint.keep_rows and self._main and self.state.stage == LEARN and not cursor.begun:
-            self._models.keep(
-                len(self.state.rows) - 1, self.learner
-            )  # for a run that began without keep_rows
+            # For a run that began without keep_rows.
+            self._models.keep(len(self.state.rows) - 1, self.learner)
         self.progress.finish()
         self._event("extended", extending.extension_message(added, before, left))
         self._folder.adopt(self.config)
@@ -400,22 +370,12 @@ class Run(Watcher):
         self._report_lost_time(self._clock.write())
 
     def _save_now(self, cursor: Cursor, optimiser: dict[str, torch.Tensor]) -> None:
-        started = time.monotonic()
         self.state.seconds = self._clock.seconds()
         if self._main:
             self.state.log_size = self._folder.log_size()
-            state = {"place": vars(self.state), "learner": self.learner.state(cursor)}
-            path = self.checkpoints.save(self.learner.tensors(optimiser), state)
-            spent = time.monotonic() - started
-            costs = self.state.checkpoints
-            costs["longest"] = max(spent, costs.get("longest", 0.0))
-            costs["written"] = costs.get("written", 0) + 1
-            costs["bytes"] = sum(f.stat().st_size for f in path.iterdir())
+            write_checkpoint(self.checkpoints, self.state, self.learner, cursor, optimiser)
         self._times.written()
         self.learner.accelerator.wait_for_everyone()
-
-    def _damaged_cache(self, problem: str) -> None:
-        self._event("damaged cache", problem)
 
     def _report_lost_time(self, problem: str | None) -> None:
         if problem is not None:

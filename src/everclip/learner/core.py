@@ -11,28 +11,27 @@ from typing import Any, overload
 import torch
 from accelerate import Accelerator
 
-from everclip.config import EvaluationConfig, GuardConfig, TrainingConfig, evaluation_of
+from everclip.config import EvaluationConfig, GuardConfig, TrainingConfig
 from everclip.contracts import EvalSet, Past, Phase, Reference, Task
 from everclip.data.pictures.images import ImageStore
 from everclip.data.sampling.batches import BatchMaker
 from everclip.data.table import Table
 from everclip.errors import ConfigError
-from everclip.evaluation.results import Score
-from everclip.evaluation.scoring import RowScorer
-from everclip.evaluation.set_features import SetFeatures
 from everclip.evaluation.validation import require_pictures, validation_scores
 from everclip.features.encoder import image_encoder
 from everclip.features.pictures import Pictures as TablePictures
 from everclip.features.service import FeatureService
 from everclip.files import user_path
-from everclip.learner import creating, learnable, predicting, saved
+from everclip.learner import continuing, creating, learnable, predicting, saved, scoring
 from everclip.learner.inputs import ImageInputs, TextInputs
 from everclip.learner.learn_progress import learn_progress
 from everclip.learner.learned_images import LearnedImages
 from everclip.learner.observing import LiveStream, Observed, observe
+from everclip.learner.phases import run_phases
+from everclip.learner.scoring import Scores
 from everclip.learner.single_pass import one_pass
 from everclip.learner.task_numbers import numbered, require_new, require_task
-from everclip.learner.tasks import UserData, table_of, to_measure
+from everclip.learner.tasks import UserData, table_of
 from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.scenarios.base import ListScenario
@@ -42,8 +41,6 @@ from everclip.training.guard import Guard, watchable
 from everclip.training.precision import chosen_precision
 from everclip.training.processes import start_processes
 from everclip.training.watching import Cursor, Watcher
-
-Scores = dict[str, dict[str, dict[str, Score]]]
 
 
 class Learner:
@@ -90,7 +87,7 @@ class Learner:
         self.features = FeatureService(self.store, training.workers)
         self.guard: Guard | None = None
         self.guarding: GuardConfig | None = None
-        self._guarded: Mapping[str, Any] | None = None
+        self.guard_state: Mapping[str, Any] | None = None
         backbone = method.backbone
         self._maker = BatchMaker(
             backbone.pixels,
@@ -172,7 +169,8 @@ class Learner:
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
         if guard is not None and new:
             guard.begin_task(self.method, len(self.learned))
-        self._run_phases(task, phases, cursor, watcher or learn_progress(task, phases, self.training, show))
+        watcher = watcher or learn_progress(task, phases, self.training, show)
+        run_phases(self.engine, self.method, task, phases, cursor, watcher, guard)
         self.method.eval()
         if cursor.paused:
             return task
@@ -240,30 +238,11 @@ class Learner:
         """
         current = GuardConfig(max_drop=1.0)
         if self.guard is not None:  # keep the limits and reference scores of the present guard
-            current, self._guarded = self.guard.config, self.guard.state()
+            current, self.guard_state = self.guard.config, self.guard.state()
         self.guard, self.guarding = Guard(config or current, sets, self.features), None
-        if self._guarded is not None:
-            self.guard.restore({}, self._guarded)
+        if self.guard_state is not None:
+            self.guard.restore({}, self.guard_state)
         return self.guard
-
-    def _run_phases(
-        self, task: Task, phases: Sequence[Phase], cursor: Cursor, watcher: Watcher | None
-    ) -> None:
-        while cursor.phase < len(phases):
-            phase = phases[cursor.phase]
-            while cursor.repeat < phase.repeats:
-                self._run_phase(task, phase, cursor, watcher)
-                if cursor.paused:
-                    return
-                cursor.repeat, cursor.step, cursor.optimiser = cursor.repeat + 1, 0, {}
-            self.method.end_phase(task, phase)
-            cursor.phase, cursor.repeat = cursor.phase + 1, 0
-
-    def _run_phase(self, task: Task, phase: Phase, cursor: Cursor, watcher: Watcher | None) -> None:
-        # A phase without optimiser is solved in closed form: the guard has nothing to do.
-        guard = self.guard if phase.optimiser is not None and phase.guarded else None
-        if guard is None or not guard.stopped:
-            self.engine.run(self.method, phase, task.index, cursor, watcher, guard)
 
     def _validate(self, task: Task) -> Mapping[str, float]:
         tasks = [*self.tasks, task]
@@ -349,34 +328,17 @@ class Learner:
         Returns:
             `[set][protocol][metric]` -> `Score` with its interval.
         """
-        settings = evaluation_of(config)
-        scenario = on if isinstance(on, ListScenario) else to_measure(on, templates)
-        sets = SetFeatures(scenario.eval_sets, self.features, settings.batch_size)
-        scorer = RowScorer(scenario, sets, settings, self.seed, {})
-        return scorer.row(self.method, self.learned, lambda done, total: None).scores
+        return scoring.evaluate(self, on, config, templates)
 
     # -- state ------------------------------------------------------------------------------------------------
 
     def tensors(self, optimiser: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return every tensor that continuing needs: weights, tensors of the method, moments of the optimiser."""
-        state = {f"model/{k}": v for k, v in self.method.state_dict().items()}
-        state |= {f"extra/{k}": v for k, v in self.method.extra_tensors().items()}
-        if self.guard is not None:
-            state |= {f"guard/{k}": v for k, v in self.guard.tensors().items()}
-        return state | {f"optimiser/{k}": v for k, v in optimiser.items()}
+        return continuing.tensors_of(self, optimiser)
 
     def state(self, cursor: Cursor) -> dict[str, Any]:
         """Return the JSON that continuing needs besides tensors."""
-        place = {"phase": cursor.phase, "repeat": cursor.repeat, "step": cursor.step, "begun": cursor.begun}
-        return {
-            "cursor": place,
-            "learned": sorted(self.learned),
-            "structure": self.method.structure(),
-            "slots": self.method.slot_structure(),
-            "trainable": list(self.method.trainable),
-            "method": self.method.extra_state(),
-            "guard": self._guarded if self.guard is None else self.guard.state(),
-        }
+        return continuing.state_of(self, cursor)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
         """Restore what `tensors` and `state` returned; the method grows if needed.
@@ -384,27 +346,7 @@ class Learner:
         Raises:
             CheckpointError: if the tensors do not fit the model.
         """
-        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "extra": {}, "optimiser": {}, "guard": {}}
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition("/")
-            parts[kind][name] = tensor
-        self.learned = set(state["learned"])
-        self.method.grow(state["structure"])
-        self.method.grow_slots(state.get("slots", {}))
-        # The beginning of a task sets what trains; a task that continues does not begin again.
-        self.method.trainable = list(state.get("trainable", self.method.trainable))
-        self.method.to(self.accelerator.device)
-        saved.load_tensors(self.method, parts["model"])
-        device = self.accelerator.device
-        self.method.load_extra({k: v.to(device) for k, v in parts["extra"].items()}, state["method"])
-        self._guarded = state.get("guard")
-        if self.guard is not None and self._guarded is not None:
-            self.guard.restore({k: v.to(device) for k, v in parts["guard"].items()}, self._guarded)
-        cursor = Cursor(**state["cursor"])
-        cursor.optimiser = parts["optimiser"]
-        if cursor.begun:
-            self.method.mark_trainable()
-        return cursor
+        return continuing.restore(self, tensors, state)
 
     def save(self, folder: Path | str) -> Path:
         """Save the learner (between tasks) in `folder`: weights, settings, and the samples in its buffer.

@@ -133,24 +133,6 @@ def save(learner: StoredLearner, folder: Path) -> Path:
     return path
 
 
-def load_tensors(method: Method, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load a checkpoint's tensors into a method.
-
-    Raises:
-        CheckpointError: if names or shapes differ, because the backbone's files have changed since.
-    """
-    own = method.state_dict()
-    wrong = sorted(own.keys() ^ tensors.keys())
-    wrong += [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
-    if wrong:
-        listed = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise CheckpointError(
-            f"the checkpoint does not fit the model that its configuration builds from {method.backbone.name} "
-            f"({listed}). Put the backbone's files back as they were when it was saved."
-        )
-    method.load_state_dict(tensors)
-
-
 def _store_task(learner: StoredLearner, folder: Path, task: Task) -> dict[str, Any]:
     """Write a task's samples in the buffer and some of its validation rows; return its description."""
     buffer = learner.method.buffer

@@ -38,6 +38,29 @@ class PhaseData:
     notes: tuple[str, ...] = ()
 
 
+def open_buffer(buffer: Buffer, replay: ReplaySettings, task: Task, past: Past) -> None:
+    """Choose the groups of a buffer, and offer the base to it if it is empty.
+
+    Idempotent, so that planning can call it as well.
+    """
+    if replay.per == "class" or (replay.per == "auto" and task.classes is not None):
+        buffer.by_class()
+    if replay.base and buffer.seen == 0 and past.base is not None:
+        buffer.offer("base", past.base)
+
+
+def stored_rows(buffer: Buffer, replay: ReplaySettings, task: Task, past: Past) -> Table | None:
+    """Return the samples in the buffer for learning a task; `None` if it is empty."""
+    open_buffer(buffer, replay, task, past)
+    return buffer.rows(_origins(past))
+
+
+def _origins(past: Past) -> Mapping[str, Table]:
+    """Return the tables that the samples of a buffer come from, by origin."""
+    tables = {f"task {task.index}": task.train for task in past.tasks}
+    return tables if past.base is None else {**tables, "base": past.base}
+
+
 def mix(
     task: Task,
     classes: tuple[ClassEntry, ...] | None,
@@ -73,9 +96,7 @@ def mix(
     return PhaseData((Source(task.train, 1 - share), Source(stored, share)), classes, memory, stretch, notes)
 
 
-def with_memory(
-    stream: Stream, task: Task, buffer: Buffer, tables: Mapping[str, Table], replay: ReplaySettings
-) -> Stream:
+def with_memory(stream: Stream, task: Task, buffer: Buffer, past: Past, replay: ReplaySettings) -> Stream:
     """Return the stream of a task that is seen once, with stored samples in each batch.
 
     Raises:
@@ -87,12 +108,13 @@ def with_memory(
             "balanced or all, `use` is train, `base` is false and `share` a number; found "
             f"kind={replay.kind}, use={replay.use}, base={str(replay.base).lower()}, share={replay.share}."
         )
+    open_buffer(buffer, replay, task, past)
     total = stream.batch_size
     stored = (
         round(total * replay.share / (1 - replay.share)) if replay.beside else round(total * replay.share)
     )
     new = total if replay.beside else max(1, total - stored)
-    memory = BufferMemory(buffer, tables, f"task {task.index}", task.train, new, stored)
+    memory = BufferMemory(buffer, _origins(past), f"task {task.index}", task.train, new, stored)
     return replace(stream, batch_size=new, memory=memory)
 
 

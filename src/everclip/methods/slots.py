@@ -22,7 +22,6 @@ from everclip.contracts import (
     Task,
     Validate,
 )
-from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.methods import merge
 from everclip.methods.base import Method
@@ -32,7 +31,7 @@ from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_co
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
 from everclip.methods.penalties.teachers import INITIAL, TASK_START, Teachers
-from everclip.methods.replayed import memory_streams, mix, with_memory
+from everclip.methods.replayed import memory_streams, mix, open_buffer, stored_rows, with_memory
 from everclip.methods.settings import MethodSettings, SlotSettings, SlotsWithoutReplay
 from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import choose, grow
@@ -134,7 +133,8 @@ class SlotMethod(Method):
 
     def _begin_slots(self, task: Task, past: Past) -> None:
         """Store the weights that penalties and merging refer to."""
-        self._open_buffer(task, past)
+        if self.buffer is not None:
+            open_buffer(self.buffer, self.settings.replaying, task, past)
         merging = self.settings.merge
         references = self._references()
         if TASK_START in references:
@@ -165,8 +165,9 @@ class SlotMethod(Method):
         if task.once:
             return [self._phase_once(task, past)]
         classes = task.classes if self.uses_labels(task) else None
-        self._open_buffer(task, past)
-        stored = None if self.buffer is None else self.buffer.rows(self._origins(past))
+        stored = (
+            None if self.buffer is None else stored_rows(self.buffer, self.settings.replaying, task, past)
+        )
         data = mix(task, classes, stored, self.settings, past)
         phase = self.phase("train", data.sources, data.classes, past.training, past)
         streams = {**phase.streams, **memory_streams(data, phase.streams["main"].batch_size)}
@@ -181,10 +182,9 @@ class SlotMethod(Method):
             classes = merge_entries([*earlier, *classes])
         phase = self.phase("train", (Source(task.train),), classes, past.training, past)
         if self.buffer is not None:
-            self._open_buffer(task, past)
-            tables = self._origins(past)
-            main = with_memory(phase.streams["main"], task, self.buffer, tables, self.settings.replaying)
-            phase = replace(phase, streams={**phase.streams, "main": replace(main, known=len(earlier))})
+            main = replace(phase.streams["main"], known=len(earlier))
+            main = with_memory(main, task, self.buffer, past, self.settings.replaying)
+            phase = replace(phase, streams={**phase.streams, "main": main})
         return with_task_training(phase, task, self.per_task)
 
     def phase(
@@ -291,16 +291,6 @@ class SlotMethod(Method):
         if self.buffer is not None:
             self.buffer.offer(f"task {task.index}", task.train, None if past is None else past.embed)
 
-    def _open_buffer(self, task: Task, past: Past) -> None:
-        """Offer the base to an empty buffer. Idempotent, so that planning can call it as well."""
-        if self.buffer is None:
-            return
-        per = self.settings.replaying.per
-        if per == "class" or (per == "auto" and task.classes is not None):
-            self.buffer.by_class()
-        if self.settings.replaying.base and self.buffer.seen == 0 and past.base is not None:
-            self.buffer.offer("base", past.base)
-
     def _interpolate(self, validate: Validate) -> None:
         merging = self.settings.merge
         before, after = self._anchors[merging.reference], self._model()
@@ -314,10 +304,6 @@ class SlotMethod(Method):
         else:
             apply(float(merging.alpha))
             self.notes["merge"] = {"alpha": float(merging.alpha)}
-
-    def _origins(self, past: Past) -> Mapping[str, Table]:
-        tables = {f"task {task.index}": task.train for task in past.tasks}
-        return tables if past.base is None else {**tables, "base": past.base}
 
     # -- state ------------------------------------------------------------------------------------------------
 

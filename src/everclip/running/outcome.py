@@ -34,9 +34,8 @@ def build_results(
 ) -> Results:
     """Return the current result."""
     spec, method = scenario.spec, learner.method
-    columns = [column_info(s) for s in scenario.eval_sets]
-    rows = [Row(**row) for row in state.rows]
-    measured = Measurements(rows, columns, headline, [p.model_dump() for p in spec.protocols])
+    measured = measurements_of(scenario, state, headline)
+    rows, columns = list(measured.rows), list(measured.columns)
     return Results(
         status=status,
         benchmark=config.benchmark,
@@ -49,7 +48,7 @@ def build_results(
         },
         backbone={"name": method.backbone.name, "weights": config.backbone.weights},
         seed=config.seed,
-        protocols=[p.model_dump() for p in spec.protocols],
+        protocols=[dict(protocol) for protocol in measured.protocols],
         headline=dict(headline),
         tasks=[task_info(task) for task in tasks] if stream is None else stretches(stream),
         columns=columns,
@@ -63,6 +62,13 @@ def build_results(
         provenance=_provenance(config, scenario, learner, state),
         online=None if stream is None else online_info(stream, config, rows),
     )
+
+
+def measurements_of(scenario: ListScenario, state: RunState, headline: Mapping[str, str]) -> Measurements:
+    """Return the rows of a run so far, with what describes them."""
+    columns = [column_info(s) for s in scenario.eval_sets]
+    rows = [Row(**row) for row in state.rows]
+    return Measurements(rows, columns, headline, [p.model_dump() for p in scenario.spec.protocols])
 
 
 def _cost(learner: Learner, state: RunState, clock: Clock) -> dict[str, Any]:

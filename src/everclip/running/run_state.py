@@ -31,3 +31,8 @@ class RunState:
     tasks: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
     start: dict[str, str] = field(default_factory=dict)
+
+    def adopt(self, environment: dict[str, Any]) -> str | None:
+        """Store the environment of this process; return what the run has to say if it differs from that before."""
+        before, self.environment = self.environment, environment
+        return None if before == environment else f"{before} -> {environment}: bit-identity is not promised"

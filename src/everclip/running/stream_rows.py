@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from everclip.config import RunConfig
+from everclip.contracts import Phase, Task
 from everclip.evaluation.assemble import headline_value
 from everclip.evaluation.results import Column, Online, Row, TaskInfo
 from everclip.learner.core import Learner
 from everclip.methods.base import Method
+from everclip.running.run_state import RunState
 from everclip.scenarios.base import ListScenario
-from everclip.scenarios.online import StreamPlan, plan_stream, settings_of
+from everclip.scenarios.online import StreamPlan, StreamRow, plan_stream, settings_of
 
 
 def new_per_batch(learner: Learner, scenario: ListScenario) -> int:
@@ -36,6 +39,56 @@ def stream_notes(stream: StreamPlan, method: Method) -> Iterator[tuple[str, str]
             "borders",
             "online.borders=visible: the method is told where a part begins, and its optimiser starts anew there",
         )
+
+
+def planned_row(stream: StreamPlan | None, done: int) -> StreamRow | None:
+    """Return the next row of a stream after `done` rows; `None` for other streams and before row 0."""
+    return stream.rows[done - 1] if stream is not None and 0 < done <= len(stream.rows) else None
+
+
+def pause_step(planned: StreamRow | None, phases: Sequence[Phase]) -> int | None:
+    """Return the step of a task after which training pauses for a row inside it.
+
+    Args:
+        planned: the next row.
+        phases: of the task; without phases nothing trains: rows differ only in the classes that were seen.
+
+    Returns:
+        `None` if the next row is at the task's end; 0 without phases.
+    """
+    if planned is None or planned.last:
+        return None
+    return planned.batches * phases[0].streams["main"].times if phases else 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the next row measures.
+
+    Attributes:
+        label: the row's label.
+        task: index of the task just learned; `None` for row 0 and for a method that learns everything at once.
+        learned: indices of the tasks learned so far; in a stream that is seen once, of its stretches.
+        samples: samples so far.
+        at: see `Row`.
+    """
+
+    label: str
+    task: int | None
+    learned: Collection[int]
+    samples: int
+    at: tuple[str, ...] = ()
+
+
+def moment(planned: StreamRow | None, state: RunState, tasks: Sequence[Task], learner: Learner) -> Moment:
+    """Return what the next row of a run measures; `planned` is its row if the stream is seen once."""
+    index = len(state.rows)
+    task = None if index == 0 or learner.method.needs.all_tasks_at_once else index - 1
+    if planned is None:
+        label = "before" if index == 0 else tasks[index - 1].name
+        return Moment(label, task, learner.learned, state.samples)
+    # The classes of a stream name the stretch between two rows in which they appear first.
+    return Moment(planned.label, task, set(range(index)), planned.samples, planned.at)
 
 
 _BARS = "▁▂▃▄▅▆▇█"

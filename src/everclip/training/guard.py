@@ -59,7 +59,7 @@ class Guard:
 
     Attributes:
         tell: called with kind and text of notes for readers of the results; default: the log.
-        seconds: seconds spent on measurements, since it was last set to 0.
+        seconds: seconds spent on measurements, since `take_seconds` was last called.
 
     Raises:
         ConfigError: if `guard.sets` names an unknown set, or `guard.max_drop` is not set.
@@ -142,6 +142,11 @@ class Guard:
             self.stopped = self.config.action == "stop"
         self.seconds += time.monotonic() - started
         return self.stopped
+
+    def take_seconds(self) -> float:
+        """Return the seconds spent on measurements since the last call."""
+        spent, self.seconds = self.seconds, 0.0
+        return spent
 
     def end_task(self, method: Guarded) -> dict[str, Any] | None:
         """Measure again after the merge, and return the note of the row; `None` without watched sets."""

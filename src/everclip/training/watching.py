@@ -25,6 +25,11 @@ class StepLog:
     samples: int
     moved: torch.Tensor | None = None
 
+    def values(self) -> dict[str, float]:
+        """Return losses, learning rate (`lr`) and norm of the gradient (`grad_norm`, if known); reads tensors."""
+        norm = {} if self.grad_norm is None else {"grad_norm": float(self.grad_norm)}
+        return {name: float(value) for name, value in self.losses.items()} | {"lr": self.lr} | norm
+
 
 @dataclass
 class Cursor:
