@@ -407,6 +407,10 @@ def test_point_14_a_model_that_is_too_slow_keeps_its_rate(
     month: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("everclip.training.engine.Engine.measure", lambda *a: 100.0)
+    monkeypatch.setattr(
+        "everclip.prepare.suggest.suggestion._run_trials",
+        lambda *a: a[-1].say("trials begin"),
+    )
     words = ["suggest", str(month), "--output", str(tmp_path / "out")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -415,6 +419,8 @@ def test_point_14_a_model_that_is_too_slow_keeps_its_rate(
         in done.stdout
     )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["suggestion.json"]
+    early = "allows 2:00, which fits 0 steps each; to measure it, stop this and give --sweep-seconds=4800\n"
+    assert f"{early}trials begin\n" in done.stderr
 
 
 def test_what_was_asked_for_wins_over_the_preset_that_is_measured() -> None:

@@ -139,11 +139,15 @@ def range_test(
 
 
 class TooSlow(EverclipError):
-    """No range test fits the time; the shortest takes `seconds`, a step `step_seconds`."""
+    """No range test fits the time; the shortest is `sweeps`, of whose steps `fits` do."""
 
-    def __init__(self, seconds: float, step_seconds: float) -> None:
-        super().__init__(f"the shortest range test takes about {clock(seconds)}")
-        self.seconds, self.step_seconds = seconds, step_seconds
+    def __init__(self, sweeps: Sweeps, budget: float) -> None:
+        self.sweeps = sweeps
+        self.fits = int(sweeps.steps * budget / sweeps.seconds)
+        super().__init__(
+            f"the shortest range test, 2 sweeps of {sweeps.steps} steps of {sweeps.batch} samples, takes about "
+            f"{clock(sweeps.seconds)}"
+        )
 
 
 def _fit_to_budget(
@@ -167,7 +171,7 @@ def _fit_to_budget(
 
     result = fit_sweeps(seconds_of, steps, batch, budget)
     if result.seconds > TOO_MUCH * budget:  # even the smallest batches are too slow
-        raise TooSlow(result.seconds, result.full_step)
+        raise TooSlow(result, budget)
     less = f"; {result.note}, to stay within {clock(budget)}" if result.note else ""
     show.say(
         f"range test: 2 sweeps of {result.steps} steps of {result.batch} samples, about {clock(result.seconds)}{less}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -241,11 +242,17 @@ def _measure_rate(
     try:
         found = range_test(learner, task, steps, budget=budget, progress=show)
     except TooSlow as slow:
-        why = (
-            f"not measured: the shortest range test takes about {clock(slow.seconds)}, --sweep-seconds allows "
-            f"{clock(budget or 0)}; this is the rate of the preset or the stream"
+        needed, allowed = clock(slow.sweeps.seconds), clock(budget or 0)
+        show.say(  # now, so that nobody waits for the trials to learn it
+            f"range test: left out, so the learning rate is not measured: {slow}. --sweep-seconds allows {allowed}, "
+            f"which fits {slow.fits} steps each; to measure it, stop this and give "
+            f"--sweep-seconds={math.ceil(slow.sweeps.seconds)}"
         )
-        return None, Choice(key="training.lr", value=learner.training.lr, reason=why), slow.step_seconds
+        why = (
+            f"not measured: the shortest range test takes about {needed}, --sweep-seconds allows {allowed}; this is the "
+            "rate of the preset or the stream"
+        )
+        return None, Choice(key="training.lr", value=learner.training.lr, reason=why), slow.sweeps.full_step
     choice = Choice(key="training.lr", value=found.rate, reason=_rate_reason(found))
     # The test sweeps its batches twice.
     return found, choice, found.step_seconds or (time.monotonic() - started) / (2 * steps)
