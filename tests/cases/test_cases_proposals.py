@@ -31,7 +31,7 @@ def classes(folder: Path, names: Iterable[str], count: int, seed: int = 0) -> Pa
 
 def written(proposal: Proposal, file: Path) -> ListScenario:
     """Return the scenario that the printed YAML builds."""
-    file.write_text(yaml_of(proposal, file.name, "finetune", {}))
+    file.write_text(yaml_of(proposal, file.name))
     return load_scenario(resolve_config(str(file)).scenario)
 
 
@@ -48,10 +48,11 @@ def files(scenario: ListScenario, *parts: str) -> set[str]:
 def run(proposal: Proposal, folder: Path, micro_folder: Path) -> Results:
     """Run the printed YAML with the smallest model."""
     file = folder / "proposed.yaml"
-    file.write_text(yaml_of(proposal, file.name, "finetune", {}))
+    file.write_text(yaml_of(proposal, file.name))
     return execute(
         str(file),
         f"backbone={micro_folder / 'model'}",
+        "method=finetune",  # its losses are looked at
         "training.epochs=null",
         "training.steps=2",
         "training.threads=1",

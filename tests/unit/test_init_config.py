@@ -1,6 +1,7 @@
 """`everclip init-config`: for every kind of data, a YAML that runs to its end as it is printed."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from everclip.evaluation.results import Results
 from everclip.prepare.init_config.candidates import MOST_TASKS
 from everclip.prepare.init_config.propose import propose
 from everclip.prepare.init_config.yaml_text import of_emoji
+from everclip.registry import methods
 from everclip.run import execute
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.online import plan_stream
@@ -145,6 +147,29 @@ def test_a_stream_seen_once_is_written_on_request(
     assert (code, "1 classes" in said) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("classes, three at a time", "rail"),
+        ("captions", "text-ridge"),
+        ("several", "text-ridge"),  # classes and captions
+    ],
+)
+def test_the_method_follows_the_data_and_a_few_others_are_named(
+    name: str, first: str, call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    make, _, _ = DATA[name]
+    _, text, _ = call(*make(tmp_path))
+    assert yaml.safe_load(text)["method"] == first
+    named = re.findall(r"^(?:# )?method: ([a-z-]+) ", text, re.MULTILINE)
+    assert named[0] == first
+    assert len(named) == len(set(named)) == 4
+    assert "safe" in named[1:]  # it needs a retention set or base data, which the file does not have
+    assert set(named) <= methods().keys()
+    assert "everclip ls methods" in text
+    assert "a closed form uses neither epochs nor rate" in text
+
+
 def test_english_is_the_source_language_where_there_is_some(
     call: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
@@ -161,7 +186,6 @@ def test_what_is_proposed_in_comments_is_read_once_it_is_no_comment(
 ) -> None:
     _, text, _ = call(str(class_folders(tmp_path / "d")), "--classes-per-task", 2)
     assert "zscl" in text
-    assert "-mtil" not in text  # presets of publications are named by `everclip ls methods`
     folder = tmp_path / "other"
     class_folders(folder)
     (tmp_path / "texts.txt").write_text("a\nb\n")

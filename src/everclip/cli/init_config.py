@@ -15,39 +15,46 @@ if TYPE_CHECKING:
     from everclip.prepare.init_config.propose import Proposal
 
 
+Data = Annotated[
+    list[str],
+    typer.Argument(help="Data, and settings of the data block as key=value, such as columns.caption=title"),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--kind",
+        help="time, languages, domains, classes, sources, online or single; default: depends on the data.",
+    ),
+]
+ClassesPerTask = Annotated[
+    int | None,
+    typer.Option("--classes-per-task", help="Classes per task; default: one task with all classes."),
+]
+Test = Annotated[
+    str | None,
+    typer.Option("--test", help="Separate test data; then no row of DATA is held out for testing."),
+]
+RemoveShared = Annotated[
+    bool,
+    typer.Option(
+        "--remove-shared",
+        help="Remove training images that are also test images, if the data mark both sides.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write to FILE.yaml instead of printing.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+
+
 def init_config(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            help="Data, and settings of the data block as key=value, such as columns.caption=title"
-        ),
-    ],
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            help="time, languages, domains, classes, sources, online or single; default: depends on the data.",
-        ),
-    ] = None,
-    classes_per_task: Annotated[
-        int | None,
-        typer.Option("--classes-per-task", help="Classes per task; default: one task with all classes."),
-    ] = None,
-    test: Annotated[
-        str | None,
-        typer.Option("--test", help="Separate test data; then no row of DATA is held out for testing."),
-    ] = None,
-    remove_shared: Annotated[
-        bool,
-        typer.Option(
-            "--remove-shared",
-            help="Remove training images that are also test images, if the data mark both sides.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to FILE.yaml instead of printing.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    data: Data,
+    kind: Kind = None,
+    classes_per_task: ClassesPerTask = None,
+    test: Test = None,
+    remove_shared: RemoveShared = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Print a commented YAML file for your data.
 
@@ -64,17 +71,12 @@ def init_config(
     if output is not None:
         _check_output(output, force)
     block = data_block(settings)
-    from everclip.learner.learnable import require_differences
-    from everclip.models.tokenizers import default_tokenizer
     from everclip.prepare.init_config.candidates import Wish
     from everclip.prepare.init_config.propose import propose
 
     wish = Wish(kind, classes_per_task, None if test is None else {"source": test, **block}, remove_shared)
     proposal = propose([{"source": source, **block} for source in sources], wish)
-    if (
-        proposal.scenario.spec.kind != "online"
-    ):  # a part of a stream may have one class, learned beside others
-        require_differences(proposal.scenario.tasks, default_tokenizer())
+    _check_differences(proposal)
     _print_remarks(proposal)
     _write(proposal, output)
 
@@ -88,6 +90,15 @@ def _check_output(output: Path, force: bool) -> None:
     if output.exists() and not force:
         raise ConfigError(f"--output: {output} exists already; --force replaces it.")
     require_writable(output.parent, "--output")
+
+
+def _check_differences(proposal: Proposal) -> None:
+    """Check that the tokenizer tells the texts of each task apart."""
+    from everclip.learner.learnable import require_differences
+    from everclip.models.tokenizers import default_tokenizer
+
+    if proposal.scenario.spec.kind != "online":  # a part of a stream may have one class, beside others
+        require_differences(proposal.scenario.tasks, default_tokenizer())
 
 
 def _print_remarks(proposal: Proposal) -> None:
@@ -122,7 +133,6 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
     from dataclasses import replace
 
     from everclip.prepare.init_config.yaml_text import yaml_of
-    from everclip.registry import methods
 
     folder = Path() if output is None else output.parent
     document = dict(proposal.document)
@@ -132,16 +142,8 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
         document["sources"] = [
             {**source, "data": _from_folder(source["data"], folder)} for source in document["sources"]
         ]
-    presets = {name: entry.summary for name, entry in methods().items()}
-    chosen = "safe" if "safe" in presets and _has_validation(proposal) else "finetune"
-    if document["kind"] == "online":
-        chosen = "sit"
     file = f"{document['name']}.yaml" if output is None else str(output)
-    return yaml_of(replace(proposal, document=document), file, chosen, presets)
-
-
-def _has_validation(proposal: Proposal) -> bool:
-    return all(task.val is not None and len(task.val) for task in proposal.scenario.tasks)
+    return yaml_of(replace(proposal, document=document), file)
 
 
 def _from_folder(block: dict[str, Any], folder: Path) -> dict[str, Any]:

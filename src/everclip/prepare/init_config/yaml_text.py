@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 
 from everclip.data.lettering import plain
 from everclip.models.builtin import PHOTO, TINY, for_photographs
+from everclip.prepare.init_config.methods import RAIL, TEXT_RIDGE, methods_for
 from everclip.prepare.init_config.propose import Proposal
 
 BUILTIN = {
@@ -21,8 +21,6 @@ OTHERS = (
     ("{name: ViT-B-32, weights: path/to/weights.safetensors}", "an open_clip model and its weights"),
     ("hf-hub:ORGANISATION/NAME", "from the hub's cache"),
 )
-
-_PUBLISHED = re.compile(r"-(mtil|cil|published)\b")
 
 
 class _OneLine(yaml.SafeDumper):  # type: ignore[misc]  # the package has no types
@@ -50,19 +48,17 @@ def flow(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
-def yaml_of(proposal: Proposal, file: str, method: str, methods: Mapping[str, str]) -> str:
+def yaml_of(proposal: Proposal, file: str) -> str:
     """Return the commented YAML of a proposed stream.
 
     Args:
         proposal: the stream.
         file: the name of the file.
-        method: the preset to use.
-        methods: name of each preset -> one line on it.
     """
     document = proposal.document
     lines = [*_head(proposal, file), *_data(document), "", *_kind(proposal), "", *_split(document), ""]
     lines += [*_base(document), "", *_retention(document), "", *_reference(), "", *_measured(document), ""]
-    lines += [*_learning(proposal, method, methods)]
+    lines += [*_learning(proposal, file)]
     return "\n".join(lines) + "\n"
 
 
@@ -248,38 +244,40 @@ def of_emoji(document: Mapping[str, Any]) -> bool:
     return all(block["source"] == "builtin:emoji" for block in blocks)
 
 
-def _learning(proposal: Proposal, method: str, methods: Mapping[str, str]) -> list[str]:
+def _learning(proposal: Proposal, file: str) -> list[str]:
     name = TINY if of_emoji(proposal.document) else for_photographs()
     width = max(len(name) for name, _ in OTHERS)
     training = proposal.training
-    others = [
-        f"#   {other}: {_comment(line)}"
-        for other, line in methods.items()
-        if other != method and not _PUBLISHED.search(other)
-    ]
+    method, *others = methods_for(proposal.scenario)
     return [
         f"backbone: {name}    # {BUILTIN[name]}. Or:",
         *(f"# backbone: {other:<{width}}    # {line}" for other, line in OTHERS),
         "",
-        f"method: {method}    # {_comment(methods.get(method, ''))}",
-        "# Or one of:",
-        *others,
-        "#   and presets with published settings: everclip ls methods",
+        f"method: {method.name}    # {method.why}",
+        *(f"# method: {other.name}    # {other.why}" for other in others),
+        "# All others: everclip ls methods. Which one suits these data: everclip suggest " + _comment(file),
         "",
         f"# {_comment(proposal.training_reason)}.",
         "# Settings of the preset take precedence over these; key=value on the command line over both.",
         "training:",
         f"  epochs: {training['epochs']}",
         f"  batch_size: {training['batch_size']}",
-        *_rate(training),
+        *_rate(training, solved=method in (RAIL, TEXT_RIDGE)),
     ]
 
 
-def _rate(training: Mapping[str, Any]) -> list[str]:
-    """Return the lines on the learning rate, and what a stream that is seen once has besides."""
+def _rate(training: Mapping[str, Any], solved: bool) -> list[str]:
+    """Return the lines on the learning rate, and what a stream that is seen once has besides.
+
+    Args:
+        training: the settings.
+        solved: whether the method is a closed form, which uses neither epochs nor rate.
+    """
     rate = f"  lr: {training['lr']:.1e}"
     if "steps_per_batch" not in training:
-        return [f"{rate}    # low, as fine-tuning a CLIP needs; `everclip suggest` measures a better rate"]
+        why = "low, as fine-tuning a CLIP needs; `everclip suggest` measures a better rate"
+        unused = "; a closed form uses neither epochs nor rate" if solved else ""
+        return [f"{rate}    # {why}{unused}"]
     return [
         f"{rate}    # constant over the stream; the preset sets its own",
         f"  schedule: {training['schedule']}",

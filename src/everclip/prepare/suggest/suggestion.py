@@ -249,8 +249,8 @@ def _measure_rate(
             f"--sweep-seconds={math.ceil(slow.sweeps.seconds)}"
         )
         why = (
-            f"not measured: the shortest range test takes about {needed}, --sweep-seconds allows {allowed}; this is the "
-            "rate of the preset or the stream"
+            f"not measured: the shortest range test takes about {needed}, --sweep-seconds allows {allowed}; this is "
+            "the rate of the preset or the stream"
         )
         return None, Choice(key="training.lr", value=learner.training.lr, reason=why), slow.sweeps.full_step
     choice = Choice(key="training.lr", value=found.rate, reason=_rate_reason(found))
