@@ -22,6 +22,7 @@ from everclip.report import (
     difference_table,
     write_comparison,
 )
+from everclip.report.comparison import heading
 from everclip.report.runs import Run
 from everclip.report.sentences import points_of
 
@@ -286,6 +287,24 @@ def test_json_holds_everything(found: Comparison) -> None:
     document = json.loads(found.model_dump_json())
     assert Comparison.model_validate(document) == found
     assert json.dumps(document, allow_nan=False)
+
+
+@pytest.mark.parametrize("width", [34, 50, 80, 120])
+def test_tables_that_are_too_wide_are_turned_or_cut_and_break_no_word(found: Comparison, width: int) -> None:
+    wide, text = comparison_text(found, 200), comparison_text(found, width)
+    assert max(map(len, text.splitlines())) <= width
+    words = set(re.findall(r"\w+", text))
+    for key in found.shown:
+        assert set(heading(key).split()) <= words
+    numbers = r"\d+\.\d"
+    assert sorted(re.findall(numbers, text)) == sorted(re.findall(numbers, wide))
+
+
+def test_a_comparison_without_some_metrics_shows_only_the_others(found: Comparison) -> None:
+    text = comparison_text(found.without("average", "forgetting"))
+    assert "Average" not in text
+    assert "Forgetting" not in text
+    assert "Retention" in text
 
 
 def test_tables_show_markup_in_names_and_fit_a_terminal(folders: dict[str, Path], tmp_path: Path) -> None:

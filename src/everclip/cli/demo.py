@@ -11,6 +11,7 @@ from everclip import registry
 from everclip.config import resolve_config
 from everclip.evaluation.results import Results
 from everclip.report import compare, comparison_text, write_comparison
+from everclip.report.fitting import terminal_width
 from everclip.report.look import text
 from everclip.report.runs import Run
 from everclip.report.search import search_text
@@ -18,6 +19,9 @@ from everclip.run import execute
 
 BENCHMARK = "emoji-names"
 METHODS = ("zero-shot", "finetune", "text-ridge")
+DETAILS = ("transfer", "average", "forgetting")
+"""Metrics of single tasks, which compare.html and the reports show; the printed table is about old and new."""
+
 NEXT = (
     ("everclip check FOLDER", "what everclip finds in them"),
     (
@@ -53,7 +57,7 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
             _look(folder, "New emoji, and what the model of 2015 calls them:", [0])
     _look(folders[-1], f"The same drawings with {METHODS[-1]}, year by year:", None)
     comparison = compare(folders)
-    typer.echo(f"\n{comparison_text(comparison)}")
+    typer.echo(f"\n{comparison_text(comparison.without(*DETAILS), terminal_width())}")
     typer.echo(f"{search_text([Run(folder) for folder in folders])}\n")
     page = write_comparison(folders, output / "compare.html", comparison=comparison)
     pages = ((page, "all methods side by side"), (folders[-1] / "report.html", f"{METHODS[-1]} in detail"))

@@ -152,6 +152,7 @@ def compare(
     """
     from everclip.report import compare as compare_runs
     from everclip.report import comparison_text, write_comparison
+    from everclip.report.fitting import terminal_width
     from everclip.report.runs import Run
     from everclip.report.search import search_text
 
@@ -163,7 +164,7 @@ def compare(
     if as_json:
         _print_json(comparison.model_dump(mode="json"))
     else:
-        typer.echo(comparison_text(comparison))
+        typer.echo(comparison_text(comparison, terminal_width()))
         if found := search_text([Run(folder) for folder in folders]):
             typer.echo(f"{found}\n")
     if output is not None:

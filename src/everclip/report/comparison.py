@@ -115,6 +115,17 @@ class Comparison(Part):
         """The metrics that the tables show: those with a value for at least one method."""
         return tuple(key for key in self.quantities if key not in self.undefined)
 
+    def without(self, *keys: str) -> Comparison:
+        """Return the comparison without some metrics, for a shorter table."""
+        kept = [key for key in self.quantities if key not in keys]
+        return self.model_copy(
+            update={
+                "quantities": kept,
+                "undefined": {key: why for key, why in self.undefined.items() if key in kept},
+                "differences": [d for d in self.differences if d.quantity in kept],
+            }
+        )
+
     @property
     def left_out(self) -> str:
         """A line that names the metrics without any value, with the reason; empty if there are none."""

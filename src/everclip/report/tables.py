@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from everclip.report.comparison import Comparison, Difference, Method, describe, heading, is_share
+from everclip.report.fitting import Grid, fitting
 from everclip.report.formats import NOT_DEFINED, listed, number, points, span
 
 NOTHING = "\u2013"
@@ -20,27 +20,26 @@ def comparison_table(comparison: Comparison) -> Table:
 
     Names are added as plain text, so that markup in a user's name is shown and not interpreted.
     """
-    title = f"{comparison.benchmark}: {comparison.metric}, protocol {comparison.protocol}, in percent"
-    table = _table(title)
+    return _main_grid(comparison).table()
+
+
+def _main_grid(comparison: Comparison) -> Grid:
     keys = [*comparison.shown, "seconds"]
-    for key in keys:
-        table.add_column(heading(key), justify="right", overflow="fold")
-    for method in (*comparison.before, *comparison.methods):
-        seeds = f" ({len(method.members)} seeds)" if len(method.members) > 1 else ""
-        table.add_row(Text(method.label + seeds), *(_cell(cell_text(method, key)) for key in keys))
-    return table
+    methods = [*comparison.before, *comparison.methods]
+    seeds = [f" ({len(m.members)} seeds)" if len(m.members) > 1 else "" for m in methods]
+    return Grid(
+        f"{comparison.benchmark}: {comparison.metric}, protocol {comparison.protocol}, in percent",
+        tuple(method.label + count for method, count in zip(methods, seeds, strict=True)),
+        tuple(heading(key) for key in keys),
+        tuple(tuple(_two_lines(cell_text(method, key)) for key in keys) for method in methods),
+    )
 
 
-def _table(title: str) -> Table:
-    table = Table(title=Text(title, style="bold"), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("method", overflow="fold")
-    return table
-
-
-def _cell(text: str) -> Text:
-    """Put the interval below its number, so that the table fits into 80 characters."""
+def _two_lines(text: str) -> str:
+    """Put the interval below its number and what follows it, so that the table becomes narrower."""
     value, bracket, rest = text.partition(" (")
-    return Text(f"{value}\n{rest.replace(')', '')}" if bracket else value)
+    interval, _, note = rest.partition(")")
+    return f"{value}{note}\n{interval}" if bracket else value
 
 
 def cell_text(method: Method, key: str) -> str:
@@ -51,18 +50,24 @@ def cell_text(method: Method, key: str) -> str:
 
 def difference_table(comparison: Comparison) -> Table | None:
     """Return the table of differences against the baseline in points; `None` if there is only one method."""
-    if not comparison.differences:
+    grid = _difference_grid(comparison)
+    return None if grid is None else grid.table()
+
+
+def _difference_grid(comparison: Comparison) -> Grid | None:
+    found = {(d.method, d.quantity): d for d in comparison.differences}
+    others = [m.label for m in comparison.methods if any(method == m.label for method, _ in found)]
+    if not others:
         return None
-    table = _table(f"Against {comparison.baseline}, in points (n.r. = not resolved)")
-    for key in comparison.shown:
-        table.add_column(heading(key), justify="right", overflow="fold")
-    for method in comparison.methods:
-        by_key = {d.quantity: d for d in comparison.differences if d.method == method.label}
-        if by_key:
-            table.add_row(
-                Text(method.label), *(_cell(describe_difference(by_key[key])) for key in comparison.shown)
-            )
-    return table
+    return Grid(
+        f"Against {comparison.baseline}, in points (n.r. = not resolved)",
+        tuple(others),
+        tuple(heading(key) for key in comparison.shown),
+        tuple(
+            tuple(_two_lines(describe_difference(found[label, key])) for key in comparison.shown)
+            for label in others
+        ),
+    )
 
 
 def describe_difference(difference: Difference) -> str:
@@ -81,14 +86,13 @@ def describe_difference(difference: Difference) -> str:
 
 
 def comparison_text(comparison: Comparison, width: int = 120) -> str:
-    """Return the whole comparison as plain text, for logs and files."""
+    """Return the whole comparison as plain text; tables that are wider than `width` characters are turned or cut."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
     for line in comparison.leaders:
         console.print(Text(line))
-    console.print(comparison_table(comparison))
-    differences = difference_table(comparison)
-    if differences is not None:
-        console.print(differences)
+    for grid in filter(None, [_main_grid(comparison), _difference_grid(comparison)]):
+        for table in fitting(grid, console):
+            console.print(table)
     for note in (*comparison.notes, *interval_notes(comparison), *filter(None, [comparison.left_out])):
         console.print(Text(note))
     file = console.file
