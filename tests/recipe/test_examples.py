@@ -86,10 +86,12 @@ def test_an_example_runs(
     command: Callable[..., tuple[int, str, str]],
 ) -> None:
     monkeypatch.setenv("EVERCLIP_PACKS", str(packs))
+    online = resolve_config(example, [f"backbone={model}"]).scenario["kind"] == "online"
     small = [
         f"backbone={model}",
         f"output={tmp_path / 'run'}",
-        "training.steps=2",
+        # A stream that is seen once has the steps of its batches.
+        *(() if online else ("training.steps=2",)),
         "training.batch_size=8",
         "training.device=cpu",
         "report=false",
@@ -101,9 +103,15 @@ def test_an_example_runs(
     assert results.status == "finished"
     headline = [value for value in results.metrics.values() if value is not None]
     assert headline
-    assert Results.read(tmp_path / "run").rows[-1].step == 2 * len(results.tasks)
+    steps = results.online.steps if results.online else 2 * len(results.tasks)
+    assert Results.read(tmp_path / "run").rows[-1].step == steps > 0
 
 
 def test_there_are_examples() -> None:
-    assert {path.stem for path in EXAMPLES} >= {"emoji-then-flickr8k", "mini-mtil", "photo-stream"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "cifar100-online",
+        "emoji-then-flickr8k",
+        "mini-mtil",
+        "photo-stream",
+    }
     assert not [path for path in EXAMPLES[0].parent.iterdir() if path.suffix not in (".yaml", ".md")]
