@@ -28,6 +28,8 @@ EVERY = {
     "prompt": ("prompt", {"tower": "both", "count": 3}),
     "deep prompt": ("prompt", {"tower": "both", "count": 2, "depth": "all"}),
 }
+ALL = {**EVERY, "coupled prompt": ("prompt", {"tower": "both", "count": 2, "depth": 2, "coupled": True})}
+"""With what grows in both towers or not at all."""
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -41,7 +43,7 @@ def test_the_identity_at_the_start_bit_for_bit(model: str, module: str, training
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 @pytest.mark.parametrize("model", models.CASES)
 def test_it_reaches_every_embedding_and_comes_out_without_a_trace(
     model: str, module: str, batch_first: bool
@@ -50,7 +52,7 @@ def test_it_reaches_every_embedding_and_comes_out_without_a_trace(
         pytest.skip("open_clip's custom blocks are always batch first")
     clip = models.build(model, batch_first)
     before, weights, kind = models.embeddings(clip), models.state(clip), type(clip)
-    new = insert(clip, *EVERY[module], seed=1).parameters
+    new = insert(clip, *ALL[module], seed=1).parameters
     assert new
     assert set(new) <= {n for n, _ in clip.named_parameters()}
     models.shake(clip, new)
@@ -66,10 +68,10 @@ def test_it_reaches_every_embedding_and_comes_out_without_a_trace(
     assert models.same(tuple(after[k] for k in weights), tuple(weights.values()))
 
 
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 def test_a_row_depends_on_nothing_else_in_its_batch(module: str) -> None:
     clip = models.build("vit")
-    models.shake(clip, insert(clip, *EVERY[module]).parameters)
+    models.shake(clip, insert(clip, *ALL[module]).parameters)
     pixels, ids = models.inputs(clip)
     with torch.no_grad():
         image, text = clip.encode_image(pixels), clip.encode_text(ids)
@@ -80,12 +82,12 @@ def test_a_row_depends_on_nothing_else_in_its_batch(module: str) -> None:
         assert torch.allclose(whole[2:3], one, atol=1e-6)
 
 
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 @pytest.mark.parametrize("model", ["vit", "custom text"])
 def test_a_deep_copy_is_a_model_of_its_own(model: str, module: str) -> None:
     clip = models.build(model)
     before = models.embeddings(clip)
-    new = insert(clip, *EVERY[module]).parameters
+    new = insert(clip, *ALL[module]).parameters
     models.shake(clip, new)
     twin, grown_up = copy.deepcopy(clip), models.embeddings(clip)
     assert models.same(models.embeddings(twin), grown_up)
@@ -100,41 +102,41 @@ def test_a_deep_copy_is_a_model_of_its_own(model: str, module: str) -> None:
     assert grown(clip)
 
 
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 def test_weights_come_back_through_a_state_dict(module: str) -> None:
     clip, twin = models.build("custom text"), models.build("custom text")
-    models.shake(clip, insert(clip, *EVERY[module], seed=1).parameters)
-    insert(twin, *EVERY[module], seed=2)
+    models.shake(clip, insert(clip, *ALL[module], seed=1).parameters)
+    insert(twin, *ALL[module], seed=2)
     twin.load_state_dict(clip.state_dict())
     assert models.same(models.embeddings(twin), models.embeddings(clip))
 
 
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 def test_initial_values_depend_on_the_seed_alone(module: str) -> None:
     states = []
     for seed, noise in ((1, 0), (1, 5), (2, 0)):
         clip = models.build("vit")
         torch.manual_seed(noise)
-        insert(clip, *EVERY[module], seed=seed)
+        insert(clip, *ALL[module], seed=seed)
         states.append(models.state(clip))
     assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
     assert any(not torch.equal(v, states[2][k]) for k, v in states[0].items())
     torch.manual_seed(9)
     expected = torch.rand(3)
     torch.manual_seed(9)
-    insert(models.build("vit"), *EVERY[module])  # the model itself is built from seed 0
+    insert(models.build("vit"), *ALL[module])  # the model itself is built from seed 0
     torch.manual_seed(9)
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("model", ["vit", "custom text"])
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 def test_every_drawn_parameter_has_values_of_its_own_for_each_seed(model: str, module: str) -> None:
     """Two blocks that start alike, or a place whose start no seed changes, would pass for right in every score."""
     drawn: list[dict[str, torch.Tensor]] = []
     for seed in (0, 1):
         clip = models.build(model)
-        new = insert(clip, *EVERY[module], seed=seed).parameters
+        new = insert(clip, *ALL[module], seed=seed).parameters
         values = {name: clip.get_parameter(name).detach() for name in new}
         drawn.append(
             {name: tensor for name, tensor in values.items() if tensor.numel() > 1 and tensor.std() > 0}
@@ -178,6 +180,7 @@ def test_the_cost_for_each_image_is_that_of_the_image_tower() -> None:
         ("adapter", {"width": 4, "tower": "text"}, "none"),
         ("prompt", {"count": 3, "tower": "both", "depth": "all"}, "prompts: 3 more tokens per image"),
         ("prompt", {"count": 3, "tower": "text"}, "none"),
+        ("prompt", {"count": 3, "tower": "both", "coupled": True}, "prompts: 3 more tokens per image"),
         ("experts", {"count": 5, "active": 2, "width": 4}, f"experts: 1,024 {each}"),
         ("experts", {"count": 5, "active": 3, "width": 4, "blocks": "last1"}, f"experts: 768 {each}"),
         ("experts", {"count": 5, "active": 3, "width": 4, "tower": "text"}, "none"),
@@ -254,6 +257,10 @@ def test_two_of_a_kind_at_one_place_are_refused(module: str, model: str, tower: 
         ("prompt", {"tower": "text", "count": 11}, "no room"),
         ("prompt", {"tower": "text", "init": "a", "count": 1}, "not both"),
         ("prompt", {"depth": 3}, "depth: 3"),
+        ("prompt", {"depth": 3, "tower": "both", "coupled": True}, "depth: 3"),
+        ("prompt", {"count": 11, "tower": "both", "coupled": True}, "no room"),
+        ("prompt", {"tower": "text", "coupled": True}, "tower: both"),
+        ("prompt", {"tower": "both", "init": "a"}, "coupled: true"),
         ("loar", {}, "lora"),
     ],
 )
@@ -280,11 +287,11 @@ def test_modules_of_several_kinds_share_a_model() -> None:
     assert grown(clip) == {"lora": 16}
 
 
-@pytest.mark.parametrize("module", EVERY)
+@pytest.mark.parametrize("module", ALL)
 def test_a_result_says_where_the_model_was_another_one_before_anything_was_learned(module: str) -> None:
     clip = models.build("vit")
     before = models.embeddings(clip)
-    insert(clip, *EVERY[module])
+    insert(clip, *ALL[module])
     same = models.same(models.embeddings(clip), before)
     scenario = SimpleNamespace(guesses=(), notes=(), quarantine=())
     found = list(data_remarks(scenario, SimpleNamespace(clip=clip, notes=[])))  # type: ignore[arg-type]

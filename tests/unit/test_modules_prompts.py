@@ -88,6 +88,62 @@ def test_text_prompts_stand_after_the_start_and_the_end_is_pooled(model: str, st
         assert torch.allclose(clip.encode_text(ids), text_twin(plain, found, ids, start), atol=1e-6)
 
 
+@pytest.mark.parametrize("model", ["vit", "quick-gelu, no pre-norm", "custom text"])
+def test_coupled_image_tokens_are_a_linear_map_of_the_text_tokens(model: str) -> None:
+    """MaPLe, equation 5: a map of its own for each block; the first block's tokens pass the tower's first norm."""
+    clip, plain = models.build(model), models.build(model)
+    shaken = {"tower": "both", "count": 3, "depth": 2, "coupled": True}
+    models.shake(clip, insert(clip, "prompt", shaken).parameters)
+    root, start = getattr(clip, "text", clip), 1
+    texts = [root.token_embedding.prompt.tokens, root.transformer.resblocks[1].prompt.tokens]
+    made = []
+    for number, tokens in enumerate(texts):
+        found = clip.visual.transformer.resblocks[number].prompt
+        assert {name: tuple(p.shape) for name, p in found.named_parameters()} == {
+            "weight": (32, 32),
+            "bias": (32,),
+        }
+        image = tokens @ found.weight.T + found.bias
+        made.append(plain.visual.ln_pre(image) if number == 0 else image)
+    pixels, _ = models.inputs(clip)
+    ids = models.tokens([0, 1, 4, 9, 20])
+    with torch.no_grad():
+        assert torch.allclose(clip.encode_image(pixels), image_twin(plain, made, pixels), atol=1e-6)
+        assert torch.allclose(clip.encode_text(ids), text_twin(plain, texts, ids, start), atol=1e-6)
+
+
+def test_a_loss_of_images_alone_reaches_the_coupled_text_tokens(micro_folder: Path) -> None:
+    backbone = load_backbone(str(micro_folder / "model"))
+    new = insert(
+        backbone.clip,
+        "prompt",
+        {"tower": "both", "init": "ab", "depth": 2, "coupled": True},
+        tokenise=backbone.tokenise,
+    ).parameters
+    clip = backbone.clip.requires_grad_(False)
+    for name in new:
+        clip.get_parameter(name).requires_grad_(True)
+    pixels = torch.rand(2, 3, backbone.clip.visual.image_size[0], backbone.clip.visual.image_size[0])
+    clip.encode_image(pixels)[:, 0].sum().backward()
+    assert sum("visual." in name for name in new) == 4
+    for name in new:
+        grad = clip.get_parameter(name).grad
+        assert grad is not None
+        assert grad.abs().max() > 0, name
+
+
+def test_the_fingerprint_of_the_image_tower_covers_coupled_text_tokens(micro_folder: Path) -> None:
+    """Or cached image embeddings would outlive a change of the tokens that they depend on."""
+    backbone = load_backbone(str(micro_folder / "model"))
+    insert(backbone.clip, "prompt", {"tower": "both", "count": 2, "coupled": True})
+    before = backbone.fingerprints()
+    with torch.no_grad():
+        backbone.clip.token_embedding.prompt.tokens += 0.1
+    after = backbone.fingerprints()
+    assert before["text"] != after["text"]
+    assert before["image"] != after["image"]
+
+
 def test_prompts_from_words_are_first_the_template_with_these_words(micro_folder: Path) -> None:
     plain, grown = (load_backbone(str(micro_folder / "model")) for _ in range(2))
     insert(grown.clip, "prompt", {"tower": "text", "init": "ab"}, tokenise=grown.tokenise)

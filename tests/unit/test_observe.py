@@ -79,6 +79,49 @@ def test_saved_inside_the_stream_it_goes_on_to_the_bit(micro_config: Config, tmp
     assert part.live.state() == whole.live.state()
 
 
+LORA = "{lora: {targets: [q, k, v, out], rank: 4, alpha: 1, shared: true}}"
+MODULES = {
+    "lora": ("training.lr=5e-4", f"method.trainable=[{LORA}]"),
+    "lora, images": (
+        "training.lr=5e-4",
+        f"method.trainable=[{LORA.replace('shared: true', 'shared: true, tower: image')}]",
+    ),
+    "prompts": (
+        "training.optimiser=sgd",
+        "training.lr=0.1",
+        "method.trainable=[{prompt: {tower: both, coupled: true, count: 3, depth: 2}}]",
+    ),
+}
+"""As the page of sit writes them, at a size that fits two blocks."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_other_modules_learn_in_the_towers_that_they_name_and_are_saved(
+    micro_config: Config, tmp_path: Path, name: str
+) -> None:
+    config = micro_config("online", "method=sit", *MODULES[name], *PLAIN)
+    stream, whole, start = batches(config, 8)[:3], learner_of(config), learner_of(config)
+    if "lora" in name:  # before the first batch, it is the backbone
+        untouched = learner_of(micro_config("online", "method=zero-shot"))
+        pixels = torch.rand(2, 3, 16, 16)
+        plain, grown = (made.method.eval().encode_images(pixels) for made in (untouched, start))
+        assert torch.equal(plain["embedding"], grown["embedding"])
+    for batch in stream:
+        whole.observe(batch)
+    before, after = weights(start), weights(whole)
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert moved <= set(whole.method.trainable)
+    towers = {"image" if ".visual." in n else "text" for n in moved}
+    assert towers == ({"image"} if "images" in name else {"image", "text"})
+    part = learner_of(config)
+    part.observe(stream[0])
+    part.save(tmp_path / "saved")
+    part = Learner.load(tmp_path / "saved")
+    for batch in stream[1:]:
+        part.observe(batch)
+    assert same(weights(part), after)
+
+
 def test_it_answers_at_any_time_among_the_classes_seen(micro_config: Config) -> None:
     config = micro_config("online", "method=sit", "method.trainable=[image]", *PLAIN)
     learner, stream = learner_of(config), batches(config, 16)

@@ -27,6 +27,7 @@ from everclip.models.fingerprint import tensors_hash
 from everclip.models.fitting import put_weights
 from everclip.models.locate import locate
 from everclip.models.located import Located
+from everclip.models.modules.prompts import coupled_texts
 from everclip.models.modules.token_rows import add_rows, embedding_of, require_end_pooling
 from everclip.models.preprocessing import build_preprocessing
 from everclip.models.scalars import add_bias
@@ -117,10 +118,11 @@ class Backbone(nn.Module):
     def fingerprints(self) -> dict[str, str]:
         """Return one hash per tower. Neither covers the logit scale, because no embedding depends on it.
 
-        That of the text tower covers a tokenizer that has grown: the same weights then read other tokens.
+        That of the text tower covers a tokenizer that has grown: the same weights then read other tokens. That of the
+        image tower covers text tokens that coupled prompts make image tokens of.
         """
         state = self.clip.state_dict()
-        image = [(k, v) for k, v in state.items() if k.startswith("visual.")]
+        image = [(k, v) for k, v in state.items() if k.startswith("visual.")] + coupled_texts(self.clip)
         text = [(k, v) for k, v in state.items() if not k.startswith(("visual.", "logit_"))]
         hashes = {"image": tensors_hash(image), "text": tensors_hash(text)}
         if isinstance(self.tokenizer, GrownTokenizer):

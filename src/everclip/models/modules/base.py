@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from everclip.data.sampling.order import key_of
+from everclip.models.modules.towers import Side, Tower
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Context:
     Attributes:
         seed: decides initial values.
         tokenise: texts to token ids `(N, L)`, for modules that are initialised from words.
+        towers: side -> tower, of all towers that the module grows in; it may join them.
     """
 
     seed: int = 0
     tokenise: Callable[[list[str]], torch.Tensor] | None = None
+    towers: Mapping[Side, Tower] = field(default_factory=dict)
 
 
 def generator(*parts: object) -> torch.Generator:

@@ -60,10 +60,11 @@ def insert(
     """
     if not isinstance(settings, ModuleSettings):
         settings = module_settings(name, dict(settings or {}))
-    context = Context(seed, tokenise)
-    towers = [tower_of(clip, side) for side in settings.towers]  # may fail: check all before the first change
+    # May fail: check all towers before the first change.
+    towers = {side: tower_of(clip, side) for side in settings.towers}
+    context = Context(seed, tokenise, towers)
     before = grown_parameters(clip)
-    for tower in towers:
+    for tower in towers.values():
         KINDS[name].insert(tower, settings, context)
     return Grown(name, settings, tuple(n for n in grown_parameters(clip) if n not in before))
 

@@ -150,17 +150,23 @@ class PromptSettings(ModuleSettings):
         count: tokens per block; with `init`, the number of tokens of its words.
         depth: the number of blocks with their own tokens, counted from the first: 1 is "shallow"; `all` is "deep".
         init: words whose embeddings are the initial values of the first text tokens (`a photo of a`).
+        coupled: whether the image tokens of a block are a linear map of its text tokens (MaPLe, arXiv 2210.03117).
     """
 
     tower: Side = "image"
     count: int | None = Field(None, ge=1)
     depth: int | Literal["all"] = 1
     init: str | None = None
+    coupled: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> PromptSettings:
-        if self.init is not None and (self.tower != "text" or not self.init.strip()):
-            raise ValueError("`init` initialises text tokens: it needs tower: text and at least one word")
+        if self.coupled and self.tower != "both":
+            raise ValueError("`coupled` makes image tokens of text tokens: it needs tower: both")
+        if self.init is not None and not ((self.tower == "text" or self.coupled) and self.init.strip()):
+            raise ValueError(
+                "`init` initialises text tokens: it needs tower: text, or coupled: true, and at least one word"
+            )
         if self.init is not None and self.count is not None:
             raise ValueError("give `count` or `init`, not both: the words decide how many tokens there are")
         if self.depth != "all" and self.depth < 1:
