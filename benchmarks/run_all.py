@@ -22,6 +22,7 @@ SCRIPTS = (
     "frozen",
     "adapters",
     "row",
+    "recall",
     "checkpoints",
     "decode",
     "rail",
