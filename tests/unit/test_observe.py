@@ -104,7 +104,10 @@ def test_other_modules_learn_in_the_towers_that_they_name_and_are_saved(
     if "lora" in name:  # before the first batch, it is the backbone
         untouched = learner_of(micro_config("online", "method=zero-shot"))
         pixels = torch.rand(2, 3, 16, 16)
-        plain, grown = (made.method.eval().encode_images(pixels) for made in (untouched, start))
+        with (
+            torch.no_grad()
+        ):  # with gradients, torch's attention takes another kernel, which rounds differently
+            plain, grown = (made.method.eval().encode_images(pixels) for made in (untouched, start))
         assert torch.equal(plain["embedding"], grown["embedding"])
     for batch in stream:
         whole.observe(batch)
