@@ -154,8 +154,9 @@ def test_point_24_the_best_few_names_at_the_shell(
     code, out, err = command(*call)
     assert code == 0, err
     assert [line.count("a ") for line in out.splitlines()] == [2, 2]
+    assert all(line.endswith(" (cosine similarity)") for line in out.splitlines())
     found = json.loads(command(*call, "--json")[1])
-    assert [Path(entry["picture"]).name for entry in found] == ["2.PNG", "1.png"]
+    assert [Path(entry["image"]).name for entry in found] == ["2.PNG", "1.png"]
     assert [len(entry["names"]) for entry in found] == [2, 2]
     for wrong, said in (
         (call[:3], "no names to choose from"),

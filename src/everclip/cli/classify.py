@@ -34,8 +34,9 @@ def classify(
 ) -> None:
     """Name images.
 
-    Prints the best names of each image, with their cosines. Without --name or --names, a run chooses from the classes
-    that it learned.
+    Prints the best names of each image, each with the cosine similarity of image and text: from -1 to 1, no
+    probability. A method with a head of its own (`rail`) gives its scores on the same scale. Without --name or --names,
+    a run chooses from the classes that it learned.
 
     Example: everclip classify runs/shop new.jpg --name kettle --name chair --template "a photo of a {}"
 
@@ -59,13 +60,13 @@ def classify(
     found = learner.classify(files, choices, templates, top=top)
     if as_json:
         document = [
-            {"picture": file, "names": [{"name": n, "cosine": round(score, 6)} for n, score in best]}
+            {"image": file, "names": [{"name": n, "cosine": round(score, 6)} for n, score in best]}
             for file, best in zip(files, found, strict=True)
         ]
         typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
     for file, best in zip(files, found, strict=True):
-        typer.echo(f"{file}: {', '.join(f'{n} {score:.3f}' for n, score in best)}")
+        typer.echo(f"{file}: {', '.join(f'{n} {score:.3f}' for n, score in best)} (cosine similarity)")
 
 
 _MOST_BYTES = 16 * 1024 * 1024
