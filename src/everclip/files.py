@@ -17,6 +17,19 @@ log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 
+def found_in(path: Path, directory: str | None) -> Path:
+    """Return a path of a run's settings as this process finds it.
+
+    Args:
+        path: relative paths start from the working directory or, if nothing is there, from `directory`.
+        directory: the working directory in which the run began; `None`: not known.
+    """
+    if directory is None or path.is_absolute() or os.path.lexists(path):
+        return path
+    there = Path(directory) / path
+    return there if os.path.lexists(there) else path
+
+
 def crash_point(name: str) -> None:
     """Mark a point at which tests kill the process. Does nothing else."""
 

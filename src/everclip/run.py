@@ -39,7 +39,7 @@ from everclip.scenarios.online import StreamRow
 from everclip.training import environment
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.progress import Progress
-from everclip.training.run_folder import RunFolder
+from everclip.training.run_folder import RunFolder, remembering
 from everclip.training.signals import StopRequest
 from everclip.training.trackers import Trackers
 from everclip.training.watching import Cursor, OptimiserState, StepLog, Watcher
@@ -74,7 +74,7 @@ def execute(
     else:
         config = resolve_config(target, overrides, settings)
     require_writable(Path(config.output), "output", RunFolderError)
-    return Run.of(config, progress, extend).execute()
+    return Run.of(remembering(config), progress, extend).execute()
 
 
 class Run(Watcher):

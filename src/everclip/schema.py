@@ -255,7 +255,11 @@ class GuardConfig(Frozen):
 
 
 class RunConfig(Frozen):
-    """The complete configuration of a run."""
+    """The complete configuration of a run.
+
+    `directory` is the working directory in which the run began. Relative paths of backbone, tables of features and the
+    stream's file are looked for in the working directory, then there.
+    """
 
     benchmark: str
     scenario: Annotated[dict[str, Any], DescribedBy("everclip.scenarios.spec:ScenarioSpec")]
@@ -269,6 +273,7 @@ class RunConfig(Frozen):
     report: bool = True
     seed: int = Field(0, ge=0)
     output: str = Field(min_length=1)
+    directory: str | None = None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -285,7 +290,7 @@ class RunConfig(Frozen):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result; the others may change when a run continues."""
         document = self.model_dump(mode="json")
-        for key in ("output", "checkpoint", "trackers", "report"):
+        for key in ("output", "checkpoint", "trackers", "report", "directory"):
             document.pop(key)
         document["training"].pop("workers")
         document["scenario"].pop("file", None)

@@ -25,7 +25,7 @@ _COLUMNS = {"labels": "class names", "captions": "captions"}
 def learner_for(config: RunConfig, scenario: ListScenario) -> Learner:
     """Build the learner of a run."""
     accelerator = start_processes(config.training)
-    backbone = load_backbone(config.backbone, config.seed)
+    backbone = load_backbone(config.backbone, config.seed, config.directory)
     method = build_method(config.method, backbone, config.seed)
     learner = Learner(method, config.training, config.seed, accelerator)
     learner.follow(scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,6 +59,7 @@ class _Settings(Frozen):
     training: TrainingConfig
     seed: int
     guard: GuardConfig = GuardConfig()
+    directory: str | None = None
 
 
 class StoredLearner(Protocol):
@@ -125,6 +127,7 @@ def save(learner: StoredLearner, folder: Path) -> Path:
         },
         "training": learner.training.model_dump(mode="json"),
         "seed": learner.seed,
+        "directory": learner.method.backbone.directory or os.getcwd(),
     }
     if guard is not None:
         document["guard"] = guard.config.model_dump(mode="json")
@@ -209,7 +212,7 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
     settings = validated(
         _Settings, {k: document[k] for k in _Settings.model_fields if k in document}, str(file)
     )
-    backbone = load_backbone(settings.backbone, settings.seed)
+    backbone = load_backbone(settings.backbone, settings.seed, settings.directory)
     method = build_method(settings.method, backbone, settings.seed)
     learner = cls(method, _for_this_machine(settings.training, folder), settings.seed)
     # A run stores the learner's state inside its own state; `save` writes only the learner's.
@@ -235,7 +238,7 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
         _load_past(learner, folder, found.state)
     elif "scenario" in document:
         # Read only when learning continues: predicting needs no data.
-        learner.recall = lambda: load_scenario(document["scenario"])
+        learner.recall = lambda: load_scenario(document["scenario"], directory=settings.directory)
     return learner
 
 

@@ -55,8 +55,9 @@ class Backbone(nn.Module):
         pixels: size and normalisation of the image tower.
         name: its name in results.
 
-    `layout` holds the configurations and tokenizer files (`None` for a model made by hand); `notes` lists the
-    assumptions made while loading.
+    `directory` is where a run began: relative paths that are not found in the working directory start there; `layout`
+    holds the configurations and tokenizer files (`None` for a model made by hand); `notes` lists the assumptions made
+    while loading.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Backbone(nn.Module):
         self.pixels = pixels
         self.name = name
         self.config = BackboneConfig(name=name)
+        self.directory: str | None = None
         self.layout: Layout | None = None
         self.notes: list[str] = []
 
@@ -155,13 +157,16 @@ class Backbone(nn.Module):
 
 
 def load_backbone(
-    config: BackboneConfig | Mapping[str, Any] | str | PathLike[str], seed: int = 0
+    config: BackboneConfig | Mapping[str, Any] | str | PathLike[str],
+    seed: int = 0,
+    directory: str | None = None,
 ) -> Backbone:
     """Load a backbone in float32, in evaluation mode; nothing is downloaded.
 
     Args:
         config: name and weights; a plain string is a name.
         seed: decides the weights when `weights="random"`.
+        directory: where to look for relative paths that are not found from the working directory.
 
     Raises:
         ConfigError: if there is no such model, or its files are missing or do not fit each other.
@@ -169,7 +174,7 @@ def load_backbone(
     if not isinstance(config, BackboneConfig):
         named = config if isinstance(config, Mapping) else {"name": config}
         config = validated(BackboneConfig, named, "backbone")
-    located = locate(config)
+    located = locate(config, directory)
     clip, notes = _load_clip(located, config, seed)
     resized = config.image_size is not None
     preprocessing = build_preprocessing(
@@ -179,7 +184,7 @@ def load_backbone(
     tokenizer, files = build_tokenizer(text_cfg, located.folder)
     check_tokenizer(tokenizer, clip, text_cfg)
     backbone = Backbone(clip, tokenizer, preprocessing.transform, preprocessing.pixels, config.name).eval()
-    backbone.config = config
+    backbone.config, backbone.directory = config, directory
     # Patch dropout belongs to the run; every other setting belongs to the model from now on.
     model_cfg = with_overrides(located.model_cfg, None, config.image_size, config.force_quick_gelu)
     if backbone.logit_bias is not None:

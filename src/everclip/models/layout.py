@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from everclip.errors import ConfigError, did_you_mean
+from everclip.files import found_in
 from everclip.models.checkpoint_files import (
     checkpoint_names,
     describe_checkpoints,
@@ -158,17 +159,21 @@ def other_checkpoints(folder: Path, read: Path) -> tuple[str, ...]:
     )
 
 
-def find_weights(folder: Path, named: str | None) -> Path:
+def find_weights(folder: Path, named: str | None, directory: str | None = None) -> Path:
     """Return the weights file of a folder.
 
     Args:
         folder: the model's folder.
         named: a file in the folder or elsewhere; default: the first of `WEIGHT_NAMES` that exists.
+        directory: where to look for a relative path that is found neither in the folder nor from the working directory.
 
     Raises:
         ConfigError: if there is none; lists the names that were tried.
     """
-    tried = [folder / named, Path(os.path.expanduser(named))] if named else [folder / n for n in WEIGHT_NAMES]
+    if named:
+        tried = [folder / named, found_in(Path(os.path.expanduser(named)), directory)]
+    else:
+        tried = [folder / name for name in WEIGHT_NAMES]
     for path in tried:
         if path.is_file():
             return path

@@ -19,6 +19,7 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 
 from everclip.config import BackboneConfig
 from everclip.errors import ConfigError, did_you_mean
+from everclip.files import found_in
 from everclip.models.builtin import builtin_models
 from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
@@ -45,8 +46,12 @@ def builtin_folder(name: str) -> Path:
     return known[name]
 
 
-def locate(config: BackboneConfig) -> Located:
+def locate(config: BackboneConfig, directory: str | None = None) -> Located:
     """Find the files behind a backbone's name; nothing is downloaded.
+
+    Args:
+        config: the name and weights.
+        directory: where to look for relative paths that are not found from the working directory.
 
     Raises:
         ConfigError: if there is no such model or its files are missing; names the places that were searched.
@@ -54,29 +59,31 @@ def locate(config: BackboneConfig) -> Located:
     name = _expanded(config.name)
     weights = None if config.weights is None else _expanded(config.weights)
     if name.startswith("builtin:"):
-        return _in_folder(builtin_folder(name), weights)
+        return _in_folder(builtin_folder(name), weights, directory)
     if name.startswith("hf-hub:"):
-        return _in_hub(name.removeprefix("hf-hub:"), weights)
+        return _in_hub(name.removeprefix("hf-hub:"), weights, directory)
     if len(name) > 4000 or any(len(part.encode()) > 255 for part in name.split("/")):
         raise ConfigError(f"backbone.name: {name[:100]!r}...: the name is too long for a folder or a file.")
-    folder = Path(name.removeprefix("local-dir:"))
+    folder = found_in(Path(name.removeprefix("local-dir:")), directory)
     if name.startswith("local-dir:") or folder.is_dir():
-        return _in_folder(folder, weights)
+        return _in_folder(folder, weights, directory)
     if folder.suffix in WEIGHT_SUFFIXES and (folder.is_file() or os.sep in name):
         return _from_file(folder)
     decided = () if config.preprocess is None else config.preprocess.model_fields_set
-    return _of_architecture(name, weights, decided)
+    return _of_architecture(name, weights, decided, directory)
 
 
 def _expanded(path: str) -> str:
     return os.path.expanduser(os.path.expandvars(path))
 
 
-def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -> Located:
+def _in_folder(
+    folder: Path, weights: str | None, directory: str | None = None, notes: tuple[str, ...] = ()
+) -> Located:
     if not (folder / CONFIG).is_file() and is_clip_folder(folder):
-        return _in_transformers_folder(folder, weights, notes)
+        return _in_transformers_folder(folder, weights, directory, notes)
     model_cfg, preprocess_cfg = read_config(folder)
-    path = None if weights == RANDOM else find_weights(folder, weights)
+    path = None if weights == RANDOM else find_weights(folder, weights, directory)
     if path is not None and weights is None:
         notes += other_checkpoints(folder, path)
     notes += tuple(
@@ -87,17 +94,19 @@ def _in_folder(folder: Path, weights: str | None, notes: tuple[str, ...] = ()) -
     return Located(model_cfg, preprocess_cfg, path, folder, str(folder / CONFIG), None, notes)
 
 
-def _in_transformers_folder(folder: Path, weights: str | None, notes: tuple[str, ...]) -> Located:
+def _in_transformers_folder(
+    folder: Path, weights: str | None, directory: str | None, notes: tuple[str, ...]
+) -> Located:
     """Locate a `CLIPModel` of transformers, with its configuration in open_clip's form."""
     model_cfg = model_config(folder)
     settings, more = tokenizer_settings(folder, model_cfg["text_cfg"]["vocab_size"])
     model_cfg["text_cfg"] |= settings
-    path = None if weights == RANDOM else find_weights(folder, weights)
+    path = None if weights == RANDOM else find_weights(folder, weights, directory)
     where = str(folder / TRANSFORMERS_CONFIG)
     return Located(model_cfg, preprocessing(folder), path, folder, where, None, (*notes, *more))
 
 
-def _in_hub(name: str, weights: str | None) -> Located:
+def _in_hub(name: str, weights: str | None, directory: str | None) -> Located:
     repository, _, revision = name.partition("@")
     if not is_repository(repository) or name.endswith("@"):
         raise ConfigError(f"backbone: 'hf-hub:{name}': expected hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION.")
@@ -114,7 +123,7 @@ def _in_hub(name: str, weights: str | None) -> Located:
             f"open_clip, or was not fetched completely.{how_to_get(fetch)}"
         )
     try:
-        return _in_folder(snapshot.folder, weights, snapshot.notes)
+        return _in_folder(snapshot.folder, weights, directory, snapshot.notes)
     except ConfigError as error:
         if "no weights at" not in str(error):
             raise
@@ -133,7 +142,9 @@ def _from_file(path: Path) -> Located:
     return _in_folder(path.parent, path.name)
 
 
-def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -> Located:
+def _of_architecture(
+    name: str, weights: str | None, decided: Collection[str], directory: str | None
+) -> Located:
     known = open_clip.list_models()
     if name not in known:
         raise _unknown_name(name, known)
@@ -150,7 +161,7 @@ def _of_architecture(name: str, weights: str | None, decided: Collection[str]) -
     tag = get_pretrained_cfg(name, weights)
     if tag:
         return locate_tag(name, weights, model_cfg, tag, decided)
-    path = Path(weights)
+    path = found_in(Path(weights), directory)
     if not path.is_file():
         raise ConfigError(
             f"backbone: {name} with weights {weights!r}: no such file ({path.absolute()}) and no such tag."

@@ -58,7 +58,7 @@ def prepare(config: RunConfig) -> Prepared:
         EverclipError: if they do not; says the cause and what to do.
     """
     config, notes = resolve_precision(config)
-    scenario = load_scenario(config.scenario)
+    scenario = load_scenario(config.scenario, directory=config.directory)
     learner = learner_for(config, scenario)
     stream, needs = None, learner.method.needs
     if scenario.spec.kind == "online" and not needs.all_tasks_at_once:

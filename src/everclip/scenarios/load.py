@@ -12,6 +12,7 @@ from typing import Any
 from everclip.config import validated
 from everclip.contracts import EvalProtocol, EvalSet
 from everclip.errors import ConfigError, DataError
+from everclip.files import found_in
 from everclip.scenarios import classes, domains, languages, online, sources, time
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.building import (
@@ -46,13 +47,16 @@ _KINDS: dict[str, Callable[[ScenarioSpec, Parts, Reader], list[Group]]] = {
 }
 
 
-def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> ListScenario:
+def load_scenario(
+    document: Mapping[str, Any], root: Path | None = None, directory: str | None = None
+) -> ListScenario:
     """Build the scenario that a YAML document describes.
 
     Args:
         document: see `everclip.scenarios.spec.ScenarioSpec`.
         root: folder that relative data paths start from; default: that of the document's `file`, where they exist
             there, else the working directory.
+        directory: where to look for relative paths that are not found from the working directory.
 
     Raises:
         ConfigError: for a document that does not fit; names the file and the key as it stands there.
@@ -66,7 +70,8 @@ def load_scenario(document: Mapping[str, Any], root: Path | None = None) -> List
     file = document.get("file")
     with _errors_in(file):
         spec = validated(ScenarioSpec, document, "")
-        paths = Paths(file, root, data_root=spec.root, places=spec.places, counts=spec.counts)
+        beside = None if file is None else str(found_in(Path(file), directory))
+        paths = Paths(beside, root, directory, data_root=spec.root, places=spec.places, counts=spec.counts)
         return build_scenario(spec, Reader(paths, paths.notes))
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 from everclip.data.catalog.cards import card_of
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError
+from everclip.files import found_in
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _NAMED = re.compile(r"(builtin|hub|catalog):")
@@ -25,6 +26,7 @@ class Paths:
     Attributes:
         file: the YAML file; relative paths start from its folder if they exist there, else from the working directory.
         root: a folder from which relative paths start instead.
+        directory: where to look for what is not found from the working directory: where the run began.
         notes: in which of the two folders each path was found.
         data_root: folder of the public data sets (`catalog:NAME`), if the scenario names it.
         places: name of a public data set -> where it is.
@@ -33,6 +35,7 @@ class Paths:
 
     file: str | None = None
     root: Path | None = None
+    directory: str | None = None
     notes: list[str] = field(default_factory=list)
     data_root: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
@@ -76,10 +79,12 @@ class Paths:
             return str(path)
         if self.root is not None:
             return str(self.root / path)
+        path = found_in(path, self.directory)
         return str(path) if self.file is None else str(self._beside(path, text, key))
 
     def _beside(self, path: Path, text: str, key: str) -> Path:
-        beside = Path(str(self.file)).parent / path
+        """Return `text` beside the file, or `path`, which is `text` from the working directory."""
+        beside = Path(str(self.file)).parent / os.path.expanduser(expand_variables(text, key))
         places = (
             f"beside {self.file} ({os.path.realpath(beside)})",
             f"in the working directory ({os.path.realpath(path)})",

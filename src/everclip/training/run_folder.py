@@ -25,6 +25,15 @@ MUST_STAY = ("scenario.protocols:",)
 """Exceptions, because the data do not show them: rows would be measured in different ways."""
 
 
+def remembering(config: RunConfig) -> RunConfig:
+    """Return the configuration with the directory in which its run began: that of the run folder, else this one."""
+    if config.directory is not None:
+        return config
+    file = Path(config.output) / CONFIG
+    began = read_yaml(file).get("directory") if file.is_file() else None
+    return config.model_copy(update={"directory": began or os.getcwd()})
+
+
 class RunFolder:
     """Lock a run folder while it is open (a context manager).
 

@@ -15,7 +15,7 @@ from everclip.data.feature_table import FeatureTable, read_feature_table
 from everclip.data.sampling.captions import own_caption
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError, DataError
-from everclip.files import user_path
+from everclip.files import found_in, user_path
 from everclip.methods.penalties.base import Penalty, StepView, WeightSettings
 from everclip.methods.trainable import trains
 from everclip.models.backbone import Backbone
@@ -76,6 +76,7 @@ class TableDistill(Penalty[TableDistillSettings]):
 
     _active: tuple[Side, ...] = ()
     _width = 0
+    _directory: str | None = None
 
     def __init__(self, name: str, settings: TableDistillSettings) -> None:
         super().__init__(name, settings)
@@ -88,6 +89,7 @@ class TableDistill(Penalty[TableDistillSettings]):
         """Decide which tables have an effect: those whose tower trains."""
         self._active = tuple(side for side in self._given if trains(trainable, side))
         self._width = self._width or backbone.embedding_width()
+        self._directory = backbone.directory
 
     @property
     def _given(self) -> tuple[Side, ...]:
@@ -135,7 +137,8 @@ class TableDistill(Penalty[TableDistillSettings]):
         """
         if side not in self._tables:
             where = self._where(side)
-            table = read_feature_table(user_path(self._path(side), where), where)
+            path = found_in(user_path(self._path(side), where), self._directory)
+            table = read_feature_table(path, where)
             self._require_width(side, table)
             if self._stored.get(side, table.fingerprint) != table.fingerprint:
                 raise CheckpointError(
