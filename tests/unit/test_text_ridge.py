@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 from everclip.config import MethodConfig, TrainingConfig
 from everclip.contracts import UNNUMBERED, Progress, Reference, Task
 from everclip.data.table import Table
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 from everclip.learner import Learner
 from everclip.methods.build import build_method
 from everclip.methods.text_ridge.method import TextRidge
@@ -299,6 +300,47 @@ def test_too_many_texts_are_refused_before_anything_is_learned(micro_folder: Pat
     made = learner(micro_folder, limit=3)
     with pytest.raises(ConfigError, match=r"method.limit: .* exceed 3\. Raise it"):
         made.learn(captioned(micro_folder, 0, 48))
+
+
+def test_a_task_beyond_the_limit_leaves_the_learner_as_it_was(micro_folder: Path) -> None:
+    first, second = captioned(micro_folder, 0, 8), captioned(micro_folder, 8, 24)
+    count = len(set(first.train.column("caption")))
+    made, other = (learner(micro_folder, limit=count + 1) for _ in range(2))
+    made.reference = other.reference = Reference(texts=("held",))  # reference texts count, too
+    for each in (made, other):
+        each.learn(first)
+    with pytest.raises(ConfigError, match=rf"exceed {count + 1}\. Raise it"):
+        made.learn(second)
+    assert made.method.structure() == other.method.structure()
+    state = other.method.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in made.method.state_dict().items())
+    made.learn(captioned(micro_folder, 0, 8))  # the same texts: no new row
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_embeddings_that_are_not_finite_are_refused_with_their_number_and_task(
+    micro_folder: Path, monkeypatch: pytest.MonkeyPatch, side: str, value: float
+) -> None:
+    made = learner(micro_folder)
+    made.learn(captioned(micro_folder, 0, 8))
+    encode = getattr(made.method.backbone, f"encode_{side}")
+
+    def broken(*given: Any, **how: Any) -> torch.Tensor:
+        found: torch.Tensor = encode(*given, **how).clone()
+        found[:3, 0] = value
+        return found
+
+    monkeypatch.setattr(made.method.backbone, f"encode_{side}", broken)
+    second = captioned(micro_folder, 8, 40)
+    new = len(set(second.train.column("caption")) - set(made.method.structure()["texts"]))
+    assert new > 3
+    what = "3 of 8 images of a batch" if side == "image" else f"3 of {new} texts"
+    with pytest.raises(DataError, match=f"task 'from 8': the embeddings of {what} hold NaN or infinite"):
+        made.learn(second)
+    regression = of(made).regression
+    assert regression is not None
+    assert all(tensor.isfinite().all() for tensor in regression.buffers())
 
 
 @pytest.mark.parametrize("kind", ["classes", "captions"])

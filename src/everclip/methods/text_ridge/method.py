@@ -31,7 +31,7 @@ from everclip.contracts import (
 )
 from everclip.data.sampling.captions import own_caption
 from everclip.distributed import gather_objects, gather_rows
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DataError
 from everclip.features.encoding import BLOCK, device_of, measuring
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
@@ -73,6 +73,7 @@ class TextRidge(Method):
         self._rows: dict[str, int] = {}
         self._anchors: tuple[str, ...] = ()
         self._classes: dict[str, ClassEntry] = {}
+        self._task = ""
 
     # -- learning ---------------------------------------------------------------------------------------------
 
@@ -81,18 +82,24 @@ class TextRidge(Method):
 
         Raises:
             ConfigError: if there are more texts than `limit`.
+            DataError: if an embedding is NaN or infinite.
         """
         texts = _texts_of(task)
         first = self.regression is None
         anchors = self._reference_texts(past) if first else self._anchors
         new = [text for text in texts if text not in self._rows]
         self._check_limit(len(self._rows) + len(new) + len(anchors))
+        self._task = task.name
+        found = self._encode(new)
+        _require_finite(found, f"task {task.name!r}", "texts")
         if self.regression is None:
+            held = self._encode(anchors)
+            _require_finite(held, "scenario.reference", "texts")
             self._anchors = anchors
             self.regression = TextRegression(self.backbone.embedding_width()).to(device_of(self))
-            self.regression.anchors = self._encode(anchors).to(self.regression.anchors)
+            self.regression.anchors = held.to(self.regression.anchors)
             self._see_known_images(past)
-        self.regression.widen(self._encode(new))
+        self.regression.widen(found)
         self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
         self._classes = self._classes_with(task)
 
@@ -112,7 +119,9 @@ class TextRidge(Method):
             past.base if past.reference is None or past.reference.images is None else past.reference.images
         )
         if table is not None and past.embed is not None:
-            self.regression.see(past.embed(table).to(self.regression.moment.device))
+            images = past.embed(table)
+            _require_finite(images, table.name, "images")
+            self.regression.see(images.to(self.regression.moment.device))
 
     def _check_limit(self, total: int) -> None:
         if total > self.settings.limit:
@@ -148,7 +157,11 @@ class TextRidge(Method):
         return [Phase("regress", {"main": main}, optimiser=None)]
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """Add one batch of all processes; return the mean distance of its images from their texts as they are now."""
+        """Add one batch of all processes; return the mean distance of its images from their texts as they are now.
+
+        Raises:
+            DataError: if an embedding is NaN or infinite; nothing of the batch was added.
+        """
         assert self.regression is not None  # set by `on_begin_task`
         columns = batch["main"]
         device = self.regression.texts.device
@@ -158,6 +171,7 @@ class TextRidge(Method):
         else:  # in the last batch of a pass, a process may have no samples
             x = torch.zeros(0, self.regression.texts.shape[1], device=device)
         x = gather_rows(x)
+        _require_finite(x, f"task {self._task!r}", "images of a batch")
         every = [own for part in gather_objects(texts) for own in part]
         own = torch.zeros(len(every), len(self._rows), dtype=torch.bool, device=device)
         for sample, prompts in enumerate(every):
@@ -241,13 +255,14 @@ class TextRidge(Method):
         """Return the texts in the order of rows, the anchors, the classes, and the shape of the regression."""
         shape = {} if self.regression is None else self.regression.shape()
         classes = [[e.key, e.name, *e.templates] for e in self._classes.values()]
-        texts = {"texts": list(self._rows), "anchors": list(self._anchors)}
+        texts = {"texts": list(self._rows), "anchors": list(self._anchors), "task": self._task}
         return {**texts, "classes": classes, "regression": shape}
 
     def grow(self, structure: Mapping[str, Any]) -> None:
         """Rebuild an empty regression of the shape that `structure` described."""
         self._rows = {text: row for row, text in enumerate(structure.get("texts", ()))}
         self._anchors = tuple(structure.get("anchors", ()))
+        self._task = structure.get("task", "")
         self._classes = {
             key: ClassEntry(key, name, tuple(templates))
             for key, name, *templates in structure.get("classes", ())
@@ -255,6 +270,21 @@ class TextRidge(Method):
         if shape := structure.get("regression"):
             sizes = (shape["width"], len(self._rows), len(self._anchors), shape["solved"])
             self.regression = TextRegression(*sizes).to(device_of(self))
+
+
+def _require_finite(found: torch.Tensor, where: str, what: str) -> None:
+    """Refuse embeddings `(N, D)` that a sum would carry into every text.
+
+    Raises:
+        DataError: names where they come from and how many rows are wrong.
+    """
+    wrong = int((~found.isfinite().all(dim=1)).sum())
+    if wrong:
+        raise DataError(
+            f"{where}: the embeddings of {wrong:,} of {len(found):,} {what} hold NaN or infinite values, so "
+            "text-ridge has learned nothing from them. Check the backbone's weights (a half-precision file may "
+            "overflow), or delete the cache of features and encode again."
+        )
 
 
 def _texts_of(task: Task) -> list[str]:
