@@ -27,12 +27,13 @@ from everclip.running.checkpoint_times import CheckpointTimes
 from everclip.running.checkpoint_writing import write_checkpoint
 from everclip.running.clock import Clock
 from everclip.running.collapse import collapse
+from everclip.running.live_view import StreamView
 from everclip.running.outcome import Status, build_results, measurements_of
 from everclip.running.prepare import Prepared, prepare
 from everclip.running.remarks import is_printed, start_notes, write_quarantine
 from everclip.running.row_models import RowModels
 from everclip.running.run_state import EVALUATE, LEARN, RunState
-from everclip.running.stream_rows import live_line, moment, pause_step, planned_row
+from everclip.running.stream_rows import moment, pause_step, planned_row
 from everclip.running.task_progress import TaskProgress
 from everclip.running.time_left import TimeLeft, sizes_of
 from everclip.scenarios.online import StreamRow
@@ -104,6 +105,7 @@ class Run(Watcher):
         self._headline = self.scenario.spec.headline.model_dump()
         self._times = CheckpointTimes(config.checkpoint, accelerator.num_processes, accelerator.device)
         self._recorder = RowRecorder(self.path, self.scenario, config, learner.features, self._main)
+        self._view = StreamView(self.stream, self.progress, self._headline)
         rows = None if self.stream is None else len(self.stream.rows)
         self.time_left = TimeLeft(sizes_of(self.tasks, config.training), rows=rows)
         if learner.guard is not None:
@@ -149,6 +151,7 @@ class Run(Watcher):
                 self._write_results("stopped")
                 raise
             finally:
+                self.progress.close()
                 self._trackers.finish()
                 self.learner.features.close()
                 self._clock.write()
@@ -242,6 +245,7 @@ class Run(Watcher):
             self._trackers.log(values, first + offset)
             crash_point("after step")
         self._task_progress.show(logs[-1], self.progress, self.time_left)
+        self._view.step(logs[-1], self.state.task, self._task_progress.main, self.time_left)
 
     def save(self, cursor: Cursor, optimiser: OptimiserState) -> None:
         """Write a checkpoint in the middle of a phase, then stop if a signal asked for it."""
@@ -286,8 +290,7 @@ class Run(Watcher):
         self.time_left.end_row()
         self.progress.finish()
         measured = measurements_of(self.scenario, self.state, self._headline)
-        if planned is not None:
-            self.progress.say(live_line(measured.rows, measured.columns, self._headline))
+        self._view.row(measured.rows, measured.columns)
         metrics = flat_metrics(measured)
         self._trackers.log({f"row/{k}": v for k, v in metrics.items() if v is not None}, self.state.step)
 

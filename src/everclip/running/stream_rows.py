@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from everclip.config import RunConfig
 from everclip.contracts import Phase, Task
-from everclip.evaluation.assemble import headline_value
-from everclip.evaluation.results import Column, Online, Row, TaskInfo
+from everclip.evaluation.results import Online, Row, TaskInfo
 from everclip.learner.core import Learner
 from everclip.methods.base import Method
 from everclip.running.run_state import RunState
@@ -89,28 +88,6 @@ def moment(planned: StreamRow | None, state: RunState, tasks: Sequence[Task], le
         return Moment(label, task, learner.learned, state.samples)
     # The classes of a stream name the stretch between two rows in which they appear first.
     return Moment(planned.label, task, set(range(index)), planned.samples, planned.at)
-
-
-_BARS = "▁▂▃▄▅▆▇█"
-
-
-def live_line(rows: Sequence[Row], columns: Sequence[Column], headline: Mapping[str, str]) -> str:
-    """Return a line on the last row of a stream, to print while it is learned: scores, classes, and the curve so far.
-
-    `1,024 samples: test 43.2 % (23 classes) ▂▄▅▆, names 25.0 %`; the bars are from 0 to the best score so far.
-    """
-    parts = []
-    for column in columns:
-        values = [headline_value(row, column, headline) for row in rows]
-        if values[-1] is None:
-            continue
-        classes = len(rows[-1].per_class.get(column.name, {})) if column.group == "task" else 0
-        known = [value for value in values if value is not None]
-        top = max(*known, 1e-9)
-        bars = "".join(_BARS[min(7, int(8 * value / top))] for value in known)
-        counted = f" ({classes} classes) {bars}" if classes else ""
-        parts.append(f"{column.name} {100 * values[-1]:.1f} %{counted}")
-    return f"{rows[-1].label}: {', '.join(parts) or 'nothing to measure yet'}"
 
 
 def stretches(stream: StreamPlan) -> list[TaskInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from everclip.config import TrainingConfig
-from everclip.contracts import Phase
+from everclip.contracts import Phase, Stream
 from everclip.running.time_left import TimeLeft
 from everclip.training.budget import phase_steps
 from everclip.training.progress import Progress, speed
@@ -43,6 +43,12 @@ class TaskProgress:
         """Return how many steps of the current phase are done after `step` steps of its current repeat."""
         at = self.cursor.phase
         return step + (self.cursor.repeat * self._once[at] if at < len(self._once) else 0)
+
+    @property
+    def main(self) -> Stream | None:
+        """The stream of the samples of the current phase."""
+        phases = self._phases[self.cursor.phase :]
+        return phases[0].streams.get("main") if phases else None
 
     def show(self, log: StepLog, progress: Progress, time_left: TimeLeft) -> None:
         """Show the last step and the time left."""

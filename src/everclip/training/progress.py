@@ -1,12 +1,18 @@
-"""Show the progress of a run: a line that updates on a terminal, plain lines elsewhere; only on the first process."""
+"""Show the progress of a run: a line that updates on a terminal, plain lines elsewhere; only on the first process.
+
+A stream that is seen once also has a table above the line on a terminal.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from everclip.training.live_table import LiveTable
 
 Now = Callable[[], float]
 """A clock: seconds since some fixed moment."""
@@ -92,6 +98,8 @@ class Progress:
         self._stream = stream or sys.stderr
         self._quiet, self._now = quiet, now
         self._live = self._stream.isatty()
+        self._table: LiveTable | None = None
+        self._shown = float("-inf")
         self._every = 0.2 if self._live else every
         self._begin("", 0, 0)
 
@@ -145,18 +153,44 @@ class Progress:
             self._last = now
             self._write(f"{self._label}: {what} {done}/{total}")
 
+    def table(self, facts: Mapping[str, str]) -> None:
+        """Show facts in a table below everything else, until `close`; only on a terminal."""
+        if not self._live or self._quiet:
+            return
+        if self._table is None:
+            from everclip.training.live_table import LiveTable
+
+            self._table = LiveTable(self._stream)
+        now = self._now()
+        due = now - self._shown >= self._every
+        self._shown = now if due else self._shown
+        self._table.facts(facts, now=due)
+
+    def close(self) -> None:
+        """Leave the table as it is, and write below it from now on."""
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
     def _write(self, text: str) -> None:
+        if self._table is not None:
+            self._table.line(text)
+            return
         self._stream.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
         self._stream.flush()
 
     def finish(self) -> None:
         """End the stage's line."""
-        if self._live and not self._quiet:
+        if self._table is not None:
+            self._table.line("")
+        elif self._live and not self._quiet:
             self._stream.write("\r\x1b[2K")
             self._stream.flush()
 
     def say(self, text: str) -> None:
         """Print a separate line."""
-        if not self._quiet:
+        if self._table is not None:
+            self._table.say(text)
+        elif not self._quiet:
             self._stream.write(f"\r\x1b[2K{text}\n" if self._live else f"{text}\n")
             self._stream.flush()
