@@ -158,7 +158,11 @@ def _read_path(source: str, start: Path, spec: DataSpec, labelled: bool) -> list
     if path.is_dir():
         from everclip.data.reading.formats.folder import read_folder
         from everclip.data.reading.formats.folder_options import FolderOptions
+        from everclip.data.reading.formats.languages import read_languages
 
+        published = read_languages(path, spec.languages)
+        if published is not None:
+            return [published]
         into = None if spec.root is None else start / os.path.expanduser(spec.root)
         options = FolderOptions(labelled, _by_names(spec), into, spec.reading, spec.columns)
         return read_folder(path, options)

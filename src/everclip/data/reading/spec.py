@@ -41,7 +41,8 @@ class DataSpec(Frozen):
         separator: between the cells of a CSV, TSV or text table (`,`, `;`, `|`, `tab`...); default: detected.
         header: whether the first line of a CSV, TSV or text table names the columns; default: detected.
         language: of the texts, where no column says it.
-        languages: of `builtin:emoji`: one row per drawing and language, in place of `language`.
+        languages: of `builtin:emoji`: one row per drawing and language, in place of `language`; of the folders of
+            XM3600 and of the translated COCO captions: those to read.
         styles: of `builtin:emoji`.
         split: the split of a hub data set; all of them, named in the column `split`, if not given.
         root: folder that image paths are relative to and may not leave; default: the folder of the table. For
