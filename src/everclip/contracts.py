@@ -262,6 +262,8 @@ class Phase:
         optimiser: `default` is that of the training configuration; `adam` is Adam with coupled (L2) weight decay;
             `None` means one pass over the streams without gradient, for closed-form methods: `forward` receives every
             batch and accumulates what it needs.
+        gradients: without an optimiser: whether the pass computes gradients, which the method reads in
+            `take_gradients`. The model stays as it is, in evaluation mode.
         steps: number of optimiser steps; `None` = from the training budget and the size of the first source of the
             stream `main` (so that replay costs no extra steps).
         epochs: passes over the first source of the stream `main`, in place of the training budget.
@@ -287,6 +289,7 @@ class Phase:
     guarded: bool = True
     chooses: bool = False
     notes: tuple[str, ...] = ()
+    gradients: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,14 +140,17 @@ class Learnable(Guarded, Teaches, Protocol):
     def begin_task(self, task: Task, past: Past) -> None:
         """Prepare for a task: grow modules, freeze, copy a teacher."""
 
-    def phases(self, task: Task, past: Past) -> list[Phase]:
-        """Declare what to train on; the engine owns every loop, stream and position."""
+    def plan(self, task: Task, past: Past) -> list[Phase]:
+        """Return the phases of a task; the engine owns every loop, stream and position."""
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Return the named losses of a training step; their sum is minimised."""
 
     def after_step(self, progress: Progress) -> None:
         """Update running means and similar state after each optimiser step."""
+
+    def take_gradients(self, progress: Progress) -> None:
+        """Read the gradients of a batch in a phase that only measures them."""
 
     def end_phase(self, task: Task, phase: Phase) -> None:
         """End a phase: solve, switch, or discard."""

@@ -112,6 +112,7 @@ SLOW_RUNS = {
     "lwf-vr": ("time", (TWO_YEARS, "method=lwf-vr", "method.penalties.lwf-vr.images=own")),
     "replay-all": ("time", (TWO_YEARS, "method=replay", "method.replay.kind=all", "method.replay.base=true")),
     "wise-ft-classes": ("classes", ("method=wise-ft", PENALTY)),
+    "oewc": ("time", (TWO_YEARS, "method.penalties={oewc: {weight: 100}}")),
     "safe": ("time", (TWO_YEARS, "method=safe", "method.replay.size=9", "guard.every=1")),
     "coleclip, without momentum": (
         "classes",

@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "weight-constraint": ("time", ("method.penalties={weight-constraint: {weight: 0.1}}",)),
     "weight-constraint-initial": ("time", ("method.penalties={weight-constraint: {reference: initial}}",)),
+    "oewc": ("time", ("method.penalties={oewc: {weight: 100, decay: 0.5}}",)),
     "lwf-layer-decay": ("time", ("method.penalties={lwf: {}}", "training.layer_decay=0.7")),
     "lwf-classes": ("classes", ("method.penalties={lwf: {images: own, text: student}}",)),
     "zscl-mean": (
@@ -137,6 +138,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "training.lr=1e-2",
         ),
     ),
+    "cll-clip-oewc": ("time", ("method=cll-clip", "method.penalties={oewc: {}}", "training.lr=1e-2")),
     "cll-clip-gradient": ("time", ("method=cll-clip", "method.rows=gradient", "training.lr=1e-2")),
     "moe-adapters-captions": ("time", ("method=moe-adapters", MOE, "method.freeze=4", "training.lr=1e-2")),
 }

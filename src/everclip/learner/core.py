@@ -118,7 +118,7 @@ class Learner:
     def plan(self, task: Task) -> list[Phase]:
         """Return the phases for learning `task` now."""
         task = numbered(task, self.next_index)
-        return one_pass(self.method.phases(task, self.past()), task, self.training, self.method)
+        return one_pass(self.method.plan(task, self.past()), task, self.training, self.method)
 
     def learn(
         self,

@@ -179,7 +179,7 @@ def _with_new_classes(
 
 
 def _learn(learner: Observer, live: LiveStream, task: Task) -> dict[str, float]:
-    phases = one_pass(learner.method.phases(task, learner.past()), task, learner.training, learner.method)
+    phases = one_pass(learner.method.plan(task, learner.past()), task, learner.training, learner.method)
     if not phases:
         return {}
     cursor = Cursor(optimiser=live.optimiser, begun=True)

@@ -6,7 +6,7 @@ Your own method subclasses `Method`, or `everclip.methods.slots.SlotMethod` for 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, ClassVar, final
 
 import torch
@@ -227,6 +227,16 @@ class Method(Predicting):
         phase = self.phase("train", (Source(task.train),), classes, past.training, past)
         return [with_task_training(phase, task, self.per_task)]
 
+    @final
+    def plan(self, task: Task, past: Past) -> list[Phase]:
+        """Return the phases of a task: the method's own, then those of its slots. It has no side effects."""
+        phases = self.phases(task, past)
+        return [*phases, *self._slot_phases(phases)]
+
+    def _slot_phases(self, phases: Sequence[Phase]) -> list[Phase]:
+        """Return the phases that the slots add, if the method has any."""
+        return []
+
     def phase(
         self,
         name: str,
@@ -281,6 +291,15 @@ class Method(Predicting):
 
     def _step_slots(self, progress: Progress) -> None:
         """Update the slots after an optimiser step, if the method has any."""
+
+    @final
+    def take_gradients(self, progress: Progress) -> None:
+        """Give the slots the gradients of a batch in a phase that only measures them, then release them."""
+        self._measure_slots(progress)
+        self.zero_grad(set_to_none=True)
+
+    def _measure_slots(self, progress: Progress) -> None:
+        """Read the gradients of a measuring phase, if the method has slots that need them."""
 
     def on_step(self, progress: Progress) -> None:
         """Hook after each optimiser step: update running means and the like."""

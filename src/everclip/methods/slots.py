@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from everclip.methods import merge
 from everclip.methods.base import Method
 from everclip.methods.cost import TaskMemory
 from everclip.methods.frozen import class_texts, embeddings
+from everclip.methods.gradient_pass import MEASURE, measure, measuring_phases
 from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.build import build as build_penalties
@@ -174,6 +175,15 @@ class SlotMethod(Method):
         phase = replace(phase, streams=streams, stretch=data.stretch, notes=(*phase.notes, *data.notes))
         return [with_task_training(phase, task, self.per_task)]
 
+    def _slot_phases(self, phases: Sequence[Phase]) -> list[Phase]:
+        """Return the pass over the task that measures gradients, if a penalty needs it."""
+        names = [name for name in self.trainable if not name.startswith(PENALTY_MODULES)]
+        return measuring_phases(self.penalties, phases, names)
+
+    def _measure_slots(self, progress: Progress) -> None:
+        """Give the gradients to the penalties that need them."""
+        measure(self.penalties, self, progress)
+
     def _phase_once(self, task: Task, past: Past) -> Phase:
         """Return the phase of a stream that is seen once; a buffer is filled batch by batch, without borders."""
         classes = task.classes if self.uses_labels(task) else None
@@ -250,7 +260,7 @@ class SlotMethod(Method):
             batch, progress: the arguments of `forward`.
             image, text: the student's embeddings of the stream `main`, with gradient.
         """
-        if not self.penalties:
+        if not self.penalties or progress.phase == MEASURE:
             return {}
         now = {name: self.get_parameter(name) for name in self.trainable}
         view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self.teachers)
@@ -373,6 +383,9 @@ class SlotMethod(Method):
             tensors["their running mean"] = size
         growing = {p.name: p.new_parameters() for p in self.penalties}
         tensors |= {f"modules of {name}": count for name, count in growing.items() if count}
+        trained = {name: self.get_parameter(name) for name in self.trainable}
+        values = {p.name: p.new_values(trained) for p in self.penalties}
+        tensors |= {f"values of {name}": count for name, count in values.items() if count}
         unknown = [f"modules of {name}" for name, count in growing.items() if count is None]
         if any(penalty.uses_teacher for penalty in self.penalties):
             unknown.append("an embedding of each text for the teacher")

@@ -16,7 +16,7 @@ def phase_steps(phase: Phase, config: TrainingConfig) -> int:
     phase has a `stretch`. `training.extra_steps` are added, except to `phase.steps`. A stream that is seen once has
     `times` steps per batch, whatever the budget.
     """
-    if phase.optimiser is None:
+    if phase.optimiser is None and not phase.gradients:
         return max(math.ceil(stream_size(s) / s.batch_size) for s in phase.streams.values())
     main = phase.streams.get("main")
     if main is not None and main.order == "once":

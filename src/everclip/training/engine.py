@@ -124,7 +124,7 @@ class Engine:
             if has_embeddings:
                 self.columns.add(batch, streams, scope, step)
             waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
-            method.after_step(progress)
+            (method.take_gradients if phase.gradients else method.after_step)(progress)
             due = watcher.after_step(waiting[-1])
             guard_due = guard is not None and guard.due(step + 1, steps)
             pausing = step + 1 < steps and watcher.pauses(step + 1)
@@ -197,7 +197,7 @@ class Engine:
         self._say = once
 
     def _streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
-        if phase.optimiser is not None:
+        if phase.optimiser is not None or phase.gradients:
             self._require_equal_shares(phase)
             return dict(phase.streams)
         if self.accelerator.num_processes > 1 and not method.gathers:
@@ -229,7 +229,7 @@ class Engine:
         self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
     ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
         self._precision = self._precision_of(phase)
-        if phase.optimiser is None:
+        if phase.optimiser is None and not phase.gradients:
             return method, None
         if not any(group.names for group in phase.param_groups):
             raise ConfigError(f"method: phase {phase.name!r} trains nothing; check method.trainable.")
@@ -237,8 +237,8 @@ class Engine:
         # would wait for them.
         names = [name for group in phase.param_groups for name in group.names]
         require_gradients(method, [method.get_parameter(name) for name in names])
-        optimiser = build_optimiser(method, phase, self.config)
-        if state:
+        optimiser = None if phase.gradients else build_optimiser(method, phase, self.config)
+        if optimiser is not None and state:
             load_optimiser(optimiser, {k: v for k, v in state.items() if not k.startswith(SCALER)})
             self._precision.load(state)
         if self.accelerator.num_processes == 1:
@@ -266,7 +266,7 @@ class Engine:
     ) -> StepLog:
         rate = self.rate(phase, progress)
         self._seed_dropout(progress)
-        with self._precision.autocast(), torch.set_grad_enabled(optimiser is not None):
+        with self._precision.autocast(), torch.set_grad_enabled(optimiser is not None or phase.gradients):
             losses = module(batch, progress)
         if not isinstance(losses, dict) or not losses:
             raise ConfigError(
@@ -275,6 +275,9 @@ class Engine:
             )
         samples = sum(stream.batch_size for stream in phase.streams.values())
         if optimiser is None:
+            if phase.gradients:
+                module.zero_grad(set_to_none=True)
+                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch's
             return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, 0.0, None, samples)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)

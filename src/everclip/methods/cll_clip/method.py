@@ -8,7 +8,7 @@ and divides gradient and weight decay of a row by the number of languages that h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,10 +36,12 @@ from everclip.distributed import from_first
 from everclip.errors import DataError
 from everclip.features.encoding import device_of
 from everclip.methods.base import Method
+from everclip.methods.cll_clip.keeping import Keeping
 from everclip.methods.cll_clip.languages import caption_tables, captions_of, compared, cut_share
 from everclip.methods.cll_clip.losses import masked_mse, to_fixed
 from everclip.methods.cll_clip.rows import factors, new_counts, new_rows
 from everclip.methods.cll_clip.settings import CllClipSettings
+from everclip.methods.gradient_pass import measure, measuring_phases
 from everclip.methods.layer_decay import scaled, with_layer_decay
 from everclip.methods.penalties.teachers import INITIAL, Teachers
 from everclip.methods.task_training import with_task_training
@@ -113,6 +115,7 @@ class CllClip(Method):
         replay = settings.replay
         self.buffer = None if replay.kind == "none" else Buffer(replay.kind, replay.size, seed)
         self._stored = torch.zeros(0)
+        self._keeping = Keeping(settings.penalties)
         self._name_trainable()
 
     def uses_labels(self, task: Task) -> bool:
@@ -154,6 +157,23 @@ class CllClip(Method):
         self._name_trainable()
         self._ends.append((task.name, len(self.vocabularies)))
         self._record(task, tables, past)
+
+    def _begin_slots(self, task: Task, past: Past) -> None:
+        self._keeping.begin(self, self._kept, self.backbone, task, past)
+
+    def _end_slots(self, task: Task, past: Past, validate: Validate) -> None:
+        self._keeping.end(self.backbone, task, past)
+
+    @property
+    def _kept(self) -> list[str]:
+        """The parameters that penalties keep; the temperature starts anew with each task."""
+        return [name for name in self.trainable if name != "tau"]
+
+    def _slot_phases(self, phases: Sequence[Phase]) -> list[Phase]:
+        return measuring_phases(self._keeping.penalties, phases, self._kept)
+
+    def _measure_slots(self, progress: Progress) -> None:
+        measure(self._keeping.penalties, self, progress)
 
     @property
     def _tokenizer(self) -> Any:
@@ -272,7 +292,7 @@ class CllClip(Method):
             losses["image"] = settings.image_weight * image
         if memory is not None:
             losses["memory"] = masked_mse(student[len(own) :], self._memory_targets(memory))
-        return losses
+        return losses | self._keeping.losses(self, batch, progress, self.backbone, own, self.teachers)
 
     def _memory_targets(self, memory: Mapping[str, Any]) -> torch.Tensor:
         if self.settings.replay.target == "teacher":
@@ -364,8 +384,9 @@ class CllClip(Method):
         self._name_trainable()
 
     def extra_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the stored embeddings of the buffer's captions."""
-        return {"stored": self._stored} if len(self._stored) else {}
+        """Return the stored embeddings of the buffer's captions, and what penalties hold."""
+        stored = {"stored": self._stored} if len(self._stored) else {}
+        return stored | self._keeping.tensors()
 
     def extra_state(self) -> dict[str, Any]:
         """Return the buffer, and the fingerprints of the teacher."""
@@ -377,6 +398,7 @@ class CllClip(Method):
         super().load_extra(tensors, state)
         self.teachers.require(state.get("start_model", {}))
         self._stored = tensors["stored"].cpu() if "stored" in tensors else torch.zeros(0)
+        self._keeping.load(tensors, self._kept, self.backbone)
         if self.buffer is not None and state.get("buffer") is not None:
             self.buffer.restore(state["buffer"])
 

@@ -66,6 +66,7 @@ class CllClipSettings(TrainedSettings):
         temperature: start of the learned temperature of contrastive losses, at every task.
         trainable: further parts and modules of the text tower that train (`{lora: {rank: 8}}`, `prompt`, `text`).
         replay: captions of earlier languages.
+        penalties: `{oewc: {...}}` keeps rows that earlier languages depend on near their values before the task.
     """
 
     vocabulary: VocabularySettings = VocabularySettings()
@@ -83,6 +84,7 @@ class CllClipSettings(TrainedSettings):
     temperature: float = Field(0.07, ge=0.001, le=0.5)
     trainable: tuple[str | dict[str, Any], ...] = ()
     replay: CllReplaySettings = CllReplaySettings()
+    penalties: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("trainable", mode="before")
     @classmethod
@@ -90,6 +92,14 @@ class CllClipSettings(TrainedSettings):
         if not isinstance(value, list | tuple):
             raise ValueError("expected a list of parts, such as [{lora: {rank: 8}}]")
         return tuple(_text_part(entry) for entry in value)
+
+    @field_validator("penalties")
+    @classmethod
+    def _of_weights(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        others = sorted(value.keys() - {"oewc"})
+        if others:
+            raise ValueError(f"{', '.join(others)}: cll-clip takes the penalty oewc only")
+        return value
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -108,6 +108,7 @@ class Penalty(Generic[S]):
     Class attributes:
         Settings: the pydantic model of its settings.
         uses_teacher, uses_weights: whether it needs the earlier model as a frozen copy, or only its weights.
+        reads_gradients: whether it needs gradients of the task's own loss after training (`measure`).
 
     Attributes:
         modules: modules that train with the model and that only this penalty uses (`grow`). They are part of
@@ -118,6 +119,7 @@ class Penalty(Generic[S]):
     Settings: ClassVar[type[WeightSettings]] = PenaltySettings
     uses_teacher: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = False
+    reads_gradients: ClassVar[bool] = False
 
     notes: tuple[str, ...] = ()
     """Notes for people; each phase shows them once."""
@@ -187,6 +189,19 @@ class Penalty(Generic[S]):
     def loss(self, step: StepView) -> torch.Tensor:
         """Return the weighted loss of one step, a scalar; the mean over this process's share of the batch."""
         raise NotImplementedError
+
+    def measure(self, gradients: Tensors, progress: Progress) -> None:
+        """Read the gradients of a batch of the pass that follows training, if it `reads_gradients`.
+
+        Args:
+            gradients: name of a parameter that trains -> gradient of the task's own loss without penalties, the same
+                on all processes.
+            progress: the position in this pass.
+        """
+
+    def new_values(self, trained: Tensors) -> int:
+        """Return how many values it holds inside a task and does not hold now, beside `modules`; none by default."""
+        return 0
 
     def end_task(self, backbone: Backbone, task: Task, past: Past) -> None:
         """Update after a task. The default does nothing."""

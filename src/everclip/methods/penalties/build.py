@@ -12,12 +12,14 @@ from everclip.methods.penalties.feature_distill import FeatureDistill
 from everclip.methods.penalties.lwf import Lwf
 from everclip.methods.penalties.lwf_vr import LwfVr
 from everclip.methods.penalties.mod_x import ModX
+from everclip.methods.penalties.oewc import Oewc
 from everclip.methods.penalties.table_distill import TableDistill
 from everclip.methods.penalties.weight_constraint import WeightConstraint
 from everclip.methods.penalties.zscl import Zscl
 
 PENALTIES: dict[str, type[Penalty[Any]]] = {
     "weight-constraint": WeightConstraint,
+    "oewc": Oewc,
     "lwf": Lwf,
     "lwf-vr": LwfVr,
     "zscl": Zscl,
