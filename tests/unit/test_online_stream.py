@@ -160,6 +160,27 @@ def test_borders_are_hidden_unless_the_stream_or_the_method_shows_them(micro_con
     assert {"every", "part"} == {at for row in shown.rows for at in row.at}
 
 
+def test_a_frozen_model_ends_the_same_in_whatever_order_classes_come(micro_config: Config) -> None:
+    """Continual-CLIP's task-agnostic setting: no border, a list of classes that grows as they appear, no training."""
+    ends, orders = [], []
+    for number, settings in enumerate(((), ("scenario.order_seed=7", "scenario.online.parts=2"))):
+        config = micro_config("online", "method=continual-clip", *settings, output=f"run-{number}")
+        (task,) = prepare(config).tasks
+        keys = list(dict.fromkeys(task.train.column("class_key")))
+        assert [entry.key for entry in task.classes or ()][: len(keys)] == keys  # in order of appearance
+        orders.append(keys)
+        results = execute(config, progress=QUIET)
+        assert results.online is not None
+        assert (results.online.borders, results.online.steps) == (False, 0)
+        counts = [len(row.per_class.get("test", {})) for row in results.rows]
+        assert counts == sorted(counts)
+        assert counts[-1] == len(keys)
+        ends.append(results.rows[-1].scores["test"]["seen"]["accuracy"])
+    assert orders[0] != orders[1]
+    assert set(orders[0]) == set(orders[1])
+    assert ends[0] == ends[1]
+
+
 def test_joint_learns_the_stream_at_once(micro_config: Config) -> None:
     results = execute(micro_config("online", "method=joint"), progress=QUIET)
     assert [row.label for row in results.rows] == ["before", "all at once"]

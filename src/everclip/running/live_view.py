@@ -71,6 +71,8 @@ class StreamView:
             values = [headline_value(row, column, self._headline) for row in rows]
             if values[-1] is not None:
                 self._facts[column.name] = f"{100 * values[-1]:.1f} %  {bars(values)}"
+        if len(rows) > len(self._stream.rows):
+            self._facts.pop("time left", None)  # that was the last row
         self._progress.table(self._facts)
         self._progress.say(live_line(rows, columns, self._headline))
 
