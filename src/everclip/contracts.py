@@ -267,7 +267,9 @@ class Phase:
         steps: number of optimiser steps; `None` = from the training budget and the size of the first source of the
             stream `main` (so that replay costs no extra steps).
         epochs: passes over the first source of the stream `main`, in place of the training budget.
-        stretch: factor on the steps of a budget in epochs or samples; a budget in steps does not change.
+        stretch: factor on the steps of a budget in epochs or samples; a budget in steps or in computation does not
+            change.
+        budgets: number of budgets of a task that it may spend, in whatever unit the budget is.
         lr: overrides the learning rate of the training configuration.
         schedule: overrides its schedule and warm-up.
         repeats: number of times that the phase runs; each repeat restarts its schedule.
@@ -283,6 +285,7 @@ class Phase:
     steps: int | None = None
     epochs: float | None = None
     stretch: float = 1.0
+    budgets: float = 1.0
     lr: float | None = None
     schedule: StepDecay | None = None
     repeats: int = 1

@@ -213,7 +213,10 @@ class Run(Watcher):
         return step == self._pause_at
 
     def _learn(self, task: Task, cursor: Cursor) -> None:
-        phases = self.learner.plan(task)
+        resumed = cursor.begun
+        if self.learner.counts_macs:
+            self.learner.begin(task, cursor)  # a budget in computation needs the grown model
+        phases = self.learner.plan(task, cursor)
         self._pause_at = pause = pause_step(self._planned(), phases)
         if pause is not None and cursor.step >= pause:
             return  # nothing trains, or resumed between the last step before the row and the row
@@ -221,7 +224,7 @@ class Run(Watcher):
         self.learner.pictures.add(phases, self.path if self._main else None)
         label = f"task {task.index + 1}/{len(self.tasks)} {task.name}"
         self.progress.start(label, progress.total, progress.before + progress.inside(cursor.step))
-        self.time_left.begin_task(self.state.task, progress.steps, resumed=cursor.begun)
+        self.time_left.begin_task(self.state.task, progress.steps, resumed)
         self.learner.learn(task, cursor, self)
         self.time_left.end_task()
         self.progress.finish()

@@ -24,7 +24,7 @@ from everclip.templates import Template
 SHORTHAND = {"method": "name", "backbone": "name"}
 """Sections that may be a text: `method: finetune` is `method: {name: finetune}`."""
 
-BUDGET_KEYS = ("steps", "epochs", "samples")
+BUDGET_KEYS = ("steps", "epochs", "samples", "macs")
 """The three kinds of budget for one task; setting one replaces the others."""
 
 
@@ -144,11 +144,20 @@ class CaptionConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """How one task is trained. The budget per task is one of `steps`, `epochs` or `samples`."""
+    """How one task is trained. The budget per task is one of `steps`, `epochs`, `samples` or `macs`."""
 
     steps: int | None = Field(None, ge=0)
     epochs: float | None = Field(None, ge=0, allow_inf_nan=False)
     samples: int | None = Field(None, ge=0)
+    macs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="multiply-accumulates of all steps of a task, those of teachers and replayed samples included",
+    )
+    count_macs: bool = Field(
+        False, description="count the multiply-accumulates also with another budget; results state them"
+    )
     extra_steps: int = Field(
         0,
         ge=0,
@@ -170,6 +179,10 @@ class TrainingConfig(Frozen):
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "constant-cooldown"] = "cosine"
     warmup: int | float = Field(0.1, ge=0, description="steps, or a share of all steps when below 1")
+    rewarm: bool = Field(True, description="whether tasks after the first begin with a warm-up, too")
+    carry_optimiser: bool = Field(
+        False, description="whether a task begins with the optimiser's moments of the task before"
+    )
     cooldown: int | float = Field(0.2, ge=0, description="steps, or a share of all steps when below 1")
     clip_norm: float | None = Field(1.0, gt=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -14,8 +14,9 @@ from everclip.config import RunConfig
 from everclip.methods.cost import bytes_on_disk
 from everclip.running.prepare import Prepared, prepare
 from everclip.scenarios.measuring import class_name_notes
-from everclip.training.budget import phase_steps
+from everclip.training.budget import macs_of, phase_steps, within_macs
 from everclip.training.progress import Progress, clock
+from everclip.training.trial import count_macs, measure_seconds
 
 
 def plan(config: RunConfig) -> dict[str, Any]:
@@ -31,11 +32,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
     cost = method.describe()
     weights = cost.bytes + next(method.parameters()).element_size() * cost.task_parameters
     stored = bytes_on_disk(method, cost)
-    tasks: list[dict[str, Any]] = []
+    planned = []
     for task in run.tasks:
-        phases = run.learner.plan(task)
-        steps = sum(phase_steps(p, config.training) * p.repeats for p in phases)
-        tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
+        planned.append(run.learner.plan(task))
         run.learner.tasks.append(task)
         run.learner.method.store(task)  # replay may add samples to the next task
     moments = (
@@ -43,7 +42,14 @@ def plan(config: RunConfig) -> dict[str, Any]:
         if config.training.optimiser == "adamw"
         else 4 * cost.trainable_parameters
     )
-    timing = _measure(run, progress)
+    timing, macs = _measure(run, progress)
+    tasks: list[dict[str, Any]] = []
+    spent = 0.0
+    for task, phases in zip(run.tasks, planned, strict=True):
+        phases = within_macs(phases, config.training, macs)
+        steps = sum(phase_steps(p, config.training) * p.repeats for p in phases)
+        tasks.append({"name": task.name, "samples": len(task.train), "steps": steps})
+        spent += macs_of(phases, config.training, macs)
     begun = method.describe()  # within the first task, with all of its modules
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
@@ -56,6 +62,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "precision": run.config.training.precision,
         "tasks": tasks,
         "steps": steps,
+        "macs": spent or None,
         "rows": rows,
         "trainable_parameters": cost.trainable_parameters,
         "stored_parameters": cost.stored_parameters + cost.task_parameters,
@@ -79,8 +86,13 @@ MEASURING = 8.0
 """About how many seconds measuring the training step may take; encoding may take half as many."""
 
 
-def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
-    """Measure a training step with a real batch (the weights stay unchanged) and an encoding."""
+def _measure(run: Prepared, progress: Progress) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure a training step with a real batch (the weights stay unchanged) and an encoding.
+
+    Returns:
+        The seconds of a `step` and of a `picture`; the multiply-accumulates of a step of each phase, if a run counts
+        them.
+    """
     import torch
 
     from everclip.features.encoding import device_of
@@ -93,7 +105,8 @@ def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
     )
     method.begin_task(task, learner.past())
     phases = learner.plan(task)
-    step = learner.engine.measure(method, phases[0], MEASURING) if phases else 0.0
+    macs = count_macs(learner.engine, method, phases) if learner.counts_macs else {}
+    step = measure_seconds(learner.engine, method, phases[0], MEASURING) if phases else 0.0
     side, device = method.backbone.pixels.size, device_of(method)
     method.eval()
 
@@ -105,7 +118,7 @@ def _measure(run: Prepared, progress: Progress) -> dict[str, float]:
         return time.monotonic() - started
 
     # Texts cost about as much as images, hence twice.
-    return {"step": step, "picture": 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK}
+    return {"step": step, "picture": 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK}, macs
 
 
 BLOCK = 32
@@ -123,6 +136,8 @@ def print_plan(planned: dict[str, Any]) -> None:
     for task in planned["tasks"]:
         typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")
     typer.echo(f"  {planned['rows']} rows of evaluation, {planned['steps']} steps in all")
+    if planned["macs"] is not None:
+        typer.echo(f"  multiply-accumulates of training: {planned['macs']:.3g}, counted on the first task")
     typer.echo(
         f"  parameters: {planned['trainable_parameters']:,} trained, {planned['stored_parameters']:,} in memory "
         "(frozen copies included)"

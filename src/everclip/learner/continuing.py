@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from everclip.errors import CheckpointError
 from everclip.methods.base import Method
+from everclip.training.engine import Engine
 from everclip.training.guard import Guard
 from everclip.training.watching import Cursor
 
@@ -20,6 +21,8 @@ class Continued(Protocol):
     method: Method
     accelerator: Accelerator
     learned: set[int]
+    engine: Engine
+    compute: list[dict[str, Any]]
     guard: Guard | None
     guard_state: Mapping[str, Any] | None
 
@@ -30,6 +33,8 @@ def tensors_of(learner: Continued, optimiser: Mapping[str, torch.Tensor]) -> dic
     tensors |= {f"extra/{k}": v for k, v in learner.method.extra_tensors().items()}
     if learner.guard is not None:
         tensors |= {f"guard/{k}": v for k, v in learner.guard.tensors().items()}
+    carried = {f"{phase}/{k}": v for phase, of in learner.engine.carried.items() for k, v in of.items()}
+    tensors |= {f"carried/{k}": v for k, v in carried.items()}
     return tensors | {f"optimiser/{k}": v for k, v in optimiser.items()}
 
 
@@ -37,8 +42,10 @@ def state_of(learner: Continued, cursor: Cursor) -> dict[str, Any]:
     """See `everclip.Learner.state`."""
     method = learner.method
     place = {"phase": cursor.phase, "repeat": cursor.repeat, "step": cursor.step, "begun": cursor.begun}
+    counted = {"macs": cursor.macs} if cursor.macs else {}
     return {
-        "cursor": place,
+        "cursor": place | counted,
+        "compute": [dict(entry) for entry in learner.compute],
         "learned": sorted(learner.learned),
         "structure": method.structure(),
         "slots": method.slot_structure(),
@@ -50,12 +57,19 @@ def state_of(learner: Continued, cursor: Cursor) -> dict[str, Any]:
 
 def restore(learner: Continued, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Cursor:
     """See `everclip.Learner.restore`."""
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "extra": {}, "optimiser": {}, "guard": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {
+        name: {} for name in ("model", "extra", "optimiser", "guard", "carried")
+    }
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         parts[kind][name] = tensor
     method, device = learner.method, learner.accelerator.device
     learner.learned = set(state["learned"])
+    learner.compute = list(state.get("compute", []))
+    learner.engine.carried = {}
+    for key, tensor in parts["carried"].items():
+        phase, _, name = key.partition("/")
+        learner.engine.carried.setdefault(phase, {})[name] = tensor
     method.grow(state["structure"])
     method.grow_slots(state.get("slots", {}))
     # The beginning of a task sets what trains; a task that continues does not begin again.

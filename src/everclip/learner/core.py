@@ -36,10 +36,12 @@ from everclip.methods.base import Method
 from everclip.models.modules.short_texts import needed_tokens
 from everclip.scenarios.base import ListScenario
 from everclip.templates import GivenTemplates, templates_of
+from everclip.training.budget import macs_of, within_macs
 from everclip.training.engine import Engine
 from everclip.training.guard import Guard, watchable
 from everclip.training.precision import chosen_precision
 from everclip.training.processes import start_processes
+from everclip.training.trial import count_macs
 from everclip.training.watching import Cursor, Watcher
 
 
@@ -79,6 +81,7 @@ class Learner:
         self.base, self.base_val = base, base_val
         self.reference: Reference | None = None
         self.own_classes = False
+        self.compute: list[dict[str, Any]] = []
         self.tasks: list[Task] = []
         self.learned: set[int] = set()
         self.live: LiveStream | None = None
@@ -115,10 +118,42 @@ class Learner:
         encoder = image_encoder(self.method, self.method.encoder_keys())
         return self.features.images(encoder, TablePictures.of(table))["embedding"]
 
-    def plan(self, task: Task) -> list[Phase]:
-        """Return the phases for learning `task` now."""
+    @property
+    def counts_macs(self) -> bool:
+        """Whether it counts the multiply-accumulates of each task."""
+        return self.training.macs is not None or self.training.count_macs
+
+    def plan(self, task: Task, cursor: Cursor | None = None) -> list[Phase]:
+        """Return the phases for learning `task` now.
+
+        Args:
+            task: the task.
+            cursor: a position in it; a budget in multiply-accumulates decides the steps once the task has begun.
+        """
         task = numbered(task, self.next_index)
-        return one_pass(self.method.plan(task, self.past()), task, self.training, self.method)
+        phases = one_pass(self.method.plan(task, self.past()), task, self.training, self.method)
+        return (
+            within_macs(phases, self.training, cursor.macs) if cursor is not None and cursor.macs else phases
+        )
+
+    def begin(self, task: Task, cursor: Cursor) -> None:
+        """Begin to learn a task, if the cursor is before its beginning: grow the method, count what a step computes.
+
+        `learn` does this itself; a run does it before, to know the number of steps.
+
+        Raises:
+            ConfigError: if the task's number was learned already, or it does not fit the method.
+        """
+        if cursor.begun:
+            return
+        require_new(task, self.learned)
+        if self.method.chooses_on_validation:
+            require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
+        self.method.begin_task(task, self.past())
+        self._maker.forget_tokens()
+        cursor.begun = True
+        if self.counts_macs:
+            cursor.macs = count_macs(self.engine, self.method, self.plan(task))
 
     def learn(
         self,
@@ -152,19 +187,14 @@ class Learner:
         self.remember()
         task = numbered(task, self.next_index)
         cursor = cursor or Cursor()
-        new = not cursor.begun
-        if new:
+        new = (cursor.phase, cursor.repeat, cursor.step) == (0, 0, 0)
+        if not cursor.begun:
             require_new(task, self.learned)
         self.engine.may_idle = task.once or learnable.may_idle(
             self.method, task, self.training.batch_size, self.past(), announced=watcher is not None or not new
         )
-        if new:
-            if self.method.chooses_on_validation:
-                require_pictures([*self.tasks, task], self.base_val)  # now, not after hours of training
-            self.method.begin_task(task, self.past())
-            self._maker.forget_tokens()
-            cursor.begun = True
-        phases = self.plan(task)
+        self.begin(task, cursor)
+        phases = self.plan(task, cursor)
         self.pictures.add(phases)
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
         if guard is not None and new:
@@ -178,6 +208,9 @@ class Learner:
         note = None if guard is None else guard.end_task(self.method)
         if note is not None:
             self.method.notes["guard"] = note
+        if cursor.macs:
+            spent = macs_of(phases, self.training, cursor.macs)
+            self.compute.append({"task": task.name, "macs": spent, "per_step": dict(cursor.macs)})
         self.engine.columns.release()
         self.tasks.append(task)
         self.learned |= set(task.covers or (task.index,))

@@ -49,10 +49,11 @@ def open_buffer(buffer: Buffer, replay: ReplaySettings, task: Task, past: Past) 
         buffer.offer("base", past.base)
 
 
-def stored_rows(buffer: Buffer, replay: ReplaySettings, task: Task, past: Past) -> Table | None:
-    """Return the samples in the buffer for learning a task; `None` if it is empty."""
+def stored_rows(buffer: Buffer, replay: ReplaySettings, task: Task, past: Past) -> tuple[Table, ...]:
+    """Return the samples in the buffer for learning a task: one table per exact share; empty if there are none."""
     open_buffer(buffer, replay, task, past)
-    return buffer.rows(_origins(past))
+    parts = buffer.parts(_origins(past))
+    return tuple(parts) if replay.exact or not parts else (Table.concat(parts, "replay"),)
 
 
 def _origins(past: Past) -> Mapping[str, Table]:
@@ -64,7 +65,7 @@ def _origins(past: Past) -> Mapping[str, Table]:
 def mix(
     task: Task,
     classes: tuple[ClassEntry, ...] | None,
-    stored: Table | None,
+    stored: tuple[Table, ...],
     settings: SlotsWithoutReplay,
     past: Past,
 ) -> PhaseData:
@@ -73,27 +74,33 @@ def mix(
     Args:
         task: the task to learn.
         classes: its classes, if it is learned by them.
-        stored: the samples in the buffer.
+        stored: the samples in the buffer, one table per share.
         settings: of the method.
         past: the earlier tasks, to which replayed samples belong.
     """
     task_only = (Source(task.train),)
     replay = settings.replaying
-    if stored is None:
+    if not stored:
         return PhaseData(task_only, classes)
     used = any(penalty.get("images") == MEMORY for penalty in settings.penalties.values())
-    memory = stored if replay.use != "train" and used else None
+    memory = _joined(stored) if replay.use != "train" and used else None
     notes = () if replay.use == "train" or used else (UNUSED,)
     if replay.use == "distil":
         return PhaseData(task_only, classes, memory, notes=notes)
+    total = sum(map(len, stored))
     share = replay.share
-    share = len(stored) / (len(stored) + len(task.train)) if share is None else share
+    share = total / (total + len(task.train)) if share is None else share
     earlier = [entry for t in past.tasks for entry in t.classes or ()]
     classes = merge_entries([*earlier, *classes]) if classes else None
-    if classes and settings.loss == "auto" and not all_have_classes(stored, classes):
+    if classes and settings.loss == "auto" and not all(all_have_classes(part, classes) for part in stored):
         classes, notes = None, (*notes, REPLAYED_CAPTIONS)
     stretch = 1 / (1 - share) if replay.beside else 1.0
-    return PhaseData((Source(task.train, 1 - share), Source(stored, share)), classes, memory, stretch, notes)
+    replayed = tuple(Source(part, share * len(part) / total) for part in stored)
+    return PhaseData((Source(task.train, 1 - share), *replayed), classes, memory, stretch, notes)
+
+
+def _joined(tables: tuple[Table, ...]) -> Table:
+    return tables[0] if len(tables) == 1 else Table.concat(tables, "replay")
 
 
 def with_memory(stream: Stream, task: Task, buffer: Buffer, past: Past, replay: ReplaySettings) -> Stream:
@@ -102,7 +109,8 @@ def with_memory(stream: Stream, task: Task, buffer: Buffer, past: Past, replay: 
     Raises:
         ConfigError: for settings that such a stream does not allow.
     """
-    if replay.kind == "herding" or replay.use != "train" or replay.base or replay.share is None:
+    whole = replay.kind == "herding" or replay.by_task
+    if whole or replay.use != "train" or replay.base or replay.share is None:
         raise ConfigError(
             "method.replay: a stream that is seen once fills its buffer batch by batch, so `kind` is reservoir, "
             "balanced or all, `use` is train, `base` is false and `share` a number; found "

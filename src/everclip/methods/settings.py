@@ -81,27 +81,51 @@ class ReplaySettings(Frozen):
     Attributes:
         kind: `reservoir` stores a uniform sample of all data so far, `balanced` the same number per class (per task if
             samples have no class), `herding` the same number per class, chosen to represent the class best under the
-            model that has just learned it (iCaRL), `all` everything, `none` nothing.
+            model that has just learned it (iCaRL), `exponential` half of the buffer for the newest earlier task, half
+            of the rest for the one before, and so on, `equal` the same number per earlier task (both TiC-CLIP; a
+            stored sample that was left out never comes back), `all` everything, `none` nothing.
         size: largest number of stored samples (not for `all`).
+        times: for `exponential` and `equal`: the size as a multiple of the training rows of the task that was learned
+            last, in place of `size` (TiC-CLIP's buffer of B steps).
         per: the groups that get equal shares in `balanced` and `herding`: `class`, `task`, or `auto`: classes if a
             task names them.
         candidates: largest number of samples of a task that `herding` encodes and chooses from, selected by hash.
         use: `train` mixes stored samples into each batch, `distil` gives them only to the penalties (in a separate
             stream, `memory`), `both` does both.
-        share: share of each batch that comes from the buffer; `null` = in proportion to the sizes.
+        share: share of each batch that comes from the buffer; `null` = in proportion to the sizes. With `exponential`,
+            `equal`, and with `all` and `null`, the share of every earlier task is exact, too.
         base: whether to offer the backbone's own training data to the buffer as well, before the first task.
         beside: whether replayed samples are added to the task's own, which are then seen as often as without replay.
             This multiplies the steps by 1 / (1 - share), except for a budget in steps.
     """
 
-    kind: Literal["none", "reservoir", "balanced", "herding", "all"] = "none"
+    kind: Literal["none", "reservoir", "balanced", "herding", "exponential", "equal", "all"] = "none"
     size: int = Field(500, ge=1)
+    times: float | None = Field(None, gt=0, allow_inf_nan=False)
     per: Literal["auto", "class", "task"] = "auto"
     candidates: int = Field(30_000, ge=1)
     use: Literal["train", "distil", "both"] = "train"
     share: float | None = Field(0.5, gt=0, lt=1)
     base: bool = False
     beside: bool = False
+
+    @model_validator(mode="after")
+    def _times_of_a_step(self) -> ReplaySettings:
+        if self.times is not None and not self.by_task:
+            raise ValueError(
+                f"replay.times: only `exponential` and `equal` count in tasks, not {self.kind!r}; set replay.size"
+            )
+        return self
+
+    @property
+    def by_task(self) -> bool:
+        """Whether the buffer keeps a stated part of each earlier task."""
+        return self.kind in ("exponential", "equal")
+
+    @property
+    def exact(self) -> bool:
+        """Whether each earlier task has its own exact share of a batch."""
+        return self.by_task or (self.kind == "all" and self.share is None)
 
 
 class MergeSettings(Frozen):
@@ -237,6 +261,16 @@ class SlotsWithoutReplay(TrainedSettings):
         return ReplaySettings()
 
     @property
+    def starting(self) -> str:
+        """The weights that a task begins with; without the setting, those of the previous task."""
+        return "previous"
+
+    @property
+    def budgets(self) -> str:
+        """How the budget grows from task to task; without the setting, not at all."""
+        return "constant"
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The names of parts and modules in `trainable`."""
         return names_of(self.trainable)
@@ -248,13 +282,38 @@ class SlotsWithoutReplay(TrainedSettings):
 
 
 class SlotSettings(SlotsWithoutReplay):
-    """All four slots.
+    """All four slots, the model that a task begins with, and how its budget grows.
 
     Attributes:
         replay: the samples to store, and their share of each batch.
+        start: the weights that a task begins with: those that the `previous` task ended with, the `initial` ones, or
+            `random` ones (drawn anew for each task; both towers must train).
+        budget: `constant` spends the run's budget on every task, `cumulative` t times as much on the t-th (TiC-CLIP's
+            oracle).
     """
 
     replay: ReplaySettings = ReplaySettings()
+    start: Literal["previous", "initial", "random"] = "previous"
+    budget: Literal["constant", "cumulative"] = "constant"
+
+    @model_validator(mode="after")
+    def _random_towers_train(self) -> SlotSettings:
+        if self.start == "random" and (self.modules or not {"image", "text"} <= set(self.parts)):
+            raise ValueError(
+                "start: `random` needs both towers to train, without grown modules: trainable=[image, text, "
+                "logit-scale]; frozen random weights would never learn"
+            )
+        return self
+
+    @property
+    def starting(self) -> str:
+        """The weights that a task begins with."""
+        return self.start
+
+    @property
+    def budgets(self) -> str:
+        """How the budget grows."""
+        return self.budget
 
     @property
     def replaying(self) -> ReplaySettings:

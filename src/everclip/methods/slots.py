@@ -22,6 +22,7 @@ from everclip.contracts import (
     Task,
     Validate,
 )
+from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 from everclip.methods import merge
 from everclip.methods.base import Method
@@ -77,7 +78,7 @@ class SlotMethod(Method):
         self._mean: merge.RunningMean | None = None
         replay = settings.replaying
         if replay.kind != "none":
-            self.buffer = Buffer(replay.kind, replay.size, seed, replay.candidates)
+            self.buffer = Buffer(replay.kind, replay.size, seed, replay.candidates, replay.times)
 
     # -- questions before learning ----------------------------------------------------------------------------
 
@@ -138,10 +139,14 @@ class SlotMethod(Method):
             open_buffer(self.buffer, self.settings.replaying, task, past)
         merging = self.settings.merge
         references = self._references()
-        if TASK_START in references:
-            self._anchors[TASK_START] = self._model()
         if INITIAL in references and INITIAL not in self._anchors:
             self._anchors[INITIAL] = self._model()
+        if self.settings.starting == "initial":
+            self._put(self._anchors[INITIAL])
+        elif self.settings.starting == "random":
+            self.backbone.draw_weights(key_of("restart", self.seed, task.index))
+        if TASK_START in references:
+            self._anchors[TASK_START] = self._model()
         self.teachers.begin_task(self.backbone)
         for penalty in self.penalties:
             penalty.begin_task(self.backbone, task, past)
@@ -158,6 +163,7 @@ class SlotMethod(Method):
         references = {p.settings.reference for p in self.penalties if p.uses_weights}
         # After a resume, the teacher of the task's start is rebuilt from its weights.
         references |= {TASK_START} if self.teachers.needs_start else set()
+        references |= {INITIAL} if self.settings.starting == "initial" else set()
         references |= {TASK_START} if merging.kind == "running-mean" and merging.wise_we < 1 else set()
         return references | ({merging.reference} if merging.kind == "wise-ft" else set())
 
@@ -166,13 +172,14 @@ class SlotMethod(Method):
         if task.once:
             return [self._phase_once(task, past)]
         classes = task.classes if self.uses_labels(task) else None
-        stored = (
-            None if self.buffer is None else stored_rows(self.buffer, self.settings.replaying, task, past)
-        )
+        buffer = self.buffer
+        stored = () if buffer is None else stored_rows(buffer, self.settings.replaying, task, past)
         data = mix(task, classes, stored, self.settings, past)
         phase = self.phase("train", data.sources, data.classes, past.training, past)
         streams = {**phase.streams, **memory_streams(data, phase.streams["main"].batch_size)}
-        phase = replace(phase, streams=streams, stretch=data.stretch, notes=(*phase.notes, *data.notes))
+        budgets = 1.0 + len(past.tasks) if self.settings.budgets == "cumulative" else 1.0
+        notes = (*phase.notes, *data.notes)
+        phase = replace(phase, streams=streams, stretch=data.stretch, budgets=budgets, notes=notes)
         return [with_task_training(phase, task, self.per_task)]
 
     def _slot_phases(self, phases: Sequence[Phase]) -> list[Phase]:

@@ -20,6 +20,7 @@ from torch import nn
 from everclip.config import BackboneConfig, validated
 from everclip.data.pictures.images import PixelFormat
 from everclip.data.sampling.order import key_of
+from everclip.errors import ConfigError
 from everclip.models.activation import decide_activation
 from everclip.models.architecture import build_clip, with_overrides
 from everclip.models.clip import Clip
@@ -130,6 +131,26 @@ class Backbone(nn.Module):
         if isinstance(self.tokenizer, GrownTokenizer):
             hashes["text"] = f"{key_of(hashes['text'], self.tokenizer.key()):032x}"[:16]
         return hashes
+
+    @torch.no_grad()
+    def draw_weights(self, seed: int) -> None:
+        """Draw all weights anew, as for a model of this architecture that starts from scratch.
+
+        Raises:
+            ConfigError: if the architecture is not known, or the model has grown.
+        """
+        if self.layout is None:
+            raise ConfigError(
+                "method.start: this backbone has no description of its architecture to start from anew."
+            )
+        fresh = build_clip(self.layout.model_cfg, seed, self.name).state_dict()
+        own = self.clip.state_dict()
+        if fresh.keys() != own.keys() or any(fresh[k].shape != own[k].shape for k in own):
+            raise ConfigError(
+                "method.start: random weights do not fit a model that has grown modules or tokens; take "
+                "start=initial."
+            )
+        self.clip.load_state_dict(fresh)
 
     def grow_vocabulary(self, vocabulary: Vocabulary, rows: torch.Tensor | None = None) -> None:
         """Add the tokens and merges of a language; old ids, old rows and the ids of start and end stay.

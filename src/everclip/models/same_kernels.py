@@ -9,12 +9,18 @@ import torch
 
 
 @contextmanager
-def same_kernels_as_training() -> Iterator[None]:
-    """Turn off gradients but keep the kernels of training: torch's fast path of attention rounds differently."""
+def without_fast_path() -> Iterator[None]:
+    """Keep torch's fast path of attention off: it rounds differently, and counters of operations do not see it."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def same_kernels_as_training() -> Iterator[None]:
+    """Turn off gradients but keep the kernels of training."""
+    with without_fast_path(), torch.no_grad():
+        yield

@@ -73,6 +73,12 @@ def measurements_of(scenario: ListScenario, state: RunState, headline: Mapping[s
 
 def _cost(learner: Learner, state: RunState, clock: Clock) -> dict[str, Any]:
     spent = environment.consumption(clock.seconds(), str(learner.accelerator.device))
+    computed = learner.compute
+    if computed:
+        spent |= {
+            "macs": sum(entry["macs"] for entry in computed),
+            "macs_of_tasks": [dict(e) for e in computed],
+        }
     return {**spent, "sessions": clock.sessions, "checkpoints": dict(state.checkpoints)}
 
 

@@ -11,6 +11,7 @@ from everclip.data.table import Table
 from everclip.distributed import from_first, is_first
 from everclip.errors import CheckpointError
 from everclip.training.herding import herd
+from everclip.training.step_shares import kept_volumes
 
 if TYPE_CHECKING:
     import torch
@@ -28,16 +29,20 @@ class Buffer:
     samples again.
 
     Args:
-        kind: `reservoir`, `balanced`, `herding` or `all`.
+        kind: `reservoir`, `balanced`, `herding`, `exponential`, `equal` or `all`.
         size: largest number of stored samples (ignored by `all`).
         seed: decides which samples are stored.
         candidates: largest number of samples of a table that `herding` considers, chosen by hash.
+        times: for `exponential` and `equal`: the size as a multiple of the last table's rows, in place of `size`.
     """
 
-    def __init__(self, kind: str, size: int, seed: int, candidates: int = 30_000) -> None:
-        self.kind, self.size, self.seed, self.candidates = kind, size, seed, candidates
+    def __init__(
+        self, kind: str, size: int, seed: int, candidates: int = 30_000, times: float | None = None
+    ) -> None:
+        self.kind, self.size, self.seed, self.candidates, self.times = kind, size, seed, candidates, times
         self.seen = 0
         self.items: list[Item] = []
+        self.origins: list[str] = []
 
     def __len__(self) -> int:
         return len(self.items)
@@ -65,6 +70,8 @@ class Buffer:
             self.items.extend(offered)
         elif self.kind == "reservoir":
             self._reservoir(offered)
+        elif self.kind in ("exponential", "equal"):
+            self._keep_shares(origin, offered)
         else:
             self.items = self._balance([*self.items, *offered])
         self.seen += len(offered)
@@ -86,6 +93,21 @@ class Buffer:
             slot = int(generator("reservoir", self.seed, number).integers(number + 1))
             if slot < self.size:
                 self.items[slot] = item
+
+    def _keep_shares(self, origin: str, offered: Sequence[Item]) -> None:
+        """Keep of each origin as many samples as the rule says; the kept ones of a step are a part of those before."""
+        of_origin: dict[str, list[Item]] = {earlier: [] for earlier in self.origins}
+        for item in self.items:
+            of_origin[item[0]].append(item)
+        of_origin[origin] = sorted(offered, key=lambda item: unit_hash("shares", self.seed, item[0], item[1]))
+        capacity = self.size if self.times is None else self.times * len(offered)
+        volumes = kept_volumes(self.kind, [len(members) for members in of_origin.values()], capacity)
+        self.items = [
+            item
+            for members, volume in zip(of_origin.values(), volumes, strict=True)
+            for item in members[: int(volume + 1e-9)]
+        ]
+        self.origins = list(of_origin)  # also those of which nothing is left: the rules count them
 
     def _balance(self, items: Sequence[Item]) -> list[Item]:
         """Give each group an equal quota; the other groups share what small groups do not use (water filling)."""
@@ -144,8 +166,15 @@ class Buffer:
         Raises:
             CheckpointError: if an origin or a sample no longer exists.
         """
-        if not self.items:
-            return None
+        parts = self.parts(tables)
+        return Table.concat(parts, "replay") if parts else None
+
+    def parts(self, tables: Mapping[str, Table]) -> list[Table]:
+        """Return the stored samples of each origin as a table of its own, oldest origin first.
+
+        Raises:
+            CheckpointError: if an origin or a sample no longer exists.
+        """
         parts = []
         for origin in dict.fromkeys(item[0] for item in self.items):
             if origin not in tables:
@@ -161,7 +190,7 @@ class Buffer:
                     f"replay: {len(missing)} stored samples are no longer in {origin!r} ({missing[0]}...)."
                 )
             parts.append(table.select([row_of[name] for name in stored]))
-        return Table.concat(parts, "replay")
+        return parts
 
     def state(self) -> dict[str, Any]:
         """Return the content as JSON."""
@@ -170,6 +199,7 @@ class Buffer:
             "seen": self.seen,
             "items": [list(item) for item in self.items],
             "by_class": self._by_class,
+            "origins": list(self.origins),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -177,6 +207,7 @@ class Buffer:
         self.seen = int(state["seen"])
         self._by_class = bool(state.get("by_class", False))
         self.items = [(str(o), str(i), str(g)) for o, i, g in state["items"]]
+        self.origins = [str(origin) for origin in state.get("origins", ())]
 
 
 def _herded(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +27,6 @@ from everclip.training.modes import module_of, require_gradients, set_modes
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
-from everclip.training.timing import extrapolated
 from everclip.training.watching import Cursor, StepLog, Watcher
 
 IDLE_STEPS = 4
@@ -58,6 +56,8 @@ class Engine:
         self.columns = EmbeddingColumns(maker, features)
         self._say: Callable[[str], None] = lambda message: None
         self._shown_notes: set[str] = set()
+        self.carried: dict[str, dict[str, torch.Tensor]] = {}
+        """Name of a phase -> the optimiser's tensors at its last end, with `training.carry_optimiser`."""
         self.may_idle = False
         """Whether a phase may continue without any gradient, because its task only serves later ones."""
         self._idle = 0
@@ -108,7 +108,7 @@ class Engine:
     ) -> None:
         method_module, state, cursor.optimiser = module_of(method), cursor.optimiser, {}
         module, optimiser = self._prepare(method_module, phase, state)
-        streams = self._streams(phase, method)
+        streams = self.streams(phase, method)
         has_embeddings = self.columns.prepare(method, streams, self._precision.autocast)
         set_modes(method_module, training=phase.optimiser is not None)
         for note in phase.notes:
@@ -123,7 +123,7 @@ class Engine:
             progress = Progress(task, phase.name, cursor.repeat, step, steps, self.seed)
             if has_embeddings:
                 self.columns.add(batch, streams, scope, step)
-            waiting.append(self._step(module, optimiser, phase, self._to_device(batch), progress))
+            waiting.append(self._step(module, optimiser, phase, self.to_device(batch), progress))
             (method.take_gradients if phase.gradients else method.after_step)(progress)
             due = watcher.after_step(waiting[-1])
             guard_due = guard is not None and guard.due(step + 1, steps)
@@ -138,6 +138,8 @@ class Engine:
             over = guard_due and guard is not None and guard.look(method, step + 1, steps)
             if guard_due:
                 set_modes(method_module, training=phase.optimiser is not None)
+            if self.config.carry_optimiser and step + 1 == steps:
+                self.carried[phase.name] = self._optimiser_tensors(optimiser)
             if due:
                 cursor.step = step + 1
                 watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
@@ -147,44 +149,6 @@ class Engine:
                 cursor.step, cursor.paused = step + 1, True
                 cursor.optimiser = self._optimiser_tensors(optimiser)
                 break
-
-    def measure(self, method: Learnable, phase: Phase, limit: float) -> float:
-        """Return the seconds of one training step without its update (weights do not change).
-
-        Args:
-            method: the module.
-            phase: the phase of the step.
-            limit: approximate seconds for the measurement; for a larger batch, the time is extrapolated.
-        """
-        streams = self._streams(phase, method)
-        full = max(stream.batch_size for stream in streams.values())
-
-        def seconds_of(size: int) -> float:
-            smaller = {
-                name: replace(s, batch_size=max(1, s.batch_size * size // full))
-                for name, s in streams.items()
-            }
-            return self._seconds_of_step(method, phase, smaller)
-
-        seconds = extrapolated(seconds_of, full, limit)
-        module_of(method).zero_grad()
-        return seconds
-
-    def _seconds_of_step(self, method: Learnable, phase: Phase, streams: Mapping[str, Stream]) -> float:
-        columns = {name: self.maker.batch(s, "measure", 0) for name, s in streams.items()}
-        self.columns.add_once(method, columns, streams, "measure")
-        batch = self._to_device(columns)
-        module = module_of(method)
-        set_modes(module, training=phase.optimiser is not None)
-        started = time.monotonic()
-        precision = self._precision_of(phase)
-        with precision.autocast():
-            losses = module(batch, Progress(0, "measure", 0, 0, 1, self.seed))
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        if total.requires_grad:
-            precision.backward(total)
-        float(total.detach())  # waits for the device
-        return time.monotonic() - started
 
     def report_to(self, say: Callable[[str], None]) -> None:
         """Pass notes for people to `say`, each note once."""
@@ -196,7 +160,12 @@ class Engine:
 
         self._say = once
 
-    def _streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
+    def streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
+        """Return the streams of a phase as they are read.
+
+        Raises:
+            ConfigError: if the processes cannot share them.
+        """
         if phase.optimiser is not None or phase.gradients:
             self._require_equal_shares(phase)
             return dict(phase.streams)
@@ -220,7 +189,8 @@ class Engine:
                 "equally. Take another training.batch_size or number of processes, or one process."
             )
 
-    def _precision_of(self, phase: Phase) -> Precision:
+    def precision_of(self, phase: Phase) -> Precision:
+        """Return the precision that a phase computes in."""
         # Phases without gradient compute sums and thresholds for evaluation, which never uses autocast.
         name = "fp32" if phase.optimiser is None else self.config.precision
         return Precision(name, self.accelerator.device)
@@ -228,7 +198,7 @@ class Engine:
     def _prepare(
         self, method: nn.Module, phase: Phase, state: Mapping[str, torch.Tensor] | None
     ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
-        self._precision = self._precision_of(phase)
+        self._precision = self.precision_of(phase)
         if phase.optimiser is None and not phase.gradients:
             return method, None
         if not any(group.names for group in phase.param_groups):
@@ -238,6 +208,7 @@ class Engine:
         names = [name for group in phase.param_groups for name in group.names]
         require_gradients(method, [method.get_parameter(name) for name in names])
         optimiser = None if phase.gradients else build_optimiser(method, phase, self.config)
+        state = state or (self._carried(phase, optimiser) if optimiser is not None else {})
         if optimiser is not None and state:
             load_optimiser(optimiser, {k: v for k, v in state.items() if not k.startswith(SCALER)})
             self._precision.load(state)
@@ -252,6 +223,22 @@ class Engine:
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {"device_ids": ids, name: differ}
         return nn.parallel.DistributedDataParallel(method, **options), optimiser
+
+    def _carried(self, phase: Phase, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+        """Return the tensors of the phase's last end, as far as their parameters still exist in the same shape."""
+        shapes = {
+            name: parameter.shape
+            for group in optimiser.param_groups
+            for name, parameter in zip(group["names"], group["params"], strict=True)
+        }
+        kept = {}
+        for key, tensor in self.carried.pop(phase.name, {}).items():
+            name, _, slot = key.partition("|")
+            if key.startswith(SCALER) or (
+                name in shapes and (slot == "step" or tensor.shape == shapes[name])
+            ):
+                kept[key] = tensor
+        return kept
 
     def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
         return {} if optimiser is None else optimiser_tensors(optimiser) | self._precision.tensors()
@@ -293,8 +280,9 @@ class Engine:
         if phase.schedule is not None:
             return stepped(progress.step, base, phase.schedule.every, phase.schedule.factor)
         steps = scheduled_steps(phase, settings, progress.steps)
+        warmup = settings.warmup if settings.rewarm or progress.task == 0 else 0
         return learning_rate(
-            min(progress.step, steps), steps, base, settings.schedule, settings.warmup, settings.cooldown
+            min(progress.step, steps), steps, base, settings.schedule, warmup, settings.cooldown
         )
 
     def _seed_dropout(self, at: Progress) -> None:
@@ -302,7 +290,8 @@ class Engine:
         rank = self.accelerator.process_index
         torch.manual_seed(key_of(self.seed, at.task, at.phase, at.repeat, at.step, rank) % 2**63)
 
-    def _to_device(self, batch: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def to_device(self, batch: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Move the tensors of a batch to the device."""
         device = self.accelerator.device
         if device.type == "cpu":
             return batch

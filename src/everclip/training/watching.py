@@ -33,7 +33,11 @@ class StepLog:
 
 @dataclass
 class Cursor:
-    """The position inside a task; stored in checkpoints. `paused`: training stopped here to go on later."""
+    """The position inside a task; stored in checkpoints.
+
+    `paused`: training stopped here to go on later. `macs`: name of a phase -> multiply-accumulates of one of its steps,
+    counted when the task began.
+    """
 
     phase: int = 0
     repeat: int = 0
@@ -41,6 +45,7 @@ class Cursor:
     begun: bool = False
     optimiser: dict[str, torch.Tensor] = field(default_factory=dict)
     paused: bool = False
+    macs: dict[str, float] = field(default_factory=dict)
 
 
 class Watcher:

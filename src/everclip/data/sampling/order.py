@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -69,16 +70,26 @@ def sample_index(position: int, size: int, order: str, key: str) -> int:
 def share(position: int, weights: Sequence[float]) -> tuple[int, int]:
     """Return `(source, position within that source)` for a position in a mixed stream.
 
-    Each source in turn takes the positions at which floor(position * weight) increases; the next source divides the
-    rest. Fractions keep this exact. After any number of positions each of two sources has had its exact share,
-    rounded up or down; with k > 2 sources the roundings add up, so that one is ahead by less than k - 1 positions.
+    The sources are halved again and again; of two halves, the first takes the positions at which floor(position *
+    weight) increases. Fractions keep this exact: after any number of positions each of two sources has had its exact
+    share, rounded up or down. With k sources the roundings add up: the share is exact up to less than ceil(log2 k)
+    positions.
     """
-    exact = [Fraction(weight).limit_denominator(10**6) for weight in weights]
-    for source in range(len(exact) - 1):
-        rest = sum(exact[source:], Fraction(0))
-        quota = exact[source] / rest
+    sums = _sums(tuple(weights))
+    low, high = 0, len(weights)
+    while high - low > 1:
+        middle = (low + high) // 2
+        quota = (sums[middle] - sums[low]) / (sums[high] - sums[low])
         taken = int(position * quota)
         if int((position + 1) * quota) > taken:
-            return source, taken
-        position -= taken
-    return len(exact) - 1, position
+            position, high = taken, middle
+        else:
+            position, low = position - taken, middle
+    return low, position
+
+
+@lru_cache(maxsize=64)
+def _sums(weights: tuple[float, ...]) -> tuple[Fraction, ...]:
+    """Return the sums of the first 0, 1, 2... weights."""
+    exact = (Fraction(weight).limit_denominator(10**6) for weight in weights)
+    return tuple(accumulate(exact, initial=Fraction(0)))

@@ -29,6 +29,7 @@ class LwfSettings(PenaltySettings):
             the same and is empty during the first task.
         text: the text embeddings for the student's images: the `teacher`'s (published: distillation then only trains
             the image tower) or the `student`'s own.
+        scale: the factor on the student's cosines: the `teacher`'s (published), or its `own` (TiC-CLIP, open_clip).
     """
 
     temperature: float = Field(2.0, gt=0, allow_inf_nan=False)
@@ -36,6 +37,7 @@ class LwfSettings(PenaltySettings):
     directions: Literal["both", "image-to-text", "text-to-image"] = "both"
     images: Literal["batch", "own", "memory"] = "batch"
     text: Literal["teacher", "student"] = "teacher"
+    scale: Literal["teacher", "own"] = "teacher"
 
 
 L = TypeVar("L", bound=LwfSettings)
@@ -75,8 +77,9 @@ class AnswerPenalty(Penalty[L]):
         settings = self.settings
         student_text = text if settings.text == "teacher" else student_text
         scale = step.teachers.scale(self.teacher, step.backbone)
+        own = step.backbone.logit_scale if settings.scale == "own" else None
         answers = Answers(
-            student, teacher, student_text, text, scale, settings.temperature, settings.form, shared
+            student, teacher, student_text, text, scale, settings.temperature, settings.form, shared, own
         )
         total = student.new_zeros((), dtype=torch.float32)
         if settings.directions != "text-to-image":

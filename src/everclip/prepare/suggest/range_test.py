@@ -17,6 +17,7 @@ from everclip.prepare.suggest.cost import TOO_MUCH, Sweeps, fit_sweeps
 from everclip.training.engine import Engine
 from everclip.training.progress import Progress as ProgressLine
 from everclip.training.progress import clock
+from everclip.training.trial import measure_seconds
 from everclip.training.watching import StepLog, Watcher
 
 WINDOW = 5
@@ -167,7 +168,7 @@ def _fit_to_budget(
         return replace(phase, streams=streams)
 
     def seconds_of(size: int) -> float:
-        return float(learner.engine.measure(learner.method, with_batches_of(size), budget / 10))
+        return float(measure_seconds(learner.engine, learner.method, with_batches_of(size), budget / 10))
 
     result = fit_sweeps(seconds_of, steps, batch, budget)
     if result.seconds > TOO_MUCH * budget:  # even the smallest batches are too slow

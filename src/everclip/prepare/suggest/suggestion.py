@@ -34,6 +34,7 @@ from everclip.prepare.suggest.target import Target, read_target
 from everclip.prepare.suggest.trials import Gap, Trial
 from everclip.prepare.suggest.verdict import decide
 from everclip.training.progress import Progress, clock
+from everclip.training.trial import measure_seconds
 
 TRIAL_SECONDS = 120.0
 """Approximate time limit of the trial of a preset that trains, in seconds."""
@@ -262,7 +263,7 @@ def _step_seconds(learner: Learner, task: Task, limit: float = 12.0) -> float:
     """Measure the seconds of a training step; the weights stay unchanged."""
     learner.method.begin_task(task, learner.past())
     phase = next(p for p in learner.plan(task) if p.optimiser is not None)
-    return float(learner.engine.measure(learner.method, phase, limit))
+    return float(measure_seconds(learner.engine, learner.method, phase, limit))
 
 
 def _facts(task: Task, backbone: Backbone, training: TrainingSettings) -> Facts:

@@ -1,0 +1,122 @@
+"""Run steps of a phase without an update, to time them or to count their multiply-accumulates (MACs)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from everclip.contracts import Phase, Progress, Stream
+from everclip.distributed import from_first
+from everclip.interfaces import Learnable
+from everclip.models.same_kernels import without_fast_path
+from everclip.training.engine import Engine
+from everclip.training.modes import module_of, require_gradients, set_modes
+from everclip.training.timing import extrapolated
+
+COUNTED_STEPS = 2
+"""Number of steps whose multiply-accumulates are counted: batches differ in the length of their texts."""
+
+
+def macs_in(act: Callable[[], object]) -> float:
+    """Return the multiply-accumulates of everything that `act` computes with torch, backward passes included.
+
+    Counts matrix products, convolutions and attention, two floating-point operations each; what works element by
+    element is left out, as in published counts.
+    """
+    with without_fast_path(), FlopCounterMode(display=False) as counter:
+        act()
+    return float(counter.get_total_flops()) / 2
+
+
+def count_macs(engine: Engine, method: Learnable, phases: Sequence[Phase]) -> dict[str, float]:
+    """Return the multiply-accumulates of a step of each phase with gradients, over all processes: name -> count.
+
+    Each is the mean over the first batches of the phase. The embeddings of a frozen tower, which are computed once
+    before the phase, are not counted. The model stays as it was.
+    """
+    trained = [phase for phase in phases if phase.optimiser is not None or phase.gradients]
+    return {phase.name: from_first(_macs_of_step(engine, method, phase)) for phase in trained}
+
+
+def measure_seconds(engine: Engine, method: Learnable, phase: Phase, limit: float) -> float:
+    """Return the seconds of one training step without its update (weights do not change).
+
+    Args:
+        engine: runs the step.
+        method: the module.
+        phase: the phase of the step.
+        limit: approximate seconds for the measurement; for a larger batch, the time is extrapolated.
+    """
+    streams = engine.streams(phase, method)
+    full = max(stream.batch_size for stream in streams.values())
+
+    def seconds_of(size: int) -> float:
+        smaller = {
+            name: replace(s, batch_size=max(1, s.batch_size * size // full)) for name, s in streams.items()
+        }
+        batch = _batch(engine, method, smaller, 0)
+        set_modes(module_of(method), training=phase.optimiser is not None)
+        started = time.monotonic()
+        total = _forward_and_backward(engine, method, phase, batch)
+        float(total.detach())  # waits for the device
+        return time.monotonic() - started
+
+    seconds = extrapolated(seconds_of, full, limit)
+    module_of(method).zero_grad()
+    return seconds
+
+
+def _macs_of_step(engine: Engine, method: Learnable, phase: Phase) -> float:
+    streams, module = engine.streams(phase, method), module_of(method)
+    total = 0.0
+    with _unchanged(module):
+        names = [name for group in phase.param_groups for name in group.names]
+        require_gradients(module, [module.get_parameter(name) for name in names])
+        for number in range(COUNTED_STEPS):
+            batch = _batch(engine, method, streams, number)
+            set_modes(module, training=True)
+            total += macs_in(partial(_forward_and_backward, engine, method, phase, batch))
+    return float(engine.accelerator.num_processes * total / COUNTED_STEPS)
+
+
+def _batch(
+    engine: Engine, method: Learnable, streams: Mapping[str, Stream], number: int
+) -> dict[str, dict[str, Any]]:
+    columns = {name: engine.maker.batch(stream, "measure", number) for name, stream in streams.items()}
+    engine.columns.add_once(method, columns, streams, "measure")
+    return engine.to_device(columns)
+
+
+def _forward_and_backward(
+    engine: Engine, method: Learnable, phase: Phase, batch: dict[str, dict[str, Any]]
+) -> torch.Tensor:
+    precision = engine.precision_of(phase)
+    with precision.autocast():
+        losses = module_of(method)(batch, Progress(0, "measure", 0, 0, 1, engine.seed))
+    total = torch.stack([loss.float() for loss in losses.values()]).sum()
+    if total.requires_grad:
+        precision.backward(total)
+    return total
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put the module back as it was: counting must not change what is learned."""
+    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        yield
+    finally:
+        require_gradients(module, trainable)
+        with torch.no_grad():
+            for name, tensor in module.state_dict().items():
+                tensor.copy_(before[name])
+        module.zero_grad(set_to_none=True)
