@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from everclip.contracts import Progress
 from everclip.methods.losses import class_cross_entropy, contrastive, sigmoid_contrastive, squared_distance
 from everclip.methods.merge import RunningMean, interpolate
+from everclip.methods.penalties.answers import Answers
 from everclip.methods.penalties.base import StepView
 from everclip.methods.penalties.lwf import Lwf, LwfSettings
 from everclip.methods.penalties.mod_x import ModX, ModXSettings, kept_divergence
+from everclip.registry import method_entry
 from everclip.training.schedules import learning_rate
 
 HERE = Path(__file__).parent
@@ -229,6 +231,26 @@ def test_distillation_of_answers() -> None:
     (floored,) = torch.autograd.grad(lwf(stored, image, weight=5), raw)
     assert close(floored, 5 * stored["grad_current_image_raw"], atol=5e-5)
     assert close(lwf(stored, stored["ref_image"]), 0.0)
+
+
+def test_distillation_of_a_batch_as_in_open_clip() -> None:
+    """TiC-CLIP's LwF: each model with its own scale, the mean of both directions (`DistillClipLoss`)."""
+    stored = load("open_clip_losses")
+    answers = Answers(
+        stored["img"],
+        stored["teacher_img"],
+        stored["txt"],
+        stored["teacher_txt"],
+        torch.tensor(stored["teacher_scale"]),
+        1.0,
+        "cross-entropy",
+        shared=True,
+        student_scale=torch.tensor(stored["scale"]),
+    )
+    assert close((answers.over_texts() + answers.over_images()) / 2, stored["distill_ce"])
+    settings = method_entry("lwf-tic").settings["penalties"]["lwf"]
+    expected = {"weight": 0.5, "temperature": 1.0, "form": "cross-entropy", "text": "student", "scale": "own"}
+    assert settings == expected, "the preset is this loss"
 
 
 def test_mod_x_against_the_reference_code() -> None:

@@ -141,7 +141,9 @@ def test_a_budget_of_the_arguments_replaces_that_of_the_file(benchmark: Path, tm
 
 
 def test_two_budgets_at_once_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"exactly one of steps, epochs, samples, macs \(found: steps, epochs\)"):
+    with pytest.raises(
+        ConfigError, match=r"exactly one of steps, epochs, samples, macs \(found: steps, epochs\)"
+    ):
         resolve_config("emoji-time", ["training.steps=3", "training.epochs=3"])
 
 

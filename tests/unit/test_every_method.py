@@ -81,6 +81,7 @@ HELD: dict[str, str] = {
     "coleclip": "LoRA: 1,284; a copy of the rows of the task's classes",
     "icarl": ASKED,
     "lwf": f"{COPY}; {START}; {ASKED}",
+    "lwf-tic": f"{COPY}; {START}; {ASKED}",
     "lwf-vr": f"{COPY}; {START}; {ASKED}",
     "mod-x": f"{COPY}; {START}; {ASKED}",
     "replay-merge": START,
@@ -90,9 +91,11 @@ HELD: dict[str, str] = {
 }
 """preset -> what it says that it will hold inside the next task; the others nothing more."""
 
+EVERYTHING = "the task's samples (replay.kind=all)"
 TOKENS = "the rows of the new tokens of its language, and one count each"
 GROWTH: dict[str, str] = {
     **dict.fromkeys(("cll-clip", "cll-clip-naive", "cll-clip-joint"), TOKENS),
+    **dict.fromkeys(("cumulative-all", "oracle", "restart"), EVERYTHING),
     "coleclip": "32 prompt values and 32 per new class; 1,284 LoRA values while the task lasts",
     "moe-adapters": "1,024 parameters of routers; 1,168 per expert that is added to all blocks; 260 of the selector",
     "rail": "16 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",

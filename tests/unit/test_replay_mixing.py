@@ -41,7 +41,7 @@ def mix(
     given = {k: settings.pop(k) for k in ("penalties", "loss") if k in settings}
     chosen = SlotSettings(replay={"kind": "reservoir", **settings}, **given)
     past = Past((Task(0, "before", tables[1], None, EARLIER),))
-    return replayed.mix(task, classes, tables[1] if stored else None, chosen, past)
+    return replayed.mix(task, classes, (tables[1],) if stored else (), chosen, past)
 
 
 def test_without_stored_samples_a_batch_is_the_tasks_own(tables: tuple[Table, Table]) -> None:
@@ -89,15 +89,17 @@ def test_classes_so_far_are_learned_together_or_captions_where_a_stored_sample_h
     again = ClassEntry(kept[0].key, kept[0].name, tasks=(1,))
     task = Task(1, "now", tables[0], None, (*CLASSES, again))
     chosen = SlotSettings(replay={"kind": "reservoir"})
-    both = replayed.mix(task, task.classes, tables[1], chosen, Past((Task(0, "old", tables[1], None, kept),)))
+    both = replayed.mix(
+        task, task.classes, (tables[1],), chosen, Past((Task(0, "old", tables[1], None, kept),))
+    )
     assert both.classes is not None
     assert [entry.key for entry in both.classes] == [*(entry.key for entry in kept), "new"]
     assert both.classes[0].tasks == (0, 1)
     assert both.notes == ()
-    captions = replayed.mix(task, task.classes, tables[1], chosen, Past())
+    captions = replayed.mix(task, task.classes, (tables[1],), chosen, Past())
     assert (captions.classes, captions.notes) == (None, (replayed.REPLAYED_CAPTIONS,))
     labels = SlotSettings(replay={"kind": "reservoir"}, loss="labels")
-    assert replayed.mix(task, task.classes, tables[1], labels, Past()).classes == (*CLASSES, again)
+    assert replayed.mix(task, task.classes, (tables[1],), labels, Past()).classes == (*CLASSES, again)
 
 
 def test_embeddings_are_those_of_each_image_whatever_the_blocks(
