@@ -100,7 +100,7 @@ def _forward_and_backward(
 ) -> torch.Tensor:
     precision = engine.precision_of(phase)
     with precision.autocast():
-        losses = module_of(method)(batch, Progress(0, "measure", 0, 0, 1, engine.seed))
+        losses = module_of(method)(batch, Progress(0, phase.name, 0, 0, 1, engine.seed))
     total = torch.stack([loss.float() for loss in losses.values()]).sum()
     if total.requires_grad:
         precision.backward(total)
