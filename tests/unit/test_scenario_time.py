@@ -17,6 +17,7 @@ from everclip.errors import ConfigError, DataError
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.periods import period_of
+from everclip.scenarios.time import equal_parts
 from micro import picture
 
 DAYS = st.dates(dt.date(1000, 1, 1), dt.date(9999, 12, 31))
@@ -226,7 +227,7 @@ def test_rows_without_a_time_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"every": "year", "tasks": [{"name": "a"}]}])
 def test_time_wants_tasks_or_every(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"needs either `tasks` .* or `every`"):
+    with pytest.raises(ConfigError, match=r"needs one of `tasks` .*, `every` .* and `parts`"):
         load_scenario(document("time", tmp_path / "d.parquet", **changes))
 
 
@@ -253,3 +254,35 @@ def test_the_stream_that_the_documentation_shows_can_be_loaded(
     for key in ("training", "backbone"):
         document.pop(key)
     assert [task.name for task in load_scenario(document).tasks] == ["2024", "2025"]
+
+
+# -- parts of equal size --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=300), st.integers(2, 6))
+def test_parts_follow_time_and_are_as_equal_as_times_allow(values: list[int], count: int) -> None:
+    table = Table(
+        pa.table({"id": [str(i) for i in range(len(values))], "image": [b""] * len(values), "time": values})
+    )
+    largest = max(values.count(value) for value in set(values))
+    if len(set(values)) < count or largest > len(values) / count / 2:  # a part could be empty
+        return
+    part_of = equal_parts(table, "time", count)
+    names = [part_of(value) for value in sorted(values)]
+    assert names == sorted(names, key=lambda name: int(name.partition(":")[0])), "time decides the part"
+    assert len(set(names)) == count
+    for name in set(names):
+        assert abs(names.count(name) - len(values) / count) <= largest
+    assert part_of(-1) == names[0]
+    assert part_of(99) == names[-1]
+
+
+def test_parts_are_tasks_with_the_times_in_their_names(tmp_path: Path) -> None:
+    data = write(tmp_path / "d.parquet", 120, caption=["a", "b", "c"], time=[2019, 2020, 2021, 2022])
+    scenario = load_scenario(document("time", data, parts=2))
+    assert [t.name for t in scenario.tasks] == ["1: 2019 to 2020", "2: 2021 to 2022"]
+    assert [set(t.train.column("time")) for t in scenario.tasks] == [{2019, 2020}, {2021, 2022}]
+    with pytest.raises(DataError, match=r"has 4 different times .* there are only 4 parts, not 5"):
+        load_scenario(document("time", data, parts=5))
+    with pytest.raises(ConfigError, match=r"one of `tasks` .* `every` .* and `parts`"):
+        load_scenario(document("time", data, parts=2, every="year"))

@@ -256,6 +256,12 @@ class ScenarioSpec(Frozen):
     every: Literal["year", "quarter", "month", "week", "day", "value"] | None = Field(
         None, description="time: a task per period of the column, instead of listed tasks"
     )
+    parts: int | None = Field(
+        None,
+        ge=2,
+        description="time: so many tasks with about equally many training rows, in the order of the column; rows of "
+        "one time stay together",
+    )
     column: str | None = Field(
         None,
         description="domains: the column whose values are the domains; time: default `time`; languages: `language`",
@@ -356,16 +362,20 @@ def _missing_setting(spec: ScenarioSpec) -> str | None:
         return f"`one_test` needs kind `time` or `domains`, not with `{spec.kind}`"
     if spec.kind == "languages" and spec.evaluate_as == "classification":
         return "`languages` are measured by retrieval; leave `evaluate_as` out"
-    if spec.kind == "time" and bool(spec.tasks) == bool(spec.every):
-        return "a scenario of kind `time` needs either `tasks` (name and where) or `every` (year, month...)"
+    if spec.kind == "time" and [bool(spec.tasks), bool(spec.every), bool(spec.parts)].count(True) != 1:
+        return (
+            "a scenario of kind `time` needs one of `tasks` (name and where), `every` (year, month...) and `parts` (a "
+            "number)"
+        )
     if spec.kind == "domains" and not spec.column:
         return "a scenario of kind `domains` needs `column`"
     if spec.kind == "classes" and bool(spec.per_task) == bool(spec.groups):
         return (
             "a scenario of kind `classes` needs either `per_task` (a number) or `groups` (lists of classes)"
         )
-    if spec.kind != "time" and spec.every:
-        return f"`every` needs kind `time`, not with `{spec.kind}`"
+    for key in ("every", "parts"):
+        if spec.kind != "time" and getattr(spec, key):
+            return f"`{key}` needs kind `time`, not with `{spec.kind}`"
     return _online_problem(spec)
 
 

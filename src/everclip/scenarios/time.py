@@ -1,12 +1,16 @@
-"""Tasks by time: listed conditions in their order, or one task per period in the data."""
+"""Tasks by time: listed conditions in their order, one task per period in the data, or parts of equal size."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from everclip.data.table import Table
 from everclip.errors import DataError
-from everclip.scenarios.conditions import matcher, require_column, row_of
+from everclip.scenarios.conditions import matcher, normalised, require_column, row_of
 from everclip.scenarios.groups import Group
 from everclip.scenarios.periods import period_of
 from everclip.scenarios.reading import Reader
@@ -16,17 +20,22 @@ from everclip.scenarios.splits import Parts
 
 def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
     """Return one group per listed task or per period; rows of the base belong to no period."""
-    if spec.every is None:
+    if spec.tasks:
         return [
             Group(task.name, parts.keep(matcher(task.where, f"tasks.{i}.where")), key=f"tasks.{i}")
             for i, task in enumerate(spec.tasks)
         ]
     column = spec.column or "time"
-    require_column(parts.train, column, f"tasks by {spec.every}")
+    require_column(parts.train, column, f"tasks by {spec.every or f'{spec.parts} parts'}")
     known = None if spec.base is None or spec.base.data is not None else spec.base.where
     later = parts if known is None else parts.keep(lambda table: _rest(table, known))
+    name_of = (
+        partial(period_of, unit=spec.every)
+        if spec.every is not None
+        else equal_parts(later.train, column, spec.parts or 1)
+    )
     of_parts = [
-        {} if t is None else _periods(t, column, spec.every) for t in (later.train, later.val, later.test)
+        {} if t is None else _periods(t, column, name_of) for t in (later.train, later.val, later.test)
     ]
     names = _ordered({name for found in of_parts for name in found}, parts.train, column)
     train, val, test = of_parts
@@ -52,18 +61,60 @@ def _rest(table: Table, where: dict[str, Any]) -> Table:
     return table.select([i for i in range(len(table)) if table.row_key(i) not in taken])
 
 
-def _periods(table: Table, column: str, unit: str) -> dict[str | int, list[int]]:
+def equal_parts(table: Table, column: str, count: int) -> Callable[[Any], str]:
+    """Return a function from a time to the name of its part; parts have about equally many rows of `table`.
+
+    A time that the table does not have belongs to the part that began last before it.
+
+    Raises:
+        DataError: if there are fewer times than parts, or times have no common order.
+    """
+    sizes = Counter(normalised(value) for value in table.column(column))
+    sizes.pop(None, None)
+    if len({isinstance(value, str) for value in sizes}) > 1:
+        raise DataError(f"{table.name}: {column!r} holds numbers and texts, which have no common order.")
+    times, total = sorted(sizes), sum(sizes.values())
+    firsts: dict[int, Any] = {}
+    before = 0
+    for value in times:
+        middle = before + sizes[value] / 2
+        firsts.setdefault(min(count - 1, int(middle * count / total)), value)
+        before += sizes[value]
+    if len(firsts) < count:
+        raise DataError(
+            f"{table.name}: {column!r} has {len(times):,} different times for {total:,} rows, and rows of one time "
+            f"stay together, so there are only {len(firsts)} parts, not {count}. Set scenario.parts={len(firsts)} or "
+            "less."
+        )
+    starts = [firsts[part] for part in range(count)]
+    lasts = [*(times[times.index(start) - 1] for start in starts[1:]), times[-1]]
+    width = len(str(count))
+    names = [
+        f"{part + 1:0{width}d}: {first}" + ("" if first == last else f" to {last}")
+        for part, (first, last) in enumerate(zip(starts, lasts, strict=True))
+    ]
+
+    def part_of(value: Any) -> str:
+        try:
+            return names[max(0, bisect_right(starts, normalised(value)) - 1)]
+        except TypeError as error:
+            raise ValueError(f"{value!r} cannot be compared with {starts[0]!r}") from error
+
+    return part_of
+
+
+def _periods(table: Table, column: str, name_of: Callable[[Any], str | int]) -> dict[str | int, list[int]]:
     """Return period -> positions."""
     found: dict[str | int, list[int]] = {}
     for position, value in enumerate(table.column(column)):
         if value is None or value != value:
             continue
         try:
-            found.setdefault(period_of(value, unit), []).append(position)
+            found.setdefault(name_of(value), []).append(position)
         except ValueError as error:
             raise DataError(
-                f"{row_of(table, position)}: {column}: {error}. Correct it, choose another `every`, or remove "
-                "such rows from the data."
+                f"{row_of(table, position)}: {column}: {error}. Correct it, choose another `every` or `parts`, or "
+                "remove such rows from the data."
             ) from error
     return found
 
