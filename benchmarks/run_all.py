@@ -23,6 +23,7 @@ SCRIPTS = (
     "adapters",
     "row",
     "recall",
+    "chunks",
     "checkpoints",
     "decode",
     "rail",

@@ -164,6 +164,12 @@ class TrainingConfig(Frozen):
         description="steps after the budget, at the end of the schedule (some published code takes one)",
     )
     batch_size: int = Field(64, ge=1)
+    chunk: int | None = Field(
+        None,
+        ge=1,
+        description="samples that a tower encodes at a time, with the gradients of the whole batch: memory for a chunk "
+        "and all embeddings, for one more forward pass",
+    )
     steps_per_batch: int = Field(
         1, ge=1, description="steps on each batch of a stream that is seen once, each with a new augmentation"
     )

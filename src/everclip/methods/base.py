@@ -102,6 +102,9 @@ class Method(Predicting):
             of the input of a frozen tower. A class that overrides `forward` must set it again.
         contrasts: whether its loss compares the texts of a step (a softmax over classes or captions), so that it
             cannot learn from one text. A class that overrides `forward` must set it again.
+        in_chunks: whether `forward` allows `training.chunk`: what a tower computes for a sample depends on its input
+            and on the weights only, also when it is computed again during the backward pass. A class that overrides
+            `forward` must set it again.
         gathers: whether `forward`, in phases without an optimiser, gathers the samples of all processes
             (`everclip.distributed.gather_rows`), so that all have the same state. Otherwise such phases need a single
             process.
@@ -115,6 +118,7 @@ class Method(Predicting):
     needs: ClassVar[Needs] = Needs()
     reads_embeddings: ClassVar[bool] = False
     contrasts: ClassVar[bool] = False
+    in_chunks: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -123,6 +127,7 @@ class Method(Predicting):
         if "forward" in vars(cls):
             cls.reads_embeddings = vars(cls).get("reads_embeddings", False)
             cls.contrasts = vars(cls).get("contrasts", False)
+            cls.in_chunks = vars(cls).get("in_chunks", False)
 
     def __init__(self, backbone: Backbone, settings: MethodSettings, seed: int = 0) -> None:
         super().__init__(backbone)

@@ -38,6 +38,7 @@ class Sit(SlotMethod):
     settings: SitSettings
     reads_embeddings = True
     contrasts = True
+    in_chunks = True
 
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare the slots' phase, whose steps know the classes that `classes` says."""

@@ -57,6 +57,7 @@ class SlotMethod(Method):
     Settings: ClassVar[type[MethodSettings]] = SlotSettings
     reads_embeddings = True
     contrasts = True
+    in_chunks = True
     settings: SlotsWithoutReplay
 
     def __init__(self, backbone: Backbone, settings: SlotsWithoutReplay, seed: int = 0) -> None:

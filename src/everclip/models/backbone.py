@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 from everclip.models.activation import decide_activation
 from everclip.models.architecture import build_clip, with_overrides
+from everclip.models.chunks import encode_in_chunks
 from everclip.models.clip import Clip
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.fitting import put_weights
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         pixels: size and normalisation of the image tower.
         name: its name in results.
 
+    `chunk` is the largest number of samples that are encoded at a time, `None` is all (`everclip.models.chunks`).
     `directory` is where a run began: relative paths that are not found in the working directory start there; `layout`
     holds the configurations and tokenizer files (`None` for a model made by hand); `notes` lists the assumptions made
     while loading.
@@ -77,6 +80,7 @@ class Backbone(nn.Module):
         self.name = name
         self.config = BackboneConfig(name=name)
         self.directory: str | None = None
+        self.chunk: int | None = None
         self.layout: Layout | None = None
         self.notes: list[str] = []
 
@@ -87,11 +91,13 @@ class Backbone(nn.Module):
 
     def encode_image(self, pixels: torch.Tensor, unit: bool = True) -> torch.Tensor:
         """Return unit embeddings `(N, D)` of pixels `(N, 3, S, S)`; without `unit`, as the projection gives them."""
-        return self.clip.encode_image(pixels, normalize=unit)
+        return encode_in_chunks(
+            partial(self.clip.encode_image, normalize=unit), pixels, self.chunk, self.clip
+        )
 
     def encode_text(self, tokens: torch.Tensor, unit: bool = True) -> torch.Tensor:
         """Return unit embeddings `(N, D)` of token ids `(N, L)`; without `unit`, as the projection gives them."""
-        return self.clip.encode_text(tokens, normalize=unit)
+        return encode_in_chunks(partial(self.clip.encode_text, normalize=unit), tokens, self.chunk, self.clip)
 
     @torch.no_grad()
     def embedding_width(self) -> int:

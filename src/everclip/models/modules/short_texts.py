@@ -20,6 +20,9 @@ from everclip.models.modules.pooling import end_id, pooling
 from everclip.models.modules.prompts import Prompt
 from everclip.models.modules.towers import tower_of, tower_root
 
+_LENGTH = "_short_length"
+"""The name under which the blocks of a text tower hold the number of tokens that they are given."""
+
 
 def needed_tokens(clip: Clip, tokens: torch.Tensor) -> int | None:
     """Return the number of tokens that the longest text needs; `None` if all are needed (the tower is not causal).
@@ -69,6 +72,7 @@ def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
         return F.pad(output, (0, 0, 0, lengths.pop() - output.shape[1]))
 
     transformer = tower_of(clip, "text").transformer
+    transformer.__dict__[_LENGTH] = count
     handles = (
         transformer.register_forward_pre_hook(cut, with_kwargs=True),
         transformer.register_forward_hook(fill),
@@ -76,5 +80,13 @@ def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
     try:
         yield
     finally:
+        del transformer.__dict__[_LENGTH]
         for handle in handles:
             handle.remove()
+
+
+def short_length(clip: Clip) -> int | None:
+    """Return the number of tokens that the text tower's blocks are given now; `None`: all."""
+    root: Any = tower_root(clip, "text")
+    length: int | None = getattr(root, "transformer", None).__dict__.get(_LENGTH)
+    return length
