@@ -25,7 +25,7 @@ SHORTHAND = {"method": "name", "backbone": "name"}
 """Sections that may be a text: `method: finetune` is `method: {name: finetune}`."""
 
 BUDGET_KEYS = ("steps", "epochs", "samples", "macs")
-"""The three kinds of budget for one task; setting one replaces the others."""
+"""The kinds of budget for one task; setting one replaces the others."""
 
 
 class Frozen(BaseModel):
@@ -167,8 +167,8 @@ class TrainingConfig(Frozen):
     chunk: int | None = Field(
         None,
         ge=1,
-        description="samples that a tower encodes at a time, with the gradients of the whole batch: memory for a chunk "
-        "and all embeddings, for one more forward pass",
+        description="largest number of samples that a tower encodes at a time, with the gradients of the whole batch: "
+        "memory for a chunk and all embeddings, for one more forward pass",
     )
     steps_per_batch: int = Field(
         1, ge=1, description="steps on each batch of a stream that is seen once, each with a new augmentation"
@@ -185,7 +185,7 @@ class TrainingConfig(Frozen):
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "constant-cooldown"] = "cosine"
     warmup: int | float = Field(0.1, ge=0, description="steps, or a share of all steps when below 1")
-    rewarm: bool = Field(True, description="whether tasks after the first begin with a warm-up, too")
+    rewarm: bool = Field(True, description="whether tasks after task 0 begin with a warm-up, too")
     carry_optimiser: bool = Field(
         False, description="whether a task begins with the optimiser's moments of the task before"
     )
@@ -221,6 +221,8 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 f"set exactly one of {', '.join(BUDGET_KEYS)} (found: {', '.join(given) or 'none'})"
             )
+        if self.macs is not None and self.extra_steps:
+            raise ValueError("extra_steps: a budget in macs is used up; there are no steps after it")
         return self
 
 

@@ -14,8 +14,12 @@ from everclip.scenarios.load import load_scenario
 from presets import of_any_kind, settings
 
 KINDS = ("time", "classes", "domains", "single", "sources")
+FIXED = ("cumulative-all", "cumulative-exp", "cumulative-equal", "oracle", "restart")
+"""Presets that are a choice of slot values themselves, and refuse others: random starts, sizes in tasks."""
+REFUSED_BY_LANGUAGES = ("method.trainable=", "method.replay", "method.penalties")
+"""Settings that the methods of languages have, but with other values."""
 SLOTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "method": tuple(settings(name) for name in of_any_kind()),
+    "method": tuple(settings(name) for name in of_any_kind() if name not in FIXED),
     "kind": tuple((kind,) for kind in KINDS),
     "trainable": (
         (),
@@ -154,7 +158,7 @@ def overrides(case: Case) -> tuple[str, list[str]]:
     texts = [text for name, texts in case.items() if name != "kind" for text in texts]
     texts = [text for text in texts if not text.startswith("method.") or _field(text) in fields]
     if case["method"][0] == "method=cll-clip":  # trains the text tower only, and stores captions
-        texts = [text for text in texts if not text.startswith(("method.trainable=", "method.replay"))]
+        texts = [text for text in texts if not text.startswith(REFUSED_BY_LANGUAGES)]
     moved = any("image-layernorm" in text or "prompt: {tower: both" in text for text in case["trainable"])
     if moved and case["method"][0].startswith("method=moe-adapters"):
         texts.append("method.selector=none")

@@ -62,6 +62,16 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight-constraint": ("time", ("method.penalties={weight-constraint: {weight: 0.1}}",)),
     "weight-constraint-initial": ("time", ("method.penalties={weight-constraint: {reference: initial}}",)),
     "oewc": ("time", ("method.penalties={oewc: {weight: 100, decay: 0.5}}",)),
+    "macs-carried": (
+        "time",
+        (
+            "method=cumulative-exp",
+            "training.macs=3e7",
+            "training.carry_optimiser=true",
+            "training.rewarm=false",
+            "training.chunk=3",
+        ),
+    ),
     "lwf-layer-decay": ("time", ("method.penalties={lwf: {}}", "training.layer_decay=0.7")),
     "lwf-classes": ("classes", ("method.penalties={lwf: {images: own, text: student}}",)),
     "zscl-mean": (

@@ -22,6 +22,7 @@ from everclip.methods.slots import SlotMethod
 from everclip.models.backbone import load_backbone
 from everclip.run import Run
 from everclip.training.progress import Progress as Shown
+from everclip.training.trial import measure_seconds
 
 TEXT, IMAGE = ("text", "logit-scale"), ("image", "logit-scale")
 
@@ -256,7 +257,7 @@ def test_a_plan_measures_a_cached_step_without_encoding_the_task(
     learner = make()
     counts = encoded(learner)
     learner.method.begin_task(tasks[0], learner.past())
-    assert learner.engine.measure(learner.method, learner.plan(tasks[0])[0], 60.0) > 0
+    assert measure_seconds(learner.engine, learner.method, learner.plan(tasks[0])[0], 60.0) > 0
     assert counts["image"] == 2 + 2 + 8  # two small tries and one batch, of 20 samples
 
 

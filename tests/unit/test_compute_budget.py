@@ -100,6 +100,28 @@ def test_a_counted_run_learns_the_same_and_says_what_it_computed(micro_config: C
     assert "macs" not in plain.cost
 
 
+def test_counting_does_not_change_which_experts_are_used(micro_folder: Path, tasks: list[Task]) -> None:
+    """Experts count the samples that they received in every forward pass, outside of parameters and buffers."""
+    counted = []
+    for count in (False, True):
+        training = {"steps": 2, "batch_size": 8, "threads": 1, "device": "cpu", "count_macs": count}
+        learner = Learner.create(
+            str(micro_folder / "model"), "moe-adapters", training, experts={"count": 4, "width": 4}
+        )
+        learner.learn(tasks[0])
+        counted.append(learner.method.state_dict())
+    assert counted[0].keys() == counted[1].keys()
+    assert all(torch.equal(tensor, counted[1][name]) for name, tensor in counted[0].items())
+
+
+def test_what_a_teacher_does_once_per_phase_is_no_part_of_a_step(
+    micro_folder: Path, tasks: list[Task]
+) -> None:
+    plain = begun(learner_of(micro_folder), tasks[0])[1].macs["train"]
+    taught = begun(learner_of(micro_folder, "lwf-vr"), tasks[0])[1].macs["train"]
+    assert plain < taught < 3 * plain, "before, its bank of sentences made a step twenty times as expensive"
+
+
 def test_a_budget_too_small_for_a_step_says_what_is_needed(micro_folder: Path, tasks: list[Task]) -> None:
     learner = Learner.create(str(micro_folder / "model"), training={"macs": 10.0, "batch_size": 8})
     with pytest.raises(ConfigError, match=r"do not allow one step of phase 'train'.*needs at least"):

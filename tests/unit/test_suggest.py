@@ -406,7 +406,7 @@ def test_point_14_a_sweep_fits_the_time(
 def test_point_14_a_model_that_is_too_slow_keeps_its_rate(
     month: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everclip.training.engine.Engine.measure", lambda *a: 100.0)
+    monkeypatch.setattr("everclip.prepare.suggest.range_test.measure_seconds", lambda *a: 100.0)
     monkeypatch.setattr(
         "everclip.prepare.suggest.suggestion._run_trials",
         lambda *a: a[-1].say("trials begin"),

@@ -132,6 +132,35 @@ def test_carried_moments_make_two_tasks_one(
     assert not same(whole, learn(False, 2))
 
 
+def test_moments_of_discarded_weights_are_refused(micro_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the moments belong to"):
+        learner_of(micro_folder, "restart", {"carry_optimiser": True})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"penalties": {"lwf": {}}}, {"merge": {"kind": "wise-ft"}}, {"penalties": {"weight-constraint": {}}}],
+)
+def test_a_discarded_model_is_no_reference(micro_folder: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="would hold to the wrong model"):
+        learner_of(micro_folder, "finetune", start="initial", **settings)
+    (name,) = settings
+    inner = settings[name]
+    named = (
+        {**inner, "reference": "initial"} if name == "merge" else {k: {"reference": "initial"} for k in inner}
+    )
+    learner_of(micro_folder, "finetune", start="initial", **{name: named})
+
+
+def test_moments_are_carried_where_modules_grow(micro_folder: Path, tasks: list[Task]) -> None:
+    """Parameters that change their shape begin anew; before, AdamW missed half of their state."""
+    training = {"carry_optimiser": True, "steps": 2}
+    for method in ("cll-clip", "moe-adapters"):
+        learner = learner_of(micro_folder, method, training)
+        for task in tasks[:2]:
+            learner.learn(task)
+
+
 def test_moments_are_carried_through_a_checkpoint(
     micro_folder: Path, tasks: list[Task], tmp_path: Path
 ) -> None:

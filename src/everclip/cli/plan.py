@@ -32,6 +32,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
     cost = method.describe()
     weights = cost.bytes + next(method.parameters()).element_size() * cost.task_parameters
     stored = bytes_on_disk(method, cost)
+    # Counted before later tasks are planned: their stored samples are no part of the first task.
+    measured = _measure(run, progress) if run.learner.counts_macs else None
     planned = []
     for task in run.tasks:
         planned.append(run.learner.plan(task))
@@ -42,7 +44,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         if config.training.optimiser == "adamw"
         else 4 * cost.trainable_parameters
     )
-    timing, macs = _measure(run, progress)
+    timing, macs = measured or _measure(run, progress)
     tasks: list[dict[str, Any]] = []
     spent = 0.0
     for task, phases in zip(run.tasks, planned, strict=True):
@@ -137,7 +139,10 @@ def print_plan(planned: dict[str, Any]) -> None:
         typer.echo(f"  {task['name']:<16} {task['samples']:>7} samples  {task['steps']:>6} steps")
     typer.echo(f"  {planned['rows']} rows of evaluation, {planned['steps']} steps in all")
     if planned["macs"] is not None:
-        typer.echo(f"  multiply-accumulates of training: {planned['macs']:.3g}, counted on the first task")
+        typer.echo(
+            f"  multiply-accumulates of training: {planned['macs']:.3g}, counted on the first task; steps of later "
+            "tasks may cost more (replay, more classes), and are then fewer"
+        )
     typer.echo(
         f"  parameters: {planned['trainable_parameters']:,} trained, {planned['stored_parameters']:,} in memory "
         "(frozen copies included)"

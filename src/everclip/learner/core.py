@@ -23,7 +23,7 @@ from everclip.features.pictures import Pictures as TablePictures
 from everclip.features.service import FeatureService
 from everclip.files import user_path
 from everclip.learner import continuing, creating, learnable, predicting, saved, scoring
-from everclip.learner.chunked import set_chunk
+from everclip.learner.allowed import apply_training
 from everclip.learner.inputs import ImageInputs, TextInputs
 from everclip.learner.learn_progress import learn_progress
 from everclip.learner.learned_images import LearnedImages
@@ -76,7 +76,7 @@ class Learner:
         precision = chosen_precision(training.precision, self.accelerator.device)
         training = training.model_copy(update={"precision": precision})
         self.method = method.to(self.accelerator.device)
-        set_chunk(self.method, training.chunk)
+        apply_training(self.method, training)
         # Now, so that a restored learner equals one that learned: torch chooses kernels by `requires_grad`.
         self.method.mark_trainable()
         self.training, self.seed = training, seed

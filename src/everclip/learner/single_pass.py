@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from everclip.config import TrainingConfig
+from everclip.config import BUDGET_KEYS, TrainingConfig
 from everclip.contracts import Phase, Stream, Task
 from everclip.errors import ConfigError
 from everclip.methods.base import Method
@@ -25,7 +25,7 @@ def require_one_pass(training: TrainingConfig, tasks: Sequence[Task]) -> None:
             )
         return
     if (training.epochs, training.extra_steps) != (1, 0):
-        found = {key: getattr(training, key) for key in ("epochs", "steps", "samples", "extra_steps")}
+        found = {key: getattr(training, key) for key in (*BUDGET_KEYS, "extra_steps")}
         shown = ", ".join(f"training.{key}={value:g}" for key, value in found.items() if value)
         raise ConfigError(
             f"training: this stream is seen once, so its budget is one pass: set training.epochs=1 (found {shown}). "
@@ -47,6 +47,11 @@ def one_pass(phases: Sequence[Phase], task: Task, training: TrainingConfig, meth
     """
     if not task.once:
         return list(phases)
+    if any(phase.gradients for phase in phases):
+        raise ConfigError(
+            "method.penalties.oewc: it measures gradients in one more pass over a task's samples, and this stream is "
+            "seen once. Leave it out, or take a stream of kind classes or time."
+        )
     passes = sum(phase.repeats for phase in phases if any(_reads(s, task) for s in phase.streams.values()))
     if passes > 1:
         raise ConfigError(

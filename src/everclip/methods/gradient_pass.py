@@ -23,7 +23,7 @@ def measuring_phases(
 ) -> list[Phase]:
     """Return the phase that measures gradients; none if no penalty needs it, or nothing trains the model.
 
-    It is one pass over what the last phase of training learns from, in batches of the same size. Each batch is full.
+    It is one pass over the task's own samples, without replayed ones, in batches of the same size. Each batch is full.
 
     Args:
         penalties: of the method.
@@ -38,10 +38,12 @@ def measuring_phases(
     names = tuple(name for name in trainable if name in held)
     main = last.streams["main"]
     size = len(main.sources[0].table)
+    own = replace(main, sources=main.sources[:1])
     return [
         replace(
             last,
             name=MEASURE,
+            streams={**last.streams, "main": own},
             param_groups=(ParamGroup(names),),
             optimiser=None,
             gradients=True,

@@ -75,6 +75,10 @@ def modules_of(trainable: tuple[str | dict[str, Any], ...]) -> tuple[tuple[str, 
     return tuple((name, module_settings(name, settings)) for name, settings in entries)
 
 
+TASK_START_PENALTIES = ("lwf", "lwf-vr", "mod-x", "oewc", "weight-constraint", "zscl")
+"""Penalties that refer to the model at the start of the task, unless their `reference` says otherwise."""
+
+
 class ReplaySettings(Frozen):
     """The samples to store, and their share of each batch.
 
@@ -302,6 +306,23 @@ class SlotSettings(SlotsWithoutReplay):
             raise ValueError(
                 "start: `random` needs both towers to train, without grown modules: trainable=[image, text, "
                 "logit-scale]; frozen random weights would never learn"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_refers_to_a_discarded_model(self) -> SlotSettings:
+        merging = self.merge
+        referring = [
+            f"penalties.{name}"
+            for name, given in self.penalties.items()
+            if name in TASK_START_PENALTIES and given.get("reference", "task-start") == "task-start"
+        ]
+        if merging.kind == "wise-ft" and merging.reference == "task-start":
+            referring.append("merge")
+        if self.start != "previous" and referring:
+            raise ValueError(
+                f"start: with `{self.start}`, the model at a task's start is not the one that was learned, so "
+                f"{referring[0]} would hold to the wrong model; set its `reference: initial`, or leave one of them out"
             )
         return self
 

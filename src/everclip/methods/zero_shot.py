@@ -9,6 +9,8 @@ from everclip.methods.base import Method
 class ZeroShot(Method):
     """The frozen backbone, without any state."""
 
+    in_chunks = True
+
     def phases(self, task: Task, past: Past) -> list[Phase]:
         """Declare nothing to train."""
         return []

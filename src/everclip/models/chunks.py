@@ -22,7 +22,7 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 
 
 def encode_in_chunks(encode: Encode, inputs: torch.Tensor, chunk: int | None, clip: Clip) -> torch.Tensor:
-    """Return `encode(inputs)`, computed `chunk` samples at a time.
+    """Return `encode(inputs)`, computed `chunk` samples at a time, with gradients or without.
 
     Args:
         encode: inputs `(N, ...)` to embeddings `(N, D)`; each row depends on its own input only.

@@ -12,7 +12,7 @@ from everclip.training.progress import Now, Pace
 
 def sizes_of(tasks: Sequence[Task], training: TrainingConfig) -> list[float]:
     """Return the relative length of each task: its samples, or 1 if the budget gives all tasks equal steps."""
-    equal = training.steps is not None or training.samples is not None
+    equal = training.epochs is None
     return [1.0 if equal else float(len(task.train)) for task in tasks]
 
 

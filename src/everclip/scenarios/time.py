@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from everclip.data.table import Table
@@ -74,20 +75,21 @@ def equal_parts(table: Table, column: str, count: int) -> Callable[[Any], str]:
     if len({isinstance(value, str) for value in sizes}) > 1:
         raise DataError(f"{table.name}: {column!r} holds numbers and texts, which have no common order.")
     times, total = sorted(sizes), sum(sizes.values())
-    firsts: dict[int, Any] = {}
-    before = 0
-    for value in times:
-        middle = before + sizes[value] / 2
-        firsts.setdefault(min(count - 1, int(middle * count / total)), value)
-        before += sizes[value]
-    if len(firsts) < count:
+    if len(times) < count:
         raise DataError(
-            f"{table.name}: {column!r} has {len(times):,} different times for {total:,} rows, and rows of one time "
-            f"stay together, so there are only {len(firsts)} parts, not {count}. Set scenario.parts={len(firsts)} or "
-            "less."
+            f"{table.name}: {column!r} has {len(times):,} different times, and rows of one time stay together, so "
+            f"there are no {count} parts. Set scenario.parts={len(times)} or less."
         )
-    starts = [firsts[part] for part in range(count)]
-    lasts = [*(times[times.index(start) - 1] for start in starts[1:]), times[-1]]
+    before = [0, *accumulate(sizes[value] for value in times)]
+    cuts = [0]
+    for part in range(1, count):
+        wanted = bisect_right(before, part * total / count)
+        nearest = min(
+            (wanted - 1, wanted), key=lambda at: abs(before[min(at, len(times))] - part * total / count)
+        )
+        cuts.append(max(cuts[-1] + 1, min(nearest, len(times) - (count - part))))  # each part has a time
+    starts = [times[cut] for cut in cuts]
+    lasts = [times[cut - 1] for cut in (*cuts[1:], len(times))]
     width = len(str(count))
     names = [
         f"{part + 1:0{width}d}: {first}" + ("" if first == last else f" to {last}")

@@ -29,6 +29,9 @@ from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
 from everclip.training.watching import Cursor, StepLog, Watcher
 
+TOKEN_ROWS = ".rows"
+"""How the names of parameters end that hold the token rows of one language."""
+
 IDLE_STEPS = 4
 """Number of first steps without any gradient after which a phase is stopped: it would never have one."""
 
@@ -138,11 +141,11 @@ class Engine:
             over = guard_due and guard is not None and guard.look(method, step + 1, steps)
             if guard_due:
                 set_modes(method_module, training=phase.optimiser is not None)
-            if self.config.carry_optimiser and step + 1 == steps:
-                self.carried[phase.name] = self._optimiser_tensors(optimiser)
             if due:
                 cursor.step = step + 1
                 watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
+            if self.config.carry_optimiser and (over or step + 1 == steps):
+                self.carried[phase.name] = self._optimiser_tensors(optimiser)
             if over:
                 break
             if pausing:
@@ -225,20 +228,26 @@ class Engine:
         return nn.parallel.DistributedDataParallel(method, **options), optimiser
 
     def _carried(self, phase: Phase, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-        """Return the tensors of the phase's last end, as far as their parameters still exist in the same shape."""
+        """Return the tensors of the phase's last end, of parameters that still exist in the same shape.
+
+        All tensors of a parameter are kept or none. Token rows are left out: another language's rows have their name.
+        """
         shapes = {
             name: parameter.shape
             for group in optimiser.param_groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
         }
-        kept = {}
-        for key, tensor in self.carried.pop(phase.name, {}).items():
+        carried = self.carried.pop(phase.name, {})
+        changed = {name for name in (key.partition("|")[0] for key in carried) if name.endswith(TOKEN_ROWS)}
+        for key, tensor in carried.items():
             name, _, slot = key.partition("|")
-            if key.startswith(SCALER) or (
-                name in shapes and (slot == "step" or tensor.shape == shapes[name])
-            ):
-                kept[key] = tensor
-        return kept
+            if name not in shapes or (slot != "step" and tensor.shape != shapes[name]):
+                changed.add(name)
+        return {
+            key: tensor
+            for key, tensor in carried.items()
+            if key.startswith(SCALER) or key.partition("|")[0] not in changed
+        }
 
     def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
         return {} if optimiser is None else optimiser_tensors(optimiser) | self._precision.tensors()

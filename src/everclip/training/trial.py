@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -82,7 +83,9 @@ def _macs_of_step(engine: Engine, method: Learnable, phase: Phase) -> float:
         require_gradients(module, [module.get_parameter(name) for name in names])
         for number in range(COUNTED_STEPS):
             batch = _batch(engine, method, streams, number)
-            set_modes(module, training=True)
+            set_modes(module, training=phase.optimiser is not None)
+            if number == 0:  # a step before the counted ones: a teacher encodes class texts once per phase
+                _forward_and_backward(engine, method, phase, batch)
             total += macs_in(partial(_forward_and_backward, engine, method, phase, batch))
     return float(engine.accelerator.num_processes * total / COUNTED_STEPS)
 
@@ -107,14 +110,26 @@ def _forward_and_backward(
     return total
 
 
+def _copied(value: Any) -> Any:
+    """Return a copy of what a forward pass may change in place; parameters and modules are put back by their names."""
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+        return value.detach().clone()
+    return copy(value) if isinstance(value, dict | list | set) else value
+
+
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Put the module back as it was: counting must not change what is learned."""
     before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    # Counts and the like that a forward pass adds to, beside parameters and buffers.
+    held = [(part, {key: _copied(value) for key, value in vars(part).items()}) for part in module.modules()]
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         yield
     finally:
+        for part, attributes in held:
+            vars(part).clear()
+            vars(part).update(attributes)
         require_gradients(module, trainable)
         with torch.no_grad():
             for name, tensor in module.state_dict().items():

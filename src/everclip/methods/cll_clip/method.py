@@ -90,6 +90,7 @@ class CllClip(Method):
 
     Settings = CllClipSettings
     needs = Needs(supervision=frozenset({"captions"}))
+    in_chunks = True
     settings: CllClipSettings
     counts: torch.Tensor
     uses: torch.Tensor

@@ -84,6 +84,7 @@ class Teachers:
         parameter = next(teacher.parameters())
         if parameter.device != like.device or parameter.dtype != like.dtype:
             teacher.to(like.device, like.dtype)
+        teacher.chunk = student.chunk
         return teacher
 
     def fingerprints(self) -> dict[str, str]:

@@ -56,6 +56,7 @@ class Rail(Method):
     Settings = RailSettings
     needs = Needs(supervision=frozenset({"labels"}), borders=True)
     reads_embeddings = True
+    in_chunks = True
     gathers = True
     settings: RailSettings
 

@@ -64,6 +64,7 @@ class TextRidge(Method):
     Settings = TextRidgeSettings
     needs = Needs(borders=True)
     reads_embeddings = True
+    in_chunks = True
     gathers = True
     settings: TextRidgeSettings
 
@@ -98,7 +99,11 @@ class TextRidge(Method):
             self._anchors = anchors
             self.regression = TextRegression(self.backbone.embedding_width()).to(device_of(self))
             self.regression.anchors = held.to(self.regression.anchors)
-            self._see_known_images(past)
+            try:
+                self._see_known_images(past)
+            except DataError:
+                self.regression, self._anchors = None, ()  # as before the task
+                raise
         self.regression.widen(found)
         self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
         self._classes = self._classes_with(task)

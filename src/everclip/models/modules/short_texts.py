@@ -72,7 +72,8 @@ def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
         return F.pad(output, (0, 0, 0, lengths.pop() - output.shape[1]))
 
     transformer = tower_of(clip, "text").transformer
-    transformer.__dict__[_LENGTH] = count
+    outer = vars(transformer).get(_LENGTH)
+    vars(transformer)[_LENGTH] = count
     handles = (
         transformer.register_forward_pre_hook(cut, with_kwargs=True),
         transformer.register_forward_hook(fill),
@@ -80,7 +81,7 @@ def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        del transformer.__dict__[_LENGTH]
+        vars(transformer)[_LENGTH] = outer
         for handle in handles:
             handle.remove()
 
@@ -88,5 +89,6 @@ def short_texts(clip: Clip, count: int | None) -> Iterator[None]:
 def short_length(clip: Clip) -> int | None:
     """Return the number of tokens that the text tower's blocks are given now; `None`: all."""
     root: Any = tower_root(clip, "text")
-    length: int | None = getattr(root, "transformer", None).__dict__.get(_LENGTH)
+    transformer = getattr(root, "transformer", None)
+    length: int | None = None if transformer is None else vars(transformer).get(_LENGTH)
     return length

@@ -168,7 +168,7 @@ def _fit_to_budget(
         return replace(phase, streams=streams)
 
     def seconds_of(size: int) -> float:
-        return float(measure_seconds(learner.engine, learner.method, with_batches_of(size), budget / 10))
+        return measure_seconds(learner.engine, learner.method, with_batches_of(size), budget / 10)
 
     result = fit_sweeps(seconds_of, steps, batch, budget)
     if result.seconds > TOO_MUCH * budget:  # even the smallest batches are too slow

@@ -263,7 +263,7 @@ def _step_seconds(learner: Learner, task: Task, limit: float = 12.0) -> float:
     """Measure the seconds of a training step; the weights stay unchanged."""
     learner.method.begin_task(task, learner.past())
     phase = next(p for p in learner.plan(task) if p.optimiser is not None)
-    return float(measure_seconds(learner.engine, learner.method, phase, limit))
+    return measure_seconds(learner.engine, learner.method, phase, limit)
 
 
 def _facts(task: Task, backbone: Backbone, training: TrainingSettings) -> Facts:

@@ -33,7 +33,7 @@ KEY = "image/key"
 COCO = Path("corpus/multilingual_coco/36langs")
 ANNOTATIONS = Path("annotations/coco/en/train.json")
 IMAGES = "MSCOCO"
-_FILE = re.compile(r"coco_en(?:-(\w+))?\.tsv\.gz")
+_FILE = re.compile(r"coco_en(?:-([\w-]+))?\.tsv\.gz")
 
 Row = tuple[str, str, str]
 """Image, caption, language."""
