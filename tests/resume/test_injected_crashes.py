@@ -96,11 +96,16 @@ OWN_FORM = (
     "rail-dual",
 )
 """Other cases whose kept state has a form of its own: killed wherever it changes."""
+SAME_FORM = ("cumulative-all", "cumulative-equal", "lwf-tic", "oracle")
+"""Presets whose kept state has the form of another preset's (`replay-all`, `cumulative-exp`, `lwf`, `restart`)."""
 ENDS_EARLY = ("guard-stop",)
 """Cases whose tasks take fewer steps than they could: their places to be killed are others."""
 
 
-@pytest.mark.parametrize("case", cases.METHODS)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c in SAME_FORM else c for c in cases.METHODS],
+)
 def test_every_method_killed_in_its_first_and_in_its_last_task_ends_bit_identical(
     case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:
