@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from everclip.contracts import Task
@@ -72,6 +72,7 @@ def brute_force(features: torch.Tensor, count: int) -> list[int]:
 def test_herding_is_what_its_definition_says_and_a_cut_list_is_a_herded_list(
     n: int, k: int, seed: int
 ) -> None:
+    assume(n != 2)  # two rows are equally near to their mean: rounding decides
     features = units(n, seed=seed)
     found = herd(features, k)
     assert found == brute_force(features, k)

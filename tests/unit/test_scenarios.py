@@ -236,7 +236,7 @@ def test_at_once_joins_all_tasks_and_changes_no_evaluation(
 @pytest.mark.parametrize(
     ("kind", "changes", "error", "match"),
     [
-        ("time", {"tasks": []}, ConfigError, "needs either `tasks`"),
+        ("time", {"tasks": []}, ConfigError, "needs one of `tasks`"),
         ("time", {"tasks": [{"name": "none", "where": {"time": 1990}}]}, DataError, r"task .none. .tasks\.0. holds no"),
         ("time", {"base": {"name": "b", "where": {"time": 1}}}, DataError, "base 'b' holds no rows"),
         ("time", {"retention": [{"name": "r", "where": {"time": 1}}]}, DataError, "retention set 'r' holds no rows"),
