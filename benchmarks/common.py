@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
 from everclip.training.environment import processor, versions
+
+
+def cell_options(description: str | None, stream: str, output: Path) -> argparse.ArgumentParser:
+    """Return the options of a benchmark whose cells are runs: settings, stream, seeds, folder, tables only.
+
+    Args:
+        description: the docstring of the script.
+        stream: what `--stream` may be.
+        output: the default folder of the cells.
+    """
+    words = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words.add_argument("settings", nargs="*", help="key=value for all runs")
+    words.add_argument("--stream", default="emoji-time", help=stream)
+    words.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    words.add_argument("--output", type=Path, default=output)
+    words.add_argument(
+        "--tables", action="store_true", help="run nothing: the table of the cells that are there"
+    )
+    return words
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import machine
+from common import cell_options, machine
 from mini_mtil import change_of, finished
 
 from everclip import execute
@@ -86,15 +86,8 @@ def spread(values: Sequence[float | None], factor: float, digits: int) -> str:
 
 def main() -> None:
     """Run every cell that is missing, then print the table of those that are finished."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("settings", nargs="*", help="key=value for all runs")
-    words.add_argument("--stream", default="emoji-time", help="a benchmark or a YAML of captions with a base")
+    words = cell_options(__doc__, "a benchmark or a YAML of captions with a base", Path("runs/modx"))
     words.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
-    words.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    words.add_argument("--output", type=Path, default=Path("runs/modx"))
-    words.add_argument(
-        "--tables", action="store_true", help="run nothing: the table of the cells that are there"
-    )
     given = words.parse_intermixed_args()
     if not given.tables:
         # Seed by seed, so that what is there after a stop is balanced.

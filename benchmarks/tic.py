@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import machine
+from common import cell_options, machine
 from mini_mtil import change_of, finished
 from modx import spread
 
@@ -87,15 +87,8 @@ def mean_macs(runs: Sequence[Run]) -> float:
 
 def main() -> None:
     """Run every cell that is missing, then print the table of those that are finished."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("settings", nargs="*", help="key=value for all runs")
-    words.add_argument("--stream", default="emoji-time", help="a benchmark or a YAML with tasks in time")
+    words = cell_options(__doc__, "a benchmark or a YAML with tasks in time", Path("runs/tic"))
     words.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
-    words.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    words.add_argument("--output", type=Path, default=Path("runs/tic"))
-    words.add_argument(
-        "--tables", action="store_true", help="run nothing: the table of the cells that are there"
-    )
     given = words.parse_intermixed_args()
     if not given.tables:
         # Seed by seed, so that what is there after a stop is balanced.
