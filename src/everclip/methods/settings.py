@@ -117,8 +117,8 @@ class ReplaySettings(Frozen):
     def _times_of_a_step(self) -> ReplaySettings:
         if self.times is not None and not self.by_task:
             raise ValueError(
-                f"replay.times: only `exponential` and `equal` count in tasks, not {self.kind!r}; set replay.times=null "
-                "(and replay.size)"
+                f"replay.times: only `exponential` and `equal` count in tasks, not {self.kind!r}; set "
+                "replay.times=null (and replay.size)"
             )
         return self
 
