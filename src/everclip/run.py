@@ -107,7 +107,7 @@ class Run(Watcher):
         self._recorder = RowRecorder(self.path, self.scenario, config, learner.features, self._main)
         self._view = StreamView(self.stream, self.progress, self._headline)
         rows = None if self.stream is None else len(self.stream.rows)
-        self.time_left = TimeLeft(sizes_of(self.tasks, config.training), rows=rows)
+        self.time_left = TimeLeft(sizes_of(self.tasks, config.training, learner.method.settings), rows=rows)
         if learner.guard is not None:
             learner.guard.tell = self._event
         learner.engine.report_to(self.progress.say)

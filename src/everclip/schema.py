@@ -185,7 +185,11 @@ class TrainingConfig(Frozen):
     nesterov: bool = False
     schedule: Literal["cosine", "constant", "constant-cooldown"] = "cosine"
     warmup: int | float = Field(0.1, ge=0, description="steps, or a share of all steps when below 1")
-    rewarm: bool = Field(True, description="whether tasks after task 0 begin with a warm-up, too")
+    rewarm: bool = Field(
+        True,
+        description="whether every task begins with a warm-up; if not, the first task that is trained does, and with "
+        "`method.start` other than `previous` every task",
+    )
     carry_optimiser: bool = Field(
         False, description="whether a task begins with the optimiser's moments of the task before"
     )

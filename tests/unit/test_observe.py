@@ -192,3 +192,31 @@ def test_what_cannot_be_a_stream_of_batches_is_refused(micro_config: Config) -> 
     some = first.train.with_column("class_key", [None, *first.train.column("class_key")[1:]])
     with pytest.raises(DataError, match="some samples of this batch have no class"):
         learner.observe(some, again=True)
+
+
+def test_a_budget_that_needs_an_end_is_refused(micro_config: Config) -> None:
+    config = micro_config("online", "method=finetune", *PLAIN)
+    learner = Learner.create(config.backbone.model_dump(), "finetune", {"macs": 1e9, "batch_size": 8})
+    with pytest.raises(ConfigError, match=r"training\.macs=1e\+09 is the budget of a task.*steps_per_batch"):
+        learner.observe(batches(config, 8)[0])
+
+
+def test_what_the_steps_compute_is_counted_and_kept(micro_config: Config, tmp_path: Path) -> None:
+    config = micro_config("online", "method=finetune", *PLAIN)
+    training = {"steps": 1, "batch_size": 8, "threads": 1, "device": "cpu", "steps_per_batch": 2}
+    stream = batches(config, 8)
+    learners = [
+        Learner.create(config.backbone.model_dump(), "finetune", {**training, "count_macs": count})
+        for count in (False, True)
+    ]
+    for learner in learners:
+        learner.observe(stream[0])
+    assert same(*(weights(learner) for learner in learners))
+    plain, counted = learners
+    assert plain.compute == []
+    (first,) = counted.compute
+    assert first["macs"] == 2 * first["per_step"]["train"] > 0
+    counted.save(tmp_path / "saved")
+    again = Learner.load(tmp_path / "saved")
+    again.observe(stream[1])
+    assert [entry["macs"] for entry in again.compute] == [2 * first["macs"]]

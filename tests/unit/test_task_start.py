@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from everclip.contracts import Phase, Progress, Task
+from everclip.contracts import Task
 from everclip.errors import ConfigError
 from everclip.learner import Learner
 from everclip.scenarios.load import load_scenario
-from everclip.training.watching import Cursor
+from everclip.training.watching import Cursor, StepLog, Watcher
 
 STEPS = 4
 
@@ -85,21 +85,50 @@ def test_a_restarted_model_goes_on_from_a_checkpoint(
 # -- the learning rate --------------------------------------------------------------------------------------------
 
 
-def rates(learner: Learner, task: int) -> list[float]:
-    phase = Phase("train", {})
-    places = (Progress(task, "train", 0, step, 10, 0) for step in range(10))
-    return [learner.engine.rate(phase, place) for place in places]
+class Rates(Watcher):
+    """Notes the learning rate of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def report(self, logs: Sequence[StepLog]) -> None:
+        self.seen += [log.lr for log in logs]
 
 
-def test_without_rewarming_later_tasks_begin_at_the_highest_rate(micro_folder: Path) -> None:
-    training = {"warmup": 3, "schedule": "constant"}
-    warm, cold = (
-        learner_of(micro_folder, training=training),
-        learner_of(micro_folder, training={**training, "rewarm": False}),
-    )
-    assert rates(warm, 0) == rates(warm, 1) == rates(cold, 0)
-    assert rates(cold, 0)[0] < 1e-3
-    assert rates(cold, 1) == [1e-3] * 10
+def rates(learner: Learner, task: Task) -> list[float]:
+    watcher = Rates()
+    learner.learn(task, watcher=watcher)
+    return watcher.seen
+
+
+WARM, HIGHEST = [5e-4, 1e-3, 1e-3, 1e-3], [1e-3] * STEPS
+"""Two steps of warm-up, then the highest rate; and no warm-up."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rewarm": True}, (WARM, WARM)),
+        ({"rewarm": False}, (WARM, HIGHEST)),
+        ({"rewarm": False, "start": "initial"}, (WARM, WARM)),
+    ],
+    ids=["rewarm", "not", "not, from other weights"],
+)
+def test_the_first_task_that_is_trained_has_a_warm_up(
+    micro_folder: Path, tasks: list[Task], settings: dict[str, Any], expected: tuple[list[float], ...]
+) -> None:
+    """Whatever its number is: a learner may begin with the second task of a stream."""
+    training = {"warmup": 2, "schedule": "constant", "rewarm": settings["rewarm"]}
+    learner = learner_of(micro_folder, training=training, start=settings.get("start", "previous"))
+    assert [rates(learner, task) for task in tasks[1:3]] == [pytest.approx(of) for of in expected]
+
+
+def test_a_loaded_learner_has_trained_a_task(micro_folder: Path, tasks: list[Task], tmp_path: Path) -> None:
+    training = {"warmup": 2, "schedule": "constant", "rewarm": False}
+    learner = learner_of(micro_folder, training=training)
+    learner.learn(tasks[0])
+    learner.save(tmp_path / "saved")
+    assert rates(Learner.load(tmp_path / "saved"), tasks[1]) == pytest.approx(HIGHEST)
 
 
 # -- the optimiser ------------------------------------------------------------------------------------------------

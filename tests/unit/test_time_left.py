@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
 from everclip.errors import DivergedError
+from everclip.methods.settings import SlotSettings
 from everclip.run import Run
 from everclip.running.task_progress import TaskProgress
-from everclip.running.time_left import TimeLeft
+from everclip.running.time_left import TimeLeft, sizes_of
 from everclip.training.progress import Pace, Progress, speed
 from everclip.training.watching import Cursor, StepLog
 
@@ -192,6 +194,39 @@ def test_larger_tasks_to_come_take_longer() -> None:
     run = Simulated([1.0, 2.0, 4.0, 1.0], steps=60, row=40, slower=lambda at: 1.0)
     found = run.factors(after=40 + 76 + 60)
     assert 0.85 < min(found) <= max(found) < 1.15
+
+
+EPOCHS, STEPS = TrainingConfig(epochs=2), TrainingConfig(steps=9)
+ALL_BESIDE = {"replay": {"kind": "all", "share": None, "beside": True}}
+
+
+@pytest.mark.parametrize(
+    ("training", "settings", "expected"),
+    [
+        (EPOCHS, {}, [10, 20, 30]),
+        (STEPS, {}, [1, 1, 1]),
+        (STEPS, {"budget": "cumulative"}, [1, 2, 3]),
+        (EPOCHS, {"budget": "cumulative"}, [10, 40, 90]),
+        (EPOCHS, ALL_BESIDE, [10, 30, 60]),
+        (STEPS, ALL_BESIDE, [1, 1, 1]),
+        (EPOCHS, {"replay": {"kind": "reservoir", "share": 0.5, "beside": True}}, [10, 40, 60]),
+        (EPOCHS, {"replay": {"kind": "equal", "times": 1, "share": None, "beside": True}}, [10, 30, 50]),
+        (EPOCHS, {"replay": {"kind": "all", "share": None}}, [10, 20, 30]),
+    ],
+)
+def test_a_budget_that_grows_makes_later_tasks_longer(
+    training: TrainingConfig, settings: dict[str, Any], expected: list[float]
+) -> None:
+    tasks = [SimpleNamespace(train=range(rows)) for rows in (10, 20, 30)]
+    assert sizes_of(tasks, training, SlotSettings(**settings)) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_an_oracle_takes_as_long_as_was_told_after_its_first_task() -> None:
+    tasks = [SimpleNamespace(train=range(8)) for _ in range(5)]
+    sizes = sizes_of(tasks, STEPS, SlotSettings(budget="cumulative"))  # type: ignore[arg-type]
+    run = Simulated(sizes, steps=60, row=40, slower=lambda at: 1.0)
+    found = run.factors(after=40 + 76 + 60)
+    assert 0.85 < min(found) <= max(found) < 1.3
 
 
 def test_a_machine_that_becomes_busy_is_noticed() -> None:

@@ -17,8 +17,7 @@ def apply_training(method: Method, training: TrainingConfig) -> None:
         ConfigError: if the method would count or store a sample twice, the model normalises over a batch, or the
             optimiser's moments would belong to discarded weights.
     """
-    settings = method.settings
-    starts = settings.starting if isinstance(settings, SlotsWithoutReplay) else "previous"
+    starts = starting(method)
     if training.carry_optimiser and starts != "previous":
         raise ConfigError(
             f"training.carry_optimiser: with method.start={starts}, a task begins with other weights than those that "
@@ -27,6 +26,12 @@ def apply_training(method: Method, training: TrainingConfig) -> None:
     if training.chunk is not None:
         _require_chunks(method)
     method.backbone.chunk = training.chunk
+
+
+def starting(method: Method) -> str:
+    """Return the weights that a task begins with: `previous`, `initial` or `random` ones."""
+    settings = method.settings
+    return settings.starting if isinstance(settings, SlotsWithoutReplay) else "previous"
 
 
 def _require_chunks(method: Method) -> None:

@@ -23,7 +23,7 @@ from everclip.features.pictures import Pictures as TablePictures
 from everclip.features.service import FeatureService
 from everclip.files import user_path
 from everclip.learner import continuing, creating, learnable, predicting, saved, scoring
-from everclip.learner.allowed import apply_training
+from everclip.learner.allowed import apply_training, starting
 from everclip.learner.inputs import ImageInputs, TextInputs
 from everclip.learner.learn_progress import learn_progress
 from everclip.learner.learned_images import LearnedImages
@@ -196,6 +196,8 @@ class Learner:
             self.method, task, self.training.batch_size, self.past(), announced=watcher is not None or not new
         )
         self.begin(task, cursor)
+        # Not the number of the task: the first one that is learned may have any.
+        self.engine.new_start = not self.learned or starting(self.method) != "previous"
         phases = self.plan(task, cursor)
         self.pictures.add(phases)
         guard = self.guard if any(phase.optimiser is not None for phase in phases) else None
@@ -224,8 +226,10 @@ class Learner:
         """Learn from one batch of an endless stream; `classify` and `save` work at any time in between.
 
         The batch is learned in `training.steps_per_batch` steps at the constant rate `training.lr`: where the stream
-        ends is not known, so `training.schedule`, `warmup` and the budget do not apply. New classes may appear in any
-        batch. The buffer of `replay` keeps copies of its samples. An empty batch changes nothing.
+        ends is not known, so `training.schedule`, `warmup` and a budget in steps, epochs or samples do not apply; a
+        budget in multiply-accumulates is refused. With `training.count_macs`, `compute` holds what the steps so far
+        computed. New classes may appear in any batch. The buffer of `replay` keeps copies of its samples. An empty
+        batch changes nothing.
 
         Args:
             data: the samples, in a form that `everclip.make_task` takes; all of them have classes, or none has.
@@ -233,7 +237,8 @@ class Learner:
             again: whether to learn samples that were seen before; otherwise they are left out (by `id`, or content).
 
         Raises:
-            ConfigError: if the method needs to know where a task begins, or this learner has learned tasks.
+            ConfigError: if the method needs to know where a task begins, this learner has learned tasks, or
+                `training.macs` is set.
             DataError: if the data cannot be read, or only some samples have a class.
         """
         if isinstance(data, list | tuple) and not data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from everclip.methods.slots import SlotMethod
 from everclip.scenarios.base import class_entries
 from everclip.training.engine import Engine
 from everclip.training.stream_memory import BufferMemory
+from everclip.training.trial import macs_in
 from everclip.training.watching import Cursor, StepLog, Watcher
 
 ORIGIN = "task 0"
@@ -82,6 +84,7 @@ class Observer(Protocol):
     training: TrainingConfig
     engine: Engine
     tasks: list[Task]
+    compute: list[dict[str, Any]]
     live: LiveStream | None
 
     def past(self) -> Past:
@@ -119,7 +122,7 @@ def observe(learner: Observer, table: Table, templates: tuple[str, ...], again: 
         )
     live = learner.live
     if live is None:
-        _require_streamable(learner.method)
+        _require_streamable(learner.method, learner.training)
         live = LiveStream()
     keys = [key_of("seen", name) >> 66 for name in table.ids]
     fresh = [i for i, key in enumerate(keys) if again or key not in live.seen]
@@ -141,8 +144,8 @@ def observe(learner: Observer, table: Table, templates: tuple[str, ...], again: 
     return Observed(len(table), repeated, tuple(entry.name for entry in new), losses, live.samples)
 
 
-def _require_streamable(method: Method) -> None:
-    """Refuse a method that needs borders or an end.
+def _require_streamable(method: Method, training: TrainingConfig) -> None:
+    """Refuse a method that needs borders or an end, and a budget that needs an end.
 
     Raises:
         ConfigError: says why.
@@ -156,6 +159,11 @@ def _require_streamable(method: Method) -> None:
         raise ConfigError(
             f"observe: method.merge.kind={method.settings.merge.kind} merges when a task ends, and a stream of batches "
             "has no end; set it to none."
+        )
+    if training.macs is not None:
+        raise ConfigError(
+            f"observe: training.macs={training.macs:g} is the budget of a task, and a stream of batches has no end. "
+            "Set training.steps_per_batch for more or fewer steps; training.count_macs=true counts what they compute."
         )
 
 
@@ -188,11 +196,21 @@ def _learn(learner: Observer, live: LiveStream, task: Task) -> dict[str, float]:
     cursor.step = live.batches * times
     watcher = _Last()
     learner.engine.may_idle = True
-    learner.engine.run(
-        learner.method, phase, 0, cursor, _Keeping(watcher, cursor, (live.batches + 1) * times)
-    )
+    keeping = _Keeping(watcher, cursor, (live.batches + 1) * times)
+    step = partial(learner.engine.run, learner.method, phase, 0, cursor, keeping)
+    if learner.training.count_macs:
+        macs = learner.engine.accelerator.num_processes * macs_in(step)
+        learner.compute = [_with_macs(learner.compute, macs, phase.name, times)]
+    else:
+        step()
     live.optimiser = cursor.optimiser
     return watcher.losses
+
+
+def _with_macs(compute: Sequence[Mapping[str, Any]], macs: float, phase: str, times: int) -> dict[str, Any]:
+    """Return the record of what the stream computed so far, with the multiply-accumulates of one more batch."""
+    before = compute[0]["macs"] if compute else 0.0
+    return {"task": "stream", "macs": before + macs, "per_step": {phase: macs / times}}
 
 
 class _Keeping(Watcher):

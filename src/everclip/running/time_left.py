@@ -7,13 +7,41 @@ from collections.abc import Sequence
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Task
+from everclip.methods.settings import MethodSettings, ReplaySettings, SlotsWithoutReplay
 from everclip.training.progress import Now, Pace
 
 
-def sizes_of(tasks: Sequence[Task], training: TrainingConfig) -> list[float]:
-    """Return the relative length of each task: its samples, or 1 if the budget gives all tasks equal steps."""
-    equal = training.epochs is None
-    return [1.0 if equal else float(len(task.train)) for task in tasks]
+def sizes_of(tasks: Sequence[Task], training: TrainingConfig, settings: MethodSettings) -> list[float]:
+    """Return the relative number of steps of each task.
+
+    A budget in epochs gives a task steps in proportion to its samples, another budget gives all tasks equal steps. Both
+    grow with `method.budget=cumulative`, and with replayed samples that are added to the task's own.
+
+    Args:
+        tasks: all tasks of the run, in order.
+        training: holds the budget.
+        settings: of the method.
+    """
+    rows = [len(task.train) for task in tasks]
+    sizes = [1.0 if training.epochs is None else float(count) for count in rows]
+    if not isinstance(settings, SlotsWithoutReplay):
+        return sizes
+    if training.epochs is not None or training.samples is not None:
+        replay = settings.replaying
+        sizes = [size * _stretch(replay, rows, task) for task, size in enumerate(sizes)]
+    growing = settings.budgets == "cumulative"
+    return [size * (task + 1 if growing else 1) for task, size in enumerate(sizes)]
+
+
+def _stretch(replay: ReplaySettings, rows: Sequence[int], task: int) -> float:
+    """Return the factor on a task's steps if replayed samples are added to its own."""
+    if not replay.beside or replay.use == "distil" or replay.kind == "none" or task == 0:
+        return 1.0
+    if replay.share is not None:
+        return 1 / (1 - replay.share)
+    most = replay.size if replay.times is None else replay.times * rows[task - 1]
+    stored = sum(rows[:task])
+    return 1 + (stored if replay.kind == "all" else min(most, stored)) / rows[task]
 
 
 class TimeLeft:
@@ -24,7 +52,7 @@ class TimeLeft:
     frozen towers, merging) is assumed to take as long as in the task before it.
 
     Args:
-        sizes: relative length of each task: its number of samples, or 1 if the budget gives all tasks equal steps.
+        sizes: relative number of steps of each task (`sizes_of`).
         now: the clock, in seconds.
         rows: the number of rows after row 0, if there are others than one per task.
     """

@@ -63,6 +63,8 @@ class Engine:
         """Name of a phase -> the optimiser's tensors at its last end, with `training.carry_optimiser`."""
         self.may_idle = False
         """Whether a phase may continue without any gradient, because its task only serves later ones."""
+        self.new_start = True
+        """Whether the task begins with weights that no earlier task trained, so that it always has a warm-up."""
         self._idle = 0
 
     def run(
@@ -289,7 +291,7 @@ class Engine:
         if phase.schedule is not None:
             return stepped(progress.step, base, phase.schedule.every, phase.schedule.factor)
         steps = scheduled_steps(phase, settings, progress.steps)
-        warmup = settings.warmup if settings.rewarm or progress.task == 0 else 0
+        warmup = settings.warmup if settings.rewarm or self.new_start else 0
         return learning_rate(
             min(progress.step, steps), steps, base, settings.schedule, warmup, settings.cooldown
         )
