@@ -218,7 +218,7 @@ def _train_and_val(
             "with another part (a longer `every`, a wider `where`), or leave it out."
         )
     share = (rule or _DEFAULT).validation
-    train, val = parts.training(share)
+    train, val = parts.training(share, (rule or _DEFAULT).by)
     if len(train) == 0:
         raise DataError(
             f"{name}: {what} holds no rows to learn from: its {len(parts.train):,} training rows all fall into its "
@@ -232,7 +232,8 @@ def _train_and_val(
             if parts.val is None
             else "no row is marked for validation"
         )
-        least = least_share(parts.train, VALIDATION_SALT) if parts.val is None else None
+        hashed = parts.val is None and (rule or _DEFAULT).by is None
+        least = least_share(parts.train, VALIDATION_SALT) if hashed else None
         remedy = "raise split.validation" if least is None else f"split.validation={least} gives it one image"
         reader.notes.append(
             f"{name}: {what} has {counts} and none for validation ({why}), so settings cannot be chosen on it; "

@@ -24,6 +24,7 @@ from everclip.scenarios.building import (
     subset_columns,
     task_part,
 )
+from everclip.scenarios.clock import clocked
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.leaks import TrainingData, remove_leaks
@@ -32,7 +33,7 @@ from everclip.scenarios.paths import Paths
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.reference import reference_of
 from everclip.scenarios.retention import retention_set, twins
-from everclip.scenarios.shared_images import require_disjoint
+from everclip.scenarios.shared_images import require_disjoint, without_test_ids
 from everclip.scenarios.shots import classes_below_shots
 from everclip.scenarios.spec import Measured, ScenarioSpec
 from everclip.scenarios.splits import Parts, classes_without_rows, rule_of, split, unknown_marks
@@ -145,9 +146,12 @@ def _cut(
     """Read the stream's data and cut them into tasks. A stream of sources has no common table and no common kind."""
     if spec.data is None:
         return None, None, sources.groups(spec, reader)
-    table = reader.read(spec.data)
-    parts = split(table, spec.split, None if spec.test is None else reader.read(spec.test, "test"))
+    column = spec.column or "time"
+    table = clocked(reader.read(spec.data), column, spec.clock)
+    test = None if spec.test is None else clocked(reader.read(spec.test, "test"), column, spec.clock)
+    parts = split(table, spec.split, test)
     require_disjoint(parts, spec.split, spec.data, "split", separate=spec.test is not None)
+    parts = parts if spec.test is not None else without_test_ids(parts, spec.split, reader.notes)
     reader.notes += unknown_marks(table, spec.split)
     parts = Parts(parts.train, parts.val, measurable(parts.test))
     kind: Measured = "classification"

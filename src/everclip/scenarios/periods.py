@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from everclip.scenarios.conditions import normalised
@@ -18,8 +19,8 @@ _PARTS = ("year", "month", "day")
 def period_of(value: Any, unit: str) -> str | int:
     """Return the name of the period, which also sorts it: `2024`, `2024-Q1`, `2024-03`, `2024-W09` or `2024-03-05`.
 
-    Times count as written: time zones are ignored. Weeks are those of ISO 8601. With the unit `value` the
-    value itself is the period.
+    Times count as written: time zones are ignored (`everclip.scenarios.clock` takes them off before, if asked). Weeks
+    are those of ISO 8601. With the unit `value` the value itself is the period.
 
     Raises:
         ValueError: if the value has no such period; says why.
@@ -58,3 +59,36 @@ def _named_period(text: str, unit: str) -> str | None:
     if unit in ("quarter", "year") and (quarter := _QUARTER.fullmatch(text)):
         return f"{quarter[1]}-Q{quarter[2]}" if unit == "quarter" else quarter[1]
     return None
+
+
+def empty_between(names: Sequence[str], unit: str) -> list[str]:
+    """Return the periods between the first and the last of some that none of them names, in order of time.
+
+    Args:
+        names: names of periods, from `period_of`.
+        unit: `year`, `quarter`, `month` or `week`; other units have no such gaps.
+    """
+    step = _STEPS.get(unit)
+    if step is None or len(names) < 2:
+        return []
+    found, given, last = [], set(names), _first_day(max(names))
+    day = _first_day(min(names))
+    while day < last:
+        name = str(period_of(day, unit))
+        if name not in given:
+            found.append(name)
+        day = _first_day(str(period_of(day + dt.timedelta(days=step), unit)))
+    return found
+
+
+_STEPS = {"year": 366, "quarter": 92, "month": 31, "week": 7}
+"""Days from the first day of a period that lie in the next one."""
+
+
+def _first_day(name: str) -> dt.date:
+    """Return the first day of a period."""
+    if (week := _WEEK.fullmatch(name)) is not None:
+        return dt.date.fromisocalendar(int(week[1]), int(week[2]), 1)
+    if (quarter := _QUARTER.fullmatch(name)) is not None:
+        return dt.date(int(quarter[1]), 3 * int(quarter[2]) - 2, 1)
+    return dt.date(*[*(int(part) for part in name.split("-")), 1, 1][:3])

@@ -1,4 +1,7 @@
-"""Checks that the training and test sides that a user marked share no image: scores on trained images are too good."""
+"""Checks that the training and test sides that a user marked share no image: scores on trained images are too good.
+
+Two rows show one image if their content is equal or, within one data block, their `image_id`.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,14 @@ def require_disjoint(
         return
     learned: dict[str, int] = {}
     for position in range(len(parts.train)):
-        learned.setdefault(parts.train.content(position), position)
+        for name in _names_of(parts.train, position, separate):
+            learned.setdefault(name, position)
     pairs: dict[str, str] = {}
     for position in range(len(parts.test)):
         content = parts.test.content(position)
-        if content in learned and content not in pairs:
-            pairs[content] = f"{_name(parts.train, learned[content])} = {_name(parts.test, position)}"
+        same = next((name for name in _names_of(parts.test, position, separate) if name in learned), None)
+        if same is not None and content not in pairs:
+            pairs[content] = f"{_name(parts.train, learned[same])} = {_name(parts.test, position)}"
     if not pairs:
         return
     whole = len({parts.test.content(position) for position in range(len(parts.test))})
@@ -49,6 +54,38 @@ def require_disjoint(
         f"them would be too good: {shown}. Remove them from one side, or set {key}.shared: remove to train without "
         "them (init-config: --remove-shared; everclip check lists them all)."
     )
+
+
+def _names_of(table: Table, position: int, separate: bool) -> tuple[str, ...]:
+    """Return what tells an image: its content and, within one data block, its `image_id`."""
+    content = table.content(position)
+    return (content,) if separate else (content, f"image_id {table.identity(position)}")
+
+
+def without_test_ids(parts: Parts, rule: SplitSpec | None, notes: list[str]) -> Parts:
+    """Remove rows whose `image_id` is also on the test side, if the split says so (`shared: remove`).
+
+    The images may differ (downloaded twice), so that a comparison by content does not find them. A split by hash puts
+    all rows of an `image_id` on one side.
+
+    Args:
+        parts: the sides of one data block.
+        rule: the split.
+        notes: gets a line that counts the rows.
+    """
+    if rule is None or rule.column is None or rule.shared != "remove":
+        return parts
+    held_out = set(parts.test.identities())
+
+    def kept(table: Table) -> Table:
+        rows = [i for i, name in enumerate(table.identities()) if name not in held_out]
+        if len(rows) < len(table):
+            notes.append(
+                f"{table.name}: {len(table) - len(rows):,} rows are left out, because test rows have their image_id"
+            )
+        return table.select(rows)
+
+    return Parts(kept(parts.train), None if parts.val is None else kept(parts.val), parts.test)
 
 
 def _name(table: Table, position: int) -> str:

@@ -11,7 +11,7 @@ from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
 from everclip.scenarios.reading import Reader
-from everclip.scenarios.shared_images import require_disjoint
+from everclip.scenarios.shared_images import require_disjoint, without_test_ids
 from everclip.scenarios.spec import ScenarioSpec, SourceSpec
 from everclip.scenarios.splits import classes_without_rows, rule_of, split, unknown_marks
 
@@ -63,6 +63,7 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
     reader.notes += unknown_marks(table, rule)
     parts = split(table, rule, test, val).keep(matcher(source.where, f"{key}.where"))
     require_disjoint(parts, rule, source.data, f"{key}.split", separate=test is not None)
+    parts = parts if test is not None else without_test_ids(parts, rule, reader.notes)
     if source.without:
         parts = parts.keep(_without_classes(source, tables, key))
     kind = reader.kind_of(table.renamed(source.name), source.kind or spec.evaluate_as, f"{key}.kind")

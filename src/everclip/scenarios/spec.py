@@ -10,6 +10,7 @@ from everclip.config import Frozen
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import did_you_mean
 from everclip.metrics import AUTO, Kind, cut, find
+from everclip.scenarios.clock import Clock
 from everclip.scenarios.online_spec import OnlineSpec
 from everclip.scenarios.short_forms import expand_short_forms
 from everclip.templates import Template
@@ -44,6 +45,9 @@ class SplitSpec(Frozen):
 
     Attributes:
         test: a share, by hash of the image's id, so that added data never move a sample to another side.
+        by: with `test`: the column whose hash decides (a URL, a user...), in place of the image: rows of equal values
+            stay on one side, also if their images differ. Rows without a value go by their image.
+        seed: with `test`: another seed holds out other rows.
         column: a column that marks rows: `test` (or true) for testing, `val`, `validation` or `dev` for validation,
             anything else for training.
         measure: which marked rows are measured: `test`; or, for data without test rows, `validation` (and `test`, if
@@ -55,6 +59,8 @@ class SplitSpec(Frozen):
     """
 
     test: float | None = Field(None, gt=0, lt=1)
+    by: str | None = None
+    seed: int = 0
     column: str | None = None
     measure: Literal["test", "validation"] = "test"
     validation: float = Field(0.1, ge=0, lt=1)
@@ -66,6 +72,9 @@ class SplitSpec(Frozen):
             raise ValueError(_ONE_RULE)
         if self.measure == "validation" and self.column is None:
             raise ValueError("split.measure: validation needs split.column, which marks the validation rows")
+        for key in ("by", "seed"):
+            if getattr(self, key) and self.test is None:
+                raise ValueError(f"split.{key}: only a split by hash has it; set split.test (a share)")
         return self
 
     @property
@@ -256,6 +265,11 @@ class ScenarioSpec(Frozen):
     every: Literal["year", "quarter", "month", "week", "day", "value"] | None = Field(
         None, description="time: a task per period of the column, instead of listed tasks"
     )
+    clock: Clock = Field(
+        "written",
+        description="time: how the column is read. `written`: an offset such as +02:00 is ignored; `utc`: it is taken "
+        "off; `unix`, `unix-ms`: (milli)seconds since 1970, in UTC",
+    )
     parts: int | None = Field(
         None,
         ge=2,
@@ -373,8 +387,8 @@ def _missing_setting(spec: ScenarioSpec) -> str | None:
         return (
             "a scenario of kind `classes` needs either `per_task` (a number) or `groups` (lists of classes)"
         )
-    for key in ("every", "parts"):
-        if spec.kind != "time" and getattr(spec, key):
+    for key in ("every", "parts", "clock"):
+        if spec.kind != "time" and getattr(spec, key) not in (None, "written"):
             return f"`{key}` needs kind `time`, not with `{spec.kind}`"
     return _online_problem(spec)
 

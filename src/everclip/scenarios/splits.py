@@ -12,6 +12,7 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.splits import carve, least_share, side_of
 from everclip.data.side_words import Side, side_in
 from everclip.data.table import Table
+from everclip.scenarios.conditions import require_column
 from everclip.scenarios.spec import SplitSpec
 
 NO_ROW = ": classes without a "
@@ -57,9 +58,14 @@ class Parts:
     def __len__(self) -> int:
         return len(self.train) + (0 if self.val is None else len(self.val)) + len(self.test)
 
-    def training(self, share: float) -> tuple[Table, Table]:
-        """Return `(train, val)`; without marked validation rows, carve a share by hash off the training rows."""
-        return carve(self.train, share) if self.val is None else (self.train, self.val)
+    def training(self, share: float, by: str | None = None) -> tuple[Table, Table]:
+        """Return `(train, val)`; without marked validation rows, carve a share by hash off the training rows.
+
+        Args:
+            share: of the images.
+            by: the column whose hash decides, in place of the image.
+        """
+        return carve(self.train, share, by=by) if self.val is None else (self.train, self.val)
 
 
 def _positions_by_value(table: Table, column: str) -> dict[str, list[int]]:
@@ -105,7 +111,10 @@ def _by_rule(table: Table, rule: SplitSpec, has_test: bool) -> Parts:
         return Parts(table.select(rows["train"]), val, table.select(rows["test"]))
     if rule.test is None or has_test:
         return Parts(table, None, table.select([]))
-    train, held_out = carve(table, rule.test, salt=TEST_SALT)
+    if rule.by is not None:
+        require_column(table, rule.by, "split.by")
+    salt = f"{TEST_SALT}/{rule.seed}" if rule.seed else TEST_SALT
+    train, held_out = carve(table, rule.test, salt, rule.by)
     return Parts(train, None, held_out)
 
 
@@ -131,6 +140,8 @@ def why_no_test(table: Table, rule: SplitSpec | None) -> str:
     if rule is None:
         return "its separate test data hold none; check `test` and `where`"
     if rule.column is None:
+        if rule.by or rule.seed:
+            return f"split.test is {rule.test}, by hash, and puts none of its rows on the test side; raise it"
         share = least_share(table, TEST_SALT)
         if share is None:
             return f"split.test is {rule.test}, by hash, and one image cannot be both trained on and tested; add images"

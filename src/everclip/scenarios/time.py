@@ -9,11 +9,12 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.conditions import matcher, normalised, require_column, row_of
 from everclip.scenarios.groups import Group
-from everclip.scenarios.periods import period_of
+from everclip.scenarios.periods import empty_between, period_of
 from everclip.scenarios.reading import Reader
 from everclip.scenarios.spec import ScenarioSpec
 from everclip.scenarios.splits import Parts
@@ -21,12 +22,14 @@ from everclip.scenarios.splits import Parts
 
 def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
     """Return one group per listed task or per period; rows of the base belong to no period."""
+    column = spec.column or "time"
     if spec.tasks:
+        if any(column in task.where for task in spec.tasks):
+            reader.notes += _undated(parts, column)
         return [
             Group(task.name, parts.keep(matcher(task.where, f"tasks.{i}.where")), key=f"tasks.{i}")
             for i, task in enumerate(spec.tasks)
         ]
-    column = spec.column or "time"
     require_column(parts.train, column, f"tasks by {spec.every or f'{spec.parts} parts'}")
     known = None if spec.base is None or spec.base.data is not None else spec.base.where
     later = parts if known is None else parts.keep(lambda table: _rest(table, known))
@@ -40,9 +43,12 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
     ]
     names = _ordered({name for found in of_parts for name in found}, parts.train, column)
     train, val, test = of_parts
-    undated = sum(t.column(column).count(None) for t in (later.train, later.val, later.test) if t is not None)
-    if undated:
-        reader.notes.append(f"{parts.train.name}: {undated:,} rows without {column!r} belong to no task")
+    reader.notes += _undated(later, column)
+    if empty := empty_between([str(name) for name in names], spec.every or ""):
+        reader.notes.append(
+            f"{parts.train.name}: no rows in {brief(empty)}, so there is no task of "
+            + ("this period" if len(empty) == 1 else "these periods")
+        )
     return [
         Group(
             str(name),
@@ -54,6 +60,13 @@ def groups(spec: ScenarioSpec, parts: Parts, reader: Reader) -> list[Group]:
         )
         for name in names
     ]
+
+
+def _undated(parts: Parts, column: str) -> list[str]:
+    """Return a note that counts the rows without a time, if there are any."""
+    tables = [t for t in (parts.train, parts.val, parts.test) if t is not None and t.has(column)]
+    undated = sum(normalised(value) is None for table in tables for value in table.column(column))
+    return [f"{parts.train.name}: {undated:,} rows without {column!r} belong to no task"] if undated else []
 
 
 def _rest(table: Table, where: dict[str, Any]) -> Table:

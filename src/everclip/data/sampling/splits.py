@@ -19,13 +19,28 @@ VALIDATION_SALT = "everclip-validation-v1"
 """Salt of the hash that chooses the validation samples."""
 
 
-def carve(table: Table, share: float, salt: str = VALIDATION_SALT) -> tuple[Table, Table]:
+def carve(
+    table: Table, share: float, salt: str = VALIDATION_SALT, by: str | None = None
+) -> tuple[Table, Table]:
     """Split a table into `(rest, carved)`; a sample is carved if the hash of its image's id falls below `share`.
 
     Rows that share an `image_id` go to the same side: an image is never trained with one caption and tested with
     another.
+
+    Args:
+        table: the samples.
+        share: of the images to carve.
+        salt: another salt carves other images.
+        by: a column whose values decide in place of the image; rows without a value go by their image.
     """
-    carved = [unit_hash(salt, name) < share for name in table.identities()]
+    names = table.identities()
+    if by is not None:
+        values = table.column(by)
+        names = [
+            name if value is None or value != value else str(value)
+            for name, value in zip(names, values, strict=True)
+        ]
+    carved = [unit_hash(salt, name) < share for name in names]
     rest = table.select([i for i, out in enumerate(carved) if not out])
     return rest, table.select([i for i, out in enumerate(carved) if out])
 

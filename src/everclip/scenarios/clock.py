@@ -1,0 +1,75 @@
+"""How a time column is read: as written, in UTC, or as seconds since 1970. Never in the time zone of the machine."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+from everclip.data.table import Table
+from everclip.errors import DataError
+from everclip.scenarios.conditions import normalised, require_column, row_of
+
+Clock = Literal["written", "utc", "unix", "unix-ms"]
+"""`written`: an offset such as +02:00 is ignored; `utc`: it is taken off; `unix`: seconds since 1970, `unix-ms`:
+milliseconds."""
+
+_OFFSET = re.compile(r"\d{4}-\d{2}-\d{2}[T ].*(Z|[+-]\d{2}:?\d{2})")
+_LATEST = 32503680000  # the year 3000: a larger number of seconds is one of milliseconds
+
+
+def clocked(table: Table, column: str, clock: Clock) -> Table:
+    """Return a table whose times are ISO text without an offset; rows without a time stay without one.
+
+    Args:
+        table: the rows.
+        column: the time column.
+        clock: how it is read; `written` changes nothing.
+
+    Raises:
+        DataError: for a missing column, or a value that is no such time; names the row.
+    """
+    if clock == "written":
+        return table
+    require_column(table, column, f"clock: {clock}")
+    convert = _READERS[clock]
+    times: list[str | None] = []
+    for position, value in enumerate(table.column(column)):
+        value = normalised(value)
+        try:
+            times.append(None if value is None or value == "" else convert(value))
+        except ValueError as error:
+            raise DataError(
+                f"{row_of(table, position)}: {column}: {error} (scenario.clock: {clock})."
+            ) from error
+    return table.with_column(column, times)
+
+
+def _in_utc(value: Any) -> str:
+    text = str(value).strip()
+    if not _OFFSET.fullmatch(text):
+        return text  # without an offset nothing says another zone
+    return dt.datetime.fromisoformat(text).astimezone(dt.UTC).replace(tzinfo=None).isoformat()
+
+
+def _since_1970(value: Any, per_second: int) -> str:
+    try:
+        seconds = float(value) / per_second
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if isinstance(value, bool) or not math.isfinite(seconds):
+        raise ValueError(f"{value!r} is not a number of seconds since 1970")
+    if abs(seconds) >= _LATEST:
+        hint = "; if it counts milliseconds, set clock: unix-ms" if per_second == 1 else ""
+        raise ValueError(f"{value!r} is after the year 3000{hint}")
+    moment = dt.datetime(1970, 1, 1) + dt.timedelta(seconds=seconds)
+    return moment.replace(microsecond=0).isoformat()
+
+
+_READERS: dict[str, Callable[[Any], str]] = {
+    "utc": _in_utc,
+    "unix": lambda value: _since_1970(value, 1),
+    "unix-ms": lambda value: _since_1970(value, 1000),
+}
