@@ -204,6 +204,11 @@ class TrainingConfig(Frozen):
     workers: int = Field(
         1, ge=0, description="threads that prepare the next batches, in training and evaluation"
     )
+    shuffle_window: int | None = Field(
+        None,
+        ge=1,
+        description="samples that are shuffled at a time, for data that lie far away or on a slow disk; default: all",
+    )
     loss_limit: float = Field(1e3, gt=0, description="a loss above this counts as exploded")
     augment: AugmentConfig | None = Field(
         AugmentConfig(), description="`none`: the backbone's own evaluation transform, the same at every step"

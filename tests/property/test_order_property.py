@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everclip.data.sampling.order import generator, key_of, sample_index, share, unit_hash
+from everclip.data.sampling.order import PLACES, generator, key_of, sample_index, share, unit_hash
 
 WEIGHTS = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 
@@ -94,3 +95,56 @@ def test_the_unit_hash_is_even() -> None:
     counts = np.histogram(values, bins=20, range=(0, 1))[0]
     # Chi-square with 19 degrees of freedom; 43.8 is its 99.9 % point, and the draw is fixed.
     assert ((counts - 200) ** 2 / 200).sum() < 43.8
+
+
+def _windowed_twin(size: int, key: str, epoch: int, window: int) -> list[int]:
+    """The window order as its description says it, with lists."""
+    piece = max(1, window // PLACES)
+    rows = list(range(size))
+    pieces = [rows[start : start + piece] for start in range(0, size, piece)]
+    places = generator("order", f"{key}/pieces/{window}", epoch).permutation(len(pieces))
+    flat = [row for place in places for row in pieces[place]]
+    found: list[int] = []
+    for number, start in enumerate(range(0, size, window)):
+        part = np.array(flat[start : start + window])
+        found += generator("window", key, epoch, window, number).permutation(part).tolist()
+    return found
+
+
+@settings(deadline=None)
+@given(st.integers(1, 700), st.integers(0, 3), st.text(max_size=5), st.integers(1, 800))
+def test_a_window_order_is_its_twin_and_holds_every_sample_once(
+    size: int, epoch: int, key: str, window: int
+) -> None:
+    seen = [sample_index(epoch * size + offset, size, "shuffle", key, window) for offset in range(size)]
+    assert sorted(seen) == list(range(size))
+    if window < size:
+        assert seen == _windowed_twin(size, key, epoch, window)
+    else:
+        assert seen == [sample_index(epoch * size + offset, size, "shuffle", key) for offset in range(size)]
+
+
+def test_a_window_reads_few_places_and_still_spreads_over_the_data() -> None:
+    size, window = 100_000, 6_400
+    rows = np.array([sample_index(i, size, "shuffle", "k", window) for i in range(window)])
+    together = np.sort(rows)
+    runs = 1 + int(np.sum(np.diff(together) > 1))
+    assert runs <= PLACES + 1, "pieces of 100 neighbouring rows"
+    assert together[0] < size // 10
+    assert together[-1] > size - size // 10
+    batch = rows[:64]
+    assert len(set(batch // 100)) > 30, "a batch comes from many places, not from one"
+
+
+def test_the_order_of_ten_million_samples_costs_no_memory() -> None:
+    sample_index(0, 1000, "shuffle", "warm", 100)
+    tracemalloc.start()
+    try:
+        found = [
+            sample_index(at, 10**7, "shuffle", "k", 16_384) for at in (0, 5 * 10**6, 10**7 - 1, 3 * 10**7)
+        ]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(set(found)) == 4
+    assert peak < 8e6, f"{peak:,} bytes; a permutation of all samples takes 80,000,000"

@@ -89,6 +89,23 @@ def test_the_slices_of_all_processes_make_the_global_batch(stream: Stream, world
         assert [i for part in parts for i in part["id"]] == whole["id"]
 
 
+def test_a_window_order_resumes_in_its_middle_with_other_workers_and_processes(table: Make) -> None:
+    streams = {"main": Stream((Source(table(70), 0.75), Source(table(9, "old"), 0.25)), 8)}
+    windowed = [replace(maker(rank, 2), window=16) for rank in (0, 1)]
+    whole = [b["main"]["id"] for b in replace(maker(), window=16).batches(streams, "s", 0, 24, 0)]
+    later = [
+        [b["main"]["id"] for b in half.batches(streams, "s", 5, 24, workers)]
+        for half, workers in zip(windowed, (1, 3), strict=True)
+    ]
+    assert [one + two for one, two in zip(*later, strict=True)] == whole[5:]
+    drawn = [i for ids in whole for i in ids]
+    assert sum(i.startswith("old") for i in drawn) == len(drawn) // 4, "exact shares, also of a small source"
+    first = [i for i in drawn if not i.startswith("old")][:70]
+    assert sorted(first) == sorted(table(70).ids), "every sample once per epoch"
+    full = [b["main"]["id"] for b in maker().batches(streams, "s", 0, 24, 0)]
+    assert whole != full
+
+
 def test_a_batch_that_cannot_be_shared_equally_is_refused(stream: Stream) -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size: a batch of 8 .* multiple of 3"):
         maker(0, 3).batch(stream, "s", 0)

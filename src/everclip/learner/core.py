@@ -105,6 +105,7 @@ class Learner:
             self.accelerator.process_index,
             self.accelerator.num_processes,
             partial(needed_tokens, backbone.clip),
+            training.shuffle_window,
         )
         self.engine = Engine(self.accelerator, self._maker, self.features, training, seed)
 

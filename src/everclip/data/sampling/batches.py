@@ -37,6 +37,7 @@ class BatchMaker:
         rank, world: number of this process, and of all; each takes its slice of the same global batch.
         needed: how many tokens of texts `(C, L)` the model reads before it pools; `None`: all. Computed here, since
             the ids are on the CPU: in a step it would wait for the device.
+        window: number of samples of a source that are shuffled at a time; `None`: all.
     """
 
     pixels: PixelFormat
@@ -49,6 +50,7 @@ class BatchMaker:
     rank: int = 0
     world: int = 1
     needed: Callable[[torch.Tensor], int | None] = lambda tokens: None
+    window: int | None = None
     _classes: ClassTexts = field(default_factory=ClassTexts)
 
     def samples_of_step(self, stream: Stream, scope: str, step: int) -> list[tuple[Table, int]]:
@@ -93,7 +95,8 @@ class BatchMaker:
             else share(position, [source.weight for source in stream.sources])
         )
         table = stream.sources[which].table
-        return table, sample_index(inner, len(table), stream.order, f"{self.seed}/{scope}/{which}")
+        key = f"{self.seed}/{scope}/{which}"
+        return table, sample_index(inner, len(table), stream.order, key, self.window)
 
     def batch(self, stream: Stream, scope: str, step: int) -> dict[str, Any]:
         """Return the columns of one step.

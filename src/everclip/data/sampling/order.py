@@ -54,17 +54,45 @@ def _permutation(size: int, key: str, epoch: int) -> npt.NDArray[np.int64]:
     return generator("order", key, epoch).permutation(size).astype(np.int64)
 
 
-def sample_index(position: int, size: int, order: str, key: str) -> int:
+PLACES = 64
+"""Number of places in the data that the samples of one window come from."""
+
+
+def sample_index(position: int, size: int, order: str, key: str, window: int | None = None) -> int:
     """Return the index of the sample at `position` of an endless stream over `size` samples.
+
+    With a `window`, the table is cut into pieces of `window // PLACES` neighbouring rows. In each epoch the pieces are
+    permuted, and then the samples of every `window` positions. The order is as exact as that of a full permutation, but
+    the samples of a window lie in `PLACES` places of the files, and memory holds only the window and the numbers of
+    the pieces.
 
     Args:
         position: 0-based position in the stream.
         size: number of samples, at least 1.
         order: `shuffle` (a new permutation each epoch), `cycle` or `once` (the order of the table).
         key: of the stream, with the seed.
+        window: number of samples that are shuffled at a time; `None`: all.
     """
     epoch, offset = divmod(position, size)
-    return int(_permutation(size, key, epoch)[offset]) if order == "shuffle" else offset
+    if order != "shuffle":
+        return offset
+    if window is None or window >= size:
+        return int(_permutation(size, key, epoch)[offset])
+    number, inner = divmod(offset, window)
+    return int(_window(size, key, epoch, window, number)[inner])
+
+
+@lru_cache(maxsize=256)
+def _window(size: int, key: str, epoch: int, window: int, number: int) -> npt.NDArray[np.int64]:
+    """Return the rows of the `number`-th window of an epoch, in order."""
+    piece = max(1, window // PLACES)
+    pieces = _permutation(-(-size // piece), f"{key}/pieces/{window}", epoch)
+    last = piece * len(pieces) - size  # rows that the last piece lacks
+    short = int(np.flatnonzero(pieces == len(pieces) - 1)[0])
+    at = np.arange(number * window, min((number + 1) * window, size), dtype=np.int64)
+    at += np.where(at >= (short + 1) * piece - last, last, 0)  # as if every piece were whole
+    which, inner = np.divmod(at, piece)
+    return generator("window", key, epoch, window, number).permutation(pieces[which] * piece + inner)
 
 
 def share(position: int, weights: Sequence[float]) -> tuple[int, int]:
