@@ -234,7 +234,8 @@ def test_benchmarks_of_the_field_are_listed_without_torch() -> None:
     wanted = {
         "mtil", "odcl-til", "odcl-cil", "x-tail", "x-tail-hash", "cifar100-b0-10", "cifar100-b0-20", "cifar100-b0-50",
         "tinyimagenet-b100-5", "tinyimagenet-b100-10", "tinyimagenet-b100-20", "imagenet100-b0-10",
-        "imagenet100-b50-10", "imagenet1k-b0-10", "core50",
+        "imagenet100-b50-10", "imagenet1k-b0-10", "core50", "cll-36", "tic-datacomp-m", "tic-datacomp-l", "tic-yfcc15m",
+        "tic-redcaps",
     }  # fmt: skip
     assert wanted <= registry.benchmarks().keys()
     assert json.dumps([card.size for card in cards().values()])

@@ -21,6 +21,7 @@ VERBS = (
     "compare",
     "demo",
     "eval",
+    "over-time",
     "classify",
     "check",
     "init-config",

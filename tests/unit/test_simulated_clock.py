@@ -7,15 +7,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenario_data import document, write
 
 from everclip.errors import ConfigError, DataError
+from everclip.run import execute
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.periods import empty_between, period_of
+from everclip.training.progress import Progress
 
 MONTHS = [f"{2020 + i // 12}-{i % 12 + 1:02d}" for i in range(50)]
 
@@ -254,8 +258,8 @@ def test_only_time_has_a_clock(tmp_path: Path) -> None:
     data = write(tmp_path / "d.parquet", 10, caption=["a"])
     with pytest.raises(ConfigError, match="`clock` needs kind `time`"):
         load_scenario(document("single", data, clock="unix"))
-    with pytest.raises(ConfigError, match=r"split\.by: only a split by hash has it"):
-        load_scenario(document("single", data, split={"column": "split", "by": "page"}))
+    with pytest.raises(ConfigError, match=r"split\.seed: only a split by hash has it"):
+        load_scenario(document("single", data, split={"column": "split", "seed": 2}))
 
 
 # -- missing dates --------------------------------------------------------------------------------------------
@@ -269,3 +273,33 @@ def test_rows_without_a_date_are_counted_with_listed_tasks_too(tmp_path: Path) -
     ]
     scenario = load_scenario(document("time", data, tasks=tasks))
     assert any("20 rows without 'time' belong to no task" in note for note in scenario.notes)
+
+
+# -- a run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_over_fifty_months_fills_the_whole_matrix(tmp_path: Path, micro_folder: Path) -> None:
+    """The averages of TiC-CLIP against sums over the 50 x 50 cells."""
+    stream = tmp_path / "months.yaml"
+    given = document("time", None, every="month", data={"source": written(tmp_path, MONTHS)})
+    stream.write_text(yaml.safe_dump({**given, "split": {"test": 0.4, "validation": 0.2}}))
+    settings = ["training.steps=1", "training.batch_size=4", "training.threads=1", "training.device=cpu"]
+    results = execute(
+        str(stream),
+        *settings,
+        f"backbone={micro_folder / 'model'}",
+        "method=cumulative-exp",
+        f"output={tmp_path / 'run'}",
+        "report=false",
+        progress=Progress(quiet=True),
+    )
+    table = np.array(results.matrix.values[1:], dtype=np.float64)
+    assert table.shape == (50, 50)
+    cells = {"in_domain": [], "backward": [], "forward": []}  # type: dict[str, list[float]]
+    for i in range(50):
+        for j in range(50):
+            cells["in_domain" if i == j else "backward" if i > j else "forward"].append(float(table[i, j]))
+    for name, values in cells.items():
+        assert results.metrics[f"tic_{name}"] == pytest.approx(sum(values) / len(values))
+    assert [len(values) for values in cells.values()] == [50, 1225, 1225]

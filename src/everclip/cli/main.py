@@ -17,6 +17,7 @@ from everclip.cli import doctor as doctor_verb
 from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
 from everclip.cli import init_config as init_config_verb
+from everclip.cli import over_time as over_time_verb
 from everclip.cli import suggest as suggest_verb
 from everclip.errors import ConfigError, EverclipError
 
@@ -172,6 +173,7 @@ def compare(
 
 
 app.command(name="eval")(evaluate_verb.evaluate)
+app.command(name="over-time")(over_time_verb.over_time)
 app.command(name="classify")(classify_verb.classify)
 app.command(name="check")(check_verb.check)
 app.command(name="init-config")(init_config_verb.init_config)

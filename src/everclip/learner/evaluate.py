@@ -209,6 +209,23 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
         scenario = load_scenario(resolve_config(target).scenario)
         lines = [q.summary() for q in scenario.quarantine if q.entries] + list(scenario.guesses)
         return target, scenario, lines
+    label, measured, lines = read_set(target, templates, kind)
+    return label, MeasuredSets((measured,)), lines
+
+
+def read_set(
+    target: str | DataSpec, templates: tuple[str, ...], kind: Kind = "auto"
+) -> tuple[str, EvalSet, list[str]]:
+    """Read data as one evaluation set.
+
+    Args:
+        target: data, see `DataSpec.source`; test rows if a column `split` marks some.
+        templates: texts around class names.
+        kind: `auto` takes retrieval where there are captions, else classification.
+
+    Returns:
+        Their name, the set, and what is to be said about reading them.
+    """
     spec = validated(DataSpec, {"source": target}, "data") if isinstance(target, str) else target
     loaded = read(spec)
     wanted = None if kind == "auto" else kind
@@ -219,7 +236,7 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
             f"{spec.label}: {len(measured.data):,} of {len(loaded.table):,} rows are scored: those with a "
             f"{'caption' if measured.kind == 'retrieval' else 'class'}, and of these the ones marked test if any are"
         )
-    return spec.label, MeasuredSets((measured,)), lines
+    return spec.label, measured, lines
 
 
 def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:

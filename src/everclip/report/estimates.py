@@ -134,6 +134,11 @@ def metric_cells(run: Run, key: str, row: int | None = None) -> MetricCells | No
     return _metric_cells(run, metric, columns, row)
 
 
+def cells_of_columns(run: Run, name: str, columns: tuple[Column, ...]) -> MetricCells | None:
+    """Return the cells that a metric of the tasks reads if other columns, one per task, stand for their sets."""
+    return _metric_cells(run, get(name, "stream"), columns, run.last)
+
+
 def _metric_cells(run: Run, metric: Metric, columns: tuple[Column, ...], row: int) -> MetricCells | None:
     cells = run.cells(metric.sets, columns).up_to(row)
     if unmet(metric, cells) is not None:

@@ -14,6 +14,7 @@ from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import (
     anytime,
     classes,
+    dynamic,
     figures,
     languages,
     look,
@@ -107,6 +108,7 @@ def _tables(run: Run) -> dict[str, Any]:
         "tiles": sections.tiles(run),
         "look": look.table(run),
         "together": old_and_new.table(run),
+        "dynamic": dynamic.table(run),
         "matrix": sections.matrix(run),
         "how_measured": sections.how_measured(run),
         "ambiguous_note": sections.ambiguous_note(run),

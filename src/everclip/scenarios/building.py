@@ -67,7 +67,7 @@ def task_part(
 
 
 def subset_columns(group: Group, measured: EvalSet) -> list[EvalSet]:
-    """Return the additional columns of a task (`measure`): parts of its test rows, scored like its own set.
+    """Return the additional columns of a task: parts of its test rows, scored like its own set; further test data.
 
     Raises:
         DataError: if a condition fits no row.
@@ -82,7 +82,7 @@ def subset_columns(group: Group, measured: EvalSet) -> list[EvalSet]:
                 "its `where`."
             )
         found.append(replace(measured, name=part.name, data=rows.renamed(part.name), group="part"))
-    return found
+    return found + [replace(s, task=measured.task) for s in group.also]
 
 
 def measured_again(spec: ScenarioSpec, sets: Sequence[EvalSet]) -> list[EvalSet]:

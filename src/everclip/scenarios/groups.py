@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from everclip.contracts import EvalSet
 from everclip.scenarios.spec import GroupSpec, Measured, SplitSpec
 from everclip.scenarios.splits import Parts
 
@@ -23,6 +24,7 @@ class Group:
         key: its position in the document, for errors.
         train_template: the text around class names that training uses; `None` = the scenario's, or the first.
         measure: additional columns, by condition on its test rows.
+        also: additional columns, from test data of their own.
     """
 
     name: str
@@ -35,3 +37,4 @@ class Group:
     key: str = ""
     train_template: str | None = None
     measure: tuple[GroupSpec, ...] = ()
+    also: tuple[EvalSet, ...] = ()

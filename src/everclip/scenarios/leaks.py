@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from everclip.contracts import EvalSet, Reference, Task
 from everclip.data.table import Table
@@ -23,32 +24,40 @@ class TrainingData:
     reference: Reference | None = None
 
 
-def remove_leaks(data: TrainingData, sets: Sequence[EvalSet], reader: Reader) -> TrainingData:
+def remove_leaks(
+    data: TrainingData, sets: Sequence[EvalSet], reader: Reader, by: str | None = None
+) -> TrainingData:
     """Remove test images from training and validation, and validation images from training.
 
     A test image may also be stored in another file, under another name, or on another side of a split column. Training
     on it would make the results too good. The evaluation sets stay unchanged.
 
+    Args:
+        data: what training uses.
+        sets: all evaluation sets.
+        reader: collects the notes.
+        by: a column that names what an image shows (`split.by`): rows of equal values count as one image, in all
+            tables that have the column.
+
     Raises:
         DataError: if no training rows of a task, or no reference images, are left.
     """
-    measured = reader.contents(s.data for s in sets)
+    without = partial(_without, reader=reader, by=by)
+    measured = reader.contents((s.data for s in sets), by)
     tasks = tuple(
-        replace(t, val=_without(t.val, measured, f"validation of task {t.name!r}", reader))
-        for t in data.tasks
+        replace(t, val=without(t.val, measured, f"validation of task {t.name!r}")) for t in data.tasks
     )
-    base_val = _without(data.base_val, measured, "validation of the base", reader)
+    base_val = without(data.base_val, measured, "validation of the base")
     suite = tuple(
-        replace(r, own_val=_without(r.own_val, measured, f"validation of {r.spec.name!r}", reader))
-        for r in data.suite
+        replace(r, own_val=without(r.own_val, measured, f"validation of {r.spec.name!r}")) for r in data.suite
     )
-    watched = reader.contents([base_val, *(t.val for t in tasks), *(r.own_val for r in suite)])
+    watched = reader.contents([base_val, *(t.val for t in tasks), *(r.own_val for r in suite)], by)
     excluded = measured | watched
-    tasks = tuple(_task_without(task, excluded, reader) for task in tasks)
-    base = _without(data.base, excluded, "the base", reader)
+    tasks = tuple(_task_without(task, without(task.train, excluded, f"task {task.name!r}")) for task in tasks)
+    base = without(data.base, excluded, "the base")
     reference = data.reference
     if reference is not None:
-        images = _without(reference.images, excluded, "reference.images", reader)
+        images = without(reference.images, excluded, "reference.images")
         if reference.images is not None and not images:
             raise DataError(
                 f"reference.images: all of its {len(reference.images):,} images are also measured or used for "
@@ -58,8 +67,7 @@ def remove_leaks(data: TrainingData, sets: Sequence[EvalSet], reader: Reader) ->
     return TrainingData(tasks, base, base_val, suite, reference)
 
 
-def _task_without(task: Task, contents: set[str], reader: Reader) -> Task:
-    train = _without(task.train, contents, f"task {task.name!r}", reader)
+def _task_without(task: Task, train: Table | None) -> Task:
     if train is None or len(train) == 0:
         raise DataError(
             f"task {task.name!r}: all of its {len(task.train):,} training images are also measured or used for "
@@ -68,10 +76,12 @@ def _task_without(task: Task, contents: set[str], reader: Reader) -> Task:
     return replace(task, train=train)
 
 
-def _without(table: Table | None, contents: set[str], what: str, reader: Reader) -> Table | None:
+def _without(
+    table: Table | None, contents: set[str], what: str, reader: Reader, by: str | None
+) -> Table | None:
     if table is None:
         return None
-    kept = reader.without(table, contents)
+    kept = reader.without(table, contents, by)
     if len(kept) < len(table):
         reader.notes.append(
             f"{what}: {len(table) - len(kept):,} of {len(table):,} rows are left out, because their images are "

@@ -117,7 +117,8 @@ def build_scenario(spec: ScenarioSpec, reader: Reader) -> ListScenario:
     _require_captions(sets)
     reference = reference_of(spec.reference, reader)
     tasks = tuple(task for task, _ in built)
-    learned = remove_leaks(TrainingData(tasks, base, base_val, suite, reference), sets, reader)
+    by = None if spec.split is None else spec.split.by
+    learned = remove_leaks(TrainingData(tasks, base, base_val, suite, reference), sets, reader, by)
     reader.notes += [line for task in learned.tasks for line in classes_below_shots(task, spec.shots)]
     if spec.kind == "online":
         learned = replace(learned, tasks=online.seen_once(learned.tasks))

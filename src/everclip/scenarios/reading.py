@@ -92,13 +92,13 @@ class Reader:
         """Return a table with other class keys."""
         return table.with_column("class_key", keys)
 
-    def contents(self, tables: Iterable[Table | None]) -> set[str]:
-        """Return the content hashes of all images of the tables."""
-        return {t.content(i) for t in tables if t is not None for i in range(len(t))}
+    def contents(self, tables: Iterable[Table | None], by: str | None = None) -> set[str]:
+        """Return the content hashes of all images of the tables, and their values of the column `by`."""
+        return {name for t in tables if t is not None for names in _marks(t, by) for name in names}
 
-    def without(self, table: Table, contents: set[str]) -> Table:
-        """Return the rows whose image is not among `contents`."""
-        kept = [i for i in range(len(table)) if table.content(i) not in contents]
+    def without(self, table: Table, contents: set[str], by: str | None = None) -> Table:
+        """Return the rows whose image, and whose value of the column `by`, is not among `contents`."""
+        kept = [i for i, names in enumerate(_marks(table, by)) if contents.isdisjoint(names)]
         return table if len(kept) == len(table) else table.select(kept)
 
     def kind_of(self, table: Table, given: Measured | None, key: str) -> Measured:
@@ -125,6 +125,16 @@ class Reader:
             line = f"{table.name}: has captions and classes; learned and measured by captions ({key}: classification)"
             self.guesses += [] if line in self.guesses else [line]
         return "retrieval" if has["retrieval"] else "classification"
+
+
+def _marks(table: Table, by: str | None) -> Iterator[tuple[str, ...]]:
+    """Yield what identifies each row's image: its content and, if the table has it, the value of the column `by`."""
+    if by is None or not table.has(by):
+        yield from ((table.content(i),) for i in range(len(table)))
+        return
+    for position, value in enumerate(table.column(by)):
+        content = table.content(position)
+        yield (content,) if value is None or value != value else (content, f"{by}={value}")
 
 
 def has_values(table: Table, column: str) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from everclip.contracts import EvalSet
 from everclip.data.catalog.cards import card_of
+from everclip.data.reading.formats.template_files import templates_beside
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError, did_you_mean
+from everclip.scenarios.base import class_entries
 from everclip.scenarios.conditions import matcher
 from everclip.scenarios.groups import Group
 from everclip.scenarios.ordering import ordered
-from everclip.scenarios.reading import Reader
+from everclip.scenarios.reading import Reader, with_class
 from everclip.scenarios.shared_images import require_disjoint, without_test_ids
-from everclip.scenarios.spec import ScenarioSpec, SourceSpec
+from everclip.scenarios.spec import AlsoSpec, ScenarioSpec, SourceSpec
 from everclip.scenarios.splits import classes_without_rows, rule_of, split, unknown_marks
 
 
@@ -76,7 +79,42 @@ def _group(spec: ScenarioSpec, source: SourceSpec, key: str, reader: Reader) -> 
         templates = card_of(str(source.data.source))[0].texts
     train = source.train_template
     language = source.data.language
-    return Group(source.name, parts, kind, None, templates, rule, language, key, train, source.measure)
+    also = tuple(_further(spec, source, i, key, reader) for i in range(len(source.also)))
+    return Group(source.name, parts, kind, None, templates, rule, language, key, train, source.measure, also)
+
+
+def _further(spec: ScenarioSpec, source: SourceSpec, place: int, key: str, reader: Reader) -> EvalSet:
+    """Return further test data of a source as an evaluation set; its task is set by the caller.
+
+    Raises:
+        DataError: if it holds no such rows.
+    """
+    given, key = source.also[place], f"{key}.also.{place}"
+    table = reader.read(given.data, f"{key}.data")
+    reader.kind_of(table, given.kind, f"{key}.kind")
+    if table.has("class_key"):
+        prefix = None if spec.merge_classes else source.name
+        table = reader.with_keys(table, _keys([table], prefix, source.name)[0])
+    rows = matcher(given.where, f"{key}.where")(table)
+    name = f"{source.name} ({given.kind})"
+    if given.kind == "retrieval":
+        rows, entries = rows.where("caption", lambda text: text is not None and text != ""), None
+    else:
+        rows = with_class(rows)
+        entries = class_entries(
+            rows, given.templates or _templates(given, key, reader) or spec.class_templates
+        )
+    if len(rows) == 0:
+        raise DataError(f"{table.name}: {key} ({name}) holds no rows to measure.")
+    return EvalSet(name, given.kind, rows.renamed(name), None, "part", entries)
+
+
+def _templates(given: AlsoSpec, key: str, reader: Reader) -> tuple[str, ...] | None:
+    """Return the templates of a public data set's card, or those of a file beside the data; `None` without."""
+    if given.data.is_catalog:
+        return card_of(str(given.data.source))[0].texts
+    found = templates_beside(reader.paths.located(given.data, f"{key}.data").sources)
+    return None if found is None else found[0]
 
 
 def _without_classes(source: SourceSpec, tables: Sequence[Table], key: str) -> Callable[[Table], Table]:

@@ -45,8 +45,9 @@ class SplitSpec(Frozen):
 
     Attributes:
         test: a share, by hash of the image's id, so that added data never move a sample to another side.
-        by: with `test`: the column whose hash decides (a URL, a user...), in place of the image: rows of equal values
-            stay on one side, also if their images differ. Rows without a value go by their image.
+        by: a column (a URL, a user...) whose equal values stay on one side, also if their images differ: with `test`,
+            its hash decides in place of the image; rows whose value is measured, in whatever set, are removed from
+            training. Rows without a value go by their image.
         seed: with `test`: another seed holds out other rows.
         column: a column that marks rows: `test` (or true) for testing, `val`, `validation` or `dev` for validation,
             anything else for training.
@@ -72,9 +73,8 @@ class SplitSpec(Frozen):
             raise ValueError(_ONE_RULE)
         if self.measure == "validation" and self.column is None:
             raise ValueError("split.measure: validation needs split.column, which marks the validation rows")
-        for key in ("by", "seed"):
-            if getattr(self, key) and self.test is None:
-                raise ValueError(f"split.{key}: only a split by hash has it; set split.test (a share)")
+        if self.seed and self.test is None:
+            raise ValueError("split.seed: only a split by hash has it; set split.test (a share)")
         return self
 
     @property
@@ -109,6 +109,23 @@ class BaseSpec(GroupSpec):
     templates: tuple[Template, ...] | None = None
 
 
+class AlsoSpec(Frozen):
+    """Further test data of a source: one more column of its task.
+
+    Attributes:
+        data: the data; all of it is measured, and none is trained on.
+        kind: how it is measured; another way than the source itself.
+        where: chooses among the rows.
+        templates: texts around class names; default: those of a `catalog:NAME`'s card, or of a file beside the
+            data, else the scenario's.
+    """
+
+    data: DataSpec
+    kind: Measured
+    where: Where = Field(default_factory=dict)
+    templates: tuple[Template, ...] | None = None
+
+
 class SourceSpec(GroupSpec):
     """One source of a stream of sources: a task with names, templates and a split of its own.
 
@@ -122,6 +139,8 @@ class SourceSpec(GroupSpec):
         test: separate test data; then no rows of `data` are held out for testing.
         val: separate validation data; then nothing is carved.
         without: names of classes that are left out.
+        also: further test data, as columns named `NAME (KIND)`; metrics of the score matrix ignore them, the report
+            has the averages of TiC-CLIP over them.
         measure: additional columns of the result: some of its test rows by condition, scored among all its classes;
             metrics of the score matrix ignore them.
     """
@@ -133,6 +152,7 @@ class SourceSpec(GroupSpec):
     split: SplitSpec | None = None
     test: DataSpec | None = None
     val: DataSpec | None = None
+    also: tuple[AlsoSpec, ...] = ()
     measure: tuple[GroupSpec, ...] = ()
     without: tuple[Name, ...] = ()
 

@@ -1,0 +1,84 @@
+"""`everclip over-time`: two models against each other on a static suite and on dated test sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from everclip.errors import ConfigError
+
+
+def over_time(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two models: run folders, saved learners, exports, or backbones (builtin:tiny, ViT-B-32...)."
+        ),
+    ],
+    on: Annotated[
+        str, typer.Option("--on", help="A stream in time: a benchmark (emoji-time) or a YAML file.")
+    ],
+    static: Annotated[
+        list[str] | None,
+        typer.Option("--static", help="Further data of the static suite; may be repeated."),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--template",
+            help="Text around a class name of these data, with {} in its place; several are averaged.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two models on a static suite and on dated test sets.
+
+    The dated sets are those of the stream's tasks, the static suite is its retention suite. Says what the static suite
+    hides: models that it does not tell apart may differ on new data.
+
+    Example: everclip over-time builtin:tiny runs/emoji-time-finetune-s0 --on emoji-time -o over-time.html
+    """
+    if len(models) != 2 or models[0] == models[1]:
+        raise ConfigError(f"over-time: expected two different models, found {', '.join(models)}.")
+    if output is not None:
+        from everclip.files import require_writable
+
+        require_writable(output.parent if output.suffix else output, "--output")
+    from everclip.config import EvaluationConfig
+    from everclip.files import cache_folder
+    from everclip.learner.evaluate import PLAIN, load_model
+    from everclip.learner.over_time import measure_over_time
+    from everclip.report.fitting import terminal_width
+    from everclip.report.over_time_page import write_over_time
+    from everclip.report.over_time_text import over_time_text
+    from everclip.templates import templates_of
+    from everclip.training.progress import Progress
+
+    texts = templates_of(template, "--template") if template else PLAIN
+    config = EvaluationConfig(cache=str(cache_folder() / "features"))
+    progress = Progress(quiet=as_json)
+    progress.start("evaluate", 0)
+    found = measure_over_time(
+        dict(zip(_labels(models), map(load_model, models), strict=True)),
+        on,
+        static or (),
+        texts,
+        config,
+        lambda done, total: progress.update(done, "images", total),
+    )
+    progress.finish()
+    typer.echo(found.model_dump_json(indent=1) if as_json else over_time_text(found, terminal_width()))
+    if output is not None:
+        page = write_over_time(found, output)
+        typer.echo(str(page), err=as_json)
+
+
+def _labels(models: list[str]) -> list[str]:
+    """Return short names: of a folder its last part, unless both end alike."""
+    short = [Path(name).name if Path(name).is_dir() else name for name in models]
+    return short if len(set(short)) == 2 else models

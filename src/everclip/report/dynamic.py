@@ -1,0 +1,94 @@
+"""The section on evaluation over time: the three averages of TiC-CLIP per kind of dated set, the static suite beside.
+
+The averages are scores, not differences (arXiv 2310.16226): of the diagonal, of the cells below and of those above.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everclip.evaluation.results import Column
+from everclip.report import formats
+from everclip.report.estimates import (
+    Estimate,
+    at_last_row,
+    cells_of_columns,
+    change_since_start,
+    estimate,
+)
+from everclip.report.runs import Run
+
+AVERAGES = {
+    "tic_in_domain": "in-domain",
+    "tic_backward": "backward",
+    "tic_forward": "forward",
+}
+"""Metric -> heading."""
+
+
+def dated_columns(run: Run) -> list[tuple[Column, ...]]:
+    """Return the groups of columns that hold one dated set per task: those of the tasks, then other kinds of them."""
+    tasks = [task.index for task in run.results.tasks]
+    parts = [c for c in run.results.columns if c.group == "part"]
+    groups = [tuple(run.columns("task"))]
+    for kind in dict.fromkeys(c.kind for c in parts):
+        of_kind = sorted(
+            (c for c in parts if c.kind == kind and c.task is not None), key=lambda c: c.task or 0
+        )
+        groups.append(tuple(of_kind))
+    return [group for group in groups if [c.task for c in group] == tasks]
+
+
+def table(run: Run) -> dict[str, Any] | None:
+    """Return headings and rows; `None` if the stream is none in time, or the matrix is not complete.
+
+    It is one in time if all tasks have a time, or each task has a further set of another kind.
+    """
+    groups = dated_columns(run)
+    timed = all(task.time is not None for task in run.results.tasks)
+    if len(run.results.tasks) < 2 or not (timed or len(groups) > 1):
+        return None
+    rows = [row for group in groups if (row := _row(run, group)) is not None]
+    if not rows:
+        return None
+    times = len(run.results.tasks)
+    return {
+        "heads": [f"{head}, percent" for head in AVERAGES.values()],
+        "rows": rows,
+        "note": (
+            f"In-domain: the mean score of the {times} dated sets, each after its own time was learned. Backward: sets "
+            "of earlier times. Forward: sets of times that were not learned yet. All three are averages of cells of "
+            "the score matrix, not differences."
+        ),
+        "static": _static(run),
+    }
+
+
+def _row(run: Run, columns: tuple[Column, ...]) -> dict[str, Any] | None:
+    values = [estimate(run, cells_of_columns(run, name, columns), draws=2000) for name in AVERAGES]
+    if all(value is None for value in values):
+        return None
+    metric = run.cell(columns[0])[1]
+    return {"label": f"{columns[0].kind}, {metric}", "cells": [_cell(value) for value in values]}
+
+
+def _cell(value: Estimate | None) -> dict[str, str]:
+    if value is None:
+        return {"value": formats.NOT_DEFINED, "range": ""}
+    return {"value": formats.plain_percent(value.value), "range": formats.span(value.low, value.high, 1)}
+
+
+def _static(run: Run) -> str:
+    """Say what the static suite shows; empty without one."""
+    value, change = at_last_row(run, "retention", 2000), change_since_start(run, "retention", draws=2000)
+    if value is None:
+        return ""
+    names = formats.listed([column.name for column in run.columns("retention")])
+    since = ""
+    if change is not None and change.nothing:
+        since = ", no change"
+    elif change is not None:
+        open_ = "" if change.resolved else ", not resolved"
+        since = f", {formats.points(change.value)} points since row 0{open_}"
+    shown = formats.span(value.low, value.high, 1)
+    return f"Static suite ({names}): {formats.percent(value.value)} at the last row ({shown}){since}."

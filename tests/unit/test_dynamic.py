@@ -1,0 +1,76 @@
+"""The report's section on evaluation over time: TiC's averages per kind of dated set, beside the static suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import report_fixtures as synthetic
+
+from everclip.evaluation.results import Column, Results, Score
+from everclip.report import dynamic, write_report
+from everclip.report.formats import plain_percent
+from everclip.report.runs import Run
+from matrices import summary
+
+
+def written(folder: Path, timed: bool = True, parts: bool = True, rows: int | None = None) -> Path:
+    """Write a synthetic run whose tasks have times and, each, a further set with classes."""
+    synthetic.write_run(folder, "finetune", rows=rows)
+    results = Results.read(folder)
+    tasks = [t.model_copy(update={"time": t.name if timed else None}) for t in results.tasks]
+    columns, table = list(results.columns), list(results.rows)
+    if parts:
+        columns += [
+            Column(
+                name=f"{t.name} (classification)",
+                kind="classification",
+                group="part",
+                task=t.index,
+                samples=50,
+            )
+            for t in tasks
+        ]
+        for place, row in enumerate(table):
+            more = {
+                f"{t.name} (classification)": {"all": {"accuracy": share(place, t.index)}, "own": {}}
+                for t in tasks
+            }
+            table[place] = row.model_copy(update={"scores": {**row.scores, **more}})
+    results.model_copy(update={"tasks": tasks, "columns": columns, "rows": table}).write(folder)
+    return folder
+
+
+def share(row: int, task: int) -> Score:
+    value = 0.1 + 0.05 * row + 0.02 * task
+    return Score(value=value, low=value - 0.05, high=value + 0.05, n=50)
+
+
+def test_both_kinds_have_the_averages_of_their_own_matrix(tmp_path: Path) -> None:
+    run = Run(written(tmp_path / "run"))
+    found = dynamic.table(run)
+    assert found is not None
+    assert [row["label"] for row in found["rows"]] == ["retrieval, mean_r1", "classification, accuracy"]
+    parts = [[share(row, task).value or 0.0 for task in range(5)] for row in range(1, 6)]
+    tasks = [[synthetic.cell(row, c) for c in run.columns("task")] for row in run.results.rows[1:]]
+    for row, table in zip(found["rows"], (tasks, parts), strict=True):
+        expected = summary(table, None)
+        names = ("tic_in_domain", "tic_backward", "tic_forward")
+        assert [cell["value"] for cell in row["cells"]] == [plain_percent(expected[name]) for name in names]
+    assert found["static"].startswith("Static suite (subgroups): ")
+    assert "points since row 0" in found["static"]
+    page = write_report(tmp_path / "run").read_text()
+    assert "Over time, beside what does not change" in page
+    assert "not differences" in page
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [({"parts": False}, 1), ({"timed": False}, 2), ({"timed": False, "parts": False}, 0), ({"rows": 3}, 0)],
+    ids=["one kind", "no times, two kinds", "no times", "not finished"],
+)
+def test_the_section_is_there_for_finished_streams_in_time(
+    tmp_path: Path, given: dict[str, bool], shown: int
+) -> None:
+    found = dynamic.table(Run(written(tmp_path / "run", **given)))  # type: ignore[arg-type]  # rows is a number
+    assert len(found["rows"] if found else ()) == shown
