@@ -59,7 +59,11 @@ def test_both_kinds_have_the_averages_of_their_own_matrix(tmp_path: Path) -> Non
         assert [cell["value"] for cell in row["cells"]] == [plain_percent(expected[name]) for name in names]
     assert found["static"].startswith("Static suite (subgroups): ")
     assert "points since row 0" in found["static"]
-    page = write_report(tmp_path / "run").read_text()
+
+
+@pytest.mark.slow
+def test_the_page_holds_the_section(tmp_path: Path) -> None:
+    page = write_report(written(tmp_path / "run")).read_text()
     assert "Over time, beside what does not change" in page
     assert "not differences" in page
 

@@ -16,6 +16,8 @@ from everclip.report.over_time import OverTime
 from everclip.report.over_time_text import CAUTION, cells_of, hides, rows_of, trend
 
 FILE = "over-time.html"
+MANY = 15
+"""Above this number of dated sets, intervals are drawn as a band."""
 
 
 def write_over_time(found: OverTime, output: Path | str) -> Path:
@@ -68,7 +70,11 @@ def figure(found: OverTime) -> Drawing:
     for index, values in enumerate(([s.first for s in found.dated], [s.second for s in found.dated])):
         _points(axes, range(len(values)), values, index, found.models[index])
     shown = range(0, len(names), max(1, -(-len(names) // 12)))
-    axes.set_xticks(list(shown), [plain(names[i], 12) for i in shown], rotation=45 if len(shown) > 7 else 0)
+    axes.set_xticks(list(shown), [plain(names[i], 12) for i in shown])
+    if len(shown) > 7:
+        axes.set_xticks(
+            list(shown), [plain(names[i], 12) for i in shown], rotation=45, ha="right", rotation_mode="anchor"
+        )
     _finish(axes, "dated sets, oldest first")
     dated.legend(
         *axes.get_legend_handles_labels(),
@@ -85,22 +91,29 @@ def _points(
     axes: Axes, x: Sequence[int] | range, values: Sequence[Estimate], index: int, label: str | None = None
 ) -> None:
     shown = [100 * v.value for v in values]
-    axes.errorbar(
-        [at + 0.08 * (index - 0.5) for at in x],  # side by side, so that equal scores are both seen
+    low = [100 * (v.value if v.low is None else v.low) for v in values]
+    high = [100 * (v.value if v.high is None else v.high) for v in values]
+    # Side by side, so that equal scores are both seen.
+    places = [at + 0.08 * (index - 0.5) for at in x]
+    many = len(values) > MANY
+    axes.plot(
+        places,
         shown,
-        yerr=[
-            [y - 100 * (v.value if v.low is None else v.low) for y, v in zip(shown, values, strict=True)],
-            [100 * (v.value if v.high is None else v.high) - y for y, v in zip(shown, values, strict=True)],
-        ],
         color=series(index),
         marker=MARKERS[index],
-        markersize=6,
+        markersize=3 if many else 6,
         linewidth=1.7,
         linestyle="-" if index else "--",
-        elinewidth=1.1,
-        capsize=2,
         label=None if label is None else plain(label, 34),
     )
+    if many:
+        axes.fill_between(places, low, high, color=series(index), alpha=0.13, linewidth=0)
+        return
+    reach = [
+        [y - of for y, of in zip(shown, low, strict=True)],
+        [of - y for y, of in zip(shown, high, strict=True)],
+    ]
+    axes.errorbar(places, shown, yerr=reach, color=series(index), linestyle="none", elinewidth=1.1, capsize=2)
 
 
 def _finish(axes: Axes, title: str) -> None:

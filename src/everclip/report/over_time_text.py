@@ -69,7 +69,7 @@ def _moves(value: Estimate) -> str:
     word = "falls" if value.value < 0 else "rises"
     low, high = value.low, value.high
     if low is not None and high is not None and low <= 0 <= high:
-        return f"keeps its score within the interval ({formats.points(value.value)} points, {_span(value)})"
+        return f"changes by {formats.points(value.value)} points ({_span(value)}, not resolved)"
     size = Estimate(value=abs(value.value), low=low, high=high)
     if value.value < 0 and low is not None and high is not None:
         size = Estimate(value=-value.value, low=-high, high=-low)
