@@ -36,6 +36,7 @@ from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import decay_groups, trains
 from everclip.models.backbone import Backbone
 from everclip.models.modules.towers import SIDES
+from everclip.models.parameters import parameters_of
 from everclip.training.buffer import Buffer
 
 SCALE = "backbone.clip.logit_scale"
@@ -384,7 +385,7 @@ class Method(Predicting):
 
     def describe(self) -> Cost:
         """Count parameters and bytes of the module and of what the method stores beside it."""
-        trained = sum(self.get_parameter(name).numel() for name in self.trainable)
+        trained = sum(p.numel() for p in parameters_of(self, self.trainable).values())
         growth = "none" if self.buffer is None else self.buffer.growth
         return count_cost(self, trained, growth)
 

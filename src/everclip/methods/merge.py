@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from everclip.distributed import from_first
+from everclip.models.parameters import parameters_of
 
 Weights = dict[str, torch.Tensor]
 
 
 def changing(module: nn.Module, trainable: Sequence[str]) -> Weights:
     """Return the tensors that learning changes, not copied: trainable parameters and the backbone's statistics."""
-    chosen = {name: module.get_parameter(name).data for name in trainable}
+    chosen = {name: p.data for name, p in parameters_of(module, trainable).items()}
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
     statistics = (n for n in state if n.startswith("backbone.") and n not in parameters)

@@ -38,6 +38,7 @@ from everclip.methods.settings import MethodSettings, SlotSettings, SlotsWithout
 from everclip.methods.task_training import with_task_training
 from everclip.methods.trainable import choose, grow
 from everclip.models.backbone import Backbone
+from everclip.models.parameters import parameters_of
 from everclip.scenarios.base import merge_entries
 from everclip.training.buffer import Buffer
 
@@ -270,7 +271,7 @@ class SlotMethod(Method):
         """
         if not self.penalties or progress.phase == MEASURE:
             return {}
-        now = {name: self.get_parameter(name) for name in self.trainable}
+        now = parameters_of(self, self.trainable)
         view = StepView(batch, progress, self.backbone, image, text, now, self._anchors, self.teachers)
         return {penalty.name: penalty.loss(view) for penalty in self.penalties}
 
@@ -391,7 +392,7 @@ class SlotMethod(Method):
             tensors["their running mean"] = size
         growing = {p.name: p.new_parameters() for p in self.penalties}
         tensors |= {f"modules of {name}": count for name, count in growing.items() if count}
-        trained = {name: self.get_parameter(name) for name in self.trainable}
+        trained = parameters_of(self, self.trainable)
         values = {p.name: p.new_values(trained) for p in self.penalties}
         tensors |= {f"values of {name}": count for name, count in values.items() if count}
         unknown = [f"modules of {name}" for name, count in growing.items() if count is None]

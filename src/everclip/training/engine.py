@@ -20,6 +20,7 @@ from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
 from everclip.features.service import FeatureService
 from everclip.interfaces import Learnable
+from everclip.models.parameters import parameters_of
 from everclip.training.budget import phase_steps, scheduled_steps
 from everclip.training.columns import EmbeddingColumns
 from everclip.training.guard import Guard
@@ -211,7 +212,7 @@ class Engine:
         # Phases may train different parameters. The others must not require gradients, because several processes
         # would wait for them.
         names = [name for group in phase.param_groups for name in group.names]
-        require_gradients(method, [method.get_parameter(name) for name in names])
+        require_gradients(method, parameters_of(method, names).values())
         optimiser = None if phase.gradients else build_optimiser(method, phase, self.config)
         state = state or (self._carried(phase, optimiser) if optimiser is not None else {})
         if optimiser is not None and state:

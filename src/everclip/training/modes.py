@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -15,7 +15,7 @@ def module_of(method: Learnable) -> nn.Module:
     return method
 
 
-def require_gradients(method: nn.Module, chosen: Sequence[nn.Parameter]) -> None:
+def require_gradients(method: nn.Module, chosen: Iterable[nn.Parameter]) -> None:
     """Require gradients of the chosen parameters of a method, and of no others."""
     wanted = {id(parameter) for parameter in chosen}
     for parameter in method.parameters():

@@ -10,6 +10,7 @@ from torch import nn
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
 from everclip.errors import ConfigError
+from everclip.models.parameters import parameters_of
 from everclip.training.row_scale import row_scaled, scale_rows
 
 
@@ -25,7 +26,7 @@ def _optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch
     groups = [
         row_scaled(
             {
-                "params": [module.get_parameter(name) for name in group.names],
+                "params": list(parameters_of(module, group.names).values()),
                 "weight_decay": config.weight_decay if group.weight_decay is None else group.weight_decay,
                 "lr_scale": group.lr_scale,
                 "names": list(group.names),

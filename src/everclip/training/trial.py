@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from everclip.contracts import Phase, Progress, Stream
 from everclip.distributed import from_first
 from everclip.interfaces import Learnable
+from everclip.models.parameters import parameters_of
 from everclip.models.same_kernels import without_fast_path
 from everclip.training.engine import Engine
 from everclip.training.modes import module_of, require_gradients, set_modes
@@ -80,7 +81,7 @@ def _macs_of_step(engine: Engine, method: Learnable, phase: Phase) -> float:
     total = 0.0
     with _unchanged(module):
         names = [name for group in phase.param_groups for name in group.names]
-        require_gradients(module, [module.get_parameter(name) for name in names])
+        require_gradients(module, parameters_of(module, names).values())
         for number in range(COUNTED_STEPS):
             batch = _batch(engine, method, streams, number)
             set_modes(module, training=phase.optimiser is not None)

@@ -16,6 +16,7 @@ from everclip.methods.penalties.oewc import Oewc
 from everclip.methods.penalties.teachers import TASK_START, Teachers
 from everclip.models.backbone import Backbone
 from everclip.models.modules.token_rows import RowEmbedding, embedding_of
+from everclip.models.parameters import parameters_of
 
 ANCHOR, PENALTY = "anchor.", "penalty."
 
@@ -70,7 +71,7 @@ class Keeping:
         """
         if not self.penalties or progress.phase == MEASURE:
             return {}
-        now = {name: method.get_parameter(name) for name in self._start}
+        now = parameters_of(method, self._start)
         anchors = {TASK_START: self._start}
         view = StepView(batch, progress, backbone, texts, texts, now, anchors, teachers)
         return {penalty.name: penalty.loss(view) for penalty in self.penalties}
