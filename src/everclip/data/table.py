@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from everclip.data.pictures.location import LOCATION, image_bytes, is_location, locations
+from everclip.data.pictures.remote import is_remote, remote_file
 from everclip.data.pictures.rendering import COLUMN, DEFAULT, Rendering
 from everclip.errors import DataError, did_you_mean
 
@@ -92,6 +93,18 @@ class Table:
         """Return the path of a sample's image file; an empty text if the image is in memory or in an archive."""
         place = self._pictures.locations[self._picture(position)]
         return str(place["path"].as_py() or "") if place["offset"].as_py() is None else ""
+
+    @cached_property
+    def is_remote(self) -> bool:
+        """Whether images lie in shards behind URLs."""
+        return self._pictures.is_remote
+
+    def fetch(self, position: int) -> None:
+        """Bring the blocks of a sample's image into the cache, if it lies far away."""
+        place = self._pictures.locations[self._picture(position)]
+        path = place["path"].as_py()
+        if path is not None and is_remote(path):
+            remote_file(path).fetch_range(place["offset"].as_py(), place["size"].as_py())
 
     def _picture(self, position: int) -> int:
         found = self._columns.column("image")[int(self._rows[position])].as_py()
@@ -233,6 +246,13 @@ class ImageLocations:
     def __init__(self, locations: pa.ChunkedArray) -> None:
         self.locations = locations
         self.source = next(_SOURCES)
+
+    @cached_property
+    def is_remote(self) -> bool:
+        """Whether any of them is behind a URL."""
+        return any(
+            pc.any(pc.match_substring(chunk.field("path"), "://")).as_py() for chunk in self.locations.chunks
+        )
 
 
 def _without_images(columns: pa.Table) -> tuple[pa.Table, ImageLocations]:

@@ -16,7 +16,7 @@ from everclip.errors import ConfigError
 from everclip.files import found_in
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_NAMED = re.compile(r"(builtin|hub|catalog):")
+_NAMED = re.compile(r"(builtin|hub|catalog):|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Paths:
         return changes
 
     def path(self, text: str, key: str) -> str:
-        """Return one path, resolved. Names of built-in, hub and catalog data stay unchanged."""
+        """Return one path, resolved. Names of built-in, hub and catalog data, and URLs, stay unchanged."""
         if _NAMED.match(text):
             return text
         path = Path(os.path.expanduser(expand_variables(text, key)))

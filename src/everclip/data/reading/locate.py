@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from everclip.data.pictures.remote import is_remote
 from everclip.data.reading.class_in_name import with_classes_in_names
 from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.files import NAMED, TABLES, is_readable, read_part
@@ -23,7 +24,7 @@ from everclip.errors import ConfigError, did_you_mean
 
 FORMS = (
     "builtin:emoji, catalog:NAME, hub:OWNER/NAME, a folder (of class folders, of images with a metadata file, of "
-    f"tables or shards), a pattern with *, or a file ending in {', '.join((*TABLES, *NAMED))}"
+    f"tables or shards), a pattern with *, a URL of shards, or a file ending in {', '.join((*TABLES, *NAMED))}"
 )
 
 _REMEDIES: dict[tuple[str, ...], str] = {
@@ -125,14 +126,24 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
         return read_hub(source, spec.split)
     if spec.split is not None:
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
-        raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
+    if is_remote(source):
+        return _read_remote(source, spec)
     raws = [without_system_rows(raw) for raw in _read_path(source, root or Path(), spec, labelled)]
     if spec.class_in_name is None:
         return raws
     path = (root or Path()) / expanded(source)
     folder = path if path.is_dir() else path.parent
     return with_class_names(with_classes_in_names(raws, spec.class_in_name), folder, spec.encoding)
+
+
+def _read_remote(source: str, spec: DataSpec) -> list[Raw]:
+    if Path(source).suffix.lower() in set(TABLES + NAMED) - {".tar", ".parquet"}:
+        raise ConfigError(f"data.source: {source!r} is a URL; download it first and give the file or folder.")
+    if spec.class_in_name is not None:
+        raise ConfigError(f"data.class_in_name: applies to files and folders here, not to {source!r}.")
+    from everclip.data.reading.formats.remote_shards import read_remote
+
+    return read_remote(source, spec.encoding, _by_names(spec))
 
 
 def _pattern(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from everclip.data.sampling.augmentation import augment
 from everclip.data.sampling.captions import draw_caption, own_caption
 from everclip.data.sampling.class_texts import ClassTexts
 from everclip.data.sampling.order import generator, key_of, sample_index, share
+from everclip.data.sampling.read_ahead import ReadAhead
 from everclip.data.sampling.same_texts import Tokenise
 from everclip.data.table import Table
 from everclip.errors import ConfigError
@@ -218,6 +219,34 @@ class BatchMaker:
     ) -> Iterator[dict[str, dict[str, Any]]]:
         """Yield the batches of steps `start` to `stop`; workers prepare `workers + 1` steps ahead."""
 
+        far = {
+            name: s for name, s in stream_of.items() if any(source.table.is_remote for source in s.sources)
+        }
+
+        def far_rows(step: int) -> list[tuple[Table, int]]:
+            return [
+                row for name, s in far.items() for row in self.samples_of_step(s, f"{scope}/{name}", step)
+            ]
+
+        ahead = ReadAhead(far_rows, start, stop, self._steps_ahead(far.values(), workers)) if far else None
+        if ahead is not None:
+            ahead.until(start)
+        try:
+            for step, batch in enumerate(self._made(stream_of, scope, start, stop, workers), start):
+                if ahead is not None:
+                    ahead.until(step)
+                yield batch
+        finally:
+            if ahead is not None:
+                ahead.close()
+
+    def _steps_ahead(self, streams: Iterable[Stream], workers: int) -> int:
+        """Return how many steps ahead of the model blocks are fetched: the next window, or a few batches."""
+        return max(2 * workers + 2, *((self.window or 0) // stream.batch_size for stream in streams))
+
+    def _made(
+        self, stream_of: dict[str, Stream], scope: str, start: int, stop: int, workers: int
+    ) -> Iterator[dict[str, dict[str, Any]]]:
         def make(step: int) -> dict[str, dict[str, Any]]:
             return {name: self.batch(s, f"{scope}/{name}", step) for name, s in stream_of.items()}
 

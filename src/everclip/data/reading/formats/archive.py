@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from everclip.data.pictures.remote import RemoteFile
 from everclip.data.reading.quarantine import DAMAGED, DamagedFileError, Entry
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -25,13 +26,13 @@ class NoArchiveError(DamagedFileError):
     """The file is not a tar archive."""
 
 
-def members(path: Path, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
+def members(path: Path | RemoteFile, file: BinaryIO, broken: list[Entry]) -> Iterator[tarfile.TarInfo]:
     """Yield the members of an archive; after a damaged header, continue at the next valid one.
 
     Raises:
         NoArchiveError: if there is no valid header.
     """
-    size = path.stat().st_size
+    size = file.seek(0, io.SEEK_END)
     at = _next_head(file, 0)
     if at is None:
         raise NoArchiveError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from everclip.data.pictures.remote import RemoteFile
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.formats.text_file import content_ending
 from everclip.data.reading.quarantine import DAMAGED, DamagedFileError, Entry
@@ -57,8 +58,13 @@ def read_part(path: Path, reading: Reading = PLAIN) -> Raw:
     try:
         return read_file(path, reading)
     except DamagedFileError as error:
-        entry = Entry(None, path.name, DAMAGED, str(error).removeprefix(f"{path}: "))
-        return Raw(path.name, pa.table({}), broken=[entry], root=path.parent)
+        return without_rows(path, error)
+
+
+def without_rows(path: Path | RemoteFile, error: DamagedFileError) -> Raw:
+    """Return what a damaged file gives: no rows, and one entry with the reason."""
+    entry = Entry(None, path.name, DAMAGED, str(error).removeprefix(f"{path}: "))
+    return Raw(path.name, pa.table({}), broken=[entry], root=path.parent)
 
 
 def _read(path: Path, ending: str, reading: Reading) -> Raw:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from everclip.data.pictures.remote import RemoteFile
 from everclip.data.reading.formats.raw import Raw, require_few
 from everclip.data.reading.quarantine import DamagedFileError, Entry
 from everclip.data.reading.spill import mapped, spilled
@@ -24,7 +25,7 @@ from everclip.errors import DataError
 from everclip.files import cache_folder
 
 IN_MEMORY = 256 * 1024 * 1024
-"""Parquet files up to this size are held in memory."""
+"""Parquet files of a folder that take no more together are held in memory."""
 
 _ROWS = 256  # at a time
 _BUFFER = 1024 * 1024
@@ -36,7 +37,7 @@ _MOST_LOST = 1_000_000
 log = logging.getLogger(__name__)
 
 
-def read_parquet(path: Path) -> Raw:
+def read_parquet(path: Path | RemoteFile) -> Raw:
     """Read a `.parquet` file; rows of a damaged row group are set aside.
 
     Raises:
@@ -46,11 +47,12 @@ def read_parquet(path: Path) -> Raw:
     numbers: list[int] = []
     try:
         # Buffered: a row group can be as large as the file, and its columns would be read at once.
-        with pq.ParquetFile(path, memory_map=False, buffer_size=_BUFFER, pre_buffer=False) as file:
+        opened = path if isinstance(path, Path) else path.open()
+        with pq.ParquetFile(opened, memory_map=False, buffer_size=_BUFFER, pre_buffer=False) as file:
             require_few(file.schema_arrow.names, str(path))
             schema = file.schema_arrow
             batches = _batches(path, file, numbers, broken)
-            if path.stat().st_size <= IN_MEMORY:
+            if _size_together(path) <= IN_MEMORY:
                 columns = pa.Table.from_batches(list(batches), schema)
             else:
                 columns = _mapped(path, batches, schema, numbers, broken)
@@ -59,10 +61,18 @@ def read_parquet(path: Path) -> Raw:
     return Raw(path.name, with_class_names(columns), numbers, broken, root=path.parent)
 
 
+def _size_together(path: Path | RemoteFile) -> int:
+    """Return the size of all Parquet files of a folder: they are read together."""
+    if not isinstance(path, Path):
+        return IN_MEMORY + 1  # nobody knows how many are beside it
+    return sum(found.stat().st_size for found in {path, *path.parent.glob("*.parquet")} if found.is_file())
+
+
 def _batches(
-    path: Path, file: pq.ParquetFile, numbers: list[int], broken: list[Entry]
+    path: Path | RemoteFile, file: pq.ParquetFile, numbers: list[int], broken: list[Entry]
 ) -> Iterator[pa.RecordBatch]:
-    start, unpacked, most = 0, 0, max(_LEAST_UNPACKED, _MOST_TIMES * path.stat().st_size)
+    size = path.stat().st_size if isinstance(path, Path) else path.size
+    start, unpacked, most = 0, 0, max(_LEAST_UNPACKED, _MOST_TIMES * size)
     for group in range(file.num_row_groups):
         rows, done = file.metadata.row_group(group).num_rows, 0
         try:
@@ -70,7 +80,7 @@ def _batches(
                 unpacked += batch.nbytes
                 if unpacked > most:
                     raise DataError(
-                        f"{path}: unpacks to more than {most:,} bytes, {most // path.stat().st_size:,} times its size."
+                        f"{path}: unpacks to more than {most:,} bytes, {most // size:,} times its size."
                     )
                 numbers.extend(range(start + done + 1, start + done + batch.num_rows + 1))
                 done += batch.num_rows
@@ -87,13 +97,19 @@ def _batches(
 
 
 def _mapped(
-    path: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema, numbers: list[int], broken: list[Entry]
+    path: Path | RemoteFile,
+    batches: Iterator[pa.RecordBatch],
+    schema: pa.Schema,
+    numbers: list[int],
+    broken: list[Entry],
 ) -> pa.Table:
     """Return the rows from an Arrow file in the cache; write it if it does not exist."""
-    facts = path.stat()
-    key = hashlib.sha256(
-        f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()
-    ).hexdigest()
+    if isinstance(path, Path):
+        facts = path.stat()
+        state = f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}"
+        key = hashlib.sha256(state.encode()).hexdigest()
+    else:
+        key = path.key
     kept = cache_folder() / "rows" / f"{key[:32]}.arrow"
     try:
         if kept.is_file():

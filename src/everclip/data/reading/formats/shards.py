@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from everclip.data.pictures.location import locations
+from everclip.data.pictures.remote import RemoteFile
 from everclip.data.reading.formats.archive import is_ended, members
 from everclip.data.reading.formats.jsonl import MAX_LINE, parsed
 from everclip.data.reading.formats.pairs import all_lists, captions_in
@@ -54,7 +55,7 @@ class _Archive:
         rewritten_names: number of names that begin with a slash or have backslashes.
     """
 
-    path: Path
+    path: Path | RemoteFile
     file: BinaryIO
     encoding: str | None = None
     at_last_dot: bool = False
@@ -93,7 +94,7 @@ class _Archive:
         return notes + system_files_note(name, self.system_files)
 
 
-def read_shard(path: Path, encoding: str | None = None) -> Raw:
+def read_shard(path: Path | RemoteFile, encoding: str | None = None) -> Raw:
     """Read a `.tar` archive.
 
     Members of one key are one sample: an image, its caption (`.txt`; several lines are several captions), its class
@@ -106,12 +107,12 @@ def read_shard(path: Path, encoding: str | None = None) -> Raw:
     Raises:
         DataError: if the file is not an archive.
     """
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         archive, found = _read(_Archive(path, file, encoding))
         ended = is_ended(file)
+        size = file.tell()
     found, notes = joined(path.name, found)
     notes += name_parts(path.name, found)
-    size = path.stat().st_size
     problems = [sample.find_problem(size) for sample in found]
     samples = [sample for sample, problem in zip(found, problems, strict=True) if problem is None]
     broken = archive.broken + [
@@ -128,9 +129,10 @@ def read_shard(path: Path, encoding: str | None = None) -> Raw:
         (sample.cells for sample in samples), ["__key__", *(n for n in names if n != "__key__")]
     )
     chosen = [sample.picture() for sample in samples]
+    place = os.path.realpath(path) if isinstance(path, Path) else path.url
     images = locations(
         len(chosen),
-        paths=[None if one is None else os.path.realpath(path) for one in chosen],
+        paths=[None if one is None else place for one in chosen],
         offsets=[None if one is None else one[1][0] for one in chosen],
         sizes=[None if one is None else one[1][1] for one in chosen],
     )
@@ -160,7 +162,7 @@ def _read(archive: _Archive) -> tuple[_Archive, list[Sample]]:
     return archive, found
 
 
-def _captions_by_line(path: Path, samples: Sequence[Sample]) -> list[str]:
+def _captions_by_line(path: Path | RemoteFile, samples: Sequence[Sample]) -> list[str]:
     """Split text members into one caption per line; return a note if some have several lines."""
     notes = []
     for name in _TEXTS:
@@ -176,7 +178,7 @@ def _captions_by_line(path: Path, samples: Sequence[Sample]) -> list[str]:
     return notes
 
 
-def _extra_image_notes(path: Path, samples: Sequence[Sample]) -> list[str]:
+def _extra_image_notes(path: Path | RemoteFile, samples: Sequence[Sample]) -> list[str]:
     """Return lines about further images of samples, and about folders that may be classes."""
     notes = []
     passed = Counter(
