@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from everclip import registry
 from everclip.config import resolve_config
@@ -40,6 +42,39 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 """name -> overrides; a preset that is added to the package is covered by being there."""
 CASES = [case(name) for name in SETTINGS]
 """The names for `parametrize`."""
+
+
+_SAME_SLOTS = (
+    *(
+        "cumulative-all",
+        "cumulative-equal",
+        "restart",
+        "oracle",
+        "replay-merge",
+        "replay, balanced",
+        "replay, all",
+    ),
+    *("lwf", "lwf-tic", "lwf-vr", "mod-x", "lwf, own pictures", "feature-distill"),
+    *("icarl, labels too", "zscl-cil", "running-mean", "cll-clip-naive"),
+)
+SAME_DATA = (
+    *_SAME_SLOTS,
+    *("moe-adapters-cil", "rail-dual", "rail-primal-published"),
+    *("lora and adapters", "prompts", "frozen image tower"),
+)
+"""Cases that use data through the same code as another case: past tasks, the base, validation images, references."""
+SAME_PREDICTIONS = (
+    *_SAME_SLOTS,
+    *("safe", "replay", "wise-ft", "icarl", "zscl", "cumulative-exp", "joint", "finetune, guarded"),
+)
+"""Cases that predict through the same code as another case; only their weights were found in another way."""
+
+
+def cases(slow: Collection[str]) -> list[Any]:
+    """Return all cases for `parametrize`; those in `slow` are slow, as are presets for MTIL."""
+    assert set(slow) <= SETTINGS.keys()
+    marked = pytest.mark.slow
+    return [pytest.param(name, marks=marked) if name in slow else case(name) for name in SETTINGS]
 
 
 def kind_for(name: str, kind: str) -> str:

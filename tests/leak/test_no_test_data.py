@@ -114,7 +114,10 @@ def test_small_streams_and_buffers_hold_no_measured_id(
 
 
 @pytest.mark.parametrize("benchmark", BUILTIN)
-@pytest.mark.parametrize("method", leak_cases.CASES)
+@pytest.mark.parametrize(
+    "method",
+    leak_cases.cases(leak_cases.SETTINGS.keys() - {"finetune", "joint", "wise-ft", "safe", "moe-adapters"}),
+)
 def test_benchmarks_streams_and_buffers_hold_no_measured_id(
     method: str, benchmark: str, micro_folder: Path
 ) -> None:
@@ -184,8 +187,15 @@ def test_learning_under_a_guard_and_choosing_alpha_decode_no_measured_picture(
     assert not {picture for _, picture in seen} & _pictures(measured)
 
 
-@pytest.mark.parametrize("kind", ["time", "classes"])
-@pytest.mark.parametrize("method", leak_cases.CASES)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        pytest.param(*case.values, kind, marks=case.marks)
+        for kind, slow in (("time", ()), ("classes", leak_cases.SAME_DATA))
+        for case in leak_cases.cases(slow)
+        if leak_cases.kind_for(case.values[0], "time") != "classes" or kind == "classes"
+    ],
+)
 def test_batches_hold_training_ids_and_learning_looks_at_no_test_picture(
     method: str, kind: str, micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +251,7 @@ def _with_other_test_rows(source: Path, target: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [presets.case(m, "time") for m in leak_cases.SETTINGS]
+    [pytest.param(*case.values, "time", marks=case.marks) for case in leak_cases.cases(leak_cases.SAME_DATA)]
     + [
         (m, "classes") for m in ("finetune", "joint", "wise-ft", "finetune, guarded", "icarl", "moe-adapters")
     ],

@@ -23,7 +23,7 @@ MARGIN = 1e-5
 """Two cosines closer than this may change places when a batch is cut differently (fp32)."""
 
 
-@pytest.fixture(scope="module", params=leak_cases.CASES)
+@pytest.fixture(scope="module", params=leak_cases.cases(leak_cases.SAME_PREDICTIONS))
 def captioned(
     request: pytest.FixtureRequest, micro_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
