@@ -94,6 +94,21 @@ class Table:
         place = self._pictures.locations[self._picture(position)]
         return str(place["path"].as_py() or "") if place["offset"].as_py() is None else ""
 
+    @property
+    def positions(self) -> pa.Table:
+        """All columns of all rows; `image` holds positions among `places`."""
+        return self._columns
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of this view among `positions`."""
+        return self._rows
+
+    @property
+    def places(self) -> pa.ChunkedArray:
+        """Where the images lie."""
+        return self._pictures.locations
+
     @cached_property
     def is_remote(self) -> bool:
         """Whether images lie in shards behind URLs."""

@@ -90,7 +90,7 @@ def bytes_at(place: dict[str, Any]) -> bytes:
     if len(data) < size:
         detail = f"{len(data):,} of {size:,} bytes are there"
         raise PictureError(f"{path}: {detail}.", "truncated", detail)
-    return data
+    return data if offset is None else _unchanged(data, place)
 
 
 def _far_away(place: dict[str, Any]) -> bytes:
@@ -99,10 +99,14 @@ def _far_away(place: dict[str, Any]) -> bytes:
     if size > MAX_BYTES:
         detail = f"{size:,} bytes; at most {MAX_BYTES:,} are read"
         raise PictureError(f"{path}: {detail}.", "too-large", detail)
-    data = remote_file(path).read(offset, size)
+    return _unchanged(remote_file(path).read(offset, size), place)
+
+
+def _unchanged(data: bytes, place: dict[str, Any]) -> bytes:
+    """Return the bytes of an image in a shard if they have its hash: an index knows only the shard's size and time."""
     if place["sha256"] is not None and hashlib.sha256(data).digest() != place["sha256"]:
-        detail = f"the bytes from {offset:,} on have changed since the data were read"
-        raise PictureError(f"{path}: {detail}.", "unreadable-file", detail)
+        detail = f"the bytes from {place['offset']:,} on have changed since the data were read"
+        raise PictureError(f"{place['path']}: {detail}.", "unreadable-file", detail)
     return data
 
 

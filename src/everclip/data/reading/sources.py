@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from everclip.data.pictures.rendering import COLUMN, Rendering, renderings
 from everclip.data.reading.examine import Examined, Tick, examine
 from everclip.data.reading.formats.raw import Raw
 from everclip.data.reading.identity import with_ids
+from everclip.data.reading.index import index_of, keep, load
+from everclip.data.reading.loaded import Loaded as Loaded
 from everclip.data.reading.locate import read_sources
 from everclip.data.reading.one_file import CanonicalFile, ImageFolders, choose_columns, one_file
 from everclip.data.reading.quarantine import Quarantine, require_enough
@@ -27,26 +28,6 @@ from everclip.data.sampling.splits import side_of
 from everclip.data.table import ImageLocations, Table, replaced
 from everclip.errors import ConfigError
 from everclip.files import user_path
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The result of reading.
-
-    Attributes:
-        table: the usable samples in canonical columns.
-        quarantine: the unusable rows, with reasons.
-        columns: canonical names to columns of the source, as given or guessed.
-        guesses: one line per guess, for people.
-        facts: per row of `table`: `width`, `height` (upright, in pixels), `bytes`, `mode`, `format`, `frames`, `dhash`
-            (64-bit difference hash), `sha256`, `span`, `background` and `blank`.
-    """
-
-    table: Table
-    quarantine: Quarantine
-    columns: dict[str, str]
-    guesses: tuple[str, ...]
-    facts: pa.Table
 
 
 def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, labelled: bool = True) -> Loaded:
@@ -67,9 +48,12 @@ def read(spec: DataSpec, root: Path | None = None, tick: Tick | None = None, lab
     for key, folder in (("root", resolve_from), ("downloads", downloads)):
         if folder is not None and not folder.is_dir() and not (spec.is_catalog and key == "root"):
             raise ConfigError(f"data.{key}: {folder}: no such folder.")
-    return _loaded(
-        read_sources(spec, root, labelled), spec, ImageFolders(resolve_from, downloads), tick, labelled
-    )
+    index = index_of(spec, root, labelled)
+    known = load(index)
+    if known is not None:
+        return known
+    places = ImageFolders(resolve_from, downloads)
+    return keep(index, _loaded(read_sources(spec, root, labelled), spec, places, tick, labelled))
 
 
 def read_rows(

@@ -34,11 +34,7 @@ def read_remote(source: str, encoding: str | None, by_names: bool) -> list[Raw]:
         ConfigError: for a URL with a password, of an unknown kind, or that names no shards.
         DataError: if a shard cannot be fetched.
     """
-    url = os.path.expandvars(source)
-    require_no_secrets(url, "data.source")
-    urls = _listed(url)
-    with ThreadPoolExecutor(_TOGETHER) as pool:
-        files = list(pool.map(remote_file, urls))
+    files = shards_of(source)
     raws = [_read(file, encoding) for file in files]
     sides = sides_of_names(file.name for file in files) if by_names else {}
     raws = with_splits([(raw, sides.get(file.name)) for raw, file in zip(raws, files, strict=True)])
@@ -48,6 +44,18 @@ def read_remote(source: str, encoding: str | None, by_names: bool) -> list[Raw]:
         "Set training.shuffle_window=16384, so that a batch does not need a block for every sample"
     )
     return raws
+
+
+def shards_of(source: str) -> list[RemoteFile]:
+    """Return the shards that a URL names, in order.
+
+    Raises:
+        ConfigError, DataError: as `read_remote` does.
+    """
+    url = os.path.expandvars(source)
+    require_no_secrets(url, "data.source")
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        return list(pool.map(remote_file, _listed(url)))
 
 
 def _read(file: RemoteFile, encoding: str | None) -> Raw:
