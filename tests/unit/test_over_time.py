@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -222,6 +223,19 @@ def test_two_learners_are_measured_on_the_same_items(micro_folder: Path) -> None
             )
     assert any(not s.change.nothing for s in of.dated)
     assert any("new was trained on" in note for note in of.notes) is False, "test images are never trained on"
+
+
+def test_streams_with_both_kinds_are_compared_by_either(micro_folder: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load((micro_folder / "time.yaml").read_text())
+    document |= {"evaluate_also": "classification", "name": "both"}
+    stream = tmp_path / "both.yaml"
+    stream.write_text(yaml.safe_dump(document))
+    models = {name: Learner.create(str(micro_folder / "model"), "zero-shot") for name in ("old", "new")}
+    of = measure_over_time(models, str(stream), kind="classification")
+    assert [s.metric for s in of.dated] == ["accuracy"] * len(of.dated)
+    assert of.dated[0].name == "known (classification)"
+    with pytest.raises(ConfigError, match="has no classification set per task"):
+        measure_over_time(models, str(micro_folder / "time.yaml"), kind="classification")
 
 
 def test_one_model_is_not_two() -> None:

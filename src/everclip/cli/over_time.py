@@ -31,6 +31,12 @@ def over_time(
             help="Text around a class name of these data, with {} in its place; several are averaged.",
         ),
     ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind", help="retrieval or classification, if the stream's tasks are measured in both ways."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")
     ] = None,
@@ -45,6 +51,8 @@ def over_time(
     """
     if len(models) != 2 or models[0] == models[1]:
         raise ConfigError(f"over-time: expected two different models, found {', '.join(models)}.")
+    if kind not in (None, "retrieval", "classification"):
+        raise ConfigError(f"--kind: {kind!r} is not known; expected retrieval or classification.")
     if output is not None:
         from everclip.files import require_writable
 
@@ -68,6 +76,7 @@ def over_time(
         on,
         static or (),
         texts,
+        kind,
         config,
         lambda done, total: progress.update(done, "images", total),
     )

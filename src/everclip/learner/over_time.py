@@ -30,6 +30,7 @@ def measure_over_time(
     stream: str,
     static: Sequence[str | DataSpec] = (),
     templates: tuple[str, ...] = PLAIN,
+    kind: str | None = None,
     config: EvaluationConfig | None = None,
     tick: Tick = lambda done, total: None,
 ) -> OverTime:
@@ -44,11 +45,13 @@ def measure_over_time(
         stream: name or YAML file of a benchmark.
         static: further data of the static suite.
         templates: texts around the class names of these data.
+        kind: `retrieval` or `classification`, for a stream whose tasks are measured in both ways; default: that of its
+            score matrix.
         config: confidence, batch size, cache.
         tick: called with (images done, all images) while encoding.
 
     Raises:
-        ConfigError: if the stream has no dated set.
+        ConfigError: if the stream has no dated set, or none of this kind.
         DataError: if both models have no common item in a set.
     """
     settings = config or EvaluationConfig()
@@ -58,10 +61,12 @@ def measure_over_time(
         notes.append(
             f"{stream} is a stream of kind {scenario.spec.kind}: its sets stand in the order of its tasks."
         )
-    dated = _dated(scenario)
+    dated = _dated(scenario, kind)
     if not dated:
-        raise ConfigError(f"over-time: {stream} has no set per task (one_test), so nothing is dated.")
-    suite = [s for s in scenario.eval_sets if s.group in ("retention", "known") and s not in dated]
+        what = f"no {kind} set per task" if kind else "no set per task (one_test)"
+        raise ConfigError(f"over-time: {stream} has {what}, so nothing is dated.")
+    own_base = scenario.spec.base is not None and scenario.spec.base.data is not None
+    suite = [s for s in scenario.eval_sets if s.group == "retention" or (s.group == "known" and own_base)]
     read = [read_set(target, templates) for target in static]
     notes += [line for *_, lines in read for line in lines]
     sets = [*suite, *(replace(s, group="retention", task=None) for _, s, _ in read), *dated]
@@ -79,13 +84,19 @@ def measure_over_time(
     )
 
 
-def _dated(scenario: ListScenario) -> list[EvalSet]:
-    tasks = sorted(
-        (s for s in scenario.eval_sets if s.group == "task" and s.task is not None), key=lambda s: s.task or 0
-    )
+def _dated(scenario: ListScenario, kind: str | None) -> list[EvalSet]:
+    """Return the sets of the tasks in order, after that of a base which holds earlier rows of the same data."""
+    tasks = [s for s in scenario.eval_sets if s.group == "task" and s.task is not None]
+    known = [s for s in scenario.eval_sets if s.group == "known"]
+    if kind is not None and any(s.kind != kind for s in tasks):  # measured in another way, too: `part`
+        names = {task.index for task in scenario.tasks}
+        parts = [s for s in scenario.eval_sets if s.group == "part" and s.kind == kind]
+        tasks = [s for s in parts if s.task is not None]
+        known = [s for s in parts if s.task is None]
+        tasks = tasks if {s.task for s in tasks} == names and len(tasks) == len(names) else []
     base = scenario.spec.base
-    earlier = base is not None and base.data is None
-    return [*(s for s in scenario.eval_sets if s.group == "known" and earlier), *tasks]
+    earlier = bool(tasks) and base is not None and base.data is None
+    return [*(known if earlier else []), *sorted(tasks, key=lambda s: s.task or 0)]
 
 
 def _require_unique(sets: Sequence[EvalSet]) -> None:

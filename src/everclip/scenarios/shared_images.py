@@ -76,9 +76,12 @@ def without_test_ids(parts: Parts, rule: SplitSpec | None, notes: list[str]) -> 
     if rule is None or rule.column is None or rule.shared != "remove":
         return parts
     held_out = set(parts.test.identities())
+    measured = {parts.test.content(i) for i in range(len(parts.test))}
 
     def kept(table: Table) -> Table:
-        rows = [i for i, name in enumerate(table.identities()) if name not in held_out]
+        # Equal images are left to `remove_leaks`, which also knows the other sets.
+        names = table.identities()
+        rows = [i for i, name in enumerate(names) if name not in held_out or table.content(i) in measured]
         if len(rows) < len(table):
             notes.append(
                 f"{table.name}: {len(table) - len(rows):,} rows are left out, because test rows have their image_id"
