@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +244,27 @@ def test_one_model_is_not_two() -> None:
     result = CliRunner().invoke(app, ["over-time", "builtin:tiny", "builtin:tiny", "--on", "emoji-time"])
     assert isinstance(result.exception, ConfigError)
     assert "two different models" in str(result.exception)
+
+
+@pytest.mark.slow
+def test_the_command_prints_and_writes(
+    command: Callable[..., tuple[int, str, str]],
+    micro_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EVERCLIP_CACHE", str(tmp_path / "cache"))
+    training = {"steps": 8, "batch_size": 8, "lr": 1e-2, "threads": 1, "device": "cpu"}
+    learner = Learner.create(str(micro_folder / "model"), training=training)
+    learner.learn(load_scenario(resolve_config(str(micro_folder / "time.yaml")).scenario).tasks[0])
+    learner.save(tmp_path / "learned")
+    given = ("over-time", micro_folder / "model", tmp_path / "learned", "--on", micro_folder / "time.yaml")
+    extra = ("--static", micro_folder / "reference.parquet")
+    code, out, err = command(*given, *extra, "-o", tmp_path / "page.html")
+    assert code == 0, err
+    assert "learned against model on" in out
+    assert "newest minus oldest" in out
+    assert (tmp_path / "page.html").is_file()
+    code, out, err = command(*given, "--json")
+    assert code == 0, err
+    assert [s["name"] for s in json.loads(out)["dated"]] == ["known", "2001", "2002", "2003"]
