@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
+
+from everclip.errors import ProcessLostError
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +92,25 @@ def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
     return torch.cat(parts, dim=0)
 
 
+def pass_on(values: torch.Tensor) -> torch.Tensor:
+    """Send a tensor to the next process of a ring, and return that of the process before (without gradient).
+
+    All processes must call it, with equal shapes.
+    """
+    if world() == 1:
+        return values
+    import torch
+    import torch.distributed as group
+
+    received = torch.empty_like(values)
+    mine, count = rank(), world()
+    sends = group.P2POp(group.isend, values.contiguous(), (mine + 1) % count)
+    receives = group.P2POp(group.irecv, received, (mine - 1) % count)
+    for request in group.batch_isend_irecv([sends, receives]):
+        request.wait()
+    return received
+
+
 def gather_rows(values: torch.Tensor) -> torch.Tensor:
     """Concatenate tensors of all processes along dimension 0, in process order; their lengths may differ or be 0.
 
@@ -117,3 +141,66 @@ def gather_objects(value: _Value) -> list[_Value]:
     parts: list[_Value | None] = [None] * world()
     group.all_gather_object(parts, value)
     return cast("list[_Value]", parts)
+
+
+# -- one process fails: all stop with its reason --------------------------------------------------------------
+
+_REASON, _PATIENCE = "everclip/reason", timedelta(seconds=3)
+_SIGNS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+
+
+@contextmanager
+def stopping_together() -> Iterator[None]:
+    """Let all processes stop when one fails, each with the reason of the one that failed.
+
+    The failing process leaves its reason in the store that the processes met at; the others find their communication
+    broken, and read it there. A process that was killed leaves none.
+
+    Raises:
+        ProcessLostError: on the processes that did not fail themselves.
+    """
+    try:
+        yield
+    except Exception as error:
+        if world() == 1:
+            raise
+        if not _is_broken(error):
+            _leave_reason(error)
+            raise
+        raise ProcessLostError(
+            f"another process of this run ended: {_reason()}. All {world()} processes stop (this is number {rank()}). "
+            "The last checkpoint is intact; the same command continues from it, also on another number of processes."
+        ) from error
+
+
+def _is_broken(error: Exception) -> bool:
+    """Return whether an error says that processes cannot reach each other."""
+    import torch.distributed as group
+
+    text = str(error).lower()
+    return isinstance(error, group.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+    )
+
+
+def _leave_reason(error: Exception) -> None:
+    import torch.distributed as group
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    text = f"process {rank()}: {type(error).__name__}: {error}"
+    try:
+        _get_default_store().set(_REASON, text)
+    except (group.DistError, RuntimeError):
+        return  # the process that holds the store ended, too; the caller raises the error itself
+
+
+def _reason() -> str:
+    import torch.distributed as group
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    try:
+        store = _get_default_store()
+        store.wait([_REASON], _PATIENCE)
+        return store.get(_REASON).decode(errors="replace").rstrip(".")
+    except (group.DistError, RuntimeError):
+        return "it left no reason (killed, out of memory, or its machine is gone; see its own output)"

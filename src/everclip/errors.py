@@ -42,6 +42,12 @@ class DivergedError(EverclipError):
     exit_code = 6
 
 
+class ProcessLostError(EverclipError):
+    """Another of several processes ended, so that this one cannot go on; the last good checkpoint is kept."""
+
+    exit_code = 7
+
+
 class Interrupted(EverclipError):
     """A run stopped by SIGTERM or SIGINT: a checkpoint is written, and the same command continues the run."""
 

@@ -15,7 +15,7 @@ import torch
 
 from everclip.config import RunConfig, resolve_config
 from everclip.contracts import Task
-from everclip.distributed import any_process
+from everclip.distributed import any_process, stopping_together
 from everclip.errors import ConfigError, DataError, DivergedError, Interrupted, RunFolderError
 from everclip.evaluation.assemble import flat_metrics
 from everclip.evaluation.record import RowRecorder
@@ -75,7 +75,8 @@ def execute(
     else:
         config = resolve_config(target, overrides, settings)
     require_writable(Path(config.output), "output", RunFolderError)
-    return Run.of(remembering(config), progress, extend).execute()
+    with stopping_together():
+        return Run.of(remembering(config), progress, extend).execute()
 
 
 class Run(Watcher):

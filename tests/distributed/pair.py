@@ -1,4 +1,4 @@
-"""Two gloo processes as a launcher would start them, and the jobs they do; one process does the same jobs beside."""
+"""Two or more gloo processes as a launcher would start them, and their jobs; one process does the same jobs beside."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _port() -> int:
         return int(free.getsockname()[1])
 
 
-def _rank(rank: int, port: int, jobs: list[tuple[Job, tuple[Any, ...]]], answers: Any) -> None:
+def _rank(rank: int, count: int, port: int, jobs: list[tuple[Job, tuple[Any, ...]]], answers: Any) -> None:
     # What torchrun and `accelerate launch` set.
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -52,31 +52,31 @@ def _rank(rank: int, port: int, jobs: list[tuple[Job, tuple[Any, ...]]], answers
 
 
 class Pair:
-    """Two processes at work on the same jobs, one after the other."""
+    """Two processes (or `count`) at work on the same jobs, one after the other."""
 
-    def __init__(self, *jobs: tuple[Job, tuple[Any, ...]]) -> None:
+    def __init__(self, *jobs: tuple[Job, tuple[Any, ...]], count: int = 2) -> None:
         # A server that has torch loaded and forks: fresh processes without seconds of importing.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["everclip.run", "pair"])
         self._jobs = len(jobs)
         port = _port()
-        self._answers = [context.Queue() for _ in range(2)]
+        self._answers = [context.Queue() for _ in range(count)]
         self.processes = [
-            context.Process(target=_rank, args=(rank, port, list(jobs), self._answers[rank]))
-            for rank in range(2)
+            context.Process(target=_rank, args=(rank, count, port, list(jobs), self._answers[rank]))
+            for rank in range(count)
         ]
         for process in self.processes:
             process.start()
 
-    def results(self) -> list[tuple[Any, Any]]:
-        """Return what each job gave on rank 0 and on rank 1.
+    def results(self) -> list[tuple[Any, ...]]:
+        """Return what each job gave on rank 0, rank 1 and so on.
 
         Raises:
             AssertionError: with the traceback, if one of them failed.
         """
-        found: list[list[Any]] = [[], []]
+        found: list[list[Any]] = [[] for _ in self.processes]
         try:
-            for rank in range(2):
+            for rank in range(len(self.processes)):
                 for _ in range(self._jobs):
                     _, _, value, problem = self._answers[rank].get(timeout=PATIENCE)
                     assert problem is None, f"rank {rank}: {problem}"

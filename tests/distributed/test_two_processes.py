@@ -179,15 +179,21 @@ def test_gradients_equal_those_of_one_process_on_the_whole_batch(config: Callabl
             assert len(set(first["image_key"])) < len(first["image_key"])
 
 
-def test_the_sigmoid_loss_sees_the_global_batch_too(
-    config: Callable[..., Any], micro_folder: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(micro_folder / "model", tmp_path / "biased")
+def biased(micro_folder: Path, place: Path) -> Path:
+    """Return a copy of the micro model that has a logit bias."""
+    folder = shutil.copytree(micro_folder / "model", place / "biased")
     document = json.loads((folder / "open_clip_config.json").read_text())
     document["model_cfg"]["init_logit_bias"] = -5.0
     (folder / "open_clip_config.json").write_text(json.dumps(document))
     weights = load_file(folder / "open_clip_model.safetensors")
     save_file({**weights, "logit_bias": torch.tensor(-5.0)}, folder / "open_clip_model.safetensors")
+    return Path(folder)
+
+
+def test_the_sigmoid_loss_sees_the_global_batch_too(
+    config: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    folder = biased(micro_folder, tmp_path)
     slots = "method.trainable=[image, text, logit-scale, logit-bias]"
     own = ("method.loss=captions", "method.contrast=sigmoid", f"backbone={folder}", slots)
     one_config = config("time", (*PLAIN_STEPS, *own), "sigmoid")

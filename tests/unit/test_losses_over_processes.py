@@ -27,12 +27,6 @@ def contrastive(given: dict[str, torch.Tensor]) -> torch.Tensor:
     )
 
 
-def sigmoid(given: dict[str, torch.Tensor]) -> torch.Tensor:
-    return losses.sigmoid_contrastive(
-        given["image"], given["text"], SCALE, torch.tensor(-2.0), given["image_key"], given["text_key"]
-    )
-
-
 def _answers(given: dict[str, torch.Tensor]) -> answers.Answers:
     return answers.Answers(
         given["image"], given["old_image"], given["text"], given["old_text"], SCALE, 2.0, "kl", shared=False
@@ -60,7 +54,6 @@ def _mod_x(given: dict[str, torch.Tensor], labelled: bool = False, **settings: A
 
 LOSSES: dict[str, Loss] = {
     "contrastive": contrastive,
-    "sigmoid": sigmoid,
     "over texts": lambda given: _answers(given).over_texts(),
     "over images": lambda given: _answers(given).over_images(),
     "among images": lambda given: _answers(given).among_images(),

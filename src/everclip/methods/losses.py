@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from everclip.distributed import concatenate, rank
+from everclip.distributed import concatenate, rank, world
+from everclip.methods.ring import sigmoid_in_ring
 
 
 def contrastive(
@@ -50,7 +51,8 @@ def sigmoid_contrastive(
     """Return the pairwise sigmoid loss over the global batch (SigLIP, arXiv 2303.15343, equation 1).
 
     `-1/N sum_ij log sigmoid(z_ij (c x_i y_j + b))` with z = 1 for positives, else -1. Positives are those of
-    `contrastive`; each process computes its own rows.
+    `contrastive`; each process computes its own rows, against one block of texts after the other
+    (`everclip.methods.ring`).
 
     Args:
         image, text: unit embeddings `(N, D)` of this process.
@@ -60,9 +62,10 @@ def sigmoid_contrastive(
     Returns:
         Scalar: sum over the pairs of this process's rows, divided by their number.
     """
-    all_text = concatenate(text, gradient=True)
-    logits = scale * image @ all_text.T + bias
-    positive = positives(len(image), len(all_text), image_key, text_key, image.device)
+    if world() > 1:
+        return sigmoid_in_ring(image, text, scale, bias, image_key, text_key)
+    logits = scale * image @ text.T + bias
+    positive = positives(len(image), len(text), image_key, text_key, image.device)
     signs = 2.0 * positive - 1.0
     return -F.logsigmoid(signs * logits.float()).sum(dim=1).mean()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from everclip.training.run_folder import differences
+
 LEARN, EVALUATE = "learn", "evaluate"
 
 
@@ -35,4 +37,7 @@ class RunState:
     def adopt(self, environment: dict[str, Any]) -> str | None:
         """Store the environment of this process; return what the run has to say if it differs from that before."""
         before, self.environment = self.environment, environment
-        return None if before == environment else f"{before} -> {environment}: bit-identity is not promised"
+        # What a checkpoint of an earlier version does not know has not changed.
+        known = {key: value for key, value in environment.items() if key in before}
+        changes = differences(before, known)
+        return f"{'; '.join(changes)}: bit-identity is not promised" if changes else None

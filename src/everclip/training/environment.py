@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from everclip.distributed import world
+
 PACKAGES = (
     "everclip",
     "torch",
@@ -53,6 +55,7 @@ def fixed(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # vector width decides the order of sums
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "processes": world(),  # decides the order of sums over a batch, and what dropout drops
     }
 
 
