@@ -173,7 +173,28 @@ class TrainingConfig(Frozen):
     steps_per_batch: int = Field(
         1, ge=1, description="steps on each batch of a stream that is seen once, each with a new augmentation"
     )
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    recompute: bool = Field(
+        False,
+        description="activation checkpointing: keep only the input of each block of a tower, and compute the block "
+        "again in the backward pass; the same gradients in less memory, for about a third more time",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the blocks of the towers with torch.compile: faster steps after minutes of compiling; "
+        "results differ by rounding",
+    )
+    shard: bool = Field(
+        False,
+        description="with several processes, each keeps a part of the weights, gradients and moments (FSDP2); for "
+        "towers that do not fit one device. With one process it changes nothing",
+    )
+    optimiser: Literal["adamw", "adamw-8bit", "sgd"] = Field(
+        "adamw",
+        description="`adamw-8bit`: moments of 1 byte per value in place of 4 (needs everclip[low-memory])",
+    )
+    fused: bool = Field(
+        False, description="update all weights in one kernel: a faster optimiser; results differ by rounding"
+    )
     lr: float = Field(1e-4, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
@@ -230,6 +251,13 @@ class TrainingConfig(Frozen):
             raise ValueError(
                 f"set exactly one of {', '.join(BUDGET_KEYS)} (found: {', '.join(given) or 'none'})"
             )
+        if self.fused and self.optimiser == "adamw-8bit":
+            raise ValueError("fused: adamw-8bit has a kernel of its own; leave one of them out")
+        apart = [key for key in ("fused", "compile") if getattr(self, key)]
+        apart += [self.optimiser] if self.optimiser == "adamw-8bit" else []
+        apart += [self.precision] if self.precision == "fp16" else []
+        if self.shard and apart:
+            raise ValueError(f"shard: does not work with {' and '.join(apart)}; leave one of them out")
         if self.macs is not None and self.extra_steps:
             raise ValueError("extra_steps: a budget in macs is used up; there are no steps after it")
         return self
@@ -314,7 +342,12 @@ class RunConfig(Frozen):
     @field_validator("output")
     @classmethod
     def _expand_home(cls, value: str) -> str:
-        """Expand `~`; a shell does so only at the start of an argument."""
+        """Expand `~`; a shell does so only at the start of an argument. Refuse an address."""
+        if "://" in value:
+            raise ValueError(
+                "a run folder must be a folder, not an address; mount the bucket (docs/scale.md) and name the mounted "
+                "folder"
+            )
         return os.path.expanduser(value)
 
     def identity(self) -> dict[str, Any]:

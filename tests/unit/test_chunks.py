@@ -21,9 +21,12 @@ def tasks(micro_config: Callable[..., Any]) -> dict[str, list[Task]]:
     return {kind: list(load_scenario(micro_config(kind).scenario).tasks) for kind in ("time", "classes")}
 
 
-def gradients(folder: Path, task: Task, chunk: int | None, method: str, **more: Any) -> Any:
+def gradients(
+    folder: Path, task: Task, chunk: int | None, method: str, recompute: bool = False, **more: Any
+) -> Any:
     """Return the gradients of the first step, on a batch of 10."""
-    training = {"steps": 2, "batch_size": 10, "threads": 1, "device": "cpu", "chunk": chunk}
+    training = {"steps": 2, "batch_size": 10, "threads": 1, "device": "cpu"}
+    training |= {"chunk": chunk, "recompute": recompute}
     learner = Learner.create(str(folder / "model"), method, training, **more)
     learner.method.begin_task(task, learner.past())
     learner.method.train()

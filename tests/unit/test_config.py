@@ -300,6 +300,8 @@ def test_a_resolved_configuration_takes_no_overrides(micro_config: Callable[...,
         ("time", "training.betas=[2, 3]", "betas"),
         ("time", "training.lr=.inf", "lr"),
         ("time", "output=", "output"),
+        ("time", "output=s3://bucket/run", "mount the bucket"),
+        ("time", "training={shard: true, fused: true}", "shard: does not work with fused"),
         ("time", "method.settings=3", "method.settings"),
     ],
 )

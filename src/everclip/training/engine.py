@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from everclip.distributed import mean
 from everclip.errors import ConfigError, DivergedError
 from everclip.features.service import FeatureService
 from everclip.interfaces import Learnable
+from everclip.models.blocks import CompiledBlocks
 from everclip.models.parameters import parameters_of
 from everclip.training.budget import phase_steps, scheduled_steps
 from everclip.training.columns import EmbeddingColumns
@@ -28,6 +30,7 @@ from everclip.training.modes import module_of, require_gradients, set_modes
 from everclip.training.optim import build_optimiser, load_optimiser, optimiser_tensors, set_rate
 from everclip.training.precision import SCALER, Precision
 from everclip.training.schedules import learning_rate, stepped
+from everclip.training.sharding import Sharded, Whole, own_part, whole_tensors
 from everclip.training.watching import Cursor, StepLog, Watcher
 
 TOKEN_ROWS = ".rows"
@@ -58,7 +61,8 @@ class Engine:
     ) -> None:
         self.accelerator, self.maker, self.config, self.seed = accelerator, maker, config, seed
         self.columns = EmbeddingColumns(maker, features)
-        self._say: Callable[[str], None] = lambda message: None
+        self.say: Callable[[str], None] = lambda message: None
+        """Shows a note for people, once."""
         self._shown_notes: set[str] = set()
         self.carried: dict[str, dict[str, torch.Tensor]] = {}
         """Name of a phase -> the optimiser's tensors at its last end, with `training.carry_optimiser`."""
@@ -67,6 +71,8 @@ class Engine:
         self.new_start = True
         """Whether the task begins with weights that no earlier task trained, so that it always has a warm-up."""
         self._idle = 0
+        self._compiled: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._sharding = Whole()
 
     def run(
         self,
@@ -113,12 +119,17 @@ class Engine:
         guard: Guard | None,
     ) -> None:
         method_module, state, cursor.optimiser = module_of(method), cursor.optimiser, {}
+        if self.config.compile:
+            self._compiled = CompiledBlocks(method.backbone.clip).active
+        shards = self.config.shard and self.accelerator.num_processes > 1 and phase.optimiser is not None
+        self._sharding = Sharded(method, phase, self.accelerator.device) if shards else Whole()
         module, optimiser = self._prepare(method_module, phase, state)
         streams = self.streams(phase, method)
-        has_embeddings = self.columns.prepare(method, streams, self._precision.autocast)
+        with self._sharding.whole():
+            has_embeddings = self.columns.prepare(method, streams, self._precision.autocast)
         set_modes(method_module, training=phase.optimiser is not None)
         for note in phase.notes:
-            self._say(note)
+            self.say(note)
         scope = f"{task}/{phase.name}/{cursor.repeat}"
         # To read a loss, the host must wait for the GPU; on a CPU it costs nothing.
         together = 1 if self.accelerator.device.type == "cpu" else 10
@@ -141,12 +152,15 @@ class Engine:
                 self._inspect_weights(optimiser, waiting[-1], progress)
                 watcher.report(waiting)
                 waiting = []
-            over = guard_due and guard is not None and guard.look(method, step + 1, steps)
-            if guard_due:
+            over = False
+            if guard_due and guard is not None:
+                with self._sharding.whole():
+                    over = guard.look(method, step + 1, steps)
                 set_modes(method_module, training=phase.optimiser is not None)
             if due:
                 cursor.step = step + 1
-                watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
+                with self._sharding.whole():
+                    watcher.save(cursor, lambda: self._optimiser_tensors(optimiser))
             if self.config.carry_optimiser and (over or step + 1 == steps):
                 self.carried[phase.name] = self._optimiser_tensors(optimiser)
             if over:
@@ -155,16 +169,17 @@ class Engine:
                 cursor.step, cursor.paused = step + 1, True
                 cursor.optimiser = self._optimiser_tensors(optimiser)
                 break
+        self._sharding.end()
 
     def report_to(self, say: Callable[[str], None]) -> None:
-        """Pass notes for people to `say`, each note once."""
+        """Let `say` show the notes of the engine, each once."""
 
         def once(note: str) -> None:
             if note not in self._shown_notes:
                 self._shown_notes.add(note)
                 say(f"note: {note}")
 
-        self._say = once
+        self.say = once
 
     def streams(self, phase: Phase, method: Learnable) -> dict[str, Stream]:
         """Return the streams of a phase as they are read.
@@ -218,7 +233,7 @@ class Engine:
         if optimiser is not None and state:
             load_optimiser(optimiser, {k: v for k, v in state.items() if not k.startswith(SCALER)})
             self._precision.load(state)
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or isinstance(self._sharding, Sharded):
             return method, optimiser
         # Wrap the method again in every phase, so that DDP includes grown modules. Do not use
         # `accelerator.prepare_model`, which would wrap `forward` once more in every phase.
@@ -253,7 +268,9 @@ class Engine:
         }
 
     def _optimiser_tensors(self, optimiser: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-        return {} if optimiser is None else optimiser_tensors(optimiser) | self._precision.tensors()
+        if optimiser is None:
+            return {}
+        return whole_tensors(optimiser_tensors(optimiser)) | self._precision.tensors()
 
     def _step(
         self,
@@ -265,7 +282,11 @@ class Engine:
     ) -> StepLog:
         rate = self.rate(phase, progress)
         self._seed_dropout(progress)
-        with self._precision.autocast(), torch.set_grad_enabled(optimiser is not None or phase.gradients):
+        with (
+            self._compiled(),
+            self._precision.autocast(),
+            torch.set_grad_enabled(optimiser is not None or phase.gradients),
+        ):
             losses = module(batch, progress)
         if not isinstance(losses, dict) or not losses:
             raise ConfigError(
@@ -280,9 +301,10 @@ class Engine:
             return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, 0.0, None, samples)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
-        self._precision.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
-        moved = _any_gradient(optimiser) if progress.step < IDLE_STEPS else None
-        norm = self._precision.step(optimiser, self.config.clip_norm)
+        with self._compiled():  # a block that is computed again must be the same one
+            self._precision.backward(torch.stack([loss.float() for loss in losses.values()]).sum())
+        moved = self._sharding.agreed(_any_gradient(optimiser)) if progress.step < IDLE_STEPS else None
+        norm = self._sharding.step(self._precision, optimiser, self.config.clip_norm)
         return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, rate, norm, samples, moved)
 
     def rate(self, phase: Phase, progress: Progress) -> float:
@@ -350,8 +372,8 @@ class Engine:
         """Check the weights themselves: finite losses and gradients can still lead to an infinite update."""
         trained = [p for group in optimiser.param_groups for p in group["params"]] if optimiser else []
         # The norm is infinite or NaN if any element is; one fused pass and one synchronisation.
-        norms = list(torch._foreach_norm([p.detach() for p in trained])) if trained else []
-        if norms and not bool(torch.stack(norms).isfinite().all()):
+        norms = list(torch._foreach_norm([own_part(p.detach()) for p in trained])) if trained else []
+        if norms and bool(self._sharding.agreed(~torch.stack(norms).isfinite().all())):
             raise self._diverged("a weight is NaN or infinite", log, progress)
 
     def _diverged(self, what: str, log: StepLog, progress: Progress) -> DivergedError:
@@ -369,9 +391,10 @@ class Engine:
         )
 
 
-def _any_gradient(optimiser: torch.optim.Optimizer) -> torch.Tensor | None:
+def _any_gradient(optimiser: torch.optim.Optimizer) -> torch.Tensor:
     """Return whether any gradient is not 0, as a tensor on the device; NaN counts as not 0."""
-    grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    grads = [own_part(p.grad) for p in trained if p.grad is not None and own_part(p.grad).numel()]
     if not grads:
         return torch.zeros((), dtype=torch.bool)
     return (torch.stack(list(torch._foreach_norm(grads, float("inf")))) != 0).any()

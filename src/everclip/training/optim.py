@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from everclip.contracts import Phase
 from everclip.errors import ConfigError
 from everclip.models.parameters import parameters_of
 from everclip.training.row_scale import row_scaled, scale_rows
+from everclip.training.sharding import sharded_like
 
 
 def build_optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -37,12 +39,34 @@ def _optimiser(module: nn.Module, phase: Phase, config: TrainingConfig) -> torch
         for group in phase.param_groups
     ]
     kind = config.optimiser if phase.optimiser == "default" else phase.optimiser
+    # None is torch's own choice: not fused. Sharded and whole weights cannot be in one call.
+    how: dict[str, Any] = {"fused": config.fused or None, "foreach": False if config.shard else None}
     if kind == "sgd":
         nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, **how)
+    adam: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if kind == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        return torch.optim.Adam(groups, **adam, **how)
+    if kind == "adamw-8bit":
+        if any(group.row_scale is not None for group in phase.param_groups):
+            raise ConfigError(
+                "training.optimiser: adamw-8bit cannot scale single rows, which this method does (the token rows of "
+                "a language); take adamw."
+            )
+        return _adamw_8bit()(groups, **adam)
+    return torch.optim.AdamW(groups, **adam, **how)
+
+
+def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:
+    """Return AdamW whose moments are stored in blocks of 8-bit values (Dettmers et al., arXiv 2110.02861)."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "training.optimiser: adamw-8bit needs the package bitsandbytes: pip install 'everclip[low-memory]'. Or "
+            "take adamw."
+        ) from error
+    return cast("Callable[..., torch.optim.Optimizer]", AdamW8bit)
 
 
 def _check_factors(module: nn.Module, phase: Phase) -> None:
@@ -81,6 +105,11 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch
     for key, tensor in tensors.items():
         name, _, slot = key.partition("|")
         parameter = named[name]
-        # AdamW counts steps on the CPU; all other tensors are on the device of the parameter.
-        device = torch.device("cpu") if slot == "step" else parameter.device
-        optimiser.state[parameter][slot] = tensor.to(device).clone()
+        if slot == "step" and not tensor.is_floating_point():  # adamw-8bit counts steps by an int
+            optimiser.state[parameter][slot] = int(tensor)
+            continue
+        # AdamW counts steps on the CPU, unless it is fused; all other tensors are on the device of the parameter.
+        on_cpu = slot == "step" and not optimiser.defaults.get("fused")
+        device = torch.device("cpu") if on_cpu else parameter.device
+        value = tensor.to(device).clone()
+        optimiser.state[parameter][slot] = value if slot == "step" else sharded_like(value, parameter)
