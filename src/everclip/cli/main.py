@@ -73,6 +73,14 @@ def run(
     config: Annotated[str, typer.Argument(help="A benchmark (emoji-time, emoji-time@1) or a YAML file.")],
     settings: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            help="With --dry-run: also print what each of so many processes would hold, send and spend.",
+        ),
+    ] = None,
     extend: Annotated[
         bool,
         typer.Option(
@@ -90,10 +98,15 @@ def run(
     from everclip.config import resolve_config
 
     resolved = resolve_config(config, settings or [])
+    if processes is not None and not dry_run:
+        raise ConfigError(
+            "--processes: only with --dry-run. A run has as many processes as its launcher starts: "
+            f"accelerate launch --num_processes {processes} -m everclip run ..."
+        )
     if dry_run:
         from everclip.cli.plan import plan, print_plan
 
-        planned = plan(resolved)
+        planned = plan(resolved, processes)
         _print_json(planned) if as_json else print_plan(planned)
         return
     from everclip.cli.summary import print_results

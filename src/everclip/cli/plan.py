@@ -5,26 +5,37 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from everclip.cli.plan_processes import memory_of, over_processes, print_processes
 from everclip.config import RunConfig
+from everclip.data.sampling.batches import share_of
+from everclip.learner.memory_check import need_of
 from everclip.methods.cost import bytes_on_disk
 from everclip.running.prepare import Prepared, prepare
 from everclip.scenarios.measuring import class_name_notes
 from everclip.training.budget import macs_of, phase_steps, within_macs
+from everclip.training.memory_need import MOMENT_BYTES, MemoryNeed
 from everclip.training.progress import Progress, clock
 from everclip.training.trial import count_macs, measure_seconds
 
 
-def plan(config: RunConfig) -> dict[str, Any]:
+def plan(config: RunConfig, processes: int | None = None) -> dict[str, Any]:
     """Return tasks, steps, parameters, memory, disk and time of a run, without starting it.
+
+    Args:
+        config: the run.
+        processes: also say what each of so many processes would hold, send and spend.
 
     The time is extrapolated from a training batch and an evaluation batch, measured on this machine (smaller batches if
     the model is slow).
     """
+    if processes is not None:
+        share_of(config.training.batch_size, processes)
     run = prepare(config)
     progress = Progress(quiet=not run.learner.accelerator.is_main_process)
     run.learner.engine.report_to(progress.say)
@@ -39,12 +50,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
         planned.append(run.learner.plan(task))
         run.learner.tasks.append(task)
         run.learner.method.store(task)  # replay may add samples to the next task
-    moments = (
-        2 * 4 * cost.trainable_parameters
-        if config.training.optimiser == "adamw"
-        else 4 * cost.trainable_parameters
-    )
-    timing, macs = measured or _measure(run, progress)
+    moments = MOMENT_BYTES[config.training.optimiser] * cost.trainable_parameters
+    measured = measured or _measure(run, progress)
+    timing, macs, need = measured.seconds, measured.macs, measured.need
     tasks: list[dict[str, Any]] = []
     spent = 0.0
     for task, phases in zip(run.tasks, planned, strict=True):
@@ -56,6 +64,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
     steps = sum(task["steps"] for task in tasks)
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
     rows = len(run.tasks if run.stream is None else run.stream.rows) + 1
+    shared = (
+        None if processes is None else over_processes(run, planned, need, timing["step"], steps, processes)
+    )
     return {
         "benchmark": config.benchmark,
         "method": config.method.name,
@@ -72,6 +83,8 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "growth_per_task": begun.growth_per_task,
         "held_during_task": cost.held_during_task,
         "memory_mb": round((weights + moments + 4 * cost.trainable_parameters) / 1e6, 1),
+        "memory": None if need is None else memory_of(need, run.learner.accelerator.device),
+        "processes": shared,
         "disk_mb": round((config.checkpoint.keep + 1) * (stored + moments) / 1e6, 1),
         "disk_free_mb": round(shutil.disk_usage(_existing(Path(config.output))).free / 1e6),
         "notes": [*(message for _, message in run.remarks), *class_name_notes(run.scenario.eval_sets)],
@@ -88,13 +101,23 @@ MEASURING = 8.0
 """About how many seconds measuring the training step may take; encoding may take half as many."""
 
 
-def _measure(run: Prepared, progress: Progress) -> tuple[dict[str, float], dict[str, float]]:
-    """Measure a training step with a real batch (the weights stay unchanged) and an encoding.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on the first task.
 
-    Returns:
-        The seconds of a `step` and of a `picture`; the multiply-accumulates of a step of each phase, if a run counts
-        them.
+    Attributes:
+        seconds: of a `step` and of a `picture`.
+        macs: multiply-accumulates of a step of each phase, if a run counts them.
+        need: memory of a step; `None` if nothing trains by gradient.
     """
+
+    seconds: dict[str, float]
+    macs: dict[str, float]
+    need: MemoryNeed | None
+
+
+def _measure(run: Prepared, progress: Progress) -> Measured:
+    """Measure a training step with a real batch (the weights stay unchanged), its memory, and an encoding."""
     import torch
 
     from everclip.features.encoding import device_of
@@ -108,6 +131,7 @@ def _measure(run: Prepared, progress: Progress) -> tuple[dict[str, float], dict[
     method.begin_task(task, learner.past())
     phases = learner.plan(task)
     macs = count_macs(learner.engine, method, phases) if learner.counts_macs else {}
+    need = need_of(learner.engine, method, phases)
     step = measure_seconds(learner.engine, method, phases[0], MEASURING) if phases else 0.0
     side, device = method.backbone.pixels.size, device_of(method)
     method.eval()
@@ -120,7 +144,8 @@ def _measure(run: Prepared, progress: Progress) -> tuple[dict[str, float], dict[
         return time.monotonic() - started
 
     # Texts cost about as much as images, hence twice.
-    return {"step": step, "picture": 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK}, macs
+    picture = 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK
+    return Measured({"step": step, "picture": picture}, macs, need)
 
 
 BLOCK = 32
@@ -150,6 +175,10 @@ def print_plan(planned: dict[str, Any]) -> None:
     typer.echo(f"  also in memory during a task: {planned['held_during_task']}")
     typer.echo(f"  parameters that a prediction uses: {planned['active_parameters']:,}")
     typer.echo(f"  added by each task: {planned['growth_per_task']}")
-    typer.echo(f"  memory for weights, gradients and moments: {planned['memory_mb']} MB (plus activations)")
+    typer.echo(f"  memory for weights, gradients and moments: {planned['memory_mb']} MB")
+    if planned["memory"] is not None:
+        typer.echo(f"  {planned['memory']['sentence']}")
+    if planned["processes"] is not None:
+        print_processes(planned["processes"])
     typer.echo(f"  disk for checkpoints: {planned['disk_mb']} MB of {planned['disk_free_mb']} MB free")
     typer.echo(f"  time, extrapolated from measured batches: about {clock(planned['seconds'])}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from everclip.contracts import Phase, Task
+from everclip.learner.memory_check import check_memory
 from everclip.methods.base import Method
 from everclip.training.engine import Engine
 from everclip.training.guard import Guard
@@ -30,7 +31,12 @@ def run_phases(
         cursor: where to continue; kept up to date.
         watcher: follows the steps.
         guard: measures during phases that train; a phase is skipped after it has stopped the task.
+
+    Raises:
+        ConfigError: if the device has too little memory for a step.
     """
+    if (cursor.phase, cursor.repeat, cursor.step) == (0, 0, 0):
+        check_memory(engine, method, phases)
     while cursor.phase < len(phases):
         phase = phases[cursor.phase]
         # A phase without optimiser is solved in closed form: the guard has nothing to do.

@@ -21,6 +21,7 @@ from everclip.models.parameters import parameters_of
 from everclip.models.same_kernels import without_fast_path
 from everclip.training.engine import Engine
 from everclip.training.modes import module_of, require_gradients, set_modes
+from everclip.training.peak import peak_of
 from everclip.training.timing import extrapolated
 
 COUNTED_STEPS = 2
@@ -46,6 +47,48 @@ def count_macs(engine: Engine, method: Learnable, phases: Sequence[Phase]) -> di
     """
     trained = [phase for phase in phases if phase.optimiser is not None or phase.gradients]
     return {phase.name: from_first(_macs_of_step(engine, method, phase)) for phase in trained}
+
+
+def measure_peaks(
+    engine: Engine, method: Learnable, phase: Phase, sizes: Sequence[int]
+) -> list[tuple[int, float]]:
+    """Return the largest memory of a step with few samples: pairs of their number and bytes, inputs included.
+
+    Weights, their gradients and what the optimiser stores are not counted. The model stays as it was.
+
+    Args:
+        engine: runs the steps.
+        method: the module.
+        phase: the phase of the steps.
+        sizes: numbers of samples on this process over all streams; streams share them as they share a batch.
+    """
+    streams, module = engine.streams(phase, method), module_of(method)
+    full, world = sum(stream.batch_size for stream in streams.values()), engine.accelerator.num_processes
+    found = []
+    with _unchanged(module):
+        names = [name for group in phase.param_groups for name in group.names]
+        trained = [module.get_parameter(name) for name in names]
+        require_gradients(module, trained)
+        for size in sizes:
+            smaller = {
+                name: replace(s, batch_size=world * max(1, round(s.batch_size * size / full)))
+                for name, s in streams.items()
+            }
+            batch = _batch(engine, method, smaller, 0)
+            set_modes(module, training=phase.optimiser is not None)
+            if size == sizes[0]:  # a teacher encodes class texts once per phase
+                _forward_and_backward(engine, method, phase, batch)
+            module.zero_grad(set_to_none=True)
+            inputs = sum(
+                v.numel() * v.element_size()
+                for columns in batch.values()
+                for v in columns.values()
+                if isinstance(v, torch.Tensor)
+            )
+            peak = peak_of(partial(_forward_and_backward, engine, method, phase, batch), trained)
+            taken = sum(s.batch_size for s in smaller.values()) // world
+            found.append((taken, float(peak + inputs)))
+    return found
 
 
 def measure_seconds(engine: Engine, method: Learnable, phase: Phase, limit: float) -> float:

@@ -1,0 +1,45 @@
+"""Compare the memory that a task needs with that of the device, before its first step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from everclip.contracts import Phase
+from everclip.methods.base import Method
+from everclip.training.engine import Engine
+from everclip.training.memory_need import MemoryNeed, memory_need, require_memory, surely_fits
+
+
+def need_of(
+    engine: Engine, method: Method, phases: Sequence[Phase], samples: int | None = None
+) -> MemoryNeed | None:
+    """Estimate what the phases of a task need (`everclip.training.memory_need`); the task has begun."""
+    return memory_need(engine, method, phases, stored_bytes(method), samples)
+
+
+def stored_bytes(method: Method) -> float:
+    """Return the bytes of weights, frozen copies and stored tensors."""
+    cost = method.describe()
+    return cost.bytes + 4.0 * cost.task_parameters
+
+
+def check_memory(engine: Engine, method: Method, phases: Sequence[Phase]) -> None:
+    """Note or refuse a task that needs more memory than the device has. Measures only where it may be too little.
+
+    Raises:
+        ConfigError: if the memory is too small; says what would fit.
+    """
+    if not any(phase.optimiser is not None for phase in phases):
+        return
+    processes = engine.accelerator.num_processes
+    # Processes of one machine share its memory, but each has a GPU of its own.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if engine.accelerator.device.type == "cpu" else 1
+    if surely_fits(method, engine.config, stored_bytes(method), processes, sharing):
+        return
+    need = need_of(engine, method, phases)
+    if need is None:
+        return
+    note = require_memory(need, engine.accelerator.device, processes, sharing)
+    if note is not None:
+        engine.say(note)

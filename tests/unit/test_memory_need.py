@@ -1,0 +1,155 @@
+"""What training needs is estimated before it starts, compared with what the device has, and shared by processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from everclip.errors import ConfigError
+from everclip.learner import Learner
+from everclip.learner.memory_check import need_of
+from everclip.run import Run
+from everclip.scenarios.load import load_scenario
+from everclip.training import memory_need
+from everclip.training.memory_need import MemoryNeed, require_memory
+from everclip.training.peak import peak_of
+from everclip.training.progress import Progress
+from everclip.training.trial import measure_peaks
+
+CPU = torch.device("cpu")
+NEED = MemoryNeed(weights=1e9, moments=2e9, gradients=1e9, step=(0.0, 1e7, 1e3), batch=700)
+
+
+def test_the_peak_counts_what_lives_at_the_same_time() -> None:
+    def act() -> None:
+        first = torch.zeros(1000)  # 4,000 bytes
+        second = first + 1
+        view = second.view(10, 100)  # no memory of its own
+        del first, second
+        third = torch.zeros(500)  # 2,000: the view still holds 4,000
+        view.add_(1)  # in place
+        del view, third
+        torch.zeros(1500)
+
+    assert peak_of(act) == 8000
+
+
+def test_the_peak_counts_gradients_and_what_the_backward_pass_keeps() -> None:
+    weight = torch.nn.Parameter(torch.ones(100))
+    inputs = torch.ones(50, 100)
+
+    def act() -> None:
+        (weight * inputs).exp().sum().backward()  # type: ignore[no-untyped-call]
+
+    # exp keeps its result; the product is freed, but lives beside it for a moment; in the backward pass, the gradients
+    # of both live at a time.
+    both = peak_of(act)
+    assert 2 * 20_000 <= both <= 3 * 20_000 + 2_000
+    weight.grad = None
+    assert peak_of(act, [weight]) <= both
+
+
+def test_the_largest_batch_is_the_last_that_fits() -> None:
+    for memory in (3.5e9, 8e9, 11.3e9, 80e9):
+        found = NEED.largest(memory)
+        fits = NEED.at(found) <= memory
+        assert fits == (memory > 5e9)  # 1 + 2 for the model, 2 for the update, before the first sample
+        assert found == 0 or NEED.at(found + 1) > memory
+
+
+def test_too_little_memory_is_refused_with_the_batch_that_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_need, "available_memory", lambda: int(8e9))
+    with pytest.raises(
+        ConfigError, match=r"needs about 10 GB; batch 477 would fit 8 GB; lower training.batch_"
+    ):
+        require_memory(NEED, CPU, 1)
+    # Two processes of one machine have half of it each, and the batch is that of both.
+    monkeypatch.setattr(memory_need, "available_memory", lambda: int(16e9))
+    with pytest.raises(ConfigError, match=r"batch 954 would fit 8 GB"):
+        require_memory(NEED, CPU, 2, sharing=2)
+    monkeypatch.setattr(memory_need, "available_memory", lambda: int(11e9))
+    assert "nearly all" in str(require_memory(NEED, CPU, 1))
+    monkeypatch.setattr(memory_need, "available_memory", lambda: int(20e9))
+    assert require_memory(NEED, CPU, 1) is None
+
+
+def learner_of(folder: Path, **training: Any) -> Learner:
+    given = {"steps": 2, "batch_size": 16, "threads": 1, "device": "cpu", **training}
+    return Learner.create(str(folder / "model"), "finetune", given)
+
+
+def test_the_estimate_of_a_batch_is_what_its_step_takes(
+    micro_config: Callable[..., Any], micro_folder: Path
+) -> None:
+    task = load_scenario(micro_config("time").scenario).tasks[0]
+    totals: dict[str, float] = {}
+    for name, training in {"plain": {}, "recompute": {"recompute": True}, "chunk": {"chunk": 2}}.items():
+        learner = learner_of(micro_folder, **training)
+        learner.method.begin_task(task, learner.past())
+        before = {k: v.clone() for k, v in learner.method.state_dict().items()}
+        phases = learner.plan(task)
+        need = need_of(learner.engine, learner.method, phases)
+        assert need is not None
+        ((_, whole),) = measure_peaks(learner.engine, learner.method, phases[0], (16,))
+        constant, each, pairs = need.step
+        # In chunks of this small model, gradients on their way count as activations of a sample.
+        most = 1.3 if name == "chunk" else 1.1
+        assert 0.9 * whole < constant + 16 * each + 256 * pairs < most * whole, name
+        assert need.total == need.weights + need.moments + max(
+            constant + 16 * each + 256 * pairs, 2 * need.gradients
+        )
+        assert all(torch.equal(v, before[k]) for k, v in learner.method.state_dict().items())
+        assert not any(p.grad is not None for p in learner.method.parameters())
+        totals[name] = whole
+    assert totals["recompute"] < 0.8 * totals["plain"]
+    assert totals["chunk"] < 0.8 * totals["plain"]
+
+
+def test_a_run_that_needs_too_much_stops_before_its_first_step(
+    micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_need, "available_memory", lambda: 10_000)
+    run = Run.of(micro_config("time", "training.steps=1"), Progress(quiet=True))
+    with pytest.raises(ConfigError, match="no batch fits"):
+        run.execute()
+    assert run.state.step == 0
+
+
+def test_a_plan_says_what_each_process_holds_sends_and_spends(
+    command: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
+) -> None:
+    words = ["run", str(micro_folder / "time.yaml"), f"backbone={micro_folder / 'model'}"]
+    words += [
+        f"output={tmp_path / 'run'}",
+        "training.steps=1",
+        "training.batch_size=8",
+        "training.device=cpu",
+    ]
+    code, out, err = command(*words, "--dry-run", "--processes", "4", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    shared, trained = plan["processes"], plan["trainable_parameters"]
+    assert (shared["count"], shared["samples_each"]) == (4, 2)
+    assert shared["gradients_mb"] == pytest.approx(2 * 3 / 4 * 4 * trained / 1e6, abs=1e-3)
+    width = Learner.create(str(micro_folder / "model")).method.backbone.embedding_width()
+    # Two sides and their gradients, 3 of 4 parts, 8 rows; two keys of 8 bytes.
+    expected = (4 * 3 / 4 * 4 * 8 * width + 2 * 2 * 3 / 4 * 8 * 8) / 1e6
+    assert shared["embeddings_mb"] == pytest.approx(expected, abs=1e-3)
+    assert 0 < shared["held_mb"] <= plan["memory"]["need_mb"]
+    assert shared["computing_seconds"] >= 0
+    code, out, _ = command(*words, "--dry-run", "--processes", "4")
+    assert code == 0
+    assert "on 4 processes, each with 2 of 8 samples" in out
+    assert "a step needs about" in out
+    for wrong, message in (
+        (["--processes", "3", "--dry-run"], "multiple of 3"),
+        (["--processes", "2"], "--dry-run"),
+    ):
+        code, _, err = command(*words, *wrong)
+        assert code == 2
+        assert message in err
