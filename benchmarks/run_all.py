@@ -24,6 +24,8 @@ SCRIPTS = (
     "row",
     "recall",
     "chunks",
+    "memory",
+    "processes",
     "checkpoints",
     "decode",
     "rail",
