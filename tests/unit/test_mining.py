@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everclip.diagnosis.mining import mine, spread
+from everclip.diagnosis.mining import cosines_of, mine, spread
 
 
 def features(count: int, width: int, seed: int, groups: int) -> torch.Tensor:
@@ -74,7 +74,8 @@ def test_the_largest_gaps_are_kept_and_all_are_counted() -> None:
 
 
 def test_an_image_is_in_a_few_pairs_only_if_asked() -> None:
-    found = spread(mine(features(60, 6, 3, 2), features(60, 5, 4, 8), 0.5, 0.6), per_image=1)
+    whole = mine(features(60, 6, 3, 2), features(60, 5, 4, 8), 0.5, 0.6)
+    found = whole.chosen(spread(whole, per_image=1))
     images = [*found.left.tolist(), *found.right.tolist()]
     assert len(set(images)) == len(images) > 4
     assert (np.diff(found.gap) <= 0).all()
@@ -95,3 +96,11 @@ def test_embeddings_without_direction_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 3\) and \(2, 2\)"):
         mine(good, torch.eye(2))
     assert len(mine(torch.empty(0, 3), torch.empty(0, 2))) == 0
+
+
+def test_given_pairs_have_the_cosines_that_mining_finds() -> None:
+    clip, reference = features(60, 6, 3, 2), features(60, 5, 4, 8)
+    found = mine(clip, reference, 0.5, 0.6)
+    again = cosines_of(clip, reference, found.left, found.right)
+    assert np.array_equal(again.clip, found.clip)
+    assert np.array_equal(again.reference, found.reference)

@@ -93,8 +93,19 @@ def mine(
     return best
 
 
-def spread(pairs: MinedPairs, per_image: int) -> MinedPairs:
-    """Return the pairs in their order, without those of an image that is in `per_image` of them already."""
+def cosines_of(
+    clip: torch.Tensor, reference: torch.Tensor, left: NDArray[np.int64], right: NDArray[np.int64]
+) -> MinedPairs:
+    """Return given pairs with their cosines, in their order; arguments as in `mine`, which gives the same cosines."""
+    found = [
+        _exact(features, _norms(features, name), left, right)
+        for features, name in ((clip, "clip"), (reference, "reference"))
+    ]
+    return MinedPairs(left, right, found[0], found[1], found=len(left))
+
+
+def spread(pairs: MinedPairs, per_image: int) -> NDArray[np.int64]:
+    """Return the positions of the pairs, in their order, that leave each image in at most `per_image` pairs."""
     times: dict[int, int] = {}
     kept = []
     for position, (left, right) in enumerate(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)):
@@ -102,7 +113,7 @@ def spread(pairs: MinedPairs, per_image: int) -> MinedPairs:
             kept.append(position)
             for image in (left, right):
                 times[image] = times.get(image, 0) + 1
-    return pairs.chosen(np.array(kept, dtype=np.int64))
+    return np.array(kept, dtype=np.int64)
 
 
 _NOTHING = MinedPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0), found=0)

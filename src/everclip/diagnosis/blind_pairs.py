@@ -1,0 +1,225 @@
+"""Blind pairs of a data set: mine them for a model, keep them in a file, and follow them from model to model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from everclip.data.sampling.order import key_of
+from everclip.data.table import Table
+from everclip.diagnosis.mining import MinedPairs, cosines_of, mine, spread
+from everclip.errors import DataError
+from everclip.features.encoder import Encoder
+from everclip.features.encoder import image_encoder as encoder_of
+from everclip.features.pictures import Pictures
+from everclip.features.service import FeatureService
+from everclip.learner.core import Learner
+from everclip.models.image_encoder import ImageEncoder
+
+Tick = Callable[[int, int], None]
+
+STAYS, NEW, HEALED = "stays", "new", "healed"
+"""What became of a pair since an earlier model: blind in both, only now, only then."""
+
+COLUMNS = ("left", "right", "clip", "reference", "status")
+_VERSION = b"everclip.blind_pairs"
+
+
+@dataclass
+class BlindPairs:
+    """Blind pairs of a data set.
+
+    Attributes:
+        table: one row per distinct image.
+        mined: the pairs; positions are rows of `table`.
+        model, reference: the names of the two models.
+        above, below: bounds of the two cosines.
+        status: of each pair `(P,)`, if there was an earlier model: `stays` or `new`.
+        healed: pairs that were blind for the earlier model and are not now, with their cosines now.
+        notes: what is to be said about the data and the models.
+    """
+
+    table: Table
+    mined: MinedPairs
+    model: str
+    reference: str
+    above: float
+    below: float
+    status: list[str] | None = None
+    healed: MinedPairs | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pairs by what became of them; empty without an earlier model."""
+        if self.status is None or self.healed is None:
+            return {}
+        found = Counter(self.status)
+        return {STAYS: found[STAYS], NEW: found[NEW], HEALED: len(self.healed)}
+
+    def rows(self) -> pa.Table:
+        """Return the pairs as a table: ids of both images, both cosines, what became of the pair; healed ones last."""
+        parts = [(self.mined, self.status or [""] * len(self.mined))]
+        if self.healed is not None:
+            parts.append((self.healed, [HEALED] * len(self.healed)))
+        ids = self.table.ids
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        for pairs, status in parts:
+            columns["left"] += [ids[i] for i in pairs.left.tolist()]
+            columns["right"] += [ids[i] for i in pairs.right.tolist()]
+            columns["clip"] += pairs.clip.tolist()
+            columns["reference"] += pairs.reference.tolist()
+            columns["status"] += status
+        types = {"left": pa.string(), "right": pa.string(), "status": pa.string()}
+        return pa.table({n: pa.array(v, types.get(n, pa.float64())) for n, v in columns.items()})
+
+    def write(self, path: Path) -> None:
+        """Write `rows` as Parquet, with models and bounds in its metadata."""
+        facts = f"{self.model}\0{self.reference}\0{self.above}\0{self.below}\0{self.mined.found}"
+        rows = self.rows().replace_schema_metadata({_VERSION: facts.encode()})
+        pq.write_table(rows, path)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Pairs of an earlier model, read from the file of `BlindPairs.write`."""
+
+    pairs: frozenset[tuple[str, str]]
+    model: str
+    reference: str
+    above: float
+    below: float
+    whole: bool
+    """Whether the file holds all pairs within the bounds, not only those of the largest gap."""
+
+    @classmethod
+    def read(cls, path: Path) -> Earlier:
+        """Read a file.
+
+        Raises:
+            DataError: if the file is not one of blind pairs.
+        """
+        try:
+            rows = pq.read_table(path, columns=["left", "right", "status"])
+            facts = (rows.schema.metadata or {})[_VERSION].decode().split("\0")
+            above, below, found = float(facts[2]), float(facts[3]), int(facts[4])
+        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
+            raise DataError(f"{path}: is not a file of `everclip blind-pairs` ({error}).") from error
+        blind = [row for row in rows.to_pylist() if row["status"] != HEALED]
+        pairs = frozenset((row["left"], row["right"]) for row in blind)
+        return cls(pairs, facts[0], facts[1], above, below, whole=found == len(blind))
+
+
+def find_blind_pairs(
+    table: Table,
+    learner: Learner,
+    reference: ImageEncoder,
+    *,
+    model: str,
+    above: float,
+    below: float,
+    limit: int,
+    per_image: int | None = None,
+    earlier: Earlier | None = None,
+    features: FeatureService | None = None,
+    tick: Tick = lambda done, total: None,
+) -> BlindPairs:
+    """Mine the blind pairs of a data set.
+
+    Args:
+        table: its rows; of equal images (by content) only the first is used.
+        learner: the model under test.
+        reference: a vision-only model.
+        model: what the result calls the model.
+        above, below, limit: see `mine`.
+        per_image: an image is in at most so many pairs.
+        earlier: pairs of an earlier model of the same data.
+        features: encodes and remembers; default: the learner's.
+        tick: called with (images done, all images) for each model.
+
+    Raises:
+        DataError: if there are fewer than two images, or `earlier` does not fit.
+    """
+    pictures, positions = Pictures.distinct([table])
+    first = _first_rows(positions[0], len(pictures))
+    unique = table.select(first)
+    if len(unique) < 2:
+        raise DataError(f"{table.name}: {len(unique)} images; a pair needs two different ones.")
+    service = features or learner.features
+    clip = service.images(encoder_of(learner.method, learner.method.encoder_keys()), pictures, tick=tick)
+    other = service.images(_encoder(reference), pictures, tick=tick)
+    both = clip["embedding"], other["embedding"]
+    mined = mine(*both, above, below, limit)
+    notes = [f"{reference.name}: {note}" for note in reference.notes]
+    if len(unique) < len(table):
+        notes.append(f"{table.name}: {len(table) - len(unique):,} rows repeat an image; each image is used once")
+    if mined.found > len(mined):
+        notes.append(f"{mined.found:,} pairs are within the bounds; the {len(mined):,} of the largest gap are kept")
+    found = BlindPairs(unique, mined, model, reference.name, above, below, notes=notes)
+    if earlier is not None:
+        _follow(found, earlier, both)
+    if per_image is not None:
+        _spread(found, per_image)
+    return found
+
+
+def _first_rows(positions: torch.Tensor, count: int) -> NDArray[np.int64]:
+    """Return the first row of each distinct image `(count,)`, given the image of each row."""
+    first = np.full(count, -1, dtype=np.int64)
+    for row, image in reversed(list(enumerate(positions.tolist()))):
+        first[image] = row
+    return first
+
+
+def _encoder(reference: ImageEncoder) -> Encoder:
+    """Return the reference model as an encoder of the feature service."""
+    key = f"{key_of('reference', reference.fingerprint, repr(reference.transform)):032x}"
+    return Encoder(
+        "image", "reference", key, reference.transform, lambda px: {"embedding": reference.encode(px)}
+    )
+
+
+def _follow(found: BlindPairs, earlier: Earlier, features: Sequence[torch.Tensor]) -> None:
+    """Say of each pair what became of it since an earlier model.
+
+    Raises:
+        DataError: if the earlier pairs are of another reference model, of other bounds, or of other images.
+    """
+    for what, old, new in (
+        ("reference model", earlier.reference, found.reference),
+        ("bounds", (earlier.above, earlier.below), (found.above, found.below)),
+    ):
+        if old != new:
+            raise DataError(f"--before: its {what} is {old}, here it is {new}; use the same.")
+    place = {name: row for row, name in enumerate(found.table.ids)}
+    lost = [pair for pair in earlier.pairs if not (pair[0] in place and pair[1] in place)]
+    if lost:
+        found.notes.append(f"{len(lost):,} earlier pairs have an image that is not here: {lost[0]}")
+    if lost and len(lost) == len(earlier.pairs):
+        raise DataError(f"--before: none of its {len(lost):,} pairs has both images here; is it of other data?")
+    if not earlier.whole or found.mined.found > len(found.mined):
+        found.notes.append("a file holds only the pairs of the largest gap: some pairs called new may be old ones")
+    ids = found.table.ids
+    now = zip(found.mined.left.tolist(), found.mined.right.tolist(), strict=True)
+    found.status = [STAYS if (ids[a], ids[b]) in earlier.pairs or (ids[b], ids[a]) in earlier.pairs else NEW for a, b in now]
+    kept = sorted(tuple(sorted((place[a], place[b]))) for a, b in earlier.pairs if a in place and b in place)
+    sides = np.array(kept, dtype=np.int64).reshape(-1, 2)
+    pairs = cosines_of(*features, sides[:, 0], sides[:, 1])
+    healed = ~((pairs.clip > found.above) & (pairs.reference < found.below))
+    found.healed = pairs.chosen(np.flatnonzero(healed))
+
+
+def _spread(found: BlindPairs, per_image: int) -> None:
+    """Keep at most `per_image` pairs of each image."""
+    kept = spread(found.mined, per_image)
+    found.mined = found.mined.chosen(kept)
+    if found.status is not None:
+        found.status = [found.status[i] for i in kept.tolist()]
