@@ -22,6 +22,7 @@ VERBS = (
     "demo",
     "eval",
     "over-time",
+    "blind-pairs",
     "classify",
     "check",
     "init-config",

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from everclip.cli import blind_pairs as blind_pairs_verb
 from everclip.cli import check as check_verb
 from everclip.cli import classify as classify_verb
 from everclip.cli import doctor as doctor_verb
@@ -187,6 +188,7 @@ def compare(
 
 app.command(name="eval")(evaluate_verb.evaluate)
 app.command(name="over-time")(over_time_verb.over_time)
+app.command(name="blind-pairs")(blind_pairs_verb.blind_pairs)
 app.command(name="classify")(classify_verb.classify)
 app.command(name="check")(check_verb.check)
 app.command(name="init-config")(init_config_verb.init_config)

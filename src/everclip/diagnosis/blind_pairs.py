@@ -27,6 +27,9 @@ from everclip.models.image_encoder import ImageEncoder
 
 Tick = Callable[[int, int], None]
 
+BLOCK = 32
+"""Images that the reference encodes at a time: the maps of a convolutional network are large."""
+
 STAYS, NEW, HEALED = "stays", "new", "healed"
 """What became of a pair since an earlier model: blind in both, only now, only then."""
 
@@ -155,17 +158,21 @@ def find_blind_pairs(
         raise DataError(f"{table.name}: {len(unique)} images; a pair needs two different ones.")
     service = features or learner.features
     clip = service.images(encoder_of(learner.method, learner.method.encoder_keys()), pictures, tick=tick)
-    other = service.images(_encoder(reference), pictures, tick=tick)
+    other = service.images(_encoder(reference), pictures, block=BLOCK, tick=tick)
     both = clip["embedding"], other["embedding"]
     mined = mine(*both, above, below, limit)
     notes = [f"{reference.name}: {note}" for note in reference.notes]
     if len(unique) < len(table):
-        notes.append(f"{table.name}: {len(table) - len(unique):,} rows repeat an image; each image is used once")
+        notes.append(
+            f"{table.name}: {len(table) - len(unique):,} rows repeat an image; each image is used once"
+        )
     if mined.found > len(mined):
-        notes.append(f"{mined.found:,} pairs are within the bounds; the {len(mined):,} of the largest gap are kept")
+        notes.append(
+            f"{mined.found:,} pairs are within the bounds; the {len(mined):,} of the largest gap are kept"
+        )
     found = BlindPairs(unique, mined, model, reference.name, above, below, notes=notes)
     if earlier is not None:
-        _follow(found, earlier, both)
+        follow(found, earlier, both)
     if per_image is not None:
         _spread(found, per_image)
     return found
@@ -187,7 +194,7 @@ def _encoder(reference: ImageEncoder) -> Encoder:
     )
 
 
-def _follow(found: BlindPairs, earlier: Earlier, features: Sequence[torch.Tensor]) -> None:
+def follow(found: BlindPairs, earlier: Earlier, features: Sequence[torch.Tensor]) -> None:
     """Say of each pair what became of it since an earlier model.
 
     Raises:
@@ -204,12 +211,19 @@ def _follow(found: BlindPairs, earlier: Earlier, features: Sequence[torch.Tensor
     if lost:
         found.notes.append(f"{len(lost):,} earlier pairs have an image that is not here: {lost[0]}")
     if lost and len(lost) == len(earlier.pairs):
-        raise DataError(f"--before: none of its {len(lost):,} pairs has both images here; is it of other data?")
+        raise DataError(
+            f"--before: none of its {len(lost):,} pairs has both images here; is it of other data?"
+        )
     if not earlier.whole or found.mined.found > len(found.mined):
-        found.notes.append("a file holds only the pairs of the largest gap: some pairs called new may be old ones")
+        found.notes.append(
+            "a file holds only the pairs of the largest gap: some pairs called new may be old ones"
+        )
     ids = found.table.ids
     now = zip(found.mined.left.tolist(), found.mined.right.tolist(), strict=True)
-    found.status = [STAYS if (ids[a], ids[b]) in earlier.pairs or (ids[b], ids[a]) in earlier.pairs else NEW for a, b in now]
+    found.status = [
+        STAYS if (ids[a], ids[b]) in earlier.pairs or (ids[b], ids[a]) in earlier.pairs else NEW
+        for a, b in now
+    ]
     kept = sorted(tuple(sorted((place[a], place[b]))) for a, b in earlier.pairs if a in place and b in place)
     sides = np.array(kept, dtype=np.int64).reshape(-1, 2)
     pairs = cosines_of(*features, sides[:, 0], sides[:, 1])

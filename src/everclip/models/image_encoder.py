@@ -117,7 +117,9 @@ def _built(name: str, architecture: str, arguments: Mapping[str, Any]) -> nn.Mod
     return model
 
 
-def _put(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path, classifier: str | tuple[str, ...]) -> None:
+def _put(
+    model: nn.Module, state: Mapping[str, torch.Tensor], file: Path, classifier: str | tuple[str, ...]
+) -> None:
     """Load weights, without those of a classifier.
 
     Raises:

@@ -48,7 +48,9 @@ def lite_weights(name: str) -> dict[str, torch.Tensor]:
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != sha256:
-        raise ConfigError(f"{path}: found SHA-256 {digest}, expected {sha256}; install its package again: {install}")
+        raise ConfigError(
+            f"{path}: found SHA-256 {digest}, expected {sha256}; install its package again: {install}"
+        )
     state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

@@ -1,0 +1,114 @@
+"""`everclip blind-pairs`: pairs of images that a CLIP cannot tell apart and a vision-only model can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from everclip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from everclip.diagnosis.blind_pairs import BlindPairs
+
+
+def blind_pairs(
+    data: Annotated[
+        str, typer.Argument(help="Data with images: a folder, table or shards, or builtin:emoji.")
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="A run folder, a saved learner, an export, or a backbone.")
+    ] = "builtin:photo",
+    reference: Annotated[
+        str,
+        typer.Option(
+            "--reference",
+            help="A vision-only model: timm:NAME, a folder in timm's layout, lite0 to lite2, or a backbone.",
+        ),
+    ] = "lite0",
+    reference_weights: Annotated[
+        str | None, typer.Option("--reference-weights", help="Its file of weights, for timm:NAME.")
+    ] = None,
+    above: Annotated[float, typer.Option("--above", help="Least cosine for the CLIP.")] = 0.95,
+    below: Annotated[float, typer.Option("--below", help="Largest cosine for the reference.")] = 0.6,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Keep at most this many pairs.")] = 10_000,
+    per_image: Annotated[
+        int | None, typer.Option("--per-image", min=1, help="Keep at most this many pairs of an image.")
+    ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            "--before", help="Pairs of an earlier model (.parquet): says which stay, heal or are new."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the pairs to this .parquet, and an .html page beside it."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find pairs of images that a CLIP cannot tell apart and a vision-only model can.
+
+    A pair is blind if its cosine is above 0.95 for the CLIP and below 0.6 for the reference (MMVP, arXiv 2401.06209).
+    All pairs of images are compared.
+
+    Example: everclip blind-pairs photos/ --model runs/shop --reference lite0 -o blind.parquet
+
+    After an update: everclip blind-pairs photos/ --model runs/shop2 --before blind.parquet -o blind2.parquet
+    """
+    for name, value in (("--above", above), ("--below", below)):
+        if not -1 <= value <= 1:
+            raise ConfigError(f"{name}: {value} is no cosine; expected -1 to 1.")
+    if output is not None:
+        from everclip.files import require_writable
+
+        if output.suffix != ".parquet":
+            raise ConfigError(f"--output: {output}: expected a file ending in .parquet.")
+        require_writable(output.parent, "--output")
+    from everclip.config import EvaluationConfig, validated
+    from everclip.data.reading.sources import read
+    from everclip.data.reading.spec import DataSpec
+    from everclip.diagnosis.blind_pairs import Earlier, find_blind_pairs
+    from everclip.files import cache_folder
+    from everclip.learner.evaluate import load_model
+    from everclip.models.image_encoder import load_image_encoder
+    from everclip.training.progress import Progress
+
+    earlier = None if before is None else Earlier.read(before)
+    encoder, learner = load_image_encoder(reference, reference_weights), load_model(model)
+    loaded = read(validated(DataSpec, {"source": data}, "data"))
+    notes: list[str] = []
+    kept = EvaluationConfig(cache=str(cache_folder() / "features"))
+    learner.features.folders.keep_in(None, kept, notes.append)
+    progress = Progress(quiet=as_json)
+    progress.start("blind-pairs", 0)
+    found = find_blind_pairs(
+        loaded.table,
+        learner,
+        encoder,
+        model=model,
+        above=above,
+        below=below,
+        limit=limit,
+        per_image=per_image,
+        earlier=earlier,
+        tick=lambda done, total: progress.update(done, "images", total),
+    )
+    progress.finish()
+    found.notes += [*notes, *loaded.guesses]
+    found.notes += [loaded.quarantine.summary()] if loaded.quarantine.entries else []
+    _show(found, output, as_json)
+
+
+def _show(found: BlindPairs, output: Path | None, as_json: bool) -> None:
+    from everclip.diagnosis.blind_pairs_page import document, text, write_page
+
+    typer.echo(
+        json.dumps(document(found), indent=1, allow_nan=False, ensure_ascii=False) if as_json else text(found)
+    )
+    if output is not None:
+        found.write(output)
+        typer.echo(str(output), err=as_json)
+        typer.echo(str(write_page(found, output.with_suffix(".html"))), err=as_json)

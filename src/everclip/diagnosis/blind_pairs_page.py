@@ -1,0 +1,118 @@
+"""Blind pairs as text, JSON, and a self-contained page that shows the images of the largest gaps."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from everclip.data.pictures.images import decode
+from everclip.data.pictures.picture_error import PictureError
+from everclip.diagnosis.blind_pairs import HEALED, NEW, STAYS, BlindPairs
+from everclip.files import write_text_atomic
+from everclip.report.html import render as render_page
+from everclip.report.inline_images import data_uri
+
+SHOWN_IN_TEXT, SHOWN = 5, 60
+_SIDE = 128  # pixels of an image on the page
+_NAMES = ("class_name", "caption")
+
+
+def headline(found: BlindPairs) -> str:
+    """Return in one sentence how many pairs are blind, and what became of those of an earlier model."""
+    images = len(found.table)
+    bounds = f"cosine above {found.above:g} for {found.model}, below {found.below:g} for {found.reference}"
+    text = f"{found.mined.found:,} of {images * (images - 1) // 2:,} pairs of {images:,} images are blind: {bounds}."
+    if counts := found.counts():
+        text += f" {counts[STAYS]:,} stay blind, {counts[NEW]:,} are new, {counts[HEALED]:,} healed."
+    return text
+
+
+def advice(found: BlindPairs) -> str:
+    """Return what to do if there is no blind pair; empty if there is one."""
+    if found.mined.found:
+        return ""
+    return (
+        "The bounds were published for CLIP ViT-L/14 and DINOv2; other models have other cosines. Lower --above or "
+        "raise --below to see the pairs with the largest difference."
+    )
+
+
+def document(found: BlindPairs) -> dict[str, Any]:
+    """Return everything as JSON."""
+    return {
+        "model": found.model,
+        "reference": found.reference,
+        "above": found.above,
+        "below": found.below,
+        "images": len(found.table),
+        "found": found.mined.found,
+        "changes": found.counts(),
+        "notes": found.notes,
+        "pairs": found.rows().to_pylist(),
+    }
+
+
+def text(found: BlindPairs) -> str:
+    """Return the headline, the notes, and the pairs of the largest gaps."""
+    lines = [headline(found), *filter(None, [advice(found)]), *(f"note: {note}" for note in found.notes)]
+    for row in _rows(found, SHOWN_IN_TEXT):
+        status = f"  {row['status']}" if row["status"] else ""
+        lines.append(f"  {row['clip']} {row['reference']}  {row['names'][0]}  |  {row['names'][1]}{status}")
+    if len(found.mined):
+        lines.insert(
+            len(lines) - min(SHOWN_IN_TEXT, len(found.mined)), "  CLIP reference  (largest gap first)"
+        )
+    return "\n".join(lines)
+
+
+def write_page(found: BlindPairs, path: Path) -> Path:
+    """Write the page and return its path."""
+    rows = _rows(found, SHOWN)
+    for row in rows:
+        row["images"] = [_thumbnail(found, position) for position in row["positions"]]
+    context = {
+        "title": f"What {found.model} cannot see",
+        "headline": headline(found),
+        "advice": advice(found),
+        "notes": found.notes,
+        "rows": rows,
+        "more": len(found.mined) - len(rows),
+        "found": found,
+    }
+    write_text_atomic(path, render_page("blind_pairs.html.j2", context))
+    return path
+
+
+def _rows(found: BlindPairs, count: int) -> list[dict[str, Any]]:
+    pairs = found.mined
+    return [
+        {
+            "positions": [int(pairs.left[i]), int(pairs.right[i])],
+            "names": [_name(found, int(side[i])) for side in (pairs.left, pairs.right)],
+            "clip": f"{pairs.clip[i]:.3f}",
+            "reference": f"{pairs.reference[i]:.3f}",
+            "status": "" if found.status is None else found.status[i],
+        }
+        for i in range(min(count, len(pairs)))
+    ]
+
+
+def _name(found: BlindPairs, position: int) -> str:
+    """Return the class or caption of an image, and its id."""
+    for column in _NAMES:
+        if found.table.has(column) and (said := found.table.value(column, position)):
+            return f"{str(said)[:80]} ({found.table.ids[position]})"
+    return found.table.ids[position]
+
+
+def _thumbnail(found: BlindPairs, position: int) -> str | None:
+    """Return an image as a data URI; `None` if it cannot be read any more."""
+    try:
+        image = decode(*found.table.encoded(position)).convert("RGB")
+    except PictureError:
+        return None
+    image.thumbnail((_SIDE, _SIDE))
+    out = io.BytesIO()
+    image.save(out, format="JPEG", quality=85)
+    return data_uri(out.getvalue(), "image/jpeg")
