@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def _encoder(reference: ImageEncoder) -> Encoder:
     )
 
 
-def follow(found: BlindPairs, earlier: Earlier, features: Sequence[torch.Tensor]) -> None:
+def follow(found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Say of each pair what became of it since an earlier model.
 
     Raises:

@@ -19,6 +19,7 @@ from everclip.models.fingerprint import tensors_hash
 from everclip.models.lite import LITE, lite_weights, renamed
 from everclip.models.weights import read_weights
 
+data: Any = timm.data  # it exports its functions without saying so
 TIMM = "timm:"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a folder in timm's layout."""
@@ -99,10 +100,10 @@ def _of_timm(
     model = _built(name, architecture, described.get("model_args") or {})
     size = 4 * sum(p.numel() for p in model.parameters())
     state, notes = read_weights(file, size, model.state_dict().keys())
-    known = model.pretrained_cfg or {}
-    config = {**known, **(described.get("pretrained_cfg") or {})}
+    known: Any = model.pretrained_cfg
+    config = {**(known or {}), **(described.get("pretrained_cfg") or {})}
     _put(model, state, file, config.get("classifier") or ())
-    return _encoder(name, model, timm.data.resolve_model_data_config(model, config), notes, device)
+    return _encoder(name, model, data.resolve_model_data_config(model, config), notes, device)
 
 
 def _built(name: str, architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -168,6 +169,6 @@ def _encoder(
             features: torch.Tensor = timm_model.forward_head(maps, pre_logits=True)
             return features.float().cpu()
 
-    transform: Any = timm.data.create_transform(**config, is_training=False)
+    transform: Any = data.create_transform(**config, is_training=False)
     weights = tensors_hash(model.state_dict().items())
     return ImageEncoder(name, encode, transform, f"{weights}-{type(model).__name__}", tuple(notes))
