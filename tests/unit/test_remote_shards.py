@@ -13,6 +13,7 @@ import pytest
 import torch
 from reader_data import load, photo, write_table, write_tar
 
+from everclip.cli.init_config import _from_folder
 from everclip.config import CaptionConfig
 from everclip.contracts import Source, Stream
 from everclip.data.pictures import remote
@@ -214,3 +215,10 @@ def test_urls_that_cannot_be_read_say_why_and_show_no_secret(url: str, message: 
 def test_a_block_is_four_megabytes() -> None:
     assert BLOCK == 4 * 1024 * 1024
     assert replace(maker(16_384), rank=0)._steps_ahead([Stream((), 64)], 1) == 256, "a whole window ahead"
+
+
+def test_a_configuration_keeps_a_url_as_it_is(tmp_path: Path) -> None:
+    block = _from_folder({"source": ["s3://bucket/2024/*.tar", "shop.csv"], "root": "memory://a"}, tmp_path)
+    assert block["source"][0] == "s3://bucket/2024/*.tar"
+    assert block["source"][1].endswith("/shop.csv")
+    assert block["root"] == "memory://a"

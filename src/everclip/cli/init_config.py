@@ -148,9 +148,11 @@ def text_for(proposal: Proposal, output: Path | None) -> str:
 
 def _from_folder(block: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a data block with paths relative to a folder."""
+    from everclip.data.pictures.remote import is_remote
 
     def relative(text: str) -> str:
-        if text.startswith(("builtin:", "hub:", "~", "${")) or Path(text).is_absolute():
+        named = text.startswith(("builtin:", "hub:", "~", "${")) or is_remote(text)
+        if named or Path(text).is_absolute():
             return text
         return os.path.relpath(text, folder)
 
