@@ -12,7 +12,7 @@ import torch
 
 from everclip.contracts import Task
 from everclip.errors import ConfigError
-from everclip.learner import Learner
+from everclip.learner import Learner, learnable
 from everclip.scenarios.load import load_scenario
 from everclip.training.watching import Cursor, StepLog, Watcher
 
@@ -80,6 +80,21 @@ def test_a_restarted_model_goes_on_from_a_checkpoint(
     for task in tasks[1:3]:
         loaded.learn(task)
     assert same(weights(whole), weights(loaded))
+
+
+def test_the_check_before_a_task_reads_no_earlier_task(
+    micro_folder: Path, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time step must not cost more with every time step before it."""
+    read: list[str] = []
+    plain = learnable._compared
+    monkeypatch.setattr(
+        learnable, "_compared", lambda task, *more: read.append(task.name) or plain(task, *more)
+    )
+    learner = learner_of(micro_folder, "cumulative-exp", training={"steps": 1})
+    for task in tasks:
+        learner.learn(task)
+    assert read == [task.name for task in tasks]
 
 
 # -- the learning rate --------------------------------------------------------------------------------------------

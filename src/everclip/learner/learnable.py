@@ -51,6 +51,11 @@ class _Compared:
         return _Compared(self.texts | other.texts, self.images | other.images, answers)
 
     @property
+    def is_enough(self) -> bool:
+        """Whether anything else that is compared leaves `differ` true."""
+        return len(self.texts) > 1 and len(self.images) > 1
+
+    @property
     def differ(self) -> bool:
         # A loss can teach one image its name among several, but not two names.
         return len(self.texts) > 1 and (len(self.images) > 1 or self.answers < 2)
@@ -92,12 +97,14 @@ def require_learnable(
     notes: list[str] = []
     idle: list[str] = []
     known = _Compared()
-    if method.sees_past:
-        for task in before:
-            known = known.merged(_compared(task, method.uses_labels(task), tokenise))
+    unread = list(before) if method.sees_past else []
     others = base is not None and method.sees_base
     for number, task in enumerate(tasks):
         compared = _compared(task, method.uses_labels(task), tokenise)
+        # Earlier tasks are read only if they matter, so that a task does not cost more with every task before it.
+        while unread and not compared.is_enough:
+            earlier = unread.pop()
+            known = known.merged(_compared(earlier, method.uses_labels(earlier), tokenise))
         offered = compared.merged(known) if method.sees_past else compared
         if not offered.differ and not others:
             if not method.sees_past or known.texts or not (more or number + 1 < len(tasks)):
