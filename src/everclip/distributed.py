@@ -84,9 +84,9 @@ def concatenate(values: torch.Tensor, gradient: bool = False) -> torch.Tensor:
     import torch.distributed as group
 
     if gradient:
-        from torch.distributed.nn.functional import all_gather
+        from everclip.gathering import gather_with_gradient
 
-        return torch.cat(all_gather(values), dim=0)  # type: ignore[no-untyped-call]  # torch has none
+        return gather_with_gradient(values)
     parts = [torch.empty_like(values) for _ in range(world())]
     group.all_gather(parts, values.contiguous())
     return torch.cat(parts, dim=0)

@@ -196,3 +196,28 @@ def test_under_a_launcher_every_process_ends_when_one_is_killed(
     assert done.returncode != 0
     assert "another process of this run ended: process 1: ConfigError" in done.stderr, done.stderr
     assert run_on(1, config)["buffer"] == pair.whole_run(make("whole"))["buffer"]
+
+
+def test_two_launchers_stand_for_two_machines(
+    make: Callable[..., Any], micro_folder: Path, tmp_path: Path
+) -> None:
+    """The walk-through of docs/scale.md; then one process goes on alone."""
+    own = [*SHORT, *RUNS["finetune"][1], "training.threads=1", "training.device=cpu", "report=false"]
+    words = ["-m", "everclip", "run", str(micro_folder / "time.yaml"), *own]
+    words += [f"backbone={micro_folder / 'model'}", f"output={tmp_path / 'two'}"]
+    where = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={pair._port()}"]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *where, f"--node_rank={number}", *words],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    answers = [machine.communicate(timeout=600) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], answers
+    results = Results.read(tmp_path / "two")
+    assert results.provenance["processes"] == 2
+    assert "results:" in answers[0][0] + answers[0][1]
+    assert results.matrix.values == pair.whole_run(make("one", *own))["values"]

@@ -83,6 +83,7 @@ def learner_of(folder: Path, **training: Any) -> Learner:
     return Learner.create(str(folder / "model"), "finetune", given)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_batch_is_what_its_step_takes(
     micro_config: Callable[..., Any], micro_folder: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_run_that_needs_too_much_stops_before_its_first_step(
     assert run.state.step == 0
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_each_process_holds_sends_and_spends(
     command: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
 ) -> None:
@@ -146,10 +148,15 @@ def test_a_plan_says_what_each_process_holds_sends_and_spends(
     assert code == 0
     assert "on 4 processes, each with 2 of 8 samples" in out
     assert "a step needs about" in out
-    for wrong, message in (
-        (["--processes", "3", "--dry-run"], "multiple of 3"),
-        (["--processes", "2"], "--dry-run"),
-    ):
-        code, _, err = command(*words, *wrong)
-        assert code == 2
-        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--processes", "3", "--dry-run"], "multiple of 3"), (["--processes", "2"], "only with --dry-run")],
+)
+def test_numbers_of_processes_that_cannot_be_planned_are_refused(
+    words: list[str], message: str, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = command("run", "emoji-time", "training.batch_size=8", *words)
+    assert code == 2
+    assert message in err

@@ -102,7 +102,7 @@ def run(
     if processes is not None and not dry_run:
         raise ConfigError(
             "--processes: only with --dry-run. A run has as many processes as its launcher starts: "
-            f"accelerate launch --num_processes {processes} -m everclip run ..."
+            f"torchrun --nproc_per_node {processes} -m everclip run ..."
         )
     if dry_run:
         from everclip.cli.plan import plan, print_plan

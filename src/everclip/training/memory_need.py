@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from everclip.config import TrainingConfig
 from everclip.contracts import Phase
@@ -168,7 +169,9 @@ def surely_fits(
     if memory is None:
         return True
     parameters = list(module_of(method).parameters())
-    matrices = [p.shape for p in parameters if p.dim() > 1]
+    # A table of tokens is read, not multiplied.
+    tables = {m.weight for m in module_of(method).modules() if isinstance(m, nn.Embedding)}
+    matrices = [p.shape for p in parameters if p.dim() > 1 and p not in tables]
     side = method.backbone.pixels.size
     tokens = max((side // 8) ** 2, int(getattr(method.backbone.clip, "context_length", 77)))
     each = 8.0 * tokens * sum(shape[0] + math.prod(shape[1:]) for shape in matrices)
