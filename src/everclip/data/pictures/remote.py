@@ -196,8 +196,11 @@ class Blocks:
         if coming is not mine:
             return coming.result()[start:stop]
         try:
-            data = fetch()
-            self._keep(path, data)
+            # Another thread may have kept the block since the look at the disk above.
+            data = _part_of(path, 0, None)
+            if data is None:
+                data = fetch()
+                self._keep(path, data)
             mine.set_result(data)
             return data[start:stop]
         except BaseException as error:
