@@ -26,6 +26,7 @@ SCRIPTS = (
     "chunks",
     "memory",
     "processes",
+    "start",
     "checkpoints",
     "decode",
     "rail",
