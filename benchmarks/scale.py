@@ -31,8 +31,9 @@ STEPS = {"finetune": 3.0, "replay": 6.0, "lwf-tic": 4.0, "mod-x": 4.0, "lora": 2
 """Cost of a new pair in forward passes of both towers: a backward pass is two, a teacher's pass one; LoRA needs no
 gradients of the towers' weights; replay takes as many stored pairs as new ones; text-ridge only encodes."""
 
-CHECKED, DECODED, ROW = 1798 / 2, 438 / 2, 1390.0
-"""Images per second and core that are checked before a run, and decoded in it; bytes of memory per row (RESULTS.md)."""
+CHECKED, DECODED, ROW = 1798 / 2, 438 / 2, 230.0
+"""Images per second and core that are checked before a run, and decoded in it; bytes of memory per row that trains, of
+shards with an index (RESULTS.md)."""
 
 
 def paper(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
