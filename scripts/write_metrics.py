@@ -40,6 +40,11 @@ PARTS: tuple[tuple[Kind, str, str], ...] = (
         "headline.",
     ),
     (
+        "pairs",
+        "Of a set of image pairs",
+        "In `rows[i].scores[set][protocol]`; see [blind pairs](blind-pairs.md#mmvp-vlm-and-other-pair-sets).",
+    ),
+    (
         "spaces",
         "Of images and texts in the embedding space",
         "In `rows[i].representation`. What compares with another row is null at row 0. How far the spaces turn from\n"

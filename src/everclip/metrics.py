@@ -20,10 +20,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 from everclip.errors import ConfigError, did_you_mean
 
-Kind = Literal["classification", "retrieval", "stream", "space", "spaces", "cost"]
+Kind = Literal["classification", "retrieval", "pairs", "stream", "space", "spaces", "cost"]
 """What a metric measures. This decides what its function takes and returns.
 
-* `classification`, `retrieval`: one evaluation set at one row (`classification.py`, `retrieval.py`);
+* `classification`, `retrieval`, `pairs`: one evaluation set at one row (`classification.py`, `retrieval.py`,
+  `pairs.py`);
 * `stream`: evaluation sets over the rows of a run (`matrix.py`, `sets.py`);
 * `space`: the embeddings of images or texts, `spaces`: of both (`space.py`);
 * `cost`: the cost of a run (`cost.py`).

@@ -10,13 +10,15 @@ import typer
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from everclip.learner.evaluate import Evaluation
+    from everclip.evaluation.results import Score
+    from everclip.learner.evaluate import Evaluation, Measured
 
-    Kind = Literal["auto", "retrieval", "classification"]
+    Kind = Literal["auto", "retrieval", "classification", "pairs"]
 
 SHOWN = {
     "classification": ("accuracy", "top5", "mean_class_accuracy"),
     "retrieval": ("text_to_image_r1", "image_to_text_r1", "mean_r1", "mean_r5"),
+    "pairs": ("pair_text_to_image", "pair_image_to_text", "pair_both"),
 }
 
 
@@ -40,10 +42,11 @@ def evaluate(
     template: Annotated[
         list[str] | None,
         typer.Option(
-            "--template", help="Text around a class name, with {} in its place; several are averaged."
+            "--template",
+            help="Text around a class name (or a caption of pairs), with {} in its place; several are averaged.",
         ),
     ] = None,
-    kind: Annotated[str, typer.Option(help="auto, retrieval or classification.")] = "auto",
+    kind: Annotated[str, typer.Option(help="auto, pairs, retrieval or classification.")] = "auto",
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Encode every image again, and do not store features.")
     ] = False,
@@ -51,7 +54,8 @@ def evaluate(
 ) -> None:
     """Measure a model on data.
 
-    Measures retrieval both ways if there are captions, else classification. Each image is encoded once per model; the
+    Measures pairs of images if there is a column `pair`, retrieval both ways if there are captions, else
+    classification. Each image is encoded once per model; the
     features stay in the cache folder (EVERCLIP_CACHE).
 
     Example: everclip eval runs/shop --on test.csv --on photos/ --template "a photo of a {}"
@@ -60,8 +64,10 @@ def evaluate(
     """
     if not on:
         raise ConfigError("eval: no data to measure on; name data or a benchmark with --on DATA.")
-    if kind not in ("auto", "retrieval", "classification"):
-        raise ConfigError(f"--kind: {kind!r} is not known; expected auto, retrieval or classification.")
+    if kind not in ("auto", "pairs", "retrieval", "classification"):
+        raise ConfigError(
+            f"--kind: {kind!r} is not known; expected auto, pairs, retrieval or classification."
+        )
     from everclip.templates import templates_of
 
     templates = templates_of(template, "--template") if template else None
@@ -126,6 +132,29 @@ def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
     return {key: document.get(key, {}) for key in known}
 
 
+def _span(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    return f"  [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+
+
+def _count(score: Score) -> str:
+    return "" if score.value is None else f"  {round(score.value * score.n):,} of {score.n:,}"
+
+
+def _print_patterns(part: Measured) -> None:
+    """Print the right pairs of each pattern, text to image, and their mean over the patterns."""
+    if not part.patterns:
+        return
+    width = max(map(len, part.patterns))
+    typer.echo("  text to image, by pattern:")
+    for name, scores in part.patterns.items():
+        score = scores["pair_text_to_image"]
+        typer.echo(f"    {name:<{width}} {100 * (score.value or 0):5.1f}{_span(score)}{_count(score)}")
+    mean = part.scores["pair_pattern_mean"]
+    typer.echo(f"    {'mean of patterns':<{width}} {100 * (mean.value or 0):5.1f}")
+
+
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print an evaluation as text: for each set and protocol its scores in percent, with intervals."""
     for note in evaluation.notes:
@@ -140,12 +169,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
                 continue
             if metric == "top5" and part.classes is not None and part.classes <= 5:
                 continue  # always 100 %
-            span = (
-                ""
-                if score.low is None or score.high is None
-                else f"  [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-            )
-            typer.echo(f"  {metric:<20} {100 * score.value:5.1f}{span}")
+            counted = _count(score) if part.kind == "pairs" else ""
+            typer.echo(f"  {metric:<20} {100 * score.value:5.1f}{_span(score)}{counted}")
+        _print_patterns(part)
     source = (
         "all features from the cache" if not evaluation.encoded else f"{evaluation.encoded} images encoded"
     )

@@ -59,11 +59,12 @@ def over_time(
         require_writable(output.parent if output.suffix else output, "--output")
     from everclip.config import EvaluationConfig
     from everclip.files import cache_folder
-    from everclip.learner.evaluate import PLAIN, load_model
+    from everclip.learner.evaluate import load_model
     from everclip.learner.over_time import measure_over_time
     from everclip.report.fitting import terminal_width
     from everclip.report.over_time_page import write_over_time
     from everclip.report.over_time_text import over_time_text
+    from everclip.scenarios.measuring import PLAIN
     from everclip.templates import templates_of
     from everclip.training.progress import Progress
 

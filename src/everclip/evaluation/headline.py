@@ -9,7 +9,11 @@ from everclip.errors import ConfigError, did_you_mean
 from everclip.evaluation.results import Column
 from everclip.metrics import AUTO, Kind, cut, find
 
-DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "retrieval": "mean_r1"}
+DEFAULT_METRIC: dict[Kind, str] = {
+    "classification": "accuracy",
+    "retrieval": "mean_r1",
+    "pairs": "pair_text_to_image",
+}
 """The metric of each kind of set if the headline's metric does not fit."""
 
 
@@ -19,10 +23,12 @@ def metric_of(column: Column, headline: Mapping[str, str]) -> str:
     A column that the headline's metric does not fit (such as a retention set with classes) shows the default metric of
     its kind.
     """
-    kind: Kind = "classification" if column.kind == "classification" else "retrieval"
+    kind: Kind = column.kind
     name = headline["metric"]
-    if name == AUTO:
+    if name == AUTO or (kind == "pairs" and find(name, kind) is None):
         return DEFAULT_METRIC[kind]
+    if kind == "pairs":
+        return name
     return (
         name
         if (find(name, "classification") is not None) == (kind == "classification")
@@ -38,7 +44,7 @@ def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -
     """
     kinds: tuple[Kind, ...] = ("classification", "retrieval")
     measured: dict[str, list[str]] = {kind: [entry.name for entry, _ in cut(kind, top_k)] for kind in kinds}
-    measured["pairs"] = []
+    measured["pairs"] = []  # never a task
     for s in (s for s in sets if s.group == "task"):
         wanted = DEFAULT_METRIC[s.kind] if metric == AUTO and s.kind != "pairs" else metric
         if wanted not in measured[s.kind]:

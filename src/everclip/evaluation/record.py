@@ -221,8 +221,8 @@ def choose_examples(scenario: MeasuredScenario, count: int) -> dict[str, list[in
     """Choose the example images: per set those of lowest hash, so that all runs show the same ones."""
     chosen = {}
     for s in scenario.eval_sets:
-        if s.group == "everything":
-            continue  # its images are those of the other sets
+        if s.group == "everything" or s.kind == "pairs":
+            continue  # its images are those of the other sets; a pair has two images and no list of answers
         order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
         chosen[s.name] = sorted(order[:count])
     return chosen

@@ -9,7 +9,7 @@ from everclip.metrics import Metric
 
 
 def require_values(entry: Metric, found: object) -> None:
-    """Check what the function of a metric of `classification` or `retrieval` returned.
+    """Check what the function of a metric of a set returned.
 
     Raises:
         ConfigError: if it does not fit the metric's `interval`; says what is expected.

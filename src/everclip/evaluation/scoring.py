@@ -10,8 +10,9 @@ import torch
 
 from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
+from everclip.data.sampling.image_pairs import patterns_of_pairs, with_two_captions
 from everclip.data.sampling.same_texts import TextKeys
-from everclip.evaluation import classification, pools
+from everclip.evaluation import classification, pairs, pools
 from everclip.evaluation.best_answers import BestAnswers, best_classes, nearest_captions
 from everclip.evaluation.confusions import Confusions, count_confusions
 from everclip.evaluation.results import Experts, Score
@@ -27,6 +28,9 @@ from everclip.metrics import Kind, cut
 Outcomes = dict[str, torch.Tensor]
 """`column/protocol/metric` -> `(N,)` float32, one outcome per item, for paired comparisons."""
 
+Answered = classification.Predictions | pools.Ranked | pairs.PairAnswers
+"""What the metrics of a set take."""
+
 SCORES_UNDER = "scores under "
 """Prefix, before the name of a protocol, of features that are already scores `(N, C)`."""
 
@@ -37,6 +41,7 @@ class RowScores:
 
     scores: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    patterns: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict)
     confusions: dict[str, Confusions] = field(default_factory=dict)
     ambiguous: dict[str, int] = field(default_factory=dict)
     outcomes: Outcomes = field(default_factory=dict)
@@ -92,6 +97,8 @@ class RowScorer:
             for protocol in self._scenario.protocols:
                 if s.kind == "retrieval":
                     self._retrieval(result, s, protocol, learned, images, texts, method)
+                elif s.kind == "pairs":
+                    self._pairs(result, s, protocol, images[s.name], texts)
                 else:
                     of_set = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
@@ -107,6 +114,7 @@ class RowScorer:
             if s.kind == "retrieval":
                 embeddings = texts.captions(s.name)["embedding"]
                 result.features[s.name] = (images[s.name]["embedding"], embeddings)
+            if s.kind != "classification":
                 self._count_routes(result, s, images[s.name], method)
         return result
 
@@ -114,7 +122,7 @@ class RowScorer:
         """Return (set, protocol) -> the label space of each cell of the row that has classes."""
         spaces: dict[tuple[str, str], LabelSpace] = {}
         for s in self._scenario.eval_sets:
-            for protocol in self._scenario.protocols if s.kind != "retrieval" else ():
+            for protocol in self._scenario.protocols if s.kind == "classification" else ():
                 space = self._scenario.label_space(s, learned, protocol)
                 spaces |= {} if space is None else {(s.name, protocol.name): space}
         return spaces
@@ -229,13 +237,37 @@ class RowScorer:
             if answers:
                 result.answers[s.name] = answers
 
+    # -- pairs ------------------------------------------------------------------------------------------------
+
+    def _pairs(
+        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, images: Features, texts: RowTexts
+    ) -> None:
+        """Score pairs; a caption and an image only ever choose inside their pair, whatever the protocol."""
+        of_images, of_texts = (
+            features["embedding"].reshape(len(s.data) // 2, 2, -1)
+            for features in (images, texts.captions(s.name))
+        )
+        answers = pairs.answer_pairs(
+            pairs.pair_similarities(of_texts, of_images),
+            torch.from_numpy(with_two_captions(s.data)),
+            patterns_of_pairs(s.data),
+        )
+        self._measure(result, s, protocol, "pairs", answers)
+        if protocol.name == self.shown_protocol:
+            result.ambiguous[s.name] = answers.ambiguous
+            for name in answers.pattern_names:
+                scores, _ = compute_metrics("pairs", answers.of_pattern(name), self._config, self._seed)
+                scores.pop("pair_pattern_mean")
+                result.patterns.setdefault(s.name, {})[name] = scores
+                result.per_class.setdefault(s.name, {})[name] = scores["pair_text_to_image"].value
+
     def _measure(
         self,
         result: RowScores,
         s: EvalSet,
         protocol: EvalProtocol,
         kind: Kind,
-        answers: classification.Predictions | pools.Ranked,
+        answers: Answered,
     ) -> None:
         scores, outcomes = compute_metrics(kind, answers, self._config, self._seed)
         result.scores[s.name][protocol.name] = scores
@@ -243,13 +275,13 @@ class RowScorer:
 
 
 def compute_metrics(
-    kind: Kind, answers: classification.Predictions | pools.Ranked, config: EvaluationConfig, seed: int
+    kind: Kind, answers: Answered, config: EvaluationConfig, seed: int
 ) -> tuple[dict[str, Score], Outcomes]:
     """Compute every metric of one kind of set.
 
     Args:
         kind: the kind of the set.
-        answers: the predictions for a set with classes, or the ranks of a set with captions.
+        answers: the predictions for a set with classes, the ranks of a set with captions, or the answers to pairs.
         config: cut-offs and confidence.
         seed: seed of the bootstrap.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from everclip.contracts import EvalSet, Features, LabelSpace
+from everclip.data.sampling.image_pairs import captions_of_pairs
 from everclip.evaluation import pools
 from everclip.features.encoder import image_encoder, text_encoder
 from everclip.features.encoding import Reduce, measuring
@@ -38,6 +39,7 @@ class SetFeatures:
         self._rows = dict(zip((s.name for s in sets), rows, strict=True))
         self._tasks = {s.name: s.task for s in sets}
         self._captions = {s.name: pools.captions(s) for s in sets if s.kind == "retrieval"}
+        self._captions |= {s.name: captions_of_pairs(s.data) for s in sets if s.kind == "pairs"}
 
     def images(
         self,
@@ -130,7 +132,7 @@ class SetFeatures:
     def texts(
         self, method: Predictor, keys: Mapping[str, str], spaces: Iterable[LabelSpace] = ()
     ) -> RowTexts:
-        """Return the features of all captions of the retrieval sets and of all prompts of some label spaces.
+        """Return the features of all captions of the sets with captions and of all prompts of some label spaces.
 
         Args:
             method, keys: as in `images`.
@@ -155,7 +157,7 @@ class RowTexts:
         service: makes the banks of a method that makes its own.
         method: in the state that encoded the texts.
         keys: identifies this state.
-        captions: name of a retrieval set -> its captions.
+        captions: name of a set with captions -> its captions.
         features: the features of the distinct texts.
         index: text -> its row among them.
     """
@@ -173,7 +175,7 @@ class RowTexts:
         self._captions, self._features, self._index = captions, features, index
 
     def captions(self, name: str) -> Features:
-        """Return the features of the captions of a retrieval set, one per caption, in the order of the set."""
+        """Return the features of the captions of a set with captions, one per row, in the order of the set."""
         return self._of(self._captions[name])
 
     def bank(self, space: LabelSpace) -> Features:

@@ -22,7 +22,7 @@ from everclip.data.sampling.same_texts import Tokenise
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.confusions import read_confusions
 from everclip.evaluation.results import FILE, Part, Results, Score
-from everclip.evaluation.scoring import RowScorer
+from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.files import user_path
 from everclip.learner.core import Learner
@@ -30,6 +30,7 @@ from everclip.models.layout import BESIDE
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import (
+    PLAIN,
     MeasuredSets,
     class_name_notes,
     measured_set,
@@ -40,16 +41,14 @@ from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
 from everclip.training.run_folder import CONFIG
 
-Kind = Literal["auto", "retrieval", "classification"]
-
-PLAIN = ("{}",)
-"""The class name alone."""
+Kind = Literal["auto", "retrieval", "classification", "pairs"]
 
 
 class Measured(Part):
     """One evaluation set under one protocol: `scores[metric]`, shares in [0, 1] with 95 % intervals.
 
-    `templates` are the texts around its class names, where they are its own.
+    `templates` are the texts around its class names, where they are its own. `patterns[pattern][metric]` are the scores
+    of the pairs of one pattern.
     """
 
     on: str
@@ -62,6 +61,7 @@ class Measured(Part):
     scores: dict[str, Score]
     ambiguous: int | None = None
     templates: list[str] | None = None
+    patterns: dict[str, dict[str, Score]] = Field(default_factory=dict)
 
 
 class Evaluation(Part):
@@ -151,7 +151,8 @@ def evaluate_model(
             benchmark, whose sets are scored under its own protocols as before its first task.
         templates: texts around class names of data; benchmarks have their own. Default: those of a file beside the
             data (`zeroshot_classification_templates.txt`), else the name alone.
-        kind: of data; `auto` takes retrieval where there are captions, else classification.
+        kind: of data; `auto` takes pairs where there is a column `pair`, retrieval where there are captions, else
+            classification.
         config: top-k, confidence, batch size, cache.
         tick: called with (images done, all images) while encoding.
     """
@@ -164,7 +165,7 @@ def evaluate_model(
     features.folders.keep_in(None, settings, notes.append)
     for target in on:
         own, file = (None, "") if texts is not None else _own_templates(target)
-        name, scenario, lines = _scenario(target, own or texts or PLAIN, kind)
+        name, scenario, lines = _scenario(target, own or texts, kind)
         if own is not None and any(s.classes for s in scenario.eval_sets):
             lines = [*notes_without(lines, [Path(file).name]), _of_file(name, own, file)]
         notes += [*lines, *_same_texts(scenario, learner.method.backbone.tokenise)]
@@ -176,8 +177,8 @@ def evaluate_model(
         for s in scenario.eval_sets:
             for protocol, scores in rows.scores[s.name].items():
                 shown = protocol == scenario.shown_protocol
-                ambiguous = rows.ambiguous.get(s.name) if shown else None
-                found.append(_measured(name, s, protocol, scores, ambiguous, own))
+                part = _measured(name, s, protocol, scores, own)
+                found.append(part.model_copy(update=_details(rows, s.name)) if shown else part)
     return Evaluation(
         model=model,
         method=learner.method.preset,
@@ -203,7 +204,9 @@ def _of_file(name: str, templates: Sequence[str], file: str) -> str:
     return f"{name}: texts around class names are the {len(templates):,} of {file} ({shown}; --template to change)"
 
 
-def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) -> tuple[str, Any, list[str]]:
+def _scenario(
+    target: str | DataSpec, templates: tuple[str, ...] | None, kind: Kind
+) -> tuple[str, Any, list[str]]:
     """Return name, evaluation sets, and what is to be said about reading them."""
     if isinstance(target, str) and is_benchmark(target):
         scenario = load_scenario(resolve_config(target).scenario)
@@ -214,14 +217,14 @@ def _scenario(target: str | DataSpec, templates: tuple[str, ...], kind: Kind) ->
 
 
 def read_set(
-    target: str | DataSpec, templates: tuple[str, ...], kind: Kind = "auto"
+    target: str | DataSpec, templates: tuple[str, ...] | None, kind: Kind = "auto"
 ) -> tuple[str, EvalSet, list[str]]:
     """Read data as one evaluation set.
 
     Args:
         target: data, see `DataSpec.source`; test rows if a column `split` marks some.
-        templates: texts around class names.
-        kind: `auto` takes retrieval where there are captions, else classification.
+        templates: texts around class names, or the one around the captions of pairs; default: see `measured_set`.
+        kind: see `evaluate_model`.
 
     Returns:
         Their name, the set, and what is to be said about reading them.
@@ -230,8 +233,8 @@ def read_set(
     loaded = read(spec)
     wanted = None if kind == "auto" else kind
     lines = [*loaded.guesses, *([loaded.quarantine.summary()] if loaded.quarantine.entries else [])]
-    measured = measured_set(loaded.table, templates, wanted)
-    if len(measured.data) < len(loaded.table):
+    measured = measured_set(loaded.table, templates, wanted, lines.append)
+    if len(measured.data) < len(loaded.table) and measured.kind != "pairs":
         lines.append(
             f"{spec.label}: {len(measured.data):,} of {len(loaded.table):,} rows are scored: those with a "
             f"{'caption' if measured.kind == 'retrieval' else 'class'}, and of these the ones marked test if any are"
@@ -274,12 +277,16 @@ def is_benchmark(target: str) -> bool:
     return target.endswith((".yaml", ".yml")) or target.partition("@")[0] in registry.benchmarks()
 
 
+def _details(rows: RowScores, name: str) -> dict[str, Any]:
+    """Return what is measured under one protocol only."""
+    return {"ambiguous": rows.ambiguous.get(name), "patterns": rows.patterns.get(name, {})}
+
+
 def _measured(
     on: str,
     s: EvalSet,
     protocol: str,
     scores: dict[str, Score],
-    ambiguous: int | None,
     templates: Sequence[str] | None,
 ) -> Measured:
     return Measured(
@@ -291,6 +298,5 @@ def _measured(
         samples=len(s.data),
         classes=None if s.classes is None else len(s.classes),
         scores=scores,
-        ambiguous=ambiguous,
         templates=None if templates is None or s.classes is None else list(templates),
     )

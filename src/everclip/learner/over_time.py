@@ -17,10 +17,11 @@ from everclip.evaluation.headline import metric_of
 from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.learner.core import Learner
-from everclip.learner.evaluate import PLAIN, read_set
+from everclip.learner.evaluate import read_set
 from everclip.report.over_time import Answered, OverTime, over_time
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
+from everclip.scenarios.measuring import PLAIN
 
 Outcomes = Mapping[str, torch.Tensor]
 
@@ -67,7 +68,7 @@ def measure_over_time(
         raise ConfigError(f"over-time: {stream} has {what}, so nothing is dated.")
     own_base = scenario.spec.base is not None and scenario.spec.base.data is not None
     suite = [s for s in scenario.eval_sets if s.group == "retention" or (s.group == "known" and own_base)]
-    read = [read_set(target, templates) for target in static]
+    read = [read_set(target, None if templates == PLAIN else templates) for target in static]
     notes += [line for *_, lines in read for line in lines]
     sets = [*suite, *(replace(s, group="retention", task=None) for _, s, _ in read), *dated]
     _require_unique(sets)

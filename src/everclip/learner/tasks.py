@@ -14,7 +14,7 @@ from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.learner.task_numbers import numbered
 from everclip.scenarios.base import class_entries, merge_entries
-from everclip.scenarios.measuring import MeasuredSets, measured_set
+from everclip.scenarios.measuring import PLAIN, MeasuredSets, measured_set
 from everclip.scenarios.spec import SplitSpec
 from everclip.scenarios.splits import Parts, split
 from everclip.templates import GivenTemplates, templates_of
@@ -127,4 +127,4 @@ def _classes(parts: Parts, templates: Sequence[str]) -> tuple[ClassEntry, ...]:
 def to_measure(data: UserData, templates: GivenTemplates) -> MeasuredSets:
     """Return data as one evaluation set on its own."""
     texts = templates_of(templates, "evaluate: templates")
-    return MeasuredSets((measured_set(table_of(data), texts),))
+    return MeasuredSets((measured_set(table_of(data), None if texts == PLAIN else texts),))

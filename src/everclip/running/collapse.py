@@ -50,6 +50,8 @@ def _chance(
     scenario: ListScenario, s: Any, learned: set[int], protocol: Any, sizes: dict[tuple[str, ...], int]
 ) -> float | None:
     """Return the score of guessing; `None` without a choice. `sizes` caches the number of captions per pool."""
+    if s.kind == "pairs":
+        return None  # every model may answer few of them, also before training
     if s.kind == "retrieval":
         pool = scenario.pool(s, learned, protocol) or ()
         names = tuple(p.name for p in pool)

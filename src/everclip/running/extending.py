@@ -187,6 +187,8 @@ def _drop_outgrown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any
 
 def _has_grown(s: EvalSet, protocol: EvalProtocol, row: dict[str, Any], scenario: ListScenario) -> bool:
     """Whether a set has more answers now than with the evaluation sets that a row was measured on."""
+    if s.kind == "pairs":
+        return False
     then = replace(scenario, eval_sets=tuple(e for e in scenario.eval_sets if e.name in row["scores"]))
     if s.kind == "retrieval":
         pools = (each.pool(s, (), protocol) or () for each in (then, scenario))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
 from everclip.data.reading.class_name_notes import notes_on_names
+from everclip.data.sampling.image_pairs import PAIR, whole_pairs
 from everclip.data.sampling.same_texts import Tokenise, keys_by_text, same_classes, shown_names
 from everclip.data.sampling.splits import side_of
 from everclip.data.table import Table
-from everclip.errors import DataError
+from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries
 
 OWN = EvalProtocol("own")
+
+PLAIN = ("{}",)
+"""The class name alone."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +42,31 @@ class MeasuredSets:
         return (eval_set,)
 
 
-def measured_set(table: Table, templates: Sequence[str], kind: str | None = None) -> EvalSet:
+def measured_set(
+    table: Table,
+    templates: Sequence[str] | None = None,
+    kind: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> EvalSet:
     """Return the test rows of a table (all rows if none is marked) as an evaluation set.
 
     Args:
         table: with captions, or with classes.
-        templates: texts around class names.
-        kind: `retrieval` or `classification`; default: retrieval if there are captions.
+        templates: texts around class names, or the one around the captions of pairs; default: the name alone, and what
+            the rows of pairs say.
+        kind: `pairs`, `retrieval` or `classification`; default: pairs if there is a column `pair`, else retrieval if
+            there are captions.
+        say: called with a line for people about pairs that are left out.
 
     Raises:
+        ConfigError: for several templates around the captions of pairs.
         DataError: if there is nothing to score.
     """
     if table.has("split"):
         held_out = table.where("split", lambda mark: side_of(mark) == "test")
         table = held_out if len(held_out) else table
+    if kind == "pairs" or (kind is None and table.has(PAIR)):
+        return pair_set(table, templates, table.name, say)
     captioned = table.has("caption") and any(table.column("caption"))
     kind = kind or ("retrieval" if captioned else "classification")
     column = "caption" if kind == "retrieval" else "class_key"
@@ -64,7 +80,28 @@ def measured_set(table: Table, templates: Sequence[str], kind: str | None = None
         raise DataError(f"{table.name}: there is no row to score.")
     if kind == "retrieval":
         return EvalSet(table.name, "retrieval", table)
-    return EvalSet(table.name, "classification", table, classes=class_entries(table, templates))
+    return EvalSet(table.name, "classification", table, classes=class_entries(table, templates or PLAIN))
+
+
+def pair_set(
+    table: Table,
+    templates: Sequence[str] | None,
+    name: str,
+    say: Callable[[str], None],
+    group: Literal["task", "retention"] = "task",
+) -> EvalSet:
+    """Return the whole pairs of a table as an evaluation set; see `measured_set`.
+
+    Raises:
+        ConfigError: for several templates.
+        DataError: for what is no pair, or if there is none.
+    """
+    if templates is not None and len(templates) != 1:
+        raise ConfigError(
+            f"{name}: pairs take one text around their captions; found {len(templates)} templates."
+        )
+    rows = whole_pairs(table, None if templates is None else templates[0], say)
+    return EvalSet(name, "pairs", rows.renamed(name), None, group)
 
 
 def same_text_notes(sets: Sequence[EvalSet], tokenise: Tokenise) -> list[str]:
@@ -94,6 +131,8 @@ def class_name_notes(sets: Sequence[EvalSet]) -> list[str]:
 
 def single_answer_note(s: EvalSet, tokenise: Tokenise) -> str | None:
     """Return a note if a set has only one possible answer, so that every model scores 100 %; else `None`."""
+    if s.kind == "pairs":
+        return None
     if s.kind == "classification":
         texts = {text: entry.name for entry in s.classes or () for text in entry.prompts()[:1]}
         keys = set(keys_by_text(tokenise, texts).values())

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from everclip.contracts import EvalSet
 from everclip.data.catalog.cards import card_of
+from everclip.data.sampling.image_pairs import PAIR
 from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries
 from everclip.scenarios.conditions import matcher, require_column
+from everclip.scenarios.measuring import pair_set
 from everclip.scenarios.reading import Reader, with_class
 from everclip.scenarios.spec import RetentionSpec
 
@@ -41,6 +43,8 @@ def retention_set(spec: RetentionSpec, index: int, test: Table | None, reader: R
         DataError: if it holds no rows, or lacks classes or captions.
     """
     key = f"retention.{index}"
+    if spec.kind == "pairs":
+        return RetentionSet(spec, _pairs(spec, test, reader, key), None)
     if spec.data is None:
         assert test is not None  # the spec's own validation
         rows, val = _rows(spec, test, key), None
@@ -59,6 +63,15 @@ def retention_set(spec: RetentionSpec, index: int, test: Table | None, reader: R
     return RetentionSet(
         spec, EvalSet(spec.name, spec.kind, rows.renamed(spec.name), None, "retention", classes), val
     )
+
+
+def _pairs(spec: RetentionSpec, test: Table | None, reader: Reader, key: str) -> EvalSet:
+    """Return a set of pairs: all of its data, since a pair has no side of its own to validate on."""
+    table = test if spec.data is None else reader.read(spec.data, f"{key}.data")
+    assert table is not None  # the spec's own validation
+    require_column(table, PAIR, f"{key}: kind pairs")
+    rows = matcher(spec.where, f"{key}.where")(table)
+    return pair_set(rows, spec.templates, spec.name, reader.notes.append, "retention")
 
 
 def _templates(spec: RetentionSpec) -> tuple[str, ...]:
@@ -97,6 +110,11 @@ def twins(suite: Sequence[RetentionSet], stream_val: Sequence[Table], reader: Re
     pool = _without_repeats(stream_val)
     found = []
     for index, one in enumerate(suite):
+        if one.spec.kind == "pairs":
+            reader.notes.append(
+                f"retention set {one.spec.name!r}: pairs have no validation twin, so the guard does not watch them"
+            )
+            continue
         rows = one.own_val
         if rows is None and pool is not None:
             rows = _rows(one.spec, pool, f"retention.{index}")

@@ -33,6 +33,9 @@ Name = Annotated[str, BeforeValidator(_as_name)]
 Measured = Literal["classification", "retrieval"]
 """How an evaluation set is scored: by the class of an image, or by finding captions by image and images by caption."""
 
+Kept = Literal["classification", "retrieval", "pairs"]
+"""How a set of the retention suite is scored: as other sets are, or by pairs of images (MMVP-VLM, Winoground)."""
+
 ORDERS = ("given", "sorted", "seed", "published")
 """Values of `order` other than a list; `published` is the class order on the card of a `catalog:NAME`."""
 
@@ -163,15 +166,17 @@ class RetentionSpec(Frozen):
     Attributes:
         where: chooses test rows of the stream's data, or rows of `data`.
         data: data of its own; all of it is measured except the validation part.
-        templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else none.
+        templates: texts around class names; default: those of the data set's card for `catalog:NAME`, else none. For
+            pairs one text around the captions; default: what their rows say.
         class_column: the column whose values are the classes; default: the classes of the data.
         val: separate validation data.
         validation: without `val`, the share of `data` by hash that becomes the set's validation twin and is not
-            measured. Sets without `data` take their twin from the stream's validation rows.
+            measured. Sets without `data` take their twin from the stream's validation rows. Pairs have no twin: all of
+            them are measured.
     """
 
     name: str
-    kind: Measured = "classification"
+    kind: Kept = "classification"
     where: Where = Field(default_factory=dict)
     templates: tuple[Template, ...] | None = None
     class_column: str | None = None
@@ -185,8 +190,10 @@ class RetentionSpec(Frozen):
             raise ValueError(
                 "`val` needs `data`: a set without `data` uses the validation rows of the stream"
             )
-        if self.class_column is not None and self.kind == "retrieval":
-            raise ValueError("`class_column` needs kind `classification`; retrieval has captions")
+        if self.class_column is not None and self.kind != "classification":
+            raise ValueError(f"`class_column` needs kind `classification`; {self.kind} has captions")
+        if self.val is not None and self.kind == "pairs":
+            raise ValueError("`val`: pairs have no validation twin; leave it out")
         return self
 
 

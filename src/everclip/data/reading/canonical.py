@@ -19,7 +19,7 @@ from everclip.data.reading.formats.cells import Odd, is_name, kind_of
 from everclip.data.table import replaced
 from everclip.errors import DataError
 
-NAMES = ("id", "image_id", "class_key", "class_name", "concept", "language", "split")
+NAMES = ("id", "image_id", "pair", "class_key", "class_name", "concept", "language", "split")
 """Columns with names: numbers in them become text."""
 
 Problem = tuple[int, str, str]
@@ -329,13 +329,32 @@ def with_texts(columns: pa.Table, set_aside: Container[int]) -> tuple[pa.Table, 
     filled = [
         c if c is not None and not is_blank(c) else s for c, s in zip(captions, class_texts, strict=True)
     ]
+    paired = _in_pairs(columns, filled)
     problems = [
         (i, "empty-caption", "and no class name instead" if name else "")
         for i, c in enumerate(filled)
-        if c is None and i not in set_aside
+        if c is None and i not in set_aside and i not in paired
     ]
     if any(c is not None and not is_blank(c) for c in captions):
         columns = replaced(columns, "caption", pa.array(filled, pa.string()))
     elif name:
         columns = columns.remove_column(columns.column_names.index("caption"))
     return columns, problems
+
+
+def _in_pairs(columns: pa.Table, captions: Sequence[str | None]) -> set[int]:
+    """Return the rows without a caption whose pair's other row has one: that caption is false of their image."""
+    if "pair" not in columns.column_names:
+        return set()
+    rows_of: dict[str, list[int]] = {}
+    for row, pair in enumerate(columns.column("pair").to_pylist()):
+        if pair is not None:
+            rows_of.setdefault(pair, []).append(row)
+    two = [rows for rows in rows_of.values() if len(rows) == 2]
+    return {
+        row
+        for rows in two
+        if any(captions[r] is not None for r in rows)
+        for row in rows
+        if captions[row] is None
+    }

@@ -24,6 +24,7 @@ from everclip.data.reading.locate import read_sources
 from everclip.data.reading.one_file import CanonicalFile, ImageFolders, choose_columns, one_file
 from everclip.data.reading.quarantine import Quarantine, require_enough
 from everclip.data.reading.spec import DataSpec
+from everclip.data.reading.wide_pairs import with_row_per_image
 from everclip.data.sampling.splits import side_of
 from everclip.data.table import ImageLocations, Table, replaced
 from everclip.errors import ConfigError
@@ -90,7 +91,7 @@ def _loaded(
     tick: Tick | None,
     labelled: bool = True,
 ) -> Loaded:
-    found = [choose_columns(raw, spec) for raw in _with_rows(raws)]
+    found = [choose_columns(with_row_per_image(raw, spec.columns), spec) for raw in _with_rows(raws)]
     raws = [raw for raw, _, _ in found]
     parts = [one_file(raw, names, spec, places, labelled) for raw, names, _ in found]
     lines = [note for raw in raws for note in raw.notes] + _guess_lines(

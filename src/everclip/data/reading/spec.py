@@ -15,6 +15,7 @@ CANONICAL = (
     "id",
     "image_id",
     "image",
+    "pair",
     "caption",
     "keywords",
     "class_key",

@@ -1,7 +1,7 @@
 """Read a folder by its content: the first layout that fits is used, and other files are named in notes.
 
-The order: a metadata file, shards, tables and lists that name its images, a folder of images with one of texts,
-folders named after sides, a folder in a folder, images with a text beside each, class folders, images alone.
+The order: MMVP-VLM, a metadata file, shards, tables and lists that name its images, a folder of images with one of
+texts, folders named after sides, a folder in a folder, images with a text beside each, class folders, images alone.
 
 Not read through `datasets`: paths must stay inside the folder, and unreadable files must be counted without stopping
 the load.
@@ -24,6 +24,7 @@ from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.folder_names import OF_PICTURES, without_masks
 from everclip.data.reading.formats.folder_options import FolderOptions
 from everclip.data.reading.formats.listing import Listing, listed, notes_without, others_note
+from everclip.data.reading.formats.mmvp import read_mmvp
 from everclip.data.reading.formats.pairs import read_pairs
 from everclip.data.reading.formats.parallel_folders import read_parallel
 from everclip.data.reading.formats.raw import Raw
@@ -68,7 +69,7 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
     listing = listed(path)
     listing.root = options.root
     _refuse_arrow(listing)
-    for layout in (read_metadata, read_tables):
+    for layout in (read_mmvp, read_metadata, read_tables):
         raws = layout(listing, options)
         if raws is not None:
             return raws
