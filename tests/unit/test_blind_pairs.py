@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_pairs_are_found_written_and_read_again(
     above, below = bounds(table, learner, reference)
     found = bp.find_blind_pairs(table, learner, reference, model="a", above=above, below=below, limit=10_000)
     assert 0 < len(found.mined) < 200
-    assert found.counts() == {}
+    assert found.changes == {}
     found.write(tmp_path / "pairs.parquet")
     earlier = bp.Earlier.read(tmp_path / "pairs.parquet")
     assert earlier.whole
@@ -97,7 +98,7 @@ def test_what_became_of_the_pairs_of_an_earlier_model(table: Table, tmp_path: Pa
     earlier = bp.Earlier.read(tmp_path / "before.parquet")
     again = found(clips[0])
     bp.follow(again, earlier, (clips[0], reference))
-    assert again.counts() == {"stays": len(before.mined), "new": 0, "healed": 0}
+    assert again.changes == {"stays": len(before.mined), "new": 0, "healed": 0}
     bp.follow(now, earlier, (clips[1], reference))
     sets = [set(zip(f.mined.left.tolist(), f.mined.right.tolist(), strict=True)) for f in (before, now)]
     expected = {
@@ -106,7 +107,7 @@ def test_what_became_of_the_pairs_of_an_earlier_model(table: Table, tmp_path: Pa
         "healed": len(sets[0] - sets[1]),
     }
     assert min(expected.values()) > 0
-    assert now.counts() == expected
+    assert now.changes == expected
     # What healed is written, and is no blind pair of the next comparison.
     now.write(tmp_path / "now.parquet")
     assert len(pq.read_table(tmp_path / "now.parquet")) == len(now.mined) + expected["healed"]
@@ -124,11 +125,18 @@ def test_earlier_pairs_that_do_not_fit_are_refused(
 
     find().write(tmp_path / "pairs.parquet")
     earlier = bp.Earlier.read(tmp_path / "pairs.parquet")
-    with pytest.raises(DataError, match=r"its bounds is \(-1.0, 1.0\), here it is \(0.5, 1.0\)"):
+    with pytest.raises(DataError, match=r"found with --above -1\.0, here it is 0\.5"):
         find(above=0.5, earlier=earlier)
-    strange = bp.Earlier(frozenset({("x", "y")}), "m", earlier.reference, -1.0, 1.0, whole=True)
+    with pytest.raises(DataError, match=r"the weights of --reference \(a hash\) other"):
+        find(earlier=replace(earlier, weights="other"))
+    strange = bp.Earlier(
+        frozenset({("x", "y")}), "m", earlier.reference, -1.0, 1.0, earlier.weights, whole=True
+    )
     with pytest.raises(DataError, match="is it of other data"):
         find(earlier=strange)
+    few = find(earlier=earlier, per_image=1)
+    assert few.changes == {"stays": few.mined.found, "new": 0, "healed": 0}  # also those that are left out
+    assert len(few.mined) < few.mined.found
     pq.write_table(pa.table({"left": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(DataError, match=r"other\.parquet: is not a file of `everclip blind-pairs`"):
         bp.Earlier.read(tmp_path / "other.parquet")

@@ -17,6 +17,7 @@ from scenario_data import document, write
 from everclip.errors import ConfigError, DataError
 from everclip.run import execute
 from everclip.scenarios.base import ListScenario
+from everclip.scenarios.clock import in_utc
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.periods import empty_between, period_of
 from everclip.training.progress import Progress
@@ -203,6 +204,25 @@ def test_an_offset_is_ignored_or_taken_off(tmp_path: Path, clock: Any, expected:
         *(v for s in scenario_table.eval_sets for v in s.data.column("time")),
     ]
     assert sorted(times) == sorted(v for v in expected if v is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-03-01 00:30:00+02", "2024-02-29T22:30:00"),  # as PostgreSQL prints it
+        ("2024-03-01T00:30:00z", "2024-03-01T00:30:00"),
+        ("2024-03-01T00:30:00.25-0130", "2024-03-01T02:00:00.250000"),
+        ("2024-03-01 00:30", "2024-03-01 00:30"),
+        ("March 2024", "March 2024"),  # what is no ISO time is refused later, by the periods
+    ],
+)
+def test_offsets_are_read_in_every_iso_form(text: str, expected: str) -> None:
+    assert in_utc(text) == expected
+
+
+def test_an_offset_that_is_not_understood_is_refused() -> None:
+    with pytest.raises(ValueError, match="'2024-03-01 00:30:00 CET' is no time with an offset"):
+        in_utc("2024-03-01 00:30:00 CET")
 
 
 def test_seconds_since_1970_are_read_in_utc_whatever_the_zone_of_the_machine(

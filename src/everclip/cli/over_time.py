@@ -55,7 +55,9 @@ def over_time(
         raise ConfigError(f"--kind: {kind!r} is not known; expected retrieval or classification.")
     if output is not None:
         from everclip.files import require_writable
+        from everclip.report.over_time_page import require_page
 
+        require_page(output)
         require_writable(output.parent if output.suffix else output, "--output")
     from everclip.config import EvaluationConfig
     from everclip.files import cache_folder

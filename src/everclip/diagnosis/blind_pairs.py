@@ -22,6 +22,7 @@ from everclip.features.encoder import Encoder
 from everclip.features.encoder import image_encoder as encoder_of
 from everclip.features.pictures import Pictures
 from everclip.features.service import FeatureService
+from everclip.files import write_bytes_atomic
 from everclip.learner.core import Learner
 from everclip.models.image_encoder import ImageEncoder
 
@@ -48,6 +49,9 @@ class BlindPairs:
         above, below: bounds of the two cosines.
         status: of each pair `(P,)`, if there was an earlier model: `stays` or `new`.
         healed: pairs that were blind for the earlier model and are not now, with their cosines now.
+        changes: number of pairs by what became of them, also of pairs that `per_image` leaves out; empty without an
+            earlier model.
+        weights: a hash of the reference's weights.
         notes: what is to be said about the data and the models.
     """
 
@@ -59,14 +63,9 @@ class BlindPairs:
     below: float
     status: list[str] | None = None
     healed: MinedPairs | None = None
+    changes: dict[str, int] = field(default_factory=dict)
+    weights: str = ""
     notes: list[str] = field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of pairs by what became of them; empty without an earlier model."""
-        if self.status is None or self.healed is None:
-            return {}
-        found = Counter(self.status)
-        return {STAYS: found[STAYS], NEW: found[NEW], HEALED: len(self.healed)}
 
     def rows(self) -> pa.Table:
         """Return the pairs as a table: ids of both images, both cosines, what became of the pair; healed ones last."""
@@ -86,9 +85,12 @@ class BlindPairs:
 
     def write(self, path: Path) -> None:
         """Write `rows` as Parquet, with models and bounds in its metadata."""
-        facts = f"{self.model}\0{self.reference}\0{self.above}\0{self.below}\0{self.mined.found}"
-        rows = self.rows().replace_schema_metadata({_VERSION: facts.encode()})
-        pq.write_table(rows, path)
+        facts = (
+            f"{self.model}\0{self.reference}\0{self.above}\0{self.below}\0{self.mined.found}\0{self.weights}"
+        )
+        file = pa.BufferOutputStream()
+        pq.write_table(self.rows().replace_schema_metadata({_VERSION: facts.encode()}), file)
+        write_bytes_atomic(path, file.getvalue().to_pybytes())
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Earlier:
     reference: str
     above: float
     below: float
+    weights: str
     whole: bool
     """Whether the file holds all pairs within the bounds, not only those of the largest gap."""
 
@@ -118,7 +121,7 @@ class Earlier:
             raise DataError(f"{path}: is not a file of `everclip blind-pairs` ({error}).") from error
         blind = [row for row in rows.to_pylist() if row["status"] != HEALED]
         pairs = frozenset((row["left"], row["right"]) for row in blind)
-        return cls(pairs, facts[0], facts[1], above, below, whole=found == len(blind))
+        return cls(pairs, facts[0], facts[1], above, below, facts[5], whole=found == len(blind))
 
 
 def find_blind_pairs(
@@ -170,7 +173,9 @@ def find_blind_pairs(
         notes.append(
             f"{mined.found:,} pairs are within the bounds; the {len(mined):,} of the largest gap are kept"
         )
-    found = BlindPairs(unique, mined, model, reference.name, above, below, notes=notes)
+    found = BlindPairs(
+        unique, mined, model, reference.name, above, below, weights=reference.fingerprint, notes=notes
+    )
     if earlier is not None:
         follow(found, earlier, both)
     if per_image is not None:
@@ -200,12 +205,16 @@ def follow(found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, to
     Raises:
         DataError: if the earlier pairs are of another reference model, of other bounds, or of other images.
     """
-    for what, old, new in (
-        ("reference model", earlier.reference, found.reference),
-        ("bounds", (earlier.above, earlier.below), (found.above, found.below)),
+    for option, old, new in (
+        ("--reference", earlier.reference, found.reference),
+        ("--above", earlier.above, found.above),
+        ("--below", earlier.below, found.below),
+        ("the weights of --reference (a hash)", earlier.weights, found.weights),
     ):
         if old != new:
-            raise DataError(f"--before: its {what} is {old}, here it is {new}; use the same.")
+            raise DataError(
+                f"--before: its pairs were found with {option} {old}, here it is {new}; use the same."
+            )
     place = {name: row for row, name in enumerate(found.table.ids)}
     lost = [pair for pair in earlier.pairs if not (pair[0] in place and pair[1] in place)]
     if lost:
@@ -229,6 +238,8 @@ def follow(found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, to
     pairs = cosines_of(*features, sides[:, 0], sides[:, 1])
     healed = ~((pairs.clip > found.above) & (pairs.reference < found.below))
     found.healed = pairs.chosen(np.flatnonzero(healed))
+    count = Counter(found.status)
+    found.changes = {STAYS: count[STAYS], NEW: count[NEW], HEALED: len(found.healed)}
 
 
 def _spread(found: BlindPairs, per_image: int) -> None:

@@ -23,7 +23,7 @@ def headline(found: BlindPairs) -> str:
     images = len(found.table)
     bounds = f"cosine above {found.above:g} for {found.model}, below {found.below:g} for {found.reference}"
     text = f"{found.mined.found:,} of {images * (images - 1) // 2:,} pairs of {images:,} images are blind: {bounds}."
-    if counts := found.counts():
+    if counts := found.changes:
         text += f" {counts[STAYS]:,} stay blind, {counts[NEW]:,} are new, {counts[HEALED]:,} healed."
     return text
 
@@ -47,7 +47,7 @@ def document(found: BlindPairs) -> dict[str, Any]:
         "below": found.below,
         "images": len(found.table),
         "found": found.mined.found,
-        "changes": found.counts(),
+        "changes": found.changes,
         "notes": found.notes,
         "pairs": found.rows().to_pylist(),
     }

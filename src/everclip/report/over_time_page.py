@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from everclip.errors import ConfigError
 from everclip.files import write_bytes_atomic, write_text_atomic
 from everclip.report import formats
 from everclip.report.canvas import MARKERS, TEXT, Drawing, blank, finish, plain, series, style_axes
@@ -29,8 +30,11 @@ def write_over_time(found: OverTime, output: Path | str) -> Path:
 
     Returns:
         The path of the page.
+
+    Raises:
+        ConfigError: for a file with another ending.
     """
-    target = Path(output)
+    target = require_page(Path(output))
     page = target if target.suffix in (".html", ".htm") else target / FILE
     drawn = figure(found)
     folder = page.parent / (f"{page.stem}-figures" if page is target else "figures")
@@ -51,6 +55,17 @@ def write_over_time(found: OverTime, output: Path | str) -> Path:
     }
     write_text_atomic(page, render("over_time.html.j2", context))
     return page
+
+
+def require_page(output: Path) -> Path:
+    """Return where a page may be written.
+
+    Raises:
+        ConfigError: for a file that does not end in `.html`.
+    """
+    if output.suffix and output.suffix not in (".html", ".htm") and not output.is_dir():
+        raise ConfigError(f"--output: {output}: expected a folder or a file ending in .html.")
+    return output
 
 
 def figure(found: OverTime) -> Drawing:

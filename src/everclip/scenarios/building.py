@@ -11,6 +11,7 @@ from everclip.data.sampling.splits import VALIDATION_SALT, least_share
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
 from everclip.scenarios.base import class_entries, merge_entries
+from everclip.scenarios.clock import clocked
 from everclip.scenarios.conditions import matcher, require_column
 from everclip.scenarios.groups import Group
 from everclip.scenarios.reading import Reader, with_class
@@ -160,7 +161,8 @@ def base_part(
     rule = rule_of(base.data, base.split or spec.split)
     kind = base.kind or kind
     if base.data is not None:
-        table = reader.read(base.data, "base.data")
+        table, column = reader.read(base.data, "base.data"), spec.column or "time"
+        table = clocked(table, column, spec.clock) if table.has(column) else table
         if rule is None or not rule.has_rule:
             raise ConfigError(
                 "base.split: missing; say which part of the base's data is held out, for example {test: 0.2}."

@@ -16,7 +16,8 @@ Clock = Literal["written", "utc", "unix", "unix-ms"]
 """`written`: an offset such as +02:00 is ignored; `utc`: it is taken off; `unix`: seconds since 1970, `unix-ms`:
 milliseconds."""
 
-_OFFSET = re.compile(r"\d{4}-\d{2}-\d{2}[T ].*(Z|[+-]\d{2}:?\d{2})")
+_OFFSET = re.compile(r"\d{4}-\d{2}-\d{2}[T ].*?(Z|[+-]\d{2}(:?\d{2})?)", re.IGNORECASE)
+_TIME = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ][\d:.,]+)?)?)?", re.IGNORECASE)
 _LATEST = 32503680000  # the year 3000: a larger number of seconds is one of milliseconds
 
 
@@ -47,11 +48,18 @@ def clocked(table: Table, column: str, clock: Clock) -> Table:
     return table.with_column(column, times)
 
 
-def _in_utc(value: Any) -> str:
+def in_utc(value: Any) -> str:
+    """Return an ISO time in UTC, without an offset; text without an offset stays as it is.
+
+    Raises:
+        ValueError: for a time whose end is neither an offset nor part of a time.
+    """
     text = str(value).strip()
     if not _OFFSET.fullmatch(text):
+        if not _TIME.fullmatch(text) and re.match(r"\d{4}-\d{2}-\d{2}[T ]", text):
+            raise ValueError(f"{text!r} is no time with an offset such as +02:00 or Z, and none without")
         return text  # without an offset nothing says another zone
-    return dt.datetime.fromisoformat(text).astimezone(dt.UTC).replace(tzinfo=None).isoformat()
+    return dt.datetime.fromisoformat(text.upper()).astimezone(dt.UTC).replace(tzinfo=None).isoformat()
 
 
 def _since_1970(value: Any, per_second: int) -> str:
@@ -69,7 +77,7 @@ def _since_1970(value: Any, per_second: int) -> str:
 
 
 _READERS: dict[str, Callable[[Any], str]] = {
-    "utc": _in_utc,
+    "utc": in_utc,
     "unix": lambda value: _since_1970(value, 1),
     "unix-ms": lambda value: _since_1970(value, 1000),
 }

@@ -44,6 +44,11 @@ def remove_leaks(
     """
     without = partial(_without, reader=reader, by=by)
     measured = reader.contents((s.data for s in sets), by)
+    if lacking := [s.name for s in sets if by is not None and not s.data.has(by)]:
+        reader.notes.append(
+            f"{', '.join(lacking[:3])}{f' and {len(lacking) - 3} more sets' if len(lacking) > 3 else ''}: no column "
+            f"{by!r} (split.by), so only rows with equal image bytes leave training"
+        )
     tasks = tuple(
         replace(t, val=without(t.val, measured, f"validation of task {t.name!r}")) for t in data.tasks
     )
