@@ -361,8 +361,9 @@ class Learner:
 
         Args:
             on: a scenario (every evaluation set under every protocol), or data in a form that `make_task` takes. Of
-                data, the test rows are scored if a column `split` marks some, else all rows: by retrieval if there are
-                captions, else by classification among their own classes.
+                data, the test rows are scored if a column `split` marks some, else all rows: by pairs of images if
+                there is a column `pair`, by retrieval if there are captions, else by classification among their own
+                classes.
             config: top-k, confidence, batch size.
             templates: texts around class names.
 
