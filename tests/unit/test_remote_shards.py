@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pytest
 import torch
 from reader_data import load, photo, write_table, write_tar
@@ -18,9 +19,13 @@ from everclip.config import CaptionConfig
 from everclip.contracts import Source, Stream
 from everclip.data.pictures import remote
 from everclip.data.pictures.images import ImageStore, PixelFormat
-from everclip.data.pictures.remote import BLOCK, Blocks, RemoteFile
+from everclip.data.pictures.remote import Blocks, RemoteFile
 from everclip.data.sampling.batches import BatchMaker
+from everclip.data.sampling.read_ahead import REMEMBERED
+from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
+from everclip.training.buffer import Buffer
+from everclip.training.stream_memory import BufferMemory
 
 PIXELS = PixelFormat(8, (0.5,) * 3, (0.25,) * 3)
 SMALL = 2048
@@ -125,8 +130,10 @@ def test_batches_are_the_same_and_their_blocks_are_fetched_ahead(
 def test_the_blocks_on_disk_are_bounded_and_the_oldest_go_first(tmp_path: Path) -> None:
     blocks = Blocks(tmp_path, 1000)
     for number in range(30):
-        assert blocks.get("key", number, lambda n=number: bytes([n]) * 100, 10, 20) == bytes([number]) * 10
-        assert blocks.get("key", 0, lambda: bytes(100), 0, 1) == b"\0"  # always in use
+        assert (
+            blocks.get("key", number, 100, lambda n=number: bytes([n]) * 100, 10, 20) == bytes([number]) * 10
+        )
+        assert blocks.get("key", 0, 100, lambda: bytes(100), 0, 1) == b"\0"  # always in use
         assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 1000
     assert (tmp_path / "key" / "29").exists()
     assert not (tmp_path / "key" / "1").exists()
@@ -144,7 +151,7 @@ def test_threads_that_want_one_block_wait_for_one_request(tmp_path: Path) -> Non
 
     found: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: found.append(blocks.get("key", 0, fetch, 1, 3))) for _ in range(4)
+        threading.Thread(target=lambda: found.append(blocks.get("key", 0, 6, fetch, 1, 3))) for _ in range(4)
     ]
     threads[0].start()
     assert begun.wait(10)
@@ -185,14 +192,63 @@ def test_an_outage_stops_the_work_and_is_no_broken_image(far: Path, monkeypatch:
     monkeypatch.setattr(remote.time, "sleep", tried.append)
     system = type(fsspec.filesystem("memory"))
 
+    class ClientError(Exception):  # as of aiohttp and gcsfs: no `OSError`
+        pass
+
     def fail(self: object, *args: object, **options: object) -> bytes:
-        raise OSError("the network is down")
+        raise ClientError("the network is down")
 
     monkeypatch.setattr(system, "cat_file", fail)
-    with pytest.raises(DataError, match=r"memory:///shop/.*\.tar: cannot be read \(the network is down\)"):
+    with pytest.raises(
+        DataError, match=r"memory:///shop/.*\.tar: cannot be read \(ClientError: the network is down\)"
+    ):
         load("memory://shop")
     assert 1.0 in tried
     assert 2.0 in tried, "it was tried again"
+    tried.clear()
+    monkeypatch.setattr(system, "ukey", fail)
+    with pytest.raises(DataError, match=r"train-0\.tar: cannot be read \(ClientError"):
+        RemoteFile("memory://shop/train-0.tar")
+    assert tried == [1.0, 2.0]
+
+
+def test_a_block_on_disk_that_was_cut_short_is_fetched_again(tmp_path: Path) -> None:
+    whole = bytes(range(100))
+    for cut in (0, 50, 101):
+        blocks = Blocks(tmp_path / str(cut), 10_000)
+        blocks.get("key", 0, 100, lambda: whole)
+        path = tmp_path / str(cut) / "key" / "0"
+        path.write_bytes(bytes(cut))
+        assert blocks.get("key", 0, 100, lambda: whole, 60, 70) == whole[60:70]
+        path.write_bytes(bytes(cut))
+        blocks.get("key", 0, 100, lambda: whole, stop=0)
+        assert path.read_bytes() == whole, "also when it is fetched ahead"
+
+
+def test_the_size_of_a_last_block_is_that_of_the_rest(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = 3000
+    monkeypatch.setattr(remote, "BLOCK", block)
+    file = RemoteFile("memory://shop/train-0.tar")
+    last = file.size // block
+    assert file.size % block, "the last block is short"
+    asked = requests(monkeypatch)
+    assert file.read(last * block, block) == file.read(last * block, block)
+    assert asked == [(file.name, last)], "the second time it came from the disk"
+
+
+@pytest.mark.parametrize("name", ["ETag", "mtime", "Last-Modified", "LastModified"])
+def test_a_new_state_of_a_file_gives_a_new_key_where_the_ukey_stays(
+    far: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `https://`: fsspec makes its `ukey` from the URL."""
+    system = type(fsspec.filesystem("memory"))
+    keys = []
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "ukey", lambda self, path: "same")
+        for state in ("one", "two", "two"):
+            patch.setattr(system, "info", lambda self, path, s=state: {"size": 5, name: s})
+            keys.append(RemoteFile("memory://shop/train-0.tar").key)
+    assert keys[0] != keys[1] == keys[2]
 
 
 @pytest.mark.parametrize(
@@ -212,9 +268,33 @@ def test_urls_that_cannot_be_read_say_why_and_show_no_secret(url: str, message: 
     assert "KEY" not in str(found.value)
 
 
-def test_a_block_is_four_megabytes() -> None:
-    assert BLOCK == 4 * 1024 * 1024
-    assert replace(maker(16_384), rank=0)._steps_ahead([Stream((), 64)], 1) == 256, "a whole window ahead"
+def test_a_window_is_fetched_ahead_but_no_more_than_a_memory_remembers() -> None:
+    far_maker, memory = maker(16_384), BufferMemory(Buffer("reservoir", 4, 0), {}, "a", numbers(200), 1, 2)
+    shuffled, once = Stream((), 64), Stream((), 64, order="once")
+    stored = replace(once, memory=memory)
+    assert far_maker._steps_ahead([shuffled], 1) == 256, "a whole window ahead"
+    assert far_maker._steps_ahead([once], 1) == 4, "a stream that is seen once has no window"
+    assert far_maker._steps_ahead([once, shuffled], 1) == 256
+    assert maker(None)._steps_ahead([shuffled], 3) == 8
+    for workers in (1, 100):
+        assert far_maker._steps_ahead([stored, shuffled], workers) < REMEMBERED
+
+
+def test_reading_ahead_does_not_restart_the_memory_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = numbers(200)
+    memory = BufferMemory(Buffer("reservoir", 4, 0), {}, "a", table, 1, 2)
+    starts: list[int] = []
+    monkeypatch.setattr(memory, "_restart", lambda: starts.append(1))
+    stream = Stream((Source(table),), 1, order="once", memory=memory)
+    ahead = maker(16_384)._steps_ahead([stream], 40)
+    for step in range(150):
+        memory.drawn(step + ahead - 1)
+        memory.drawn(step)
+    assert not starts
+
+
+def numbers(count: int) -> Table:
+    return Table(pa.table({"id": [str(i) for i in range(count)], "image": [b""] * count}))
 
 
 def test_a_configuration_keeps_a_url_as_it_is(tmp_path: Path) -> None:

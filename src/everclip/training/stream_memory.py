@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from everclip.data.sampling.order import generator
+from everclip.data.sampling.read_ahead import REMEMBERED
 from everclip.data.table import Table
 from everclip.training.buffer import Buffer
-
-REMEMBERED = 64
-"""Batches whose stored samples are remembered, for workers that prepare batches ahead."""
 
 
 class BufferMemory:

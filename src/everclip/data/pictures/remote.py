@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from everclip.errors import ConfigError, DataError
+from everclip.errors import ConfigError, DataError, EverclipError
 from everclip.files import cache_folder, warn_once
 
 BLOCK = 4 * 1024 * 1024
@@ -29,6 +29,7 @@ LIMIT = "EVERCLIP_REMOTE_CACHE_GB"
 """The environment variable that bounds the blocks on disk; default: 20."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_CHANGES = ("ETag", "mtime", "Last-Modified", "LastModified")  # facts that change with the content
 _TRIES = 3
 _FREED = 0.9  # of the limit: what is left after the oldest blocks are removed
 
@@ -69,9 +70,10 @@ class RemoteFile:
     def __init__(self, url: str) -> None:
         self.url, self.name = url, url.rstrip("/").rpartition("/")[2]
         self._system, self._path = file_system(url)
-        facts = _tried(url, lambda: self._system.info(self._path))
+        facts, stated = _tried(url, lambda: (self._system.info(self._path), self._system.ukey(self._path)))
         self.size = int(facts["size"])
-        state = f"{url}\0{self.size}\0{self._system.ukey(self._path)}"
+        # The `ukey` of some systems (https) is made from the URL alone.
+        state = "\0".join(map(str, (url, self.size, stated, *(facts.get(name) for name in _CHANGES))))
         self.key = hashlib.sha256(state.encode()).hexdigest()[:32]
         """Changes when the content does."""
         self._last = -1
@@ -101,7 +103,9 @@ class RemoteFile:
         if number == self._last + 1 and (number + 1) * BLOCK < self.size:
             _fetchers().submit(self.fetch, number + 1)
         self._last = number
-        return blocks().get(self.key, number, lambda: self._fetched(number), start, stop)
+        return blocks().get(
+            self.key, number, self._size_of(number), lambda: self._fetched(number), start, stop
+        )
 
     def fetch_range(self, offset: int, size: int) -> None:
         """Bring the blocks of a range into the cache."""
@@ -111,9 +115,12 @@ class RemoteFile:
     def fetch(self, number: int) -> None:
         """Bring a block into the cache; an error will be found by whoever reads it."""
         try:
-            blocks().get(self.key, number, lambda: self._fetched(number), stop=0)
+            blocks().get(self.key, number, self._size_of(number), lambda: self._fetched(number), stop=0)
         except DataError as error:
             warn_once(self.url, f"read ahead: {error}")
+
+    def _size_of(self, number: int) -> int:
+        return min(BLOCK, self.size - number * BLOCK)
 
     def _fetched(self, number: int) -> bytes:
         start, stop = number * BLOCK, min((number + 1) * BLOCK, self.size)
@@ -176,18 +183,25 @@ class Blocks:
         self._held = sum(size for _, size, _ in self._files())
 
     def get(
-        self, key: str, number: int, fetch: Callable[[], bytes], start: int = 0, stop: int | None = None
+        self,
+        key: str,
+        number: int,
+        size: int,
+        fetch: Callable[[], bytes],
+        start: int = 0,
+        stop: int | None = None,
     ) -> bytes:
         """Return a part of a block, from disk or by `fetch`; threads that want one block wait for one request.
 
         Args:
             key: of the file's content.
             number: of the block.
+            size: of the block; a file of another size (a crash, a full disk) is fetched again.
             fetch: gets the block from far away.
             start, stop: the part, in bytes.
         """
         path = self._folder / key / str(number)
-        found = _part_of(path, start, stop)
+        found = _part_of(path, size, start, stop)
         if found is not None:
             return found
         mine: Future[bytes] = Future()
@@ -197,7 +211,7 @@ class Blocks:
             return coming.result()[start:stop]
         try:
             # Another thread may have kept the block since the look at the disk above.
-            data = _part_of(path, 0, None)
+            data = _part_of(path, size, 0, None)
             if data is None:
                 data = fetch()
                 self._keep(path, data)
@@ -251,13 +265,15 @@ class Blocks:
         return found
 
 
-def _part_of(path: Path, start: int, stop: int | None) -> bytes | None:
-    """Return a part of a block on disk, and note that it was used; `None` if it is not there."""
+def _part_of(path: Path, size: int, start: int, stop: int | None) -> bytes | None:
+    """Return a part of a block on disk, and note that it was used; `None` if it is not there with all its bytes."""
     try:
         os.utime(path)
         if stop == 0:
-            return b""
+            return b"" if os.stat(path).st_size == size else None
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
             file.seek(start)
             return file.read() if stop is None else file.read(stop - start)
     except OSError:
@@ -300,20 +316,27 @@ def file_system(url: str) -> tuple[Any, str]:
 
     try:
         system, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"data.source: {url}: cannot be read ({error}).") from error
+    except Exception as error:  # each system has errors of its own, as of its log-in
+        raise ConfigError(f"data.source: {url}: cannot be read ({brief_error(error)}).") from error
     return system, str(path)
 
 
 def _tried(url: str, ask: Callable[[], Any]) -> Any:
-    """Ask a server, again if it fails; its errors are of many kinds, and only those of the system are tried again."""
+    """Ask a server, again if it fails. Its errors are of many kinds: not all libraries raise an `OSError`."""
     for left in reversed(range(_TRIES)):
         try:
             return ask()
         except FileNotFoundError as error:
             raise DataError(f"{url}: the file is not there.") from error
-        except OSError as error:
+        except EverclipError:
+            raise
+        except Exception as error:
             if left == 0 or isinstance(error, PermissionError):
-                raise DataError(f"{url}: cannot be read ({str(error)[:300]}).") from error
+                raise DataError(f"{url}: cannot be read ({brief_error(error)}).") from error
             time.sleep(2.0 ** (_TRIES - 1 - left))
     raise AssertionError("the last try returns or raises")
+
+
+def brief_error(error: Exception) -> str:
+    """Return the type and the text of an error of a library; some have no text."""
+    return f"{type(error).__name__}: {error}"[:300]

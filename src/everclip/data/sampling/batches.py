@@ -18,7 +18,7 @@ from everclip.data.sampling.augmentation import augment
 from everclip.data.sampling.captions import draw_caption, own_caption
 from everclip.data.sampling.class_texts import ClassTexts
 from everclip.data.sampling.order import generator, key_of, sample_index, share
-from everclip.data.sampling.read_ahead import ReadAhead
+from everclip.data.sampling.read_ahead import REMEMBERED, ReadAhead
 from everclip.data.sampling.same_texts import Tokenise
 from everclip.data.table import Table
 from everclip.errors import ConfigError
@@ -242,7 +242,11 @@ class BatchMaker:
 
     def _steps_ahead(self, streams: Iterable[Stream], workers: int) -> int:
         """Return how many steps ahead of the model blocks are fetched: the next window, or a few batches."""
-        return max(2 * workers + 2, *((self.window or 0) // stream.batch_size for stream in streams))
+        chosen = list(streams)
+        windows = ((self.window or 0) // s.batch_size for s in chosen if s.order == "shuffle")
+        ahead = max((2 * workers + 2, *windows))
+        # What a memory adds to a batch that it has forgotten costs all batches from the first on.
+        return ahead if all(s.memory is None for s in chosen) else min(ahead, REMEMBERED // 2)
 
     def _made(
         self, stream_of: dict[str, Stream], scope: str, start: int, stop: int, workers: int

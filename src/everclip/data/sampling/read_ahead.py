@@ -11,6 +11,9 @@ from everclip.data.table import Table
 THREADS = 8
 """Requests at the same time."""
 
+REMEMBERED = 64
+"""Batches whose stored samples a `StreamMemory` remembers, for those who prepare batches ahead."""
+
 Rows = list[tuple[Table, int]]
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from everclip.data.pictures.remote import RemoteFile, file_system, remote_file, require_no_secrets
+from everclip.data.pictures.remote import (
+    RemoteFile,
+    brief_error,
+    file_system,
+    remote_file,
+    require_no_secrets,
+)
 from everclip.data.reading.formats.files import without_rows
 from everclip.data.reading.formats.parquet import read_parquet
 from everclip.data.reading.formats.raw import Raw
@@ -75,8 +81,8 @@ def _listed(url: str) -> list[str]:
             found = [path]
         else:
             found = system.find(path)
-    except OSError as error:
-        raise ConfigError(f"data.source: {url}: cannot be listed ({str(error)[:300]}).") from error
+    except Exception as error:  # not all libraries raise an `OSError`
+        raise ConfigError(f"data.source: {url}: cannot be listed ({brief_error(error)}).") from error
     shards = sorted(
         name for name in found if name.lower().endswith(ENDINGS) and not is_system_path(name.lstrip("/"))
     )
