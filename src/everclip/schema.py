@@ -178,6 +178,11 @@ class TrainingConfig(Frozen):
         description="activation checkpointing: keep only the input of each block of a tower, and compute the block "
         "again in the backward pass; the same gradients in less memory, for about a third more time",
     )
+    memory_check: Literal["refuse", "warn", "none"] = Field(
+        "refuse",
+        description="what happens if a step seems to need more memory than there is: the run is refused, a note warns, "
+        "or nothing is estimated",
+    )
     compile: bool = Field(
         False,
         description="compile the blocks of the towers with torch.compile: faster steps after minutes of compiling; "
@@ -355,7 +360,8 @@ class RunConfig(Frozen):
         document = self.model_dump(mode="json")
         for key in ("output", "checkpoint", "trackers", "report", "directory"):
             document.pop(key)
-        document["training"].pop("workers")
+        for key in ("workers", "memory_check"):
+            document["training"].pop(key)
         document["scenario"].pop("file", None)
         for key in ("cache", "cache_gib"):
             document["evaluation"].pop(key)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from everclip.errors import ConfigError
-from everclip.learner import Learner
+from everclip.learner import Learner, memory_check
 from everclip.learner.memory_check import need_of
 from everclip.run import Run
 from everclip.scenarios.load import load_scenario
 from everclip.training import memory_need
-from everclip.training.memory_need import MemoryNeed, require_memory
+from everclip.training.memory_need import MemoryNeed, memory_of_process, require_memory
 from everclip.training.peak import peak_of
 from everclip.training.progress import Progress
 from everclip.training.trial import measure_peaks
@@ -63,19 +64,56 @@ def test_the_largest_batch_is_the_last_that_fits() -> None:
 
 
 def test_too_little_memory_is_refused_with_the_batch_that_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_need, "available_memory", lambda: int(8e9))
+    # 7 GB are free, and 1 GB is held by the weights already, which are part of the need.
+    monkeypatch.setattr(memory_need, "available_memory", lambda: int(7e9))
+    assert memory_of_process(NEED, CPU) == 8e9
     with pytest.raises(
         ConfigError, match=r"needs about 10 GB; batch 477 would fit 8 GB; lower training.batch_"
     ):
-        require_memory(NEED, CPU, 1)
-    # Two processes of one machine have half of it each, and the batch is that of both.
-    monkeypatch.setattr(memory_need, "available_memory", lambda: int(16e9))
+        require_memory(NEED, 8e9, 1)
+    # Two processes of one machine have half of what is free each, and the batch is that of both.
+    assert memory_of_process(NEED, CPU, sharing=2) == 4.5e9
     with pytest.raises(ConfigError, match=r"batch 954 would fit 8 GB"):
-        require_memory(NEED, CPU, 2, sharing=2)
-    monkeypatch.setattr(memory_need, "available_memory", lambda: int(11e9))
-    assert "nearly all" in str(require_memory(NEED, CPU, 1))
-    monkeypatch.setattr(memory_need, "available_memory", lambda: int(20e9))
-    assert require_memory(NEED, CPU, 1) is None
+        require_memory(NEED, 8e9, 2)
+    assert "may fail" in str(require_memory(NEED, 8e9, 1, refuses=False))
+    assert "nearly all" in str(require_memory(NEED, 11e9, 1))
+    assert require_memory(NEED, 20e9, 1) is None
+    assert require_memory(NEED, None, 1) is None
+    monkeypatch.setattr(memory_need, "available_memory", lambda: None)
+    assert memory_of_process(NEED, CPU) is None
+
+
+@pytest.mark.parametrize("setting", ["refuse", "warn", "none"])
+def test_the_process_with_the_least_memory_decides_for_all(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process has enough by itself, except one that this one only hears of."""
+    heard: list[Any] = []
+
+    def gathered(value: Any) -> list[Any]:
+        heard.append(value)
+        return [value, False if isinstance(value, bool) else (NEED, 8e9)]
+
+    said: list[str] = []
+    engine: Any = SimpleNamespace(
+        config=SimpleNamespace(memory_check=setting),
+        accelerator=SimpleNamespace(num_processes=2, device=CPU),
+        say=said.append,
+    )
+    phase: Any = SimpleNamespace(optimiser="default")
+    monkeypatch.setattr(memory_check, "gather_objects", gathered)
+    monkeypatch.setattr(memory_check, "surely_fits", lambda *given: True)
+    monkeypatch.setattr(memory_check, "need_of", lambda *given: NEED)
+    monkeypatch.setattr(memory_check, "stored_bytes", lambda method: 0.0)
+    monkeypatch.setattr(memory_need, "available_memory", lambda: int(80e9))
+    method: Any = None
+    if setting == "refuse":
+        with pytest.raises(ConfigError, match=r"batch 954 would fit 8 GB.*memory_check=warn"):
+            memory_check.check_memory(engine, method, [phase])
+    else:
+        memory_check.check_memory(engine, method, [phase])
+    assert heard == ([] if setting == "none" else [True, (NEED, 81e9)])
+    assert ["may fail" in note for note in said] == ([True] if setting == "warn" else [])
 
 
 def learner_of(folder: Path, **training: Any) -> Learner:

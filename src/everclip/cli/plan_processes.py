@@ -12,7 +12,7 @@ import typer
 from everclip.contracts import Phase
 from everclip.methods.settings import SlotsWithoutReplay
 from everclip.running.prepare import Prepared
-from everclip.training.memory_need import MemoryNeed, device_memory
+from everclip.training.memory_need import MemoryNeed, device_memory, memory_of_process
 from everclip.training.progress import clock
 from everclip.training.traffic import Traffic, traffic
 
@@ -25,16 +25,16 @@ NETWORKS = (10.0, 100.0)
 
 def memory_of(need: MemoryNeed, device: torch.device) -> dict[str, Any]:
     """Return the memory of a step on this machine, for the plan."""
-    free = device_memory(device)
+    free, memory = device_memory(device), memory_of_process(need, device)
     sentence = (
         f"a step needs about {need.total / 1e9:.2g} GB"
-        if free is None
-        else f"a step {need.sentence(float(free))} free"
+        if memory is None
+        else f"a step {need.sentence(memory)}, weights included"
     )
     return {
         "need_mb": round(need.total / 1e6, 1),
         "free_mb": None if free is None else round(free / 1e6),
-        "largest_batch": None if free is None else need.largest(float(free)),
+        "largest_batch": None if memory is None else need.largest(memory),
         "sentence": sentence,
     }
 

@@ -29,7 +29,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     config = {key: value for key, value in run.config.items() if key not in ignored}
     training = config.get("training")
     if isinstance(training, Mapping):  # the machine of a run does not make it another method
-        config["training"] = {k: v for k, v in training.items() if k not in ("workers", "threads", "device")}
+        machine = ("workers", "threads", "device", "memory_check")
+        config["training"] = {k: v for k, v in training.items() if k not in machine}
     described = {"method": run.results.method, "backbone": run.results.backbone}
     return flatten({"benchmark": run.results.benchmark, **(config or described), "name": run.name})
 

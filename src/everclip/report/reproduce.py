@@ -11,7 +11,10 @@ from everclip.config import BUDGET_KEYS, resolve_config
 from everclip.errors import EverclipError
 from everclip.report.runs import Run
 
-_IGNORED = ("output", "checkpoint", "trackers", "report", "benchmark", "training.workers", "evaluation.cache")
+_IGNORED = (
+    *("output", "checkpoint", "trackers", "report", "benchmark"),
+    *("training.workers", "training.memory_check", "evaluation.cache"),
+)
 
 
 def command(run: Run) -> str:

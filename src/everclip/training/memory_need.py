@@ -179,27 +179,52 @@ def surely_fits(
     return stored + trained + each * config.batch_size / processes < ENOUGH * memory / sharing / 2
 
 
-def require_memory(need: MemoryNeed, device: torch.device, processes: int, sharing: int = 1) -> str | None:
-    """Compare a need with what the device has.
+def require_memory(
+    need: MemoryNeed, memory: float | None, processes: int, refuses: bool = True
+) -> str | None:
+    """Compare a need with the memory of a process.
+
+    Args:
+        need: of a process.
+        memory: bytes that a process may hold in all (`memory_of_process`); `None` if not known.
+        processes: how many share a batch.
+        refuses: whether too little memory is an error, not a note.
 
     Returns:
-        A note if the memory is nearly used up; `None` if there is enough.
+        A note if the memory is nearly used up, or too small; `None` if there is enough.
 
     Raises:
-        ConfigError: if the need is larger than the memory.
+        ConfigError: if the need is larger than the memory, and `refuses`.
     """
-    free = device_memory(device)
-    if free is None or need.total <= ENOUGH * free / sharing:
+    if memory is None or need.total <= ENOUGH * memory:
         return None
-    memory = free / sharing
     sentence = need.sentence(memory, processes)
     remedies = (
         "lower training.batch_size, set training.chunk (the same gradients, chunk by chunk) or "
         "training.recompute=true"
     )
-    if need.total > memory:
-        raise ConfigError(f"training.batch_size: this run {sentence}; {remedies}.")
-    return f"this run {sentence}, which is nearly all; if it fails, {remedies}"
+    if need.total <= memory:
+        return f"this run {sentence}, which is nearly all; if it fails, {remedies}"
+    if refuses:
+        raise ConfigError(
+            f"training.batch_size: this run {sentence}; {remedies}. training.memory_check=warn starts it anyway."
+        )
+    return f"this run {sentence}, and may fail; then {remedies}"
+
+
+def memory_of_process(need: MemoryNeed, device: torch.device, sharing: int = 1) -> float | None:
+    """Return the bytes that a process may hold in all: its share of what is free, and the weights that it holds now.
+
+    Args:
+        need: of the process, whose weights and frozen copies are on the device already.
+        device: the device of training.
+        sharing: how many processes share the memory of the device.
+    """
+    free = device_memory(device)
+    if free is None:
+        return None
+    # On a GPU, what torch holds is counted already.
+    return free / sharing + (need.weights if device.type == "cpu" else 0.0)
 
 
 def device_memory(device: torch.device) -> int | None:
