@@ -167,9 +167,12 @@ def stopping_together() -> Iterator[None]:
         if not _is_broken(error):
             _leave_reason(error)
             raise
+        # Not every error of the communication means that another process ended: show what it was.
+        seen = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ProcessLostError(
-            f"another process of this run ended: {_reason()}. All {world()} processes stop (this is number {rank()}). "
-            "The last checkpoint is intact; the same command continues from it, also on another number of processes."
+            f"another process of this run ended: {_reason()}. All {world()} processes stop (this is number {rank()}, "
+            f"which met: {seen}). The last checkpoint is intact; the same command continues from it, also on another "
+            "number of processes."
         ) from error
 
 

@@ -147,9 +147,10 @@ class Engine:
             pausing = step + 1 < steps and watcher.pauses(step + 1)
             if due or guard_due or pausing or len(waiting) >= together or step + 1 == steps:
                 # Before saving: a diverged model must not overwrite a good checkpoint.
-                self._inspect(waiting, progress)
-                self._require_gradient(waiting, phase, progress)
-                self._inspect_weights(optimiser, waiting[-1], progress)
+                with self._sharding.stopping():
+                    self._inspect(waiting, progress)
+                    self._require_gradient(waiting, phase, progress)
+                    self._inspect_weights(optimiser, waiting[-1], progress)
                 watcher.report(waiting)
                 waiting = []
             over = False

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from everclip.contracts import Phase
 from everclip.distributed import any_process, world
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, EverclipError
 from everclip.interfaces import Learnable
 from everclip.models.blocks import blocks_of
 from everclip.models.clip import Clip
@@ -44,6 +44,18 @@ class Whole:
         """Return whether a flag about this process's tensors is set on any process that holds others."""
         return flag
 
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Give the whole model back after an error that all processes raise together, so that it can be used on.
+
+        After an error of one process alone nothing is given back: it would wait for the others' parts for ever.
+        """
+        try:
+            yield
+        except EverclipError:
+            self.end()
+            raise
+
     def end(self) -> None:
         """Give the whole model back, with the present weights."""
 
@@ -64,7 +76,7 @@ class Sharded(Whole):
         _require_shardable(method, phase)
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        self._method, self._whole = method, method.backbone.clip
+        self._method, self._whole, self._device = method, method.backbone.clip, device
         copy: Any = deepcopy(self._whole)
         mesh = init_device_mesh(device.type, (world(),))
         # FSDP2 shards rows, and a scalar has none: the scale and the bias stay whole on every process.
@@ -95,7 +107,8 @@ class Sharded(Whole):
 
     def agreed(self, flag: torch.Tensor) -> torch.Tensor:
         """Return whether the flag is set on any process: each sees its own parts."""
-        return torch.tensor(any_process(bool(flag), flag.device))
+        # Not the flag's own device: a process without any gradient has one on the CPU, where NCCL sends nothing.
+        return torch.tensor(any_process(bool(flag), self._device))
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -152,7 +165,7 @@ def _clipped(parameters: list[nn.Parameter], most: float) -> torch.Tensor:
     import torch.distributed as group
 
     grads = [p.grad for p in parameters if p.grad is not None]
-    squares = torch.zeros((), device=own_part(grads[0]).device)
+    squares = torch.zeros((), device=own_part(parameters[0]).device)  # also without any gradient
     for grad in grads:
         # What is whole is the same on all processes, and counts once.
         share = 1.0 if hasattr(grad, "to_local") else 1.0 / world()
