@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from everclip.contracts import ParamGroup, Phase, Stream
 from everclip.errors import ConfigError
 from everclip.learner import Learner, memory_check
 from everclip.learner.memory_check import need_of
@@ -119,6 +120,27 @@ def test_the_process_with_the_least_memory_decides_for_all(
 def learner_of(folder: Path, **training: Any) -> Learner:
     given = {"steps": 2, "batch_size": 16, "threads": 1, "device": "cpu", **training}
     return Learner.create(str(folder / "model"), "finetune", given)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_the_need_of_each_of_32_processes(
+    shard: bool, sigmoid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share of a batch of 4096 is 128; softmax compares them with all 4096, sigmoid with 128 at a time."""
+    monkeypatch.setattr(memory_need, "measure_peaks", lambda *given: [(4, 1400.0), (8, 1800.0)])
+    module: Any = torch.nn.Linear(10, 10, bias=False)  # 100 values
+    module.backbone = SimpleNamespace(chunk=None)
+    engine: Any = SimpleNamespace(
+        config=SimpleNamespace(optimiser="adamw", shard=shard), accelerator=SimpleNamespace(num_processes=1)
+    )
+    phase = Phase("train", {"main": Stream((), 4096)}, (ParamGroup(("weight",)),))
+    need = memory_need.memory_need(engine, module, [phase], 5000.0, processes=32, sigmoid=sigmoid)
+    assert need is not None
+    parts = 32 if shard else 1
+    assert (need.batch, need.moments, need.gradients) == (128, 800 / parts, 400 / parts)
+    pairs = 32 * (128 * 128 if sigmoid else 128 * 4096)
+    assert need.total == 5000 + 800 / parts + 1000 + 100 * 128 + pairs
 
 
 @pytest.mark.slow

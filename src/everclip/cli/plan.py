@@ -44,14 +44,14 @@ def plan(config: RunConfig, processes: int | None = None) -> dict[str, Any]:
     weights = cost.bytes + next(method.parameters()).element_size() * cost.task_parameters
     stored = bytes_on_disk(method, cost)
     # Counted before later tasks are planned: their stored samples are no part of the first task.
-    measured = _measure(run, progress) if run.learner.counts_macs else None
+    measured = _measure(run, progress, processes) if run.learner.counts_macs else None
     planned = []
     for task in run.tasks:
         planned.append(run.learner.plan(task))
         run.learner.tasks.append(task)
         run.learner.method.store(task)  # replay may add samples to the next task
     moments = MOMENT_BYTES[config.training.optimiser] * cost.trainable_parameters
-    measured = measured or _measure(run, progress)
+    measured = measured or _measure(run, progress, processes)
     timing, macs, need = measured.seconds, measured.macs, measured.need
     tasks: list[dict[str, Any]] = []
     spent = 0.0
@@ -65,7 +65,9 @@ def plan(config: RunConfig, processes: int | None = None) -> dict[str, Any]:
     pictures = sum(len(s.data) for s in run.scenario.eval_sets)
     rows = len(run.tasks if run.stream is None else run.stream.rows) + 1
     shared = (
-        None if processes is None else over_processes(run, planned, need, timing["step"], steps, processes)
+        None
+        if processes is None
+        else over_processes(run, planned, measured.shared, timing["step"], steps, processes)
     )
     return {
         "benchmark": config.benchmark,
@@ -109,14 +111,16 @@ class Measured:
         seconds: of a `step` and of a `picture`.
         macs: multiply-accumulates of a step of each phase, if a run counts them.
         need: memory of a step; `None` if nothing trains by gradient.
+        shared: the same of each of several processes.
     """
 
     seconds: dict[str, float]
     macs: dict[str, float]
     need: MemoryNeed | None
+    shared: MemoryNeed | None
 
 
-def _measure(run: Prepared, progress: Progress) -> Measured:
+def _measure(run: Prepared, progress: Progress, processes: int | None) -> Measured:
     """Measure a training step with a real batch (the weights stay unchanged), its memory, and an encoding."""
     import torch
 
@@ -132,6 +136,7 @@ def _measure(run: Prepared, progress: Progress) -> Measured:
     phases = learner.plan(task)
     macs = count_macs(learner.engine, method, phases) if learner.counts_macs else {}
     need = need_of(learner.engine, method, phases)
+    shared = None if processes is None else need_of(learner.engine, method, phases, processes=processes)
     step = measure_seconds(learner.engine, method, phases[0], MEASURING) if phases else 0.0
     side, device = method.backbone.pixels.size, device_of(method)
     method.eval()
@@ -145,7 +150,7 @@ def _measure(run: Prepared, progress: Progress) -> Measured:
 
     # Texts cost about as much as images, hence twice.
     picture = 2 * extrapolated(encoding, BLOCK, MEASURING / 2) / BLOCK
-    return Measured({"step": step, "picture": picture}, macs, need)
+    return Measured({"step": step, "picture": picture}, macs, need, shared)
 
 
 BLOCK = 32

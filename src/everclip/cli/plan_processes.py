@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import typer
 
 from everclip.contracts import Phase
-from everclip.methods.settings import SlotsWithoutReplay
+from everclip.learner.memory_check import is_sigmoid
 from everclip.running.prepare import Prepared
 from everclip.training.memory_need import MemoryNeed, device_memory, memory_of_process
 from everclip.training.progress import clock
@@ -55,21 +54,20 @@ def over_processes(
     Args:
         run: the prepared run.
         planned: the phases of each task.
-        need: memory of a step of one process with the whole batch; `None` if nothing trains.
+        need: memory of a step of each process; `None` if nothing trains.
         seconds: of a step of one process with the whole batch.
         steps: of the run.
         processes: their number.
     """
     batch = run.config.training.batch_size
     sent = _traffic(run, planned, processes)
-    own = None if need is None else replace(need, batch=max(1, need.batch // processes))
     computing = steps * seconds / processes
     networks = {f"{speed:g}": steps * sent.total / (speed * GIGABIT) for speed in NETWORKS}
     return {
         "count": processes,
         "samples_each": batch // processes,
         "batch": batch,
-        "held_mb": None if own is None else round(own.total / 1e6, 1),
+        "held_mb": None if need is None else round(need.total / 1e6, 1),
         "sent_mb_per_step": round(sent.total / 1e6, 3),
         "gradients_mb": round(sent.gradients / 1e6, 3),
         "embeddings_mb": round(sent.embeddings / 1e6, 3),
@@ -83,20 +81,9 @@ def _traffic(run: Prepared, planned: Sequence[Sequence[Phase]], processes: int) 
     trained = [phase for phases in planned for phase in phases if phase.optimiser is not None]
     if not trained:
         return Traffic(0.0, 0.0)
-    settings = method.settings
-    sigmoid = isinstance(settings, SlotsWithoutReplay) and settings.contrast == "sigmoid"
-    width = method.backbone.embedding_width()
-    each = [
-        traffic(
-            phase,
-            sum(method.get_parameter(name).numel() for group in phase.param_groups for name in group.names),
-            width,
-            sigmoid,
-            processes,
-        )
-        for phase in trained[:1]
-    ]
-    return each[0]
+    first = trained[0]
+    values = sum(method.get_parameter(name).numel() for group in first.param_groups for name in group.names)
+    return traffic(first, values, method.backbone.embedding_width(), is_sigmoid(method), processes)
 
 
 def print_processes(shared: dict[str, Any]) -> None:

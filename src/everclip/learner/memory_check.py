@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from everclip.contracts import Phase
 from everclip.distributed import gather_objects
 from everclip.methods.base import Method
+from everclip.methods.settings import SlotsWithoutReplay
 from everclip.training.engine import Engine
 from everclip.training.memory_need import (
     MemoryNeed,
@@ -19,10 +20,20 @@ from everclip.training.memory_need import (
 
 
 def need_of(
-    engine: Engine, method: Method, phases: Sequence[Phase], samples: int | None = None
+    engine: Engine,
+    method: Method,
+    phases: Sequence[Phase],
+    samples: int | None = None,
+    processes: int | None = None,
 ) -> MemoryNeed | None:
     """Estimate what the phases of a task need (`everclip.training.memory_need`); the task has begun."""
-    return memory_need(engine, method, phases, stored_bytes(method), samples)
+    return memory_need(engine, method, phases, stored_bytes(method), samples, processes, is_sigmoid(method))
+
+
+def is_sigmoid(method: Method) -> bool:
+    """Return whether a method compares captions by the sigmoid loss."""
+    settings = method.settings
+    return isinstance(settings, SlotsWithoutReplay) and settings.contrast == "sigmoid"
 
 
 def stored_bytes(method: Method) -> float:

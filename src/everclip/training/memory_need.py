@@ -85,7 +85,13 @@ class MemoryNeed:
 
 
 def memory_need(
-    engine: Engine, method: Learnable, phases: Sequence[Phase], stored: float, samples: int | None = None
+    engine: Engine,
+    method: Learnable,
+    phases: Sequence[Phase],
+    stored: float,
+    samples: int | None = None,
+    processes: int | None = None,
+    sigmoid: bool = False,
 ) -> MemoryNeed | None:
     """Estimate the memory of the phase that needs most, from steps with few samples; the model stays as it was.
 
@@ -95,33 +101,48 @@ def memory_need(
         phases: the phases of the task; those without an optimiser need less, and are left out.
         stored: bytes of the method's weights, frozen copies and stored tensors.
         samples: samples on a process; default: its share of the batch.
+        processes: how many would share a batch; default: those that run. Embeddings that more processes would gather
+            are not counted.
+        sigmoid: whether pairs are compared by the sigmoid loss, block by block.
 
     Returns:
         `None` if no phase trains by gradient.
     """
+    world = processes or engine.accelerator.num_processes
     needs = [
-        _need_of(engine, method, phase, stored, samples) for phase in phases if phase.optimiser is not None
+        _need_of(engine, method, phase, stored, samples, world, sigmoid)
+        for phase in phases
+        if phase.optimiser is not None
     ]
     return max(needs, key=lambda need: need.total, default=None)
 
 
 def _need_of(
-    engine: Engine, method: Learnable, phase: Phase, stored: float, samples: int | None
+    engine: Engine,
+    method: Learnable,
+    phase: Phase,
+    stored: float,
+    samples: int | None,
+    processes: int,
+    sigmoid: bool,
 ) -> MemoryNeed:
     module, config = module_of(method), engine.config
     names = [name for group in phase.param_groups for name in group.names]
     trained = 4.0 * sum(module.get_parameter(name).numel() for name in names)
     kind = config.optimiser if phase.optimiser == "default" else str(phase.optimiser)
     moments = trained / 4 * MOMENT_BYTES.get(kind, 8.0)
-    share = sum(s.batch_size for s in phase.streams.values()) // engine.accelerator.num_processes
-    step = _step_of(engine, method, phase)
-    parts = engine.accelerator.num_processes if config.shard else 1
+    share = max(1, sum(s.batch_size for s in phase.streams.values()) // processes)
+    # N samples of this process with the N P of all processes; the sigmoid loss holds N x N at a time.
+    step = _step_of(engine, method, phase, PAIR_BYTES * (1 if sigmoid else processes))
+    parts = processes if config.shard else 1
     # Weights count whole, sharded or not: everybody gathers them between steps.
     return MemoryNeed(stored, moments / parts, trained / parts, step, samples or share)
 
 
-def _step_of(engine: Engine, method: Learnable, phase: Phase) -> tuple[float, float, float]:
-    """Measure the coefficients of `MemoryNeed.step` in steps with few samples.
+def _step_of(
+    engine: Engine, method: Learnable, phase: Phase, pair_bytes: float
+) -> tuple[float, float, float]:
+    """Measure the coefficients of `MemoryNeed.step` in steps with few samples; `pair_bytes` is c over captions.
 
     With chunks, they are measured for chunks of one sample, and once more without chunks: each further sample of a
     chunk takes what a sample takes without them.
@@ -130,7 +151,7 @@ def _step_of(engine: Engine, method: Learnable, phase: Phase) -> tuple[float, fl
     main = phase.streams.get("main")
     captions = main is not None and main.classes is None
     # Few samples do not show what their pairs take: it is largest at another moment.
-    pairs = PAIR_BYTES * engine.accelerator.num_processes if captions else 0.0
+    pairs = pair_bytes if captions else 0.0
     backbone, chunk = method.backbone, method.backbone.chunk
     backbone.chunk = None
     try:
