@@ -15,6 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from everclip.errors import ConfigError
 from everclip.field_types import DescribedBy, check_text, converted, field_type, models_in, not_utf8
@@ -349,9 +350,10 @@ class RunConfig(Frozen):
     def _expand_home(cls, value: str) -> str:
         """Expand `~`; a shell does so only at the start of an argument. Refuse an address."""
         if "://" in value:
-            raise ValueError(
+            raise PydanticCustomError(
+                _SECRET,
                 "a run folder must be a folder, not an address; mount the bucket (docs/scale.md) and name the mounted "
-                "folder"
+                "folder",
             )
         return os.path.expanduser(value)
 
@@ -367,6 +369,9 @@ class RunConfig(Frozen):
             document["evaluation"].pop(key)
         return document
 
+
+_SECRET = "value_with_secret"
+"""The type of an error whose message does not show the value: an address may hold a key."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -395,7 +400,8 @@ def _explain(model: type[BaseModel], item: Mapping[str, Any], where: str) -> str
     if item["type"] == "missing":
         return f"{name}: missing; it has no default."
     found = item.get("input")
-    shown = f" (found {_short(found)})" if path and not isinstance(found, dict) else ""
+    tell = path and not isinstance(found, dict) and item["type"] != _SECRET
+    shown = f" (found {_short(found)})" if tell else ""
     message = item["msg"].removeprefix("Value error, ")  # pydantic's prefix for errors of our validators
     return f"{name or 'config'}: {message}{shown}"
 

@@ -15,15 +15,16 @@ import torch
 from reader_data import load, photo, write_table, write_tar
 
 from everclip.cli.init_config import _from_folder
-from everclip.config import CaptionConfig
+from everclip.config import CaptionConfig, RunConfig
 from everclip.contracts import Source, Stream
 from everclip.data.pictures import remote
 from everclip.data.pictures.images import ImageStore, PixelFormat
 from everclip.data.pictures.remote import Blocks, RemoteFile
 from everclip.data.sampling.batches import BatchMaker
-from everclip.data.sampling.read_ahead import REMEMBERED
+from everclip.data.sampling.read_ahead import REMEMBERED, ReadAhead
 from everclip.data.table import Table
 from everclip.errors import ConfigError, DataError
+from everclip.schema import validated
 from everclip.training.buffer import Buffer
 from everclip.training.stream_memory import BufferMemory
 
@@ -256,6 +257,9 @@ def test_a_new_state_of_a_file_gives_a_new_key_where_the_ukey_stays(
     [
         ("s3://KEY:s3cret@bucket/a.tar", "holds an account, a key or a query"),
         ("https://host/a.tar?X-Amz-Signature=s3cret", "holds an account, a key or a query"),
+        ("s3://KEY:s3/cret@bucket/s3cret@a.csv", "holds an account, a key or a query"),
+        ("https://s3cret@host/a.zip", "holds an account, a key or a query"),
+        ("s3://KEY:s3cret@bucket/a.csv", "holds an account, a key or a query"),
         ("memory://nowhere/*.tar", "none is there"),
         ("memory://shop/a.csv", "is a URL; download it first"),
         ("nothing-known://shop/a.tar", "cannot be read"),
@@ -266,6 +270,58 @@ def test_urls_that_cannot_be_read_say_why_and_show_no_secret(url: str, message: 
         load(url)
     assert "s3cret" not in str(found.value)
     assert "KEY" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "abfs://container@account.dfs.core.windows.net/a.tar",
+        "s3://bucket/2024-0?/a-*.tar",
+        "s3://bucket/?/date=2024-01-01/*.tar",
+        "https://host:8080/who@where/a.tar",
+        "hf://datasets/OWNER/NAME@main/a.tar",
+    ],
+)
+def test_containers_ports_revisions_and_patterns_are_no_secrets(url: str) -> None:
+    remote.require_no_secrets(url, "data.source")
+
+
+def test_the_message_on_an_address_of_a_run_folder_does_not_show_it() -> None:
+    with pytest.raises(ConfigError, match="mount the bucket") as found:
+        validated(RunConfig, {"output": "s3://KEY:s3cret@bucket/run"}, "")
+    assert "s3cret" not in str(found.value)
+
+
+def test_processes_that_share_a_folder_share_its_limit(tmp_path: Path) -> None:
+    limit, size = 20_000, 100
+    processes = [Blocks(tmp_path, limit) for _ in range(8)]
+    most = 0
+    for number in range(60):
+        for own, blocks in enumerate(processes):
+            blocks.get(str(own), number, size, lambda: bytes(size))
+        if number % 4 == 0:
+            most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*")))
+    assert limit / 2 < most <= 1.4 * limit, "each may add a twentieth before it looks again"
+
+
+def test_reading_ahead_stops_inside_a_step() -> None:
+    begun, go, fetched = threading.Event(), threading.Event(), list[int]()
+
+    class Slow:
+        def fetch(self, position: int) -> None:
+            fetched.append(position)
+            begun.set()
+            assert go.wait(10)
+
+    ahead = ReadAhead(lambda step: [(Slow(), i) for i in range(100)], 0, 1, 1)  # type: ignore[misc]
+    ahead.until(0)
+    assert begun.wait(10)
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    assert ahead._closed.wait(10)
+    go.set()
+    closing.join(10)
+    assert fetched == [0], "the other 99 rows of the step are left"
 
 
 def test_a_window_is_fetched_ahead_but_no_more_than_a_memory_remembers() -> None:

@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from everclip.errors import ConfigError, DataError, EverclipError
 from everclip.files import cache_folder, warn_once
@@ -29,9 +28,13 @@ LIMIT = "EVERCLIP_REMOTE_CACHE_GB"
 """The environment variable that bounds the blocks on disk; default: 20."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# `name:password@`, but not the port of a host; keys of S3 may contain `/`. `https://` has no containers.
+_ACCOUNT = re.compile(r"https?://[^/?]*@|[^:/]+://[^/@:]*:(?!\d+(?:/|$))[^?]*@")
+_QUERY = re.compile(r"\?[^/]*=")
 _CHANGES = ("ETag", "mtime", "Last-Modified", "LastModified")  # facts that change with the content
 _TRIES = 3
 _FREED = 0.9  # of the limit: what is left after the oldest blocks are removed
+_UNSEEN = 0.05  # of the limit: what a process adds before it looks at what others added
 
 
 def is_remote(place: str) -> bool:
@@ -42,12 +45,15 @@ def is_remote(place: str) -> bool:
 def require_no_secrets(url: str, key: str) -> None:
     """Refuse a URL that holds a password or a signature: it would be written into configurations and results.
 
+    The name of a container (`abfs://container@account...`) and a `?` in a pattern are none.
+
     Raises:
         ConfigError: without the secret.
     """
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query:
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    account = _ACCOUNT.match(url)
+    if account or _QUERY.search(url):
+        scheme, _, rest = url.partition("://")
+        shown = f"{scheme}://{(url[account.end() :] if account else rest).partition('?')[0]}"
         raise ConfigError(
             f"{key}: the URL of {shown} holds an account, a key or a query. Configurations and results would keep it: "
             "give the URL without, and the key through the environment (AWS_PROFILE, HF_TOKEN...)."
@@ -180,7 +186,7 @@ class Blocks:
         self._folder, self._limit = folder, limit
         self._lock = threading.Lock()
         self._coming: dict[tuple[str, int], Future[bytes]] = {}
-        self._held = sum(size for _, size, _ in self._files())
+        self._held, self._added = sum(size for _, size, _ in self._files()), 0
 
     def get(
         self,
@@ -238,15 +244,20 @@ class Blocks:
             return
         with self._lock:
             self._held += len(data)
-            over = self._held > self._limit
-        if over:
+            self._added += len(data)
+            due = self._held > self._limit or self._added > self._limit * _UNSEEN
+            if due:
+                self._added = 0
+        if due:
             self._make_room()
 
     def _make_room(self) -> None:
+        """Count what all processes keep; remove the oldest if it is too much."""
         found = sorted(self._files())
         held = sum(size for _, size, _ in found)
+        over = held > self._limit
         for _, size, path in found:
-            if held <= self._limit * _FREED:
+            if not over or held <= self._limit * _FREED:
                 break
             path.unlink(missing_ok=True)
             held -= size
@@ -300,7 +311,7 @@ def _fetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(4, thread_name_prefix="everclip-fetch")
 
 
-@lru_cache(maxsize=4096)
+@cache  # a limit below the number of shards would ask a server at every sample
 def remote_file(url: str) -> RemoteFile:
     """Return the file of a URL; its facts are asked for once per process."""
     return RemoteFile(url)

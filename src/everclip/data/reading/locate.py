@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from everclip.data.pictures.remote import is_remote
+from everclip.data.pictures.remote import is_remote, require_no_secrets
 from everclip.data.reading.class_in_name import with_classes_in_names
 from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.files import NAMED, TABLES, is_readable, read_part
@@ -127,6 +127,7 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
     if spec.split is not None:
         raise ConfigError("data.split: applies to hub:OWNER/NAME only; choose rows of files with `where`.")
     if is_remote(source):
+        require_no_secrets(os.path.expandvars(source), "data.source")  # later messages name the URL
         return _read_remote(source, spec)
     raws = [without_system_rows(raw) for raw in _read_path(source, root or Path(), spec, labelled)]
     if spec.class_in_name is None:

@@ -63,8 +63,8 @@ def sample_index(position: int, size: int, order: str, key: str, window: int | N
 
     With a `window`, the table is cut into pieces of `window // PLACES` neighbouring rows. In each epoch the pieces are
     permuted, and then the samples of every `window` positions. The order is as exact as that of a full permutation, but
-    the samples of a window lie in `PLACES` places of the files, and memory holds only the window and the numbers of
-    the pieces.
+    the samples of a window lie in `PLACES` places of the files, and memory holds only the last windows and the numbers
+    of the pieces.
 
     Args:
         position: 0-based position in the stream.
@@ -82,7 +82,7 @@ def sample_index(position: int, size: int, order: str, key: str, window: int | N
     return int(_window(size, key, epoch, window, number)[inner])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # of each source that is read, the present window and the next
 def _window(size: int, key: str, epoch: int, window: int, number: int) -> npt.NDArray[np.int64]:
     """Return the rows of the `number`-th window of an epoch, in order."""
     piece = max(1, window // PLACES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ class ReadAhead:
         self._rows, self._next, self._stop, self._ahead = rows, start, stop, ahead
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="everclip-ahead")
         self._waiting: deque[Future[None]] = deque()
+        self._closed = threading.Event()
 
     def until(self, step: int) -> None:
         """Begin to fetch the steps up to `ahead` after `step`."""
@@ -41,8 +43,11 @@ class ReadAhead:
 
     def _fetch(self, step: int) -> None:
         for table, position in self._rows(step):
+            if self._closed.is_set():
+                return
             table.fetch(position)
 
     def close(self) -> None:
-        """Stop; what is being fetched is finished."""
+        """Stop; the images that are being fetched are finished, their steps are not."""
+        self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
