@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +33,11 @@ def rank() -> int:
 def is_first() -> bool:
     """Return whether this is the first (or only) process, which writes and prints."""
     return rank() == 0
+
+
+def is_first_here() -> bool:
+    """Return whether this is the first (or only) process of its machine, as torchrun numbers them (`LOCAL_RANK`)."""
+    return is_first() or os.environ.get("LOCAL_RANK") == "0"
 
 
 def from_first(value: _Value) -> _Value:

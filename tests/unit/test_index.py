@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from reader_data import load, photo, write_tar
 
+from everclip import distributed
 from everclip.data.reading import index, sources
 from everclip.data.reading.sources import Loaded
 from everclip.errors import DataError
@@ -118,3 +119,22 @@ def test_images_outside_shards_have_no_index(shards: Path) -> None:
     (shards.parent / "photos" / "cat" / "a.png").write_bytes(photo(1))
     assert len(load(shards.parent / "photos").table) == 1
     assert not (shards.parent / "cache" / "index").exists()
+
+
+def test_the_first_process_of_each_machine_writes_where_no_index_is(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "rank", lambda: 9)
+    kept = shards.parent / "cache" / "index"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    load(shards)
+    assert not kept.exists(), "the second process of a machine leaves it to the first"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    load(shards)
+    (folder,) = kept.iterdir()
+    before = folder.stat().st_mtime_ns
+    load(shards)
+    assert folder.stat().st_mtime_ns == before
+    (folder / "about.json").write_text("")
+    load(shards)
+    assert (folder / "about.json").read_text(), "a damaged one is made again"

@@ -29,7 +29,7 @@ from everclip.data.reading.source_path import expanded
 from everclip.data.reading.spec import DataSpec
 from everclip.data.reading.spill import mapped
 from everclip.data.table import ImageLocations, Table
-from everclip.distributed import from_first, gather_objects, is_first
+from everclip.distributed import gather_objects, is_first, is_first_here
 from everclip.files import cache_folder, folder_atomic, optional_write
 
 READING = 1
@@ -122,7 +122,7 @@ def _load(folder: Path) -> Loaded | None:
         )
     except (OSError, ValueError, pa.ArrowException) as error:
         log.warning("%s: damaged (%s); the shards are read again.", folder, error)
-        if is_first():
+        if is_first_here():
             shutil.rmtree(folder, ignore_errors=True)
         return None
     chosen = rows.column("row").combine_chunks().to_numpy() if rows.num_rows else None
@@ -139,12 +139,14 @@ def keep(folder: Path | None, loaded: Loaded) -> Loaded:
     """Write an index and return what was read from it, memory-mapped; `loaded` itself where none can be kept."""
     if folder is None or not _lies_in_archives(loaded.table.places):
         return loaded
-    if is_first():
-        with optional_write(folder, "the shards are read again the next time."):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with folder_atomic(folder) as place:
-                _write(place, loaded)
-    from_first(None)  # the others wait until it is written
+    # First one process, then those of machines that do not share its cache.
+    for mine in (is_first(), is_first_here() and not is_first()):
+        if mine and not folder.is_dir():
+            with optional_write(folder, "the shards are read again the next time."):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with folder_atomic(folder) as place:
+                    _write(place, loaded)
+        gather_objects(None)  # all wait until it is written
     return load(folder) or loaded
 
 
