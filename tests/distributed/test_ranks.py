@@ -15,8 +15,10 @@ import pytest
 from safetensors.torch import load_file
 from test_two_processes import PLAIN_STEPS, RUNS, SHORT, _apart, _weights_apart, biased
 
-from everclip.errors import ConfigError, ProcessLostError
+from everclip.errors import ConfigError, DivergedError, ProcessLostError
 from everclip.evaluation.results import Results
+from everclip.run import Run
+from everclip.training.progress import Progress
 
 pytestmark = pytest.mark.slow
 OWN = (*SHORT, *RUNS["replay"][1], "checkpoint.every_steps=1")
@@ -111,6 +113,22 @@ def test_a_sharded_run_is_the_run_that_is_not_sharded(name: str, make: Callable[
     moments = {k: v for k, v in whole.items() if k.endswith("|exp_avg") and "in_proj_bias" not in k}
     assert len(moments) > 5
     assert _apart(moments, {k: parts[k] for k in moments}) < 1e-3
+
+
+def diverge(config: Any) -> list[float]:
+    """The means of all weights of a learner after its loss was above the limit."""
+    run = Run.of(config, Progress(quiet=True))
+    with pytest.raises(DivergedError, match="contrastive is"):
+        run.execute()
+    assert not any(hasattr(p, "to_local") for p in run.learner.method.parameters())
+    return [float(p.detach().mean()) for p in run.learner.method.parameters()]
+
+
+def test_a_sharded_learner_is_whole_after_it_diverged(make: Callable[..., Any]) -> None:
+    config = make("diverged", *OWN, "training.shard=true", "training.loss_limit=1e-6")
+    (found,) = pair.Pair((diverge, (config,))).results()
+    assert np.isfinite(found[0]).all()  # the mean of weights that are not given back is NaN
+    assert found[0] == found[1]
 
 
 def test_a_sharded_run_goes_on_with_one_process(make: Callable[..., Any]) -> None:
