@@ -193,7 +193,10 @@ def test_merge_changes_neither_side() -> None:
         (["trainig.steps=3"], ["trainig: unknown key", "'training'"]),
         (["training.lr=fast"], ["training.lr", "found 'fast'", "number"]),
         (["training.lr=-1"], ["training.lr", "found -1", "greater than or equal to 0"]),
-        (["training.optimiser=adam"], ["training.optimiser", "found 'adam'", "'adamw' or 'sgd'"]),
+        (
+            ["training.optimiser=adam"],
+            ["training.optimiser", "found 'adam'", "'adamw', 'adamw-8bit' or 'sgd'"],
+        ),
         (["seed=-1"], ["seed", "found -1"]),
         (["seed"], ["'seed': expected key=value"]),
         (["=3"], ["expected key=value"]),

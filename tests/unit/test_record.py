@@ -147,7 +147,10 @@ def test_examples_are_those_of_lowest_hash_in_the_order_of_their_set() -> None:
     ids = [f"picture {i}" for i in range(20)]
 
     groups = (("one", "task"), ("two", "known"), ("all", "everything"))
-    sets = [SimpleNamespace(name=name, group=group, data=Ids(ids)) for name, group in groups]
+    sets = [
+        SimpleNamespace(name=name, group=group, kind="classification", data=Ids(ids))
+        for name, group in groups
+    ]
     found = choose_examples(SimpleNamespace(eval_sets=sets), 5)
     assert found.keys() == {"one", "two"}
     for name, chosen in found.items():

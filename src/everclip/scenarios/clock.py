@@ -6,15 +6,12 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.conditions import normalised, require_column, row_of
-
-Clock = Literal["written", "utc", "unix", "unix-ms"]
-"""`written`: an offset such as +02:00 is ignored; `utc`: it is taken off; `unix`: seconds since 1970, `unix-ms`:
-milliseconds."""
+from everclip.scenarios.spec import Clock
 
 _OFFSET = re.compile(r"\d{4}-\d{2}-\d{2}[T ].*?(Z|[+-]\d{2}(:?\d{2})?)", re.IGNORECASE)
 _TIME = re.compile(r"\d{4}(-\d{2}(-\d{2}([T ][\d:.,]+)?)?)?", re.IGNORECASE)

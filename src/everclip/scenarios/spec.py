@@ -10,7 +10,6 @@ from everclip.config import Frozen
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import did_you_mean
 from everclip.metrics import AUTO, Kind, cut, find
-from everclip.scenarios.clock import Clock
 from everclip.scenarios.online_spec import OnlineSpec
 from everclip.scenarios.short_forms import expand_short_forms
 from everclip.templates import Template
@@ -29,6 +28,10 @@ def _as_name(value: Any) -> Any:
 
 Name = Annotated[str, BeforeValidator(_as_name)]
 """The name or key of a class, a domain or a source; YAML reads some names as numbers."""
+
+Clock = Literal["written", "utc", "unix", "unix-ms"]
+"""`written`: an offset such as +02:00 is ignored; `utc`: it is taken off; `unix`: seconds since 1970, `unix-ms`:
+milliseconds."""
 
 Measured = Literal["classification", "retrieval"]
 """How an evaluation set is scored: by the class of an image, or by finding captions by image and images by caption."""
