@@ -50,7 +50,10 @@ def test_both_kinds_have_the_averages_of_their_own_matrix(tmp_path: Path) -> Non
     run = Run(written(tmp_path / "run"))
     found = dynamic.table(run)
     assert found is not None
-    assert [row["label"] for row in found["rows"]] == ["retrieval, mean_r1", "classification, accuracy"]
+    assert [row["label"] for row in found["rows"]] == [
+        "retrieval, Recall@1, both ways",
+        "classification, Accuracy",
+    ]
     parts = [[share(row, task).value or 0.0 for task in range(5)] for row in range(1, 6)]
     tasks = [[synthetic.cell(row, c) for c in run.columns("task")] for row in run.results.rows[1:]]
     for row, table in zip(found["rows"], (tasks, parts), strict=True):
@@ -64,7 +67,7 @@ def test_both_kinds_have_the_averages_of_their_own_matrix(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_page_holds_the_section(tmp_path: Path) -> None:
     page = write_report(written(tmp_path / "run")).read_text()
-    assert "Over time, beside what does not change" in page
+    assert "Dated test sets, and the static suite" in page
     assert "not differences" in page
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from everclip.evaluation.results import Column
+from everclip.metrics import find
 from everclip.report import formats
 from everclip.report.estimates import (
     Estimate,
@@ -69,7 +70,11 @@ def _row(run: Run, columns: tuple[Column, ...]) -> dict[str, Any] | None:
     if all(value is None for value in values):
         return None
     metric = run.cell(columns[0])[1]
-    return {"label": f"{columns[0].kind}, {metric}", "cells": [_cell(value) for value in values]}
+    entry = find(metric)
+    return {
+        "label": f"{columns[0].kind}, {entry.label if entry else metric}",
+        "cells": [_cell(value) for value in values],
+    }
 
 
 def _cell(value: Estimate | None) -> dict[str, str]:
