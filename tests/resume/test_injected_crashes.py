@@ -96,6 +96,15 @@ OWN_FORM = (
     "rail-dual",
 )
 """Other cases whose kept state has a form of its own: killed wherever it changes."""
+LIKE_ANOTHER = (
+    "finetune-sgd",
+    "wise-ft-initial",
+    "running-mean-late",
+    "lwf-layer-decay",
+    "lora",
+    "frozen-image",
+)
+"""Of these, cases whose state differs from another's by little; `test_every_method...` kills their presets."""
 SAME_FORM = ("cumulative-all", "cumulative-equal", "lwf-tic", "oracle")
 """Presets whose kept state has the form of another preset's (`replay-all`, `cumulative-exp`, `lwf`, `restart`)."""
 ENDS_EARLY = ("guard-stop",)
@@ -144,7 +153,9 @@ def test_a_run_killed_dozens_of_times_ends_bit_identical(
     harness.assert_same_end(Path(config.output), expected)
 
 
-@pytest.mark.parametrize("case", OWN_FORM)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in LIKE_ANOTHER else c for c in OWN_FORM]
+)
 def test_a_run_killed_wherever_its_state_changes_ends_bit_identical(
     case: str, case_config: Callable[..., Any], reference: Callable[..., Path]
 ) -> None:

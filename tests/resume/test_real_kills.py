@@ -94,7 +94,8 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(
     harness.assert_same_end(folder, expected)
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(2, 20), pytest.param(20, 60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(2, 20), (20, 60)])
 def test_the_command_killed_and_given_again_ends_bit_identical(
     kills: int,
     steps: int,

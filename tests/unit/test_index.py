@@ -12,6 +12,7 @@ from reader_data import load, photo, write_tar
 from everclip import distributed
 from everclip.data.reading import index, sources
 from everclip.data.reading.sources import Loaded
+from everclip.data.reading.spec import DataSpec
 from everclip.errors import DataError
 
 
@@ -138,3 +139,7 @@ def test_the_first_process_of_each_machine_writes_where_no_index_is(
     (folder / "about.json").write_text("")
     load(shards)
     assert (folder / "about.json").read_text(), "a damaged one is made again"
+
+
+def test_a_name_that_is_too_long_has_no_index() -> None:
+    assert index.index_of(DataSpec(source="x" * 5000), None, True) is None

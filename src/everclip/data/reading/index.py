@@ -82,11 +82,11 @@ def index_of(spec: DataSpec, root: Path | None, labelled: bool) -> Path | None:
 
 def _states(path: Path) -> tuple[int, list[str]] | None:
     """Return the bytes of the shards that a path names, and name, size and time of each file that reading may use."""
-    if path.is_dir():
+    if os.path.isdir(path):  # also for a name that is too long; reading will say so
         names = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
         folder = path
     else:
-        names = glob.glob(str(path), recursive=True) if not path.is_file() else [str(path)]
+        names = glob.glob(str(path), recursive=True) if not os.path.isfile(path) else [str(path)]
         folder = path.parent
     shards = [name for name in names if name.lower().endswith(".tar")]
     if not shards or len(names) > _MOST_FILES:
