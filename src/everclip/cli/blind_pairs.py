@@ -58,6 +58,23 @@ def blind_pairs(
 
     After an update: everclip blind-pairs photos/ --model runs/shop2 --before blind.parquet -o blind2.parquet
     """
+    _require_valid(above, below, output)
+    found = _find(
+        data,
+        model,
+        (reference, reference_weights),
+        before,
+        as_json,
+        above=above,
+        below=below,
+        limit=limit,
+        per_image=per_image,
+    )
+    _show(found, output, as_json)
+
+
+def _require_valid(above: float, below: float, output: Path | None) -> None:
+    """Refuse bounds that are no cosines, and an output that cannot be written."""
     for name, value in (("--above", above), ("--below", below)):
         if not -1 <= value <= 1:
             raise ConfigError(f"{name}: {value} is no cosine; expected -1 to 1.")
@@ -67,6 +84,21 @@ def blind_pairs(
         if output.suffix != ".parquet":
             raise ConfigError(f"--output: {output}: expected a file ending in .parquet.")
         require_writable(output.parent, "--output")
+
+
+def _find(
+    data: str,
+    model: str,
+    reference: tuple[str, str | None],
+    before: Path | None,
+    quiet: bool,
+    *,
+    above: float,
+    below: float,
+    limit: int,
+    per_image: int | None,
+) -> BlindPairs:
+    """Read data and models, and find the pairs; `reference` is its name and its file of weights."""
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.sources import read
     from everclip.data.reading.spec import DataSpec
@@ -77,12 +109,12 @@ def blind_pairs(
     from everclip.training.progress import Progress
 
     earlier = None if before is None else Earlier.read(before)
-    encoder, learner = load_image_encoder(reference, reference_weights), load_model(model)
+    encoder, learner = load_image_encoder(*reference), load_model(model)
     loaded = read(validated(DataSpec, {"source": data}, "data"))
     notes: list[str] = []
     kept = EvaluationConfig(cache=str(cache_folder() / "features"))
     learner.features.folders.keep_in(None, kept, notes.append)
-    progress = Progress(quiet=as_json)
+    progress = Progress(quiet=quiet)
     progress.start("blind-pairs", 0)
     found = find_blind_pairs(
         loaded.table,
@@ -99,7 +131,7 @@ def blind_pairs(
     progress.finish()
     found.notes += [*notes, *loaded.guesses]
     found.notes += [loaded.quarantine.summary()] if loaded.quarantine.entries else []
-    _show(found, output, as_json)
+    return found
 
 
 def _show(found: BlindPairs, output: Path | None, as_json: bool) -> None:
