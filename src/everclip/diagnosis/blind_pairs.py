@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ STAYS, NEW, HEALED = "stays", "new", "healed"
 """What became of a pair since an earlier model: blind in both, only now, only then."""
 
 COLUMNS = ("left", "right", "clip", "reference", "status")
-_VERSION = b"everclip.blind_pairs"
+_FACTS = b"everclip.blind_pairs"
+"""Key of the models and bounds, as JSON, in the metadata of the Parquet file."""
 
 
 @dataclass
@@ -85,11 +87,16 @@ class BlindPairs:
 
     def write(self, path: Path) -> None:
         """Write `rows` as Parquet, with models and bounds in its metadata."""
-        facts = (
-            f"{self.model}\0{self.reference}\0{self.above}\0{self.below}\0{self.mined.found}\0{self.weights}"
-        )
+        facts = {
+            "model": self.model,
+            "reference": self.reference,
+            "weights": self.weights,
+            "above": self.above,
+            "below": self.below,
+            "found": self.mined.found,
+        }
         file = pa.BufferOutputStream()
-        pq.write_table(self.rows().replace_schema_metadata({_VERSION: facts.encode()}), file)
+        pq.write_table(self.rows().replace_schema_metadata({_FACTS: json.dumps(facts).encode()}), file)
         write_bytes_atomic(path, file.getvalue().to_pybytes())
 
 
@@ -115,13 +122,14 @@ class Earlier:
         """
         try:
             rows = pq.read_table(path, columns=["left", "right", "status"])
-            facts = (rows.schema.metadata or {})[_VERSION].decode().split("\0")
-            above, below, found = float(facts[2]), float(facts[3]), int(facts[4])
-        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
+            facts = json.loads((rows.schema.metadata or {})[_FACTS])
+            named = {key: str(facts[key]) for key in ("model", "reference", "weights")}
+            above, below, found = float(facts["above"]), float(facts["below"]), int(facts["found"])
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise DataError(f"{path}: is not a file of `everclip blind-pairs` ({error}).") from error
         blind = [row for row in rows.to_pylist() if row["status"] != HEALED]
         pairs = frozenset((row["left"], row["right"]) for row in blind)
-        return cls(pairs, facts[0], facts[1], above, below, facts[5], whole=found == len(blind))
+        return cls(pairs, above=above, below=below, whole=found == len(blind), **named)
 
 
 def find_blind_pairs(
