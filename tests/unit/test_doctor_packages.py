@@ -52,6 +52,16 @@ def test_a_package_has_one_name_however_metadata_spell_it(
 
 
 def test_what_a_package_needs_in_turn_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_versions(monkeypatch, ftfy=None)
+    found = only(packages.check_packages(), "ftfy")
+    assert found.state == "fail"
+    assert "needed by open-clip-torch" in found.found
+
+
+def test_a_version_that_fits_here_and_not_another_package_is_one_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packages, "wanted", lambda: (">=3.11", ["open-clip-torch", "timm"]))
     fake_versions(monkeypatch, timm="0.1.0")
     found = only(packages.check_packages(), "timm")
     assert found.state == "fail"

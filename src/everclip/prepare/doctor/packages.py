@@ -62,8 +62,12 @@ def check_packages() -> list[Finding]:
     found = [Finding("python", "ok" if fits else "fail", f"{here} (wanted {python})", remedy)]
     requirements = [_parsed(line) for line in lines]
     required = [r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
-    found += [_required(requirement) for requirement in required]
-    found += _indirect(required)
+    of_others = _indirect(required)
+    refused = {finding.name for finding in of_others if finding.state == "fail"}
+    direct = [_required(requirement) for requirement in required]
+    # One package is one line: a version that fits here and not another package is a failure.
+    found += [finding for finding in direct if finding.state == "fail" or finding.name not in refused]
+    found += of_others
     found += _extras([r for r in requirements if r not in required])
     return found
 
@@ -98,19 +102,17 @@ def _required(requirement: Requirement) -> Finding:
 
 def _indirect(required: Iterable[Requirement]) -> list[Finding]:
     """Check the requirements of the required packages, like `pip check`."""
-    found, met, seen = [], 0, {requirement.name for requirement in required}
+    found, met = [], 0
+    direct = {r.name for r in required if _required(r).state == "fail"}  # are told already
     for requirement in required:
         lines = metadata.requires(requirement.name) or [] if _installed(requirement.name) else []
         for inner in map(_parsed, lines):
             if inner.marker is not None and not inner.marker.evaluate({"extra": ""}):
                 continue
             finding = _required(inner)
-            if finding.state == "fail":
+            if finding.state == "fail" and finding.name not in direct:
                 text = f"{finding.found}, needed by {requirement.name}"
                 found.append(Finding(finding.name, "fail", text, finding.remedy))
-            elif finding.name == "timm" and "timm" not in seen:  # it decides which image towers exist
-                found.append(finding)
-                seen.add("timm")
             met += finding.state == "ok"
     return [*found, Finding("requirements of these", "ok", f"{met} are met")]
 
