@@ -13,16 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from everclip.config import resolve_config, validated
+from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.data.reading.loaded import Loaded
 from everclip.data.reading.sources import read
 from everclip.data.reading.spec import DataSpec
 from everclip.errors import ConfigError, DataError
+from everclip.evaluation.guessing import guessed_pairs
 from everclip.evaluation.headline import metric_of
+from everclip.evaluation.pairs import answer_pairs
 from everclip.evaluation.results import Column, Results
+from everclip.evaluation.scoring import compute_metrics
 from everclip.evaluation.statistics import wilson
 from everclip.learner.evaluate import Evaluation
 from everclip.run import execute
@@ -264,8 +268,6 @@ def test_a_row_without_a_caption_needs_a_partner_with_one(tmp_path: Path) -> Non
 
 def brute(folder: Path, model: Path) -> dict[str, list[bool]]:
     """Return by pattern whether each pair is right, text to image, from open_clip's own towers."""
-    import torch
-
     from everclip.learner.evaluate import load_model
 
     backbone = load_model(str(model)).method.backbone
@@ -302,9 +304,17 @@ def test_eval_of_the_published_layout_is_the_published_rule(
         mine = part.patterns[name]["pair_text_to_image"]
         assert (mine.value, mine.n) == (sum(own) / len(own), 2)
     assert part.scores["pair_pattern_mean"].n == 3
+    assert part.guessing == {
+        "pair_text_to_image": 1 / 4,
+        "pair_image_to_text": 1 / 4,
+        "pair_both": 1 / 6,
+        "pair_pattern_mean": 1 / 4,
+    }
     code, out, _ = command("eval", model, "--on", folder)
-    assert f"{sum(rights)} of 6" in out
+    assert f"{sum(rights)} of 6  (guessing: 25.0)" in out
     assert "mean of patterns" in out
+    assert out.count("(guessing: 25.0)") == 3
+    assert "(guessing: 16.7)" in out
 
 
 def test_pairs_with_one_caption_are_scored_in_one_direction(
@@ -313,10 +323,30 @@ def test_pairs_with_one_caption_are_scored_in_one_direction(
     file = one_caption(tmp_path / "n.parquet")
     code, out, error = command("eval", micro_folder / "model", "--on", file, "--no-cache", "--json")
     assert code == 0, error
-    scores = Evaluation.model_validate_json(out).sets[0].scores
+    part = Evaluation.model_validate_json(out).sets[0]
+    scores = part.scores
+    assert part.guessing == {"pair_text_to_image": 1 / 2}  # NLVR: 40 % right is below it, not above 25 %
     assert scores["pair_text_to_image"].n == 4
     assert scores["pair_image_to_text"].value is None
     assert scores["pair_pattern_mean"].value is None
+
+
+@pytest.mark.parametrize("one", [0, 1500, 6000])
+def test_guessing_is_what_random_similarities_give(one: int) -> None:
+    count = 6000
+    two = torch.arange(count) >= one
+    patterns = ["a", "b"] * (count // 2)
+    drawn = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(0))
+    scores, _ = compute_metrics("pairs", answer_pairs(drawn, two, patterns), EvaluationConfig(), 0)
+    guessed = guessed_pairs(scores)
+    assert set(guessed) == {
+        name
+        for name, score in scores.items()
+        if score.value is not None and (name != "pair_pattern_mean" or one in (0, count))
+    }
+    for name, value in guessed.items():
+        assert scores[name].value == pytest.approx(value, abs=4 * 0.5 / (count / 4) ** 0.5)
+    assert guessed_pairs({}) == {}
 
 
 def test_the_same_image_twice_is_never_right(command: Call, micro_folder: Path, tmp_path: Path) -> None:
@@ -387,7 +417,7 @@ def test_every_row_of_a_run_measures_its_pairs(command: Call, micro_folder: Path
     assert results.metrics["retention_before"] == before
     assert sum(v or 0 for v in results.rows[0].per_class["pairs"].values()) / 3 == pytest.approx(before)
     assert "mmvp" not in {example.column for example in results.examples}
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert "guessing: 25.0" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     execute(str(stream(micro_folder, folder)), *fixed, f"output={tmp_path / 'two'}", "seed=1")
     code, _, error = command("compare", tmp_path / "run", tmp_path / "two", "-o", tmp_path / "c.html")
     assert code == 0, error

@@ -152,7 +152,12 @@ def _print_patterns(part: Measured) -> None:
         score = scores["pair_text_to_image"]
         typer.echo(f"    {name:<{width}} {100 * (score.value or 0):5.1f}{_span(score)}{_count(score)}")
     mean = part.scores["pair_pattern_mean"]
-    typer.echo(f"    {'mean of patterns':<{width}} {100 * (mean.value or 0):5.1f}")
+    guessing = _guessing(part, "pair_pattern_mean")
+    typer.echo(f"    {'mean of patterns':<{width}} {100 * (mean.value or 0):5.1f}{guessing}")
+
+
+def _guessing(part: Measured, metric: str) -> str:
+    return f"  (guessing: {100 * part.guessing[metric]:.1f})" if metric in part.guessing else ""
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -170,7 +175,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
             if metric == "top5" and part.classes is not None and part.classes <= 5:
                 continue  # always 100 %
             counted = _count(score) if part.kind == "pairs" else ""
-            typer.echo(f"  {metric:<20} {100 * score.value:5.1f}{_span(score)}{counted}")
+            shown = f"{100 * score.value:5.1f}{_span(score)}{counted}{_guessing(part, metric)}"
+            typer.echo(f"  {metric:<20} {shown}")
         _print_patterns(part)
     source = (
         "all features from the cache" if not evaluation.encoded else f"{evaluation.encoded} images encoded"

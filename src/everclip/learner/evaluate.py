@@ -21,6 +21,7 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.same_texts import Tokenise
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.confusions import read_confusions
+from everclip.evaluation.guessing import guessed_pairs
 from everclip.evaluation.results import FILE, Part, Results, Score
 from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.evaluation.set_features import SetFeatures, Tick
@@ -48,7 +49,7 @@ class Measured(Part):
     """One evaluation set under one protocol: `scores[metric]`, shares in [0, 1] with 95 % intervals.
 
     `templates` are the texts around its class names, where they are its own. `patterns[pattern][metric]` are the scores
-    of the pairs of one pattern.
+    of the pairs of one pattern. `guessing[metric]` is the expected score of guessing, of a set of pairs.
     """
 
     on: str
@@ -62,6 +63,7 @@ class Measured(Part):
     ambiguous: int | None = None
     templates: list[str] | None = None
     patterns: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    guessing: dict[str, float] = Field(default_factory=dict)
 
 
 class Evaluation(Part):
@@ -298,5 +300,6 @@ def _measured(
         samples=len(s.data),
         classes=None if s.classes is None else len(s.classes),
         scores=scores,
+        guessing=guessed_pairs(scores) if s.kind == "pairs" else {},
         templates=None if templates is None or s.classes is None else list(templates),
     )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from everclip.evaluation.guessing import guessed_pairs
 from everclip.evaluation.metrics.cost import seconds
 from everclip.evaluation.results import Answer, Column, Example
 from everclip.metrics import Metric, find
@@ -116,11 +117,15 @@ def matrix(run: Run) -> dict[str, Any]:
 def _head(run: Run, column: Column) -> dict[str, Any]:
     protocol, name = run.cell(column)
     usual = (protocol, name) == (run.results.matrix.protocol, run.results.matrix.metric)
+    notes = [] if usual else [f"{name}, protocol {protocol}"]
+    first = run.results.rows[0].scores if run.results.rows else {}
+    guessed = guessed_pairs(first.get(column.name, {}).get(protocol, {}))
+    notes += [f"guessing: {formats.plain_percent(guessed[name])}"] if name in guessed else []
     return {
         "name": column.name,
         "samples": column.samples,
         "kind": column.kind,
-        "note": "" if usual else f"{name}, protocol {protocol}",
+        "note": ", ".join(notes),
     }
 
 
