@@ -48,6 +48,12 @@ class ProcessLostError(EverclipError):
     exit_code = 7
 
 
+class LimitError(EverclipError):
+    """A number breaks a limit that the user set; everything was measured and written."""
+
+    exit_code = 8
+
+
 class Interrupted(EverclipError):
     """A run stopped by SIGTERM or SIGINT: a checkpoint is written, and the same command continues the run."""
 

@@ -137,6 +137,7 @@ class Run(Watcher):
             if self._finished() and (self.path / RESULTS).is_file():
                 stored = self._stored_results()
                 if stored is not None:
+                    self._diagnose(only_if_missing=True)
                     self._report(only_if_missing=True)
                     return stored  # unchanged: asking for a result must not change its provenance
             self._record_remarks()
@@ -148,17 +149,19 @@ class Run(Watcher):
                 while not self._finished():
                     cursor = self._advance(cursor)
                     self._stop_if_asked()
+                if (message := collapse(self.scenario, self.state, self.learner)) is not None:
+                    self._event("collapsed", message)
+                results = self._write_results("finished")
+                self._diagnose()
             except (Interrupted, DivergedError):
-                self._write_results("stopped")
+                if not self._finished():
+                    self._write_results("stopped")
                 raise
             finally:
                 self.progress.close()
                 self._trackers.finish()
                 self.learner.features.close()
                 self._clock.write()
-            if (message := collapse(self.scenario, self.state, self.learner)) is not None:
-                self._event("collapsed", message)
-            results = self._write_results("finished")
         self._report()
         return results
 
@@ -172,6 +175,29 @@ class Run(Watcher):
         # After a kill at the end of an extension, the folder still holds the result from before the extension.
         current = results.status == "finished" and len(results.rows) == len(self.state.rows)
         return results if current else None
+
+    def _diagnose(self, only_if_missing: bool = False) -> None:
+        """Compare the model before the run with the model now, for the report; one process does it alone."""
+        from everclip.diagnosis.of_run import PAGE, write_run_diagnosis
+
+        page = self.path / PAGE
+        if not self.config.report or not self._main or (only_if_missing and page.is_file()):
+            return
+        if self.config.training.shard:
+            self.progress.say(
+                f"sharded towers are not compared here; `everclip diagnose {self.path}` does it"
+            )
+            return
+
+        def tick(done: int, total: int) -> None:
+            self.progress.update(done, "images", total)
+            if self.learner.accelerator.num_processes == 1:
+                self._stop.check()
+
+        self.progress.start("diagnose (before and after)", 0)
+        with optional_write(page, f"`everclip diagnose {self.path}` compares the models later"):
+            write_run_diagnosis(self.path, self.scenario, self.learner, self.config, tick)
+        self.progress.finish()
 
     def _report(self, only_if_missing: bool = False) -> None:
         from everclip.report import write_report

@@ -21,6 +21,7 @@ VERBS = (
     "compare",
     "demo",
     "eval",
+    "diagnose",
     "over-time",
     "blind-pairs",
     "classify",

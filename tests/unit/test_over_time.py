@@ -19,9 +19,10 @@ from everclip.errors import ConfigError
 from everclip.evaluation.statistics import paired_bootstrap, wilson
 from everclip.learner import Learner
 from everclip.learner.over_time import measure_over_time
-from everclip.report.over_time import Answered, OverTime, over_time
+from everclip.report.over_time import OverTime, over_time
 from everclip.report.over_time_page import write_over_time
 from everclip.report.over_time_text import CAUTION, hides, over_time_text, trend
+from everclip.report.paired import Answered
 from everclip.scenarios.load import load_scenario
 
 N = 400

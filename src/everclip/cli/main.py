@@ -14,6 +14,7 @@ import typer
 from everclip.cli import blind_pairs as blind_pairs_verb
 from everclip.cli import check as check_verb
 from everclip.cli import classify as classify_verb
+from everclip.cli import diagnose as diagnose_verb
 from everclip.cli import doctor as doctor_verb
 from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
@@ -187,6 +188,7 @@ def compare(
 
 
 app.command(name="eval")(evaluate_verb.evaluate)
+app.command(name="diagnose")(diagnose_verb.diagnose)
 app.command(name="over-time")(over_time_verb.over_time)
 app.command(name="blind-pairs")(blind_pairs_verb.blind_pairs)
 app.command(name="classify")(classify_verb.classify)

@@ -59,6 +59,7 @@ def over_time(
 
         require_page(output)
         require_writable(output.parent if output.suffix else output, "--output")
+    from everclip.cli.diagnose import labels_of
     from everclip.config import EvaluationConfig
     from everclip.files import cache_folder
     from everclip.learner.evaluate import load_model
@@ -75,7 +76,7 @@ def over_time(
     progress = Progress(quiet=as_json)
     progress.start("evaluate", 0)
     found = measure_over_time(
-        dict(zip(_labels(models), map(load_model, models), strict=True)),
+        dict(zip(labels_of(models), map(load_model, models), strict=True)),
         on,
         static or (),
         texts,
@@ -88,9 +89,3 @@ def over_time(
     if output is not None:
         page = write_over_time(found, output)
         typer.echo(str(page), err=as_json)
-
-
-def _labels(models: list[str]) -> list[str]:
-    """Return short names: of a folder its last part, unless both end alike."""
-    short = [Path(name).name if Path(name).is_dir() else name for name in models]
-    return short if len(set(short)) == 2 else models

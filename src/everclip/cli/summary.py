@@ -79,5 +79,7 @@ def print_results(results: Results, folder: Path) -> None:
         )
     for event in collapsed:
         typer.echo(f"WARNING: {event.message}.")
-    report = folder / "report.html"
-    typer.echo(f"results: {folder / 'results.json'}" + (f"\nreport:  {report}" if report.is_file() else ""))
+    typer.echo(f"results: {folder / 'results.json'}")
+    for what, page in (("report:  ", "report.html"), ("before and after: ", "diagnosis.html")):
+        if (folder / page).is_file():
+            typer.echo(f"{what}{folder / page}")

@@ -111,10 +111,29 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, classes: int) -> lis
     return [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float | None:
-    """Return `sum_b n_b / N |accuracy_b - confidence_b|` over equal bins `(lo, hi]` of the top probability.
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy over equal bins `(lo, hi]` of the top probability (Guo et al. 2017).
 
-    Guo et al. 2017 (arXiv 1706.04599), eq. 3. Report the logit scale with it, because fine-tuning changes the scale.
+    Attributes:
+        counts: `(B,)` int64, the items of each bin.
+        right: `(B,)` float64, how many of them are right.
+        confidence: `(B,)` float64, the sum of their top probabilities.
+    """
+
+    counts: Tensor
+    right: Tensor
+    confidence: Tensor
+
+    @property
+    def error(self) -> float | None:
+        """`sum_b n_b / N |accuracy_b - confidence_b|` (eq. 3); `None` without items."""
+        n = int(self.counts.sum())
+        return float((self.right - self.confidence).abs().sum() / n) if n else None
+
+
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
+    """Return confidence against accuracy, over `bins` equal bins of the top probability.
 
     Args:
         probabilities: `(N, C)` rows that sum to 1.
@@ -132,15 +151,27 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     if bool((values < 0).any()) or bool(((values.sum(dim=1) - 1).abs() > 1e-2).any()):
         raise ValueError("expected calibration error needs probabilities, whose rows sum to 1")
     if not len(labels):
-        return None
+        empty = torch.zeros(bins, dtype=torch.float64)
+        return Reliability(empty.long(), empty, empty)
     predictions = classify(probabilities)
     confidence = values.gather(1, predictions[:, None])[:, 0]
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
-    bucket = torch.bucketize(confidence, edges)
-    gap = (predictions == labels).double() - confidence
-    # n_b |mean gap| = |sum of gaps|; on the CPU, because sums over indices have no fixed order on a GPU
-    sums = torch.bincount(bucket.cpu(), weights=gap.cpu(), minlength=bins)
-    return float(sums.abs().sum() / len(labels))
+    # On the CPU, because sums over indices have no fixed order on a GPU.
+    bucket = torch.bucketize(confidence, edges).cpu()
+    right = (predictions == labels).double().cpu()
+    return Reliability(
+        torch.bincount(bucket, minlength=bins),
+        torch.bincount(bucket, weights=right, minlength=bins),
+        torch.bincount(bucket, weights=confidence.cpu(), minlength=bins),
+    )
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float | None:
+    """Return the `Reliability.error` of probabilities `(N, C)`; see `reliability`.
+
+    Report the logit scale with it, because fine-tuning changes the scale.
+    """
+    return reliability(probabilities, labels, bins).error
 
 
 def ambiguous(cosines: Tensor, tolerance: float = 1e-5) -> Tensor:

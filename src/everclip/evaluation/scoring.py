@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,6 +30,38 @@ Outcomes = dict[str, torch.Tensor]
 
 Answered = classification.Predictions | pools.Ranked | pairs.PairAnswers
 """What the metrics of a set take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """What the scores of one set under the shown protocol were computed from.
+
+    Attributes:
+        s: the set.
+        answers: what its metrics took.
+        images: features of the counted images, row by row.
+        texts: features of the captions, row by row, or of the classes, one row per entry of `space`.
+        positions: `(N,)` rows of the set that are counted.
+        space: the classes that were offered; `None` for a set without classes.
+        names: the name of each distinct answer (a column of the scores); empty without classes.
+    """
+
+    s: EvalSet
+    answers: Answered
+    images: Features
+    texts: Features
+    positions: list[int]
+    space: LabelSpace | None = None
+    names: tuple[str, ...] = ()
+
+
+Inspect = Callable[[Inspected], None]
+"""Called once per set that is scored under the shown protocol."""
+
+
+def nothing(found: Inspected) -> None:
+    """Look at nothing."""
+
 
 SCORES_UNDER = "scores under "
 """Prefix, before the name of a protocol, of features that are already scores `(N, C)`."""
@@ -74,6 +106,7 @@ class RowScorer:
         self._examples = examples
         self._keys: TextKeys | None = None
         self._tokenizer: object = None
+        self._inspect: Inspect = nothing
 
     @property
     def shown_protocol(self) -> str:
@@ -82,9 +115,19 @@ class RowScorer:
         headline = self._scenario.shown_protocol
         return headline if headline in names else names[0]
 
-    def row(self, method: Predictor, learned: Collection[int], tick: Tick) -> RowScores:
-        """Measure all sets under all protocols. This puts the method into evaluation mode."""
+    def row(
+        self, method: Predictor, learned: Collection[int], tick: Tick, inspect: Inspect = nothing
+    ) -> RowScores:
+        """Measure all sets under all protocols. This puts the method into evaluation mode.
+
+        Args:
+            method: the method in its present state.
+            learned: indices of the learned tasks.
+            tick: called with progress; may raise to stop.
+            inspect: called with what each set's scores were computed from.
+        """
         method.eval()
+        self._inspect = inspect
         result = RowScores()
         keys = method.encoder_keys()
         spaces = self._label_spaces(learned)
@@ -168,6 +211,7 @@ class RowScorer:
         if len(counted) < len(keys):
             images = {name: values[counted] for name, values in images.items()}
         cosines = images.get(SCORES_UNDER + protocol.name)
+        bank: Features = {}
         if cosines is None:
             bank = texts.bank(space)
             with torch.inference_mode():
@@ -184,6 +228,7 @@ class RowScorer:
         )
         self._measure(result, s, protocol, "classification", predictions)
         if protocol.name == self.shown_protocol:
+            self._inspect(Inspected(s, predictions, images, bank, counted, space, tuple(answers.names)))
             result.per_class[s.name] = {
                 e.key: v for e, v in zip(space.entries, predictions.per_class, strict=True) if v is not None
             }
@@ -231,6 +276,9 @@ class RowScorer:
         )
         self._measure(result, s, protocol, "retrieval", ranked)
         if protocol.name == self.shown_protocol:
+            self._inspect(
+                Inspected(s, ranked, images[s.name], texts.captions(s.name), list(range(len(s.data))))
+            )
             chosen = self._examples.get(s.name, ())
             ambiguous, answers = nearest_captions(embeddings[0], ranked, s.data.identities(), chosen)
             result.ambiguous[s.name] = ambiguous
@@ -254,6 +302,7 @@ class RowScorer:
         )
         self._measure(result, s, protocol, "pairs", answers)
         if protocol.name == self.shown_protocol:
+            self._inspect(Inspected(s, answers, images, texts.captions(s.name), list(range(len(s.data)))))
             result.ambiguous[s.name] = answers.ambiguous
             for name in answers.pattern_names:
                 scores, _ = compute_metrics("pairs", answers.of_pattern(name), self._config, self._seed)

@@ -18,7 +18,8 @@ from everclip.evaluation.scoring import RowScorer
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import read_set
-from everclip.report.over_time import Answered, OverTime, over_time
+from everclip.report.over_time import OverTime, over_time
+from everclip.report.paired import Answered
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.scenarios.measuring import PLAIN
@@ -62,7 +63,7 @@ def measure_over_time(
         notes.append(
             f"{stream} is a stream of kind {scenario.spec.kind}: its sets stand in the order of its tasks."
         )
-    dated = _dated(scenario, kind)
+    dated = dated_sets(scenario, kind)
     if not dated:
         what = f"no {kind} set per task" if kind else "no set per task (one_test)"
         raise ConfigError(f"over-time: {stream} has {what}, so nothing is dated.")
@@ -85,7 +86,7 @@ def measure_over_time(
     )
 
 
-def _dated(scenario: ListScenario, kind: str | None) -> list[EvalSet]:
+def dated_sets(scenario: ListScenario, kind: str | None) -> list[EvalSet]:
     """Return the sets of the tasks in order, after that of a base which holds earlier rows of the same data."""
     tasks = [s for s in scenario.eval_sets if s.group == "task" and s.task is not None]
     known = [s for s in scenario.eval_sets if s.group == "known"]

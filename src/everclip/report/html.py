@@ -24,6 +24,7 @@ from everclip.report import (
     sections,
 )
 from everclip.report.canvas import Drawing
+from everclip.report.diagnosis_link import diagnosis_link
 from everclip.report.events import events
 from everclip.report.reproduce import command
 from everclip.report.runs import Run
@@ -101,6 +102,7 @@ def _tables(run: Run) -> dict[str, Any]:
     results = run.results
     return {
         "title": f"{run.name} on {results.benchmark}",
+        "diagnosis": diagnosis_link(run.folder, run),
         "results": results,
         "method": run.name,
         "headline": headline(run),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from everclip.report import formats
 from everclip.report.estimates import Change, Estimate
 from everclip.report.fitting import Grid, fitting
-from everclip.report.over_time import OverTime, Pair
+from everclip.report.over_time import OverTime
+from everclip.report.paired import Pair
 
 
 def hides(found: OverTime) -> str:

@@ -1,0 +1,221 @@
+"""What one model answers on evaluation sets, kept in the form that a diagnosis compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from everclip.config import EvaluationConfig
+from everclip.contracts import EvalSet
+from everclip.data.sampling.order import unit_hash
+from everclip.evaluation.assemble import column_info
+from everclip.evaluation.classification import Predictions, Reliability, reliability
+from everclip.evaluation.headline import metric_of
+from everclip.evaluation.scoring import Inspected, RowScorer
+from everclip.evaluation.set_features import SetFeatures, Tick
+from everclip.interfaces import MeasuredScenario
+from everclip.learner.core import Learner
+from everclip.metrics import AUTO
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassAnswers:
+    """The answers to the images of a set with classes.
+
+    Attributes:
+        truth: `(N,)` names of the right classes.
+        keys: `(N,)` keys of the right classes.
+        answer: `(N,)` names of the best answers.
+        right: `(N,)` bool.
+        probability: `(N,)` of the best answer.
+        right_probability: `(N,)` of the right answer.
+        bins: confidence against accuracy.
+        scale: the factor of the scores before the softmax.
+    """
+
+    truth: list[str]
+    keys: list[str]
+    answer: list[str]
+    right: NDArray[np.bool_]
+    probability: Array
+    right_probability: Array
+    bins: Reliability
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """Embeddings of a set's items.
+
+    Attributes:
+        rows: `(N,)` rows of the set, chosen alike for both models.
+        images: `(N, D)`, the image of each row.
+        texts: `(N, D)`, the matching caption or right class of each row.
+        gallery: positions among `rows` of the distinct images.
+        queries: distinct texts: captions, or the names of classes.
+        query_features: `(Q, D)`.
+    """
+
+    rows: list[int]
+    images: Tensor
+    texts: Tensor
+    gallery: Tensor
+    queries: list[str]
+    query_features: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SeenSet:
+    """One evaluation set as one model answers it.
+
+    Attributes:
+        s: the set.
+        metric: its metric.
+        outcomes: metric -> `(N,)` outcomes per item.
+        positions: rows of the set that are counted.
+        classes: the answers, for a set with classes.
+        embedded: the embeddings; `None` if the method gives scores alone.
+    """
+
+    s: EvalSet
+    metric: str
+    outcomes: dict[str, Array]
+    positions: list[int]
+    classes: ClassAnswers | None = None
+    embedded: Embedded | None = None
+
+
+@dataclass
+class Watched:
+    """Collects what a row is computed from, set by set; `limit` items of a set are embedded at most."""
+
+    limit: int
+    sets: dict[str, tuple[list[int], ClassAnswers | None, Embedded | None]] = field(default_factory=dict)
+
+    def __call__(self, found: Inspected) -> None:
+        """Keep what the diagnosis of a set needs."""
+        classes = _class_answers(found) if isinstance(found.answers, Predictions) else None
+        self.sets[found.s.name] = (
+            found.positions,
+            classes,
+            _embedded(found, self.limit) if self.limit else None,
+        )
+
+
+def see(
+    learner: Learner,
+    scenario: MeasuredScenario,
+    learned: Collection[int],
+    settings: EvaluationConfig,
+    limit: int,
+    headline: dict[str, str] | None = None,
+    tick: Tick = lambda done, total: None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> dict[str, SeenSet]:
+    """Score a model on the sets of a scenario.
+
+    Args:
+        learner: the model.
+        scenario: sets and protocols; the shown protocol counts.
+        learned: indices of the tasks after which it is scored.
+        settings: batch size, cache, cut-offs, confidence.
+        limit: the most items of a set whose embeddings are kept; 0 keeps none.
+        headline: the metric that sets show.
+        tick: called with (images done, all images).
+        warn: called with notes.
+
+    Returns:
+        Name of a set -> what the model answers; sets without an item that counts are left out.
+    """
+    watched = Watched(limit)
+    sets = SetFeatures(scenario.eval_sets, learner.features, settings.batch_size)
+    scorer = RowScorer(scenario, sets, settings, learner.seed, {})
+    row = scorer.row(learner.method, learned, tick, watched)
+    seen = {}
+    for s in scenario.eval_sets:
+        if s.name not in watched.sets:
+            warn(f"{s.name} has no item to score")
+            continue
+        prefix = f"{s.name}/{scorer.shown_protocol}/"
+        outcomes = {
+            name.removeprefix(prefix): values.numpy().astype(np.float64)
+            for name, values in row.outcomes.items()
+            if name.startswith(prefix)
+        }
+        metric = metric_of(column_info(s), headline or {"metric": AUTO})
+        if metric not in outcomes:
+            warn(f"{s.name}: {metric} has no outcomes per item, so accuracy or mean_r1 is compared instead")
+            metric = metric_of(column_info(s), {"metric": AUTO})
+        seen[s.name] = SeenSet(s, metric, outcomes, *watched.sets[s.name])
+    return seen
+
+
+def _class_answers(found: Inspected) -> ClassAnswers:
+    answers, space = found.answers, found.space
+    assert isinstance(answers, Predictions)
+    assert space is not None
+    probabilities = answers.probabilities
+    best = answers.best[:, None].to(probabilities.device)
+    own = answers.labels[:, None].to(probabilities.device)
+    truth = answers.truth.tolist()
+    return ClassAnswers(
+        [space.entries[i].name for i in truth],
+        [space.entries[i].key for i in truth],
+        [found.names[i] for i in answers.best.tolist()],
+        answers.right.cpu().numpy(),
+        probabilities.gather(1, best)[:, 0].cpu().numpy(),
+        probabilities.gather(1, own)[:, 0].cpu().numpy(),
+        reliability(probabilities, answers.labels.to(probabilities.device)),
+        answers.scale,
+    )
+
+
+def _embedded(found: Inspected, limit: int) -> Embedded | None:
+    """Return the embeddings of at most `limit` images, the same ones for every model."""
+    images, texts = found.images.get("embedding"), found.texts.get("embedding")
+    if (
+        images is None
+        or texts is None
+        or images.ndim != 2
+        or texts.ndim != 2
+        or images.shape[1] != texts.shape[1]
+    ):
+        return None
+    data = found.s.data
+    rows = chosen_rows([data.ids[position] for position in found.positions], limit)
+    places = [found.positions[row] for row in rows.tolist()]
+    identities = data.identities()
+    gallery = _first([identities[place] for place in places])
+    images = images[rows]
+    if found.space is not None and isinstance(found.answers, Predictions):
+        own = texts[found.answers.truth.cpu()]
+        queries = [entry.name for entry in found.space.entries]
+        return Embedded(places, images, own[rows], gallery, queries, texts)
+    written = data.column("caption")
+    captions = [str(written[place]) for place in places]
+    asked = _first(captions)
+    texts = texts[rows]
+    return Embedded(places, images, texts, gallery, [captions[i] for i in asked.tolist()], texts[asked])
+
+
+def _first(values: Sequence[str]) -> Tensor:
+    """Return the position of the first appearance of each value, in order."""
+    first: dict[str, int] = {}
+    for position, value in enumerate(values):
+        first.setdefault(value, position)
+    return torch.tensor(list(first.values()), dtype=torch.int64)
+
+
+def chosen_rows(ids: Sequence[str], limit: int) -> Tensor:
+    """Return the positions of at most `limit` ids, those of lowest hash, ascending."""
+    if len(ids) <= limit:
+        return torch.arange(len(ids))
+    order = sorted(range(len(ids)), key=lambda i: unit_hash("diagnosis", ids[i], i))
+    return torch.tensor(sorted(order[:limit]), dtype=torch.int64)
