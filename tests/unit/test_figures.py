@@ -25,6 +25,7 @@ DEFINED = {
     "docs/blind-pairs.md": ["6.7 points", "25 %", "50 %", "16.7 %"],  # 1 of 15 pairs; guessing
     "docs/check.md": ["1 %", "100 %"],
     "docs/data.md": ["256 MB", "1 GB", "100 times", "2 %"],
+    "docs/diagnose.md": ["95 %"],
     "docs/doctor.md": ["100 MB"],
     "docs/glossary.md": ["95 %", "4 MB"],
     "docs/results.md": ["95 %"],
