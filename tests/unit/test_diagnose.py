@@ -226,7 +226,7 @@ def test_a_run_compares_its_first_row_with_its_last(
 
 def test_wide_spaces_of_two_widths_are_not_compared_item_by_item(compared: Any) -> None:
     from everclip.diagnosis.seen import Embedded
-    from everclip.diagnosis.set_changes import query_changes, space_changes
+    from everclip.diagnosis.set_changes import SearchResults, query_changes, space_changes
 
     def embedded(width: int) -> Embedded:
         generator = torch.Generator().manual_seed(width)
@@ -238,7 +238,7 @@ def test_wide_spaces_of_two_widths_are_not_compared_item_by_item(compared: Any) 
     assert turned == {}
     assert {"modality_gap"} <= {v.name for v in values}
     assert not any("rotation" in v.name for v in values)
-    queries = query_changes(embedded(8), embedded(12))
+    queries = query_changes(embedded(8), SearchResults.of(embedded(8)), SearchResults.of(embedded(12)))
     assert queries is not None
     assert 0 <= queries.kept <= 1
     assert np.isfinite([v.new for v in values]).all()

@@ -12,6 +12,7 @@ from everclip.diagnosis.block_similarity import compare_blocks
 from everclip.diagnosis.records import Diagnosis, Role, SetDiagnosis
 from everclip.diagnosis.seen import SeenSet, see
 from everclip.diagnosis.set_changes import (
+    SearchResults,
     calibration,
     class_changes,
     flip_counts,
@@ -271,10 +272,11 @@ def _of_set(old: SeenSet, new: SeenSet, role: Role, options: Options, confidence
     )
     if old.embedded is not None and new.embedded is not None:
         values, turned = space_changes(old.embedded, new.embedded)
+        before, after = SearchResults.of(old.embedded), SearchResults.of(new.embedded)
         record = record.model_copy(
             update={
-                "hubs": hub_pairs(old.embedded, new.embedded),
-                "queries": query_changes(old.embedded, new.embedded),
+                "hubs": hub_pairs(old.embedded, before, after),
+                "queries": query_changes(old.embedded, before, after),
                 "space": values,
                 "rotations": turned,
             }

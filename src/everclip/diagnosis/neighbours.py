@@ -13,6 +13,7 @@ NEAREST = 10
 """Results per query that are compared and counted."""
 
 _BLOCK = 512  # queries whose scores are in memory at a time
+_SPARE = 8  # more results than asked for, so that most ties are seen whole
 
 
 def nearest(queries: Tensor, gallery: Tensor, k: int = NEAREST) -> Tensor:
@@ -34,15 +35,27 @@ def nearest(queries: Tensor, gallery: Tensor, k: int = NEAREST) -> Tensor:
         raise ValueError("a query or an item is zero, or there is none")
     asked, items = units
     k = min(k, len(items))
-    # One whole number per item that sorts by (cosine rounded to fp32, lower position first): a unique order.
-    last = torch.arange(len(items) - 1, -1, -1, dtype=torch.int64, device=items.device)
-    found = []
-    for start in range(0, len(asked), _BLOCK):
-        bits = (asked[start : start + _BLOCK] @ items.T).float().view(torch.int32).long()
-        ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # the order of floats, -0 equal to 0
-        keys = ordered * (1 << 32) + last
-        found.append(keys.topk(k, dim=1).indices)
-    return torch.cat(found)
+    # Summed in float64 and rounded: equal items get equal cosines in every block.
+    blocks = (asked[start : start + _BLOCK] @ items.T for start in range(0, len(asked), _BLOCK))
+    return torch.cat([_first(cosines, k) for cosines in blocks])
+
+
+def _first(cosines: Tensor, k: int) -> Tensor:
+    """Return the positions `(Q, k)` of the largest cosines, best first; equal ones by ascending position."""
+    scores = cosines.float()
+    wide = min(k + _SPARE, scores.shape[1])
+    values, places = scores.topk(wide, dim=1)
+    # `topk` leaves the order of ties open. Sort by position, then by score, which keeps the order of equal scores.
+    places, order = places.sort(dim=1)
+    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    chosen = places.gather(1, order)[:, :k]
+    # Where the last one taken ties with the last one seen, more equal items may be outside.
+    open_ = (
+        (values[:, k - 1] == values[:, -1]) if wide < scores.shape[1] else torch.zeros(0, dtype=torch.bool)
+    )
+    for row in open_.nonzero()[:, 0].tolist():
+        chosen[row] = scores[row].sort(descending=True, stable=True).indices[:k]
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from math import comb
@@ -211,23 +212,50 @@ def _bins(answers: ClassAnswers) -> ReliabilityBins:
     )
 
 
-def query_changes(old: Embedded, new: Embedded) -> Queries | None:
-    """Compare the best images of each text; `None` with too few images for the results to differ."""
-    k = results_per_query(len(old.gallery))
-    if not k or not old.queries:
+@dataclass(frozen=True, eq=False)
+class SearchResults:
+    """The nearest images of each text `(Q, k)` and the nearest texts of each distinct image; `None` with too few."""
+
+    images: torch.Tensor | None
+    texts: torch.Tensor | None
+
+    @classmethod
+    def of(cls, side: Embedded) -> SearchResults:
+        """Search both ways."""
+        images, texts = side.images[side.gallery], side.query_features
+        found = [
+            nearest(queries, items, k) if len(queries) and (k := results_per_query(len(items))) else None
+            for queries, items in ((texts, images), (images, texts))
+        ]
+        return cls(*found)
+
+
+def results_per_query(items: int) -> int:
+    """Return how many results are compared: 10, or fewer of a small gallery; 0 if it has one item."""
+    return 0 if items < 2 else min(NEAREST, max(1, items // 10))
+
+
+def query_changes(of: Embedded, old: SearchResults, new: SearchResults) -> Queries | None:
+    """Compare the best images of each text; `None` with too few images for the results to differ.
+
+    Args:
+        of: the items; both models have the same.
+        old, new: what both models find.
+    """
+    before, after = old.images, new.images
+    if before is None or after is None:
         return None
-    before, after = (nearest(side.query_features, side.images[side.gallery], k) for side in (old, new))
     kept = results_kept(before, after)
     order = torch.argsort(kept, stable=True)[:SHOWN_QUERIES].tolist()
-    rows = [old.rows[place] for place in old.gallery.tolist()]
+    rows = [of.rows[place] for place in of.gallery.tolist()]
     return Queries(
-        k=k,
+        k=before.shape[1],
         count=len(kept),
         kept=float(kept.mean()),
         first_changed=float((before[:, 0] != after[:, 0]).double().mean()),
         most_changed=[
             QueryChange(
-                text=old.queries[i],
+                text=of.queries[i],
                 kept=float(kept[i]),
                 old=[rows[j] for j in before[i].tolist()],
                 new=[rows[j] for j in after[i].tolist()],
@@ -238,26 +266,17 @@ def query_changes(old: Embedded, new: Embedded) -> Queries | None:
     )
 
 
-def results_per_query(items: int) -> int:
-    """Return how many results are compared: 10, or fewer of a small gallery; 0 if it has one item."""
-    return 0 if items < 2 else min(NEAREST, max(1, items // 10))
-
-
-def hub_pairs(old: Embedded, new: Embedded) -> list[HubPair]:
+def hub_pairs(of: Embedded, old: SearchResults, new: SearchResults) -> list[HubPair]:
     """Return the hubness of both models: images found by texts, and texts found by images."""
     pairs = []
-    for direction in ("text to image", "image to text"):
-        values = [_hubs(side, direction == "text to image") for side in (old, new)]
+    for direction, before, after, items in (
+        ("text to image", old.images, new.images, len(of.gallery)),
+        ("image to text", old.texts, new.texts, len(of.queries)),
+    ):
+        values = [None if found is None else hubness(found, items) for found in (before, after)]
         if values[0] is not None and values[1] is not None:
             pairs.append(HubPair(direction=direction, old=_hub_values(values[0]), new=_hub_values(values[1])))
     return pairs
-
-
-def _hubs(side: Embedded, to_image: bool) -> Hubness | None:
-    images, texts = side.images[side.gallery], side.query_features
-    queries, items = (texts, images) if to_image else (images, texts)
-    k = results_per_query(len(items))
-    return hubness(nearest(queries, items, k), len(items)) if k else None
 
 
 def _hub_values(of: Hubness) -> HubValues:
