@@ -45,6 +45,11 @@ PARTS: tuple[tuple[Kind, str, str], ...] = (
         "In `rows[i].scores[set][protocol]`; see [blind pairs](blind-pairs.md#mmvp-vlm-and-other-pair-sets).",
     ),
     (
+        "multi-image",
+        "Of a set of questions about several images",
+        "In `rows[i].scores[set][protocol]`; see [several images](multi-image.md).",
+    ),
+    (
         "spaces",
         "Of images and texts in the embedding space",
         "In `rows[i].representation`. What compares with another row is null at row 0. How far the spaces turn from\n"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Features = dict[str, "Tensor"]
 """Per-sample outputs of an encoder, leading dimension `N`; `"embedding"` `(N, D)` of unit norm is always there."""
 
-Kind = Literal["classification", "retrieval", "pairs"]
+Kind = Literal["classification", "retrieval", "pairs", "multi-image"]
 View = Literal["train", "eval"]
 Order = Literal["shuffle", "cycle", "once"]
 Space = Literal["all", "seen", "batch"]

@@ -20,11 +20,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 from everclip.errors import ConfigError, did_you_mean
 
-Kind = Literal["classification", "retrieval", "pairs", "stream", "space", "spaces", "cost"]
+Kind = Literal["classification", "retrieval", "pairs", "multi-image", "stream", "space", "spaces", "cost"]
 """What a metric measures. This decides what its function takes and returns.
 
-* `classification`, `retrieval`, `pairs`: one evaluation set at one row (`classification.py`, `retrieval.py`,
-  `pairs.py`);
+* `classification`, `retrieval`, `pairs`, `multi-image`: one evaluation set at one row (`classification.py`,
+  `retrieval.py`, `pairs.py`, `multi_image.py`);
 * `stream`: evaluation sets over the rows of a run (`matrix.py`, `sets.py`);
 * `space`: the embeddings of images or texts, `spaces`: of both (`space.py`);
 * `cost`: the cost of a run (`cost.py`).

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from everclip.cli.multi_image_text import print_questions
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
     from everclip.evaluation.results import Score
     from everclip.learner.evaluate import Evaluation, Measured
 
-    Kind = Literal["auto", "retrieval", "classification", "pairs"]
+    Kind = Literal["auto", "retrieval", "classification", "pairs", "multi-image"]
 
 SHOWN = {
     "classification": ("accuracy", "top5", "mean_class_accuracy"),
     "retrieval": ("text_to_image_r1", "image_to_text_r1", "mean_r1", "mean_r5"),
     "pairs": ("pair_text_to_image", "pair_image_to_text", "pair_both"),
+    "multi-image": (),
 }
 
 
@@ -46,7 +48,9 @@ def evaluate(
             help="Text around a class name (or a caption of pairs), with {} in its place; several are averaged.",
         ),
     ] = None,
-    kind: Annotated[str, typer.Option(help="auto, pairs, retrieval or classification.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="auto, pairs, multi-image, retrieval or classification.")
+    ] = "auto",
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Encode every image again, and do not store features.")
     ] = False,
@@ -54,19 +58,21 @@ def evaluate(
 ) -> None:
     """Measure a model on data.
 
-    Measures pairs of images if there is a column `pair`, retrieval both ways if there are captions, else
-    classification. Each image is encoded once per model; the
-    features stay in the cache folder (EVERCLIP_CACHE).
+    Measures pairs of images if there is a column `pair`, questions about several images if there is a column
+    `question`, retrieval both ways if there are captions, else classification. Each image is encoded once per model;
+    the features stay in the cache folder (EVERCLIP_CACHE).
 
     Example: everclip eval runs/shop --on test.csv --on photos/ --template "a photo of a {}"
 
     Example: everclip eval ViT-B-32 backbone.weights=model.pt --on test.csv --json
+
+    Several images: everclip eval builtin:tiny --on emoji-multi-image
     """
     if not on:
         raise ConfigError("eval: no data to measure on; name data or a benchmark with --on DATA.")
-    if kind not in ("auto", "pairs", "retrieval", "classification"):
+    if kind not in ("auto", *SHOWN):
         raise ConfigError(
-            f"--kind: {kind!r} is not known; expected auto, pairs, retrieval or classification."
+            f"--kind: {kind!r} is not known; expected auto, pairs, multi-image, retrieval or classification."
         )
     from everclip.templates import templates_of
 
@@ -93,13 +99,15 @@ def _measure(
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.spec import DataSpec
     from everclip.files import cache_folder
-    from everclip.learner.evaluate import evaluate_model, is_benchmark, load_model
+    from everclip.learner.evaluate import evaluate_model, is_benchmark, load_model, source_of
     from everclip.training.progress import Progress
 
     cache = None if no_cache else str(cache_folder() / "features")
     config = validated(EvaluationConfig, {"cache": cache, **sections["evaluation"]}, "evaluation")
     block = sections["data"]
-    targets = [t if is_benchmark(t) else validated(DataSpec, {"source": t, **block}, "data") for t in on]
+    targets = [
+        t if is_benchmark(t) else validated(DataSpec, {"source": source_of(t), **block}, "data") for t in on
+    ]
     progress = Progress(quiet=quiet)
     progress.start("evaluate", 0)
     evaluation = evaluate_model(
@@ -178,6 +186,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
             shown = f"{100 * score.value:5.1f}{_span(score)}{counted}{_guessing(part, metric)}"
             typer.echo(f"  {metric:<20} {shown}")
         _print_patterns(part)
+        if part.questions is not None:
+            print_questions(part.questions, part.scores, part.guessing)
     source = (
         "all features from the cache" if not evaluation.encoded else f"{evaluation.encoded} images encoded"
     )

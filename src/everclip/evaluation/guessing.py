@@ -1,4 +1,7 @@
-"""The score of guessing on a set of image pairs, which depends on how many of its pairs have two captions."""
+"""The score of guessing on a set of image pairs or of questions about several images.
+
+For pairs it depends on how many of them have two captions, for questions on their number of answers.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,19 @@ from typing import Any
 
 ONE, TWO, BOTH = 1 / 2, 1 / 4, 1 / 6
 """Guessing a pair with one caption; with two captions in one direction; in both (two similarities of four on top)."""
+
+
+def guessed(kind: str, scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the expected score of guessing per metric of a set; empty for a kind that says nothing about it.
+
+    Args:
+        kind: the kind of the set.
+        scores: metric -> score with its `n` and `value`.
+    """
+    if kind == "pairs":
+        return guessed_pairs(scores)
+    score = scores.get("multi_image_guessing") if kind == "multi-image" else None
+    return {} if score is None or score.value is None else {"multi_image_accuracy": score.value}
 
 
 def guessed_pairs(scores: Mapping[str, Any]) -> dict[str, float]:

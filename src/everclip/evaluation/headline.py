@@ -13,8 +13,12 @@ DEFAULT_METRIC: dict[Kind, str] = {
     "classification": "accuracy",
     "retrieval": "mean_r1",
     "pairs": "pair_text_to_image",
+    "multi-image": "multi_image_accuracy",
 }
 """The metric of each kind of set if the headline's metric does not fit."""
+
+NEVER_TASKS: tuple[Kind, ...] = ("pairs", "multi-image")
+"""Kinds of sets that only the retention suite has."""
 
 
 def metric_of(column: Column, headline: Mapping[str, str]) -> str:
@@ -25,9 +29,9 @@ def metric_of(column: Column, headline: Mapping[str, str]) -> str:
     """
     kind: Kind = column.kind
     name = headline["metric"]
-    if name == AUTO or (kind == "pairs" and find(name, kind) is None):
+    if name == AUTO or (kind in NEVER_TASKS and find(name, kind) is None):
         return DEFAULT_METRIC[kind]
-    if kind == "pairs":
+    if kind in NEVER_TASKS:
         return name
     return (
         name
@@ -44,9 +48,9 @@ def check_headline(sets: Sequence[EvalSet], metric: str, top_k: Sequence[int]) -
     """
     kinds: tuple[Kind, ...] = ("classification", "retrieval")
     measured: dict[str, list[str]] = {kind: [entry.name for entry, _ in cut(kind, top_k)] for kind in kinds}
-    measured["pairs"] = []  # never a task
+    measured |= {kind: [] for kind in NEVER_TASKS}
     for s in (s for s in sets if s.group == "task"):
-        wanted = DEFAULT_METRIC[s.kind] if metric == AUTO and s.kind != "pairs" else metric
+        wanted = DEFAULT_METRIC[s.kind] if metric == AUTO and s.kind not in NEVER_TASKS else metric
         if wanted not in measured[s.kind]:
             raise ConfigError(
                 f"scenario.headline.metric: {wanted!r} is not measured on {s.name!r} ({s.kind}, "

@@ -17,6 +17,7 @@ from everclip.data.sampling.order import unit_hash
 from everclip.evaluation import disorder, representation
 from everclip.evaluation.assemble import add_answers
 from everclip.evaluation.confusions import confusions_file, to_json
+from everclip.evaluation.headline import NEVER_TASKS
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.evaluation.set_features import SetFeatures, Tick
@@ -92,6 +93,7 @@ class RowRecorder:
             ambiguous=scores.ambiguous,
             routes=scores.routes,
             experts=scores.experts,
+            thresholds=scores.thresholds,
             notes={} if index == 0 else dict(method.notes),
         )
         if self._writes:
@@ -221,8 +223,8 @@ def choose_examples(scenario: MeasuredScenario, count: int) -> dict[str, list[in
     """Choose the example images: per set those of lowest hash, so that all runs show the same ones."""
     chosen = {}
     for s in scenario.eval_sets:
-        if s.group == "everything" or s.kind == "pairs":
-            continue  # its images are those of the other sets; a pair has two images and no list of answers
+        if s.group == "everything" or s.kind in NEVER_TASKS:
+            continue  # its images are those of the other sets; a pair or question has several images
         order = sorted(range(len(s.data)), key=lambda i: unit_hash("examples", s.name, s.data.ids[i]))
         chosen[s.name] = sorted(order[:count])
     return chosen

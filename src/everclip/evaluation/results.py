@@ -50,7 +50,7 @@ class Column(Part):
     """An evaluation set."""
 
     name: str
-    kind: Literal["classification", "retrieval", "pairs"]
+    kind: Literal["classification", "retrieval", "pairs", "multi-image"]
     group: Literal["task", "part", "known", "everything", "retention"]
     task: int | None
     samples: int
@@ -85,7 +85,8 @@ class Row(Part):
     images, `routes[column][route]` counts the images and `experts[column]` the choices of experts. `rotations[side]`
     counts images and texts by the angle that their embeddings moved since the row before, in bins of 5 degrees. In a
     stream that is seen once, `at` says what the row is: one of those `every` n samples, the end of a `part`, or both;
-    `samples` counts those of the stream, not those of steps.
+    `samples` counts those of the stream, not those of steps. `thresholds[column][task]` is the similarity above which a
+    question about several images is answered with yes, as the development part of its task fitted it.
     """
 
     index: int
@@ -102,6 +103,7 @@ class Row(Part):
     experts: dict[str, Experts] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
     at: list[Literal["every", "part"]] = Field(default_factory=list)
+    thresholds: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class Online(Part):

@@ -11,10 +11,12 @@ import torch
 from everclip.config import EvaluationConfig
 from everclip.contracts import EvalProtocol, EvalSet, Features, LabelSpace
 from everclip.data.sampling.image_pairs import patterns_of_pairs, with_two_captions
+from everclip.data.sampling.multi_image import tasks_of, texts_of_questions
 from everclip.data.sampling.same_texts import TextKeys
 from everclip.evaluation import classification, pairs, pools
 from everclip.evaluation.best_answers import BestAnswers, best_classes, nearest_captions
 from everclip.evaluation.confusions import Confusions, count_confusions
+from everclip.evaluation.multi_image_answers import MultiImageAnswers, answer_questions
 from everclip.evaluation.results import Experts, Score
 from everclip.evaluation.returned import require_values
 from everclip.evaluation.routes import count_experts, count_routes
@@ -28,7 +30,7 @@ from everclip.metrics import Kind, cut
 Outcomes = dict[str, torch.Tensor]
 """`column/protocol/metric` -> `(N,)` float32, one outcome per item, for paired comparisons."""
 
-Answered = classification.Predictions | pools.Ranked | pairs.PairAnswers
+Answered = classification.Predictions | pools.Ranked | pairs.PairAnswers | MultiImageAnswers
 """What the metrics of a set take."""
 
 
@@ -81,6 +83,8 @@ class RowScores:
     features: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     routes: dict[str, dict[str, int]] = field(default_factory=dict)
     experts: dict[str, Experts] = field(default_factory=dict)
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    questions: dict[str, MultiImageAnswers] = field(default_factory=dict)
 
 
 class RowScorer:
@@ -142,6 +146,8 @@ class RowScorer:
                     self._retrieval(result, s, protocol, learned, images, texts, method)
                 elif s.kind == "pairs":
                     self._pairs(result, s, protocol, images[s.name], texts)
+                elif s.kind == "multi-image":
+                    self._multi_image(result, s, protocol, images[s.name], texts)
                 else:
                     of_set = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
@@ -310,6 +316,24 @@ class RowScorer:
                 result.patterns.setdefault(s.name, {})[name] = scores
                 result.per_class.setdefault(s.name, {})[name] = scores["pair_text_to_image"].value
 
+    # -- questions about several images ------------------------------------------------------------------------
+
+    def _multi_image(
+        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, images: Features, texts: RowTexts
+    ) -> None:
+        """Score questions; a question only ever chooses among its own candidates, whatever the protocol."""
+        if s.name not in result.questions:
+            words = texts_of_questions(s.data)
+            of_words = texts.captions(s.name)["embedding"]
+            bank = {text: of_words[row] for row, text in enumerate(words)}
+            result.questions[s.name] = answer_questions(tasks_of(s.data), images["embedding"], bank)
+        answers = result.questions[s.name]
+        self._measure(result, s, protocol, "multi-image", answers)
+        if protocol.name == self.shown_protocol:
+            result.ambiguous[s.name] = answers.ambiguous
+            result.thresholds[s.name] = {name: cut.value for name, cut in answers.thresholds.items()}
+            result.per_class[s.name] = {name: answers.of_task(name).accuracy() for name in answers.names}
+
     def _measure(
         self,
         result: RowScores,
@@ -330,7 +354,8 @@ def compute_metrics(
 
     Args:
         kind: the kind of the set.
-        answers: the predictions for a set with classes, the ranks of a set with captions, or the answers to pairs.
+        answers: the predictions for a set with classes, the ranks of a set with captions, or the answers to pairs or to
+            questions about several images.
         config: cut-offs and confidence.
         seed: seed of the bootstrap.
 

@@ -9,6 +9,7 @@ import torch
 
 from everclip.contracts import EvalSet, Features, LabelSpace
 from everclip.data.sampling.image_pairs import captions_of_pairs
+from everclip.data.sampling.multi_image import texts_of_questions
 from everclip.evaluation import pools
 from everclip.features.encoder import image_encoder, text_encoder
 from everclip.features.encoding import Reduce, measuring
@@ -40,6 +41,7 @@ class SetFeatures:
         self._tasks = {s.name: s.task for s in sets}
         self._captions = {s.name: pools.captions(s) for s in sets if s.kind == "retrieval"}
         self._captions |= {s.name: captions_of_pairs(s.data) for s in sets if s.kind == "pairs"}
+        self._captions |= {s.name: texts_of_questions(s.data) for s in sets if s.kind == "multi-image"}
 
     def images(
         self,
@@ -175,7 +177,7 @@ class RowTexts:
         self._captions, self._features, self._index = captions, features, index
 
     def captions(self, name: str) -> Features:
-        """Return the features of the captions of a set with captions, one per row, in the order of the set."""
+        """Return the features of the captions of a set, one per row, or of the distinct texts of its questions."""
         return self._of(self._captions[name])
 
     def bank(self, space: LabelSpace) -> Features:

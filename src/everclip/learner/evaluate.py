@@ -13,6 +13,7 @@ from pydantic import Field
 from everclip import registry
 from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.contracts import EvalSet
+from everclip.data.reading.formats.emoji_questions import NAME as EMOJI_QUESTIONS
 from everclip.data.reading.formats.listing import notes_without
 from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.template_files import templates_beside
@@ -21,12 +22,14 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.sampling.same_texts import Tokenise
 from everclip.errors import ConfigError, DataError
 from everclip.evaluation.confusions import read_confusions
-from everclip.evaluation.guessing import guessed_pairs
+from everclip.evaluation.guessing import guessed
+from everclip.evaluation.headline import NEVER_TASKS
 from everclip.evaluation.results import FILE, Part, Results, Score
 from everclip.evaluation.scoring import RowScorer, RowScores
 from everclip.evaluation.set_features import SetFeatures, Tick
 from everclip.files import user_path
 from everclip.learner.core import Learner
+from everclip.learner.multi_image import Questions, guessed_means, questions_of
 from everclip.models.layout import BESIDE
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
@@ -42,14 +45,15 @@ from everclip.templates import GivenTemplates, templates_of
 from everclip.training import environment
 from everclip.training.run_folder import CONFIG
 
-Kind = Literal["auto", "retrieval", "classification", "pairs"]
+Kind = Literal["auto", "retrieval", "classification", "pairs", "multi-image"]
 
 
 class Measured(Part):
     """One evaluation set under one protocol: `scores[metric]`, shares in [0, 1] with 95 % intervals.
 
     `templates` are the texts around its class names, where they are its own. `patterns[pattern][metric]` are the scores
-    of the pairs of one pattern. `guessing[metric]` is the expected score of guessing, of a set of pairs.
+    of the pairs of one pattern. `guessing[metric]` is the expected score of guessing, of a set of pairs or of questions
+    about several images, whose answers are `questions`.
     """
 
     on: str
@@ -64,6 +68,7 @@ class Measured(Part):
     templates: list[str] | None = None
     patterns: dict[str, dict[str, Score]] = Field(default_factory=dict)
     guessing: dict[str, float] = Field(default_factory=dict)
+    questions: Questions | None = None
 
 
 class Evaluation(Part):
@@ -153,8 +158,8 @@ def evaluate_model(
             benchmark, whose sets are scored under its own protocols as before its first task.
         templates: texts around class names of data; benchmarks have their own. Default: those of a file beside the
             data (`zeroshot_classification_templates.txt`), else the name alone.
-        kind: of data; `auto` takes pairs where there is a column `pair`, retrieval where there are captions, else
-            classification.
+        kind: of data; `auto` takes questions about several images, or pairs, where there is a column `question` or
+            `pair`, retrieval where there are captions, else classification.
         config: top-k, confidence, batch size, cache.
         tick: called with (images done, all images) while encoding.
     """
@@ -180,7 +185,7 @@ def evaluate_model(
             for protocol, scores in rows.scores[s.name].items():
                 shown = protocol == scenario.shown_protocol
                 part = _measured(name, s, protocol, scores, own)
-                found.append(part.model_copy(update=_details(rows, s.name)) if shown else part)
+                found.append(_with_details(part, rows, settings.confidence) if shown else part)
     return Evaluation(
         model=model,
         method=learner.method.preset,
@@ -231,12 +236,12 @@ def read_set(
     Returns:
         Their name, the set, and what is to be said about reading them.
     """
-    spec = validated(DataSpec, {"source": target}, "data") if isinstance(target, str) else target
+    spec = validated(DataSpec, {"source": source_of(target)}, "data") if isinstance(target, str) else target
     loaded = read(spec)
     wanted = None if kind == "auto" else kind
     lines = [*loaded.guesses, *([loaded.quarantine.summary()] if loaded.quarantine.entries else [])]
     measured = measured_set(loaded.table, templates, wanted, lines.append)
-    if len(measured.data) < len(loaded.table) and measured.kind != "pairs":
+    if len(measured.data) < len(loaded.table) and measured.kind not in NEVER_TASKS:
         lines.append(
             f"{spec.label}: {len(measured.data):,} of {len(loaded.table):,} rows are scored: those with a "
             f"{'caption' if measured.kind == 'retrieval' else 'class'}, and of these the ones marked test if any are"
@@ -279,9 +284,23 @@ def is_benchmark(target: str) -> bool:
     return target.endswith((".yaml", ".yml")) or target.partition("@")[0] in registry.benchmarks()
 
 
-def _details(rows: RowScores, name: str) -> dict[str, Any]:
-    """Return what is measured under one protocol only."""
-    return {"ambiguous": rows.ambiguous.get(name), "patterns": rows.patterns.get(name, {})}
+def source_of(target: str) -> str:
+    """Return the source that a name of data stands for: `emoji-multi-image@1` is built in."""
+    return f"builtin:{target}" if target.partition("@")[0] == EMOJI_QUESTIONS else target
+
+
+def _with_details(part: Measured, rows: RowScores, confidence: float) -> Measured:
+    """Add what is measured under one protocol only."""
+    answers = rows.questions.get(part.name)
+    questions = None if answers is None else questions_of(answers, confidence)
+    return part.model_copy(
+        update={
+            "ambiguous": rows.ambiguous.get(part.name),
+            "patterns": rows.patterns.get(part.name, {}),
+            "questions": questions,
+            "guessing": part.guessing | ({} if questions is None else guessed_means(questions)),
+        }
+    )
 
 
 def _measured(
@@ -300,6 +319,6 @@ def _measured(
         samples=len(s.data),
         classes=None if s.classes is None else len(s.classes),
         scores=scores,
-        guessing=guessed_pairs(scores) if s.kind == "pairs" else {},
+        guessing=guessed(s.kind, scores),
         templates=None if templates is None or s.classes is None else list(templates),
     )

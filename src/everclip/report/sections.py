@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from everclip.evaluation.guessing import guessed_pairs
+from everclip.evaluation.guessing import guessed
 from everclip.evaluation.metrics.cost import seconds
 from everclip.evaluation.results import Answer, Column, Example
 from everclip.metrics import Metric, find
@@ -119,8 +119,8 @@ def _head(run: Run, column: Column) -> dict[str, Any]:
     usual = (protocol, name) == (run.results.matrix.protocol, run.results.matrix.metric)
     notes = [] if usual else [f"{name}, protocol {protocol}"]
     first = run.results.rows[0].scores if run.results.rows else {}
-    guessed = guessed_pairs(first.get(column.name, {}).get(protocol, {}))
-    notes += [f"guessing: {formats.plain_percent(guessed[name])}"] if name in guessed else []
+    guesses = guessed(column.kind, first.get(column.name, {}).get(protocol, {}))
+    notes += [f"guessing: {formats.plain_percent(guesses[name])}"] if name in guesses else []
     return {
         "name": column.name,
         "samples": column.samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from everclip.evaluation.headline import DEFAULT_METRIC
+from everclip.evaluation.headline import DEFAULT_METRIC, NEVER_TASKS
 from everclip.evaluation.results import Row
 from everclip.learner.core import Learner
 from everclip.running.run_state import RunState
@@ -50,7 +50,7 @@ def _chance(
     scenario: ListScenario, s: Any, learned: set[int], protocol: Any, sizes: dict[tuple[str, ...], int]
 ) -> float | None:
     """Return the score of guessing; `None` without a choice. `sizes` caches the number of captions per pool."""
-    if s.kind == "pairs":
+    if s.kind in NEVER_TASKS:
         return None  # every model may answer few of them, also before training
     if s.kind == "retrieval":
         pool = scenario.pool(s, learned, protocol) or ()

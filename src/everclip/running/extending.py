@@ -16,6 +16,7 @@ from everclip.contracts import ClassEntry, EvalProtocol, EvalSet, LabelSpace, Ta
 from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.errors import RunFolderError
+from everclip.evaluation.headline import NEVER_TASKS
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import Example, Row
 from everclip.evaluation.set_features import Tick
@@ -187,7 +188,7 @@ def _drop_outgrown(row: dict[str, Any], scenario: ListScenario) -> dict[str, Any
 
 def _has_grown(s: EvalSet, protocol: EvalProtocol, row: dict[str, Any], scenario: ListScenario) -> bool:
     """Whether a set has more answers now than with the evaluation sets that a row was measured on."""
-    if s.kind == "pairs":
+    if s.kind in NEVER_TASKS:
         return False
     then = replace(scenario, eval_sets=tuple(e for e in scenario.eval_sets if e.name in row["scores"]))
     if s.kind == "retrieval":

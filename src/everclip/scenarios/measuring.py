@@ -9,6 +9,7 @@ from typing import Literal
 from everclip.contracts import EvalProtocol, EvalSet, LabelSpace
 from everclip.data.reading.class_name_notes import notes_on_names
 from everclip.data.sampling.image_pairs import PAIR, whole_pairs
+from everclip.data.sampling.multi_image import is_multi_image, tasks_of, whole_questions
 from everclip.data.sampling.same_texts import Tokenise, keys_by_text, same_classes, shown_names
 from everclip.data.sampling.splits import side_of
 from everclip.data.table import Table
@@ -54,9 +55,9 @@ def measured_set(
         table: with captions, or with classes.
         templates: texts around class names, or the one around the captions of pairs; default: the name alone, and what
             the rows of pairs say.
-        kind: `pairs`, `retrieval` or `classification`; default: pairs if there is a column `pair`, else retrieval if
-            there are captions.
-        say: called with a line for people about pairs that are left out.
+        kind: `multi-image`, `pairs`, `retrieval` or `classification`; default: multi-image or pairs if there is a
+            column `question` or `pair`, else retrieval if there are captions.
+        say: called with a line for people about pairs or questions that are left out.
 
     Raises:
         ConfigError: for several templates around the captions of pairs.
@@ -65,6 +66,8 @@ def measured_set(
     if table.has("split"):
         held_out = table.where("split", lambda mark: side_of(mark) == "test")
         table = held_out if len(held_out) else table
+    if kind == "multi-image" or (kind is None and is_multi_image(table)):
+        return multi_image_set(table, templates, table.name, say)
     if kind == "pairs" or (kind is None and table.has(PAIR)):
         return pair_set(table, templates, table.name, say)
     captioned = table.has("caption") and any(table.column("caption"))
@@ -104,6 +107,28 @@ def pair_set(
     return EvalSet(name, "pairs", rows.renamed(name), None, group)
 
 
+def multi_image_set(
+    table: Table,
+    templates: Sequence[str] | None,
+    name: str,
+    say: Callable[[str], None],
+    group: Literal["task", "retention"] = "task",
+) -> EvalSet:
+    """Return the whole questions of a table as an evaluation set; see `measured_set`.
+
+    Raises:
+        ConfigError: if templates are given.
+        DataError: for what is no question, or if there is none.
+    """
+    if templates is not None:
+        raise ConfigError(
+            f"{name}: questions about several images have texts of their own; leave templates out."
+        )
+    rows = whole_questions(table, say).renamed(name)
+    tasks_of(rows)  # refuses what cannot be answered before anything is encoded
+    return EvalSet(name, "multi-image", rows, None, group)
+
+
 def same_text_notes(sets: Sequence[EvalSet], tokenise: Tokenise) -> list[str]:
     """Return a note per group of classes whose texts are equal to the model; it names all sets with this group."""
     sets_of: dict[str, list[str]] = {}
@@ -131,7 +156,7 @@ def class_name_notes(sets: Sequence[EvalSet]) -> list[str]:
 
 def single_answer_note(s: EvalSet, tokenise: Tokenise) -> str | None:
     """Return a note if a set has only one possible answer, so that every model scores 100 %; else `None`."""
-    if s.kind == "pairs":
+    if s.kind in ("pairs", "multi-image"):
         return None
     if s.kind == "classification":
         texts = {text: entry.name for entry in s.classes or () for text in entry.prompts()[:1]}

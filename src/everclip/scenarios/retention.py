@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from everclip.contracts import EvalSet
 from everclip.data.catalog.cards import card_of
 from everclip.data.sampling.image_pairs import PAIR
+from everclip.data.sampling.multi_image import QUESTION
 from everclip.data.sampling.splits import carve
 from everclip.data.table import Table
 from everclip.errors import DataError
 from everclip.scenarios.base import class_entries
 from everclip.scenarios.conditions import matcher, require_column
-from everclip.scenarios.measuring import pair_set
+from everclip.scenarios.measuring import multi_image_set, pair_set
 from everclip.scenarios.reading import Reader, with_class
 from everclip.scenarios.spec import RetentionSpec
 
@@ -43,8 +44,8 @@ def retention_set(spec: RetentionSpec, index: int, test: Table | None, reader: R
         DataError: if it holds no rows, or lacks classes or captions.
     """
     key = f"retention.{index}"
-    if spec.kind == "pairs":
-        return RetentionSet(spec, _pairs(spec, test, reader, key), None)
+    if spec.kind in ("pairs", "multi-image"):
+        return RetentionSet(spec, _grouped(spec, test, reader, key), None)
     if spec.data is None:
         assert test is not None  # the spec's own validation
         rows, val = _rows(spec, test, key), None
@@ -65,13 +66,14 @@ def retention_set(spec: RetentionSpec, index: int, test: Table | None, reader: R
     )
 
 
-def _pairs(spec: RetentionSpec, test: Table | None, reader: Reader, key: str) -> EvalSet:
-    """Return a set of pairs: all of its data, since a pair has no side of its own to validate on."""
+def _grouped(spec: RetentionSpec, test: Table | None, reader: Reader, key: str) -> EvalSet:
+    """Return a set of pairs or of questions: all of its data, since neither has a side of its own to validate on."""
     table = test if spec.data is None else reader.read(spec.data, f"{key}.data")
     assert table is not None  # the spec's own validation
-    require_column(table, PAIR, f"{key}: kind pairs")
+    column, make = (PAIR, pair_set) if spec.kind == "pairs" else (QUESTION, multi_image_set)
+    require_column(table, column, f"{key}: kind {spec.kind}")
     rows = matcher(spec.where, f"{key}.where")(table)
-    return pair_set(rows, spec.templates, spec.name, reader.notes.append, "retention")
+    return make(rows, spec.templates, spec.name, reader.notes.append, "retention")
 
 
 def _templates(spec: RetentionSpec) -> tuple[str, ...]:
@@ -110,9 +112,10 @@ def twins(suite: Sequence[RetentionSet], stream_val: Sequence[Table], reader: Re
     pool = _without_repeats(stream_val)
     found = []
     for index, one in enumerate(suite):
-        if one.spec.kind == "pairs":
+        if one.spec.kind in ("pairs", "multi-image"):
+            what = "pairs" if one.spec.kind == "pairs" else "questions about several images"
             reader.notes.append(
-                f"retention set {one.spec.name!r}: pairs have no validation twin, so the guard does not watch them"
+                f"retention set {one.spec.name!r}: {what} have no validation twin, so the guard does not watch them"
             )
             continue
         rows = one.own_val

@@ -36,8 +36,9 @@ milliseconds."""
 Measured = Literal["classification", "retrieval"]
 """How an evaluation set is scored: by the class of an image, or by finding captions by image and images by caption."""
 
-Kept = Literal["classification", "retrieval", "pairs"]
-"""How a set of the retention suite is scored: as other sets are, or by pairs of images (MMVP-VLM, Winoground)."""
+Kept = Literal["classification", "retrieval", "pairs", "multi-image"]
+"""How a set of the retention suite is scored: as other sets are, by pairs of images (MMVP-VLM, Winoground), or by
+questions about several images (MIRB)."""
 
 ORDERS = ("given", "sorted", "seed", "published")
 """Values of `order` other than a list; `published` is the class order on the card of a `catalog:NAME`."""
@@ -174,8 +175,8 @@ class RetentionSpec(Frozen):
         class_column: the column whose values are the classes; default: the classes of the data.
         val: separate validation data.
         validation: without `val`, the share of `data` by hash that becomes the set's validation twin and is not
-            measured. Sets without `data` take their twin from the stream's validation rows. Pairs have no twin: all of
-            them are measured.
+            measured. Sets without `data` take their twin from the stream's validation rows. Pairs and questions about
+            several images have no twin: all of them are measured.
     """
 
     name: str
@@ -195,8 +196,9 @@ class RetentionSpec(Frozen):
             )
         if self.class_column is not None and self.kind != "classification":
             raise ValueError(f"`class_column` needs kind `classification`; {self.kind} has captions")
-        if self.val is not None and self.kind == "pairs":
-            raise ValueError("`val`: pairs have no validation twin; leave it out")
+        if self.val is not None and self.kind in ("pairs", "multi-image"):
+            sets = "pairs" if self.kind == "pairs" else "multi-image sets"
+            raise ValueError(f"`val`: {sets} have no validation twin; leave it out")
         return self
 
 

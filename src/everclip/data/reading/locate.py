@@ -13,6 +13,7 @@ from pathlib import Path
 from everclip.data.pictures.remote import is_remote, require_no_secrets
 from everclip.data.reading.class_in_name import with_classes_in_names
 from everclip.data.reading.formats.class_names import with_class_names
+from everclip.data.reading.formats.emoji_questions import SOURCE, read_emoji_questions
 from everclip.data.reading.formats.files import NAMED, TABLES, is_readable, read_part
 from everclip.data.reading.formats.picture_index import with_sides_of_paths, without_system_rows
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS, Raw
@@ -106,9 +107,11 @@ def _read(source: str, spec: DataSpec, root: Path | None, labelled: bool = True)
     if spec.class_in_name is not None and source.startswith(("hub:", "builtin:", "catalog:")):
         raise ConfigError(f"data.class_in_name: applies to files and folders, not to {source!r}.")
     if source.startswith("builtin:"):
+        if source.partition("@")[0] == SOURCE:
+            return [read_emoji_questions(source, spec)]
         if source != "builtin:emoji":
             raise ConfigError(
-                f"data.source: {source!r} is not known.{did_you_mean(source, ['builtin:emoji'])}"
+                f"data.source: {source!r} is not known.{did_you_mean(source, ['builtin:emoji', SOURCE])}"
             )
         from everclip.data.reading.formats.emoji import read_emoji
 
