@@ -6,6 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everclip.diagnosis import mining
+from everclip.diagnosis.bounding import directions, projected
 from everclip.diagnosis.mining import cosines_of, mine, spread
 
 
@@ -49,6 +51,64 @@ def test_the_pairs_are_those_of_the_gram_matrices_for_every_tile(
         assert np.array_equal(getattr(found, name), getattr(whole, name))  # bit for bit
     assert (found.left < found.right).all()
     assert found.found == len(found)
+
+
+def wide(count: int, width: int, seed: int, spread: float) -> torch.Tensor:
+    """Return rows in a few directions and a little beside them, as a CLIP gives them; `spread` is how much beside."""
+    draw = torch.Generator().manual_seed(seed)
+    few = torch.randn(count // 4, 20, generator=draw)[torch.randint(count // 4, (count,), generator=draw)]
+    few = few + 0.2 * torch.randn(count, 20, generator=draw)
+    return few @ torch.randn(20, width, generator=draw) / 4 + spread * torch.randn(
+        count, width, generator=draw
+    )
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0])
+def test_bounds_are_never_below_the_cosines(spread: float) -> None:
+    rows = wide(300, 192, 0, spread)
+    unit = (rows / rows.norm(dim=1, keepdim=True)).numpy()
+    exact = unit.astype(np.float64) @ unit.astype(np.float64).T
+    bounds = projected(unit, directions(unit))
+    assert (bounds @ bounds.T - exact).min() > -1e-5
+    assert np.abs(bounds @ bounds.T - exact).max() < (1e-4 if spread == 0 else 1)  # tight where they can be
+
+
+@pytest.mark.parametrize(
+    ("spread", "above", "bounded"),
+    [(0.1, 0.9, True), (0.5, 0.8, True), (0.1, -0.5, False)],  # at -0.5 most pairs are candidates
+)
+def test_pairs_left_out_by_bounds_are_no_pairs(
+    spread: float, above: float, bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def watched(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        used.append(len(rows))
+        return projected(rows, chosen)
+
+    monkeypatch.setattr(mining, "TILE", 100)  # else bounds are for large data only
+    monkeypatch.setattr(mining, "_MANY", 10)  # a small tile's diagonal is a large part of it
+    monkeypatch.setattr(mining, "projected", watched)
+    clip, reference = wide(500, 200, 1, spread), features(500, 5, 2, 8)
+    found = mine(clip, reference, above, 0.6, limit=10**6, tile=90)
+    assert list(zip(found.left.tolist(), found.right.tolist(), strict=True)) == plain(
+        clip, reference, above, 0.6
+    )
+    assert len(found) > 100
+    assert sum(used) > 500 if bounded else sum(used) < 500  # given up after a few tiles
+    whole = mine(clip, reference, above, 0.6, limit=10**6, tile=500)
+    assert np.array_equal(found.gap, whole.gap)
+
+
+def test_many_tiles_keep_the_largest_gaps() -> None:
+    """The pairs are cut to the limit again and again, not only at the end."""
+    clip, reference = features(90, 6, 3, 2), features(90, 5, 4, 8)
+    whole = mine(clip, reference, -1, 1.1)
+    for limit in (1, 7, 1000):
+        few = mine(clip, reference, -1, 1.1, limit=limit, tile=4)
+        assert (few.found, len(few)) == (90 * 89 // 2, limit)
+        for name in ("left", "right", "clip", "reference"):
+            assert np.array_equal(getattr(few, name), getattr(whole, name)[:limit])
 
 
 def test_swapping_the_images_renames_the_pairs_and_changes_no_cosine() -> None:

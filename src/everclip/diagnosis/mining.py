@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from everclip.diagnosis.bounding import SAMPLE, WIDTH, directions, projected
 
 ABOVE, BELOW = 0.95, 0.6
 """The published bounds of the two cosines, for CLIP ViT-L/14 and DINOv2."""
@@ -18,7 +21,9 @@ TILE = 2048
 _MARGIN = 1e-4
 """Pairs this near to a bound are decided in float64: cosines in float32 depend on the shape of a tile."""
 
-_CHUNK = 1 << 22  # numbers of one side that are gathered at once, in float64
+_BLOCK = 256  # rows that are taken to float64 at once: few enough to stay in the processor's cache
+_MANY = 256  # of a tile, one pair in so many takes as long alone as all together in a product
+_FAILS = 2  # tiles, more than those with success, after which bounds are given up
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ def mine(
 ) -> MinedPairs:
     """Return the pairs of images with `cos_clip > above` and `cos_reference < below`, exactly.
 
-    All pairs are looked at, tile by tile. Memory does not grow with the square of the number of images: it holds three
-    tiles, and the `limit` pairs of the largest gap. The result does not depend on `tile`, bit for bit.
+    All pairs are looked at, tile by tile. Memory does not grow with the square of the number of images: it holds a tile
+    with its candidates, and the `limit` pairs of the largest gap. The result does not depend on `tile`, bit for bit.
 
     Args:
         clip: embeddings of a CLIP `(N, D)` of any norm, float16 or wider; row i is image i.
@@ -81,16 +86,21 @@ def mine(
         )
     if tile < 1 or limit < 1:
         raise ValueError(f"tile and limit must be positive, they are {tile} and {limit}")
-    norms = _norms(clip, "clip"), _norms(reference, "reference")
-    best = _NOTHING
-    for rows, columns in _tiles(len(clip), tile):
-        left, right = _candidates(clip, reference, norms, rows, columns, above, below)
-        near = _exact(clip, norms[0], left, right)
-        far = _exact(reference, norms[1], left, right)
-        kept = (near > above) & (far < below)
-        more = MinedPairs(left[kept], right[kept], near[kept], far[kept], int(kept.sum()))
-        best = _largest(best, more, limit)
-    return best
+    sides = (
+        _Side(clip, _norms(clip, "clip"), above - _MARGIN),
+        _Side(reference, _norms(reference, "reference"), below + _MARGIN),
+    )
+    best = _Largest(limit)
+    tiles = _Tiles(*sides, tile)
+    for rows, columns in _places(len(clip), tile):
+        left, right = tiles.candidates(rows, columns)
+        near = _exact(clip, sides[0].norms, left, right)
+        kept = near > above
+        left, right, near = left[kept], right[kept], near[kept]
+        far = _exact(reference, sides[1].norms, left, right)
+        kept = far < below
+        best.add(MinedPairs(left[kept], right[kept], near[kept], far[kept], int(kept.sum())))
+    return best.pairs()
 
 
 def cosines_of(
@@ -116,14 +126,11 @@ def spread(pairs: MinedPairs, per_image: int) -> NDArray[np.int64]:
     return np.array(kept, dtype=np.int64)
 
 
-_NOTHING = MinedPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0), found=0)
-
-
 def _norms(features: torch.Tensor, name: str) -> torch.Tensor:
     """Return the norm of each row in float64 `(N,)`."""
     norms = torch.empty(len(features), dtype=torch.float64)
-    for start in range(0, len(features), TILE):
-        norms[start : start + TILE] = features[start : start + TILE].double().norm(dim=1)
+    for start in range(0, len(features), _BLOCK):
+        norms[start : start + _BLOCK] = features[start : start + _BLOCK].double().norm(dim=1)
     wrong = ~(torch.isfinite(norms) & (norms > 0))
     if wrong.any():
         row = int(wrong.nonzero()[0])
@@ -131,41 +138,98 @@ def _norms(features: torch.Tensor, name: str) -> torch.Tensor:
     return norms
 
 
-def _tiles(count: int, tile: int) -> Iterator[tuple[slice, slice]]:
-    """Return the tiles on and above the diagonal."""
-    starts = range(0, count, tile)
-    for top in starts:
-        for side in starts:
-            if side >= top:
-                yield slice(top, min(top + tile, count)), slice(side, min(side + tile, count))
+def _places(count: int, tile: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of the tiles on and above the diagonal."""
+    parts = [slice(start, min(start + tile, count)) for start in range(0, count, tile)]
+    for number, rows in enumerate(parts):
+        yield from ((rows, columns) for columns in parts[number:])
 
 
-def _candidates(
-    clip: torch.Tensor,
-    reference: torch.Tensor,
-    norms: tuple[torch.Tensor, torch.Tensor],
-    rows: slice,
-    columns: slice,
-    above: float,
-    below: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the positions of the pairs of a tile that may lie within the bounds, by cosines in float32."""
-    near = _cosines(clip, norms[0], rows, columns) > above - _MARGIN
-    if rows == columns:
-        near = near.triu(1)
-    pairs = near.nonzero()
-    if len(pairs) > near.numel() // 64:  # many: one more product is faster than to gather them
-        near &= _cosines(reference, norms[1], rows, columns) < below + _MARGIN
-        pairs = near.nonzero()
-    offset = torch.tensor([rows.start, columns.start])
-    left, right = (pairs + offset).T.numpy()
-    return left, right
+@dataclass(frozen=True)
+class _Side:
+    """Features of one model `(N, D)`, the norm of each row `(N,)`, and its bound, wider by the margin."""
+
+    features: torch.Tensor
+    norms: torch.Tensor
+    bound: float
+
+    def units(self, part: slice) -> NDArray[np.float32]:
+        """Return rows at unit length."""
+        found: NDArray[np.float32] = (self.features[part].float() / self.norms[part, None].float()).numpy()
+        return found
 
 
-def _cosines(features: torch.Tensor, norms: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
-    """Return the cosines of a tile in float32."""
-    one, two = (features[part].float() / norms[part, None].float() for part in (rows, columns))
-    return one @ two.T
+class _Rows(NamedTuple):
+    """Rows of a tile at unit length `(T, D)`, and what bounds their cosines `(T, WIDTH + 1)`."""
+
+    units: NDArray[np.float32]
+    bounding: NDArray[np.float32] | None
+
+
+class _Tiles:
+    """Finds the candidates of a tile: pairs that may lie within the bounds, by cosines in float32.
+
+    Where few directions bound the cosines well enough (`bounding.py`), a tile costs a small part of its product.
+    """
+
+    def __init__(self, clip: _Side, reference: _Side, tile: int) -> None:
+        self._clip, self._reference = clip, reference
+        count, width = clip.features.shape
+        size = min(tile, count) ** 2
+        # Used again by each tile.
+        self._cosines, self._within = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.bool_)
+        every = slice(0, count, max(1, -(-count // SAMPLE)))
+        pays = count > TILE and width >= 3 * WIDTH
+        self._chosen = directions(clip.units(every)) if pays else None
+        self._failed = 0  # tiles whose bounds left too many pairs, minus the others
+        self._rows: tuple[slice, _Rows] | None = None  # those of the last tile
+
+    def candidates(self, rows: slice, columns: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the positions of the candidates, `left < right`."""
+        if self._rows is None or self._rows[0] != rows:
+            self._rows = rows, self._read(rows)
+        one = self._rows[1]
+        two = one if columns == rows else self._read(columns)
+        found = self._bounded(one, two)
+        if found is None:
+            found = self._above(one.units, two.units)
+            size = len(one.units) * len(two.units)
+            if len(found) > size // _MANY:
+                cosines = self._product(self._reference.units(rows), self._reference.units(columns))
+                within = self._within[:size]
+                within &= cosines < self._reference.bound
+                found = np.flatnonzero(within)
+        width = columns.stop - columns.start
+        left, right = rows.start + found // width, columns.start + found % width
+        later = left < right
+        return left[later], right[later]
+
+    def _read(self, part: slice) -> _Rows:
+        units = self._clip.units(part)
+        return _Rows(units, projected(units, self._chosen) if self._chosen is not None else None)
+
+    def _bounded(self, one: _Rows, two: _Rows) -> NDArray[np.int64] | None:
+        """Return the pairs that bounds leave; `None` if these are so many that the product is faster."""
+        if one.bounding is None or two.bounding is None:
+            return None
+        found = self._above(one.bounding, two.bounding)
+        fails = len(found) > len(one.units) * len(two.units) // _MANY
+        self._failed += 1 if fails else -1
+        if self._failed > _FAILS:  # more often than not, they cost more than they save
+            self._chosen = None
+        return None if fails else found
+
+    def _above(self, one: NDArray[np.float32], two: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the places in a tile where the product is above the bound."""
+        product = self._product(one, two)
+        found = np.greater(product, self._clip.bound, out=self._within[: len(product)])
+        return np.flatnonzero(found)
+
+    def _product(self, one: NDArray[np.float32], two: NDArray[np.float32]) -> NDArray[np.float32]:
+        flat = self._cosines[: len(one) * len(two)]
+        # NumPy takes half the time for the product with the transpose of the same array.
+        np.matmul(one, two.T, out=flat.reshape(len(one), len(two)))
+        return flat
 
 
 def _exact(
@@ -173,20 +237,37 @@ def _exact(
 ) -> NDArray[np.float64]:
     """Return the cosines of pairs `(P,)`, each summed in float64 and alone, so that no other pair changes it."""
     found = np.empty(len(left))
-    step = max(1, _CHUNK // features.shape[1])
-    for start in range(0, len(left), step):
-        one, two = (torch.from_numpy(side[start : start + step]) for side in (left, right))
-        dots = (features[one].double() * features[two].double()).sum(dim=1)
-        found[start : start + step] = (dots / (norms[one] * norms[two])).numpy()
+    for start in range(0, len(left), _BLOCK):
+        one, two = (torch.from_numpy(side[start : start + _BLOCK]) for side in (left, right))
+        rows = features[one].double().numpy(), features[two].double().numpy()
+        dots = np.einsum("nd,nd->n", *rows)
+        found[start : start + _BLOCK] = dots / (norms[one] * norms[two]).numpy()
     return found
 
 
-def _largest(best: MinedPairs, more: MinedPairs, limit: int) -> MinedPairs:
-    """Return the `limit` pairs of the largest gap of both, in order."""
-    both = [
-        np.concatenate([getattr(best, name), getattr(more, name)])
-        for name in ("left", "right", "clip", "reference")
-    ]
-    left, right, clip, reference = both
-    order = np.lexsort((right, left, reference - clip))[:limit]
-    return MinedPairs(left[order], right[order], clip[order], reference[order], best.found + more.found)
+class _Largest:
+    """The pairs of the largest gap among those that are added, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._found = limit, 0
+        nothing = np.empty(0, np.int64), np.empty(0)
+        self._parts = [MinedPairs(nothing[0], nothing[0], nothing[1], nothing[1], found=0)]
+
+    def add(self, part: MinedPairs) -> None:
+        """Add pairs of a tile."""
+        self._found += len(part)
+        if len(part):
+            self._parts.append(part)
+        if (
+            sum(map(len, self._parts)) > 2 * self._limit
+        ):  # sorting at every tile would cost more than the tile
+            self._parts = [self.pairs()]
+
+    def pairs(self) -> MinedPairs:
+        """Return the pairs, the largest gap first."""
+        left, right = (np.concatenate([getattr(p, name) for p in self._parts]) for name in ("left", "right"))
+        clip, reference = (
+            np.concatenate([getattr(p, n) for p in self._parts]) for n in ("clip", "reference")
+        )
+        order = np.lexsort((right, left, reference - clip))[: self._limit]
+        return MinedPairs(left[order], right[order], clip[order], reference[order], self._found)
