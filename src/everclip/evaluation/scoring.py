@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from everclip.evaluation.statistics import bootstrap_mean, wilson
 from everclip.features.encoding import Reduce
 from everclip.interfaces import MeasuredScenario, Predictor
 from everclip.metrics import Kind, cut
+from everclip.models.limits import longer_than_read
 
 Outcomes = dict[str, torch.Tensor]
 """`column/protocol/metric` -> `(N,)` float32, one outcome per item, for paired comparisons."""
@@ -147,7 +149,7 @@ class RowScorer:
                 elif s.kind == "pairs":
                     self._pairs(result, s, protocol, images[s.name], texts)
                 elif s.kind == "multi-image":
-                    self._multi_image(result, s, protocol, images[s.name], texts)
+                    self._multi_image(result, s, protocol, images[s.name], texts, method.backbone.tokenizer)
                 else:
                     of_set = images[s.name]
                     if protocol.known_task and s.task is not None and method.uses_known_task:
@@ -319,14 +321,22 @@ class RowScorer:
     # -- questions about several images ------------------------------------------------------------------------
 
     def _multi_image(
-        self, result: RowScores, s: EvalSet, protocol: EvalProtocol, images: Features, texts: RowTexts
+        self,
+        result: RowScores,
+        s: EvalSet,
+        protocol: EvalProtocol,
+        images: Features,
+        texts: RowTexts,
+        tokenizer: Any,
     ) -> None:
         """Score questions; a question only ever chooses among its own candidates, whatever the protocol."""
         if s.name not in result.questions:
             words = texts_of_questions(s.data)
             of_words = texts.captions(s.name)["embedding"]
             bank = {text: of_words[row] for row, text in enumerate(words)}
-            result.questions[s.name] = answer_questions(tasks_of(s.data), images["embedding"], bank)
+            result.questions[s.name] = answer_questions(
+                tasks_of(s.data), images["embedding"], bank, cut_off=longer_than_read(tokenizer, words)
+            )
         answers = result.questions[s.name]
         self._measure(result, s, protocol, "multi-image", answers)
         if protocol.name == self.shown_protocol:

@@ -15,6 +15,7 @@ from everclip.config import EvaluationConfig, resolve_config, validated
 from everclip.contracts import EvalSet
 from everclip.data.reading.formats.emoji_questions import NAME as EMOJI_QUESTIONS
 from everclip.data.reading.formats.listing import notes_without
+from everclip.data.reading.formats.mirb import tasks_left_out
 from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.formats.template_files import templates_beside
 from everclip.data.reading.sources import read
@@ -185,7 +186,7 @@ def evaluate_model(
             for protocol, scores in rows.scores[s.name].items():
                 shown = protocol == scenario.shown_protocol
                 part = _measured(name, s, protocol, scores, own)
-                found.append(_with_details(part, rows, settings.confidence) if shown else part)
+                found.append(_with_details(part, rows, settings.confidence, target) if shown else part)
     return Evaluation(
         model=model,
         method=learner.method.preset,
@@ -289,10 +290,14 @@ def source_of(target: str) -> str:
     return f"builtin:{target}" if target.partition("@")[0] == EMOJI_QUESTIONS else target
 
 
-def _with_details(part: Measured, rows: RowScores, confidence: float) -> Measured:
+def _with_details(part: Measured, rows: RowScores, confidence: float, target: str | DataSpec) -> Measured:
     """Add what is measured under one protocol only."""
     answers = rows.questions.get(part.name)
-    questions = None if answers is None else questions_of(answers, confidence)
+    questions = None
+    if answers is not None:
+        sources = (target,) if isinstance(target, str) else target.sources
+        lost = [tasks_left_out(user_path(source, "data"), answers.names) for source in sources]
+        questions = questions_of(answers, confidence, {n: why for one in lost for n, why in one.items()})
     return part.model_copy(
         update={
             "ambiguous": rows.ambiguous.get(part.name),

@@ -44,10 +44,10 @@ def limits_of(name: str) -> ModelLimits:
     tokenizer, _ = build_tokenizer(located.model_cfg["text_cfg"], located.folder)
     size = located.model_cfg["vision_cfg"].get("image_size", 224)
     side = int(min(size) if isinstance(size, list | tuple) else size)
-    return ModelLimits(name, side, int(tokenizer.context_length), _lengths(tokenizer), tokenizer)
+    return ModelLimits(name, side, int(tokenizer.context_length), token_counter(tokenizer), tokenizer)
 
 
-def _lengths(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
+def token_counter(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
     """Return a function that counts the tokens of whole texts; open_clip's tokenizer would truncate them."""
     if isinstance(tokenizer, SimpleTokenizer):
         return lambda texts: [len(tokenizer.encode(text)) + 2 for text in texts]  # start and end
@@ -58,3 +58,19 @@ def _lengths(tokenizer: Any) -> Callable[[Sequence[str]], list[int]]:
             return [len(ids) for ids in tokenizer.tokenizer(cleaned, truncation=False)["input_ids"]]
 
     return count
+
+
+def longer_than_read(tokenizer: Any, texts: Sequence[str]) -> set[str]:
+    """Return the texts with more tokens than a text tower reads; their ends would be cut off.
+
+    Args:
+        tokenizer: open_clip's, or one of transformers in its wrapper; of any other the lengths are not known, and no
+            text is returned.
+        texts: the texts.
+    """
+    if not texts or not (isinstance(tokenizer, SimpleTokenizer) or hasattr(tokenizer, "clean_fn")):
+        return set()
+    lengths = token_counter(tokenizer)(texts)
+    return {
+        text for text, length in zip(texts, lengths, strict=True) if length > int(tokenizer.context_length)
+    }

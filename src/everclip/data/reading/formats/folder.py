@@ -24,6 +24,7 @@ from everclip.data.reading.formats.class_names import with_class_names
 from everclip.data.reading.formats.folder_names import OF_PICTURES, without_masks
 from everclip.data.reading.formats.folder_options import FolderOptions
 from everclip.data.reading.formats.listing import Listing, listed, notes_without, others_note
+from everclip.data.reading.formats.mirb import read_mirb
 from everclip.data.reading.formats.mmvp import read_mmvp
 from everclip.data.reading.formats.pairs import read_pairs
 from everclip.data.reading.formats.parallel_folders import read_parallel
@@ -69,7 +70,7 @@ def _read(path: Path, options: FolderOptions) -> list[Raw]:
     listing = listed(path)
     listing.root = options.root
     _refuse_arrow(listing)
-    for layout in (read_mmvp, read_metadata, read_tables):
+    for layout in (read_mmvp, read_mirb, read_metadata, read_tables):
         raws = layout(listing, options)
         if raws is not None:
             return raws
