@@ -209,8 +209,11 @@ def folder_atomic(path: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
             yield temporary
             crash_point(f"before syncing {path.name}")
-            for file in sorted(temporary.iterdir()):
-                with open(file, "rb") as handle:
+            for inside in sorted(temporary.rglob("*")):
+                if inside.is_dir():
+                    sync_folder(inside)
+                    continue
+                with open(inside, "rb") as handle:
                     os.fsync(handle.fileno())
             sync_folder(temporary)
             crash_point(f"before renaming {path.name}")

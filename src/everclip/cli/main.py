@@ -20,6 +20,7 @@ from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
 from everclip.cli import init_config as init_config_verb
 from everclip.cli import over_time as over_time_verb
+from everclip.cli import store as store_verbs
 from everclip.cli import suggest as suggest_verb
 from everclip.errors import ConfigError, EverclipError
 
@@ -189,6 +190,16 @@ def compare(
 
 app.command(name="eval")(evaluate_verb.evaluate)
 app.command(name="diagnose")(diagnose_verb.diagnose)
+for verb in (
+    store_verbs.init,
+    store_verbs.update,
+    store_verbs.versions,
+    store_verbs.promote,
+    store_verbs.rollback,
+    store_verbs.prune,
+    store_verbs.status,
+):
+    app.command()(verb)
 app.command(name="over-time")(over_time_verb.over_time)
 app.command(name="blind-pairs")(blind_pairs_verb.blind_pairs)
 app.command(name="classify")(classify_verb.classify)

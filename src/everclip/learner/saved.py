@@ -209,18 +209,39 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
     found = Checkpoints(folder, CheckpointConfig()).latest()
     if found is None:
         raise CheckpointError(f"{folder}: there is no checkpoint yet.")
+    # A run stores the learner's state inside its own state; `save` writes only the learner's.
+    return assembled(cls, folder, document, found.tensors, found.state, scenario)
+
+
+def assembled(
+    cls: Callable[[Method, TrainingConfig, int], L],
+    folder: Path,
+    document: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    scenario: ListScenario | None = None,
+) -> L:
+    """Build a learner from what `save` or a run wrote.
+
+    Args:
+        cls: the class of the learner.
+        folder: holds the samples of earlier tasks (`past/`).
+        document: the settings (`config.yaml`).
+        tensors, state: of the checkpoint.
+        scenario: see `everclip.Learner.load`.
+    """
+    file = folder / CONFIG
     settings = validated(
         _Settings, {k: document[k] for k in _Settings.model_fields if k in document}, str(file)
     )
     backbone = load_backbone(settings.backbone, settings.seed, settings.directory)
     method = build_method(settings.method, backbone, settings.seed)
     learner = cls(method, _for_this_machine(settings.training, folder), settings.seed)
-    # A run stores the learner's state inside its own state; `save` writes only the learner's.
-    state = found.state.get("learner", found.state)
-    tensors = {k: v for k, v in found.tensors.items() if not k.startswith(("optimiser/", LIVE_SEEN))}
-    cursor = learner.restore(tensors, state)
-    if "live" in state:
-        _load_live(learner, folder, state["live"], found.tensors)
+    of_learner = state.get("learner", state)
+    kept = {k: v for k, v in tensors.items() if not k.startswith(("optimiser/", LIVE_SEEN))}
+    cursor = learner.restore(kept, of_learner)
+    if "live" in of_learner:
+        _load_live(learner, folder, of_learner["live"], tensors)
     if cursor.begun:
         logging.getLogger("everclip").warning(
             "%s: the run stopped inside task %d (step %d of a phase): this is the model at that step, before any "
@@ -234,8 +255,8 @@ def load(cls: Callable[[Method, TrainingConfig, int], L], folder: Path, scenario
     if scenario is not None:
         learner.recall = lambda: scenario
         learner.remember()
-    elif found.state.get("kind") == "learner":
-        _load_past(learner, folder, found.state)
+    elif state.get("kind") == "learner":
+        _load_past(learner, folder, state)
     elif "scenario" in document:
         # Read only when learning continues: predicting needs no data.
         learner.recall = lambda: load_scenario(document["scenario"], directory=settings.directory)
@@ -268,7 +289,7 @@ def _for_this_machine(training: TrainingConfig, folder: Path) -> TrainingConfig:
     return training.model_copy(update=changed)
 
 
-def _load_past(learner: StoredLearner, folder: Path, state: dict[str, Any]) -> None:
+def _load_past(learner: StoredLearner, folder: Path, state: Mapping[str, Any]) -> None:
     learner.tasks = [_task(folder, kept) for kept in state.get("past", [])]
     learner.own_classes = bool(state.get("own_classes", False))
     base = state.get("base")

@@ -1,0 +1,289 @@
+"""The verbs of a store: init, update, versions, promote, rollback, prune, status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from everclip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from everclip.store.records import Gate, Version
+    from everclip.store.updating import Outlook, Updated
+    from everclip.store.versions import Store
+
+StoreFolder = Annotated[Path, typer.Argument(help="The folder of a store.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for another process that changes the store.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def init(
+    store: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    model: Annotated[
+        str, typer.Option("--model", help="A backbone, an export, a run folder or a saved learner.")
+    ] = "builtin:photo",
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="backbone.weights=FILE, method.KEY=VALUE, training.KEY=VALUE, gates.KEY=VALUE, seed=N"
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="The preset that updates learn with.")] = "safe",
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe", help="Data that the model must keep; a bounded part is copied. May be repeated."
+        ),
+    ] = None,
+) -> None:
+    """Make a store: the versions of a deployed model, with the gates that an update must pass.
+
+    The model is copied, so the store needs no file outside itself.
+
+    Example: everclip init stores/shop --model builtin:photo --probe known-photos/ gates.retention=0.01
+    """
+    from everclip.config import validated
+    from everclip.overrides import overrides_document, types_of
+    from everclip.store.creating import create_store
+    from everclip.store.records import Given
+
+    given = validated(Given, overrides_document(settings or [], types_of(Given)), "init")
+    made = create_store(
+        store,
+        model,
+        backbone=given.backbone,
+        method=method,
+        method_settings=given.method,
+        training=given.training,
+        probes=probe or (),
+        gates=given.gates,
+        seed=given.seed,
+    )
+    typer.echo(
+        f"{made.path}: {made.current.version} serves ({made.settings.origin}, updates learn with {method})"
+    )
+    if not made.settings.probes:
+        typer.echo("note: no --probe: the first update cannot show that it keeps what the model knows")
+
+
+def update(
+    store: StoreFolder,
+    data: Annotated[str, typer.Option("--data", help="New data: a folder, table or shards.")],
+    name: Annotated[str | None, typer.Option("--name", help="A name for the data.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the model already knows of the data, and stop.")
+    ] = False,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="With --dry-run: a column whose values are looked at apart."),
+    ] = None,
+    accept_unclear: Annotated[
+        bool,
+        typer.Option("--accept-unclear", help="Serve even if a gate cannot tell or was not measured."),
+    ] = False,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Learn new data from the version that serves. The result serves only if it passes every gate.
+
+    Held-out rows of the data, probes and held-out rows of earlier updates are measured: one half chooses how far the
+    weights go from the old to the learned ones, the other half judges. A rejected version is kept with its page; exit
+    code 8 then.
+
+    Example: everclip update stores/shop --data april.parquet
+    """
+    from everclip.errors import LimitError
+    from everclip.store.updating import outlook
+    from everclip.store.updating import update as learn
+    from everclip.store.versions import Store
+
+    opened = Store(store, lambda line: typer.echo(line, err=True))
+    if slices and not dry_run:
+        raise ConfigError("--slice: only with --dry-run.")
+    if dry_run:
+        found = outlook(opened, data, slices or ())
+        typer.echo(json.dumps(_plain(found), indent=1) if as_json else outlook_text(found))
+        return
+    done = learn(
+        opened,
+        data,
+        name=name,
+        wait=wait,
+        accept_unclear=accept_unclear,
+        tell=lambda line: typer.echo(line, err=as_json),
+    )
+    typer.echo(done.version.model_dump_json(indent=1) if as_json else updated_text(opened, done))
+    if not done.serves:
+        named = ", ".join(f"{gate.name}: {gate.state}" for gate in done.version.gates if gate.state != "pass")
+        raise LimitError(
+            f"{done.version.id} is kept as rejected ({named}); {opened.current.version} still serves."
+        )
+
+
+def versions(store: StoreFolder, as_json: Json = False) -> None:
+    """List the versions of a store.
+
+    Example: everclip versions stores/shop
+    """
+    from everclip.store.versions import Store
+
+    opened = Store(store)
+    found = [opened.version(version) for version in opened.ids()]
+    if as_json:
+        typer.echo(json.dumps([v.model_dump(mode="json") for v in found], indent=1))
+        return
+    typer.echo(versions_text(opened, found))
+
+
+def promote(
+    store: StoreFolder,
+    version: Annotated[str, typer.Argument(help="The version that shall serve.")],
+    wait: Wait = False,
+) -> None:
+    """Let a version serve, also a rejected one. Its contents are checked first.
+
+    Example: everclip promote stores/shop v0003
+    """
+    from everclip.store.versions import Store
+
+    opened = Store(store, typer.echo)
+    with opened.changing("promote", wait, version) as action:
+        pointer = opened.promote(version, action)
+    typer.echo(f"{pointer.version} serves")
+
+
+def rollback(store: StoreFolder, wait: Wait = False) -> None:
+    """Let the version serve that served before.
+
+    Example: everclip rollback stores/shop
+    """
+    from everclip.store.versions import Store
+
+    opened = Store(store, typer.echo)
+    with opened.changing("rollback", wait) as action:
+        pointer = opened.rollback(action)
+    typer.echo(f"{pointer.version} serves")
+
+
+def prune(
+    store: StoreFolder,
+    keep: Annotated[
+        int, typer.Option("--keep", min=0, help="Accepted versions that stay beside the current one.")
+    ] = 3,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Also remove all rejected versions.")] = False,
+    wait: Wait = False,
+) -> None:
+    """Remove old versions and the contents that no version needs.
+
+    Example: everclip prune stores/shop --keep 2 --rejected
+    """
+    from everclip.report.formats import size
+    from everclip.store.versions import Store
+
+    opened = Store(store, typer.echo)
+    with opened.changing("prune", wait) as action:
+        removed = opened.prune(keep, rejected, action)
+    typer.echo(f"removed {', '.join(removed.versions) or 'no version'}, {size(removed.bytes)}")
+
+
+def status(store: StoreFolder, as_json: Json = False) -> None:
+    """Say what serves, whether its contents are undamaged, and what was done last.
+
+    Example: everclip status stores/shop
+    """
+    from everclip.store.versions import Store
+
+    opened = Store(store)
+    document = status_of(opened)
+    if as_json:
+        typer.echo(json.dumps(document, indent=1))
+        return
+    typer.echo(f"{document['current']} serves; before it: {', '.join(document['before']) or 'none'}")
+    typer.echo(f"versions: {len(document['versions'])}; probes: {', '.join(document['probes']) or 'none'}")
+    typer.echo("contents: " + ("undamaged" if not document["problems"] else "; ".join(document["problems"])))
+    for entry in document["journal"]:
+        version = f" {entry['version']}" if entry["version"] else ""
+        typer.echo(
+            f"  {entry['at']}  {entry['verb']}{version}: {entry['outcome']}  {entry['detail']}".rstrip()
+        )
+
+
+LAST = 10
+"""Actions of the journal that `status` shows."""
+
+
+def status_of(store: Store) -> dict[str, Any]:
+    """Return what `status` prints."""
+    pointer = store.current
+    return {
+        "current": pointer.version,
+        "before": pointer.before,
+        "versions": store.ids(),
+        "probes": store.settings.probes,
+        "problems": store.problems(pointer.version),
+        "journal": [vars(entry) for entry in store.journal.entries(LAST)],
+    }
+
+
+def versions_text(store: Store, found: list[Version]) -> str:
+    """Return one line per version."""
+    pointer = store.current
+    lines = []
+    for version in found:
+        mark = "*" if version.id == pointer.version else " "
+        what = f"from {version.parent}" if version.parent else f"from {store.settings.origin}"
+        data = f", {version.data.rows:,} rows of {version.data.name}" if version.data else ""
+        numbers = [
+            f"{name} {version.numbers[name]:.3f}" for name in ("retention", "gain") if name in version.numbers
+        ]
+        told = f"; {', '.join(numbers)}" if numbers else ""
+        lines.append(f"{mark} {version.id}  {version.created}  {version.state:8}  {what}{data}{told}")
+    return "\n".join(lines)
+
+
+def gate_line(gate: Gate) -> str:
+    """Return a gate as a line."""
+    return f"  {gate.name:14} {gate.state:12} {gate.reason}"
+
+
+def updated_text(store: Store, done: Updated) -> str:
+    """Return what an update did."""
+    lines = ["gates:", *map(gate_line, done.version.gates)]
+    lines.append(f"page: {store.folder(done.version.id) / 'diagnosis.html'}")
+    if done.serves:
+        lines.append(f"{done.version.id} serves now; `everclip rollback {store.path}` goes back")
+    return "\n".join(lines)
+
+
+def outlook_text(found: Outlook) -> str:
+    """Return what is known before an update."""
+    lines = [f"{found.rows:,} rows to learn from, {found.held_out:,} only measured"]
+    if found.known is not None:
+        lines.append(f"known data: {100 * found.known:.1f} % (mean {found.metric})")
+    for part in found.slices:
+        line = f"{part.name}: {100 * part.score:.1f} % {found.metric} on {part.rows:,} rows"
+        if (of := part.drift) is not None:
+            word = "differ from" if of.differs else "are not told apart from"
+            line += (
+                f"; images {word} known ones (classifier {of.auc:.2f} "
+                f"[{of.auc_low:.2f}, {of.auc_high:.2f}], 0.5 is alike; "
+                f"MMD² {of.mmd:.4f}, p {of.p:.3f})"
+            )
+        lines.append(line)
+    worth = found.slices[0]
+    if (
+        found.known is not None
+        and worth.score >= found.known
+        and (worth.drift is None or not worth.drift.differs)
+    ):
+        lines.append("The version that serves does as well here as on known data: an update may gain little.")
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _plain(found: Outlook) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(found)

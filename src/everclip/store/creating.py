@@ -1,0 +1,129 @@
+"""Make a store from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from everclip.errors import ConfigError
+from everclip.files import folder_atomic, require_writable, write_text_atomic
+from everclip.learner.core import Learner
+from everclip.learner.evaluate import load_model, read_set
+from everclip.models.export import export_backbone
+from everclip.store.journal import DONE, Journal, now
+from everclip.store.records import Current, GateLimits, Settings, Version
+from everclip.store.sets import bounded
+from everclip.store.versions import (
+    BASE,
+    CURRENT,
+    JOURNAL,
+    PROBES,
+    SETTINGS,
+    VERSIONS,
+    Store,
+    sealed,
+    write_version,
+)
+
+FIRST = "v0001"
+
+
+def create_store(
+    path: Path,
+    model: str,
+    *,
+    backbone: Mapping[str, Any] | None = None,
+    method: str = "safe",
+    method_settings: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    probes: Sequence[str] = (),
+    gates: GateLimits | None = None,
+    seed: int = 0,
+) -> Store:
+    """Make a store, in one rename.
+
+    Args:
+        path: a folder that does not exist or is empty.
+        model: a backbone, an export, a run folder or a saved learner; its weights are copied.
+        backbone: further settings of a backbone (`weights`...).
+        method: the preset that updates learn with.
+        method_settings, training: settings that differ from its own.
+        probes: data that the model must keep, see `DataSpec.source`; a bounded part is copied and never trained on.
+        gates: the conditions of an update.
+        seed: enters every random draw.
+
+    Raises:
+        ConfigError: if the folder holds something, the model cannot be written as plain open_clip, or two probes have
+            one name.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path}: there is something already; a store needs a new or empty folder.")
+    require_writable(path.absolute().parent, "STORE")
+    start = load_model(model, dict(backbone or {}))
+    if start.method.class_head() is not None or start.method.text_correction() is not None:
+        raise ConfigError(
+            f"{model}: {start.method.preset} learned a part beside the CLIP, so a store cannot start from it; start "
+            "from the backbone and update the store with the data."
+        )
+    suites = [read_set(name, None)[1] for name in probes]
+    names = [_file_name(s.name) for s in suites]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--probe: two suites are named alike ({', '.join(names)}); rename a file.")
+    with folder_atomic(path) as folder:
+        card = {"origin": model, "towers": start.method.backbone.fingerprints()}
+        export_backbone(start.method.backbone, folder / BASE, card)
+        for name, s in zip(names, suites, strict=True):
+            (folder / PROBES).mkdir(exist_ok=True)
+            pq.write_table(bounded(s.data).arrow(), folder / PROBES / f"{name}.parquet")
+        settings = Settings(
+            origin=model,
+            created=now(),
+            method=method,
+            method_settings=dict(method_settings or {}),
+            training=dict(training or {}),
+            probes=names,
+            gates=gates or GateLimits(),
+            seed=seed,
+        )
+        write_text_atomic(folder / SETTINGS, sealed(settings))
+        (folder / VERSIONS).mkdir()
+        learner = new_learner(folder, settings)
+        first = Version(
+            id=FIRST,
+            parent=None,
+            created=settings.created,
+            state="accepted",
+            method=method,
+            tensors={},
+            learner="",
+            files={},
+            towers=learner.method.backbone.fingerprints(),
+        )
+        write_version(folder, learner, first, None)
+        write_text_atomic(folder / CURRENT, Current(version=FIRST).model_dump_json())
+        journal = Journal(folder / JOURNAL)
+        journal.end(journal.begin("init"), DONE, FIRST, f"from {model}")
+    return Store(path)
+
+
+def new_learner(folder: Path, settings: Settings) -> Learner:
+    """Return a learner on the store's base that has learned nothing."""
+    learner = Learner.create(
+        {"name": str((folder / BASE).absolute())},
+        settings.method,
+        settings.training or None,
+        settings.seed,
+        **settings.method_settings,
+    )
+    # The sweep and the gates do what the guard does in a run, on data that the store keeps anyway.
+    learner.guard = learner.guarding = None
+    return learner
+
+
+def _file_name(name: str) -> str:
+    """Return a name without characters that a file name must not have."""
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-")
+    return kept[:100] or "probe"

@@ -1,0 +1,68 @@
+"""One writer at a time: a lock that names its holder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from everclip.errors import RunFolderError
+from everclip.store.journal import now
+
+_PAUSE = 0.5  # seconds between two tries
+
+
+@contextmanager
+def locked(
+    path: Path, verb: str, wait: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
+    """Hold the lock of a store. The system frees it when the process ends, however it ends.
+
+    Args:
+        path: the lock file.
+        verb: what the holder does, for others.
+        wait: wait for another holder in place of an error.
+        say: called with a line once if it waits.
+
+    Raises:
+        RunFolderError: if another process holds it; names the holder.
+    """
+    try:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # closed below, after the work
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be opened for writing ({error.strerror or error}).") from error
+    with file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = _holder(path)
+                if not wait:
+                    raise RunFolderError(
+                        f"{path.parent}: {holder} works on this store. Wait for it, or give --wait."
+                    ) from None
+                if not told:
+                    say(f"waiting for {holder}")
+                    told = True
+                time.sleep(_PAUSE)
+        file.seek(0)
+        file.truncate()
+        holder_now = {"verb": verb, "process": os.getpid(), "host": socket.gethostname(), "since": now()}
+        file.write(json.dumps(holder_now))
+        file.flush()
+        yield
+
+
+def _holder(path: Path) -> str:
+    try:
+        of = json.loads(path.read_text(encoding="utf-8"))
+        return f"`{of['verb']}` (process {of['process']} on {of['host']}, since {of['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it has just begun and not yet written its name

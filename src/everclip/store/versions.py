@@ -1,0 +1,397 @@
+"""A store: versions of a deployed model, a pointer to the one that serves, and a journal.
+
+    STORE/
+      store.json                 settings
+      base/                      the first model in open_clip's layout: the store needs no file outside itself
+      probes/NAME.parquet        what the model must keep: bounded, never trained on
+      versions/v0002/            version.json, learner/ (settings, samples of earlier tasks), held_out.parquet, pages
+      objects/ab/abcdef...       tensors, shared by versions
+      current                    the version that serves, and those before it
+      journal.sqlite             who did what
+
+Every change is one rename: a process that is killed leaves the store as it was before, or as it is after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ValidationError
+from safetensors.torch import load_file
+
+from everclip.data.table import Table
+from everclip.errors import CheckpointError, ConfigError, RunFolderError
+from everclip.files import (
+    clear_leftovers,
+    crash_point,
+    folder_atomic,
+    require_writable,
+    write_text_atomic,
+)
+from everclip.learner.core import Learner
+from everclip.learner.saved import assembled
+from everclip.store.journal import DONE, FAILED, Journal
+from everclip.store.lock import locked
+from everclip.store.objects import Objects
+from everclip.store.records import Current, Settings, Version
+from everclip.training.checkpoint import STATE, TENSORS
+from everclip.training.run_folder import CONFIG
+
+SETTINGS, CURRENT, JOURNAL, LOCK = "store.json", "current", "journal.sqlite", ".lock"
+BASE, PROBES, VERSIONS, OBJECTS = "base", "probes", "versions", "objects"
+MANIFEST, LEARNER, HELD_OUT = "version.json", "learner", "held_out.parquet"
+R = TypeVar("R", bound=BaseModel)
+_ID = re.compile(r"v\d{4,}")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `prune` removed: versions, and bytes of files."""
+
+    versions: list[str]
+    bytes: int
+
+
+class Store:
+    """The store in a folder.
+
+    Args:
+        path: the folder.
+        say: called with lines for the user.
+
+    Raises:
+        ConfigError: if it is no store.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
+        self.path, self.say = path, say
+        if not (path / SETTINGS).is_file():
+            raise ConfigError(
+                f"{path}: is no store (there is no {SETTINGS}); `everclip init {path} --model MODEL` makes one."
+            )
+        self.settings = _read(path / SETTINGS, Settings)
+        self.objects = Objects(path / OBJECTS)
+        self.journal = Journal(path / JOURNAL)
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> Current:
+        """The version that serves, and those before it."""
+        return _read(self.path / CURRENT, Current)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all versions, oldest first."""
+        return sorted(
+            (p.name for p in (self.path / VERSIONS).iterdir() if _ID.fullmatch(p.name)),
+            key=lambda i: int(i[1:]),
+        )
+
+    def folder(self, version: str) -> Path:
+        """Return the folder of a version.
+
+        Raises:
+            ConfigError: if there is none of this id.
+        """
+        path = self.path / VERSIONS / version
+        if not _ID.fullmatch(version) or not path.is_dir():
+            raise ConfigError(
+                f"{self.path}: there is no version {version!r}; there are {', '.join(self.ids())}."
+            )
+        return path
+
+    def version(self, version: str) -> Version:
+        """Return what is written of a version.
+
+        Raises:
+            ConfigError: if there is none of this id.
+            CheckpointError: if its manifest is damaged.
+        """
+        return _read(self.folder(version) / MANIFEST, Version)
+
+    def load(self, version: str | None = None) -> Learner:
+        """Load a version; default: the current one.
+
+        Raises:
+            CheckpointError: if a tensor or file is missing or damaged; names it.
+        """
+        of = self.version(version or self.current.version)
+        self.check(of)
+        folder = self.folder(of.id) / LEARNER
+        document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        # Wherever the store lies now.
+        document["backbone"] = {**document["backbone"], "name": str((self.path / BASE).absolute())}
+        state = json.loads(self.objects.get(of.learner))
+        return assembled(Learner, folder, document, self.objects.get_tensors(of.tensors), state)
+
+    def check(self, version: Version) -> None:
+        """Check the files of a version that are no tensors.
+
+        Raises:
+            CheckpointError: if one is missing or damaged.
+        """
+        folder = self.folder(version.id)
+        for name, expected in version.files.items():
+            path = folder / name
+            if not path.is_file() or _digest(path) != expected:
+                raise CheckpointError(
+                    f"{path}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot be used. Serve "
+                    f"another one: `everclip promote {self.path} VERSION`."
+                )
+
+    def problems(self, version: str) -> list[str]:
+        """Return what is wrong with a version; empty if everything has the content that it was written with."""
+        try:
+            of = self.version(version)
+            self.check(of)
+            self.objects.get(of.learner)
+        except CheckpointError as error:
+            return [str(error)]
+        found = []
+        for name in dict.fromkeys(of.tensors.values()):
+            try:
+                self.objects.get(name)
+            except CheckpointError as error:
+                found.append(str(error))
+        return found
+
+    def held_out(self, version: str) -> Table | None:
+        """Return the rows of a version's data that were only measured; `None` if it has none."""
+        path = self.folder(version) / HELD_OUT
+        return Table(pq.read_table(path), name=version) if path.is_file() else None
+
+    def probe(self, name: str) -> Table:
+        """Return a probe suite."""
+        return Table(pq.read_table(self.path / PROBES / f"{name}.parquet"), name=name)
+
+    def ancestors(self, version: str) -> list[str]:
+        """Return a version and those it was learned from, newest first; ends where one was pruned."""
+        found: list[str] = []
+        at: str | None = version
+        while at is not None and (self.path / VERSIONS / at).is_dir():
+            found.append(at)
+            at = self.version(at).parent
+        return found
+
+    # -- changing ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self, verb: str, wait: bool = False, detail: str = "") -> Iterator[Action]:
+        """Hold the lock, clear what killed processes left, and write begin and end of an action into the journal.
+
+        Raises:
+            RunFolderError: if another process holds the lock.
+        """
+        require_writable(self.path, "STORE", RunFolderError)
+        with locked(self.path / LOCK, verb, wait, self.say):
+            for left in self.journal.mark_interrupted():
+                self.say(
+                    f"note: `{left.verb}` of {left.at} was interrupted; the store is as it was before it"
+                )
+            self._clear()
+            action = Action(self.journal.begin(verb, detail=detail))
+            crash_point("in store: begun")
+            try:
+                yield action
+            except BaseException as error:
+                self.journal.end(
+                    action.number, FAILED, action.version, f"{type(error).__name__}: {error}"[:500]
+                )
+                raise
+            self.journal.end(action.number, DONE, action.version, action.detail or detail)
+
+    def _clear(self) -> None:
+        for folder in (self.path, self.path / VERSIONS, self.path / PROBES):
+            clear_leftovers(folder)
+        self.objects.clear()
+
+    def next_id(self) -> str:
+        """Return the id of the next version."""
+        return f"v{max((int(i[1:]) for i in self.ids()), default=0) + 1:04d}"
+
+    def add(
+        self,
+        learner: Learner,
+        version: Version,
+        held_out: Table | None,
+        pages: Callable[[Path], None] | None = None,
+    ) -> Version:
+        """Write a version; it does not serve yet.
+
+        Args:
+            learner: the model.
+            version: what is written of it; `tensors`, `learner` and `files` are filled in here.
+            held_out: rows that later updates must not lose.
+            pages: called with the folder, to write pages into it.
+
+        Returns:
+            The version as it is written.
+        """
+        return write_version(self.path, learner, version, held_out, pages)
+
+    def point_to(self, version: str) -> Current:
+        """Let a version serve, in one rename."""
+        now = self.current
+        if now.version == version:
+            return now
+        pointer = Current(version=version, before=[*now.before, now.version])
+        write_text_atomic(self.path / CURRENT, pointer.model_dump_json())
+        return pointer
+
+    def promote(self, version: str, action: Action) -> Current:
+        """Let a version serve.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        if problems := self.problems(version):
+            raise CheckpointError(f"version {version} is not promoted: {problems[0]}")
+        of = self.version(version)
+        action.version = version
+        pointer = self.point_to(version)
+        if of.state == "rejected":
+            action.detail = "promoted although it was rejected"
+        return pointer
+
+    def rollback(self, action: Action) -> Current:
+        """Let the version serve that served before the current one.
+
+        Raises:
+            ConfigError: if there is none.
+            CheckpointError: if it is damaged.
+        """
+        now = self.current
+        before = [version for version in now.before if version in self.ids()]
+        if not before:
+            raise ConfigError(f"{self.path}: no version served before {now.version}.")
+        if problems := self.problems(before[-1]):
+            raise CheckpointError(f"cannot go back to {before[-1]}: {problems[0]}")
+        pointer = Current(version=before[-1], before=before[:-1])
+        write_text_atomic(self.path / CURRENT, pointer.model_dump_json())
+        action.version, action.detail = before[-1], f"from {now.version}"
+        return pointer
+
+    def prune(self, keep: int, rejected: bool, action: Action) -> Removed:
+        """Remove old versions and the contents that no version needs.
+
+        The current version and those that served before it, up to `keep`, stay.
+
+        Args:
+            keep: accepted versions that stay beside the current one.
+            rejected: whether to remove all rejected versions.
+            action: of the journal.
+        """
+        now = self.current
+        staying = {now.version, *now.before[-keep:]} if keep else {now.version}
+        accepted = [i for i in self.ids() if i not in staying and not self._is_rejected(i)]
+        going = accepted[: max(0, len(accepted) - keep)]
+        going += [i for i in self.ids() if rejected and i not in staying and self._is_rejected(i)]
+        size = 0
+        for version in going:
+            folder = self.path / VERSIONS / version
+            size += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            aside = folder.with_name(f".{version}.pruned.tmp")
+            folder.rename(aside)  # first out of sight, so that a version is never half there
+            crash_point("in store: pruned one")
+            shutil.rmtree(aside)
+        pointer = Current(version=now.version, before=[v for v in now.before if v not in going])
+        write_text_atomic(self.path / CURRENT, pointer.model_dump_json())
+        size += self.sweep()
+        action.detail = f"removed {', '.join(going) or 'no version'}, {size:,} bytes"
+        return Removed(going, size)
+
+    def _is_rejected(self, version: str) -> bool:
+        try:
+            return self.version(version).state == "rejected"
+        except CheckpointError:
+            return True  # damaged: nothing can be done with it
+
+    def sweep(self) -> int:
+        """Remove contents that no version needs; return their size in bytes."""
+        needed: set[str] = set()
+        for version in self.ids():
+            of = self.version(version)
+            needed |= {of.learner, *of.tensors.values()}
+        return sum(self.objects.remove(name) for name in list(self.objects.names()) if name not in needed)
+
+
+@dataclass
+class Action:
+    """An action in the journal."""
+
+    number: int
+    version: str | None = None
+    detail: str = ""
+
+
+def write_version(
+    store: Path,
+    learner: Learner,
+    version: Version,
+    held_out: Table | None,
+    pages: Callable[[Path], None] | None = None,
+) -> Version:
+    """Write a version into a store's folder; see `Store.add`."""
+    objects = Objects(store / OBJECTS)
+    with folder_atomic(store / VERSIONS / version.id) as folder:
+        saved = learner.save(folder / LEARNER)
+        tensors = objects.put_tensors(load_file(saved / TENSORS))
+        state = objects.put((saved / STATE).read_bytes())
+        crash_point("in store: objects")
+        shutil.rmtree(folder / LEARNER / "checkpoints")
+        if held_out is not None and len(held_out):
+            pq.write_table(held_out.arrow(), folder / HELD_OUT)
+        files = {str(p.relative_to(folder)): _digest(p) for p in _files(folder)}
+        written = version.model_copy(update={"tensors": tensors, "learner": state, "files": files})
+        if pages is not None:
+            pages(folder)  # not among the files that are checked: a page is no part of the model
+        write_text_atomic(folder / MANIFEST, sealed(written))
+    return written
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(record: BaseModel) -> str:
+    """Return a record as JSON with the SHA-256 of its content."""
+    body = record.model_dump(mode="json")
+    return json.dumps({"sha256": _seal(body), "content": body}, indent=1)
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    """Read a record of a store.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in document:
+            if _seal(document["content"]) != document["sha256"]:
+                raise CheckpointError(
+                    f"{path}: damaged: its content is not the one it was written with (SHA-256)."
+                )
+            document = document["content"]
+        return kind.model_validate(document)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error
