@@ -242,3 +242,24 @@ def test_wide_spaces_of_two_widths_are_not_compared_item_by_item(compared: Any) 
     assert queries is not None
     assert 0 <= queries.kept <= 1
     assert np.isfinite([v.new for v in values]).all()
+
+
+def test_of_many_texts_some_are_searched_for_and_named_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    from everclip.diagnosis import set_changes
+    from everclip.diagnosis.seen import Embedded
+
+    monkeypatch.setattr(set_changes, "SPACE_ITEMS", 7)
+    units = torch.eye(30)
+
+    def embedded(turn: int) -> Embedded:
+        names = [f"text {i}" for i in range(30)]
+        return Embedded(
+            list(range(30)), units, units.roll(turn, 0), torch.arange(30), names, units.roll(turn, 0)
+        )
+
+    results = [set_changes.SearchResults.of(embedded(turn)) for turn in (0, 1)]
+    queries = set_changes.query_changes(embedded(0), *results)
+    assert queries is not None
+    assert queries.count == 6
+    for query in queries.most_changed:
+        assert query.text == f"text {query.old[0]}"

@@ -41,6 +41,9 @@ SHOWN_QUERIES = 20
 PAIRWISE = 2000
 """Items that metrics over pairs of items use at most."""
 
+SPACE_ITEMS = 5000
+"""Items that other metrics of the space use at most, and queries that are searched for."""
+
 _HITS = (0.0, 1.0)
 
 
@@ -224,10 +227,17 @@ class SearchResults:
         """Search both ways."""
         images, texts = side.images[side.gallery], side.query_features
         found = [
-            nearest(queries, items, k) if len(queries) and (k := results_per_query(len(items))) else None
+            nearest(queries[:: _stride(len(queries))], items, k)
+            if len(queries) and (k := results_per_query(len(items)))
+            else None
             for queries, items in ((texts, images), (images, texts))
         ]
         return cls(*found)
+
+
+def _stride(items: int) -> int:
+    """Return the step that takes at most `SPACE_ITEMS` of some items, evenly."""
+    return max(1, -(-items // SPACE_ITEMS))
 
 
 def results_per_query(items: int) -> int:
@@ -255,7 +265,7 @@ def query_changes(of: Embedded, old: SearchResults, new: SearchResults) -> Queri
         first_changed=float((before[:, 0] != after[:, 0]).double().mean()),
         most_changed=[
             QueryChange(
-                text=of.queries[i],
+                text=of.queries[i * _stride(len(of.queries))],
                 kept=float(kept[i]),
                 old=[rows[j] for j in before[i].tolist()],
                 new=[rows[j] for j in after[i].tolist()],
@@ -290,21 +300,25 @@ def space_changes(
 
     Comparisons of the two models are left out if their embeddings differ in width: such spaces share no directions.
     """
+    step = _stride(len(old.images))
+    old_images, old_texts, new_images, new_texts = (
+        rows[::step] for rows in (old.images, old.texts, new.images, new.texts)
+    )
     comparable = old.images.shape[1] == new.images.shape[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # `None` says that a metric is undefined
-        before = representation.measure(old.images, old.texts, sample=PAIRWISE, seed=seed)
+        before = representation.measure(old_images, old_texts, sample=PAIRWISE, seed=seed)
         after = representation.measure(
-            new.images,
-            new.texts,
-            (old.images, old.texts) if comparable else None,
+            new_images,
+            new_texts,
+            (old_images, old_texts) if comparable else None,
             sample=PAIRWISE,
             seed=seed,
         )
         turned = (
             {
-                "images": disorder.rotation_histogram(old.images, new.images),
-                "texts": disorder.rotation_histogram(old.texts, new.texts),
+                "images": disorder.rotation_histogram(old_images, new_images),
+                "texts": disorder.rotation_histogram(old_texts, new_texts),
             }
             if comparable
             else {}
