@@ -12,6 +12,7 @@ from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
     from everclip.store.records import Gate, Version
+    from everclip.store.thresholds import Carried
     from everclip.store.updating import Outlook, Updated
     from everclip.store.versions import Store
 
@@ -84,6 +85,13 @@ def update(
         bool,
         typer.Option("--accept-unclear", help="Serve even if a gate cannot tell or was not measured."),
     ] = False,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            "--thresholds",
+            help='A tagger\'s cut-offs as JSON {"class name": cosine}: also give those that keep each old precision.',
+        ),
+    ] = None,
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
@@ -96,11 +104,13 @@ def update(
     Example: everclip update stores/shop --data april.parquet
     """
     from everclip.errors import LimitError
+    from everclip.store.thresholds import read_thresholds
     from everclip.store.updating import outlook
     from everclip.store.updating import update as learn
     from everclip.store.versions import Store
 
     opened = Store(store, lambda line: typer.echo(line, err=True))
+    cuts = None if thresholds is None else read_thresholds(thresholds)
     if slices and not dry_run:
         raise ConfigError("--slice: only with --dry-run.")
     if dry_run:
@@ -113,6 +123,7 @@ def update(
         name=name,
         wait=wait,
         accept_unclear=accept_unclear,
+        thresholds=cuts,
         tell=lambda line: typer.echo(line, err=as_json),
     )
     typer.echo(done.version.model_dump_json(indent=1) if as_json else updated_text(opened, done))
@@ -249,9 +260,19 @@ def gate_line(gate: Gate) -> str:
     return f"  {gate.name:14} {gate.state:12} {gate.reason}"
 
 
+def threshold_line(of: Carried) -> str:
+    """Return a class's old and new threshold as a line."""
+    if of.new is None:
+        return f"  threshold of {of.name}: {of.old:.4f}, no new one: {of.note}"
+    before, after = of.recall
+    kept = "" if before is None or after is None else f", recall {before:.1%} to {after:.1%}"
+    return f"  threshold of {of.name}: {of.old:.4f} to {of.new:.4f} (precision {of.precision[0]:.1%}{kept})"
+
+
 def updated_text(store: Store, done: Updated) -> str:
     """Return what an update did."""
     lines = ["gates:", *map(gate_line, done.version.gates)]
+    lines += [threshold_line(of) for of in done.thresholds]
     lines.append(f"page: {store.folder(done.version.id) / 'diagnosis.html'}")
     if done.serves:
         lines.append(f"{done.version.id} serves now; `everclip rollback {store.path}` goes back")

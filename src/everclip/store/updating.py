@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from everclip.diagnosis.seen import see
 from everclip.errors import ConfigError
 from everclip.features.encoder import image_encoder
 from everclip.features.pictures import Pictures
-from everclip.files import crash_point
+from everclip.files import crash_point, write_text_atomic
 from everclip.learner.core import Learner
 from everclip.learner.tasks import make_task, table_of
 from everclip.scenarios.measuring import MeasuredSets
@@ -28,13 +29,14 @@ from everclip.store.gates import gates_of, passed
 from everclip.store.journal import now
 from everclip.store.records import Gate, Learned, Version
 from everclip.store.sets import Half, half, held_out_sets, parted, probe_sets
+from everclip.store.thresholds import Carried, carry_over
 from everclip.store.versions import Store
 from everclip.training.watching import Watcher
 
 SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
 """How far the weights may go from the parent's (0) to the learned ones (1); after WiSE-FT (arXiv 2109.01903)."""
 
-PAGE = "diagnosis.html"
+PAGE, THRESHOLDS = "diagnosis.html", "thresholds.json"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Updated:
         outlook: what was known before.
         serves: whether the new version serves now.
         sweep: share -> (loss of the known, gain on new data) on the halves that choose.
+        thresholds: of a tagger's classes, for the new version.
     """
 
     version: Version
@@ -91,6 +94,7 @@ class Updated:
     outlook: Outlook
     serves: bool
     sweep: dict[float, tuple[float, float]]
+    thresholds: list[Carried] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def update(
     name: str | None = None,
     wait: bool = False,
     accept_unclear: bool = False,
+    thresholds: Mapping[str, float] | None = None,
     watcher: Watcher | None = None,
     tell: Tell = lambda line: None,
 ) -> Updated:
@@ -201,6 +206,7 @@ def update(
         name: of the data; default: their own.
         wait: wait for another process that changes the store.
         accept_unclear: whether gates that cannot tell, or were not measured, count as passed.
+        thresholds: class name -> least cosine of a tag; the new version gets those that keep the old precision.
         watcher: follows the steps of training.
         tell: called with lines about the progress.
 
@@ -227,22 +233,25 @@ def update(
         compared = _judge(old, learner, parent, store.next_id(), read)
         gates = gates_of(compared.diagnosis, store.settings.gates, old, learner)
         good = passed(gates, accept_unclear)
+        cuts = carry_over(thresholds, old, learner, [*read.kept, read.new]) if thresholds else []
         version = store.add(
             learner,
             _record(store, learner, parent, read, name, gates, compared, share, good, started),
             read.held_out,
-            lambda folder: _pages(compared, folder),
+            lambda folder: _pages(compared, cuts, folder),
         )
         action.version = version.id
         action.detail = "serves" if good else "rejected"
         crash_point("in store: before switching")
         if good:
             store.point_to(version.id)
-    return Updated(version, compared, before, good, dict(sorted(sweep.items(), reverse=True)))
+    return Updated(version, compared, before, good, dict(sorted(sweep.items(), reverse=True)), cuts)
 
 
-def _pages(compared: Compared, folder: Path) -> None:
+def _pages(compared: Compared, cuts: Sequence[Carried], folder: Path) -> None:
     write_diagnosis(compared, folder / PAGE)
+    if cuts:
+        write_text_atomic(folder / THRESHOLDS, json.dumps({of.name: of.new for of in cuts}, indent=1))
 
 
 def _record(
