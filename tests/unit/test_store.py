@@ -472,8 +472,15 @@ def test_the_commands_from_init_to_rollback(command: Call, micro_folder: Path, t
     code, out, _ = command("update", path, "--data", micro_folder / "reference.parquet", "--dry-run")
     assert code == 0
     assert "rows to learn from" in out
-    code, out, _ = command("update", path, "--data", micro_folder / "reference.parquet")
+    name = pq.read_table(micro_folder / "reference.parquet")["class_name"][0].as_py()
+    (tmp_path / "cuts.json").write_text(json.dumps({name: -1.0, "nothing": 0.2}))
+    call = ("update", path, "--data", micro_folder / "reference.parquet")
+    code, out, _ = command(*call, "--thresholds", tmp_path / "cuts.json")
     assert (code, "v0002 serves now" in out) == (0, True)
+    assert "threshold of nothing: 0.2000, no new one: no measured image is of this class" in out
+    cuts = json.loads((path / "versions" / "v0002" / "thresholds.json").read_text())
+    assert cuts["nothing"] is None
+    assert -1 <= cuts[name] <= 1
     code, out, _ = command("versions", path)
     assert [line[:7] for line in out.splitlines()] == ["  v0001", "* v0002"]
     assert command("rollback", path)[1] == "v0001 serves\n"
