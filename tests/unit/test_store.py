@@ -472,6 +472,9 @@ def test_the_commands_from_init_to_rollback(command: Call, micro_folder: Path, t
     code, out, _ = command("update", path, "--data", micro_folder / "reference.parquet", "--dry-run")
     assert code == 0
     assert "rows to learn from" in out
+    assert "an update takes 2 steps, about" in out
+    assert "must be embedded again" in out
+    assert Store(path).ids() == ["v0001"]
     name = pq.read_table(micro_folder / "reference.parquet")["class_name"][0].as_py()
     (tmp_path / "cuts.json").write_text(json.dumps({name: -1.0, "nothing": 0.2}))
     call = ("update", path, "--data", micro_folder / "reference.parquet")

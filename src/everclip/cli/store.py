@@ -11,6 +11,7 @@ import typer
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
+    from everclip.store.foreseen import Foreseen
     from everclip.store.records import Gate, Version
     from everclip.store.thresholds import Carried
     from everclip.store.updating import Outlook, Updated
@@ -279,6 +280,29 @@ def updated_text(store: Store, done: Updated) -> str:
     return "\n".join(lines)
 
 
+def takes_lines(of: Foreseen | None) -> list[str]:
+    """Return what an update would take."""
+    from everclip.report.formats import seconds, size
+
+    if of is None:
+        return []
+    memory = "" if of.memory is None else f", about {size(of.memory)} of memory"
+    trained = (
+        "nothing to train"
+        if of.seconds is None
+        else f"{of.steps:,} steps, about {seconds(of.seconds)}{memory}"
+    )
+    index = (
+        "the image tower trains, so every search index of it must be embedded again"
+        if of.images_change
+        else "the image tower stays, so a search index of it stays valid"
+    )
+    return [
+        f"an update takes {trained}, and up to {size(of.disk)} of disk; the gates are measured after it",
+        index,
+    ]
+
+
 def outlook_text(found: Outlook) -> str:
     """Return what is known before an update."""
     lines = [f"{found.rows:,} rows to learn from, {found.held_out:,} only measured"]
@@ -294,6 +318,7 @@ def outlook_text(found: Outlook) -> str:
                 f"MMD² {of.mmd:.4f}, p {of.p:.3f})"
             )
         lines.append(line)
+    lines += takes_lines(found.takes)
     worth = found.slices[0]
     if (
         found.known is not None

@@ -25,6 +25,7 @@ from everclip.learner.core import Learner
 from everclip.learner.tasks import make_task, table_of
 from everclip.scenarios.measuring import MeasuredSets
 from everclip.store.drift import Drift, drift
+from everclip.store.foreseen import Foreseen, foresee
 from everclip.store.gates import gates_of, passed
 from everclip.store.journal import now
 from everclip.store.records import Gate, Learned, Version
@@ -66,6 +67,7 @@ class Outlook:
         slices: the new data, then parts of them.
         rows, held_out: rows to learn from, and rows that are only measured.
         notes: what is to be said about the data.
+        takes: what the update would take; `None` after one.
     """
 
     metric: str
@@ -74,6 +76,7 @@ class Outlook:
     rows: int
     held_out: int
     notes: list[str] = field(default_factory=list)
+    takes: Foreseen | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +139,12 @@ def outlook(store: Store, data: str | Table, slices: Sequence[str] = ()) -> Outl
         slices: columns whose values make parts.
     """
     parent = store.current.version
-    return _outlook(store, store.load(parent), read_update(store, data, parent), slices)
+    read = read_update(store, data, parent)
+    found = _outlook(store.load(parent), read, slices)
+    return replace(found, takes=foresee(store.load(parent), make_task(read.learn)))
 
 
-def _outlook(store: Store, learner: Learner, data: _Data, columns: Sequence[str] = ()) -> Outlook:
+def _outlook(learner: Learner, data: _Data, columns: Sequence[str] = ()) -> Outlook:
     seen = see(learner, _measured([*data.kept, data.new]), (), EvaluationConfig(), 0)
     metric = seen[data.new.name].metric
     outcomes = seen[data.new.name].outcomes[metric]
@@ -220,7 +225,7 @@ def update(
         parent = store.current.version
         read = read_update(store, data, parent)
         old = store.load(parent)
-        before = _outlook(store, old, read)
+        before = _outlook(old, read)
         tell(
             f"learning {len(read.learn):,} rows from {parent}; {len(read.held_out):,} rows are only measured"
         )
