@@ -167,12 +167,19 @@ def test_the_command_writes_a_table_and_a_page(
     html = (tmp_path / "blind.html").read_text()
     assert html.count('<img src="data:image/jpeg') == 2 * len(pairs)
     assert "http" not in html.replace("http://www.w3.org", "")
+    assert json.loads(out)["mixture"] is None
+    code, out, err = command(*words, *chosen, "--mix", 0.5, "-o", tmp_path / "mixed.parquet")
+    assert code == 0, err
+    said = f"A mixture, 0.5 x {micro_folder / 'model'} + 0.5 x timm:{SIZE}, tells"
+    assert said in out
+    assert said in (tmp_path / "mixed.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (("--above", 2), "--above: 2.0 is no cosine"),
+        (("--mix", 1.5), "--mix: 1.5 is no share of the CLIP"),
         (("-o", "pairs.csv"), "expected a file ending in .parquet"),
         (("--reference", "timm:test_vit"), "--reference-weights FILE"),
         (("--reference", "timm:test_vjt", "--reference-weights", "x"), "did you mean"),
@@ -203,6 +210,13 @@ def test_a_model_of_timm_gives_its_pooled_features_from_a_file_and_from_a_folder
     with torch.no_grad():
         expected = model(pixels)
     assert torch.allclose(loaded.encode(pixels), expected, atol=1e-6)
+    assert loaded.tokens is not None
+    with torch.no_grad():  # the tokens before the final norm, without a class token
+        own = model.forward_features(pixels)
+    tokens = loaded.tokens(pixels)
+    assert tokens.shape == (2, 100, model.embed_dim)
+    with torch.no_grad():
+        assert torch.allclose(model.norm(tokens), own[:, model.num_prefix_tokens :], atol=1e-5)
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(
@@ -232,6 +246,17 @@ def test_a_clip_is_an_image_encoder_too(micro_folder: Path, learner: Learner) ->
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(encoder.encode(pixels), learner.method.backbone.encode_image(pixels))
+    visual = learner.method.backbone.clip.visual
+    seen: list[torch.Tensor] = []
+    hook = visual.transformer.resblocks[-1].register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    with torch.no_grad():
+        encoder.encode(pixels)
+        learner.method.backbone.encode_image(pixels)
+    hook.remove()
+    assert encoder.tokens is not None
+    tokens = encoder.tokens(pixels)
+    assert tokens.shape[1] == visual.grid_size[0] * visual.grid_size[1]
+    assert torch.allclose(tokens, seen[-1][:, 1:], atol=1e-6)  # what enters the last block
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

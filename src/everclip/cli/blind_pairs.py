@@ -43,6 +43,13 @@ def blind_pairs(
             "--before", help="Pairs of an earlier model (.parquet): says which stay, heal or are new."
         ),
     ] = None,
+    mix: Annotated[
+        float | None,
+        typer.Option(
+            "--mix",
+            help="Say how many pairs a mixture with the reference tells apart; the CLIP's share, 0 to 1.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the pairs to this .parquet, and an .html page beside it."),
@@ -58,7 +65,7 @@ def blind_pairs(
 
     After an update: everclip blind-pairs photos/ --model runs/shop2 --before blind.parquet -o blind2.parquet
     """
-    _require_valid(above, below, output)
+    _require_valid(above, below, mix, output)
     found = _find(
         data,
         model,
@@ -69,12 +76,15 @@ def blind_pairs(
         below=below,
         limit=limit,
         per_image=per_image,
+        mix=mix,
     )
     _show(found, output, as_json)
 
 
-def _require_valid(above: float, below: float, output: Path | None) -> None:
-    """Refuse bounds that are no cosines, and an output that cannot be written."""
+def _require_valid(above: float, below: float, mix: float | None, output: Path | None) -> None:
+    """Refuse bounds that are no cosines, a share that is none, and an output that cannot be written."""
+    if mix is not None and not 0 <= mix <= 1:
+        raise ConfigError(f"--mix: {mix} is no share of the CLIP; expected 0 to 1.")
     for name, value in (("--above", above), ("--below", below)):
         if not -1 <= value <= 1:
             raise ConfigError(f"{name}: {value} is no cosine; expected -1 to 1.")
@@ -97,6 +107,7 @@ def _find(
     below: float,
     limit: int,
     per_image: int | None,
+    mix: float | None,
 ) -> BlindPairs:
     """Read data and models, and find the pairs; `reference` is its name and its file of weights."""
     from everclip.config import EvaluationConfig, validated
@@ -125,6 +136,7 @@ def _find(
         below=below,
         limit=limit,
         per_image=per_image,
+        mix=mix,
         earlier=earlier,
         tick=lambda done, total: progress.update(done, "images", total),
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
 from everclip.diagnosis.mining import MinedPairs, cosines_of, mine, spread
+from everclip.diagnosis.mixture import MixedPairs, mix_pairs
 from everclip.errors import DataError
 from everclip.features.encoder import Encoder
 from everclip.features.encoder import image_encoder as encoder_of
@@ -54,6 +55,7 @@ class BlindPairs:
         changes: number of pairs by what became of them, also of pairs that `per_image` leaves out; empty without an
             earlier model.
         weights: a hash of the reference's weights.
+        mixture: what a mixture of both models makes of the pairs, if one was asked for; before `per_image`.
         notes: what is to be said about the data and the models.
     """
 
@@ -67,6 +69,7 @@ class BlindPairs:
     healed: MinedPairs | None = None
     changes: dict[str, int] = field(default_factory=dict)
     weights: str = ""
+    mixture: MixedPairs | None = None
     notes: list[str] = field(default_factory=list)
 
     def rows(self) -> pa.Table:
@@ -143,6 +146,7 @@ def find_blind_pairs(
     limit: int,
     per_image: int | None = None,
     earlier: Earlier | None = None,
+    mix: float | None = None,
     features: FeatureService | None = None,
     tick: Tick = lambda done, total: None,
 ) -> BlindPairs:
@@ -156,6 +160,7 @@ def find_blind_pairs(
         above, below, limit: see `mine`.
         per_image: an image is in at most so many pairs.
         earlier: pairs of an earlier model of the same data.
+        mix: the CLIP's share in a mixture with the reference; says how many pairs it tells apart.
         features: encodes and remembers; default: the learner's.
         tick: called with (images done, all images) for each model.
 
@@ -184,6 +189,8 @@ def find_blind_pairs(
     found = BlindPairs(
         unique, mined, model, reference.name, above, below, weights=reference.fingerprint, notes=notes
     )
+    if mix is not None:
+        found.mixture = mix_pairs(*both, mined, mix, above)
     if earlier is not None:
         follow(found, earlier, both)
     if per_image is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,19 @@ def advice(found: BlindPairs) -> str:
     )
 
 
+def mixture(found: BlindPairs) -> str:
+    """Return in one sentence how many pairs a mixture of both models tells apart; empty if none was asked for."""
+    mixed = found.mixture
+    if mixed is None or not mixed.pairs:
+        return ""
+    shares = f"{mixed.weight:g} x {found.model} + {1 - mixed.weight:g} x {found.reference}"
+    return (
+        f"A mixture, {shares}, tells {mixed.apart:,} of {mixed.pairs:,} blind pairs apart by rank: their cosine is at "
+        f"most {mixed.bound:.3f}, which as many pairs exceed as exceed {found.above:g} for {found.model}. "
+        f"({mixed.below_bound:,} are at most {found.above:g}, but a mixture lowers most cosines.)"
+    )
+
+
 def document(found: BlindPairs) -> dict[str, Any]:
     """Return everything as JSON."""
     return {
@@ -48,6 +62,7 @@ def document(found: BlindPairs) -> dict[str, Any]:
         "images": len(found.table),
         "found": found.mined.found,
         "changes": found.changes,
+        "mixture": None if found.mixture is None else asdict(found.mixture),
         "notes": found.notes,
         "pairs": found.rows().to_pylist(),
     }
@@ -55,7 +70,11 @@ def document(found: BlindPairs) -> dict[str, Any]:
 
 def text(found: BlindPairs) -> str:
     """Return the headline, the notes, and the pairs of the largest gaps."""
-    lines = [headline(found), *filter(None, [advice(found)]), *(f"note: {note}" for note in found.notes)]
+    lines = [
+        headline(found),
+        *filter(None, [mixture(found), advice(found)]),
+        *(f"note: {note}" for note in found.notes),
+    ]
     for row in _rows(found, SHOWN_IN_TEXT):
         status = f"  {row['status']}" if row["status"] else ""
         lines.append(f"  {row['clip']} {row['reference']}  {row['names'][0]}  |  {row['names'][1]}{status}")
@@ -74,6 +93,7 @@ def write_page(found: BlindPairs, path: Path) -> Path:
     context = {
         "title": f"What {found.model} cannot see",
         "headline": headline(found),
+        "mixture": mixture(found),
         "advice": advice(found),
         "notes": found.notes,
         "rows": rows,

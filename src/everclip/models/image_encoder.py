@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from everclip.files import found_in
 from everclip.models.backbone import load_backbone
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.lite import LITE, lite_weights, renamed
+from everclip.models.vision_tokens import early_tokens, is_vision_transformer
 from everclip.models.weights import read_weights
 
 data: Any = timm.data  # it exports its functions without saying so
@@ -35,6 +36,9 @@ class ImageEncoder:
         transform: an image to pixels `(3, S, S)`.
         fingerprint: a hash of the weights and the architecture.
         notes: assumptions made.
+        tokens: pixels to patch tokens `(N, L, W)`, row by row and without a class token, as mixtures of features take
+            them: of a CLIP those before its last block, of timm's the last ones before the final norm; `None` if the
+            tower has none.
     """
 
     name: str
@@ -42,6 +46,41 @@ class ImageEncoder:
     transform: Callable[[Any], torch.Tensor]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    tokens: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def normalised_as(self, other: ImageEncoder) -> ImageEncoder:
+        """Return this encoder with pixels normalised by the mean and deviation of another one.
+
+        It is worse off with these. The published code of MMVP does so: its vision-only tower gets the CLIP's pixels.
+
+        Raises:
+            ConfigError: if one of the transforms has no normalisation.
+        """
+        mean, std = (torch.tensor(value) for value in _normalisation(other))
+        own_mean, own_std = (torch.tensor(value) for value in _normalisation(self))
+        transform = _Renormalised(self.transform, own_std / std, (own_mean - mean) / std)
+        note = f"pixels are normalised as those of {other.name}"
+        return replace(self, transform=transform, notes=(*self.notes, note))
+
+
+@dataclass(frozen=True)
+class _Renormalised:
+    """A transform, then another mean and deviation of its channels."""
+
+    transform: Callable[[Any], torch.Tensor]
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        return self.transform(image) * self.scale[:, None, None] + self.shift[:, None, None]
+
+
+def _normalisation(encoder: ImageEncoder) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of the three channels."""
+    for step in getattr(encoder.transform, "transforms", ()):
+        if hasattr(step, "mean") and hasattr(step, "std"):
+            return [float(v) for v in step.mean], [float(v) for v in step.std]
+    raise ConfigError(f"{encoder.name}: its transform has no normalisation that could be replaced.")
 
 
 def load_image_encoder(name: str, weights: str | None = None, device: str = "cpu") -> ImageEncoder:
@@ -90,8 +129,21 @@ def _of_clip(name: str, weights: str | None, device: str) -> ImageEncoder:
         with torch.inference_mode():
             return backbone.encode_image(pixels.to(device)).float().cpu()
 
+    def tokens(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            last = len(backbone.clip.visual.transformer.resblocks) - 1
+            return early_tokens(backbone.clip, pixels.to(device), last)[:, 1:].float().cpu()
+
     fingerprint = backbone.fingerprints()["image"]
-    return ImageEncoder(name, encode, backbone.preprocess, fingerprint, tuple(backbone.notes))
+    has_tokens = is_vision_transformer(backbone.clip)
+    return ImageEncoder(
+        name,
+        encode,
+        backbone.preprocess,
+        fingerprint,
+        tuple(backbone.notes),
+        tokens if has_tokens else None,
+    )
 
 
 def _of_timm(
@@ -169,6 +221,22 @@ def _encoder(
             features: torch.Tensor = timm_model.forward_head(maps, pre_logits=True)
             return features.float().cpu()
 
+    def tokens(pixels: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            (maps,) = timm_model.forward_intermediates(
+                pixels.to(device), indices=1, norm=False, intermediates_only=True
+            )
+            found: torch.Tensor = maps.flatten(2).transpose(1, 2).float().cpu()
+            return found
+
     transform: Any = data.create_transform(**config, is_training=False)
     weights = tensors_hash(model.state_dict().items())
-    return ImageEncoder(name, encode, transform, f"{weights}-{type(model).__name__}", tuple(notes))
+    has_tokens = hasattr(model, "forward_intermediates")
+    return ImageEncoder(
+        name,
+        encode,
+        transform,
+        f"{weights}-{type(model).__name__}",
+        tuple(notes),
+        tokens if has_tokens else None,
+    )
