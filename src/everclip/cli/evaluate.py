@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from everclip.cli.answers import BENCHMARKS, score_answers
 from everclip.cli.multi_image_text import print_questions
 from everclip.errors import ConfigError
 
@@ -28,7 +30,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a saved learner, an export, or a backbone (builtin:photo, ViT-B-32...)."
+            help="A run folder, a saved learner, an export, or a backbone (builtin:photo, ViT-B-32...); with "
+            "--answers the benchmark that was answered: mirb or mmvp."
         ),
     ],
     settings: Annotated[
@@ -54,6 +57,16 @@ def evaluate(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Encode every image again, and do not store features.")
     ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers", help="A generative model's answers (.jsonl), to score in place of a model."
+        ),
+    ] = None,
+    published_rule: Annotated[
+        bool,
+        typer.Option("--published-rule", help="Score answers as the published code does, with its defects."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model on data.
@@ -67,7 +80,21 @@ def evaluate(
     Example: everclip eval ViT-B-32 backbone.weights=model.pt --on test.csv --json
 
     Several images: everclip eval builtin:tiny --on emoji-multi-image
+
+    Answers of a generative model: everclip eval mirb --answers answers.jsonl --on MIRB/
     """
+    if answers is not None:
+        if settings or template or kind != "auto" or no_cache:
+            raise ConfigError("--answers: takes --on, --published-rule and --json; nothing is encoded.")
+        score_answers(model, answers, on or (), published_rule, as_json)
+        return
+    if published_rule:
+        raise ConfigError("--published-rule: applies to --answers only.")
+    if model in BENCHMARKS and not Path(model).exists():
+        raise ConfigError(
+            f"eval: {model} is a benchmark, no model. Measure a model with everclip eval MODEL --on FOLDER, or score "
+            f"answers with everclip eval {model} --answers FILE.jsonl."
+        )
     if not on:
         raise ConfigError("eval: no data to measure on; name data or a benchmark with --on DATA.")
     if kind not in ("auto", *SHOWN):
