@@ -28,7 +28,7 @@ DEFINED = {
     "docs/diagnose.md": ["95 %"],
     "docs/doctor.md": ["100 MB"],
     "docs/glossary.md": ["95 %", "4 MB"],
-    "docs/multi-image.md": ["30 %", "25 %"],  # of the development part; guessing a pair
+    "docs/multi-image.md": ["30 %", "25 %", "95 %"],  # of the development part; guessing a pair; level
     "docs/results.md": ["95 %"],
     "docs/resume.md": ["2 %"],
     "docs/scale-data.md": ["4 MB", "50 KB", "0.8 GB", "64 MB"],
