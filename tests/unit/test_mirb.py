@@ -217,16 +217,22 @@ def test_options_are_read_letter_by_letter(text: str, stem: str, options: list[s
     assert options_of(text) == (stem, options)
 
 
-def test_a_question_with_an_answer_that_the_text_tower_cuts_off_is_left_out(
+def test_a_question_with_a_text_that_the_text_tower_cuts_off_is_left_out(
     command: Call, micro_folder: Path, tmp_path: Path
 ) -> None:
     entries = mirb.questions()["codeu"]
     for number, entry in enumerate(entries):
         first = "print(1) " * 80 if number == 1 else "a cup"
         entry["questions"] = f"What does it show? Options: A. {first} B. a lid C. a box D. a hat"
-    folder = mirb.write(tmp_path / "MIR", {"codeu": entries})
+    foods = mirb.questions()["food"]
+    for number, entry in enumerate(foods):
+        asked = "Which of these " + ("is good " * 40 if number < 2 else "is good")
+        entry["questions"] = f"{asked}? Options: A. Food 1 B. Food 2 C. Food 3 D. None"
+    folder = mirb.write(tmp_path / "MIR", {"codeu": entries, "food": foods})
     _, out, error = command("eval", micro_folder / "model", "--on", folder, "--no-cache", "--json")
     part = Evaluation.model_validate_json(out).sets[0]
     assert part.questions is not None, error
     assert part.questions.tasks["codeu"].score.n == 5
-    assert "longer than the text tower reads" in part.questions.left_out["codeu (1 of 6)"]
+    assert part.questions.tasks["food"].score.n == 4
+    for what in ("codeu (1 of 6)", "food (2 of 6)"):
+        assert "longer than the text tower reads" in part.questions.left_out[what]

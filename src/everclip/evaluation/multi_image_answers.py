@@ -122,18 +122,16 @@ def answer_questions(
         texts: text -> its embedding `(D,)`.
         seed: of the choice of the development part.
         share: of the questions of a task with a threshold that are its development part.
-        cut_off: texts that are longer than the text tower reads; a question with such a candidate is left out.
+        cut_off: texts that are longer than the text tower reads; a question with one is left out.
     """
     thresholds: dict[str, Threshold] = {}
     left_out: dict[str, str] = {}
     scored: list[MultiImageTask] = []
     for name in dict.fromkeys(question.name for question in questions):
         mine = [question for question in questions if question.name == name]
-        if long := [
-            q for q in mine if q.kind == "retrieve" and not q.candidates and set(q.texts) & set(cut_off)
-        ]:
+        if long := [q for q in mine if not set(cut_off).isdisjoint(q.texts)]:
             what = name if len(long) == len(mine) else f"{name} ({len(long)} of {len(mine)})"
-            left_out[what] = "an answer is longer than the text tower reads"
+            left_out[what] = "a text is longer than the text tower reads"
             mine = [q for q in mine if q not in long]
         held = [q.needs_threshold and in_development(q, seed, share) for q in mine]
         develop = [q for q, out in zip(mine, held, strict=True) if out]
