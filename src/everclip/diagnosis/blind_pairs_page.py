@@ -62,6 +62,7 @@ def document(found: BlindPairs) -> dict[str, Any]:
         "images": len(found.table),
         "found": found.mined.found,
         "changes": found.changes,
+        "over": [asdict(change) for change in found.over],
         "mixture": None if found.mixture is None else asdict(found.mixture),
         "notes": found.notes,
         "pairs": found.rows().to_pylist(),
@@ -74,6 +75,7 @@ def text(found: BlindPairs) -> str:
         headline(found),
         *filter(None, [mixture(found), advice(found)]),
         *(f"note: {note}" for note in found.notes),
+        *_over(found),
     ]
     for row in _rows(found, SHOWN_IN_TEXT):
         status = f"  {row['status']}" if row["status"] else ""
@@ -83,6 +85,28 @@ def text(found: BlindPairs) -> str:
             len(lines) - min(SHOWN_IN_TEXT, len(found.mined)), "  CLIP reference  (largest gap first)"
         )
     return "\n".join(lines)
+
+
+ROW_HEADINGS = (
+    "row",
+    "blind",
+    "of the start's: stay",
+    "healed",
+    "new",
+    "healed since the row before",
+    "new since the row before",
+)
+
+
+def _over(found: BlindPairs) -> list[str]:
+    """Return what changed at each row of a run as a Markdown table; nothing without rows."""
+    if not found.over:
+        return []
+    lines = [f"| {' | '.join(ROW_HEADINGS)} |", "|" + "---|" * len(ROW_HEADINGS)]
+    for change in found.over:
+        label, *counts = asdict(change).values()
+        lines.append(f"| {label} | {' | '.join(f'{count:,}' for count in counts)} |")
+    return lines
 
 
 def write_page(found: BlindPairs, path: Path) -> Path:
@@ -99,6 +123,8 @@ def write_page(found: BlindPairs, path: Path) -> Path:
         "rows": rows,
         "more": len(found.mined) - len(rows),
         "found": found,
+        "headings": ROW_HEADINGS,
+        "over": [list(asdict(change).values()) for change in found.over],
     }
     write_text_atomic(path, render_page("blind_pairs.html.j2", context))
     return path
