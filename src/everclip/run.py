@@ -22,6 +22,7 @@ from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results
 from everclip.files import crash_point, optional_write, require_writable
+from everclip.learner.row_models import LEARN, RowModels
 from everclip.running import extending
 from everclip.running.checkpoint_times import CheckpointTimes
 from everclip.running.checkpoint_writing import write_checkpoint
@@ -31,8 +32,7 @@ from everclip.running.live_view import StreamView
 from everclip.running.outcome import Status, build_results, measurements_of
 from everclip.running.prepare import Prepared, prepare
 from everclip.running.remarks import is_printed, start_notes, write_quarantine
-from everclip.running.row_models import RowModels
-from everclip.running.run_state import EVALUATE, LEARN, RunState
+from everclip.running.run_state import EVALUATE, RunState
 from everclip.running.stream_rows import moment, pause_step, planned_row
 from everclip.running.task_progress import TaskProgress
 from everclip.running.time_left import TimeLeft, sizes_of

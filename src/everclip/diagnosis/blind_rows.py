@@ -14,9 +14,9 @@ from everclip.errors import ConfigError
 from everclip.evaluation.results import FILE, Results
 from everclip.files import user_path
 from everclip.learner.core import Learner
+from everclip.learner.row_models import RowModels
 from everclip.models.image_encoder import ImageEncoder
 from everclip.registry import read_yaml
-from everclip.running.row_models import RowModels
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.run_folder import CONFIG
 

@@ -22,7 +22,7 @@ from everclip.evaluation.results import Example, Row
 from everclip.evaluation.set_features import Tick
 from everclip.learner.core import Learner
 from everclip.learner.fit import learner_for
-from everclip.running.row_models import RowModels
+from everclip.learner.row_models import RowModels
 from everclip.running.run_state import RunState
 from everclip.scenarios.base import ListScenario
 from everclip.training.run_folder import CONFIG

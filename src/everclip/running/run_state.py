@@ -7,7 +7,7 @@ from typing import Any
 
 from everclip.training.run_folder import differences
 
-LEARN, EVALUATE = "learn", "evaluate"
+EVALUATE = "evaluate"
 
 
 @dataclass

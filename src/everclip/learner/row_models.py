@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from everclip.files import folder_atomic
 from everclip.learner.core import Learner
-from everclip.running.run_state import LEARN
 from everclip.training.checkpoint import STATE as CHECKPOINT_STATE
 from everclip.training.checkpoint import TENSORS as CHECKPOINT_TENSORS
 from everclip.training.checkpoint import Checkpoints
 from everclip.training.watching import Cursor
 
 MODELS = "rows/models"
+
+LEARN = "learn"
+"""The stage of a run after a row: the next task is to be learned."""
 
 _TENSORS, _STATE = "model.safetensors", "state.json"
 
