@@ -189,8 +189,73 @@ def test_no_known_data_and_equal_answers() -> None:
     assert unmeasured.state == "unmeasured"
     assert "--data" in unmeasured.sentence
     assert "On new data (april, 50 items), it changes by +40.0 points" in unmeasured.sentence
-    same = verdict.judge([judged("known", "kept", hits(50, 10), hits(50, 10))], 0.01, 0.95)
-    assert same.sentence == "Unchanged: both models give the same answers to every item."
+    equal = [judged("known", "kept", hits(50, 10), hits(50, 10))]
+    same = verdict.judge(equal, 0.01, 0.95, same_answers=True)
+    assert same.sentence == "Unchanged: both models are right on the same items."
+    many = judged("known", "kept", hits(500, 10), hits(500, 10))
+    assert verdict.judge([many], 0.01, 0.95).state == "unchanged"
+    assert verdict.judge([many, new], 0.01, 0.95).state == "safe"
+
+
+def test_few_items_of_which_none_changed_do_not_make_an_update_safe() -> None:
+    of = verdict.judge([judged("known", "kept", hits(50, 10), hits(50, 10))], 0.01, 0.95)
+    assert of.state == "unclear"
+    assert (
+        "not a single answer changed, but so few items do not tell whether the loss is above 1.0"
+        in of.sentence
+    )
+    assert of.more_items is not None
+    for times, state in ((0.9, "unclear"), (1.1, "unchanged")):
+        many = math.ceil(50 * of.more_items * times)
+        assert (
+            verdict.judge([judged("known", "kept", hits(many, 9), hits(many, 9))], 0.01, 0.95).state == state
+        )
+    numbers = verdict.numbers_of([judged("known", "kept", hits(50, 10), hits(50, 10))], 0.95)
+    assert numbers["loss_high"] == verdict.largest_loss(
+        [Answered("", "", False, hits(50, 10), hits(50, 10))], 0.95
+    )
+    assert (numbers["loss"], numbers["retention"]) == (0, 1)
+    assert numbers["retention_low"] == pytest.approx(1 - numbers["loss_high"] / 0.2)
+
+
+def test_two_lost_items_ask_for_as_many_as_decide() -> None:
+    of = verdict.judge([judged("known", "kept", hits(2, 2), hits(2, 0))], 0.01, 0.95)
+    assert of.sentence.endswith(
+        "do not tell whether the loss is above 1.0; about 3.0 times as many items would decide."
+    )
+    assert verdict.judge([judged("known", "kept", hits(6, 6), hits(6, 0))], 0.01, 0.95).state == "unsafe"
+
+
+def test_the_largest_loss_is_the_adjusted_wald_interval() -> None:
+    old, new = hits(100, 60), hits(100, 55)
+    new[99] = 1
+    lost, gained, n, z = 5 + 1, 1 + 1, 100 + 2, stats.norm.ppf(0.975)
+    expected = (lost - gained) / n + z * math.sqrt((lost + gained - (lost - gained) ** 2 / n) / n**2)
+    assert verdict.largest_loss([Answered("", "", False, old, new)], 0.95) == pytest.approx(expected)
+
+
+def test_a_true_loss_at_the_tolerance_is_rarely_called_safe() -> None:
+    draw = np.random.default_rng(1)
+    lost = draw.binomial(80, 0.05, size=400)
+    safe = [
+        verdict.largest_loss([Answered("", "", False, hits(80, 80), hits(80, 80 - n))], 0.95) <= 0.05
+        for n in lost
+    ]
+    assert np.mean(safe) <= 0.05
+
+
+def test_many_sets_are_judged_with_draws_in_their_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    one = judged("one", "kept", hits(9, 9), hits(9, 0))
+
+    def change(self: PairedMeasure, sets: Any, value: Any) -> Any:
+        used.append(self.draws)
+        return one.record.score.change
+
+    monkeypatch.setattr(PairedMeasure, "change", change)
+    for count in (1, 100, 10_000):
+        verdict._harmed([one] * count, 0.01, 0.95)
+    assert sorted(set(used)) == [10_000, 40_000, 100_000]
 
 
 def test_the_numbers_of_limits_by_hand() -> None:

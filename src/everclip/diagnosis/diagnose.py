@@ -10,7 +10,7 @@ from everclip.config import EvaluationConfig, resolve_config
 from everclip.contracts import EvalSet
 from everclip.diagnosis.block_similarity import compare_blocks
 from everclip.diagnosis.records import Diagnosis, Role, SetDiagnosis
-from everclip.diagnosis.seen import SeenSet, see
+from everclip.diagnosis.seen import SeenSet, common_items, see
 from everclip.diagnosis.set_changes import (
     SearchResults,
     calibration,
@@ -144,6 +144,11 @@ class _Both:
             )
 
     @property
+    def same_answers(self) -> bool:
+        """Whether both must answer alike: they encode alike, and none has scores of its own for classes."""
+        return self.same and all(learner.method.class_head() is None for learner in self.learners)
+
+    @property
     def learners(self) -> tuple[Learner, Learner]:
         return self.old, self.new
 
@@ -178,12 +183,7 @@ def diagnose(
     judged: list[Judged] = []
     times: list[OverTime] = []
     for target in targets:
-        was, now = _seen(both, target, chosen, settings, tick)
-        parts = {
-            name: _of_set(was[name], now[name], target.roles[name], chosen, settings.confidence)
-            for name in target.roles
-            if name in was and name in now
-        }
+        parts = _of_target(both, target, chosen, settings, tick)
         judged += parts.values()
         if (found := _over_time(target, parts, names, settings.confidence)) is not None:
             times.append(found)
@@ -197,7 +197,7 @@ def diagnose(
             towers={n: m.method.backbone.fingerprints() for n, m in zip(names, both.learners, strict=True)},
             data=[target.label for target in targets],
             confidence=settings.confidence,
-            verdict=judge(judged, chosen.tolerance, settings.confidence),
+            verdict=judge(judged, chosen.tolerance, settings.confidence, both.same_answers),
             numbers=numbers_of(judged, settings.confidence),
             sets=[one.record for one in judged],
             blocks=blocks,
@@ -254,6 +254,29 @@ def _seen(
     return found[0], found[1]
 
 
+def _of_target(
+    both: _Both,
+    target: Target,
+    options: Options,
+    settings: EvaluationConfig,
+    tick: Callable[[str, int, int], None],
+) -> dict[str, Judged]:
+    """Return everything about each set of a target."""
+    was, now = _seen(both, target, options, settings, tick)
+    parts = {}
+    for name, role in target.roles.items():
+        if name not in was or name not in now:
+            continue
+        old, new = common_items(was[name], now[name])
+        if old is not was[name]:
+            both.notes.append(
+                f"{name}: {len(old.positions):,} items that both models can answer are compared"
+            )
+        if old.positions:
+            parts[name] = _of_set(old, new, role, options, settings.confidence)
+    return parts
+
+
 def _of_set(old: SeenSet, new: SeenSet, role: Role, options: Options, confidence: float) -> Judged:
     """Return everything about one set."""
     metric = old.metric
@@ -307,7 +330,8 @@ def _blocks(both: _Both, sets: Mapping[str, EvalSet]) -> tuple[dict[str, list[fl
 def _texts(s: EvalSet) -> list[str]:
     if s.classes is not None:
         return [entry.prompts()[0] for entry in s.classes]
-    return [str(caption) for caption in s.data.column("caption")] if s.data.has("caption") else []
+    captions = s.data.column("caption") if s.data.has("caption") else []
+    return [str(caption) for caption in captions if caption is not None]
 
 
 def _seen_before(both: _Both, sets: Collection[EvalSet]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class SeenSet:
         s: the set.
         metric: its metric.
         outcomes: metric -> `(N,)` outcomes per item.
-        positions: rows of the set that are counted.
+        positions: the row of each item: of a pair, of its first image; of a question about several images, too.
         classes: the answers, for a set with classes.
         embedded: the embeddings; `None` if the method gives scores alone.
     """
@@ -102,11 +102,10 @@ class Watched:
     def __call__(self, found: Inspected) -> None:
         """Keep what the diagnosis of a set needs."""
         classes = _class_answers(found) if isinstance(found.answers, Predictions) else None
-        self.sets[found.s.name] = (
-            found.positions,
-            classes,
-            _embedded(found, self.limit) if self.limit else None,
-        )
+        # The images and texts of questions about several images do not match row by row.
+        embedded = _embedded(found, self.limit) if self.limit and found.s.kind != "multi-image" else None
+        items = found.positions[::2] if found.s.kind == "pairs" else found.positions
+        self.sets[found.s.name] = (items, classes, embedded)
 
 
 def see(
@@ -157,6 +156,23 @@ def see(
     return seen
 
 
+def common_items(old: SeenSet, new: SeenSet) -> tuple[SeenSet, SeenSet]:
+    """Return the items that both models answer.
+
+    They differ for questions about several images: one with a text that is longer than a text tower reads is left out.
+    """
+    if old.positions == new.positions:
+        return old, new
+    shared = set(old.positions) & set(new.positions)
+    return _restricted(old, shared), _restricted(new, shared)
+
+
+def _restricted(one: SeenSet, shared: set[int]) -> SeenSet:
+    kept = [item for item, position in enumerate(one.positions) if position in shared]
+    outcomes = {name: values[kept] for name, values in one.outcomes.items()}
+    return replace(one, outcomes=outcomes, positions=[one.positions[item] for item in kept])
+
+
 def _class_answers(found: Inspected) -> ClassAnswers:
     answers, space = found.answers, found.space
     assert isinstance(answers, Predictions)
@@ -189,7 +205,13 @@ def _embedded(found: Inspected, limit: int) -> Embedded | None:
     ):
         return None
     data = found.s.data
-    rows = chosen_rows([data.ids[position] for position in found.positions], limit)
+    written = None if found.space is not None else data.column("caption")
+    # The second image of a pair with one caption matches no text.
+    matching = [
+        row for row, place in enumerate(found.positions) if written is None or written[place] is not None
+    ]
+    chosen = chosen_rows([data.ids[found.positions[row]] for row in matching], limit)
+    rows = torch.tensor(matching, dtype=torch.int64)[chosen]
     places = [found.positions[row] for row in rows.tolist()]
     identities = data.identities()
     gallery = _first([identities[place] for place in places])
@@ -198,7 +220,7 @@ def _embedded(found: Inspected, limit: int) -> Embedded | None:
         own = texts[found.answers.truth.cpu()]
         queries = [entry.name for entry in found.space.entries]
         return Embedded(places, images, own[rows], gallery, queries, texts)
-    written = data.column("caption")
+    assert written is not None
     captions = [str(written[place]) for place in places]
     asked = _first(captions)
     texts = texts[rows]

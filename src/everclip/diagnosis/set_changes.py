@@ -53,6 +53,7 @@ def flip_counts(old: SeenSet, new: SeenSet, confidence: float) -> list[FlipCount
         "classification": ("accuracy",),
         "retrieval": ("text_to_image_r1", "image_to_text_r1"),
         "pairs": ("pair_text_to_image", "pair_image_to_text"),
+        "multi-image": ("multi_image_accuracy",),
     }[old.s.kind]
     counted = []
     for event in events:

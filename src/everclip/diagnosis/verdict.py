@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
 
 from everclip.diagnosis.records import SetDiagnosis, State, Verdict
 from everclip.errors import ConfigError, did_you_mean
 from everclip.report import formats
 from everclip.report.estimates import Change, Estimate
+from everclip.report.intervals import DRAWS, least_differing
 from everclip.report.paired import Answered, PairedMeasure, SetPair, mean_of_sets
+
+MOST_DRAWS = 100_000
+"""Resamples for a single set, whatever the number of sets."""
+
+MOST_TIMES = 100
+"""How many times as many items a verdict asks for at most."""
 
 TOLERANCE = 0.01
 """The largest loss of what the old model knew that counts as safe: 1 point."""
@@ -25,17 +36,18 @@ class Judged:
     answered: Answered
 
 
-def judge(sets: Sequence[Judged], tolerance: float, confidence: float) -> Verdict:
+def judge(sets: Sequence[Judged], tolerance: float, confidence: float, same_answers: bool = False) -> Verdict:
     """Say whether an update is safe.
 
     It is not if the mean over the kept sets loses more than `tolerance`, or a single one does. It is safe if the
-    interval of the mean excludes such a loss. Each single set is judged at a confidence that allows for their number
-    (Bonferroni), so that many sets do not make a false alarm likely.
+    interval of the mean and `largest_loss` exclude such a loss. Each single set is judged at a confidence that allows
+    for their number (Bonferroni), so that many sets do not make a false alarm likely.
 
     Args:
         sets: what both models answered.
         tolerance: the largest loss that counts as safe.
         confidence: of the intervals.
+        same_answers: whether both models must answer alike, so that equal hits are no chance of few items.
     """
     kept = [s for s in sets if s.record.role == "kept"]
     measure = PairedMeasure(confidence)
@@ -50,13 +62,11 @@ def judge(sets: Sequence[Judged], tolerance: float, confidence: float) -> Verdic
         )
     known = _mean(kept, measure)
     assert known is not None
-    each = PairedMeasure(1 - (1 - confidence) / len(kept))
-    harmed = [s for s in kept if _excludes(each.change([s.answered], mean_of_sets), tolerance)]
     worst = min(kept, key=lambda s: s.record.score.change.value).record
-    state, reason, more = _decide(known, harmed, tolerance)
-    unchanged = all(s.record.score.change.nothing for s in sets)
+    state, reason, more = _decide(known, kept, tolerance, confidence)
+    unchanged = all(s.record.score.change.nothing for s in sets) and (same_answers or state == "safe")
     if unchanged:
-        state, reason, more = "unchanged", "both models give the same answers to every item", None
+        state, reason, more = "unchanged", "both models are right on the same items", None
     return Verdict(
         state=state,
         sentence=_sentence(_FIRST[state], reason, None if unchanged else gain),
@@ -77,36 +87,86 @@ _FIRST: dict[State, str] = {
 }
 
 
-def _decide(known: SetPair, harmed: Sequence[Judged], tolerance: float) -> tuple[State, str, float | None]:
+def largest_loss(sets: Sequence[Answered], confidence: float, times: float = 1) -> float:
+    """Return the largest mean loss over sets that their items do not exclude, in [-1, 1].
+
+    It is for answers of which few or none changed: their bootstrap is far too narrow (two equal answers would exclude
+    every loss). Each set gets one lost and one gained item more, which is the adjusted Wald interval of paired
+    proportions (Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37).
+
+    Args:
+        sets: what both models answered.
+        confidence: of the two-sided interval whose end it is.
+        times: as if there were so many times as many items.
+    """
+    means, variances = [], []
+    for s in sets:
+        changes = s.second - s.first
+        n = times * len(changes) + 2
+        mean = times * float(changes.sum()) / n
+        means.append(mean)
+        variances.append(((times * float(np.square(changes).sum()) + 2) / n - mean**2) / n)
+    deviation = math.sqrt(sum(variances)) / len(sets)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    return min(1.0, z * deviation - sum(means) / len(sets))
+
+
+def _harmed(kept: Sequence[Judged], tolerance: float, confidence: float) -> list[Judged]:
+    """Return the sets that lose more than the tolerance, each at a confidence that allows for their number."""
+    missed = (1 - confidence) / len(kept)
+    # Enough draws that some lie in the tails.
+    each = PairedMeasure(1 - missed, draws=min(MOST_DRAWS, max(DRAWS, round(20 / missed))))
+    losing = [s for s in kept if s.record.score.change.value < -tolerance]
+    return [s for s in losing if _excludes(each.change([s.answered], mean_of_sets), tolerance)]
+
+
+def _decide(
+    known: SetPair, kept: Sequence[Judged], tolerance: float, confidence: float
+) -> tuple[State, str, float | None]:
     """Return the state, the reason, and how many times as many items would decide."""
+    answered = [s.answered for s in kept]
     change, allowed = known.change, f"a loss of {formats.plain_percent(tolerance)} is allowed"
     where = f"on what the old model knew ({known.name}, {known.items:,} items)"
     if _excludes(change, tolerance):
         return "unsafe", f"{where}, the new one loses {_size(change)}; {allowed}", None
-    if harmed:
+    if harmed := _harmed(kept, tolerance, confidence):
         one = min(harmed, key=lambda s: s.record.score.change.value).record
         return "unsafe", f"on {one.name}, the new model loses {_size(one.score.change)}; {allowed}", None
-    low, high = change.low, change.high
-    assert low is not None
-    assert high is not None
-    if low >= -tolerance:
-        moved = (
-            "not a single answer changed" if change.nothing else f"the new one changes by {_signed(change)}"
-        )
-        tail = "" if change.nothing else f", so a loss above {formats.plain_percent(tolerance)} is excluded"
+    assert change.low is not None  # a bootstrap has both ends
+    moved = "not a single answer changed" if change.nothing else f"the new one changes by {_signed(change)}"
+    excluded, limit = change.low >= -tolerance, formats.plain_percent(tolerance)
+    if excluded and largest_loss(answered, confidence) <= tolerance:
+        tail = "" if change.nothing else f", so a loss above {limit} is excluded"
         return "safe", f"{where}, {moved}{tail}", None
-    distance = abs(change.value + tolerance)
-    more = ((high - low) / 2 / distance) ** 2 if distance > 0 else None
-    if more is None or more > 100:
+    more = _more_items(change, answered, tolerance, confidence)
+    if excluded or (change.high is not None and change.high < -tolerance):
+        doubt = f"but so few items do not tell whether the loss is above {limit}"
+    else:
+        doubt = f"so the loss may be above or below {limit}"
+    if more is None:
         needed = "even many times as many items would not decide"
     else:
-        needed = f"about {max(more, 1.1):.1f} times as many items would decide"
-    return (
-        "unclear",
-        f"{where}, the new one changes by {_signed(change)}, so the loss may be above or below "
-        f"{formats.plain_percent(tolerance)}; {needed}",
-        more,
-    )
+        needed = f"about {more:.1f} times as many items would decide"
+    return "unclear", f"{where}, {moved}, {doubt}; {needed}", more
+
+
+def _more_items(
+    change: Change, answered: Sequence[Answered], tolerance: float, confidence: float
+) -> float | None:
+    """Return how many times as many items, with the same share of changed ones, would decide."""
+    assert change.low is not None  # a bootstrap has both ends
+    assert change.high is not None
+    distance = abs(change.value + tolerance)
+    if distance == 0:
+        return None
+    more = ((change.high - change.low) / 2 / distance) ** 2
+    if change.value < -tolerance:
+        differing = sum(int((s.first != s.second).sum()) for s in answered)
+        more = max(more, least_differing(confidence) / differing)
+    else:
+        while more <= MOST_TIMES and largest_loss(answered, confidence, more) > tolerance:
+            more = max(1.0, more) * 1.02
+    return max(more, 1.1) if more <= MOST_TIMES else None
 
 
 def _sentence(first: str, reason: str, gain: SetPair | None) -> str:
@@ -165,21 +225,17 @@ def numbers_of(sets: Sequence[Judged], confidence: float) -> dict[str, float]:
 
     `retention` is the mean score on the kept sets of the new model divided by that of the old one, `loss` and `gain`
     the difference of the means in [0, 1] (old minus new on kept sets, new minus old on new sets); with `_low` and
-    `_high`, the ends of their intervals. `worst_loss` is the largest loss of a kept set. `negative_flips` and
-    `positive_flips` are shares of the items of the kept sets, `new_negative_flips` and `new_positive_flips` those of
-    the new sets. `ece` is the mean calibration error of the new model, `ece_change` its change.
+    `_high`, the ends of their intervals. `loss_high` and `retention_low` allow for `largest_loss`. `worst_loss` is the
+    largest loss of a kept set. `negative_flips` and `positive_flips` are shares of the items of the kept sets,
+    `new_negative_flips` and `new_positive_flips` those of the new sets. `ece` is the mean calibration error of the new
+    model, `ece_change` its change.
     `SET.old`, `SET.new` and `SET.change` are the scores of one set.
     """
     measure = PairedMeasure(confidence)
     found: dict[str, float] = {}
     kept, new = ([s for s in sets if s.record.role == role] for role in ("kept", "new"))
     if kept:
-        answered = [s.answered for s in kept]
-        if (ratio := measure.ratio(answered)) is not None:
-            found |= _with_ends("retention", ratio)
-        change = measure.change(answered, mean_of_sets)
-        turned = Estimate(value=-change.value, low=_minus(change.high), high=_minus(change.low))
-        found |= _with_ends("loss", turned)
+        found |= _kept_numbers([s.answered for s in kept], confidence)
         found["worst_loss"] = -min(s.record.score.change.value for s in kept)
     if new:
         found |= _with_ends("gain", measure.change([s.answered for s in new], mean_of_sets))
@@ -204,8 +260,19 @@ def numbers_of(sets: Sequence[Judged], confidence: float) -> dict[str, float]:
     return {name: value + 0.0 for name, value in found.items()}  # no -0.0
 
 
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
+def _kept_numbers(answered: Sequence[Answered], confidence: float) -> dict[str, float]:
+    """Return `retention` and `loss` with their ends, which allow for what few items do not exclude."""
+    measure, most = PairedMeasure(confidence), largest_loss(answered, confidence)
+    change = measure.change(answered, mean_of_sets)
+    assert change.low is not None  # a bootstrap has both ends
+    assert change.high is not None
+    found = {"loss": -change.value, "loss_low": -change.high, "loss_high": max(-change.low, most)}
+    if (ratio := measure.ratio(answered)) is not None:
+        found |= _with_ends("retention", ratio)
+        if ratio.low is not None:
+            old = float(mean_of_sets([s.first.mean(axis=0) for s in answered]))
+            found["retention_low"] = max(0.0, min(ratio.low, 1 - most / old))
+    return found
 
 
 def _with_ends(name: str, of: Estimate) -> dict[str, float]:

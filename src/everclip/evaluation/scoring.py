@@ -43,9 +43,10 @@ class Inspected:
     Attributes:
         s: the set.
         answers: what its metrics took.
-        images: features of the counted images, row by row.
-        texts: features of the captions, row by row, or of the classes, one row per entry of `space`.
-        positions: `(N,)` rows of the set that are counted.
+        images: features of the counted images, row by row; of questions about several images, of all images.
+        texts: features of the captions, row by row, or of the classes, one row per entry of `space`; of questions about
+            several images, of their distinct texts.
+        positions: `(N,)` rows of the set that are counted; of questions about several images, their first images.
         space: the classes that were offered; `None` for a set without classes.
         names: the name of each distinct answer (a column of the scores); empty without classes.
     """
@@ -340,6 +341,8 @@ class RowScorer:
         answers = result.questions[s.name]
         self._measure(result, s, protocol, "multi-image", answers)
         if protocol.name == self.shown_protocol:
+            scored = [question.images[0] for question in answers.strong.questions]
+            self._inspect(Inspected(s, answers, images, texts.captions(s.name), scored))
             result.ambiguous[s.name] = answers.ambiguous
             result.thresholds[s.name] = {name: cut.value for name, cut in answers.thresholds.items()}
             result.per_class[s.name] = {name: answers.of_task(name).accuracy() for name in answers.names}

@@ -78,4 +78,9 @@ def enough_differ(first: Sequence[Array], second: Sequence[Array], confidence: f
     With only a few differing items, a percentile bootstrap is far too confident.
     """
     differing = sum(int((a != b).any(axis=1).sum()) for a, b in zip(first, second, strict=True))
-    return 2.0 ** (1 - differing) <= 1 - confidence
+    return differing >= least_differing(confidence)
+
+
+def least_differing(confidence: float) -> int:
+    """Return the least number of differing items for which a unanimous sign test rejects at this level."""
+    return math.ceil(1 - math.log2(1 - confidence))
