@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from everclip.config import EvaluationConfig
 from everclip.diagnosis.block_similarity import block_outputs, compare_blocks
@@ -189,6 +190,35 @@ def test_what_does_not_fit_is_refused(
     code, _, err = command("diagnose", *models, "--data", micro_folder / "data.parquet", *more)
     assert code == 2
     assert said in err
+
+
+def folder_of(path: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (path / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (90 * number, 10, 10)).save(path / name / "1.png")
+    return path
+
+
+def test_data_of_one_class_say_nothing(command: Call, micro_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(micro_folder / "model")
+    code, _, err = command(
+        "diagnose", micro_folder / "model", other, "--data", folder_of(tmp_path / "d", "cup")
+    )
+    assert (code, "it has one class ('cup')" in err) == (3, True)
+
+
+def test_templates_beside_the_data_count_as_they_do_for_eval(
+    command: Call, micro_folder: Path, tmp_path: Path
+) -> None:
+    data, model, other = folder_of(tmp_path / "d", "cup", "box"), micro_folder / "model", tmp_path / "other"
+    other.symlink_to(model)
+    (data / "zeroshot_classification_templates.txt").write_text("a {}\nthe {}\n")
+    code, out, _ = command("diagnose", model, other, "--data", data, "--json")
+    assert code == 0
+    assert any("texts around class names are the 2 of" in note for note in json.loads(out)["notes"])
+    code, out, _ = command("diagnose", model, other, "--data", data, "--json", "--template", "{}")
+    assert not any("are the 2 of" in note for note in json.loads(out)["notes"])
 
 
 def test_nothing_to_measure_on_and_no_run_are_said(command: Call, micro_folder: Path, tmp_path: Path) -> None:

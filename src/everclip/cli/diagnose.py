@@ -113,7 +113,7 @@ def _compare(
     quiet: bool,
 ) -> Compared:
     from everclip.config import EvaluationConfig
-    from everclip.diagnosis.diagnose import Options, diagnose, target_of_data
+    from everclip.diagnosis.diagnose import Options, diagnose, target_of_data, with_text_notes
     from everclip.diagnosis.of_run import before_and_after
     from everclip.files import cache_folder
     from everclip.learner.evaluate import load_model
@@ -127,6 +127,7 @@ def _compare(
         learners, names, targets = (load_model(models[0]), load_model(models[1])), labels_of(models), []
     targets += [target for name in data for target in target_of_data(name, "kept", texts)]
     targets += [target for name in new_data for target in target_of_data(name, "new", texts)]
+    targets = [with_text_notes(target, learners) for target in targets]
     progress = Progress(quiet=quiet)
     shown = ""
 

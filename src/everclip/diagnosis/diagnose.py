@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from everclip.config import EvaluationConfig, resolve_config
 from everclip.contracts import EvalSet
@@ -27,7 +28,7 @@ from everclip.errors import ConfigError
 from everclip.features.pictures import Pictures
 from everclip.interfaces import MeasuredScenario
 from everclip.learner.core import Learner
-from everclip.learner.evaluate import is_benchmark, read_set
+from everclip.learner.evaluate import is_benchmark, read_set, same_text_lines
 from everclip.learner.over_time import dated_sets
 from everclip.report.over_time import OverTime, over_time
 from everclip.report.paired import Answered, PairedMeasure
@@ -75,12 +76,24 @@ def target_of_data(name: str, role: Role, templates: tuple[str, ...] | None) -> 
     Args:
         name: data, see `DataSpec.source` (test rows if a column `split` marks some), or a stream.
         role: of data; the sets of a stream have their own: the base and the retention suite are kept, tasks are new.
-        templates: texts around class names of data; default: the name alone.
+        templates: texts around class names of data; default: see `read_set`.
     """
     if is_benchmark(name):
         return [target_of_stream(name, load_scenario(resolve_config(name).scenario))]
     label, measured, notes = read_set(name, templates)
     return [Target(label, MeasuredSets((measured,)), {measured.name: role}, notes=tuple(notes))]
+
+
+def with_text_notes(target: Target, models: Sequence[Learner]) -> Target:
+    """Return data with notes about classes that are one text to a model; streams say it themselves.
+
+    Raises:
+        DataError: for data of one answer: every model is right there.
+    """
+    if not isinstance(target.scenario, MeasuredSets):
+        return target
+    lines = [same_text_lines(target.scenario, model.method.backbone.tokenise) for model in models]
+    return replace(target, notes=tuple(dict.fromkeys([*target.notes, *chain(*lines)])))
 
 
 def target_of_stream(label: str, scenario: ListScenario) -> Target:

@@ -172,11 +172,9 @@ def evaluate_model(
     notes = [f"{model}: {line}" for line in getattr(learner.method.backbone, "notes", ())]
     features.folders.keep_in(None, settings, notes.append)
     for target in on:
-        own, file = (None, "") if texts is not None else _own_templates(target)
-        name, scenario, lines = _scenario(target, own or texts, kind)
-        if own is not None and any(s.classes for s in scenario.eval_sets):
-            lines = [*notes_without(lines, [Path(file).name]), _of_file(name, own, file)]
-        notes += [*lines, *_same_texts(scenario, learner.method.backbone.tokenise)]
+        own = None if texts is not None else _own_templates(target)[0]
+        name, scenario, lines = _scenario(target, texts, kind)
+        notes += [*lines, *same_text_lines(scenario, learner.method.backbone.tokenise)]
         notes += _learned_from(learner, scenario.eval_sets)
         sets = SetFeatures(scenario.eval_sets, features, settings.batch_size)
         rows = RowScorer(scenario, sets, settings, learner.seed, {}).row(
@@ -231,7 +229,8 @@ def read_set(
 
     Args:
         target: data, see `DataSpec.source`; test rows if a column `split` marks some.
-        templates: texts around class names, or the one around the captions of pairs; default: see `measured_set`.
+        templates: texts around class names, or the one around the captions of pairs; default: those of a file beside
+            the data (`zeroshot_classification_templates.txt`), else see `measured_set`.
         kind: see `evaluate_model`.
 
     Returns:
@@ -240,8 +239,11 @@ def read_set(
     spec = validated(DataSpec, {"source": source_of(target)}, "data") if isinstance(target, str) else target
     loaded = read(spec)
     wanted = None if kind == "auto" else kind
+    own, file = (None, "") if templates is not None else _own_templates(target)
     lines = [*loaded.guesses, *([loaded.quarantine.summary()] if loaded.quarantine.entries else [])]
-    measured = measured_set(loaded.table, templates, wanted, lines.append)
+    measured = measured_set(loaded.table, own or templates, wanted, lines.append)
+    if own is not None and measured.classes:
+        lines = [*notes_without(lines, [Path(file).name]), _of_file(spec.label, own, file)]
     if len(measured.data) < len(loaded.table) and measured.kind not in NEVER_TASKS:
         lines.append(
             f"{spec.label}: {len(measured.data):,} of {len(loaded.table):,} rows are scored: those with a "
@@ -250,7 +252,7 @@ def read_set(
     return spec.label, measured, lines
 
 
-def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:
+def same_text_lines(scenario: ListScenario | MeasuredSets, tokenise: Tokenise) -> list[str]:
     """Say which classes share an answer or have codes for names, and which sets of a benchmark have one answer alone.
 
     Raises:
@@ -259,8 +261,8 @@ def _same_texts(scenario: ListScenario, tokenise: Tokenise) -> list[str]:
     lonely = [line for s in scenario.eval_sets if (line := single_answer_note(s, tokenise)) is not None]
     if lonely and isinstance(scenario, MeasuredSets):
         raise DataError(
-            f"{lonely[0]}. Give data with more than one class or caption, or measure on a stream that has the other "
-            "names, too (--on STREAM.yaml)."
+            f"{lonely[0]}. Give data with more than one class or caption, or measure on a stream (STREAM.yaml) that "
+            "has the other names, too."
         )
     return [
         *lonely,
