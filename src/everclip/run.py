@@ -21,9 +21,10 @@ from everclip.evaluation.assemble import flat_metrics
 from everclip.evaluation.record import RowRecorder
 from everclip.evaluation.results import FILE as RESULTS
 from everclip.evaluation.results import Event, Example, Results
-from everclip.files import crash_point, optional_write, require_writable
+from everclip.files import crash_point, require_writable
 from everclip.learner.row_models import LEARN, RowModels
-from everclip.running import extending
+from everclip.report.diagnosis_link import PAGE
+from everclip.running import extending, pages
 from everclip.running.checkpoint_times import CheckpointTimes
 from everclip.running.checkpoint_writing import write_checkpoint
 from everclip.running.clock import Clock
@@ -151,6 +152,8 @@ class Run(Watcher):
                     self._stop_if_asked()
                 if (message := collapse(self.scenario, self.state, self.learner)) is not None:
                     self._event("collapsed", message)
+                if self._main:
+                    pages.remove_outdated(self.path, self.config.report)
                 results = self._write_results("finished")
                 self._diagnose()
             except (Interrupted, DivergedError):
@@ -178,8 +181,6 @@ class Run(Watcher):
 
     def _diagnose(self, only_if_missing: bool = False) -> None:
         """Compare the model before the run with the model now, for the report; one process does it alone."""
-        from everclip.diagnosis.of_run import PAGE, write_run_diagnosis
-
         page = self.path / PAGE
         if not self.config.report or not self._main or (only_if_missing and page.is_file()):
             return
@@ -195,17 +196,13 @@ class Run(Watcher):
                 self._stop.check()
 
         self.progress.start("diagnose (before and after)", 0)
-        with optional_write(page, f"`everclip diagnose {self.path}` compares the models later"):
-            write_run_diagnosis(self.path, self.scenario, self.learner, self.config, tick)
+        pages.write_before_and_after(self.scenario, self.learner, self.config, tick, self.progress.say)
         self.progress.finish()
 
     def _report(self, only_if_missing: bool = False) -> None:
-        from everclip.report import write_report
-
-        page = self.path / "report.html"
+        page = self.path / pages.REPORT
         if self.config.report and self._main and not (only_if_missing and page.is_file()):
-            with optional_write(page, f"`everclip report {self.path}` writes the report later"):
-                write_report(self.path)
+            pages.write_report_page(self.path)
 
     def _finished(self) -> bool:
         return self.state.task >= len(self.tasks)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ from everclip.diagnosis.block_similarity import block_outputs, compare_blocks
 from everclip.diagnosis.diagnose import Options, diagnose, target_of_data
 from everclip.diagnosis.diagnosis_page import write_diagnosis
 from everclip.diagnosis.diagnosis_text import diagnosis_text
+from everclip.errors import DataError, DivergedError, Interrupted
 from everclip.features.pictures import Pictures
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import load_model
 from everclip.models.modules.towers import tower_of
 from everclip.run import execute
+from everclip.running import pages
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -231,7 +234,7 @@ def test_nothing_to_measure_on_and_no_run_are_said(command: Call, micro_folder: 
 
 
 def test_a_run_compares_its_first_row_with_its_last(
-    micro_config: Callable[..., Any], command: Call, tmp_path: Path
+    micro_config: Callable[..., Any], command: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = micro_config("classes", "method=finetune", "training.steps=2", "report=true")
     results = execute(config)
@@ -250,8 +253,52 @@ def test_a_run_compares_its_first_row_with_its_last(
     again = json.loads(out)
     assert [s["score"] for s in again["sets"]] == [s["score"] for s in document["sets"]]
     (folder / "diagnosis.html").unlink()
+    (folder / "report.html").unlink()
+    with (
+        monkeypatch.context() as patch
+    ):  # an image cannot be read any more: the report is written all the same
+        patch.setattr(
+            "everclip.diagnosis.of_run.write_run_diagnosis", Mock(side_effect=DataError("no image"))
+        )
+        execute(config)
+    assert not (folder / "diagnosis.html").is_file()
+    assert 'href="diagnosis.html"' not in (folder / "report.html").read_text()
     execute(config)  # finished: only what is missing is written
     assert (folder / "diagnosis.html").is_file()
+    pages.remove_outdated(folder, report=True)
+    assert not list(folder.glob("*.html")) + list(folder.glob("diagnosis.*"))
+
+
+@pytest.mark.slow
+def test_a_run_stopped_in_its_diagnosis_keeps_its_result_and_goes_on_there(
+    micro_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(*more: str) -> Any:
+        return micro_config("time", "method=finetune", "training.steps=2", "report=true", *more)
+
+    execute(
+        config('scenario.tasks=[{name: "2001", where: {time: 2001}}, {name: "2002", where: {time: 2002}}]')
+    )
+    folder = Path(config().output)
+    with monkeypatch.context() as patch:
+        stopped = Mock(side_effect=Interrupted("SIGTERM"))
+        patch.setattr("everclip.diagnosis.of_run.write_run_diagnosis", stopped)
+        with pytest.raises(Interrupted):
+            execute(config(), extend=True)
+    result = (folder / "results.json").read_bytes()
+    assert json.loads(result)["status"] == "finished"
+    assert not (folder / "diagnosis.json").exists()  # not that of the shorter run
+    execute(config())
+    assert len(json.loads((folder / "diagnosis.json").read_text())["sets"]) == 5
+    assert (folder / "results.json").read_bytes() == result
+
+
+def test_a_model_whose_weights_are_not_numbers_is_said(old: Learner, micro_folder: Path) -> None:
+    damaged = load_model(str(micro_folder / "model"))
+    with torch.no_grad():
+        damaged.method.backbone.clip.visual.proj.fill_(float("nan"))
+    with pytest.raises(DivergedError, match=r"data.*: an embedding or a score of the model is NaN"):
+        found(old, damaged, micro_folder)
 
 
 def test_wide_spaces_of_two_widths_are_not_compared_item_by_item(compared: Any) -> None:

@@ -20,11 +20,11 @@ from everclip.learner.core import Learner
 from everclip.methods.build import build_method
 from everclip.models.backbone import load_backbone
 from everclip.registry import read_yaml
+from everclip.report.diagnosis_link import PAGE
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 from everclip.training.run_folder import CONFIG
 
-PAGE = "diagnosis.html"
 NAMES = ("before", "after")
 
 

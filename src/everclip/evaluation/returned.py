@@ -1,11 +1,28 @@
-"""What the function of a metric may return for one evaluation set."""
+"""What a model and the function of a metric may return for one evaluation set."""
 
 from __future__ import annotations
 
 import torch
 
-from everclip.errors import ConfigError
+from everclip.errors import ConfigError, DivergedError
 from everclip.metrics import Metric
+
+
+def require_numbers(name: str, *valid: torch.Tensor) -> None:
+    """Check that a model gave numbers.
+
+    Args:
+        name: of the evaluation set.
+        valid: which elements of its embeddings or scores are numbers, bool of any shape.
+
+    Raises:
+        DivergedError: if one is not.
+    """
+    if not all(bool(part.all()) for part in valid):
+        raise DivergedError(
+            f"{name}: an embedding or a score of the model is NaN or infinite; the model has diverged, or its weights "
+            "are damaged."
+        )
 
 
 def require_values(entry: Metric, found: object) -> None:

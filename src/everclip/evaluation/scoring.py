@@ -19,7 +19,7 @@ from everclip.evaluation.best_answers import BestAnswers, best_classes, nearest_
 from everclip.evaluation.confusions import Confusions, count_confusions
 from everclip.evaluation.multi_image_answers import MultiImageAnswers, answer_questions
 from everclip.evaluation.results import Experts, Score
-from everclip.evaluation.returned import require_values
+from everclip.evaluation.returned import require_numbers, require_values
 from everclip.evaluation.routes import count_experts, count_routes
 from everclip.evaluation.set_features import RowTexts, SetFeatures, Tick
 from everclip.evaluation.shared_answers import Answers, shared_answers
@@ -225,6 +225,7 @@ class RowScorer:
             bank = texts.bank(space)
             with torch.inference_mode():
                 cosines = method.class_scores(images, space, bank).float()
+        require_numbers(s.name, ~torch.isnan(cosines))  # -inf may mean that a class is not offered
         labels = torch.tensor([index[keys[i]] for i in counted], dtype=torch.int64)
         if protocol.same_texts == "one":
             answers = shared_answers(self._keys_of(method), space.entries, cosines, labels)
@@ -275,6 +276,7 @@ class RowScorer:
         if pool is None:
             return
         embeddings = (images[s.name]["embedding"], texts.captions(s.name)["embedding"])
+        require_numbers(s.name, *map(torch.isfinite, embeddings))
         ranked = pools.rank(
             s,
             embeddings,
@@ -300,10 +302,9 @@ class RowScorer:
         self, result: RowScores, s: EvalSet, protocol: EvalProtocol, images: Features, texts: RowTexts
     ) -> None:
         """Score pairs; a caption and an image only ever choose inside their pair, whatever the protocol."""
-        of_images, of_texts = (
-            features["embedding"].reshape(len(s.data) // 2, 2, -1)
-            for features in (images, texts.captions(s.name))
-        )
+        embeddings = (images["embedding"], texts.captions(s.name)["embedding"])
+        require_numbers(s.name, *map(torch.isfinite, embeddings))
+        of_images, of_texts = (features.reshape(len(s.data) // 2, 2, -1) for features in embeddings)
         answers = pairs.answer_pairs(
             pairs.pair_similarities(of_texts, of_images),
             torch.from_numpy(with_two_captions(s.data)),
@@ -334,6 +335,7 @@ class RowScorer:
         if s.name not in result.questions:
             words = texts_of_questions(s.data)
             of_words = texts.captions(s.name)["embedding"]
+            require_numbers(s.name, torch.isfinite(images["embedding"]), torch.isfinite(of_words))
             bank = {text: of_words[row] for row, text in enumerate(words)}
             result.questions[s.name] = answer_questions(
                 tasks_of(s.data), images["embedding"], bank, cut_off=longer_than_read(tokenizer, words)
