@@ -99,7 +99,7 @@ def test_a_model_against_itself_is_unchanged(old: Learner, micro_folder: Path) -
     assert of.verdict.state == "unchanged"
     assert all(not s.lost and not s.gained and s.score.change.nothing for s in of.sets)
     assert of.blocks == {}
-    assert any("embeddings, results and blocks are equal" in note for note in of.notes)
+    assert any("embeddings, search results and blocks are equal" in note for note in of.notes)
 
 
 def test_a_tolerance_decides_what_is_safe(old: Learner, new: Learner, micro_folder: Path) -> None:

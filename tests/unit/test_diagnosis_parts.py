@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_no_known_data_and_equal_answers() -> None:
     assert "--data" in unmeasured.sentence
     assert "On new data (april, 50 items), it changes by +40.0 points" in unmeasured.sentence
     equal = [judged("known", "kept", hits(50, 10), hits(50, 10))]
-    same = verdict.judge(equal, 0.01, 0.95, same_answers=True)
+    same = verdict.judge([replace(equal[0], same=True)], 0.01, 0.95)
     assert same.sentence == "Unchanged: both models are right on the same items."
     many = judged("known", "kept", hits(500, 10), hits(500, 10))
     assert verdict.judge([many], 0.01, 0.95).state == "unchanged"
@@ -210,10 +211,10 @@ def test_few_items_of_which_none_changed_do_not_make_an_update_safe() -> None:
         assert (
             verdict.judge([judged("known", "kept", hits(many, 9), hits(many, 9))], 0.01, 0.95).state == state
         )
-    numbers = verdict.numbers_of([judged("known", "kept", hits(50, 10), hits(50, 10))], 0.95)
-    assert numbers["loss_high"] == verdict.largest_loss(
-        [Answered("", "", False, hits(50, 10), hits(50, 10))], 0.95
-    )
+    few = judged("known", "kept", hits(50, 10), hits(50, 10))
+    numbers = verdict.numbers_of([few], 0.95)
+    assert numbers["loss_high"] == verdict.largest_loss([few], 0.95)
+    assert verdict.numbers_of([replace(few, same=True)], 0.95)["loss_high"] == 0
     assert (numbers["loss"], numbers["retention"]) == (0, 1)
     assert numbers["retention_low"] == pytest.approx(1 - numbers["loss_high"] / 0.2)
 
@@ -231,14 +232,15 @@ def test_the_largest_loss_is_the_adjusted_wald_interval() -> None:
     new[99] = 1
     lost, gained, n, z = 5 + 1, 1 + 1, 100 + 2, stats.norm.ppf(0.975)
     expected = (lost - gained) / n + z * math.sqrt((lost + gained - (lost - gained) ** 2 / n) / n**2)
-    assert verdict.largest_loss([Answered("", "", False, old, new)], 0.95) == pytest.approx(expected)
+    assert verdict.largest_loss([judged("a", "kept", old, new)], 0.95) == pytest.approx(expected)
 
 
 def test_a_true_loss_at_the_tolerance_is_rarely_called_safe() -> None:
     draw = np.random.default_rng(1)
-    lost = draw.binomial(80, 0.05, size=400)
+    lost, one = draw.binomial(80, 0.05, size=400), judged("a", "kept", hits(80, 80), hits(80, 80))
     safe = [
-        verdict.largest_loss([Answered("", "", False, hits(80, 80), hits(80, 80 - n))], 0.95) <= 0.05
+        verdict.largest_loss([replace(one, answered=replace(one.answered, second=hits(80, 80 - n)))], 0.95)
+        <= 0.05
         for n in lost
     ]
     assert np.mean(safe) <= 0.05

@@ -153,13 +153,13 @@ class _Both:
         self.same = first == second
         if self.same:
             self.notes.append(
-                "both models encode images and texts alike: embeddings, results and blocks are equal"
+                "both models encode images and texts alike: embeddings, search results and blocks are equal"
             )
 
-    @property
-    def same_answers(self) -> bool:
-        """Whether both must answer alike: they encode alike, and none has scores of its own for classes."""
-        return self.same and all(learner.method.class_head() is None for learner in self.learners)
+    def same_answers(self, s: EvalSet) -> bool:
+        """Whether both must answer a set alike: they encode alike, and none has scores of its own for its classes."""
+        heads = [learner.method.class_head() for learner in self.learners] if s.classes else []
+        return self.same and all(head is None for head in heads)
 
     @property
     def learners(self) -> tuple[Learner, Learner]:
@@ -210,7 +210,7 @@ def diagnose(
             towers={n: m.method.backbone.fingerprints() for n, m in zip(names, both.learners, strict=True)},
             data=[target.label for target in targets],
             confidence=settings.confidence,
-            verdict=judge(judged, chosen.tolerance, settings.confidence, both.same_answers),
+            verdict=judge(judged, chosen.tolerance, settings.confidence),
             numbers=numbers_of(judged, settings.confidence),
             sets=[one.record for one in judged],
             blocks=blocks,
@@ -286,7 +286,8 @@ def _of_target(
                 f"{name}: {len(old.positions):,} items that both models can answer are compared"
             )
         if old.positions:
-            parts[name] = _of_set(old, new, role, options, settings.confidence)
+            part = _of_set(old, new, role, options, settings.confidence)
+            parts[name] = replace(part, same=both.same_answers(old.s))
     return parts
 
 

@@ -65,7 +65,9 @@ def _context(compared: Compared, numbers: str) -> dict[str, Any]:
         "level": formats.percent(found.confidence, 0),
         "tolerance": formats.plain_percent(found.verdict.tolerance),
         "numbers_file": numbers,
-        "rows": [(s.name, ROLES[s.role], s.score.metric, *set_cells(s)) for s in found.sets],
+        "rows": [
+            (s.name, ROLES[s.role], get(s.score.metric, s.kind).label, *set_cells(s)) for s in found.sets
+        ],
         "scores": figures.scores(found),
         "dated": _dated(found),
         "parts": parts,

@@ -30,13 +30,20 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One set with its outcomes of both models."""
+    """One set with its outcomes of both models.
+
+    Attributes:
+        record: everything about the set.
+        answered: the outcomes.
+        same: whether both models must answer alike, so that equal outcomes are no chance of few items.
+    """
 
     record: SetDiagnosis
     answered: Answered
+    same: bool = False
 
 
-def judge(sets: Sequence[Judged], tolerance: float, confidence: float, same_answers: bool = False) -> Verdict:
+def judge(sets: Sequence[Judged], tolerance: float, confidence: float) -> Verdict:
     """Say whether an update is safe.
 
     It is not if the mean over the kept sets loses more than `tolerance`, or a single one does. It is safe if the
@@ -47,7 +54,6 @@ def judge(sets: Sequence[Judged], tolerance: float, confidence: float, same_answ
         sets: what both models answered.
         tolerance: the largest loss that counts as safe.
         confidence: of the intervals.
-        same_answers: whether both models must answer alike, so that equal hits are no chance of few items.
     """
     kept = [s for s in sets if s.record.role == "kept"]
     measure = PairedMeasure(confidence)
@@ -64,7 +70,7 @@ def judge(sets: Sequence[Judged], tolerance: float, confidence: float, same_answ
     assert known is not None
     worst = min(kept, key=lambda s: s.record.score.change.value).record
     state, reason, more = _decide(known, kept, tolerance, confidence)
-    unchanged = all(s.record.score.change.nothing for s in sets) and (same_answers or state == "safe")
+    unchanged = all(s.record.score.change.nothing for s in sets) and state == "safe"
     if unchanged:
         state, reason, more = "unchanged", "both models are right on the same items", None
     return Verdict(
@@ -87,7 +93,7 @@ _FIRST: dict[State, str] = {
 }
 
 
-def largest_loss(sets: Sequence[Answered], confidence: float, times: float = 1) -> float:
+def largest_loss(sets: Sequence[Judged], confidence: float, times: float = 1) -> float:
     """Return the largest mean loss over sets that their items do not exclude, in [-1, 1].
 
     It is for answers of which few or none changed: their bootstrap is far too narrow (two equal answers would exclude
@@ -101,7 +107,9 @@ def largest_loss(sets: Sequence[Answered], confidence: float, times: float = 1) 
     """
     means, variances = [], []
     for s in sets:
-        changes = s.second - s.first
+        if s.same:
+            continue  # loses nothing
+        changes = s.answered.second - s.answered.first
         n = times * len(changes) + 2
         mean = times * float(changes.sum()) / n
         means.append(mean)
@@ -124,7 +132,6 @@ def _decide(
     known: SetPair, kept: Sequence[Judged], tolerance: float, confidence: float
 ) -> tuple[State, str, float | None]:
     """Return the state, the reason, and how many times as many items would decide."""
-    answered = [s.answered for s in kept]
     change, allowed = known.change, f"a loss of {formats.plain_percent(tolerance)} is allowed"
     where = f"on what the old model knew ({known.name}, {known.items:,} items)"
     if _excludes(change, tolerance):
@@ -135,10 +142,10 @@ def _decide(
     assert change.low is not None  # a bootstrap has both ends
     moved = "not a single answer changed" if change.nothing else f"the new one changes by {_signed(change)}"
     excluded, limit = change.low >= -tolerance, formats.plain_percent(tolerance)
-    if excluded and largest_loss(answered, confidence) <= tolerance:
+    if excluded and largest_loss(kept, confidence) <= tolerance:
         tail = "" if change.nothing else f", so a loss above {limit} is excluded"
         return "safe", f"{where}, {moved}{tail}", None
-    more = _more_items(change, answered, tolerance, confidence)
+    more = _more_items(change, kept, tolerance, confidence)
     if excluded or (change.high is not None and change.high < -tolerance):
         doubt = f"but so few items do not tell whether the loss is above {limit}"
     else:
@@ -150,9 +157,7 @@ def _decide(
     return "unclear", f"{where}, {moved}, {doubt}; {needed}", more
 
 
-def _more_items(
-    change: Change, answered: Sequence[Answered], tolerance: float, confidence: float
-) -> float | None:
+def _more_items(change: Change, kept: Sequence[Judged], tolerance: float, confidence: float) -> float | None:
     """Return how many times as many items, with the same share of changed ones, would decide."""
     assert change.low is not None  # a bootstrap has both ends
     assert change.high is not None
@@ -161,10 +166,10 @@ def _more_items(
         return None
     more = ((change.high - change.low) / 2 / distance) ** 2
     if change.value < -tolerance:
-        differing = sum(int((s.first != s.second).sum()) for s in answered)
+        differing = sum(int((s.answered.first != s.answered.second).sum()) for s in kept)
         more = max(more, least_differing(confidence) / differing)
     else:
-        while more <= MOST_TIMES and largest_loss(answered, confidence, more) > tolerance:
+        while more <= MOST_TIMES and largest_loss(kept, confidence, more) > tolerance:
             more = max(1.0, more) * 1.02
     return max(more, 1.1) if more <= MOST_TIMES else None
 
@@ -235,7 +240,7 @@ def numbers_of(sets: Sequence[Judged], confidence: float) -> dict[str, float]:
     found: dict[str, float] = {}
     kept, new = ([s for s in sets if s.record.role == role] for role in ("kept", "new"))
     if kept:
-        found |= _kept_numbers([s.answered for s in kept], confidence)
+        found |= _kept_numbers(kept, confidence)
         found["worst_loss"] = -min(s.record.score.change.value for s in kept)
     if new:
         found |= _with_ends("gain", measure.change([s.answered for s in new], mean_of_sets))
@@ -260,9 +265,10 @@ def numbers_of(sets: Sequence[Judged], confidence: float) -> dict[str, float]:
     return {name: value + 0.0 for name, value in found.items()}  # no -0.0
 
 
-def _kept_numbers(answered: Sequence[Answered], confidence: float) -> dict[str, float]:
+def _kept_numbers(kept: Sequence[Judged], confidence: float) -> dict[str, float]:
     """Return `retention` and `loss` with their ends, which allow for what few items do not exclude."""
-    measure, most = PairedMeasure(confidence), largest_loss(answered, confidence)
+    answered = [s.answered for s in kept]
+    measure, most = PairedMeasure(confidence), largest_loss(kept, confidence)
     change = measure.change(answered, mean_of_sets)
     assert change.low is not None  # a bootstrap has both ends
     assert change.high is not None
