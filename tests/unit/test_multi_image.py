@@ -305,6 +305,12 @@ def len_of_development(file: Path) -> int:
     return sum(task.needs_threshold and in_development(task, 0) for task in tasks(file))
 
 
+def test_every_built_in_question_has_a_first_image_also_one_that_only_a_text_asks() -> None:
+    asked = tasks_of(read(validated(DataSpec, {"source": "builtin:emoji-multi-image"}, "data")).table)
+    assert any(not question.images for question in asked)  # a diagnosis names a question by its first image
+    assert all(question.first_row in (*question.images, *question.candidates) for question in asked)
+
+
 @pytest.mark.slow
 def test_the_built_in_set_runs_in_half_a_minute(command: Call) -> None:
     code, out, error = command("eval", "builtin:tiny", "--on", "emoji-multi-image@1", "--no-cache", "--json")

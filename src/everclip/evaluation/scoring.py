@@ -343,7 +343,7 @@ class RowScorer:
         answers = result.questions[s.name]
         self._measure(result, s, protocol, "multi-image", answers)
         if protocol.name == self.shown_protocol:
-            scored = [question.images[0] for question in answers.strong.questions]
+            scored = [question.first_row for question in answers.strong.questions]
             self._inspect(Inspected(s, answers, images, texts.captions(s.name), scored))
             result.ambiguous[s.name] = answers.ambiguous
             result.thresholds[s.name] = {name: cut.value for name, cut in answers.thresholds.items()}

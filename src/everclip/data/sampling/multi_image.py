@@ -81,6 +81,11 @@ class MultiImageTask:
     content: str = ""
 
     @property
+    def first_row(self) -> int:
+        """The row of its first image, which is a candidate where a text asks for one."""
+        return (*self.images, *self.candidates)[0]
+
+    @property
     def guessing(self) -> float:
         """The probability of guessing right."""
         return 1 / self.choices
