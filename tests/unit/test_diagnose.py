@@ -18,7 +18,7 @@ from everclip.diagnosis.block_similarity import block_outputs, compare_blocks
 from everclip.diagnosis.diagnose import Options, diagnose, target_of_data
 from everclip.diagnosis.diagnosis_page import write_diagnosis
 from everclip.diagnosis.diagnosis_text import diagnosis_text
-from everclip.errors import DataError, DivergedError, Interrupted
+from everclip.errors import ConfigError, DataError, DivergedError, Interrupted
 from everclip.features.pictures import Pictures
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import load_model
@@ -128,6 +128,14 @@ def test_blocks_before_a_change_are_equal_and_later_ones_differ(
         assert values[1] < 0.999
     for side in ("image", "text"):
         assert not any(block._forward_hooks for block in tower_of(old.method.backbone.clip, side).blocks)
+
+
+def test_towers_without_blocks_are_said_in_one_line(old: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Mock(side_effect=ConfigError("method.trainable: modules cannot grow inside this tower"))
+    monkeypatch.setattr("everclip.diagnosis.block_similarity.tower_of", refused)
+    similar, notes = compare_blocks(old, old, Pictures.distinct([])[0], ["a", "b"])
+    assert similar == {}
+    assert [note.partition(" towers are not both")[0] for note in notes] == ["the image", "the text"]
 
 
 def test_block_outputs_do_not_depend_on_the_batches(old: Learner) -> None:
