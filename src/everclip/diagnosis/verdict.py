@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -265,6 +265,11 @@ def numbers_of(sets: Sequence[Judged], confidence: float) -> dict[str, float]:
     return {name: value + 0.0 for name, value in found.items()}  # no -0.0
 
 
+def _with_two_more(of: Answered) -> Answered:
+    """Add one lost and one gained item, as `largest_loss` does."""
+    return replace(of, first=np.append(of.first, [1, 0]), second=np.append(of.second, [0, 1]))
+
+
 def _kept_numbers(kept: Sequence[Judged], confidence: float) -> dict[str, float]:
     """Return `retention` and `loss` with their ends, which allow for what few items do not exclude."""
     answered = [s.answered for s in kept]
@@ -275,9 +280,9 @@ def _kept_numbers(kept: Sequence[Judged], confidence: float) -> dict[str, float]
     found = {"loss": -change.value, "loss_low": -change.high, "loss_high": max(-change.low, most)}
     if (ratio := measure.ratio(answered)) is not None:
         found |= _with_ends("retention", ratio)
-        if ratio.low is not None:
-            old = float(mean_of_sets([s.first.mean(axis=0) for s in answered]))
-            found["retention_low"] = max(0.0, min(ratio.low, 1 - most / old))
+        careful = measure.ratio([s.answered if s.same else _with_two_more(s.answered) for s in kept])
+        if ratio.low is not None and careful is not None and careful.low is not None:
+            found["retention_low"] = min(ratio.low, careful.low)
     return found
 
 
