@@ -4,10 +4,17 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
 from torch import Tensor, nn
+
+@dataclass
+class CLIPVisionCfg: ...
+
+@dataclass
+class CLIPTextCfg: ...
 
 class CLIP(nn.Module):
     visual: VisionTransformer

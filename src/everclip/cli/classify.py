@@ -47,9 +47,10 @@ def classify(
     choices = [*(name or []), *_lines(names)]
     templates = templates_of(template or ("{}",), "--template")
     files = [file for image in images for file in _files(image)]
-    from everclip.learner.evaluate import learned_names, load_model
+    from everclip.learner.evaluate import learned_names
+    from everclip.store.loading import load_any
 
-    learner = load_model(model, None if weights is None else {"weights": weights})
+    learner = load_any(model, None if weights is None else {"weights": weights})
     if not choices:
         choices = learned_names(model, learner)
         if not choices:

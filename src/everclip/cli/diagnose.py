@@ -116,7 +116,7 @@ def _compare(
     from everclip.diagnosis.diagnose import Options, diagnose, target_of_data, with_text_notes
     from everclip.diagnosis.of_run import before_and_after
     from everclip.files import cache_folder
-    from everclip.learner.evaluate import load_model
+    from everclip.store.loading import load_any
     from everclip.templates import templates_of
     from everclip.training.progress import Progress
 
@@ -124,7 +124,7 @@ def _compare(
     if len(models) == 1:
         learners, names, targets = before_and_after(models[0], read_stream=not data and not new_data)
     else:
-        learners, names, targets = (load_model(models[0]), load_model(models[1])), labels_of(models), []
+        learners, names, targets = (load_any(models[0]), load_any(models[1])), labels_of(models), []
     targets += [target for name in data for target in target_of_data(name, "kept", texts)]
     targets += [target for name in new_data for target in target_of_data(name, "new", texts)]
     targets = [with_text_notes(target, learners) for target in targets]

@@ -126,7 +126,8 @@ def _measure(
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.spec import DataSpec
     from everclip.files import cache_folder
-    from everclip.learner.evaluate import evaluate_model, is_benchmark, load_model, source_of
+    from everclip.learner.evaluate import evaluate_model, is_benchmark, source_of
+    from everclip.store.loading import load_any
     from everclip.training.progress import Progress
 
     cache = None if no_cache else str(cache_folder() / "features")
@@ -138,7 +139,7 @@ def _measure(
     progress = Progress(quiet=quiet)
     progress.start("evaluate", 0)
     evaluation = evaluate_model(
-        load_model(model, sections["backbone"]),
+        load_any(model, sections["backbone"]),
         model,
         targets,
         templates,

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A run folder, a saved learner, or a backbone.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A run folder, a saved learner, a store (STORE or STORE@v0003), or a backbone."),
+    ],
     folder: Annotated[Path, typer.Argument(help="Folder to write; it is created.")],
+    form: Annotated[
+        str, typer.Option("--format", help="open_clip, transformers (a CLIPModel folder) or onnx.")
+    ] = "open_clip",
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Write only the LoRA, in PEFT's layout.")
+    ] = False,
     half: Annotated[
         bool, typer.Option("--half", help="Store float16: half the size, nearly the same embeddings.")
     ] = False,
@@ -29,21 +38,36 @@ def export(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write a model as an open_clip folder.
+    """Write a model for other programs, with a model card.
 
-    Tests that open_clip loads the folder and gives the same embeddings. LoRA is merged into the weights. For `rail`,
-    also writes its classifier: head.safetensors, head.json, and classify.py, which uses model and classifier with
-    open_clip alone. For `text-ridge`, also writes its text correction: correction.safetensors, correction.json, a
-    README, and corrected.py, which encodes, searches and classifies with it, with open_clip alone.
+    Loads the folder without the model and compares: tokens, pixels and embeddings must be the same. LoRA is merged
+    into the weights; --adapter-only writes LoRA alone. For `rail`, also writes its classifier: head.safetensors,
+    head.json, and classify.py, which uses model and classifier with open_clip alone. For `text-ridge`, also writes its
+    text correction: correction.safetensors, correction.json, and corrected.py, which encodes, searches and classifies
+    with it, with open_clip alone. README.md is the model card.
 
     Example: everclip export runs/emoji-time-replay-s0 exported/mine
+
+    Example: everclip export STORE@v0003 exported/mine --format onnx
     """
     from everclip.files import require_writable
-    from everclip.models.export import check_target, describe
+    from everclip.models.export import check_target
+    from everclip.models.export_layouts import layout_of
+    from everclip.models.export_parity import describe
 
+    layout = layout_of(form)
     check_target(folder, force)
     require_writable(folder.absolute().parent, "FOLDER")
-    exported, _, card = run_export(model, folder, half=half, force=force, weights=weights, key=key)
+    exported, _, card = run_export(
+        model,
+        folder,
+        half=half,
+        force=force,
+        weights=weights,
+        key=key,
+        form=form,
+        adapter_only=adapter_only,
+    )
     document = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document}, indent=1))
@@ -53,7 +77,9 @@ def export(
     typer.echo(f"{folder}: {exported.bytes / 1e6:.1f} MB, {document['precision']}, {_source(card['source'])}")
     if exported.merged:
         typer.echo(f"merged into the weights: {', '.join(exported.merged)}")
-    typer.echo(f"loaded with open_clip, compared with the model: {describe(exported.parity)}")
+    program = "open_clip" if form == "open_clip" else layout.program
+    program = "the start model and its adapter" if adapter_only else program
+    typer.echo(f"loaded with {program}, compared with the model: {describe(exported.parity)}")
     for line in _beside(folder):
         typer.echo(line)
     typer.echo("\n".join(["to load it:", *(f"  {line}" for line in document["usage"])]))
@@ -67,45 +93,114 @@ def run_export(
     force: bool = False,
     weights: str | None = None,
     key: str | None = None,
+    form: str = "open_clip",
+    adapter_only: bool = False,
 ) -> tuple[Exported, Backbone, dict[str, Any]]:
     """Export the model that `model` names; see `everclip.models.export.export_backbone`."""
+    from everclip.cli.export_source import card_of
     from everclip.config import BackboneConfig, validated
-    from everclip.errors import ConfigError
     from everclip.models.backbone import load_backbone
     from everclip.models.export import export_backbone
+    from everclip.models.export_layouts import layout_of
 
+    layout = layout_of(form)
+    if adapter_only:
+        _require_adapter_alone(half, form)
+    found = _learner(model)
+    if found is not None:
+        learner, source = found
+        card = {**card_of(learner.method.backbone), "source": source}
+        exported = _export_learner(
+            model, learner, folder, card, half=half, force=force, form=form, adapter_only=adapter_only
+        )
+        return exported, learner.method.backbone, card
+    config = validated(BackboneConfig, {"name": model, "weights": weights, "key": key}, "backbone")
+    backbone = load_backbone(config)
+    if adapter_only:
+        from everclip.errors import ConfigError
+
+        raise ConfigError(f"export: --adapter-only: {model} is a backbone, which holds no LoRA.")
+    card = {
+        **card_of(backbone),
+        "source": {"kind": "backbone", **config.model_dump(mode="json", exclude_none=True)},
+    }
+    exported = export_backbone(backbone, folder, card, half=half, force=force, layout=layout)
+    return exported, backbone, card
+
+
+def _require_adapter_alone(half: bool, form: str) -> None:
+    from everclip.errors import ConfigError
+
+    if half:
+        raise ConfigError("export: --adapter-only writes float32; leave out --half.")
+    if form == "onnx":
+        raise ConfigError("export: --adapter-only writes PEFT's layout, not ONNX; leave out --format.")
+
+
+def _learner(model: str) -> tuple[Learner, dict[str, Any]] | None:
+    """Return the learner that `model` names and its source; `None` if it names a backbone."""
+    from everclip.cli.export_source import source_of_learner, source_of_version
+    from everclip.store.loading import store_of
+
+    stored = store_of(model)
+    if stored is not None:
+        store, version = stored
+        learner = store.load(version)
+        return learner, source_of_version(store, version, learner)
     if (Path(model) / "checkpoints").is_dir():
         from everclip.learner import Learner
 
         learner = Learner.load(model)
-        method = learner.method.cpu()
-        correction = method.text_correction()
-        beside = method.class_head() or correction
-        if beside is None and method.outside_towers is not None:
-            raise ConfigError(
-                f"{model}: {method.outside_towers}, which open_clip's layout cannot hold: the export would be the "
-                "model without it. Keep the run or learner folder; `Learner.load` predicts with it."
-            )
-        card = {**_card(method.backbone), "source": _of_learner(Path(model), learner)}
-        exported = export_backbone(
-            method.backbone,
-            folder,
-            card,
-            half=half,
-            force=force,
-            encode_images=lambda pixels: method.encode_images(pixels)["embedding"],
-            # A correction is compared apart from the towers, which do not know it.
-            encode_texts=None if correction else lambda tokens: method.encode_texts(tokens)["embedding"],
-            beside=beside,
+        return learner, source_of_learner(Path(model), learner)
+    return None
+
+
+def _export_learner(
+    model: str,
+    learner: Learner,
+    folder: Path,
+    card: dict[str, Any],
+    *,
+    half: bool,
+    force: bool,
+    form: str,
+    adapter_only: bool,
+) -> Exported:
+    from everclip.errors import ConfigError
+    from everclip.models.export import export_backbone
+    from everclip.models.export_adapter import export_adapter
+    from everclip.models.export_layouts import layout_of
+
+    method = learner.method.cpu()
+    correction = method.text_correction()
+    beside = method.class_head() or correction
+    if beside is None and method.outside_towers is not None:
+        raise ConfigError(
+            f"{model}: {method.outside_towers}, which no layout of an export can hold: the export would be the "
+            "model without it. Keep the run or learner folder; `Learner.load` predicts with it."
         )
-        return exported, method.backbone, card
-    config = validated(BackboneConfig, {"name": model, "weights": weights, "key": key}, "backbone")
-    backbone = load_backbone(config)
-    card = {
-        **_card(backbone),
-        "source": {"kind": "backbone", **config.model_dump(mode="json", exclude_none=True)},
+    # A correction is compared apart from the towers, which do not know it.
+    encode = {
+        "encode_images": lambda pixels: method.encode_images(pixels)["embedding"],
+        "encode_texts": None if correction else lambda tokens: method.encode_texts(tokens)["embedding"],
     }
-    return export_backbone(backbone, folder, card, half=half, force=force), backbone, card
+    if adapter_only:
+        if beside is not None:
+            raise ConfigError(
+                f"{model}: {method.preset} learned a part beside the towers, which an adapter cannot hold; leave out "
+                "--adapter-only."
+            )
+        return export_adapter(method.backbone, folder, card, force=force, **encode)
+    return export_backbone(
+        method.backbone,
+        folder,
+        card,
+        half=half,
+        force=force,
+        beside=beside,
+        layout=layout_of(form),
+        **encode,
+    )
 
 
 def _beside(folder: Path) -> list[str]:
@@ -121,48 +216,6 @@ def _beside(folder: Path) -> list[str]:
             )
             lines.append(f"{what}: {learned}; {script} loads it")
     return lines
-
-
-def _card(backbone: Backbone) -> dict[str, Any]:
-    from everclip import __version__
-    from everclip.training.environment import versions
-
-    return {
-        "format": 1,
-        "versions": {**versions(), "everclip": __version__},
-        "assumed": list(backbone.notes),
-    }
-
-
-def _of_learner(folder: Path, learner: Learner) -> dict[str, Any]:
-    """Return the source of a learned model, with the metrics of its run if there is one."""
-    from everclip.evaluation.results import FILE, Results
-
-    source: dict[str, Any] = {
-        "kind": "learner",
-        "name": folder.resolve().name,
-        "method": {
-            "name": learner.method.preset,
-            "settings": learner.method.settings.model_dump(mode="json"),
-        },
-        "training": learner.training.model_dump(mode="json"),
-        "seed": learner.seed,
-        "learned_tasks": sorted(learner.learned),
-        "start": learner.method.backbone.config.model_dump(mode="json", exclude_none=True),
-    }
-    if (folder / FILE).is_file():
-        results = Results.read(folder)
-        source |= {
-            "kind": "run",
-            "benchmark": results.benchmark,
-            "status": results.status,
-            "tasks": [task.name for task in results.tasks],
-            "headline": results.headline,
-            "metrics": results.metrics,
-            "data": results.provenance.get("data", {}),
-            "towers_before": results.provenance.get("towers_before", {}),
-        }
-    return source
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -10,27 +10,35 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from PIL import Image
 from safetensors.torch import save_file
 
 from everclip.contracts import ClassHead, TextCorrection
 from everclip.errors import ConfigError, EverclipError
 from everclip.files import folder_atomic
 from everclip.models.backbone import Backbone
+from everclip.models.export_card import is_readme, limits_of, write_model_card
 from everclip.models.export_correction import (
     CORRECTION_FILES,
     README,
     correction_distance,
     correction_usage,
-    is_readme,
     write_correction,
     write_readme,
 )
 from everclip.models.export_head import HEAD_FILES, head_distance, head_usage, write_head
+from everclip.models.export_parity import (
+    HALF_LIMIT,
+    TEXTS,
+    Expected,
+    ExportLayout,
+    Parity,
+    describe,
+    distance,
+    probes,
+)
 from everclip.models.layout import CONFIG, MERGES, WEIGHTS
 from everclip.models.modules.grow import grown, merge_into
 from everclip.models.modules.token_rows import has_rows, put_rows_back
@@ -40,47 +48,14 @@ from everclip.models.vocabulary import GrownTokenizer
 
 CARD = "card.json"
 
-HALF_LIMIT = 0.01
-"""Largest difference in a number of a unit embedding that half precision may cause."""
-
-ROUNDING_LIMIT = 1e-6
-"""Largest difference in a number of a unit embedding from rounding: threads and memory decide the order of sums."""
-
-TEXTS = ("a photo of a dog", "Two red squares, one blue circle!", "", "naïve 東京 🎈", "word " * 200)
+OTHER_LAYOUTS = {
+    *("config.json", "model.safetensors", "preprocessor_config.json"),
+    *("image.onnx", "text.onnx", "preprocess.json", "usage.py"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+}
+"""Files of exports in other layouts than open_clip's."""
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Largest absolute differences between a model and its export as plain open_clip loads it.
-
-    Attributes:
-        pixels: of preprocessed images.
-        images, texts: of unit embeddings.
-        logit_scale: of the factor on cosines.
-        tokens: whether the tokens of every text are equal.
-        head: of the scores of a class head; `None` without a head.
-        correction: of corrected unit embeddings of texts; `None` without a correction.
-    """
-
-    pixels: float
-    images: float
-    texts: float
-    logit_scale: float
-    tokens: bool
-    head: float | None = None
-    correction: float | None = None
-
-    def within(self, limit: float) -> bool:
-        """Return whether tokens, pixels and scale are equal and embeddings differ by at most `limit`.
-
-        The scores of a class head and corrected texts may differ by ten times as much, because they amplify differences
-        of embeddings.
-        """
-        same = self.tokens and self.pixels == self.logit_scale == 0
-        amplified = max(self.head or 0, self.correction or 0)
-        return same and max(self.images, self.texts) <= limit and amplified <= 10 * limit
 
 
 @dataclass(frozen=True)
@@ -93,14 +68,6 @@ class Exported:
     parity: Parity
 
 
-def probes() -> list[Image.Image]:
-    """Return images of several shapes: noise, a ramp, a flat colour."""
-    draw = np.random.default_rng(0)
-    noise = [draw.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((97, 160), (300, 211), (64, 64))]
-    ramp = np.linspace(0, 255, 256 * 192 * 3).reshape(192, 256, 3).astype(np.uint8)
-    return [Image.fromarray(a) for a in (*noise, ramp, np.full((50, 50, 3), 255, np.uint8))]
-
-
 def export_backbone(
     backbone: Backbone,
     folder: Path,
@@ -111,8 +78,9 @@ def export_backbone(
     encode_images: Encode | None = None,
     encode_texts: Encode | None = None,
     beside: ClassHead | TextCorrection | None = None,
+    layout: ExportLayout | None = None,
 ) -> Exported:
-    """Write a backbone in open_clip's layout, atomically, load it with plain open_clip, and compare the embeddings.
+    """Write a backbone in a layout, atomically, load it without the model, and compare the embeddings.
 
     Args:
         backbone: the model, on the CPU; its LoRA is merged in place.
@@ -124,42 +92,75 @@ def export_backbone(
             default: those of the backbone. With a text correction, those of texts are those before it.
         beside: what was learned beside the backbone, to be written and compared as well: a classifier
             (`head.safetensors`, `head.json`, `classify.py`) or a text correction (`correction.safetensors`,
-            `correction.json`, `corrected.py`). The scripts need only open_clip.
+            `correction.json`, `corrected.py`). The scripts need only open_clip, and no other layout has a place for
+            it.
+        layout: see `everclip.models.export_layouts`; default: open_clip's, compared with what plain open_clip loads.
 
     Raises:
         ConfigError: if the layout cannot hold the model, or `folder` holds something else.
-        EverclipError: if plain open_clip does not give the model's embeddings; then nothing is written.
+        EverclipError: if what was written does not give the model's embeddings; then nothing is written.
     """
+    layout = layout or OPEN_CLIP
     check_target(folder, force)
+    _require_fitting(backbone, layout, beside)
+    backbone.eval()
+    expected = expected_of(backbone, encode_images, encode_texts)
+    merged = tuple(sorted(grown(backbone.clip)))
+    _merge(backbone, layout)
+    if has_rows(backbone.clip):
+        put_rows_back(backbone.clip)
+    with folder_atomic(folder) as aside:
+        layout.write(backbone, aside, half)
+        with torch.inference_mode():
+            parity = layout.compare(backbone, aside, expected)
+            parity = _put_beside(beside, backbone, aside, expected.images, parity)
+        _require_parity(parity, layout, half)
+        lines = layout.usage(folder, backbone) if beside is None else usage(folder, backbone, beside)
+        document = {**card, "precision": "fp16" if half else "fp32", "merged": list(merged)}
+        document |= {"layout": layout.name, "limits": limits_of(backbone), "more_limits": list(layout.notes)}
+        document |= {"towers": backbone.fingerprints(), "parity": asdict(parity), "usage": lines}
+        put_card(document, aside, beside)
+        size = sum(file.stat().st_size for file in aside.iterdir())
+        old = set_aside(folder)
+    if old is not None:
+        shutil.rmtree(old)
+    return Exported(folder, size, merged, parity)
+
+
+def _require_fitting(
+    backbone: Backbone, layout: ExportLayout, beside: ClassHead | TextCorrection | None
+) -> None:
     if backbone.layout is None:
         raise ConfigError("export: this model was made by hand: its configuration is not known.")
-    backbone.eval()
+    layout.check(backbone)
+    if beside is not None and layout.name != OPEN_CLIP.name:
+        what = "class head" if isinstance(beside, ClassHead) else "text correction"
+        raise ConfigError(
+            f"export: the model learned a {what} beside its towers, for which --format {layout.name} has no place; "
+            f"--format {OPEN_CLIP.name} writes it with a script that reads it."
+        )
+
+
+def expected_of(
+    backbone: Backbone, encode_images: Encode | None = None, encode_texts: Encode | None = None
+) -> Expected:
+    """Return what a model makes of the probes."""
     pixels = torch.stack([backbone.preprocess(image) for image in probes()])
     tokens = backbone.tokenise(list(TEXTS))
     with torch.inference_mode():
         images = (encode_images or backbone.encode_image)(pixels)
         texts = (encode_texts or backbone.encode_text)(tokens)
-    merged = tuple(sorted(grown(backbone.clip)))
-    _merge(backbone)
-    if has_rows(backbone.clip):
-        put_rows_back(backbone.clip)
-    with folder_atomic(folder) as aside:
-        _write_files(backbone, aside, half)
-        with torch.inference_mode():
-            parity = _compare(backbone, aside, (pixels, tokens, images, texts))
-            parity = _put_beside(beside, backbone, aside, images, parity)
-        _require_parity(parity, HALF_LIMIT if half else ROUNDING_LIMIT)
-        document = {**card, "precision": "fp16" if half else "fp32", "merged": list(merged)}
-        lines = usage(folder, backbone, beside)
-        document |= {"towers": backbone.fingerprints(), "parity": asdict(parity), "usage": lines}
-        if isinstance(beside, TextCorrection):
-            write_readme(beside, aside, card.get("source", {}), lines)
-        (aside / CARD).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        size = sum(file.stat().st_size for file in aside.iterdir())
-        old = _set_aside(folder)
-    if old is not None:
-        shutil.rmtree(old)
-    return Exported(folder, size, merged, parity)
+    return Expected(pixels, tokens, images, texts)
+
+
+def put_card(
+    document: dict[str, Any], folder: Path, beside: ClassHead | TextCorrection | None = None
+) -> None:
+    """Write `card.json` and the model card into the folder of an export."""
+    if isinstance(beside, TextCorrection):
+        write_readme(beside, folder, document.get("source", {}), document["usage"])
+    write_model_card(document, folder / README)
+    (folder / CARD).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _put_beside(
@@ -179,23 +180,13 @@ def _put_beside(
     return parity
 
 
-def _require_parity(parity: Parity, limit: float) -> None:
-    if not parity.within(limit):
+def _require_parity(parity: Parity, layout: ExportLayout, half: bool) -> None:
+    limit = HALF_LIMIT if half else layout.limit
+    if not parity.within(limit, layout.pixel_limit):
         raise EverclipError(
-            f"export: plain open_clip does not give the model's embeddings: {describe(parity)} (allowed: "
+            f"export: {layout.program} does not give the model's embeddings: {describe(parity)} (allowed: "
             f"{limit:g}). Nothing was written. The method may use more than the weights of its backbone to predict."
         )
-
-
-def describe(parity: Parity) -> str:
-    """Describe a parity in one line."""
-    tokens = "equal tokens" if parity.tokens else "different tokens"
-    head = "" if parity.head is None else f", class scores {parity.head:g}"
-    corrected = "" if parity.correction is None else f", corrected text embeddings {parity.correction:g}"
-    return (
-        f"{tokens}, largest difference of pixels {parity.pixels:g}, image embeddings {parity.images:g}, text "
-        f"embeddings {parity.texts:g}, logit scale {parity.logit_scale:g}{head}{corrected}"
-    )
 
 
 def usage(folder: Path, backbone: Backbone, beside: ClassHead | TextCorrection | None = None) -> list[str]:
@@ -234,8 +225,10 @@ def check_target(folder: Path, force: bool) -> None:
     ours = {CONFIG, WEIGHTS, CARD, MERGES, *HF_FILES, *HEAD_FILES, *CORRECTION_FILES, "__pycache__"} - {
         README
     }
+    if (folder / CARD).is_file():  # else it may be the folder of somebody's model
+        ours |= OTHER_LAYOUTS
     others = sorted(p.name for p in folder.iterdir() if p.name not in ours and not is_readme(p))
-    if others or not (folder / CONFIG).is_file():
+    if others or not ((folder / CONFIG).is_file() or (folder / CARD).is_file()):
         listed = ", ".join(others[:5]) or ", ".join(sorted(p.name for p in folder.iterdir()))
         raise ConfigError(
             f"export: {folder} is not an earlier export (it holds {listed}); give another folder."
@@ -244,13 +237,13 @@ def check_target(folder: Path, force: bool) -> None:
         raise ConfigError(f"export: {folder} exists already; --force replaces it.")
 
 
-def _merge(backbone: Backbone) -> None:
+def _merge(backbone: Backbone, layout: ExportLayout) -> None:
     try:
         merge_into(backbone.clip)
     except ConfigError as error:
         raise ConfigError(
-            f"export: open_clip's layout can only hold a plain CLIP: {error} Use the model from its run folder "
-            "(Learner.load, everclip eval), or train LoRA or parts of the towers instead, which can be merged."
+            f"export: the layout of --format {layout.name} can only hold a plain CLIP: {error} Use the model from its "
+            "run folder (Learner.load, everclip eval), or train LoRA or parts of the towers, which can be merged."
         ) from error
 
 
@@ -291,11 +284,9 @@ def _plain_vocabulary(
     return {**model_cfg, "text_cfg": {k: v for k, v in text_cfg.items() if k != "eos_id"}}
 
 
-def _compare(
-    backbone: Backbone, folder: Path, expected: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-) -> Parity:
+def _compare(backbone: Backbone, folder: Path, expected: Expected) -> Parity:
     """Load a folder with open_clip's own functions, encode the probes, and compare."""
-    pixels, tokens, images, texts = expected
+    tokens = expected.tokens
     try:
         with quiet(), offline():
             clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -313,21 +304,15 @@ def _compare(
         tokens = torch.tensor([[new_id[i] for i in row] for row in tokens.tolist()])
     scale = clip.logit_scale.exp().squeeze()
     return Parity(
-        pixels=_distance(prepared, pixels),
-        images=_distance(clip.encode_image(prepared, normalize=True), images),
-        texts=_distance(clip.encode_text(ids, normalize=True), texts),
-        logit_scale=_distance(scale, backbone.logit_scale),
+        pixels=distance(prepared, expected.pixels),
+        images=distance(clip.encode_image(prepared, normalize=True), expected.images),
+        texts=distance(clip.encode_text(ids, normalize=True), expected.texts),
+        logit_scale=distance(scale, backbone.logit_scale),
         tokens=torch.equal(ids, tokens),
     )
 
 
-def _distance(one: torch.Tensor, two: torch.Tensor) -> float:
-    if one.shape != two.shape:
-        return float(torch.finfo(torch.float32).max)
-    return float((one.double() - two.double()).abs().max())
-
-
-def _set_aside(folder: Path) -> Path | None:
+def set_aside(folder: Path) -> Path | None:
     """Rename an earlier export; the caller removes it when the new one is in place."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -335,3 +320,6 @@ def _set_aside(folder: Path) -> Path | None:
     shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)
     return old
+
+
+OPEN_CLIP = ExportLayout("open_clip", "plain open_clip", lambda backbone: None, _write_files, _compare, usage)

@@ -24,7 +24,7 @@ TENSORS, RULE, LOADER, README = CORRECTION_FILES = (
 )
 
 TITLE = "# A CLIP with corrected texts, exported by everclip"
-"""First line of the README: a folder with another README is not an earlier export."""
+"""First line of the README."""
 
 COMPARED = 100
 """Number of learned texts whose embeddings are compared."""
@@ -64,14 +64,6 @@ From {source}.
   private if the data are.
 """
 )
-
-
-def is_readme(file: Path) -> bool:
-    """Return whether a file is the README of an export."""
-    if file.name != README or not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return stream.read(len(TITLE)) == TITLE.encode()
 
 
 def correction_usage(folder: Path, classes: bool) -> list[str]:

@@ -93,6 +93,11 @@ def _hint(folder: Path) -> str:
             " It is a distributed checkpoint of PyTorch. Join its files: python -m "
             f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt"
         )
+    if (folder / "image.onnx").is_file() and (folder / "text.onnx").is_file():
+        return (
+            " It is an export to ONNX, which other programs run (see usage.py in it) and everclip does not read: name "
+            "the run or model that it was made from, or export that with --format open_clip."
+        )
     if (folder / "adapter_config.json").is_file():
         return (
             " It holds an adapter (LoRA), which only changes a model. Merge it with the library that made it (with "

@@ -77,6 +77,8 @@ def tokenizer_settings(folder: Path, vocabulary: int) -> tuple[dict[str, Any], t
         folder: the model's folder.
         vocabulary: the number of tokens that its text tower embeds.
     """
+    if (folder / MERGES).is_file():
+        return {}, ()  # an export, which holds open_clip's own form as well
     standard = SimpleTokenizer()
     merges = _merges(folder)
     if merges is None and standard.vocab_size == vocabulary:

@@ -52,7 +52,7 @@ _LEGACY_END = 2
 
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 
-_NAMES = (
+NAMES = (
     (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
     (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
     (r"text_model\.final_layer_norm\.", "ln_final."),
@@ -69,7 +69,7 @@ _NAMES = (
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
     (r"\.mlp\.fc2\.", ".mlp.c_proj."),
 )
-_PROJECTIONS = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+PROJECTIONS = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
 _QUERY = re.compile(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
@@ -91,8 +91,8 @@ def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for name, tensor in state.items():
         if name.endswith("embeddings.position_ids"):
             continue  # 0, 1, 2...
-        if name in _PROJECTIONS:
-            result[_PROJECTIONS[name]] = tensor.T.contiguous()
+        if name in PROJECTIONS:
+            result[PROJECTIONS[name]] = tensor.T.contiguous()
         elif match := _QUERY.fullmatch(name):
             parts.setdefault((match[1], match[3]), {})[match[2]] = tensor
         else:
@@ -106,7 +106,7 @@ def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _renamed(name: str) -> str:
-    for pattern, ours in _NAMES:
+    for pattern, ours in NAMES:
         name = re.sub(pattern, ours, name)
     return name
 

@@ -1,0 +1,51 @@
+"""Load any model by name. `STORE` is the version of a store that serves, `STORE@v0003` another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from everclip.errors import ConfigError
+from everclip.learner.core import Learner
+from everclip.learner.evaluate import load_model
+from everclip.store.versions import SETTINGS, Store
+
+
+def store_of(model: str) -> tuple[Store, str] | None:
+    """Return the store that a name means and the id of the version; `None` if it means no store.
+
+    Raises:
+        ConfigError: if the store has no such version.
+        CheckpointError: if it is damaged.
+    """
+    for path, version in ((model, ""), model.rpartition("@")[::2]):
+        if path and (Path(path).expanduser() / SETTINGS).is_file():
+            store = Store(Path(path).expanduser())
+            if not version and path != model:
+                raise ConfigError(
+                    f"{model}: expected a version behind @; there are {', '.join(store.ids())}."
+                )
+            return store, store.version(version or store.current.version).id
+    return None
+
+
+def load_any(model: str, backbone: Mapping[str, Any] | None = None) -> Learner:
+    """Load a version of a store, or whatever `everclip.learner.evaluate.load_model` loads.
+
+    Args:
+        model: `STORE`, `STORE@VERSION`, a folder, or a backbone's name.
+        backbone: further settings of a backbone.
+
+    Raises:
+        ConfigError, CheckpointError: if there is no such model, or its backbone cannot be changed.
+    """
+    stored = store_of(model)
+    if stored is None:
+        return load_model(model, dict(backbone or {}))
+    if backbone:
+        raise ConfigError(
+            f"backbone.{next(iter(backbone))}: {model} is a version of a store, so its backbone cannot be changed."
+        )
+    store, version = stored
+    return store.load(version)
