@@ -29,6 +29,7 @@ VERBS = (
     "rollback",
     "prune",
     "status",
+    "serve",
     "over-time",
     "blind-pairs",
     "classify",

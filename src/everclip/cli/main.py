@@ -20,6 +20,7 @@ from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
 from everclip.cli import init_config as init_config_verb
 from everclip.cli import over_time as over_time_verb
+from everclip.cli import serve as serve_verb
 from everclip.cli import store as store_verbs
 from everclip.cli import suggest as suggest_verb
 from everclip.errors import ConfigError, EverclipError
@@ -200,6 +201,7 @@ for verb in (
     store_verbs.status,
 ):
     app.command()(verb)
+app.command(name="serve")(serve_verb.serve)
 app.command(name="over-time")(over_time_verb.over_time)
 app.command(name="blind-pairs")(blind_pairs_verb.blind_pairs)
 app.command(name="classify")(classify_verb.classify)
