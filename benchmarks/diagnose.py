@@ -87,7 +87,7 @@ def main(items: int = ITEMS) -> str:
     rows = [
         (f"encode {items:,} images and {items:,} texts with both models", f"{spent['encode']:.0f} s", ""),
         ("everything", f"{whole:.0f} s", ""),
-        ("share of encoding", f"{spent['encode'] / whole:.0%}", ">= 90 %"),
+        ("share of encoding", f"{spent['encode'] / whole:.1%}", ">= 90 %"),
         ("verdict", found.verdict.state, ""),
     ]
     return table("Diagnosis of two models (benchmarks/diagnose.py)", rows, ("what", "time", "aim"))

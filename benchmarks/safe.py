@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from everclip import execute
+from everclip.errors import ConfigError
 from everclip.evaluation.results import Column, Results
 
 MAIN = {"finetune": ["method=finetune"], "safe": ["method=safe"]}
@@ -184,15 +185,28 @@ def main() -> None:
     seeds = [int(seed) for seed in given.seeds.split(",")]
     found = []
     others = {name: FRONTIER[name] for name in given.frontier.split(",") if name}
+    left_out = []
     for name, own in {**MAIN, **more, **others}.items():
-        folders = []
+        folders: list[Path] = []
         for seed in seeds if name in MAIN else seeds[:1]:
             folder = given.output / stem / f"{name.replace(' ', '-').replace(',', '')}-s{seed}"
             fixed = [f"seed={seed}", f"output={folder}", f"evaluation.cache={given.output / 'cache'}"]
-            execute(given.stream, *given.settings, *own, *fixed, "report=false", "training.threads=1")
+            try:
+                execute(given.stream, *given.settings, *own, *fixed, "report=false", "training.threads=1")
+            except ConfigError as error:  # such as a method that needs classes, on a stream of captions
+                if name in MAIN:
+                    raise
+                left_out.append(f"{name} cannot run here: {error}")
+                print(left_out[-1], flush=True)
+                break
             folders.append(folder)
+        if not folders:
+            continue
         found.append(measure(name, folders))
-        print("\n".join([f"\n## {stem}", "", f"Machine: {machine()}.", "", *rows_of(found), ""]), flush=True)
+        print(
+            "\n".join([f"\n## {stem}", "", f"Machine: {machine()}.", "", *rows_of(found), *left_out, ""]),
+            flush=True,
+        )
     draw(found, given.output / f"{stem}.png", f"{stem}: what is gained, what is kept")
     print(given.output / f"{stem}.png")
 

@@ -304,7 +304,9 @@ class GuardConfig(Frozen):
     """The retention guard: watches validation twins of the retention suite while training goes on.
 
     Attributes:
-        max_drop: percentage points that any watched set may fall below its value before the run; `null` = off.
+        max_drop: percentage points that the watched sets may fall below their values before the run; `null` = off.
+        over: `worst` holds every set to the limit; `mean` holds their mean to it, which a few hundred images per set
+            decide with less noise.
         every: steps between measurements, or a share of the task's steps if below 1; the end of a task is always
             measured.
         action: `stop` returns to the last good weights and ends the task's training; `step-back` moves as far as
@@ -313,6 +315,7 @@ class GuardConfig(Frozen):
     """
 
     max_drop: float | None = Field(None, gt=0, le=100)
+    over: Literal["worst", "mean"] = "worst"
     every: int | float = Field(0.1, gt=0)
     action: Literal["stop", "step-back"] = "step-back"
     sets: tuple[str, ...] = ()

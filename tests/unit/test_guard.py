@@ -371,3 +371,19 @@ def test_a_preset_may_set_the_guard_and_the_user_wins() -> None:
     assert resolve_config("emoji-time", ["method=safe"]).guard.max_drop is not None
     assert resolve_config("emoji-time", ["method=safe", "guard.max_drop=null"]).guard.max_drop is None
     assert resolve_config("emoji-time", []).guard.max_drop is None
+
+
+def test_the_mean_of_the_sets_is_held_to_the_limit_and_one_set_may_fall_further(watch: Any) -> None:
+    """Noise of one small set must not take back what did no harm on average."""
+    sets = [a_set("a"), a_set("b"), a_set("c")]
+    model = Line(a=lambda w: 0.5 - 0.06 * w, b=lambda w: 0.5, c=lambda w: 0.5)  # mean: 2 points per unit
+    guard, _ = watch(sets, over="mean", max_drop=5.0)
+    guard.begin_task(model, 0)
+    model.w = model.w + 2.0
+    assert not guard.look(model, 2, 4)
+    model.w = model.w + 2.0  # 8 points on average
+    guard.look(model, 4, 4)
+    note = guard.end_task(model)
+    assert [(a["set"], a["points"]) for a in note["acted"]] == [("the mean of 3 sets", 8.0)]
+    assert 2 <= float(model.w) <= 2.5  # 5 points on average, to 1/32 of the way
+    assert note["over"] == "mean"

@@ -324,8 +324,9 @@ def guard_lines(run: Run) -> list[str]:
         )
         ended = "; training ended there" if note["stopped"] else ""
         limit = formats.number(note["max_drop"], 1)
+        over = " on average" if note.get("over") == "mean" else ""
         lines.append(
-            f"{run.label(row)}: {sets} on validation images (allowed drop: {limit} points). "
+            f"{run.label(row)}: {sets} on validation images (allowed drop{over}: {limit} points). "
             f"{actions or 'No action was needed'}{ended}."
         )
     return lines

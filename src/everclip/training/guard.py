@@ -43,9 +43,9 @@ def _log(kind: str, message: str) -> None:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """The set that fell most, and by how many points."""
+    """What fell too far, a set or the mean of all, and by how many points."""
 
-    worst: str
+    fallen: str
     drop: float
 
 
@@ -173,13 +173,27 @@ class Guard:
                     "late guard",
                     f"{s.name}: compared with its score after {learned} tasks, because it was not watched before.",
                 )
-            if margin > self._limit:
+            if margin > self._limit and self.config.over == "worst":
                 noise = (
                     f"{n} validation images: a share of {100 * value:.1f} % is only known to +-{margin:.1f} points, so "
                     f"a drop of {self._limit:g} points may be chance"
                 )
                 self._before[s.name]["noise"] = noise
                 self.tell("noisy guard", f"{s.name}: {noise}")
+
+        if self.config.over == "mean":
+            self._note_noise_of_mean()
+
+    def _note_noise_of_mean(self) -> None:
+        margins = [self._before[s.name]["margin"] for s in self._sets]
+        margin = sum(m**2 for m in margins) ** 0.5 / len(margins)
+        if margin > self._limit:
+            images = sum(self._before[s.name]["n"] for s in self._sets)
+            self.tell(
+                "noisy guard",
+                f"{images} validation images in {len(margins)} sets: their mean is only known to +-{margin:.1f} "
+                f"points, so a drop of {self._limit:g} points may be chance",
+            )
 
     def _scores(self, method: Guarded) -> Scores:
         # The scores of the first process: they may differ by rounding between processes, but decisions must not.
@@ -188,9 +202,11 @@ class Guard:
 
     def _verdict(self, scores: Mapping[str, float]) -> _Verdict | None:
         drops = {name: 100 * (self._before[name]["value"] - value) for name, value in scores.items()}
-        worst = max(drops, key=lambda name: drops[name])
-        too_far = drops[worst] > self._limit + 1e-9
-        return _Verdict(worst, round(drops[worst], 4)) if too_far else None
+        fallen = max(drops, key=lambda name: drops[name])
+        drop = drops[fallen]
+        if self.config.over == "mean" and len(drops) > 1:
+            fallen, drop = f"the mean of {len(drops)} sets", sum(drops.values()) / len(drops)
+        return _Verdict(fallen, round(drop, 4)) if drop > self._limit + 1e-9 else None
 
     def _measure(self, method: Guarded) -> _Verdict | None:
         self._looks += 1
@@ -204,7 +220,7 @@ class Guard:
         if not back:
             method.blend(self._good, method.weights(), 0.0)
             self._last = self._scores(method)
-        note = {"when": when, "set": verdict.worst, "points": verdict.drop, "share": share}
+        note = {"when": when, "set": verdict.fallen, "points": verdict.drop, "share": share}
         self._acted.append(note)
         last_good = f"step {self._good_at}" if self._good_at else "the start of the task"
         action = (
@@ -216,7 +232,7 @@ class Guard:
             action += " and ended the task's training"
         self.tell(
             "guard",
-            f"{when}: {verdict.worst} fell by {verdict.drop:.1f} points (limit {self._limit:g}); {action}",
+            f"{when}: {verdict.fallen} fell by {verdict.drop:.1f} points (limit {self._limit:g}); {action}",
         )
         self._good = method.weights()
         self._good_at = self._good_at if done is None else done
@@ -244,7 +260,7 @@ class Guard:
             if name in self._last:
                 kept: dict[str, Any] = {key: before[key] for key in ("n", "margin", "noise") if key in before}
                 sets[name] = {"before": round(before["value"], 6), "now": round(self._last[name], 6), **kept}
-        limits = {"max_drop": self._limit, "action": self.config.action}
+        limits = {"max_drop": self._limit, "over": self.config.over, "action": self.config.action}
         return {
             **limits,
             "looks": self._looks,
