@@ -244,6 +244,24 @@ def test_gates_pass_fail_or_cannot_tell(kept: Any, new: Any, states: tuple[str, 
             assert "more images" in gate.reason
 
 
+@pytest.mark.parametrize(("factor", "state"), [(1.1, "pass"), (1.5, "fail")])
+def test_other_work_on_the_machine_does_not_fail_the_latency_gate(
+    factor: float, state: str, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    """A busy machine makes most rounds many times slower; the model is as fast as its fastest round."""
+    draw = np.random.default_rng(0)
+
+    def times(old: Learner, new: Learner) -> tuple[list[float], list[float]]:
+        first, second = (1 + draw.exponential(5.0, 20) * (draw.random(20) < 0.8) for _ in range(2))
+        return list(first), list(factor * second)
+
+    monkeypatch.setattr(gates_module, "_seconds", times)
+    monkeypatch.setattr(gates_module, "_shapes", lambda learner: {str(id(learner)): ()})
+    gate = gates_module._latency(1.2, store.load("v0001"), store.load("v0001"))
+    assert gate is not None
+    assert gate.state == state
+
+
 def test_only_gates_that_pass_let_an_update_serve() -> None:
     def gate(state: Any) -> Gate:
         return Gate(name="g", state=state, reason="")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ from everclip.learner.core import Learner
 from everclip.report import formats
 from everclip.store.records import Gate, GateLimits, GateState
 
-_TIMED, _ROUNDS = 32, 5  # images of a batch that is timed, and how often
+_TIMED, _ROUNDS = 16, 20  # images of a batch that is timed, and how often
 
 
 def gates_of(found: Diagnosis, limits: GateLimits, old: Learner, new: Learner) -> list[Gate]:
@@ -167,13 +166,14 @@ def _latency(limit: float | None, old: Learner, new: Learner) -> Gate | None:
             name="latency", state="pass", value=1.0, limit=limit, reason="both compute the same operations"
         )
     times = _seconds(old, new)
-    factor = statistics.median(times[1]) / statistics.median(times[0])
+    # Other work on the machine only ever adds time, so the fastest round tells most about the model.
+    factor = min(times[1]) / min(times[0])
     return Gate(
         name="latency",
         state="pass" if factor <= limit else "fail",
         value=factor,
         limit=limit,
-        reason=f"an image takes {factor:.2f} times as long ({_ROUNDS} rounds in turns); {limit:g} allowed",
+        reason=f"an image takes {factor:.2f} times as long (the fastest of {_ROUNDS} rounds in turns); {limit:g} allowed",
     )
 
 

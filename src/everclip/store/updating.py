@@ -315,10 +315,15 @@ def choose_share(
     """
     start, learned = _floats(old), _floats(new)
     if start.keys() != learned.keys() or any(start[k].shape != learned[k].shape for k in start):
+        tell(
+            f"{new.method.preset} added weights that the version that serves does not have, so it cannot go only part "
+            "of the way: the learned weights are taken whole"
+        )
         return {}
     kept, fresh = data.half("choose")
     sets = [s for s in [*kept, fresh] if len(s.data)]
     if fresh not in sets or len(sets) < 2:
+        tell("there is no held-out data to choose a share with: the learned weights are taken whole")
         return {}
     first = _means(old, sets)
     found: dict[float, tuple[float, float]] = {}
