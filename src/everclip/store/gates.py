@@ -173,7 +173,7 @@ def _latency(limit: float | None, old: Learner, new: Learner) -> Gate | None:
         state="pass" if factor <= limit else "fail",
         value=factor,
         limit=limit,
-        reason=f"an image takes {factor:.2f} times as long (the fastest of {_ROUNDS} rounds in turns); {limit:g} allowed",
+        reason=f"an image takes {factor:.2f} times as long (fastest of {_ROUNDS} rounds in turns); {limit:g} allowed",
     )
 
 
