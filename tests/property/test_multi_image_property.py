@@ -225,6 +225,9 @@ def test_a_task_whose_development_part_lacks_an_answer_is_left_out_and_never_0()
     assert found.names == ["odd"]
     assert "lacks yes or no" in found.left_out["same"]
     assert found.task_mean() == found.accuracy()
+    all_fit = [question for question in pairs(60) if in_development(question, 0)][:2]
+    found = answer_questions(all_fit, torch.from_numpy(unit(120, 0)), {})
+    assert found.left_out == {"same": "its development part takes all of its 2 questions"}
 
 
 def test_means_weigh_tasks_and_categories_alike_and_leave_weak_tasks_out() -> None:

@@ -14,6 +14,7 @@ import mirb
 from everclip.data.reading.formats.mirb_tasks import Rule
 from everclip.diagnosis.answer_rules import chosen_letter, mended, number_in, published
 from everclip.diagnosis.answer_scores import AnswerScores
+from everclip.diagnosis.mmvp_answers import score_mmvp
 from everclip.errors import DataError
 from everclip.evaluation.statistics import wilson
 
@@ -40,17 +41,26 @@ Call = Callable[..., tuple[int, str, str]]
         ("number", "7.0", "7", True, True),
         ("number", "1,024", "1024", False, True),
         ("number", "17", "7", False, False),
+        ("number", "They show 3,4 and 5", "3", True, True),  # no thousands
+        ("number", "12345678", "12345679", False, False),
+        ("number", "9" * 400, "9" * 399, False, False),
+        ("number", "Twenty-one", "1", False, False),
         ("letter", "B", "B", True, True),
         ("letter", "b.", "B", True, True),
         ("letter", "B. [0, 1, 2, 3]", "B", True, True),
         ("letter", "(B)", "B", False, True),
         ("letter", "The answer is B", "B", False, True),
         ("letter", "B or C", "B", False, False),
+        ("letter", "(B) or (C)", "B", False, False),
+        ("letter", "(C) or (B)", "C", False, False),
         ("letter", "A", "B", False, False),
         ("place", "They are in Paris, France.", "Paris", True, True),
         ("place", "Paris, London, Rome or Berlin", "Paris", True, False),  # all cities named
         ("place", "Comparison is hard", "Paris", True, False),  # a part of a word
         ("place", "paris", "Paris", True, True),
+        ("place", "It is New York.", "New York", True, True),  # York is another city
+        ("place", "York", "York", True, True),
+        ("place", "New York or York", "York", True, False),
         ("place", "Yes", "Yes", True, True),
         ("place", "unclear", "no", True, False),
         ("title", "MovieQA: Understanding Stories", "MovieQA: Understanding Stories", True, True),
@@ -60,11 +70,12 @@ Call = Callable[..., tuple[int, str, str]]
         ("word", "Third", "Third", True, True),
         ("word", "Third.", "third", True, True),
         ("word", "The third", "Third", False, False),
+        ("word", "!!", "??", False, False),
     ],
 )
 def test_each_rule_by_its_examples(rule: Rule, text: str, gold: str, by_code: bool, by_us: bool) -> None:
     assert published(rule, text, gold).correct is by_code
-    assert mended(rule, text, gold, places=["Paris", "London", "Rome"]).correct is by_us
+    assert mended(rule, text, gold, places=["Paris", "London", "Rome", "York", "New York"]).correct is by_us
 
 
 def test_options_in_words() -> None:
@@ -293,6 +304,9 @@ def test_grades_decide_in_place_of_the_text(command: Call, tmp_path: Path) -> No
     as_published = scored(command, tmp_path / "b.jsonl", lines, "--published-rule")
     assert as_published.pairs is not None
     assert as_published.pairs.value == 0  # only exactly yes
+    lines["7"]["grade"] = 1
+    code, _, error = command("eval", "mmvp", "--answers", write(tmp_path / "n.jsonl", lines))
+    assert (code, 'row 7: grade is 1; expected "yes" or "no"' in error) == (3, True)
     del lines["7"]["grade"]
     code, _, error = command("eval", "mmvp", "--answers", write(tmp_path / "c.jsonl", lines))
     assert code == 3
@@ -326,3 +340,20 @@ def test_right_answers_come_from_the_published_table(command: Call, tmp_path: Pa
     (folder / "Questions.csv").write_text("Index,Question\n1,a\n", encoding="utf-8")
     code, _, error = command("eval", "mmvp", "--answers", tmp_path / "a.jsonl", "--on", folder)
     assert "no column 'Options'" in error
+
+
+def test_a_part_of_the_published_table_has_pairs_by_id(tmp_path: Path) -> None:
+    questions = [f"{n},?,(a) Open (b) Closed,{'(b)' if n % 2 == 0 else '(a)'}" for n in (1, 2, 4, 5, 7, 8)]
+    table = "\n".join(["Index,Question,Options,Correct Answer", *questions])
+    (tmp_path / "Questions.csv").write_text(table, encoding="utf-8")
+    lines = {str(n): {"id": f"00{n}", "response": "(b)" if n % 2 == 0 else "(a)"} for n in (8, 7, 5, 4, 2, 1)}
+    found = score_mmvp(write(tmp_path / "a.jsonl", lines), tmp_path)
+    assert found.pairs is not None
+    assert (found.pairs.value, found.pairs.n) == (1, 2)  # 1-2 and 7-8, not 4-5
+    assert any("in no pair: questions 4, 5" in note for note in found.notes)
+    long = {**lines, "x": {"id": "9" * 5000, "response": "(a)"}}
+    with pytest.raises(DataError, match=r"row 7: question '9+' is not in MMVP"):
+        score_mmvp(write(tmp_path / "b.jsonl", long), tmp_path)
+    (tmp_path / "Questions.csv").write_text(table.replace("1,?", "0,?"), encoding="utf-8")
+    with pytest.raises(DataError, match="Index is '0'; expected a number from 1"):
+        score_mmvp(tmp_path / "a.jsonl", tmp_path)

@@ -238,3 +238,30 @@ def test_a_question_with_a_text_that_the_text_tower_cuts_off_is_left_out(
     assert part.questions.tasks["food"].score.n == 4
     for what in ("codeu (1 of 6)", "food (2 of 6)"):
         assert "longer than the text tower reads" in part.questions.left_out[what]
+
+
+def test_images_outside_of_the_folder_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(mirb.png(mirb.picture(1)))
+    for number, path in enumerate(("../secret.png", str(tmp_path / "secret.png"))):
+        questions = mirb.questions(2)
+        questions["image_jigsaw"][0]["images"][2] = path
+        folder = mirb.write(tmp_path / f"MIR{number}", {"image_jigsaw": questions["image_jigsaw"]})
+        assert set(tasks(folder)) == {"image_jigsaw/1"}
+        assert any("an image lies outside of the folder" in line for line in loaded(folder).guesses)
+
+
+def test_a_city_in_another_case_is_the_same_answer(tmp_path: Path) -> None:
+    entries = mirb.questions()["sightseeing"]
+    for entry, city in zip(entries[1::2], ("Paris", "paris", "PARIS."), strict=False):
+        entry["answers"] = city
+    found = tasks(mirb.write(tmp_path / "MIR", {"sightseeing": entries})).values()
+    (texts,) = {task.texts for task in found}
+    assert texts == ("a photo of London", "a photo of PARIS.", "a photo of Rome")
+    assert {task.gold for task in found if task.kind == "retrieve"} == {0, 1, 2}
+
+
+def test_a_folder_without_an_answerable_question_says_why(tmp_path: Path) -> None:
+    text = json.dumps([{"questions": "?", "answers": "yes", "images": ["a.png"]}])
+    (tmp_path / "analogy.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    with pytest.raises(DataError, match=r"can answer\.\nanalogy: 1 question of 1 left out \(it has 1 images"):
+        loaded(tmp_path)

@@ -180,6 +180,33 @@ def test_a_missing_image_costs_its_question_and_is_named(tmp_path: Path) -> None
         ({"question_kind": "retrieve"}, "0 texts to choose from"),
         ({"question_kind": "order"}, "0 texts and 0 values"),
         ({"question_kind": "same_different", "question_target": 2}, "question_target is 2"),
+        ({"question": None}, "odd0/0: question is empty"),
+        ({"question_place": "x"}, "question_place is 'x'; expected a whole number from 0 to 2"),
+        ({"question_place": 3}, "question_place is 3; expected a whole number from 0 to 2"),
+        ({"question_place": 0.5}, "question_place is 0.5; expected a whole number"),
+        ({"question_size": None}, "question_size is None; expected a whole number from 1"),
+        ({"question_task": None}, "question_task is empty"),
+        ({"question_answer": "B"}, "question_answer is 'B'; expected a whole number"),
+        ({"question_answer": 1.7}, "question_answer is 1.7; expected a whole number"),
+        ({"question_role": "options"}, "question_role is 'options'; expected 'option' or nothing"),
+        ({"question_texts": "red"}, "question_texts is 'red'; expected a list of texts"),
+        ({"question_texts": ["red", None]}, "expected a list of texts"),
+        ({"question_values": ["1", "2"]}, "question_values is .*; expected a list of numbers"),
+        ({"question_values": [1.0, float("nan")]}, "expected a list of numbers"),
+        ({"question_choices": 2}, "question_choices is 2, and there are 3 to choose from"),
+        ({"question_weak": "no"}, "question_weak is 'no'; expected true or false"),
+        (
+            {"question_kind": "same_different", "question_texts": ["a"]},
+            "1 text; expected none, or at least two",
+        ),
+        (
+            {"question_kind": "order", "question_texts": ["a", "b"], "question_values": [1, 1]},
+            "all values are equal",
+        ),
+        (
+            {"question_kind": "count", "question_texts": ["a", "b"], "question_values": [0.5, 1]},
+            "a value is no whole number from 0",
+        ),
     ],
 )
 def test_what_is_no_question_is_refused_by_name(
@@ -190,6 +217,19 @@ def test_what_is_no_question_is_refused_by_name(
         row.update(change)
     with pytest.raises(DataError, match=message):
         tasks(write(tmp_path / "a.parquet", found))
+
+
+def test_rows_of_a_question_agree_and_empty_cells_do_not_count(tmp_path: Path) -> None:
+    found = question("odd0", "compare", 1, [0, 1, 2])
+    for place in (0, 2):
+        found[place]["question_answer"] = None
+    assert tasks(write(tmp_path / "a.parquet", found))[0].gold == 1
+    found[2]["question_answer"] = 0
+    with pytest.raises(DataError, match="question_answer is 1 and 0 in rows of one question"):
+        tasks(write(tmp_path / "b.parquet", found))
+    found[2]["question_size"] = 4
+    with pytest.raises(DataError, match="odd0/2: question_size is 4, in another row 3"):
+        tasks(write(tmp_path / "c.parquet", found))
 
 
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def _line(where: str, row: int, raw: bytes, name_of: Callable[[str], str]) -> An
     return AnswerLine(row, name_of(str(name).strip()), fields[key], fields)
 
 
+def number_name(text: str) -> str:
+    """Return a whole number without leading zeros, as text of any length; other text as it is."""
+    return (text.lstrip("0") or "0") if text.isascii() and text.isdecimal() else text
+
+
 def require_all(path: Path, lines: Sequence[AnswerLine], known: Sequence[str], what: str) -> None:
     """Check that every question is answered, and that every answer has a question.
 

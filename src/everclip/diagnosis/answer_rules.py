@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from everclip.data.reading.formats.mirb_tasks import Rule
 
@@ -105,7 +106,7 @@ def mended(
             _plain(read) if read is not None else only_named(line, [gold, *options]), _plain(gold)
         )
     if rule == "word":
-        return Reading(line or None, _plain(line) == _plain(gold))
+        return Reading(line or None, bool(_plain(gold)) and _plain(line) == _plain(gold))
     return Reading(line or None, _names(line, gold))
 
 
@@ -126,13 +127,18 @@ def yes_or_no(line: str) -> str | None:
 
 
 def number_in(line: str) -> str | None:
-    """Return the first number, in digits or as a word, in its shortest form."""
+    """Return the first number, in digits or as a word, in its shortest form.
+
+    A comma separates thousands ("1,024") or numbers ("3,4"). A part of "twenty-one" is no number.
+    """
     words = "|".join(NUMBERS)
-    found = re.search(rf"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|\b(?:{words})\b", line.lower())
+    digits = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    found = re.search(rf"(?<![\w.])-?{digits}|(?<![\w-])(?:{words})(?![\w-])", line.lower())
     if found is None:
         return None
-    written = NUMBERS.get(found.group(), found.group().replace(",", ""))
-    return f"{float(written):g}"
+    number = Decimal(NUMBERS.get(found.group(), found.group().replace(",", "")))
+    shown = f"{number:f}"
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 _LETTER_FORMS = (
@@ -147,6 +153,8 @@ def chosen_letter(line: str, options: Sequence[str] = ()) -> str | None:
     """Return the letter of the option that a text chooses: by its letter, else by the text of one option alone."""
     for form in _LETTER_FORMS:
         found = {next(filter(None, match.groups())).upper() for match in re.finditer(form, line)}
+        if found:  # "(A) or (B)" chooses none
+            found |= {letter.upper() for letter in re.findall(_LETTER_FORMS[-1], line)}
         if len(found) == 1:
             letter = found.pop()
             return letter if not options or LETTERS.index(letter) < len(options) else None
@@ -159,9 +167,16 @@ def chosen_letter(line: str, options: Sequence[str] = ()) -> str | None:
 
 
 def only_named(line: str, names: Sequence[str]) -> str | None:
-    """Return the only one of some names that a text has as whole words; `None` for none or several."""
-    found = {_plain(name) for name in names if _names(line, name)}
-    return found.pop() if len(found) == 1 else None
+    """Return the only one of some names that a text has as whole words; `None` for none or several.
+
+    A name inside a longer one does not count: "New York" does not name York.
+    """
+    rest, found = f" {_plain(line)} ", []
+    for name in sorted(set(map(_plain, names)) - {""}, key=len, reverse=True):
+        if f" {name} " in rest:
+            found.append(name)
+            rest = rest.replace(f" {name} ", " | ")
+    return found[0] if len(found) == 1 else None
 
 
 def _plain(text: str) -> str:

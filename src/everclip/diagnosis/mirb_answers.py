@@ -12,7 +12,7 @@ from everclip.data.reading.formats.mirb_tasks import (
     options_of,
     task_of,
 )
-from everclip.diagnosis.answer_lines import AnswerLine, read_answers, require_all
+from everclip.diagnosis.answer_lines import AnswerLine, number_name, read_answers, require_all
 from everclip.diagnosis.answer_rules import Reading, mended, published
 from everclip.diagnosis.answer_scores import AnswerResult, AnswerScores, mean_of, task_score
 from everclip.errors import DataError
@@ -80,7 +80,7 @@ def _name(given: str) -> str:
     """Return an id with the present name of its task."""
     name, _, place = given.rpartition("/")
     task = task_of(name)
-    return given if task is None else f"{task.name}/{int(place) if place.isdecimal() else place}"
+    return given if task is None else f"{task.name}/{number_name(place)}"
 
 
 def _is_asked(name: str, group: list[MirbQuestion], lines: dict[str, AnswerLine]) -> bool:

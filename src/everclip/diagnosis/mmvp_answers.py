@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from everclip.data.reading.formats.files import read_file
+from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.settings import PLAIN
-from everclip.diagnosis.answer_lines import AnswerLine, read_answers, require_all
+from everclip.diagnosis.answer_lines import AnswerLine, number_name, read_answers, require_all
 from everclip.diagnosis.answer_rules import LETTERS, chosen_letter, yes_or_no
 from everclip.diagnosis.answer_scores import AnswerResult, AnswerScores, share, task_score
 from everclip.errors import DataError
@@ -46,7 +47,7 @@ def score_mmvp(answers: Path, folder: Path | None = None, published_rule: bool =
     Raises:
         DataError: for what is wrong in either, by file and row.
     """
-    lines = read_answers(answers, lambda name: str(int(name)) if name.isdecimal() else name)
+    lines = read_answers(answers, number_name)
     questions = _of_lines(answers, lines) if folder is None else _of_folder(folder)
     known = [str(n) for n in range(1, QUESTIONS + 1)] if folder is None else list(questions)
     require_all(answers, lines, known, f"MMVP ({TABLE if folder else '1 to 300'})")
@@ -59,8 +60,10 @@ def score_mmvp(answers: Path, folder: Path | None = None, published_rule: bool =
         gold = CORRECTED[int(line.id)] if int(line.id) in changed else question.gold
         by_grade = graded and gold == question.gold  # a grader judged by the published answer
         results.append(_result(line, question, gold, by_grade, published_rule))
-    pairs = list(zip(results[::2], results[1::2], strict=False))
+    pairs, alone = _pairs(results, published_rule)
     notes = [_rule(graded, published_rule)]
+    if alone:
+        notes.append(f"without the other question of their pair, in no pair: questions {brief(alone)}")
     if changed := [n for n in changed if questions[str(n)].gold != CORRECTED[n]]:
         notes.append(f"right answers corrected to (a): questions {', '.join(map(str, changed))}")
     return AnswerScores(
@@ -83,6 +86,19 @@ def _rule(graded: bool, published_rule: bool) -> str:
     if published_rule:
         return f"the published rule: published right answers, lines 2k-1 and 2k of the file form a pair; {judged}"
     return f"the mended rule: questions 2k-1 and 2k form a pair (--published-rule for lines); {judged}"
+
+
+def _pairs(
+    results: Sequence[AnswerResult], published_rule: bool
+) -> tuple[list[tuple[AnswerResult, AnswerResult]], list[str]]:
+    """Return the pairs of answers, and the ids of those that have no partner."""
+    if published_rule:  # by lines
+        alone = [result.id for result in results[len(results) // 2 * 2 :]]
+        return list(zip(results[::2], results[1::2], strict=False)), alone
+    by_id = {int(result.id): result for result in results}
+    firsts = [number for number in by_id if number % 2 and number + 1 in by_id]
+    alone = [str(number) for number in by_id if (number + 1 if number % 2 else number - 1) not in by_id]
+    return [(by_id[number], by_id[number + 1]) for number in firsts], alone
 
 
 def _letter(where: str, value: object) -> str:
@@ -120,11 +136,11 @@ def _of_folder(folder: Path) -> dict[str, _Question]:
             raise DataError(f"{path}: no column {name!r}; columns are {', '.join(raw.columns.column_names)}.")
     found: dict[str, _Question] = {}
     for number, row in enumerate(rows):
-        name, where = str(row["Index"]).strip(), raw.row_name(number)
-        if not name.isdecimal() or str(int(name)) in found:
-            raise DataError(f"{where}: Index is {row['Index']!r}; expected a number, once.")
+        name, where = number_name(str(row["Index"]).strip()), raw.row_name(number)
+        if re.fullmatch(r"[1-9]\d{0,8}", name) is None or name in found:
+            raise DataError(f"{where}: Index is {row['Index']!r:.60}; expected a number from 1, once.")
         gold = _letter(where, row["Correct Answer"])
-        found[str(int(name))] = _Question(gold, _options(str(row["Options"])))
+        found[name] = _Question(gold, _options(str(row["Options"])))
     return found
 
 
@@ -134,9 +150,12 @@ def _graded(answers: Path, lines: Sequence[AnswerLine]) -> bool:
     Raises:
         DataError: if only some have one, or one is no text.
     """
-    without = [line for line in lines if not isinstance(line.fields.get("grade"), str)]
+    without = [line for line in lines if line.fields.get("grade") is None]
     if without and len(without) < len(lines):
         raise DataError(f"{answers}, row {without[0].row}: has no grade, and other rows have one.")
+    for line in lines if not without else ():
+        if not isinstance(grade := line.fields["grade"], str):
+            raise DataError(f'{answers}, row {line.row}: grade is {grade!r:.60}; expected "yes" or "no".')
     return not without
 
 

@@ -136,6 +136,8 @@ def answer_questions(
         held = [q.needs_threshold and in_development(q, seed, share) for q in mine]
         develop = [q for q, out in zip(mine, held, strict=True) if out]
         rest = [q for q, out in zip(mine, held, strict=True) if not out]
+        if develop and not rest:
+            left_out[name] = f"its development part takes all of its {len(develop)} questions"
         if any(q.needs_threshold for q in rest):
             try:
                 thresholds[name] = score.fit_threshold(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from everclip.data.sampling.order import key_of
+from everclip.data.sampling.question_values import numbers, one_value, texts_in, whole_number
 from everclip.data.table import Table
 from everclip.data.wording import counted
 from everclip.errors import DataError, did_you_mean
@@ -29,6 +30,9 @@ TaskKind = Literal["retrieve", "compare", "same_different", "analogy", "order", 
 YES_NO: tuple[TaskKind, ...] = ("same_different", "analogy")
 
 QUESTION = "question"
+OPTION = "option"
+"""The role of an image that is a candidate."""
+
 COLUMNS = {
     QUESTION: "names the question; rows that share it form one",
     "question_kind": ", ".join(get_args(TaskKind)),
@@ -109,7 +113,8 @@ def whole_questions(table: Table, say: Callable[[str], None] = lambda line: None
         say: called with a line for people about questions that are left out.
 
     Raises:
-        DataError: if a column is missing, an image of a question is there twice, or no question is whole.
+        DataError: if a column is missing, a place or size is no such number, a place is there twice, or no question is
+            whole.
     """
     for column in COLUMNS:
         if not table.has(column):
@@ -119,15 +124,23 @@ def whole_questions(table: Table, say: Callable[[str], None] = lambda line: None
             )
     sizes, places = table.column("question_size"), table.column("question_place")
     rows_of: dict[str, dict[int, int]] = {}
+    size_of: dict[str, int] = {}
     for row, name in enumerate(table.column(QUESTION)):
+        where = f"{table.name}: {table.ids[row]}"
+        if name is None:
+            raise DataError(f"{where}: {QUESTION} is empty; expected the name of its question.")
         held = rows_of.setdefault(str(name), {})
-        if int(places[row]) in held:
-            first = table.ids[held[int(places[row])]]
+        size = whole_number(f"{where}: question_size", sizes[row], least=1)
+        place = whole_number(f"{where}: question_place", places[row], most=size - 1)
+        if size_of.setdefault(str(name), size) != size:
+            raise DataError(f"{where}: question_size is {size}, in another row {size_of[str(name)]}.")
+        if place in held:
             raise DataError(
-                f"{table.name}: question {name!r} has two images at place {places[row]}: {first} and {table.ids[row]}."
+                f"{table.name}: question {name!r} has two images at place {place}: {table.ids[held[place]]} and "
+                f"{table.ids[row]}."
             )
-        held[int(places[row])] = row
-    whole = {n: held for n, held in rows_of.items() if len(held) == int(sizes[next(iter(held.values()))])}
+        held[place] = row
+    whole = {name: held for name, held in rows_of.items() if len(held) == size_of[name]}
     lacking = [name for name in rows_of if name not in whole]
     if lacking:
         named = ", ".join(map(repr, lacking[:5])) + (
@@ -160,35 +173,44 @@ def _task(
     columns: Mapping[str, list[Any]],
     contents: Sequence[str],
 ) -> MultiImageTask:
+    about = f"{where}: question {name!r}"
+
     def fact(column: str, default: Any = None) -> Any:
-        value = columns[column][rows[0]] if column in columns else None
-        return default if value is None else value
+        values = [columns[column][row] for row in rows] if column in columns else []
+        return one_value(f"{about}: {column}", values, default)
+
+    def number(column: str, default: int | None = None) -> int:
+        return whole_number(f"{about}: {column}", fact(column, default))
 
     kind = str(fact("question_kind"))
     if kind not in get_args(TaskKind):
-        raise DataError(
-            f"{where}: question {name!r} is of kind {kind!r}.{did_you_mean(kind, get_args(TaskKind))}"
-        )
+        raise DataError(f"{about} is of kind {kind!r}.{did_you_mean(kind, get_args(TaskKind))}")
     roles = columns.get("question_role", [None] * len(contents))
-    texts = tuple(map(str, fact("question_texts", ())))
+    if strange := [roles[row] for row in rows if roles[row] not in (None, "", OPTION)]:
+        raise DataError(f"{about}: question_role is {strange[0]!r:.60}; expected {OPTION!r} or nothing.")
+    texts = texts_in(f"{about}: question_texts", fact("question_texts", ()))
+    weak = fact("question_weak", False)
+    if not isinstance(weak, bool):
+        raise DataError(f"{about}: question_weak is {weak!r:.60}; expected true or false.")
     task = MultiImageTask(
         id=name,
-        name=str(fact("question_task")),
+        name=str(fact("question_task", "")),
         kind=cast("TaskKind", kind),  # checked above
-        images=tuple(row for row in rows if roles[row] != "option"),
-        candidates=tuple(row for row in rows if roles[row] == "option"),
+        images=tuple(row for row in rows if roles[row] != OPTION),
+        candidates=tuple(row for row in rows if roles[row] == OPTION),
         texts=texts,
-        values=tuple(map(float, fact("question_values", ()))),
-        gold=int(fact("question_answer", -1)),
+        values=numbers(f"{about}: question_values", fact("question_values", ())),
+        gold=number("question_answer"),
         category=str(fact("question_category", "")),
-        target=fact("question_target"),
-        weak=bool(fact("question_weak", False)),
+        target=None if fact("question_target") is None else number("question_target"),
+        weak=weak,
         content=f"{key_of(kind, fact('question_task'), *(contents[row] for row in rows), *texts):032x}",
     )
-    choices = int(fact("question_choices", _choices(task)))
-    problem = _problem(task, choices)
+    least = _choices(task)
+    choices = number("question_choices", least)
+    problem = _problem(task, choices, least)
     if problem:
-        raise DataError(f"{where}: question {name!r} ({task.name}, {kind}): {problem}.")
+        raise DataError(f"{about} ({task.name}, {kind}): {problem}.")
     return replace(task, choices=choices)
 
 
@@ -201,13 +223,38 @@ def _choices(task: MultiImageTask) -> int:
     return 2 if task.kind in YES_NO else len(task.images)
 
 
-def _problem(task: MultiImageTask, choices: int) -> str:
-    """Return in words what is wrong with a question; empty if it can be answered."""
-    given = len(task.images)
+def _problem(task: MultiImageTask, choices: int, least: int) -> str:
+    """Return in words what is wrong with a question; empty if it can be answered.
+
+    Args:
+        task: the question.
+        choices: the number of its answers, at least `least`, that of its candidates.
+    """
+    if not task.name:
+        return "question_task is empty"
+    return _scale_problem(task) or _candidates_problem(task) or _answer_problem(task, choices, least)
+
+
+def _scale_problem(task: MultiImageTask) -> str:
+    """Return what is wrong with the texts that have values, or with a target among texts."""
     if task.kind in ("order", "count") and (len(task.values) != len(task.texts) or len(task.texts) < 2):
         return (
             f"{len(task.texts)} texts and {len(task.values)} values; expected at least two, each with a value"
         )
+    if task.kind == "order" and len(set(task.values)) < 2:
+        return "all values are equal, so nothing comes first"
+    if task.kind == "count" and not all(value >= 0 and value.is_integer() for value in task.values):
+        return "a value is no whole number from 0"
+    if task.kind == "same_different" and len(task.texts) == 1:
+        return "1 text; expected none, or at least two to choose from"
+    if task.target is not None and not 0 <= task.target < len(task.texts):
+        return f"question_target is {task.target}, and there are {len(task.texts)} texts"
+    return ""
+
+
+def _candidates_problem(task: MultiImageTask) -> str:
+    """Return what is wrong with the images and texts to choose from."""
+    given = len(task.images)
     if task.kind == "retrieve" and not (task.candidates or given):
         return "there is no image"
     if task.kind == "retrieve" and task.candidates and not (given or task.texts):
@@ -217,8 +264,13 @@ def _problem(task: MultiImageTask, choices: int) -> str:
     least = {"compare": 3, "same_different": 2, "order": 2, "analogy": 4}.get(task.kind, 0)
     if given < least or (task.kind == "analogy" and given != 4):
         return f"{given} images; expected {'' if task.kind == 'analogy' else 'at least '}{least}"
-    if task.target is not None and not 0 <= task.target < len(task.texts):
-        return f"question_target is {task.target}, and there are {len(task.texts)} texts"
+    return ""
+
+
+def _answer_problem(task: MultiImageTask, choices: int, least: int) -> str:
+    """Return what is wrong with the right answer or with the number of answers."""
+    if choices < least:
+        return f"question_choices is {choices}, and there are {least} to choose from"
     if choices < 2 or not 0 <= task.gold < max(choices, 2):
         return f"the answer is {task.gold}; expected 0 to {choices - 1}"
     return ""

@@ -50,7 +50,7 @@ def read_mirb(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     if "images.zip" in listing.files and "images" not in listing.folders:
         raise DataError(f"{listing.path}: images.zip is not unpacked; unpack it here.")
     rows: list[dict[str, Any]] = []
-    notes = list(listing.notes)
+    lacking: list[str] = []
     for name, questions in mirb_questions(listing.path).items():
         if TASKS[name].unsupported:
             continue
@@ -60,12 +60,13 @@ def read_mirb(listing: Listing, options: FolderOptions) -> list[Raw] | None:
                 lost.setdefault(found, []).append(question.id)
             else:
                 rows += rows_of(question, found)
-        notes += [
+        lacking += [
             f"{name}: {counted(len(ids), 'question')} of {len(questions):,} left out ({why}): {brief(ids)}"
             for why, ids in lost.items()
         ]
     if not rows:
-        raise DataError(f"{listing.path}: MIRB without a question that a dual encoder can answer.")
+        why = "".join(f"\n{line}" for line in lacking)
+        raise DataError(f"{listing.path}: MIRB without a question that a dual encoder can answer.{why}")
     files = [file for file in listing.files if file.endswith(".json") and task_of(file[: -len(".json")])]
     labels = [f"question {row['question']}, image {row['question_place']}" for row in rows]
     return [
@@ -76,7 +77,7 @@ def read_mirb(listing: Listing, options: FolderOptions) -> list[Raw] | None:
             root=listing.path,
             known={name: name for name in ("id", "image", "caption")},
             labels=labels,
-            notes=[*notes, *others_note(listing, files)],
+            notes=[*listing.notes, *lacking, *others_note(listing, files)],
             read_beside=tuple(files),
         )
     ]

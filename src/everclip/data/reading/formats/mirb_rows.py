@@ -63,7 +63,14 @@ def _vocabulary(questions: Sequence[MirbQuestion]) -> list[str]:
         named = [None if yes_or_no(question) is not None else question.answer for question in questions]
     else:
         return []
-    return sorted({name for name in named if name})
+    # One of "Paris", "paris" and "Paris.": a tokenizer may give them one embedding, and a tie is always wrong.
+    written = {_as_word(name): name for name in sorted(filter(None, named), reverse=True)}
+    return sorted(written.values())
+
+
+def _as_word(name: str) -> str:
+    """Return a name as it is compared: in one case, without a full stop."""
+    return name.casefold().strip(". ")
 
 
 def yes_or_no(question: MirbQuestion) -> int | None:
@@ -97,6 +104,8 @@ def _jigsaw(question: MirbQuestion, _: list[str], folder: Path) -> Found:
         return f"{len(pieces)} pieces form no square"
     if any(sorted(order) != list(range(len(pieces))) for order in orders):
         return f"an option is no order of the {len(pieces)} pieces"
+    if any(_leaves(folder, path) for path in pieces):
+        return "an image lies outside of the folder"
     try:
         loaded = [decode((folder / path).read_bytes(), path) for path in pieces]
     except (OSError, PictureError):
@@ -104,6 +113,11 @@ def _jigsaw(question: MirbQuestion, _: list[str], folder: Path) -> Found:
         return Asked("retrieve", right, question.images, len(pieces), choices=len(options))
     built = [_put_together([loaded[number] for number in order], side) for order in orders]
     return Asked("retrieve", right, (question.images[0], *built), len(built))
+
+
+def _leaves(folder: Path, path: str) -> bool:
+    """Whether a path, with all links followed, leads out of the folder."""
+    return not Path(os.path.realpath(folder / path)).is_relative_to(os.path.realpath(folder))
 
 
 def _put_together(pieces: Sequence[Image.Image], side: int) -> bytes:
@@ -146,7 +160,8 @@ def _sightseeing(question: MirbQuestion, cities: list[str], folder: Path) -> Fou
         return Asked("same_different", right, question.images, texts=texts if len(texts) > 1 else ())
     if len(texts) < 2:
         return "its answer is the only city of the file"
-    return Asked("retrieve", cities.index(question.answer), question.images, texts=texts)
+    gold = [_as_word(city) for city in cities].index(_as_word(question.answer))
+    return Asked("retrieve", gold, question.images, texts=texts)
 
 
 def _food(question: MirbQuestion, _: list[str], folder: Path) -> Found:

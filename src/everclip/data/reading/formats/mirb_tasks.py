@@ -139,7 +139,7 @@ def is_mirb(folder: Path, files: list[str]) -> bool:
         if f"{name}.json" in files:
             with (folder / f"{name}.json").open("rb") as file:
                 head = file.read(4096)
-            return re.match(rb'\s*\[\s*\{\s*"', head) is not None and b'"questions"' in head
+            return re.match(rb'(?:\xef\xbb\xbf)?\s*\[\s*\{\s*"', head) is not None and b'"questions"' in head
     return False
 
 

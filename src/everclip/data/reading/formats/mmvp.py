@@ -109,7 +109,8 @@ def read_mmvp(listing: Listing, options: FolderOptions) -> list[Raw] | None:
     )
     name = f"{listing.path.name}/{QUESTIONS}"
     notes += [
-        f"{name}: MMVP-VLM, {len(ids):,} statements; the text around each is {TEMPLATE!r} (--template to change)",
+        f"{name}: MMVP-VLM, {len(ids):,} statements; the published text around each is {TEMPLATE!r} (--template for "
+        "another)",
         *others_note(listing, read),
     ]
     raw = Raw(
