@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 
 from everclip.serve.app import create_app
 from everclip.serve.service import Service
+from everclip.serve.serving import listen, server_of
 from everclip.serve.settings import ServeSettings
 from everclip.store.creating import create_store
 from everclip.store.records import GateLimits
@@ -77,3 +80,18 @@ def b64(data: bytes) -> str:
 def said(answer: Any) -> tuple[int, str]:
     """Return the status and code of a refusal."""
     return answer.status_code, answer.json()["error"]["code"]
+
+
+@contextmanager
+def running(store: Store, token: str | None = TOKEN, **settings: Any) -> Iterator[str]:
+    """Serve a store on a free port of this machine, in a thread; yields the address."""
+    service = Service(store, ServeSettings(**{"poll_seconds": 0.1, "log_level": "error", **settings}))
+    with listen("127.0.0.1", 0) as listening:
+        server = server_of(service, token)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(60)

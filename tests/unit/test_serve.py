@@ -11,20 +11,24 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from torch import nn
 
 from everclip.errors import ConfigError
 from everclip.serve.batching import Batcher
+from everclip.serve.loaded import Loaded, space_of
+from everclip.serve.protocol import TimedHeaders
 from everclip.serve.refusal import Refusal
 from everclip.serve.serving import listen
 from everclip.serve.token import read_token
 from everclip.store.versions import CURRENT, OBJECTS, Store
-from serving import BEARER, TOKEN, b64, client, copied, image, said, two_versions
+from serving import BEARER, TOKEN, b64, client, copied, image, running, said, two_versions
 
 Call = Callable[..., tuple[int, str, str]]
 WORDS = ["red 1", "green 2", "a blue square"]
@@ -109,6 +113,37 @@ def test_a_form_can_classify(served: TestClient) -> None:
     assert len(answer.json()["images"][0]["names"]) == 1
 
 
+class Routed(nn.Module):
+    """Predicts as a method with routes and experts does."""
+
+    backbone = SimpleNamespace(embedding_width=lambda: 2)
+    batch_dependent = "an option of a published method"
+
+    def routes(self) -> tuple[str, ...]:
+        return ("zero-shot", "birds")
+
+    def expert_places(self) -> tuple[str, ...]:
+        return ("image block 3", "text block 3")
+
+    def class_scores(self, images: Any, space: Any, bank: Any) -> torch.Tensor:
+        return images["embedding"]
+
+
+def test_the_route_and_the_experts_of_an_image_are_told() -> None:
+    loaded = Loaded("v0001", Routed(), {})  # type: ignore[arg-type]  # what is used of a method
+    features = {
+        "embedding": torch.tensor([[0.1, 0.3], [0.9, 0.2]]),
+        "route": torch.tensor([1.0, 0.0]),
+        "experts": torch.tensor([[4.0, 2.0, 7.0, -1.0], [-1.0, -1.0, -1.0, -1.0]]),
+    }
+    first, second = loaded.answers(space_of(["a", "b"], ("{}",)), {}, 1)(features)
+    assert (first.names[0][0], first.route) == ("b", "birds")
+    assert first.experts == {"image block 3": [4, 2], "text block 3": [7]}
+    assert (second.names[0][0], second.route) == ("a", "zero-shot")
+    assert second.experts == {"image block 3": [], "text block 3": []}
+    assert loaded.one_by_one
+
+
 # -- limits and wrong requests --------------------------------------------------------------------------------
 
 ONE = b64(image())
@@ -185,6 +220,23 @@ def test_a_large_or_compressed_body_is_not_read(made: Path) -> None:
         assert said(small.post("/embed", content=parts)) == (413, "body-too-large")
         packed = small.post("/embed", content=b"x", headers={"Content-Encoding": "gzip"})
         assert said(packed) == (415, "compressed")
+
+
+def test_slow_bodies_and_slow_headers_are_cut_off(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimedHeaders, "header_seconds", 0.2)
+    with running(Store(made), body_seconds=0.2) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address, 30) as slow:
+            slow.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until it closes
+            assert b" 408 " in answer.splitlines()[0]
+            assert b"slow-body" in answer
+        with socket.create_connection(address, 30) as slow:
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: loc")
+            assert slow.recv(4096) == b""
+        with socket.create_connection(address, 30) as whole:
+            whole.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in whole.recv(4096)
 
 
 def test_unknown_paths_and_methods_and_hosts(served: TestClient) -> None:
@@ -419,6 +471,15 @@ def test_requests_that_wait_are_encoded_together_and_keep_their_order(slow: Slow
     assert sorted(n for batch in slow.batches for n in batch) == list(range(10))
     # A job larger than a batch takes turns: the last one did not wait for its end.
     assert 9 in slow.batches[-1] or 8 in slow.batches[-1]
+    batcher.stop()
+
+
+def test_a_version_whose_answers_depend_on_the_batch_gets_one_item_at_a_time(slow: Slow) -> None:
+    slow.one_by_one = True
+    slow.go.set()
+    batcher = Batcher(8, 0.01, 100)
+    assert batcher.submit(slow, "text", [1, 2, 3], lambda f: f["embedding"].tolist()).result(10) == [2, 3, 4]
+    assert slow.batches == [[1], [2], [3]]
     batcher.stop()
 
 

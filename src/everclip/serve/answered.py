@@ -41,6 +41,40 @@ class Classified(BaseModel):
     images: list[ImageAnswer]
 
 
+class Hit(BaseModel):
+    """An image that a search found; `score` is the cosine of query and image."""
+
+    id: str
+    score: float
+    metadata: dict[str, Any]
+
+
+class Searched(BaseModel):
+    """The answer of `/search`."""
+
+    version: str = Field(description="The version that embedded the queries: the one of the index's vectors.")
+    results: list[list[Hit]] = Field(
+        description="Per query, texts first: the nearest images, the nearest first."
+    )
+
+
+class Space(BaseModel):
+    """The vectors of one version's image tower."""
+
+    key: str
+    version: str
+    vectors: int = Field(description="Fewer than items while the images are being embedded.")
+    answers: bool
+    how: str
+
+
+class IndexState(BaseModel):
+    """The answer of `/index`."""
+
+    items: int
+    spaces: list[Space]
+
+
 class VersionFacts(BaseModel):
     """One version of the store."""
 

@@ -52,6 +52,19 @@ class ClassifyAsked(Asked):
     top: int = Field(5, ge=1, le=1000, description="Names per image.")
 
 
+class SearchAsked(Asked):
+    """Texts and images to search for, each on its own."""
+
+    texts: list[str] = Field(default_factory=list, description="Texts to search for.")
+    images: list[str] = Field(default_factory=list, description=_IMAGES)
+    top: int = Field(10, ge=1, le=1000, description="Results per query.")
+    where: list[str] = Field(
+        default_factory=list,
+        description="Conditions on metadata, all of which hold: `year>=2024`, `tag=cat`.",
+    )
+    exact: bool = Field(False, description="Compare with every image.")
+
+
 class PromoteAsked(BaseModel):
     """The version that shall serve."""
 
@@ -102,7 +115,7 @@ async def _form(request: Request, kind: type[A], settings: ServeSettings) -> tup
             images.append(await value.read())
         elif name == "images":
             raise Refusal(422, "invalid", "images: expected files; base64 belongs into JSON.")
-        elif name in ("texts", "names", "templates"):
+        elif name in ("texts", "names", "templates", "where"):
             document.setdefault(name, []).append(value)
         elif name in document:
             raise Refusal(422, "invalid", "A field that is no list is given twice.")
@@ -113,6 +126,15 @@ async def _form(request: Request, kind: type[A], settings: ServeSettings) -> tup
     if images and "images" in kind.model_fields:
         document["images"] = [""] * len(images)
     return kind.model_validate(document), images
+
+
+def _typed(name: str, value: str) -> Any:
+    """Return a field of a form as JSON would hold it; what does not fit is left for the schema to refuse."""
+    if name == "top" and value.isascii() and value.isdecimal() and len(value) < 9:
+        return int(value)
+    if name == "exact" and value in ("true", "false"):
+        return value == "true"
+    return value
 
 
 def _decoded(image: str, place: int) -> bytes:

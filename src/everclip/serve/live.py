@@ -24,6 +24,9 @@ Load = Callable[[str], Loaded]
 Switched = Callable[[str | None, str, float], None]
 """Called with the old version (`None` at the start), the new one, and the seconds of loading it."""
 
+Needed = Callable[[Loaded], str | None]
+"""Returns the version that must stay in memory beside one that serves: that of the search index's vectors."""
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -65,6 +68,9 @@ class Live:
         self.store, self._load, self._most = store, load, most
         self._switched, self._failed = switched, failed
         self.trouble: Trouble | None = None
+        self.needed: Needed = lambda current: None
+        self._for_search: Loaded | None = None
+        self.each_poll: Callable[[], None] = lambda: None
         self._loading = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -89,7 +95,7 @@ class Live:
         current = self.current
         if version is None or version == current.id:
             return current
-        if (found := self._beside.get(version)) is not None:
+        if (found := self._in_memory().get(version)) is not None:
             return found
         raise Refusal(
             404,
@@ -100,8 +106,16 @@ class Live:
 
     def ids(self) -> list[str]:
         """Return the versions in memory, the one that serves first."""
-        current = self.current.id
-        return [current, *(version for version in self._beside if version != current)]
+        return list(self._in_memory())
+
+    def _in_memory(self) -> dict[str, Loaded]:
+        current, kept = self.current, self._for_search
+        both = {} if kept is None else {kept.id: kept}
+        return {current.id: current, **both, **self._beside, current.id: current}
+
+    def others(self) -> list[Loaded]:
+        """Return the versions in memory beside the one that serves."""
+        return list(self._in_memory().values())[1:]
 
     def keep(self, version: str) -> Loaded:
         """Load a version beside the current one; one that is in memory already is returned.
@@ -131,6 +145,22 @@ class Live:
         """
         with self._loading:
             self._look()
+            self._tend()
+
+    def tend(self) -> None:
+        """Load what search needs, and free what it needed before. A request of search thus meets its version."""
+        with self._loading:
+            self._tend()
+
+    def _tend(self) -> None:
+        try:
+            need = self.needed(self.current)
+            if need is None or need in self._beside or need == self.current.id:
+                self._for_search = None
+            elif self._for_search is None or self._for_search.id != need:
+                self._for_search = self._load(need)
+        except Exception as error:  # noqa: BLE001  # search then says what is missing; everything else goes on
+            log.error("the version that search needs cannot be loaded: %s", told(self.store, error))
 
     def _look(self) -> None:
         self._seen = self._mark()
@@ -141,16 +171,19 @@ class Live:
             if wanted == self.current.id:
                 self.trouble = None
                 return
-            new = self._beside.get(wanted) or self._load(wanted)
+            new = self._in_memory().get(wanted) or self._load(wanted)
+            old = self.current
+            if self.needed(new) == old.id:  # before the switch, so that no search misses it
+                self._for_search = old
         except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the version in memory goes on
             self.trouble = Trouble(wanted, told(self.store, error), time.time())
             self._failed()
             log.error("%s cannot serve, %s goes on: %s", wanted or "the store", self.current.id, error)
             return
-        old, self.current, self.trouble = self.current.id, new, None
+        self.current, self.trouble = new, None
         self._beside.pop(wanted, None)
-        self._switched(old, wanted, time.monotonic() - started)
-        log.info("%s serves now, after %s", wanted, old)
+        self._switched(old.id, wanted, time.monotonic() - started)
+        log.info("%s serves now, after %s", wanted, old.id)
 
     def _mark(self) -> object:
         """Return what differs whenever the pointer was written."""
@@ -172,6 +205,7 @@ class Live:
             again = self.trouble is not None and time.time() - self.trouble.since > RETRY_SECONDS
             if again or self._mark() != self._seen:
                 self.look()
+            self.each_poll()
 
     def stop(self) -> None:
         """End the thread."""

@@ -52,6 +52,7 @@ class Loaded:
         self._method = method.eval().requires_grad_(False)
         self._banks: OrderedDict[LabelSpace, Features] = OrderedDict()
         self._lock = threading.Lock()
+        self._space: str | None = None
         self.width = method.backbone.embedding_width()
 
     @classmethod
@@ -69,6 +70,12 @@ class Loaded:
             if not torch.isfinite(found).all():
                 raise CheckpointError(f"version {version}: its {kind} embeddings are not finite.")
         return loaded
+
+    def space(self, key_of: Callable[[Method], str]) -> str:
+        """Return the key of its image space, computed once: it covers all weights of the image tower."""
+        if self._space is None:
+            self._space = key_of(self._method)
+        return self._space
 
     @property
     def one_by_one(self) -> bool:

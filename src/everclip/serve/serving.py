@@ -12,6 +12,7 @@ import uvicorn
 
 from everclip.errors import ConfigError
 from everclip.serve.app import create_app
+from everclip.serve.protocol import TimedHeaders
 from everclip.serve.service import Service
 from everclip.serve.settings import ServeSettings
 from everclip.store.versions import Store
@@ -38,6 +39,24 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
+def server_of(service: Service, token: str | None) -> uvicorn.Server:
+    """Return the server of a service."""
+    settings = service.settings
+    config = uvicorn.Config(
+        create_app(service, token),
+        http=TimedHeaders,
+        ws="none",
+        log_config=None,
+        log_level=settings.log_level,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.connections,
+        timeout_graceful_shutdown=_STOPPING_SECONDS,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(
     store: Store,
     settings: ServeSettings,
@@ -59,17 +78,7 @@ def serve(
     with listen(settings.host, settings.port) as listening:  # before loading, which may take long
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
         service = Service(store, settings)
-        config = uvicorn.Config(
-            create_app(service, token),
-            log_config=None,
-            log_level=settings.log_level,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=settings.connections,
-            timeout_graceful_shutdown=_STOPPING_SECONDS,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
-            ws="none",
-        )
+        server = server_of(service, token)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         tell(f"{store.path}: {service.live.current.id} serves on http://{shown}:{port}")
@@ -78,7 +87,7 @@ def serve(
         # uvicorn raises the signal that ended it once more when it is done; that shall not end the process.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _done)
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
 
 
 def _done(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from everclip.contracts import LabelSpace
 from everclip.serve.answered import ShadowFacts
-from everclip.serve.batching import Batcher
+from everclip.serve.batching import Batcher, Kind
 from everclip.serve.live import Live
 from everclip.serve.loaded import Answer, Loaded
 from everclip.serve.measured import Measured
@@ -73,6 +73,26 @@ class Shadow:
         )
         for old, new in zip(sent, found or (), strict=False):
             self.compare("classify", served, [n for n, _ in old.names], [n for n, _ in new.names])
+
+    async def embedded(
+        self, kind: str, candidate: Loaded, texts: Sequence[str], pixels: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+        """Let the candidate embed texts and images; `None` if much waits, which is counted."""
+        found: list[torch.Tensor | None] = []
+        wanted: tuple[tuple[Kind, Sequence[Any]], ...] = (("text", texts), ("image", pixels))
+        for sort, items in wanted:
+            if not len(items):
+                found.append(None)
+                continue
+            future = self._batcher.submit_in_background(candidate, sort, items, lambda of: of["embedding"])
+            if (rows := await self._done(kind, future)) is None:
+                return None
+            found.append(rows)
+        return found[0], found[1]
+
+    def left_out(self, kind: str) -> None:
+        """Count a comparison that could not be made."""
+        self._count(kind, "dropped")
 
     async def _done(self, kind: str, future: Future[Any] | None) -> Any:
         if future is None:

@@ -47,7 +47,7 @@ function show(tab) {
   }
   const part = tab.getAttribute("aria-controls");
   $("compare").hidden = part !== "classify" && part !== "search";
-  history.replaceState(null, "", `#${part}`);
+  history.replaceState(null, "", `#/${part}`); // no element's id: the keyboard would begin there
   if (part === "service") service();
 }
 tabs.forEach((tab, place) => {
@@ -120,7 +120,11 @@ $("classify-form").addEventListener("submit", (event) => {
       form.append("version", version);
       return ask("/classify", { method: "POST", body: form });
     },
-    cards: (found) => found.map((answer) => classified(answer)),
+    cards: (found) => {
+      const best = new Set(found.map((answer) => answer.images[0].names[0].name));
+      $("classify-note").textContent = found.length < 2 ? "" : best.size > 1 ? "The versions differ." : "Both versions say the same.";
+      return found.map(classified);
+    },
   });
 });
 function classified(answer) {
@@ -159,7 +163,7 @@ $("search-form").addEventListener("submit", (event) => {
   });
 });
 function found(answers) {
-  const ids = answers.map((answer) => new Set(answer.hits.map((hit) => hit.id)));
+  const ids = answers.map((answer) => new Set(answer.results[0].map((hit) => hit.id)));
   if (answers.length === 2) {
     const both = [...ids[0]].filter((id) => ids[1].has(id)).length;
     $("search-note").textContent = `${both} of ${Math.max(ids[0].size, ids[1].size)} images are found by both versions; others have a frame.`;
@@ -167,7 +171,7 @@ function found(answers) {
     $("search-note").textContent = "";
   }
   return answers.map((answer, side) => {
-    const hits = answer.hits.map((hit) => {
+    const hits = answer.results[0].map((hit) => {
       const facts = Object.entries(hit.metadata).slice(0, 3).map(([name, value]) => `${name}: ${value}`).join(", ");
       const only = answers.length === 2 && !ids[1 - side].has(hit.id);
       const image = make("img", { src: `/images/${encodeURIComponent(hit.id)}`, alt: facts || hit.id, loading: "lazy" });
@@ -239,7 +243,7 @@ function curve(name, title) {
   const width = 120 + 80 * points.length, x = (i) => 100 + 80 * i, y = (value) => 20 + (150 * (high - value)) / span;
   const picture = drawn("svg", { viewBox: `0 0 ${width} 210`, width, height: 210, role: "img",
     "aria-label": `${title}: ${points.map(({ id, gate }) => `${id} ${interval(gate)}`).join("; ")}` });
-  for (const value of [low, 0, high]) {
+  for (const value of new Set([low, 0, high])) {
     picture.append(drawn("line", { class: "axis", x1: 60, x2: width - 10, y1: y(value), y2: y(value) }));
     picture.append(drawn("text", { x: 52, y: y(value) + 4, "text-anchor": "end" }, number(value)));
   }
@@ -324,7 +328,7 @@ async function refresh() {
     $("status").className = "bad";
   }
 }
-const asked = tabs.find((tab) => tab.getAttribute("aria-controls") === location.hash.slice(1));
-show(asked || tabs[0]);
+const asked = tabs.find((tab) => tab.getAttribute("aria-controls") === location.hash.slice(2));
+if (asked) show(asked);
 refresh();
 setInterval(() => { if (!document.hidden) refresh(); }, 5000);

@@ -1,0 +1,227 @@
+"""`/embed` under load: requests with batches against one by one, a switch of versions under load, and the cold start.
+
+Run: python benchmarks/serve.py [--model builtin:photo] [--seconds 10] [--rounds 2] [--clients 16]
+Both servers are processes of their own on this machine's loopback, one after the other in each round, in turn. Clients
+are threads of this process that ask as soon as they are answered (a closed loop), so they share the cores with the
+server. In the middle of each measurement of the server with batches, the store switches to another version: every
+answer must be 200 and name one of both versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from common import table
+from PIL import Image
+
+from everclip.store.creating import create_store
+from everclip.store.versions import Store
+
+SERVERS = {
+    "one by one (`batch=1 wait_ms=0`)": ("batch=1", "wait_ms=0"),
+    "batches (`batch=32 wait_ms=3`)": ("batch=32", "wait_ms=3"),
+}
+HEADERS = {"Content-Type": "application/json"}
+SIDE = 224
+
+
+@dataclass
+class Load:
+    """What clients saw: seconds of each answer, and answers that were not 200."""
+
+    seconds: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    versions: set[str] = field(default_factory=set)
+    wall: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return len(self.seconds) / self.wall
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds within which this share was answered."""
+        return 1000 * float(np.quantile(self.seconds, share))
+
+
+def two_versions(folder: Path, model: str) -> Store:
+    """Make a store whose v0002 has slightly other weights."""
+    store = create_store(folder, model)
+    learner = store.load()
+    for parameter in learner.method.parameters():
+        parameter.data.mul_(1.001)
+    second = store.version("v0001").model_copy(
+        update={"id": "v0002", "parent": "v0001", "towers": learner.method.backbone.fingerprints()}
+    )
+    store.add(learner, second, None)
+    return store
+
+
+@contextmanager
+def server(store: Store, settings: tuple[str, ...]) -> Iterator[tuple[int, float]]:
+    """Run a server; yields its port and the seconds until it answered."""
+    started = time.perf_counter()
+    words = ("serve", str(store.path), "--port", "0", "log_level=error", "poll_seconds=0.2", *settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "everclip", *words], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r":(\d+)$", line.strip())
+        assert found is not None, line
+        port = int(found[1])
+        while ask(http.client.HTTPConnection("127.0.0.1", port), "GET", "/healthz")[0] != 200:
+            time.sleep(0.01)
+        yield port, time.perf_counter() - started
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def ask(
+    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """Ask once."""
+    connection.request(method, path, body, HEADERS if body else {})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def load(
+    port: int, bodies: list[bytes], clients: int, seconds: float, middle: threading.Timer | None
+) -> Load:
+    """Ask `/embed` with so many clients for so many seconds."""
+    found, until = Load(), time.perf_counter() + seconds
+
+    def client(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        turn = number
+        while (began := time.perf_counter()) < until:
+            status, text = ask(connection, "POST", "/embed", bodies[turn % len(bodies)])
+            found.seconds.append(time.perf_counter() - began)
+            if status != 200:
+                found.wrong.append(text.decode()[:200])
+            elif named := re.search(rb'"version":"(v\d+)"', text):
+                found.versions.add(named[1].decode())
+            turn += 1
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
+    began = time.perf_counter()
+    if middle is not None:
+        middle.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found.wall = time.perf_counter() - began
+    return found
+
+
+def requests(kind: str) -> list[bytes]:
+    """Return bodies of requests of one text or one image each."""
+    if kind == "text":
+        return [
+            json.dumps({"texts": [f"a photo of thing {n}"], "format": "base64"}).encode() for n in range(64)
+        ]
+    draw, bodies = np.random.default_rng(0), []
+    for _ in range(16):
+        file = io.BytesIO()
+        Image.fromarray(draw.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(file, "JPEG")
+        bodies.append(
+            json.dumps({"images": [base64.b64encode(file.getvalue()).decode()], "format": "base64"}).encode()
+        )
+    return bodies
+
+
+def measured(
+    store: Store, options: argparse.Namespace
+) -> tuple[dict[tuple[str, str], list[Load]], list[float]]:
+    """Measure both servers in turn; return the loads by server and kind, and the seconds of each start."""
+    loads: dict[tuple[str, str], list[Load]] = {}
+    starts = []
+    for number in range(options.rounds):
+        for name in list(SERVERS) if number % 2 == 0 else list(reversed(SERVERS)):
+            with server(store, SERVERS[name]) as (port, start):
+                starts.append(start)
+                for kind in ("text", "image"):
+                    bodies = requests(kind)
+                    load(port, bodies, options.clients, 1.0, None)  # warm up
+                    other = {"v0001": "v0002", "v0002": "v0001"}[store.current.version]
+                    batched = "batch=1" not in SERVERS[name]
+                    middle = (
+                        threading.Timer(options.seconds / 2, store.point_to, (other,)) if batched else None
+                    )
+                    found = load(port, bodies, options.clients, options.seconds, middle)
+                    loads.setdefault((kind, name), []).append(found)
+                    told = f"{found.rate:.1f}/s, {len(found.wrong)} not 200, answered by {sorted(found.versions)}"
+                    print(f"{kind}, {name}: {told}", flush=True)
+    return loads, starts
+
+
+def main() -> None:
+    """Measure and print the table."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--model", default="builtin:photo")
+    words.add_argument("--seconds", type=float, default=10.0)
+    words.add_argument("--rounds", type=int, default=2)
+    words.add_argument("--clients", type=int, default=16)
+    options = words.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        loads, starts = measured(two_versions(Path(folder) / "store", options.model), options)
+    rows = []
+    for (kind, name), found in sorted(loads.items()):
+        both = Load([s for of in found for s in of.seconds], [w for of in found for w in of.wrong])
+        switches = sum(len(of.versions) == 2 for of in found)
+        rows.append(
+            (
+                kind,
+                name,
+                " / ".join(f"{of.rate:.1f}" for of in found),
+                f"{both.quantile(0.5):.0f}",
+                f"{both.quantile(0.99):.0f}",
+                f"{len(both.seconds):,}",
+                str(len(both.wrong)),
+                str(switches),
+            )
+        )
+    header = (
+        "one ... per request",
+        "server",
+        "requests/s per round",
+        "p50 ms",
+        "p99 ms",
+        "requests",
+        "not 200",
+        "switches",
+    )
+    print(
+        table(
+            f"/embed, {options.model}, {options.clients} clients, {options.seconds:g} s per measurement",
+            rows,
+            header,
+        )
+    )
+    print(f"Cold start (process to first answer): median {statistics.median(starts):.1f} s of {len(starts)}.")
+
+
+if __name__ == "__main__":
+    main()
