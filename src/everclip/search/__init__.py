@@ -1,0 +1,1 @@
+"""An index of images for search: add, remove, query, and follow the model to its next version."""
