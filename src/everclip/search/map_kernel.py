@@ -64,4 +64,5 @@ class _Solved:
         self._right = self._vectors.T @ residual
 
     def coefficients(self, penalty: float) -> torch.Tensor:
-        return self._vectors @ (self._right / (self._values.clamp(min=0) + penalty)[:, None])
+        found: torch.Tensor = self._vectors @ (self._right / (self._values.clamp(min=0) + penalty)[:, None])
+        return found

@@ -81,7 +81,7 @@ def _truncated(x: torch.Tensor, change: torch.Tensor, rank: float) -> torch.Tens
     if kept >= min(change.shape):
         return change
     fitted = x @ change
-    directions = torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -kept:]
+    directions: torch.Tensor = torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -kept:]
     return change @ directions @ directions.T
 
 

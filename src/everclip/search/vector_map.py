@@ -66,7 +66,9 @@ class VectorMap:
             raise ConfigError(
                 f"a map of vectors of width {self.widths[0]} was given an array of shape {tuple(vectors.shape)}."
             )
-        parts = [self._block(part.float()) for part in vectors.split(_BLOCK)]
+        parts = [
+            self._block(vectors[start : start + _BLOCK].float()) for start in range(0, len(vectors), _BLOCK)
+        ]
         return torch.cat(parts) if parts else vectors.new_empty(0, self.widths[1])
 
     def _block(self, x: torch.Tensor) -> torch.Tensor:
