@@ -20,10 +20,10 @@ import torch
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from everclip.learner.core import Learner
+from everclip.lock import locked
 from everclip.store import gates as gates_module
 from everclip.store.creating import create_store
 from everclip.store.drift import drift
-from everclip.store.lock import locked
 from everclip.store.objects import Objects
 from everclip.store.records import Gate, GateLimits
 from everclip.store.sets import HELD_OUT_SHARE, bounded, half, parted, probe_sets

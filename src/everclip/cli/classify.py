@@ -44,7 +44,7 @@ def classify(
     """
     from everclip.templates import templates_of
 
-    choices = [*(name or []), *_lines(names)]
+    choices = [*(name or []), *lines_of(names, "--names")]
     templates = templates_of(template or ("{}",), "--template")
     files = [file for image in images for file in _files(image)]
     from everclip.learner.evaluate import learned_names
@@ -73,7 +73,12 @@ def classify(
 _MOST_BYTES = 16 * 1024 * 1024
 
 
-def _lines(file: Path | None) -> list[str]:
+def lines_of(file: Path | None, option: str) -> list[str]:
+    """Return the lines of a text file that hold something; none without a file.
+
+    Raises:
+        ConfigError: if it cannot be read or holds nothing; names `option`.
+    """
     if file is None:
         return []
     from everclip.data.reading.formats.text_file import small_text
@@ -81,10 +86,10 @@ def _lines(file: Path | None) -> list[str]:
     try:
         lines = small_text(file, _MOST_BYTES).splitlines()
     except (OSError, DataError) as error:
-        raise ConfigError(f"--names: {file}: cannot be read as UTF-8 text ({error}).") from error
+        raise ConfigError(f"{option}: {file}: cannot be read as UTF-8 text ({error}).") from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise ConfigError(f"--names: {file}: no names in it; expected one per line.")
+        raise ConfigError(f"{option}: {file}: nothing in it; expected one per line.")
     return found
 
 

@@ -104,7 +104,9 @@ def update(
 
     Example: everclip update stores/shop --data april.parquet
     """
+    from everclip.cli.search import estimate_line
     from everclip.errors import LimitError
+    from everclip.store.indexed import estimate_after_update
     from everclip.store.thresholds import read_thresholds
     from everclip.store.updating import outlook
     from everclip.store.updating import update as learn
@@ -116,7 +118,15 @@ def update(
         raise ConfigError("--slice: only with --dry-run.")
     if dry_run:
         found = outlook(opened, data, slices or ())
-        typer.echo(json.dumps(_plain(found), indent=1) if as_json else outlook_text(found))
+        again = (
+            estimate_after_update(opened) if found.takes is not None and found.takes.images_change else None
+        )
+        if as_json:
+            typer.echo(json.dumps(_plain(found) | {"reindex": again and vars(again)}, indent=1))
+        else:
+            typer.echo(outlook_text(found))
+            if again is not None:
+                typer.echo(f"the search index: {estimate_line(again, 'the new version')}")
         return
     done = learn(
         opened,
@@ -206,6 +216,7 @@ def status(store: StoreFolder, as_json: Json = False) -> None:
 
     Example: everclip status stores/shop
     """
+    from everclip.store.indexed import index_lines
     from everclip.store.versions import Store
 
     opened = Store(store)
@@ -216,6 +227,8 @@ def status(store: StoreFolder, as_json: Json = False) -> None:
     typer.echo(f"{document['current']} serves; before it: {', '.join(document['before']) or 'none'}")
     typer.echo(f"versions: {len(document['versions'])}; probes: {', '.join(document['probes']) or 'none'}")
     typer.echo("contents: " + ("undamaged" if not document["problems"] else "; ".join(document["problems"])))
+    for line in index_lines(document["index"]):
+        typer.echo(line)
     for entry in document["journal"]:
         version = f" {entry['version']}" if entry["version"] else ""
         typer.echo(
@@ -229,6 +242,8 @@ LAST = 10
 
 def status_of(store: Store) -> dict[str, Any]:
     """Return what `status` prints."""
+    from everclip.store.indexed import index_document
+
     pointer = store.current
     return {
         "current": pointer.version,
@@ -236,6 +251,7 @@ def status_of(store: Store) -> dict[str, Any]:
         "versions": store.ids(),
         "probes": store.settings.probes,
         "problems": store.problems(pointer.version),
+        "index": index_document(store),
         "journal": [vars(entry) for entry in store.journal.entries(LAST)],
     }
 

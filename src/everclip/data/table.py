@@ -89,6 +89,11 @@ class Table:
             found.append(known[picture])
         return found
 
+    def place(self, position: int) -> dict[str, Any]:
+        """Return where a sample's image lies, of type `everclip.data.pictures.location.LOCATION`."""
+        found: dict[str, Any] = self._pictures.locations[self._picture(position)].as_py()
+        return found
+
     def origin(self, position: int) -> str:
         """Return the path of a sample's image file; an empty text if the image is in memory or in an archive."""
         place = self._pictures.locations[self._picture(position)]

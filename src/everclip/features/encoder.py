@@ -124,12 +124,12 @@ def tower_encoders(
 def _key(method: Predictor, weights: str, *more: object) -> str:
     # Embeddings depend not only on weights, but also on architecture, transform, method and decoding.
     device = next(method.parameters()).device
-    code = type(method).__qualname__, *_own_code(type(method))
+    code = type(method).__qualname__, *own_code(type(method))
     return f"{key_of(*code, str(method.backbone.clip), weights, *_numerics(device), *more):032x}"
 
 
 @cache
-def _own_code(method: type) -> tuple[str, ...]:
+def own_code(method: type) -> tuple[str, ...]:
     """Return hashes of the files that define a user's own method: two classes may have one name, or change."""
     found = []
     for base in method.__mro__:

@@ -12,8 +12,10 @@ from everclip.errors import ConfigError
 from everclip.files import folder_atomic, require_writable, write_text_atomic
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import load_model, read_set
+from everclip.lock import now
 from everclip.models.export import export_backbone
-from everclip.store.journal import DONE, Journal, now
+from everclip.sealing import sealed
+from everclip.store.journal import DONE, Journal
 from everclip.store.records import Current, GateLimits, Settings, Version
 from everclip.store.sets import bounded
 from everclip.store.versions import (
@@ -24,7 +26,6 @@ from everclip.store.versions import (
     SETTINGS,
     VERSIONS,
     Store,
-    sealed,
     write_version,
 )
 

@@ -8,10 +8,10 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from everclip.errors import CheckpointError
+from everclip.lock import now
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -31,11 +31,6 @@ class Entry:
     version: str | None
     outcome: str
     detail: str
-
-
-def now() -> str:
-    """Return the time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Journal:

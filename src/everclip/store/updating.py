@@ -23,11 +23,11 @@ from everclip.features.pictures import Pictures
 from everclip.files import crash_point, write_text_atomic
 from everclip.learner.core import Learner
 from everclip.learner.tasks import make_task, table_of
+from everclip.lock import now
 from everclip.scenarios.measuring import MeasuredSets
 from everclip.store.drift import Drift, drift
 from everclip.store.foreseen import Foreseen, foresee
 from everclip.store.gates import gates_of, passed
-from everclip.store.journal import now
 from everclip.store.records import Gate, Learned, Version
 from everclip.store.sets import Half, half, held_out_sets, parted, probe_sets
 from everclip.store.thresholds import Carried, carry_over

@@ -18,15 +18,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file
 
 from everclip.data.table import Table
@@ -40,8 +38,10 @@ from everclip.files import (
 )
 from everclip.learner.core import Learner
 from everclip.learner.saved import assembled
+from everclip.lock import locked
+from everclip.sealing import read_sealed, sealed
+from everclip.search.records import versions_needed
 from everclip.store.journal import DONE, FAILED, Journal
-from everclip.store.lock import locked
 from everclip.store.objects import Objects
 from everclip.store.records import Current, Settings, Version
 from everclip.training.checkpoint import STATE, TENSORS
@@ -50,7 +50,6 @@ from everclip.training.run_folder import CONFIG
 SETTINGS, CURRENT, JOURNAL, LOCK = "store.json", "current", "journal.sqlite", ".lock"
 BASE, PROBES, VERSIONS, OBJECTS = "base", "probes", "versions", "objects"
 MANIFEST, LEARNER, HELD_OUT = "version.json", "learner", "held_out.parquet"
-R = TypeVar("R", bound=BaseModel)
 _ID = re.compile(r"v\d{4,}")
 
 
@@ -79,7 +78,7 @@ class Store:
             raise ConfigError(
                 f"{path}: is no store (there is no {SETTINGS}); `everclip init {path} --model MODEL` makes one."
             )
-        self.settings = _read(path / SETTINGS, Settings)
+        self.settings = read_sealed(path / SETTINGS, Settings)
         self.objects = Objects(path / OBJECTS)
         self.journal = Journal(path / JOURNAL)
 
@@ -88,7 +87,7 @@ class Store:
     @property
     def current(self) -> Current:
         """The version that serves, and those before it."""
-        return _read(self.path / CURRENT, Current)
+        return read_sealed(self.path / CURRENT, Current)
 
     def ids(self) -> list[str]:
         """Return the ids of all versions, oldest first."""
@@ -117,7 +116,7 @@ class Store:
             ConfigError: if there is none of this id.
             CheckpointError: if its manifest is damaged.
         """
-        return _read(self.folder(version) / MANIFEST, Version)
+        return read_sealed(self.folder(version) / MANIFEST, Version)
 
     def load(self, version: str | None = None) -> Learner:
         """Load a version; default: the current one.
@@ -284,7 +283,8 @@ class Store:
     def prune(self, keep: int, rejected: bool, action: Action) -> Removed:
         """Remove old versions and the contents that no version needs.
 
-        The current version and those that served before it, up to `keep`, stay.
+        The current version and those that served before it, up to `keep`, stay, and those whose vectors the search
+        index holds.
 
         Args:
             keep: accepted versions that stay beside the current one.
@@ -293,6 +293,7 @@ class Store:
         """
         now = self.current
         staying = {now.version, *now.before[-keep:]} if keep else {now.version}
+        staying |= versions_needed(self.path)  # by the search index
         accepted = [i for i in self.ids() if i not in staying and not self._is_rejected(i)]
         going = accepted[: max(0, len(accepted) - keep)]
         going += [i for i in self.ids() if rejected and i not in staying and self._is_rejected(i)]
@@ -366,32 +367,3 @@ def _files(folder: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sealed(record: BaseModel) -> str:
-    """Return a record as JSON with the SHA-256 of its content."""
-    body = record.model_dump(mode="json")
-    return json.dumps({"sha256": _seal(body), "content": body}, indent=1)
-
-
-def _seal(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path, kind: type[R]) -> R:
-    """Read a record of a store.
-
-    Raises:
-        CheckpointError: if it is missing or damaged.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if "sha256" in document:
-            if _seal(document["content"]) != document["sha256"]:
-                raise CheckpointError(
-                    f"{path}: damaged: its content is not the one it was written with (SHA-256)."
-                )
-            document = document["content"]
-        return kind.model_validate(document)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error

@@ -63,6 +63,7 @@ def read_rows(
     name: str = "rows",
     root: Path | None = None,
     quarantine_limit: float = 0.01,
+    labelled: bool = True,
 ) -> Loaded:
     """Read rows from Python.
 
@@ -72,6 +73,7 @@ def read_rows(
         name: shown in messages.
         root: folder that paths start from and may not leave; without it they are used as they are.
         quarantine_limit: above this share of unusable rows reading stops.
+        labelled: whether captions or classes are needed.
 
     Raises:
         DataError: for rows that hold no images, or too many unusable ones.
@@ -81,7 +83,7 @@ def read_rows(
     given = {"columns": {} if columns is None else columns, "quarantine_limit": quarantine_limit}
     spec = validated(DataSpec, {"source": name, **given}, "read_rows")
     root = None if root is None else user_path(root, "read_rows: root")
-    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, ImageFolders(), None)
+    return _loaded([read_mappings(rows, spec.columns, name, root)], spec, ImageFolders(), None, labelled)
 
 
 def _loaded(

@@ -9,25 +9,37 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from everclip.errors import RunFolderError
-from everclip.store.journal import now
 
 _PAUSE = 0.5  # seconds between two tries
 
 
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 @contextmanager
 def locked(
-    path: Path, verb: str, wait: bool = False, say: Callable[[str], None] = lambda line: None
+    path: Path,
+    verb: str,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    what: str = "store",
+    hint: str = "Wait for it, or give --wait.",
 ) -> Iterator[None]:
-    """Hold the lock of a store. The system frees it when the process ends, however it ends.
+    """Hold a lock. The system frees it when the process ends, however it ends.
 
     Args:
         path: the lock file.
         verb: what the holder does, for others.
         wait: wait for another holder in place of an error.
         say: called with a line once if it waits.
+        what: what the lock protects, for people.
+        hint: what to do if another process holds it, for people.
 
     Raises:
         RunFolderError: if another process holds it; names the holder.
@@ -45,9 +57,7 @@ def locked(
             except BlockingIOError:
                 holder = _holder(path)
                 if not wait:
-                    raise RunFolderError(
-                        f"{path.parent}: {holder} works on this store. Wait for it, or give --wait."
-                    ) from None
+                    raise RunFolderError(f"{path.parent}: {holder} works on this {what}. {hint}") from None
                 if not told:
                     say(f"waiting for {holder}")
                     told = True

@@ -1,0 +1,182 @@
+"""Embed every item again with another version: exact, and as slow as the encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from everclip.files import crash_point
+from everclip.search import tables
+from everclip.search.embedding import BLOCK, Embedded, SearchModel, Source, embedded
+from everclip.search.index import Index, View, metadata_of
+from everclip.search.ways import Estimate, Filled, Job
+
+PROBED = 64
+"""Images of a probe of the speed; the first batch warms up."""
+
+ROW_BYTES = 100
+"""Bytes of a row beside its vector: id, hash, bookkeeping."""
+
+COMPACT_EVERY = 200
+"""Batches after which the small parts of a table are joined."""
+
+_PLACE = ("path", "offset", "size", "bytes")
+
+
+class Reembed:
+    """The way `reembed`. What is to do follows from the tables: nothing is embedded twice, and nothing is left out."""
+
+    name = "reembed"
+
+    def estimate(self, job: Job) -> Estimate:
+        """Time a few images; write nothing."""
+        view = job.index.view()
+        return estimate_of(view, job.new, list(view.missing(job.new.key).values()), job.rate)
+
+    def fill(self, job: Job) -> Filled:
+        """Embed the items that have no vector of their present content, as far as the budget goes."""
+        with job.index.changing("reindex") as change:
+            storage = "float32" if change.state.space is None else change.state.space.storage
+            new = job.new
+            if new.key not in change.state.spaces:
+                change.new_space(new.key, new.version, new.tower, new.width, storage, self.name)
+        done, started = Filled(), time.monotonic()
+        while True:
+            view = job.index.view()
+            todo = {i: row for i, row in view.missing(job.new.key).items() if i not in done.failed}
+            if not todo or not _round(job, view, todo, done, started):
+                break
+        done.left, done.seconds = len(todo), time.monotonic() - started
+        with job.index.changing("reindex") as change:
+            space = change.state.spaces[job.new.key]
+            change.set_space(space.model_copy(update={"set_aside": done.failed}))
+        return done
+
+
+REEMBED = Reembed()
+
+
+def estimate_of(view: View, model: SearchModel, rows: Sequence[int], rate: float | None = None) -> Estimate:
+    """Return what embedding some rows of the table of items takes, from a probe of a few of them.
+
+    Args:
+        view: of the index.
+        model: embeds them, or is as fast as the one that will.
+        rows: their positions.
+        rate: images per second at most.
+    """
+    each = max(seconds_per_image(view, model, rows), 0.0 if rate is None else 1 / rate)
+    storage = "float32" if view.state.space is None else view.state.space.storage
+    disk = len(rows) * (model.width * (4 if storage == "float32" else 2) + ROW_BYTES)
+    return Estimate(Reembed.name, len(rows), len(rows) * each, disk, 1.0)
+
+
+def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: float) -> bool:
+    """Embed `todo`, removing from it what is done; return whether the budget allows more."""
+    allowed = None if job.budget.images is None else max(0, job.budget.images - done.images)
+    rows = islice(list(todo.items()), allowed)
+    key, total = job.new.key, len(todo)
+    stale = view.held(key).keys() & todo.keys()
+    batches = _batches(view, rows)
+    read: list[pa.Table] = []
+
+    def sources() -> Iterator[Sequence[Source]]:
+        for batch in batches:
+            read.append(batch)
+            yield sources_of(batch)
+
+    for number, found in enumerate(embedded(job.new, sources()), start=1):
+        _commit(job.index, key, view, read.pop(0), found, stale)
+        crash_point("in index: batch embedded again")
+        for i in [*found.ids, *found.failed]:
+            todo.pop(i)
+        done.images += len(found.ids)
+        done.changed += found.changed
+        done.failed |= found.failed
+        job.tell(f"{total - len(todo):,} of {total:,} images embedded again")
+        if number % COMPACT_EVERY == 0:
+            with job.index.changing("reindex") as change:
+                tables.compact(change.table(change.state.spaces[key].table))
+        elapsed = time.monotonic() - started
+        if job.budget.seconds is not None and elapsed >= job.budget.seconds:
+            return False
+        if job.rate is not None:
+            time.sleep(max(0.0, done.images / job.rate - elapsed))
+    return allowed is None or done.images < (job.budget.images or 0)
+
+
+def _batches(view: View, rows: Iterator[tuple[str, int]]) -> Iterator[pa.Table]:
+    """Yield the rows of items in batches: what their images need, and their metadata."""
+    wanted = ["id", *_PLACE, "rendering", "sha256", *metadata_of(view.items.schema)]
+    while chosen := [row for _, row in islice(rows, BLOCK)]:
+        yield tables.taken(view.items, chosen, wanted)
+
+
+def sources_of(items: pa.Table) -> list[Source]:
+    """Return rows of items as sources of images."""
+    return [
+        Source(row["id"], {name: row[name] for name in _PLACE}, row["rendering"], row["sha256"])
+        for row in items.select(["id", *_PLACE, "rendering", "sha256"]).to_pylist()
+    ]
+
+
+def _commit(index: Index, key: str, view: View, items: pa.Table, found: Embedded, stale: set[str]) -> None:
+    """Write the vectors of a batch, but for items that were removed or replaced meanwhile."""
+    if not found.ids:
+        return
+    position = {i: n for n, i in enumerate(items.column("id").to_pylist())}
+    rows = items.take([position[i] for i in found.ids])
+    with index.changing("reindex") as change:
+        if change.state.items != view.state.items:
+            rows = _present(change.table(tables.ITEMS), rows)
+        contents = dict(zip(found.ids, found.contents, strict=True))
+        fresh = [contents[i] for i in rows.column("id").to_pylist()]
+        change.set_contents(_differing(rows, fresh))
+        rows = rows.set_column(rows.column_names.index("sha256"), "sha256", pa.array(fresh, pa.string()))
+        at = {i: n for n, i in enumerate(found.ids)}
+        ids = rows.column("id").to_pylist()
+        if ids:
+            vectors = found.vectors[[at[i] for i in ids]]
+            change.put_vectors(key, rows, vectors, known=[i for i in ids if i in stale])
+
+
+def _differing(rows: pa.Table, fresh: Sequence[str]) -> Mapping[str, str]:
+    held = zip(rows.column("id").to_pylist(), rows.column("sha256").to_pylist(), fresh, strict=True)
+    return {i: now for i, then, now in held if then != now}
+
+
+def _present(table: object, rows: pa.Table) -> pa.Table:
+    """Return those rows that are still items of the same content, with their present metadata."""
+    ids = rows.column("id").to_pylist()
+    wanted = dict(zip(ids, rows.column("sha256").to_pylist(), strict=True))
+    here = tables.rows_with(table, ids, ["id", "sha256", *metadata_of(rows)])
+    pairs = zip(here.column("id").to_pylist(), here.column("sha256").to_pylist(), strict=True)
+    return here.take([n for n, (i, content) in enumerate(pairs) if wanted[i] == content])
+
+
+def seconds_per_image(view: View, model: SearchModel, rows: Sequence[int]) -> float:
+    """Return how long an image takes, from a probe of some rows of the table of items."""
+    step = max(1, len(rows) // PROBED)
+    chosen = list(rows[::step][:PROBED])
+    if not chosen:
+        return 0.0
+    batches = list(_batches_of(view, chosen, max(1, len(chosen) // 4)))
+    times, sizes = [], []
+    start = time.perf_counter()
+    for batch in embedded(model, batches):
+        now = time.perf_counter()
+        times.append(now - start)
+        sizes.append(len(batch.ids) + len(batch.failed))
+        start = now
+    warm = slice(1, None) if len(times) > 1 else slice(None)
+    return float(np.sum(times[warm]) / np.sum(sizes[warm]))
+
+
+def _batches_of(view: View, rows: Sequence[int], size: int) -> Iterator[list[Source]]:
+    wanted = ["id", *_PLACE, "rendering", "sha256"]
+    for start in range(0, len(rows), size):
+        yield sources_of(tables.taken(view.items, rows[start : start + size], wanted))
