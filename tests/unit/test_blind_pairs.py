@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from everclip.data.reading.sources import read
@@ -82,6 +83,8 @@ def test_pairs_are_found_written_and_read_again(
     few.write(tmp_path / "few.parquet")
     assert not bp.Earlier.read(tmp_path / "few.parquet").whole
     assert "the 3 of the largest gap are kept" in " ".join(few.notes)
+    with pytest.raises(DataError, match=r"none\.parquet: no such file"):
+        bp.Earlier.read(tmp_path / "none.parquet")
 
 
 def test_what_became_of_the_pairs_of_an_earlier_model(table: Table, tmp_path: Path) -> None:
@@ -111,6 +114,10 @@ def test_what_became_of_the_pairs_of_an_earlier_model(table: Table, tmp_path: Pa
     }
     assert min(expected.values()) > 0
     assert now.changes == expected
+    # Pairs that a limit leaves out count, too.
+    few = bp.BlindPairs(table, mine(clips[1], reference, 0.8, 0.5, limit=1), "m", "r", 0.8, 0.5)
+    bp.follow(few, earlier, (clips[1], reference))
+    assert (few.changes, few.notes) == (expected, [])
     # What healed is written, and is no blind pair of the next comparison.
     now.write(tmp_path / "now.parquet")
     assert len(pq.read_table(tmp_path / "now.parquet")) == len(now.mined) + expected["healed"]
@@ -153,6 +160,12 @@ def test_equal_images_are_used_once_and_one_image_is_refused(
     assert found.table.ids == table.select([0, 1, 2]).ids
     assert found.mined.found == 3
     assert "2 rows repeat an image" in " ".join(found.notes)
+    for bad in (torch.nan, 0.0):
+        other = replace(
+            reference, encode=lambda px, bad=bad: torch.full((len(px), 4), bad), fingerprint=str(bad)
+        )
+        with pytest.raises(DataError, match=f"gives 3 of 3 images features .*; the first is {table.ids[0]}"):
+            bp.find_blind_pairs(twice, learner, other, model="a", above=-1, below=1, limit=10)
     with pytest.raises(DataError, match="1 images; a pair needs two"):
         bp.find_blind_pairs(table.select([0, 0]), learner, reference, model="a", above=-1, below=1, limit=10)
 
@@ -176,6 +189,19 @@ def test_the_command_writes_a_table_and_a_page(
     said = f"A mixture, 0.5 x {micro_folder / 'model'} + 0.5 x timm:{SIZE}, tells"
     assert said in out
     assert said in (tmp_path / "mixed.html").read_text()
+
+
+def test_images_without_labels_have_pairs_and_a_model_is_no_reference_of_itself(
+    command: Callable[..., tuple[int, str, str]], micro_folder: Path, tmp_path: Path
+) -> None:
+    model = micro_folder / "model"
+    for number in range(3):
+        shade = np.full((9, 9, 3), 80 * number, dtype=np.uint8)
+        Image.fromarray(shade).save(tmp_path / f"{number}.png")
+    code, out, err = command("blind-pairs", tmp_path, "--model", model, "--reference", model)
+    assert code == 0, err
+    assert "0 of 3 pairs of 3 images are blind" in out
+    assert "sees what" in out
 
 
 @pytest.mark.parametrize(
@@ -295,6 +321,12 @@ def test_the_rows_of_a_run_are_followed_and_agree_with_single_models(
     assert (last.healed, last.new) == (len(pairs[0] - pairs[1]), len(pairs[1] - pairs[0]))
     assert last.healed + last.new > 0
     assert f"| {last.label} | {last.blind:,} |" in page.text(found)
+    few = follow_rows(table, str(folder), reference, above=above, below=below, limit=len(pairs[0]))
+    # A limit that leaves pairs of later rows out changes no count against the start model.
+    parts = [[(c.blind, c.stays, c.healed, c.new) for c in one.over] for one in (few, found)]
+    assert parts[0] == parts[1]
+    assert any("since the row before" in note for note in few.notes)
+    assert not any("since the row before" in note for note in found.notes)
 
 
 def test_rows_need_a_run_that_kept_its_models(

@@ -95,6 +95,8 @@ def test_grids_of_other_sizes_are_resampled_only_if_asked() -> None:
     for wrong in (tokens[:, :15], drawn(2, 17, 3)):  # 17: a class token is still there
         with pytest.raises(ValueError, match="must be a square grid without a class token"):
             resampled(wrong, 16)
+    with pytest.raises(ValueError, match="must be a square grid"):
+        resampled(tokens, -4)
     with pytest.raises(ValueError, match="alpha is"):
         AdditiveMixture(3, 4, alpha=1.5)
 
@@ -167,6 +169,15 @@ def test_reranking_moves_images_that_look_like_the_best_one() -> None:
     # Two seeds that look different: the third, which is like the first, wins over the second.
     assert reranked(scores, vision, 0.0, shortlist=3, seeds=2)[0, 0].item() in (0, 2)
     assert reranked(scores, vision, 0.5, shortlist=99).shape == (1, 5)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_features_without_direction_are_refused(bad: float) -> None:
+    clip = torch.ones(2, 3)
+    clip[1] = bad
+    for mixture in (joined, mixed_cosines):
+        with pytest.raises(ValueError, match="zero or not finite"):
+            mixture(clip, torch.ones(2, 4), 0.5)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])

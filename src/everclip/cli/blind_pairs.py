@@ -132,8 +132,9 @@ def _find(
     from everclip.models.image_encoder import load_image_encoder
     from everclip.training.progress import Progress
 
+    earlier = None if before is None else Earlier.read(before)
     encoder = load_image_encoder(*reference)
-    loaded = read(validated(DataSpec, {"source": data}, "data"))
+    loaded = read(validated(DataSpec, {"source": data}, "data"), labelled=False)
     notes: list[str] = []
     progress = Progress(quiet=quiet)
     progress.start("blind-pairs", 0)
@@ -148,7 +149,6 @@ def _find(
     if rows:
         found = follow_rows(loaded.table, model, encoder, **given)
     else:
-        earlier = None if before is None else Earlier.read(before)
         learner = load_model(model)
         kept = EvaluationConfig(cache=str(cache_folder() / "features"))
         learner.features.folders.keep_in(None, kept, notes.append)

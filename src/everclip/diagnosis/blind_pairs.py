@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
 from everclip.data.sampling.order import key_of
 from everclip.data.table import Table
@@ -32,6 +32,8 @@ Tick = Callable[[int, int], None]
 
 BLOCK = 32
 """Images that the reference encodes at a time: the maps of a convolutional network are large."""
+
+_FEW = 256  # images that tell whether two models are the same
 
 STAYS, NEW, HEALED = "stays", "new", "healed"
 """What became of a pair since an earlier model: blind in both, only now, only then."""
@@ -72,8 +74,9 @@ class BlindPairs:
         above, below: bounds of the two cosines.
         status: of each pair `(P,)`, if there was an earlier model: `stays` or `new`.
         healed: pairs that were blind for the earlier model and are not now, with their cosines now.
-        changes: number of pairs by what became of them, also of pairs that `per_image` leaves out; empty without an
-            earlier model.
+        changes: number of pairs by what became of them, also of pairs that `limit` and `per_image` leave out; empty
+            without an earlier model.
+        since_previous: the same against a second earlier model, for the rows of a run.
         weights: a hash of the reference's weights.
         mixture: what a mixture of both models makes of the pairs, if one was asked for; before `per_image`.
         over: what changed at each row of a run, if its rows were followed.
@@ -89,6 +92,7 @@ class BlindPairs:
     status: list[str] | None = None
     healed: MinedPairs | None = None
     changes: dict[str, int] = field(default_factory=dict)
+    since_previous: dict[str, int] = field(default_factory=dict)
     weights: str = ""
     mixture: MixedPairs | None = None
     over: list[RowChange] = field(default_factory=list)
@@ -143,8 +147,12 @@ class Earlier:
         """Read a file.
 
         Raises:
-            DataError: if the file is not one of blind pairs.
+            DataError: if there is no file, or it is not one of blind pairs.
         """
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; expected the .parquet of an earlier `everclip blind-pairs`."
+            )
         try:
             rows = pq.read_table(path, columns=["left", "right", "status"])
             facts = json.loads((rows.schema.metadata or {})[_FACTS])
@@ -183,6 +191,7 @@ def find_blind_pairs(
     limit: int,
     per_image: int | None = None,
     earlier: Earlier | None = None,
+    previous: Earlier | None = None,
     mix: float | None = None,
     features: FeatureService | None = None,
     tick: Tick = lambda done, total: None,
@@ -197,12 +206,13 @@ def find_blind_pairs(
         above, below, limit: see `mine`.
         per_image: an image is in at most so many pairs.
         earlier: pairs of an earlier model of the same data.
+        previous: those of a second one, for `since_previous` alone.
         mix: the CLIP's share in a mixture with the reference; says how many pairs it tells apart.
         features: encodes and remembers; default: the learner's.
         tick: called with (images done, all images) for each model.
 
     Raises:
-        DataError: if there are fewer than two images, or `earlier` does not fit.
+        DataError: if there are fewer than two images, a feature has no direction, or `earlier` does not fit.
     """
     pictures, positions = Pictures.distinct([table])
     first = _first_rows(positions[0], len(pictures))
@@ -213,8 +223,12 @@ def find_blind_pairs(
     clip = service.images(encoder_of(learner.method, learner.method.encoder_keys()), pictures, tick=tick)
     other = service.images(_encoder(reference), pictures, block=BLOCK, tick=tick)
     both = clip["embedding"], other["embedding"]
+    for name, embedded in zip((model, reference.name), both, strict=True):
+        _require_directions(unique, name, embedded)
     mined = mine(*both, above, below, limit)
     notes = [f"{reference.name}: {note}" for note in reference.notes]
+    if _same(*both):
+        notes.append(f"{reference.name} gives the same embeddings as {model}: it sees what {model} sees")
     if len(unique) < len(table):
         notes.append(
             f"{table.name}: {len(table) - len(unique):,} rows repeat an image; each image is used once"
@@ -230,9 +244,28 @@ def find_blind_pairs(
         found.mixture = mix_pairs(*both, mined, mix, above)
     if earlier is not None:
         follow(found, earlier, both)
+    if previous is not None:
+        found.since_previous = _changes(found, previous, both)[0]
     if per_image is not None:
         spread_out(found, per_image)
     return found
+
+
+def _same(clip: torch.Tensor, reference: torch.Tensor) -> bool:
+    """Whether two models give the same embeddings; a few images tell."""
+    one, two = (normalize(features[:_FEW].float(), dim=1) for features in (clip, reference))
+    return one.shape == two.shape and torch.allclose(one, two, atol=1e-5)
+
+
+def _require_directions(table: Table, model: str, embedded: torch.Tensor) -> None:
+    """Refuse features that are not finite or zero; names the image of the first one."""
+    wrong = ~torch.isfinite(embedded).all(dim=1) | (embedded == 0).all(dim=1)
+    if wrong.any():
+        first = table.ids[int(wrong.nonzero()[0])]
+        raise DataError(
+            f"{table.name}: {model} gives {int(wrong.sum()):,} of {len(wrong):,} images features that are zero or not "
+            f"finite, so they have no cosine; the first is {first}. Are its weights damaged?"
+        )
 
 
 def _first_rows(positions: torch.Tensor, count: int) -> NDArray[np.int64]:
@@ -275,9 +308,9 @@ def follow(found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, to
         raise DataError(
             f"--before: none of its {len(lost):,} pairs has both images here; is it of other data?"
         )
-    if not earlier.whole or found.mined.found > len(found.mined):
+    if not earlier.whole:
         found.notes.append(
-            "a file holds only the pairs of the largest gap: some pairs called new may be old ones"
+            "not all pairs of the earlier model were kept: some pairs called new may be old ones"
         )
     ids = found.table.ids
     now = zip(found.mined.left.tolist(), found.mined.right.tolist(), strict=True)
@@ -285,13 +318,24 @@ def follow(found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, to
         STAYS if (ids[a], ids[b]) in earlier.pairs or (ids[b], ids[a]) in earlier.pairs else NEW
         for a, b in now
     ]
+    found.changes, found.healed = _changes(found, earlier, features)
+
+
+def _changes(
+    found: BlindPairs, earlier: Earlier, features: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[dict[str, int], MinedPairs]:
+    """Return how many pairs stay, are new and healed since an earlier model, and those that healed.
+
+    All pairs count, also those that `limit` leaves out: the earlier ones are looked at one by one.
+    """
+    place = {name: row for row, name in enumerate(found.table.ids)}
     kept = sorted(tuple(sorted((place[a], place[b]))) for a, b in earlier.pairs if a in place and b in place)
     sides = np.array(kept, dtype=np.int64).reshape(-1, 2)
     pairs = cosines_of(*features, sides[:, 0], sides[:, 1])
     healed = ~((pairs.clip > found.above) & (pairs.reference < found.below))
-    found.healed = pairs.chosen(np.flatnonzero(healed))
-    count = Counter(found.status)
-    found.changes = {STAYS: count[STAYS], NEW: count[NEW], HEALED: len(found.healed)}
+    stays = len(pairs) - int(healed.sum())
+    counts = {STAYS: stays, NEW: found.mined.found - stays, HEALED: int(healed.sum())}
+    return counts, pairs.chosen(np.flatnonzero(healed))
 
 
 def spread_out(found: BlindPairs, per_image: int) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 
 from everclip.config import BackboneConfig, CheckpointConfig, MethodConfig, validated
 from everclip.data.table import Table
-from everclip.diagnosis.blind_pairs import BlindPairs, Earlier, RowChange, Tick, find_blind_pairs, spread_out
+from everclip.diagnosis.blind_pairs import (
+    HEALED,
+    NEW,
+    STAYS,
+    BlindPairs,
+    Earlier,
+    RowChange,
+    Tick,
+    find_blind_pairs,
+    spread_out,
+)
 from everclip.diagnosis.of_run import start_learner
 from everclip.errors import ConfigError
 from everclip.evaluation.results import FILE, Results
@@ -71,7 +81,8 @@ def follow_rows(
     """
     given: dict[str, Any] = {"above": above, "below": below, "limit": limit, "tick": tick}
     start: Earlier | None = None
-    before: frozenset[tuple[str, str]] = frozenset()
+    last: Earlier | None = None
+    partial = False
     over: list[RowChange] = []
     found: BlindPairs | None = None
     features = None
@@ -83,26 +94,32 @@ def follow_rows(
             reference,
             model=f"{run}, {label}",
             earlier=start,
+            previous=last,
             mix=mix,
             features=features,
             **given,
         )
-        now = Earlier.of(found)
-        start = start or now
         over.append(
             RowChange(
                 label=label,
                 blind=found.mined.found,
-                stays=len(now.pairs & start.pairs),
-                healed=len(start.pairs - now.pairs),
-                new=len(now.pairs - start.pairs),
-                healed_since_last=len(before - now.pairs),
-                new_since_last=len(now.pairs - before) if over else 0,
+                stays=found.changes.get(STAYS, found.mined.found),
+                healed=found.changes.get(HEALED, 0),
+                new=found.changes.get(NEW, 0),
+                healed_since_last=found.since_previous.get(HEALED, 0),
+                new_since_last=found.since_previous.get(NEW, 0),
             )
         )
-        before = now.pairs
+        partial = partial or (last is not None and not last.whole)
+        last = Earlier.of(found)
+        start = start or last
     if found is None:
         raise ConfigError(f"--rows: {run} has no row yet.")
+    if partial:
+        found.notes.append(
+            f"a row has more than --limit={limit:,} pairs: of those since the row before, healed ones are missing and "
+            "some called new are old ones; raise --limit"
+        )
     if per_image is not None:
         spread_out(found, per_image)
     found.over = over

@@ -86,6 +86,7 @@ def mine(
         )
     if tile < 1 or limit < 1:
         raise ValueError(f"tile and limit must be positive, they are {tile} and {limit}")
+    clip, reference = clip.detach().cpu(), reference.detach().cpu()
     sides = (
         _Side(clip, _norms(clip, "clip"), above - _MARGIN),
         _Side(reference, _norms(reference, "reference"), below + _MARGIN),

@@ -39,11 +39,11 @@ def joined(clip: torch.Tensor, vision: torch.Tensor, weight: float) -> torch.Ten
         weight: the CLIP's share.
 
     Raises:
-        ValueError: for another number of rows, or a weight outside [0, 1].
+        ValueError: for another number of rows, one that is zero or not finite, or a weight outside [0, 1].
     """
     require_weight(weight)
     _require_rows(clip, vision)
-    x, y = (normalize(features.float(), dim=1) for features in (clip, vision))
+    x, y = _units(clip), _units(vision)
     return torch.cat([weight**0.5 * x, (1 - weight) ** 0.5 * y], dim=1)
 
 
@@ -51,7 +51,7 @@ def mixed_cosines(clip: torch.Tensor, vision: torch.Tensor, weight: float) -> to
     """Return `weight cos_clip + (1 - weight) cos_vision` between all images `(N, N)`; arguments as in `joined`."""
     require_weight(weight)
     _require_rows(clip, vision)
-    x, y = (normalize(features.float(), dim=1) for features in (clip, vision))
+    x, y = _units(clip), _units(vision)
     return weight * (x @ x.T) + (1 - weight) * (y @ y.T)
 
 
@@ -160,6 +160,13 @@ def _standardised(values: torch.Tensor) -> torch.Tensor:
     centred = values - values.mean(dim=1, keepdim=True)
     deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
     return torch.where(deviation > 1e-9, centred / deviation.clamp_min(1e-9), torch.zeros_like(centred))
+
+
+def _units(features: torch.Tensor) -> torch.Tensor:
+    """Return rows `(N, D)` of unit length in float32."""
+    if not bool((torch.isfinite(features).all(dim=1) & (features != 0).any(dim=1)).all()):
+        raise ValueError("a feature is zero or not finite, so it has no direction")
+    return normalize(features.float(), dim=1)
 
 
 def _require_rows(clip: torch.Tensor, vision: torch.Tensor) -> None:

@@ -151,11 +151,9 @@ def resampled(tokens: torch.Tensor, count: int) -> torch.Tensor:
     """
     if tokens.dim() != 3:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)}; expected (B, N, W)")
-    sides = [math.isqrt(number) for number in (tokens.shape[1], count)]
-    if any(
-        side * side != number or not side
-        for side, number in zip(sides, (tokens.shape[1], count), strict=True)
-    ):
+    counts = (tokens.shape[1], count)
+    sides = [math.isqrt(max(number, 0)) for number in counts]
+    if any(side * side != number or not side for side, number in zip(sides, counts, strict=True)):
         raise ValueError(
             f"{tokens.shape[1]} tokens cannot become {count}: both must be a square grid without a class token"
         )
