@@ -114,6 +114,9 @@ def test_what_became_of_the_pairs_of_an_earlier_model(table: Table, tmp_path: Pa
     }
     assert min(expected.values()) > 0
     assert now.changes == expected
+    html = page.write_page(now, tmp_path / "now.html").read_text(encoding="utf-8")
+    assert html.count('<img src="data:image/jpeg') == 2 * (len(now.mined) + expected["healed"])
+    assert html.index('id="pairs"') < html.index('id="healed"')
     # Pairs that a limit leaves out count, too.
     few = bp.BlindPairs(table, mine(clips[1], reference, 0.8, 0.5, limit=1), "m", "r", 0.8, 0.5)
     bp.follow(few, earlier, (clips[1], reference))

@@ -10,6 +10,7 @@ from typing import Any
 from everclip.data.pictures.images import decode
 from everclip.data.pictures.picture_error import PictureError
 from everclip.diagnosis.blind_pairs import HEALED, NEW, STAYS, BlindPairs
+from everclip.diagnosis.mining import MinedPairs
 from everclip.files import write_text_atomic
 from everclip.report.html import render as render_page
 from everclip.report.inline_images import data_uri
@@ -111,8 +112,8 @@ def _over(found: BlindPairs) -> list[str]:
 
 def write_page(found: BlindPairs, path: Path) -> Path:
     """Write the page and return its path."""
-    rows = _rows(found, SHOWN)
-    for row in rows:
+    rows, healed = _rows(found, SHOWN), _healed(found, SHOWN)
+    for row in (*rows, *healed):
         row["images"] = [_thumbnail(found, position) for position in row["positions"]]
     context = {
         "title": f"What {found.model} cannot see",
@@ -122,6 +123,8 @@ def write_page(found: BlindPairs, path: Path) -> Path:
         "notes": found.notes,
         "rows": rows,
         "more": len(found.mined) - len(rows),
+        "healed": healed,
+        "more_healed": 0 if found.healed is None else len(found.healed) - len(healed),
         "found": found,
         "headings": ROW_HEADINGS,
         "over": [list(asdict(change).values()) for change in found.over],
@@ -131,17 +134,27 @@ def write_page(found: BlindPairs, path: Path) -> Path:
 
 
 def _rows(found: BlindPairs, count: int) -> list[dict[str, Any]]:
-    pairs = found.mined
-    return [
-        {
-            "positions": [int(pairs.left[i]), int(pairs.right[i])],
-            "names": [_name(found, int(side[i])) for side in (pairs.left, pairs.right)],
-            "clip": f"{pairs.clip[i]:.3f}",
-            "reference": f"{pairs.reference[i]:.3f}",
-            "status": "" if found.status is None else found.status[i],
-        }
-        for i in range(min(count, len(pairs)))
-    ]
+    """Return the first blind pairs, in their order."""
+    status = found.status or [""] * len(found.mined)
+    return [_row(found, found.mined, i, status[i]) for i in range(min(count, len(found.mined)))]
+
+
+def _healed(found: BlindPairs, count: int) -> list[dict[str, Any]]:
+    """Return the healed pairs, those of the smallest gap first."""
+    if found.healed is None:
+        return []
+    order = found.healed.gap.argsort(kind="stable")[:count]
+    return [_row(found, found.healed, i, HEALED) for i in order.tolist()]
+
+
+def _row(found: BlindPairs, pairs: MinedPairs, i: int, status: str) -> dict[str, Any]:
+    return {
+        "positions": [int(pairs.left[i]), int(pairs.right[i])],
+        "names": [_name(found, int(side[i])) for side in (pairs.left, pairs.right)],
+        "clip": f"{pairs.clip[i]:.3f}",
+        "reference": f"{pairs.reference[i]:.3f}",
+        "status": status,
+    }
 
 
 def _name(found: BlindPairs, position: int) -> str:
