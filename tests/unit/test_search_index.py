@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,12 +17,14 @@ import pytest
 
 from everclip.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from everclip.search import ann, tables
+from everclip.search.change import Change
 from everclip.search.filters import conditions
-from everclip.search.index import ADD_LOCK, Change, Index
+from everclip.search.index import ADD_LOCK, Index
 from everclip.search.metadata import ARROW, kind_of, parse, shown, stored
 from everclip.search.records import SERVING, Column, versions_needed
 
 WIDTH = 8
+SOURCE = str(Path(__file__).parents[2] / "src")
 COLUMNS = [
     Column(name="time", kind="int", also="year"),
     Column(name="price", kind="float"),
@@ -137,6 +140,18 @@ def test_filters_and_ranking_are_those_of_brute_force(filled: Any, texts: list[s
         assert hit.metadata.get("year") == year
 
 
+def test_a_pass_over_the_table_finds_the_nearest_of_many_queries(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, ids, vectors, _ = filled
+    monkeypatch.setattr(tables, "PASS", 50)
+    queries = vectors_of(["a", "b", "c"])
+    order = np.argsort(-(queries @ vectors.T), axis=1)
+    for top in (4, 500):
+        expected = [[ids[n] for n in row[:top]] for row in order]
+        assert tables.nearest_of_many(index.view().vectors("k1"), queries, top) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -210,7 +225,7 @@ def test_any_order_of_changes_equals_a_dict(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
     index = begun(tmp_path, keys=("k1", "k2"))
     expected: dict[str, tuple[str, list[Any]]] = {}
-    for number in range(12):
+    for number in range(9):
         ids = draw.sample([f"i{n}" for n in range(9)], draw.randrange(1, 5))
         with index.changing("test") as change:
             match draw.randrange(3):
@@ -283,7 +298,51 @@ def test_a_change_that_was_killed_is_not_there_and_the_next_one_goes_on(
     assert set(Index(tmp_path).view().contents()) == {"a", "b", "d"}
     assert len(Index(tmp_path).view().search("k1", vectors_of(["a"]), 9)[0]) == 3
     assert set(held.contents()) == {"a", "b"}  # a reader keeps what it opened
-    assert list((tmp_path / "index").glob("*.tmp")) == []
+    assert list((tmp_path / "index").glob(".*.tmp")) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import pyarrow as pa
+import everclip.files, everclip.search.index
+from everclip.search import tables
+from everclip.search.index import Index
+def point(name):
+    if name == sys.argv[2]:
+        os._exit(9)
+for module in (everclip.files, everclip.search.index):
+    module.crash_point = point
+index = Index(Path(sys.argv[1]))
+with index.changing("test") as change:
+    rows = tables.rows_with(change.table(tables.ITEMS), ["a"])
+    change.remove(["a", "b"])
+    change.put(rows.set_column(0, "id", pa.array(["c"])), {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "held"),
+    [
+        ("in index: tables written", {"a", "b"}),
+        pytest.param("before renaming serving", {"a", "b"}, marks=pytest.mark.slow),
+        pytest.param("after renaming serving", {"c"}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_is_killed_leaves_the_index_before_or_after(
+    point: str, held: set[str], tmp_path: Path
+) -> None:
+    index = begun(tmp_path)
+    with index.changing("test") as change:
+        put(change, ["a", "b"], ["a", "b"], [some_metadata(random.Random(1))] * 2)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), point]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": SOURCE}, timeout=120, check=False)
+    assert ended.returncode == 9
+    assert set(index.view().contents()) == held
+    with index.changing("test") as change:  # the lock is free, and what was left behind is not there
+        put(change, ["d"], ["d"], [some_metadata(random.Random(3))])
+    assert set(index.view().contents()) == {*held, "d"}
+    assert list((tmp_path / "index").glob(".*.tmp")) == []
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
@@ -295,6 +354,23 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="serving: damaged"):
             act()
     assert versions_needed(tmp_path / "elsewhere") == set()
+
+
+def test_a_full_disk_is_one_error_and_what_was_there_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = begun(tmp_path)
+
+    def full(*given: Any) -> Any:
+        raise RuntimeError("lance error: IO error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Change, "put", full)
+        with pytest.raises(CheckpointError, match=r"cannot be changed \(lance error.*No space left"):
+            swap(index)
+    assert index.view().contents() == {}
+    swap(index)
+    assert set(index.view().contents()) == {"c"}
 
 
 def test_a_second_process_is_refused_with_the_holder(tmp_path: Path) -> None:

@@ -249,10 +249,16 @@ def test_after_an_update_the_version_of_the_vectors_answers(store: Store, call: 
         adding.add(Index(store.path), newer, adding.images_of([str(made / "data.parquet")])[0])
 
 
-def test_an_update_of_the_text_tower_alone_answers_at_once(first: Store) -> None:
+def test_an_update_of_the_text_tower_alone_answers_at_once(first: Store, call: Call) -> None:
     name = next_version(first, "text")
     found = answering(first, Index(first.path))
     assert (found.model.version, found.newer) == (name, None)
+    code, out, _ = call("reindex", first.path)
+    assert code == 0
+    assert "0 images embedded" in out
+    assert "its vectors are valid" in out
+    assert "rollback" not in out
+    assert Index(first.path).state.space.version == name  # type: ignore[union-attr]
 
 
 def test_the_key_of_a_space_depends_on_weights_and_not_on_the_machine(
@@ -425,4 +431,4 @@ def test_a_killed_reembedding_goes_on_where_it_was(number: int, store: Store, tm
     assert done.switched
     rows = tables.all_rows(index.view().vectors(model.key), ["id"])
     assert len(rows) == len(set(rows.column("id").to_pylist())) == 40
-    assert list((store.path / "index").glob("*.tmp")) == []
+    assert list((store.path / "index").glob(".*.tmp")) == []

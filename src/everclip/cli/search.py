@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from everclip.cli.store import Json, StoreFolder
+from everclip.cli.options import Json, StoreFolder
 from everclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -65,11 +65,13 @@ def index(
 
     Example: everclip index stores/shop --remove photos/old.jpg
     """
+    from everclip.search import tables
     from everclip.search.adding import remove as remove_items
     from everclip.search.index import Index
     from everclip.store.indexed import has_index
     from everclip.store.versions import Store
 
+    tables.lancedb()  # before the images are read
     if not images and not remove:
         raise ConfigError("index: name images to add (IMAGES...), or items to remove (--remove ID).")
     opened = Store(store, _note)
@@ -357,6 +359,6 @@ def _reindexed_text(store: Path, job: Job, done: Reindexed, as_json: bool) -> st
         lines.append(
             f"{job.new.version} answers searches now; `everclip reindex {store} --rollback` goes back"
         )
-    else:
+    elif done.compared is not None or not filled.lines:
         lines.append(f"complete; `everclip reindex {store} --switch` lets {job.new.version} answer")
     return "\n".join(lines)

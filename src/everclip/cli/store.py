@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everclip.cli.options import Json, StoreFolder, Wait
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from everclip.store.thresholds import Carried
     from everclip.store.updating import Outlook, Updated
     from everclip.store.versions import Store
-
-StoreFolder = Annotated[Path, typer.Argument(help="The folder of a store.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait for another process that changes the store.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def init(

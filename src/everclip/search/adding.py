@@ -21,7 +21,7 @@ from everclip.errors import ConfigError
 from everclip.files import crash_point, user_path
 from everclip.search import tables
 from everclip.search.ann import keep_ann
-from everclip.search.embedding import BLOCK, SearchModel, Source, embedded
+from everclip.search.embedding import BLOCK, Pace, SearchModel, Source, embedded
 from everclip.search.index import ADD_LOCK, Index, View, refusal
 from everclip.search.metadata import new_columns, stored
 from everclip.search.records import Column, Storage
@@ -147,10 +147,12 @@ def add(
         # Without new contents there is nothing to embed: metadata are replaced, and vectors stay.
         batches = [todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK)]
         fresh = [[row for row in batch if row.encode] for batch in batches]
+        pace = Pace()
         vectors = embedded(model, ([row.source for row in batch] for batch in fresh))
         for number, batch in enumerate(batches, start=1):
             _put(index, model, images, columns, batch, vectors if fresh[number - 1] else None, done)
-            tell(f"{min(number * BLOCK, len(todo)):,} of {len(todo):,} images")
+            if pace.due(ready := min(number * BLOCK, len(todo)), len(todo)):
+                tell(f"{ready:,} of {len(todo):,} images")
         if todo:
             keep_ann(index, model, tell)
     return done

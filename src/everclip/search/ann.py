@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from everclip.data.sampling.order import generator
 from everclip.files import crash_point
 from everclip.search import tables
+from everclip.search.change import Change
 from everclip.search.embedding import SearchModel
-from everclip.search.index import Change, Index, View, nearest
+from everclip.search.index import Index, View, nearest
 from everclip.search.records import Ann, Recall, Space
 
 KIND = "IVF_HNSW_SQ"
@@ -103,12 +104,16 @@ def _tuned(
 ) -> Ann:
     table = change.table(space.table)
     asked = {kind: rows for kind, rows in queries.items() if rows is not None and len(rows)}
-    truth = {kind: [nearest(table, q, AT, None) for q in rows] for kind, rows in asked.items()}
+    # A query by image is a stored vector, and does not count as its own neighbour.
+    own = {kind: int(kind == "images") for kind in asked}
+    truth = {kind: tables.nearest_of_many(table, rows, AT + own[kind]) for kind, rows in asked.items()}
     probes = min(partitions, 8)
     while True:
         found = {
             kind: float(
-                np.mean([_share(table, q, t, probes) for q, t in zip(rows, truth[kind], strict=True)])
+                np.mean(
+                    [_share(table, q, t, probes, own[kind]) for q, t in zip(rows, truth[kind], strict=True)]
+                )
             )
             for kind, rows in asked.items()
         }
@@ -129,9 +134,9 @@ def _tuned(
     )
 
 
-def _share(table: object, query: NDArray[np.float32], truth: Sequence[str], probes: int) -> float:
-    found = nearest(table, query, AT, (probes, REFINE))
-    return len(set(found) & set(truth)) / max(1, len(truth))
+def _share(table: object, query: NDArray[np.float32], truth: Sequence[str], probes: int, own: int) -> float:
+    found = nearest(table, query, len(truth), (probes, REFINE))
+    return max(0, len(set(found) & set(truth)) - own) / max(1, len(truth) - own)
 
 
 def sample_of(table: object, count: int) -> NDArray[np.float32]:

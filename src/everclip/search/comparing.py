@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from everclip.evaluation.statistics import wilson
 from everclip.search import tables
 from everclip.search.ann import AT, texts_of
 from everclip.search.embedding import SearchModel
-from everclip.search.index import View, nearest
+from everclip.search.index import View
 from everclip.search.records import SideBySide, Space
 
 QUERIES = 500
@@ -41,7 +40,7 @@ def side_by_side(
         return None
     if texts:
         asked = [models[0]().of_texts(texts), models[1].of_texts(texts)]
-        found = [_answers(t, rows, AT) for t, rows in zip(tables_, asked, strict=True)]
+        found = [tables.nearest_of_many(t, rows, AT) for t, rows in zip(tables_, asked, strict=True)]
     else:
         found = _of_images(tables_)
     pairs = list(zip(*found, strict=True))
@@ -58,19 +57,20 @@ def side_by_side(
     )
 
 
-def _answers(table: object, queries: NDArray[np.float32], top: int) -> list[list[str]]:
-    return [nearest(table, query, top, None) for query in queries]
-
-
 def _of_images(both: tuple[object, object]) -> list[list[list[str]]]:
     """Ask both spaces for the neighbours of the same images; an image is not its own neighbour."""
     ids = tables.sample_ids(both[0], QUERIES)
     held = [tables.vectors_of(table, ids) for table in both]
     shared = [i for i in ids if i in held[0] and i in held[1]]
-    return [
-        [[other for other in nearest(table, rows[i], AT + 1, None) if other != i][:AT] for i in shared]
-        for table, rows in zip(both, held, strict=True)
-    ]
+    if not shared:
+        return [[], []]
+    found = []
+    for table, rows in zip(both, held, strict=True):
+        near = tables.nearest_of_many(table, np.stack([rows[i] for i in shared]), AT + 1)
+        found.append(
+            [[other for other in row if other != i][:AT] for i, row in zip(shared, near, strict=True)]
+        )
+    return found
 
 
 def compared_line(of: SideBySide, version: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,9 @@ from everclip.learner.core import Learner
 
 BLOCK = 256
 """Images that are embedded and written together."""
+
+PACE = 5.0
+"""Seconds between two lines about the progress."""
 
 _KEY_RULES = 1  # increase it if the key of a space covers something else
 
@@ -209,3 +213,18 @@ def embedded(
             [i for i, now, then in zip(ids, found, expected, strict=True) if then not in (None, now)],
             {source.id: failed.pop(source.id) for source in batch if source.id in failed},
         )
+
+
+class Pace:
+    """Says when a line about the progress is due: from time to time, and at the end."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self, done: int, total: int) -> bool:
+        """Whether to print a line now."""
+        now = time.monotonic()
+        if done < total and now - self._last < PACE:
+            return False
+        self._last = now
+        return True

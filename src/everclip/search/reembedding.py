@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from everclip.files import crash_point
 from everclip.search import tables
-from everclip.search.embedding import BLOCK, Embedded, SearchModel, Source, embedded
-from everclip.search.index import Index, View, metadata_of
+from everclip.search.embedding import BLOCK, Embedded, Pace, SearchModel, Source, embedded
+from everclip.search.index import Index, View
 from everclip.search.ways import Estimate, Filled, Job
 
 PROBED = 64
@@ -81,7 +81,7 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
     rows = islice(list(todo.items()), allowed)
     key, total = job.new.key, len(todo)
     stale = view.held(key).keys() & todo.keys()
-    batches = _batches(view, rows)
+    batches, pace = _batches(view, rows), Pace()
     read: list[pa.Table] = []
 
     def sources() -> Iterator[Sequence[Source]]:
@@ -97,7 +97,8 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
         done.images += len(found.ids)
         done.changed += found.changed
         done.failed |= found.failed
-        job.tell(f"{total - len(todo):,} of {total:,} images embedded again")
+        if pace.due(total - len(todo), total):
+            job.tell(f"{total - len(todo):,} of {total:,} images embedded again")
         if number % COMPACT_EVERY == 0:
             with job.index.changing("reindex") as change:
                 tables.compact(change.table(change.state.spaces[key].table))
@@ -111,7 +112,7 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
 
 def _batches(view: View, rows: Iterator[tuple[str, int]]) -> Iterator[pa.Table]:
     """Yield the rows of items in batches: what their images need, and their metadata."""
-    wanted = ["id", *_PLACE, "rendering", "sha256", *metadata_of(view.items.schema)]
+    wanted = ["id", *_PLACE, "rendering", "sha256", *tables.metadata_of(view.items.schema)]
     while chosen := [row for _, row in islice(rows, BLOCK)]:
         yield tables.taken(view.items, chosen, wanted)
 
@@ -153,7 +154,7 @@ def _present(table: object, rows: pa.Table) -> pa.Table:
     """Return those rows that are still items of the same content, with their present metadata."""
     ids = rows.column("id").to_pylist()
     wanted = dict(zip(ids, rows.column("sha256").to_pylist(), strict=True))
-    here = tables.rows_with(table, ids, ["id", "sha256", *metadata_of(rows)])
+    here = tables.rows_with(table, ids, ["id", "sha256", *tables.metadata_of(rows)])
     pairs = zip(here.column("id").to_pylist(), here.column("sha256").to_pylist(), strict=True)
     return here.take([n for n, (i, content) in enumerate(pairs) if wanted[i] == content])
 

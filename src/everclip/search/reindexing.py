@@ -25,7 +25,7 @@ class Reindexed:
     Attributes:
         filled: what was done now.
         compared: both spaces side by side; `None` before the new one is complete.
-        switched: whether the new space answers now.
+        switched: whether the new space answers now, and did not before.
     """
 
     filled: Filled
@@ -63,11 +63,22 @@ def reindex(job: Job, how: str = REEMBED.name, queries: Sequence[str] = (), swit
         if filled.left:
             return Reindexed(filled, None, False)
         _require_readable(job, filled)
+        if job.new.key == job.index.state.serving:
+            _same_space(job, filled)
+            return Reindexed(filled, None, False)
         keep_ann(job.index, job.new, job.tell, job.new.key)
         compared = _compare(job, queries)
         if switch:
             _switch(job.index, job.new.key)
         return Reindexed(filled, compared, switch)
+
+
+def _same_space(job: Job, filled: Filled) -> None:
+    """Note that a version encodes images as the index was encoded: it answers, and older ones may be pruned."""
+    with job.index.changing("reindex") as change:
+        space = change.state.spaces[job.new.key]
+        change.set_space(space.model_copy(update={"version": job.new.version}))
+    filled.lines.append(f"{job.new.version} encodes images as the index was encoded: its vectors are valid")
 
 
 def _require_readable(job: Job, filled: Filled) -> None:

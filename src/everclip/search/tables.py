@@ -36,6 +36,9 @@ ITEM_FIELDS = (
 AT_ONCE = 500
 """Ids in one condition."""
 
+PASS = 4096
+"""Rows that a pass over a table reads at a time."""
+
 KEPT = timedelta(hours=1)
 """Old versions of a table stay so long, for processes that read them."""
 
@@ -188,3 +191,39 @@ def vectors_of(table: Any, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]
     """Return id -> vector `(D,)` of the ids that a table of vectors holds."""
     rows = rows_with(table, ids, ["id", "vector"])
     return dict(zip(rows.column("id").to_pylist(), numpy_of(rows.column("vector")), strict=True))
+
+
+def nearest_of_many(table: Any, queries: NDArray[np.float32], top: int) -> list[list[str]]:
+    """Return the ids of the nearest vectors of each query, exactly, in one pass over the table.
+
+    Args:
+        table: of vectors.
+        queries: unit vectors `(Q, D)`.
+        top: number of ids, at most.
+    """
+    best = np.full((len(queries), 0), 0, np.float32)
+    rows = np.full((len(queries), 0), 0, np.int64)
+    ids: list[pa.Array] = []
+    seen = 0
+    for batch in table.search().select(["id", "vector"]).limit(None).to_batches(PASS):
+        part = pa.Table.from_batches([batch])
+        scores = queries @ numpy_of(part.column("vector")).T
+        ids.append(batch.column("id"))
+        both = np.concatenate([best, scores], axis=1)
+        places = np.concatenate(
+            [rows, np.broadcast_to(np.arange(seen, seen + len(part)), scores.shape)], axis=1
+        )
+        order = np.argsort(-both, axis=1, kind="stable")[:, :top]
+        best, rows = np.take_along_axis(both, order, axis=1), np.take_along_axis(places, order, axis=1)
+        seen += len(part)
+    names = pa.chunked_array(ids, pa.string())
+    return [names.take(pa.array(found)).to_pylist() for found in rows]
+
+
+def metadata_of(rows: Any) -> list[str]:
+    """Return the names of the stored columns of metadata of a table or schema of Arrow."""
+    return [
+        name
+        for name in (rows.names if isinstance(rows, pa.Schema) else rows.column_names)
+        if name.startswith("m")
+    ]
