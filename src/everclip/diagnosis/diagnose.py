@@ -178,7 +178,8 @@ def diagnose(
     """Compare two models on the same items.
 
     Args:
-        old, new: the models.
+        old: the old model.
+        new: the new model.
         names: what the result calls them.
         targets: what they are measured on.
         options: tolerance, groups, limits.

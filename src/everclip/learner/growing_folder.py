@@ -35,7 +35,8 @@ def growing_folder(
         batch_size: most images of a batch.
         every: seconds between two looks at the folder.
         patience: seconds without a new file after which it ends; `None`: never.
-        now, sleep: the clock.
+        now: the clock, in seconds.
+        sleep: waits for so many seconds.
 
     Yields:
         Rows with `image` (a path) and `class_name`.

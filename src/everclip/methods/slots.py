@@ -266,8 +266,10 @@ class SlotMethod(Method):
         """Return the losses of the slot `penalties`, by name.
 
         Args:
-            batch, progress: the arguments of `forward`.
-            image, text: the student's embeddings of the stream `main`, with gradient.
+            batch: as `forward` has it.
+            progress: as `forward` has it.
+            image: the student's image embeddings of the stream `main`, with gradient.
+            text: its text embeddings.
         """
         if not self.penalties or progress.phase == MEASURE:
             return {}

@@ -51,7 +51,8 @@ def create_store(
         model: a backbone, an export, a run folder or a saved learner; its weights are copied.
         backbone: further settings of a backbone (`weights`...).
         method: the preset that updates learn with.
-        method_settings, training: settings that differ from its own.
+        method_settings: settings of the preset that differ from its own.
+        training: training settings that differ from its own.
         probes: data that the model must keep, see `DataSpec.source`; a bounded part is copied and never trained on.
         gates: the conditions of an update.
         seed: enters every random draw.
