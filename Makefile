@@ -10,7 +10,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OPENBLAS_CORETYPE=Nehalem
 NUMERIC := tests/golden tests/unit tests/property tests/leak tests/resume
 
-.PHONY: install demo test test-all lint format bench figures same-results clean
+.PHONY: install demo test test-all lint format bench docs figures same-results clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.ready
@@ -55,9 +55,12 @@ format: install
 bench: install  ## ratios against named baselines, one table per benchmark
 	$(BIN)/python benchmarks/run_all.py
 
+docs: install  ## the documentation as a site, in site/; needs no network once everything is installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 figures: install  ## measured figures of README, docs and cards, and the page of metrics
 	$(BIN)/python scripts/figures.py
 	$(BIN)/python scripts/write_metrics.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache mutants
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache mutants
