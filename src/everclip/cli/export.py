@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from everclip.learner import Learner
     from everclip.models.backbone import Backbone
     from everclip.models.export import Exported
+    from everclip.store.registering import Registered
 
 
 def export(
@@ -36,6 +38,13 @@ def export(
     key: Annotated[
         str | None, typer.Option(help="Which model of a file with several, such as model_ema.")
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(help="Also register the store's version in this MLflow, such as sqlite:///mlflow.db."),
+    ] = None,
+    mlflow_name: Annotated[
+        str | None, typer.Option(help="Name of the registered model; default: that of the store.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a model for other programs, with a model card.
@@ -48,7 +57,12 @@ def export(
 
     Example: everclip export runs/emoji-time-replay-s0 exported/mine
 
+    --mlflow registers a version of a store: its gates become metrics, and the version that serves gets the alias
+    `current`.
+
     Example: everclip export STORE@v0003 exported/mine --format onnx
+
+    Example: everclip export STORE exported/mine --mlflow sqlite:///mlflow.db
     """
     from everclip.files import require_writable
     from everclip.models.export import check_target
@@ -58,6 +72,8 @@ def export(
     layout = layout_of(form)
     check_target(folder, force)
     require_writable(folder.absolute().parent, "FOLDER")
+    if mlflow is not None:
+        _require_registry(model)
     exported, _, card = run_export(
         model,
         folder,
@@ -69,8 +85,10 @@ def export(
         adapter_only=adapter_only,
     )
     document = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    registered = None if mlflow is None else _register(model, folder, mlflow, mlflow_name)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document}, indent=1))
+        more = {} if registered is None else {"mlflow": asdict(registered)}
+        typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document, **more}, indent=1))
         return
     for note in card["assumed"]:
         typer.echo(f"note: {note}")
@@ -83,6 +101,31 @@ def export(
     for line in _beside(folder):
         typer.echo(line)
     typer.echo("\n".join(["to load it:", *(f"  {line}" for line in document["usage"])]))
+    if registered is not None:
+        state = "registered" if registered.new else "was registered before"
+        alias = ", alias current" if registered.alias else ""
+        typer.echo(f"MLflow: {registered.name}, version {registered.version} ({state}{alias})")
+
+
+def _require_registry(model: str) -> None:
+    """Refuse `--mlflow` before anything is written, if the model is no version or mlflow is not installed."""
+    from everclip.errors import ConfigError
+    from everclip.store.loading import store_of
+    from everclip.store.registering import require_mlflow
+
+    if store_of(model) is None:
+        raise ConfigError(f"--mlflow: {model} is not a version of a store, so it has no gates to register.")
+    require_mlflow()
+
+
+def _register(model: str, folder: Path, uri: str, name: str | None) -> Registered:
+    from everclip.store.loading import store_of
+    from everclip.store.registering import register
+
+    stored = store_of(model)
+    assert stored is not None
+    store, version = stored
+    return register(store, version, folder, uri, name or store.path.resolve().name)
 
 
 def run_export(
