@@ -21,6 +21,7 @@ Run: EVERCLIP_PACKS=... python benchmarks/mixture.py --output benchmarks/MIXTURE
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ import pyarrow.parquet as pq
 import torch
 from common import table
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from everclip.data.builtin.emoji import drawings
 from everclip.diagnosis.mining import ABOVE, BELOW, MinedPairs, mine
@@ -75,11 +77,19 @@ class Collection:
 
 
 def encoded(encoder: ImageEncoder, files: Sequence[bytes]) -> torch.Tensor:
-    """Return the features of images, block by block."""
+    """Return the features of images, block by block; a second run reads those of the first."""
+    key = hashlib.sha256(f"{encoder.fingerprint} {encoder.notes}".encode())
+    for file in files:
+        key.update(hashlib.sha256(file).digest())
+    kept = Path("runs/mixture") / f"{key.hexdigest()}.safetensors"
+    if kept.is_file():
+        return load_file(kept)["features"]
     parts = []
     for start in range(0, len(files), BLOCK):
         opened = (Image.open(io.BytesIO(file)).convert("RGB") for file in files[start : start + BLOCK])
         parts.append(encoder.encode(torch.stack([encoder.transform(image) for image in opened])))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"features": torch.cat(parts).contiguous()}, kept)
     return torch.cat(parts)
 
 
@@ -153,7 +163,7 @@ def against(hits: torch.Tensor, alone: torch.Tensor) -> str:
     if not len(hits) or hits is alone:
         return share(hits)
     change = paired_bootstrap(hits.double().numpy(), alone.double().numpy(), seed=0)
-    text = f"{100 * change.value:+.1f}"
+    text = f"{100 * change.mean:+.1f}"
     return f"{share(hits)} {text if change.resolved else f'({text})'}"
 
 
