@@ -205,6 +205,16 @@ def test_images_without_labels_have_pairs_and_a_model_is_no_reference_of_itself(
     assert code == 0, err
     assert "0 of 3 pairs of 3 images are blind" in out
     assert "sees what" in out
+    (tmp_path / "3.png").write_bytes(b"no image")
+    words = ("blind-pairs", tmp_path, "--model", model, "--reference", model)
+    code, _, err = command(*words)
+    assert (code, "raise the limit" in err) == (3, True)
+    code, out, err = command(*words, "data.quarantine_limit=0.5")
+    assert code == 0, err
+    assert "0 of 3 pairs of 3 images are blind" in out
+    for setting in ("method=replay", "evaluation.top_k=[1]"):
+        code, _, err = command(*words, setting)
+        assert (code, "no setting of blind-pairs" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,14 @@ def blind_pairs(
     data: Annotated[
         str, typer.Argument(help="Data with images: a folder, table or shards, or builtin:emoji.")
     ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings as key=value: columns.image=file data.quarantine_limit=0.1 backbone.weights=FILE"
+        ),
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", help="A run folder, a saved learner, an export, or a backbone.")
+        str, typer.Option("--model", help="A run folder, a saved learner, an export, a store, or a backbone.")
     ] = "builtin:photo",
     reference: Annotated[
         str,
@@ -78,6 +84,7 @@ def blind_pairs(
         raise ConfigError("--rows: compares with the run's own start model; leave --before out.")
     found = _find(
         data,
+        settings or [],
         model,
         (reference, reference_weights),
         before,
@@ -109,6 +116,7 @@ def _require_valid(above: float, below: float, mix: float | None, output: Path |
 
 def _find(
     data: str,
+    settings: list[str],
     model: str,
     reference: tuple[str, str | None],
     before: Path | None,
@@ -122,19 +130,23 @@ def _find(
     rows: bool,
 ) -> BlindPairs:
     """Read data and models, and find the pairs; `reference` is its name and its file of weights."""
+    from everclip.cli.evaluate import sections_of
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.sources import read
     from everclip.data.reading.spec import DataSpec
     from everclip.diagnosis.blind_pairs import Earlier, find_blind_pairs
     from everclip.diagnosis.blind_rows import follow_rows
     from everclip.files import cache_folder
-    from everclip.learner.evaluate import load_model
     from everclip.models.image_encoder import load_image_encoder
+    from everclip.store.loading import load_any
     from everclip.training.progress import Progress
 
+    sections = sections_of(settings, "blind-pairs")
+    if sections["evaluation"]:
+        raise ConfigError("evaluation: no setting of blind-pairs; it takes those of data and backbone.")
     earlier = None if before is None else Earlier.read(before)
     encoder = load_image_encoder(*reference)
-    loaded = read(validated(DataSpec, {"source": data}, "data"), labelled=False)
+    loaded = read(validated(DataSpec, {"source": data, **sections["data"]}, "data"), labelled=False)
     notes: list[str] = []
     progress = Progress(quiet=quiet)
     progress.start("blind-pairs", 0)
@@ -147,9 +159,11 @@ def _find(
     }
     given["tick"] = lambda done, total: progress.update(done, "images", total)
     if rows:
+        if sections["backbone"]:
+            raise ConfigError("--rows: the backbone is that of the run; leave its settings out.")
         found = follow_rows(loaded.table, model, encoder, **given)
     else:
-        learner = load_model(model)
+        learner = load_any(model, sections["backbone"])
         kept = EvaluationConfig(cache=str(cache_folder() / "features"))
         learner.features.folders.keep_in(None, kept, notes.append)
         found = find_blind_pairs(loaded.table, learner, encoder, model=model, earlier=earlier, **given)

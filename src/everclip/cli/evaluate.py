@@ -122,7 +122,7 @@ def _measure(
     no_cache: bool,
     quiet: bool,
 ) -> Evaluation:
-    sections = _sections(settings)
+    sections = sections_of(settings, "eval")
     from everclip.config import EvaluationConfig, validated
     from everclip.data.reading.spec import DataSpec
     from everclip.files import cache_folder
@@ -151,7 +151,16 @@ def _measure(
     return evaluation
 
 
-def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
+def sections_of(settings: list[str], verb: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of the backbone, the data block and the evaluation.
+
+    Args:
+        settings: as `key=value`; keys of the data block may stand alone (`columns.image=file`).
+        verb: the command, for messages.
+
+    Raises:
+        ConfigError: for another setting.
+    """
     from everclip.config import BackboneConfig, EvaluationConfig, merge
     from everclip.data.reading.spec import DataSpec
     from everclip.errors import did_you_mean
@@ -164,7 +173,7 @@ def _sections(settings: list[str]) -> dict[str, dict[str, Any]]:
         document["data"] = merge(document.get("data", {}), {key: document.pop(key)})
     for key, value in document.items():
         if key not in known or not isinstance(value, dict):
-            raise ConfigError(f"{key}: no setting of eval.{did_you_mean(key, known)}")
+            raise ConfigError(f"{key}: no setting of {verb}.{did_you_mean(key, known)}")
     return {key: document.get(key, {}) for key in known}
 
 
