@@ -40,6 +40,30 @@ def brute(s: np.ndarray, two: bool) -> tuple[bool, bool]:
     return all(texts), two and all(images)
 
 
+def published(s: np.ndarray) -> bool:
+    """Whether MMVP's script counts a pair: each text's softmax over the images, and an image needs more than 0.5."""
+    shares = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
+    chosen = [0 if first > 0.5 else 1 for first in shares[:, 0]]
+    return chosen == [0, 1]
+
+
+def test_the_rule_of_mmvp_by_hand() -> None:
+    values = np.array(
+        [
+            [[0.9, 0.1], [0.2, 0.8]],  # both directions
+            [[0.9, 0.1], [0.95, 0.97]],  # each text chooses its image; image 1 chooses text 2
+            [[0.5, 0.5], [0.2, 0.8]],  # text 1 ties; each image chooses its text
+            [[0.6, 0.5], [0.7, 0.7]],  # text 2 ties: right as published, wrong here
+            [[0.1, 0.9], [0.8, 0.2]],  # nothing
+        ]
+    )
+    found = answer_pairs(torch.from_numpy(values), patterns=("a", "a", "b", "b", "c"))
+    assert found.text_to_image.tolist() == [True, True, False, False, False]
+    assert found.image_to_text.tolist() == [True, False, True, False, False]
+    assert [published(s) for s in values] == [True, True, False, True, False]
+    assert pattern_mean(found) == (pytest.approx(1 / 3), 3)
+
+
 @settings(max_examples=40)
 @given(SIMILARITIES, st.data())
 def test_answers_are_those_of_the_brute_force_twin(values: np.ndarray, data: st.DataObject) -> None:

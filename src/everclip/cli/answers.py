@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from everclip.cli.multi_image_text import guessing_text, score_text
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
     from everclip.diagnosis.answer_scores import AnswerScores
-    from everclip.evaluation.results import Score
 
 BENCHMARKS = ("mirb", "mmvp")
 
@@ -61,23 +61,15 @@ def _print(scores: AnswerScores) -> None:
                 continue
             undecided = f"   undecided: {task.undecided}" if task.undecided else ""
             apart = "" if task.counted else "   a variant: in no mean"
-            line = f"    {name:<{width}} {_share(task.score)}{_guessed(task.guessing)}"
+            line = f"    {name:<{width}} {score_text(task.score)}{guessing_text(task.guessing)}"
             typer.echo(line + undecided + apart)
         mean = scores.categories.get(category)
         if mean is not None:
-            typer.echo(f"    {'mean':<{width}} {100 * mean.value:5.1f}{_guessed(mean.guessing)}")
+            typer.echo(f"    {'mean':<{width}} {100 * mean.value:5.1f}{guessing_text(mean.guessing)}")
     if scores.mean is not None:
         label = "MIRB average"
-        typer.echo(f"  {label:<{width + 2}} {100 * scores.mean.value:5.1f}{_guessed(scores.mean.guessing)}")
+        typer.echo(
+            f"  {label:<{width + 2}} {100 * scores.mean.value:5.1f}{guessing_text(scores.mean.guessing)}"
+        )
     if scores.pairs is not None:
-        typer.echo(f"  {'pairs, both right':<{width + 2}} {_share(scores.pairs)}{_guessed(1 / 4)}")
-
-
-def _share(score: Score) -> str:
-    value, low, high = score.value or 0.0, score.low or 0.0, score.high or 0.0
-    right = round(value * score.n)
-    return f"{100 * value:5.1f}  [{100 * low:.1f}, {100 * high:.1f}]  {right:,} of {score.n:,}"
-
-
-def _guessed(share: float) -> str:
-    return f"  (guessing: {100 * share:.1f})"
+        typer.echo(f"  {'pairs, both right':<{width + 2}} {score_text(scores.pairs)}{guessing_text(1 / 4)}")

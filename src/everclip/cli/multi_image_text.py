@@ -33,27 +33,28 @@ def print_questions(found: Questions, scores: Mapping[str, Score], guessing: Map
         for name, task in found.tasks.items():
             if task.category == category:
                 apart = "   weak: in no mean" if task.weak else ""
-                line = f"    {name:<{width}} {_share(task.score)}{_guessed(task.guessing)}"
+                line = f"    {name:<{width}} {score_text(task.score)}{guessing_text(task.guessing)}"
                 typer.echo(line + _threshold(task.threshold) + apart)
         if group is not None and len(group.tasks) > 1:
             line = f"    {category + ', mean':<{width}} {100 * group.mean:5.1f}"
-            typer.echo(f"{line}{_guessed(group.guessing)}")
+            typer.echo(f"{line}{guessing_text(group.guessing)}")
     for label, metric, of in MEANS:
         score = scores.get(metric)
         if score is not None and score.value is not None:
             line = f"  {label:<{width + 2}} {100 * score.value:5.1f}  of {score.n} {of}"
-            typer.echo(f"{line}{_guessed(guessing.get(metric))}")
+            typer.echo(f"{line}{guessing_text(guessing.get(metric))}")
     everything = scores.get("multi_image_accuracy")
     if everything is not None and everything.value is not None:
-        level = _guessed(guessing.get("multi_image_accuracy"))
-        typer.echo(f"  {'all questions':<{width + 2}} {_share(everything)}{level}")
+        level = guessing_text(guessing.get("multi_image_accuracy"))
+        typer.echo(f"  {'all questions':<{width + 2}} {score_text(everything)}{level}")
     if found.left_out:
         typer.echo("  left out of every mean:")
         for name, why in found.left_out.items():
             typer.echo(f"    {name:<{width}} {why}")
 
 
-def _share(score: Score) -> str:
+def score_text(score: Score) -> str:
+    """Return a share in percent with its interval and its count."""
     if score.value is None or score.low is None or score.high is None:
         return "    -"
     right = round(score.value * score.n)
@@ -62,7 +63,8 @@ def _share(score: Score) -> str:
     )
 
 
-def _guessed(share: float | None) -> str:
+def guessing_text(share: float | None) -> str:
+    """Return the score of guessing in percent, to stand behind a score; empty for none."""
     return "" if share is None else f"  (guessing: {100 * share:.1f})"
 
 

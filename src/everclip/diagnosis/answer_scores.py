@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from everclip.evaluation.results import Part, Score
-from everclip.evaluation.statistics import wilson
+from everclip.learner.multi_image import share_of
 
 
 class AnswerResult(Part):
@@ -72,17 +72,11 @@ def task_score(
     """Return the score of the answers of one task; `guessing` of each question."""
     return AnsweredTask(
         category=category,
-        score=share(sum(result.correct for result in results), len(results)),
+        score=share_of(sum(result.correct for result in results), len(results)),
         guessing=math.fsum(guessing) / len(guessing),
         undecided=sum(result.read is None for result in results),
         counted=counted,
     )
-
-
-def share(right: int, n: int) -> Score:
-    """Return a share with its 95 % interval (Wilson)."""
-    interval = wilson(right, n)
-    return Score(value=right / n, low=interval.low, high=interval.high, n=n)
 
 
 def mean_of(values: dict[str, tuple[float, float]]) -> AnsweredMean:

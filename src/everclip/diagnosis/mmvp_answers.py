@@ -18,8 +18,9 @@ from everclip.data.reading.formats.system_files import brief
 from everclip.data.reading.settings import PLAIN
 from everclip.diagnosis.answer_lines import AnswerLine, number_name, read_answers, require_all
 from everclip.diagnosis.answer_rules import LETTERS, chosen_letter, yes_or_no
-from everclip.diagnosis.answer_scores import AnswerResult, AnswerScores, share, task_score
+from everclip.diagnosis.answer_scores import AnswerResult, AnswerScores, task_score
 from everclip.errors import DataError
+from everclip.learner.multi_image import share_of
 
 QUESTIONS = 300
 CORRECTED = {100: "A", 280: "A"}
@@ -71,7 +72,7 @@ def score_mmvp(answers: Path, folder: Path | None = None, published_rule: bool =
         answers=str(answers),
         rule="published" if published_rule else "mended",
         tasks={"questions": task_score("", results, [1 / 2] * len(results))},
-        pairs=share(sum(a.correct and b.correct for a, b in pairs), len(pairs)) if pairs else None,
+        pairs=share_of(sum(a.correct and b.correct for a, b in pairs), len(pairs)) if pairs else None,
         notes=notes,
         questions=results,
     )

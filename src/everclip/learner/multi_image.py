@@ -113,7 +113,7 @@ def guessed_means(found: Questions) -> dict[str, float]:
     return {metric: _mean(values) for metric, values in means.items() if values}
 
 
-def share_of(right: int, n: int, confidence: float) -> Score:
+def share_of(right: int, n: int, confidence: float = 0.95) -> Score:
     """Return a share with Wilson's interval."""
     interval = wilson(right, n, confidence)
     return Score(value=right / n, low=interval.low, high=interval.high, n=n)
