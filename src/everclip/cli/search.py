@@ -220,8 +220,17 @@ def reindex(
         str | None, typer.Option("--to", help="The version to move to; default: the current one.")
     ] = None,
     how: Annotated[
-        str | None, typer.Option("--how", help="The way: reembed (embed every image again).")
+        str | None,
+        typer.Option(
+            "--how",
+            help="The way: reembed (every image again; default), map (old vectors into the new space, if a sample "
+            "shows that recall is kept), mixed (map, then embed again), choose (mixed or reembed, by the sample).",
+        ),
     ] = None,
+    recall: Annotated[
+        float,
+        typer.Option("--recall", min=0, max=1, help="Share of the true neighbours that a map must keep."),
+    ] = 0.9,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.001, help="Images per second at most.")
     ] = None,
@@ -284,7 +293,7 @@ def reindex(
         gone = reindexing.tidy(found)
         typer.echo(f"removed the vectors of {', '.join(s.version for s in gone) or 'no version'}")
     else:
-        job = _job(opened, found, to, rate, budget, quarantine_limit)
+        job = _job(opened, found, to, rate, budget, quarantine_limit, recall)
         if dry_run:
             _print_estimates(job, how, as_json)
             return
@@ -293,7 +302,13 @@ def reindex(
 
 
 def _job(
-    store: Store, index: Index, to: str | None, rate: float | None, budget: str | None, limit: float
+    store: Store,
+    index: Index,
+    to: str | None,
+    rate: float | None,
+    budget: str | None,
+    limit: float,
+    recall: float,
 ) -> Job:
     from everclip.search.ways import Budget, Job
     from everclip.store.indexed import model_of
@@ -303,7 +318,7 @@ def _job(
         return model_of(store, None if space is None else space.version)
 
     limits = Budget.parse(budget)
-    return Job(index, old, model_of(store, to), rate, limits, limit, _note)
+    return Job(index, old, model_of(store, to), rate, limits, limit, recall, _note)
 
 
 def _queries(path: Path | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -24,6 +24,8 @@ ROW_BYTES = 100
 COMPACT_EVERY = 200
 """Batches after which the small parts of a table are joined."""
 
+MAPPED = "mapped"
+
 _PLACE = ("path", "offset", "size", "bytes")
 
 
@@ -35,10 +37,24 @@ class Reembed:
     def estimate(self, job: Job) -> Estimate:
         """Time a few images; write nothing."""
         view = job.index.view()
-        return estimate_of(view, job.new, list(view.missing(job.new.key).values()), job.rate)
+        rows = view.missing(job.new.key) | _mapped(view, job.new.key)
+        return estimate_of(view, job.new, list(rows.values()), job.rate)
 
-    def fill(self, job: Job) -> Filled:
-        """Embed the items that have no vector of their present content, as far as the budget goes."""
+    def fill(
+        self,
+        job: Job,
+        first: Sequence[str] = (),
+        only: Collection[str] | None = None,
+        mapped: bool = True,
+    ) -> Filled:
+        """Embed the items that have no vector of their present content, or a mapped one, as far as the budget goes.
+
+        Args:
+            job: index and model.
+            first: ids that come first.
+            only: ids; no others are embedded.
+            mapped: whether mapped vectors are replaced.
+        """
         with job.index.changing("reindex") as change:
             storage = "float32" if change.state.space is None else change.state.space.storage
             new = job.new
@@ -47,7 +63,10 @@ class Reembed:
         done, started = Filled(), time.monotonic()
         while True:
             view = job.index.view()
-            todo = {i: row for i, row in view.missing(job.new.key).items() if i not in done.failed}
+            rows = view.missing(job.new.key)
+            rows |= _mapped(view, job.new.key) if mapped else {}
+            order = dict.fromkeys([*(i for i in first if i in rows), *rows])
+            todo = {i: rows[i] for i in order if i not in done.failed and (only is None or i in only)}
             if not todo or not _round(job, view, todo, done, started):
                 break
         done.left, done.seconds = len(todo), time.monotonic() - started
@@ -56,8 +75,25 @@ class Reembed:
             change.set_space(space.model_copy(update={"set_aside": done.failed}))
         return done
 
+    def follow(self, job: Job) -> Filled | None:
+        """Do nothing after the switch."""
+        return None
+
 
 REEMBED = Reembed()
+
+
+def ids_by_way(view: View, key: str, how: str) -> list[str]:
+    """Return the ids whose vectors of a space are `embedded` or `mapped`."""
+    rows = tables.all_rows(view.vectors(key), ["id", "how"])
+    pairs = zip(rows.column("id").to_pylist(), rows.column("how").to_pylist(), strict=True)
+    return [i for i, own in pairs if own == how]
+
+
+def _mapped(view: View, key: str) -> dict[str, int]:
+    """Return the items whose vector of a space is a mapped one: id -> position of its row in the table of items."""
+    mapped = set(ids_by_way(view, key, MAPPED)) if key in view.state.spaces else set()
+    return {i: row for row, i in enumerate(view.contents()) if i in mapped} if mapped else {}
 
 
 def estimate_of(view: View, model: SearchModel, rows: Sequence[int], rate: float | None = None) -> Estimate:
@@ -133,7 +169,7 @@ def _commit(index: Index, key: str, view: View, items: pa.Table, found: Embedded
     rows = items.take([position[i] for i in found.ids])
     with index.changing("reindex") as change:
         if change.state.items != view.state.items:
-            rows = _present(change.table(tables.ITEMS), rows)
+            rows = present(change.table(tables.ITEMS), rows)
         contents = dict(zip(found.ids, found.contents, strict=True))
         fresh = [contents[i] for i in rows.column("id").to_pylist()]
         change.set_contents(_differing(rows, fresh))
@@ -150,7 +186,7 @@ def _differing(rows: pa.Table, fresh: Sequence[str]) -> Mapping[str, str]:
     return {i: now for i, then, now in held if then != now}
 
 
-def _present(table: object, rows: pa.Table) -> pa.Table:
+def present(table: object, rows: pa.Table) -> pa.Table:
     """Return those rows that are still items of the same content, with their present metadata."""
     ids = rows.column("id").to_pylist()
     wanted = dict(zip(ids, rows.column("sha256").to_pylist(), strict=True))

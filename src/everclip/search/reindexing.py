@@ -10,11 +10,12 @@ from everclip.search import tables
 from everclip.search.ann import keep_ann
 from everclip.search.comparing import compared_line, side_by_side
 from everclip.search.index import REINDEX_LOCK, Index
+from everclip.search.mapping import CHOOSE, MAP, MIXED
 from everclip.search.records import SideBySide, Space
 from everclip.search.reembedding import REEMBED
 from everclip.search.ways import Filled, Job, Way
 
-WAYS: dict[str, Way] = {REEMBED.name: REEMBED}
+WAYS: dict[str, Way] = {way.name: way for way in (REEMBED, MAP, MIXED)}
 """The ways, by name."""
 
 
@@ -39,9 +40,10 @@ def way_of(name: str) -> Way:
     Raises:
         ConfigError: if there is none.
     """
-    if name not in WAYS:
-        raise ConfigError(f"--how: {name!r}: expected one of {', '.join(WAYS)}.")
-    return WAYS[name]
+    known: dict[str, Way] = {**WAYS, CHOOSE.name: CHOOSE}
+    if name not in known:
+        raise ConfigError(f"--how: {name!r}: expected one of {', '.join(known)}.")
+    return known[name]
 
 
 def reindex(job: Job, how: str = REEMBED.name, queries: Sequence[str] = (), switch: bool = True) -> Reindexed:
@@ -56,6 +58,7 @@ def reindex(job: Job, how: str = REEMBED.name, queries: Sequence[str] = (), swit
     Raises:
         RunFolderError: if another process moves the index.
         DataError: if too many images cannot be read; nothing is switched then.
+        LimitError: if a map does not pass its gate; nothing is switched then.
     """
     way = way_of(how)
     with job.index.alone(REINDEX_LOCK, "reindex"):
@@ -64,13 +67,25 @@ def reindex(job: Job, how: str = REEMBED.name, queries: Sequence[str] = (), swit
             return Reindexed(filled, None, False)
         _require_readable(job, filled)
         if job.new.key == job.index.state.serving:
+            filled = _followed(job, way, filled)
             _same_space(job, filled)
             return Reindexed(filled, None, False)
         keep_ann(job.index, job.new, job.tell, job.new.key)
         compared = _compare(job, queries)
         if switch:
             _switch(job.index, job.new.key)
+            filled = _followed(job, way, filled)
         return Reindexed(filled, compared, switch)
+
+
+def _followed(job: Job, way: Way, filled: Filled) -> Filled:
+    """Return what a way did until its space answers, and what it does afterwards."""
+    more = way.follow(job)
+    if more is None:
+        return filled
+    if more.images:
+        keep_ann(job.index, job.new, job.tell, job.new.key)
+    return filled.joined(more)
 
 
 def _same_space(job: Job, filled: Filled) -> None:

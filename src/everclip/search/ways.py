@@ -53,6 +53,7 @@ class Job:
         rate: images per second at most; `None`: as fast as they come.
         budget: when to stop for now.
         limit: the largest share of images that may be unreadable.
+        recall: the least share of the true nearest items that a map must keep.
         tell: called with lines about the progress.
     """
 
@@ -62,6 +63,7 @@ class Job:
     rate: float | None = None
     budget: Budget = Budget()
     limit: float = FAILED_LIMIT
+    recall: float = 0.9
     tell: Tell = lambda line: None
 
 
@@ -84,6 +86,17 @@ class Filled:
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     lines: list[str] = field(default_factory=list)
+
+    def joined(self, later: Filled) -> Filled:
+        """Return this and what was done after the switch; `left` counts items without any vector."""
+        return Filled(
+            self.images + later.images,
+            self.left,
+            self.changed + later.changed,
+            self.failed | later.failed,
+            self.seconds + later.seconds,
+            self.lines + later.lines,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,3 +128,6 @@ class Way(Protocol):
 
     def fill(self, job: Job) -> Filled:
         """Fill the space of `job.new`; a repeated call continues."""
+
+    def follow(self, job: Job) -> Filled | None:
+        """Go on after the space answers; `None` if there is nothing to do."""
