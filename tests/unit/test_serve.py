@@ -324,6 +324,9 @@ def test_load_brings_a_version_into_memory(store: Store) -> None:
             "loaded": ["v0001", "v0002"]
         }
         assert found.post("/embed", json={"texts": ["a"], "version": "v0002"}).status_code == 200
+        assert found.post("/promote", json={"version": "v0002"}, headers=BEARER).status_code == 200
+        assert found.post("/rollback", headers=BEARER).json()["serves"] == "v0001"
+        assert found.get("/healthz").json()["loaded"] == ["v0001", "v0002"]  # it stays, to compare
 
 
 def test_where_the_token_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from everclip import __version__
 from everclip.data.pictures.picture_error import PictureError
-from everclip.serve import model_routes, page_routes, store_routes
+from everclip.serve import indexed, model_routes, page_routes, search_routes, store_routes
 from everclip.serve.guard import LOOPBACK, Guard
 from everclip.serve.refusal import Refusal
+from everclip.serve.search_service import SearchService
 from everclip.serve.service import Service
 
 _ABOUT = (
@@ -50,6 +51,7 @@ def create_app(service: Service, token: str | None) -> FastAPI:
     _add_errors(app)
     model_routes.add(app, service)
     store_routes.add(app, service, token)
+    search_routes.add(app, SearchService(service, indexed.open_index, indexed.key_of, indexed.marked))
     page_routes.add(app, service)
     settings = service.settings
     if settings.allow_origins:

@@ -120,9 +120,7 @@ async def _form(request: Request, kind: type[A], settings: ServeSettings) -> tup
         elif name in document:
             raise Refusal(422, "invalid", "A field that is no list is given twice.")
         else:
-            document[name] = (
-                int(value) if name in ("top", "k") and value.isdecimal() and len(value) < 9 else value
-            )
+            document[name] = _typed(name, value)
     if images and "images" in kind.model_fields:
         document["images"] = [""] * len(images)
     return kind.model_validate(document), images

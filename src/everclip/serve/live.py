@@ -181,7 +181,6 @@ class Live:
             log.error("%s cannot serve, %s goes on: %s", wanted or "the store", self.current.id, error)
             return
         self.current, self.trouble = new, None
-        self._beside.pop(wanted, None)
         self._switched(old.id, wanted, time.monotonic() - started)
         log.info("%s serves now, after %s", wanted, old.id)
 

@@ -23,8 +23,8 @@ def add(app: FastAPI, service: Service) -> None:
         "/versions/{version}/{name}",
         summary="A page of a version: diagnosis or blind-pairs",
         tags=["store"],
-        response_class=HTMLResponse,
-        responses=refusals(404, 422),
+        response_class=Response,  # refusals are JSON
+        responses={200: {"content": {"text/html": {}}, "description": "The page."}, **refusals(404, 422)},
     )
     def version_page(version: str, name: str) -> Response:
         file = page_file(service.store, version, name)

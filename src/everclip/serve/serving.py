@@ -19,6 +19,7 @@ from everclip.store.versions import Store
 
 _STOPPING_SECONDS = 30
 _HEADER_BYTES = 32 * 1024
+_BACKLOG = 2048
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -79,6 +80,9 @@ def serve(
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
         service = Service(store, settings)
         server = server_of(service, token)
+        listening.listen(
+            _BACKLOG
+        )  # before the line below says so: from here on connections wait to be answered
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         tell(f"{store.path}: {service.live.current.id} serves on http://{shown}:{port}")

@@ -193,7 +193,8 @@ function options() {
       ...loaded.map((version) => make("option", { value: version }, titleOf(version))));
     const other = loaded.find((version) => version !== store.serves) || "";
     const first = select.options.length && !select.dataset.known;
-    select.value = first ? (empty ? other : store.serves) : (loaded.includes(before) || before === "" ? before : store.serves);
+    select.value = first ? (empty ? other : store.serves) : (loaded.includes(before) && !(!empty && before === select.dataset.serves) ? before : empty ? "" : store.serves);
+    select.dataset.serves = store.serves; // whoever looks at the version that serves goes on to do so after a switch
     select.dataset.known = "yes";
   }
 }

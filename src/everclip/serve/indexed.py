@@ -1,0 +1,117 @@
+"""The search index of a store, bound to what the server needs of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from everclip.data.pictures.location import bytes_at
+from everclip.errors import CheckpointError, ConfigError, DataError
+from everclip.methods.base import Method
+from everclip.search import tables
+from everclip.search.embedding import space_key
+from everclip.search.filters import conditions
+from everclip.search.index import Index, View
+from everclip.search.records import FOLDER, SERVING
+from everclip.search.reembedding import sources_of
+from everclip.serve.refusal import Refusal
+from everclip.serve.searching import Found, IndexFacts, SpaceFacts, Vectors
+from everclip.store.indexed import has_index
+from everclip.store.versions import Store
+
+
+def key_of(method: Method) -> str:
+    """Return the key of a method's image space."""
+    return space_key(method, method.encoder_keys()["image"])
+
+
+def marked(store: Store) -> object:
+    """Return what differs whenever the state of the index was written; `None` without an index."""
+    try:
+        found = os.stat(store.path / FOLDER / SERVING)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def open_index(store: Store) -> StoreIndex | None:
+    """Open the index of a store as it is now; `None` if it has none.
+
+    Raises:
+        Refusal: if it is damaged, or its package is not installed (503).
+    """
+    if not has_index(store.path):
+        return None
+    try:
+        return StoreIndex(Index(store.path).view())
+    except (ConfigError, CheckpointError) as error:
+        raise _unusable() from error
+
+
+def _unusable() -> Refusal:
+    return Refusal(503, "index-unusable", "The search index cannot be used now; the server's log says why.")
+
+
+class StoreIndex:
+    """An index at one moment; see `everclip.serve.searching.SearchIndex`.
+
+    Args:
+        view: of the index.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def spaces(self) -> dict[str, str]:
+        """Return key -> version of the spaces that may be asked: the one that answers, those before it, then others.
+
+        A space that is being filled would miss images without a word, so it is none of them.
+        """
+        state = self._view.state
+        if state.serving is None:
+            return {}
+        items = self._view.items.count_rows()
+        whole = [
+            key
+            for key, space in state.spaces.items()
+            if self._view.vectors(key).count_rows() + len(space.set_aside) >= items
+        ]
+        keys = dict.fromkeys([state.serving, *reversed(state.before), *whole])
+        return {key: state.spaces[key].version for key in keys if key in state.spaces}
+
+    def search(
+        self, key: str, queries: Vectors, top: int, where: Sequence[str], exact: bool
+    ) -> list[list[Found]]:
+        """Return the nearest items of each query; conditions become typed expressions, never text of a query."""
+        try:
+            wanted = conditions(where, self._view.state.columns)
+        except ConfigError as error:
+            raise Refusal(422, "wrong-condition", str(error).replace("--where", "where")) from error
+        try:
+            found = self._view.search(key, queries, top, wanted, exact)
+        except (ConfigError, CheckpointError) as error:
+            raise _unusable() from error
+        return [[Found(hit.id, hit.cosine, hit.metadata) for hit in hits] for hits in found]
+
+    def image(self, id: str) -> bytes | None:
+        """Return the encoded image of an item; `None` if there is none, or its file cannot be read any more."""
+        rows = tables.rows_with(self._view.items, [id])
+        if not len(rows):
+            return None
+        try:
+            return bytes_at({**sources_of(rows)[0].place, "sha256": None})
+        except DataError:
+            return None
+
+    def facts(self) -> IndexFacts:
+        """Return the state of the index."""
+        state = self._view.state
+        return IndexFacts(
+            items=self._view.items.count_rows(),
+            spaces=[
+                SpaceFacts(
+                    key, space.version, self._view.vectors(key).count_rows(), key == state.serving, space.how
+                )
+                for key, space in state.spaces.items()
+            ],
+        )

@@ -1,0 +1,127 @@
+"""`/search` over an index of a store: the learner's own order, conditions, two spaces, a switch."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from everclip.search.adding import add, images_of
+from everclip.search.index import Index
+from everclip.search.reindexing import reindex
+from everclip.search.ways import Job
+from everclip.store.indexed import model_of
+from everclip.store.versions import Store
+from serving import BEARER, b64, client, copied, image, said, two_versions
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture(scope="module")
+def made(micro_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two versions with an index of v0001's vectors; only to be copied."""
+    path = two_versions(tmp_path_factory.mktemp("search") / "store", micro_folder / "model")
+    store, index = Store(path), Index.create(path)
+    model = model_of(store)
+    for images in images_of([str(micro_folder / "reference.parquet")], "id"):
+        add(index, model, images)
+    return path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    return copied(made, tmp_path)
+
+
+def ids(answer: Any, query: int = 0) -> list[str]:
+    return [hit["id"] for hit in answer.json()["results"][query]]
+
+
+def test_results_are_in_the_order_of_the_learners_cosines(made: Path, micro_folder: Path) -> None:
+    rows = pq.read_table(micro_folder / "reference.parquet").to_pydict()
+    learner = Store(made).load("v0001")
+    found = learner.encode(rows["image"], ["red 1"])
+    cosines = (found["texts"] @ found["images"].T)[0].numpy()
+    with client(Store(made)) as served:
+        answer = served.post(
+            "/search", json={"texts": ["red 1"], "images": [b64(rows["image"][3])], "top": 20}
+        )
+        assert answer.json()["version"] == "v0001"
+        scores = {hit["id"]: hit["score"] for hit in answer.json()["results"][0]}
+        assert scores == pytest.approx(dict(zip(rows["id"], cosines.tolist(), strict=True)), abs=1e-5)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+        assert ids(answer, 1)[0] == rows["id"][3]  # an image finds itself
+        fields = [("texts", "red 1"), ("top", "20"), ("where", "style=style-1"), ("exact", "true")]
+        form = served.post("/search", files=[(name, (None, value)) for name, value in fields])
+        assert form.status_code == 200, form.text
+        styles = dict(zip(rows["id"], rows["style"], strict=True))
+        assert ids(form) == [i for i in scores if styles[i] == "style-1"]
+        small = served.get(f"/images/{rows['id'][3]}")
+        with Image.open(io.BytesIO(small.content)) as picture:
+            np.testing.assert_array_equal(
+                np.asarray(picture), np.asarray(Image.open(io.BytesIO(rows["image"][3])).convert("RGB"))
+            )
+        facts = served.get("/index").json()
+        assert facts["items"] == len(rows["id"])
+        assert [(s["version"], s["answers"]) for s in facts["spaces"]] == [("v0001", True)]
+
+
+@pytest.mark.parametrize(
+    "condition", ["nothing=1", "time>='", "time", "time=1 OR 1=1", "style='; DROP TABLE items; --", "time~1"]
+)
+def test_conditions_never_reach_a_query_as_text(made: Path, condition: str) -> None:
+    with client(Store(made)) as served:
+        answer = served.post("/search", json={"texts": ["a"], "where": [condition]})
+        if condition.startswith("style"):
+            assert ids(answer) == []  # a text that no item has
+        else:
+            assert said(answer) == (422, "wrong-condition")
+        assert served.get("/images/x' OR '1'='1").status_code == 404
+        assert served.get("/images/..%2f..%2fstore.json").status_code == 404
+
+
+def test_search_goes_on_with_the_vectors_it_has_while_versions_change(store: Store) -> None:
+    request = {"texts": ["red 1"], "top": 5}
+    with client(store) as served:
+        before = served.post("/search", json=request)
+        assert served.post("/promote", json={"version": "v0002"}, headers=BEARER).status_code == 200
+        after = served.post("/search", json=request)
+        assert after.json() == before.json()  # v0001's, whose vectors these are
+        assert served.post("/embed", json={"texts": ["a"]}).json()["version"] == "v0002"
+        named = served.post("/search", json={**request, "version": "v0002"})
+        assert said(named) == (409, "other-space")
+        index = Index(store.path)
+        done = reindex(Job(index, lambda: model_of(store, "v0001"), model_of(store)))
+        assert done.switched
+        served.service.live.each_poll()  # type: ignore[attr-defined]
+        moved = served.post("/search", json=request)
+        assert moved.json()["version"] == "v0002"
+        assert served.get("/healthz").json()["loaded"] == ["v0002"]
+
+
+def test_a_shadow_version_searches_too_once_the_index_has_its_vectors(store: Store) -> None:
+    request = {"texts": ["red 1", "green 2"], "top": 5}
+    with client(store, shadow="v0002") as served:
+        first = served.post("/search", json=request)
+        assert served.get("/shadow").json()["kinds"]["search"]["dropped"] == 1
+        reindex(Job(Index(store.path), lambda: model_of(store), model_of(store, "v0002")), switch=False)
+        again = served.post("/search", json=request)
+        assert again.json() == first.json()
+        other = served.post("/search", json={**request, "version": "v0002"})
+        counts = served.get("/shadow").json()["kinds"]["search"]
+    assert counts["compared"] == 2
+    shares = [len(set(ids(again, n)) & set(ids(other, n))) / 5 for n in (0, 1)]
+    assert counts["overlap"] == pytest.approx(np.mean(shares))
+
+
+def test_without_an_index(micro_folder: Path, tmp_path: Path) -> None:
+    with client(Store(two_versions(tmp_path / "store", micro_folder / "model"))) as served:
+        assert said(served.post("/search", json={"texts": ["a"]})) == (404, "no-index")
+        assert "everclip index" in served.post("/search", json={"images": [b64(image())]}).text
+        assert said(served.get("/index")) == (404, "no-index")
+        assert said(served.get("/images/a")) == (404, "no-index")
