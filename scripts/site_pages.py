@@ -179,7 +179,7 @@ def settings_page() -> str:
 
 RUN_MEANINGS = {
     "benchmark": "A benchmark or a YAML file: the first argument of `everclip run`.",
-    "trackers": "Names of trackers of accelerate (`tensorboard`, `wandb`, `mlflow`) that also get the losses.",
+    "trackers": "Names of trackers of accelerate (`tensorboard`, `wandb`, `mlflow`) that also get losses and scores.",
     "report": "Whether to write `report.html` and `diagnosis.html`.",
     "seed": "Enters every random draw.",
     "output": "The run folder; default: `runs/BENCHMARK-METHOD-sSEED`.",
