@@ -40,13 +40,13 @@ from everclip.store.versions import Store
 KILLED = """
 import sys
 from pathlib import Path
-import everclip.search.reembedding as reembedding
+from everclip.search import embedding, reembedding
 from everclip.search import reindexing
 from everclip.search.index import Index
 from everclip.search.ways import Job
 from everclip.store.indexed import model_of
 from everclip.store.versions import Store
-reembedding.BLOCK = 8
+reembedding.BLOCK = embedding.TOGETHER = 8
 store = Store(Path(sys.argv[1]))
 new = model_of(store)
 print("begun", flush=True)

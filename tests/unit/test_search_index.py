@@ -19,7 +19,7 @@ from everclip.errors import CheckpointError, ConfigError, DataError, RunFolderEr
 from everclip.search import ann, tables
 from everclip.search.change import Change
 from everclip.search.filters import conditions
-from everclip.search.index import ADD_LOCK, Index
+from everclip.search.index import ADD_LOCK, REINDEX_LOCK, Index
 from everclip.search.metadata import ARROW, kind_of, parse, shown, stored
 from everclip.search.records import SERVING, Column, versions_needed
 
@@ -343,6 +343,41 @@ def test_a_process_that_is_killed_leaves_the_index_before_or_after(
         put(change, ["d"], ["d"], [some_metadata(random.Random(3))])
     assert set(index.view().contents()) == {*held, "d"}
     assert list((tmp_path / "index").glob(".*.tmp")) == []
+
+
+def test_cleaning_removes_old_versions_and_never_the_one_that_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = begun(tmp_path)
+    for name in "abc":
+        with index.changing("test") as change:
+            put(change, [name], [name], [some_metadata(random.Random(1))])
+    monkeypatch.setattr(tables, "KEPT", timedelta(microseconds=1))
+    ann.keep_ann(index, None, lambda line: None)
+    with index.alone(REINDEX_LOCK, "reindex"):
+        index.clean()  # a process that moves the index reads an old version
+    before = len(tables.at_version(index.database, tables.ITEMS, index.state.items).list_versions())
+    assert before > 3
+    index.clean()
+    index.clean()
+    state = index.state
+    assert len(tables.at_version(index.database, tables.ITEMS, state.items).list_versions()) <= 2
+    monkeypatch.setattr("everclip.search.index.crash_point", kill)
+    with pytest.raises(Killed):
+        cleaned_inside(index)
+    assert index.state == state
+    assert set(index.view().contents()) == {"a", "b", "c"}  # the version that holds has a tag
+    assert len(index.view().search("k1", vectors_of(["a"]), 9)[0]) == 3
+
+
+def kill(point: str) -> None:
+    raise Killed(point)
+
+
+def cleaned_inside(index: Index) -> None:
+    with index.changing("test") as change:
+        put(change, ["d"], ["d"], [some_metadata(random.Random(1))])
+        tables.clean(change.table(tables.ITEMS))
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from everclip.search.embedding import SearchModel, space_key
 from everclip.search.index import REINDEX_LOCK, Index
 from everclip.search.ways import Budget, Job
 from everclip.store.creating import create_store
-from everclip.store.indexed import answering, index_document, index_lines, model_of
+from everclip.store.indexed import answering, estimate_after_update, index_document, index_lines, model_of
 from everclip.store.records import Version
 from everclip.store.versions import Store
 
@@ -361,12 +361,27 @@ def test_items_that_come_and_go_meanwhile(store: Store, made: Path, monkeypatch:
 
     monkeypatch.setattr("everclip.search.reembedding.crash_point", point)
     monkeypatch.setattr("everclip.search.reembedding.BLOCK", 16)
+    monkeypatch.setattr("everclip.search.embedding.TOGETHER", 16)
     done = reindexing.reindex(job(store))
     assert done.switched
     assert calls
     view = index.view()
     assert view.missing(view.state.serving or "") == {}
     assert set(view.held(view.state.serving or "")) == set(view.contents())
+
+
+def test_what_an_update_would_cost_the_index_is_said_before_it(first: Store) -> None:
+    found = estimate_after_update(first)
+    assert found is not None
+    assert (found.images, found.disk) == (40, 40 * (4 * 32 + 100))
+    assert found.seconds > 0
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_an_update_says_it_too(first: Store, micro_folder: Path, call: Call) -> None:
+    code, out, _ = call("update", first.path, "--data", micro_folder / "data.parquet", "--dry-run")
+    assert code == 0
+    assert "the search index: reembed: 40 images to embed with the new version" in out
 
 
 def test_two_reindexings_at_once_are_refused_and_searching_is_not(store: Store, call: Call) -> None:
@@ -389,7 +404,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-import everclip.files, everclip.search.index, everclip.search.reembedding
+import everclip.files, everclip.search.embedding, everclip.search.index, everclip.search.reembedding
 from everclip.search import reindexing
 from everclip.search.index import Index
 from everclip.search.ways import Job
@@ -403,7 +418,7 @@ def point(name):
         os._exit(9)
 for module in (everclip.files, everclip.search.index, everclip.search.reembedding):
     module.crash_point = point
-everclip.search.reembedding.BLOCK = 8
+everclip.search.reembedding.BLOCK = everclip.search.embedding.TOGETHER = 8
 store = Store(Path(sys.argv[1]))
 reindexing.reindex(Job(Index(store.path), lambda: model_of(store, "v0001"), model_of(store)))
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from everclip.cli.options import Json, StoreFolder
-from everclip.errors import ConfigError, DataError
+from everclip.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from everclip.search.adding import Added
@@ -186,7 +186,10 @@ def search(
     wanted = conditions(where or [], view.state.columns)
     answers = answering(opened, found)
     query = answers.model.of_texts([text]) if text is not None else answers.model.of_image(*_read(image))
-    hits = view.search(answers.model.key, query, top, wanted, exact)[0]
+    try:
+        hits = view.search(answers.model.key, query, top, wanted, exact)[0]
+    except CheckpointError:  # another process has just cleaned what this view was of
+        hits = found.view().search(answers.model.key, query, top, wanted, exact)[0]
     if note := answers.note(store):
         _note(note)
     if as_json:

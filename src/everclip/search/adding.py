@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from everclip.errors import ConfigError
 from everclip.files import crash_point, user_path
 from everclip.search import tables
 from everclip.search.ann import keep_ann
-from everclip.search.embedding import BLOCK, Pace, SearchModel, Source, embedded
+from everclip.search.embedding import BLOCK, Embedded, Group, Pace, SearchModel, Source, embedded
 from everclip.search.index import ADD_LOCK, Index, View, refusal
 from everclip.search.metadata import new_columns, stored
 from everclip.search.records import Column, Storage
@@ -147,14 +147,18 @@ def add(
         # Without new contents there is nothing to embed: metadata are replaced, and vectors stay.
         batches = [todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK)]
         fresh = [[row for row in batch if row.encode] for batch in batches]
-        pace = Pace()
         vectors = embedded(model, ([row.source for row in batch] for batch in fresh))
+        pace, group = Pace(), Group[tuple[list[_Row], Embedded | None]]()
         for number, batch in enumerate(batches, start=1):
-            _put(index, model, images, columns, batch, vectors if fresh[number - 1] else None, done)
+            group.add((batch, next(vectors) if fresh[number - 1] else None), len(batch))
+            if group.full or number == len(batches):
+                _put(index, model, images, columns, group.taken(), done)
             if pace.due(ready := min(number * BLOCK, len(todo)), len(todo)):
                 tell(f"{ready:,} of {len(todo):,} images")
         if todo:
             keep_ann(index, model, tell)
+    if todo:
+        index.clean()
     return done
 
 
@@ -237,20 +241,20 @@ def _put(
     model: SearchModel,
     images: Images,
     columns: Sequence[Column],
-    batch: Sequence[_Row],
-    vectors: Iterator[Any] | None,
+    group: Sequence[tuple[list[_Row], Embedded | None]],
     done: Added,
 ) -> None:
-    """Commit a batch: what was embedded, and what only has new metadata."""
-    by_id = {row.source.id: row for row in batch}
-    kept = [(row, images.table.content(row.position)) for row in batch if not row.encode]
-    found = None if vectors is None else next(vectors)
-    fresh = [] if found is None else list(zip((by_id[i] for i in found.ids), found.contents, strict=True))
+    """Commit some batches: what was embedded, and what only has new metadata."""
+    by_id = {row.source.id: row for batch, _ in group for row in batch}
+    kept = [
+        (row, images.table.content(row.position)) for batch, _ in group for row in batch if not row.encode
+    ]
+    found = Embedded.joined([part for _, part in group if part is not None])
+    fresh = list(zip((by_id[i] for i in found.ids), found.contents, strict=True))
+    done.failed |= found.failed
     with index.changing("index") as change:
-        if found is not None:
-            done.failed |= found.failed
-            if fresh:
-                change.put(_items(images.table, fresh, columns), {model.key: found.vectors})
+        if fresh:
+            change.put(_items(images.table, fresh, columns), {model.key: found.vectors})
         if kept:
             change.put(_items(images.table, kept, columns), {})
     crash_point("in index: batch added")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from everclip.features.encoding import decoded
 from everclip.interfaces import Predictor
 from everclip.learner.core import Learner
 
+T = TypeVar("T")
 BLOCK = 256
-"""Images that are embedded and written together."""
+"""Images that are embedded together."""
+
+TOGETHER, LONGEST = 2048, 20.0
+"""Images that are written together at most, and seconds between two commits: so much work a kill can lose."""
 
 PACE = 5.0
 """Seconds between two lines about the progress."""
@@ -164,6 +168,17 @@ class Embedded:
     changed: list[str]
     failed: dict[str, str]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Embedded]) -> Embedded:
+        """Return several batches as one."""
+        return cls(
+            [i for part in parts for i in part.ids],
+            np.concatenate([part.vectors for part in parts]) if parts else np.empty((0, 0), np.float32),
+            [c for part in parts for c in part.contents],
+            [i for part in parts for i in part.changed],
+            {i: why for part in parts for i, why in part.failed.items()},
+        )
+
 
 def embedded(
     model: SearchModel, batches: Iterable[Sequence[Source]], workers: int | None = None
@@ -213,6 +228,30 @@ def embedded(
             [i for i, now, then in zip(ids, found, expected, strict=True) if then not in (None, now)],
             {source.id: failed.pop(source.id) for source in batch if source.id in failed},
         )
+
+
+class Group(Generic[T]):
+    """Batches that are written together: a commit costs time and leaves a small part of a table."""
+
+    def __init__(self) -> None:
+        self._parts: list[T] = []
+        self._images, self._began = 0, time.monotonic()
+
+    def add(self, part: T, images: int) -> None:
+        """Add a batch of so many images."""
+        self._parts.append(part)
+        self._images += images
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to write them."""
+        return self._images >= TOGETHER or time.monotonic() - self._began >= LONGEST
+
+    def taken(self) -> list[T]:
+        """Return the batches, and begin anew."""
+        parts, self._parts = self._parts, []
+        self._images, self._began = 0, time.monotonic()
+        return parts
 
 
 class Pace:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from everclip.errors import CheckpointError, ConfigError
+from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.files import clear_leftovers, crash_point, require_writable, write_text_atomic
 from everclip.lock import locked
 from everclip.sealing import read_sealed, sealed
@@ -111,6 +111,15 @@ class Index:
                 ) from error
             crash_point("in index: tables written")
             write_text_atomic(self.folder / SERVING, sealed(state))
+
+    def clean(self) -> None:
+        """Remove versions of tables that nobody reads any more. Does nothing while the index is being moved."""
+        try:
+            with self.alone(REINDEX_LOCK, "index"), self.changing("index") as change:
+                for name in [tables.ITEMS, *(space.table for space in change.state.spaces.values())]:
+                    tables.clean(change.table(name))
+        except RunFolderError:
+            self.say("note: old versions of the tables stay until the index has been moved")
 
 
 @dataclass(frozen=True)

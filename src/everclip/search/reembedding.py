@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from everclip.files import crash_point
 from everclip.search import tables
-from everclip.search.embedding import BLOCK, Embedded, Pace, SearchModel, Source, embedded
+from everclip.search.embedding import BLOCK, Embedded, Group, Pace, SearchModel, Source, embedded
 from everclip.search.index import Index, View
 from everclip.search.ways import Estimate, Filled, Job
 
@@ -20,9 +20,6 @@ PROBED = 64
 
 ROW_BYTES = 100
 """Bytes of a row beside its vector: id, hash, bookkeeping."""
-
-COMPACT_EVERY = 200
-"""Batches after which the small parts of a table are joined."""
 
 MAPPED = "mapped"
 
@@ -117,7 +114,7 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
     rows = islice(list(todo.items()), allowed)
     key, total = job.new.key, len(todo)
     stale = view.held(key).keys() & todo.keys()
-    batches, pace = _batches(view, rows), Pace()
+    batches, pace, group = _batches(view, rows), Pace(), Group[tuple[pa.Table, Embedded]]()
     read: list[pa.Table] = []
 
     def sources() -> Iterator[Sequence[Source]]:
@@ -125,9 +122,18 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
             read.append(batch)
             yield sources_of(batch)
 
-    for number, found in enumerate(embedded(job.new, sources()), start=1):
-        _commit(job.index, key, view, read.pop(0), found, stale)
-        crash_point("in index: batch embedded again")
+    def write() -> None:
+        parts = group.taken()
+        if parts:
+            items = pa.concat_tables([rows for rows, _ in parts])
+            _commit(job.index, key, view, items, Embedded.joined([found for _, found in parts]), stale)
+            crash_point("in index: batch embedded again")
+
+    within = True
+    for found in embedded(job.new, sources()):
+        group.add((read.pop(0), found), len(found.ids))
+        if group.full:
+            write()
         for i in [*found.ids, *found.failed]:
             todo.pop(i)
         done.images += len(found.ids)
@@ -135,15 +141,14 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
         done.failed |= found.failed
         if pace.due(total - len(todo), total):
             job.tell(f"{total - len(todo):,} of {total:,} images embedded again")
-        if number % COMPACT_EVERY == 0:
-            with job.index.changing("reindex") as change:
-                tables.compact(change.table(change.state.spaces[key].table))
         elapsed = time.monotonic() - started
         if job.budget.seconds is not None and elapsed >= job.budget.seconds:
-            return False
+            within = False
+            break
         if job.rate is not None:
             time.sleep(max(0.0, done.images / job.rate - elapsed))
-    return allowed is None or done.images < (job.budget.images or 0)
+    write()
+    return within and (allowed is None or done.images < (job.budget.images or 0))
 
 
 def _batches(view: View, rows: Iterator[tuple[str, int]]) -> Iterator[pa.Table]:

@@ -75,7 +75,8 @@ def reindex(job: Job, how: str = REEMBED.name, queries: Sequence[str] = (), swit
         if switch:
             _switch(job.index, job.new.key)
             filled = _followed(job, way, filled)
-        return Reindexed(filled, compared, switch)
+    job.index.clean()
+    return Reindexed(filled, compared, switch)
 
 
 def _followed(job: Job, way: Way, filled: Filled) -> Filled:

@@ -42,6 +42,11 @@ PASS = 4096
 KEPT = timedelta(hours=1)
 """Old versions of a table stay so long, for processes that read them."""
 
+HELD = "held"
+"""The tag of the version of a table that a change began from: the library never cleans a version with a tag."""
+
+_NEVER = timedelta(days=40_000)
+
 
 def lancedb() -> Any:
     """Return the module.
@@ -93,6 +98,7 @@ def to_change(database: Any, name: str, version: int) -> Any:
     if table.version != version:
         table.checkout(version)
         table.restore()
+    (table.tags.update if HELD in table.tags.list() else table.tags.create)(HELD, version)
     return table
 
 
@@ -160,8 +166,17 @@ def _among(ids: Sequence[str]) -> Iterable[Any]:
 
 
 def compact(table: Any) -> None:
-    """Join the small parts that many additions leave, and remove old versions that nobody reads any more."""
-    table.optimize(cleanup_older_than=KEPT)
+    """Join the small parts that many additions leave, and add new vectors to an approximate index. Cleans nothing."""
+    table.optimize(cleanup_older_than=_NEVER)
+
+
+def clean(table: Any) -> None:
+    """Remove old versions of a table that was opened for a change and not changed yet."""
+    try:
+        table.optimize(cleanup_older_than=KEPT)
+    except RuntimeError as error:
+        if "tagged version" not in str(error):
+            raise  # else it made a new version, so that the one that holds is old: the next call cleans
 
 
 def make_ann(table: Any, kind: str, partitions: int) -> None:
