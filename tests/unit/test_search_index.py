@@ -352,7 +352,7 @@ def test_cleaning_removes_old_versions_and_never_the_one_that_holds(
     for name in "abc":
         with index.changing("test") as change:
             put(change, [name], [name], [some_metadata(random.Random(1))])
-    monkeypatch.setattr(tables, "KEPT", timedelta(microseconds=1))
+    monkeypatch.setattr(tables, "KEPT", timedelta(milliseconds=1))
     ann.keep_ann(index, None, lambda line: None)
     with index.alone(REINDEX_LOCK, "reindex"):
         index.clean()  # a process that moves the index reads an old version

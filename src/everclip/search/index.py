@@ -232,7 +232,9 @@ def nearest(table: Any, query: NDArray[np.float32], top: int, effort: tuple[int,
         top: number of ids.
         effort: partitions to look into, and how many times more candidates to refine; `None`: exact.
     """
-    found: list[str] = _asked(table, query, top, effort).select(["id"]).to_arrow().column("id").to_pylist()
+    found: list[str] = (
+        _asked(table, query, top, effort).select(["id", "_distance"]).to_arrow().column("id").to_pylist()
+    )
     return found
 
 

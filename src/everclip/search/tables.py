@@ -54,7 +54,7 @@ def lancedb() -> Any:
     Raises:
         ConfigError: if it is not installed.
     """
-    os.environ.setdefault("LANCE_LOG", "error")  # it warns of every table that it creates
+    os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of every table that it creates
     try:
         import lancedb
     except ImportError as error:
