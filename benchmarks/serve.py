@@ -1,10 +1,10 @@
 """`/embed` under load: requests with batches against one by one, a switch of versions under load, and the cold start.
 
 Run: python benchmarks/serve.py [--model builtin:photo] [--seconds 10] [--rounds 2] [--clients 16]
-Both servers are processes of their own on this machine's loopback, one after the other in each round, in turn. Clients
-are threads of this process that ask as soon as they are answered (a closed loop), so they share the cores with the
-server. In the middle of each measurement of the server with batches, the store switches to another version: every
-answer must be 200 and name one of both versions.
+Both servers are processes of their own on this machine's loopback, each with a store of its own; one is asked after the
+other, in turn. Clients are threads of this process that ask as soon as they are answered (a closed loop), so they share
+the cores with the server. In the middle of each measurement of the server with batches, its store switches to another
+version: every answer must be 200 and name one of both versions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,8 @@ SERVERS = {
 }
 HEADERS = {"Content-Type": "application/json"}
 SIDE = 224
+_SWITCH_SECONDS = 60
+"""A measurement with a switch goes on until both versions have answered, at most so long."""
 
 
 @dataclass
@@ -62,6 +65,9 @@ class Load:
         return 1000 * float(np.quantile(self.seconds, share))
 
 
+Loads = dict[tuple[str, str], list[Load]]
+
+
 def two_versions(folder: Path, model: str) -> Store:
     """Make a store whose v0002 has slightly other weights."""
     store = create_store(folder, model)
@@ -73,6 +79,10 @@ def two_versions(folder: Path, model: str) -> Store:
     )
     store.add(learner, second, None)
     return store
+
+
+def _copy(store: Store, number: int) -> Store:
+    return Store(Path(shutil.copytree(store.path, store.path.with_name(str(number)))))
 
 
 @contextmanager
@@ -111,11 +121,15 @@ def load(
 ) -> Load:
     """Ask `/embed` with so many clients for so many seconds."""
     found, until = Load(), time.perf_counter() + seconds
+    last = until + (_SWITCH_SECONDS if middle is not None else 0)
+
+    def goes_on(now: float) -> bool:
+        return now < until or (now < last and len(found.versions) < 2)
 
     def client(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         turn = number
-        while (began := time.perf_counter()) < until:
+        while goes_on(began := time.perf_counter()):
             status, text = ask(connection, "POST", "/embed", bodies[turn % len(bodies)])
             found.seconds.append(time.perf_counter() - began)
             if status != 200:
@@ -152,29 +166,25 @@ def requests(kind: str) -> list[bytes]:
     return bodies
 
 
-def measured(
-    store: Store, options: argparse.Namespace
-) -> tuple[dict[tuple[str, str], list[Load]], list[float]]:
-    """Measure both servers in turn; return the loads by server and kind, and the seconds of each start."""
-    loads: dict[tuple[str, str], list[Load]] = {}
-    starts = []
-    for number in range(options.rounds):
-        for name in list(SERVERS) if number % 2 == 0 else list(reversed(SERVERS)):
-            with server(store, SERVERS[name]) as (port, start):
-                starts.append(start)
-                for kind in ("text", "image"):
-                    bodies = requests(kind)
+def measured(stores: dict[str, Store], options: argparse.Namespace) -> tuple[Loads, list[float]]:
+    """Measure both servers in turn; return the loads by kind and server, and the seconds of each start."""
+    loads: Loads = {}
+    with ExitStack() as stack:
+        started = {name: stack.enter_context(server(stores[name], SERVERS[name])) for name in SERVERS}
+        for number in range(options.rounds):
+            for kind in ("text", "image"):
+                bodies = requests(kind)
+                for name in list(SERVERS) if number % 2 == 0 else list(reversed(SERVERS)):
+                    port, store = started[name][0], stores[name]
                     load(port, bodies, options.clients, 1.0, None)  # warm up
                     other = {"v0001": "v0002", "v0002": "v0001"}[store.current.version]
-                    batched = "batch=1" not in SERVERS[name]
-                    middle = (
-                        threading.Timer(options.seconds / 2, store.point_to, (other,)) if batched else None
-                    )
-                    found = load(port, bodies, options.clients, options.seconds, middle)
+                    switch = threading.Timer(options.seconds / 2, store.point_to, (other,))
+                    switched = switch if "batch=1" not in SERVERS[name] else None
+                    found = load(port, bodies, options.clients, options.seconds, switched)
                     loads.setdefault((kind, name), []).append(found)
                     told = f"{found.rate:.1f}/s, {len(found.wrong)} not 200, answered by {sorted(found.versions)}"
                     print(f"{kind}, {name}: {told}", flush=True)
-    return loads, starts
+    return loads, [start for _, start in started.values()]
 
 
 def main() -> None:
@@ -186,7 +196,12 @@ def main() -> None:
     words.add_argument("--clients", type=int, default=16)
     options = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        loads, starts = measured(two_versions(Path(folder) / "store", options.model), options)
+        first = two_versions(Path(folder) / "0", options.model)
+        stores = {
+            name: Store(Path(folder) / str(n)) if n == 0 else _copy(first, n)
+            for n, name in enumerate(SERVERS)
+        }
+        loads, starts = measured(stores, options)
     rows = []
     for (kind, name), found in sorted(loads.items()):
         both = Load([s for of in found for s in of.seconds], [w for of in found for w in of.wrong])
