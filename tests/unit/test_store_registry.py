@@ -58,9 +58,10 @@ def test_a_missing_package_is_named_with_the_command(shop: Store, monkeypatch: p
 
 @pytest.mark.slow
 def test_a_version_is_registered_once_and_the_alias_follows_the_one_that_serves(
-    shop: Store, tmp_path: Path
+    shop: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow: Any = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a registry in a file
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     export = ["export", str(shop.path), str(tmp_path / "to"), "--mlflow", uri, "--force"]
     for said in ("version 1 (registered, alias current)", "version 1 (was registered before, alias current)"):
