@@ -28,13 +28,24 @@ from everclip.evaluation.results import Column, Results
 MAIN = {"finetune": ["method=finetune"], "safe": ["method=safe"]}
 FRONTIER = {
     "safe without guard": ["method=safe", "guard.max_drop=null"],
-    "safe guarded at 1 point": ["method=safe", "guard.max_drop=1"],
+    "safe without merge": ["method=safe", "method.merge.kind=none"],
     "safe without distillation": ["method=safe", "method.penalties={}"],
     "safe without replay": ["method=safe", "method.replay.kind=none"],
+    "an earlier safe: half rate, no merge, worst set within 3 points": [
+        "method=safe",
+        "method.lr_scale=0.5",
+        "method.merge.kind=none",
+        "guard={over: worst, every: 0.25}",
+    ],
+    "half rate, no merge, no guard": [
+        "method=safe",
+        "method.lr_scale=0.5",
+        "method.merge.kind=none",
+        "guard.max_drop=null",
+    ],
     "replay": ["method=replay"],
     "replay-merge": ["method=replay-merge"],
     "wise-ft": ["method=wise-ft"],
-    "safe merged half": ["method=safe", "method.merge.kind=wise-ft", "method.merge.alpha=0.5"],
     "finetune merged half": ["method=finetune", "method.merge.kind=wise-ft", "method.merge.alpha=0.5"],
     "finetune at a tenth of the rate": ["method=finetune", "method.lr_scale=0.1"],
 }

@@ -308,7 +308,7 @@ class GuardConfig(Frozen):
         over: `worst` holds every set to the limit; `mean` holds their mean to it, which a few hundred images per set
             decide with less noise.
         every: steps between measurements, or a share of the task's steps if below 1; the end of a task is always
-            measured.
+            measured. `null`: only after the task's merge.
         action: `stop` returns to the last good weights and ends the task's training; `step-back` moves as far as
             needed towards the last good weights, and trains on.
         sets: names of the watched sets; none = all of the retention suite.
@@ -316,7 +316,7 @@ class GuardConfig(Frozen):
 
     max_drop: float | None = Field(None, gt=0, le=100)
     over: Literal["worst", "mean"] = "worst"
-    every: int | float = Field(0.1, gt=0)
+    every: int | float | None = Field(0.1, gt=0)
     action: Literal["stop", "step-back"] = "step-back"
     sets: tuple[str, ...] = ()
 

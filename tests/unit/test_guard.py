@@ -387,3 +387,15 @@ def test_the_mean_of_the_sets_is_held_to_the_limit_and_one_set_may_fall_further(
     assert [(a["set"], a["points"]) for a in note["acted"]] == [("the mean of 3 sets", 8.0)]
     assert 2 <= float(model.w) <= 2.5  # 5 points on average, to 1/32 of the way
     assert note["over"] == "mean"
+
+
+def test_a_guard_may_look_only_after_the_merge(watch: Any) -> None:
+    """A merge takes back a part of what was lost: what is lost before it is not to be judged."""
+    model = Line(a=lambda w: 0.5 - 0.02 * w)
+    guard, _ = watch([a_set("a")], every=None, max_drop=5.0)
+    guard.begin_task(model, 0)
+    model.w = model.w + 4.0  # 8 points
+    assert not any(guard.due(done, 4) for done in range(1, 5))
+    model.w = model.w / 2  # the merge
+    assert guard.end_task(model)["acted"] == []
+    assert float(model.w) == 2.0

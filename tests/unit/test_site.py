@@ -109,7 +109,7 @@ def test_every_setting_of_a_method_has_a_meaning(rows: dict[str, list[Any]]) -> 
 
 def test_what_a_preset_changes_is_bold(written: dict[str, str]) -> None:
     page = written["presets/safe.md"]
-    assert "| `method.lr_scale` | **`0.5`** (default `1.0`) |" in page
+    assert "| `method.merge.kind` | **`wise-ft`** (default `none`) |" in page
     assert "| `method.loss` | `auto` |" in page
     assert "| `method.penalties.feature-distill.weight` | **`3.0`** (default `1.0`) |" in page
     assert "max_drop: 3.0" in page

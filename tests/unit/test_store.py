@@ -545,3 +545,13 @@ def test_the_journal_is_a_plain_database(store: Store) -> None:
         sqlite3.connect(store.path / "journal.sqlite").execute("SELECT verb, outcome FROM events").fetchall()
     )
     assert rows == [("init", "done"), ("update", "done")]
+
+
+def test_the_sweep_of_a_store_stands_in_for_the_merge_of_its_preset(
+    micro_folder: Path, tmp_path: Path
+) -> None:
+    """Half of half of the way would be the most that an update could learn."""
+    model = str(micro_folder / "model")
+    assert create_store(tmp_path / "a", model).load().method.settings.merge.kind == "none"
+    own = {"merge": {"kind": "wise-ft", "alpha": 0.5}}
+    assert create_store(tmp_path / "b", model, method_settings=own).load().method.settings.merge.alpha == 0.5

@@ -14,6 +14,7 @@ from everclip.learner.core import Learner
 from everclip.learner.evaluate import load_model, read_set
 from everclip.lock import now
 from everclip.models.export import export_backbone
+from everclip.registry import method_entry
 from everclip.sealing import sealed
 from everclip.store.journal import DONE, Journal
 from everclip.store.records import Current, GateLimits, Settings, Version
@@ -118,11 +119,19 @@ def new_learner(folder: Path, settings: Settings) -> Learner:
         settings.method,
         settings.training or None,
         settings.seed,
-        **settings.method_settings,
+        **_without_merge(settings),
     )
     # The sweep and the gates do what the guard does in a run, on data that the store keeps anyway.
     learner.guard = learner.guarding = None
     return learner
+
+
+def _without_merge(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the method; a preset's merge is left out, because the sweep merges, too."""
+    preset = method_entry(settings.method).settings
+    if "merge" in preset and "merge" not in settings.method_settings:
+        return {**settings.method_settings, "merge": {"kind": "none"}}
+    return settings.method_settings
 
 
 def _file_name(name: str) -> str:

@@ -122,7 +122,7 @@ class Guard:
 
     def due(self, done: int, steps: int) -> bool:
         """Return whether a measurement is due after `done` of `steps` steps."""
-        if not self._sets or self.stopped:
+        if not self._sets or self.stopped or self.config.every is None:
             return False
         every = max(1, resolve(self.config.every, steps))
         return done % every == 0 or done == steps
