@@ -31,13 +31,13 @@ FRONTIER = {
     "safe without merge": ["method=safe", "method.merge.kind=none"],
     "safe without distillation": ["method=safe", "method.penalties={}"],
     "safe without replay": ["method=safe", "method.replay.kind=none"],
-    "an earlier safe: half rate, no merge, worst set within 3 points": [
+    "earlier safe": [
         "method=safe",
         "method.lr_scale=0.5",
         "method.merge.kind=none",
         "guard={over: worst, every: 0.25}",
     ],
-    "half rate, no merge, no guard": [
+    "half rate without merge and guard": [
         "method=safe",
         "method.lr_scale=0.5",
         "method.merge.kind=none",

@@ -332,7 +332,9 @@ def choose_share(
         now_ = _means(new, sets)
         losses = [first[s.name] - now_[s.name] for s in sets if s is not fresh]
         found[share] = (sum(losses) / len(losses), now_[fresh.name] - first[fresh.name])
-        tell(f"share {share:g}: known {-100 * found[share][0]:+.1f} points, new {100 * found[share][1]:+.1f}")
+        tell(
+            f"share {share:g}: known {0 - 100 * found[share][0]:+.1f} points, new {100 * found[share][1]:+.1f}"
+        )
     limit = 1.0 if tolerance is None else tolerance / 2
     within = [share for share in SHARES if found[share][0] <= limit]
     chosen = max(within, key=lambda s: (found[s][1], s)) if within else min(SHARES, key=lambda s: found[s][0])
