@@ -1,5 +1,6 @@
 """Blind pairs of a data set: found, written, read again, and followed from model to model."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -171,6 +172,33 @@ def test_equal_images_are_used_once_and_one_image_is_refused(
             bp.find_blind_pairs(twice, learner, other, model="a", above=-1, below=1, limit=10)
     with pytest.raises(DataError, match="1 images; a pair needs two"):
         bp.find_blind_pairs(table.select([0, 0]), learner, reference, model="a", above=-1, below=1, limit=10)
+
+
+def test_an_image_and_its_near_copy_are_no_pair(
+    table: Table, learner: Learner, reference: ImageEncoder, tmp_path: Path
+) -> None:
+    """A copy with other pixels, such as one that was stored again, is near for the reference, too."""
+    pictures = [Image.open(io.BytesIO(image)).convert("RGB") for image in table.column("image")]
+    files = []
+    for quality in (95, 80):
+        for picture in pictures:
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=quality)
+            files.append(file.getvalue())
+    ids = [f"{side}-{i}" for side in ("a", "b") for i in range(len(pictures))]
+    copied = Table(pa.table({"id": ids, "image": pa.array(files, pa.binary())}), name="copied")
+    every = bp.find_blind_pairs(
+        copied, learner, reference, model="a", above=-1, below=1.1, limit=10_000
+    ).mined
+    copies = every.right - every.left == len(pictures)
+    assert copies.sum() == len(pictures)
+    below = float(np.quantile(every.reference[~copies], 0.5))
+    assert below < every.reference[copies].min()
+    found = bp.find_blind_pairs(
+        copied, learner, reference, model="a", above=-1, below=below, limit=10_000
+    ).mined
+    assert len(found)
+    assert not (found.right - found.left == len(pictures)).any()
 
 
 def test_the_command_writes_a_table_and_a_page(
