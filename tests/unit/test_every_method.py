@@ -61,6 +61,7 @@ NOTES: dict[str, dict[str, Any]] = {
     "rail-dual": {"rail": RIDGE},
     "rail-primal-published": {"rail": PRIMAL},
     "replay-merge": {"merge": {"alpha": "float"}},
+    "safe": {"merge": {"alpha": "float"}},
     "text-ridge": {
         "text-ridge": {
             "texts": "int",
@@ -85,7 +86,7 @@ HELD: dict[str, str] = {
     "lwf-vr": f"{COPY}; {START}; {ASKED}",
     "mod-x": f"{COPY}; {START}; {ASKED}",
     "replay-merge": START,
-    "safe": ASKED,
+    "safe": f"{START}; {ASKED}",
     "wise-ft": START,
     "zscl": f"{START}; their running mean: {{trained:,}}; {ASKED}",
 }

@@ -134,7 +134,7 @@ def test_every_choice_is_a_setting_that_exists_and_fits(rows: int, other: dict[s
     words = [f"{c.key}={value_text(c.value)}" for c in found]
     config = resolve_config("emoji-time", words)
     assert config.method.name == "safe"
-    assert (config.method.settings.get("merge", {}).get("alpha") == 0.5) == (other == {"validation": 0})
+    assert config.method.settings["merge"] == {"kind": "wise-ft", "alpha": 0.5}
     assert (chosen["training.epochs"] == 1) == (rows == 10**6)
 
 
@@ -363,7 +363,6 @@ def test_a_stream_keeps_the_settings_of_the_preset_that_it_names(month: Path) ->
         read_target(str(month), {}, {}), backbone, TrainingSettings(given.training, {})
     )
     assert merging.sweeps(choose(facts()))
-    assert not merging.sweeps(choose(facts(validation=0)))  # the rule sets a fixed share
     tried = merging.trained(choose(facts()), {"steps": 1}, merges=True)
     swept = merging.trained(choose(facts()), {"steps": 1})
     assert (tried.method.settings.merge.kind, swept.method.settings.merge.kind) == ("wise-ft", "none")

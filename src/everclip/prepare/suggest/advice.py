@@ -50,26 +50,15 @@ class Facts:
 
 def choose(facts: Facts) -> list[Choice]:
     """Return method, trainable parts, batch size and epochs; the learning rate is measured separately."""
-    return [*_method(facts), _trainable(facts), *_batch_and_epochs(facts)]
+    return [_method(), _trainable(facts), *_batch_and_epochs(facts)]
 
 
-def _method(facts: Facts) -> list[Choice]:
+def _method() -> Choice:
     why = (
-        "keeps the model near its start and replays what it learned; if the stream has a retention set, the guard "
-        "undoes training that lowers its score"
+        "keeps the model near its start, goes half of the way of each task, and replays what it learned; if the stream "
+        "has a retention set, the guard takes back a large loss there"
     )
-    chosen = [Choice(key="method", value="safe", reason=why)]
-    if not facts.validation:
-        why = (
-            "there are no validation rows to choose alpha on, so the model moves half of the way in each task"
-        )
-        chosen.append(Choice(key="method.merge.kind", value="wise-ft", reason=why))
-        chosen.append(
-            Choice(
-                key="method.merge.alpha", value=0.5, reason="the mean of the weights before and after a task"
-            )
-        )
-    return chosen
+    return Choice(key="method", value="safe", reason=why)
 
 
 def _trainable(facts: Facts) -> Choice:
