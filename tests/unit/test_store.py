@@ -553,5 +553,7 @@ def test_the_sweep_of_a_store_stands_in_for_the_merge_of_its_preset(
     """Half of half of the way would be the most that an update could learn."""
     model = str(micro_folder / "model")
     assert create_store(tmp_path / "a", model).load().method.settings.merge.kind == "none"
+    mean = create_store(tmp_path / "mean", model, method="zscl-mtil").load().method.settings.merge
+    assert mean.kind == "running-mean"  # another merge than that of the sweep
     own = {"merge": {"kind": "wise-ft", "alpha": 0.5}}
     assert create_store(tmp_path / "b", model, method_settings=own).load().method.settings.merge.alpha == 0.5

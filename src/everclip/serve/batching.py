@@ -6,6 +6,7 @@ with the others. Jobs in the background (of a shadow version) run only while no 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -214,6 +215,9 @@ class Batcher:
             features = first.version.encode(first.kind, items)
         except Exception as error:  # noqa: BLE001  # each request gets its error, and the thread lives on
             if len(slices) > 1:  # one of them must not fail the others
+                logging.getLogger("everclip").warning(
+                    "a batch of %d requests failed (%s); each is encoded alone", len(slices), error
+                )
                 for part in slices:
                     self._encode([part])
             else:

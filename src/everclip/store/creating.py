@@ -127,9 +127,9 @@ def new_learner(folder: Path, settings: Settings) -> Learner:
 
 
 def _without_merge(settings: Settings) -> dict[str, Any]:
-    """Return the settings of the method; a preset's merge is left out, because the sweep merges, too."""
-    preset = method_entry(settings.method).settings
-    if "merge" in preset and "merge" not in settings.method_settings:
+    """Return the settings of the method; a preset's WiSE-FT is left out, because the sweep is one."""
+    merge = method_entry(settings.method).settings.get("merge", {})
+    if merge.get("kind") == "wise-ft" and "merge" not in settings.method_settings:
         return {**settings.method_settings, "merge": {"kind": "none"}}
     return settings.method_settings
 

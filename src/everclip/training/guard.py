@@ -93,6 +93,11 @@ class Guard:
         """The watched sets."""
         return tuple(self._sets)
 
+    @property
+    def _of_mean(self) -> bool:
+        """Whether the limit is on a mean; that of one set is the set."""
+        return self.config.over == "mean" and len(self._sets) > 1
+
     # -- a task ---------------------------------------------------------------------------------------------------
 
     def begin_task(self, method: Guarded, learned: int) -> None:
@@ -173,7 +178,7 @@ class Guard:
                     "late guard",
                     f"{s.name}: compared with its score after {learned} tasks, because it was not watched before.",
                 )
-            if margin > self._limit and self.config.over == "worst":
+            if margin > self._limit and not self._of_mean:
                 noise = (
                     f"{n} validation images: a share of {100 * value:.1f} % is only known to +-{margin:.1f} points, so "
                     f"a drop of {self._limit:g} points may be chance"
@@ -181,7 +186,7 @@ class Guard:
                 self._before[s.name]["noise"] = noise
                 self.tell("noisy guard", f"{s.name}: {noise}")
 
-        if self.config.over == "mean":
+        if self._of_mean:
             self._note_noise_of_mean()
 
     def _note_noise_of_mean(self) -> None:
@@ -204,7 +209,7 @@ class Guard:
         drops = {name: 100 * (self._before[name]["value"] - value) for name, value in scores.items()}
         fallen = max(drops, key=lambda name: drops[name])
         drop = drops[fallen]
-        if self.config.over == "mean" and len(drops) > 1:
+        if self._of_mean:
             fallen, drop = f"the mean of {len(drops)} sets", sum(drops.values()) / len(drops)
         return _Verdict(fallen, round(drop, 4)) if drop > self._limit + 1e-9 else None
 
