@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from everclip.data.sampling.order import unit_hash
 from everclip.errors import ConfigError
@@ -55,7 +56,7 @@ def block_outputs(learner: Learner, side: Side, inputs: Sequence[Tensor]) -> lis
 def _listening(blocks: Sequence[torch.nn.Module], last: dict[int, Tensor], tokens: int) -> Iterator[None]:
     """Keep the mean over tokens of the last output of each block."""
 
-    def keep(number: int) -> object:
+    def keep(number: int) -> RemovableHandle:
         def hook(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
             last[number] = output.detach().float().mean(dim=tokens).cpu()
 
@@ -66,7 +67,7 @@ def _listening(blocks: Sequence[torch.nn.Module], last: dict[int, Tensor], token
         yield
     finally:
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]  # torch names no type for handles
+            handle.remove()
 
 
 def compare_blocks(

@@ -86,7 +86,7 @@ class _Training:
             rows, self._order = self._order[:BATCH], self._order[BATCH:]
             loss = (1 - (self._of(self.x[rows]) * self.y[rows]).sum(dim=1)).mean()
             self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             self.optimiser.step()
 
     def tensors(self) -> dict[str, torch.Tensor]:

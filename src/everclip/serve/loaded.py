@@ -65,8 +65,9 @@ class Loaded:
         written = store.version(version)
         loaded = cls(written.id, store.load(version).method, dict(written.towers))
         side = loaded._method.backbone.pixels.size
-        for kind, item in (("image", torch.zeros(3, side, side)), ("text", "a text")):
-            found = loaded.encode(kind, [item])["embedding"]  # type: ignore[arg-type]  # both are kinds
+        tries: dict[Kind, object] = {"image": torch.zeros(3, side, side), "text": "a text"}
+        for kind, item in tries.items():
+            found = loaded.encode(kind, [item])["embedding"]
             if not torch.isfinite(found).all():
                 raise CheckpointError(f"version {version}: its {kind} embeddings are not finite.")
         return loaded

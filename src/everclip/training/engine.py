@@ -298,7 +298,7 @@ class Engine:
         if optimiser is None:
             if phase.gradients:
                 module.zero_grad(set_to_none=True)
-                torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]  # torch's
+                torch.autograd.backward(torch.stack(list(losses.values())).sum())
             return StepLog(progress.step, {k: v.detach() for k, v in losses.items()}, 0.0, None, samples)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)

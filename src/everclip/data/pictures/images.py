@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -153,7 +153,8 @@ def _rendered(picture: Image.Image, data: bytes, rendering: Rendering) -> Render
 
 
 def _is_plain(picture: Image.Image) -> bool:
-    return all(low == high for low, high in picture.getextrema())  # type: ignore[misc]  # RGB: three pairs
+    three = cast(tuple[tuple[int, int], ...], picture.getextrema())  # a pair per channel of RGB
+    return all(low == high for low, high in three)
 
 
 def _opened(data: bytes, name: str) -> Image.Image:

@@ -136,7 +136,9 @@ class _Text:
     def look(self) -> str:
         """Return the next non-blank character without consuming it; an empty text at the end."""
         while True:
-            self._at = _BLANK.match(self._buffer, self._at).end()  # type: ignore[union-attr]  # it fits anything
+            blank = _BLANK.match(self._buffer, self._at)
+            assert blank is not None  # it fits anything
+            self._at = blank.end()
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
             if not self._more():
