@@ -160,8 +160,9 @@ def _demo_table(demo: dict[str, Any]) -> str:
 
 
 def _demo_sentence(demo: dict[str, Any]) -> str:
+    threads = "1 thread" if demo["threads"] == 1 else f"{demo['threads']} threads"
     return (
-        f"One seed, {demo['threads']} thread{'s' * (demo['threads'] > 1)}, a CLIP of {demo['parameters'] / 1e6:.1f} million parameters. Retention: "
+        f"One seed, {threads}, a CLIP of {demo['parameters'] / 1e6:.1f} million parameters. Retention: "
         f"a question that is never trained on, with {demo['subgroups']} classes."
     )
 
