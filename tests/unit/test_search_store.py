@@ -98,7 +98,7 @@ def vectors(index: Index, key: str) -> dict[str, Any]:
 
 def images_of(folder: Path, count: int, drop: int = 0) -> list[Path]:
     """Write images of the micro data as files."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     import micro
 
     draw = np.random.default_rng(5)
@@ -169,7 +169,7 @@ def test_files_are_named_by_their_path_and_unreadable_ones_by_their_reason(
     assert "not-an-image" in out
     code, out, _ = call("search", first.path, "--image", files[1], "--top", 1, "--json")
     best = json.loads(out)["results"][0]
-    assert (code, best["id"], best["path"]) == (0, str(files[1]), str(files[1]))
+    assert (code, best["id"], best["path"]) == (0, "photos/image 1.png", str(files[1]))
     assert best["cosine"] == pytest.approx(1, abs=1e-5)
     code, out, _ = call("index", first.path, "--remove", files[1])
     assert (code, out) == (0, "1 removed\n")
@@ -183,6 +183,39 @@ def test_files_are_named_by_their_path_and_unreadable_ones_by_their_reason(
     assert found
     assert {hit["metadata"]["style"] for hit in found} == {"style-1"}
     assert {hit["metadata"]["time"] for hit in found} == {2002, 2003}
+
+
+def test_search_prints_where_files_lie_and_names_no_absolute_path(
+    first: Store, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = images_of(tmp_path / "photos", 2) + images_of(tmp_path / "more/photos", 2, drop=1)
+    monkeypatch.chdir(tmp_path)
+    assert "2 added" in call("index", first.path, "photos")[1]
+    assert "2 added" in call("index", first.path, "more/photos", files[0])[1]
+    out = call("index", first.path, tmp_path)[1]  # as classes of folders: the items are the same
+    assert "0 added" in out
+    assert (
+        "note: photos-2/image 0.png, photos-2/image 1.png, photos/image 0.png, photos/image 1.png are" in out
+    )
+    names = {i for i in Index(first.path).view().contents() if "/" in i}
+    assert names == {f"photos{n}/image {i}.png" for n in ("", "-2") for i in (0, 1)}
+    best = call("search", first.path, "--image", files[2], "--top", 1)[1]
+    assert best.split("  ")[1].strip() == "more/photos/image 0.png"
+    monkeypatch.chdir(tmp_path / "photos")
+    best = call("search", first.path, "--image", files[2], "--top", 1)[1]
+    assert best.split("  ")[1].strip() == str(files[2])
+    assert call("index", first.path, "--remove", "image 0.png", "--remove", files[2])[1] == "2 removed\n"
+
+
+def test_an_index_of_an_earlier_release_keeps_its_names(first: Store, call: Call, tmp_path: Path) -> None:
+    files = images_of(tmp_path / "photos", 2)
+    index = Index(first.path)
+    with pytest.MonkeyPatch.context() as patch:  # earlier releases took the absolute path
+        patch.setattr(adding, "name_of", lambda path, roots: None)
+        adding.add(index, model_of(first), adding.images_of([str(files[0])])[0])
+    assert str(files[0]) in index.view().contents()
+    assert "1 added, 0 replaced, 1 already there" in call("index", first.path, tmp_path / "photos")[1]
+    assert {i for i in index.view().contents() if "/" in i} == {str(files[0]), "photos/image 1.png"}
 
 
 def test_metadata_of_another_kind_are_refused_and_nothing_is_added(
@@ -337,11 +370,12 @@ def test_images_that_changed_or_vanished_are_noticed(store: Store, tmp_path: Pat
     assert answering(store, index).model.version == "v0001"
     done = reindexing.reindex(job(store, limit=0.1))
     assert done.switched
-    assert list(done.filled.failed) == [str(files[2])]
+    names = [f"photos/{path.name}" for path in files]
+    assert list(done.filled.failed) == [names[2]]
     key = model_of(store).key
     held = vectors(index, key)
-    assert str(files[2]) not in held
-    assert np.allclose(held[str(files[0])], held[str(files[1])])
+    assert names[2] not in held
+    assert np.allclose(held[names[0]], held[names[1]])
     space, left = reindexing.rollback(index)
     assert (space.version, left) == ("v0001", 1)  # the changed file
 
@@ -441,9 +475,11 @@ def test_a_killed_reembedding_goes_on_where_it_was(number: int, store: Store, tm
     view = index.view()
     held = view.held(model.key)
     assert len(view.held(index.state.serving or "")) == 40
+    switched = index.state.serving == model.key  # it was killed after the last commit
     done = reindexing.reindex(job(store))
     assert done.filled.images == 40 - len(held)  # nothing twice, nothing missing
-    assert done.switched
+    assert done.switched != switched
+    assert index.state.serving == model.key
     rows = tables.all_rows(index.view().vectors(model.key), ["id"])
     assert len(rows) == len(set(rows.column("id").to_pylist())) == 40
     assert list((store.path / "index").glob(".*.tmp")) == []

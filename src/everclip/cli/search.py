@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -200,7 +201,8 @@ def search(
         }
         typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    typer.echo("\n".join(map(_hit_line, hits)) if hits else "no image meets the conditions")
+    lines = [_hit_line(hit, view.state.roots) for hit in hits]
+    typer.echo("\n".join(lines) if hits else "no image meets the conditions")
 
 
 def _read(image: Path | None) -> tuple[bytes, str]:
@@ -212,9 +214,15 @@ def _read(image: Path | None) -> tuple[bytes, str]:
     return bytes_at(place), str(path)
 
 
-def _hit_line(hit: Hit) -> str:
+def _hit_line(hit: Hit, roots: Mapping[str, str]) -> str:
+    from everclip.search.naming import named_by_path
+
+    name = hit.id
+    if hit.path is not None and named_by_path(hit.id, hit.path, roots):
+        here = Path.cwd()
+        name = str(Path(hit.path).relative_to(here)) if Path(hit.path).is_relative_to(here) else hit.path
     metadata = ", ".join(f"{name}={value}" for name, value in hit.metadata.items())
-    return f"{hit.cosine:.3f}  {hit.id}" + (f"  {metadata}" if metadata else "")
+    return f"{hit.cosine:.3f}  {name}" + (f"  {metadata}" if metadata else "")
 
 
 def reindex(

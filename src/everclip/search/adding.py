@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from everclip.search.ann import keep_ann
 from everclip.search.embedding import BLOCK, Embedded, Group, Pace, SearchModel, Source, embedded
 from everclip.search.index import ADD_LOCK, Index, View, refusal
 from everclip.search.metadata import new_columns, stored
+from everclip.search.naming import is_path, name_of, with_roots
 from everclip.search.records import Column, Storage
 
 Tell = Callable[[str], None]
@@ -35,13 +37,16 @@ class Images:
 
     Attributes:
         table: their rows.
-        ids: of the items, one per row of the table; repeated ids are one item.
+        ids: of the items, one per row of the table; repeated ids are one item. Where `folder` decides, the absolute
+            path of a file stands for the name that the index gives it.
+        folder: that the user named, whose files are named by their paths; `None`: a column names the items.
         sources: canonical name of a column -> its name in the source.
         set_aside: rows that cannot be used.
     """
 
     table: Table
     ids: list[str]
+    folder: str | None
     sources: dict[str, str]
     set_aside: tuple[Entry, ...]
 
@@ -98,22 +103,30 @@ def images_of(inputs: Sequence[str], id_column: str | None = None, limit: float 
     found = []
     if single:
         rows = [{"image": path} for path in dict.fromkeys(single)]
-        found.append(_images(read_rows(rows, name="images", quarantine_limit=limit, labelled=False)))
+        loaded = read_rows(rows, name="images", quarantine_limit=limit, labelled=False)
+        found.append(_images(loaded, Path(os.path.commonpath(map(os.path.dirname, single)))))
     for source in rest:
         columns = {} if id_column is None else {"id": id_column}
         spec = validated(DataSpec, {"source": source, "columns": columns, "quarantine_limit": limit}, "index")
-        found.append(_images(read(spec, labelled=False)))
+        path = user_path(source, "IMAGES").absolute()
+        found.append(_images(read(spec, labelled=False), path if path.is_dir() else path.parent))
     return found
 
 
-def _images(loaded: Loaded) -> Images:
+def _images(loaded: Loaded, folder: Path) -> Images:
     table = loaded.table
     given = next((name for name in ("image_id", "id") if name in loaded.columns), None)
     if given is not None:
         ids = [str(value) for value in table.column(given)]
     else:
-        ids = [table.origin(row) or table.content(row) for row in range(len(table))]
-    return Images(table, ids, dict(loaded.columns), loaded.quarantine.entries)
+        origins = [table.origin(row) for row in range(len(table))]
+        ids = [_absolute(path) if path else table.content(row) for row, path in enumerate(origins)]
+    named = str(folder) if given is None else None
+    return Images(table, ids, named, dict(loaded.columns), loaded.quarantine.entries)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def add(
@@ -142,8 +155,8 @@ def add(
     """
     with index.alone(ADD_LOCK, "index"):
         done = Added()
-        columns = _prepare(index, model, images, storage, done)
-        todo = _todo(index, images, columns, replacing, done)
+        columns, roots = _prepare(index, model, images, storage, done)
+        todo = _todo(index, images, columns, roots, replacing, done)
         # Without new contents there is nothing to embed: metadata are replaced, and vectors stay.
         batches = [todo[i : i + BLOCK] for i in range(0, len(todo), BLOCK)]
         fresh = [[row for row in batch if row.encode] for batch in batches]
@@ -172,7 +185,9 @@ class _Row:
     encode: bool
 
 
-def _prepare(index: Index, model: SearchModel, images: Images, storage: Storage, done: Added) -> list[Column]:
+def _prepare(
+    index: Index, model: SearchModel, images: Images, storage: Storage, done: Added
+) -> tuple[list[Column], dict[str, str]]:
     with index.changing("index") as change:
         if change.state.serving is None:
             change.new_space(model.key, model.version, model.tower, model.width, storage)
@@ -181,19 +196,29 @@ def _prepare(index: Index, model: SearchModel, images: Images, storage: Storage,
             raise ConfigError(refusal(change.state))
         columns, done.left_out = new_columns(images.table, change.state.columns, images.sources)
         change.add_columns(columns)
-        return list(change.state.columns)
+        if images.folder is not None:
+            change.name_folders(
+                with_roots(list(filter(is_path, images.ids)), images.folder, change.state.roots)
+            )
+        return list(change.state.columns), change.state.roots
 
 
 def _todo(
-    index: Index, images: Images, columns: Sequence[Column], replacing: bool, done: Added
+    index: Index,
+    images: Images,
+    columns: Sequence[Column],
+    roots: Mapping[str, str],
+    replacing: bool,
+    done: Added,
 ) -> list[_Row]:
     """Return the rows to put. What is there as it should be is left out, so a repeated command continues."""
     view = index.view()
     known = view.contents()
+    ids = images.ids if images.folder is None else [_name(given, known, roots) for given in images.ids]
     rows: list[_Row] = []
     seen: set[str] = set()
-    held = _held(view, [item for item in dict.fromkeys(images.ids) if item in known], columns)
-    for row, item in enumerate(images.ids):
+    held = _held(view, [item for item in dict.fromkeys(ids) if item in known], columns)
+    for row, item in enumerate(ids):
         if item in seen:
             done.repeated += 1
             continue
@@ -208,6 +233,11 @@ def _todo(
         else:
             done.differing.append(item)
     return rows
+
+
+def _name(given: str, known: Container[str], roots: Mapping[str, str]) -> str:
+    """Return the name of an item of which a path was given; one that is there by its absolute path keeps it."""
+    return given if given in known or not is_path(given) else name_of(given, roots) or given
 
 
 def _held(view: View, ids: Sequence[str], columns: Sequence[Column]) -> dict[str, tuple[Any, ...]]:
@@ -229,7 +259,7 @@ def _source(table: Table, row: int, item: str) -> Source:
     held = place["bytes"]
     kept: dict[str, Any] = {"path": None, "offset": None, "size": None, "bytes": held}
     if held is None:
-        kept["path"] = str(Path(place["path"]).absolute()) if "://" not in place["path"] else place["path"]
+        kept["path"] = _absolute(place["path"])
         if place["offset"] is not None:
             kept["offset"], kept["size"] = place["offset"], place["size"]
     rendering = table.value(RENDERING, row) if table.has(RENDERING) else None
@@ -285,8 +315,12 @@ def remove(index: Index, ids: Sequence[str]) -> tuple[list[str], list[str]]:
         ids: of items; for files also a path from the working directory.
     """
     with index.alone(ADD_LOCK, "index --remove"):
-        known = index.view().contents()
-        wanted = {given: given if given in known else str(Path(given).absolute()) for given in ids}
+        view = index.view()
+        known, roots = view.contents(), view.state.roots
+        wanted = {
+            given: given if given in known else _name(str(Path(given).absolute()), known, roots)
+            for given in ids
+        }
         with index.changing("index --remove") as change:
             gone = change.remove(sorted(set(wanted.values())))
     return gone, [given for given, meant in wanted.items() if meant not in gone]

@@ -94,6 +94,10 @@ class Change:
             self.table(name).add_columns(fields)
         self.state = self.state.model_copy(update={"columns": [*self.state.columns, *columns]})
 
+    def name_folders(self, roots: Mapping[str, str]) -> None:
+        """Set the folders that items are named after: short name -> absolute folder."""
+        self.state = self.state.model_copy(update={"roots": dict(roots)})
+
     def put(self, items: pa.Table, vectors: Mapping[str, NDArray[np.float32]]) -> None:
         """Add items, or replace those of the same ids. Where the content is as before, vectors of all spaces stay.
 

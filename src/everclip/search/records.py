@@ -142,6 +142,7 @@ class Serving(Record):
         serving: the key of the space that answers; `None` before the first item.
         before: keys of spaces that answered before it, newest last.
         exact_below: up to so many vectors, search is exact.
+        roots: short name -> absolute folder of images; see `everclip.search.naming`.
     """
 
     format: int = FORMAT
@@ -151,6 +152,7 @@ class Serving(Record):
     serving: str | None = None
     before: list[str] = Field(default_factory=list)
     exact_below: int = EXACT_BELOW
+    roots: dict[str, str] = Field(default_factory=dict)
 
     @property
     def space(self) -> Space | None:
