@@ -13,7 +13,9 @@ from everclip.errors import ConfigError, DataError
 
 
 def classify(
-    model: Annotated[str, typer.Argument(help="A run folder, a saved learner, an export, or a backbone.")],
+    model: Annotated[
+        str, typer.Argument(help="A run folder, a saved learner, a store, an export, or a backbone.")
+    ],
     images: Annotated[list[str], typer.Argument(help="Images, or folders of images.")],
     name: Annotated[
         list[str] | None, typer.Option("--name", help="A name to choose from; repeat it for each name.")
@@ -36,7 +38,7 @@ def classify(
 
     Prints the best names of each image, each with the cosine similarity of image and text: from -1 to 1, no
     probability. A method with a head of its own (`rail`) gives its scores on the same scale. Without --name or --names,
-    a run chooses from the classes that it learned.
+    a run or store chooses from the classes that it learned.
 
     Example: everclip classify runs/shop new.jpg --name kettle --name chair --template "a photo of a {}"
 
@@ -47,12 +49,11 @@ def classify(
     choices = [*(name or []), *lines_of(names, "--names")]
     templates = templates_of(template or ("{}",), "--template")
     files = [file for image in images for file in _files(image)]
-    from everclip.learner.evaluate import learned_names
-    from everclip.store.loading import load_any
+    from everclip.store.loading import learned_names_of, load_any
 
     learner = load_any(model, None if weights is None else {"weights": weights})
     if not choices:
-        choices = learned_names(model, learner)
+        choices = learned_names_of(model, learner)
         if not choices:
             raise ConfigError(
                 "classify: no names to choose from; give --name NAME for each name, or --names FILE.txt."

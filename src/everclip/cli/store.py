@@ -13,7 +13,7 @@ from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
     from everclip.store.foreseen import Foreseen
-    from everclip.store.records import Gate, Version
+    from everclip.store.records import Gate, Learning, Version
     from everclip.store.thresholds import Carried
     from everclip.store.updating import Outlook, Updated
     from everclip.store.versions import Store
@@ -71,6 +71,13 @@ def init(
 def update(
     store: StoreFolder,
     data: Annotated[str, typer.Option("--data", help="New data: a folder, table or shards.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="method.KEY=VALUE, training.KEY=VALUE, for this update only"),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Another preset than the store's, for this update only.")
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="A name for the data.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the model already knows of the data, and stop.")
@@ -100,6 +107,8 @@ def update(
     code 8 then.
 
     Example: everclip update stores/shop --data april.parquet
+
+    Example: everclip update stores/shop --data april.parquet --method finetune training.lr=1e-5
     """
     from everclip.cli.search import estimate_line
     from everclip.errors import LimitError
@@ -113,8 +122,9 @@ def update(
     cuts = None if thresholds is None else read_thresholds(thresholds)
     if slices and not dry_run:
         raise ConfigError("--slice: only with --dry-run.")
+    learning = _learning(opened, method, settings or [])
     if dry_run:
-        found = outlook(opened, data, slices or ())
+        found = outlook(opened, data, slices or (), learning)
         again = (
             estimate_after_update(opened) if found.takes is not None and found.takes.images_change else None
         )
@@ -129,6 +139,7 @@ def update(
         opened,
         data,
         name=name,
+        learning=learning,
         wait=wait,
         accept_unclear=accept_unclear,
         thresholds=cuts,
@@ -136,10 +147,24 @@ def update(
     )
     typer.echo(done.version.model_dump_json(indent=1) if as_json else updated_text(opened, done))
     if not done.serves:
-        named = ", ".join(f"{gate.name}: {gate.state}" for gate in done.version.gates if gate.state != "pass")
         raise LimitError(
-            f"{done.version.id} is kept as rejected ({named}); {opened.current.version} still serves."
+            f"{done.version.id} is kept as rejected ({unpassed(done.version)}); {opened.current.version} still serves."
         )
+
+
+def _learning(store: Store, method: str | None, settings: list[str]) -> Learning | None:
+    """Return how an update learns if not as the store says; a wrong name or setting is found before data are read."""
+    from everclip.config import validated
+    from everclip.overrides import overrides_document, types_of
+    from everclip.store.learning import require_settings
+    from everclip.store.records import GivenToUpdate, Learning
+
+    if method is None and not settings:
+        return None
+    given = validated(GivenToUpdate, overrides_document(settings, types_of(GivenToUpdate)), "update")
+    learning = Learning(method=method, method_settings=given.method, training=given.training)
+    require_settings(store.settings, learning)
+    return learning
 
 
 def versions(store: StoreFolder, as_json: Json = False) -> None:
@@ -172,6 +197,9 @@ def promote(
     with opened.changing("promote", wait, version) as action:
         pointer = opened.promote(version, action)
     typer.echo(f"{pointer.version} serves")
+    of = opened.version(version)
+    if of.state == "rejected":
+        typer.echo(f"note: an update rejected it ({unpassed(of)})", err=True)
 
 
 def rollback(store: StoreFolder, wait: Wait = False) -> None:
@@ -265,8 +293,14 @@ def versions_text(store: Store, found: list[Version]) -> str:
             f"{name} {version.numbers[name]:.3f}" for name in ("retention", "gain") if name in version.numbers
         ]
         told = f"; {', '.join(numbers)}" if numbers else ""
+        data += f", with {version.method}" if version.learning is not None else ""
         lines.append(f"{mark} {version.id}  {version.created}  {version.state:8}  {what}{data}{told}")
     return "\n".join(lines)
+
+
+def unpassed(version: Version) -> str:
+    """Return the gates that a version did not pass."""
+    return ", ".join(f"{gate.name}: {gate.state}" for gate in version.gates if gate.state != "pass")
 
 
 def gate_line(gate: Gate) -> str:

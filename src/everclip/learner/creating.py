@@ -53,6 +53,20 @@ def parts_of(
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ConfigError(f"seed: expected a whole number of at least 0, found {seed!r}.")
+    chosen, config, guard = settings_of(method, training, settings)
+    named = backbone if isinstance(backbone, Mapping) else {"name": backbone}
+    clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
+    return Parts(build_method(chosen, clip, seed), config, guard)
+
+
+def settings_of(
+    method: str, training: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> tuple[MethodConfig, TrainingConfig, GuardConfig]:
+    """Return a preset with changed settings, the settings of training, and those of the guard; loads no backbone.
+
+    Raises:
+        ConfigError: if a name or a setting does not exist.
+    """
     if training is not None and not isinstance(training, Mapping):
         raise ConfigError(f"training: expected settings such as {{'epochs': 5}}, found {training!r}.")
     entry = method_entry(str(method))
@@ -62,7 +76,4 @@ def parts_of(
     config = validated(
         TrainingConfig, merge_training(defaults, settings_document(training or {})), "training"
     )
-    named = backbone if isinstance(backbone, Mapping) else {"name": backbone}
-    clip = load_backbone(validated(BackboneConfig, named, "backbone"), seed)
-    guard = validated(GuardConfig, entry.guard, "guard")
-    return Parts(build_method(chosen, clip, seed), config, guard)
+    return chosen, config, validated(GuardConfig, entry.guard, "guard")

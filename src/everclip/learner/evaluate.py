@@ -124,6 +124,8 @@ def learned_names(model: str, learner: Learner) -> list[str]:
     head = learner.method.class_head() if learner.learned else None
     if head is not None:
         return list(dict.fromkeys(entry.name for entry in head.entries))
+    if learner.learned and learner.tasks:  # a saved learner keeps its tasks with their classes
+        return list(dict.fromkeys(entry.name for task in learner.tasks for entry in task.classes or ()))
     folder = user_path(model, "model")
     if not learner.learned or not (folder / FILE).is_file():
         return []

@@ -81,7 +81,7 @@ class VersionFacts(BaseModel):
     id: str
     parent: str | None = None
     created: str = ""
-    state: str = Field(description="accepted, rejected, forced or damaged.")
+    state: str = Field(description="accepted, rejected or damaged.")
     method: str = ""
     serves: bool
     loaded: bool = Field(description="Whether requests can name it.")

@@ -119,14 +119,14 @@ def new_learner(folder: Path, settings: Settings) -> Learner:
         settings.method,
         settings.training or None,
         settings.seed,
-        **_without_merge(settings),
+        **without_sweep(settings),
     )
     # The sweep and the gates do what the guard does in a run, on data that the store keeps anyway.
     learner.guard = learner.guarding = None
     return learner
 
 
-def _without_merge(settings: Settings) -> dict[str, Any]:
+def without_sweep(settings: Settings) -> dict[str, Any]:
     """Return the settings of the method; a preset's WiSE-FT is left out, because the sweep is one."""
     merge = method_entry(settings.method).settings.get("merge", {})
     if merge.get("kind") == "wise-ft" and "merge" not in settings.method_settings:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
-from everclip.learner.evaluate import load_model
+from everclip.learner.evaluate import learned_names, load_model
 from everclip.store.versions import SETTINGS, Store
 
 
@@ -49,3 +50,24 @@ def load_any(model: str, backbone: Mapping[str, Any] | None = None) -> Learner:
         )
     store, version = stored
     return store.load(version)
+
+
+def learned_names_of(model: str, learner: Learner) -> list[str]:
+    """Return the names of all classes that a model learned; of a store, those of all updates behind the version.
+
+    Args:
+        model: the argument of `load_any`.
+        learner: the learner that it returned.
+
+    Raises:
+        CheckpointError, DataError: if what says so is damaged.
+    """
+    stored = store_of(model)
+    if stored is None or learner.method.class_head() is not None:
+        return learned_names(model, learner)
+    store, version = stored
+    names: dict[str, None] = {}
+    for one in reversed(store.ancestors(version)):
+        for task in json.loads(store.objects.get(store.version(one).learner)).get("past", []):
+            names |= dict.fromkeys(entry["name"] for entry in task["classes"] or ())
+    return list(names)

@@ -37,12 +37,17 @@ class GateLimits(Record):
     size: float | None = Field(1.2, gt=0)
 
 
-class Given(Record):
+class GivenToUpdate(Record):
+    """The settings that `everclip update` takes as key=value."""
+
+    method: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Given(GivenToUpdate):
     """The settings that `everclip init` takes as key=value."""
 
     backbone: dict[str, Any] = Field(default_factory=dict)
-    method: dict[str, Any] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
     gates: GateLimits = GateLimits()
     seed: int = Field(0, ge=0)
 
@@ -68,6 +73,20 @@ class Settings(Record):
     probes: list[str] = Field(default_factory=list)
     gates: GateLimits = GateLimits()
     seed: int = 0
+
+
+class Learning(Record):
+    """How one update learns, as far as it differs from the settings of its store.
+
+    Attributes:
+        method: the preset; `None`: that of the store.
+        method_settings: settings that differ from the preset's; with the store's preset, also from the store's.
+        training: training settings that differ from the store's.
+    """
+
+    method: str | None = None
+    method_settings: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
 
 
 class Gate(Record):
@@ -103,7 +122,9 @@ class Version(Record):
     Attributes:
         id: `v0001`, `v0002`...
         parent: the version that it was learned from; `None` for the first.
-        state: `accepted` (passed its gates, or the first one), `rejected`, or `forced` (promoted in spite of a gate).
+        state: `accepted` (passed its gates, or the first one) or `rejected`; a rejected one can be promoted.
+        method: the preset that it learned with.
+        learning: how it learned, if that differs from the settings of the store.
         tensors: name -> content, of everything that the learner needs.
         learner: content of the rest of its state.
         files: path below the version's folder -> SHA-256.
@@ -119,8 +140,9 @@ class Version(Record):
     id: str
     parent: str | None
     created: str
-    state: Literal["accepted", "rejected", "forced"]
+    state: Literal["accepted", "rejected"]
     method: str
+    learning: Learning | None = None
     tensors: dict[str, str]
     learner: str
     files: dict[str, str]

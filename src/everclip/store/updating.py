@@ -28,7 +28,8 @@ from everclip.scenarios.measuring import MeasuredSets
 from everclip.store.drift import Drift, drift
 from everclip.store.foreseen import Foreseen, foresee
 from everclip.store.gates import gates_of, passed
-from everclip.store.records import Gate, Learned, Version
+from everclip.store.learning import learner_of
+from everclip.store.records import Gate, Learned, Learning, Version
 from everclip.store.sets import Half, half, held_out_sets, parted, probe_sets
 from everclip.store.thresholds import Carried, carry_over
 from everclip.store.versions import Store
@@ -130,18 +131,22 @@ def read_update(store: Store, data: str | Table, parent: str) -> _Data:
     return _Data(learn, held, [*probe_sets(store), *past], new)
 
 
-def outlook(store: Store, data: str | Table, slices: Sequence[str] = ()) -> Outlook:
+def outlook(
+    store: Store, data: str | Table, slices: Sequence[str] = (), learning: Learning | None = None
+) -> Outlook:
     """Say, before an update, how well the version that serves does on new data, and how far they differ.
 
     Args:
         store: the store.
         data: the new data.
         slices: columns whose values make parts.
+        learning: how the update would learn, if that differs from the settings of the store.
     """
     parent = store.current.version
+    learner = learner_of(store, parent, learning)
     read = read_update(store, data, parent)
     found = _outlook(store.load(parent), read, slices)
-    return replace(found, takes=foresee(store.load(parent), make_task(read.learn)))
+    return replace(found, takes=foresee(learner, make_task(read.learn)))
 
 
 def _outlook(learner: Learner, data: _Data, columns: Sequence[str] = ()) -> Outlook:
@@ -195,6 +200,7 @@ def update(
     data: str | Table,
     *,
     name: str | None = None,
+    learning: Learning | None = None,
     wait: bool = False,
     accept_unclear: bool = False,
     thresholds: Mapping[str, float] | None = None,
@@ -209,6 +215,7 @@ def update(
         store: the store.
         data: the new data, see `DataSpec.source`.
         name: of the data; default: their own.
+        learning: how this update learns, if that differs from the settings of the store.
         wait: wait for another process that changes the store.
         accept_unclear: whether gates that cannot tell, or were not measured, count as passed.
         thresholds: class name -> least cosine of a tag; the new version gets those that keep the old precision.
@@ -216,6 +223,7 @@ def update(
         tell: called with lines about the progress.
 
     Raises:
+        ConfigError: if the version that serves cannot learn in the way of `learning`.
         RunFolderError: if another process changes the store.
         DataError: if there is nothing to learn or nothing to measure.
         CheckpointError: if the version that serves is damaged.
@@ -223,13 +231,13 @@ def update(
     started = time.monotonic()
     with store.changing("update", wait, str(data)[:200]) as action:
         parent = store.current.version
+        learner = learner_of(store, parent, learning)
         read = read_update(store, data, parent)
         old = store.load(parent)
         before = _outlook(old, read)
         tell(
             f"learning {len(read.learn):,} rows from {parent}; {len(read.held_out):,} rows are only measured"
         )
-        learner = store.load(parent)
         learner.learn(make_task(read.learn, name=name or read.learn.name), watcher=watcher)
         crash_point("in store: learned")
         sweep = choose_share(old, learner, read, store.settings.gates.retention, tell)
@@ -241,7 +249,7 @@ def update(
         cuts = carry_over(thresholds, old, learner, [*read.kept, read.new]) if thresholds else []
         version = store.add(
             learner,
-            _record(store, learner, parent, read, name, gates, compared, share, good, started),
+            _record(store, learner, learning, parent, read, name, gates, compared, share, good, started),
             read.held_out,
             lambda folder: _pages(compared, cuts, folder),
         )
@@ -262,6 +270,7 @@ def _pages(compared: Compared, cuts: Sequence[Carried], folder: Path) -> None:
 def _record(
     store: Store,
     learner: Learner,
+    learning: Learning | None,
     parent: str,
     read: _Data,
     name: str | None,
@@ -276,7 +285,8 @@ def _record(
         parent=parent,
         created=now(),
         state="accepted" if good else "rejected",
-        method=store.settings.method,
+        method=learner.method.preset,
+        learning=learning,
         tensors={},
         learner="",
         files={},

@@ -18,10 +18,11 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
@@ -118,8 +119,12 @@ class Store:
         """
         return read_sealed(self.folder(version) / MANIFEST, Version)
 
-    def load(self, version: str | None = None) -> Learner:
+    def load(self, version: str | None = None, changed: Mapping[str, Any] | None = None) -> Learner:
         """Load a version; default: the current one.
+
+        Args:
+            version: its id.
+            changed: parts of its settings (`method`, `training`) that replace those it was written with.
 
         Raises:
             CheckpointError: if a tensor or file is missing or damaged; names it.
@@ -127,7 +132,7 @@ class Store:
         of = self.version(version or self.current.version)
         self.check(of)
         folder = self.folder(of.id) / LEARNER
-        document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        document = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) | dict(changed or {})
         # Wherever the store lies now.
         document["backbone"] = {**document["backbone"], "name": str((self.path / BASE).absolute())}
         state = json.loads(self.objects.get(of.learner))
