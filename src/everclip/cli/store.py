@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everclip.cli.options import Json, StoreFolder, Wait
-from everclip.errors import ConfigError
+from everclip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from everclip.store.foreseen import Foreseen
@@ -175,11 +175,18 @@ def versions(store: StoreFolder, as_json: Json = False) -> None:
     from everclip.store.versions import Store
 
     opened = Store(store)
-    found = [opened.version(version) for version in opened.ids()]
+    found, damaged = [], []
+    for version in opened.ids():
+        try:
+            found.append(opened.version(version))
+        except CheckpointError as error:
+            damaged.append(str(error))
     if as_json:
         typer.echo(json.dumps([v.model_dump(mode="json") for v in found], indent=1))
-        return
-    typer.echo(versions_text(opened, found))
+    else:
+        typer.echo(versions_text(opened, found))
+    if damaged:
+        raise CheckpointError(" ".join(damaged))
 
 
 def promote(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,12 @@ def build_tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> tuple[Any,
         raise ConfigError(f"backbone: tokenizer_kwargs.bpe_path {merges!r} leaves the model's folder.")
     path = None if folder is None else folder / merges
     if path is not None and path.is_file():
-        return SimpleTokenizer(str(path), context_length=length, **kwargs), (path,)
+        try:
+            return SimpleTokenizer(str(path), context_length=length, **kwargs), (path,)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise ConfigError(
+                f"backbone: {path}: is no readable vocabulary ({error}); expected merges in gzip. Copy it again."
+            ) from error
     if merges != MERGES:
         raise ConfigError(f"backbone: text_cfg names the vocabulary {path or merges}, which does not exist.")
     return SimpleTokenizer(context_length=length, **kwargs), ()

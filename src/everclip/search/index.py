@@ -209,7 +209,8 @@ def _nearest(
 ) -> pa.Table:
     wanted = ["id", "_distance", *tables.metadata_of(table.schema)]
     search = _asked(table, query, top, None if exact or space.ann is None else _effort(space.ann))
-    return (search if condition is None else search.where(condition)).select(wanted).to_arrow()
+    with tables.reading(table.name):
+        return (search if condition is None else search.where(condition)).select(wanted).to_arrow()
 
 
 def _effort(ann: Ann) -> tuple[int, int]:

@@ -7,7 +7,8 @@ read, and the next change goes back behind them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ def at_version(database: Any, name: str, version: int) -> Any:
         ) from error
 
 
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn the library's errors while a table is read into one that names it.
+
+    Raises:
+        CheckpointError: if a file of the table is missing or damaged.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"index table {name}: damaged ({str(error).splitlines()[0][:200]}). If repeating the command does not "
+            "help, remove the folder `index` of the store and index the images again."
+        ) from error
+
+
 def to_change(database: Any, name: str, version: int) -> Any:
     """Open a table for writing, with the content of a version, whatever a killed process wrote later."""
     table = at_version(database, name, version)
@@ -137,15 +154,18 @@ def numpy_of(column: pa.ChunkedArray) -> NDArray[np.float32]:
 
 def rows_with(table: Any, ids: Sequence[str], select: Sequence[str] | None = None) -> pa.Table:
     """Return the rows with any of some ids."""
-    parts = [
-        _selected(table.search().where(condition), select).limit(None).to_arrow() for condition in _among(ids)
-    ]
-    return pa.concat_tables(parts) if parts else _selected(table.search(), select).limit(0).to_arrow()
+    with reading(table.name):
+        parts = [
+            _selected(table.search().where(condition), select).limit(None).to_arrow()
+            for condition in _among(ids)
+        ]
+        return pa.concat_tables(parts) if parts else _selected(table.search(), select).limit(0).to_arrow()
 
 
 def all_rows(table: Any, select: Sequence[str]) -> pa.Table:
     """Return some columns of all rows."""
-    return _selected(table.search(), select).limit(None).to_arrow()
+    with reading(table.name):
+        return _selected(table.search(), select).limit(None).to_arrow()
 
 
 def _selected(query: Any, select: Sequence[str] | None) -> Any:
@@ -191,7 +211,8 @@ def make_ann(table: Any, kind: str, partitions: int) -> None:
 
 def taken(table: Any, positions: Sequence[int], select: Sequence[str]) -> pa.Table:
     """Return some columns of the rows at positions."""
-    return table.take_offsets(list(positions)).select(list(select)).to_arrow()
+    with reading(table.name):
+        return table.take_offsets(list(positions)).select(list(select)).to_arrow()
 
 
 def sample_ids(table: Any, count: int) -> list[str]:

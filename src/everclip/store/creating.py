@@ -27,6 +27,7 @@ from everclip.store.versions import (
     SETTINGS,
     VERSIONS,
     Store,
+    digest,
     write_version,
 )
 
@@ -90,6 +91,7 @@ def create_store(
             probes=names,
             gates=gates or GateLimits(),
             seed=seed,
+            files=_sums(folder),
         )
         write_text_atomic(folder / SETTINGS, sealed(settings))
         (folder / VERSIONS).mkdir()
@@ -110,6 +112,13 @@ def create_store(
         journal = Journal(folder / JOURNAL)
         journal.end(journal.begin("init"), DONE, FIRST, f"from {model}")
     return Store(path)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files that no version holds and every update needs; not of pages for people."""
+    files = [*sorted((folder / BASE).rglob("*")), *sorted((folder / PROBES).glob("*.parquet"))]
+    needed = [path for path in files if path.is_file() and path.name not in ("README.md", "card.json")]
+    return {path.relative_to(folder).as_posix(): digest(path) for path in needed}
 
 
 def new_learner(folder: Path, settings: Settings) -> Learner:

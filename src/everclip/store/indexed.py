@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everclip.errors import ConfigError
+from everclip.errors import CheckpointError, ConfigError
 from everclip.search.comparing import compared_line
 from everclip.search.embedding import SearchModel
-from everclip.search.index import Index
+from everclip.search.index import Index, View
 from everclip.search.records import FOLDER, SERVING
 from everclip.search.reembedding import estimate_of
 from everclip.search.ways import Estimate
@@ -97,6 +97,8 @@ def index_lines(document: Mapping[str, Any] | None) -> list[str]:
     """Return what `index_document` found as lines; none without an index."""
     if document is None:
         return []
+    if document.get("problem"):
+        return [f"index: {document['problem']}"]
     lines = [
         f"index: {document['items']:,} items; {document['serving'] or 'no version'} answers, "
         f"{'approximate' if document['approximate'] else 'exact'} search"
@@ -114,10 +116,16 @@ def index_lines(document: Mapping[str, Any] | None) -> list[str]:
 
 
 def index_document(store: Store) -> dict[str, Any] | None:
-    """Return what `status` says of the index; `None` without one."""
+    """Return what `status` says of the index; `None` without one, and only `problem` if it is damaged."""
     if not has_index(store.path):
         return None
-    view = Index(store.path).view()
+    try:
+        return _document(Index(store.path).view())
+    except CheckpointError as error:
+        return {"problem": str(error)}
+
+
+def _document(view: View) -> dict[str, Any]:
     state = view.state
     spaces = []
     for key, space in state.spaces.items():

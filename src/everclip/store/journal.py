@@ -54,7 +54,10 @@ class Journal:
             finally:
                 connection.close()
         except sqlite3.Error as error:
-            raise CheckpointError(f"{self._path}: cannot be used ({error}).") from error
+            raise CheckpointError(
+                f"{self._path}: cannot be used ({error}). It says only what was done: move it away, and the next "
+                "action begins a new one."
+            ) from error
 
     def begin(self, verb: str, version: str | None = None, detail: str = "") -> int:
         """Record that an action begins; return its number."""

@@ -62,6 +62,7 @@ class Settings(Record):
         probes: names of the probe suites; their rows are in `probes/`.
         gates: the conditions of an update.
         seed: enters every random draw.
+        files: path below the store -> SHA-256, of the first model and the probes; empty if an earlier release made it.
     """
 
     format: int = FORMAT
@@ -73,6 +74,7 @@ class Settings(Record):
     probes: list[str] = Field(default_factory=list)
     gates: GateLimits = GateLimits()
     seed: int = 0
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class Learning(Record):

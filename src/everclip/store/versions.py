@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from safetensors.torch import load_file
@@ -87,8 +88,17 @@ class Store:
 
     @property
     def current(self) -> Current:
-        """The version that serves, and those before it."""
-        return read_sealed(self.path / CURRENT, Current)
+        """The version that serves, and those before it.
+
+        Raises:
+            CheckpointError: if the file that says so is damaged.
+        """
+        try:
+            return read_sealed(self.path / CURRENT, Current)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} `everclip promote {self.path} VERSION` writes it anew."
+            ) from error
 
     def ids(self) -> list[str]:
         """Return the ids of all versions, oldest first."""
@@ -139,18 +149,30 @@ class Store:
         return assembled(Learner, folder, document, self.objects.get_tensors(of.tensors), state)
 
     def check(self, version: Version) -> None:
-        """Check the files of a version that are no tensors.
+        """Check the files of a version that are no tensors, and the first model, which every version needs.
 
         Raises:
             CheckpointError: if one is missing or damaged.
         """
+        self._check_own(BASE)
         folder = self.folder(version.id)
         for name, expected in version.files.items():
             path = folder / name
-            if not path.is_file() or _digest(path) != expected:
+            if not path.is_file() or digest(path) != expected:
                 raise CheckpointError(
                     f"{path}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot be used. Serve "
                     f"another one: `everclip promote {self.path} VERSION`."
+                )
+
+    def _check_own(self, part: str) -> None:
+        for name, expected in self.settings.files.items():
+            path = self.path / name
+            if (name == part or name.startswith(f"{part}/")) and (
+                not path.is_file() or digest(path) != expected
+            ):
+                raise CheckpointError(
+                    f"{path}: {'damaged' if path.is_file() else 'missing'}. Every version of the store needs it: put "
+                    "it back as it was."
                 )
 
     def problems(self, version: str) -> list[str]:
@@ -172,11 +194,16 @@ class Store:
     def held_out(self, version: str) -> Table | None:
         """Return the rows of a version's data that were only measured; `None` if it has none."""
         path = self.folder(version) / HELD_OUT
-        return Table(pq.read_table(path), name=version) if path.is_file() else None
+        return Table(_rows(path), name=version) if path.is_file() else None
 
     def probe(self, name: str) -> Table:
-        """Return a probe suite."""
-        return Table(pq.read_table(self.path / PROBES / f"{name}.parquet"), name=name)
+        """Return a probe suite.
+
+        Raises:
+            CheckpointError: if it is missing or damaged.
+        """
+        self._check_own(f"{PROBES}/{name}.parquet")
+        return Table(_rows(self.path / PROBES / f"{name}.parquet"), name=name)
 
     def ancestors(self, version: str) -> list[str]:
         """Return a version and those it was learned from, newest first; ends where one was pruned."""
@@ -245,10 +272,14 @@ class Store:
 
     def point_to(self, version: str) -> Current:
         """Let a version serve, in one rename."""
-        now = self.current
-        if now.version == version:
+        try:
+            now = self.current
+        except CheckpointError as error:  # nothing else can mend it
+            self.say(f"note: {error} Which versions served before is not known any more.")
+            now = None
+        if now is not None and now.version == version:
             return now
-        pointer = Current(version=version, before=[*now.before, now.version])
+        pointer = Current(version=version, before=[] if now is None else [*now.before, now.version])
         write_text_atomic(self.path / CURRENT, pointer.model_dump_json())
         return pointer
 
@@ -299,9 +330,18 @@ class Store:
         now = self.current
         staying = {now.version, *now.before[-keep:]} if keep else {now.version}
         staying |= versions_needed(self.path)  # by the search index
-        accepted = [i for i in self.ids() if i not in staying and not self._is_rejected(i)]
-        going = accepted[: max(0, len(accepted) - keep)]
-        going += [i for i in self.ids() if rejected and i not in staying and self._is_rejected(i)]
+        damaged = self._damaged() - {now.version}
+        if damaged and not rejected:
+            raise CheckpointError(
+                f"{self.path}: {', '.join(sorted(damaged))} cannot be read, so what it needs is not known. --rejected "
+                "removes it."
+            )
+        staying -= damaged
+        bad = damaged | {i for i in self.ids() if i not in damaged and self.version(i).state == "rejected"}
+        others = [i for i in self.ids() if i not in staying | bad]
+        more = keep - len(staying - bad - {now.version})  # beside those that served before
+        going = others[: len(others) - max(0, more)]
+        going += sorted(bad - staying) if rejected else []
         size = 0
         for version in going:
             folder = self.path / VERSIONS / version
@@ -316,11 +356,15 @@ class Store:
         action.detail = f"removed {', '.join(going) or 'no version'}, {size:,} bytes"
         return Removed(going, size)
 
-    def _is_rejected(self, version: str) -> bool:
-        try:
-            return self.version(version).state == "rejected"
-        except CheckpointError:
-            return True  # damaged: nothing can be done with it
+    def _damaged(self) -> set[str]:
+        """Return the versions whose manifest cannot be read: nothing can be done with them."""
+        found = set()
+        for version in self.ids():
+            try:
+                self.version(version)
+            except CheckpointError:
+                found.add(version)
+        return found
 
     def sweep(self) -> int:
         """Remove contents that no version needs; return their size in bytes."""
@@ -357,7 +401,7 @@ def write_version(
         shutil.rmtree(folder / LEARNER / "checkpoints")
         if held_out is not None and len(held_out):
             pq.write_table(held_out.arrow(), folder / HELD_OUT)
-        files = {str(p.relative_to(folder)): _digest(p) for p in _files(folder)}
+        files = {str(p.relative_to(folder)): digest(p) for p in _files(folder)}
         written = version.model_copy(update={"tensors": tensors, "learner": state, "files": files})
         if pages is not None:
             pages(folder)  # not among the files that are checked: a page is no part of the model
@@ -365,10 +409,18 @@ def write_version(
     return written
 
 
+def _rows(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

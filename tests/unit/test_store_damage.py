@@ -1,0 +1,132 @@
+"""Every kind of file in a store, damaged: one message that names it, never a traceback, and `status` says it too."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from everclip.errors import CheckpointError, ConfigError
+from everclip.models.tokenizers import build_tokenizer
+from everclip.search import adding
+from everclip.search.index import Index
+from everclip.store.creating import create_store
+from everclip.store.indexed import model_of
+from everclip.store.records import Version
+from everclip.store.versions import Store
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def made(micro_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a probe, seven versions of one model, and an index of eight images; only to be copied."""
+    folder = tmp_path_factory.mktemp("damage")
+    pq.write_table(pq.read_table(micro_folder / "data.parquet").slice(0, 8), folder / "few.parquet")
+    model = str(micro_folder / "model")
+    store = create_store(folder / "store", model, method="finetune", probes=[str(folder / "few.parquet")])
+    adding.add(Index.create(store.path), model_of(store), adding.images_of([str(folder / "few.parquet")])[0])
+    learner, first = store.load(), store.version("v0001")
+    for number in range(2, 8):
+        state = "rejected" if number == 3 else "accepted"
+        store.add(learner, Version(**{**first.model_dump(), "id": f"v{number:04d}", "state": state}), None)
+        if state == "accepted":
+            store.point_to(f"v{number:04d}")
+    return store.path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    shutil.copytree(made, tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("file", ["merges.txt.gz", "open_clip_model.safetensors", "open_clip_config.json"])
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_a_damaged_first_model_is_named(
+    file: str, damage: Callable[[Path], None], store: Store, call: Call
+) -> None:
+    damage(store.path / "base" / file)
+    code, _, err = call("search", store.path, "red")
+    assert (code, f"base/{file}: " in err, "Every version of the store needs it" in err) == (5, True, True)
+    assert f"base/{file}: " in call("status", store.path)[1]
+
+
+def test_a_damaged_vocabulary_of_any_model_is_named(micro_folder: Path, tmp_path: Path) -> None:
+    """The end of a file in gzip raises EOFError, which a command line takes for the end of its input."""
+    shutil.copy(micro_folder / "model/merges.txt.gz", tmp_path)
+    cut(tmp_path / "merges.txt.gz")
+    with pytest.raises(ConfigError, match=r"merges.txt.gz: is no readable vocabulary"):
+        build_tokenizer({}, tmp_path)
+
+
+def test_a_damaged_probe_is_named(store: Store) -> None:
+    (name,) = store.settings.probes
+    assert len(store.probe(name)) == 8
+    path = store.path / f"probes/{name}.parquet"
+    whole = path.read_bytes()
+    other = pq.read_table(path).slice(1)
+    pq.write_table(other, path)  # a good file with other rows
+    with pytest.raises(CheckpointError, match=rf"{name}.parquet: damaged"):
+        store.probe(name)
+    path.write_bytes(whole[:100])
+    old = store.settings.model_copy(update={"files": {}})  # of an earlier release, which knew no sums
+    store.settings = old
+    with pytest.raises(CheckpointError, match=rf"{name}.parquet: cannot be read"):
+        store.probe(name)
+
+
+def test_promote_mends_a_damaged_pointer(store: Store, call: Call) -> None:
+    (store.path / "current").write_text("{")
+    code, _, err = call("rollback", store.path)
+    assert (code, f"`everclip promote {store.path} VERSION` writes it anew" in err) == (5, True)
+    code, out, err = call("promote", store.path, "v0002")
+    assert (code, "v0002 serves" in out, "not known any more" in out + err) == (0, True, True)
+    assert store.current.before == []
+
+
+@pytest.mark.parametrize("verb", [("search", "red"), ("status",), ("index", "--remove", "0-0")])
+def test_a_damaged_table_of_the_index_is_one_message(verb: tuple[str, ...], store: Store, call: Call) -> None:
+    for data in (store.path / "index/tables").glob("*.lance/data/*"):
+        cut(data)
+    code, out, err = call(verb[0], store.path, *verb[1:])
+    assert (code, "damaged (" in out + err) == (0 if verb == ("status",) else 5, True), err
+    assert "index the images again" in out + err
+
+
+def test_status_says_that_the_state_of_the_index_is_damaged(store: Store, call: Call) -> None:
+    cut(store.path / "index/serving")
+    code, out, _ = call("status", store.path)
+    assert (code, "index/serving: cannot be read" in out, "init v0001" in out) == (0, True, True)
+
+
+def test_a_damaged_manifest_hides_no_other_version_and_is_pruned_on_demand(store: Store, call: Call) -> None:
+    cut(store.path / "versions/v0002/version.json")
+    code, out, err = call("versions", store.path)
+    assert (code, "v0002/version.json" in err, len(out.splitlines())) == (5, True, 6)
+    code, _, err = call("prune", store.path, "--keep", "0")
+    assert (code, "v0002 cannot be read" in err) == (5, True)
+    assert len(store.ids()) == 7  # nothing was removed before it was noticed
+    assert call("prune", store.path, "--rejected")[0] == 0
+    assert not {"v0002", "v0003"} & set(store.ids())
+
+
+def test_prune_keeps_as_many_accepted_versions_as_it_says(store: Store, call: Call) -> None:
+    shutil.rmtree(store.path / "index")
+    assert call("prune", store.path, "--keep", "2")[0] == 0
+    assert store.ids() == ["v0003", "v0005", "v0006", "v0007"]
+    assert call("prune", store.path, "--keep", "0", "--rejected")[0] == 0
+    assert store.ids() == ["v0007"]
+
+
+@pytest.fixture
+def call(command: Call) -> Call:
+    """Return a function (*arguments) -> (exit code, standard output, standard error)."""
+    return command
