@@ -28,9 +28,10 @@ from everclip.scenarios.measuring import MeasuredSets
 from everclip.store.drift import Drift, drift
 from everclip.store.foreseen import Foreseen, foresee
 from everclip.store.gates import gates_of, passed
-from everclip.store.learning import learner_of
+from everclip.store.learning import learner_of, require_settings
 from everclip.store.records import Gate, Learned, Learning, Version
 from everclip.store.sets import Half, half, held_out_sets, parted, probe_sets
+from everclip.store.sizing import sized, training_line
 from everclip.store.thresholds import Carried, carry_over
 from everclip.store.versions import Store
 from everclip.training.watching import Watcher
@@ -143,9 +144,11 @@ def outlook(
         learning: how the update would learn, if that differs from the settings of the store.
     """
     parent = store.current.version
-    learner = learner_of(store, parent, learning)
+    require_settings(store.settings, learning or Learning())
     read = read_update(store, data, parent)
-    found = _outlook(store.load(parent), read, slices)
+    old = store.load(parent)
+    learner = learner_of(store, parent, sized(store.settings, learning, len(read.learn), old))
+    found = _outlook(old, read, slices)
     return replace(found, takes=foresee(learner, make_task(read.learn)))
 
 
@@ -231,12 +234,15 @@ def update(
     started = time.monotonic()
     with store.changing("update", wait, str(data)[:200]) as action:
         parent = store.current.version
-        learner = learner_of(store, parent, learning)
+        require_settings(store.settings, learning or Learning())
         read = read_update(store, data, parent)
         old = store.load(parent)
+        way = sized(store.settings, learning, len(read.learn), old)
+        learner = learner_of(store, parent, way)
         before = _outlook(old, read)
         tell(
-            f"learning {len(read.learn):,} rows from {parent}; {len(read.held_out):,} rows are only measured"
+            f"learning {len(read.learn):,} rows from {parent} ({training_line(way.training)}); "
+            f"{len(read.held_out):,} rows are only measured"
         )
         learner.learn(make_task(read.learn, name=name or read.learn.name), watcher=watcher)
         crash_point("in store: learned")
@@ -249,7 +255,7 @@ def update(
         cuts = carry_over(thresholds, old, learner, [*read.kept, read.new]) if thresholds else []
         version = store.add(
             learner,
-            _record(store, learner, learning, parent, read, name, gates, compared, share, good, started),
+            _record(store, learner, learning, way, parent, read, name, gates, compared, share, good, started),
             read.held_out,
             lambda folder: _pages(compared, cuts, folder),
         )
@@ -271,6 +277,7 @@ def _record(
     store: Store,
     learner: Learner,
     learning: Learning | None,
+    way: Learning,
     parent: str,
     read: _Data,
     name: str | None,
@@ -287,6 +294,7 @@ def _record(
         state="accepted" if good else "rejected",
         method=learner.method.preset,
         learning=learning,
+        training=way.training,
         tensors={},
         learner="",
         files={},

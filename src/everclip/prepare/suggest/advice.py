@@ -75,12 +75,18 @@ def _trainable(facts: Facts) -> Choice:
     return Choice(key="method.trainable", value=["image", "text", "logit-scale"], reason=why)
 
 
+def batch_and_epochs(rows: int, gpu: bool) -> tuple[int, int]:
+    """Return batch size and epochs for so many training rows: some 400 steps of small data, large data once.
+
+    At least about eight batches: a contrastive loss needs large batches, a short task needs many steps.
+    """
+    batch = min(256 if gpu else 64, rows, 2 ** int(math.log2(max(8, rows / 8))))
+    return batch, max(1, min(20, round(STEPS / max(1, rows // batch))))
+
+
 def _batch_and_epochs(facts: Facts) -> list[Choice]:
-    # At least about eight batches: a contrastive loss needs large batches, a short task needs many steps.
-    most = 256 if facts.gpu else 64
-    batch = min(most, facts.rows, 2 ** int(math.log2(max(8, facts.rows / 8))))
+    batch, epochs = batch_and_epochs(facts.rows, facts.gpu)
     steps = max(1, facts.rows // batch)
-    epochs = max(1, min(20, round(STEPS / steps)))
     why = "many negatives for the contrastive loss" if facts.classes is None else "a stable mean over classes"
     size = Choice(
         key="training.batch_size",
