@@ -58,8 +58,8 @@ class BackboneConfig(Frozen):
     """Which CLIP to start from (docs/own-model.md).
 
     Attributes:
-        name: `builtin:photo`, `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder in open_clip's layout, or an
-            architecture of open_clip's.
+        name: `builtin:photo`, `builtin:tiny`, `hf-hub:ORG/NAME[@REVISION]`, a folder (open_clip's layout, a
+            `CLIPModel`, or an export to ONNX), or an architecture of open_clip's.
         weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
             (seeded by the run).
         key: which model of a file with several (`model_ema`); if the choice matters, an error asks for it.

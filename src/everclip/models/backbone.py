@@ -1,8 +1,9 @@
 """A CLIP from open_clip with everything that belongs to it: towers, tokenizer, transforms, fingerprints.
 
 The name of a backbone is `builtin:photo`, `builtin:tiny`, a folder in open_clip's layout (`open_clip_config.json`
-beside the weights, and `merges.txt.gz` if it has its own vocabulary), `hf-hub:ORG/NAME[@REVISION]` in the hub's cache
-folder, or an open_clip architecture with a tag or file of weights. `weights=random` starts any of them from scratch.
+beside the weights, and `merges.txt.gz` if it has its own vocabulary), an export to ONNX, `hf-hub:ORG/NAME[@REVISION]`
+in the hub's cache folder, or an open_clip architecture with a tag or file of weights. `weights=random` starts any of
+them from scratch.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from everclip.models.locate import locate
 from everclip.models.located import Located
 from everclip.models.modules.prompts import coupled_texts
 from everclip.models.modules.token_rows import add_rows, embedding_of, require_end_pooling
+from everclip.models.onnx_layout import WEIGHTS as ONNX_WEIGHTS
+from everclip.models.onnx_layout import read_onnx_weights
 from everclip.models.preprocessing import build_preprocessing
 from everclip.models.scalars import add_bias
 from everclip.models.tokenizers import build_tokenizer, check_tokenizer
-from everclip.models.vocabulary import GrownTokenizer, Vocabulary, require_growable
+from everclip.models.vocabulary import GrownTokenizer, Vocabulary, require_growable, with_vocabulary
 from everclip.models.weights import OPENAI_KEYS, read_weights
 
 
@@ -209,6 +212,7 @@ def load_backbone(
     )
     text_cfg = located.model_cfg["text_cfg"]
     tokenizer, files = build_tokenizer(text_cfg, located.folder)
+    tokenizer = with_vocabulary(tokenizer, located.vocabulary)
     check_tokenizer(tokenizer, clip, text_cfg)
     backbone = Backbone(clip, tokenizer, preprocessing.transform, preprocessing.pixels, config.name).eval()
     backbone.config, backbone.directory = config, directory
@@ -232,7 +236,10 @@ def _load_clip(located: Located, config: BackboneConfig, seed: int) -> tuple[Cli
     if located.weights is not None:
         expected = clip.state_dict()
         size = 4 * sum(tensor.numel() for tensor in expected.values())
-        state, reading_notes = read_weights(located.weights, size, expected.keys(), config.key)
+        if located.weights.name == ONNX_WEIGHTS:
+            state = read_onnx_weights(located.weights, size)
+        else:
+            state, reading_notes = read_weights(located.weights, size, expected.keys(), config.key)
         if any(key in state for key in OPENAI_KEYS):
             trained_with, why = True, f"{located.weights} is in OpenAI's own form"
     notes = [*located.notes, *decide_activation(config.name, located.model_cfg, trained_with, forced, why)]

@@ -8,6 +8,9 @@ from pathlib import Path
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
+_NO_MODEL = ("onnx_rest.safetensors",)
+"""Files of tensors that are only a part of a model."""
+
 _MOST_SHOWN = 12
 _BEST = ("best", "model_best", "checkpoint_best", "best_model")
 _LAST = ("last", "latest", "final", "epoch_latest", "checkpoint_last", "model_final")
@@ -17,7 +20,9 @@ _PARAMS = "params.txt"
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of a folder that may hold weights, sorted by name, numbers by value (`epoch_2`, `epoch_10`)."""
-    files = [p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file()]
+    files = [
+        p for p in folder.glob("*") if p.suffix in WEIGHT_SUFFIXES and p.name not in _NO_MODEL and p.is_file()
+    ]
     return sorted(files, key=lambda path: _natural_key(path.name))
 
 

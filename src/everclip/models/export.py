@@ -51,6 +51,7 @@ CARD = "card.json"
 OTHER_LAYOUTS = {
     *("config.json", "model.safetensors", "preprocessor_config.json"),
     *("image.onnx", "text.onnx", "preprocess.json", "usage.py"),
+    *("onnx_weights.json", "onnx_rest.safetensors"),
     *("adapter_config.json", "adapter_model.safetensors"),
 }
 """Files of exports in other layouts than open_clip's."""

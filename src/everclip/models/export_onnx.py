@@ -20,11 +20,13 @@ from torch import nn
 from everclip.errors import ConfigError, EverclipError
 from everclip.models.backbone import Backbone
 from everclip.models.clip import Clip
+from everclip.models.export_onnx_weights import write_weights
 from everclip.models.export_parity import TEXTS, Expected, ExportLayout, Parity, distance, probes
 from everclip.models.export_tokenizer import NOTE, pad_id, write_tokenizer
+from everclip.models.onnx_layout import IMAGE, TEXT
 from everclip.models.quiet import quiet
 
-IMAGE, TEXT, SETTINGS, LOADER = "image.onnx", "text.onnx", "preprocess.json", "usage.py"
+SETTINGS, LOADER = "preprocess.json", "usage.py"
 
 LIMIT = 1e-5
 """Largest difference in a number of a unit embedding: onnxruntime fuses operations and sums in another order."""
@@ -106,6 +108,7 @@ def _write(backbone: Backbone, folder: Path, half: bool) -> None:
     pixels = torch.stack([backbone.preprocess(image) for image in probes()])
     _trace(_ImageTower(backbone.clip), pixels[:2], "pixels", folder / IMAGE)
     _trace(_TextTower(backbone.clip), backbone.tokenise(list(TEXTS[:2])), "tokens", folder / TEXT)
+    write_weights(backbone, folder)
 
 
 def _trace(tower: nn.Module, example: torch.Tensor, name: str, path: Path) -> None:

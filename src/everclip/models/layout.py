@@ -66,19 +66,29 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         raise ConfigError(f"backbone: {path}: not valid JSON ({error}).") from error
     except OSError as error:
         raise ConfigError(f"backbone: {path}: cannot be read ({error.strerror}).") from error
+    model = check_model_config(document, path)
+    preprocess = document.get("preprocess_cfg")
+    if preprocess is not None:
+        check_preprocess(preprocess, f"{path}: preprocess_cfg")
+    return model, preprocess
+
+
+def check_model_config(document: object, path: Path) -> dict[str, Any]:
+    """Return `model_cfg` of a configuration.
+
+    Raises:
+        ConfigError: if it lacks a key that open_clip needs; names the key and the file `path`.
+    """
     if not isinstance(document, dict) or not isinstance(document.get("model_cfg"), dict):
         raise ConfigError(f"backbone: {path}: the key 'model_cfg' is missing.")
-    model = document["model_cfg"]
+    model: dict[str, Any] = document["model_cfg"]
     for key in _NEEDED:
         if key not in model:
             raise ConfigError(f"backbone: {path}: the key 'model_cfg.{key}' is missing.")
     for key in _NEEDED[1:]:
         if not isinstance(model[key], dict):
             raise ConfigError(f"backbone: {path}: model_cfg.{key}: expected a mapping, found {model[key]!r}.")
-    preprocess = document.get("preprocess_cfg")
-    if preprocess is not None:
-        check_preprocess(preprocess, f"{path}: preprocess_cfg")
-    return model, preprocess
+    return model
 
 
 def _hint(folder: Path) -> str:
@@ -95,8 +105,8 @@ def _hint(folder: Path) -> str:
         )
     if (folder / "image.onnx").is_file() and (folder / "text.onnx").is_file():
         return (
-            " It is an export to ONNX, which other programs run (see usage.py in it) and everclip does not read: name "
-            "the run or model that it was made from, or export that with --format open_clip."
+            " It is an export to ONNX that does not say where its weights are (onnx_weights.json is missing; an older "
+            "everclip did not write it): export the model again, or name the run or model that it was made from."
         )
     if (folder / "adapter_config.json").is_file():
         return (

@@ -13,6 +13,7 @@ from everclip.data.sampling.same_texts import Tokenise
 from everclip.models.locate import RANDOM, locate
 from everclip.models.quiet import quiet
 from everclip.models.tokenizers import build_tokenizer
+from everclip.models.vocabulary import with_vocabulary
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def limits_of(name: str) -> ModelLimits:
     """
     located = locate(validated(BackboneConfig, {"name": name, "weights": RANDOM}, "backbone"))
     tokenizer, _ = build_tokenizer(located.model_cfg["text_cfg"], located.folder)
+    tokenizer = with_vocabulary(tokenizer, located.vocabulary)
     size = located.model_cfg["vision_cfg"].get("image_size", 224)
     side = int(min(size) if isinstance(size, list | tuple) else size)
     return ModelLimits(name, side, int(tokenizer.context_length), token_counter(tokenizer), tokenizer)

@@ -25,6 +25,8 @@ from everclip.models.checkpoint_files import WEIGHT_SUFFIXES
 from everclip.models.hub import cache_folder, fetch_command, find_snapshot, is_repository
 from everclip.models.layout import BESIDE, CONFIG, find_weights, other_checkpoints, read_config
 from everclip.models.located import Located, how_to_get
+from everclip.models.onnx_layout import WEIGHTS as ONNX_WEIGHTS
+from everclip.models.onnx_layout import is_onnx_folder, onnx_config
 from everclip.models.tags import locate_tag, preprocess_of, tag_of_file
 from everclip.models.tokenizers import tokenizer_settings
 from everclip.models.transformers_layout import CONFIG as TRANSFORMERS_CONFIG
@@ -82,6 +84,8 @@ def _in_folder(
 ) -> Located:
     if not (folder / CONFIG).is_file() and is_clip_folder(folder):
         return _in_transformers_folder(folder, weights, directory, notes)
+    if not (folder / CONFIG).is_file() and is_onnx_folder(folder):
+        return _in_onnx_folder(folder, weights, directory, notes)
     model_cfg, preprocess_cfg = read_config(folder)
     path = None if weights == RANDOM else find_weights(folder, weights, directory)
     if path is not None and weights is None:
@@ -106,6 +110,18 @@ def _in_transformers_folder(
     return Located(model_cfg, preprocessing(folder), path, folder, where, None, (*notes, *more))
 
 
+def _in_onnx_folder(
+    folder: Path, weights: str | None, directory: str | None, notes: tuple[str, ...]
+) -> Located:
+    """Locate an export to ONNX."""
+    model_cfg, preprocess_cfg, vocabulary = onnx_config(folder)
+    path = folder / ONNX_WEIGHTS if weights is None else None
+    if weights not in (None, RANDOM):
+        path = find_weights(folder, weights, directory)
+    where = str(folder / ONNX_WEIGHTS)
+    return Located(model_cfg, preprocess_cfg, path, folder, where, None, notes, vocabulary=vocabulary)
+
+
 def _in_hub(name: str, weights: str | None, directory: str | None) -> Located:
     repository, _, revision = name.partition("@")
     if not is_repository(repository) or name.endswith("@"):
@@ -116,7 +132,8 @@ def _in_hub(name: str, weights: str | None, directory: str | None) -> Located:
         raise ConfigError(
             f"backbone: hf-hub:{name} is not in the hub cache {cache_folder()}: {snapshot}.{how_to_get(fetch)}"
         )
-    if not (snapshot.folder / CONFIG).is_file() and not is_clip_folder(snapshot.folder):
+    own = (snapshot.folder / CONFIG).is_file() or is_onnx_folder(snapshot.folder)
+    if not own and not is_clip_folder(snapshot.folder):
         names = ", ".join(sorted(p.name for p in snapshot.folder.iterdir())) or "nothing"
         raise ConfigError(
             f"backbone: hf-hub:{name}: {snapshot.folder} has no {CONFIG} (it has {names}): it is not a model of "

@@ -9,6 +9,7 @@ from typing import Any
 from everclip.models.builtin import builtin_models
 from everclip.models.hub import cache_folder
 from everclip.models.layout import CONFIG
+from everclip.models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Located:
         quick_gelu: whether the weights were trained with QuickGELU; `None` if unknown.
         notes: assumptions made.
         why: the source of `quick_gelu`.
+        vocabulary: what the tokenizer has grown by, beyond the tokenizer of the folder.
     """
 
     model_cfg: dict[str, Any]
@@ -34,6 +36,7 @@ class Located:
     quick_gelu: bool | None = None
     notes: tuple[str, ...] = ()
     why: str = "its configuration"
+    vocabulary: Vocabulary | None = None
 
 
 def how_to_get(fetch: str) -> str:

@@ -106,6 +106,17 @@ class GrownTokenizer(SimpleTokenizer):
         return gzip.compress("\n".join(lines).encode(), mtime=0), ids
 
 
+def with_vocabulary(tokenizer: Any, vocabulary: Vocabulary | None) -> Any:
+    """Return a tokenizer with a vocabulary added, if there is one to add.
+
+    Raises:
+        ConfigError: if the tokenizer cannot grow.
+    """
+    if vocabulary is None:
+        return tokenizer
+    return GrownTokenizer(require_growable(tokenizer, "this model"), vocabulary)
+
+
 def require_growable(tokenizer: Any, name: str) -> SimpleTokenizer:
     """Return a tokenizer if vocabularies can be added to it.
 

@@ -61,10 +61,10 @@ def read_weights(
         ConfigError: if the file is unreadable or too large, cannot be read without executing code, or holds several
             models and `key` names none.
     """
-    limit = TIMES * model_bytes + EXTRA
+    limit = limit_of(model_bytes)
     files = _shards(path) if path.name.endswith(INDEX) else [path]
     try:
-        _check_size(files, limit)
+        check_size(files, limit)
         contents = [_content(file) for file in files]
     except OSError as error:
         raise ConfigError(f"backbone: {path} cannot be read ({error.strerror or error}).") from error
@@ -93,7 +93,17 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _check_size(files: list[Path], limit: int) -> None:
+def limit_of(model_bytes: int) -> int:
+    """Return the largest number of bytes that the files of a model may hold, given its size in float32."""
+    return TIMES * model_bytes + EXTRA
+
+
+def check_size(files: list[Path], limit: int) -> None:
+    """Check the size of files together, unpacked.
+
+    Raises:
+        ConfigError: if they hold more than `limit` bytes.
+    """
     size = 0
     for file in files:
         file_size = file.stat().st_size
@@ -126,11 +136,16 @@ def _content(path: Path) -> Any:
         if head.lstrip().lower().startswith(start.lower()):
             raise ConfigError(f"backbone: {path} is not a checkpoint of plain tensors: {what}.")
     if _is_safetensors(path) or (path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))):
-        return _load_safetensors(path)
+        return load_safetensors(path)
     return _load_torch(path)
 
 
-def _load_safetensors(path: Path) -> State:
+def load_safetensors(path: Path) -> State:
+    """Return the tensors of a file by name.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
     try:
         state: State = load_file(path)
     except SafetensorError as error:
