@@ -189,6 +189,21 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: st
         loaded(tmp_path)
 
 
+def test_a_number_of_any_length_is_a_number(tmp_path: Path) -> None:
+    """Python refuses to read more than 4,300 digits."""
+    long, zeros = "9" * 5000, "0" * 5000 + "2"
+    asked = mirb.questions(2)
+    asked["count"][0]["answers"] = long
+    asked["count"][1]["answers"] = zeros
+    asked["food"][0]["questions"] = asked["food"][0]["questions"].replace("Food 1", f"Food {long}")
+    asked["image_jigsaw"][0]["questions"] = asked["image_jigsaw"][0]["questions"].replace(
+        "[3, 0", f"[{long}, 0"
+    )
+    kept = {name: asked[name] for name in ("count", "food", "image_jigsaw")}
+    found = tasks(mirb.write(tmp_path / "MIR", kept))
+    assert "count" in " ".join(found)
+
+
 def test_packed_images_and_two_names_of_a_task_are_refused(tmp_path: Path) -> None:
     entries: list[dict[str, Any]] = mirb.questions()["food"]
     (tmp_path / "food.json").write_text(json.dumps(entries), encoding="utf-8")

@@ -194,5 +194,12 @@ def test_wrong_weights_and_shapes_are_refused(weight: float) -> None:
         joined(x, x[:2], 0.5)
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(3, 4\)"):
         reranked(x, x, 0.5)
+    for broken in (float("nan"), float("inf")):
+        bad = x.clone()
+        bad[0, 0] = broken
+        with pytest.raises(ValueError, match="not finite"):
+            reranked(bad, drawn(4, 4), 0.5)
+        with pytest.raises(ValueError, match="not finite"):
+            reranked(drawn(2, 3), bad, 0.5)
     with pytest.raises(ValueError, match="seeds is 3; expected 1 to shortlist=2"):
         reranked(x, drawn(4, 4), 0.5, shortlist=2, seeds=3)

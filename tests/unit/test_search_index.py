@@ -179,7 +179,10 @@ def test_kinds_of_columns_and_their_values() -> None:
     assert kind_of(["1", "20", ""], text) == "int"
     assert kind_of(["007", "20"], text) == "text"  # a name, not a number
     assert kind_of(["1.5", "2"], text) == "float"
+    assert kind_of(["1_2", "3_4"], text) == "text"  # Python would read 12 and 34
+    assert kind_of(["\u0663", "2"], text) == "text"  # an Arabic digit
     assert kind_of(["2024-01-01", "2024-02-01T10:00"], text) == "time"
+    assert kind_of(["0001-01-01T00:00+10:00"], text) == "text"  # before the first time in UTC
     assert kind_of([], text) == "text"
     assert kind_of([None], pa.binary()) is None
     assert shown(stored(["a", "b"], COLUMNS[3], ""), "list") == ["a", "b"]

@@ -15,6 +15,8 @@ from everclip.search.adding import add, images_of
 from everclip.search.index import Index
 from everclip.search.reindexing import reindex
 from everclip.search.ways import Job
+from everclip.serve import search_routes
+from everclip.serve.search_routes import SmallPictures
 from everclip.store.indexed import model_of
 from everclip.store.versions import Store
 from serving import BEARER, b64, client, copied, image, said, two_versions
@@ -83,6 +85,32 @@ def test_conditions_never_reach_a_query_as_text(made: Path, condition: str) -> N
             assert said(answer) == (422, "wrong-condition")
         assert served.get("/images/x' OR '1'='1").status_code == 404
         assert served.get("/images/..%2f..%2fstore.json").status_code == 404
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["red", " \n"]])
+def test_a_blank_text_is_nothing_to_search_for(made: Path, texts: list[str], command: Any) -> None:
+    with client(Store(made)) as served:
+        assert said(served.post("/search", json={"texts": texts})) == (422, "nothing")
+    code, _, err = command("search", made, *texts[-1:])
+    assert (code, "give a text or --image" in err) == (2, True)
+
+
+def test_small_pictures_keep_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache held whole images before: 512 of them may fill the memory of the server."""
+    monkeypatch.setattr(search_routes, "_PICTURES", 2)
+    kept, read, decode = SmallPictures(), [], search_routes.decode
+
+    def counted(data: bytes, name: str) -> Image.Image:
+        read.append(data)
+        return decode(data, name)
+
+    monkeypatch.setattr(search_routes, "decode", counted)
+    images = [image(shade, 600) for shade in range(3)]
+    for place in (0, 0, 1, 2, 0):
+        with Image.open(io.BytesIO(kept.small(images[place]))) as small:
+            assert small.size == (256, 256)
+    assert read == [images[0], images[1], images[2], images[0]]
+    assert all(len(key) == 32 for key in kept._kept)
 
 
 def test_search_goes_on_with_the_vectors_it_has_while_versions_change(store: Store) -> None:

@@ -179,7 +179,7 @@ def search(
     from everclip.store.indexed import answering
     from everclip.store.versions import Store
 
-    if (text is None) == (image is None):
+    if (text is None) == (image is None) or (text is not None and not text.strip()):
         raise ConfigError("search: give a text or --image FILE.")
     opened = Store(store, _note)
     found = Index(store, _note)

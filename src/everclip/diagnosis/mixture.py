@@ -77,6 +77,8 @@ def reranked(
     require_weight(weight)
     if scores.dim() != 2 or vision.dim() != 2 or scores.shape[1] != len(vision):
         raise ValueError(f"expected (Q, N) and (N, E), found {tuple(scores.shape)} and {tuple(vision.shape)}")
+    if not bool(torch.isfinite(scores).all() & torch.isfinite(vision).all()):
+        raise ValueError("a similarity or a feature is not finite, so it has no place in an order")
     if not 1 <= seeds <= shortlist:
         raise ValueError(f"seeds is {seeds}; expected 1 to shortlist={shortlist}")
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :shortlist]

@@ -42,7 +42,7 @@ def parse(text: str, kind: Kind) -> Any:
         return _int(text)
     if kind == "float":
         value = float(text)
-        if not math.isfinite(value):
+        if not math.isfinite(value) or not text.isascii() or "_" in text:  # `1_2` is a name
             raise ValueError(text)
         return value
     if kind == "bool":
@@ -96,7 +96,7 @@ def _is(text: str, kind: Kind) -> bool:
         return False  # 007 is a name
     try:
         parse(text, kind)
-    except ValueError:
+    except (ValueError, OverflowError):  # a time in year 1 may lie before it in UTC
         return False
     return True
 

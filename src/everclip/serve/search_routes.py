@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import threading
+from collections import OrderedDict
 from dataclasses import asdict
-from functools import lru_cache
 
 from anyio import to_thread
 from fastapi import FastAPI, Request
@@ -21,12 +23,13 @@ from everclip.serve.refusal import Refusal
 from everclip.serve.search_service import SearchService
 
 _SIDE = 256
+_PICTURES = 512
 _MOST_CONDITIONS = 20
 
 
 def add(app: FastAPI, search: SearchService) -> None:
     """Add the endpoints."""
-    settings = search.service.settings
+    settings, pictures = search.service.settings, SmallPictures()
     example = {"texts": ["a red kettle"], "top": 5, "where": ["year>=2024"]}
 
     @app.post(
@@ -44,7 +47,7 @@ def add(app: FastAPI, search: SearchService) -> None:
         asked, images = await read(request, SearchAsked, settings)
         check_texts("texts", asked.texts, settings, settings.images)
         check_texts("where", asked.where, settings, _MOST_CONDITIONS)
-        if not asked.texts and not images:
+        if not all(map(str.strip, asked.texts)) or not (asked.texts or images):
             raise Refusal(422, "nothing", "texts, images: nothing to search for.")
         found = await search.search(asked, images)
         document = {
@@ -67,7 +70,7 @@ def add(app: FastAPI, search: SearchService) -> None:
     async def image(id: str) -> Response:
         data = await to_thread.run_sync(search.image, id)
         try:
-            small = None if data is None else await to_thread.run_sync(_small, data)
+            small = None if data is None else await to_thread.run_sync(pictures.small, data)
         except PictureError:
             small = None
         if small is None:
@@ -75,10 +78,30 @@ def add(app: FastAPI, search: SearchService) -> None:
         return Response(small, media_type="image/png", headers={"Cache-Control": "private, max-age=60"})
 
 
-@lru_cache(maxsize=512)
-def _small(data: bytes) -> bytes:
-    picture = decode(data, "image")
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+class SmallPictures:
+    """The last small pictures that were asked for, by the hash of their images: an image itself may be large."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def small(self, data: bytes) -> bytes:
+        """Return an encoded image as a small PNG. Any thread may call it.
+
+        Raises:
+            PictureError: if it cannot be read.
+        """
+        key = hashlib.sha256(data).digest()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        picture = decode(data, "image")
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        out = io.BytesIO()
+        picture.save(out, "PNG")
+        with self._lock:
+            self._kept[key] = out.getvalue()
+            while len(self._kept) > _PICTURES:
+                self._kept.popitem(last=False)
+        return out.getvalue()

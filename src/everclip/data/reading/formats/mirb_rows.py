@@ -16,6 +16,7 @@ from PIL import Image
 from everclip.data.pictures.images import decode
 from everclip.data.pictures.picture_error import PictureError
 from everclip.data.reading.formats.mirb_tasks import MirbQuestion, options_of
+from everclip.data.reading.formats.whole_numbers import whole_number
 
 NUMBERS = range(11)
 """What is counted in one image; a total is a sum over images."""
@@ -96,7 +97,7 @@ _NO_YES = "its answer is neither yes nor no"
 def _jigsaw(question: MirbQuestion, _: list[str], folder: Path) -> Found:
     _stem, options = options_of(question.text)
     right, pieces = _letter(question, options), question.images[1:]
-    orders = [[int(number) for number in re.findall(r"\d+", option)] for option in options]
+    orders = [[whole_number(number) for number in re.findall(r"\d+", option)] for option in options]
     side = math.isqrt(len(pieces))
     if right is None:
         return _NO_OPTIONS
@@ -137,11 +138,11 @@ def _count(question: MirbQuestion, _: list[str], folder: Path) -> Found:
     if found is None or not question.answer.isdecimal():
         return "it does not ask how many there are, or its answer is no number"
     most = len(question.images) * NUMBERS[-1]
-    if int(question.answer) > most:
+    if (total := whole_number(question.answer)) > most:
         return f"its answer is above {NUMBERS[-1]} per image"
     texts = tuple(f"a photo of {number} {found[1]}" for number in NUMBERS)
     values = tuple(map(float, NUMBERS))
-    return Asked("count", int(question.answer), question.images, texts=texts, values=values, weak=True)
+    return Asked("count", total, question.images, texts=texts, values=values, weak=True)
 
 
 def _attribute(question: MirbQuestion, domains: list[str], folder: Path) -> Found:
@@ -170,13 +171,13 @@ def _food(question: MirbQuestion, _: list[str], folder: Path) -> Found:
     if right is None:
         return _NO_OPTIONS
     numbers = [re.search(r"\b(\d+)\b", option) for option in options]
-    shown = [None if n is None or not 1 <= int(n[1]) <= len(question.images) else int(n[1]) for n in numbers]
-    candidates = [at for at, number in enumerate(shown) if number is not None]
+    shown = [0 if found is None else whole_number(found[1]) for found in numbers]
+    candidates = [at for at, number in enumerate(shown) if 1 <= number <= len(question.images)]
     if len(candidates) < 2:
         return "its options name none of its images"
     # An option without an image ("None of the above") comes last: it is never chosen.
     answer = candidates.index(right) if right in candidates else len(candidates)
-    images = tuple(question.images[(shown[at] or 0) - 1] for at in candidates)
+    images = tuple(question.images[shown[at] - 1] for at in candidates)
     return Asked("retrieve", answer, images, len(images), texts=(stem,), choices=len(options))
 
 

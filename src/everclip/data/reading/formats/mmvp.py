@@ -21,6 +21,7 @@ from everclip.data.reading.formats.folder_options import FolderOptions
 from everclip.data.reading.formats.listing import Listing, ending_of, others_note
 from everclip.data.reading.formats.raw import IMAGE_ENDINGS, Raw
 from everclip.data.reading.formats.system_files import brief
+from everclip.data.reading.formats.whole_numbers import LARGEST, whole_number
 from everclip.data.wording import counted
 from everclip.errors import DataError
 
@@ -62,16 +63,17 @@ class _Columns:
         found: dict[int, int] = {}
         for row, value in enumerate(self.values["Question ID"]):
             text = trimmed(str(value))
-            if not text.isdecimal() or int(text) < 1:
+            number = whole_number(text) if text.isdecimal() else 0
+            if not 1 <= number < LARGEST:
                 raise DataError(
                     f"{self.raw.row_name(row)}: Question ID is {value!r}; expected a number from 1."
                 )
-            if int(text) in found:
-                first = self.raw.number(found[int(text)])
+            if number in found:
+                first = self.raw.number(found[number])
                 raise DataError(
                     f"{self.raw.row_name(row)}: question {text} is in row {first} already; an id is that of one image."
                 )
-            found[int(text)] = row
+            found[number] = row
         return list(found)
 
     def statements(self) -> list[str]:
