@@ -125,7 +125,35 @@ def test_the_page(browser: Any, store: Store, tmp_path: Path, size: Any, scheme:
         page.keyboard.press("Enter")
         until(page, "#search-error", "no search index")
         picture(page, f"{name}-search")
+        page.fill("#search-text", " ")
+        page.click("#search-form button")
+        until(page, "#search-error", "Give a text or an image.")
         assert [fault for fault in faults if "404" not in fault] == []
+
+
+def test_a_version_without_vectors_leaves_the_other_one_its_answer(
+    browser: Any, store: Store, micro_folder: Path
+) -> None:
+    pytest.importorskip("lancedb")
+    from everclip.search.adding import add, images_of
+    from everclip.search.index import Index
+    from everclip.store.indexed import model_of
+
+    for images in images_of([str(micro_folder / "reference.parquet")], "id"):
+        add(Index.create(store.path), model_of(store, "v0002"), images)
+    with running(store, beside=("v0002",)) as url:  # as after an update, before `reindex`
+        page, _ = opened(browser, url, viewport=PHONE)
+        page.click("#tab-search")
+        page.fill("#search-text", "red")
+        page.keyboard.press("Enter")
+        until(page, "#search-answers .card:nth-child(1)", "no vectors of v0001")
+        assert page.locator("#search-answers .card:nth-child(2) img").count() == 12
+        assert page.locator("#search-note").inner_text() == ""
+        assert page.locator("#search-answers .only").count() == 0
+        page.select_option("#right", "")
+        page.click("#search-form button")
+        until(page, "#search-error", "no vectors of v0001")
+        assert fits(page)
 
 
 def test_the_keyboard_reaches_everything(browser: Any, store: Store) -> None:

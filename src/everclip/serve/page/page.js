@@ -137,8 +137,7 @@ function classified(answer) {
     return make("li", {}, bar, make("span", {}, entry.name), make("span", { className: "number" }, entry.score.toFixed(3)));
   }));
   const card = make("div", { className: "card" }, make("h3", {}, titleOf(answer.version)), list);
-  const way = image.route === null ? "This version has no routes." : `Route: ${image.route}`;
-  card.append(make("p", { className: "muted" }, way));
+  if (image.route !== null) card.append(make("p", { className: "muted" }, `Route: ${image.route}`));
   const experts = Object.entries(image.experts);
   if (experts.length) {
     const rows = experts.map(([place, list]) => make("tr", {}, make("td", {}, place), make("td", {}, list.join(", "))));
@@ -149,31 +148,43 @@ function classified(answer) {
 
 $("search-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (!$("search-text").value.trim() && !$("search-image").files.length) {
+    $("search-error").textContent = "Give a text or an image.";
+    $("search-text").focus();
+    return;
+  }
+  const problems = [];
   beside(event.target, "search-error", "search-answers", {
-    ask: (version) => {
+    ask: async (version) => {
       const form = new FormData();
       const [image] = $("search-image").files;
       if (image) form.append("images", image); else form.append("texts", $("search-text").value);
       for (const line of lines("search-where")) form.append("where", line);
       form.append("top", "12");
       form.append("version", version);
-      return ask("/search", { method: "POST", body: form });
+      try { return await ask("/search", { method: "POST", body: form }); } catch (problem) {
+        // Often the index has vectors of one version only: the other one still answers.
+        if (problems.push(problem) === chosen().length) throw problem;
+        return { version, problem: problem.message };
+      }
     },
     cards: found,
   });
 });
 function found(answers) {
-  const ids = answers.map((answer) => new Set(answer.results[0].map((hit) => hit.id)));
-  if (answers.length === 2) {
+  const ids = answers.map((answer) => new Set(answer.problem ? [] : answer.results[0].map((hit) => hit.id)));
+  const compared = answers.length === 2 && !answers.some((answer) => answer.problem);
+  if (compared) {
     const both = [...ids[0]].filter((id) => ids[1].has(id)).length;
     $("search-note").textContent = `${both} of ${Math.max(ids[0].size, ids[1].size)} images are found by both versions; others have a frame.`;
   } else {
     $("search-note").textContent = "";
   }
   return answers.map((answer, side) => {
+    if (answer.problem) return make("div", { className: "card" }, make("h3", {}, titleOf(answer.version)), make("p", {}, answer.problem));
     const hits = answer.results[0].map((hit) => {
       const facts = Object.entries(hit.metadata).slice(0, 3).map(([name, value]) => `${name}: ${value}`).join(", ");
-      const only = answers.length === 2 && !ids[1 - side].has(hit.id);
+      const only = compared && !ids[1 - side].has(hit.id);
       const image = make("img", { src: `/images/${encodeURIComponent(hit.id)}`, alt: facts || hit.id, loading: "lazy" });
       return make("li", { className: only ? "only" : "" }, image,
         make("div", { className: "number" }, hit.score.toFixed(3)), make("div", { className: "muted" }, facts || hit.id));
