@@ -10,6 +10,7 @@ import pytest
 
 from everclip import execute
 from everclip.cli.main import app
+from everclip.cli.printing import json_text
 from everclip.cli.summary import print_results
 from everclip.evaluation.results import Event, Results, json_schema
 
@@ -343,3 +344,9 @@ def test_exit_codes_are_those_of_the_table() -> None:
 def test_the_published_schema_is_current() -> None:
     published = json.loads((ROOT / "docs" / "results.schema.json").read_text())
     assert published == json_schema(), "write it anew: python scripts/write_schema.py"
+
+
+def test_json_has_only_numbers_that_json_knows() -> None:
+    assert json_text({"a": [1.5, float("nan"), (float("inf"),)], "name": "é"}) == json.dumps(
+        {"a": [1.5, None, [None]], "name": "é"}, indent=1, ensure_ascii=False
+    )

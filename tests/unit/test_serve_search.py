@@ -95,6 +95,23 @@ def test_a_blank_text_is_nothing_to_search_for(made: Path, texts: list[str], com
     assert (code, "give a text or --image" in err) == (2, True)
 
 
+@pytest.mark.parametrize("part", ["data", "_versions"])
+def test_a_damaged_index_is_refused_and_the_log_says_why(
+    part: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client(store) as served:
+        item = ids(served.post("/search", json={"texts": ["red"]}))[0]
+    for file in (store.path / "index/tables").glob(f"*.lance/{part}/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with client(store) as served:
+        answers = [served.post("/search", json={"texts": ["red"]}), served.get(f"/images/{item}")]
+        answers += [served.get("/index")] if part == "_versions" else []  # counting rows reads no data
+        assert [said(answer) for answer in answers] == [(503, "index-unusable")] * len(answers)
+        assert all(str(store.path) not in answer.text for answer in answers)
+        assert served.post("/embed", json={"texts": ["red"]}).status_code == 200
+    assert "the search index cannot be used: index table" in caplog.text
+
+
 def test_small_pictures_keep_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache held whole images before: 512 of them may fill the memory of the server."""
     monkeypatch.setattr(search_routes, "_PICTURES", 2)

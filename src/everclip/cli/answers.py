@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from everclip.cli.multi_image_text import guessing_text, score_text
+from everclip.cli.printing import json_text
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def score_answers(
         scores = score_mmvp(answers, folder, published_rule)
     if as_json:
         document = scores.model_dump(mode="json")
-        typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+        typer.echo(json_text(document))
     else:
         _print(scores)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def blind_pairs(
         Path | None,
         typer.Option("--output", "-o", help="Write the pairs to this .parquet, and an .html page beside it."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find pairs of images that a CLIP cannot tell apart and a vision-only model can.
 
@@ -176,9 +177,7 @@ def _find(
 def _show(found: BlindPairs, output: Path | None, as_json: bool) -> None:
     from everclip.diagnosis.blind_pairs_page import document, text, write_page
 
-    typer.echo(
-        json.dumps(document(found), indent=1, allow_nan=False, ensure_ascii=False) if as_json else text(found)
-    )
+    typer.echo(json_text(document(found)) if as_json else text(found))
     if output is not None:
         found.write(output)
         typer.echo(str(output), err=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check(
         Path | None,
         typer.Option("--output", "-o", help="Folder for sheet.png, check.json and CSV lists."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what data hold and what to fix before training.
 
@@ -59,7 +60,7 @@ def check(
     found = inspect_sources(sources, test or [], block, model, leak_limit)
     if as_json:
         document = found.check.model_dump(mode="json")
-        typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+        typer.echo(json_text(document))
     else:
         typer.echo(text_of(found.check))
     if output is not None:  # after the text, which is shown even if the disk is full

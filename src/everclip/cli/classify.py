@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, DataError
 
 
@@ -32,7 +33,7 @@ def classify(
     weights: Annotated[
         str | None, typer.Option(help="Tag or file of weights, if MODEL is an architecture.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Name images.
 
@@ -65,7 +66,7 @@ def classify(
             {"image": file, "names": [{"name": n, "cosine": round(score, 6)} for n, score in best]}
             for file, best in zip(files, found, strict=True)
         ]
-        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        typer.echo(json_text(document))
         return
     for file, best in zip(files, found, strict=True):
         typer.echo(f"{file}: {', '.join(f'{n} {score:.3f}' for n, score in best)} (cosine similarity)")

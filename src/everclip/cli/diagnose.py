@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from everclip.cli.options import Json
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def diagnose(
             "--output", "-o", help="Write this .html page, and a .json of the same numbers beside it."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare two models item by item: gains, losses, flipped images, changed search results, moved embeddings.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 
 MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
@@ -15,7 +17,7 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Skip the trial run, which takes half a minute.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Test this installation.
 
@@ -41,7 +43,7 @@ def doctor(
                 typer.echo(f"        -> {finding.remedy}")
     if as_json:
         healthy = counts["fail"] == 0
-        typer.echo(json.dumps({"healthy": healthy, "counts": counts, "checks": document}, indent=1))
+        typer.echo(json_text({"healthy": healthy, "counts": counts, "checks": document}))
     else:
         words = "everything works" if not counts["fail"] else f"{counts['fail']} of these do not work"
         typer.echo(f"{words} ({counts['ok']} ok, {counts['note']} notes)")

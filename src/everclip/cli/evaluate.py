@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -10,6 +9,8 @@ import typer
 
 from everclip.cli.answers import BENCHMARKS, score_answers
 from everclip.cli.multi_image_text import print_questions
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 from everclip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def evaluate(
         bool,
         typer.Option("--published-rule", help="Score answers as the published code does, with its defects."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a model on data.
 
@@ -106,9 +107,7 @@ def evaluate(
     templates = templates_of(template, "--template") if template else None
     evaluation = _measure(model, settings or [], on, templates, kind, no_cache, as_json)
     if as_json:
-        typer.echo(
-            json.dumps(evaluation.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=False)
-        )
+        typer.echo(json_text(evaluation.model_dump(mode="json")))
     else:
         print_evaluation(evaluation)
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
+
 if TYPE_CHECKING:
     from everclip.learner import Learner
     from everclip.models.backbone import Backbone
@@ -45,7 +48,7 @@ def export(
     mlflow_name: Annotated[
         str | None, typer.Option(help="Name of the registered model; default: that of the store.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a model for other programs, with a model card.
 
@@ -88,7 +91,7 @@ def export(
     registered = None if mlflow is None else _register(model, folder, mlflow, mlflow_name)
     if as_json:
         more = {} if registered is None else {"mlflow": asdict(registered)}
-        typer.echo(json.dumps({"folder": str(folder), "bytes": exported.bytes, **document, **more}, indent=1))
+        typer.echo(json_text({"folder": str(folder), "bytes": exported.bytes, **document, **more}))
         return
     for note in card["assumed"]:
         typer.echo(f"note: {note}")

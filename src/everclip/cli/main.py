@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -24,6 +23,8 @@ from everclip.cli import search as search_verbs
 from everclip.cli import serve as serve_verb
 from everclip.cli import store as store_verbs
 from everclip.cli import suggest as suggest_verb
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, EverclipError
 
 app = typer.Typer(
@@ -42,7 +43,7 @@ Overrides = Annotated[
 
 
 def _print_json(document: object) -> None:
-    typer.echo(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False))
+    typer.echo(json_text(document))
 
 
 @app.command(name="ls")
@@ -50,7 +51,7 @@ def list_names(
     what: Annotated[
         str, typer.Argument(help="methods, benchmarks, backbones or datasets; default: all.")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List methods, benchmarks, backbones and data sets.
 
@@ -163,7 +164,7 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="Method to compare the others with; default: the first.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare runs, with paired differences and intervals.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from everclip.cli.options import Json
 from everclip.errors import ConfigError
 
 
@@ -40,7 +41,7 @@ def over_time(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write an HTML page to this file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare two models on a static suite and on dated test sets.
 

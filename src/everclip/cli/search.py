@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from everclip.cli.options import Json, StoreFolder
+from everclip.cli.printing import json_text
 from everclip.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def index(
     if images:
         found = _add(opened, images, replace, id_column, quarantine_limit, exact_below, storage)
         document |= vars(found)
-    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(_index_lines(document)))
+    typer.echo(json_text(document) if as_json else "\n".join(_index_lines(document)))
     if document.get("unknown"):
         raise DataError(f"--remove: the index has no item {document['unknown'][0]!r}.")
 
@@ -199,7 +199,7 @@ def search(
             "newer": answers.newer,
             "results": [vars(hit) | {"cosine": round(hit.cosine, 6)} for hit in hits],
         }
-        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        typer.echo(json_text(document))
         return
     lines = [_hit_line(hit, view.state.roots) for hit in hits]
     typer.echo("\n".join(lines) if hits else "no image meets the conditions")
@@ -344,7 +344,7 @@ def _print_estimates(job: Job, how: str | None, as_json: bool) -> None:
     ways = [way_of(how)] if how is not None else list(WAYS.values())
     found = [way.estimate(job) for way in ways]
     if as_json:
-        typer.echo(json.dumps([vars(one) for one in found], indent=1))
+        typer.echo(json_text([vars(one) for one in found]))
     else:
         typer.echo("\n".join(estimate_line(one, job.new.version) for one in found))
 
@@ -369,7 +369,7 @@ def _reindexed_text(store: Path, job: Job, done: Reindexed, as_json: bool) -> st
             **vars(filled),
             "compared": None if done.compared is None else done.compared.model_dump(),
         }
-        return json.dumps(document, indent=1)
+        return json_text(document)
     lines = [
         f"{filled.images:,} images embedded with {job.new.version} in {filled.seconds:.1f} s",
         *filled.lines,

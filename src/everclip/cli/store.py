@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from everclip.cli.options import Json, StoreFolder, Wait
+from everclip.cli.printing import json_text
 from everclip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def update(
             estimate_after_update(opened) if found.takes is not None and found.takes.images_change else None
         )
         if as_json:
-            typer.echo(json.dumps(_plain(found) | {"reindex": again and vars(again)}, indent=1))
+            typer.echo(json_text(_plain(found) | {"reindex": again and vars(again)}))
         else:
             typer.echo(outlook_text(found))
             if again is not None:
@@ -182,7 +182,7 @@ def versions(store: StoreFolder, as_json: Json = False) -> None:
         except CheckpointError as error:
             damaged.append(str(error))
     if as_json:
-        typer.echo(json.dumps([v.model_dump(mode="json") for v in found], indent=1))
+        typer.echo(json_text([v.model_dump(mode="json") for v in found]))
     else:
         typer.echo(versions_text(opened, found))
     if damaged:
@@ -254,7 +254,7 @@ def status(store: StoreFolder, as_json: Json = False) -> None:
     opened = Store(store)
     document = status_of(opened)
     if as_json:
-        typer.echo(json.dumps(document, indent=1))
+        typer.echo(json_text(document))
         return
     typer.echo(f"{document['current']} serves; before it: {', '.join(document['before']) or 'none'}")
     typer.echo(f"versions: {len(document['versions'])}; probes: {', '.join(document['probes']) or 'none'}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from everclip.cli.options import Json
+from everclip.cli.printing import json_text
 
 if TYPE_CHECKING:
     from everclip.prepare.suggest.suggestion import Suggestion
@@ -44,7 +46,7 @@ def suggest(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for suggestion.json and lr-range.png.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Propose settings for your data and model.
 
@@ -78,7 +80,7 @@ def suggest(
 def _report(suggestion: Suggestion, output: Path | None, as_json: bool) -> None:
     """Print a suggestion; write it to a folder if one is given."""
     if as_json:
-        typer.echo(json.dumps(suggestion.model_dump(mode="json"), indent=1, ensure_ascii=False))
+        typer.echo(json_text(suggestion.model_dump(mode="json")))
     else:
         _show(suggestion, output)
     if output is not None:

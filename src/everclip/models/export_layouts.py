@@ -18,7 +18,5 @@ def layout_of(name: str) -> ExportLayout:
         ConfigError: for an unknown name.
     """
     if name not in LAYOUTS:
-        raise ConfigError(
-            f"--format: {name!r} is not known; expected {', '.join(LAYOUTS)}.{did_you_mean(name, LAYOUTS)}"
-        )
+        raise ConfigError(f"--format: {name!r} is not known.{did_you_mean(name, LAYOUTS)}")
     return LAYOUTS[name]

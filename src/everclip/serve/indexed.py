@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from everclip.data.pictures.location import bytes_at
 from everclip.errors import CheckpointError, ConfigError, DataError
@@ -18,6 +20,8 @@ from everclip.serve.refusal import Refusal
 from everclip.serve.searching import Found, IndexFacts, SpaceFacts, Vectors
 from everclip.store.indexed import has_index
 from everclip.store.versions import Store
+
+log = logging.getLogger("everclip.serve")
 
 
 def key_of(method: Method) -> str:
@@ -42,14 +46,20 @@ def open_index(store: Store) -> StoreIndex | None:
     """
     if not has_index(store.path):
         return None
-    try:
+    with _using():
         return StoreIndex(Index(store.path).view())
+
+
+@contextmanager
+def _using() -> Iterator[None]:
+    """Refuse a request that needs an index that is damaged; the log says what, the answer names no file."""
+    try:
+        yield
     except (ConfigError, CheckpointError) as error:
-        raise _unusable() from error
-
-
-def _unusable() -> Refusal:
-    return Refusal(503, "index-unusable", "The search index cannot be used now; the server's log says why.")
+        log.error("the search index cannot be used: %s", error)
+        raise Refusal(
+            503, "index-unusable", "The search index cannot be used now; the server's log says why."
+        ) from error
 
 
 class StoreIndex:
@@ -70,12 +80,13 @@ class StoreIndex:
         state = self._view.state
         if state.serving is None:
             return {}
-        items = self._view.items.count_rows()
-        whole = [
-            key
-            for key, space in state.spaces.items()
-            if self._view.vectors(key).count_rows() + len(space.set_aside) >= items
-        ]
+        with _using():
+            items = self._view.items.count_rows()
+            whole = [
+                key
+                for key, space in state.spaces.items()
+                if self._view.vectors(key).count_rows() + len(space.set_aside) >= items
+            ]
         keys = dict.fromkeys([state.serving, *reversed(state.before), *whole])
         return {key: state.spaces[key].version for key in keys if key in state.spaces}
 
@@ -87,15 +98,14 @@ class StoreIndex:
             wanted = conditions(where, self._view.state.columns)
         except ConfigError as error:
             raise Refusal(422, "wrong-condition", str(error).replace("--where", "where")) from error
-        try:
+        with _using():
             found = self._view.search(key, queries, top, wanted, exact)
-        except (ConfigError, CheckpointError) as error:
-            raise _unusable() from error
         return [[Found(hit.id, hit.cosine, hit.metadata) for hit in hits] for hits in found]
 
     def image(self, id: str) -> bytes | None:
         """Return the encoded image of an item; `None` if there is none, or its file cannot be read any more."""
-        rows = tables.rows_with(self._view.items, [id])
+        with _using():
+            rows = tables.rows_with(self._view.items, [id])
         if not len(rows):
             return None
         try:
@@ -105,13 +115,14 @@ class StoreIndex:
 
     def facts(self) -> IndexFacts:
         """Return the state of the index."""
-        state = self._view.state
-        return IndexFacts(
-            items=self._view.items.count_rows(),
-            spaces=[
-                SpaceFacts(
-                    key, space.version, self._view.vectors(key).count_rows(), key == state.serving, space.how
-                )
-                for key, space in state.spaces.items()
-            ],
-        )
+        view, state = self._view, self._view.state
+        with _using():
+            return IndexFacts(
+                items=view.items.count_rows(),
+                spaces=[
+                    SpaceFacts(
+                        key, space.version, view.vectors(key).count_rows(), key == state.serving, space.how
+                    )
+                    for key, space in state.spaces.items()
+                ],
+            )
