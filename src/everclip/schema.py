@@ -63,6 +63,8 @@ class BackboneConfig(Frozen):
         weights: a tag or a file for an architecture, a file of the folder for a folder; `random` starts from scratch
             (seeded by the run).
         key: which model of a file with several (`model_ema`); if the choice matters, an error asks for it.
+        adapter: a folder with a LoRA in PEFT's layout, to be merged into the weights: written by
+            `everclip export --adapter-only` or by PEFT.
         patch_dropout: share of image patches that training drops (FLIP, arXiv 2212.00794); default: that of the model.
         image_size: side in pixels, if not that of the weights; position embeddings are interpolated.
         force_quick_gelu: the activation, if name and weights disagree on it.
@@ -72,6 +74,7 @@ class BackboneConfig(Frozen):
     name: str = Field("builtin:photo", min_length=1)
     weights: str | None = None
     key: str | None = Field(None, min_length=1)
+    adapter: str | None = Field(None, min_length=1)
     patch_dropout: float | None = Field(None, ge=0, lt=1)
     image_size: int | None = Field(None, ge=1)
     force_quick_gelu: bool | None = None

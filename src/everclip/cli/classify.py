@@ -33,6 +33,9 @@ def classify(
     weights: Annotated[
         str | None, typer.Option(help="Tag or file of weights, if MODEL is an architecture.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA in PEFT's layout, merged into MODEL, a backbone.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Name images.
@@ -52,7 +55,8 @@ def classify(
     files = [file for image in images for file in _files(image)]
     from everclip.store.loading import learned_names_of, load_any
 
-    learner = load_any(model, None if weights is None else {"weights": weights})
+    given = {"weights": weights, "adapter": adapter}
+    learner = load_any(model, {key: value for key, value in given.items() if value is not None})
     if not choices:
         choices = learned_names_of(model, learner)
         if not choices:

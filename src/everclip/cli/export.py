@@ -41,6 +41,9 @@ def export(
     key: Annotated[
         str | None, typer.Option(help="Which model of a file with several, such as model_ema.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA in PEFT's layout, merged into MODEL, a backbone.")
+    ] = None,
     mlflow: Annotated[
         str | None,
         typer.Option(help="Also register the store's version in this MLflow, such as sqlite:///mlflow.db."),
@@ -84,6 +87,7 @@ def export(
         force=force,
         weights=weights,
         key=key,
+        adapter=adapter,
         form=form,
         adapter_only=adapter_only,
     )
@@ -139,12 +143,14 @@ def run_export(
     force: bool = False,
     weights: str | None = None,
     key: str | None = None,
+    adapter: str | None = None,
     form: str = "open_clip",
     adapter_only: bool = False,
 ) -> tuple[Exported, Backbone, dict[str, Any]]:
     """Export the model that `model` names; see `everclip.models.export.export_backbone`."""
     from everclip.cli.export_source import card_of
     from everclip.config import BackboneConfig, validated
+    from everclip.errors import ConfigError
     from everclip.models.backbone import load_backbone
     from everclip.models.export import export_backbone
     from everclip.models.export_layouts import layout_of
@@ -154,17 +160,18 @@ def run_export(
         _require_adapter_alone(half, form)
     found = _learner(model)
     if found is not None:
+        if adapter is not None:
+            raise ConfigError(f"--adapter: {model} is no backbone, so no adapter can be merged into it.")
         learner, source = found
         card = {**card_of(learner.method.backbone), "source": source}
         exported = _export_learner(
             model, learner, folder, card, half=half, force=force, form=form, adapter_only=adapter_only
         )
         return exported, learner.method.backbone, card
-    config = validated(BackboneConfig, {"name": model, "weights": weights, "key": key}, "backbone")
+    named = {"name": model, "weights": weights, "key": key, "adapter": adapter}
+    config = validated(BackboneConfig, named, "backbone")
     backbone = load_backbone(config)
     if adapter_only:
-        from everclip.errors import ConfigError
-
         raise ConfigError(f"export: --adapter-only: {model} is a backbone, which holds no LoRA.")
     card = {
         **card_of(backbone),

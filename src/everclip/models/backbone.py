@@ -24,12 +24,13 @@ from everclip.data.pictures.images import PixelFormat
 from everclip.data.sampling.order import key_of
 from everclip.errors import ConfigError
 from everclip.models.activation import decide_activation
+from everclip.models.adapter import merge_adapter
 from everclip.models.architecture import build_clip, with_overrides
 from everclip.models.chunks import encode_in_chunks
 from everclip.models.clip import Clip
 from everclip.models.fingerprint import tensors_hash
 from everclip.models.fitting import put_weights
-from everclip.models.locate import locate
+from everclip.models.locate import RANDOM, locate
 from everclip.models.located import Located
 from everclip.models.modules.prompts import coupled_texts
 from everclip.models.modules.token_rows import add_rows, embedding_of, require_end_pooling
@@ -224,6 +225,13 @@ def load_backbone(
         )  # may come from the weights
     backbone.layout = Layout(model_cfg, preprocessing.config, files)
     backbone.notes = [*notes, *preprocessing.notes]
+    if config.adapter is not None:
+        if config.weights == RANDOM:
+            raise ConfigError(
+                "backbone.adapter: changes weights that were trained; leave out backbone.weights=random."
+            )
+        towers = backbone.fingerprints()
+        backbone.notes += merge_adapter(clip, config.adapter, config.name, towers, directory)
     return backbone
 
 

@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from everclip.errors import ConfigError, EverclipError
 from everclip.files import folder_atomic
+from everclip.models.adapter import LOG_SCALE, merge_adapter
+from everclip.models.adapter_config import CONFIG, PREFIX, WEIGHTS
 from everclip.models.backbone import Backbone, load_backbone
-from everclip.models.export import Encode, Exported, check_target, expected_of, put_card, set_aside
+from everclip.models.export import CARD, Encode, Exported, check_target, expected_of, put_card, set_aside
 from everclip.models.export_card import limits_of
 from everclip.models.export_parity import LORA_LIMIT, TEXTS, Expected, Parity, describe, distance
-from everclip.models.export_transformers import check, new_name, renamed
+from everclip.models.export_transformers import check, new_name
 from everclip.models.modules.grow import grown
 from everclip.models.modules.lora import SHARED, LowRank, adapted, merge, unmerge
 from everclip.models.modules.token_rows import has_rows
-from everclip.models.transformers_layout import convert
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _WHOLE = "; leave out --adapter-only to export the merged model"
 
 
@@ -57,6 +56,11 @@ def export_adapter(
     check_target(folder, force)
     if backbone.layout is None:
         raise ConfigError("export: this model was made by hand: its configuration is not known.")
+    if backbone.config.adapter is not None:
+        raise ConfigError(
+            f"export: --adapter-only: the start model is {backbone.config.name} with the adapter "
+            f"{backbone.config.adapter} merged, which a folder of PEFT's cannot name{_WHOLE}."
+        )
     check(backbone)
     _require_lora(backbone)
     base = load_backbone(backbone.config, directory=backbone.directory)
@@ -66,6 +70,12 @@ def export_adapter(
     updates = _updates(backbone)
     with folder_atomic(folder) as aside:
         _write(backbone, updates, aside)
+        start: dict[str, Any] = {"base_towers": base.fingerprints()}
+        if scale is not None:
+            start[LOG_SCALE] = float(backbone.clip.logit_scale.detach())
+        (aside / CARD).write_text(
+            json.dumps(start), encoding="utf-8"
+        )  # what a reader needs of the whole card
         with torch.inference_mode():
             parity = _compare(backbone, base, aside, expected)
         if not parity.within(LORA_LIMIT):
@@ -80,7 +90,7 @@ def export_adapter(
             "layout": "peft",
             "limits": limits_of(backbone),
         }
-        document |= {"towers": backbone.fingerprints(), "base_towers": base.fingerprints()}
+        document |= {"towers": backbone.fingerprints(), **start}
         document |= {"parity": asdict(parity), "usage": _usage(folder, backbone)}
         document["more_limits"] = _notes(backbone, scale)
         put_card(document, aside)
@@ -181,45 +191,22 @@ def _write(
     (folder / CONFIG).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     tensors = {}
     for layer, (down, up, _) in updates.items():
-        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = down.cpu().contiguous().clone()
-        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = up.cpu().contiguous().clone()
+        tensors[f"{PREFIX}{layer}.lora_A.weight"] = down.cpu().contiguous().clone()
+        tensors[f"{PREFIX}{layer}.lora_B.weight"] = up.cpu().contiguous().clone()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     # safetensors creates files that only their owner can read; others must be able to read an export.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
-def applied(base: Mapping[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """Return weights of a `CLIPModel` with the adapter of a folder merged into them, as PEFT merges it.
-
-    Args:
-        base: the weights under transformers' names; not changed.
-        folder: with both files of PEFT's layout.
-    """
-    document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tensors = load_file(folder / WEIGHTS)
-    result = dict(base)
-    for layer in document["target_modules"]:
-        rank = document["rank_pattern"].get(layer, document["r"])
-        scaling = document["alpha_pattern"].get(layer, document["lora_alpha"]) / rank
-        up, down = (tensors[f"{_PREFIX}{layer}.lora_{letter}.weight"] for letter in "BA")
-        result[f"{layer}.weight"] = result[f"{layer}.weight"] + up @ down * scaling
-    return result
-
-
 def _compare(backbone: Backbone, base: Backbone, folder: Path, expected: Expected) -> Parity:
-    """Apply what was written to the start model, which is changed, and compare."""
-    prefix = "text." if hasattr(base.clip, "text") else ""
-    weights = convert(applied(renamed(base.clip.state_dict()), folder))
-    towers = ("visual.", "logit_")
-    state = {name if name.startswith(towers) else prefix + name: value for name, value in weights.items()}
-    own = base.clip.state_dict()
-    base.clip.load_state_dict({name: value.reshape(own[name].shape) for name, value in state.items()})
+    """Merge what was written into the start model, as everclip reads it back, and compare."""
+    merge_adapter(base.clip, str(folder), backbone.config.name, base.fingerprints())
     base.eval()
     return Parity(
         pixels=0.0,  # those of the start model
         images=distance(base.encode_image(expected.pixels), expected.images),
         texts=distance(base.encode_text(expected.tokens), expected.texts),
-        logit_scale=0.0,  # PEFT has no place for it: see the notes
+        logit_scale=distance(base.logit_scale, backbone.logit_scale),
         tokens=torch.equal(base.tokenise(list(TEXTS)), expected.tokens),
     )
 
@@ -238,7 +225,7 @@ def _notes(backbone: Backbone, scale: float | None) -> list[str]:
     notes = [f"This is no model: it changes the start model {backbone.config.name}, and no other."]
     if scale is not None:
         notes.append(
-            f"The logit scale was learned too, for which PEFT has no place: it is {scale:.6g}. Embeddings and the "
-            "order of answers do not depend on it, probabilities do."
+            f"The logit scale was learned too, for which PEFT has no place: it is {scale:.6g} (everclip reads it from "
+            "card.json). Embeddings and the order of answers do not depend on it, probabilities do."
         )
     return notes

@@ -121,7 +121,8 @@ def _layout_of(state: Mapping[str, object]) -> str:
         return " The weights are in transformers' layout, but not those of a CLIPModel."
     if any(".lora_" in k or ".lokr_" in k or ".hada_" in k for k in state):
         return (
-            " These are the weights of an adapter (LoRA), which only change a model. Merge them into the model with "
+            " These are the weights of an adapter (LoRA), which only change a model. If they are in PEFT's layout, "
+            "name the model as backbone.name and their folder as backbone.adapter; else merge them into the model with "
             "the library that made them (with peft: model.merge_and_unload()), save its state_dict, and use that file."
         )
     if any(k.startswith(("model/", "backbone.clip.")) for k in state):

@@ -9,6 +9,8 @@ from typing import Any
 
 from everclip.errors import ConfigError, did_you_mean
 from everclip.files import found_in
+from everclip.models.adapter_config import CONFIG as ADAPTER
+from everclip.models.adapter_config import adapter_hint
 from everclip.models.checkpoint_files import (
     checkpoint_names,
     describe_checkpoints,
@@ -108,11 +110,8 @@ def _hint(folder: Path) -> str:
             " It is an export to ONNX that does not say where its weights are (onnx_weights.json is missing; an older "
             "everclip did not write it): export the model again, or name the run or model that it was made from."
         )
-    if (folder / "adapter_config.json").is_file():
-        return (
-            " It holds an adapter (LoRA), which only changes a model. Merge it with the library that made it (with "
-            "peft: model.merge_and_unload()), save the whole model, and use that."
-        )
+    if (folder / ADAPTER).is_file():
+        return adapter_hint(folder)
     if (folder / "config.json").is_file():
         return (
             " It seems to be in transformers' layout, but it is not a whole CLIPModel (model_type clip). Use "

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,31 @@ def convert(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         else:
             result |= {f"{layer}.self_attn.{c}_proj.{kind}": tensor for c, tensor in three.items()}
     return result
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Where open_clip keeps the weight of a layer of transformers' CLIP.
+
+    Attributes:
+        name: of open_clip's tensor, without the prefix `text.` of a separate text tower.
+        third: which third of its rows, if it holds query, key and value.
+        transposed: whether it is the transposed weight.
+    """
+
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+
+def place_of(layer: str) -> LayerPlace:
+    """Return where open_clip keeps the weight of a layer, given its name in a `CLIPModel`."""
+    weight = f"{layer}.weight"
+    if weight in PROJECTIONS:
+        return LayerPlace(PROJECTIONS[weight], transposed=True)
+    if match := _QUERY.fullmatch(weight):
+        return LayerPlace(f"{_renamed(match[1] + '.')}attn.in_proj_weight", "qkv".index(match[2]))
+    return LayerPlace(_renamed(weight))
 
 
 def _renamed(name: str) -> str:

@@ -46,7 +46,11 @@ def build_results(
             "settings": method.settings.model_dump(mode="json"),
             "cost": vars(method.describe()),
         },
-        backbone={"name": method.backbone.name, "weights": config.backbone.weights},
+        backbone={
+            "name": method.backbone.name,
+            "weights": config.backbone.weights,
+            **({} if config.backbone.adapter is None else {"adapter": config.backbone.adapter}),
+        },
         seed=config.seed,
         protocols=[dict(protocol) for protocol in measured.protocols],
         headline=dict(headline),
