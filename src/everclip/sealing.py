@@ -40,5 +40,5 @@ def read_sealed(path: Path, kind: type[R]) -> R:
                 )
             document = document["content"]
         return kind.model_validate(document)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error

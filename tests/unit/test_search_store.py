@@ -228,6 +228,15 @@ def test_metadata_of_another_kind_are_refused_and_nothing_is_added(
     with pytest.raises(DataError, match=r"'perhaps' in column 'test' is no bool"):
         adding.add(index, model_of(first), adding.images_of([str(tmp_path / "new.parquet")])[0])
     assert "n1" not in index.view().contents()
+    rows = rows.append_column("id", [["n1", "n2"]]).append_column(
+        "weight", pa.array([1, 2**63 - 1 + 1], pa.uint64())
+    )
+    pq.write_table(rows.drop(["test"]), tmp_path / "large.parquet")
+    with pytest.raises(DataError, match=r"'9223372036854775808' in column 'weight' is no int"):
+        adding.add(index, model_of(first), adding.images_of([str(tmp_path / "large.parquet")])[0])
+    assert "weight" not in {
+        column.name for column in index.state.columns
+    }  # it may be of another kind next time
 
 
 def test_wrong_options_are_said(first: Store, call: Call, tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def test_a_damaged_vocabulary_of_any_model_is_named(micro_folder: Path, tmp_path
         build_tokenizer({}, tmp_path)
 
 
+def test_a_record_that_is_deep_json_is_damaged(store: Store) -> None:
+    (store.path / "current").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="current: cannot be read"):
+        _ = store.current
+
+
 def test_a_damaged_probe_is_named(store: Store) -> None:
     (name,) = store.settings.probes
     assert len(store.probe(name)) == 8

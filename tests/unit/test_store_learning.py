@@ -137,3 +137,10 @@ def test_a_store_offers_the_classes_of_all_its_updates(
     assert out.split(": ", 1)[1].rsplit(" ", 3)[0] in first
     code, _, err = command("classify", f"{store.path}@v0001", image)
     assert (code, "no names to choose from" in err) == (2, True)
+
+
+def test_a_store_can_start_from_a_version_of_another_one(store: Store, tmp_path: Path) -> None:
+    again = create_store(tmp_path / "again", f"{store.path}@v0002", method="finetune")
+    own, before = weights(again.load()), weights(store.load("v0002"))
+    assert all(torch.equal(own[name], tensor) for name, tensor in before.items())
+    assert again.settings.origin == f"{store.path}@v0002"

@@ -49,7 +49,15 @@ def test_what_cannot_be_carried_over_says_why() -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[]", "one class"), ("{}", "one class"), ("no", "JSON"), ('{"a": 2}', "'a'"), ('{"a": true}', "'a'")],
+    [
+        ("[]", "one class"),
+        ("{}", "one class"),
+        ("no", "JSON"),
+        ("[" * 100_000, "JSON"),
+        ('{"a": 2}', "'a'"),
+        ('{"a": true}', "'a'"),
+    ],
+    ids=["list", "nothing", "text", "deep", "large", "bool"],
 )
 def test_what_is_no_file_of_thresholds_is_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "cuts.json"

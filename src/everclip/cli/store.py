@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def init(
     store: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     model: Annotated[
-        str, typer.Option("--model", help="A backbone, an export, a run folder or a saved learner.")
+        str, typer.Option("--model", help="A backbone, an export, a run folder, a learner, or STORE@v0003.")
     ] = "builtin:photo",
     settings: Annotated[
         list[str] | None,

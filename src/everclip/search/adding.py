@@ -195,6 +195,10 @@ def _prepare(
         elif change.state.serving != model.key:
             raise ConfigError(refusal(change.state))
         columns, done.left_out = new_columns(images.table, change.state.columns, images.sources)
+        for row, item in enumerate(
+            images.ids
+        ):  # all of them now: a column that was added keeps its kind for good
+            _metadata(images.table, row, [*change.state.columns, *columns], item)
         change.add_columns(columns)
         if images.folder is not None:
             change.name_folders(

@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 from everclip.errors import ConfigError
 from everclip.files import folder_atomic, require_writable, write_text_atomic
 from everclip.learner.core import Learner
-from everclip.learner.evaluate import load_model, read_set
+from everclip.learner.evaluate import read_set
 from everclip.lock import now
 from everclip.models.export import export_backbone
 from everclip.registry import method_entry
 from everclip.sealing import sealed
 from everclip.store.journal import DONE, Journal
+from everclip.store.loading import load_any
 from everclip.store.records import Current, GateLimits, Settings, Version
 from everclip.store.sets import bounded
 from everclip.store.versions import (
@@ -50,7 +51,7 @@ def create_store(
 
     Args:
         path: a folder that does not exist or is empty.
-        model: a backbone, an export, a run folder or a saved learner; its weights are copied.
+        model: a backbone, an export, a run folder, a saved learner or a version of a store; its weights are copied.
         backbone: further settings of a backbone (`weights`...).
         method: the preset that updates learn with.
         method_settings: settings of the preset that differ from its own.
@@ -66,7 +67,7 @@ def create_store(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: there is something already; a store needs a new or empty folder.")
     require_writable(path.absolute().parent, "STORE")
-    start = load_model(model, dict(backbone or {}))
+    start = load_any(model, backbone)
     if start.method.class_head() is not None or start.method.text_correction() is not None:
         raise ConfigError(
             f"{model}: {start.method.preset} learned a part beside the CLIP, so a store cannot start from it; start "

@@ -50,7 +50,7 @@ def read_thresholds(path: Path) -> dict[str, float]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f'--thresholds: {path}: expected JSON {{"class name": threshold}} ({error}).'
         ) from error
