@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from everclip.errors import ConfigError, DataError, RunFolderError
-from everclip.search import adding, reindexing, tables
+from everclip.search import adding, embedding, reindexing, tables
 from everclip.search.embedding import SearchModel, space_key
 from everclip.search.index import REINDEX_LOCK, Index
 from everclip.search.ways import Budget, Job
@@ -183,6 +183,20 @@ def test_files_are_named_by_their_path_and_unreadable_ones_by_their_reason(
     assert found
     assert {hit["metadata"]["style"] for hit in found} == {"style-1"}
     assert {hit["metadata"]["time"] for hit in found} == {2002, 2003}
+
+
+def test_short_work_says_nothing_of_its_progress(first: Store, call: Call, tmp_path: Path) -> None:
+    files = images_of(tmp_path / "photos", 2)
+    code, out, err = call("index", first.path, files[0], files[1])
+    assert (code, out, err) == (0, "2 added, 0 replaced, 0 already there\n", "")
+    files[0].write_bytes(b"no image")
+    code, _, err = call("index", first.path, tmp_path / "photos")
+    assert (code, "More than --quarantine-limit = 1.0%" in err) == (3, True)
+    now = iter([0.0, 1.0, 6.0, 7.0, 8.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding.time, "monotonic", lambda: next(now))
+        pace = embedding.Pace()
+        assert [pace.due(n, 4) for n in (1, 2, 3, 4)] == [False, True, False, True]
 
 
 def test_search_prints_where_files_lie_and_names_no_absolute_path(

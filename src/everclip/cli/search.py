@@ -108,7 +108,10 @@ def _add(
     from everclip.search.records import EXACT_BELOW
     from everclip.store.indexed import answering, model_of
 
-    read = images_of(images, id_column, limit)
+    try:
+        read = images_of(images, id_column, limit)
+    except DataError as error:
+        raise DataError(str(error).replace("data.quarantine_limit", "--quarantine-limit")) from error
     opened = Index.create(store.path, EXACT_BELOW if exact_below is None else exact_below, _note)
     model = model_of(store) if opened.state.space is None else answering(store, opened).model
     total = Added()

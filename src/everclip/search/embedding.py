@@ -255,15 +255,15 @@ class Group(Generic[T]):
 
 
 class Pace:
-    """Says when a line about the progress is due: from time to time, and at the end."""
+    """Says when a line about the progress is due: from time to time, and at the end of work that had such lines."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), False
 
     def due(self, done: int, total: int) -> bool:
         """Whether to print a line now."""
         now = time.monotonic()
-        if done < total and now - self._last < PACE:
+        if now - self._last < PACE and not (done == total and self._told):
             return False
-        self._last = now
+        self._last, self._told = now, True
         return True

@@ -177,7 +177,7 @@ def judge(found: Kept, limit: float = LIMIT) -> Judged:
     state: State = "cannot tell"
     needed = ""
     if found.queries < LEAST_QUERIES:
-        needed = f"; at least {LEAST_QUERIES} queries are needed"
+        needed = f"; so few queries decide nothing, at least {LEAST_QUERIES} do"
     elif found.low >= limit:
         state = "pass"
     elif found.high < limit:

@@ -76,7 +76,7 @@ class Map:
         done.lines += lines_of(fitted)
         if fitted.least.state != "pass":
             raise LimitError(
-                f"the map is not used: {fitted.least.reason} (--recall). The old vectors answer on; `everclip reindex "
+                f"the map is not used (--recall): {fitted.least.reason}. The old vectors answer on; `everclip reindex "
                 "--how reembed` embeds every image again."
             )
         _write(job, fitted)
