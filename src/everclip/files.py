@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -73,6 +74,12 @@ def user_path(given: object, where: str) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{where}: {text[:200]!r}: {reason}.") from error
     return path
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

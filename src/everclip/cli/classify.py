@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, Weights
 from everclip.cli.printing import json_text
 from everclip.errors import ConfigError, DataError
 
@@ -30,9 +30,7 @@ def classify(
         typer.Option("--template", help="Text around a name, with {} in its place; several are averaged."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Names to show per image.")] = 1,
-    weights: Annotated[
-        str | None, typer.Option(help="Tag or file of weights, if MODEL is an architecture.")
-    ] = None,
+    weights: Weights = None,
     adapter: Annotated[
         str | None, typer.Option(help="A LoRA in PEFT's layout, merged into MODEL, a backbone.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from everclip.cli.options import Json
+from everclip.cli.options import Json, Weights
 from everclip.cli.printing import json_text
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def export(
         bool, typer.Option("--half", help="Store float16: half the size, nearly the same embeddings.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
-    weights: Annotated[
-        str | None, typer.Option(help="Tag or file of weights, if MODEL is an architecture.")
-    ] = None,
+    weights: Weights = None,
     key: Annotated[
         str | None, typer.Option(help="Which model of a file with several, such as model_ema.")
     ] = None,

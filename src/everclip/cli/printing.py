@@ -1,10 +1,17 @@
-"""JSON as all verbs print it."""
+"""What all verbs print alike: JSON, and lines beside their result."""
 
 from __future__ import annotations
 
 import json
 import math
 from typing import Any
+
+import typer
+
+
+def note(line: str) -> None:
+    """Print a line that is no result: the standard output stays for programs."""
+    typer.echo(line, err=True)
 
 
 def json_text(document: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from everclip.cli.options import Json, StoreFolder
-from everclip.cli.printing import json_text
+from everclip.cli.printing import json_text, note
 from everclip.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def index(
     tables.lancedb()  # before the images are read
     if not images and not remove:
         raise ConfigError("index: name images to add (IMAGES...), or items to remove (--remove ID).")
-    opened = Store(store, _note)
+    opened = Store(store, note)
     if exact_below is not None and has_index(store):
         raise ConfigError("--exact-below: the index is there already; its size of exact search stays.")
     document: dict[str, Any] = {}
     if remove:
-        gone, unknown = remove_items(Index(store, _note), remove)
+        gone, unknown = remove_items(Index(store, note), remove)
         document |= {"removed": gone, "unknown": unknown}
     if images:
         found = _add(opened, images, replace, id_column, quarantine_limit, exact_below, storage)
@@ -88,10 +88,6 @@ def index(
     typer.echo(json_text(document) if as_json else "\n".join(_index_lines(document)))
     if document.get("unknown"):
         raise DataError(f"--remove: the index has no item {document['unknown'][0]!r}.")
-
-
-def _note(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _add(
@@ -112,13 +108,13 @@ def _add(
         read = images_of(images, id_column, limit)
     except DataError as error:
         raise DataError(str(error).replace("data.quarantine_limit", "--quarantine-limit")) from error
-    opened = Index.create(store.path, EXACT_BELOW if exact_below is None else exact_below, _note)
+    opened = Index.create(store.path, EXACT_BELOW if exact_below is None else exact_below, note)
     model = model_of(store) if opened.state.space is None else answering(store, opened).model
     total = Added()
     for part in read:
         for entry in part.set_aside:
             total.failed[entry.name] = f"{entry.reason}: {entry.detail}"
-        total = total.joined(add(opened, model, part, replacing=replacing, storage=storage, tell=_note))
+        total = total.joined(add(opened, model, part, replacing=replacing, storage=storage, tell=note))
     return total
 
 
@@ -184,8 +180,8 @@ def search(
 
     if (text is None) == (image is None) or (text is not None and not text.strip()):
         raise ConfigError("search: give a text or --image FILE.")
-    opened = Store(store, _note)
-    found = Index(store, _note)
+    opened = Store(store, note)
+    found = Index(store, note)
     view = found.view()
     wanted = conditions(where or [], view.state.columns)
     answers = answering(opened, found)
@@ -194,8 +190,8 @@ def search(
         hits = view.search(answers.model.key, query, top, wanted, exact)[0]
     except CheckpointError:  # another process has just cleaned what this view was of
         hits = found.view().search(answers.model.key, query, top, wanted, exact)[0]
-    if note := answers.note(store):
-        _note(note)
+    if (newer := answers.note(store)) is not None:
+        note(newer)
     if as_json:
         document = {
             "version": answers.model.version,
@@ -291,8 +287,8 @@ def reindex(
 
     if sum((switch, rollback, tidy)) > 1 or (no_switch and switch):
         raise ConfigError("reindex: give one of --switch, --no-switch, --rollback, --tidy.")
-    opened = Store(store, _note)
-    found = Index(store, _note)
+    opened = Store(store, note)
+    found = Index(store, note)
     if switch:
         typer.echo(f"{reindexing.switch(found, to).version} answers searches now")
     elif rollback:
@@ -332,7 +328,7 @@ def _job(
         return model_of(store, None if space is None else space.version)
 
     limits = Budget.parse(budget)
-    return Job(index, old, model_of(store, to), rate, limits, limit, recall, _note)
+    return Job(index, old, model_of(store, to), rate, limits, limit, recall, note)
 
 
 def _queries(path: Path | None) -> list[str]:

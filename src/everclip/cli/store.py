@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from everclip.cli.options import Json, StoreFolder, Wait
-from everclip.cli.printing import json_text
+from everclip.cli.printing import json_text, note
 from everclip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def update(
     from everclip.store.updating import update as learn
     from everclip.store.versions import Store
 
-    opened = Store(store, lambda line: typer.echo(line, err=True))
+    opened = Store(store, note)
     cuts = None if thresholds is None else read_thresholds(thresholds)
     if slices and not dry_run:
         raise ConfigError("--slice: only with --dry-run.")
@@ -206,7 +206,7 @@ def promote(
     typer.echo(f"{pointer.version} serves")
     of = opened.version(version)
     if of.state == "rejected":
-        typer.echo(f"note: an update rejected it ({unpassed(of)})", err=True)
+        note(f"note: an update rejected it ({unpassed(of)})")
 
 
 def rollback(store: StoreFolder, wait: Wait = False) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -27,6 +28,7 @@ from everclip.serve.service import Service
 from everclip.serve.token import require_token
 from everclip.store.records import Current
 
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _BEARER: dict[str, Any] = {"security": [{"token": []}]}
 _CHANGES = (400, 401, 403, 404, 408, 409, 413, 415, 422)
 
@@ -85,7 +87,9 @@ def _add_changing(app: FastAPI, service: Service, token: str | None) -> None:
     def allowed(request: Request) -> None:
         require_token(token, request.headers.get("authorization"))
 
-    async def asked_version(request: Request) -> str:
+    async def named(request: Request) -> str:
+        """Return the version that a request names, if its token lets it."""
+        allowed(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "wrong-type", "Content-Type: expected application/json.")
         try:
@@ -93,18 +97,19 @@ def _add_changing(app: FastAPI, service: Service, token: str | None) -> None:
         except ValidationError as error:
             raise invalid(error) from None
 
-    named = body_schema(PromoteAsked, {"version": "v0002"}) | _BEARER
+    def changing(path: str, summary: str) -> Callable[[Endpoint], Endpoint]:
+        """Add an endpoint whose body names a version."""
+        return app.post(
+            path,
+            summary=summary,
+            tags=["change"],
+            responses=refusals(*_CHANGES),
+            openapi_extra=body_schema(PromoteAsked, {"version": "v0002"}) | _BEARER,
+        )
 
-    @app.post(
-        "/promote",
-        summary="Let a version serve",
-        tags=["change"],
-        responses=refusals(*_CHANGES),
-        openapi_extra=named,
-    )
+    @changing("/promote", "Let a version serve")
     async def promote(request: Request) -> Switched:
-        allowed(request)
-        return _switched(await service.promote(await asked_version(request)))
+        return _switched(await service.promote(await named(request)))
 
     @app.post(
         "/rollback",
@@ -117,16 +122,9 @@ def _add_changing(app: FastAPI, service: Service, token: str | None) -> None:
         allowed(request)
         return _switched(await service.rollback())
 
-    @app.post(
-        "/load",
-        summary="Load a version beside the one that serves, to compare both",
-        tags=["change"],
-        responses=refusals(*_CHANGES),
-        openapi_extra=named,
-    )
+    @changing("/load", "Load a version beside the one that serves, to compare both")
     async def load(request: Request) -> LoadedFacts:
-        allowed(request)
-        return LoadedFacts(loaded=await service.load(await asked_version(request)))
+        return LoadedFacts(loaded=await service.load(await named(request)))
 
     add_security(app)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from everclip.errors import ConfigError
-from everclip.files import folder_atomic, require_writable, write_text_atomic
+from everclip.files import file_digest, folder_atomic, require_writable, write_text_atomic
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import read_set
 from everclip.lock import now
@@ -28,7 +28,6 @@ from everclip.store.versions import (
     SETTINGS,
     VERSIONS,
     Store,
-    digest,
     write_version,
 )
 
@@ -119,7 +118,7 @@ def _sums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of the files that no version holds and every update needs; not of pages for people."""
     files = [*sorted((folder / BASE).rglob("*")), *sorted((folder / PROBES).glob("*.parquet"))]
     needed = [path for path in files if path.is_file() and path.name not in ("README.md", "card.json")]
-    return {path.relative_to(folder).as_posix(): digest(path) for path in needed}
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in needed}
 
 
 def new_learner(folder: Path, settings: Settings) -> Learner:

@@ -14,7 +14,6 @@ Every change is one rename: a process that is killed leaves the store as it was 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -34,6 +33,7 @@ from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.files import (
     clear_leftovers,
     crash_point,
+    file_digest,
     folder_atomic,
     require_writable,
     write_text_atomic,
@@ -158,7 +158,7 @@ class Store:
         folder = self.folder(version.id)
         for name, expected in version.files.items():
             path = folder / name
-            if not path.is_file() or digest(path) != expected:
+            if not path.is_file() or file_digest(path) != expected:
                 raise CheckpointError(
                     f"{path}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot be used. Serve "
                     f"another one: `everclip promote {self.path} VERSION`."
@@ -168,7 +168,7 @@ class Store:
         for name, expected in self.settings.files.items():
             path = self.path / name
             if (name == part or name.startswith(f"{part}/")) and (
-                not path.is_file() or digest(path) != expected
+                not path.is_file() or file_digest(path) != expected
             ):
                 raise CheckpointError(
                     f"{path}: {'damaged' if path.is_file() else 'missing'}. Every version of the store needs it: put "
@@ -401,7 +401,7 @@ def write_version(
         shutil.rmtree(folder / LEARNER / "checkpoints")
         if held_out is not None and len(held_out):
             pq.write_table(held_out.arrow(), folder / HELD_OUT)
-        files = {str(p.relative_to(folder)): digest(p) for p in _files(folder)}
+        files = {str(p.relative_to(folder)): file_digest(p) for p in _files(folder)}
         written = version.model_copy(update={"tensors": tensors, "learner": state, "files": files})
         if pages is not None:
             pages(folder)  # not among the files that are checked: a page is no part of the model
@@ -418,9 +418,3 @@ def _rows(path: Path) -> pa.Table:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ is used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from everclip.config import CheckpointConfig
 from everclip.errors import CheckpointError
-from everclip.files import clear_leftovers, folder_atomic
+from everclip.files import clear_leftovers, file_digest, folder_atomic
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"\d{8}")
@@ -37,11 +36,6 @@ class Loaded:
     state: dict[str, Any]
     path: Path
     damaged: tuple[str, ...] = ()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -92,7 +86,7 @@ class Checkpoints:
             _write_tensors(tensors, aside / TENSORS)
             (aside / STATE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
             files = {
-                n: {"bytes": (aside / n).stat().st_size, "sha256": _digest(aside / n)}
+                n: {"bytes": (aside / n).stat().st_size, "sha256": file_digest(aside / n)}
                 for n in (TENSORS, STATE)
             }
             (aside / MANIFEST).write_text(json.dumps({"format": 1, "files": files}), encoding="utf-8")
@@ -143,7 +137,7 @@ class Checkpoints:
                 size = (path / name).stat().st_size
                 if size != files[name]["bytes"]:
                     return f"{name} has {size} bytes, expected {files[name]['bytes']}"
-                if _digest(path / name) != files[name]["sha256"]:
+                if file_digest(path / name) != files[name]["sha256"]:
                     return f"{name} does not match its checksum"
         except FileNotFoundError as error:
             return f"{Path(str(error.filename)).name} is missing"
