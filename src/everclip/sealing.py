@@ -32,13 +32,35 @@ def read_sealed(path: Path, kind: type[R]) -> R:
         CheckpointError: if it is missing or damaged.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return unsealed(text, kind, path)
+
+
+def unsealed(text: str, kind: type[R], place: object) -> R:
+    """Return the record that `sealed` wrote.
+
+    Args:
+        text: what it wrote.
+        kind: of the record.
+        place: where it was read, for people.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    try:
+        document = json.loads(text)
         if "sha256" in document:
             if _seal(document["content"]) != document["sha256"]:
                 raise CheckpointError(
-                    f"{path}: damaged: its content is not the one it was written with (SHA-256)."
+                    f"{place}: damaged: its content is not the one it was written with (SHA-256)."
                 )
             document = document["content"]
         return kind.model_validate(document)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        raise _unreadable(place, error) from error
+
+
+def _unreadable(place: object, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{place}: cannot be read ({str(error).splitlines()[0]}).")

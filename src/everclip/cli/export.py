@@ -130,7 +130,7 @@ def _register(model: str, folder: Path, uri: str, name: str | None) -> Registere
     stored = store_of(model)
     assert stored is not None
     store, version = stored
-    return register(store, version, folder, uri, name or store.path.resolve().name)
+    return register(store, version, folder, uri, name or store.title)
 
 
 def run_export(

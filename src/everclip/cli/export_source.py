@@ -103,7 +103,7 @@ def source_of_version(store: Store, version: str, learner: Learner) -> dict[str,
     return {
         **source_of_learner(store.path, learner),
         "kind": "version",
-        "name": f"{store.path.resolve().name}@{version}",
+        "name": f"{store.title}@{version}",
         "version": version,
         "state": of.state,
         "start": {"name": store.settings.origin},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -70,21 +71,22 @@ def index(
     from everclip.search.adding import remove as remove_items
     from everclip.search.index import Index
     from everclip.store.indexed import has_index
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
     tables.lancedb()  # before the images are read
     if not images and not remove:
         raise ConfigError("index: name images to add (IMAGES...), or items to remove (--remove ID).")
-    opened = Store(store, note)
-    if exact_below is not None and has_index(store):
-        raise ConfigError("--exact-below: the index is there already; its size of exact search stays.")
+    opened = open_store(store, note, tables=True)
     document: dict[str, Any] = {}
-    if remove:
-        gone, unknown = remove_items(Index(store, note), remove)
-        document |= {"removed": gone, "unknown": unknown}
-    if images:
-        found = _add(opened, images, replace, id_column, quarantine_limit, exact_below, storage)
-        document |= vars(found)
+    with opened.changing_index("index"):
+        if exact_below is not None and has_index(opened.path):
+            raise ConfigError("--exact-below: the index is there already; its size of exact search stays.")
+        if remove:
+            gone, unknown = remove_items(Index(opened.path, note, opened.publish_now_and_then), remove)
+            document |= {"removed": gone, "unknown": unknown}
+        if images:
+            found = _add(opened, images, replace, id_column, quarantine_limit, exact_below, storage)
+            document |= vars(found)
     typer.echo(json_text(document) if as_json else "\n".join(_index_lines(document)))
     if document.get("unknown"):
         raise DataError(f"--remove: the index has no item {document['unknown'][0]!r}.")
@@ -108,7 +110,8 @@ def _add(
         read = images_of(images, id_column, limit)
     except DataError as error:
         raise DataError(str(error).replace("data.quarantine_limit", "--quarantine-limit")) from error
-    opened = Index.create(store.path, EXACT_BELOW if exact_below is None else exact_below, note)
+    below = EXACT_BELOW if exact_below is None else exact_below
+    opened = Index.create(store.path, below, note, store.publish_now_and_then)
     model = model_of(store) if opened.state.space is None else answering(store, opened).model
     total = Added()
     for part in read:
@@ -176,12 +179,12 @@ def search(
     from everclip.search.filters import conditions
     from everclip.search.index import Index
     from everclip.store.indexed import answering
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
     if (text is None) == (image is None) or (text is not None and not text.strip()):
         raise ConfigError("search: give a text or --image FILE.")
-    opened = Store(store, note)
-    found = Index(store, note)
+    opened = open_store(store, note, tables=True)
+    found = Index(opened.path, note)
     view = found.view()
     wanted = conditions(where or [], view.state.columns)
     answers = answering(opened, found)
@@ -190,7 +193,7 @@ def search(
         hits = view.search(answers.model.key, query, top, wanted, exact)[0]
     except CheckpointError:  # another process has just cleaned what this view was of
         hits = found.view().search(answers.model.key, query, top, wanted, exact)[0]
-    if (newer := answers.note(store)) is not None:
+    if (newer := answers.note(opened.place)) is not None:
         note(newer)
     if as_json:
         document = {
@@ -283,32 +286,39 @@ def reindex(
     """
     from everclip.search import reindexing
     from everclip.search.index import Index
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
     if sum((switch, rollback, tidy)) > 1 or (no_switch and switch):
         raise ConfigError("reindex: give one of --switch, --no-switch, --rollback, --tidy.")
-    opened = Store(store, note)
-    found = Index(store, note)
-    if switch:
-        typer.echo(f"{reindexing.switch(found, to).version} answers searches now")
-    elif rollback:
-        space, left = reindexing.rollback(found)
-        typer.echo(f"{space.version} answers searches now")
-        if left:
-            typer.echo(
-                f"note: {left:,} items were added or changed since and are not found until "
-                f"`everclip reindex {store} --to {space.version}` has embedded them"
-            )
-    elif tidy:
-        gone = reindexing.tidy(found)
-        typer.echo(f"removed the vectors of {', '.join(s.version for s in gone) or 'no version'}")
-    else:
-        job = _job(opened, found, to, rate, budget, quarantine_limit, recall)
-        if dry_run:
-            _print_estimates(job, how, as_json)
-            return
-        done = reindexing.reindex(job, how or "reembed", _queries(queries), not no_switch)
-        typer.echo(_reindexed_text(store, job, done, as_json))
+    opened = open_store(store, note, tables=True)
+    with nullcontext() if dry_run else opened.changing_index("reindex"):
+        found = Index(opened.path, note, opened.publish_now_and_then)
+        if switch:
+            typer.echo(f"{reindexing.switch(found, to).version} answers searches now")
+        elif rollback:
+            _roll_back(store, found)
+        elif tidy:
+            gone = reindexing.tidy(found)
+            typer.echo(f"removed the vectors of {', '.join(s.version for s in gone) or 'no version'}")
+        else:
+            job = _job(opened, found, to, rate, budget, quarantine_limit, recall)
+            if dry_run:
+                _print_estimates(job, how, as_json)
+                return
+            done = reindexing.reindex(job, how or "reembed", _queries(queries), not no_switch)
+            typer.echo(_reindexed_text(store, job, done, as_json))
+
+
+def _roll_back(store: str, index: Index) -> None:
+    from everclip.search import reindexing
+
+    space, left = reindexing.rollback(index)
+    typer.echo(f"{space.version} answers searches now")
+    if left:
+        typer.echo(
+            f"note: {left:,} items were added or changed since and are not found until "
+            f"`everclip reindex {store} --to {space.version}` has embedded them"
+        )
 
 
 def _job(
@@ -359,7 +369,7 @@ def estimate_line(of: Estimate, version: str) -> str:
     )
 
 
-def _reindexed_text(store: Path, job: Job, done: Reindexed, as_json: bool) -> str:
+def _reindexed_text(store: str, job: Job, done: Reindexed, as_json: bool) -> str:
     filled = done.filled
     if as_json:
         document = {

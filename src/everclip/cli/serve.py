@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from everclip.cli.options import StoreFolder
 from everclip.errors import ConfigError
 
 
 def serve(
-    store: Annotated[Path, typer.Argument(help="The folder of a store.")],
+    store: StoreFolder,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -51,13 +52,13 @@ def serve(
     from everclip.serve.serving import serve as run
     from everclip.serve.settings import ServeSettings
     from everclip.serve.token import read_token
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
     document = overrides_document(settings or [], types_of(ServeSettings))
     document |= {"host": host, "port": port, "shadow": shadow}
     document |= {"beside": tuple(beside or ()), "allow_origins": tuple(allow_origin or ())}
     chosen = validated(ServeSettings, document, "serve")
-    run(Store(store), chosen, read_token(token_file), typer.echo)
+    run(open_store(store, typer.echo, tables=True), chosen, read_token(token_file), typer.echo)
 
 
 def require_packages() -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def init(
-    store: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    store: Annotated[
+        str, typer.Argument(help="A new or empty folder, or a URL where nothing is (s3://bucket/shop).")
+    ],
     model: Annotated[
         str, typer.Option("--model", help="A backbone, an export, a run folder, a learner, or STORE@v0003.")
     ] = "builtin:photo",
@@ -60,9 +62,10 @@ def init(
         probes=probe or (),
         gates=given.gates,
         seed=given.seed,
+        say=note,
     )
     typer.echo(
-        f"{made.path}: {made.current.version} serves ({made.settings.origin}, updates learn with {method})"
+        f"{made.place}: {made.current.version} serves ({made.settings.origin}, updates learn with {method})"
     )
     if not made.settings.probes:
         typer.echo("note: no --probe: the first update cannot show that it keeps what the model knows")
@@ -113,12 +116,12 @@ def update(
     from everclip.cli.search import estimate_line
     from everclip.errors import LimitError
     from everclip.store.indexed import estimate_after_update
+    from everclip.store.opening import open_store
     from everclip.store.thresholds import read_thresholds
     from everclip.store.updating import outlook
     from everclip.store.updating import update as learn
-    from everclip.store.versions import Store
 
-    opened = Store(store, note)
+    opened = open_store(store, note, tables=dry_run)
     cuts = None if thresholds is None else read_thresholds(thresholds)
     if slices and not dry_run:
         raise ConfigError("--slice: only with --dry-run.")
@@ -172,9 +175,9 @@ def versions(store: StoreFolder, as_json: Json = False) -> None:
 
     Example: everclip versions stores/shop
     """
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
-    opened = Store(store)
+    opened = open_store(store, note)
     found, damaged = [], []
     for version in opened.ids():
         try:
@@ -198,9 +201,9 @@ def promote(
 
     Example: everclip promote stores/shop v0003
     """
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
-    opened = Store(store, typer.echo)
+    opened = open_store(store, typer.echo)
     with opened.changing("promote", wait, version) as action:
         pointer = opened.promote(version, action)
     typer.echo(f"{pointer.version} serves")
@@ -214,9 +217,9 @@ def rollback(store: StoreFolder, wait: Wait = False) -> None:
 
     Example: everclip rollback stores/shop
     """
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
-    opened = Store(store, typer.echo)
+    opened = open_store(store, typer.echo)
     with opened.changing("rollback", wait) as action:
         pointer = opened.rollback(action)
     typer.echo(f"{pointer.version} serves")
@@ -235,9 +238,9 @@ def prune(
     Example: everclip prune stores/shop --keep 2 --rejected
     """
     from everclip.report.formats import size
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
-    opened = Store(store, typer.echo)
+    opened = open_store(store, typer.echo)
     with opened.changing("prune", wait) as action:
         removed = opened.prune(keep, rejected, action)
     typer.echo(f"removed {', '.join(removed.versions) or 'no version'}, {size(removed.bytes)}")
@@ -249,9 +252,9 @@ def status(store: StoreFolder, as_json: Json = False) -> None:
     Example: everclip status stores/shop
     """
     from everclip.store.indexed import index_lines
-    from everclip.store.versions import Store
+    from everclip.store.opening import open_store
 
-    opened = Store(store)
+    opened = open_store(store, note, tables=True)
     document = status_of(opened)
     if as_json:
         typer.echo(json_text(document))
@@ -282,7 +285,7 @@ def status_of(store: Store) -> dict[str, Any]:
         "before": pointer.before,
         "versions": store.ids(),
         "probes": store.settings.probes,
-        "problems": store.problems(pointer.version),
+        "problems": store.problems(pointer.version) + ([] if store.copy is None else store.copy.problems()),
         "index": index_document(store),
         "journal": [vars(entry) for entry in store.journal.entries(LAST)],
     }
@@ -328,9 +331,9 @@ def updated_text(store: Store, done: Updated) -> str:
     """Return what an update did."""
     lines = ["gates:", *map(gate_line, done.version.gates)]
     lines += [threshold_line(of) for of in done.thresholds]
-    lines.append(f"page: {store.folder(done.version.id) / 'diagnosis.html'}")
+    lines.append(f"page: {store.place_of(done.version.id, 'diagnosis.html')}")
     if done.serves:
-        lines.append(f"{done.version.id} serves now; `everclip rollback {store.path}` goes back")
+        lines.append(f"{done.version.id} serves now; `everclip rollback {store.place}` goes back")
     return "\n".join(lines)
 
 

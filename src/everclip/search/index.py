@@ -43,20 +43,29 @@ class Index:
     Args:
         store: the folder of the store.
         say: called with lines for the user.
+        committed: called after every change.
 
     Raises:
         ConfigError: if there is no index, or LanceDB is not installed.
         CheckpointError: if its state is damaged.
     """
 
-    def __init__(self, store: Path, say: Say = lambda line: None) -> None:
-        self.folder, self.say = store / FOLDER, say
+    def __init__(
+        self, store: Path, say: Say = lambda line: None, committed: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.say, self._committed = store / FOLDER, say, committed
         if not (self.folder / SERVING).is_file():
             raise ConfigError(f"{store}: has no search index; `everclip index {store} IMAGES...` makes one.")
         self.database = tables.connect(self.folder)
 
     @classmethod
-    def create(cls, store: Path, exact_below: int = EXACT_BELOW, say: Say = lambda line: None) -> Index:
+    def create(
+        cls,
+        store: Path,
+        exact_below: int = EXACT_BELOW,
+        say: Say = lambda line: None,
+        committed: Callable[[], None] = lambda: None,
+    ) -> Index:
         """Make an index without items, or open the one that is there."""
         folder = store / FOLDER
         if not (folder / SERVING).is_file():
@@ -70,7 +79,7 @@ class Index:
                     )
                     state = Serving(items=items.version, exact_below=exact_below)
                     write_text_atomic(folder / SERVING, sealed(state))
-        return cls(store, say)
+        return cls(store, say, committed)
 
     @property
     def state(self) -> Serving:
@@ -111,6 +120,7 @@ class Index:
                 ) from error
             crash_point("in index: tables written")
             write_text_atomic(self.folder / SERVING, sealed(state))
+            self._committed()
 
     def clean(self) -> None:
         """Remove versions of tables that nobody reads any more. Does nothing while the index is being moved."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from everclip.errors import EverclipError
 from everclip.serve.loaded import Loaded
 from everclip.serve.refusal import Refusal
 from everclip.store.versions import CURRENT, Store
@@ -40,7 +41,7 @@ class Trouble:
 def told(store: Store, error: BaseException) -> str:
     """Return an error's message without the place of the store on this machine."""
     text = str(error)
-    for place in sorted({str(store.path.absolute()), str(store.path)}, key=len, reverse=True):
+    for place in sorted({str(store.path.absolute()), str(store.path), store.place}, key=len, reverse=True):
         text = text.replace(place, "STORE")
     return text
 
@@ -167,6 +168,7 @@ class Live:
         wanted: str | None = None
         started = time.monotonic()
         try:
+            self.store.refresh()
             wanted = self.store.current.version
             if wanted == self.current.id:
                 self.trouble = None
@@ -185,7 +187,11 @@ class Live:
         log.info("%s serves now, after %s", wanted, old.id)
 
     def _mark(self) -> object:
-        """Return what differs whenever the pointer was written."""
+        """Return what differs whenever the pointer was written, or a store far away cannot be followed any more."""
+        try:
+            self.store.refresh()
+        except EverclipError as error:
+            return type(error)
         try:
             found = os.stat(self.store.path / CURRENT)
         except OSError:

@@ -85,7 +85,7 @@ def serve(
         )  # before the line below says so: from here on connections wait to be answered
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        tell(f"{store.path}: {service.live.current.id} serves on http://{shown}:{port}")
+        tell(f"{store.place}: {service.live.current.id} serves on http://{shown}:{port}")
         if token is None:
             tell("note: no token, so nobody can promote or roll back over HTTP (docs/serve.md)")
         # uvicorn raises the signal that ended it once more when it is done; that shall not end the process.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from everclip.data.pictures.remote import is_remote
 from everclip.errors import ConfigError
 from everclip.files import file_digest, folder_atomic, require_writable, write_text_atomic
 from everclip.learner.core import Learner
@@ -18,7 +20,9 @@ from everclip.registry import method_entry
 from everclip.sealing import sealed
 from everclip.store.journal import DONE, Journal
 from everclip.store.loading import load_any
+from everclip.store.opening import store_at
 from everclip.store.records import Current, GateLimits, Settings, Version
+from everclip.store.remote.working_copy import WorkingCopy
 from everclip.store.sets import bounded
 from everclip.store.versions import (
     BASE,
@@ -35,7 +39,7 @@ FIRST = "v0001"
 
 
 def create_store(
-    path: Path,
+    place: str | Path,
     model: str,
     *,
     backbone: Mapping[str, Any] | None = None,
@@ -45,11 +49,12 @@ def create_store(
     probes: Sequence[str] = (),
     gates: GateLimits | None = None,
     seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Store:
-    """Make a store, in one rename.
+    """Make a store, in one rename; far away, in one commit.
 
     Args:
-        path: a folder that does not exist or is empty.
+        place: a folder that does not exist or is empty, or a URL where nothing is.
         model: a backbone, an export, a run folder, a saved learner or a version of a store; its weights are copied.
         backbone: further settings of a backbone (`weights`...).
         method: the preset that updates learn with.
@@ -58,11 +63,45 @@ def create_store(
         probes: data that the model must keep, see `DataSpec.source`; a bounded part is copied and never trained on.
         gates: the conditions of an update.
         seed: enters every random draw.
+        say: called with lines for the user.
 
     Raises:
+        RunFolderError: if the server of a URL does not answer, or refuses.
         ConfigError: if the folder holds something, the model cannot be written as plain open_clip, or two probes have
             one name.
     """
+    make = partial(
+        _create,
+        model=model,
+        backbone=dict(backbone or {}),
+        method=method,
+        method_settings=dict(method_settings or {}),
+        training=dict(training or {}),
+        probes=probes,
+        gates=gates or GateLimits(),
+        seed=seed,
+    )
+    if not is_remote(str(place)):
+        make(Path(place))
+        return Store(Path(place))
+    copy = WorkingCopy(str(place), say)
+    with copy.creating("init"):
+        make(copy.tree)
+    return store_at(copy, say)
+
+
+def _create(
+    path: Path,
+    *,
+    model: str,
+    backbone: dict[str, Any],
+    method: str,
+    method_settings: dict[str, Any],
+    training: dict[str, Any],
+    probes: Sequence[str],
+    gates: GateLimits,
+    seed: int,
+) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: there is something already; a store needs a new or empty folder.")
     require_writable(path.absolute().parent, "STORE")
@@ -86,10 +125,10 @@ def create_store(
             origin=model,
             created=now(),
             method=method,
-            method_settings=dict(method_settings or {}),
-            training=dict(training or {}),
+            method_settings=method_settings,
+            training=training,
             probes=names,
-            gates=gates or GateLimits(),
+            gates=gates,
             seed=seed,
             files=_sums(folder),
         )
@@ -111,7 +150,6 @@ def create_store(
         write_text_atomic(folder / CURRENT, Current(version=FIRST).model_dump_json())
         journal = Journal(folder / JOURNAL)
         journal.end(journal.begin("init"), DONE, FIRST, f"from {model}")
-    return Store(path)
 
 
 def _sums(folder: Path) -> dict[str, str]:

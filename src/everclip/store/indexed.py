@@ -40,8 +40,8 @@ class Answering:
     model: SearchModel
     newer: str | None
 
-    def note(self, store: Path) -> str | None:
-        """Return what a user should know if a newer version serves."""
+    def note(self, store: str) -> str | None:
+        """Return what a user of a store (folder or URL) should know if a newer version serves."""
         if self.newer is None:
             return None
         return (
@@ -62,7 +62,7 @@ def answering(store: Store, index: Index) -> Answering:
     """
     state = index.state
     if state.space is None:
-        raise ConfigError(f"{store.path}: the index holds no images yet; `everclip index` adds some.")
+        raise ConfigError(f"{store.place}: the index holds no images yet; `everclip index` adds some.")
     current = store.current.version
     if store.version(current).towers.get("image") == state.space.tower:
         model = model_of(store, current)
@@ -70,14 +70,14 @@ def answering(store: Store, index: Index) -> Answering:
             return Answering(model, None)
     if state.space.version not in store.ids():
         raise ConfigError(
-            f"{store.path}: {state.space.version}, whose vectors the index holds, is not in the store any more. "
-            f"`everclip reindex {store.path}` moves the index to {current}."
+            f"{store.place}: {state.space.version}, whose vectors the index holds, is not in the store any more. "
+            f"`everclip reindex {store.place}` moves the index to {current}."
         )
     model = model_of(store, state.space.version)
     if model.key != state.serving:
         raise ConfigError(
-            f"{store.path}: {state.space.version} encodes images in another way than when they were indexed (another "
-            f"release of everclip?). `everclip reindex {store.path}` embeds them again."
+            f"{store.place}: {state.space.version} encodes images in another way than when they were indexed (another "
+            f"release of everclip?). `everclip reindex {store.place}` embeds them again."
         )
     return Answering(model, None if current == state.space.version else current)
 

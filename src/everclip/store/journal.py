@@ -78,6 +78,14 @@ class Journal:
                 (outcome, version, detail, number),
             )
 
+    def add_interrupted(self, verb: str, at: str, host: str, process: int) -> None:
+        """Record an action of another machine that began and never ended."""
+        with self._open() as database:
+            database.execute(
+                "INSERT INTO events (at, verb, version, outcome, detail, host, process) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (at, verb, None, INTERRUPTED, "", host, process),
+            )
+
     def mark_interrupted(self) -> list[Entry]:
         """Mark actions that never ended as interrupted, and return them. Call it only while holding the lock."""
         found = [entry for entry in self.entries() if entry.outcome == BEGUN]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from everclip.data.pictures.remote import is_remote
 from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import learned_names, load_model
+from everclip.store.opening import open_store
 from everclip.store.versions import SETTINGS, Store
 
 
@@ -20,6 +23,8 @@ def store_of(model: str) -> tuple[Store, str] | None:
         ConfigError: if the store has no such version.
         CheckpointError: if it is damaged.
     """
+    if is_remote(model):
+        return _far(model)
     for path, version in ((model, ""), model.rpartition("@")[::2]):
         if path and (Path(path).expanduser() / SETTINGS).is_file():
             store = Store(Path(path).expanduser())
@@ -31,11 +36,19 @@ def store_of(model: str) -> tuple[Store, str] | None:
     return None
 
 
+def _far(model: str) -> tuple[Store, str]:
+    url, at, version = model.rpartition("@")
+    if not at or not re.fullmatch(r"v\d+", version):  # `@` may be a part of the URL
+        url, version = model, ""
+    store = open_store(url)
+    return store, store.version(version or store.current.version).id
+
+
 def load_any(model: str, backbone: Mapping[str, Any] | None = None) -> Learner:
     """Load a version of a store, or whatever `everclip.learner.evaluate.load_model` loads.
 
     Args:
-        model: `STORE`, `STORE@VERSION`, a folder, or a backbone's name.
+        model: `STORE`, `STORE@VERSION` (a folder or a URL), another folder, or a backbone's name.
         backbone: further settings of a backbone.
 
     Raises:

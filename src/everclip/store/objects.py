@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -76,6 +76,7 @@ class Objects:
         Raises:
             CheckpointError: if one is missing or damaged; names the tensor.
         """
+        self.need(names.values())
         found = {}
         for key, name in names.items():
             try:
@@ -85,6 +86,9 @@ class Objects:
             except (SafetensorError, KeyError) as error:
                 raise CheckpointError(f"tensor {key}: {self.path(name)}: is no tensor ({error}).") from error
         return found
+
+    def need(self, names: Iterable[str]) -> None:
+        """Say which contents are read next, so that those far away are fetched together."""
 
     def names(self) -> Iterator[str]:
         """Yield the names of all contents."""

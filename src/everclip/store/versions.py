@@ -9,7 +9,8 @@
       current                    the version that serves, and those before it
       journal.sqlite             who did what
 
-Every change is one rename: a process that is killed leaves the store as it was before, or as it is after.
+Every change is one rename: a process that is killed leaves the store as it was before, or as it is after. A store far
+away (`everclip.store.remote`) is changed in a working copy, and published in one commit.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +50,9 @@ from everclip.store.records import Current, Settings, Version
 from everclip.training.checkpoint import STATE, TENSORS
 from everclip.training.run_folder import CONFIG
 
+if TYPE_CHECKING:
+    from everclip.store.remote.working_copy import WorkingCopy
+
 SETTINGS, CURRENT, JOURNAL, LOCK = "store.json", "current", "journal.sqlite", ".lock"
 BASE, PROBES, VERSIONS, OBJECTS = "base", "probes", "versions", "objects"
 MANIFEST, LEARNER, HELD_OUT = "version.json", "learner", "held_out.parquet"
@@ -69,20 +73,48 @@ class Store:
     Args:
         path: the folder.
         say: called with lines for the user.
+        copy: of a store far away, if `path` is its working copy; see `everclip.store.opening.open_store`.
+        objects: the contents; default: those in the folder.
 
     Raises:
         ConfigError: if it is no store.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
-        self.path, self.say = path, say
+    def __init__(
+        self,
+        path: Path,
+        say: Callable[[str], None] = lambda line: None,
+        copy: WorkingCopy | None = None,
+        objects: Objects | None = None,
+    ) -> None:
+        self.path, self.say, self.copy = path, say, copy
         if not (path / SETTINGS).is_file():
             raise ConfigError(
                 f"{path}: is no store (there is no {SETTINGS}); `everclip init {path} --model MODEL` makes one."
             )
         self.settings = read_sealed(path / SETTINGS, Settings)
-        self.objects = Objects(path / OBJECTS)
+        self.objects = Objects(path / OBJECTS) if objects is None else objects
         self.journal = Journal(path / JOURNAL)
+
+    @property
+    def place(self) -> str:
+        """The folder or URL, as users write it."""
+        return str(self.path) if self.copy is None else self.copy.url
+
+    @property
+    def title(self) -> str:
+        """The last part of folder or URL."""
+        return self.path.resolve().name if self.copy is None else self.copy.url.rpartition("/")[2]
+
+    def refresh(self) -> None:
+        """Follow a store far away to its newest state; a folder needs no such step.
+
+        Raises:
+            CheckpointError: if it is damaged.
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        if self.copy is not None:
+            self.copy.refresh()
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -97,7 +129,7 @@ class Store:
             return read_sealed(self.path / CURRENT, Current)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error} `everclip promote {self.path} VERSION` writes it anew."
+                f"{error} `everclip promote {self.place} VERSION` writes it anew."
             ) from error
 
     def ids(self) -> list[str]:
@@ -116,9 +148,14 @@ class Store:
         path = self.path / VERSIONS / version
         if not _ID.fullmatch(version) or not path.is_dir():
             raise ConfigError(
-                f"{self.path}: there is no version {version!r}; there are {', '.join(self.ids())}."
+                f"{self.place}: there is no version {version!r}; there are {', '.join(self.ids())}."
             )
         return path
+
+    def place_of(self, version: str, name: str) -> str:
+        """Return the path or URL of a file of a version."""
+        path = self.folder(version) / name
+        return str(path) if self.copy is None else self.copy.place_of(f"{VERSIONS}/{version}/{name}")
 
     def version(self, version: str) -> Version:
         """Return what is written of a version.
@@ -154,6 +191,8 @@ class Store:
         Raises:
             CheckpointError: if one is missing or damaged.
         """
+        if self.copy is not None:
+            self.copy.fetch_folder(BASE)
         self._check_own(BASE)
         folder = self.folder(version.id)
         for name, expected in version.files.items():
@@ -161,7 +200,7 @@ class Store:
             if not path.is_file() or file_digest(path) != expected:
                 raise CheckpointError(
                     f"{path}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot be used. Serve "
-                    f"another one: `everclip promote {self.path} VERSION`."
+                    f"another one: `everclip promote {self.place} VERSION`."
                 )
 
     def _check_own(self, part: str) -> None:
@@ -184,6 +223,7 @@ class Store:
         except CheckpointError as error:
             return [str(error)]
         found = []
+        self.objects.need(of.tensors.values())
         for name in dict.fromkeys(of.tensors.values()):
             try:
                 self.objects.get(name)
@@ -220,9 +260,46 @@ class Store:
     def changing(self, verb: str, wait: bool = False, detail: str = "") -> Iterator[Action]:
         """Hold the lock, clear what killed processes left, and write begin and end of an action into the journal.
 
+        Of a store far away, the change is published at the end; if the work fails, only the journal is.
+
         Raises:
             RunFolderError: if another process holds the lock.
         """
+        if self.copy is None:
+            with self._changing(verb, wait, detail) as action:
+                yield action
+            return
+        whole = verb == "prune"  # which removes what the search index does not need
+        with (
+            self.copy.changing("model", verb, wait, whole=whole, on_error=(JOURNAL,)) as left,
+            self._changing(verb, wait, detail) as action,
+        ):
+            if left is not None:
+                self.say(
+                    f"note: `{left.verb}` of {left.since} was interrupted; the store is as it was before it"
+                )
+                self.journal.add_interrupted(left.verb, left.since, left.host, left.process)
+            yield action
+
+    @contextmanager
+    def changing_index(self, verb: str) -> Iterator[None]:
+        """Hold the lease of the search index of a store far away, and publish what is done; in a folder, do nothing.
+
+        Raises:
+            RunFolderError: if another process changes the index.
+        """
+        with ExitStack() as stack:
+            if self.copy is not None:
+                stack.enter_context(self.copy.changing("index", verb))
+            yield
+
+    def publish_now_and_then(self) -> None:
+        """Publish a long change of the search index of a store far away so far, if the last time is long ago."""
+        if self.copy is not None:
+            self.copy.publish_now_and_then()
+
+    @contextmanager
+    def _changing(self, verb: str, wait: bool, detail: str) -> Iterator[Action]:
         require_writable(self.path, "STORE", RunFolderError)
         with locked(self.path / LOCK, verb, wait, self.say):
             for left in self.journal.mark_interrupted():
@@ -308,7 +385,7 @@ class Store:
         now = self.current
         before = [version for version in now.before if version in self.ids()]
         if not before:
-            raise ConfigError(f"{self.path}: no version served before {now.version}.")
+            raise ConfigError(f"{self.place}: no version served before {now.version}.")
         if problems := self.problems(before[-1]):
             raise CheckpointError(f"cannot go back to {before[-1]}: {problems[0]}")
         pointer = Current(version=before[-1], before=before[:-1])
@@ -333,7 +410,7 @@ class Store:
         damaged = self._damaged() - {now.version}
         if damaged and not rejected:
             raise CheckpointError(
-                f"{self.path}: {', '.join(sorted(damaged))} cannot be read, so what it needs is not known. --rejected "
+                f"{self.place}: {', '.join(sorted(damaged))} cannot be read, so what it needs is not known. --rejected "
                 "removes it."
             )
         staying -= damaged

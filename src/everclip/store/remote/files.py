@@ -1,0 +1,222 @@
+"""The files of a store far away, through fsspec: read and written whole, or created only if nothing is there.
+
+Accounts and keys come from the environment, as fsspec's back ends define it (`AWS_PROFILE`, `AWS_ENDPOINT_URL`...); a
+URL that holds them is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from everclip.data.pictures.remote import brief_error, require_no_secrets
+from everclip.errors import ConfigError, EverclipError, RunFolderError
+from everclip.files import sync_and_rename, write_bytes_atomic
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+EXCLUSIVE = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")
+"""Kinds of URLs whose back end is known to create a file only if there is none, in one step."""
+
+NOT_EXCLUSIVE = "a store needs files that are created only if there is none, which is not possible here"
+
+_TRIES = 3
+_WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "memory")  # no folder must be made before a file
+
+
+def open_files(url: str, say: Say = lambda line: None) -> RemoteFiles:
+    """Open the folder of a URL.
+
+    Args:
+        url: such as `s3://bucket/shop`.
+        say: called with lines for the user.
+
+    Raises:
+        ConfigError: if the URL holds a key, or its back end is not installed.
+    """
+    require_no_secrets(url, "STORE")
+    kind = url.partition("://")[0].lower()
+    return (_LocalFiles if kind in ("file", "local") else RemoteFiles)(url.rstrip("/"), kind, say)
+
+
+class RemoteFiles:
+    """The files below a URL. A key is a path below it, with `/`.
+
+    Args:
+        url: without a slash at the end.
+        kind: the part of the URL before `://`.
+        say: called with lines for the user.
+    """
+
+    def __init__(self, url: str, kind: str, say: Say = lambda line: None) -> None:
+        self.url, self.kind, self.say = url, kind, say
+        self._system, root = _file_system(url, kind)
+        self._root = root.rstrip("/")
+
+    def place(self, key: str) -> str:
+        """Return the URL of a file."""
+        return f"{self.url}/{key}"
+
+    def read(self, key: str) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        return bytes(self._tried(key, lambda: self._system.cat_file(self._path(key))))
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file, or replace it.
+
+        Raises:
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        self._tried(key, lambda: self._in_folder(key, lambda: self._system.pipe_file(self._path(key), data)))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a file if there is none; return whether it was written.
+
+        Args:
+            key: of the file.
+            data: unlike what any other process writes, so that an answer that was lost is recognised.
+
+        Raises:
+            ConfigError: if this kind of file system cannot do it.
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        try:
+            self._tried(key, lambda: self._in_folder(key, lambda: self._create(key, data)))
+        except FileExistsError:
+            return self.read(key) == data  # written by an earlier try, whose answer was lost
+        return True
+
+    def _create(self, key: str, data: bytes) -> None:
+        try:
+            self._system.pipe_file(self._path(key), data, mode="create")
+        except (NotImplementedError, TypeError) as error:
+            raise ConfigError(f"{self.url}: {NOT_EXCLUSIVE} ({brief_error(error)}).") from error
+
+    def upload(self, path: Path, key: str) -> None:
+        """Write a file of this machine.
+
+        Raises:
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        self._tried(key, lambda: self._in_folder(key, lambda: self._upload(path, key)))
+
+    def _upload(self, path: Path, key: str) -> None:
+        self._system.put_file(str(path), self._path(key))
+
+    def download(self, key: str, path: Path) -> None:
+        """Write a file to this machine.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        self._tried(key, lambda: self._system.get_file(self._path(key), str(path)))
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return key -> size in bytes of all files below a folder."""
+
+        def ask() -> dict[str, int]:
+            self._system.invalidate_cache()
+            found = self._system.find(self._path(folder), detail=True)
+            start = len(self._system._strip_protocol(self._root).rstrip("/")) + 1
+            return {name[start:]: int(facts["size"] or 0) for name, facts in found.items()}
+
+        try:
+            return self._tried(folder, ask)
+        except FileNotFoundError:
+            return {}
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder, sorted."""
+        return sorted(key.rpartition("/")[2] for key in self.sizes(folder))
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove files; those that are gone are none."""
+
+        def act() -> None:
+            try:
+                self._system.rm([self._path(key) for key in keys])
+            except FileNotFoundError:  # one of them: the others still go
+                for key in keys:
+                    if self._system.exists(self._path(key)):
+                        self._system.rm_file(self._path(key))
+
+        if keys:
+            self._tried(keys[0], act)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}".rstrip("/")
+
+    def _in_folder(self, key: str, act: Callable[[], None]) -> None:
+        """Write a file, and make its folder first if this kind has folders and there is none."""
+        try:
+            act()
+        except FileNotFoundError as error:
+            if self.kind in _WITHOUT_FOLDERS:
+                raise RunFolderError(
+                    f"{self.place(key)}: cannot be written: there is no such bucket ({brief_error(error)})."
+                ) from error
+            self._system.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
+            act()
+
+    def _tried(self, key: str, ask: Callable[[], T]) -> T:
+        """Ask a server, again if it fails. Its errors are of many kinds: not all libraries raise an `OSError`."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return ask()
+            except (FileNotFoundError, FileExistsError, EverclipError):
+                raise
+            except Exception as error:
+                if left == 0 or isinstance(error, PermissionError):
+                    raise RunFolderError(
+                        f"{self.place(key)}: cannot be reached ({brief_error(error)})."
+                    ) from error
+                time.sleep(2.0 ** (_TRIES - 1 - left) / 2)
+        raise AssertionError("the last try returns or raises")
+
+
+class _LocalFiles(RemoteFiles):
+    """Files below a `file://` URL, such as a folder that several machines share; whole as soon as they are there."""
+
+    def _create(self, key: str, data: bytes) -> None:
+        path = Path(self._path(key))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            write_bytes_atomic(temporary, data)
+            os.link(temporary, path)  # fails if there is one
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._tried(key, lambda: write_bytes_atomic(Path(self._path(key)), data))
+
+    def _upload(self, path: Path, key: str) -> None:
+        target = Path(self._path(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(path, temporary)
+        sync_and_rename(temporary, target)
+
+
+def _file_system(url: str, kind: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        hint = "pip install 'everclip[scale]'" if kind in ("s3", "s3a") else str(error)
+        raise ConfigError(f"{url}: the package for `{kind}://` is not installed: {hint}") from error
+    except Exception as error:  # each system has errors of its own, as of its log-in
+        raise ConfigError(f"{url}: cannot be opened ({brief_error(error)}).") from error
+    return system, str(path)

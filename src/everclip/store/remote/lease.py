@@ -1,0 +1,228 @@
+"""A lease: who changes a part of a store far away. It names its holder, and ends if the holder does not renew it.
+
+Leases are numbered files, and the one with the highest number holds: taking one creates the next number, which only one
+process can. A lease is a courtesy to people and to long work; what protects the store is that a commit is refused if
+the state that it began from has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from everclip.errors import CheckpointError, ConfigError, EverclipError, RunFolderError
+from everclip.lock import now
+from everclip.sealing import sealed, unsealed
+from everclip.store.records import Record
+from everclip.store.remote.commits import LEASE, Part
+from everclip.store.remote.files import EXCLUSIVE, NOT_EXCLUSIVE, RemoteFiles, Say
+
+SECONDS = 90.0
+"""A lease ends so long after it was renewed last."""
+
+RENEWED = 20.0
+"""Seconds between two renewals."""
+
+PAUSE = 2.0
+"""Seconds between two tries while waiting."""
+
+
+class Holder(Record):
+    """Who holds a lease.
+
+    Attributes:
+        verb, host, process, since: who, for people.
+        token: unlike that of any other lease.
+        kernel: names the running kernel and its process numbers; "" if unknown.
+        until: when it ends, in seconds since 1970 (UTC).
+        released: whether the holder has finished.
+    """
+
+    verb: str
+    host: str
+    process: int
+    since: str
+    token: str
+    kernel: str
+    until: float
+    released: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the lease holds no more: it is released or too old, or its process has ended on this machine."""
+        gone = self.kernel != "" and self.kernel == _kernel() and not Path(f"/proc/{self.process}").exists()
+        return self.released or gone or self.until < time.time()
+
+    def __str__(self) -> str:
+        return f"`{self.verb}` (process {self.process} on {self.host}, since {self.since})"
+
+
+@dataclass
+class Lease:
+    """A lease that this process has taken.
+
+    Attributes:
+        files: of the store.
+        part: what it is for.
+        number: of its file.
+        holder: this process.
+        interrupted: who held the lease before and never released it.
+    """
+
+    files: RemoteFiles
+    part: Part
+    number: int
+    holder: Holder
+    interrupted: Holder | None
+
+    def require(self) -> None:
+        """Check that the lease is still this process's.
+
+        Raises:
+            RunFolderError: if another process has taken over.
+        """
+        number, holder = _newest(self.files, self.part)
+        if number != self.number:
+            by = "another process" if holder is None else str(holder)
+            raise RunFolderError(
+                f"{self.files.url}: {by} took over, because this process could not renew its lease for "
+                f"{SECONDS:.0f} s. Nothing was published; repeat the command."
+            )
+
+    def renew(self, released: bool = False) -> None:
+        """Say that this process still works, or that it has finished."""
+        until = time.time() + SECONDS
+        self.holder = self.holder.model_copy(update={"until": until, "released": released})
+        self.files.write(_key(self.part, self.number), sealed(self.holder).encode())
+
+
+@contextmanager
+def leased(
+    files: RemoteFiles, part: Part, verb: str, wait: bool = False, say: Say = lambda line: None
+) -> Iterator[Lease]:
+    """Hold the lease of a part.
+
+    Args:
+        files: of the store.
+        part: what is changed.
+        verb: what the holder does, for others.
+        wait: wait for another holder in place of an error.
+        say: called with lines for the user.
+
+    Raises:
+        RunFolderError: if another process holds it; names the holder.
+        ConfigError: if this file system cannot create a file only if there is none.
+    """
+    lease = _take(files, part, verb, wait, say)
+    ended = threading.Event()
+    thread = threading.Thread(target=_renewing, args=(lease, ended), name="everclip-lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(EverclipError):  # it ends by itself; an error of the work counts more
+            if _newest(files, part)[0] == lease.number:
+                lease.renew(released=True)
+
+
+def _renewing(lease: Lease, ended: threading.Event) -> None:
+    while not ended.wait(RENEWED):
+        with suppress(EverclipError):  # tried again soon; `require` says so if it was too late
+            if _newest(lease.files, lease.part)[0] != lease.number:
+                return
+            lease.renew()
+
+
+def _take(files: RemoteFiles, part: Part, verb: str, wait: bool, say: Say) -> Lease:
+    if files.kind not in EXCLUSIVE:
+        say(
+            f"note: whether `{files.kind}://` creates a file only if there is none, in one step, is not known: let one "
+            "process at a time change this store"
+        )
+    told = False
+    while True:
+        number, before = _newest(files, part)
+        if before is None or before.ended:
+            mine = _holder(verb)
+            if files.create(_key(part, number + 1), sealed(mine).encode()):
+                break
+            continue  # another process was faster
+        if not wait:
+            raise RunFolderError(
+                f"{files.url}: {before} works on this {_WHAT[part]}. Wait for it, or give --wait; if it has ended, its "
+                f"lease ends within {max(0.0, before.until - time.time()):.0f} s."
+            )
+        if not told:
+            say(f"waiting for {before}")
+            told = True
+        time.sleep(PAUSE)
+    _require_exclusive(files, part, number + 1)
+    files.remove([f"{LEASE}/{part}/{name}" for name in _names(files, part) if int(name[:9]) <= number])
+    interrupted = None if before is None or before.released else before
+    return Lease(files, part, number + 1, mine, interrupted)
+
+
+_WHAT: dict[Part, str] = {"model": "store", "index": "index of this store"}
+
+
+def _require_exclusive(files: RemoteFiles, part: Part, number: int) -> None:
+    """Create a file that is there: a server that lets it happen would let two processes change the store at once.
+
+    Raises:
+        ConfigError: if it does.
+    """
+    if files.create(_key(part, number), sealed(_holder("check")).encode()):
+        with suppress(EverclipError):
+            files.remove([_key(part, number)])
+        raise ConfigError(f"{files.url}: {NOT_EXCLUSIVE} (the server replaced one that was there).")
+
+
+def _holder(verb: str) -> Holder:
+    return Holder(
+        verb=verb,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        since=now(),
+        token=uuid.uuid4().hex,
+        kernel=_kernel(),
+        until=time.time() + SECONDS,
+    )
+
+
+def _kernel() -> str:
+    """Return what two processes that see each other's numbers share: the start of the kernel, and the namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _key(part: Part, number: int) -> str:
+    return f"{LEASE}/{part}/{number:09d}.json"
+
+
+def _names(files: RemoteFiles, part: Part) -> list[str]:
+    return [name for name in files.names(f"{LEASE}/{part}") if name[:9].isdigit()]
+
+
+def _newest(files: RemoteFiles, part: Part) -> tuple[int, Holder | None]:
+    """Return the highest number and its holder; `None` if there is none, or it is damaged, which ends it."""
+    names = _names(files, part)
+    if not names:
+        return 0, None
+    number = int(names[-1][:9])
+    try:
+        data = files.read(_key(part, number))
+        return number, unsealed(data.decode(errors="replace"), Holder, files.place(_key(part, number)))
+    except (FileNotFoundError, CheckpointError):
+        return number, None
