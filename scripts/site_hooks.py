@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import site_links
 import site_pages
@@ -73,3 +74,9 @@ LOCAL_WORKER = "site_worker.js"
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Take the file docs/site_worker.js in place of the one that the theme would load from a network."""
     return output.replace(REMOTE_WORKER, get_relative_url(LOCAL_WORKER, page.url))
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """Do the same for pages that are no page of docs/, such as 404.html, which a server shows at any depth."""
+    path = urlsplit(config.site_url or "/").path
+    return output_content.replace(REMOTE_WORKER, f"{path.rstrip('/')}/{LOCAL_WORKER}")

@@ -222,6 +222,10 @@ def test_the_site_loads_nothing_from_a_network(site: Any) -> None:
     page = SimpleNamespace(url="api/learner.html")
     script = f'<script src="{site.hooks.REMOTE_WORKER}"></script>'
     assert site.hooks.on_post_page(script, page, None) == '<script src="../site_worker.js"></script>'
+    where = SimpleNamespace(site_url=None)
+    assert site.hooks.on_post_template(script, "404.html", where) == '<script src="/site_worker.js"></script>'
+    where = SimpleNamespace(site_url="https://clip.example/docs/")
+    assert '"/docs/site_worker.js"' in site.hooks.on_post_template(script, "404.html", where)
     assert (ROOT / "docs" / site.hooks.LOCAL_WORKER).is_file()
 
 
