@@ -23,6 +23,7 @@ from everclip.models.backbone import Backbone, load_backbone
 from everclip.models.export_onnx_weights import write_weights
 from everclip.models.limits import limits_of
 from everclip.models.locate import locate
+from everclip.models.onnx_layout import onnx_config, read_onnx_weights
 from everclip.models.vocabulary import Vocabulary
 from micro import of_classes
 
@@ -197,6 +198,11 @@ def test_a_file_that_ends_early_is_named(cut: int, folder: Path) -> None:
         load_backbone(str(folder))
 
 
+def test_a_graph_alone_is_no_model(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"name the folder of an export to ONNX, backbone\.name={folder}$"):
+        load_backbone(str(folder / "image.onnx"))
+
+
 def test_missing_files_are_named(folder: Path) -> None:
     for name in ("text.onnx", "onnx_rest.safetensors"):
         (folder / name).rename(folder / "aside")
@@ -228,6 +234,32 @@ def test_a_damaged_list_of_places_is_named(folder: Path) -> None:
         change(folder, **{**document, **changed})
         with pytest.raises(ConfigError, match=found):
             load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_broken_bytes_are_refused_or_change_no_weight(count: int, folder: Path, micro_folder: Path) -> None:
+    sound = load_backbone(str(micro_folder / "model")).clip.state_dict()
+    draw = np.random.default_rng(count)
+    refused = 0
+    names = ("image.onnx", "text.onnx", "onnx_rest.safetensors", "onnx_weights.json")
+    contents = {name: (folder / name).read_bytes() for name in names}
+    for number in range(count):
+        name = names[number % 4]
+        data = bytearray(contents[name])
+        # Structure is at the ends of these files: wounds there hit more than numbers.
+        near = draw.integers(0, [len(data), min(len(data), 400)][number % 2], draw.integers(1, 4))
+        for place in near:
+            data[place if number % 3 else -place - 1] = draw.integers(0, 256)
+        (folder / name).write_bytes(bytes(data))
+        try:
+            onnx_config(folder)
+            state = read_onnx_weights(folder / "onnx_weights.json", 1_000_000)
+        except ConfigError:
+            refused += 1
+        else:
+            assert all(torch.equal(state[k], sound[k]) for k in state if k in sound)
+        (folder / name).write_bytes(contents[name])
+    assert count / 2 < refused
 
 
 def test_a_large_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

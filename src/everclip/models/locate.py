@@ -71,6 +71,11 @@ def locate(config: BackboneConfig, directory: str | None = None) -> Located:
         return _in_folder(folder, weights, directory)
     if folder.suffix in WEIGHT_SUFFIXES and (folder.is_file() or os.sep in name):
         return _from_file(folder)
+    if folder.suffix == ".onnx" and folder.is_file():
+        raise ConfigError(
+            f"backbone: {folder} is one tower without the configuration of its model: name the folder of an export to "
+            f"ONNX, backbone.name={folder.parent}"
+        )
     decided = () if config.preprocess is None else config.preprocess.model_fields_set
     return _of_architecture(name, weights, decided, directory)
 
