@@ -404,7 +404,7 @@ def test_a_full_disk_is_one_error_and_what_was_there_holds(
 
     with monkeypatch.context() as patch:
         patch.setattr(Change, "put", full)
-        with pytest.raises(CheckpointError, match=r"cannot be changed \(lance error.*No space left"):
+        with pytest.raises(CheckpointError, match=r"cannot be changed \(the disk is full\)"):
             swap(index)
     assert index.view().contents() == {}
     swap(index)

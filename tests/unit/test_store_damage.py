@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 
 from everclip.errors import CheckpointError, ConfigError
 from everclip.models.tokenizers import build_tokenizer
-from everclip.search import adding
+from everclip.search import adding, tables
 from everclip.search.index import Index
 from everclip.store.creating import create_store
 from everclip.store.indexed import model_of
+from everclip.store.journal import DiskFullError, Journal
 from everclip.store.records import Version
 from everclip.store.versions import Store
 
@@ -122,6 +124,55 @@ def test_a_damaged_manifest_hides_no_other_version_and_is_pruned_on_demand(store
     assert len(store.ids()) == 7  # nothing was removed before it was noticed
     assert call("prune", store.path, "--rejected")[0] == 0
     assert not {"v0002", "v0003"} & set(store.ids())
+
+
+def test_prune_makes_room_on_a_full_disk(store: Store, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal has no room for the line that says that it begins."""
+    shutil.rmtree(store.path / "index")
+    begin, full = Journal.begin, [True]
+
+    def refused(self: Journal, verb: str, version: str | None = None, detail: str = "") -> int:
+        if full[0]:
+            raise DiskFullError("journal.sqlite: the disk is full.")
+        return begin(self, verb, version, detail)
+
+    def freed(path: Path) -> None:
+        full[0] = False
+        remove(path)
+
+    remove = shutil.rmtree
+    monkeypatch.setattr(Journal, "begin", refused)
+    code, _, err = call("rollback", store.path)
+    assert (code, "the disk is full" in err) == (5, True)
+    monkeypatch.setattr("everclip.store.versions.shutil.rmtree", freed)
+    assert call("prune", store.path, "--keep", "0", "--rejected")[0] == 0
+    assert store.ids() == ["v0007"]
+    last = store.journal.entries()[-1]
+    assert (last.verb, last.outcome, last.detail[:14]) == ("prune", "done", "removed v0001,")
+
+
+def test_a_full_disk_is_no_damage_of_the_journal(store: Store) -> None:
+    with sqlite3.connect(store.path / "journal.sqlite") as database:
+        pages = database.execute("PRAGMA page_count").fetchone()[0]
+
+    def small(path: Path, timeout: float) -> sqlite3.Connection:
+        connection = connect(path, timeout=timeout)
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    connect = sqlite3.connect
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("everclip.store.journal.sqlite3.connect", small)
+        with pytest.raises(CheckpointError, match=r"journal.sqlite: the disk is full.*everclip prune"):
+            store.journal.begin("update", detail="x" * 100_000)
+
+
+def test_a_message_of_the_library_is_one_line_without_its_source() -> None:
+    said = "lance error: LanceError(IO): size is too small, /build/lance-io/src/local.rs:273:40\nmore"
+    assert tables.message_of(RuntimeError(said)) == "lance error: LanceError(IO): size is too small"
+    full = "lance error: LanceError(IO): No space left on device (os error 28), /build/x.rs:1:9"
+    assert tables.message_of(RuntimeError(full)) == "the disk is full"
+    assert tables.message_of(RuntimeError()) == "RuntimeError"
 
 
 def test_prune_keeps_as_many_accepted_versions_as_it_says(store: Store, call: Call) -> None:

@@ -115,7 +115,7 @@ class Index:
                 state = change.result()
             except (RuntimeError, OSError) as error:  # of LanceDB, which reports a full disk in its own words
                 raise CheckpointError(
-                    f"{self.folder}: the index cannot be changed ({str(error).splitlines()[0][:300]}). What was there "
+                    f"{self.folder}: the index cannot be changed ({tables.message_of(error)}). What was there "
                     "before holds."
                 ) from error
             crash_point("in index: tables written")

@@ -7,6 +7,7 @@ read, and the next change goes back behind them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -87,9 +88,17 @@ def at_version(database: Any, name: str, version: int) -> Any:
         return table
     except (ValueError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f"index table {name}, version {version}: cannot be opened ({str(error).splitlines()[0]}). Another process "
+            f"index table {name}, version {version}: cannot be opened ({message_of(error)}). Another process "
             "may have tidied it just now: repeat the command. If that does not help, index the images again."
         ) from error
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error of the library in one line, without the place in its source."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "os error 28" in text:
+        return "the disk is full"
+    return re.sub(r",? /[^ ,]*\.rs:\d+:\d+", "", text)[:300]
 
 
 @contextmanager
@@ -103,7 +112,7 @@ def reading(name: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         raise CheckpointError(
-            f"index table {name}: damaged ({str(error).splitlines()[0][:200]}). If repeating the command does not "
+            f"index table {name}: damaged ({message_of(error)}). If repeating the command does not "
             "help, remove the folder `index` of the store and index the images again."
         ) from error
 

@@ -21,6 +21,10 @@ CREATE TABLE IF NOT EXISTS events (
 BEGUN, DONE, FAILED, INTERRUPTED = "begun", "done", "failed", "interrupted"
 
 
+class DiskFullError(CheckpointError):
+    """There is no room for another line."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One action: `outcome` is begun, done, failed or interrupted."""
@@ -54,6 +58,11 @@ class Journal:
             finally:
                 connection.close()
         except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise DiskFullError(
+                    f"{self._path}: the disk is full. What was saved before is intact: make room (`everclip prune`), "
+                    "then repeat the command."
+                ) from error
             raise CheckpointError(
                 f"{self._path}: cannot be used ({error}). It says only what was done: move it away, and the next "
                 "action begins a new one."
@@ -89,8 +98,9 @@ class Journal:
     def mark_interrupted(self) -> list[Entry]:
         """Mark actions that never ended as interrupted, and return them. Call it only while holding the lock."""
         found = [entry for entry in self.entries() if entry.outcome == BEGUN]
-        with self._open() as database:
-            database.execute("UPDATE events SET outcome = ? WHERE outcome = ?", (INTERRUPTED, BEGUN))
+        if found:
+            with self._open() as database:
+                database.execute("UPDATE events SET outcome = ? WHERE outcome = ?", (INTERRUPTED, BEGUN))
         return found
 
     def entries(self, last: int | None = None) -> list[Entry]:

@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ from everclip.learner.saved import assembled
 from everclip.lock import locked
 from everclip.sealing import read_sealed, sealed
 from everclip.search.records import versions_needed
-from everclip.store.journal import DONE, FAILED, Journal
+from everclip.store.journal import DONE, FAILED, DiskFullError, Journal
 from everclip.store.objects import Objects
 from everclip.store.records import Current, Settings, Version
 from everclip.training.checkpoint import STATE, TENSORS
@@ -307,16 +307,28 @@ class Store:
                     f"note: `{left.verb}` of {left.at} was interrupted; the store is as it was before it"
                 )
             self._clear()
-            action = Action(self.journal.begin(verb, detail=detail))
+            action = Action(self._begun(verb, detail))
             crash_point("in store: begun")
             try:
                 yield action
             except BaseException as error:
-                self.journal.end(
-                    action.number, FAILED, action.version, f"{type(error).__name__}: {error}"[:500]
-                )
+                with suppress(DiskFullError):  # the first error says it
+                    self._end(action, verb, FAILED, f"{type(error).__name__}: {error}"[:500])
                 raise
-            self.journal.end(action.number, DONE, action.version, action.detail or detail)
+            self._end(action, verb, DONE, action.detail or detail)
+
+    def _begun(self, verb: str, detail: str) -> int | None:
+        """Begin an action in the journal; on a full disk `prune` makes room first, and is written down at its end."""
+        try:
+            return self.journal.begin(verb, detail=detail)
+        except DiskFullError:
+            if verb != "prune":
+                raise
+            return None
+
+    def _end(self, action: Action, verb: str, outcome: str, detail: str) -> None:
+        number = self.journal.begin(verb) if action.number is None else action.number
+        self.journal.end(number, outcome, action.version, detail)
 
     def _clear(self) -> None:
         for folder in (self.path, self.path / VERSIONS, self.path / PROBES):
@@ -456,7 +468,7 @@ class Store:
 class Action:
     """An action in the journal."""
 
-    number: int
+    number: int | None
     version: str | None = None
     detail: str = ""
 
