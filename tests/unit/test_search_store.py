@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from everclip.errors import ConfigError, DataError, RunFolderError
-from everclip.search import adding, embedding, reindexing, tables
+from everclip.search import adding, embedding, hits, reindexing, tables
 from everclip.search.embedding import SearchModel, space_key
 from everclip.search.index import REINDEX_LOCK, Index
 from everclip.search.ways import Budget, Job
@@ -181,6 +181,10 @@ def test_files_are_named_by_their_path_and_unreadable_ones_by_their_reason(
     )
     found = json.loads(out)["results"]
     assert found
+    counted = hits.held(first.path / "index")
+    assert counted == {hit["id"]: 1 for hit in found}  # the removed item is forgotten
+    assert call("search", first.path, "red", "--no-hits")[0] == 0
+    assert hits.held(first.path / "index") == counted
     assert {hit["metadata"]["style"] for hit in found} == {"style-1"}
     assert {hit["metadata"]["time"] for hit in found} == {2002, 2003}
 
@@ -506,3 +510,13 @@ def test_a_killed_reembedding_goes_on_where_it_was(number: int, store: Store, tm
     rows = tables.all_rows(index.view().vectors(model.key), ["id"])
     assert len(rows) == len(set(rows.column("id").to_pylist())) == 40
     assert list((store.path / "index").glob(".*.tmp")) == []
+
+
+def test_progress_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 100.0, 110.0, 110.0])
+    monkeypatch.setattr("everclip.search.embedding.time.monotonic", lambda: next(times))
+    pace = embedding.Pace()
+    pace.due(50, 1000)  # the first block, after a start that took long
+    assert pace.due(150, 1000)
+    assert pace.left(150, 1000) == ", 10.0 per second, about 1\u00a0min 25\u00a0s left"
+    assert pace.left(1000, 1000) == ""

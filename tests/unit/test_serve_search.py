@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from everclip.search import hits
 from everclip.search.adding import add, images_of
 from everclip.search.index import Index
 from everclip.search.reindexing import reindex
@@ -162,6 +165,19 @@ def test_a_shadow_version_searches_too_once_the_index_has_its_vectors(store: Sto
     assert counts["compared"] == 2
     shares = [len(set(ids(again, n)) & set(ids(other, n))) / 5 for n in (0, 1)]
     assert counts["overlap"] == pytest.approx(np.mean(shares))
+
+
+def test_what_is_found_is_counted_and_written_at_the_end(store: Store) -> None:
+    request = {"texts": ["red 1", "green 2"], "top": 3}
+    shutil.rmtree(store.path / "index" / "hits", ignore_errors=True)  # of tests before this one
+    with client(store, hits=False) as served:
+        served.post("/search", json=request)
+    assert hits.held(store.path / "index") == {}
+    with client(store) as served:
+        answers = [served.post("/search", json=request) for _ in range(2)]
+        served.post("/embed", json={"texts": ["red 1"]})
+    expected = Counter(i for answer in answers for n in (0, 1) for i in ids(answer, n))
+    assert hits.held(store.path / "index") == expected
 
 
 def test_without_an_index(micro_folder: Path, tmp_path: Path) -> None:

@@ -168,6 +168,10 @@ def search(
         ),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every image.")] = False,
+    no_hits: Annotated[
+        bool,
+        typer.Option("--no-hits", help="Do not count which images were found (for reindex --how mixed)."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Search the images of a store by text or by image. Prints cosine similarities: from -1 to 1, no probability.
@@ -177,6 +181,7 @@ def search(
     Example: everclip search stores/shop "a red kettle" --where "year>=2024" --top 5
     """
     from everclip.search.filters import conditions
+    from everclip.search.hits import Hits
     from everclip.search.index import Index
     from everclip.store.indexed import answering
     from everclip.store.opening import open_store
@@ -202,9 +207,13 @@ def search(
             "results": [vars(hit) | {"cosine": round(hit.cosine, 6)} for hit in hits],
         }
         typer.echo(json_text(document))
-        return
-    lines = [_hit_line(hit, view.state.roots) for hit in hits]
-    typer.echo("\n".join(lines) if hits else "no image meets the conditions")
+    else:
+        lines = [_hit_line(hit, view.state.roots) for hit in hits]
+        typer.echo("\n".join(lines) if hits else "no image meets the conditions")
+    if not no_hits and opened.copy is None:  # a working copy belongs to this machine alone
+        counted = Hits(found.folder)
+        counted.add(hit.id for hit in hits)
+        counted.flush(wait=1.0)
 
 
 def _read(image: Path | None) -> tuple[bytes, str]:

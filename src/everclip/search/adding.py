@@ -20,7 +20,7 @@ from everclip.data.reading.spec import DataSpec
 from everclip.data.table import Table
 from everclip.errors import ConfigError
 from everclip.files import crash_point, user_path
-from everclip.search import tables
+from everclip.search import hits, tables
 from everclip.search.ann import keep_ann
 from everclip.search.embedding import BLOCK, Embedded, Group, Pace, SearchModel, Source, embedded
 from everclip.search.index import ADD_LOCK, Index, View, refusal
@@ -167,7 +167,7 @@ def add(
             if group.full or number == len(batches):
                 _put(index, model, images, columns, group.taken(), done)
             if pace.due(ready := min(number * BLOCK, len(todo)), len(todo)):
-                tell(f"{ready:,} of {len(todo):,} images")
+                tell(f"{ready:,} of {len(todo):,} images{pace.left(ready, len(todo))}")
         if todo:
             keep_ann(index, model, tell)
     if todo:
@@ -327,4 +327,5 @@ def remove(index: Index, ids: Sequence[str]) -> tuple[list[str], list[str]]:
         }
         with index.changing("index --remove") as change:
             gone = change.remove(sorted(set(wanted.values())))
+        hits.forget(index.folder, gone)
     return gone, [given for given, meant in wanted.items() if meant not in gone]

@@ -24,6 +24,7 @@ from everclip.features.encoder import Encoder, image_encoder, own_code, text_enc
 from everclip.features.encoding import decoded
 from everclip.interfaces import Predictor
 from everclip.learner.core import Learner
+from everclip.report.formats import seconds
 
 T = TypeVar("T")
 BLOCK = 256
@@ -255,15 +256,27 @@ class Group(Generic[T]):
 
 
 class Pace:
-    """Says when a line about the progress is due: from time to time, and at the end of work that had such lines."""
+    """Says when a line about the progress is due, and how long the rest takes.
+
+    It is due from time to time, and at the end of work that had such lines.
+    """
 
     def __init__(self) -> None:
         self._last, self._told = time.monotonic(), False
+        self._first: tuple[float, int] | None = None
 
     def due(self, done: int, total: int) -> bool:
         """Whether to print a line now."""
         now = time.monotonic()
+        self._first = self._first or (now, done)  # loading a model or starting processes is not the work
         if now - self._last < PACE and not (done == total and self._told):
             return False
         self._last, self._told = now, True
         return True
+
+    def left(self, done: int, total: int) -> str:
+        """Return `, 52.0 per second, about 8 min 10 s left`; empty if it is not known or nothing is left."""
+        if self._first is None or done >= total or done <= self._first[1]:
+            return ""
+        each = (time.monotonic() - self._first[0]) / (done - self._first[1])
+        return f", {1 / max(each, 1e-9):,.1f} per second, about {seconds((total - done) * each)} left"

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from everclip.data.sampling.order import generator
-from everclip.errors import DataError, LimitError
+from everclip.errors import CheckpointError, DataError, LimitError
 from everclip.files import crash_point
-from everclip.search import tables
+from everclip.search import hits, tables
 from everclip.search.ann import texts_of
 from everclip.search.index import View
 from everclip.search.map_choosing import AT, Chosen, Judged, choose_map, judge, measure
@@ -215,8 +215,29 @@ def _write(job: Job, fitted: Fitted) -> None:
 
 
 def hottest(job: Job) -> list[str]:
-    """Return ids of items, those first that captions (else class names) of the items find most often."""
+    """Return ids of items, those first that searches returned most often, then those that captions find; says which.
+
+    Captions (else class names) are those of the items. Searches are counted in `hits`.
+    """
     view = job.index.view()
+    try:
+        counted = hits.held(job.index.folder)
+    except CheckpointError as error:
+        job.tell(f"note: {error}")
+        counted = {}
+    now = view.contents()
+    used = [i for i in counted if i in now]
+    captioned = _found_by_captions(job, view)
+    if used:
+        job.tell(f"order: {len(used):,} items that searches returned, most often first; then by captions")
+    else:
+        job.tell(
+            f"order: {len(captioned):,} items that captions find, most often first (no search was counted)"
+        )
+    return list(dict.fromkeys([*used, *captioned]))
+
+
+def _found_by_captions(job: Job, view: View) -> list[str]:
     texts = texts_of(view, QUERIES)
     if not texts:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 from everclip.files import crash_point
 from everclip.search import tables
 from everclip.search.embedding import BLOCK, Embedded, Group, Pace, SearchModel, Source, embedded
+from everclip.search.engines import IMAGE, sources_of
 from everclip.search.index import Index, View
 from everclip.search.ways import Estimate, Filled, Job
 
@@ -22,8 +24,6 @@ ROW_BYTES = 100
 """Bytes of a row beside its vector: id, hash, bookkeeping."""
 
 MAPPED = "mapped"
-
-_PLACE = ("path", "offset", "size", "bytes")
 
 
 class Reembed:
@@ -111,16 +111,11 @@ def estimate_of(view: View, model: SearchModel, rows: Sequence[int], rate: float
 def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: float) -> bool:
     """Embed `todo`, removing from it what is done; return whether the budget allows more."""
     allowed = None if job.budget.images is None else max(0, job.budget.images - done.images)
-    rows = islice(list(todo.items()), allowed)
-    key, total = job.new.key, len(todo)
+    rows = list(islice(todo.values(), allowed))
+    key, total = job.new.key, len(rows)
     stale = view.held(key).keys() & todo.keys()
-    batches, pace, group = _batches(view, rows), Pace(), Group[tuple[pa.Table, Embedded]]()
-    read: list[pa.Table] = []
-
-    def sources() -> Iterator[Sequence[Source]]:
-        for batch in batches:
-            read.append(batch)
-            yield sources_of(batch)
+    blocks = (rows[start : start + BLOCK] for start in range(0, total, BLOCK))
+    pace, group = Pace(), Group[tuple[pa.Table, Embedded]]()
 
     def write() -> None:
         parts = group.taken()
@@ -129,41 +124,28 @@ def _round(job: Job, view: View, todo: dict[str, int], done: Filled, started: fl
             _commit(job.index, key, view, items, Embedded.joined([found for _, found in parts]), stale)
             crash_point("in index: batch embedded again")
 
-    within = True
-    for found in embedded(job.new, sources()):
-        group.add((read.pop(0), found), len(found.ids))
-        if group.full:
-            write()
-        for i in [*found.ids, *found.failed]:
-            todo.pop(i)
-        done.images += len(found.ids)
-        done.changed += found.changed
-        done.failed |= found.failed
-        if pace.due(total - len(todo), total):
-            job.tell(f"{total - len(todo):,} of {total:,} images embedded again")
-        elapsed = time.monotonic() - started
-        if job.budget.seconds is not None and elapsed >= job.budget.seconds:
-            within = False
-            break
-        if job.rate is not None:
-            time.sleep(max(0.0, done.images / job.rate - elapsed))
+    within, ready = True, 0
+    with closing(job.engine.embedded(job.new, view, blocks, job.rate)) as stream:
+        for items, found in stream:
+            group.add((items, found), len(found.ids))
+            if group.full:
+                write()
+            for i in [*found.ids, *found.failed]:
+                todo.pop(i)
+            ready += len(found.ids) + len(found.failed)
+            done.images += len(found.ids)
+            done.changed += found.changed
+            done.failed |= found.failed
+            if pace.due(ready, total):
+                job.tell(f"{ready:,} of {total:,} images embedded again{pace.left(ready, total)}")
+            elapsed = time.monotonic() - started
+            if job.budget.seconds is not None and elapsed >= job.budget.seconds:
+                within = False
+                break
+            if job.rate is not None:
+                time.sleep(max(0.0, done.images / job.rate - elapsed))
     write()
     return within and (allowed is None or done.images < (job.budget.images or 0))
-
-
-def _batches(view: View, rows: Iterator[tuple[str, int]]) -> Iterator[pa.Table]:
-    """Yield the rows of items in batches: what their images need, and their metadata."""
-    wanted = ["id", *_PLACE, "rendering", "sha256", *tables.metadata_of(view.items.schema)]
-    while chosen := [row for _, row in islice(rows, BLOCK)]:
-        yield tables.taken(view.items, chosen, wanted)
-
-
-def sources_of(items: pa.Table) -> list[Source]:
-    """Return rows of items as sources of images."""
-    return [
-        Source(row["id"], {name: row[name] for name in _PLACE}, row["rendering"], row["sha256"])
-        for row in items.select(["id", *_PLACE, "rendering", "sha256"]).to_pylist()
-    ]
 
 
 def _commit(index: Index, key: str, view: View, items: pa.Table, found: Embedded, stale: set[str]) -> None:
@@ -219,6 +201,5 @@ def seconds_per_image(view: View, model: SearchModel, rows: Sequence[int]) -> fl
 
 
 def _batches_of(view: View, rows: Sequence[int], size: int) -> Iterator[list[Source]]:
-    wanted = ["id", *_PLACE, "rendering", "sha256"]
     for start in range(0, len(rows), size):
-        yield sources_of(tables.taken(view.items, rows[start : start + size], wanted))
+        yield sources_of(tables.taken(view.items, rows[start : start + size], IMAGE))

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from everclip.errors import ConfigError
 from everclip.search.embedding import SearchModel
+from everclip.search.engines import LOCAL, Engine
 from everclip.search.index import Index
 
 Tell = Callable[[str], None]
@@ -55,6 +56,7 @@ class Job:
         limit: the largest share of images that may be unreadable.
         recall: the least share of the true nearest items that a map must keep.
         tell: called with lines about the progress.
+        engine: embeds.
     """
 
     index: Index
@@ -65,6 +67,7 @@ class Job:
     limit: float = FAILED_LIMIT
     recall: float = 0.9
     tell: Tell = lambda line: None
+    engine: Engine = LOCAL
 
 
 @dataclass

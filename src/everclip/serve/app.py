@@ -51,9 +51,12 @@ def create_app(service: Service, token: str | None) -> FastAPI:
     _add_errors(app)
     model_routes.add(app, service)
     store_routes.add(app, service, token)
-    search_routes.add(app, SearchService(service, indexed.open_index, indexed.key_of, indexed.marked))
-    page_routes.add(app, service)
     settings = service.settings
+    counted = indexed.hits_of(service.store) if settings.hits else None
+    search_routes.add(
+        app, SearchService(service, indexed.open_index, indexed.key_of, indexed.marked, counted)
+    )
+    page_routes.add(app, service)
     if settings.allow_origins:
         app.add_middleware(
             CORSMiddleware,

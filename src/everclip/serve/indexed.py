@@ -12,10 +12,11 @@ from everclip.errors import CheckpointError, ConfigError, DataError
 from everclip.methods.base import Method
 from everclip.search import tables
 from everclip.search.embedding import space_key
+from everclip.search.engines import sources_of
 from everclip.search.filters import conditions
+from everclip.search.hits import Hits
 from everclip.search.index import Index, View
 from everclip.search.records import FOLDER, SERVING
-from everclip.search.reembedding import sources_of
 from everclip.serve.refusal import Refusal
 from everclip.serve.searching import Found, IndexFacts, SpaceFacts, Vectors
 from everclip.store.indexed import has_index
@@ -36,6 +37,14 @@ def marked(store: Store) -> object:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino
+
+
+def hits_of(store: Store) -> Hits | None:
+    """Return what counts the items that searches of a store return; the index may be made later.
+
+    A store far away has none: its working copy belongs to this machine alone.
+    """
+    return Hits(store.path / FOLDER) if store.copy is None else None
 
 
 def open_index(store: Store) -> StoreIndex | None:

@@ -72,6 +72,7 @@ class Live:
         self.needed: Needed = lambda current: None
         self._for_search: Loaded | None = None
         self.each_poll: Callable[[], None] = lambda: None
+        self.at_end: Callable[[], object] = lambda: None
         self._loading = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -217,3 +218,4 @@ class Live:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=60)
+        self.at_end()

@@ -13,7 +13,17 @@ from anyio import to_thread
 from everclip.serve.asked import SearchAsked
 from everclip.serve.loaded import Loaded
 from everclip.serve.refusal import Refusal
-from everclip.serve.searching import Found, IndexFacts, KeyOf, Marked, Opener, SearchIndex, asking, required
+from everclip.serve.searching import (
+    Counted,
+    Found,
+    IndexFacts,
+    KeyOf,
+    Marked,
+    Opener,
+    SearchIndex,
+    asking,
+    required,
+)
 from everclip.serve.service import Service
 
 log = logging.getLogger("everclip.serve")
@@ -35,10 +45,21 @@ class SearchService:
     Args:
         service: the store in service.
         opener, key_of, marked: see `everclip.serve.searching`.
+        counted: of the items that are found; `None`: they are not counted.
     """
 
-    def __init__(self, service: Service, opener: Opener, key_of: KeyOf, marked: Marked) -> None:
+    def __init__(
+        self,
+        service: Service,
+        opener: Opener,
+        key_of: KeyOf,
+        marked: Marked,
+        counted: Counted | None = None,
+    ) -> None:
         self.service, self._opener, self._key_of, self._marked = service, opener, key_of, marked
+        self._counted = counted
+        if counted is not None:
+            service.live.at_end = counted.flush
         self._mark: object = None
         service.live.needed = self.needed
         service.live.each_poll = self.look
@@ -56,11 +77,13 @@ class SearchService:
         return next(iter(spaces.values()))
 
     def look(self) -> None:
-        """Follow the index: when another space answers, load its version."""
+        """Follow the index: when another space answers, load its version. Writes counts now and then."""
         mark = self._marked(self.service.store)
         if mark != self._mark:
             self._mark = mark
             self.service.live.tend()
+        if self._counted is not None:
+            self._counted.flush_if_due()
 
     def _open(self) -> SearchIndex | None:
         return self._opener(self.service.store)
@@ -80,6 +103,8 @@ class SearchService:
             results = await to_thread.run_sync(
                 index.search, version.space(self._key_of), queries, asked.top, asked.where, asked.exact
             )
+        if self._counted is not None:
+            self._counted.add(hit.id for hits in results for hit in hits)
         return Results(version, asked, pixels, results)
 
     async def shadow(self, sent: Results) -> None:

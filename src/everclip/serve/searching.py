@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,6 +74,19 @@ class SearchIndex(Protocol):
 
     def facts(self) -> IndexFacts:
         """Return the state of the index."""
+
+
+class Counted(Protocol):
+    """Counts the items that searches return; neither waits nor fails."""
+
+    def add(self, ids: Iterable[str]) -> None:
+        """Count items, in memory."""
+
+    def flush_if_due(self) -> None:
+        """Write the counts, if that is long ago."""
+
+    def flush(self) -> object:
+        """Write the counts."""
 
 
 Opener = Callable[[Store], SearchIndex | None]

@@ -32,6 +32,7 @@ class ServeSettings(BaseModel):
         prompts: the most names times templates of one request.
         text_length: characters of one text.
         image_pixels: pixels of one image.
+        hits: whether the items that searches return are counted in the index (ids and numbers, no query).
         connections: connections at a time; one beyond is answered 503.
         log_level: of the server's log on standard error.
     """
@@ -56,5 +57,6 @@ class ServeSettings(BaseModel):
     prompts: int = Field(2000, ge=1)
     text_length: int = Field(2000, ge=1)
     image_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
+    hits: bool = True
     connections: int = Field(512, ge=1)
     log_level: LogLevel = "info"
