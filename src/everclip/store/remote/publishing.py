@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 from everclip.errors import EverclipError, RunFolderError
-from everclip.files import crash_point
+from everclip.files import crash_point, file_digest
 from everclip.lock import now
 from everclip.store.remote.commits import DATA, PARTS, Commit, Commits, File, Part, part_of
 from everclip.store.remote.files import RemoteFiles, Say
 from everclip.store.remote.lease import Lease
-from everclip.store.remote.tree import Contents, Placed, digest_of, scan, stamp_of
+from everclip.store.remote.tree import Contents, Placed, scan, stamp_of
 
 EVERY = 60.0
 """Seconds between two times that a long change of the index is published."""
@@ -104,7 +104,7 @@ class Publisher:
 
         def one(path: str) -> File:
             source = tree / path
-            sha256 = digest_of(source)
+            sha256 = file_digest(source)
             if sha256 in known:
                 return known[sha256]
             self._copy.files.upload(source, key := f"{start}/{path}")

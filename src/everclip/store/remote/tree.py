@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from everclip.files import disk_errors
+from everclip.files import disk_errors, file_digest
 from everclip.lock import locked
 
 Stamp = tuple[int, int, int]
@@ -73,7 +72,7 @@ class Contents:
             temporary = Path(name)
             try:
                 download(temporary)
-                if digest_of(temporary) != sha256:
+                if file_digest(temporary) != sha256:
                     return temporary.read_bytes()
                 temporary.chmod(0o644)
                 os.replace(temporary, path)
@@ -120,12 +119,6 @@ def link(source: Path, target: Path, copy: bool = False) -> None:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp_of(path: Path) -> Stamp:
