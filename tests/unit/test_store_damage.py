@@ -12,13 +12,14 @@ import pytest
 
 from everclip.errors import CheckpointError, ConfigError
 from everclip.models.tokenizers import build_tokenizer
+from everclip.sealing import sealed
 from everclip.search import adding, tables
 from everclip.search.index import Index
 from everclip.store.creating import create_store
 from everclip.store.indexed import model_of
 from everclip.store.journal import DiskFullError, Journal
 from everclip.store.records import Version
-from everclip.store.versions import Store
+from everclip.store.versions import MANIFEST, Store
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -31,12 +32,14 @@ def made(micro_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = str(micro_folder / "model")
     store = create_store(folder / "store", model, method="finetune", probes=[str(folder / "few.parquet")])
     adding.add(Index.create(store.path), model_of(store), adding.images_of([str(folder / "few.parquet")])[0])
-    learner, first = store.load(), store.version("v0001")
+    first = store.version("v0001")
     for number in range(2, 8):
         state = "rejected" if number == 3 else "accepted"
-        store.add(learner, Version(**{**first.model_dump(), "id": f"v{number:04d}", "state": state}), None)
+        of = Version(**{**first.model_dump(), "id": f"v{number:04d}", "state": state})
+        shutil.copytree(store.folder("v0001"), store.path / "versions" / of.id)
+        (store.folder(of.id) / MANIFEST).write_text(sealed(of))
         if state == "accepted":
-            store.point_to(f"v{number:04d}")
+            store.point_to(of.id)
     return store.path
 
 
@@ -173,6 +176,21 @@ def test_a_message_of_the_library_is_one_line_without_its_source() -> None:
     full = "lance error: LanceError(IO): No space left on device (os error 28), /build/x.rs:1:9"
     assert tables.message_of(RuntimeError(full)) == "the disk is full"
     assert tables.message_of(RuntimeError()) == "RuntimeError"
+
+
+def test_the_way_back_after_prune_leads_to_another_version(store: Store, call: Call) -> None:
+    shutil.rmtree(store.path / "index")
+    for version in ("v0006", "v0007", "v0005", "v0007"):
+        store.point_to(version)
+    shutil.rmtree(store.path / "versions/v0005")  # by hand
+    assert call("prune", store.path, "--keep", "1")[0] == 0
+    assert store.ids() == ["v0003", "v0006", "v0007"]
+    assert store.current.before == ["v0006", "v0007", "v0006"]
+    assert call("prune", store.path, "--keep", "0")[0] == 0
+    assert store.ids() == ["v0003", "v0007"]
+    assert store.current.before == []
+    code, _, err = call("rollback", store.path)
+    assert (code, "no version served before v0007" in err) == (2, True)
 
 
 def test_prune_keeps_as_many_accepted_versions_as_it_says(store: Store, call: Call) -> None:

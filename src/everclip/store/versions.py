@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -418,6 +419,7 @@ class Store:
         """
         now = self.current
         staying = {now.version, *now.before[-keep:]} if keep else {now.version}
+        staying &= set(self.ids())
         staying |= versions_needed(self.path)  # by the search index
         damaged = self._damaged() - {now.version}
         if damaged and not rejected:
@@ -439,7 +441,10 @@ class Store:
             folder.rename(aside)  # first out of sight, so that a version is never half there
             crash_point("in store: pruned one")
             shutil.rmtree(aside)
-        pointer = Current(version=now.version, before=[v for v in now.before if v not in going])
+        turns = [*(v for v in now.before if v in self.ids()), now.version]
+        # Where what served between two turns of a version is gone, they are one: a way back leads to another version.
+        before = [version for version, after in pairwise(turns) if version != after]
+        pointer = Current(version=now.version, before=before)
         write_text_atomic(self.path / CURRENT, pointer.model_dump_json())
         size += self.sweep()
         action.detail = f"removed {', '.join(going) or 'no version'}, {size:,} bytes"
