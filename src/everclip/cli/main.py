@@ -19,6 +19,7 @@ from everclip.cli import evaluate as evaluate_verb
 from everclip.cli import export as export_verb
 from everclip.cli import init_config as init_config_verb
 from everclip.cli import over_time as over_time_verb
+from everclip.cli import reindex as reindex_verb
 from everclip.cli import search as search_verbs
 from everclip.cli import serve as serve_verb
 from everclip.cli import store as store_verbs
@@ -203,7 +204,7 @@ for verb in (
     store_verbs.status,
     search_verbs.index,
     search_verbs.search,
-    search_verbs.reindex,
+    reindex_verb.reindex,
 ):
     app.command()(verb)
 app.command(name="serve")(serve_verb.serve)

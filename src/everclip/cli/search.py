@@ -1,9 +1,8 @@
-"""The verbs of a search index: index, search, reindex."""
+"""The verbs of a search index: index and search (`reindex` has a file of its own)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,9 +14,7 @@ from everclip.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from everclip.search.adding import Added
-    from everclip.search.index import Hit, Index
-    from everclip.search.reindexing import Reindexed
-    from everclip.search.ways import Estimate, Job
+    from everclip.search.index import Hit
     from everclip.store.versions import Store
 
 NAMED = 10
@@ -132,20 +129,22 @@ def _index_lines(document: dict[str, Any]) -> list[str]:
         lines.append(f"note: {document['repeated']:,} rows name an image of an earlier row")
     if document.get("differing"):
         lines.append(
-            f"note: {_named(document['differing'])} are there with other content or metadata; --replace replaces them"
+            f"note: {named(document['differing'])} are there with other content or metadata; --replace replaces them"
         )
     if document.get("left_out"):
         lines.append(f"note: columns that cannot be kept: {', '.join(document['left_out'])}")
-    lines += _failed_lines(document.get("failed", {}))
+    lines += failed_lines(document.get("failed", {}))
     return lines
 
 
-def _named(ids: list[str]) -> str:
+def named(ids: list[str]) -> str:
+    """Return ids, the first ones of many."""
     more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
     return f"{', '.join(ids[:NAMED])}{more}"
 
 
-def _failed_lines(failed: dict[str, str]) -> list[str]:
+def failed_lines(failed: dict[str, str]) -> list[str]:
+    """Return images that were set aside, with their reasons, as lines."""
     if not failed:
         return []
     lines = [f"{len(failed):,} set aside:"]
@@ -234,175 +233,3 @@ def _hit_line(hit: Hit, roots: Mapping[str, str]) -> str:
         name = str(Path(hit.path).relative_to(here)) if Path(hit.path).is_relative_to(here) else hit.path
     metadata = ", ".join(f"{name}={value}" for name, value in hit.metadata.items())
     return f"{hit.cosine:.3f}  {name}" + (f"  {metadata}" if metadata else "")
-
-
-def reindex(
-    store: StoreFolder,
-    to: Annotated[
-        str | None, typer.Option("--to", help="The version to move to; default: the current one.")
-    ] = None,
-    how: Annotated[
-        str | None,
-        typer.Option(
-            "--how",
-            help="The way: reembed (every image again; default), map (old vectors into the new space, if a sample "
-            "shows that recall is kept), mixed (map, then embed again), choose (mixed or reembed, by the sample).",
-        ),
-    ] = None,
-    recall: Annotated[
-        float,
-        typer.Option("--recall", min=0, max=1, help="Share of the true neighbours that a map must keep."),
-    ] = 0.9,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, help="Images per second at most.")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", help="Stop after 5000 (images) or 2h, 30m, 90s; repeat to continue."),
-    ] = None,
-    queries: Annotated[
-        Path | None,
-        typer.Option("--queries", help="Texts, one per line, that compare old and new; default: captions."),
-    ] = None,
-    no_switch: Annotated[
-        bool, typer.Option("--no-switch", help="Keep the old vectors answering; `--switch` switches later.")
-    ] = False,
-    switch: Annotated[
-        bool, typer.Option("--switch", help="Let the vectors answer that are complete.")
-    ] = False,
-    rollback: Annotated[
-        bool, typer.Option("--rollback", help="Let the vectors answer that answered before.")
-    ] = False,
-    tidy: Annotated[bool, typer.Option("--tidy", help="Remove vectors that are of no use any more.")] = False,
-    quarantine_limit: Annotated[
-        float,
-        typer.Option(
-            "--quarantine-limit", min=0, max=1, help="Largest share of unreadable images at a switch."
-        ),
-    ] = 0.01,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say how many images would be embedded, how long, how much disk."),
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Move the search index to the vectors of another version, while the old ones answer.
-
-    The command continues where it was stopped or killed. When every image has its new vector, both versions answer the
-    same queries side by side, and the new one takes over in one step.
-
-    Example: everclip reindex stores/shop --rate 50 --budget 2h
-    """
-    from everclip.search import reindexing
-    from everclip.search.index import Index
-    from everclip.store.opening import open_store
-
-    if sum((switch, rollback, tidy)) > 1 or (no_switch and switch):
-        raise ConfigError("reindex: give one of --switch, --no-switch, --rollback, --tidy.")
-    opened = open_store(store, note, tables=True)
-    with nullcontext() if dry_run else opened.changing_index("reindex"):
-        found = Index(opened.path, note, opened.publish_now_and_then)
-        if switch:
-            typer.echo(f"{reindexing.switch(found, to).version} answers searches now")
-        elif rollback:
-            _roll_back(store, found)
-        elif tidy:
-            gone = reindexing.tidy(found)
-            typer.echo(f"removed the vectors of {', '.join(s.version for s in gone) or 'no version'}")
-        else:
-            job = _job(opened, found, to, rate, budget, quarantine_limit, recall)
-            if dry_run:
-                _print_estimates(job, how, as_json)
-                return
-            done = reindexing.reindex(job, how or "reembed", _queries(queries), not no_switch)
-            typer.echo(_reindexed_text(store, job, done, as_json))
-
-
-def _roll_back(store: str, index: Index) -> None:
-    from everclip.search import reindexing
-
-    space, left = reindexing.rollback(index)
-    typer.echo(f"{space.version} answers searches now")
-    if left:
-        typer.echo(
-            f"note: {left:,} items were added or changed since and are not found until "
-            f"`everclip reindex {store} --to {space.version}` has embedded them"
-        )
-
-
-def _job(
-    store: Store,
-    index: Index,
-    to: str | None,
-    rate: float | None,
-    budget: str | None,
-    limit: float,
-    recall: float,
-) -> Job:
-    from everclip.search.ways import Budget, Job
-    from everclip.store.indexed import model_of
-
-    def old() -> Any:
-        space = index.state.space
-        return model_of(store, None if space is None else space.version)
-
-    limits = Budget.parse(budget)
-    return Job(index, old, model_of(store, to), rate, limits, limit, recall, note)
-
-
-def _queries(path: Path | None) -> list[str]:
-    from everclip.cli.classify import lines_of
-
-    return lines_of(path, "--queries")
-
-
-def _print_estimates(job: Job, how: str | None, as_json: bool) -> None:
-    from everclip.search.reindexing import WAYS, way_of
-
-    ways = [way_of(how)] if how is not None else list(WAYS.values())
-    found = [way.estimate(job) for way in ways]
-    if as_json:
-        typer.echo(json_text([vars(one) for one in found]))
-    else:
-        typer.echo("\n".join(estimate_line(one, job.new.version) for one in found))
-
-
-def estimate_line(of: Estimate, version: str) -> str:
-    """Return what a way would take as a line."""
-    from everclip.report.formats import seconds, size
-
-    recall = "" if of.recall is None else f", keeps {of.recall:.1%} of the true neighbours"
-    return (
-        f"{of.how}: {of.images:,} images to embed with {version}, about {seconds(of.seconds)}, "
-        f"{size(of.disk)} of disk{recall}"
-    )
-
-
-def _reindexed_text(store: str, job: Job, done: Reindexed, as_json: bool) -> str:
-    filled = done.filled
-    if as_json:
-        document = {
-            "version": job.new.version,
-            "switched": done.switched,
-            **vars(filled),
-            "compared": None if done.compared is None else done.compared.model_dump(),
-        }
-        return json_text(document)
-    lines = [
-        f"{filled.images:,} images embedded with {job.new.version} in {filled.seconds:.1f} s",
-        *filled.lines,
-    ]
-    if filled.changed:
-        lines.append(
-            f"note: {len(filled.changed):,} files have changed since they were indexed: {_named(filled.changed)}"
-        )
-    lines += _failed_lines(filled.failed)
-    if filled.left:
-        lines.append(f"{filled.left:,} are left; the same command continues")
-    elif done.switched:
-        lines.append(
-            f"{job.new.version} answers searches now; `everclip reindex {store} --rollback` goes back"
-        )
-    elif done.compared is not None or not filled.lines:
-        lines.append(f"complete; `everclip reindex {store} --switch` lets {job.new.version} answer")
-    return "\n".join(lines)

@@ -113,7 +113,7 @@ def update(
 
     Example: everclip update stores/shop --data april.parquet --method finetune training.lr=1e-5
     """
-    from everclip.cli.search import estimate_line
+    from everclip.cli.reindex import estimate_line
     from everclip.errors import LimitError
     from everclip.store.indexed import estimate_after_update
     from everclip.store.opening import open_store

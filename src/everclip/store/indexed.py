@@ -28,6 +28,11 @@ def model_of(store: Store, version: str | None = None) -> SearchModel:
     return SearchModel(store.load(name), name)
 
 
+def model_at(store: Path, version: str) -> SearchModel:
+    """Load a version of the store in a folder for search; other processes call it by its name."""
+    return model_of(Store(store), version)
+
+
 @dataclass(frozen=True, eq=False)
 class Answering:
     """The version that answers.
