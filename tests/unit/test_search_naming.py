@@ -14,7 +14,7 @@ FILES = st.lists(st.lists(PART, min_size=1, max_size=4).map(lambda parts: "/" + 
 
 
 @given(st.lists(st.tuples(FILES, st.lists(PART, max_size=3).map(lambda parts: "/" + "/".join(parts)))))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_file_has_one_name_of_its_own_and_keeps_it(steps: list[tuple[list[str], str]]) -> None:
     roots: dict[str, str] = {}
     names: dict[str, str] = {}
