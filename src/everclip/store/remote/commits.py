@@ -88,7 +88,7 @@ class Commits:
         """Return the commit that holds; `None` if there is no store.
 
         Args:
-            known: a commit that is at hand; if it still holds, this takes one request.
+            known: a commit that is at hand; if it still holds, only the next number is asked for.
 
         Raises:
             CheckpointError: if it is damaged.

@@ -68,7 +68,7 @@ class WorkingCopy:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Bring the tree to the newest commit. Takes one request if it is there already.
+        """Bring the tree to the newest commit. If it is there already, one file is asked for that is not there.
 
         Raises:
             ConfigError: if there is no store.
