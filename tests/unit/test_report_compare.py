@@ -231,6 +231,31 @@ def test_other_settings_are_another_method(tmp_path: Path) -> None:
     assert [m.label for m in compare([first, second]).methods] == ["replay (no size)", "replay (size=50)"]
 
 
+@pytest.mark.parametrize(
+    ("newer", "alike"),
+    [
+        (
+            {"guard": {"max_drop": None, "over": "mean", "every": None}},
+            True,
+        ),  # off: its other settings do nothing
+        ({"guard": {"max_drop": 3.0}}, False),
+        ({"training": {"epochs": 2, "layer_decay": 1.0, "shard": False}}, True),  # new keys at their defaults
+        ({"training": {"epochs": 2, "layer_decay": 0.5}}, False),
+    ],
+)
+def test_a_run_of_an_earlier_version_is_a_seed_of_the_same_method(
+    tmp_path: Path, newer: dict[str, object], alike: bool
+) -> None:
+    folders = [synthetic.write_run(tmp_path / str(seed), "replay", seed) for seed in (0, 1)]
+    for folder, settings in zip(
+        folders, ({"guard": {"max_drop": None}, "training": {"epochs": 2}}, newer), strict=True
+    ):
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        whole = config | {"guard": {"max_drop": None}, "training": {"epochs": 2}} | settings
+        (folder / "config.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
+    assert len(compare(folders).methods) == (1 if alike else 2)
+
+
 def test_the_same_folder_twice_counts_once(folders: dict[str, Path]) -> None:
     assert len(compare([folders["replay"], folders["replay"] / "."]).methods[0].members) == 1
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from everclip.config import GuardConfig, TrainingConfig
 from everclip.report.comparable import flatten
 from everclip.report.runs import Run
 
@@ -20,17 +21,29 @@ MOST_SETTINGS = 2
 LONGEST = 44
 """Most characters of a label with settings."""
 
+_TRAINING = TrainingConfig(steps=0).model_dump(mode="json", exclude={"steps"})
+_GUARD = GuardConfig().model_dump(mode="json")
+
 _EDGE = re.compile(r"[-_./\\ ,=]")
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """Return everything except the seed that decides the result of a run, as dotted keys."""
+    """Return everything except the seed that decides the result of a run, as dotted keys.
+
+    A setting that the file of an older version does not hold has its default, and a guard that is off is one, whatever
+    its other settings are: a new setting does not make another method of an old run.
+    """
     ignored = ("seed", "output", "checkpoint", "trackers", "report", "scenario", "evaluation")
     config = {key: value for key, value in run.config.items() if key not in ignored}
     training = config.get("training")
     if isinstance(training, Mapping):  # the machine of a run does not make it another method
         machine = ("workers", "threads", "device", "memory_check")
-        config["training"] = {k: v for k, v in training.items() if k not in machine}
+        config["training"] = {
+            k: v for k, v in ({"steps": None} | _TRAINING | dict(training)).items() if k not in machine
+        }
+    guard = config.get("guard")
+    if isinstance(guard, Mapping):
+        config["guard"] = {**_GUARD, **guard} if guard.get("max_drop") else {"max_drop": None}
     described = {"method": run.results.method, "backbone": run.results.backbone}
     return flatten({"benchmark": run.results.benchmark, **(config or described), "name": run.name})
 
