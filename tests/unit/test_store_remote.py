@@ -289,6 +289,15 @@ def test_a_server_that_replaces_files_is_refused(
         assert "is not known: let one process at a time" in lines[0]
 
 
+def test_a_list_of_files_that_the_library_keeps_is_not_trusted(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, calls = open_files(url), []
+    monkeypatch.setattr(far._system, "invalidate_cache", lambda: calls.append("forgotten"))
+    far.read(key_of(1))
+    assert calls == ["forgotten"]
+
+
 def test_a_lost_answer_is_no_refusal(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     far = open_files(url)
     create, calls = far._create, []

@@ -126,7 +126,6 @@ class RemoteFiles:
         """Return key -> size in bytes of all files below a folder."""
 
         def ask() -> dict[str, int]:
-            self._system.invalidate_cache()
             found = self._system.find(self._path(folder), detail=True)
             start = len(self._system._strip_protocol(self._root).rstrip("/")) + 1
             return {name[start:]: int(facts["size"] or 0) for name, facts in found.items()}
@@ -173,6 +172,7 @@ class RemoteFiles:
         """Ask a server, again if it fails. Its errors are of many kinds: not all libraries raise an `OSError`."""
         for left in reversed(range(_TRIES)):
             try:
+                self._system.invalidate_cache()  # s3fs keeps lists of files: what others made would not be seen
                 return ask()
             except (FileNotFoundError, FileExistsError, EverclipError):
                 raise
