@@ -46,7 +46,7 @@ def index(
         typer.Option(
             "--exact-below",
             min=0,
-            help="With a new index: up to so many images, search is exact; default: 50,000.",
+            help="With a new index: up to so many images, search is exact; default: 20,000.",
         ),
     ] = None,
     storage: Annotated[

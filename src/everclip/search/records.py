@@ -11,7 +11,7 @@ from everclip.sealing import read_sealed
 
 FORMAT = 1
 FOLDER, SERVING = "index", "serving"
-EXACT_BELOW = 50_000
+EXACT_BELOW = 20_000
 """Up to so many vectors, every query is compared with all of them."""
 
 Kind = Literal["text", "list", "int", "float", "bool", "time"]
