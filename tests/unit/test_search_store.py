@@ -23,6 +23,7 @@ from everclip.search.index import REINDEX_LOCK, Index
 from everclip.search.ways import Budget, Job
 from everclip.store.creating import create_store
 from everclip.store.indexed import answering, estimate_after_update, index_document, index_lines, model_of
+from everclip.store.pruning import prune
 from everclip.store.records import Version
 from everclip.store.versions import Store
 
@@ -372,7 +373,7 @@ def test_reembedding_in_parts_then_one_switch_and_back(store: Store, call: Call)
 
 def test_prune_keeps_the_version_of_the_vectors_and_tidy_lets_it_go(store: Store, call: Call) -> None:
     with store.changing("prune") as action:
-        assert store.prune(0, True, action).versions == []
+        assert prune(store, 0, True, action).versions == []
     reindexing.reindex(job(store))
     third = next_version(store, "visual")
     reindexing.reindex(Job(Index(store.path), lambda: model_of(store, "v0002"), model_of(store, third)))
@@ -382,7 +383,7 @@ def test_prune_keeps_the_version_of_the_vectors_and_tidy_lets_it_go(store: Store
     index = Index(store.path)
     assert len(tables.names(index.database)) == 3
     with store.changing("prune") as action:
-        assert store.prune(0, True, action).versions == ["v0001"]
+        assert prune(store, 0, True, action).versions == ["v0001"]
     assert reindexing.rollback(index)[0].version == "v0002"
 
 

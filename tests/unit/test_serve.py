@@ -27,7 +27,8 @@ from everclip.serve.protocol import TimedHeaders
 from everclip.serve.refusal import Refusal
 from everclip.serve.serving import listen
 from everclip.serve.token import read_token
-from everclip.store.versions import CURRENT, OBJECTS, Store
+from everclip.store.paths import CURRENT, OBJECTS
+from everclip.store.versions import Store
 from serving import BEARER, TOKEN, b64, client, copied, image, running, said, two_versions
 
 Call = Callable[..., tuple[int, str, str]]

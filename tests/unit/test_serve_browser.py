@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from everclip.sealing import sealed
+from everclip.store.paths import MANIFEST
 from everclip.store.records import Gate
-from everclip.store.versions import MANIFEST, Store, sealed
+from everclip.store.versions import Store
 from serving import TOKEN, copied, image, running, two_versions
 
 pytestmark = pytest.mark.slow

@@ -25,10 +25,12 @@ from everclip.store import gates as gates_module
 from everclip.store.creating import create_store
 from everclip.store.drift import drift
 from everclip.store.objects import Objects
+from everclip.store.paths import LOCK
+from everclip.store.pruning import prune
 from everclip.store.records import Gate, GateLimits
 from everclip.store.sets import HELD_OUT_SHARE, bounded, half, parted, probe_sets
 from everclip.store.updating import choose_share, read_update, update
-from everclip.store.versions import LOCK, Store
+from everclip.store.versions import Store
 
 Call = Callable[..., tuple[int, str, str]]
 OPEN = GateLimits(retention=None, gain=None, negative_flips=None, latency=None, size=None)
@@ -117,7 +119,7 @@ def test_prune_keeps_what_serves_and_what_versions_need(store: Store, micro_fold
     update(store, str(micro_folder / "reference.parquet"))
     expected = images_of(store.load())
     with store.changing("prune") as action:
-        removed = store.prune(0, True, action)
+        removed = prune(store, 0, True, action)
     assert removed.versions == ["v0001", "v0002"]
     assert removed.bytes > 0
     assert store.ids() == ["v0003"]
@@ -402,7 +404,7 @@ def test_killed_anywhere_a_store_is_before_or_after(verb: str, made: Path, tmp_p
             elif verb == "rollback":
                 store.rollback(action)
             else:
-                store.prune(0, True, action)
+                prune(store, 0, True, action)
 
     number, killed = 1, True
     while killed:

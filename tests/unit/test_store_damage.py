@@ -18,8 +18,9 @@ from everclip.search.index import Index
 from everclip.store.creating import create_store
 from everclip.store.indexed import model_of
 from everclip.store.journal import DiskFullError, Journal
+from everclip.store.paths import MANIFEST
 from everclip.store.records import Version
-from everclip.store.versions import MANIFEST, Store
+from everclip.store.versions import Store
 
 Call = Callable[..., tuple[int, str, str]]
 

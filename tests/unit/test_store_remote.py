@@ -22,6 +22,7 @@ from everclip.serve.live import Live
 from everclip.store.creating import create_store
 from everclip.store.loading import load_any, store_of
 from everclip.store.opening import open_store
+from everclip.store.pruning import prune
 from everclip.store.records import GateLimits, Version
 from everclip.store.remote import commits, files, lease, publishing
 from everclip.store.remote.commits import key_of
@@ -102,7 +103,7 @@ def test_two_machines_see_each_others_changes(url: str, tmp_path: Path) -> None:
     assert first.current.version == "v0002"
     assert [entry.verb for entry in first.journal.entries()] == ["init", "update", "promote", "rollback"]
     with first.changing("prune") as action:
-        removed = first.prune(0, True, action)
+        removed = prune(first, 0, True, action)
     assert removed.versions == ["v0001"]
     assert removed.bytes > 10_000  # of contents that this machine never fetched
     second.refresh()
@@ -122,7 +123,7 @@ def test_contents_come_when_they_are_needed_and_leave_after_a_prune(url: str, tm
     of = store.version("v0002")
     assert here == {of.learner, *of.tensors.values()}
     with store.changing("prune") as action:
-        store.prune(0, True, action)
+        prune(store, 0, True, action)
     promote(store, "v0002")  # one more commit: files that only the one before the last names go too
     assert store.copy is not None
     assert store.copy.commit is not None
@@ -267,7 +268,7 @@ def test_the_index_and_the_versions_change_side_by_side_but_for_a_prune(url: str
     second.refresh()
     assert second.current.version == "v0001"
     changing = first.changing("prune")
-    first.prune(0, True, changing.__enter__())
+    prune(first, 0, True, changing.__enter__())
     index("2")
     with pytest.raises(RunFolderError, match=r"`index` .* changed the store meanwhile"):
         changing.__exit__(None, None, None)
@@ -344,7 +345,7 @@ def killed_at(number: int, act: Callable[[], Any]) -> bool:
 def act(verb: str, url: str, cache: Path) -> None:
     store = open_store(url, cache=cache)
     with store.changing(verb) as action:
-        store.promote("v0001", action) if verb == "promote" else store.prune(0, True, action)
+        store.promote("v0001", action) if verb == "promote" else prune(store, 0, True, action)
 
 
 def killed_once(verb: str, number: int, made: Path, tmp_path: Path) -> tuple[bool, str, int]:

@@ -238,11 +238,12 @@ def prune(
     Example: everclip prune stores/shop --keep 2 --rejected
     """
     from everclip.report.formats import size
+    from everclip.store import pruning
     from everclip.store.opening import open_store
 
     opened = open_store(store, typer.echo)
     with opened.changing("prune", wait) as action:
-        removed = opened.prune(keep, rejected, action)
+        removed = pruning.prune(opened, keep, rejected, action)
     typer.echo(f"removed {', '.join(removed.versions) or 'no version'}, {size(removed.bytes)}")
 
 

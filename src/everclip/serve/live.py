@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from everclip.errors import EverclipError
 from everclip.serve.loaded import Loaded
 from everclip.serve.refusal import Refusal
-from everclip.store.versions import CURRENT, Store
+from everclip.store.paths import CURRENT
+from everclip.store.versions import Store
 
 log = logging.getLogger("everclip.serve")
 RETRY_SECONDS = 30.0

@@ -21,19 +21,12 @@ from everclip.sealing import sealed
 from everclip.store.journal import DONE, Journal
 from everclip.store.loading import load_any
 from everclip.store.opening import store_at
+from everclip.store.paths import BASE, CURRENT, JOURNAL, PROBES, SETTINGS, VERSIONS
 from everclip.store.records import Current, GateLimits, Settings, Version
 from everclip.store.remote.working_copy import WorkingCopy
 from everclip.store.sets import bounded
-from everclip.store.versions import (
-    BASE,
-    CURRENT,
-    JOURNAL,
-    PROBES,
-    SETTINGS,
-    VERSIONS,
-    Store,
-    write_version,
-)
+from everclip.store.versions import Store
+from everclip.store.writing import write_version
 
 FIRST = "v0001"
 

@@ -13,7 +13,8 @@ from everclip.errors import ConfigError
 from everclip.learner.core import Learner
 from everclip.learner.evaluate import learned_names, load_model
 from everclip.store.opening import open_store
-from everclip.store.versions import SETTINGS, Store
+from everclip.store.paths import SETTINGS
+from everclip.store.versions import Store
 
 
 def store_of(model: str) -> tuple[Store, str] | None:

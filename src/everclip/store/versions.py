@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from safetensors.torch import load_file
 
 from everclip.data.table import Table
 from everclip.errors import CheckpointError, ConfigError, RunFolderError
@@ -36,36 +33,36 @@ from everclip.files import (
     clear_leftovers,
     crash_point,
     file_digest,
-    folder_atomic,
     require_writable,
     write_text_atomic,
 )
 from everclip.learner.core import Learner
 from everclip.learner.saved import assembled
 from everclip.lock import locked
-from everclip.sealing import read_sealed, sealed
-from everclip.search.records import versions_needed
+from everclip.sealing import read_sealed
 from everclip.store.journal import DONE, FAILED, DiskFullError, Journal
 from everclip.store.objects import Objects
+from everclip.store.paths import (
+    BASE,
+    CURRENT,
+    HELD_OUT,
+    JOURNAL,
+    LEARNER,
+    LOCK,
+    MANIFEST,
+    OBJECTS,
+    PROBES,
+    SETTINGS,
+    VERSIONS,
+)
 from everclip.store.records import Current, Settings, Version
-from everclip.training.checkpoint import STATE, TENSORS
+from everclip.store.writing import write_version
 from everclip.training.run_folder import CONFIG
 
 if TYPE_CHECKING:
     from everclip.store.remote.working_copy import WorkingCopy
 
-SETTINGS, CURRENT, JOURNAL, LOCK = "store.json", "current", "journal.sqlite", ".lock"
-BASE, PROBES, VERSIONS, OBJECTS = "base", "probes", "versions", "objects"
-MANIFEST, LEARNER, HELD_OUT = "version.json", "learner", "held_out.parquet"
 _ID = re.compile(r"v\d{4,}")
-
-
-@dataclass(frozen=True)
-class Removed:
-    """What `prune` removed: versions, and bytes of files."""
-
-    versions: list[str]
-    bytes: int
 
 
 class Store:
@@ -406,68 +403,6 @@ class Store:
         action.version, action.detail = before[-1], f"from {now.version}"
         return pointer
 
-    def prune(self, keep: int, rejected: bool, action: Action) -> Removed:
-        """Remove old versions and the contents that no version needs.
-
-        The current version and those that served before it, up to `keep`, stay, and those whose vectors the search
-        index holds.
-
-        Args:
-            keep: accepted versions that stay beside the current one.
-            rejected: whether to remove all rejected versions.
-            action: of the journal.
-        """
-        now = self.current
-        staying = {now.version, *now.before[-keep:]} if keep else {now.version}
-        staying &= set(self.ids())
-        staying |= versions_needed(self.path)  # by the search index
-        damaged = self._damaged() - {now.version}
-        if damaged and not rejected:
-            raise CheckpointError(
-                f"{self.place}: {', '.join(sorted(damaged))} cannot be read, so what it needs is not known. --rejected "
-                "removes it."
-            )
-        staying -= damaged
-        bad = damaged | {i for i in self.ids() if i not in damaged and self.version(i).state == "rejected"}
-        others = [i for i in self.ids() if i not in staying | bad]
-        more = keep - len(staying - bad - {now.version})  # beside those that served before
-        going = others[: len(others) - max(0, more)]
-        going += sorted(bad - staying) if rejected else []
-        size = 0
-        for version in going:
-            folder = self.path / VERSIONS / version
-            size += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            aside = folder.with_name(f".{version}.pruned.tmp")
-            folder.rename(aside)  # first out of sight, so that a version is never half there
-            crash_point("in store: pruned one")
-            shutil.rmtree(aside)
-        turns = [*(v for v in now.before if v in self.ids()), now.version]
-        # Where what served between two turns of a version is gone, they are one: a way back leads to another version.
-        before = [version for version, after in pairwise(turns) if version != after]
-        pointer = Current(version=now.version, before=before)
-        write_text_atomic(self.path / CURRENT, pointer.model_dump_json())
-        size += self.sweep()
-        action.detail = f"removed {', '.join(going) or 'no version'}, {size:,} bytes"
-        return Removed(going, size)
-
-    def _damaged(self) -> set[str]:
-        """Return the versions whose manifest cannot be read: nothing can be done with them."""
-        found = set()
-        for version in self.ids():
-            try:
-                self.version(version)
-            except CheckpointError:
-                found.add(version)
-        return found
-
-    def sweep(self) -> int:
-        """Remove contents that no version needs; return their size in bytes."""
-        needed: set[str] = set()
-        for version in self.ids():
-            of = self.version(version)
-            needed |= {of.learner, *of.tensors.values()}
-        return sum(self.objects.remove(name) for name in list(self.objects.names()) if name not in needed)
-
 
 @dataclass
 class Action:
@@ -478,37 +413,8 @@ class Action:
     detail: str = ""
 
 
-def write_version(
-    store: Path,
-    learner: Learner,
-    version: Version,
-    held_out: Table | None,
-    pages: Callable[[Path], None] | None = None,
-) -> Version:
-    """Write a version into a store's folder; see `Store.add`."""
-    objects = Objects(store / OBJECTS)
-    with folder_atomic(store / VERSIONS / version.id) as folder:
-        saved = learner.save(folder / LEARNER)
-        tensors = objects.put_tensors(load_file(saved / TENSORS))
-        state = objects.put((saved / STATE).read_bytes())
-        crash_point("in store: objects")
-        shutil.rmtree(folder / LEARNER / "checkpoints")
-        if held_out is not None and len(held_out):
-            pq.write_table(held_out.arrow(), folder / HELD_OUT)
-        files = {str(p.relative_to(folder)): file_digest(p) for p in _files(folder)}
-        written = version.model_copy(update={"tensors": tensors, "learner": state, "files": files})
-        if pages is not None:
-            pages(folder)  # not among the files that are checked: a page is no part of the model
-        write_text_atomic(folder / MANIFEST, sealed(written))
-    return written
-
-
 def _rows(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
