@@ -148,7 +148,7 @@ def test_prune_makes_room_on_a_full_disk(store: Store, call: Call, monkeypatch: 
     monkeypatch.setattr(Journal, "begin", refused)
     code, _, err = call("rollback", store.path)
     assert (code, "the disk is full" in err) == (5, True)
-    monkeypatch.setattr("everclip.store.versions.shutil.rmtree", freed)
+    monkeypatch.setattr("everclip.store.pruning.shutil.rmtree", freed)
     assert call("prune", store.path, "--keep", "0", "--rejected")[0] == 0
     assert store.ids() == ["v0007"]
     last = store.journal.entries()[-1]
