@@ -186,8 +186,8 @@ def test_a_broken_image_is_set_aside_by_an_actor(
     assert Index(store.path).state.space.version == "v0001"  # type: ignore[union-attr]
     done = reindexing.reindex(here(store, limit=0.1))
     assert (done.filled.images, done.switched) == (0, True)
-    assert list(done.filled.failed) == [str(files[1])]
-    assert "not-an-image" in done.filled.failed[str(files[1])]
+    assert list(done.filled.failed) == [f"{files[1].parent.name}/{files[1].name}"]
+    assert "not-an-image" in done.filled.failed[f"{files[1].parent.name}/{files[1].name}"]
     assert Index(store.path).state.space.set_aside == done.filled.failed  # type: ignore[union-attr]
     held = vectors(store)
     assert same_bits(held, expected)
