@@ -127,7 +127,7 @@ class Version(Record):
         state: `accepted` (passed its gates, or the first one) or `rejected`; a rejected one can be promoted.
         method: the preset that it learned with.
         learning: how it learned, if that differs from the settings of the store.
-        training: the training settings of the update: those of the store and the command, the others by size.
+        training: the budget, the batch size and the rate of the update, wherever they were set.
         tensors: name -> content, of everything that the learner needs.
         learner: content of the rest of its state.
         files: path below the version's folder -> SHA-256.
@@ -146,7 +146,7 @@ class Version(Record):
     state: Literal["accepted", "rejected"]
     method: str
     learning: Learning | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, float] = Field(default_factory=dict)
     tensors: dict[str, str]
     learner: str
     files: dict[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from everclip.config import TrainingConfig
 from everclip.learner.core import Learner
 from everclip.prepare.suggest.advice import batch_and_epochs
 from everclip.registry import method_entry
@@ -47,7 +48,12 @@ def _by_size(rows: int, learner: Learner) -> dict[str, Any]:
     return {"epochs": epochs, "batch_size": batch, "lr": RATES[parameters >= SMALL_MODEL]}
 
 
-def training_line(training: Mapping[str, Any]) -> str:
-    """Return what an update trains with, for people."""
-    known = [f"{name} {training[name]:g}" for name in (*BUDGETS, "batch_size", "lr") if training.get(name)]
-    return ", ".join(known)
+def trained_with(training: TrainingConfig) -> dict[str, float]:
+    """Return the budget, the batch size and the rate of a training, wherever they were set."""
+    values = {name: getattr(training, name) for name in (*BUDGETS, "batch_size", "lr")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def training_line(training: Mapping[str, float]) -> str:
+    """Return what `trained_with` gives, for people."""
+    return ", ".join(f"{name} {value:g}" for name, value in training.items())

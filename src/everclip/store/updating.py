@@ -31,7 +31,7 @@ from everclip.store.gates import gates_of, passed
 from everclip.store.learning import learner_of, require_settings
 from everclip.store.records import Gate, Learned, Learning, Version
 from everclip.store.sets import Half, half, held_out_sets, parted, probe_sets
-from everclip.store.sizing import sized, training_line
+from everclip.store.sizing import sized, trained_with, training_line
 from everclip.store.thresholds import Carried, carry_over
 from everclip.store.versions import Store
 from everclip.training.watching import Watcher
@@ -237,11 +237,10 @@ def update(
         require_settings(store.settings, learning or Learning())
         read = read_update(store, data, parent)
         old = store.load(parent)
-        way = sized(store.settings, learning, len(read.learn), old)
-        learner = learner_of(store, parent, way)
+        learner = learner_of(store, parent, sized(store.settings, learning, len(read.learn), old))
         before = _outlook(old, read)
         tell(
-            f"learning {len(read.learn):,} rows from {parent} ({training_line(way.training)}); "
+            f"learning {len(read.learn):,} rows from {parent} ({training_line(trained_with(learner.training))}); "
             f"{len(read.held_out):,} rows are only measured"
         )
         learner.learn(make_task(read.learn, name=name or read.learn.name), watcher=watcher)
@@ -255,7 +254,7 @@ def update(
         cuts = carry_over(thresholds, old, learner, [*read.kept, read.new]) if thresholds else []
         version = store.add(
             learner,
-            _record(store, learner, learning, way, parent, read, name, gates, compared, share, good, started),
+            _record(store, learner, learning, parent, read, name, gates, compared, share, good, started),
             read.held_out,
             lambda folder: _pages(compared, cuts, folder),
         )
@@ -277,7 +276,6 @@ def _record(
     store: Store,
     learner: Learner,
     learning: Learning | None,
-    way: Learning,
     parent: str,
     read: _Data,
     name: str | None,
@@ -294,7 +292,7 @@ def _record(
         state="accepted" if good else "rejected",
         method=learner.method.preset,
         learning=learning,
-        training=way.training,
+        training=trained_with(learner.training),
         tensors={},
         learner="",
         files={},
