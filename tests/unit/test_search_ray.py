@@ -175,6 +175,7 @@ def test_a_broken_image_is_set_aside_by_an_actor(
     for number in range(6):
         files.append(store.path.parent / f"image {number}.png")
         files[-1].write_bytes(png((40 * number, 90, 7)))
+    names = [f"{file.parent.name}/{file.name}" for file in files]  # below the folder that holds theirs
     old = model_of(store, "v0001")
     for part in adding.images_of([str(file) for file in files]):
         adding.add(Index(store.path), old, part)
@@ -186,12 +187,12 @@ def test_a_broken_image_is_set_aside_by_an_actor(
     assert Index(store.path).state.space.version == "v0001"  # type: ignore[union-attr]
     done = reindexing.reindex(here(store, limit=0.1))
     assert (done.filled.images, done.switched) == (0, True)
-    assert list(done.filled.failed) == [f"{files[1].parent.name}/{files[1].name}"]
-    assert "not-an-image" in done.filled.failed[f"{files[1].parent.name}/{files[1].name}"]
+    assert list(done.filled.failed) == [names[1]]
+    assert "not-an-image" in done.filled.failed[names[1]]
     assert Index(store.path).state.space.set_aside == done.filled.failed  # type: ignore[union-attr]
     held = vectors(store)
     assert same_bits(held, expected)
-    assert np.array_equal(held[str(files[2])], held[str(files[3])])
+    assert np.array_equal(held[names[2]], held[names[3]])
 
 
 KILLED = """
@@ -220,13 +221,14 @@ with RayEngine(store.path, partial(model_at, store.path, "v0002"), actors=2) as 
 """
 
 
-def descendants(mark: str) -> list[int]:
-    """Return the processes whose environment holds a mark."""
+def descendants(mark: str) -> list[str]:
+    """Return the command lines of processes whose environment holds a mark."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if mark.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+                command = path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+                found.append(f"{path.parent.name} {command}")
         except OSError:  # it has just ended
             continue
     return found

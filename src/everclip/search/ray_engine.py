@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import torch
 
 from everclip.errors import ConfigError, EverclipError, ProcessLostError
@@ -39,6 +38,8 @@ OBJECTS = 256 * 1024 * 1024
 
 TRIES = 3
 """Starts of a cluster: Ray gives up after seconds if a machine is busy."""
+
+TEXTS = pa.list_(pa.string())
 
 FAILED = -1
 """The number of a block that tells why an actor cannot work."""
@@ -115,52 +116,40 @@ class Actor:
 
 
 def as_table(number: int, found: Embedded, width: int) -> pa.Table:
-    """Return an embedded block as it comes back: one row per image; without a vector if it could not be read."""
-    failed = len(found.failed)
-    count = len(found.ids) + failed
-    numbers = np.zeros((count, width), np.float32)
-    numbers[: len(found.ids)] = found.vectors
-    changed = frozenset(found.changed)
+    """Return an embedded block as it comes back: one row, so that Ray cannot part it."""
+    changed, failed = list(found.changed), found.failed
+    numbers = np.ascontiguousarray(found.vectors, np.float32)
     return pa.table(
         {
-            "block": pa.array([number] * count, pa.int64()),
-            "id": pa.array([*found.ids, *found.failed], pa.string()),
-            "vector": tables.vectors_array(numbers, "float32"),
-            "sha256": pa.array([*found.contents, *[None] * failed], pa.string()),
-            "changed": pa.array([i in changed for i in [*found.ids, *found.failed]], pa.bool_()),
-            "failed": pa.array([*[None] * len(found.ids), *found.failed.values()], pa.string()),
+            "block": pa.array([number], pa.int64()),
+            "width": pa.array([width], pa.int64()),
+            "ids": pa.array([found.ids], TEXTS),
+            "vectors": pa.array([numbers.tobytes()], pa.large_binary()),
+            "contents": pa.array([found.contents], TEXTS),
+            "changed": pa.array([changed], TEXTS),
+            "failed": pa.array([list(failed)], TEXTS),
+            "reasons": pa.array([list(failed.values())], TEXTS),
         }
     )
 
 
 def problem_table(problem: str) -> pa.Table:
     """Return why an actor cannot work."""
-    nothing = Embedded([], np.zeros((0, 1), np.float32), [], [], {"": problem})
-    return as_table(FAILED, nothing, 1)
+    return as_table(FAILED, Embedded([], np.zeros((0, 1), np.float32), [], [], {"": problem}), 1)
 
 
 def from_table(rows: pa.Table) -> Iterator[tuple[int, Embedded]]:
-    """Yield the number of each block of a table and what was made of it; Ray may have joined several.
+    """Yield the number of each block of a table, and what was made of it.
 
     Raises:
         ConfigError: if the actor cannot work.
     """
-    for number in rows.column("block").unique().to_pylist():
-        block = rows.filter(pa.compute.equal(rows.column("block"), number))
-        ids, failed = block.column("id").to_pylist(), block.column("failed").to_pylist()
-        if number == FAILED:
-            raise ConfigError(f"--engine ray: an actor cannot work: {failed[0]}")
-        whole = block.filter(block.column("failed").is_null())
-        yield (
-            number,
-            Embedded(
-                whole.column("id").to_pylist(),
-                tables.numpy_of(whole.column("vector")),
-                whole.column("sha256").to_pylist(),
-                whole.filter(whole.column("changed")).column("id").to_pylist(),
-                {i: why for i, why in zip(ids, failed, strict=True) if why is not None},
-            ),
-        )
+    for row in rows.to_pylist():
+        if row["block"] == FAILED:
+            raise ConfigError(f"--engine ray: an actor cannot work: {row['reasons'][0]}")
+        vectors = np.frombuffer(row["vectors"], np.float32).reshape(len(row["ids"]), row["width"])
+        failed = dict(zip(row["failed"], row["reasons"], strict=True))
+        yield row["block"], Embedded(row["ids"], vectors, row["contents"], row["changed"], failed)
 
 
 class RayEngine:
@@ -229,7 +218,7 @@ class RayEngine:
         rows = [{"block": number, "rows": list(block)} for number, block in enumerate(blocks)]
         context = ray.data.DataContext.get_current()
         kept = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
-        # With blocks of Ray so small, every block of ours comes back as soon as it is done.
+        # With blocks of Ray so small, every block of ours, a row, comes back as soon as it is done.
         context.target_max_block_size, context.enable_progress_bars = 1, False
         context.print_on_execution_start = False
         try:
