@@ -23,7 +23,6 @@ SCRIPTS = (
     "adapters",
     "row",
     "recall",
-    "cll_step",
     "chunks",
     "memory",
     "processes",

@@ -32,7 +32,7 @@ from everclip.running.collapse import collapse
 from everclip.running.live_view import StreamView
 from everclip.running.outcome import Status, build_results, measurements_of
 from everclip.running.prepare import Prepared, prepare
-from everclip.running.remarks import is_printed, start_notes, write_quarantine
+from everclip.running.remarks import is_printed, learned_remarks, start_notes, write_quarantine
 from everclip.running.run_state import EVALUATE, RunState
 from everclip.running.stream_rows import moment, pause_step, planned_row
 from everclip.running.task_progress import TaskProgress
@@ -252,6 +252,8 @@ class Run(Watcher):
         self.learner.learn(task, cursor, self)
         self.time_left.end_task()
         self.progress.finish()
+        for kind, message in learned_remarks(self.learner.method.notes, self.state.events):
+            self._event(kind, message)
         if self.learner.guard is not None:
             self._clock.move(self.learner.guard.take_seconds(), "guard")  # separately, not as training
 
@@ -349,7 +351,10 @@ class Run(Watcher):
         if changed is not None:
             self._event("changed environment", changed)
         self.time_left.use_earlier_rows(len(self.state.rows), self._clock.seconds().get("evaluation", 0.0))
-        self.progress.say(f"continuing {self.path} at step {self.state.step}")
+        done = self._finished() and not added
+        self.progress.say(
+            f"{self.path} is finished" if done else f"continuing {self.path} at step {self.state.step}"
+        )
         if added:
             self._extend(added, now_parts, cursor)
         return cursor

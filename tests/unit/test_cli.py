@@ -190,7 +190,7 @@ def test_the_table_speaks_of_retention_sets_only_where_it_has_some(
         print_results(results.model_copy(update={"columns": columns}), tmp_path)
         shown = capsys.readouterr().out
         assert f"protocol `{results.matrix.protocol}`, percent" in shown
-        assert ("retention sets: own metric" in shown) == (columns is not others)
+        assert ("retention sets: own metric, own answers" in shown) == (columns is not others)
 
 
 def test_run_as_json_prints_the_result_and_nothing_else(

@@ -4,7 +4,7 @@ import pytest
 
 from everclip.evaluation.results import Row, Score
 from everclip.evaluation.statistics import wilson
-from everclip.running.collapse import _fall
+from everclip.running.collapse import _cause, _fall
 
 
 def row(right: int, of: int) -> Row:
@@ -29,3 +29,9 @@ def test_a_set_collapsed_where_it_lies_at_chance_and_was_clearly_better(
     before: int, now: int, called: bool
 ) -> None:
     assert (_fall([row(before, 66), row(now, 66)], "known", "all", 1 / 8) is not None) == called
+
+
+def test_a_method_that_trains_nothing_is_not_told_to_lower_a_rate_that_it_does_not_use() -> None:
+    assert "training.lr (it was 0.001" in _cause(trained=10, rate=1e-3)
+    assert "training.lr" not in _cause(trained=0, rate=1e-3)
+    assert "no weights were trained" in _cause(trained=0, rate=1e-3)

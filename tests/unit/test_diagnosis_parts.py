@@ -135,7 +135,7 @@ def test_a_small_loss_on_many_items_is_safe() -> None:
     assert of.sentence.startswith(
         "Safe: on what the old model knew (known, 4,000 items), the new one changes by −0.1 points"
     )
-    assert "a loss above 1.0 is excluded" in of.sentence
+    assert "a loss above 1.0 points is excluded" in of.sentence
 
 
 def test_a_large_loss_is_not_safe_and_the_sentence_says_how_large() -> None:
@@ -202,7 +202,7 @@ def test_few_items_of_which_none_changed_do_not_make_an_update_safe() -> None:
     of = verdict.judge([judged("known", "kept", hits(50, 10), hits(50, 10))], 0.01, 0.95)
     assert of.state == "unclear"
     assert (
-        "not a single answer changed, but so few items do not tell whether the loss is above 1.0"
+        "not a single answer changed, but so few items do not tell whether the loss is above 1.0 points"
         in of.sentence
     )
     assert of.more_items is not None
@@ -227,7 +227,7 @@ def test_few_items_of_which_none_changed_do_not_make_an_update_safe() -> None:
 def test_two_lost_items_ask_for_as_many_as_decide() -> None:
     of = verdict.judge([judged("known", "kept", hits(2, 2), hits(2, 0))], 0.01, 0.95)
     assert of.sentence.endswith(
-        "do not tell whether the loss is above 1.0; about 3.0 times as many items would decide."
+        "do not tell whether the loss is above 1.0 points; about 3.0 times as many items would decide."
     )
     assert verdict.judge([judged("known", "kept", hits(6, 6), hits(6, 0))], 0.01, 0.95).state == "unsafe"
 

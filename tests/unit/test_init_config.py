@@ -13,7 +13,7 @@ from scenario_data import pictures, write
 from everclip.config import resolve_config
 from everclip.evaluation.results import Results
 from everclip.prepare.init_config.candidates import MOST_TASKS
-from everclip.prepare.init_config.propose import KINDS, propose
+from everclip.prepare.init_config.propose import propose
 from everclip.prepare.init_config.yaml_text import of_emoji
 from everclip.registry import methods
 from everclip.run import execute
@@ -126,14 +126,6 @@ def test_the_printed_yaml_runs_to_its_end(
     ]
     assert values
     assert None not in values
-
-
-def test_the_page_on_own_streams_has_every_kind() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "own-stream.md").read_text(encoding="utf-8")
-    table = page.split("## Kinds")[1].split("\n## ")[0]
-    assert set(KINDS) <= set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
-    chosen = page.split("chooses the kind of stream from the data:")[1].split("`--kind` overrides")[0]
-    assert set(KINDS) - {"online", "classes"} <= set(re.findall(r"`(\w+)`", chosen))
 
 
 def test_a_stream_seen_once_is_written_on_request(
@@ -349,3 +341,11 @@ def test_a_stream_of_the_built_in_emoji_alone_is_known() -> None:
     assert not of_emoji({"data": own})
     assert of_emoji({"sources": [{"data": emoji}, {"data": emoji}]})
     assert not of_emoji({"sources": [{"data": emoji}, {"data": own}]})
+
+
+def test_the_base_that_is_proposed_has_validation_rows_for_suggest(
+    call: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    _, text, _ = call(str(class_folders(tmp_path / "photos")))
+    (line,) = [line for line in text.splitlines() if line.startswith("# base:")]
+    assert yaml.safe_load(line.removeprefix("# "))["base"]["split"]["validation"] > 0

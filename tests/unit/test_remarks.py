@@ -74,3 +74,33 @@ def test_the_notice_of_a_report_does_not_count_remarks_on_data_of_the_package(tm
         "<div><p><strong>data</strong>: 256 of 9,000 rows are left out</p></div>" in html
     )  # listed, not yellow
     assert '<div class="notice"><p><strong>fallback</strong>: fp32</p></div>' in html
+
+
+def test_a_run_says_once_that_texts_of_full_length_may_take_known_images(
+    micro_config: Callable[..., Any],
+) -> None:
+    """Few images give no spare direction; only the notes of a row said so, which nobody reads."""
+    stream = io.StringIO()
+    config = micro_config("classes", "method=text-ridge", "scenario.per_task=3")
+    results = Run.of(config, Progress(stream=stream)).execute()
+    assert len(results.tasks) > 1
+    (message,) = [event.message for event in results.events if event.kind == "text-ridge"]
+    assert message.startswith("method.level has no effect, so learned texts may also take images")
+    assert "as `base`" in message
+    assert stream.getvalue().count("note: text-ridge: method.level has no effect") == 1
+
+
+def test_a_remark_of_a_method_is_made_once_and_figures_are_none() -> None:
+    notes = {"rail": {"width": 3}, "text-ridge": {"length": 1.0, "note": "full length"}, "merge": None}
+    said = remarks.learned_remarks(notes, [])
+    assert said == [("text-ridge", "full length")]
+    assert remarks.learned_remarks(notes, [{"kind": "text-ridge", "message": "full length"}]) == []
+
+
+def test_a_finished_run_is_not_said_to_continue(micro_config: Callable[..., Any]) -> None:
+    config = micro_config("time", "method=zero-shot")
+    Run.of(config, Progress(quiet=True)).execute()
+    stream = io.StringIO()
+    Run.of(config, Progress(stream=stream)).execute()
+    assert f"{config.output} is finished" in stream.getvalue()
+    assert "continuing" not in stream.getvalue()

@@ -102,6 +102,7 @@ def test_unpaired_runs_fall_back_and_say_so(tmp_path: Path) -> None:
     assert not change.resolved
     assert "Wilson" in change.how
     assert "not resolved" in found.leaders[0]
+    assert "is best" not in found.leaders[0]
     assert "n.r." in comparison_text(found)
     assert "Wilson" in comparison_text(found)
 

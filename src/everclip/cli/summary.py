@@ -61,7 +61,7 @@ def print_results(results: Results, folder: Path) -> None:
     columns = [max(5, len(name)) for name in matrix.columns]
     metric = "accuracy or mean_r1" if matrix.metric == AUTO else matrix.metric
     retention = any(column.group == "retention" for column in results.columns)
-    own = " (retention sets: own metric)" if retention else ""
+    own = " (retention sets: own metric, own answers)" if retention else ""
     typer.echo(f"{results.title}: {metric}, protocol `{matrix.protocol}`, percent{own}")
     header = "  ".join(f"{n:>{w}}" for n, w in zip(matrix.columns, columns, strict=True))
     typer.echo(f"{'after':<{width}}  {header}")

@@ -132,7 +132,7 @@ def _decide(
     known: SetPair, kept: Sequence[Judged], tolerance: float, confidence: float
 ) -> tuple[State, str, float | None]:
     """Return the state, the reason, and how many times as many items would decide."""
-    change, allowed = known.change, f"a loss of {formats.plain_percent(tolerance)} is allowed"
+    change, allowed = known.change, f"a loss of {formats.plain_percent(tolerance)} points is allowed"
     where = f"on what the old model knew ({known.name}, {known.items:,} items)"
     if _excludes(change, tolerance):
         return "unsafe", f"{where}, the new one loses {_size(change)}; {allowed}", None
@@ -141,7 +141,7 @@ def _decide(
         return "unsafe", f"on {one.name}, the new model loses {_size(one.score.change)}; {allowed}", None
     assert change.low is not None  # a bootstrap has both ends
     moved = "not a single answer changed" if change.nothing else f"the new one changes by {_signed(change)}"
-    excluded, limit = change.low >= -tolerance, formats.plain_percent(tolerance)
+    excluded, limit = change.low >= -tolerance, f"{formats.plain_percent(tolerance)} points"
     if excluded and largest_loss(kept, confidence) <= tolerance:
         tail = "" if change.nothing else f", so a loss above {limit} is excluded"
         return "safe", f"{where}, {moved}{tail}", None

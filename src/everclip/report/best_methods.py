@@ -67,8 +67,9 @@ def _best_on(
         return f"{methods[i].label} and {methods[j].label} give the same answers on {subject}: {share(best)}{since}."
     if change is not None and change.resolved:
         return f"{lead}, {points_of(change.value)} more than {methods[j].label}{since}."
-    rival = f"{methods[j].label} has {whole_percent(second.value)}"
-    return f"{lead}; {rival}; the difference is not resolved{since}."
+    both = f"{methods[i].label} and {methods[j].label} lead at {subject}"
+    scores = f"{share(best)} and {whole_percent(second.value)}"
+    return f"{both}: {scores}; the difference is not resolved{since}."
 
 
 def _bounds(methods: Sequence[Method], bounds: Sequence[int]) -> list[str]:

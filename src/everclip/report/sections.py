@@ -379,4 +379,5 @@ def how_measured(run: Run) -> str:
     """Return the line that says what the cells of the matrix are."""
     headline = run.results.matrix
     level = formats.percent(run.confidence, 0)
-    return f"{headline.metric}, protocol {headline.protocol}, in percent; below it the {level} interval"
+    own = "; sets that are never trained on, among their own answers" if run.columns("retention") else ""
+    return f"{headline.metric}, protocol {headline.protocol}, in percent; below it the {level} interval{own}"

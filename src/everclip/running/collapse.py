@@ -41,8 +41,20 @@ def collapse(scenario: ListScenario, state: RunState, learner: Learner) -> str |
     more = f" and {len(fallen) - 4} more" if len(fallen) > 4 else ""
     return (
         f"after training, {', '.join(fallen[:4])}{more}: scores that were clearly above chance are now at chance: "
+        f"{_cause(learner.method.describe().trainable_parameters, rate)}; then run with a new output"
+    )
+
+
+def _cause(trained: int, rate: float) -> str:
+    """Return why the scores fell and what to do; a method without trained parameters uses no learning rate."""
+    if not trained:
+        return (
+            "no weights were trained, so what was learned takes their right answers. Use another method (everclip "
+            "suggest tries some; with `base`, it scores what was known, too)"
+        )
+    return (
         f"training wrecked the model. Lower training.lr (it was {rate:g}; everclip suggest measures one), lengthen "
-        "training.warmup, train fewer parts (method.trainable), or use method=safe; then run with a new output"
+        "training.warmup, train fewer parts (method.trainable), or use method=safe"
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from everclip.contracts import Task
 from everclip.data.catalog.cards import PREFIX
@@ -54,6 +55,20 @@ def data_remarks(scenario: ListScenario, backbone: Backbone) -> Iterator[tuple[s
                 "quarantine",
                 f"{quarantine.summary()}{published_note(quarantine)}; each row is in {QUARANTINE}",
             )
+
+
+def learned_remarks(notes: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return (kind, message) of what a method says about the task that it learned, if no event says it already.
+
+    Args:
+        notes: those of the method; a part of them may hold a `note` in words.
+        events: those of the run so far.
+    """
+    said = {(event["kind"], event["message"]) for event in events}
+    parts = (
+        (kind, part["note"]) for kind, part in notes.items() if isinstance(part, Mapping) and "note" in part
+    )
+    return [one for one in parts if one not in said]
 
 
 def is_printed(kind: str, scenario: ListScenario) -> bool:

@@ -67,8 +67,14 @@ def describe(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "git": None if (state := _git()) is None else dict(state),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(sys.argv[0]), *sys.argv[1:]]),
     }
+
+
+def _program(path: str) -> str:
+    """Return the program of a command line; `python -m everclip` is the command `everclip`."""
+    found = Path(path)
+    return found.parent.name if found.name == "__main__.py" else found.name
 
 
 WATTS_PER_THREAD, WATTS_PER_GPU = 10.0, 500.0

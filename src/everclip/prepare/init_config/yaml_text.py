@@ -183,7 +183,7 @@ def _base(document: Mapping[str, Any]) -> list[str]:
         ]
     return [
         "# Data that your model was trained on before, if you have them: measured as `known`.",
-        "# base: {name: known, data: {source: path/to/it}, split: {test: 0.2}}",
+        "# base: {name: known, data: {source: path/to/it}, split: {test: 0.2, validation: 0.1}}",
     ]
 
 

@@ -39,7 +39,10 @@ from everclip.training.trial import measure_seconds
 TRIAL_SECONDS = 120.0
 """Approximate time limit of the trial of a preset that trains, in seconds."""
 
-FORGETTING = "forgetting: this needs a run with a retention set (docs/own-stream.md, docs/keeping.md)"
+FORGETTING = (
+    "forgetting: this needs a `base` with validation rows (`split.validation`), or a retention set "
+    "(docs/own-stream.md, docs/keeping.md)"
+)
 OTHER_FORGETTING = (
     "forgetting on other images. If the model was trained on the old images above, they score too high before the "
     "trial: a loss looks larger, and a gain smaller"

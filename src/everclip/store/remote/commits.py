@@ -12,7 +12,6 @@ removes it.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,8 +25,6 @@ COMMITS, DATA, LEASE = "commits", "data", "lease"
 
 Part = Literal["model", "index"]
 """What one process changes at a time: the versions with everything about them, or the search index."""
-
-_NAME = re.compile(r"\d{9}\.json")
 
 PARTS: tuple[Part, ...] = ("model", "index")
 KEPT = 10
@@ -100,25 +97,21 @@ class Commits:
         if known is not None and not self._is_there(known.number + 1):
             return known
         for _ in range(3):  # another process may have made several since the list
-            names = [name for name in self.files.names(COMMITS) if _NAME.fullmatch(name)]
-            if not names:
+            numbers = [int(name[:9]) for name in self.files.names(COMMITS) if name[:9].isdigit()]
+            if not numbers:
                 return None
-            number = int(max(names)[:9])
-            if data := self._read(number):
-                return self._checked(number, data)
+            if data := self.files.read(key_of(max(numbers))):
+                return self._checked(max(numbers), data)
         raise CheckpointError(
-            f"{self.files.place(key_of(number))}: damaged: it is empty and the newest, so which files the store "
-            "consists of is not known. Put back its content."
+            f"{self.files.place(key_of(max(numbers)))}: damaged: it is empty and the newest."
         )
 
     def _is_there(self, number: int) -> bool:
-        return self._read(number) is not None
-
-    def _read(self, number: int) -> bytes | None:
         try:
-            return self.files.read(key_of(number))
+            self.files.read(key_of(number))
         except FileNotFoundError:
-            return None
+            return False
+        return True
 
     def _checked(self, number: int, data: bytes) -> Commit:
         place = self.files.place(key_of(number))
@@ -132,9 +125,8 @@ class Commits:
 
     def add(self, commit: Commit) -> bool:
         """Make a commit; return `False` if there is one of its number."""
-        return self.files.create(key_of(commit.number), sealed(commit).encode())
-
-    def forget_before(self, commit: Commit) -> None:
-        """Empty the commit that is too old to be read; only its number stays."""
+        if not self.files.create(key_of(commit.number), sealed(commit).encode()):
+            return False
         if commit.number > KEPT:
             self.files.write(key_of(commit.number - KEPT), b"")
+        return True
