@@ -115,6 +115,16 @@ def images_move(emoji: Emoji, gamma: float, ridge: float, held: bool) -> torch.T
     return normalize(images + gaussian_kernel(images, support, gamma) @ weights, dim=1).float()
 
 
+def known_names(emoji: Emoji, texts: torch.Tensor) -> str:
+    """Return how far known names move with texts `(T, C, D)`, in their first template."""
+    before, after = (each[0][~emoji.new] for each in (emoji.texts, texts))
+    same = int((after == before).all(dim=1).sum())
+    turned = int(((after * before).sum(dim=1) < 0.99).sum())
+    return (
+        f"Known names: {same:,} of {len(before):,} stay to the bit, {turned:,} turn to a cosine below 0.99."
+    )
+
+
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
@@ -137,6 +147,10 @@ def main() -> None:
     print("| closed form | image to name: known | new | name to image: known | new |\n|---|---|---|---|---|")
     for name, values in rows:
         print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |")
+    settings = TextRidgeSettings()
+    print(
+        f"\n{known_names(emoji, texts_move(emoji, settings.level, settings.shrinkage))} (`text-ridge`, defaults)"
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ SCRIPTS = (
     "adapters",
     "row",
     "recall",
+    "cll_step",
     "chunks",
     "memory",
     "processes",

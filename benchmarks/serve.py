@@ -1,10 +1,11 @@
-"""`/embed` under load: requests with batches against one by one, a switch of versions under load, and the cold start.
+"""`/embed` and `/search` under load: batches against one by one, a switch of versions under load, and the cold start.
 
-Run: python benchmarks/serve.py [--model builtin:photo] [--seconds 10] [--rounds 2] [--clients 16]
+Run: python benchmarks/serve.py [--model builtin:photo] [--seconds 10] [--rounds 2] [--clients 16] [--items 10000]
 Both servers are processes of their own on this machine's loopback, each with a store of its own; one is asked after the
 other, in turn. Clients are threads of this process that ask as soon as they are answered (a closed loop), so they share
 the cores with the server. In the middle of each measurement of the server with batches, its store switches to another
-version: every answer must be 200 and name one of both versions.
+version: every answer must be 200 and name one of both versions. Searches are by text, among generated vectors (an index
+holds them for both versions, so that it switches, too).
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from common import table
 from PIL import Image
 
+from everclip.search import tables
+from everclip.search.index import Index
+from everclip.search.reindexing import switch as switch_index
 from everclip.store.creating import create_store
+from everclip.store.indexed import model_of
 from everclip.store.versions import Store
 
 SERVERS = {
@@ -42,6 +48,8 @@ SERVERS = {
 }
 HEADERS = {"Content-Type": "application/json"}
 SIDE = 224
+PATHS = {"text": "/embed", "image": "/embed", "search": "/search"}
+"""Kind of request -> where it goes."""
 _SWITCH_SECONDS = 60
 """A measurement with a switch goes on until both versions have answered, at most so long."""
 
@@ -68,8 +76,8 @@ class Load:
 Loads = dict[tuple[str, str], list[Load]]
 
 
-def two_versions(folder: Path, model: str) -> Store:
-    """Make a store whose v0002 has slightly other weights."""
+def two_versions(folder: Path, model: str, items: int) -> Store:
+    """Make a store whose v0002 has slightly other weights, with an index of so many generated vectors of both."""
     store = create_store(folder, model)
     learner = store.load()
     for parameter in learner.method.parameters():
@@ -78,7 +86,31 @@ def two_versions(folder: Path, model: str) -> Store:
         update={"id": "v0002", "parent": "v0001", "towers": learner.method.backbone.fingerprints()}
     )
     store.add(learner, second, None)
+    _index(store, items)
     return store
+
+
+def _index(store: Store, items: int) -> None:
+    draw, names = np.random.default_rng(0), [str(i) for i in range(items)]
+    columns = {f.name: pa.nulls(items, f.type) for f in tables.ITEM_FIELDS}
+    rows = pa.table(columns | {"id": pa.array(names), "sha256": pa.array(names)})
+    with Index.create(store.path).changing("benchmark") as change:
+        change.table(tables.ITEMS).add(rows)
+        for version in ("v0001", "v0002"):
+            model = model_of(store, version)
+            vectors = draw.standard_normal((items, model.width), dtype=np.float32)
+            change.new_space(model.key, version, model.tower, model.width)
+            change.put_vectors(
+                model.key, rows, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), known=[]
+            )
+        change.serve(model_of(store, "v0001").key)
+
+
+def switched(store: Store) -> None:
+    """Let the other version serve, and its vectors answer searches."""
+    other = {"v0001": "v0002", "v0002": "v0001"}[store.current.version]
+    store.point_to(other)
+    switch_index(Index(store.path), other)
 
 
 def _copy(store: Store, number: int) -> Store:
@@ -116,10 +148,9 @@ def ask(
     return answer.status, answer.read()
 
 
-def load(
-    port: int, bodies: list[bytes], clients: int, seconds: float, middle: threading.Timer | None
-) -> Load:
-    """Ask `/embed` with so many clients for so many seconds."""
+def load(port: int, kind: str, clients: int, seconds: float, middle: threading.Timer | None) -> Load:
+    """Ask with so many clients for so many seconds."""
+    bodies = requests(kind)
     found, until = Load(), time.perf_counter() + seconds
     last = until + (_SWITCH_SECONDS if middle is not None else 0)
 
@@ -130,7 +161,7 @@ def load(
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         turn = number
         while goes_on(began := time.perf_counter()):
-            status, text = ask(connection, "POST", "/embed", bodies[turn % len(bodies)])
+            status, text = ask(connection, "POST", PATHS[kind], bodies[turn % len(bodies)])
             found.seconds.append(time.perf_counter() - began)
             if status != 200:
                 found.wrong.append(text.decode()[:200])
@@ -151,7 +182,9 @@ def load(
 
 
 def requests(kind: str) -> list[bytes]:
-    """Return bodies of requests of one text or one image each."""
+    """Return bodies of requests of one text, one image or one search each."""
+    if kind == "search":
+        return [json.dumps({"texts": [f"a photo of thing {n}"], "top": 10}).encode() for n in range(64)]
     if kind == "text":
         return [
             json.dumps({"texts": [f"a photo of thing {n}"], "format": "base64"}).encode() for n in range(64)
@@ -172,15 +205,13 @@ def measured(stores: dict[str, Store], options: argparse.Namespace) -> tuple[Loa
     with ExitStack() as stack:
         started = {name: stack.enter_context(server(stores[name], SERVERS[name])) for name in SERVERS}
         for number in range(options.rounds):
-            for kind in ("text", "image"):
-                bodies = requests(kind)
+            for kind in PATHS:
                 for name in list(SERVERS) if number % 2 == 0 else list(reversed(SERVERS)):
                     port, store = started[name][0], stores[name]
-                    load(port, bodies, options.clients, 1.0, None)  # warm up
-                    other = {"v0001": "v0002", "v0002": "v0001"}[store.current.version]
-                    switch = threading.Timer(options.seconds / 2, store.point_to, (other,))
-                    switched = switch if "batch=1" not in SERVERS[name] else None
-                    found = load(port, bodies, options.clients, options.seconds, switched)
+                    load(port, kind, options.clients, 1.0, None)  # warm up
+                    switch = threading.Timer(options.seconds / 2, switched, (store,))
+                    middle = switch if "batch=1" not in SERVERS[name] else None
+                    found = load(port, kind, options.clients, options.seconds, middle)
                     loads.setdefault((kind, name), []).append(found)
                     told = f"{found.rate:.1f}/s, {len(found.wrong)} not 200, answered by {sorted(found.versions)}"
                     print(f"{kind}, {name}: {told}", flush=True)
@@ -194,9 +225,10 @@ def main() -> None:
     words.add_argument("--seconds", type=float, default=10.0)
     words.add_argument("--rounds", type=int, default=2)
     words.add_argument("--clients", type=int, default=16)
+    words.add_argument("--items", type=int, default=10_000, help="vectors of the index")
     options = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        first = two_versions(Path(folder) / "0", options.model)
+        first = two_versions(Path(folder) / "0", options.model, options.items)
         stores = {
             name: Store(Path(folder) / str(n)) if n == 0 else _copy(first, n)
             for n, name in enumerate(SERVERS)
@@ -230,7 +262,7 @@ def main() -> None:
     )
     print(
         table(
-            f"/embed, {options.model}, {options.clients} clients, {options.seconds:g} s per measurement",
+            f"{options.model}, {options.clients} clients, {options.seconds:g} s each, {options.items:,} vectors",
             rows,
             header,
         )

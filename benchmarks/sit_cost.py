@@ -4,20 +4,24 @@
 the texts of the batch's own classes; the asymmetric one those of all classes seen. Processor time of the calling thread
 and of torch, so that other work on the machine plays no part.
 
-Run: python benchmarks/sit_cost.py
+Run: python benchmarks/sit_cost.py --plot benchmarks/sit-cost.png
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import statistics
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from common import machine, table
+from matplotlib.figure import Figure
 from PIL import Image
 
 from everclip.config import BackboneConfig, MethodConfig, TrainingConfig
@@ -99,14 +103,37 @@ def waiting() -> float:
     return spent["data"] / (time.perf_counter() - started)
 
 
+def draw(measured: Mapping[int, tuple[float, float]], file: Path) -> None:
+    """Draw the seconds of a batch against the number of classes seen: classes -> (symmetric, asymmetric)."""
+    figure = Figure((6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, colour) in enumerate((("symmetric", "#0b62c4"), ("asymmetric", "#c04a00"))):
+        values = [both[index] for both in measured.values()]
+        axes.plot(list(measured), values, marker="os"[index], color=colour, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(list(measured), [f"{classes:,}" for classes in measured])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("classes seen")
+    axes.set_ylabel(f"processor seconds per batch of {BATCH}")
+    axes.legend()
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and draw."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--plot", type=Path, help="where to draw the seconds against the classes seen, as PNG")
+    given = words.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows, measured = [], {}
     for classes in CLASSES:
         symmetric, asymmetric = (statistics.median(seconds(rule, classes)) for rule in ("batch", "seen"))
+        measured[classes] = (symmetric, asymmetric)
         ratio = f"{asymmetric / symmetric:.1f}"
         rows.append((f"{classes:,}", f"{symmetric:.3f}", f"{asymmetric:.3f}", ratio))
+    if given.plot:
+        draw(measured, given.plot)
     head = ("classes seen", "symmetric, s per batch", "asymmetric, s per batch", "ratio")
     print(table(f"SIT: a step on {BATCH} images of `builtin:tiny`", rows, head))
     print(f"\nShare of wall time that steps wait for data, one worker: {100 * waiting():.1f} %. {machine()}")

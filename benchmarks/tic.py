@@ -7,16 +7,19 @@ A cell (way x seed) is a run of `everclip run`, resumable; a finished cell is re
 `training.macs` multiply-accumulates, those of teachers and replayed samples included; `oracle` spends t times as much
 at task t. The default is what plain fine-tuning needs for the 12 epochs of `emoji-time`, on average over its tasks.
 Prints TiC's three averages and what was known before, ± over seeds, and the computation against `finetune`.
-`key=value` arguments hold for all runs.
+`--curve FILE.png` also draws scores against the computation spent so far. `key=value` arguments hold for all runs.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common import cell_options, machine
+from matplotlib.figure import Figure
 from mini_mtil import change_of, finished
 from modx import spread
 
@@ -85,10 +88,51 @@ def mean_macs(runs: Sequence[Run]) -> float:
     return float(sum(run.results.cost["macs"] for run in runs) / len(runs))
 
 
+def points(run: Run) -> list[tuple[float, float, float]]:
+    """Return, for each row of a run, the multiply-accumulates so far and two means over sets, in percent.
+
+    The first mean is over the sets of all tasks, learned or not; the second over what was known before (the base and
+    the retention suite).
+    """
+    spent = itertools.accumulate((task["macs"] for task in run.results.cost["macs_of_tasks"]), initial=0.0)
+    groups = (("task",), ("known", "retention"))
+
+    def mean_of(row: int, names: Sequence[str]) -> float:
+        found = [run.score(row, c) for c in run.results.columns if c.group in names]
+        values = [100 * score.value for score in found if score is not None and score.value is not None]
+        return statistics.mean(values) if values else float("nan")
+
+    return [
+        (macs, *(mean_of(row, names) for names in groups))  # type: ignore[misc]
+        for macs, row in zip(spent, range(len(run.results.rows)), strict=True)
+    ]
+
+
+def curve(runs: Mapping[str, Sequence[Run]], file: Path) -> None:
+    """Draw both means of each way, over seeds, against the computation spent so far; a point per time step."""
+    figure = Figure((12, 5), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for number, (way, of) in enumerate(runs.items()):
+        seeds = [points(run) for run in of]
+        steps = [
+            [statistics.mean(values) for values in zip(*at, strict=True)] for at in zip(*seeds, strict=True)
+        ]
+        for axes, which in zip(panels, (1, 2), strict=True):
+            x, y = [step[0] for step in steps], [step[which] for step in steps]
+            axes.plot(x, y, marker="os^DvPX*<"[number % 9], ms=5, lw=1.2, label=way)
+    panels[0].set_title("sets of all time steps, mean, percent")
+    panels[1].set_title("what was known before, mean, percent")
+    for axes in panels:
+        axes.set_xlabel("multiply-accumulates so far")
+    panels[0].legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     """Run every cell that is missing, then print the table of those that are finished."""
     words = cell_options(__doc__, "a benchmark or a YAML with tasks in time", Path("runs/tic"))
     words.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
+    words.add_argument("--curve", type=Path, help="where to draw scores against computation, as PNG")
     given = words.parse_intermixed_args()
     if not given.tables:
         # Seed by seed, so that what is there after a stop is balanced.
@@ -97,7 +141,10 @@ def main() -> None:
                 cell(way, seed, given)
     folders = {way: [folder_of(way, seed, given) for seed in given.seeds] for way in given.ways}
     done = {way: [folder for folder in of if finished(folder)] for way, of in folders.items()}
-    print(table({way: of for way, of in done.items() if of}))
+    done = {way: of for way, of in done.items() if of}
+    print(table(done))
+    if given.curve:
+        curve({way: [Run(folder) for folder in of] for way, of in done.items()}, given.curve)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def test_new_rows_have_the_mean_and_deviation_of_the_table(task: int) -> None:
     draw = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(0)).double()
     assert torch.allclose(rows, mean + deviation * draw, atol=1e-6)
     fixed = new_rows(table, count, "fixed", torch.Generator().manual_seed(0))
+    assert torch.equal(fixed, new_rows(table, count, 0.02, torch.Generator().manual_seed(0)))
     assert torch.equal(fixed, 0.02 * draw.float())
 
 

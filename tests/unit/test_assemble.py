@@ -19,6 +19,7 @@ from everclip.evaluation.assemble import (
     headline_value,
     task_info,
 )
+from everclip.evaluation.best_answers import Best
 from everclip.evaluation.headline import check_headline, metric_of
 from everclip.evaluation.measurements import Measurements
 from everclip.evaluation.results import Answer, Column, Example, Row, Score
@@ -162,12 +163,12 @@ def test_answers_are_added_row_by_row_and_a_row_measured_again_replaces_its_own(
     ]
     positions = {"a": [3, 7], "b": [0]}
 
-    def said(name: str, correct: bool) -> tuple[list[tuple[str, float]], bool]:
-        return [(name, 0.5)], correct
+    def said(name: str, correct: bool) -> Best:
+        return Best([(name, 0.5)], correct, 1 if correct else 9)
 
     first = add_answers(examples, 1, {"a": {3: said("x", True), 7: said("y", False)}}, positions)
     assert [[a.row for a in e.answers] for e in first] == [[1], [1], []]
-    assert first[0].answers == [Answer(row=1, answers=[("x", 0.5)], correct=True)]
+    assert first[0].answers == [Answer(row=1, answers=[("x", 0.5)], correct=True, rank=1)]
     assert not first[1].answers[0].correct
     both = add_answers(first, 0, {"a": {3: said("z", False)}, "b": {0: said("w", True)}}, positions)
     assert [[a.row for a in e.answers] for e in both] == [[0, 1], [1], [0]]

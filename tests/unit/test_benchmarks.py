@@ -12,6 +12,7 @@ import public_data
 from everclip.config import resolve_config
 from everclip.data.catalog.cards import cards
 from everclip.evaluation.results import Results
+from everclip.run import execute
 from everclip.scenarios.base import ListScenario
 from everclip.scenarios.load import load_scenario
 
@@ -144,6 +145,50 @@ def test_any_scenario_takes_the_imagenet_shifts(tmp_path: Path) -> None:
     assert len(scenario.retention_val) == 5
     whole["retention"] = "imagenet-shifts"
     assert load_scenario(whole).retention_val == ()
+
+
+@pytest.mark.parametrize("name", ["si-blurry", "i-blurry"])
+def test_a_blurry_stream_takes_any_labelled_data(micro_folder: Path, tmp_path: Path, name: str) -> None:
+    """The command of docs/benchmarks.md, on data of six classes."""
+    own = [f"scenario.data.source={micro_folder / 'data.parquet'}", "scenario.split.test=0.2"]
+    own.append("scenario.split.validation=0")
+
+    def parts(*more: str) -> list[tuple[str, ...]]:
+        return [
+            tuple(task.train.ids)
+            for task in load_scenario(resolve_config(name, [*own, *more]).scenario).tasks
+        ]
+
+    first = parts()
+    drawn = [i for part in first for i in part]
+    scenario = load_scenario(resolve_config(name, own).scenario)
+    keys = {key for task in scenario.tasks for key in task.train.column("class_key")}
+    assert keys == {
+        f"class-{k}" for k in range(6)
+    }  # all classes are kept, though six are not five times a number
+    assert len(drawn) == len(set(drawn)) == 96 - len(scenario.eval_sets[0].data)
+    assert parts() == first
+    assert parts("scenario.order_seed=2") != first
+    results = execute(
+        name, *own, "method=sit", f"backbone={micro_folder / 'model'}", f"output={tmp_path / 'run'}", "report=false",
+        "training.threads=1", "training.device=cpu", "training.steps_per_batch=1",
+        'scenario.class_templates=["{}"]',  # the small model reads twelve bytes
+    )  # fmt: skip
+    assert results.online is not None
+    assert results.online.samples == len(drawn)
+    assert results.metrics["a_avg"] is not None
+
+
+def test_the_blurry_benchmarks_read_cifar100_and_keep_its_hundred_classes(tmp_path: Path) -> None:
+    public_data.cifar100(tmp_path)
+    for name, parts in (("si-blurry", {5, 4, 3}), ("i-blurry", {5})):
+        scenario = load(tmp_path, name)
+        assert len(scenario.tasks) in parts  # random cuts may leave a part empty
+        of_part = [set(task.train.column("class_key")) for task in scenario.tasks]
+        assert len(set().union(*of_part)) == 100
+        count = Counter(key for keys in of_part for key in keys)
+        assert sum(n == 1 for n in count.values()) >= 50  # disjoint classes are in one part only
+        assert {e.prompts() for e in scenario.eval_sets[0].classes or ()} >= {("a bad photo of a apple.",)}
 
 
 @pytest.mark.parametrize("name", ["odcl-cil", "core50"])

@@ -102,7 +102,7 @@ GROWTH: dict[str, str] = {
     "rail": "16 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",
     "rail-dual": "every sample's feature (4 bytes per number), and 8 bytes per sample and class",
     "rail-primal-published": "8 x 64 bytes per new class; 32,768 bytes once, in every checkpoint",
-    "text-ridge": "784 bytes per new text",
+    "text-ridge": "1,040 bytes per new text",
 }
 EXTRA: dict[str, str] = {
     "coleclip": "task prompts: 2 more tokens per image",

@@ -13,7 +13,7 @@ from scenario_data import pictures, write
 from everclip.config import resolve_config
 from everclip.evaluation.results import Results
 from everclip.prepare.init_config.candidates import MOST_TASKS
-from everclip.prepare.init_config.propose import propose
+from everclip.prepare.init_config.propose import KINDS, propose
 from everclip.prepare.init_config.yaml_text import of_emoji
 from everclip.registry import methods
 from everclip.run import execute
@@ -126,6 +126,14 @@ def test_the_printed_yaml_runs_to_its_end(
     ]
     assert values
     assert None not in values
+
+
+def test_the_page_on_own_streams_has_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-stream.md").read_text(encoding="utf-8")
+    table = page.split("## Kinds")[1].split("\n## ")[0]
+    assert set(KINDS) <= set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    chosen = page.split("chooses the kind of stream from the data:")[1].split("`--kind` overrides")[0]
+    assert set(KINDS) - {"online", "classes"} <= set(re.findall(r"`(\w+)`", chosen))
 
 
 def test_a_stream_seen_once_is_written_on_request(

@@ -75,6 +75,18 @@ def test_equal_answers_of_following_rows_are_said_once(run: Callable[..., Run]) 
     assert look.text(same) == "  owl (2016) - cat at every row"
 
 
+def test_the_rank_of_the_true_name_is_given_at_the_first_and_the_last_row(run: Callable[..., Run]) -> None:
+    ranks = [1203, 40, 7, 1]
+    given = [Answer(row=r, answers=[("cat", 0.5)], correct=k == 1, rank=k) for r, k in enumerate(ranks)]
+    found = run(Example(column="2016", id="a", picture="", truth="owl", answers=given))
+    assert (
+        look.text(found)
+        == "  owl (2016), rank 1,203 to 1 - before training to after 2017: cat; after 2018: right"
+    )
+    assert look.text(found, rows=[0]) == "  owl (2016), rank 1,203 - before training: cat"
+    assert "true answer at rank 1,203" in write_report(found.folder).read_text(encoding="utf-8")
+
+
 def test_the_report_shows_pictures_names_and_marks(tmp_path: Path) -> None:
     folder = synthetic.write_run(tmp_path / "run")
     html = write_report(folder).read_text(encoding="utf-8")
@@ -118,6 +130,7 @@ def test_a_real_run_records_what_the_look_shows(micro_config: Callable[..., Any]
     ]
     shown = look.chosen(Run(config.output))
     assert len(shown) == min(look.SHOWN, len(wrong)) > 0
+    assert all((a.rank == 1) == a.correct and a.rank is not None for e in results.examples for a in e.answers)
     assert all(e in wrong for e in shown)
 
 
@@ -132,7 +145,7 @@ def test_the_demo_opens_with_a_look(
     assert said.index("[1/2] zero-shot") < opening < said.index("[2/2] finetune")
     assert opening < said.index("The same drawings with finetune") < said.index("compare.html")
     names = [
-        line.split(" - ")[0] for line in said.splitlines() if line.startswith("  ") and ") - before" in line
+        line.split(", rank")[0] for line in said.splitlines() if line.startswith("  ") and " - before" in line
     ]
     assert "Chance is" in said
     assert said.index("a search index of images stays valid") < said.index("everclip suggest mine.yaml")

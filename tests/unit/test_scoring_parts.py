@@ -71,12 +71,12 @@ def test_a_metric_without_an_interval_says_how_many_items_are_behind_it() -> Non
 
 def test_answers_are_the_three_best_and_the_first_of_equals() -> None:
     scores = torch.tensor([[0.1, 0.30004, 0.2, 0.30004], [0.9, 0.1, 0.2, 0.3]])
-    hits = torch.tensor([False, True])
-    assert best_classes(scores, ["a", "b", "c", "d"], hits, [0, 1]) == {
-        0: ([("b", 0.3), ("d", 0.3), ("c", 0.2)], False),
-        1: ([("a", 0.9), ("d", 0.3), ("c", 0.2)], True),
+    labels = torch.tensor([3, 0])
+    assert best_classes(scores, ["a", "b", "c", "d"], labels, [0, 1]) == {
+        0: ([("b", 0.3), ("d", 0.3), ("c", 0.2)], False, 2),
+        1: ([("a", 0.9), ("d", 0.3), ("c", 0.2)], True, 1),
     }
-    assert best_classes(scores, ["a", "b", "c", "d"], hits, []) == {}
+    assert best_classes(scores, ["a", "b", "c", "d"], labels, []) == {}
 
 
 @pytest.mark.parametrize("captions", [1, 3])
@@ -90,22 +90,22 @@ def test_close_calls_of_a_retrieval_set_are_counted_and_its_answers_kept(caption
     identities = ["q", "p", "r"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "everclip.evaluation.retrieval.hits_at_k",
-            lambda given, k: torch.tensor([True, False, True]) if (given, k) == (ranks, 1) else None,
+            "everclip.evaluation.retrieval.best_ranks",
+            lambda given: torch.tensor([1, 4, 1]) if given is ranks else None,
         )
         close, answers = nearest_captions(images, ranked, identities, [0, 2])
     assert close == 0
     if captions == 1:
-        assert answers == {0: ([("x", 1.0)], False), 2: ([("x", 0.7071)], True)}
+        assert answers == {0: ([("x", 1.0)], False, 4), 2: ([("x", 0.7071)], True, 1)}
         return
     # The third picture is as near to x as to y, and nearer to z.
     assert answers == {
-        0: ([("x", 1.0), ("z", 0.6), ("y", 0.0)], False),
-        2: ([("z", 0.9899), ("x", 0.7071), ("y", 0.7071)], True),
+        0: ([("x", 1.0), ("z", 0.6), ("y", 0.0)], False, 4),
+        2: ([("z", 0.9899), ("x", 0.7071), ("y", 0.7071)], True, 1),
     }
     ranked.gallery, ranked.candidates = gallery[:2], ["x", "y"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("everclip.evaluation.retrieval.hits_at_k", lambda given, k: torch.zeros(3))
+        patch.setattr("everclip.evaluation.retrieval.best_ranks", lambda given: torch.ones(3))
         assert nearest_captions(images, ranked, identities, ()) == (1, {})
         ranked.gallery = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1e-3, 1.0]]), dim=1)
         assert nearest_captions(images, ranked, identities, ()) == (0, {})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import report_fixtures as synthetic
+import yaml
 
 import everclip
 from everclip.evaluation.results import Column, Score
@@ -79,3 +80,16 @@ def test_the_page_of_a_comparison_has_the_table_where_it_was_measured(
 def test_two_seeds_of_a_method_are_told_apart(run: Callable[..., Run]) -> None:
     runs = [run(name, dict.fromkeys(SETS, 1), seed=seed) for name, seed in (("a", 0), ("b", 1))]
     assert [found.label[-6:] for found in search(runs)] == ["before", "seed 0", "seed 1"]
+
+
+def test_two_settings_of_a_method_are_told_apart(run: Callable[..., Run]) -> None:
+    """Both lines once had the same label."""
+    runs = []
+    for name, level in (("a", 0.8), ("b", 0.9)):
+        made = run(name, dict.fromkeys(SETS, 1))
+        config = yaml.safe_load((made.folder / "config.yaml").read_text())
+        config["method"]["settings"] = {**config["method"].get("settings", {}), "level": level}
+        (made.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        runs.append(Run(made.folder))
+    labels = [found.label for found in search(runs)[1:]]
+    assert [label[-12:] for label in labels] == [" (level=0.8)", " (level=0.9)"]

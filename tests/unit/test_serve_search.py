@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from everclip.search import hits
-from everclip.search.adding import add, images_of
-from everclip.search.index import Index
+from everclip.errors import CheckpointError
+from everclip.search import hits, tables
+from everclip.search.adding import add, images_of, remove
+from everclip.search.index import Index, View
 from everclip.search.reindexing import reindex
 from everclip.search.ways import Job
 from everclip.serve import search_routes
@@ -96,6 +97,49 @@ def test_a_blank_text_is_nothing_to_search_for(made: Path, texts: list[str], com
         assert said(served.post("/search", json={"texts": texts})) == (422, "nothing")
     code, _, err = command("search", made, *texts[-1:])
     assert (code, "give a text or --image" in err) == (2, True)
+
+
+def test_tables_stay_open_until_the_index_changes(
+    store: Store, micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    at_version = tables.at_version
+
+    def counting(database: Any, name: str, version: int) -> Any:
+        opened.append(name)
+        return at_version(database, name, version)
+
+    monkeypatch.setattr(tables, "at_version", counting)
+    with client(store) as served:
+        first = served.post("/search", json={"texts": ["red"], "top": 99}).json()
+        opened.clear()
+        assert served.post("/search", json={"texts": ["red"], "top": 99}).json() == first
+        assert opened == []
+        gone = first["results"][0][0]["id"]
+        remove(Index(store.path), [gone])
+        assert ids(served.post("/search", json={"texts": ["red"], "top": 99})) == [
+            hit["id"] for hit in first["results"][0][1:]
+        ]
+
+
+def test_a_search_is_repeated_if_its_tables_were_cleaned_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server keeps tables open; `reindex` ends by removing old versions of them, under a request in flight."""
+    search, calls = View.search, []
+
+    def cleaned(self: View, *given: Any, **named: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 1:
+            raise CheckpointError("index table vectors: damaged")
+        return search(self, *given, **named)
+
+    monkeypatch.setattr(View, "search", cleaned)
+    with client(store) as served:
+        answer = served.post("/search", json={"texts": ["red"]})
+        assert answer.status_code == 200, answer.text
+    assert len(calls) == 2
+    assert calls[0] is not calls[1]
 
 
 @pytest.mark.parametrize("part", ["data", "_versions"])

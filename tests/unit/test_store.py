@@ -29,7 +29,9 @@ from everclip.store.paths import LOCK
 from everclip.store.pruning import prune
 from everclip.store.records import Gate, GateLimits
 from everclip.store.sets import HELD_OUT_SHARE, bounded, half, parted, probe_sets
-from everclip.store.updating import choose_share, read_update, update
+from everclip.store.shares import choose_share
+from everclip.store.update_data import read_update
+from everclip.store.updating import update
 from everclip.store.versions import Store
 
 Call = Callable[..., tuple[int, str, str]]
@@ -183,7 +185,7 @@ def test_the_sweep_takes_the_largest_gain_that_keeps_the_known(
         known, fresh = next(scores)
         return {s.name: fresh if s.name == "new data" else known for s in sets}
 
-    monkeypatch.setattr("everclip.store.updating._means", means)
+    monkeypatch.setattr("everclip.store.shares._means", means)
     found = choose_share(old, new, data, 0.01)
     assert next(iter(found)) == 0.6
     for name, values in new.method.state_dict().items():

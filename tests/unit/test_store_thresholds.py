@@ -56,8 +56,17 @@ def test_what_cannot_be_carried_over_says_why() -> None:
         ("[" * 100_000, "JSON"),
         ('{"a": 2}', "'a'"),
         ('{"a": true}', "'a'"),
+        ('{"kettle": 0.2, "pot": 0.1, "kettle": 0.3}', "the class 'kettle' is there twice"),
     ],
-    ids=["list", "nothing", "text", "deep", "large", "bool"],
+    ids=[
+        "list",
+        "nothing",
+        "text",
+        "deep",
+        "large",
+        "bool",
+        "twice",
+    ],
 )
 def test_what_is_no_file_of_thresholds_is_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "cuts.json"

@@ -57,8 +57,12 @@ def run_demo(output: Path, overrides: Sequence[str]) -> None:
         execute(resolve_config(BENCHMARK, [*shared, *overrides]))
         folders.append(folder)
         if number == 1:
-            _look(folder, "New emoji, and what the model of 2015 calls them:", [0])
-    _look(folders[-1], f"The same drawings with {METHODS[-1]}, year by year:", None)
+            _look(folder, "New emoji, the rank of the true name, and what the model of 2015 calls them:", [0])
+    _look(
+        folders[-1],
+        f"The same drawings with {METHODS[-1]}: the rank before and after, and its answers year by year:",
+        None,
+    )
     comparison = compare(folders)
     typer.echo(f"\n{comparison_text(comparison.without(*DETAILS), terminal_width())}")
     typer.echo(f"{search_text([Run(folder) for folder in folders])}\n")

@@ -13,9 +13,10 @@ from everclip.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from everclip.store.foreseen import Foreseen
+    from everclip.store.outlook import Outlook
     from everclip.store.records import Gate, Learning, Version
     from everclip.store.thresholds import Carried
-    from everclip.store.updating import Outlook, Updated
+    from everclip.store.updating import Updated
     from everclip.store.versions import Store
 
 
@@ -117,8 +118,8 @@ def update(
     from everclip.errors import LimitError
     from everclip.store.indexed import estimate_after_update
     from everclip.store.opening import open_store
+    from everclip.store.outlook import outlook
     from everclip.store.thresholds import read_thresholds
-    from everclip.store.updating import outlook
     from everclip.store.updating import update as learn
 
     opened = open_store(store, note, tables=dry_run)

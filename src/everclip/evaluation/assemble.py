@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from everclip.contracts import EvalSet, Task
+from everclip.evaluation.best_answers import BestAnswers
 from everclip.evaluation.cells import metric_value
 from everclip.evaluation.headline import metric_of
 from everclip.evaluation.measurements import OLD_AND_NEW, Measurements
@@ -89,7 +89,7 @@ def flat_metrics(measured: Measurements) -> dict[str, float | None]:
 def add_answers(
     examples: Sequence[Example],
     row: int,
-    answers: Mapping[str, Mapping[int, Any]],
+    answers: Mapping[str, BestAnswers],
     positions: Mapping[str, Sequence[int]],
 ) -> list[Example]:
     """Return the examples with the model's answers at one row added."""
@@ -99,8 +99,8 @@ def add_answers(
     result, keys = [], [(name, position) for name, chosen in positions.items() for position in chosen]
     for example, key in zip(examples, keys, strict=True):
         if key in by_key:
-            best, correct = by_key[key]
-            answer = Answer(row=row, answers=best, correct=correct)
+            best = by_key[key]
+            answer = Answer(row=row, answers=best.answers, correct=best.correct, rank=best.rank)
             others = [a for a in example.answers if a.row != row]  # a row may be measured again
             answers_now = sorted([*others, answer], key=lambda a: a.row)
             example = example.model_copy(update={"answers": answers_now})

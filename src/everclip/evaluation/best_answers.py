@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from everclip.evaluation import retrieval
 from everclip.evaluation.pools import Ranked
 
-BestAnswers = dict[int, tuple[list[tuple[str, float]], bool]]
-"""Position of an image -> (its three best answers with their scores, whether the first is right)."""
+
+class Best(NamedTuple):
+    """The three best answers to an image with their scores, whether the first is right, and the true answer's rank."""
+
+    answers: list[tuple[str, float]]
+    correct: bool
+    rank: int
+
+
+BestAnswers = dict[int, Best]
+"""Position of an image -> the best answers to it."""
 
 TIED = 1e-5
 """Captions are tied if their cosines differ by at most this."""
 
 
 def best_classes(
-    scores: torch.Tensor, names: Sequence[str], hits: torch.Tensor, chosen: Sequence[int]
+    scores: torch.Tensor, names: Sequence[str], labels: torch.Tensor, chosen: Sequence[int]
 ) -> BestAnswers:
     """Return the three best classes of the chosen images; among equal scores the first.
 
     Args:
         scores: `(N, A)`, one column per answer.
         names: the names of the answers.
-        hits: `(N,)` bool, whether the best answer is right.
+        labels: `(N,)` int64, the column of the true answer.
         chosen: positions of the images.
     """
     result: BestAnswers = {}
     for position in chosen:
-        best = torch.argsort(scores[position], descending=True, stable=True)[:3]
-        answers = [(names[int(i)], round(float(scores[position, i]), 4)) for i in best]
-        result[position] = (answers, bool(hits[position]))
+        order = torch.argsort(scores[position], descending=True, stable=True)
+        answers = [(names[int(i)], round(float(scores[position, i]), 4)) for i in order[:3]]
+        rank = int((order == labels[position]).nonzero()) + 1
+        result[position] = Best(answers, rank == 1, rank)
     return result
 
 
@@ -48,11 +59,12 @@ def nearest_captions(
     """
     best = retrieval.top_k(images, ranked.gallery, 3)
     tied = best.scores[:, 0] - best.scores[:, 1] <= TIED if best.scores.shape[1] > 1 else torch.zeros(0)
-    hits = retrieval.hits_at_k(ranked.image_to_text, 1)
+    ranks = retrieval.best_ranks(ranked.image_to_text)
     query = {identity: i for i, identity in enumerate(ranked.images)}
     result: BestAnswers = {}
     for position in chosen:
         pairs = zip(best.indices[position].tolist(), best.scores[position].tolist(), strict=True)
         answers = [(ranked.candidates[i], round(score, 4)) for i, score in pairs]
-        result[position] = (answers, bool(hits[query[identities[position]]]))
+        rank = int(ranks[query[identities[position]]])
+        result[position] = Best(answers, rank == 1, rank)
     return int(tied.sum()), result

@@ -134,11 +134,15 @@ class Matrix(Part):
 
 
 class Answer(Part):
-    """The model's answers to one example at one row: the best answers with their cosines, best first."""
+    """The model's answers to one example at one row: the best answers with their cosines, best first.
+
+    `rank` is the place of the true answer among all that were offered, 1 for the best; `None` in older runs.
+    """
 
     row: int
     answers: list[tuple[str, float]]
     correct: bool
+    rank: int | None = None
 
 
 class Example(Part):

@@ -248,9 +248,7 @@ class RowScorer:
                 result.ambiguous[s.name] = int(classification.ambiguous(answers.scores).sum())
             place = {position: at for at, position in enumerate(counted)}
             if chosen := [i for i in self._examples.get(s.name, ()) if i in place]:
-                found = best_classes(
-                    answers.scores, answers.names, predictions.right, [place[i] for i in chosen]
-                )
+                found = best_classes(answers.scores, answers.names, labels, [place[i] for i in chosen])
                 result.answers[s.name] = {counted[at]: answer for at, answer in found.items()}
 
     def _keys_of(self, method: Predictor) -> TextKeys:

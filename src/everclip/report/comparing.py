@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -38,9 +37,8 @@ from everclip.report.estimates import (
     metric_of_key,
 )
 from everclip.report.intervals import DRAWS, difference_interval
-from everclip.report.labels import labels_of, settings_of
 from everclip.report.runs import Run
-from everclip.report.seed_groups import SeedGroup, at_row, before_training, group_value
+from everclip.report.seed_groups import SeedGroup, at_row, before_training, group_value, seed_groups
 from everclip.report.undefined import why_undefined
 
 CURVES = ("everything", "known", "new", "retention")
@@ -74,7 +72,7 @@ def compare(
             has the baseline's label.
     """
     runs = _read(folders)
-    groups, cut = _seed_groups(runs)
+    groups, cut = seed_groups(runs)
     notes = check_comparable(runs, force) + comparison_notes(runs) + cut
     first, results = _baseline(groups, baseline), runs[0].results
     methods = [_method(group, draws) for group in groups]
@@ -127,18 +125,6 @@ def _read(folders: Sequence[Path | str]) -> list[Run]:
 
 def _columns(run: Run) -> list[Any]:
     return [*run.columns("known"), *run.columns("task"), *run.columns("retention")]
-
-
-def _seed_groups(runs: Sequence[Run]) -> tuple[list[SeedGroup], list[str]]:
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(json.dumps(settings_of(run), sort_keys=True, default=str), []).append(run)
-    labels, notes = labels_of(list(grouped.values()))
-    groups = [
-        SeedGroup(label, tuple(sorted(group, key=lambda run: run.results.seed)))
-        for label, group in zip(labels, grouped.values(), strict=True)
-    ]
-    return groups, notes
 
 
 def _baseline(groups: Sequence[SeedGroup], label: str | None) -> SeedGroup:

@@ -61,7 +61,9 @@ def table(run: Run, count: int = SHOWN) -> dict[str, Any] | None:
 
 
 def text(run: Run, rows: Sequence[int] | None = None, count: int = SHOWN) -> str:
-    """Return the look in one line per image: `avocado (2016) - before: kiwi fruit; after 2016 to 2018: right`.
+    """Return the look in one line per image: `avocado (2016), rank 40 to 1 - before: kiwi fruit; after 2016: right`.
+
+    The ranks are those of the true answer at the first and at the last row shown.
 
     Args:
         run: the run.
@@ -78,7 +80,8 @@ def text(run: Run, rows: Sequence[int] | None = None, count: int = SHOWN) -> str
         # One answer at every row needs no list of rows; a single row is named.
         whole = len(runs) == 1 and len(shown) > 1
         parts = [f"{said} at every row" if whole else f"{_span(labels)}: {said}" for said, labels in runs]
-        lines.append(f"  {example.truth} ({example.column}) - {'; '.join(parts)}")
+        ranks = _ranks([_answer(example, row.index) for row in shown])
+        lines.append(f"  {example.truth} ({example.column}){ranks} - {'; '.join(parts)}")
     return "\n".join(lines)
 
 
@@ -88,6 +91,14 @@ def _answer(example: Example, row: int) -> Answer | None:
 
 def _is_right(answer: Answer | None) -> bool:
     return answer is not None and answer.correct
+
+
+def _ranks(answers: Sequence[Answer | None]) -> str:
+    """Return the first and the last rank: `, rank 40 to 1`; nothing if no rank was recorded."""
+    ranks = [a.rank for a in answers if a is not None and a.rank is not None]
+    if not ranks:
+        return ""
+    return f", rank {ranks[0]:,}" + (f" to {ranks[-1]:,}" if len(ranks) > 1 else "")
 
 
 def _words(answer: Answer | None) -> str:
@@ -106,6 +117,6 @@ def _span(labels: Sequence[str]) -> str:
 
 def _cell(answer: Answer | None) -> dict[str, Any]:
     if answer is None or not answer.answers:
-        return {"best": "", "score": "", "correct": None}
+        return {"best": "", "score": "", "correct": None, "rank": None}
     best, score = answer.answers[0]
-    return {"best": best, "score": formats.number(score, 2), "correct": answer.correct}
+    return {"best": best, "score": formats.number(score, 2), "correct": answer.correct, "rank": answer.rank}

@@ -10,6 +10,7 @@ from everclip.evaluation.statistics import wilson
 from everclip.report.estimates import Estimate
 from everclip.report.formats import plain_percent, span
 from everclip.report.runs import Run
+from everclip.report.seed_groups import seed_groups
 
 METRIC = "text_to_image_r1"
 BEFORE = "before"
@@ -22,7 +23,7 @@ class Search:
     """Recall@1 from names to images, over all names of a kind; intervals are Wilson's.
 
     Attributes:
-        label: the method, or `before`.
+        label: the method, with what tells it apart from the others, or `before`.
         new: over the names of all tasks.
         known: over the names of the base.
     """
@@ -34,14 +35,12 @@ class Search:
 
 def search(runs: Sequence[Run]) -> list[Search]:
     """Return what search finds before training, and after the last row of each run; empty if a run measured none."""
-    names = [str(run.results.method["name"]) for run in runs]
-    labels = [
-        f"{name}, seed {run.results.seed}" if names.count(name) > 1 else name
-        for name, run in zip(names, runs, strict=True)
+    labelled = [
+        (run, group.label if len(group.runs) == 1 else f"{group.label}, seed {run.results.seed}")
+        for group in seed_groups(runs)[0]
+        for run in group.runs
     ]
-    found = [
-        _searched(run.results, run.results.rows[-1], label) for run, label in zip(runs, labels, strict=True)
-    ]
+    found = [_searched(run.results, run.results.rows[-1], label) for run, label in labelled]
     first = _searched(runs[0].results, runs[0].results.rows[0], BEFORE) if runs else None
     every = [first, *found]
     return [each for each in every if each is not None] if all(every) else []

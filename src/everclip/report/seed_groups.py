@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from functools import partial
 from everclip.evaluation.statistics import seed_spread
 from everclip.report.comparison import Method, Value
 from everclip.report.estimates import Estimate, estimate, is_together, metric_cells
+from everclip.report.labels import labels_of, settings_of
 from everclip.report.runs import Run
 
 
@@ -18,6 +20,23 @@ class SeedGroup:
 
     label: str
     runs: tuple[Run, ...]
+
+
+def seed_groups(runs: Sequence[Run]) -> tuple[list[SeedGroup], list[str]]:
+    """Group runs that differ in nothing but the seed.
+
+    Returns:
+        The groups in the order of their first runs, and notes on differences that the labels do not show.
+    """
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(json.dumps(settings_of(run), sort_keys=True, default=str), []).append(run)
+    labels, notes = labels_of(list(grouped.values()))
+    groups = [
+        SeedGroup(label, tuple(sorted(group, key=lambda run: run.results.seed)))
+        for label, group in zip(labels, grouped.values(), strict=True)
+    ]
+    return groups, notes
 
 
 def group_value(group: SeedGroup, of: Callable[[Run], Estimate | None]) -> Value | None:

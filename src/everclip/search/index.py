@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,11 @@ class Index:
 
 @dataclass(frozen=True)
 class View:
-    """An index at one moment."""
+    """An index at one moment. May be used by several threads."""
 
     database: Any
     state: Serving
+    _vectors: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def items(self) -> Any:
@@ -145,9 +146,11 @@ class View:
         return tables.at_version(self.database, tables.ITEMS, self.state.items)
 
     def vectors(self, key: str) -> Any:
-        """Return the table of a space's vectors."""
-        space = self.state.spaces[key]
-        return tables.at_version(self.database, space.table, space.at)
+        """Return the table of a space's vectors; opened once."""
+        if key not in self._vectors:
+            space = self.state.spaces[key]
+            self._vectors[key] = tables.at_version(self.database, space.table, space.at)
+        return self._vectors[key]
 
     def contents(self) -> dict[str, str]:
         """Return id -> SHA-256 of every item."""
@@ -173,6 +176,7 @@ class View:
         top: int = 10,
         wanted: Sequence[Condition] = (),
         exact: bool = False,
+        paths: bool = True,
     ) -> list[list[Hit]]:
         """Return the nearest items of each query, the nearest first.
 
@@ -182,6 +186,7 @@ class View:
             top: number of results.
             wanted: conditions on metadata.
             exact: whether to compare with every vector, even if there is an approximate index.
+            paths: whether to look up the file of each item.
 
         Raises:
             ConfigError: if the queries are of another vector space.
@@ -193,10 +198,10 @@ class View:
             raise ConfigError(f"queries: expected (N, {space.width}), found {tuple(queries.shape)}.")
         table, condition = self.vectors(key), expression_of(wanted)
         found = [_nearest(table, query, space, top, condition, exact) for query in queries]
-        ids = list(dict.fromkeys(i for rows in found for i in rows.column("id").to_pylist()))
+        ids = list(dict.fromkeys(i for rows in found for i in rows.column("id").to_pylist())) if paths else []
         places = tables.rows_with(self.items, ids, ["id", "path"])
-        paths = dict(zip(places.column("id").to_pylist(), places.column("path").to_pylist(), strict=True))
-        return [self._hits(rows, paths) for rows in found]
+        of_item = dict(zip(places.column("id").to_pylist(), places.column("path").to_pylist(), strict=True))
+        return [self._hits(rows, of_item) for rows in found]
 
     def _hits(self, rows: pa.Table, paths: Mapping[str, str | None]) -> list[Hit]:
         hits = [

@@ -18,7 +18,7 @@ from everclip.search.hits import Hits
 from everclip.search.index import Index, View
 from everclip.search.records import FOLDER, SERVING
 from everclip.serve.refusal import Refusal
-from everclip.serve.searching import Found, IndexFacts, SpaceFacts, Vectors
+from everclip.serve.searching import UNUSABLE, Found, IndexFacts, SpaceFacts, Vectors
 from everclip.store.indexed import has_index
 from everclip.store.versions import Store
 
@@ -67,7 +67,7 @@ def _using() -> Iterator[None]:
     except (ConfigError, CheckpointError) as error:
         log.error("the search index cannot be used: %s", error)
         raise Refusal(
-            503, "index-unusable", "The search index cannot be used now; the server's log says why."
+            503, UNUSABLE, "The search index cannot be used now; the server's log says why."
         ) from error
 
 
@@ -80,12 +80,18 @@ class StoreIndex:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self._spaces: dict[str, str] | None = None
 
     def spaces(self) -> dict[str, str]:
         """Return key -> version of the spaces that may be asked: the one that answers, those before it, then others.
 
         A space that is being filled would miss images without a word, so it is none of them.
         """
+        if self._spaces is None:
+            self._spaces = self._complete()
+        return self._spaces
+
+    def _complete(self) -> dict[str, str]:
         state = self._view.state
         if state.serving is None:
             return {}
@@ -108,7 +114,7 @@ class StoreIndex:
         except ConfigError as error:
             raise Refusal(422, "wrong-condition", str(error).replace("--where", "where")) from error
         with _using():
-            found = self._view.search(key, queries, top, wanted, exact)
+            found = self._view.search(key, queries, top, wanted, exact, paths=False)
         return [[Found(hit.id, hit.cosine, hit.metadata) for hit in hits] for hits in found]
 
     def image(self, id: str) -> bytes | None:

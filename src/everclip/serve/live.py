@@ -209,10 +209,13 @@ class Live:
 
     def _watch(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            again = self.trouble is not None and time.time() - self.trouble.since > RETRY_SECONDS
-            if again or self._mark() != self._seen:
-                self.look()
-            self.each_poll()
+            try:
+                again = self.trouble is not None and time.time() - self.trouble.since > RETRY_SECONDS
+                if again or self._mark() != self._seen:
+                    self.look()
+                self.each_poll()
+            except Exception:  # if this thread ended, the server would never follow the store again
+                log.exception("the store cannot be followed now; tried again in %g s", seconds)
 
     def stop(self) -> None:
         """End the thread."""

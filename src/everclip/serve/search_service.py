@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from anyio import to_thread
 
@@ -14,6 +13,7 @@ from everclip.serve.asked import SearchAsked
 from everclip.serve.loaded import Loaded
 from everclip.serve.refusal import Refusal
 from everclip.serve.searching import (
+    UNUSABLE,
     Counted,
     Found,
     IndexFacts,
@@ -21,6 +21,7 @@ from everclip.serve.searching import (
     Marked,
     Opener,
     SearchIndex,
+    Vectors,
     asking,
     required,
 )
@@ -61,6 +62,7 @@ class SearchService:
         if counted is not None:
             service.live.at_end = counted.flush
         self._mark: object = None
+        self._opened: tuple[object, SearchIndex | None] = (None, None)
         service.live.needed = self.needed
         service.live.each_poll = self.look
         self.look()
@@ -86,7 +88,14 @@ class SearchService:
             self._counted.flush_if_due()
 
     def _open(self) -> SearchIndex | None:
-        return self._opener(self.service.store)
+        """Return the index as it is now.
+
+        Opening its tables costs more than a search, so they stay open until the index changes.
+        """
+        mark = self._marked(self.service.store)  # before opening: a change in between is seen the next time
+        if mark is None or mark != self._opened[0]:
+            self._opened = mark, self._opener(self.service.store)
+        return self._opened[1]
 
     async def search(self, asked: SearchAsked, images: Sequence[bytes]) -> Results:
         """Answer a request.
@@ -101,11 +110,23 @@ class SearchService:
             pixels = await service.pixels(version, images)
             queries = _queries(await service.encoded(version, asked.texts, pixels))
             results = await to_thread.run_sync(
-                index.search, version.space(self._key_of), queries, asked.top, asked.where, asked.exact
+                self._searched, index, version.space(self._key_of), queries, asked
             )
         if self._counted is not None:
             self._counted.add(hit.id for hits in results for hit in hits)
         return Results(version, asked, pixels, results)
+
+    def _searched(
+        self, index: SearchIndex, key: str, queries: Vectors, asked: SearchAsked
+    ) -> list[list[Found]]:
+        """Search; once more with the index as it is now if its tables were cleaned or replaced meanwhile."""
+        try:
+            return index.search(key, queries, asked.top, asked.where, asked.exact)
+        except Refusal as error:
+            if error.code != UNUSABLE:
+                raise
+            self._opened = (None, None)
+            return required(self._open()).search(key, queries, asked.top, asked.where, asked.exact)
 
     async def shadow(self, sent: Results) -> None:
         """Let the shadow version search too, if the index holds its vectors, and compare the answers."""
@@ -120,9 +141,7 @@ class SearchService:
         if found is None:
             return
         key, asked = candidate.space(self._key_of), sent.asked
-        results = await to_thread.run_sync(
-            index.search, key, _queries(found), asked.top, asked.where, asked.exact
-        )
+        results = await to_thread.run_sync(self._searched, index, key, _queries(found), asked)
         for old, new in zip(sent.results, results, strict=True):
             shadow.compare("search", sent.version.id, [hit.id for hit in old], [hit.id for hit in new])
 
@@ -139,12 +158,8 @@ class SearchService:
         return required(self._open()).image(id)
 
 
-def _queries(
-    embeddings: tuple[torch.Tensor | None, torch.Tensor | None],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _queries(embeddings: tuple[torch.Tensor | None, torch.Tensor | None]) -> Vectors:
     """Return the embeddings of texts and images as unit vectors `(N, D)`."""
     rows = torch.cat([part for part in embeddings if part is not None])
-    found: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = (
-        torch.nn.functional.normalize(rows.double(), dim=1).float().numpy()
-    )
+    found: Vectors = torch.nn.functional.normalize(rows.double(), dim=1).float().numpy()
     return found

@@ -16,6 +16,8 @@ from everclip.serve.refusal import Refusal
 from everclip.store.versions import Store
 
 Vectors = NDArray[np.float32]
+UNUSABLE = "index-unusable"
+"""The code of a refusal because the index is damaged, or its files were removed meanwhile."""
 
 
 @dataclass(frozen=True)

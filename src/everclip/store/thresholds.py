@@ -49,7 +49,7 @@ def read_thresholds(path: Path) -> dict[str, float]:
         ConfigError: if it is no such file; names the entry.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f'--thresholds: {path}: expected JSON {{"class name": threshold}} ({error}).'
@@ -64,6 +64,14 @@ def read_thresholds(path: Path) -> dict[str, float]:
                 f"--thresholds: {path}: {name!r}: expected a cosine in [-1, 1], found {value!r}."
             )
     return {str(name): float(value) for name, value in document.items()}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return pairs as a dictionary; JSON itself would keep the last of two values in silence."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the class {twice[0]!r} is there twice")
+    return dict(pairs)
 
 
 def carried(name: str, cut: float, old: Array, new: Array, right: NDArray[np.bool_]) -> Carried:

@@ -195,7 +195,7 @@ class Store:
         folder = self.folder(version.id)
         for name, expected in version.files.items():
             path = folder / name
-            if not path.is_file() or file_digest(path) != expected:
+            if not self._is_intact(path, expected):
                 raise CheckpointError(
                     f"{path}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot be used. Serve "
                     f"another one: `everclip promote {self.place} VERSION`."
@@ -204,13 +204,19 @@ class Store:
     def _check_own(self, part: str) -> None:
         for name, expected in self.settings.files.items():
             path = self.path / name
-            if (name == part or name.startswith(f"{part}/")) and (
-                not path.is_file() or file_digest(path) != expected
-            ):
+            if (name == part or name.startswith(f"{part}/")) and not self._is_intact(path, expected):
                 raise CheckpointError(
                     f"{path}: {'damaged' if path.is_file() else 'missing'}. Every version of the store needs it: put "
                     "it back as it was."
                 )
+
+    def _is_intact(self, path: Path, expected: str) -> bool:
+        """Whether a file has its content; of a store far away, after it was fetched again if need be."""
+        if path.is_file() and file_digest(path) == expected:
+            return True
+        return self.copy is not None and self.copy.fetch_again(
+            path.relative_to(self.path).as_posix(), expected
+        )
 
     def problems(self, version: str) -> list[str]:
         """Return what is wrong with a version; empty if everything has the content that it was written with."""

@@ -31,6 +31,10 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # `name:password@`, but not the port of a host; keys of S3 may contain `/`. `https://` has no containers.
 _ACCOUNT = re.compile(r"https?://[^/?]*@|[^:/]+://[^/@:]*:(?!\d+(?:/|$))[^?]*@")
 _QUERY = re.compile(r"\?[^/]*=")
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|SAS", re.IGNORECASE)
+_LEAST_SECRET = 8  # characters: shorter values are words of messages, too
+_IN_URL = re.compile(r"//[^/@\s\"']+@")
+_SIGNED = re.compile(r"((?:signature|credential|token|sig|password|accesskeyid)=)[^&\s\"']+", re.IGNORECASE)
 _CHANGES = ("ETag", "mtime", "Last-Modified", "LastModified")  # facts that change with the content
 _TRIES = 3
 _FREED = 0.9  # of the limit: what is left after the oldest blocks are removed
@@ -349,5 +353,15 @@ def _tried(url: str, ask: Callable[[], Any]) -> Any:
 
 
 def brief_error(error: Exception) -> str:
-    """Return the type and the text of an error of a library; some have no text."""
-    return f"{type(error).__name__}: {error}"[:300]
+    """Return the type and the text of an error of a library; some have no text.
+
+    Keys are masked: those of the environment, of the account in a URL (also that of a server, `AWS_ENDPOINT_URL`), and
+    those of a signed URL, which libraries quote if a server does not answer.
+    """
+    text = str(error)
+    for name, value in os.environ.items():
+        bare = value.strip()  # of a key with a line end, a library may quote either
+        if len(bare) >= _LEAST_SECRET and _SECRET_NAME.search(name) and not os.path.exists(value):
+            text = text.replace(bare, "***")
+    text = _SIGNED.sub(r"\1***", _IN_URL.sub("//***@", text))
+    return f"{type(error).__name__}: {text}"[:300]

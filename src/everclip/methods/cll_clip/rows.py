@@ -53,17 +53,18 @@ def factors(kind: str, used: torch.Tensor, counts: torch.Tensor, k: int = 4) -> 
     return torch.where(unique > 0, scale * raised, scale)
 
 
-def new_rows(table: torch.Tensor, count: int, init: str, draw: torch.Generator) -> torch.Tensor:
+def new_rows(table: torch.Tensor, count: int, init: str | float, draw: torch.Generator) -> torch.Tensor:
     """Return initial values of new rows `(count, W)`.
 
     Args:
         table: the present table `(V, W)`.
         count: the number of new rows.
-        init: `teir`: normal with the mean and unbiased deviation over all entries of the table; `fixed`: N(0, 0.02^2).
+        init: `teir`: normal with the mean and unbiased deviation over all entries of the table; `fixed`: N(0, 0.02^2);
+            a number: its own deviation.
         draw: of this language, on the CPU.
     """
     values = torch.randn(count, table.shape[1], generator=draw)
-    if init == "fixed":
-        return FIXED_DEVIATION * values
+    if init != "teir":
+        return (FIXED_DEVIATION if isinstance(init, str) else init) * values
     entries = table.detach().double()
     return (float(entries.std()) * values.double() + float(entries.mean())).float()

@@ -30,13 +30,15 @@ from everclip.contracts import (
     TextCorrection,
 )
 from everclip.data.sampling.captions import own_caption
+from everclip.data.sampling.same_texts import keys_by_text
+from everclip.data.table import Table
 from everclip.distributed import gather_objects, gather_rows
 from everclip.errors import ConfigError, DataError
 from everclip.features.encoding import BLOCK, device_of, measuring
 from everclip.methods.base import Method
 from everclip.methods.frozen import embeddings
 from everclip.methods.text_ridge.export import correction_to_export, solved_texts
-from everclip.methods.text_ridge.regression import TextRegression
+from everclip.methods.text_ridge.regression import FORMAT, TextRegression
 from everclip.methods.text_ridge.settings import TextRidgeSettings
 from everclip.models.backbone import Backbone
 
@@ -108,6 +110,7 @@ class TextRidge(Method):
                 self.regression, self._anchors = None, ()  # as before the task
                 raise
         self.regression.widen(found)
+        self.regression.moment[-1, 0] -= _repeats(task.train)  # `add` counts samples
         self._rows |= {text: len(self._rows) + i for i, text in enumerate(new)}
         self._classes = self._classes_with(task)
 
@@ -129,7 +132,7 @@ class TextRidge(Method):
         if table is not None and past.embed is not None:
             images = past.embed(table)
             _require_finite(images, table.name, "images")
-            self.regression.see(images.to(self.regression.moment.device))
+            self.regression.see(images.to(self.regression.moment.device), _repeats(table))
 
     def _check_limit(self, total: int) -> None:
         if total > self.settings.limit:
@@ -185,8 +188,9 @@ class TextRidge(Method):
         for sample, prompts in enumerate(every):
             own[sample, [self._rows[text] for text in prompts]] = True
         self.regression.add(x, own)
-        now = self.regression.moved(self.regression.texts, self.settings.gamma)
-        means = own.float() @ now / own.sum(dim=1, keepdim=True)
+        present = own.any(dim=0).nonzero()[:, 0]
+        now = self.regression.moved(self.regression.texts[present], self.settings.gamma)
+        means = own[:, present].float() @ now / own.sum(dim=1, keepdim=True)
         return {"distance": (1 - (x * means).sum(dim=1)).mean()}
 
     def _texts_of_samples(self, columns: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -200,7 +204,7 @@ class TextRidge(Method):
         """Solve for the corrections."""
         assert self.regression is not None
         settings = self.settings
-        held = torch.tensor([text not in self._rows for text in self._anchors], dtype=torch.bool)
+        held = torch.tensor(self._held(), dtype=torch.bool)
         with torch.no_grad():
             figures = self.regression.solve(
                 settings.gamma,
@@ -213,6 +217,17 @@ class TextRidge(Method):
         if figures["texts"] and figures["length"] is None:
             note = NOT_POSITIVE
         self.notes["text-ridge"] = figures if note is None else {**figures, "note": note}
+
+    def _held(self) -> list[bool]:
+        """Return for each anchor whether no task has learned it: the model does not read all letters of a text."""
+        if self.regression is None or not self._anchors:
+            return []
+        learned = [
+            text for text, count in zip(self._rows, self.regression.counts.tolist(), strict=True) if count
+        ]
+        keys = keys_by_text(self.backbone.tokenise, [*learned, *self._anchors])
+        known = {keys[text] for text in learned}
+        return [keys[text] not in known for text in self._anchors]
 
     def _full_length(self) -> str:
         """Return the note that learned texts have full length, with the reason."""
@@ -253,14 +268,14 @@ class TextRidge(Method):
         """Count the regression with the backbone; it is solved, not trained."""
         cost = super().describe()
         if self.regression is None:
-            return replace(cost, growth_per_task="24 D + 16 bytes per new text, D: width of embeddings")
+            return replace(cost, growth_per_task="32 D + 16 bytes per new text, D: width of embeddings")
         buffers = list(self.regression.buffers())
         return replace(
             cost,
             stored_parameters=cost.stored_parameters + sum(t.numel() for t in buffers),
             active_parameters=cost.active_parameters + self.regression.used_values,
             bytes=cost.bytes + sum(t.numel() * t.element_size() for t in buffers),
-            growth_per_task=f"{24 * self.regression.texts.shape[1] + 16:,} bytes per new text",
+            growth_per_task=f"{32 * self.regression.texts.shape[1] + 16:,} bytes per new text",
         )
 
     # -- state ------------------------------------------------------------------------------------------------
@@ -284,6 +299,14 @@ class TextRidge(Method):
         if shape := structure.get("regression"):
             sizes = (shape["width"], len(self._rows), len(self._anchors), shape["solved"])
             self.regression = TextRegression(*sizes).to(device_of(self))
+            if shape.get("format", 1) < FORMAT:
+                del self.regression.shared_sums  # `load_extra` computes it
+
+    def load_extra(self, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Restore what the base class stores, and complete a regression from an older checkpoint."""
+        super().load_extra(tensors, state)
+        if self.regression is not None and "shared_sums" not in dict(self.regression.named_buffers()):
+            self.regression.complete()
 
 
 def _require_finite(found: torch.Tensor, where: str, what: str) -> None:
@@ -299,6 +322,11 @@ def _require_finite(found: torch.Tensor, where: str, what: str) -> None:
             "text-ridge has learned nothing from them. Check the backbone's weights (a half-precision file may "
             "overflow), or delete the cache of features and encode again."
         )
+
+
+def _repeats(table: Table) -> int:
+    """Return how many samples show the image of an earlier sample: further captions or classes of it."""
+    return len(table) - len(set(table.column("image_id"))) if table.has("image_id") else 0
 
 
 def _texts_of(task: Task) -> list[str]:

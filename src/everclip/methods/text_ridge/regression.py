@@ -28,7 +28,10 @@ LEAST = 1e-3
 """The smallest expected score of further images; a smaller one has no meaning."""
 
 CHUNK = 1024
-"""Number of texts that are moved together."""
+"""Number of texts that are moved, or compared with all others, together."""
+
+FORMAT = 2
+"""Of the buffers; format 1 lacks `shared_sums`."""
 
 
 class TextRegression(nn.Module):
@@ -49,6 +52,7 @@ class TextRegression(nn.Module):
     support: torch.Tensor
     weights: torch.Tensor
     shares: torch.Tensor
+    shared_sums: torch.Tensor
     own_moment: torch.Tensor
     moment: torch.Tensor
     spare: torch.Tensor
@@ -61,17 +65,18 @@ class TextRegression(nn.Module):
         self.register_buffer("counts", torch.zeros(texts, dtype=fine))
         # A sample of several texts (templates of a class) counts once: each of them has a share of it.
         self.register_buffer("shares", torch.zeros(texts, dtype=fine))
+        self.register_buffer("shared_sums", torch.zeros(texts, width, dtype=fine))
         self.register_buffer("anchors", torch.zeros(anchors, width))
         self.register_buffer("support", torch.zeros(solved, width))
         self.register_buffer("weights", torch.zeros(solved, width, dtype=fine))
         self.register_buffer("own_moment", torch.zeros(width, width, dtype=fine))
-        # Sum of x x^T over all images, also of no text; the last row holds their number.
+        # Sum of x x^T over all samples, also of no text; the last row holds the number of images.
         self.register_buffer("moment", torch.zeros(width + 1, width, dtype=fine))
         self.register_buffer("spare", torch.zeros(width, dtype=fine))
 
     def shape(self) -> dict[str, int]:
         """Return the sizes that decide the shapes of the buffers, as JSON."""
-        return {"width": self.texts.shape[1], "solved": len(self.support)}
+        return {"width": self.texts.shape[1], "solved": len(self.support), "format": FORMAT}
 
     @property
     def used_values(self) -> int:
@@ -91,25 +96,35 @@ class TextRegression(nn.Module):
     def widen(self, texts: torch.Tensor) -> None:
         """Append texts `(N, D)` without images."""
         self.texts = torch.cat([self.texts, texts.to(self.texts)])
-        self.sums = torch.cat([self.sums, self.sums.new_zeros(texts.shape)])
+        self.sums, self.shared_sums = (
+            torch.cat([old, old.new_zeros(texts.shape)]) for old in (self.sums, self.shared_sums)
+        )
         self.counts, self.shares = (
             torch.cat([old, old.new_zeros(len(texts))]) for old in (self.counts, self.shares)
         )
 
-    def see(self, images: torch.Tensor) -> None:
-        """Add images `(N, D)` to what is known about images in general."""
+    def see(self, images: torch.Tensor, repeats: int = 0) -> None:
+        """Add images `(N, D)` to what is known about images in general.
+
+        Args:
+            images: of samples.
+            repeats: how many of them show the image of another sample (further captions of it).
+        """
         x = images.double()
         self.moment[:-1] += x.T @ x
-        self.moment[-1, 0] += len(x)
+        self.moment[-1, 0] += len(x) - repeats
 
     def add(self, images: torch.Tensor, own: torch.Tensor) -> None:
         """Add images `(N, D)` of the texts that `own` `(N, T)` marks."""
-        x, marks = images.double(), own.double()
+        present = own.any(dim=0).nonzero()[:, 0]  # a batch has only a few of all texts
+        x, marks = images.double(), own[:, present].double()
+        parts = marks / marks.sum(dim=1, keepdim=True).clamp(min=1)
         self.see(images)
         self.own_moment += x.T @ x
-        self.sums += marks.T @ x
-        self.counts += marks.sum(dim=0)
-        self.shares += (marks / marks.sum(dim=1, keepdim=True).clamp(min=1)).sum(dim=0)
+        self.sums[present] += marks.T @ x
+        self.shared_sums[present] += parts.T @ x
+        self.counts[present] += marks.sum(dim=0)
+        self.shares[present] += parts.sum(dim=0)
 
     def solve(
         self, gamma: float, ridge: float, level: float, shrinkage: float, held: torch.Tensor
@@ -136,17 +151,18 @@ class TextRegression(nn.Module):
         means = self.sums[learned] / counts[:, None]
         spread = self._spread_within(learned)
         directions, own = directions_of(means, counts, spread, shrinkage)
-        self.support = torch.cat([texts, self.anchors[held]])
-        rival = self._rival_score(means)
-        self.spare = self._spare_direction()
-        if rival <= 0 and bool(self.spare.any()):  # a share of it would point texts away from their images
-            self.support, self.weights = self.support[:0], self.weights.new_zeros(0, self.weights.shape[1])
+        support = torch.cat([texts, self.anchors[held]])
+        rows = support.double()
+        rival = _rival_score(means, rows)
+        spare = self._spare_direction()
+        if rival <= 0 and bool(spare.any()):  # a share of it would point texts away from their images
+            self.support, self.weights, self.spare = support[:0], rows[:0], spare
             return {**_figures(len(texts), held, own, rival), "length": None}
-        length = min(1.0, level * rival / own) if bool(self.spare.any()) else 1.0
-        wanted = torch.zeros(self.support.shape, dtype=torch.float64, device=self.support.device)
+        length = min(1.0, level * rival / own) if bool(spare.any()) else 1.0
+        wanted = torch.zeros_like(rows)
         wanted[: len(texts)] = length * directions - texts.double()
-        rows = self.support.double()
-        self.weights = solve_spd(gaussian_kernel(rows, rows, gamma), wanted, ridge)
+        weights = solve_spd(gaussian_kernel(rows, rows, gamma), wanted, ridge)
+        self.support, self.weights, self.spare = support, weights, spare  # together: solving may fail
         return {**_figures(len(texts), held, own, rival), "length": round(length, 4)}
 
     def _spread_within(self, learned: torch.Tensor) -> torch.Tensor | None:
@@ -154,27 +170,16 @@ class TextRegression(nn.Module):
 
         `None` if no text has two images that differ.
         """
-        counts, shares, sums = self.counts[learned], self.shares[learned], self.sums[learned]
+        counts, shares = self.counts[learned], self.shares[learned]
         free = float((shares * (counts - 1) / counts).sum())
         if free < SAME:
             return None
-        between = (sums * (shares / counts**2)[:, None]).T @ sums
+        means = self.sums[learned] / counts[:, None]
+        # Around a mean that is not weighted by the shares; they differ if a class returned with other templates.
+        crossed = self.shared_sums[learned].T @ means
+        between = crossed + crossed.T - (means * shares[:, None]).T @ means
         spread = (self.own_moment - between) / free
         return None if float(spread.trace()) < SAME else spread  # equal images, except for rounding
-
-    def _rival_score(self, means: torch.Tensor) -> float:
-        """Return the best score that another text has on the images of a learned one, as a mean over these.
-
-        Args:
-            means: the mean embedding of each learned text's images `(T, D)`. Texts with the same images (templates of
-                a class) are no rivals.
-        """
-        scores = means @ self.support.double().T
-        units = nn.functional.normalize(means, dim=1)
-        same = units @ units.T > 1 - SAME
-        scores[:, : len(means)] = scores[:, : len(means)].masked_fill(same, -1.0)
-        best = scores.max(dim=1).values
-        return float(best.mean()) if len(best) and float(best.max()) > -1 else 1.0
 
     def _spare_direction(self) -> torch.Tensor:
         """Return a unit direction `(D,)` that images hardly use; zeros if none is known.
@@ -187,12 +192,20 @@ class TextRegression(nn.Module):
         nothing = torch.zeros_like(self.spare)
         if count < self.needed:
             return nothing
-        mean = matrix / count
+        mean = matrix / matrix.trace()  # embeddings have unit length
         floor = FLOOR * torch.eye(width, dtype=mean.dtype, device=mean.device) * mean.trace() / width
         start = torch.ones(width, dtype=mean.dtype, device=mean.device)
         direction = torch.linalg.solve(mean + floor, start)
         direction = direction / direction.norm()
         return direction if float((direction @ mean @ direction).sqrt()) <= QUIET else nothing
+
+    def complete(self) -> None:
+        """Fill in the state that checkpoints did not hold at first: `shared_sums`.
+
+        Exact, unless a class had returned with other templates.
+        """
+        shared = self.sums * (self.shares / self.counts.clamp(min=1))[:, None]
+        self.register_buffer("shared_sums", shared)
 
     def moved(self, texts: torch.Tensor, gamma: float) -> torch.Tensor:
         """Return unit embeddings `(N, D)` after correction, of unit embeddings `(N, D)`."""
@@ -209,6 +222,24 @@ class TextRegression(nn.Module):
         rest = (1 - (moved**2).sum(dim=1)).clamp(min=0).sqrt()
         whole = nn.functional.normalize(moved + rest[:, None] * self.spare, dim=1)
         return torch.where((change.norm(dim=1) > UNCHANGED)[:, None], whole.to(texts.dtype), texts)
+
+
+def _rival_score(means: torch.Tensor, support: torch.Tensor) -> float:
+    """Return the best score that another text has on the images of a learned one, as a mean over these.
+
+    Args:
+        means: the mean embedding of each learned text's images `(T, D)`. Texts with the same images (templates of a
+            class) are no rivals.
+        support: texts `(S, D)`, the learned ones first.
+    """
+    units, best = nn.functional.normalize(means, dim=1), []
+    for start in range(0, len(means), CHUNK):  # for all texts at once, this would be as large as the kernel
+        part = slice(start, start + CHUNK)
+        scores = means[part] @ support.T
+        scores[:, : len(means)].masked_fill_(units[part] @ units.T > 1 - SAME, -1.0)
+        best.append(scores.max(dim=1).values)
+    found = torch.cat(best)
+    return float(found.mean()) if float(found.max()) > -1 else 1.0
 
 
 def _figures(texts: int, held: torch.Tensor, own: float, rival: float) -> dict[str, float | None]:

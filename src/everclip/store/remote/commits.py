@@ -12,6 +12,7 @@ removes it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,8 @@ COMMITS, DATA, LEASE = "commits", "data", "lease"
 
 Part = Literal["model", "index"]
 """What one process changes at a time: the versions with everything about them, or the search index."""
+
+_NAME = re.compile(r"\d{9}\.json")
 
 PARTS: tuple[Part, ...] = ("model", "index")
 KEPT = 10
@@ -97,21 +100,25 @@ class Commits:
         if known is not None and not self._is_there(known.number + 1):
             return known
         for _ in range(3):  # another process may have made several since the list
-            numbers = [int(name[:9]) for name in self.files.names(COMMITS) if name[:9].isdigit()]
-            if not numbers:
+            names = [name for name in self.files.names(COMMITS) if _NAME.fullmatch(name)]
+            if not names:
                 return None
-            if data := self.files.read(key_of(max(numbers))):
-                return self._checked(max(numbers), data)
+            number = int(max(names)[:9])
+            if data := self._read(number):
+                return self._checked(number, data)
         raise CheckpointError(
-            f"{self.files.place(key_of(max(numbers)))}: damaged: it is empty and the newest."
+            f"{self.files.place(key_of(number))}: damaged: it is empty and the newest, so which files the store "
+            "consists of is not known. Put back its content."
         )
 
     def _is_there(self, number: int) -> bool:
+        return self._read(number) is not None
+
+    def _read(self, number: int) -> bytes | None:
         try:
-            self.files.read(key_of(number))
+            return self.files.read(key_of(number))
         except FileNotFoundError:
-            return False
-        return True
+            return None
 
     def _checked(self, number: int, data: bytes) -> Commit:
         place = self.files.place(key_of(number))
@@ -125,8 +132,9 @@ class Commits:
 
     def add(self, commit: Commit) -> bool:
         """Make a commit; return `False` if there is one of its number."""
-        if not self.files.create(key_of(commit.number), sealed(commit).encode()):
-            return False
+        return self.files.create(key_of(commit.number), sealed(commit).encode())
+
+    def forget_before(self, commit: Commit) -> None:
+        """Empty the commit that is too old to be read; only its number stays."""
         if commit.number > KEPT:
             self.files.write(key_of(commit.number - KEPT), b"")
-        return True

@@ -6,16 +6,20 @@ URL that holds them is refused.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from everclip.data.pictures.remote import brief_error, require_no_secrets
 from everclip.errors import ConfigError, EverclipError, RunFolderError
 from everclip.files import sync_and_rename, write_bytes_atomic
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # a disk without hard links
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -26,6 +30,9 @@ EXCLUSIVE = ("s3", "s3a", "gs", "gcs", "file", "local", "memory")
 NOT_EXCLUSIVE = "a store needs files that are created only if there is none, which is not possible here"
 
 _TRIES = 3
+_PATIENT = 8
+"""Tries of what ends a change, which may have taken hours: about a minute."""
+
 _WITHOUT_FOLDERS = ("s3", "s3a", "gs", "gcs", "memory")  # no folder must be made before a file
 
 
@@ -40,8 +47,16 @@ def open_files(url: str, say: Say = lambda line: None) -> RemoteFiles:
         ConfigError: if the URL holds a key, or its back end is not installed.
     """
     require_no_secrets(url, "STORE")
-    kind = url.partition("://")[0].lower()
-    return (_LocalFiles if kind in ("file", "local") else RemoteFiles)(url.rstrip("/"), kind, say)
+    kind, _, path = url.partition("://")
+    local = kind.lower() in ("file", "local")
+    if not path.strip("/"):
+        raise ConfigError(f"STORE: {url!r} names no place; expected one such as s3://bucket/shop.")
+    if not local and (wrong := next((c for c in path if c in "*?[#"), None)):
+        raise ConfigError(
+            f"STORE: {url}: {wrong!r} is a pattern for some back ends, which would read or remove other files; choose "
+            "another name."
+        )
+    return (_LocalFiles if local else RemoteFiles)(url.rstrip("/"), kind.lower(), say)
 
 
 class RemoteFiles:
@@ -77,7 +92,10 @@ class RemoteFiles:
         Raises:
             RunFolderError: if the server does not answer, or refuses.
         """
-        self._tried(key, lambda: self._in_folder(key, lambda: self._system.pipe_file(self._path(key), data)))
+        self._tried(key, lambda: self._in_folder(key, lambda: self._write(key, data)))
+
+    def _write(self, key: str, data: bytes) -> None:
+        self._system.pipe_file(self._path(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a file if there is none; return whether it was written.
@@ -91,10 +109,14 @@ class RemoteFiles:
             RunFolderError: if the server does not answer, or refuses.
         """
         try:
-            self._tried(key, lambda: self._in_folder(key, lambda: self._create(key, data)))
+            self._tried(key, lambda: self._in_folder(key, lambda: self._create(key, data)), _PATIENT)
+            return True
         except FileExistsError:
+            pass
+        try:
             return self.read(key) == data  # written by an earlier try, whose answer was lost
-        return True
+        except FileNotFoundError:  # removed since, so it was another's
+            return False
 
     def _create(self, key: str, data: bytes) -> None:
         try:
@@ -108,7 +130,7 @@ class RemoteFiles:
         Raises:
             RunFolderError: if the server does not answer, or refuses.
         """
-        self._tried(key, lambda: self._in_folder(key, lambda: self._upload(path, key)))
+        self._tried(key, lambda: self._in_folder(key, lambda: self._upload(path, key)), _PATIENT)
 
     def _upload(self, path: Path, key: str) -> None:
         self._system.put_file(str(path), self._path(key))
@@ -125,15 +147,15 @@ class RemoteFiles:
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Return key -> size in bytes of all files below a folder."""
 
-        def ask() -> dict[str, int]:
-            found = self._system.find(self._path(folder), detail=True)
-            start = len(self._system._strip_protocol(self._root).rstrip("/")) + 1
-            return {name[start:]: int(facts["size"] or 0) for name, facts in found.items()}
-
         try:
-            return self._tried(folder, ask)
+            return self._tried(folder, lambda: self._sizes(folder))
         except FileNotFoundError:
             return {}
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        found = self._system.find(self._path(folder), detail=True)
+        start = len(self._system._strip_protocol(self._root).rstrip("/")) + 1
+        return {name[start:]: int(facts["size"] or 0) for name, facts in found.items()}
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the files in a folder, sorted."""
@@ -168,9 +190,10 @@ class RemoteFiles:
             self._system.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
             act()
 
-    def _tried(self, key: str, ask: Callable[[], T]) -> T:
+    def _tried(self, key: str, ask: Callable[[], T], tries: int | None = None) -> T:
         """Ask a server, again if it fails. Its errors are of many kinds: not all libraries raise an `OSError`."""
-        for left in reversed(range(_TRIES)):
+        tries = _TRIES if tries is None else tries
+        for left in reversed(range(tries)):
             try:
                 self._system.invalidate_cache()  # s3fs keeps lists of files: what others made would not be seen
                 return ask()
@@ -181,7 +204,7 @@ class RemoteFiles:
                     raise RunFolderError(
                         f"{self.place(key)}: cannot be reached ({brief_error(error)})."
                     ) from error
-                time.sleep(2.0 ** (_TRIES - 1 - left) / 2)
+                time.sleep(2.0 ** (tries - 1 - left) / 2)
         raise AssertionError("the last try returns or raises")
 
 
@@ -195,11 +218,25 @@ class _LocalFiles(RemoteFiles):
         try:
             write_bytes_atomic(temporary, data)
             os.link(temporary, path)  # fails if there is one
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise ConfigError(f"{self.url}: {NOT_EXCLUSIVE} ({brief_error(error)}).") from error
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 
-    def write(self, key: str, data: bytes) -> None:
-        self._tried(key, lambda: write_bytes_atomic(Path(self._path(key)), data))
+    def _write(self, key: str, data: bytes) -> None:
+        write_bytes_atomic(Path(self._path(key)), data)
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """List files; fsspec would take a folder that cannot be read for an empty one."""
+        found: dict[str, int] = {}
+        for parent, _, names in os.walk(self._path(folder), onerror=_raise_unless_gone):
+            for name in names:
+                path = os.path.join(parent, name)
+                with suppress(FileNotFoundError):  # removed or renamed just now
+                    found[os.path.relpath(path, self._root)] = os.stat(path).st_size
+        return found
 
     def _upload(self, path: Path, key: str) -> None:
         target = Path(self._path(key))
@@ -207,6 +244,11 @@ class _LocalFiles(RemoteFiles):
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         shutil.copyfile(path, temporary)
         sync_and_rename(temporary, target)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _file_system(url: str, kind: str) -> tuple[Any, str]:

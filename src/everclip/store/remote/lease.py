@@ -3,6 +3,9 @@
 Leases are numbered files, and the one with the highest number holds: taking one creates the next number, which only one
 process can. A lease is a courtesy to people and to long work; what protects the store is that a commit is refused if
 the state that it began from has changed.
+
+Clocks of two machines may differ, so a lease of another machine that seems to have ended is watched until its holder
+would have renewed it, and one that is not renewed for as long as it lasts has ended, whatever its date says.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ RENEWED = 20.0
 PAUSE = 2.0
 """Seconds between two tries while waiting."""
 
+WATCHED = 1.5 * RENEWED
+"""Seconds that a lease of another machine must stay as it is before it is taken over."""
+
 
 class Holder(Record):
     """Who holds a lease.
@@ -55,10 +61,14 @@ class Holder(Record):
     released: bool = False
 
     @property
+    def here(self) -> bool:
+        """Whether the holder runs, or ran, on this machine: its clock is this one's."""
+        return self.kernel != "" and self.kernel == _kernel()
+
+    @property
     def ended(self) -> bool:
         """Whether the lease holds no more: it is released or too old, or its process has ended on this machine."""
-        gone = self.kernel != "" and self.kernel == _kernel() and not Path(f"/proc/{self.process}").exists()
-        return self.released or gone or self.until < time.time()
+        return self.released or (self.here and not _runs(self.process)) or self.until < time.time()
 
     def __str__(self) -> str:
         return f"`{self.verb}` (process {self.process} on {self.host}, since {self.since})"
@@ -148,27 +158,50 @@ def _take(files: RemoteFiles, part: Part, verb: str, wait: bool, say: Say) -> Le
             f"note: whether `{files.kind}://` creates a file only if there is none, in one step, is not known: let one "
             "process at a time change this store"
         )
-    told = False
+    told, watch = False, _Watch()
     while True:
         number, before = _newest(files, part)
-        if before is None or before.ended:
+        if before is None or watch.ended(number, before):
             mine = _holder(verb)
             if files.create(_key(part, number + 1), sealed(mine).encode()):
-                break
-            continue  # another process was faster
-        if not wait:
+                break  # else another process was faster
+        elif not wait and not before.ended:
             raise RunFolderError(
                 f"{files.url}: {before} works on this {_WHAT[part]}. Wait for it, or give --wait; if it has ended, its "
-                f"lease ends within {max(0.0, before.until - time.time()):.0f} s."
+                f"lease ends within {_left(before):.0f} s."
             )
-        if not told:
-            say(f"waiting for {before}")
+        elif not told:
+            say(
+                f"{before} did not renew its lease; taken over if it does not in {WATCHED:.0f} s"
+                if before.ended
+                else f"waiting for {before}"
+            )
             told = True
         time.sleep(PAUSE)
     _require_exclusive(files, part, number + 1)
     files.remove([f"{LEASE}/{part}/{name}" for name in _names(files, part) if int(name[:9]) <= number])
     interrupted = None if before is None or before.released else before
     return Lease(files, part, number + 1, mine, interrupted)
+
+
+def _left(holder: Holder) -> float:
+    return min(max(0.0, holder.until - time.time()), SECONDS)  # a clock that is ahead makes it no longer
+
+
+class _Watch:
+    """Decides whether a lease has ended, without trust in the clock of another machine."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, str, float] | None = None
+        self._since = 0.0
+
+    def ended(self, number: int, holder: Holder) -> bool:
+        """Say whether a lease as it is now has ended; called again and again."""
+        if holder.released or holder.here:
+            return holder.ended
+        if self._seen != (now_ := (number, holder.token, holder.until)):
+            self._seen, self._since = now_, time.monotonic()
+        return time.monotonic() - self._since >= (WATCHED if holder.ended else SECONDS)
 
 
 _WHAT: dict[Part, str] = {"model": "store", "index": "index of this store"}
@@ -196,6 +229,16 @@ def _holder(verb: str) -> Holder:
         kernel=_kernel(),
         until=time.time() + SECONDS,
     )
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing; /proc may hide the processes of other users
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _kernel() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from everclip.errors import CheckpointError
 from everclip.store.objects import Objects
 from everclip.store.remote.commits import File
 from everclip.store.remote.working_copy import OBJECTS, WorkingCopy
@@ -29,7 +30,12 @@ class RemoteObjects(Objects):
         """
         if not self.path(name).is_file() and self._key(name) in self._far():
             self._copy.fetch([self._key(name)])
-        return super().get(name)
+        try:
+            return super().get(name)
+        except CheckpointError:
+            if not self._copy.fetch_again(self._key(name), name):
+                raise
+            return super().get(name)  # only the one on this machine was damaged
 
     def need(self, names: Iterable[str]) -> None:
         """Fetch contents; damaged ones are left for `get` to name."""

@@ -123,7 +123,9 @@ class Publisher:
         """
         while True:
             self._lease.require()
-            newest = self._copy.commits.newest(base)
+            newest = (
+                self._copy.commits.newest()
+            )  # read anew: someone may have removed the base, which was damaged
             self._require_unchanged(base, newest)
             number = 1 if newest is None else newest.number + 1
             changed = (
@@ -150,7 +152,13 @@ class Publisher:
         if newest is None and base is None:
             return
         parts = PARTS if self._whole else (self._part,)
-        if newest is None or base is None or any(newest.changed[p] != base.changed[p] for p in parts):
+        if (
+            newest is None
+            or base is None
+            or newest.number < base.number
+            or (newest.number == base.number and newest.token != base.token)
+            or any(newest.changed[p] != base.changed[p] for p in parts)
+        ):
             by = (
                 "another process"
                 if newest is None
@@ -171,6 +179,7 @@ class Publisher:
         try:
             found = self._copy.files.sizes(DATA)
             self._copy.files.remove(list(_ended(found, self._part, commit.number, kept)))
+            self._copy.commits.forget_before(commit)
         except EverclipError as error:
             self._copy.say(f"note: files that are of no use any more could not be removed: {error}")
         crash_point("in remote store: cleaned")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from everclip.errors import CheckpointError
 from everclip.files import disk_errors, file_digest
 from everclip.lock import locked
 
@@ -52,18 +53,19 @@ class Contents:
         """Return the file of a content."""
         return self._folder / sha256[:2] / sha256
 
-    def fetch(self, sha256: str, download: Callable[[Path], None]) -> bytes | None:
+    def fetch(self, sha256: str, size: int, download: Callable[[Path], None]) -> bytes | None:
         """Make sure that a content is there.
 
         Args:
             sha256: of the content.
+            size: in bytes; a file of another size (a power failure) is fetched again.
             download: writes it into a file.
 
         Returns:
-            What was downloaded if it is another content (damaged); else `None`.
+            What was downloaded if it is another content (damaged), twice in a row; else `None`.
         """
         path = self.path(sha256)
-        if path.is_file():
+        if path.is_file() and path.stat().st_size == size:
             return None
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +75,18 @@ class Contents:
             try:
                 download(temporary)
                 if file_digest(temporary) != sha256:
+                    download(temporary)  # a connection that was cut may give less without an error
+                if file_digest(temporary) != sha256:
                     return temporary.read_bytes()
                 temporary.chmod(0o644)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
         return None
+
+    def drop(self, sha256: str) -> None:
+        """Remove a content that is damaged on this machine."""
+        self.path(sha256).unlink(missing_ok=True)
 
     def put(self, path: Path, sha256: str, copy: bool) -> None:
         """Keep the content of a file, so that it need not be fetched later."""
@@ -102,7 +110,21 @@ def _is_older(path: Path, moment: float) -> bool:
 
 
 def link(source: Path, target: Path, copy: bool = False) -> None:
-    """Let `target` have the content of `source`, without its bytes twice if the disk can; one rename."""
+    """Let `target` have the content of `source`, without its bytes twice if the disk can; one rename.
+
+    Raises:
+        FileNotFoundError: if another process has removed `source`.
+        CheckpointError: if `target` cannot be written.
+    """
+    try:
+        _link(source, target, copy)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not source.exists():
+            raise FileNotFoundError(str(source)) from error
+        raise
+
+
+def _link(source: Path, target: Path, copy: bool) -> None:
     with disk_errors(target):
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         temporary.unlink(missing_ok=True)

@@ -67,8 +67,11 @@ class WorkingCopy:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def refresh(self) -> None:
+    def refresh(self, anew: bool = False) -> None:
         """Bring the tree to the newest commit. If it is there already, one file is asked for that is not there.
+
+        Args:
+            anew: read the newest commit again, in case someone removed the one at hand because it was damaged.
 
         Raises:
             ConfigError: if there is no store.
@@ -77,13 +80,13 @@ class WorkingCopy:
         """
         with self._lock:
             for left in reversed(range(_TRIES)):
-                newest = self.commits.newest(self.commit)
+                newest = self.commits.newest(None if anew else self.commit)
                 if newest is None:
                     raise ConfigError(
                         f"{self.url}: is no store (there are no {COMMITS}/); `everclip init {self.url} --model MODEL` "
                         "makes one."
                     )
-                if self.commit is not None and newest.number == self.commit.number and not self._dirty:
+                if self.commit is not None and newest.token == self.commit.token and not self._dirty:
                     return
                 try:
                     self._take(newest)
@@ -111,21 +114,47 @@ class WorkingCopy:
             CheckpointError: if one is missing or damaged; names it.
             RunFolderError: if the server does not answer, or refuses.
         """
-        assert self.commit is not None
-        files = self.commit.files
-        wanted = {path: files[path] for path in paths if path in files and not (self.tree / path).is_file()}
-        try:
-            damaged = self._download(wanted)
-            for path in damaged:
-                file = wanted.pop(path)
+        with self._lock:  # another thread may refresh
+            assert self.commit is not None
+            files = self.commit.files
+            wanted = {
+                path: files[path] for path in paths if path in files and not (self.tree / path).is_file()
+            }
+            try:
+                damaged = self._download(wanted)
+                for path in damaged:
+                    file = wanted.pop(path)
+                    if strict:
+                        raise CheckpointError(self._damaged(file))
+                self._place(wanted, {})
+            except FileNotFoundError as error:
                 if strict:
-                    raise CheckpointError(self._damaged(file))
-            self._place(wanted, {})
-        except FileNotFoundError as error:
-            if strict:
-                raise CheckpointError(
-                    f"{error}: missing. If it was pruned just now, repeat the command."
-                ) from error
+                    raise CheckpointError(
+                        f"{error}: missing. If it was pruned just now, repeat the command."
+                    ) from error
+
+    def fetch_again(self, path: str, sha256: str) -> bool:
+        """Fetch a file of the store that is damaged or missing on this machine; return whether it is right now.
+
+        Args:
+            path: in the store.
+            sha256: of the content that it must have.
+
+        Raises:
+            RunFolderError: if the server does not answer, or refuses.
+        """
+        with self._lock:
+            file = None if self.commit is None else self.commit.files.get(path)
+            if file is None or file.sha256 != sha256:
+                return False
+            self._contents.drop(sha256)
+            try:
+                if self._download({path: file}):
+                    return False
+                self._place({path: file}, {})
+            except FileNotFoundError:
+                return False
+            return True
 
     def _damaged(self, file: File) -> str:
         return f"{self.files.place(file.key)}: damaged: its content is not the one it was written with (SHA-256)."
@@ -182,7 +211,9 @@ class WorkingCopy:
 
         def one(file: File) -> bytes | None:
             try:
-                return self._contents.fetch(file.sha256, lambda path: self.files.download(file.key, path))
+                return self._contents.fetch(
+                    file.sha256, file.size, lambda path: self.files.download(file.key, path)
+                )
             except FileNotFoundError as error:
                 raise FileNotFoundError(self.files.place(file.key)) from error
 
@@ -256,7 +287,7 @@ class WorkingCopy:
             RunFolderError: if another process changes this part, or has changed it meanwhile; names it.
         """
         with leased(self.files, part, verb, wait, self.say) as lease, self._lock:
-            self.refresh()
+            self.refresh(anew=True)
             with self._publishing(lease, part, whole) as publisher:
                 try:
                     yield lease.interrupted
