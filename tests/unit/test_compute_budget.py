@@ -14,6 +14,7 @@ from everclip.config import TrainingConfig
 from everclip.contracts import Phase, Source, Stream, Task
 from everclip.errors import ConfigError
 from everclip.learner import Learner
+from everclip.running.prepare import prepare
 from everclip.scenarios.load import load_scenario
 from everclip.training.budget import macs_of, phase_steps, within_macs
 from everclip.training.trial import count_macs, macs_in
@@ -152,3 +153,13 @@ def test_budgets_grow_as_published(micro_folder: Path, tasks: list[Task]) -> Non
             learner.tasks.append(task)
             learner.learned.add(number)
         assert steps == [5 * n for n in expected], method
+
+
+def test_a_method_that_spends_more_than_a_budget_says_so(micro_config: Callable[..., Any]) -> None:
+    def said(*own: str) -> list[str]:
+        return [message for kind, message in prepare(micro_config("time", *own)).remarks if kind == "budget"]
+
+    (line,) = said("method=oracle")
+    assert "oracle spends t budgets on the t-th task: 6 over the 3 tasks" in line
+    assert "other methods spend 3" in line
+    assert said("method=oracle", "method.budget=constant") == said("method=restart") == said() == []

@@ -548,3 +548,24 @@ def test_methods_that_trained_at_different_rates_say_so(tmp_path: Path) -> None:
     (note,) = (n for n in compare(runs, draws=100).notes if "trained with different settings" in n)
     assert "lr=1e-05" in note
     assert "lr=0.0003" in note
+
+
+def test_the_computation_of_methods_that_counted_it_is_compared(tmp_path: Path) -> None:
+    def said(**macs: float | None) -> list[str]:
+        folders = []
+        for name, spent in macs.items():
+            cost = {"seconds_total": 1.0} | ({} if spent is None else {"macs": spent})
+            folders.append(synthetic.write_run(tmp_path / f"{len(macs)} {name} {spent}", name, cost=cost))
+        return [note for note in compare(folders, draws=10).notes if "computation" in note]
+
+    assert said(finetune=1e12, replay=None) == []
+    (same,) = said(finetune=1e12, replay=0.97e12)
+    assert (
+        same
+        == "The methods spent the same computation in training, up to 5\u00a0%: finetune 1e+12 multiply-accumulates."
+    )
+    (more,) = said(finetune=1e12, replay=0.97e12, joint=3e12)
+    assert "did not spend the same computation" in more
+    assert more.endswith(
+        "finetune 1e+12 multiply-accumulates, replay 0.97 times as many, joint 3.00 times as many."
+    )

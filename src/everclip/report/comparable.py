@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from everclip.config import LOCATION_KEYS
 from everclip.errors import DataError
+from everclip.report.formats import percent
 from everclip.report.runs import Run
 
 
@@ -104,6 +106,7 @@ def comparison_notes(runs: Sequence[Run]) -> list[str]:
         for name, seed, _ in twice
     ]
     notes += _trained_differently(runs)
+    notes += _computed(runs)
     if any(run.confidence != runs[0].confidence for run in runs):
         notes.append("The runs were evaluated at different confidence levels.")
     return notes
@@ -126,6 +129,33 @@ def _trained_differently(runs: Sequence[Run]) -> list[str]:
         return []
     listed = "; ".join(f"{name} {settings}" for name, settings in settings_of.items())
     return [f"The methods trained with different settings. This is a part of the difference: {listed}."]
+
+
+SAME_COMPUTATION = 0.05
+"""Largest difference from the first method that counts as the same: a budget is used up to one step of each task."""
+
+
+def _computed(runs: Sequence[Run]) -> list[str]:
+    """Return a note on the multiply-accumulates that training spent, if they were counted for several methods."""
+    counted: dict[str, list[float]] = {}
+    for run in runs:
+        macs = run.results.cost.get("macs") or 0
+        if macs > 0:
+            counted.setdefault(run.name, []).append(float(macs))
+    if len(counted) < 2:
+        return []
+    (first, plain), *others = ((name, mean(values)) for name, values in counted.items())
+    ratios = {name: macs / plain for name, macs in others}
+    spent = f"{first} {plain:.3g} multiply-accumulates"
+    if all(abs(ratio - 1) <= SAME_COMPUTATION for ratio in ratios.values()):
+        return [
+            f"The methods spent the same computation in training, up to {percent(SAME_COMPUTATION, 0)}: {spent}."
+        ]
+    listed = ", ".join(f"{name} {ratio:.2f} times as many" for name, ratio in ratios.items())
+    return [
+        "The methods did not spend the same computation in training. This is a part of the difference: "
+        f"{spent}, {listed}."
+    ]
 
 
 def _data(run: Run) -> Any:

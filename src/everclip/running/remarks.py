@@ -14,6 +14,7 @@ from everclip.data.reading.quarantine import Quarantine
 from everclip.evaluation.results import ON_DATA
 from everclip.files import optional_write, write_text_atomic
 from everclip.methods.base import Method
+from everclip.methods.slots import SlotMethod
 from everclip.methods.task_training import unused
 from everclip.models.backbone import Backbone
 from everclip.models.modules.grow import changed_at_start
@@ -33,6 +34,7 @@ def all_remarks(
         *data_remarks(scenario, method.backbone),
         *(("same names", line) for line in same),
         *unused_per_task(method, tasks),
+        *more_than_a_budget(method, tasks),
         *([] if method.batch_dependent is None else [("batch", method.batch_dependent)]),
         *notes,
     ]
@@ -91,6 +93,17 @@ def unused_per_task(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str
             "per task",
             f"method.per_task sets rates or budgets for {', '.join(names)}, but no task of this stream has such a "
             "name; tasks without `per_task` settings use training.*",
+        )
+
+
+def more_than_a_budget(method: Method, tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """Yield (kind, message) if a method spends more than one budget on a task."""
+    if isinstance(method, SlotMethod) and method.settings.budgets == "cumulative" and len(tasks) > 1:
+        yield (
+            "budget",
+            f"{method.preset} spends t budgets on the t-th task: {len(tasks) * (len(tasks) + 1) // 2} over the "
+            f"{len(tasks)} tasks of this stream, where other methods spend {len(tasks)} (method.budget=constant "
+            "spends one per task)",
         )
 
 
