@@ -49,7 +49,7 @@ class CllClipSettings(TrainedSettings):
     Attributes:
         vocabulary: the vocabulary that each language adds.
         init: initial values of new token rows: `teir` draws them from a normal distribution with the mean and deviation
-            of the whole table, `fixed` from N(0, 0.02^2), a number s from N(0, s^2).
+            of the whole table, `fixed` from N(0, 0.02^2), a number x from N(0, x^2).
         rows: what the factors of the token rows multiply (TEIR's regularisation): `both` gradient and weight decay,
             only the `gradient`, only the `decay`, the `update` (the optimiser's step) and the decay, or `none`: every
             row trains and decays alike.
