@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -91,6 +93,12 @@ MODULES = {
         "training.lr=0.1",
         "method.trainable=[{prompt: {tower: both, coupled: true, count: 3, depth: 2}}]",
     ),
+    "prompts, images": ("training.lr=0.1", "method.trainable=[{prompt: {tower: image, count: 2, depth: 2}}]"),
+    "prompts, texts": ("training.lr=0.1", "method.trainable=[{prompt: {tower: text, count: 2}}]"),
+    "adapters, texts": (
+        "training.lr=5e-4",
+        "method.trainable=[{adapter: {shared: true, width: 4, tower: text}}]",
+    ),
 }
 """As the page of sit writes them, at a size that fits two blocks."""
 
@@ -115,7 +123,8 @@ def test_other_modules_learn_in_the_towers_that_they_name_and_are_saved(
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     assert moved <= set(whole.method.trainable)
     towers = {"image" if ".visual." in n else "text" for n in moved}
-    assert towers == ({"image"} if "images" in name else {"image", "text"})
+    only = {"images": {"image"}, "texts": {"text"}}
+    assert towers == only.get(name.rpartition(", ")[2], {"image", "text"})
     part = learner_of(config)
     part.observe(stream[0])
     part.save(tmp_path / "saved")
@@ -175,6 +184,60 @@ def test_captions_and_rows_from_any_iterator(micro_config: Config) -> None:
     found = learner.observe(rows)
     assert (found.samples, found.new_classes) == (6, ())
     assert found.losses["contrastive"] > 0
+
+
+def test_a_folder_is_followed_and_after_a_restart_only_its_new_images_are_learned(
+    micro_config: Config, tmp_path: Path
+) -> None:
+    config = micro_config("online", "method=sit", MEMORY, *PLAIN)
+    (task,) = prepare(config).tasks
+    folder = tmp_path / "incoming"
+
+    def arrive(first: int, last: int) -> None:
+        for i in range(first, last):
+            file = folder / task.train.value("class_name", i) / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(task.train.value("image", i))
+            os.utime(file, (1000 + i, 1000 + i))
+
+    def follow(learner: Learner) -> list[tuple[int, int]]:
+        stream = everclip.growing_folder(folder, 4, patience=0, sleep=lambda seconds: None)
+        return [(found.samples, found.repeated) for found in map(learner.observe, stream)]
+
+    learner = learner_of(config)
+    arrive(0, 8)
+    assert follow(learner) == [(4, 0), (4, 0)]
+    learner.save(tmp_path / "saved")
+    arrive(8, 14)
+    again = Learner.load(tmp_path / "saved")
+    assert follow(again) == [(0, 4), (0, 4), (4, 0), (2, 0)]  # nothing twice, nothing left out
+    whole = learner_of(config)
+    assert [samples for samples, _ in follow(whole)] == [4, 4, 4, 2]
+    assert same(weights(again), weights(whole))
+
+
+def test_a_queue_that_ends_in_the_middle_of_a_batch_leaves_what_was_learned(micro_config: Config) -> None:
+    config = micro_config("online", "method=sit", *PLAIN)
+    (task,) = prepare(config).tasks
+    learner, queue = learner_of(config), SimpleQueue()  # type: ignore[var-annotated]
+    rows = [{c: task.train.value(c, i) for c in ("image", "class_name")} for i in range(8)]
+
+    def batch(count: int) -> Iterator[dict[str, Any]]:
+        for _ in range(count):
+            yield queue.get_nowait()
+
+    for row in rows[:6]:
+        queue.put(row)
+    assert learner.observe(batch(4)).total == 4
+    before = weights(learner)
+    with pytest.raises(Empty):
+        learner.observe(batch(4))  # two rows came, then the connection ended
+    assert same(weights(learner), before)
+    assert learner.live is not None
+    assert learner.live.samples == 4
+    for row in rows[4:]:
+        queue.put(row)
+    assert learner.observe(batch(4)).total == 8
 
 
 def test_what_cannot_be_a_stream_of_batches_is_refused(micro_config: Config) -> None:
