@@ -74,6 +74,30 @@ def test_noted_goes_on_with_what_is_whole_and_keeps_what_was_lost(folder: Path) 
         load(whole, damaged_archives="noted")
 
 
+def test_limited_goes_on_as_long_as_few_of_the_shards_are_damaged(
+    folder: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    cut(folder)
+    (folder / "00002.tar").write_bytes(b"")
+    limited = {"damaged_archives": "limited"}
+    with pytest.raises(DataError, match=r"More than data\.quarantine_limit = 60\.0% .*\(2 of 3\)"):
+        load(folder, **limited, quarantine_limit=0.6)
+    found = load(folder, **limited, quarantine_limit=0.7)
+    assert SAMPLES < len(found.table) < 2 * SAMPLES
+    assert {e.name for e in found.quarantine.entries if e.reason == "damaged-archive"} == {
+        "00001.tar",
+        "00002.tar",
+    }
+    code, out, _ = command("check", folder, "damaged_archives=limited", "quarantine_limit=0.6")
+    assert (code, "STOP: archives are damaged" in " ".join(out.split())) == (3, True)
+    code, out, _ = command("check", folder, "damaged_archives=limited", "quarantine_limit=0.7")
+    assert (code, "archives are damaged" in " ".join(out.split())) == (0, True)
+    picture, text = ("a.png", encoded()), ("a.txt", "a")
+    whole = tar(folder.parent / "other/0.tar", [("b.png", b"x"), ("b.txt", "no picture"), picture, text])
+    with pytest.raises(DataError, match="of the rows cannot be used"):  # other rows count as ever
+        load(whole, **limited)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\0" * 4096])
 def test_a_shard_that_is_no_archive_does_not_hide_the_others(folder: Path, content: bytes) -> None:
     (folder / "00001.tar").write_bytes(content)

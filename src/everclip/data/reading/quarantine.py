@@ -36,6 +36,9 @@ REASONS = {
 
 DAMAGED = "damaged-archive"
 
+Archives = Literal["refused", "limited", "noted"]
+"""Damaged archives stop the load; or only if more than `quarantine_limit` of all files are damaged; or never."""
+
 
 class DamagedFileError(DataError):
     """A file with many samples that cannot be read at all."""
@@ -73,7 +76,8 @@ class Quarantine:
         entries: the unusable rows, in order.
         sides: (rows set aside, all rows) per side; empty if there is no column `split` or nothing was set aside.
         counted: whether missing images of a public data set stop the load.
-        archives: whether damaged archives stop the load (`refused`) or not (`noted`).
+        archives: whether damaged archives stop the load.
+        files: number of files that were read.
     """
 
     source: str
@@ -81,7 +85,8 @@ class Quarantine:
     entries: tuple[Entry, ...] = ()
     sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     counted: bool = True
-    archives: Literal["refused", "noted"] = "refused"
+    archives: Archives = "refused"
+    files: int = 1
 
     @property
     def share(self) -> float:
@@ -90,12 +95,27 @@ class Quarantine:
 
     @property
     def mendable(self) -> float:
-        """The unusable rows as a share of all; without rows of damaged archives if these are only noted."""
+        """The unusable rows as a share of all; without rows of damaged archives if these do not stop the load."""
         if self.archives == "refused":
             return self.share
         damaged = {entry.name for entry in self.entries if entry.reason == DAMAGED}
         left = sum(entry.name.split(", ")[0] not in damaged for entry in self.entries)
         return left / self.total if self.total else 0.0
+
+    @property
+    def damaged_files(self) -> int:
+        """The number of damaged archives."""
+        return len({entry.name for entry in self.entries if entry.reason == DAMAGED})
+
+    def archives_stop(self, limit: float) -> bool:
+        """Return whether damaged archives stop the load.
+
+        Args:
+            limit: the largest share of damaged files that is allowed, where they are `limited`.
+        """
+        if self.archives == "limited":
+            return self.damaged_files > limit * self.files
+        return self.archives == "refused" and self.damaged_files > 0
 
     def counts(self) -> dict[str, int]:
         """Return the number of rows per reason, the most frequent first."""
@@ -136,10 +156,16 @@ def require_enough(quarantine: Quarantine, limit: float) -> None:
     """
     if quarantine.total == 0:
         raise DataError(f"{quarantine.source}: holds no rows.")
-    if DAMAGED in quarantine.counts() and quarantine.archives == "refused" and limit < 1:
+    if quarantine.archives_stop(limit) and quarantine.archives == "limited":
+        raise DataError(
+            f"{quarantine.table()}\nMore than data.quarantine_limit = {limit:.1%} of the files are damaged "
+            f"({quarantine.damaged_files:,} of {quarantine.files:,}). Download or write them again, or raise the limit."
+        )
+    if quarantine.archives_stop(limit) and limit < 1:
         raise DataError(
             f"{quarantine.table()}\nDamaged archives stop the load, since nobody knows how much they held. Download or "
-            "write them again, or continue with the intact part: data.damaged_archives=noted."
+            "write them again, or continue with the intact part: data.damaged_archives=noted, or limited (to the share "
+            "data.quarantine_limit of all files)."
         )
     if quarantine.mendable > limit:
         raise DataError(

@@ -93,6 +93,7 @@ def _loaded(
     tick: Tick | None,
     labelled: bool = True,
 ) -> Loaded:
+    files = len(raws)
     found = [choose_columns(with_row_per_image(raw, spec.columns), spec) for raw in _with_rows(raws)]
     raws = [raw for raw, _, _ in found]
     parts = [one_file(raw, names, spec, places, labelled) for raw, names, _ in found]
@@ -127,6 +128,7 @@ def _loaded(
         _sides(columns, broken),
         spec.counts == "required",
         spec.damaged_archives,
+        files,
     )
     require_enough(quarantine, spec.quarantine_limit)
     name = spec.label if len(spec.sources) > 1 or ":" in spec.label else Path(spec.label).name

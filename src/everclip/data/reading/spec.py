@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 from everclip.config import Frozen
 from everclip.data.pictures.background import AUTO, check_colour
 from everclip.data.reading.name_pattern import checked_pattern
+from everclip.data.reading.quarantine import Archives
 from everclip.data.reading.settings import Reading, known_encoding, known_separator
 
 CANONICAL = (
@@ -50,8 +51,9 @@ class DataSpec(Frozen):
             `catalog:NAME`: the folder that holds the data sets; default: the environment variable EVERCLIP_DATA.
         place: where the data set of `catalog:NAME` is, if not below the root: a folder, a table, `hub:OWNER/NAME`.
         counts: whether an incomplete `catalog:NAME` is refused or noted.
-        damaged_archives: whether damaged `.tar` and `.parquet` files are refused, or their intact part is read and the
-            damage noted.
+        damaged_archives: whether damaged `.tar` and `.parquet` files are `refused`, or their intact part is read and
+            the damage noted: always (`noted`), or if at most the share `quarantine_limit` of all files is damaged
+            (`limited`).
         downloads: folder with the downloaded files of URLs.
         background: behind transparent images: a colour, or `auto` (white, or black if an image would vanish on
             white).
@@ -74,7 +76,7 @@ class DataSpec(Frozen):
     root: str | None = None
     place: str | None = None
     counts: Literal["required", "noted"] = "required"
-    damaged_archives: Literal["refused", "noted"] = "refused"
+    damaged_archives: Archives = "refused"
     downloads: str | None = None
     background: Annotated[str, AfterValidator(check_colour)] = AUTO
     bits: int | None = Field(None, ge=8, le=32)

@@ -107,11 +107,11 @@ def _set_aside(check: Check) -> Iterator[Finding]:
     damaged = aside.reasons.get(DAMAGED, 0)
     if damaged:
         yield Finding(
-            level="stop" if aside.archives == "refused" else "mend",
+            level="stop" if aside.archives_stop else "mend",
             code="archives",
             message=f"archives are damaged or cut short ({counted(damaged, 'place')}); how much is lost is not known",
             remedy="Download or write them again; see `set aside`. To continue with the intact part: "
-            "data.damaged_archives=noted.",
+            "data.damaged_archives=noted, or limited (to the share quarantine_limit of all files).",
         )
     if aside.share > aside.limit:
         yield Finding(

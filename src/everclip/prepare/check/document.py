@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from everclip.config import Frozen
+from everclip.data.reading.quarantine import Archives
 
 SCHEMA_VERSION = 1
 
@@ -198,7 +199,8 @@ class SetAside(Frozen):
     limit: float
     reasons: dict[str, int]
     examples: dict[str, tuple[str, ...]]
-    archives: Literal["refused", "noted"] = "refused"
+    archives: Archives = "refused"
+    archives_stop: bool = False
 
 
 class Finding(Frozen):

@@ -61,6 +61,7 @@ def join(loaded: Loaded, test: Loaded) -> Loaded:
         loaded.quarantine.total + test.quarantine.total,
         (*loaded.quarantine.entries, *test.quarantine.entries),
         archives=loaded.quarantine.archives,
+        files=loaded.quarantine.files + test.quarantine.files,
     )
     guesses = tuple(dict.fromkeys((*loaded.guesses, *test.guesses)))
     facts = pa.concat_tables([loaded.facts, test.facts])
@@ -247,5 +248,6 @@ def _set_aside(quarantine: Quarantine, limit: float) -> SetAside:
         limit=limit,
         reasons=quarantine.counts(),
         archives=quarantine.archives,
+        archives_stop=quarantine.archives_stop(limit),
         examples={reason: tuple(held) for reason, held in examples.items()},
     )
