@@ -115,6 +115,9 @@ def hint(key: str, siblings: Iterable[str], known: Iterable[str]) -> str:
     last = NAMES.get(path[-1].lower().replace("-", "_"), path[-1])
     if last in fields and last != path[-1]:
         return f" Did you mean {last!r}?"
+    # A word of a key of the same section: `checkpoint.every` for `checkpoint.every_steps`.
+    if own := [name for name in fields if name != last and last in name.split("_")]:
+        return f" Did you mean {' or '.join(repr('.'.join([*path[:-1], name])) for name in own[:3])}?"
     # The same key under another section: `split.test` for `scenario.split.test`, `lr` for `training.lr`.
     tails = [".".join([*path[:-1], last]), last]
     for tail in tails:

@@ -189,6 +189,8 @@ def test_merge_changes_neither_side() -> None:
     ("overrides", "parts"),
     [
         (["training.stpes=3"], ["training.stpes: unknown key", "Did you mean 'steps'"]),
+        (["checkpoint.every=3"], ["checkpoint.every: unknown key", "'checkpoint.every_steps'"]),
+        (["checkpoint.steps=3"], ["checkpoint.steps: unknown key", "'checkpoint.every_steps'"]),
         (["training.augment.rotat=3"], ["training.augment.rotat: unknown key", "'rotate'"]),
         (["trainig.steps=3"], ["trainig: unknown key", "'training'"]),
         (["training.lr=fast"], ["training.lr", "found 'fast'", "number"]),
