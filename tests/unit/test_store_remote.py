@@ -230,8 +230,8 @@ def test_after_its_end_a_lease_is_taken_over_and_its_holder_publishes_nothing(
     second.refresh()
     assert second.current.version == "v0002"
     assert [(e.verb, e.outcome) for e in second.journal.entries()][-2:] == [
-        ("prune", "done"),
         ("promote", "interrupted"),
+        ("prune", "done"),
     ]
     first.refresh()  # forgets what it could not publish
     assert first.current.version == "v0002"

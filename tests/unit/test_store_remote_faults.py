@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from everclip.data.pictures.remote import brief_error
-from everclip.errors import ConfigError, RunFolderError
+from everclip.errors import CheckpointError, ConfigError, RunFolderError
 from everclip.sealing import sealed
 from everclip.serve.live import Live
 from everclip.store.creating import create_store
@@ -25,6 +25,7 @@ from everclip.store.remote.commits import key_of
 from everclip.store.remote.files import RemoteFiles, open_files
 from everclip.store.remote.lease import Holder, leased
 from everclip.store.remote.tree import Contents
+from everclip.store.updating import update
 from everclip.store.versions import Store
 
 
@@ -213,6 +214,23 @@ def test_a_commit_holds_although_what_is_old_cannot_be_removed(
     assert opened(url, tmp_path, "b").current.version == "v0001"
 
 
+def test_who_was_killed_after_its_commit_was_not_interrupted(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # the lease is never given back, and ends
+        patch.setattr(lease, "SECONDS", -1.0)
+        patch.setattr(lease.Lease, "renew", lambda self, released=False: None)
+        promote(opened(url, tmp_path), "v0001")
+    other = opened(url, tmp_path, "b")
+    with other.changing_index("index"):
+        (other.path / "index").mkdir()
+        (other.path / "index" / "part").write_text("1")
+    store = opened(url, tmp_path, "c", say=(lines := []).append)
+    promote(store, "v0002")
+    assert lines == []
+    assert [e.outcome for e in store.journal.entries()] == ["done"] * 4
+
+
 # -- the server -----------------------------------------------------------------------------------------------
 
 
@@ -302,6 +320,21 @@ def test_no_error_of_a_library_shows_a_key(monkeypatch: pytest.MonkeyPatch, tmp_
         r"ValueError: header b'***\n' *** http://***@host:9000/shops "
         f"https://shops/x?X-Amz-Signature=***&X-Amz-Credential=***&x=1 {tmp_path}"
     )
+
+
+def test_a_key_in_the_url_of_the_data_is_in_no_journal(url: str, tmp_path: Path) -> None:
+    store = opened(url, tmp_path)
+    with pytest.raises(ConfigError, match=r"--data: the URL of s3://bucket/april\.parquet holds an account"):
+        update(store, "s3://me:secret@bucket/april.parquet")
+    assert [entry.verb for entry in store.journal.entries()] == ["init", "update"]
+    assert b"secret" not in (store.path / "journal.sqlite").read_bytes()
+
+
+def test_a_damaged_file_of_a_version_is_named_with_its_url(url: str, tmp_path: Path) -> None:
+    (path,) = Path(url.removeprefix("file://")).glob("data/*/versions/v0002/learner/config.yaml")
+    path.write_text("damaged")
+    with pytest.raises(CheckpointError, match=f"file://{path}: damaged: version v0002 cannot be used"):
+        opened(url, tmp_path).load()
 
 
 # -- this machine ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from everclip.data.pictures.remote import is_remote, require_no_secrets
 from everclip.data.table import Table
 from everclip.diagnosis.diagnose import Compared, Options, Target, diagnose
 from everclip.diagnosis.diagnosis_page import write_diagnosis
@@ -79,12 +80,14 @@ def update(
         tell: called with lines about the progress.
 
     Raises:
-        ConfigError: if the version that serves cannot learn in the way of `learning`.
+        ConfigError: if the version that serves cannot learn in the way of `learning`, or the data's URL holds a key.
         RunFolderError: if another process changes the store.
         DataError: if there is nothing to learn or nothing to measure.
         CheckpointError: if the version that serves is damaged.
     """
     started = time.monotonic()
+    if isinstance(data, str) and is_remote(data):
+        require_no_secrets(data, "--data")  # before the journal keeps it
     with store.changing("update", wait, str(data)[:200]) as action:
         parent = store.current.version
         require_settings(store.settings, learning or Learning())

@@ -152,8 +152,11 @@ class Store:
 
     def place_of(self, version: str, name: str) -> str:
         """Return the path or URL of a file of a version."""
-        path = self.folder(version) / name
-        return str(path) if self.copy is None else self.copy.place_of(f"{VERSIONS}/{version}/{name}")
+        return self._named(self.folder(version) / name)
+
+    def _named(self, path: Path) -> str:
+        """Return the path or URL of a file of the store."""
+        return str(path) if self.copy is None else self.copy.place_of(path.relative_to(self.path).as_posix())
 
     def version(self, version: str) -> Version:
         """Return what is written of a version.
@@ -197,8 +200,8 @@ class Store:
             path = folder / name
             if not self._is_intact(path, expected):
                 raise CheckpointError(
-                    f"{path}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot be used. Serve "
-                    f"another one: `everclip promote {self.place} VERSION`."
+                    f"{self._named(path)}: {'damaged' if path.is_file() else 'missing'}: version {version.id} cannot "
+                    f"be used. Serve another one: `everclip promote {self.place} VERSION`."
                 )
 
     def _check_own(self, part: str) -> None:
@@ -206,8 +209,8 @@ class Store:
             path = self.path / name
             if (name == part or name.startswith(f"{part}/")) and not self._is_intact(path, expected):
                 raise CheckpointError(
-                    f"{path}: {'damaged' if path.is_file() else 'missing'}. Every version of the store needs it: put "
-                    "it back as it was."
+                    f"{self._named(path)}: {'damaged' if path.is_file() else 'missing'}. Every version of the store "
+                    "needs it: put it back as it was."
                 )
 
     def _is_intact(self, path: Path, expected: str) -> bool:
@@ -274,16 +277,14 @@ class Store:
                 yield action
             return
         whole = verb == "prune"  # which removes what the search index does not need
-        with (
-            self.copy.changing("model", verb, wait, whole=whole, on_error=(JOURNAL,)) as left,
-            self._changing(verb, wait, detail) as action,
-        ):
+        with self.copy.changing("model", verb, wait, whole=whole, on_error=(JOURNAL,)) as left:
             if left is not None:
                 self.say(
                     f"note: `{left.verb}` of {left.since} was interrupted; the store is as it was before it"
                 )
                 self.journal.add_interrupted(left.verb, left.since, left.host, left.process)
-            yield action
+            with self._changing(verb, wait, detail) as action:
+                yield action
 
     @contextmanager
     def changing_index(self, verb: str) -> Iterator[None]:

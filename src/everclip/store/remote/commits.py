@@ -111,6 +111,15 @@ class Commits:
             "consists of is not known. Put back its content."
         )
 
+    def of(self, number: int) -> Commit | None:
+        """Return a commit; `None` if it is too old to be read.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        data = self._read(number)
+        return self._checked(number, data) if data else None
+
     def _is_there(self, number: int) -> bool:
         return self._read(number) is not None
 

@@ -274,7 +274,7 @@ class WorkingCopy:
         whole: bool = False,
         on_error: Sequence[str] | None = None,
     ) -> Iterator[Holder | None]:
-        """Hold the lease of a part while the tree is changed, then publish it. Yields who held it and never ended.
+        """Hold the lease of a part while the tree is changed, then publish it. Yields who left it unfinished.
 
         Args:
             part: what is changed.
@@ -288,14 +288,27 @@ class WorkingCopy:
         """
         with leased(self.files, part, verb, wait, self.say) as lease, self._lock:
             self.refresh(anew=True)
+            left = lease.interrupted
+            if left is not None and self._has_published(left, part):  # it was killed after its work
+                left = None
             with self._publishing(lease, part, whole) as publisher:
                 try:
-                    yield lease.interrupted
+                    yield left
                 except BaseException:
                     with suppress(EverclipError):  # the error of the work counts more
                         publisher.publish(on_error)
                     raise
                 publisher.publish()
+
+    def _has_published(self, holder: Holder, part: Part) -> bool:
+        assert self.commit is not None
+        number = self.commit.changed[part]
+        last = self.commit if number == self.commit.number else self.commits.of(number)
+        return (
+            last is not None
+            and (last.verb, last.host, last.process) == (holder.verb, holder.host, holder.process)
+            and last.at >= holder.since
+        )
 
     @contextmanager
     def creating(self, verb: str) -> Iterator[None]:
