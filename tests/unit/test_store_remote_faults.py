@@ -117,7 +117,13 @@ def test_a_lease_that_is_renewed_is_not_taken_over_although_its_clock_is_an_hour
             renew(now - start)
 
     monkeypatch.setattr(lease, "time", clock := Clock(each))
-    with leased(far, "model", "promote", say=(lines := []).append) as taken:
+    with (
+        pytest.raises(RunFolderError, match=r"`update` .* works on this store.* its lease ends within 90 s"),
+        leased(far, "model", "promote"),
+    ):
+        pass
+    assert clock.now <= start + 2 * lease.RENEWED
+    with leased(far, "model", "promote", wait=True, say=(lines := []).append) as taken:
         assert (taken.number, str(taken.interrupted)) == (8, "`update` (process 1 on other, since then)")
     assert clock.now >= start + 580 + lease.WATCHED
     assert "`update` (process 1 on other, since then) did not renew its lease" in lines[0]

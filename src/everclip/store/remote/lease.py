@@ -165,10 +165,10 @@ def _take(files: RemoteFiles, part: Part, verb: str, wait: bool, say: Say) -> Le
             mine = _holder(verb)
             if files.create(_key(part, number + 1), sealed(mine).encode()):
                 break  # else another process was faster
-        elif not wait and not before.ended:
+        elif not wait and (watch.renewed or not before.ended):
             raise RunFolderError(
                 f"{files.url}: {before} works on this {_WHAT[part]}. Wait for it, or give --wait; if it has ended, its "
-                f"lease ends within {_left(before):.0f} s."
+                f"lease ends within {SECONDS if watch.renewed else _left(before):.0f} s."
             )
         elif not told:
             say(
@@ -189,9 +189,14 @@ def _left(holder: Holder) -> float:
 
 
 class _Watch:
-    """Decides whether a lease has ended, without trust in the clock of another machine."""
+    """Decides whether a lease has ended, without trust in the clock of another machine.
+
+    Attributes:
+        renewed: whether its holder has renewed it since it was seen first.
+    """
 
     def __init__(self) -> None:
+        self.renewed = False
         self._seen: tuple[int, str, float] | None = None
         self._since = 0.0
 
@@ -200,6 +205,7 @@ class _Watch:
         if holder.released or holder.here:
             return holder.ended
         if self._seen != (now_ := (number, holder.token, holder.until)):
+            self.renewed = self._seen is not None and self._seen[:2] == now_[:2]
             self._seen, self._since = now_, time.monotonic()
         return time.monotonic() - self._since >= (WATCHED if holder.ended else SECONDS)
 
