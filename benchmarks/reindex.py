@@ -192,9 +192,8 @@ def killed(store: Store, wanted: int, longest: float, expected: dict[str, Any]) 
     context = multiprocessing.get_context(
         "forkserver"
     )  # which has imported everything, so a start takes no seconds
-    context.set_forkserver_preload(
-        ["everclip.search.reindexing", "everclip.store.indexed", "lancedb", __name__]
-    )
+    # Not LanceDB: it starts threads, which do not survive a fork.
+    context.set_forkserver_preload(["everclip.search.reindexing", "everclip.store.indexed", __name__])
     index, key, log = Index(store.path), model_of(store, "v0002").key, store.path.parent / "log"
     given = str(store.path), str(log), torch.get_num_threads()
     while found.kills < wanted or _names(index, key) or not found.passes:
