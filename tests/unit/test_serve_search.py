@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from everclip.errors import CheckpointError
-from everclip.search import hits, tables
+from everclip.search import hits, in_memory, tables
 from everclip.search.adding import add, images_of, remove
 from everclip.search.index import Index, View
 from everclip.search.reindexing import reindex
@@ -99,6 +99,24 @@ def test_a_blank_text_is_nothing_to_search_for(made: Path, texts: list[str], com
     assert (code, "give a text or --image" in err) == (2, True)
 
 
+def test_vectors_in_memory_give_what_the_table_gives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = Index(store.path).view()
+    model = model_of(store)
+    queries = model.of_texts(["red 1", "a", "blue"])
+    held = in_memory.held_vectors(view, model.key)
+    assert held is not None
+    for top in (1, 7, 1000):
+        expected = view.search(model.key, queries, top, exact=True, paths=False)
+        for ours, theirs in zip(held.search(queries, top), expected, strict=True):
+            assert [hit.id for hit in ours] == [hit.id for hit in theirs]
+            assert [hit.metadata for hit in ours] == [hit.metadata for hit in theirs]
+            assert [hit.cosine for hit in ours] == pytest.approx([hit.cosine for hit in theirs], abs=1e-6)
+    # All equal: by id.
+    assert [hit.id for hit in held.search(queries[:1] * 0, 3)[0]] == sorted(view.contents())[:3]
+    monkeypatch.setattr(in_memory, "MOST", 10)
+    assert in_memory.held_vectors(view, model.key) is None  # a large index stays on disk
+
+
 def test_tables_stay_open_until_the_index_changes(
     store: Store, micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +154,7 @@ def test_a_search_is_repeated_if_its_tables_were_cleaned_meanwhile(
 
     monkeypatch.setattr(View, "search", cleaned)
     with client(store) as served:
-        answer = served.post("/search", json={"texts": ["red"]})
+        answer = served.post("/search", json={"texts": ["red"], "where": ["style=style-1"]})
         assert answer.status_code == 200, answer.text
     assert len(calls) == 2
     assert calls[0] is not calls[1]

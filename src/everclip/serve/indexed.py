@@ -15,6 +15,7 @@ from everclip.search.embedding import space_key
 from everclip.search.engines import sources_of
 from everclip.search.filters import conditions
 from everclip.search.hits import Hits
+from everclip.search.in_memory import HeldVectors, held_vectors
 from everclip.search.index import Index, View
 from everclip.search.records import FOLDER, SERVING
 from everclip.serve.refusal import Refusal
@@ -81,6 +82,7 @@ class StoreIndex:
     def __init__(self, view: View) -> None:
         self._view = view
         self._spaces: dict[str, str] | None = None
+        self._held: dict[str, HeldVectors | None] = {}
 
     def spaces(self) -> dict[str, str]:
         """Return key -> version of the spaces that may be asked: the one that answers, those before it, then others.
@@ -114,8 +116,22 @@ class StoreIndex:
         except ConfigError as error:
             raise Refusal(422, "wrong-condition", str(error).replace("--where", "where")) from error
         with _using():
-            found = self._view.search(key, queries, top, wanted, exact, paths=False)
+            held = None if wanted else self._in_memory(key, exact)
+            found = (
+                held.search(queries, top)
+                if held is not None
+                else self._view.search(key, queries, top, wanted, exact, paths=False)
+            )
         return [[Found(hit.id, hit.cosine, hit.metadata) for hit in hits] for hits in found]
+
+    def _in_memory(self, key: str, exact: bool) -> HeldVectors | None:
+        """Return the vectors of a space that is searched exactly, if they are few: one product finds the nearest."""
+        space = self._view.state.spaces.get(key)
+        if space is None or (space.ann is not None and not exact):
+            return None
+        if key not in self._held:
+            self._held[key] = held_vectors(self._view, key)
+        return self._held[key]
 
     def image(self, id: str) -> bytes | None:
         """Return the encoded image of an item; `None` if there is none, or its file cannot be read any more."""
