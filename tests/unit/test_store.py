@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -502,6 +503,7 @@ def test_the_commands_from_init_to_rollback(command: Call, micro_folder: Path, t
     call = ("update", path, "--data", micro_folder / "reference.parquet")
     code, out, _ = command(*call, "--thresholds", tmp_path / "cuts.json")
     assert (code, "v0002 serves now" in out) == (0, True)
+    assert re.search(r"all new data: [0-9.]+ % \S+ on \d+ rows(.|\n)+learning \d+ rows from v0001", out)
     assert "threshold of nothing: 0.2000, no new one: no measured image is of this class" in out
     cuts = json.loads((path / "versions" / "v0002" / "thresholds.json").read_text())
     assert cuts["nothing"] is None

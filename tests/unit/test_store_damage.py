@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import shutil
 import sqlite3
-from collections.abc import Callable
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -206,3 +211,58 @@ def test_prune_keeps_as_many_accepted_versions_as_it_says(store: Store, call: Ca
 def call(command: Call) -> Call:
     """Return a function (*arguments) -> (exit code, standard output, standard error)."""
     return command
+
+
+@contextmanager
+def heeding_permissions() -> Iterator[None]:
+    """Let this thread heed the permissions of files, also if it is root's (see capabilities(7))."""
+    system, head = ctypes.CDLL(None, use_errno=True), struct.pack("Ii", 0x20080522, 0)
+    held = ctypes.create_string_buffer(24)
+    assert system.capget(ctypes.create_string_buffer(head), held) == 0
+    effective, *others = struct.unpack("6I", held.raw)
+    without = struct.pack("6I", effective & ~0b110, *others)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert system.capset(ctypes.create_string_buffer(head), ctypes.create_string_buffer(without)) == 0
+    try:
+        yield
+    finally:
+        assert system.capset(ctypes.create_string_buffer(head), held) == 0
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    """Return path -> hash of the files of a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are of Linux")
+def test_a_store_in_a_read_only_folder_answers_and_refuses_changes(
+    made: Path, store: Store, call: Call
+) -> None:
+    data, path = made.parent / "few.parquet", store.path
+    paths = [path, *path.rglob("*")]
+    before = bytes_of(path)
+    for one in paths:
+        one.chmod(0o555 if one.is_dir() else 0o444)
+    try:
+        with heeding_permissions():
+            for words in (("status",), ("versions",), ("search", "red"), ("reindex", "--dry-run")):
+                assert call(words[0], path, *words[1:])[0] == 0, words
+            assert call("update", path, "--data", data, "--dry-run", "training.steps=1")[0] == 0
+            for words in (
+                ("update", "--data", data),
+                ("promote", "v0002"),
+                ("rollback",),
+                ("prune", "--rejected"),
+                ("index", data, "--replace"),
+                ("reindex", "--to", "v0002"),
+                ("reindex", "--tidy"),
+            ):
+                code, _, err = call(words[0], path, *words[1:])
+                assert (code, "Permission denied" in err, err.count("\n")) == (4, True, 1), (words, err)
+    finally:
+        for one in paths:
+            one.chmod(0o755)
+    assert bytes_of(path) == before

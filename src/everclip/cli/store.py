@@ -364,28 +364,10 @@ def takes_lines(of: Foreseen | None) -> list[str]:
 
 def outlook_text(found: Outlook) -> str:
     """Return what is known before an update."""
-    lines = [f"{found.rows:,} rows to learn from, {found.held_out:,} only measured"]
-    if found.known is not None:
-        lines.append(f"known data: {100 * found.known:.1f} % (mean {found.metric})")
-    for part in found.slices:
-        line = f"{part.name}: {100 * part.score:.1f} % {found.metric} on {part.rows:,} rows"
-        if (of := part.drift) is not None:
-            word = "differ from" if of.differs else "are not told apart from"
-            line += (
-                f"; images {word} known ones (classifier {of.auc:.2f} "
-                f"[{of.auc_low:.2f}, {of.auc_high:.2f}], 0.5 is alike; "
-                f"MMD² {of.mmd:.4f}, p {of.p:.3f})"
-            )
-        lines.append(line)
-    lines += takes_lines(found.takes)
-    worth = found.slices[0]
-    if (
-        found.known is not None
-        and worth.score >= found.known
-        and (worth.drift is None or not worth.drift.differs)
-    ):
-        lines.append("The version that serves does as well here as on known data: an update may gain little.")
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+    from everclip.store.outlook import known_lines, worth_lines
+
+    rows = f"{found.rows:,} rows to learn from, {found.held_out:,} only measured"
+    return "\n".join([rows, *known_lines(found), *takes_lines(found.takes), *worth_lines(found)])
 
 
 def _plain(found: Outlook) -> dict[str, Any]:

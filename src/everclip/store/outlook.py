@@ -134,6 +134,35 @@ def outlook_of(learner: Learner, data: UpdateData, columns: Sequence[str] = ()) 
     )
 
 
+def known_lines(found: Outlook) -> list[str]:
+    """Return how well the version that serves does on known and new data, and whether these differ, as lines."""
+    lines = []
+    if found.known is not None:
+        lines.append(f"known data: {100 * found.known:.1f} % (mean {found.metric})")
+    for part in found.slices:
+        line = f"{part.name}: {100 * part.score:.1f} % {found.metric} on {part.rows:,} rows"
+        if (of := part.drift) is not None:
+            word = "differ from" if of.differs else "are not told apart from"
+            line += (
+                f"; images {word} known ones (classifier {of.auc:.2f} [{of.auc_low:.2f}, {of.auc_high:.2f}], 0.5 is "
+                f"alike; MMD² {of.mmd:.4f}, p {of.p:.3f})"
+            )
+        lines.append(line)
+    return lines
+
+
+def worth_lines(found: Outlook) -> list[str]:
+    """Return whether an update may gain little, and what is to be said about the data, as lines."""
+    whole = found.slices[0]
+    alike = whole.drift is None or not whole.drift.differs
+    lines = [f"note: {note}" for note in found.notes]
+    if found.known is not None and whole.score >= found.known and alike:
+        lines.insert(
+            0, "The version that serves does as well here as on known data: an update may gain little."
+        )
+    return lines
+
+
 def _embeddings(learner: Learner, table: Table) -> torch.Tensor:
     encoder = image_encoder(learner.method, learner.method.encoder_keys())
     return learner.features.images(encoder, Pictures.of(table))["embedding"]

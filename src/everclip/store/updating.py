@@ -19,7 +19,7 @@ from everclip.learner.tasks import make_task
 from everclip.lock import now
 from everclip.store.gates import gates_of, passed
 from everclip.store.learning import learner_of, require_settings
-from everclip.store.outlook import Outlook, outlook_of
+from everclip.store.outlook import Outlook, known_lines, outlook_of, worth_lines
 from everclip.store.records import Learned, Learning, Version
 from everclip.store.shares import Tell, choose_share
 from everclip.store.sizing import sized, trained_with, training_line
@@ -95,6 +95,8 @@ def update(
         old = store.load(parent)
         learner = learner_of(store, parent, sized(store.settings, learning, len(read.learn), old))
         before = outlook_of(old, read)
+        for line in (*known_lines(before), *worth_lines(before)):
+            tell(line)
         tell(
             f"learning {len(read.learn):,} rows from {parent} ({training_line(trained_with(learner.training))}); "
             f"{len(read.held_out):,} rows are only measured"
