@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import backbone_zoo as zoo
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -25,6 +26,7 @@ from everclip.learner import Learner
 from everclip.models import export as module
 from everclip.models.backbone import load_backbone
 from everclip.models.export import export_backbone, probes
+from everclip.models.export_parity import DRAWINGS
 from everclip.models.exported_classifier import Classifier
 from everclip.run import execute
 from everclip.training.progress import Progress
@@ -306,3 +308,11 @@ def test_an_exported_head_changes_answers_and_says_how_many_classes(
     save_file({**head, "weights": head["weights"] * 0}, tmp_path / "to/head.safetensors")
     changed = Classifier(tmp_path / "to")
     assert float(changed.scores(probes()).abs().max()) == 0.0
+
+
+def test_the_probes_hold_real_images() -> None:
+    found = probes()
+    drawn = [np.asarray(image) for image in found[-DRAWINGS:]]
+    assert len(found) > DRAWINGS
+    assert all(one.shape == (64, 64, 3) and len(np.unique(one)) > 20 for one in drawn)
+    assert not np.array_equal(drawn[0], drawn[1])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
+from everclip.data.builtin.emoji import drawings
 from everclip.models.backbone import Backbone
 
 HALF_LIMIT = 0.01
@@ -22,6 +26,9 @@ LORA_LIMIT = 1e-5
 """Largest difference in a number of a unit embedding from adding `scaling * B A` in another order."""
 
 TEXTS = ("a photo of a dog", "Two red squares, one blue circle!", "", "naïve 東京 🎈", "word " * 200)
+
+DRAWINGS = 3
+"""Drawings among the probes."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,20 @@ class Parity:
 
 
 def probes() -> list[Image.Image]:
-    """Return images of several shapes: noise, a ramp, a flat colour."""
+    """Return images of several shapes: noise, a ramp, a flat colour; and some drawings that come with everclip."""
     draw = np.random.default_rng(0)
     noise = [draw.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((97, 160), (300, 211), (64, 64))]
     ramp = np.linspace(0, 255, 256 * 192 * 3).reshape(192, 256, 3).astype(np.uint8)
-    return [Image.fromarray(a) for a in (*noise, ramp, np.full((50, 50, 3), 255, np.uint8))]
+    flat = np.full((50, 50, 3), 255, np.uint8)
+    return [Image.fromarray(a) for a in (*noise, ramp, flat, *_drawn())]
+
+
+@cache
+def _drawn() -> tuple[NDArray[np.uint8], ...]:
+    held = drawings("en", ["noto"], named_only=True)["image"]
+    step = len(held) // DRAWINGS
+    found = (Image.open(BytesIO(held[n * step].as_py())).convert("RGB") for n in range(DRAWINGS))
+    return tuple(np.asarray(image) for image in found)
 
 
 def describe(parity: Parity) -> str:
