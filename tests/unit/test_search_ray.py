@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -12,16 +13,18 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from everclip.errors import ConfigError, DataError
+from everclip.errors import ConfigError, DataError, ProcessLostError
 from everclip.search import adding, ray_engine, reindexing, tables
-from everclip.search.embedding import Embedded
+from everclip.search.embedding import Embedded, SearchModel
 from everclip.search.index import Index
 from everclip.search.ray_engine import RayEngine
 from everclip.search.ways import Budget, Job
@@ -53,8 +56,67 @@ def test_an_actor_that_cannot_work_says_why() -> None:
     setup = ray_engine.Setup(Path("x"), partial(model_at, Path("no-store"), "v0001"), "key", 1, 1, None)
     block = ray_engine.problem_table("").select(["block"])
     found = next(ray_engine.Actor(setup)(block.append_column("rows", [[[0, 1]]])))
-    with pytest.raises(ConfigError, match=r"an actor cannot work: no-store: is no store"):
+    with pytest.raises(
+        ConfigError, match=r"an actor cannot work on .+: no-store: is no store .+ by the same paths"
+    ):
         next(ray_engine.from_table(found))
+
+
+class NoRay:
+    """In the place of the module `ray`: no cluster can be joined or started."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.closed = error, 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: Any) -> None:
+        raise self.error
+
+    def shutdown(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        (None, OSError("no room\nmore"), r"Ray did not start \(no room\)"),
+        (None, Exception(), r"Ray did not start \(Exception\)"),
+        ("head:6379", ConnectionError("refused"), r"RAY_ADDRESS=head:6379 cannot be joined \(refused\)"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception, message: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    ray = NoRay(error)
+    with pytest.raises(ProcessLostError, match=message):
+        ray_engine.joined(ray)
+    assert ray.closed == ray_engine.TRIES
+
+
+class Recorded(ray_engine.Actor):
+    """An actor without a model, that was made long ago."""
+
+    def __init__(self, width: int, rate: float) -> None:
+        self.rate, self.images, self.began, self.problem = rate, 0, 0.0, ""
+        self.model, self.items = SimpleNamespace(width=width), None
+
+
+def test_an_actor_does_not_make_up_for_the_time_in_which_it_loaded_its_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + sum(slept), sleep=slept.append)
+    monkeypatch.setattr(ray_engine, "time", clock)
+    block = Embedded(["a", "b"], np.zeros((2, 3), np.float32), ["1", "2"], [], {})
+    monkeypatch.setattr(ray_engine, "embedded", lambda model, sources: iter([block, block]))
+    given = pa.table({"block": [0, 1], "rows": [[0, 1], [2, 3]]})
+    assert len(list(Recorded(3, rate=4.0)(given))) == 2
+    assert slept == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -96,10 +158,19 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A cluster of two cores on this machine, for all tests of this file."""
+    """A cluster of two cores, and of a GPU in name only, on this machine, for all tests of this file."""
     pytest.importorskip("ray")
     ray = ray_engine.ray_data()
-    ray_engine.joined(ray, 2, 100 * 1024 * 1024)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=2,
+        num_gpus=1,
+        object_store_memory=100 * 1024 * 1024,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.shutdown()
 
@@ -193,6 +264,43 @@ def test_a_broken_image_is_set_aside_by_an_actor(
     held = vectors(store)
     assert same_bits(held, expected)
     assert np.array_equal(held[names[2]], held[names[3]])
+
+
+def lethal(store: Path, version: str, deaths: Path, most: int) -> SearchModel:
+    """Load a model whose process is killed by its second block, until there have been so many deaths."""
+    model, blocks = model_at(store, version), [0]
+
+    def of_pixels(model: SearchModel, pixels: torch.Tensor) -> Any:
+        blocks[0] += 1
+        if blocks[0] == 2 and len(os.listdir(deaths)) < most:
+            (deaths / uuid.uuid4().hex).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return kept(model, pixels)
+
+    kept, SearchModel.of_pixels = SearchModel.of_pixels, of_pixels  # type: ignore[method-assign]
+    return model
+
+
+def with_lethal(store: Store, deaths: Path, most: int) -> Job:
+    deaths.mkdir()
+    engine = RayEngine(store.path, partial(lethal, store.path, "v0002", deaths, most), actors=1, gpus=0.5)
+    return Job(Index(store.path), lambda: model_of(store, "v0001"), model_of(store, "v0002"), engine=engine)
+
+
+@pytest.mark.slow
+def test_an_actor_on_a_gpu_that_is_killed_is_started_again_but_not_for_ever(
+    cluster: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = undisturbed(store, tmp_path / "other")
+    monkeypatch.setattr(ray_engine, "RESTARTS", 1)
+    with pytest.raises(ProcessLostError, match=r"an actor failed \(.+repeat the command"):
+        reindexing.reindex(with_lethal(store, tmp_path / "always", 1000))
+    assert len(os.listdir(tmp_path / "always")) == 2
+    assert Index(store.path).state.space.version == "v0001"  # type: ignore[union-attr]
+    done = reindexing.reindex(with_lethal(store, tmp_path / "once", 1))
+    assert len(os.listdir(tmp_path / "once")) == 1
+    assert done.switched
+    assert same_bits(vectors(store), expected)
 
 
 KILLED = """

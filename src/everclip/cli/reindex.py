@@ -188,6 +188,8 @@ def _print_estimates(job: Job, how: str | None, as_json: bool) -> None:
         typer.echo(json_text([vars(one) for one in found]))
     else:
         typer.echo("\n".join(estimate_line(one, job.new.version) for one in found))
+        if job.engine.name != "local":
+            note("note: the times are of one process on this machine; actors of Ray share the work")
 
 
 def estimate_line(of: Estimate, version: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from everclip.data.sampling.order import generator
 from everclip.errors import CheckpointError, DataError, LimitError
 from everclip.files import crash_point
+from everclip.report.formats import seconds
 from everclip.search import hits, tables
 from everclip.search.ann import texts_of
 from everclip.search.index import View
@@ -122,7 +123,7 @@ class Choose(Mixed):
         least = fitted.least
         whole = REEMBED.estimate(job)
         job.tell(
-            f"reembed: {whole.images:,} more images, about {whole.seconds:.0f} s before the switch, recall 1.000"
+            f"reembed: {whole.images:,} more images, about {seconds(whole.seconds)} before the switch, recall 1.000"
         )
         job.tell(f"map: 0 more images, seconds before the switch; {least.reason}: {least.state}")
         job.tell(f"mixed: as map, then {whole.images:,} images in the background, the hottest first")

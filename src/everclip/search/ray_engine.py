@@ -6,9 +6,12 @@ opens the store itself, so every machine must reach it, and the images, by the s
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -38,6 +41,12 @@ OBJECTS = 256 * 1024 * 1024
 
 TRIES = 3
 """Starts of a cluster: Ray gives up after seconds if a machine is busy."""
+
+RESTARTS = 3
+"""How often an actor whose process ended is started again, and how often it is given the same blocks again. By default
+Ray never gives up: an image that ends the process (out of memory, a fault in a library) would stop the work for good
+without a word.
+"""
 
 TEXTS = pa.list_(pa.string())
 
@@ -88,22 +97,27 @@ class Actor:
     """Embeds blocks in a process of its own; loads the model once."""
 
     def __init__(self, setup: Setup) -> None:
-        self.rate, self.images, self.began = setup.rate, 0, time.monotonic()
+        self.rate, self.images, self.began = setup.rate, 0, 0.0
         self.problem = ""
         try:
             torch.set_num_threads(setup.threads)
             self.model = setup.load()
             if self.model.key != setup.key:
-                raise ConfigError(f"{setup.store}: another release of everclip is installed there.")
+                raise ConfigError(
+                    f"{setup.store}: the version encodes images in another way there than here. Install the same "
+                    "release of everclip on every machine."
+                )
             self.items = tables.at_version(Index(setup.store).database, tables.ITEMS, setup.items)
         except EverclipError as error:  # told with the first block; Ray would start the actor again and again
-            self.problem = str(error)
+            self.problem = f"on {socket.gethostname()}: {error}"
 
     def __call__(self, given: pa.Table) -> Iterator[pa.Table]:
         """Embed blocks: `block` (its number) and `rows` (positions); yields what `as_table` returns, for each."""
         if self.problem:
             yield problem_table(self.problem)
             return
+        # From the first block on: the rate is not to be exceeded to make up for the time in which the model was loaded.
+        self.began = self.began or time.monotonic()
         rows = given.column("rows").to_pylist()
         sources = (sources_of(tables.taken(self.items, block, IMAGE)) for block in rows)
         for number, found in zip(
@@ -146,7 +160,10 @@ def from_table(rows: pa.Table) -> Iterator[tuple[int, Embedded]]:
     """
     for row in rows.to_pylist():
         if row["block"] == FAILED:
-            raise ConfigError(f"--engine ray: an actor cannot work: {row['reasons'][0]}")
+            raise ConfigError(
+                f"--engine ray: an actor cannot work {row['reasons'][0]} Every machine of the cluster must reach the "
+                "store and the images by the same paths as this one."
+            )
         vectors = np.frombuffer(row["vectors"], np.float32).reshape(len(row["ids"]), row["width"])
         failed = dict(zip(row["failed"], row["reasons"], strict=True))
         yield row["block"], Embedded(row["ids"], vectors, row["contents"], row["changed"], failed)
@@ -215,22 +232,26 @@ class RayEngine:
         """Embed blocks by one pipeline; a block has its place in the list as its number."""
         ray = self._ray
         together = max(1, min(TOGETHER, len(blocks) // actors))
-        rows = [{"block": number, "rows": list(block)} for number, block in enumerate(blocks)]
+        starts = range(0, len(blocks), together)
+        given = [_given(first, blocks[first : first + together]) for first in starts]
         context = ray.data.DataContext.get_current()
         kept = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
         # With blocks of Ray so small, every block of ours, a row, comes back as soon as it is done.
         context.target_max_block_size, context.enable_progress_bars = 1, False
         context.print_on_execution_start = False
         try:
-            data = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // together)).map_batches(
-                Actor,
-                fn_constructor_args=[setup],
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=actors),
-                num_cpus=setup.threads,
-                num_gpus=gpus,
-            )
+            data = ray.data.from_arrow(given)
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+                data = data.map_batches(
+                    Actor,
+                    fn_constructor_args=[setup],
+                    batch_size=together,  # with GPUs, Ray refuses `None`
+                    batch_format="pyarrow",
+                    compute=ray.data.ActorPoolStrategy(size=actors),
+                    num_cpus=setup.threads,
+                    num_gpus=gpus,
+                    **_limits(data.map_batches),
+                )
         finally:
             (
                 context.target_max_block_size,
@@ -242,9 +263,23 @@ class RayEngine:
                 yield from from_table(found)
         except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
             raise ProcessLostError(
-                f"--engine ray: an actor failed ({_last_line(error)}). What was written holds: repeat the command to "
-                "continue."
+                f"--engine ray: an actor failed ({_line(error, -1)}). What was written holds: repeat the command to "
+                "continue. If it fails again: fewer actors need less memory, and `--engine local` embeds here."
             ) from error
+
+
+def _given(first: int, blocks: Sequence[Sequence[int]]) -> pa.Table:
+    """Return blocks as an actor gets them: their numbers, from `first` on, and the positions of their rows."""
+    numbers = pa.array(range(first, first + len(blocks)), pa.int64())
+    return pa.table({"block": numbers, "rows": pa.array(map(list, blocks), pa.list_(pa.int64()))})
+
+
+def _limits(map_batches: Callable[..., Any]) -> dict[str, int]:
+    """Return arguments that bound how often an actor is started again; Ray plans to take them away in 2.64."""
+    taken = inspect.signature(map_batches).parameters.values()
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken):
+        return {}
+    return {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
 
 
 def joined(ray: Any, cores: int | None = None, objects: int = OBJECTS) -> bool:
@@ -272,10 +307,7 @@ def joined(ray: Any, cores: int | None = None, objects: int = OBJECTS) -> bool:
         except Exception as error:  # Ray raises bare `Exception` if one of its processes does not start
             ray.shutdown()
             if not left:
-                raise ProcessLostError(
-                    f"--engine ray: Ray did not start ({str(error).splitlines()[0]}). Nothing was changed: repeat the "
-                    "command, or start a cluster (`ray start --head`) and set RAY_ADDRESS."
-                ) from error
+                raise ProcessLostError(_not_joined(error)) from error
     return True
 
 
@@ -309,6 +341,21 @@ def shares(machines: Sequence[tuple[int, float]], actors: int | None, gpus: floa
     return count, max(threads for threads in range(1, most + 1) if room(threads) >= count)
 
 
-def _last_line(error: BaseException) -> str:
+def _not_joined(error: BaseException) -> str:
+    address, line = os.environ.get("RAY_ADDRESS"), _line(error, 0)
+    if address:
+        return (
+            f"--engine ray: the cluster of RAY_ADDRESS={address} cannot be joined ({line}). Nothing was changed: start "
+            "it (`ray start --head`) with the releases of Ray and of Python that are installed here, or unset "
+            "RAY_ADDRESS to start one on this machine."
+        )
+    return (
+        f"--engine ray: Ray did not start ({line}). Nothing was changed: repeat the command, or start a cluster "
+        "(`ray start --head`) and set RAY_ADDRESS."
+    )
+
+
+def _line(error: BaseException, place: int) -> str:
+    """Return the first line (0) or the last one (-1) of an error of Ray, which may have many or none."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return lines[place].strip()[:300] if lines else type(error).__name__
