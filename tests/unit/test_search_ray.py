@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -161,15 +160,7 @@ def cluster() -> Iterator[None]:
     """A cluster of two cores, and of a GPU in name only, on this machine, for all tests of this file."""
     pytest.importorskip("ray")
     ray = ray_engine.ray_data()
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=2,
-        num_gpus=1,
-        object_store_memory=100 * 1024 * 1024,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    ray_engine.joined(ray, 2, 100 * 1024 * 1024, gpus=1)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
     ray.shutdown()

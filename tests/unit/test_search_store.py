@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -521,3 +522,15 @@ def test_progress_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) 
     assert pace.due(150, 1000)
     assert pace.left(150, 1000) == ", 10.0 per second, about 1\u00a0min 25\u00a0s left"
     assert pace.left(1000, 1000) == ""
+
+
+def test_the_lines_of_the_api_page_search(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/api/search.md").read_text()
+    (lines,) = re.findall(r"```python\n(.+?)```", page, re.DOTALL)
+    exec(lines.replace("stores/shop", str(store.path)), {})
+    ids = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    found = Index(store.path)
+    model = answering(store, found).model
+    expected = found.view().search(model.key, model.of_texts(["a red kettle"]), top=5)[0]
+    assert ids == [hit.id for hit in expected]
+    assert len(ids) == 5

@@ -282,13 +282,14 @@ def _limits(map_batches: Callable[..., Any]) -> dict[str, int]:
     return {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
 
 
-def joined(ray: Any, cores: int | None = None, objects: int = OBJECTS) -> bool:
+def joined(ray: Any, cores: int | None = None, objects: int = OBJECTS, gpus: float | None = None) -> bool:
     """Join the cluster that `RAY_ADDRESS` names, else start one on this machine; return whether there was none yet.
 
     Args:
         ray: the module.
         cores: of a cluster that is started; default: those of this machine.
         objects: bytes of its object store.
+        gpus: that it counts; default: those of this machine.
 
     Raises:
         ProcessLostError: if it does not start.
@@ -299,7 +300,7 @@ def joined(ray: Any, cores: int | None = None, objects: int = OBJECTS) -> bool:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {"address": "local", "include_dashboard": False}
-        options |= {"num_cpus": cores, "object_store_memory": objects}
+        options |= {"num_cpus": cores, "num_gpus": gpus, "object_store_memory": objects}
     for left in reversed(range(TRIES)):
         try:
             ray.init(**options)
