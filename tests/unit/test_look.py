@@ -84,7 +84,7 @@ def test_the_rank_of_the_true_name_is_given_at_the_first_and_the_last_row(run: C
         == "  owl (2016), rank 1,203 to 1 - before training to after 2017: cat; after 2018: right"
     )
     assert look.text(found, rows=[0]) == "  owl (2016), rank 1,203 - before training: cat"
-    assert "true answer at rank 1,203" in write_report(found.folder).read_text(encoding="utf-8")
+    assert "0.50, rank 1,203<" in write_report(found.folder).read_text(encoding="utf-8")
 
 
 def test_the_report_shows_pictures_names_and_marks(tmp_path: Path) -> None:
