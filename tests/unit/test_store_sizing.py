@@ -60,9 +60,10 @@ def test_an_update_says_and_records_what_it_trained_with(micro_folder: Path, tmp
     )
     lines: list[str] = []
     done = update(store, str(micro_folder / "data.parquet"), tell=lines.append)
-    assert f"({training_line(done.version.training)})" in lines[0]
+    learning = next(line for line in lines if line.startswith("learning "))
+    assert f"({training_line(done.version.training)})" in learning
     assert done.version.training["epochs"] == 1  # the store's
-    assert "lr 0.0003" in lines[0]
+    assert "lr 0.0003" in learning
     assert done.version.training["lr"] == 3e-4
     assert done.version.learning is None
     again = store.load(done.version.id).training
