@@ -195,11 +195,10 @@ def _after_trials(choices: Sequence[Choice], outcome: Outcome | None) -> tuple[l
     verdict = decide(outcome.closed, outcome.trained, outcome.gap, outcome.why)
     if verdict.method == outcome.closed.method:
         return [Choice(key="method", value=verdict.method, reason=verdict.reason)], True
-    decided = verdict.method is not None
-    reason = verdict.reason if decided else f"not decided. {verdict.reason}"
     return [
-        Choice(key="method", value=c.value, reason=reason) if c.key == "method" else c for c in choices
-    ], decided
+        Choice(key="method", value=c.value, reason=verdict.reason) if c.key == "method" else c
+        for c in choices
+    ], verdict.method is not None
 
 
 def _not_measured(
