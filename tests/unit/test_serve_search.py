@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from everclip.search.index import Index, View
 from everclip.search.reindexing import reindex
 from everclip.search.ways import Job
 from everclip.serve import search_routes
+from everclip.serve.indexed import StoreIndex, key_of
 from everclip.serve.search_routes import SmallPictures
+from everclip.serve.search_service import SearchService
 from everclip.store.indexed import model_of
 from everclip.store.versions import Store
 from serving import BEARER, b64, client, copied, image, said, two_versions
@@ -158,6 +162,33 @@ def test_a_search_is_repeated_if_its_tables_were_cleaned_meanwhile(
         assert answer.status_code == 200, answer.text
     assert len(calls) == 2
     assert calls[0] is not calls[1]
+
+
+def test_a_thread_that_reopens_the_index_leaves_no_other_without_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread whose tables were cleaned forgets the index; another one must not answer that there is none."""
+    before = sys.getswitchinterval()
+    with client(store) as served:
+        search = SearchService(
+            served.service, lambda _: StoreIndex(Index(store.path).view()), key_of, lambda _: 1
+        )
+        kept = search._open()
+        monkeypatch.setattr(search, "_opener", lambda _: kept)
+
+        def forget() -> None:
+            for _ in range(20_000):
+                search._opened = (None, None)
+
+        other = threading.Thread(target=forget)
+        sys.setswitchinterval(1e-6)
+        try:
+            other.start()
+            while other.is_alive():
+                assert search._open() is kept
+        finally:
+            sys.setswitchinterval(before)
+            other.join()
 
 
 @pytest.mark.parametrize("part", ["data", "_versions"])

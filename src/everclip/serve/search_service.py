@@ -93,9 +93,10 @@ class SearchService:
         Opening its tables costs more than a search, so they stay open until the index changes.
         """
         mark = self._marked(self.service.store)  # before opening: a change in between is seen the next time
-        if mark is None or mark != self._opened[0]:
-            self._opened = mark, self._opener(self.service.store)
-        return self._opened[1]
+        opened = self._opened  # once: another thread may replace it
+        if mark is None or mark != opened[0]:
+            self._opened = opened = mark, self._opener(self.service.store)
+        return opened[1]
 
     async def search(self, asked: SearchAsked, images: Sequence[bytes]) -> Results:
         """Answer a request.
