@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 
 from everclip.search import adding
 from everclip.search.index import Index
 from everclip.store.creating import create_store
 from everclip.store.indexed import model_of
-from everclip.store.records import Version
-from everclip.store.versions import Store
+from moving import moved
 
 ITEMS = 24
 
@@ -34,24 +32,3 @@ def behind(folder: Path, micro_folder: Path) -> Path:
         action.version = moved(store)
         store.point_to(action.version)
     return folder / "store"
-
-
-def moved(store: Store) -> str:
-    """Add a version whose image tower has moved; return its id."""
-    learner = store.load()
-    with torch.no_grad():
-        for name, values in learner.method.backbone.clip.named_parameters():
-            if name.startswith("visual.") and values.ndim > 1:
-                values.mul_(1 + 0.3 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
-    version = Version(
-        id=store.next_id(),
-        parent=store.current.version,
-        created="",
-        state="accepted",
-        method=store.settings.method,
-        tensors={},
-        learner="",
-        files={},
-        towers=learner.method.backbone.fingerprints(),
-    )
-    return store.add(learner, version, None).id

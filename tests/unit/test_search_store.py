@@ -25,8 +25,8 @@ from everclip.search.ways import Budget, Job
 from everclip.store.creating import create_store
 from everclip.store.indexed import answering, estimate_after_update, index_document, index_lines, model_of
 from everclip.store.pruning import prune
-from everclip.store.records import Version
 from everclip.store.versions import Store
+from moving import moved
 
 Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -34,24 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 def next_version(store: Store, part: str) -> str:
     """Add a version whose weights of a tower (`visual` or `text`) have moved; it serves."""
-    learner = store.load()
-    with torch.no_grad():
-        for name, values in learner.method.backbone.clip.named_parameters():
-            if name.startswith("visual.") == (part == "visual") and values.ndim > 1:
-                values.mul_(1 + 0.3 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
-    name = store.next_id()
-    version = Version(
-        id=name,
-        parent=store.current.version,
-        created="",
-        state="accepted",
-        method=store.settings.method,
-        tensors={},
-        learner="",
-        files={},
-        towers=learner.method.backbone.fingerprints(),
-    )
-    store.add(learner, version, None)
+    name = moved(store, part)
     store.point_to(name)
     return name
 
@@ -473,6 +456,7 @@ from everclip.search.index import Index
 from everclip.search.ways import Job
 from everclip.store.indexed import model_of
 from everclip.store.versions import Store
+
 left = int(sys.argv[2])
 def point(name):
     global left

@@ -23,34 +23,18 @@ from everclip.store.creating import create_store
 from everclip.store.loading import load_any, store_of
 from everclip.store.opening import open_store
 from everclip.store.pruning import prune
-from everclip.store.records import GateLimits, Version
+from everclip.store.records import GateLimits
 from everclip.store.remote import commits, files, lease, publishing
 from everclip.store.remote.commits import key_of
 from everclip.store.remote.files import open_files
 from everclip.store.remote.lease import leased
 from everclip.store.versions import Store
+from moving import moved
 
 
 def next_version(store: Store) -> str:
     """Let a version serve whose image tower has moved."""
-    learner = store.load()
-    with torch.no_grad():
-        for name, values in learner.method.backbone.clip.named_parameters():
-            if name.startswith("visual.") and values.ndim > 1:
-                values.mul_(1.1)
-    name = store.next_id()
-    version = Version(
-        id=name,
-        parent=store.current.version,
-        created="",
-        state="accepted",
-        method=store.settings.method,
-        tensors={},
-        learner="",
-        files={},
-        towers=learner.method.backbone.fingerprints(),
-    )
-    store.add(learner, version, None)
+    name = moved(store)
     store.point_to(name)
     return name
 
