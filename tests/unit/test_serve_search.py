@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -168,27 +166,23 @@ def test_a_thread_that_reopens_the_index_leaves_no_other_without_one(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread whose tables were cleaned forgets the index; another one must not answer that there is none."""
-    before = sys.getswitchinterval()
+
+    class Mark:
+        """Compared just before another thread forgets the index."""
+
+        def __ne__(self, other: object) -> bool:
+            search._opened = (None, None)
+            return other is not self
+
+    mark = Mark()
     with client(store) as served:
         search = SearchService(
-            served.service, lambda _: StoreIndex(Index(store.path).view()), key_of, lambda _: 1
+            served.service, lambda _: StoreIndex(Index(store.path).view()), key_of, lambda _: None
         )
         kept = search._open()
-        monkeypatch.setattr(search, "_opener", lambda _: kept)
-
-        def forget() -> None:
-            for _ in range(20_000):
-                search._opened = (None, None)
-
-        other = threading.Thread(target=forget)
-        sys.setswitchinterval(1e-6)
-        try:
-            other.start()
-            while other.is_alive():
-                assert search._open() is kept
-        finally:
-            sys.setswitchinterval(before)
-            other.join()
+        monkeypatch.setattr(search, "_marked", lambda _: mark)
+        search._opened = (mark, kept)
+        assert search._open() is kept
 
 
 @pytest.mark.parametrize("part", ["data", "_versions"])
